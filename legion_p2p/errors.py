@@ -1,0 +1,114 @@
+"""Every exception that legion_p2p raises on purpose.
+
+Read the class to learn who is to blame and what to do; read the message to learn what was seen and what is allowed.
+`except LegionError` catches all of them and nothing else.
+"""
+
+from collections.abc import Mapping
+
+
+class LegionError(Exception):
+    """The base of all of them."""
+
+
+class UsageError(LegionError):
+    """The caller asked for something that cannot be. Change the argument that the message names."""
+
+
+class ConfigError(UsageError):
+    """A value from a flag, a file or an environment variable is not allowed. The message names where it came from."""
+
+
+class JoinError(LegionError):
+    """This peer could not join. The network, the given addresses or the run's name are to blame, not the caller's code."""
+
+
+class NoContactError(JoinError):
+    """None of the given addresses answered. Check that one of those nodes runs and can be reached from here.
+
+    `reasons` tells for each address why.
+    """
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        self.reasons = dict(reasons)
+        tried = "; ".join(f"{address}: {reason}" for address, reason in self.reasons.items())
+        super().__init__(f"none of {len(self.reasons)} initial peers answered ({tried})")
+
+
+class UnknownRunError(JoinError):
+    """Nobody who can be reached knows a run of this name. Found it, or correct the name."""
+
+    def __init__(self, run: str, n_contacts: int) -> None:
+        self.run = run
+        super().__init__(
+            f"no peer knows a run named {run!r} ({n_contacts} contacts asked); "
+            f"to found it: --new-run SPEC.toml on the command line, new_run=True in Python"
+        )
+
+
+class AmbiguousRunError(JoinError):
+    """Several runs carry this name. Give the id of the one that is meant; `run_ids` lists them."""
+
+    def __init__(self, run: str, run_ids: tuple[str, ...]) -> None:
+        self.run_ids = run_ids
+        super().__init__(f"{len(run_ids)} runs are named {run!r}: give one of their ids, {', '.join(run_ids)}")
+
+
+class RunExistsError(JoinError):
+    """Founding was asked for, but a run of this name is there already. Join it, or choose another name."""
+
+
+class MisfitError(LegionError):
+    """This peer does not fit the run: its model differs from the run's. Build the model that the run describes."""
+
+
+class NetworkError(LegionError):
+    """Something between two peers failed. Trying again later may help."""
+
+
+class UnreachableError(NetworkError):
+    """A peer did not answer. It may be gone, or merely slow; its liveness is decided elsewhere."""
+
+    def __init__(self, peer_id: str, reason: str) -> None:
+        self.peer_id = peer_id
+        self.reason = reason
+        super().__init__(f"{peer_id} cannot be reached: {reason}")
+
+
+class RemoteProtocolError(NetworkError):
+    """A remote peer broke the protocol. It is to blame; drop what it sent and score it."""
+
+    def __init__(self, peer_id: str, reason: str) -> None:
+        self.peer_id = peer_id
+        self.reason = reason
+        super().__init__(f"{peer_id}: {reason}")
+
+
+class RefusedError(NetworkError):
+    """A remote peer understood the request and refused it. `kind` is its reason in one word."""
+
+    def __init__(self, peer_id: str, kind: str, reason: str) -> None:
+        self.peer_id = peer_id
+        self.kind = kind
+        self.reason = reason
+        super().__init__(f"{peer_id} refused: {reason}")
+
+
+class DecodeError(LegionError):
+    """Bytes are not what they claim to be. Whoever sent them is to blame."""
+
+
+class CodecError(DecodeError):
+    """A compressed tensor does not match its header, or its codec is unknown."""
+
+
+class SignatureError(DecodeError):
+    """A signature does not match the bytes and the peer that it claims to be of."""
+
+
+class StoreError(LegionError):
+    """The disk holds something unusable, or refuses. The message names the file and what to do."""
+
+
+class ClosedError(LegionError):
+    """The peer has left already. Make a new one."""

@@ -1,0 +1,111 @@
+"""What services need from the outside, as Protocols.
+
+Two sets of implementations stand behind them: `net` (libp2p) and `sim.network` (in memory, under a virtual clock).
+Both pass the suite in tests/contract; services cannot tell them apart.
+"""
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from enum import Enum
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+import trio
+
+from legion_p2p.core.identity import PeerId
+
+T = TypeVar("T")
+
+Handler = Callable[[PeerId, bytes], Awaitable[bytes]]
+"""Answers a request: (who asks, the request's body) -> the reply's body.
+
+A LegionError that it raises reaches the caller as RefusedError, with its class name as `kind` and its text. Anything else reaches the
+caller as RefusedError of kind "InternalError", and this side's log; the host lives on.
+"""
+
+
+class Lane(Enum):
+    """Which of a peer's streams carries a request: bulk never delays control."""
+
+    CONTROL = "control"
+    BULK = "bulk"
+
+
+class Contact(msgspec.Struct, frozen=True):
+    """A peer and where it may be found: multiaddrs without the trailing /p2p/ part."""
+
+    peer_id: PeerId
+    addresses: tuple[str, ...] = ()
+
+
+class Traffic(msgspec.Struct, frozen=True):
+    """Bytes of request and reply frames since start, headers included."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+class Messenger(Protocol):
+    """Requests to peers and their replies, over long-lived streams."""
+
+    @property
+    def peer_id(self) -> PeerId: ...
+
+    def serve(self, handler: Handler) -> None:
+        """Answer all requests with `handler` from now on. Before the first call they are refused."""
+
+    async def request(self, peer: PeerId, body: bytes, *, lane: Lane = Lane.CONTROL) -> bytes:
+        """Send `body` and wait for the reply. Connects first where needed. Deadlines are the caller's.
+
+        A request may have been carried out even if this is cancelled or raises UnreachableError.
+
+        Raises: UnreachableError; RefusedError, if the other's handler refused; RemoteProtocolError, if it answered garbage;
+        UsageError, if `body` is larger than a frame may be.
+        """
+
+    def add_addresses(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
+        """Remember where `peer` may be found."""
+
+    def addresses(self) -> tuple[str, ...]:
+        """Where this peer listens, without the trailing /p2p/ part."""
+
+    def connected(self) -> frozenset[PeerId]:
+        """Who there is a connection to now."""
+
+    def rtt_s(self, peer: PeerId) -> float | None:
+        """The smoothed round-trip time of control requests, if there were any."""
+
+    def traffic(self) -> Traffic:
+        """What was sent and received so far."""
+
+    def report(self, peer: PeerId, offence: str) -> None:
+        """Count an offence against `peer`. Too many in a short time, and it is disconnected and refused for a while."""
+
+
+class Discovery(Protocol):
+    """Who provides a key, as far as anybody knows."""
+
+    async def provide(self, key: str) -> None:
+        """Be found under `key` from now on, until `withdraw`. Renewed in the background; returns after the first attempt."""
+
+    async def withdraw(self, key: str) -> None:
+        """No longer be found under `key`: at once by whoever asks us, and within one lifetime by others."""
+
+    async def find(self, key: str, limit: int = 20) -> tuple[Contact, ...]:
+        """Peers that provide `key` and confirmed it just now; never this one. Empty if there are none."""
+
+
+class Gossip(Protocol):
+    """Publish and subscribe, best effort."""
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        """Send `data` to all who subscribed to `topic`, this peer excluded."""
+
+    def subscribe(self, topic: str) -> AbstractAsyncContextManager["trio.MemoryReceiveChannel[bytes]"]:
+        """What others publish there. Bounded: what a slow reader leaves behind is dropped, oldest first."""
+
+
+class Offload(Protocol):
+    """Runs what would hold up the event loop: arithmetic on large tensors, disk."""
+
+    async def __call__(self, fn: Callable[..., T], *args: Any) -> T: ...
