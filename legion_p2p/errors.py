@@ -112,3 +112,7 @@ class StoreError(LegionError):
 
 class ClosedError(LegionError):
     """The peer has left already. Make a new one."""
+
+
+class NonFiniteError(LegionError):
+    """Numbers that are to be sent contain NaN or infinity. Our own training diverged: skip this round, lower the rate."""

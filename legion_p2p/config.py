@@ -1,0 +1,110 @@
+"""What a user may set, composed from the configs of the parts; units are in the names.
+
+`Job` is all that `legion-peer` needs to know; `NewRun` is the SPEC.toml that founds a run. Both are plain data: they come from flags,
+a TOML file or LEGION_* variables, and the command line wins.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from legion_p2p.core.membership import MembershipConfig
+from legion_p2p.core.round import RoundConfig
+from legion_p2p.core.run import InnerSpec, RoundSpec, RunName
+from legion_p2p.errors import ConfigError
+
+DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/0",)
+DEFAULT_BOOTSTRAP_PORT = 4710
+STATUS_PORTS = range(47110, 47174)
+"""Loopback ports on which peers serve their status: the first free one. `legion-ctl` looks there; no file has to tell."""
+
+MAX_CONFIG_BYTES = 1 << 20
+
+T = TypeVar("T")
+
+
+class NewRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A run to found, as in SPEC.toml."""
+
+    name: RunName
+    preset: str = "s"
+    """Preset of the built-in GPT: xxs, s, m, ... gpt2."""
+    model: dict[str, int | float | str | bool] = {}
+    """Fields of the GPT's configuration that differ from the preset's."""
+    data: str = "stdlib"
+    seed: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
+    round: RoundSpec = RoundSpec()
+    inner: InnerSpec = InnerSpec()
+
+
+class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All that one `legion-peer` does."""
+
+    run: str = ""
+    """Name or id of the run to join; empty where `new_run` founds one."""
+    new_run: NewRun | None = None
+    initial_peers: tuple[str, ...] = ()
+    data: str = ""
+    """Built-in corpus, folder or file of text, or .bin of token ids; empty: what the run says."""
+    steps: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Local steps to train; 0: no limit."""
+    minutes: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Minutes to train; 0: no limit."""
+    finish_together: bool = False
+    """After the last step go on serving until every member is done, so that all end with the same model."""
+    wait_for_members: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Begin only when the run has this many members, this peer included; 0: begin at once."""
+    eval_every_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Seconds between evaluations of the common model on held-out text; 0: only at the end."""
+    out: str = ""
+    """Folder for metrics.jsonl and the model; empty: nothing is written."""
+    seed: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
+    device: str = "auto"
+    threads: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """CPU threads for torch; 0: torch's own choice."""
+    identity: str = ""
+    """Key file; empty: a new identity that is forgotten at the end."""
+    listen: tuple[str, ...] = DEFAULT_LISTEN
+    announce: tuple[str, ...] = ()
+    """Addresses that others should dial, where they differ from those listened on (port forwarding)."""
+    weight: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 1.0
+    """Share of the shards to own, relative to others; 0 owns nothing."""
+    status: bool = True
+    """Serve the status on loopback."""
+
+
+class PeerConfig(msgspec.Struct, frozen=True):
+    """How a peer behaves, whatever it trains."""
+
+    membership: MembershipConfig = MembershipConfig()
+    rounds: RoundConfig = RoundConfig()
+    region: str = "home"
+    """Label of the region. All members of one region average with each other."""
+    weight: float = 1.0
+
+
+def read_toml(path: str, kind: type[T]) -> T:
+    """Read a TOML file as a `kind`.
+
+    Raises: ConfigError, naming the file, the field and what is allowed.
+    """
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as bad:
+        raise ConfigError(f"{path}: {bad.strerror or bad}") from bad
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path}: {len(raw)} bytes, at most {MAX_CONFIG_BYTES}")
+    try:
+        return convert(tomllib.loads(raw.decode()), kind)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ConfigError) as bad:
+        raise ConfigError(f"{path}: {bad}") from bad
+
+
+def convert(data: dict[str, Any], kind: type[T]) -> T:
+    """Plain data as a `kind`. Raises: ConfigError, naming the field."""
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as bad:
+        raise ConfigError(str(bad)) from bad

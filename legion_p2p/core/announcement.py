@@ -1,0 +1,130 @@
+"""What a member says of itself, every few seconds, signed: the only source of what others know of it.
+
+A newer announcement replaces an older one of the same peer; newer means a higher (incarnation, seq). Anyone may pass announcements
+on, nobody can change one.
+"""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+
+from legion_p2p.core.identity import MAX_PEER_ID_CHARS, Identity, PeerId, verify
+from legion_p2p.core.plan import MAX_SHARDS
+from legion_p2p.errors import DecodeError
+
+MAX_ANNOUNCEMENT_BYTES = 48 * 1024  # 4096 shard marks of 8 bytes and a chunk bitmap of 1 KiB, with room; gossip carries 64 KiB
+MAX_ADDRESSES = 16
+MAX_ADDRESS_CHARS = 200
+MARK_BYTES = 8
+
+_Id = Annotated[str, msgspec.Meta(max_length=MAX_PEER_ID_CHARS)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+_Rate = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
+
+
+class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A member's own account. Counters are totals since it joined."""
+
+    peer_id: _Id
+    run: Annotated[str, msgspec.Meta(max_length=100)]
+    incarnation: _Count = 0
+    """Raised to refute a false death, and at every start."""
+    seq: _Count = 0
+    addresses: Annotated[
+        tuple[Annotated[str, msgspec.Meta(max_length=MAX_ADDRESS_CHARS)], ...], msgspec.Meta(max_length=MAX_ADDRESSES)
+    ] = ()
+    region: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    weight: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 1.0
+    """Share of the shards that it can carry, relative to others; 0 owns nothing."""
+    ready: bool = False
+    """Holds every shard: may own."""
+    training: bool = False
+    """Trains now: owners wait for its pushes."""
+    leaving: bool = False
+    done: bool = False
+    """Has trained all it wanted to, and serves the others until they have too."""
+    step: _Count = 0
+    tokens: _Count = 0
+    tokens_per_s: _Rate = 0.0
+    step_s: _Rate = 0.0
+    """Seconds of a local step, smoothed."""
+    loss: float | None = None
+    sent_bytes: _Count = 0
+    received_bytes: _Count = 0
+    marks: Annotated[bytes, msgspec.Meta(max_length=MAX_SHARDS * MARK_BYTES)] = b""
+    """For every shard its version and the start of its digest, packed: see `pack_marks`."""
+    epoch: _Count = 0
+    chunks: Annotated[bytes, msgspec.Meta(max_length=1024)] = b""
+    """Bitmap of the chunks of data that it has claimed in `epoch`."""
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return (self.incarnation, self.seq)
+
+
+class Signed(msgspec.Struct, frozen=True):
+    """An announcement as it travels."""
+
+    body: Annotated[bytes, msgspec.Meta(max_length=MAX_ANNOUNCEMENT_BYTES)]
+    signature: Annotated[bytes, msgspec.Meta(max_length=64)]
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """Which state of a shard somebody holds: version, and the first four bytes of its digest as an integer."""
+
+    version: int
+    prefix: int
+
+
+_encoder = msgspec.msgpack.Encoder()
+_announcement = msgspec.msgpack.Decoder(Announcement)
+_signed = msgspec.msgpack.Decoder(Signed)
+
+
+def sign(announcement: Announcement, identity: Identity) -> bytes:
+    """The bytes of a signed announcement."""
+    body = _encoder.encode(announcement)
+    return _encoder.encode(Signed(body, identity.sign(_domain(body))))
+
+
+def open_signed(data: bytes) -> Announcement:
+    """Read and check an announcement that came from a stranger.
+
+    Raises: DecodeError; SignatureError.
+    """
+    if len(data) > MAX_ANNOUNCEMENT_BYTES + 200:
+        raise DecodeError(f"announcement of {len(data)} bytes, at most {MAX_ANNOUNCEMENT_BYTES}")
+    try:
+        signed = _signed.decode(data)
+        announcement = _announcement.decode(signed.body)
+    except msgspec.DecodeError as bad:
+        raise DecodeError(f"announcement: {bad}") from bad
+    verify(announcement.peer_id, _domain(signed.body), signed.signature)
+    if len(announcement.marks) % MARK_BYTES:
+        raise DecodeError(f"marks of {len(announcement.marks)} bytes, must be a multiple of {MARK_BYTES}")
+    return announcement
+
+
+def _domain(body: bytes) -> bytes:
+    """Keeps a signature on an announcement from being used as one on anything else."""
+    return b"legion/announcement/1\0" + hashlib.sha256(body).digest()
+
+
+def mark_of(version: int, digest: bytes) -> Mark:
+    return Mark(version, int.from_bytes(digest[:4], "big"))
+
+
+def pack_marks(marks: Sequence[Mark]) -> bytes:
+    """Eight bytes a shard: version and digest prefix, both big-endian."""
+    return b"".join(struct.pack(">II", mark.version, mark.prefix) for mark in marks)
+
+
+def unpack_marks(packed: bytes) -> tuple[Mark, ...]:
+    return tuple(Mark(version, prefix) for version, prefix in struct.iter_unpack(">II", packed))
+
+
+def peer_of(announcement: Announcement) -> PeerId:
+    return PeerId(announcement.peer_id)

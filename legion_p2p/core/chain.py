@@ -1,0 +1,128 @@
+"""The history of a shard as one peer holds it: its version, its digest, and the updates that led there.
+
+Updates form a chain: each names the digest it starts from and the digest it ends in. Whoever holds the same digest holds the same
+bytes; two different digests of one version mean that two peers both believed they owned the shard (a split brain).
+
+What to do with a header that comes in:
+
+    it starts where we are                        -> APPLY
+    we hold that version with that digest         -> KNOWN
+    it starts beyond our version                  -> BEHIND: fetch what is missing, then apply
+    anything else                                 -> FORKED: the owner that rendezvous ranks higher prevails
+
+The log is bounded in entries and in bytes; who falls behind its start fetches the whole shard.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from enum import Enum
+
+import msgspec
+
+from legion_p2p.core.announcement import Mark, mark_of
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.wire import MAX_UPDATES, Inclusion, Update, UpdateHeader
+
+MAX_LOG_ENTRIES = MAX_UPDATES  # what one reply can carry
+MAX_TRACKED = 10_000  # members whose contributions are told apart: as many as there may be
+
+
+class Step(Enum):
+    APPLY = "apply"
+    KNOWN = "known"
+    BEHIND = "behind"
+    FORKED = "forked"
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One update that was applied."""
+
+    header: UpdateHeader
+    update: Update
+
+
+class Chain:
+    """Version, digest and log of one shard."""
+
+    def __init__(
+        self, version: int, digest: bytes, max_log_bytes: int, included: Iterable[Inclusion] = (), owner: PeerId | None = None
+    ) -> None:
+        self.version = version
+        self.digest = digest
+        self.owner = owner
+        """Whose updates made this chain, as far as known."""
+        self._max_log_bytes = max_log_bytes
+        self._log: OrderedDict[int, Entry] = OrderedDict()  # by the version that it made
+        self._log_bytes = 0
+        self._included: dict[PeerId, int] = {PeerId(i.peer): i.seq for i in included}
+        self._digests: OrderedDict[int, bytes] = OrderedDict({version: digest})
+
+    @property
+    def mark(self) -> Mark:
+        return mark_of(self.version, self.digest)
+
+    def judge(self, header: UpdateHeader) -> Step:
+        """What to do with an update, by its header."""
+        if header.version == self.version + 1 and header.base_digest == self.digest:
+            return Step.APPLY
+        if header.version <= self.version and self._digests.get(header.version) == header.digest:
+            return Step.KNOWN
+        if header.version > self.version + 1:
+            return Step.BEHIND
+        return Step.FORKED
+
+    def holds(self, mark: Mark) -> bool | None:
+        """Whether somebody's mark lies on this chain: True, False, or None where it is too old or too new to tell."""
+        digest = self._digests.get(mark.version)
+        return None if digest is None else mark_of(mark.version, digest) == mark
+
+    def applied(self, header: UpdateHeader, update: Update) -> None:
+        """The update was applied, and the result has the digest that it promised."""
+        self._advance(header.version, header.digest)
+        self._log[header.version] = Entry(header, update)
+        self._log_bytes += len(update.payload)
+        while self._log and (len(self._log) > MAX_LOG_ENTRIES or self._log_bytes > self._max_log_bytes):
+            _, oldest = self._log.popitem(last=False)
+            self._log_bytes -= len(oldest.update.payload)
+        self.owner = PeerId(header.owner)
+        self._include(header.included)
+
+    def rebased(self, digest: bytes, owner: PeerId, included: Iterable[Inclusion] = ()) -> None:
+        """A swarm of one replaced the bytes: a new version without an update that others could apply."""
+        self._advance(self.version + 1, digest)
+        self._log.clear()
+        self._log_bytes = 0
+        self.owner = owner
+        self._include(included)
+
+    def since(self, version: int, digest: bytes) -> tuple[Update, ...] | None:
+        """The updates that lead from a state to ours; None where the log does not reach back, or the state is not on this chain."""
+        if version == self.version and digest == self.digest:
+            return ()
+        first = self._log.get(version + 1)
+        if first is None or first.header.base_digest != digest:
+            return None
+        return tuple(entry.update for v, entry in self._log.items() if v > version)
+
+    def included(self) -> tuple[Inclusion, ...]:
+        """The newest contribution of every member that this state contains."""
+        return tuple(Inclusion(peer, seq) for peer, seq in sorted(self._included.items()))
+
+    def includes(self, peer: PeerId, seq: int) -> bool:
+        return seq <= self._included.get(peer, -1)
+
+    def last(self) -> Entry | None:
+        return next(reversed(self._log.values())) if self._log else None
+
+    def _advance(self, version: int, digest: bytes) -> None:
+        self.version = version
+        self.digest = digest
+        self._digests[version] = digest
+        while len(self._digests) > 4 * MAX_LOG_ENTRIES:
+            self._digests.popitem(last=False)
+
+    def _include(self, included: Iterable[Inclusion]) -> None:
+        for inclusion in included:
+            peer = PeerId(inclusion.peer)
+            if peer in self._included or len(self._included) < MAX_TRACKED:
+                self._included[peer] = max(inclusion.seq, self._included.get(peer, -1))

@@ -1,0 +1,28 @@
+"""What the network and the services above it say to each other: values only."""
+
+from enum import Enum
+
+import msgspec
+
+from legion_p2p.core.identity import PeerId
+
+
+class Lane(Enum):
+    """Which of a peer's streams carries a request: bulk never delays control."""
+
+    CONTROL = "control"
+    BULK = "bulk"
+
+
+class Contact(msgspec.Struct, frozen=True):
+    """A peer and where it may be found: multiaddrs without the trailing /p2p/ part."""
+
+    peer_id: PeerId
+    addresses: tuple[str, ...] = ()
+
+
+class Traffic(msgspec.Struct, frozen=True):
+    """Bytes of request and reply frames since start, headers included."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0

@@ -1,0 +1,267 @@
+"""Who is in the run, and who still lives.
+
+Each member is ALIVE, SUSPECT or DEAD, as seen from here:
+
+    ALIVE   -> SUSPECT  after `suspect_after_s` of silence; or at once, when a connection to it breaks or another peer accuses it
+    SUSPECT -> DEAD     after `grace_s` more of silence; probes go out meanwhile
+    any     -> ALIVE    on any message from it: a late packet is better evidence than a timer
+    any     -> gone     when it says that it leaves, or `forget_s` after its death
+
+Announcements are ordered by (incarnation, seq), so an old one that arrives late changes nothing. Being accused of death, a peer raises
+its incarnation and announces itself: the refutation of SWIM (Das, Gupta, Motivala 2002). A peer that was itself asleep
+(suspended, stopped, starved of CPU) heard nobody in that time, so it holds nobody's silence against them: the idea of Lifeguard
+(Dadgar et al. 2017).
+
+Never happens: a member is DEAD without having been SUSPECT for `grace_s`; a silent member stays ALIVE for longer than
+`suspect_after_s`; this peer suspects itself.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from enum import Enum
+
+import msgspec
+
+from legion_p2p.core.announcement import Announcement, peer_of
+from legion_p2p.core.identity import PeerId
+
+MAX_MEMBERS = 10_000  # a table of announcements of a kilobyte each
+
+
+class Liveness(Enum):
+    ALIVE = "ALIVE"
+    SUSPECT = "SUSPECT"
+    DEAD = "DEAD"
+
+
+class MembershipConfig(msgspec.Struct, frozen=True):
+    """How patient to be. The defaults declare a killed peer dead within about 7 s."""
+
+    announce_s: float = 2.0
+    """Seconds between announcements. Shorter: fresher views, more gossip."""
+
+    suspect_after_s: float = 4.5
+    """Seconds of silence until a member is suspected: two announcements lost. Shorter: more probes."""
+
+    grace_s: float = 3.0
+    """Seconds that a suspect has to answer. Longer: fewer false deaths, slower repair."""
+
+    probe_every_s: float = 1.0
+    """Seconds between two probes of a suspect."""
+
+    forget_s: float = 600.0
+    """Seconds until a dead member leaves the table, so that its return is recognised until then."""
+
+    asleep_after_s: float = 3.0
+    """A gap this long between two looks at the clock means that this peer itself stood still."""
+
+
+class Member(msgspec.Struct, frozen=True):
+    """One row of the table."""
+
+    announcement: Announcement
+    liveness: Liveness
+    heard_at: float
+    """When anything last came from it."""
+    since: float
+    """When it entered its present liveness."""
+    next_probe_at: float = 0.0
+
+    @property
+    def peer_id(self) -> PeerId:
+        return peer_of(self.announcement)
+
+    @property
+    def counts(self) -> bool:
+        """Takes part in ownership and rounds: not dead."""
+        return self.liveness is not Liveness.DEAD
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """A member came, went, or changed its liveness; None on a side means that it was, or is, not in the table."""
+
+    peer_id: PeerId
+    before: Liveness | None
+    after: Liveness | None
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """Ask this suspect for a sign of life."""
+
+    peer_id: PeerId
+
+
+class Accuse(msgspec.Struct, frozen=True):
+    """Tell others that this peer seems dead, so that they look for themselves, and it can refute."""
+
+    peer_id: PeerId
+    incarnation: int
+
+
+class Refute(msgspec.Struct, frozen=True):
+    """Announce this peer at once, with an incarnation of at least `incarnation`."""
+
+    incarnation: int
+
+
+Effect = Changed | Probe | Accuse | Refute
+
+
+class Membership:
+    """The table of one run, as seen by `me`."""
+
+    def __init__(self, me: PeerId, config: MembershipConfig, now: float) -> None:
+        self.me = me
+        self.config = config
+        self._members: dict[PeerId, Member] = {}
+        self._left: dict[PeerId, tuple[tuple[int, int], float]] = {}  # last word and when: others may still pass on older ones
+        self._effects: deque[Effect] = deque()
+        self._looked_at = now
+        self.incarnation = 0
+        self.n_refused = 0
+
+    # what happened
+
+    def announced(self, announcement: Announcement, now: float, *, direct: bool = True) -> bool:
+        """An announcement came in; True if it was news. `direct`: from gossip or the peer itself, so it is a sign of life.
+
+        What somebody passed on from their table is no sign of life: the dead would live for ever in each other's tables.
+        """
+        peer = peer_of(announcement)
+        if peer == self.me:
+            if announcement.incarnation > self.incarnation:  # from an earlier life of this peer
+                self._effects.append(Refute(announcement.incarnation + 1))
+            return False
+        known = self._members.get(peer)
+        if known is not None and announcement.order <= known.announcement.order:
+            return False
+        if peer in self._left and announcement.order <= self._left[peer][0]:
+            return False
+        if announcement.leaving:
+            if len(self._left) < MAX_MEMBERS:
+                self._left[peer] = (announcement.order, now)
+            if known is not None:
+                self._drop(peer)
+            return True
+        self._left.pop(peer, None)
+        if known is None:
+            if len(self._members) >= MAX_MEMBERS:
+                self.n_refused += 1
+                return False
+            self._members[peer] = Member(announcement, Liveness.ALIVE, now, now)
+            self._effects.append(Changed(peer, None, Liveness.ALIVE))
+        else:
+            self._members[peer] = msgspec.structs.replace(known, announcement=announcement)
+            # A dead member's newer announcement, even passed on, was made after we lost it: worth a new chance.
+            if direct or known.liveness is Liveness.DEAD:
+                self.heard(peer, now)
+        return True
+
+    def heard(self, peer: PeerId, now: float) -> None:
+        """Any message came from `peer` itself."""
+        member = self._members.get(peer)
+        if member is None:
+            return
+        self._members[peer] = msgspec.structs.replace(member, heard_at=now)
+        if member.liveness is not Liveness.ALIVE:
+            self._move(peer, Liveness.ALIVE, now)
+
+    def lost(self, peer: PeerId, now: float) -> None:
+        """A connection to `peer` broke, or could not be made: suspect it at once."""
+        member = self._members.get(peer)
+        if member is not None and member.liveness is Liveness.ALIVE:
+            self._suspect(peer, now)
+
+    def accused(self, peer: PeerId, incarnation: int, now: float) -> None:
+        """Another peer says that `peer` is dead. Not believed, but looked into."""
+        if peer == self.me:
+            if incarnation >= self.incarnation:
+                self._effects.append(Refute(incarnation + 1))
+            return
+        member = self._members.get(peer)
+        if member is None or member.liveness is not Liveness.ALIVE or member.announcement.incarnation > incarnation:
+            return
+        if now - member.heard_at > self.config.announce_s:
+            self._suspect(peer, now)
+
+    def handle_timeout(self, now: float) -> None:
+        """Time has passed."""
+        asleep_s = now - self._looked_at
+        self._looked_at = now
+        if asleep_s > self.config.asleep_after_s:
+            self._pardon(asleep_s)
+        for peer, member in list(self._members.items()):
+            if member.liveness is Liveness.ALIVE:
+                if now - member.heard_at >= self.config.suspect_after_s:
+                    self._suspect(peer, now)
+            elif member.liveness is Liveness.SUSPECT:
+                if now - member.since >= self.config.grace_s:
+                    self._move(peer, Liveness.DEAD, now)
+                    self._effects.append(Accuse(peer, member.announcement.incarnation))
+                elif now >= member.next_probe_at:
+                    self._probe(peer, now)
+            elif now - member.since >= self.config.forget_s:
+                self._drop(peer)
+        self._left = {p: (order, at) for p, (order, at) in self._left.items() if now - at < self.config.forget_s}
+
+    # what follows
+
+    def poll(self) -> Effect | None:
+        """The next thing to do, in order; None when there is nothing."""
+        return self._effects.popleft() if self._effects else None
+
+    def next_deadline(self) -> float | None:
+        """When `handle_timeout` has something to do next."""
+        deadlines = []
+        for member in self._members.values():
+            if member.liveness is Liveness.ALIVE:
+                deadlines.append(member.heard_at + self.config.suspect_after_s)
+            elif member.liveness is Liveness.SUSPECT:
+                deadlines.append(min(member.since + self.config.grace_s, member.next_probe_at))
+            else:
+                deadlines.append(member.since + self.config.forget_s)
+        return min(deadlines, default=None)
+
+    # what is known
+
+    def get(self, peer: PeerId) -> Member | None:
+        return self._members.get(peer)
+
+    def members(self) -> list[Member]:
+        """All rows, the dead included, by peer id. This peer is not in its own table."""
+        return [self._members[peer] for peer in sorted(self._members)]
+
+    def counted(self) -> list[Member]:
+        """Those that are not dead."""
+        return [member for member in self.members() if member.counts]
+
+    # inner steps
+
+    def _suspect(self, peer: PeerId, now: float) -> None:
+        self._move(peer, Liveness.SUSPECT, now)
+        self._probe(peer, now)
+
+    def _probe(self, peer: PeerId, now: float) -> None:
+        self._effects.append(Probe(peer))
+        self._members[peer] = msgspec.structs.replace(self._members[peer], next_probe_at=now + self.config.probe_every_s)
+
+    def _move(self, peer: PeerId, liveness: Liveness, now: float) -> None:
+        member = self._members[peer]
+        self._effects.append(Changed(peer, member.liveness, liveness))
+        self._members[peer] = msgspec.structs.replace(member, liveness=liveness, since=now)
+
+    def _drop(self, peer: PeerId) -> None:
+        member = self._members.pop(peer)
+        self._effects.append(Changed(peer, member.liveness, None))
+
+    def _pardon(self, asleep_s: float) -> None:
+        for peer, member in self._members.items():
+            if member.liveness is not Liveness.DEAD:
+                self._members[peer] = msgspec.structs.replace(
+                    member, heard_at=member.heard_at + asleep_s, since=member.since + asleep_s
+                )
+
+
+def weights_of(announcements: Iterable[Announcement], region: str) -> dict[PeerId, float]:
+    """Peer to weight, of those in `region` that hold the model and can carry shards."""
+    return {peer_of(a): a.weight for a in announcements if a.ready and a.weight > 0 and a.region == region}

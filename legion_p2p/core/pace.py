@@ -1,0 +1,34 @@
+"""How many local steps a peer does between two pushes, so that fast and slow peers push at about the same moment.
+
+The period of a round is `local_steps` of a peer of median speed. Each peer computes it from the announced seconds per step, and
+does as many of its own steps as fit (the dynamic local updates of Liu et al. 2024, arXiv 2401.09135).
+"""
+
+import statistics
+from collections.abc import Iterable
+
+MAX_SPEEDUP = 8  # a peer eight times the median does eight times the steps; beyond that it would drift too far
+
+
+def local_steps(reference: int, own_step_s: float, others_step_s: Iterable[float]) -> int:
+    """Steps until the next push: `reference` scaled by this peer's speed relative to the median, at least 1.
+
+    Seconds per step of 0 mean that nothing was measured yet.
+    """
+    measured = [s for s in (own_step_s, *others_step_s) if s > 0]
+    if own_step_s <= 0 or len(measured) < 2:
+        return reference
+    period_s = reference * statistics.median(measured)
+    return max(1, min(round(period_s / own_step_s), MAX_SPEEDUP * reference))
+
+
+class Ewma:
+    """An exponentially weighted mean: the newest value counts `weight`."""
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+        self.value: float | None = None
+
+    def add(self, value: float) -> float:
+        self.value = value if self.value is None else self.value + self.weight * (value - self.value)
+        return self.value

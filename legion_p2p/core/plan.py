@@ -1,0 +1,98 @@
+"""How a model becomes shards: parameters in a fixed order, flattened, cut into equal pieces.
+
+The order is the order in which the model names its parameters; every peer of a run must name the same ones with the same shapes,
+or it does not fit. All shards have `shard_elements` elements, the last one what remains.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Annotated
+
+import msgspec
+
+from legion_p2p.errors import MisfitError, UsageError
+
+MAX_PARAMS = 20_000  # tensors in a model; GPT-2 124M has 148, a 70B Llama 723
+MAX_NAME_CHARS = 300
+MAX_DIMS = 8
+MAX_SHARDS = 4096  # eight bytes each in every announcement: 32 KiB, half of what gossip carries
+MAX_SHARD_ELEMENTS = 1 << 23  # 32 MiB as fp32: two of them fit into one frame, with room
+MIN_SHARD_ELEMENTS = 256  # one block of the int8 codec
+TARGET_SHARDS = 16  # a handful of peers can share 16 evenly; more only adds requests
+
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_CHARS)]
+_Dim = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+_Shape = Annotated[tuple[_Dim, ...], msgspec.Meta(max_length=MAX_DIMS)]
+
+
+class ParamSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One parameter: its name in the model and its shape."""
+
+    name: _Name
+    shape: _Shape
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.name} {list(self.shape)}"
+
+
+def check_fit(ours: Sequence[ParamSpec], runs: Sequence[ParamSpec]) -> None:
+    """Check that a model with parameters `ours` can train in a run with parameters `runs`.
+
+    Raises: MisfitError, naming the first parameter that differs.
+    """
+    for i, (our, its) in enumerate(zip(ours, runs, strict=False)):
+        if our != its:
+            raise MisfitError(f"parameter {i} differs: this model has {our}, the run has {its}")
+    if len(ours) != len(runs):
+        shorter, longer = sorted((ours, runs), key=len)
+        extra = longer[len(shorter)]
+        who = "this model" if longer is ours else "the run"
+        raise MisfitError(
+            f"this model has {len(ours)} parameters, the run has {len(runs)}: only {who} has {extra}, and those after it"
+        )
+
+
+class ShardPlan(msgspec.Struct, frozen=True):
+    """Where each shard lies in the flattened parameters (`numel` elements)."""
+
+    numel: int
+    shard_elements: int
+
+    @property
+    def n_shards(self) -> int:
+        return max(1, -(-self.numel // self.shard_elements))
+
+    def bounds(self, shard: int) -> tuple[int, int]:
+        """First element of `shard`, and the one after its last."""
+        if not 0 <= shard < self.n_shards:
+            raise UsageError(f"shard {shard}, there are {self.n_shards}")
+        return shard * self.shard_elements, min(self.numel, (shard + 1) * self.shard_elements)
+
+    def size(self, shard: int) -> int:
+        start, end = self.bounds(shard)
+        return end - start
+
+
+def plan_for(numel: int, shard_elements: int = 0) -> ShardPlan:
+    """The plan for a model of `numel` elements; `shard_elements` 0 chooses about TARGET_SHARDS shards.
+
+    Raises: UsageError, if that would make more than MAX_SHARDS shards or the model is empty.
+    """
+    if numel < 1:
+        raise UsageError("the model has no trainable parameters")
+    if shard_elements == 0:
+        shard_elements = -(-numel // TARGET_SHARDS)
+        shard_elements = -(-shard_elements // MIN_SHARD_ELEMENTS) * MIN_SHARD_ELEMENTS
+        shard_elements = min(max(shard_elements, MIN_SHARD_ELEMENTS), MAX_SHARD_ELEMENTS)
+    if not 1 <= shard_elements <= MAX_SHARD_ELEMENTS:
+        raise UsageError(f"shards of {shard_elements} elements, allowed are 1 to {MAX_SHARD_ELEMENTS}")
+    plan = ShardPlan(numel, shard_elements)
+    if plan.n_shards > MAX_SHARDS:
+        raise UsageError(
+            f"{plan.n_shards} shards of {shard_elements} elements, at most {MAX_SHARDS}: choose larger shards"
+        )
+    return plan

@@ -1,0 +1,58 @@
+"""Who owns which shard: weighted rendezvous hashing.
+
+Each pair of shard and peer has a number u in (0, 1) that everybody can compute; the peer with the highest score -weight / ln(u)
+owns the shard, the next one stands by. Nobody is asked, the same list gives the same answer everywhere, and one peer that joins
+or leaves moves only its own share (highest random weight: Thaler and Ravishankar 1998; weighted: Schindelhauer and Schomaker 2005).
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from legion_p2p.core.identity import PeerId
+
+_SCALE = 1.0 / (1 << 53)
+
+
+class Ownership(msgspec.Struct, frozen=True):
+    """Who owns a shard and who takes over; None where there is nobody."""
+
+    owner: PeerId | None
+    standby: PeerId | None
+
+
+def unit_hash(*parts: str) -> float:
+    """A number in (0, 1) that depends on `parts` alone."""
+    digest = hashlib.sha256("\0".join(parts).encode()).digest()
+    return ((int.from_bytes(digest[:8], "big") >> 11) + 0.5) * _SCALE
+
+
+def score(key: str, peer: str, weight: float) -> float:
+    """How strongly `peer` claims `key`; 0 for a weight of 0."""
+    return -weight / math.log(unit_hash(key, peer)) if weight > 0 else 0.0
+
+
+def ranking(key: str, weights: Mapping[PeerId, float]) -> list[PeerId]:
+    """All peers of positive weight, the one with the strongest claim to `key` first."""
+    scored = [(score(key, peer, weight), peer) for peer, weight in weights.items() if weight > 0]
+    return [peer for _, peer in sorted(scored, reverse=True)]
+
+
+def shard_key(run_id: str, region: str, shard: int) -> str:
+    """The key of a shard: for rendezvous, and under which its owner is a provider in the DHT."""
+    return f"legion/shard/{run_id}/{region}/{shard}"
+
+
+def ownership(run_id: str, region: str, shard: int, weights: Mapping[PeerId, float]) -> Ownership:
+    """Owner and standby of one shard among the members of one region."""
+    ranked = ranking(shard_key(run_id, region, shard), weights)
+    return Ownership(ranked[0] if ranked else None, ranked[1] if len(ranked) > 1 else None)
+
+
+def owned_by(
+    peer: PeerId, run_id: str, region: str, shards: Iterable[int], weights: Mapping[PeerId, float]
+) -> list[int]:
+    """The shards that `peer` owns."""
+    return [shard for shard in shards if ownership(run_id, region, shard, weights).owner == peer]

@@ -1,0 +1,155 @@
+"""What a run is: a signed, immutable specification. Its content id is the run's id. It is data, never code."""
+
+from typing import Annotated, Any
+
+import cid
+import msgspec
+import multihash
+
+from legion_p2p.core.identity import Identity, verify
+from legion_p2p.core.plan import MAX_PARAMS, ParamSpec, ShardPlan, plan_for
+from legion_p2p.errors import DecodeError, UsageError
+
+MAX_SPEC_BYTES = 1 << 20  # 20,000 parameters with names of 40 characters
+MAX_RUN_NAME_CHARS = 100
+
+RunName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_RUN_NAME_CHARS, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+_Small = Annotated[str, msgspec.Meta(max_length=64)]
+_Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+_NonNegative = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+
+
+class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the members of a run average."""
+
+    local_steps: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 10
+    """Steps between two pushes of a peer of median speed; faster ones do more. More: fewer bytes, more drift between peers."""
+
+    push_codec: _Small = "int8"
+    """Codec of what members send to owners."""
+
+    update_codec: _Small = "int8"
+    """Codec of what owners send to members."""
+
+    feedback_decay: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    """What of the residual stays each round. Below 1 forgets stale leftovers; 1 loses nothing."""
+
+    outer_learning_rate: _Positive = 1.0
+    """Factor on the averaged change. 1 is plain averaging."""
+
+    norm_cap: _NonNegative = 3.0
+    """A push counts with at most this many times the median norm. Lower: safer, and unfair to unusual data. 0: no cap."""
+
+    quorum: Annotated[float, msgspec.Meta(gt=0, le=1)] = 2 / 3
+    """Share of the training members after which a round may close without the rest. 1: waits for all that live."""
+
+    synchronous: bool = False
+    """True: step() waits for the round. For equivalence with data parallelism, and for a LAN."""
+
+    shard_elements: Annotated[int, msgspec.Meta(ge=0, le=1 << 23)] = 0
+    """Elements per shard; 0 chooses about sixteen shards."""
+
+
+class InnerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How `legion-peer` trains between two pushes. A loop of one's own ignores it."""
+
+    learning_rate: _Positive = 3e-3
+    weight_decay: _NonNegative = 0.1
+    beta1: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.95
+    warmup_steps: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 50
+    decay_steps: Annotated[int, msgspec.Meta(ge=0, le=100_000_000)] = 0
+    """Steps over which the rate falls to a tenth along a cosine; 0 keeps it constant."""
+    clip: _NonNegative = 1.0
+    """Largest gradient norm; 0: no clipping."""
+    batch: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 4
+    """Windows per step."""
+
+
+class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One training job."""
+
+    name: RunName
+    founder: Annotated[str, msgspec.Meta(max_length=64)]
+    params: Annotated[tuple[ParamSpec, ...], msgspec.Meta(min_length=1, max_length=MAX_PARAMS)]
+    round: RoundSpec = RoundSpec()
+    inner: InnerSpec = InnerSpec()
+    model: Annotated[dict[_Small, int | float | str | bool], msgspec.Meta(max_length=64)] | None = None
+    """The built-in model's configuration; None where members bring their own."""
+    data: Annotated[str, msgspec.Meta(max_length=200)] = ""
+    """What the run trains on, in words or the name of a built-in corpus."""
+    seed: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
+    nonce: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    """Keeps two runs of one name and one content apart."""
+
+    def plan(self) -> ShardPlan:
+        return plan_for(sum(p.numel for p in self.params), self.round.shard_elements)
+
+
+class SignedSpec(msgspec.Struct, frozen=True):
+    """A specification as it travels: the very bytes that were signed."""
+
+    spec: Annotated[bytes, msgspec.Meta(max_length=MAX_SPEC_BYTES)]
+    signature: Annotated[bytes, msgspec.Meta(max_length=64)]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(RunSpec)
+
+
+def sign_spec(spec: RunSpec, identity: Identity) -> SignedSpec:
+    """The founder's signature. Raises: UsageError, if `identity` is not the founder or the specification too large."""
+    if spec.founder != identity.peer_id:
+        raise UsageError(f"only the founder {spec.founder} can sign this run, not {identity.peer_id}")
+    body = _encoder.encode(spec)
+    if len(body) > MAX_SPEC_BYTES:
+        raise UsageError(f"run specification of {len(body)} bytes, at most {MAX_SPEC_BYTES}")
+    return SignedSpec(body, identity.sign(body))
+
+
+def open_spec(signed: SignedSpec) -> RunSpec:
+    """Check and read a specification that came from a stranger.
+
+    Raises: DecodeError; SignatureError.
+    """
+    try:
+        spec = _decoder.decode(signed.spec)
+    except msgspec.DecodeError as bad:
+        raise DecodeError(f"run specification: {bad}") from bad
+    verify(spec.founder, signed.spec, signed.signature)
+    try:
+        spec.plan()
+    except UsageError as bad:
+        raise DecodeError(f"run specification: {bad}") from bad
+    return spec
+
+
+def run_id(signed: SignedSpec) -> str:
+    """The CIDv1 (raw, sha2-256, base32) of the specification's bytes."""
+    return _cid_of(signed.spec)
+
+
+def _cid_of(data: bytes) -> str:
+    digest: Any = multihash.digest(data, "sha2-256")
+    made: Any = cid.make_cid(1, "raw", digest.encode())
+    return str(made.encode("base32").decode())
+
+
+def name_key(name: str) -> str:
+    """The key under which members of any run of this name are found."""
+    return f"legion/run-name/{name}"
+
+
+def run_key(run: str) -> str:
+    """The key under which members of the run of this id are found."""
+    return f"legion/run/{run}"
+
+
+def announce_topic(run: str) -> str:
+    """The gossip topic of a run's announcements."""
+    return f"legion/announce/{run}"
+
+
+def looks_like_run_id(text: str) -> bool:
+    """True for the form that `run_id` gives; no run name is allowed to look like it."""
+    return len(text) == 59 and text.startswith("bafkrei")

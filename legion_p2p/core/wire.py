@@ -1,0 +1,247 @@
+"""What peers say to each other: requests and their replies, as MessagePack maps.
+
+Every field has a bound. Decoding checks types and bounds before anything is used; what does not fit raises DecodeError, and
+whoever sent it is to blame. `type` names the message, so that any MessagePack reader can follow.
+"""
+
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from legion_p2p.core.announcement import MAX_ANNOUNCEMENT_BYTES
+from legion_p2p.core.identity import MAX_PEER_ID_CHARS
+from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, MAX_SHARDS
+from legion_p2p.core.run import MAX_SPEC_BYTES
+from legion_p2p.errors import DecodeError
+
+MAX_PAYLOAD_BYTES = 4 * MAX_SHARD_ELEMENTS + 4096  # a shard as fp32, and a codec's header
+MAX_EXCHANGED = 64  # announcements in one exchange: with small models about 64 KiB
+MAX_INCLUDED = 10_000  # contributions to one update: as many as members may be
+MAX_UPDATES = 64  # updates in one reply
+MAX_REASON_CHARS = 200
+
+T = TypeVar("T")
+
+_Id = Annotated[str, msgspec.Meta(max_length=MAX_PEER_ID_CHARS)]
+_Run = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+_Shard = Annotated[int, msgspec.Meta(ge=0, lt=MAX_SHARDS)]
+_Version = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+_Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+_Codec = Annotated[str, msgspec.Meta(max_length=64)]
+_Payload = Annotated[bytes, msgspec.Meta(max_length=MAX_PAYLOAD_BYTES)]
+_Signed = Annotated[bytes, msgspec.Meta(max_length=MAX_ANNOUNCEMENT_BYTES + 200)]
+_SignedList = Annotated[tuple[_Signed, ...], msgspec.Meta(max_length=MAX_EXCHANGED)]
+_Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)]
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="type"):
+    """The base of all of them."""
+
+
+# finding and knowing each other
+
+
+class GetSpec(Message, tag="get_spec"):
+    """Which runs of this name or id do you know? Any peer of a run answers, with SpecFound."""
+
+    run: _Run
+
+
+class SpecFound(Message, tag="spec_found"):
+    spec: Annotated[bytes, msgspec.Meta(max_length=MAX_SPEC_BYTES)]
+    signature: Annotated[bytes, msgspec.Meta(max_length=64)]
+
+
+class Exchange(Message, tag="exchange"):
+    """Here are announcements that I know; send me yours. The sender's own comes first."""
+
+    run: _Run
+    announcements: _SignedList
+
+
+class Exchanged(Message, tag="exchanged"):
+    announcements: _SignedList
+
+
+class Ping(Message, tag="ping"):
+    """Do you live? Answered with Done."""
+
+    run: _Run
+
+
+class PingFor(Message, tag="ping_for"):
+    """Ask `peer` for me whether it lives. Answered with Done if it does, refused if it does not answer."""
+
+    run: _Run
+    peer: _Id
+
+
+class Accusation(Message, tag="accusation"):
+    """`peer`, in this incarnation, seems dead to me. A hint to look, not evidence."""
+
+    run: _Run
+    peer: _Id
+    incarnation: _Count
+
+
+class Done(Message, tag="done"):
+    pass
+
+
+# the life of a shard
+
+
+class Push(Message, tag="push"):
+    """A member's compressed change of a shard since `version`, for the shard's owner."""
+
+    run: _Run
+    shard: _Shard
+    version: _Version
+    seq: _Count
+    """Number of this contribution of this member to this shard; sent again, it counts once."""
+    tokens: _Count
+    local_steps: _Count
+    codec: _Codec
+    payload: _Payload
+
+
+class Pushed(Message, tag="pushed"):
+    """The owner has the push and will include it in the next update, or has included it already."""
+
+    version: _Version
+    included: bool
+
+
+class NotOwner(Message, tag="not_owner"):
+    """Somebody else owns the shard, as far as I know: here is its announcement."""
+
+    owner: _Id
+    announcement: _Signed
+
+
+class Inclusion(msgspec.Struct, frozen=True):
+    """Whose contribution an update contains: a member and its number."""
+
+    peer: _Id
+    seq: _Count
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Whose contribution an update lacks, and why."""
+
+    peer: _Id
+    reason: _Reason
+
+
+class UpdateHeader(msgspec.Struct, frozen=True):
+    """What an update claims. The owner signs these bytes; the payload is bound to them by `digest`, that of the result."""
+
+    run: _Run
+    shard: _Shard
+    version: _Version
+    """The version that this update makes out of the one before."""
+    base_digest: _Digest
+    digest: _Digest
+    owner: _Id
+    codec: _Codec
+    included: Annotated[tuple[Inclusion, ...], msgspec.Meta(max_length=MAX_INCLUDED)]
+    failed: Annotated[tuple[Failure, ...], msgspec.Meta(max_length=MAX_INCLUDED)]
+    expected: Annotated[int, msgspec.Meta(ge=0, le=MAX_INCLUDED)]
+    tokens: _Count
+
+    @property
+    def averaged_fraction(self) -> float:
+        """Contributions used per member that was training; 1 where nobody is missing."""
+        return len(self.included) / max(1, self.expected, len(self.included))
+
+
+class Update(Message, tag="update"):
+    """The owner's compressed change of a shard. Answered with Held."""
+
+    header: Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
+    signature: Annotated[bytes, msgspec.Meta(max_length=64)]
+    payload: _Payload
+
+
+class Held(Message, tag="held"):
+    """What the answering peer holds of the shard now."""
+
+    version: _Version
+    digest: _Digest
+
+
+class GetUpdates(Message, tag="get_updates"):
+    """Send what comes after the version that I hold. Answered with Updates, or with ShardState where the log does not reach back."""
+
+    run: _Run
+    shard: _Shard
+    version: _Version
+    digest: _Digest
+
+
+class Updates(Message, tag="updates"):
+    updates: Annotated[tuple[Update, ...], msgspec.Meta(max_length=MAX_UPDATES)]
+
+
+class GetShard(Message, tag="get_shard"):
+    """Send the whole shard. Answered with ShardState."""
+
+    run: _Run
+    shard: _Shard
+
+
+class ShardState(Message, tag="shard_state"):
+    """A shard whole, as fp32 bytes, and which contributions of whom it contains."""
+
+    shard: _Shard
+    version: _Version
+    digest: _Digest
+    included: Annotated[tuple[Inclusion, ...], msgspec.Meta(max_length=MAX_INCLUDED)]
+    payload: _Payload
+
+
+class Handover(Message, tag="handover"):
+    """What only an owner has: its error-feedback residual, for the one who owns the shard now. Answered with Held."""
+
+    run: _Run
+    shard: _Shard
+    version: _Version
+    digest: _Digest
+    payload: _Payload
+
+
+Request = GetSpec | Exchange | Ping | PingFor | Accusation | Push | Update | GetUpdates | GetShard | Handover
+Reply = SpecFound | Exchanged | Done | Pushed | NotOwner | Held | Updates | ShardState
+
+_encoder = msgspec.msgpack.Encoder()
+_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+_headers = msgspec.msgpack.Decoder(UpdateHeader)
+
+
+def encode(message: Message | UpdateHeader) -> bytes:
+    """The MessagePack bytes of a message."""
+    return _encoder.encode(message)
+
+
+def decode_request(data: bytes) -> Request:
+    """Raises: DecodeError."""
+    return _decode(_requests, data, "request")
+
+
+def decode_reply(data: bytes) -> Reply:
+    """Raises: DecodeError."""
+    return _decode(_replies, data, "reply")
+
+
+def decode_header(data: bytes) -> UpdateHeader:
+    """Raises: DecodeError."""
+    return _decode(_headers, data, "update header")
+
+
+def _decode(decoder: "msgspec.msgpack.Decoder[T]", data: bytes, what: str) -> T:
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError) as bad:
+        raise DecodeError(f"{what} of {len(data)} bytes: {bad}") from bad

@@ -1,0 +1,65 @@
+"""One event per thing that happened, with fields: `events.emit("round.closed", shard=3, version=7)`.
+
+Whoever wants them adds a sink; the metrics file, the plain log lines and the live view are sinks. A sink that fails is dropped
+with a note on stderr: watching must never hurt what is watched.
+"""
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+MAX_ERRORS_KEPT = 32  # what a status shows; older ones are in the metrics file
+
+Sink = Callable[["Event"], None]
+
+
+class Event(msgspec.Struct, frozen=True):
+    """What happened: a dotted name, seconds since the epoch, and its fields."""
+
+    name: str
+    at: float
+    fields: dict[str, Any]
+    is_error: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"event": self.name, "at": round(self.at, 6), **({"error": True} if self.is_error else {}), **self.fields}
+
+
+class Events:
+    """Where a peer's events go. May be used from several threads."""
+
+    def __init__(self, wall_time: Callable[[], float] = time.time) -> None:
+        self._wall_time = wall_time
+        self._sinks: list[Sink] = []
+        self._lock = threading.Lock()
+        self.errors: deque[Event] = deque(maxlen=MAX_ERRORS_KEPT)
+
+    def add_sink(self, sink: Sink) -> None:
+        with self._lock:
+            self._sinks.append(sink)
+
+    def emit(self, name: str, **fields: Any) -> None:
+        self._send(Event(name, self._wall_time(), fields))
+
+    def error(self, name: str, text: str, **fields: Any) -> None:
+        """Something went wrong that a person may want to know; it stays visible in the status."""
+        event = Event(name, self._wall_time(), {"text": text, **fields}, is_error=True)
+        self.errors.append(event)
+        self._send(event)
+
+    def _send(self, event: Event) -> None:
+        with self._lock:
+            sinks = list(self._sinks)
+        for sink in sinks:
+            try:
+                sink(event)
+            except Exception as broken:
+                print(f"legion_p2p: an event sink failed and is dropped: {broken!r}", file=sys.stderr)
+                with self._lock:
+                    if sink in self._sinks:
+                        self._sinks.remove(sink)

@@ -1,0 +1,95 @@
+"""What a running peer knows, as one frozen record: the only source of what the live view, the JSON and the log show."""
+
+import msgspec
+
+STATUS_VERSION = 1
+
+
+class RunStatus(msgspec.Struct, frozen=True):
+    id: str
+    name: str
+
+
+class MemberStatus(msgspec.Struct, frozen=True):
+    """One member, this peer included."""
+
+    peer_id: str
+    region: str
+    liveness: str
+    step: int
+    tokens_per_s: float
+    tokens: int = 0
+    loss: float | None = None
+    training: bool = False
+    ready: bool = False
+    done: bool = False
+    shards_owned: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    addresses: tuple[str, ...] = ()
+    rtt_s: float | None = None
+
+
+class ShardStatus(msgspec.Struct, frozen=True):
+    """One shard as held here; `digest` in hex."""
+
+    shard: int
+    version: int
+    digest: str
+    owner: str | None
+    standby: str | None
+
+
+class FailedPush(msgspec.Struct, frozen=True):
+    peer_id: str
+    reason: str
+
+
+class RoundStatus(msgspec.Struct, frozen=True):
+    """The last round that this peer saw close."""
+
+    shard: int
+    version: int
+    averaged_fraction: float
+    failed: tuple[FailedPush, ...] = ()
+    n_included: int = 0
+    n_expected: int = 0
+
+
+class ErrorStatus(msgspec.Struct, frozen=True):
+    """Something that went wrong: seconds since the epoch, a name, and a sentence."""
+
+    at: float
+    event: str
+    text: str
+
+
+class Status(msgspec.Struct, frozen=True):
+    """All of it. Bytes are totals since this peer started; `state` is one of joining, training, waiting, done, leaving."""
+
+    peer_id: str
+    addresses: tuple[str, ...]
+    run: RunStatus | None
+    region: str
+    state: str
+    step: int
+    members: tuple[MemberStatus, ...]
+    shards: tuple[ShardStatus, ...]
+    sent_bytes: int
+    received_bytes: int
+    last_round: RoundStatus | None
+    errors: tuple[ErrorStatus, ...]
+    rounds: int = 0
+    loss: float | None = None
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+    local_steps: int = 0
+    target_steps: int | None = None
+    remaining_s: float | None = None
+    uptime_s: float = 0.0
+    common_digest: str = ""
+    """Digest over the digests of all shards: two peers with the same one hold the same model."""
+    blocked_fraction: float = 0.0
+    """Share of the time that step() held up the training loop."""
+    pid: int = 0
+    status_version: int = STATUS_VERSION

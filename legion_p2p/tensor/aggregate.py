@@ -1,0 +1,153 @@
+"""Combining what the members of a region push: a weighted mean with capped norms.
+
+The same contributions give the same bits, in whatever order they arrived and on whatever machine: a standby recomputes and compares
+digests. Therefore members are summed in the order of their names, in fp64, by elementwise operations only. Library reductions
+(`sum`, `norm`) add in an order that depends on vector width and threads, and `add_(alpha=)` fuses on some machines.
+"""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from legion_p2p.errors import UsageError
+from legion_p2p.tensor.body import is_finite
+
+WEIGHT_CAP = 4.0  # a member that claims more tokens than 4 times the median one gains nothing by it
+
+
+@dataclass(frozen=True, eq=False)
+class Contribution:
+    """One member's change of a shard."""
+
+    source: str
+    """Who is to be named if it is unusable."""
+    weight: float
+    """Relative to the others, such as tokens trained."""
+    value: Tensor
+    """1-D fp32 on the CPU."""
+
+
+@dataclass(frozen=True, eq=False)
+class Aggregated:
+    """`mean` is 1-D fp32; zeros if nothing was usable, which `used` == () tells."""
+
+    mean: Tensor
+    used: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...]
+    """(source, reason), sorted."""
+
+
+def weighted_mean(
+    contributions: Sequence[Contribution], norm_cap: float | None = None, numel: int | None = None
+) -> Aggregated:
+    """The mean by weight, in which no contribution has a norm larger than `norm_cap` times the median norm.
+
+    A longer one is scaled down and stays in `used`. The median is over those that are finite and not all zero (an idle peer should
+    not shrink the others), and of an even number of them it is the lower of the middle two: with two contributions the smaller
+    norm is the measure, so a liar may slow a round of two down, but not blow it up. A single one is its own median: a cap of 1 or
+    more never touches it.
+
+    `numel` is only needed where there may be no contribution at all.
+
+    Raises: UsageError, if values differ in length or are not 1-D fp32, or `norm_cap` is not positive.
+    """
+    if norm_cap is not None and not norm_cap > 0:
+        raise UsageError(f"norm_cap {norm_cap}, must be positive")
+    numel = _common_numel(contributions, numel)
+    usable, refused = _sift(contributions)
+    usable = _in_fixed_order(usable)
+    factors = [1.0] * len(usable)
+    if norm_cap is not None:
+        factors = _cap_factors([_norm(c.value) for c in usable], norm_cap)
+
+    mean_N = torch.zeros(numel, dtype=torch.float64)
+    if usable:
+        # relative weights first: the sum of the weights themselves could overflow
+        heaviest = max(c.weight for c in usable)
+        shares = [c.weight / heaviest for c in usable]
+        total = math.fsum(shares)
+        for c, share, factor in zip(usable, shares, factors, strict=True):
+            mean_N.add_(c.value.to(torch.float64).mul_(share * factor))
+        mean_N.div_(total)
+    return Aggregated(
+        mean=mean_N.to(torch.float32),
+        used=tuple(c.source for c in usable),
+        refused=tuple(sorted(refused)),
+    )
+
+
+def capped_weights(tokens: Sequence[float], cap: float = WEIGHT_CAP) -> tuple[float, ...]:
+    """min(tokens, cap * median): what a member claims to have trained cannot be checked, only limited.
+
+    The median is over positive finite claims, the lower of the middle two. Claims that are neither positive nor finite are left
+    as they are, for `weighted_mean` to refuse by name.
+    """
+    if not cap > 0:
+        raise UsageError(f"cap {cap}, must be positive")
+    plausible = [t for t in tokens if math.isfinite(t) and t > 0]
+    limit = cap * _lower_median(plausible) if plausible else 0.0
+    return tuple(min(t, limit) if math.isfinite(t) and t > 0 else t for t in tokens)
+
+
+def _common_numel(contributions: Sequence[Contribution], numel: int | None) -> int:
+    shapes = {tuple(c.value.shape) for c in contributions}
+    dtypes = {c.value.dtype for c in contributions}
+    if numel is not None:
+        shapes.add((numel,))
+    if len(shapes) > 1 or any(len(shape) != 1 for shape in shapes) or dtypes - {torch.float32}:
+        seen = f"shapes {sorted(shapes)}, types {sorted(map(str, dtypes))}"
+        raise UsageError(f"contributions must be 1-D torch.float32 of one length, got {seen}")
+    return shapes.pop()[0] if shapes else 0
+
+
+def _sift(contributions: Sequence[Contribution]) -> tuple[list[Contribution], list[tuple[str, str]]]:
+    usable, refused = [], []
+    for c in contributions:
+        if not (math.isfinite(c.weight) and c.weight > 0):
+            refused.append((c.source, f"weight {c.weight}, must be positive and finite"))
+        elif not is_finite(c.value):
+            refused.append((c.source, "value carries NaN or infinity"))
+        else:
+            usable.append(c)
+    return usable, refused
+
+
+def _in_fixed_order(contributions: list[Contribution]) -> list[Contribution]:
+    """By source. Where one source comes twice (a late push beside the present one) what was pushed decides."""
+    n_of = Counter(c.source for c in contributions)
+
+    def key(c: Contribution) -> tuple[str, float, bytes]:
+        tie_break = b"" if n_of[c.source] == 1 else hashlib.sha256(c.value.contiguous().numpy()).digest()
+        return c.source, c.weight, tie_break
+
+    return sorted(contributions, key=key)
+
+
+def _norm(x_N: Tensor) -> float:
+    """The Euclidean norm, the same bits on every machine: adds halves on top of each other until one element is left."""
+    # squares of fp32 fit: (3.4e38)^2 = 1.2e77, and 2^32 of them are far from fp64's 1.8e308
+    rest = x_N.to(torch.float64).square_()
+    while rest.numel() > 1:
+        half = rest.numel() // 2
+        odd = rest[2 * half :]
+        rest = rest[:half].add_(rest[half : 2 * half])
+        if odd.numel():
+            rest[0].add_(odd[0])
+    return math.sqrt(float(rest.sum()))
+
+
+def _cap_factors(norms: list[float], norm_cap: float) -> list[float]:
+    moving = [norm for norm in norms if norm > 0]
+    if not moving:
+        return [1.0] * len(norms)
+    limit = norm_cap * _lower_median(moving)
+    return [1.0 if norm <= limit else limit / norm for norm in norms]
+
+
+def _lower_median(values: list[float]) -> float:
+    return sorted(values)[(len(values) - 1) // 2]

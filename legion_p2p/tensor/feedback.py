@@ -1,0 +1,47 @@
+"""Error feedback: what compression leaves out now is added the next time (Seide et al. 2014; Karimireddy et al., 1901.09847).
+
+    e = decay * residual + x        what should be sent
+    q = decode(encode(e))           what is sent
+    residual' = e - q               what is kept
+
+The receiver's q is used, not an idea of it, so with decay 1 the sum of all sent plus what is kept equals the sum of all that came
+in, up to the rounding of the two fp32 operations. The second one rounds nothing as long as q is 0 or within a factor of two of e
+(Sterbenz), which holds for every codec that rounds to a near level; so all that is ever lost is the rounding of `residual + x`.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+from legion_p2p.errors import UsageError
+
+if TYPE_CHECKING:
+    from legion_p2p.tensor.codec import Codec
+
+
+class Compressed(NamedTuple):
+    """What `compress` gives."""
+
+    data: bytes
+    sent: Tensor
+    """What whoever decodes `data` gets, bit for bit. 1-D fp32 on the CPU."""
+    residual: Tensor
+    """To be passed in the next time. 1-D fp32 on the device of the input."""
+
+
+def compress(codec: "Codec", residual: Tensor | None, x: Tensor, decay: float = 1.0) -> Compressed:
+    """Encode `decay * residual + x`, and keep what the codec leaves out.
+
+    `residual` None stands for zeros: the first round. Neither it nor `x` is changed, so whoever could not deliver `data` goes on
+    with the old residual. `decay` below 1 forgets: less staleness, but what is forgotten is never learnt from.
+
+    Raises: NonFiniteError, UsageError: as encode() does.
+    """
+    if not 0.0 <= decay <= 1.0:
+        raise UsageError(f"decay {decay}, must be 0 to 1")
+    if residual is not None and residual.shape != x.shape:
+        raise UsageError(f"residual of shape {tuple(residual.shape)} for a tensor of shape {tuple(x.shape)}")
+    wanted = x.detach() if residual is None else (residual * decay).add_(x.detach())
+    data = codec.encode(wanted)
+    sent = codec.decode(data, wanted.numel())
+    return Compressed(data, sent, wanted - sent.to(wanted.device))

@@ -1,0 +1,111 @@
+"""The parameters of a model as one flat fp32 tensor, in a fixed order, of which a shard is a slice.
+
+Tied parameters (the same object twice) count once, where they come first.
+"""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from legion_p2p.errors import UsageError
+
+
+class FlatView:
+    """Reads and writes slices of the flattened parameters; knows where each one lies.
+
+    `parameters` are tensors, or pairs of name and tensor such as `model.named_parameters()`; without names they are called by their
+    index. Any float type, device and shape. It holds the tensors themselves: replaced ones (`p.data = ...`) are followed, but a
+    model that gets new Parameter objects needs a new view.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> None:
+        named = [p if isinstance(p, tuple) else (str(i), p) for i, p in enumerate(parameters)]
+        first_of = {id(p): (name, p) for name, p in reversed(named)}
+        kept = [(name, p) for name, p in named if first_of[id(p)][0] == name]
+        for name, p in kept:
+            if not p.is_floating_point() or p.layout != torch.strided or p.is_meta:
+                raise UsageError(f"parameter {name} is {p.dtype}, {p.layout}, on {p.device}: must be dense floats with memory")
+        self.names = tuple(name for name, _ in kept)
+        self.shapes = tuple(tuple(p.shape) for _, p in kept)
+        self._params = tuple(p for _, p in kept)
+        # N + 1 boundaries: parameter i lies in [starts[i], starts[i + 1])
+        self.starts = tuple(accumulate((p.numel() for p in self._params), initial=0))
+        self.numel = self.starts[-1]
+
+    def snapshot(self) -> Tensor:
+        """A copy of all of it: 1-D fp32 on the CPU."""
+        return self.read_slice(0, self.numel)
+
+    @torch.no_grad()
+    def read_slice(self, start: int, end: int) -> Tensor:
+        """A copy of elements [start, end): 1-D fp32 on the CPU."""
+        self._check(start, end)
+        out = torch.empty(end - start, dtype=torch.float32)
+        for p, a, b, at in self._pieces(start, end):
+            out[at : at + b - a].copy_(p.detach().reshape(-1)[a:b])
+        return out
+
+    @torch.no_grad()
+    def assign_slice(self, start: int, values: Tensor) -> None:
+        """Write `values` (1-D, any device) to the elements from `start` on, in place, rounded to the type of each parameter."""
+        if values.ndim != 1:
+            raise UsageError(f"values of shape {tuple(values.shape)}, must be 1-D")
+        self._check(start, start + len(values))
+        for p, a, b, at in self._pieces(start, start + len(values)):
+            new = values[at : at + b - a]
+            target = p.detach()
+            if target.is_contiguous():
+                target.view(-1)[a:b].copy_(new)
+            else:
+                # no flat view of it exists: change a flat copy and put all of that back
+                flat = target.reshape(-1).clone()
+                flat[a:b].copy_(new)
+                target.copy_(flat.view(target.shape))
+
+    def _check(self, start: int, end: int) -> None:
+        if not 0 <= start <= end <= self.numel:
+            raise UsageError(f"slice [{start}, {end}) of {self.numel} elements")
+
+    def _pieces(self, start: int, end: int) -> Iterator[tuple[Tensor, int, int, int]]:
+        """(parameter, from, to, position in the slice) for each parameter that [start, end) overlaps."""
+        i = bisect_right(self.starts, start) - 1
+        while i < len(self._params) and self.starts[i] < end:
+            first, last = self.starts[i], self.starts[i + 1]
+            a, b = max(start, first), min(end, last)
+            if a < b:
+                yield self._params[i], a - first, b - first, a - start
+            i += 1
+
+
+def snapshot(params: Sequence[Tensor]) -> Tensor:
+    """FlatView(params).snapshot(), for one use."""
+    return FlatView(params).snapshot()
+
+
+def assign_slice(params: Sequence[Tensor], start: int, values: Tensor) -> None:
+    """FlatView(params).assign_slice(), for one use."""
+    FlatView(params).assign_slice(start, values)
+
+
+def read_slice(params: Sequence[Tensor], start: int, end: int) -> Tensor:
+    """FlatView(params).read_slice(), for one use."""
+    return FlatView(params).read_slice(start, end)
+
+
+def digest(x: Tensor) -> bytes:
+    """SHA-256 of the little-endian fp32 bytes (32 bytes). Equal digests mean equal bits: -0.0 and 0.0 differ.
+
+    Reads the memory of a contiguous CPU tensor where it is, without copying.
+    """
+    if x.dtype != torch.float32:
+        raise UsageError(f"digest of {x.dtype}, must be torch.float32")
+    array = x.detach().cpu().contiguous().numpy()
+    return hashlib.sha256(memoryview(array.astype("<f4", copy=False)).cast("B")).digest() if x.numel() else _OF_NOTHING
+
+
+_OF_NOTHING = hashlib.sha256(np.empty(0, "<f4").tobytes()).digest()
