@@ -16,7 +16,9 @@ MAX_ADDRESS_CHARS = 512  # a DNS name has at most 253, a peer id 52; much more t
 MAX_ADDRESSES = 1000  # in one list; a bootstrap file of more is a mistake
 MAX_INCLUDE_DEPTH = 4  # an @file may name further files, but not itself for ever
 
-_HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}\.?)+")
+MAX_HOST_CHARS = 253
+
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")  # one part of a DNS name
 
 
 def split_address(address: str) -> tuple[str, PeerId | None]:
@@ -112,7 +114,8 @@ def _check_host(address: str, family: str, host: str) -> None:
         elif family == "ip6":
             IPv6Address(host)
         elif family in ("dns", "dns4", "dns6"):
-            if not _HOST.fullmatch(host):
+            labels = host.removesuffix(".").split(".")
+            if len(host) > MAX_HOST_CHARS or not all(_LABEL.fullmatch(label) for label in labels):
                 raise ValueError
         else:
             raise _malformed(address, f"{family!r} is none of ip4, ip6, dns, dns4, dns6")

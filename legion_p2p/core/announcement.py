@@ -1,6 +1,6 @@
 """What a member says of itself, every few seconds, signed: the only source of what others know of it.
 
-A newer announcement replaces an older one of the same peer; newer means a higher (incarnation, seq). Anyone may pass announcements
+A newer announcement replaces an older one of the same peer; newer means a higher (incarnation, seq). Anyone may pass them
 on, nobody can change one.
 """
 

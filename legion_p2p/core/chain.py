@@ -24,6 +24,7 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.wire import MAX_UPDATES, Inclusion, Update, UpdateHeader
 
 MAX_LOG_ENTRIES = MAX_UPDATES  # what one reply can carry
+MAX_DIGESTS = 1024  # versions of which the digest is remembered: minutes of history, 40 KiB a shard
 MAX_TRACKED = 10_000  # members whose contributions are told apart: as many as there may be
 
 
@@ -71,6 +72,10 @@ class Chain:
             return Step.BEHIND
         return Step.FORKED
 
+    def passed(self, version: int, digest: bytes) -> bool:
+        """True if this chain came through that state."""
+        return self._digests.get(version) == digest
+
     def holds(self, mark: Mark) -> bool | None:
         """Whether somebody's mark lies on this chain: True, False, or None where it is too old or too new to tell."""
         digest = self._digests.get(mark.version)
@@ -96,7 +101,7 @@ class Chain:
         self._include(included)
 
     def since(self, version: int, digest: bytes) -> tuple[Update, ...] | None:
-        """The updates that lead from a state to ours; None where the log does not reach back, or the state is not on this chain."""
+        """The updates that lead from a state to ours; None where the log does not reach back, or never held that state."""
         if version == self.version and digest == self.digest:
             return ()
         first = self._log.get(version + 1)
@@ -118,7 +123,7 @@ class Chain:
         self.version = version
         self.digest = digest
         self._digests[version] = digest
-        while len(self._digests) > 4 * MAX_LOG_ENTRIES:
+        while len(self._digests) > MAX_DIGESTS:
             self._digests.popitem(last=False)
 
     def _include(self, included: Iterable[Inclusion]) -> None:

@@ -92,7 +92,5 @@ def plan_for(numel: int, shard_elements: int = 0) -> ShardPlan:
         raise UsageError(f"shards of {shard_elements} elements, allowed are 1 to {MAX_SHARD_ELEMENTS}")
     plan = ShardPlan(numel, shard_elements)
     if plan.n_shards > MAX_SHARDS:
-        raise UsageError(
-            f"{plan.n_shards} shards of {shard_elements} elements, at most {MAX_SHARDS}: choose larger shards"
-        )
+        raise UsageError(f"{plan.n_shards} shards of {shard_elements} elements, at most {MAX_SHARDS}: choose larger shards")
     return plan

@@ -2,7 +2,7 @@
 
 Each pair of shard and peer has a number u in (0, 1) that everybody can compute; the peer with the highest score -weight / ln(u)
 owns the shard, the next one stands by. Nobody is asked, the same list gives the same answer everywhere, and one peer that joins
-or leaves moves only its own share (highest random weight: Thaler and Ravishankar 1998; weighted: Schindelhauer and Schomaker 2005).
+or leaves moves only its own share (Thaler and Ravishankar 1998; the weights: Schindelhauer and Schomaker 2005).
 """
 
 import hashlib
@@ -51,8 +51,6 @@ def ownership(run_id: str, region: str, shard: int, weights: Mapping[PeerId, flo
     return Ownership(ranked[0] if ranked else None, ranked[1] if len(ranked) > 1 else None)
 
 
-def owned_by(
-    peer: PeerId, run_id: str, region: str, shards: Iterable[int], weights: Mapping[PeerId, float]
-) -> list[int]:
+def owned_by(peer: PeerId, run_id: str, region: str, shards: Iterable[int], weights: Mapping[PeerId, float]) -> list[int]:
     """The shards that `peer` owns."""
     return [shard for shard in shards if ownership(run_id, region, shard, weights).owner == peer]

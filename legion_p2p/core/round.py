@@ -81,7 +81,7 @@ class Closed(msgspec.Struct, frozen=True):
 
 
 def staleness_weight(staleness: int) -> float:
-    """Factor on the weight of a push that is `staleness` versions late: 1, 1/2, 1/3, ... It never reaches zero: late is not lost."""
+    """Factor on the weight of a push that is `staleness` versions late: 1, 1/2, 1/3, ... Never zero: late is not lost."""
     return 1.0 / (1.0 + max(0, staleness))
 
 

@@ -42,42 +42,42 @@ class Message(msgspec.Struct, frozen=True, tag_field="type"):
 # finding and knowing each other
 
 
-class GetSpec(Message, tag="get_spec"):
+class GetSpec(Message, frozen=True, tag="get_spec"):
     """Which runs of this name or id do you know? Any peer of a run answers, with SpecFound."""
 
     run: _Run
 
 
-class SpecFound(Message, tag="spec_found"):
+class SpecFound(Message, frozen=True, tag="spec_found"):
     spec: Annotated[bytes, msgspec.Meta(max_length=MAX_SPEC_BYTES)]
     signature: Annotated[bytes, msgspec.Meta(max_length=64)]
 
 
-class Exchange(Message, tag="exchange"):
+class Exchange(Message, frozen=True, tag="exchange"):
     """Here are announcements that I know; send me yours. The sender's own comes first."""
 
     run: _Run
     announcements: _SignedList
 
 
-class Exchanged(Message, tag="exchanged"):
+class Exchanged(Message, frozen=True, tag="exchanged"):
     announcements: _SignedList
 
 
-class Ping(Message, tag="ping"):
+class Ping(Message, frozen=True, tag="ping"):
     """Do you live? Answered with Done."""
 
     run: _Run
 
 
-class PingFor(Message, tag="ping_for"):
+class PingFor(Message, frozen=True, tag="ping_for"):
     """Ask `peer` for me whether it lives. Answered with Done if it does, refused if it does not answer."""
 
     run: _Run
     peer: _Id
 
 
-class Accusation(Message, tag="accusation"):
+class Accusation(Message, frozen=True, tag="accusation"):
     """`peer`, in this incarnation, seems dead to me. A hint to look, not evidence."""
 
     run: _Run
@@ -85,14 +85,14 @@ class Accusation(Message, tag="accusation"):
     incarnation: _Count
 
 
-class Done(Message, tag="done"):
+class Done(Message, frozen=True, tag="done"):
     pass
 
 
 # the life of a shard
 
 
-class Push(Message, tag="push"):
+class Push(Message, frozen=True, tag="push"):
     """A member's compressed change of a shard since `version`, for the shard's owner."""
 
     run: _Run
@@ -106,14 +106,14 @@ class Push(Message, tag="push"):
     payload: _Payload
 
 
-class Pushed(Message, tag="pushed"):
+class Pushed(Message, frozen=True, tag="pushed"):
     """The owner has the push and will include it in the next update, or has included it already."""
 
     version: _Version
     included: bool
 
 
-class NotOwner(Message, tag="not_owner"):
+class NotOwner(Message, frozen=True, tag="not_owner"):
     """Somebody else owns the shard, as far as I know: here is its announcement."""
 
     owner: _Id
@@ -156,7 +156,7 @@ class UpdateHeader(msgspec.Struct, frozen=True):
         return len(self.included) / max(1, self.expected, len(self.included))
 
 
-class Update(Message, tag="update"):
+class Update(Message, frozen=True, tag="update"):
     """The owner's compressed change of a shard. Answered with Held."""
 
     header: Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
@@ -164,34 +164,36 @@ class Update(Message, tag="update"):
     payload: _Payload
 
 
-class Held(Message, tag="held"):
+class Held(Message, frozen=True, tag="held"):
     """What the answering peer holds of the shard now."""
 
     version: _Version
     digest: _Digest
 
 
-class GetUpdates(Message, tag="get_updates"):
-    """Send what comes after the version that I hold. Answered with Updates, or with ShardState where the log does not reach back."""
+class GetUpdates(Message, frozen=True, tag="get_updates"):
+    """Send what comes after the state that I hold. Answered with Updates, or with ShardState where the log is too short."""
 
     run: _Run
     shard: _Shard
     version: _Version
     digest: _Digest
+    log_only: bool = False
+    """Answer with Updates in any case, empty ones where the log is too short."""
 
 
-class Updates(Message, tag="updates"):
+class Updates(Message, frozen=True, tag="updates"):
     updates: Annotated[tuple[Update, ...], msgspec.Meta(max_length=MAX_UPDATES)]
 
 
-class GetShard(Message, tag="get_shard"):
+class GetShard(Message, frozen=True, tag="get_shard"):
     """Send the whole shard. Answered with ShardState."""
 
     run: _Run
     shard: _Shard
 
 
-class ShardState(Message, tag="shard_state"):
+class ShardState(Message, frozen=True, tag="shard_state"):
     """A shard whole, as fp32 bytes, and which contributions of whom it contains."""
 
     shard: _Shard
@@ -199,9 +201,11 @@ class ShardState(Message, tag="shard_state"):
     digest: _Digest
     included: Annotated[tuple[Inclusion, ...], msgspec.Meta(max_length=MAX_INCLUDED)]
     payload: _Payload
+    ancestor: bool
+    """The asker's state lies in the history of this one, so nothing of it is missing here."""
 
 
-class Handover(Message, tag="handover"):
+class Handover(Message, frozen=True, tag="handover"):
     """What only an owner has: its error-feedback residual, for the one who owns the shard now. Answered with Held."""
 
     run: _Run

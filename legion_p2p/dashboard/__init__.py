@@ -1,0 +1,7 @@
+"""Views of status records on a terminal. What is listed here is what others may use."""
+
+from legion_p2p.dashboard.live import LiveView, render_peer
+from legion_p2p.dashboard.report import render_status
+from legion_p2p.dashboard.swarm import LoneProgress, PeerRow, Swarm, SwarmView, render_swarm
+
+__all__ = ["LiveView", "LoneProgress", "PeerRow", "Swarm", "SwarmView", "render_peer", "render_status", "render_swarm"]

@@ -43,10 +43,10 @@ class Events:
         with self._lock:
             self._sinks.append(sink)
 
-    def emit(self, name: str, **fields: Any) -> None:
+    def emit(self, name: str, /, **fields: Any) -> None:
         self._send(Event(name, self._wall_time(), fields))
 
-    def error(self, name: str, text: str, **fields: Any) -> None:
+    def error(self, name: str, text: str, /, **fields: Any) -> None:
         """Something went wrong that a person may want to know; it stays visible in the status."""
         event = Event(name, self._wall_time(), {"text": text, **fields}, is_error=True)
         self.errors.append(event)

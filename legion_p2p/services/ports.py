@@ -19,8 +19,8 @@ T = TypeVar("T")
 Handler = Callable[[PeerId, bytes], Awaitable[bytes]]
 """Answers a request: (who asks, the request's body) -> the reply's body.
 
-A LegionError that it raises reaches the caller as RefusedError, with its class name as `kind` and its text. Anything else reaches the
-caller as RefusedError of kind "InternalError", and this side's log; the host lives on.
+A LegionError that it raises reaches the caller as RefusedError, with its class name as `kind` and its text. Anything else reaches
+the caller as RefusedError of kind "InternalError", and this side's log; the host lives on.
 """
 
 

@@ -1,11 +1,10 @@
 """Combining what the members of a region push: a weighted mean with capped norms.
 
-The same contributions give the same bits, in whatever order they arrived and on whatever machine: a standby recomputes and compares
-digests. Therefore members are summed in the order of their names, in fp64, by elementwise operations only. Library reductions
-(`sum`, `norm`) add in an order that depends on vector width and threads, and `add_(alpha=)` fuses on some machines.
+The same contributions give the same bits, in whatever order they arrived and on whatever machine: a standby recomputes and
+compares digests. Therefore members are summed in the order of their names, in fp64, by elementwise operations only. Library
+reductions (`sum`, `norm`) add in an order that depends on vector width and threads, and `add_(alpha=)` fuses on some machines.
 """
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from legion_p2p.errors import UsageError
 from legion_p2p.tensor.body import is_finite
+from legion_p2p.tensor.flatten import digest
 
 WEIGHT_CAP = 4.0  # a member that claims more tokens than 4 times the median one gains nothing by it
 
@@ -42,15 +42,13 @@ class Aggregated:
     """(source, reason), sorted."""
 
 
-def weighted_mean(
-    contributions: Sequence[Contribution], norm_cap: float | None = None, numel: int | None = None
-) -> Aggregated:
+def weighted_mean(contributions: Sequence[Contribution], norm_cap: float | None = None, numel: int | None = None) -> Aggregated:
     """The mean by weight, in which no contribution has a norm larger than `norm_cap` times the median norm.
 
-    A longer one is scaled down and stays in `used`. The median is over those that are finite and not all zero (an idle peer should
-    not shrink the others), and of an even number of them it is the lower of the middle two: with two contributions the smaller
-    norm is the measure, so a liar may slow a round of two down, but not blow it up. A single one is its own median: a cap of 1 or
-    more never touches it.
+    A longer one is scaled down and stays in `used`. The median is over those that are finite and not all zero (an idle peer
+    should not shrink the others), and of an even number of them it is the lower of the middle two: with two contributions the
+    smaller norm is the measure, so a liar may slow a round of two down, but not blow it up. A single one is its own median: a
+    cap of 1 or more never touches it.
 
     `numel` is only needed where there may be no contribution at all.
 
@@ -122,7 +120,7 @@ def _in_fixed_order(contributions: list[Contribution]) -> list[Contribution]:
     n_of = Counter(c.source for c in contributions)
 
     def key(c: Contribution) -> tuple[str, float, bytes]:
-        tie_break = b"" if n_of[c.source] == 1 else hashlib.sha256(c.value.contiguous().numpy()).digest()
+        tie_break = b"" if n_of[c.source] == 1 else digest(c.value)
         return c.source, c.weight, tie_break
 
     return sorted(contributions, key=key)

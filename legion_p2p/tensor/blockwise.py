@@ -24,8 +24,8 @@ BLOCK = 256
 LEVELS = 127
 
 MIN_SCALE = torch.finfo(torch.float32).tiny
-"""Smaller scales are written as zero, and so is their block (all of it below 1.5e-36): what a subnormal number is worth depends on
-the flush-to-zero mode of the machine that multiplies by it."""
+"""Smaller scales are written as zero, and so is their block (all of it below 1.5e-36): what a subnormal number is worth depends
+on the flush-to-zero mode of the machine that multiplies by it."""
 
 MAX_SCALE = torch.finfo(torch.float32).max / 128
 """int8 times a larger scale could be infinite. Only values above 3.376e38 feel it: they saturate, by less than 1 %."""

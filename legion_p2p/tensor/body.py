@@ -29,7 +29,7 @@ def pack(codec_id: int, version: int, numel: int, *parts: Tensor) -> bytes:
         # numpy knows no bf16: let its bits pass as integers
         plain = part.view(torch.int16) if part.dtype == torch.bfloat16 else part
         array = plain.cpu().numpy()
-        pieces.append(memoryview(array.astype(array.dtype.newbyteorder("<"), copy=False)).cast("B"))
+        pieces.append(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
     return b"".join(pieces)
 
 
@@ -45,9 +45,7 @@ def unpack(data: bytes | memoryview, codec_id: int, version: int, numel: int, bo
         raise CodecError(f"{len(view)} bytes, {HEADER.size + body_bytes} expected for {numel} elements")
     seen = HEADER.unpack_from(view)
     if seen != (codec_id, version, 0, numel):
-        raise CodecError(
-            f"header says codec, version, zero, elements = {seen}, expected {(codec_id, version, 0, numel)}"
-        )
+        raise CodecError(f"header says codec, version, zero, elements = {seen}, expected {(codec_id, version, 0, numel)}")
     return view[HEADER.size :]
 
 

@@ -8,7 +8,6 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,9 +17,9 @@ from legion_p2p.errors import UsageError
 class FlatView:
     """Reads and writes slices of the flattened parameters; knows where each one lies.
 
-    `parameters` are tensors, or pairs of name and tensor such as `model.named_parameters()`; without names they are called by their
-    index. Any float type, device and shape. It holds the tensors themselves: replaced ones (`p.data = ...`) are followed, but a
-    model that gets new Parameter objects needs a new view.
+    `parameters` are tensors, or pairs of name and tensor such as `model.named_parameters()`; without names they are called
+    by their index. Any float type, device and shape. It holds the tensors themselves: replaced memory (`p.data = ...`) is
+    followed, but a model that gets new Parameter objects needs a new view.
     """
 
     def __init__(self, parameters: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> None:
@@ -36,6 +35,11 @@ class FlatView:
         # N + 1 boundaries: parameter i lies in [starts[i], starts[i + 1])
         self.starts = tuple(accumulate((p.numel() for p in self._params), initial=0))
         self.numel = self.starts[-1]
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The tensors themselves, in order."""
+        return self._params
 
     def snapshot(self) -> Tensor:
         """A copy of all of it: 1-D fp32 on the CPU."""
@@ -105,7 +109,4 @@ def digest(x: Tensor) -> bytes:
     if x.dtype != torch.float32:
         raise UsageError(f"digest of {x.dtype}, must be torch.float32")
     array = x.detach().cpu().contiguous().numpy()
-    return hashlib.sha256(memoryview(array.astype("<f4", copy=False)).cast("B")).digest() if x.numel() else _OF_NOTHING
-
-
-_OF_NOTHING = hashlib.sha256(np.empty(0, "<f4").tobytes()).digest()
+    return hashlib.sha256(array.astype("<f4", copy=False).data).digest()

@@ -1,0 +1,125 @@
+"""legion-bootstrap: introduce peers to each other.
+
+A node that trains nothing and owns nothing: it answers in the DHT, so that a peer that knows its address finds everybody else. Its only
+line on stdout is what to paste after a peer's command. Neither torch nor, before the options are read, libp2p is imported.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Group, Parameter
+
+from legion_p2p.cli.common import DONE, SOURCES_HELP, Signals, addresses_of_peers, listen_addresses, make_app, run_app
+from legion_p2p.config import DEFAULT_BOOTSTRAP_PORT
+from legion_p2p.errors import UsageError
+
+STATUS_EVERY_S = 60.0  # without a change, on a terminal or not
+STATUS_AFTER_CHANGE_S = 2.0  # peers come in waves: one line per wave
+
+HELP = """Introduce peers to each other: start this on a machine with a public address, and give peers the line that it prints.
+
+  legion-bootstrap
+  legion-bootstrap --port 4711 --announce /ip4/203.0.113.7/tcp/4711
+  legion-peer --run NAME --initial-peers ADDRESS_PRINTED_BY_BOOTSTRAP"""
+
+app = make_app("legion-bootstrap", HELP, help_epilogue=SOURCES_HELP)
+
+_MANY = Parameter(consume_multiple=True, negative=())
+
+
+@Parameter(name="*", group=Group.create_ordered("Options"))
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    port: int = DEFAULT_BOOTSTRAP_PORT
+    """TCP port to listen on, at all IPv4 addresses of this machine; 0: any free one."""
+    listen: Annotated[tuple[str, ...], _MANY, Parameter(converter=listen_addresses, metavar="ADDR...")] = ()
+    """Addresses to listen on instead, as /ip4/HOST/tcp/PORT."""
+    announce: Annotated[tuple[str, ...], _MANY, Parameter(converter=listen_addresses, metavar="ADDR...")] = ()
+    """Addresses that others should dial, where a router forwards a port to this machine."""
+    initial_peers: Annotated[tuple[str, ...], _MANY, Parameter(converter=addresses_of_peers, metavar="ADDR...")] = ()
+    """Other bootstrap nodes, to be one network with; they may be down, and are tried for ever. @FILE reads them from a file."""
+    identity: Annotated[str, Parameter(metavar="FILE")] = ""
+    """Key file that says who this node is, made on first use. [default: bootstrap.key in the user's data folder]"""
+    config: Annotated[str, Parameter(metavar="FILE")] = ""
+    """TOML file with further options."""
+
+
+@app.default
+def bootstrap(options: Options = Options()) -> int:  # noqa: B008
+    """Run until Ctrl+C or SIGTERM."""
+    if not 0 <= options.port <= 65535:
+        raise UsageError(f"--port {options.port}, must be 0 to 65535")
+    with Signals() as signals:
+        # from here on libp2p is needed
+        import trio
+
+        from legion_p2p.store.identity import load_or_create_identity
+
+        identity = load_or_create_identity(options.identity or default_identity_path())
+        listen = options.listen or (f"/ip4/0.0.0.0/tcp/{options.port}",)
+        leave = trio.Event()
+        trio.run(_serve, identity, listen, options, signals, leave)
+        return 128 + signals.caught if signals.caught else DONE
+
+
+def default_identity_path() -> Path:
+    from platformdirs import user_data_dir
+
+    return Path(user_data_dir("legion_p2p")) / "bootstrap.key"
+
+
+async def _serve(identity, listen: tuple[str, ...], options: Options, signals: Signals, leave) -> None:
+    import trio
+
+    from legion_p2p.net.host import open_network
+
+    note = Notes()
+    async with open_network(
+        identity, listen=listen, initial_peers=options.initial_peers, announce=options.announce, log=note
+    ) as network:
+        token = trio.lowlevel.current_trio_token()
+        signals.orderly(lambda number: token.run_sync_soon(leave.set))
+        note(f"legion-bootstrap {identity.peer_id} listens on {', '.join(listen)}")
+        print("--initial-peers", *network.addresses(), flush=True)
+        network.keep_contacts()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_tell, network, note)
+            await leave.wait()
+            note("leaving")
+            nursery.cancel_scope.cancel()
+
+
+async def _tell(network, note: "Notes") -> None:
+    """How many peers are connected, when it changes and now and then."""
+    import trio
+
+    told, told_at = -1, float("-inf")
+    while True:
+        n_peers = len(network.messenger.connected())
+        now = trio.current_time()
+        if n_peers != told or now - told_at >= STATUS_EVERY_S:
+            note(f"{n_peers} {'peer' if n_peers == 1 else 'peers'} connected")
+            told, told_at = n_peers, now
+        await trio.sleep(STATUS_AFTER_CHANGE_S)
+
+
+class Notes:
+    """Lines for people, on stderr, with the time."""
+
+    def __init__(self, write: Callable[[str], object] | None = None) -> None:
+        self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))
+
+    def __call__(self, text: str) -> None:
+        self._write(f"{time.strftime('%H:%M:%S')} {text}")
+
+
+def main() -> None:
+    sys.exit(run_app(app))
+
+
+if __name__ == "__main__":
+    main()

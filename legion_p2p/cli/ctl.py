@@ -1,0 +1,133 @@
+"""legion-ctl: ask a running peer on this machine what it knows.
+
+It finds peers by knocking at the loopback ports on which they serve their status; no file has to be there or to be cleaned up.
+"""
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from legion_p2p.cli.common import DONE, make_app, run_app
+from legion_p2p.config import STATUS_PORTS
+from legion_p2p.errors import NetworkError, UsageError
+
+if TYPE_CHECKING:
+    from legion_p2p.net.status_http import Probe
+    from legion_p2p.observe.status import Status
+
+WATCH_EVERY_S = 1.0
+
+app = make_app("legion-ctl", "Ask a running peer on this machine what it knows.")
+
+
+@app.command
+def status(
+    *,
+    peer: Annotated[str, Parameter(metavar="HOST:PORT")] = "",
+    json: Annotated[bool, Parameter(negative=())] = False,
+    watch: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Show the run, members, shards, traffic and last errors of a peer.
+
+    Example: legion-ctl status --watch
+
+    Parameters
+    ----------
+    peer
+        HOST:PORT of its status, or PORT, where several peers run on this machine; with one, it is found.
+    json
+        Print the record as JSON, on one line.
+    watch
+        Show it again every second until Ctrl+C.
+    """
+    import trio
+
+    host, port = parse_status_address(peer) if peer else trio.run(_only_peer)
+    if watch:
+        return _watch(host, port, json)
+    _show(trio.run(_fetch, host, port), json)
+    return DONE
+
+
+def parse_status_address(text: str) -> tuple[str, int]:
+    """`HOST:PORT` or `PORT`, the host being this machine where it is left out. Raises: UsageError."""
+    host, colon, port = text.rpartition(":")
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536) or (colon and not host):
+        raise UsageError(f"--peer {text!r}: the form is HOST:PORT, as in 127.0.0.1:{STATUS_PORTS[0]}")
+    return (host.strip("[]") if host else "127.0.0.1"), int(port)
+
+
+async def _only_peer() -> tuple[str, int]:
+    from legion_p2p.net.status_http import find_peers
+
+    probes = await find_peers()
+    running = [probe for probe in probes if probe.status is not None]
+    silent = [probe for probe in probes if probe.status is None]
+    if len(running) == 1:
+        return parse_status_address(running[0].address)
+    if running:
+        listed = "\n".join(_in_a_line(probe) for probe in running)
+        raise UsageError(f"{len(running)} peers run on this machine, choose one with --peer HOST:PORT:\n{listed}")
+    also = "".join(f"; {probe.problem}" for probe in silent)
+    raise NetworkError(
+        f"no peer runs on this machine (none serves its status on 127.0.0.1:{STATUS_PORTS[0]} to {STATUS_PORTS[-1]}{also}); "
+        f"start one: legion-peer --run NAME --initial-peers ADDR"
+    )
+
+
+def _in_a_line(probe: "Probe") -> str:
+    from legion_p2p.observe.human import clean, whole_text
+
+    status = probe.status
+    assert status is not None
+    run = f"run {clean(status.run.name)}" if status.run else "no run yet"
+    return f"  {probe.address}  {clean(status.peer_id)}  {run}  step {whole_text(status.step)}"
+
+
+async def _fetch(host: str, port: int) -> "Status":
+    from legion_p2p.net.status_http import fetch_status
+
+    return await fetch_status(host, port)
+
+
+def _show(status: "Status", as_json: bool) -> None:
+    if as_json:
+        import msgspec
+
+        print(msgspec.json.encode(status).decode(), flush=True)
+        return
+    from rich.console import Console
+
+    from legion_p2p.dashboard import render_status
+
+    console = Console(highlight=False)
+    width = console.width if console.is_terminal else max(console.width, 100)
+    ascii_only = console.options.ascii_only
+    console.print(render_status(status, width=width, ascii_only=ascii_only, now=time.time()), width=width)
+
+
+def _watch(host: str, port: int, as_json: bool) -> int:
+    import trio
+    from rich.console import Console
+
+    from legion_p2p.dashboard import LiveView
+
+    if as_json or not sys.stdout.isatty():
+        while True:
+            _show(trio.run(_fetch, host, port), as_json)
+            time.sleep(WATCH_EVERY_S)
+    with LiveView(Console(highlight=False)) as view:
+        while True:
+            view.update(trio.run(_fetch, host, port))
+            time.sleep(WATCH_EVERY_S)
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run_app(app))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""What one peer shows on a terminal while it trains.
+
+`render_peer` turns the frozen status into something that rich prints; `LiveView` keeps it on the screen. The view is drawn in
+place by a thread of its own a few times a second, from the last status given: neither training nor the network waits for it.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.text import Text
+
+from legion_p2p.dashboard.fit import Column, bar, ends, fit_table, line, sparkline
+from legion_p2p.observe import human
+from legion_p2p.observe.events import Event
+from legion_p2p.observe.metrics import describe
+from legion_p2p.observe.status import MemberStatus, Status
+
+REFRESH_PER_S = 4  # more looks no smoother and costs a core's percent each
+MAX_HISTORY = 2048  # points of the loss curve; halved when full
+MAX_RECENT = 3
+MIN_MEMBER_ROWS = 3
+
+
+class History:
+    """A growing curve in bounded memory: when it is full, every second point goes."""
+
+    def __init__(self, limit: int = MAX_HISTORY) -> None:
+        self._limit = limit
+        self._stride = 1
+        self._seen = 0
+        self.points: list[tuple[float, float]] = []
+
+    def add(self, x: float, y: float) -> None:
+        if self.points and x <= self.points[-1][0]:
+            return
+        self._seen += 1
+        if self._seen % self._stride:
+            return
+        self.points.append((x, y))
+        if len(self.points) >= self._limit:
+            self.points = self.points[::2]
+            self._stride *= 2
+
+
+def doing(member: MemberStatus) -> str:
+    """What a member is at, in one word."""
+    if member.liveness.upper() != "ALIVE":
+        return member.liveness.lower()
+    if member.done:
+        return "done"
+    return "training" if member.training else "waiting" if member.ready else "joining"
+
+
+def members_in_order(status: Status) -> list[MemberStatus]:
+    """This peer first, then the living, then the rest; within those by id, so that no row jumps."""
+    alive = {"ALIVE": 0, "SUSPECT": 0, "DEAD": 1}
+    return sorted(
+        status.members, key=lambda m: (m.peer_id != status.peer_id, alive.get(m.liveness.upper(), 1), human.short_id(m.peer_id))
+    )
+
+
+def member_columns(status: Status) -> tuple[Column, ...]:
+    """The columns of a table of members; those with a high rank go first where the terminal is narrow."""
+    return (
+        Column("peer", lambda m: human.short_id(m.peer_id) + (" (me)" if m.peer_id == status.peer_id else ""), 0, right=False),
+        Column("region", lambda m: human.clean(m.region) or human.NOTHING, 4, right=False, max_chars=12),
+        Column("state", doing, 0, right=False, min_chars=8),
+        Column("step", lambda m: human.whole_text(m.step), 0, min_chars=6),
+        Column("loss", lambda m: human.loss_text(m.loss), 1, min_chars=6),
+        Column("tokens/s", lambda m: human.count_text(m.tokens_per_s), 2),
+        Column("shards", lambda m: human.whole_text(m.shards_owned), 3),
+        Column("sent", lambda m: human.bytes_text(m.sent_bytes), 5, min_chars=7),
+        Column("received", lambda m: human.bytes_text(m.received_bytes), 6, min_chars=8),
+        Column("rtt", lambda m: human.NOTHING if m.rtt_s is None else f"{1000 * m.rtt_s:.0f} ms", 7),
+        Column("tokens", lambda m: human.count_text(m.tokens), 8),
+    )
+
+
+def fraction_done(status: Status) -> float | None:
+    """How much of the work is behind this peer; None where it has no end."""
+    if status.target_steps:
+        return status.step / status.target_steps
+    if status.remaining_s is not None and status.uptime_s + status.remaining_s > 0:
+        return status.uptime_s / (status.uptime_s + status.remaining_s)
+    return None
+
+
+def render_peer(
+    status: Status,
+    *,
+    width: int = 80,
+    height: int = 24,
+    ascii_only: bool = False,
+    losses: Sequence[float] = (),
+    notes: Sequence[str] = (),
+) -> RenderableType:
+    """One peer in at most `height` lines of `width` characters. `losses` is the course of the loss, `notes` what else to say."""
+    head = _head(status, width, ascii_only, losses)
+    foot = _foot(status, width, notes)
+    members = members_in_order(status)
+    rows = max(MIN_MEMBER_ROWS, height - len(head) - len(foot) - 4)  # blank, title, "and n more", last line of the terminal
+    table = fit_table(member_columns(status), members[:rows], width, ascii_only=ascii_only)
+    more = [line(f"and {len(members) - rows} more members", width=width, style="dim")] if len(members) > rows else []
+    return Group(*head, Text(""), table, *more, *foot)
+
+
+def _head(status: Status, width: int, ascii_only: bool, losses: Sequence[float]) -> list[Text]:
+    name = human.clean(status.run.name, 40) if status.run else "no run yet"
+    run_id = f"({human.short_id(status.run.id)})" if status.run else ""
+    clock = f"{human.seconds_text(status.uptime_s)} elapsed"
+    if status.remaining_s is not None:
+        clock += f", {human.seconds_text(status.remaining_s)} left"
+    title = Text.assemble((name, "bold"), (f" {run_id}  " if run_id else "  "), (status.state, "bold"))
+    target = f"/{human.whole_text(status.target_steps)}" if status.target_steps else ""
+    facts = line(
+        f"step {human.whole_text(status.step)}{target}",
+        f"loss {human.loss_text(status.loss)}",
+        f"{human.count_text(status.tokens_per_s)} tokens/s",
+        f"sent {human.bytes_text(status.sent_bytes)}",
+        f"received {human.bytes_text(status.received_bytes)}",
+        f"{human.count_text(status.tokens)} tokens",
+        f"waited {human.percent_text(status.blocked_fraction)}",
+        width=width,
+    )
+    lines = [ends(title, Text(clock), width), facts]
+    fraction = fraction_done(status)
+    if fraction is not None:
+        share = f" {human.percent_text(min(1.0, fraction)):>6}"
+        lines.append(Text.assemble(bar(fraction, width - len(share), ascii_only=ascii_only), share, no_wrap=True))
+    if len(losses) > 1:
+        label = "loss "
+        ends_at = f" {losses[0]:.2f} to {losses[-1]:.2f}"
+        curve = sparkline(losses, max(8, width - len(label) - len(ends_at)), ascii_only=ascii_only)
+        lines.append(line(label + curve + ends_at, width=width))
+    lines.append(round_line(status, width))
+    return lines
+
+
+def round_line(status: Status, width: int) -> Text:
+    """The rounds so far, and how much of the last one was averaged."""
+    last = status.last_round
+    if last is None:
+        alone = len(status.members) <= 1
+        return line("no round yet" + (": nobody else is in this run" if alone and status.run else ""), width=width)
+    of = f" ({last.n_included} of {last.n_expected} members)" if last.n_expected else ""
+    averaged = f"averaged {human.percent_text(last.averaged_fraction)}{of}"
+    return line(
+        f"round {human.whole_text(status.rounds)}:",
+        Text(averaged, style="" if last.averaged_fraction >= 1 else "yellow"),
+        f"shard {last.shard} is at version {last.version}",
+        f"model {status.common_digest[:8]}" if status.common_digest else None,
+        width=width,
+    )
+
+
+def _foot(status: Status, width: int, notes: Sequence[str]) -> list[Text]:
+    lines: list[Text] = []
+    if status.last_round and status.last_round.failed:
+        failed = status.last_round.failed
+        first = f"{human.short_id(failed[0].peer_id)} ({human.clean(failed[0].reason, width)})"
+        also = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+        lines.append(line(human.shorten(f"not averaged: {first}{also}", width), width=width, style="yellow"))
+    if status.errors:
+        last = status.errors[-1]
+        text = f"error at {human.clock_text(last.at)}: {human.clean(human.short_ids(last.text))}"
+        lines.append(line(human.shorten(text, width), width=width, style="red"))
+    lines += [line(human.shorten(human.clean(note), width), width=width, style="dim") for note in notes]
+    return [Text(""), *lines] if lines else []
+
+
+class LiveView:
+    """Keeps one peer's status on the terminal while the context is open; what it showed last stays.
+
+    `update` may be called from any thread and returns at once. `event` is a sink for `Events`: until the first status comes, it
+    shows what happens on the way into the run.
+    """
+
+    def __init__(self, console: Console | None = None, refresh_per_s: float = REFRESH_PER_S) -> None:
+        self.console = console or Console()
+        self._lock = threading.Lock()
+        self._status: Status | None = None
+        self._losses = History()
+        self._recent: deque[str] = deque(maxlen=MAX_RECENT)
+        self._note = ""
+        self._live = Live(
+            _Screen(self), console=self.console, refresh_per_second=refresh_per_s, transient=False, vertical_overflow="crop"
+        )
+
+    def update(self, status: Status) -> None:
+        with self._lock:
+            self._status = status
+            if status.loss is not None:
+                self._losses.add(status.step, status.loss)
+
+    def event(self, event: Event) -> None:
+        with self._lock:
+            self._recent.append(describe(event))
+
+    def note(self, text: str) -> None:
+        """A line under everything else, until the next one; empty: none."""
+        with self._lock:
+            self._note = text
+
+    def render(self, width: int, height: int, ascii_only: bool) -> RenderableType:
+        with self._lock:
+            status, note, recent = self._status, self._note, tuple(self._recent)
+            losses = [y for _, y in self._losses.points]
+        notes = ([note] if note else []) if status and status.state != "joining" else [*recent, *([note] if note else [])]
+        if status is None:
+            lines = ["legion-peer is starting", *notes]
+            return Group(*(line(human.shorten(human.clean(text), width), width=width) for text in lines))
+        return render_peer(status, width=width, height=height, ascii_only=ascii_only, losses=losses, notes=notes)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, bad: BaseException | None, where: TracebackType | None) -> None:
+        self._live.stop()
+
+    def restore_terminal(self) -> None:
+        """Show the cursor again, for who leaves without closing this."""
+        if self.console.is_terminal:
+            self.console.file.write("\x1b[?25h\n")
+            self.console.file.flush()
+
+
+class _Screen:
+    """Asks the view anew at every refresh, with the terminal's size of that moment."""
+
+    def __init__(self, view: "LiveView") -> None:
+        self._view = view
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._view.render(options.max_width, console.height, options.ascii_only)

@@ -1,0 +1,91 @@
+"""All that a peer knows, as `legion-ctl status` prints it once."""
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from legion_p2p.dashboard.fit import Column, fit_table, line
+from legion_p2p.dashboard.live import member_columns, members_in_order
+from legion_p2p.observe import human
+from legion_p2p.observe.status import Status
+
+MAX_ERRORS_SHOWN = 5
+
+
+def render_status(status: Status, *, width: int = 80, ascii_only: bool = False, now: float = 0.0) -> RenderableType:
+    """A report of `width` characters and any length; `now`, in seconds since the epoch, gives errors their age."""
+    parts: list[RenderableType] = [*_facts(status, width), Text("")]
+    parts.append(line(f"members ({len(status.members)})", width=width, style="bold"))
+    parts += [fit_table(member_columns(status), members_in_order(status), width, ascii_only=ascii_only), Text("")]
+    parts.append(line(f"shards ({len(status.shards)})", width=width, style="bold"))
+    parts += [fit_table(_shard_columns(status), status.shards, width, ascii_only=ascii_only), Text("")]
+    parts += _errors(status, width, now)
+    return Group(*parts)
+
+
+def _facts(status: Status, width: int) -> list[Text]:
+    run = f"{human.clean(status.run.name)}  {human.clean(status.run.id)}" if status.run else "none yet"
+    target = f" of {human.whole_text(status.target_steps)}" if status.target_steps else ""
+    left = f", {human.seconds_text(status.remaining_s)} left" if status.remaining_s is not None else ""
+    facts = [
+        ("peer", human.clean(status.peer_id) + (f"  (process {status.pid})" if status.pid else "")),
+        *(("" if i else "addresses", human.clean(address)) for i, address in enumerate(status.addresses)),
+        ("run", run),
+        ("region", human.clean(status.region) or human.NOTHING),
+        ("state", f"{human.clean(status.state)}, {human.seconds_text(status.uptime_s)} elapsed{left}"),
+        ("progress", f"step {human.whole_text(status.step)}{target}, loss {human.loss_text(status.loss)}, "
+                     f"{human.count_text(status.tokens_per_s)} tokens/s, {human.count_text(status.tokens)} tokens"),
+        ("traffic", f"sent {human.bytes_text(status.sent_bytes)}, received {human.bytes_text(status.received_bytes)}, "
+                    f"training waited {human.percent_text(status.blocked_fraction)} of the time"),
+        ("rounds", _round_text(status)),
+        ("model", f"digest {human.clean(status.common_digest)}" if status.common_digest else human.NOTHING),
+    ]  # fmt: skip
+    if status.last_round:
+        facts += [("" if i else "failed", f"{human.clean(failed.peer_id)}: {human.clean(failed.reason)}")
+                  for i, failed in enumerate(status.last_round.failed)]  # fmt: skip
+    return [text for name, value in facts for text in _fact(name, value, width)]
+
+
+def _fact(name: str, value: str, width: int) -> list[Text]:
+    """A fact under its name; an address that is longer than the line goes on in the next, because it is there to be copied."""
+    room = max(20, width - 11)
+    pieces = [value[i : i + room] for i in range(0, len(value), room)] or [""]
+    return [Text.assemble((f"{name if not i else '':<11}", "bold"), piece, no_wrap=True) for i, piece in enumerate(pieces)]
+
+
+def _round_text(status: Status) -> str:
+    last = status.last_round
+    if last is None:
+        return "none yet"
+    of = f" ({last.n_included} of {last.n_expected} members)" if last.n_expected else ""
+    return (
+        f"{human.whole_text(status.rounds)}, last: shard {last.shard} version {last.version}, "
+        f"averaged {human.percent_text(last.averaged_fraction)}{of}"
+    )
+
+
+def _shard_columns(status: Status) -> tuple[Column, ...]:
+    def peer(peer_id: str | None) -> str:
+        if peer_id is None:
+            return "nobody"
+        return human.short_id(peer_id) + (" (me)" if peer_id == status.peer_id else "")
+
+    return (
+        Column("shard", lambda s: str(s.shard), 0),
+        Column("version", lambda s: human.whole_text(s.version), 0),
+        Column("owner", lambda s: peer(s.owner), 0, right=False),
+        Column("standby", lambda s: peer(s.standby), 1, right=False),
+        Column("digest", lambda s: human.clean(s.digest, 16), 2, right=False, max_chars=16),
+    )
+
+
+def _errors(status: Status, width: int, now: float) -> list[Text]:
+    if not status.errors:
+        return [line("no errors", width=width)]
+    shown = status.errors[-MAX_ERRORS_SHOWN:]
+    title = f"last errors ({len(shown)} of {len(status.errors)})" if len(shown) < len(status.errors) else "last errors"
+    lines = [line(title, width=width, style="bold")]
+    for error in reversed(shown):
+        age = f"{human.seconds_text(now - error.at)} ago" if now else human.clock_text(error.at)
+        text = f"{age}  {human.clean(error.event)}: {human.clean(error.text)}"
+        lines += [Text(text[i : i + width], no_wrap=True) for i in range(0, len(text), width)]
+    return lines

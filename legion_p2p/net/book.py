@@ -1,0 +1,58 @@
+"""Where peers may be found."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from ipaddress import ip_address
+
+from legion_p2p.core.addresses import split_address
+from legion_p2p.core.identity import PeerId
+from legion_p2p.errors import UsageError
+from legion_p2p.net.limits import MAX_ADDRESSES_PER_PEER, MAX_KNOWN_PEERS
+
+
+class AddressBook:
+    """Addresses of peers, the ones that worked or were heard of last first. Bounded; without /p2p/ parts."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[PeerId, tuple[str, ...]] = OrderedDict()
+
+    def add(self, peer: PeerId, addresses: Iterable[str]) -> None:
+        """Remember them, before those known so far. What is not an address that can be dialed is left out."""
+        usable = tuple(filter(None, (dialable(address) for address in addresses)))
+        if not usable:
+            return
+        known = dict.fromkeys(usable + self._known.get(peer, ()))
+        self._known[peer] = tuple(known)[:MAX_ADDRESSES_PER_PEER]
+        self._known.move_to_end(peer)
+        while len(self._known) > MAX_KNOWN_PEERS:
+            self._known.popitem(last=False)
+
+    def hear(self, peer: PeerId, addresses: Iterable[str]) -> None:
+        """Remember what somebody else says about `peer`, behind what is known already: hearsay never displaces knowledge."""
+        known = self._known.get(peer, ())
+        fresh = tuple(a for a in map(dialable, addresses) if a is not None and a not in known)
+        if len(known) < MAX_ADDRESSES_PER_PEER and fresh:
+            self.add(peer, fresh)
+            if known:
+                self._known[peer] = tuple(dict.fromkeys(known + self._known[peer]))[:MAX_ADDRESSES_PER_PEER]
+
+    def forget(self, peer: PeerId, address: str) -> None:
+        """It did not work. The only one known is kept all the same: its peer may be starting again."""
+        known = self._known.get(peer, ())
+        if len(known) > 1:
+            self._known[peer] = tuple(other for other in known if other != address)
+
+    def of(self, peer: PeerId) -> tuple[str, ...]:
+        return self._known.get(peer, ())
+
+
+def dialable(address: str) -> str | None:
+    """The address without its /p2p/ part, or None if it cannot be dialed at all."""
+    try:
+        where, _ = split_address(address)
+    except UsageError:
+        return None
+    _, family, host, _, port = where.split("/")
+    if port == "0" or (family in ("ip4", "ip6") and ip_address(host).is_unspecified):
+        return None
+    return where

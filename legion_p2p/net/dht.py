@@ -1,0 +1,255 @@
+"""libp2p's Kademlia, driven from here.
+
+Its server side (answering others) is used as it is; its client side is not: a lookup of libp2p's makes two requests where one does,
+its `provide` succeeds when everybody refused, its `find_providers` answers from a cache of 48 hours. Here a lookup asks for closer
+peers and for providers in one message, records are sent in batches, one stream per node, and count only when acknowledged.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import trio
+import varint
+from libp2p.host.basic_host import BasicHost
+from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.kad_dht.pb.kademlia_pb2 import Message
+from libp2p.kad_dht.provider_store import ProviderStore
+from libp2p.kad_dht.utils import sort_peer_ids_by_distance
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+from libp2p.peer.peerstore import env_to_send_in_RPC
+from libp2p.records.validator import NamespacedValidator
+from libp2p.utils.varint import read_varint_prefixed_bytes_limited
+from multiaddr import Multiaddr
+
+from legion_p2p.core.identity import PeerId
+from legion_p2p.net.book import AddressBook
+from legion_p2p.net.limits import MAX_PROVIDER_KEYS, MAX_PROVIDER_RATE, NetConfig
+from legion_p2p.net.patches import KAD_PROTOCOL
+
+RPC_TIMEOUT_S = 4.0  # one question to one node; a lookup goes on with the others meanwhile
+ALPHA = 4  # questions in flight per lookup: the paper's 3, and one that may be lost
+K = 20  # the paper's; also the size of a bucket in libp2p
+MAX_INBOUND_QUERIES = 64  # libp2p resets what comes beyond 12, which 16 peers that start together exceed
+MAX_PEERS_PER_SUBNET = 8  # of 20 in a bucket; libp2p's 2 of a /24 breaks a lab or a cloud, where many peers share one
+MAX_ANSWER_BYTES = 1 << 18
+
+log = logging.getLogger("legion_p2p.net")
+
+
+class Providers(ProviderStore):
+    """Provider records held here: bounded in number, and forgotten after our own lifetime instead of 48 hours."""
+
+    def __init__(self, host: BasicHost, lifetime_s: float) -> None:
+        super().__init__(host)
+        self.lifetime_s = lifetime_s
+
+    def add_provider(self, key: bytes, provider: PeerInfo) -> None:
+        if key not in self.providers and len(self.providers) >= MAX_PROVIDER_KEYS:
+            del self.providers[next(iter(self.providers))]
+        self._forget_old(key)
+        super().add_provider(key, provider)
+
+    def get_providers(self, key: bytes) -> list[PeerInfo]:
+        self._forget_old(key)
+        return [PeerInfo(r.peer_id, r.addresses) for r in self.providers.get(key, {}).values()]
+
+    def remove(self, key: bytes, peer_id: ID) -> None:
+        self.providers.get(key, {}).pop(str(peer_id), None)
+        self._forget_old(key)
+
+    def cleanup_expired(self) -> None:
+        for key in tuple(self.providers):
+            self._forget_old(key)
+
+    def _forget_old(self, key: bytes) -> None:
+        records = self.providers.get(key)
+        if records is None:
+            return
+        oldest = time.time() - self.lifetime_s
+        for peer in [peer for peer, record in records.items() if record.timestamp < oldest]:
+            del records[peer]
+        if not records:
+            del self.providers[key]
+
+
+class Dht:
+    """Finding the nodes closest to a key, and what they hold."""
+
+    def __init__(self, host: BasicHost, config: NetConfig, book: AddressBook) -> None:
+        self._host = host
+        self._config = config
+        self._book = book
+        self._me = host.get_id()
+        self.kad = KadDHT(
+            host,
+            DHTMode.SERVER if config.dht_server else DHTMode.CLIENT,
+            # no value is ever accepted: nobody stores megabytes here
+            validator=NamespacedValidator({}, strict_validation=True),
+            validator_changed=True,
+            strict_validation=True,
+            max_peers_per_subnet=MAX_PEERS_PER_SUBNET,
+        )
+        self.kad._inbound_limiter.total_tokens = MAX_INBOUND_QUERIES
+        self.kad._provider_rate_max = MAX_PROVIDER_RATE
+        self.providers = self.kad.provider_store = Providers(host, config.provider_lifetime_s)
+
+    def size(self) -> int:
+        """Nodes in the routing table."""
+        return self.kad.routing_table.size()
+
+    def own_addresses(self) -> Sequence[Multiaddr]:
+        return self._host.get_addrs()
+
+    def closest_known(self, key: bytes, n: int) -> list[ID]:
+        """The nodes closest to `key` as far as known here, without asking anybody."""
+        known = self.kad.routing_table.find_local_closest_peers(key, n)
+        return [peer for peer in known if peer != self._me]
+
+    async def learn(self, peer: ID) -> bool:
+        """Add a connected peer to the routing table, if it speaks our protocol; False if it is not known yet whether it does."""
+        try:
+            protocols = self._host.get_peerstore().get_protocols(peer)
+        except Exception:  # PeerStoreError: identify has not run yet
+            return False
+        if not protocols:
+            return False
+        if KAD_PROTOCOL in protocols:
+            await self._add(peer)
+        return True
+
+    async def lookup(
+        self,
+        key: bytes,
+        n_closest: int,
+        heard: Callable[[list[PeerId]], None] | None = None,
+        is_enough: Callable[[], bool] = lambda: True,
+    ) -> list[ID]:
+        """Ask our way to the `n_closest` nodes closest to `key`, and on to K of them until `is_enough`. Those that answered.
+
+        With `heard`, ask for providers too, and tell it who was named.
+        """
+        question = Message()
+        question.type = Message.MessageType.FIND_NODE if heard is None else Message.MessageType.GET_PROVIDERS
+        question.key = key
+        candidates = self.closest_known(key, K) or self._connected()
+        asked: set[ID] = set()
+        answered: list[ID] = []
+        n_asking = 0
+        progress = trio.Event()
+
+        async def ask(peer: ID) -> None:
+            nonlocal n_asking, candidates
+            try:
+                answers = await self.ask(peer, [question])
+                if answers:
+                    answered.append(peer)
+                    await self._add(peer)
+                    candidates = sort_peer_ids_by_distance(
+                        key, list(dict.fromkeys([*candidates, *self._closer_peers(answers[0])]))
+                    )[: 3 * K]
+                    if heard is not None:
+                        heard(self._named_providers(answers[0]))
+            finally:
+                n_asking -= 1
+                progress.set()
+
+        async with trio.open_nursery() as nursery:
+            while True:
+                n_wanted = n_closest if is_enough() else K
+                closest = [peer for peer in candidates if peer not in asked or peer in answered][:n_wanted]
+                waiting = [peer for peer in closest if peer not in asked]
+                if waiting and n_asking < ALPHA:
+                    n_asking += 1
+                    asked.add(waiting[0])
+                    nursery.start_soon(ask, waiting[0])
+                    continue
+                if not n_asking:
+                    break
+                await progress.wait()
+                progress = trio.Event()
+        return sort_peer_ids_by_distance(key, answered)[:n_closest] if answered else []
+
+    async def announce(self, peer: ID, keys: Iterable[bytes]) -> int:
+        """Store at `peer` that this peer provides `keys`; how many of them it acknowledged."""
+        record, _ = env_to_send_in_RPC(self._host)
+        addresses = [address.to_bytes() for address in self._host.get_addrs()]
+        messages = []
+        for key in keys:
+            message = Message()
+            message.type = Message.MessageType.ADD_PROVIDER
+            message.key = key
+            if not messages:
+                message.senderRecord = record
+            provider = message.providerPeers.add()
+            provider.id = self._me.to_bytes()
+            provider.addrs.extend(addresses)
+            messages.append(message)
+        return len(await self.ask(peer, messages))
+
+    async def ask(self, peer: ID, questions: Sequence[Message]) -> list[Message]:
+        """Put questions to one node, on one stream; the answers, fewer if it fails in between."""
+        answers: list[Message] = []
+        stream = None
+        with trio.move_on_after(RPC_TIMEOUT_S + 0.02 * len(questions)):
+            try:
+                stream = await self._host.new_stream(peer, [KAD_PROTOCOL])
+                for question in questions:
+                    if not answers and not question.senderRecord:
+                        question.senderRecord = env_to_send_in_RPC(self._host)[0]
+                    packed = question.SerializeToString()
+                    await stream.write(varint.encode(len(packed)) + packed)
+                    answer = Message()
+                    answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_ANSWER_BYTES))
+                    if answer.type != question.type:
+                        raise ValueError(f"answer of type {answer.type} to a question of type {question.type}")
+                    answers.append(answer)
+            except Exception as failed:
+                log.debug("DHT node %s: %r", peer, failed)
+        if stream is not None:
+            with trio.move_on_after(1.0, shield=True):
+                try:
+                    await (stream.close() if len(answers) == len(questions) else stream.reset())
+                except Exception as failed:
+                    log.debug("closing a DHT stream: %r", failed)
+        if not answers:
+            self.kad.routing_table.remove_peer(peer)
+        return answers
+
+    def _closer_peers(self, answer: Message) -> list[ID]:
+        found = []
+        for entry in answer.closerPeers[:K]:
+            peer = self._note(entry)
+            if peer is not None:
+                found.append(peer)
+        return found
+
+    def _named_providers(self, answer: Message) -> list[PeerId]:
+        return [PeerId(str(peer)) for entry in answer.providerPeers[: 2 * K] if (peer := self._note(entry)) is not None]
+
+    def _note(self, entry: Message.Peer) -> ID | None:
+        """Remember an entry's addresses, unproven: who dials them finds out in the handshake whether they are that peer's."""
+        try:
+            peer = ID(entry.id)
+            if peer == self._me:
+                return None
+            self._book.hear(PeerId(str(peer)), [str(Multiaddr(raw)) for raw in entry.addrs[:8]])
+        except Exception as bad:  # whatever a stranger put there
+            log.debug("an entry of a DHT answer: %r", bad)
+            return None
+        return peer
+
+    def _connected(self) -> list[ID]:
+        return [peer for peer in self._host.get_connected_peers() if peer != self._me][:K]
+
+    async def _add(self, peer: ID) -> None:
+        addresses = [Multiaddr(address) for address in self._book.of(PeerId(str(peer)))]
+        info = PeerInfo(peer, addresses) if addresses else peer
+        await self.kad.routing_table.add_peer(info, skip_server_mode_check=True)
+
+
+def multihash_of(key: str) -> bytes:
+    """Where a key of ours lies in the DHT's space: sha2-256, as a multihash."""
+    return b"\x12\x20" + hashlib.sha256(b"legion:" + key.encode()).digest()

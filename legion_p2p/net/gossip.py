@@ -1,0 +1,180 @@
+"""Publish and subscribe: the Gossip of services.ports, over gossipsub.
+
+Messages are signed by who published them, of at most MAX_GOSSIP_BYTES, and at most MAX_GOSSIP_RATE_HZ per topic from one origin. Any
+number of subscribers share one gossipsub subscription; each has a buffer of its own that drops the oldest.
+"""
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+from libp2p.host.basic_host import BasicHost
+from libp2p.peer.id import ID
+from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.pubsub import Pubsub
+
+from legion_p2p.core.identity import PeerId
+from legion_p2p.errors import UsageError
+from legion_p2p.net.buffer import Buffer
+from legion_p2p.net.limits import (
+    MAX_GOSSIP_BYTES,
+    MAX_GOSSIP_RATE_HZ,
+    MAX_KNOWN_PEERS,
+    MAX_TOPIC_CHARS,
+    NetConfig,
+)
+
+MAX_RPC_BYTES = 1 << 20  # several messages and control entries travel in one
+MAX_TOPICS_PER_PEER = 64
+RATE_WINDOW_S = 4.0
+REGISTER_S = 2.0  # how often connections without a gossip stream are looked for
+
+log = logging.getLogger("legion_p2p.net")
+
+
+def make_pubsub(host: BasicHost, config: NetConfig) -> tuple[Pubsub, GossipSub]:
+    """libp2p's two services. They must run before the first connection is made, or nothing is delivered over it."""
+    router = GossipSub(
+        # 1.1 is enough, and the later ones add a message for each message
+        protocols=[PROTOCOL_ID_V11],
+        degree=6,
+        degree_low=4,
+        degree_high=12,
+        heartbeat_initial_delay=0.1,
+        heartbeat_interval=config.gossip_heartbeat_s,
+        # a peer that comes back is let in again soon
+        prune_back_off=5,
+        unsubscribe_back_off=2,
+        # limits what a forwarder passes on, of all origins together: 200 peers that announce every 2 s exceed its default tenfold.
+        # The limit per origin, below, is the one that a flooder cannot get around.
+        spam_protection_enabled=False,
+        # both act on IP addresses, which peers behind one NAT or on one machine share
+        adaptive_gossip_enabled=False,
+        eclipse_protection_enabled=False,
+    )
+    pubsub = Pubsub(
+        host,
+        router,
+        strict_signing=True,
+        max_subscriptions_per_rpc=MAX_TOPICS_PER_PEER,
+        max_subscriptions_per_peer=MAX_TOPICS_PER_PEER,
+        max_inbound_rpc_size=MAX_RPC_BYTES,
+    )
+    # libp2p counts from the second it started: a peer that sent more than one message per second and restarts would repeat numbers,
+    # and its messages would be taken for ones seen already
+    pubsub.counter = time.time_ns()
+    return pubsub, router
+
+
+class Gossip:
+    """See services.ports.Gossip."""
+
+    def __init__(self, pubsub: Pubsub, nursery: trio.Nursery, report: Callable[[PeerId, str], None]) -> None:
+        self._pubsub = pubsub
+        self._nursery = nursery
+        self._report = report
+        self._me = pubsub.my_id.to_bytes()
+        self._topics: dict[str, _Topic] = {}
+        self._changing = trio.Lock()
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        _check(topic)
+        if len(data) > MAX_GOSSIP_BYTES:
+            raise UsageError(f"message of {len(data)} bytes, limit for gossip is {MAX_GOSSIP_BYTES}")
+        await self._pubsub.publish(topic, data)
+
+    @asynccontextmanager
+    async def subscribe(self, topic: str) -> AsyncIterator[trio.MemoryReceiveChannel[bytes]]:
+        _check(topic)
+        buffer = Buffer()
+        await self._join(topic, buffer)
+        try:
+            yield buffer.receive
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._leave(topic, buffer)
+            buffer.close()
+
+    async def keep_registered(self) -> None:
+        """Try again for peers that libp2p gave up on after one failed attempt to open a gossip stream. Runs for ever."""
+        waiting: set[ID] = set()
+        while True:
+            await trio.sleep(REGISTER_S)
+            missing = {peer for peer in self._pubsub.host.get_connected_peers() if peer not in self._pubsub.peers}
+            for peer in missing & waiting:
+                self._pubsub._schedule_peer_stream_retry(peer)
+            waiting = missing
+
+    async def _join(self, topic: str, buffer: Buffer) -> None:
+        async with self._changing:
+            entry = self._topics.get(topic)
+            if entry is None:
+                rates = _Rates()
+                self._pubsub.set_topic_validator(topic, lambda peer, message: self._valid(rates, peer, message), False)
+                subscription = await self._pubsub.subscribe(topic)
+                entry = self._topics[topic] = _Topic(subscription.receive_channel)
+                self._nursery.start_soon(entry.pump, self._me)
+            entry.buffers.append(buffer)
+
+    async def _leave(self, topic: str, buffer: Buffer) -> None:
+        async with self._changing:
+            entry = self._topics[topic]
+            entry.buffers.remove(buffer)
+            if not entry.buffers:
+                del self._topics[topic]
+                entry.scope.cancel()
+                self._pubsub.remove_topic_validator(topic)
+                # leaving announces it to all peers: none of them may hold up this one
+                with trio.move_on_after(1.0):
+                    await self._pubsub.unsubscribe(topic)
+
+    def _valid(self, rates: "_Rates", forwarder: ID, message: rpc_pb2.Message) -> bool:
+        if message.from_id == self._me:
+            return True
+        if len(message.data) > MAX_GOSSIP_BYTES:
+            self._report(PeerId(str(forwarder)), f"forwarded gossip of {len(message.data)} bytes")
+            return False
+        # the origin signed it, so the forwarder is not to blame for their number
+        return rates.admit(message.from_id, trio.current_time())
+
+
+class _Topic:
+    """One gossipsub subscription and its readers here."""
+
+    def __init__(self, source: trio.MemoryReceiveChannel[rpc_pb2.Message]) -> None:
+        self._source = source
+        self.buffers: list[Buffer] = []
+        self.scope = trio.CancelScope()
+
+    async def pump(self, me: bytes) -> None:
+        with self.scope:
+            async for message in self._source:
+                if message.from_id != me:
+                    for buffer in self.buffers:
+                        buffer.put(message.data)
+
+
+class _Rates:
+    """How many messages each origin sent in the current window."""
+
+    def __init__(self) -> None:
+        self._counts: OrderedDict[bytes, tuple[float, int]] = OrderedDict()
+
+    def admit(self, origin: bytes, now: float) -> bool:
+        began, count = self._counts.get(origin, (now, 0))
+        if now - began >= RATE_WINDOW_S:
+            began, count = now, 0
+        self._counts[origin] = (began, count + 1)
+        self._counts.move_to_end(origin)
+        while len(self._counts) > MAX_KNOWN_PEERS:
+            self._counts.popitem(last=False)
+        return count < MAX_GOSSIP_RATE_HZ * RATE_WINDOW_S
+
+
+def _check(topic: str) -> None:
+    if not 0 < len(topic) <= MAX_TOPIC_CHARS:
+        raise UsageError(f"topic of {len(topic)} characters, 1 to {MAX_TOPIC_CHARS} are allowed")

@@ -1,0 +1,373 @@
+"""The network of one peer: opening it, joining through known addresses, leaving.
+
+Everything runs in one nursery that `open_network` owns. Leaving closes all sockets first and asks nobody: it takes milliseconds, however
+unresponsive the others are.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+from libp2p import generate_peer_id_from, new_host
+from libp2p.abc import IMuxedConn
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.host.basic_host import BasicHost
+from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.exceptions import SwarmException
+from libp2p.network.swarm import Swarm
+from libp2p.peer.peerstore import PeerStore
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as Noise
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.transport.exceptions import OpenConnectionError
+from multiaddr import Multiaddr
+
+from legion_p2p.core.addresses import parse_peer_address, split_address
+from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.errors import NetworkError, NoContactError, UsageError
+from legion_p2p.net.book import AddressBook
+from legion_p2p.net.dht import Dht
+from legion_p2p.net.dialer import Dialer, is_loopback, jittered, own_hosts
+from legion_p2p.net.discovery import Discovery
+from legion_p2p.net.gossip import Gossip, make_pubsub
+from legion_p2p.net.limits import HANDSHAKE_TIMEOUT_S, MAX_CONNECTIONS, MAX_INBOUND_STREAMS, MAX_KNOWN_PEERS, NetConfig
+from legion_p2p.net.messenger import Messenger
+from legion_p2p.net.patches import SturdyManager
+from legion_p2p.net.standing import Standing
+from legion_p2p.net.transport import Listener, Sockets, Transport
+
+LISTEN_ANYWHERE = ("/ip4/0.0.0.0/tcp/0",)
+REDIAL_FIRST_S = 0.5
+STILL_THERE_S = 1.0  # how often a lost initial peer is noticed
+NEGOTIATION_TIMEOUT_S = 5.0  # for a stream's protocol
+ADDRESS_REFRESH_S = 60.0  # a notebook that changes its Wi-Fi announces its new address after so long
+PEERSTORE_SWEEP_S = 300
+
+log = logging.getLogger("legion_p2p.net")
+
+
+class Network:
+    """A peer's messenger, discovery and gossip. Made by `open_network`."""
+
+    def __init__(
+        self, identity: Identity, host: BasicHost, dialer: Dialer, initial: Sequence[tuple[str, PeerId]], config: NetConfig,
+        nursery: trio.Nursery, listening: "_Listening", report: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.identity = identity
+        self.dial_reports: dict[str, str | None] = {f"{where}/p2p/{peer}": "not tried yet" for where, peer in initial}
+        """Of each initial peer: why the last attempt failed, or None while it is connected."""
+        self.messenger: Messenger
+        self.discovery: Discovery
+        self.gossip: Gossip
+        self._host = host
+        self._dialer = dialer
+        self._initial = tuple(initial)
+        self._config = config
+        self._nursery = nursery
+        self._listening = listening
+        self._report = report
+        self._keeping = False
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self.identity.peer_id
+
+    def addresses(self) -> tuple[str, ...]:
+        """Where others may reach this peer, ending in /p2p/<id>; the most useful first, loopback last."""
+        return tuple(f"{where}/p2p/{self.peer_id}" for where in self._listening.addresses())
+
+    async def join(self) -> None:
+        """Connect to the initial peers. Returns when one answers; the others, and those lost later, are tried for ever.
+
+        Raises: NoContactError, if every one failed at its first attempt. They are tried on all the same until the network is closed.
+        """
+        if not self._initial:
+            return
+        decided = trio.Event()
+        waiting = set(self.dial_reports)
+
+        def tried(address: str) -> None:
+            waiting.discard(address)
+            if not waiting or self.dial_reports[address] is None:
+                decided.set()
+
+        self.keep_contacts(tried)
+        await decided.wait()
+        if all(reason is not None for reason in self.dial_reports.values()):
+            raise NoContactError({address: reason or "" for address, reason in self.dial_reports.items()})
+
+    def keep_contacts(self, tried: Callable[[str], None] = lambda address: None) -> None:
+        """Connect to the initial peers in the background, again and again: for a node that is useful without them."""
+        if self._keeping:
+            return
+        self._keeping = True
+        for where, peer in self._initial:
+            self._nursery.start_soon(self._keep_contact, where, peer, tried)
+
+    async def _keep_contact(self, where: str, peer: PeerId, tried: Callable[[str], None]) -> None:
+        address = f"{where}/p2p/{peer}"
+        pause_s = REDIAL_FIRST_S
+        while True:
+            if self._dialer.connections(peer):
+                reason = None
+            elif peer == self.peer_id:
+                reason = "that is this peer itself"
+            elif self.messenger.is_refused(peer):
+                reason = "it is refused here for a while, for its offences"
+            else:
+                reason = await self._dialer.try_address(peer, where)
+            if reason != self.dial_reports[address]:
+                self._report(f"{address}: {reason or 'connected'}")
+            self.dial_reports[address] = reason
+            tried(address)
+            if peer == self.peer_id:
+                return
+            if reason is None:
+                pause_s = REDIAL_FIRST_S
+                await trio.sleep(STILL_THERE_S)
+            else:
+                await trio.sleep(jittered(pause_s))
+                pause_s = min(2 * pause_s, self._config.redial_max_s)
+
+
+@asynccontextmanager
+async def open_network(
+    identity: Identity,
+    *,
+    listen: Sequence[str] = LISTEN_ANYWHERE,
+    initial_peers: Sequence[str] = (),
+    announce: Sequence[str] = (),
+    config: NetConfig = NetConfig(),  # noqa: B008: frozen
+    log: Callable[[str], None] | None = None,
+) -> AsyncIterator[Network]:
+    """Listen, and yield the `Network`. Nobody is contacted before `join()` or the first request.
+
+    `listen`: multiaddrs without /p2p/; an empty sequence listens nowhere. `announce`: addresses to tell others instead of those found
+    out here (a public address that is forwarded to this machine). `log`: told in a line when a contact is made or lost.
+
+    Raises: UsageError, if an address cannot be one; NetworkError, if it cannot be listened on.
+    """
+    where_to = [_listen_address(address) for address in listen]
+    announced = [_announced_address(address, identity.peer_id) for address in announce]
+    initial = list(dict.fromkeys(parse_peer_address(address) for address in initial_peers))
+    failure: BaseException | None = None
+    sockets = Sockets()
+    async with trio.open_nursery() as nursery:
+        try:
+            parts = _Parts(identity, announced, config, nursery, sockets)
+            await parts.start(where_to)
+            yield parts.network(identity, initial, log or (lambda line: None))
+        except BaseException as error:
+            # carried out of the nursery by hand: it would come out wrapped in an ExceptionGroup
+            failure = error
+        finally:
+            for listener in parts.swarm.listeners.values():
+                listener.close_now()
+            for scope in tuple(parts.host._identify_tasks):
+                scope.cancel()
+            sockets.close_all()
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+class _Parts:
+    """libp2p's objects, put together."""
+
+    def __init__(
+        self, identity: Identity, announced: Sequence[str], config: NetConfig, nursery: trio.Nursery, sockets: Sockets
+    ) -> None:
+        self.config = config
+        self.nursery = nursery
+        self.sockets = sockets
+        self.book = AddressBook()
+        self.standing = Standing()
+        self.listening = _Listening(announced)
+        self.host = _make_host(identity, Transport(nursery, sockets), self.listening)
+        self.swarm: Swarm = self.host.get_network()
+        _guard(self.swarm, self.standing)
+        self.dialer = Dialer(self.swarm, nursery, self.book, self._is_refused)
+        self.dht = Dht(self.host, config, self.book)
+        self.pubsub, self.router = make_pubsub(self.host, config)
+
+    async def start(self, where_to: Sequence[str]) -> None:
+        for service in (self.swarm, self.pubsub, self.router):
+            manager = SturdyManager(service)
+            service._manager = manager
+            self.nursery.start_soon(self._run_service, manager)
+            await manager.wait_started()
+        await self.swarm.event_background_nursery_created.wait()
+        await self.pubsub.wait_until_ready()
+        for where in where_to:
+            await self._listen(where)
+
+    async def _run_service(self, manager: SturdyManager) -> None:
+        try:
+            await manager.run()
+        except Exception as error:
+            log.error("a service of libp2p ended: %r", error)
+
+    async def _listen(self, where: str) -> None:
+        listener = Listener(lambda stream: _accept(self.swarm, stream, Multiaddr(where)), self.nursery, self.sockets)
+        try:
+            await listener.listen(Multiaddr(where))
+        except OpenConnectionError as failed:
+            raise NetworkError(f"cannot listen on {where}: {failed}") from failed
+        self.swarm.listeners[where] = listener
+        self.listening.bound.extend(str(address) for address in listener.get_addrs())
+
+    def network(self, identity: Identity, initial: Sequence[tuple[str, PeerId]], report: Callable[[str], None]) -> Network:
+        network = Network(
+            identity, self.host, self.dialer, initial, self.config, self.nursery, self.listening, report
+        )
+        network.messenger = Messenger(
+            self.host, self.nursery, self.dialer, self.book, self.standing, self.listening.addresses
+        )
+        network.discovery = Discovery(network.messenger, self.dht, self.book, self.config, self.listening.addresses)
+        network.gossip = Gossip(self.pubsub, self.nursery, network.messenger.report)
+        for where, peer in initial:
+            self.book.add(peer, (where,))
+        self.nursery.start_soon(network.discovery.run)
+        self.nursery.start_soon(network.gossip.keep_registered)
+        self.nursery.start_soon(self._sweep)
+        return network
+
+    async def _sweep(self) -> None:
+        while True:
+            await trio.sleep(PEERSTORE_SWEEP_S)
+            try:
+                self.host.get_peerstore()._cleanup_expired_records()
+            except Exception as error:
+                log.debug("sweeping the peerstore: %r", error)
+
+    def _is_refused(self, peer: PeerId) -> bool:
+        return self.standing.is_refused(peer, trio.current_time())
+
+
+class _Listening:
+    """The addresses to tell others."""
+
+    def __init__(self, announced: Sequence[str]) -> None:
+        self._announced = tuple(announced)
+        self._hosts: tuple[str, ...] = ()
+        self._looked_at = float("-inf")
+        self.bound: list[str] = []
+
+    def addresses(self) -> tuple[str, ...]:
+        """Without /p2p/: announced ones, then what is listened on, a wildcard as the addresses of the interfaces; loopback last."""
+        found = dict.fromkeys(self._announced)
+        if not found:
+            for address in self.bound:
+                found.update(dict.fromkeys(self._expand(address)))
+        return tuple(sorted(found, key=is_loopback))
+
+    def multiaddrs(self, _: Iterable[Multiaddr]) -> list[Multiaddr]:
+        return [Multiaddr(address) for address in self.addresses()]
+
+    def _expand(self, address: str) -> Iterable[str]:
+        _, family, host, protocol, port = address.split("/")
+        if host not in ("0.0.0.0", "::"):
+            return (address,)
+        now = trio.current_time()
+        if now - self._looked_at > ADDRESS_REFRESH_S:
+            self._hosts, self._looked_at = own_hosts(), now
+        hosts = [h for h in self._hosts if (":" in h) == (family == "ip6")]
+        return tuple(f"/{family}/{h}/{protocol}/{port}" for h in [*hosts, "127.0.0.1" if family == "ip4" else "::1"])
+
+
+def _make_host(identity: Identity, transport: Transport, listening: _Listening) -> BasicHost:
+    key_pair = create_new_key_pair(identity.seed)
+    assert str(generate_peer_id_from(key_pair)) == identity.peer_id
+    host = new_host(
+        key_pair=key_pair,
+        # Noise and yamux only: the default also offers plaintext
+        sec_opt={NOISE: Noise(key_pair, noise_privkey=create_noise_key_pair().private_key)},
+        muxer_opt={YAMUX: Yamux},
+        peerstore_opt=PeerStore(max_peers=MAX_KNOWN_PEERS, max_records=MAX_KNOWN_PEERS),
+        transports=[transport],
+        addrs_factory=listening.multiaddrs,
+        disable_identify_address_discovery=True,
+        connection_config=ConnectionConfig(
+            max_connections=MAX_CONNECTIONS,
+            high_watermark=MAX_CONNECTIONS,
+            # no dialing of its own accord
+            min_connections=0,
+            low_watermark=0,
+            inbound_upgrade_timeout=HANDSHAKE_TIMEOUT_S,
+            outbound_upgrade_timeout=HANDSHAKE_TIMEOUT_S,
+            outbound_stream_protocol_negotiation_timeout=NEGOTIATION_TIMEOUT_S,
+            inbound_stream_protocol_negotiation_timeout=NEGOTIATION_TIMEOUT_S,
+        ),
+    )
+    swarm = host.get_network()
+    swarm.retry_config = RetryConfig(max_retries=0)
+    # limits per IP address and per minute that a fleet behind one NAT exceeds, and that leak; ours are in legion_p2p.net.limits
+    swarm.set_resource_manager(None)
+    return host
+
+
+def _guard(swarm: Swarm, standing: Standing) -> None:
+    """Put our own checks in front of the swarm's two entries: connections and streams."""
+    n_streams: dict[object, int] = {}
+    handle = swarm.common_stream_handler
+    add_conn = swarm.add_conn
+
+    async def guarded_stream_handler(stream) -> None:
+        # an exception out of here would end the host (LIBP2P.md, 1), and a stranger may open streams without end
+        peer = stream.muxed_conn.peer_id
+        n_streams[peer] = n_streams.get(peer, 0) + 1
+        try:
+            if n_streams[peer] <= MAX_INBOUND_STREAMS:
+                await handle(stream)
+                return
+            log.debug("more than %d streams of %s", MAX_INBOUND_STREAMS, peer)
+            await stream.reset()
+        except Exception as error:
+            log.debug("a stream of %s: %r", peer, error)
+            try:
+                await stream.reset()
+            except Exception as again:
+                log.debug("resetting it: %r", again)
+        finally:
+            n_streams[peer] -= 1
+            if not n_streams[peer]:
+                del n_streams[peer]
+
+    async def guarded_add_conn(muxed_conn: IMuxedConn, direction: str = "unknown"):
+        if standing.is_refused(PeerId(str(muxed_conn.peer_id)), trio.current_time()):
+            await muxed_conn.secured_conn.close()
+            raise SwarmException("refused for its offences")
+        return await add_conn(muxed_conn, direction)
+
+    swarm.common_stream_handler = guarded_stream_handler
+    swarm.add_conn = guarded_add_conn
+
+
+async def _accept(swarm: Swarm, stream, where: Multiaddr) -> None:
+    """Authenticate an inbound connection, and stay until it ends.
+
+    libp2p's own waits until the host ends: each connection that ever came in keeps its place, and after 300 of them none gets in.
+    """
+    raw = RawConnection(stream, False)
+    muxed = await swarm.upgrade_inbound_raw_conn(raw, where)
+    await muxed.event_closed.wait()
+
+
+def _listen_address(address: str) -> str:
+    where, peer = split_address(address)
+    if peer is not None or where.split("/")[1].startswith("dns"):
+        raise UsageError(f"{address!r} cannot be listened on; the form is /ip4/HOST/tcp/PORT")
+    return where
+
+
+def _announced_address(address: str, me: PeerId) -> str:
+    where, peer = split_address(address)
+    if peer not in (None, me):
+        raise UsageError(f"{address!r} cannot be announced: this peer is {me}")
+    if where.endswith("/tcp/0"):
+        raise UsageError(f"{address!r} cannot be announced: port 0 cannot be dialed")
+    return where

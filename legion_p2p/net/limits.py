@@ -1,0 +1,72 @@
+"""Everything a stranger can grow, and how far; and how long this side waits. Shared by the real network and the simulated one."""
+
+import msgspec
+
+MAX_CONTROL_FRAME_BYTES = 1 << 20  # announcements and plans take kilobytes; what is larger belongs on the bulk lane
+MAX_BULK_FRAME_BYTES = (64 << 20) + 4096  # a shard of 16 Mi parameters in fp32, and the envelope in front of it
+MAX_BODY_BYTES = {"control": MAX_CONTROL_FRAME_BYTES - 4096, "bulk": MAX_BULK_FRAME_BYTES - 4096}
+
+MAX_REQUESTS_OUT = {"control": 64, "bulk": 8}  # in flight to one peer on a lane; further ones wait for their turn
+MAX_REQUESTS_IN = 96  # handlers running for one peer: what an honest one may send (64 + 8), and slack; further are refused
+MAX_REQUESTS_IN_TOTAL = 2048  # handlers running for all peers together
+MAX_BUFFERED_BYTES = 512 << 20  # of requests being received from all peers together: 8 of the largest; beyond it: refused
+MAX_QUEUED_PONGS = 64  # a peer that pings without reading our answers gets no more of them
+MAX_INBOUND_STREAMS = 128  # open at once from one peer, all protocols: 2 lanes, gossip, identify, and a burst of DHT queries
+MAX_STREAMS_PER_LANE_IN = 4  # of one peer: 1, and 1 more for each broken one that this side has not noticed yet
+
+MAX_CONNECTIONS = 512  # 200 peers of a run that all know each other, some twice after a simultaneous dial, and DHT queries
+MAX_HANDSHAKES = 128  # inbound connections that are not authenticated yet; Noise costs some 10 ms of CPU each
+HANDSHAKE_TIMEOUT_S = 8.0  # for the other side to authenticate; a loaded notebook over a slow link needs 2
+
+DIAL_TIMEOUT_S = 5.0  # one attempt on one address, handshake included
+DIAL_STAGGER_S = 0.25  # head start of each address over the next (RFC 8305 says 250 ms)
+MAX_DIALS = 32  # attempts in flight, all peers together
+REDIAL_PAUSE_S = 1.0  # after all addresses of a peer failed, requests to it fail at once for so long: no dial storms
+FRAME_STALL_S = 30.0  # a frame that has begun must bring further bytes within so long
+WRITE_STALL_S = 15.0  # the kernel must take 64 KiB within so long, or the connection counts as dead
+
+MAX_KNOWN_PEERS = 4096  # in the address book; the ones heard of longest ago are forgotten
+MAX_ADDRESSES_PER_PEER = 8  # a host with more interfaces than this has others that work
+
+OFFENCE_HALF_LIFE_S = 60.0  # an offence counts half after so long: a bug in an honest peer does not add up over days
+OFFENCE_THRESHOLD = 8.0  # offences that cost the connection; garbage on the wire counts as GARBAGE_OFFENCES of them
+GARBAGE_OFFENCES = 3.0  # what no honest version of this program can send: the third time is the last
+REFUSAL_S = 120.0  # how long such a peer is refused afterwards; its identity is free, its address is not, so no longer
+MAX_SCORED_PEERS = 4096  # whose offences are remembered
+
+MAX_GOSSIP_BYTES = 64 << 10  # of one message; larger ones multiply by the mesh degree at every hop
+MAX_GOSSIP_RATE_HZ = 32.0  # messages per topic from one origin; an announcement every 2 s needs 0.5
+GOSSIP_BUFFER = 1024  # messages kept for a slow subscriber: 10 s of 200 peers that announce every 2 s
+MAX_TOPIC_CHARS = 256
+
+MAX_KEYS_PROVIDED = 4096  # by this peer; a peer that owns all 64 shards of 8 runs provides 512
+MAX_PROVIDER_KEYS = 32768  # held for others in the DHT, some 0.5 KiB each
+MAX_PROVIDER_RATE = 600  # records per peer and 10 s: 512 renewed every 20 s, in bursts
+MAX_KEY_CHARS = 512
+
+
+class NetConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be chosen about the network; everything else is in the constants of legion_p2p.net.limits."""
+
+    dht_server: bool = True
+    """Store and answer for others in the DHT. False: only ask. A peer that cannot be dialed should only ask."""
+
+    provider_lifetime_s: float = 60.0
+    """How long a DHT record says "this peer provides the key" without renewal. Renewed at a third of it. Longer: fewer messages,
+    more dead entries to ask in vain. All peers of a network should agree."""
+
+    replication: int = 8
+    """Nodes that hold each provider record. More survive more churn; each costs a message of some 5 ms CPU per renewal."""
+
+    redial_max_s: float = 30.0
+    """Longest pause between two attempts to reach an initial peer that is down; a restarted bootstrap is found within it."""
+
+    gossip_heartbeat_s: float = 1.0
+    """Period of gossipsub's mesh repair. Shorter: quicker repair, more messages."""
+
+    def __post_init__(self) -> None:
+        for name in ("provider_lifetime_s", "redial_max_s", "gossip_heartbeat_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} = {getattr(self, name)}, must be positive")
+        if self.replication < 1:
+            raise ValueError(f"replication = {self.replication}, must be at least 1")

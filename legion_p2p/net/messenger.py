@@ -1,0 +1,485 @@
+"""Requests and replies between peers, over libp2p streams: the Messenger of services.ports.
+
+For each peer and lane there is at most one stream that this side opened, for its requests and their replies, and what the other side
+opened for its own. A stream that breaks fails its outstanding requests at once; a request that had not been written yet is tried once
+more on a new stream. What a stranger sends wrongly costs it standing, and the stream; never the host.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import trio
+from libp2p.host.basic_host import BasicHost
+from libp2p.network.stream.net_stream import NetStream
+from libp2p.peer.id import ID
+
+from legion_p2p.core.contact import Lane, Traffic
+from legion_p2p.core.identity import PeerId
+from legion_p2p.errors import DecodeError, LegionError, RefusedError, RemoteProtocolError, UnreachableError, UsageError
+from legion_p2p.net.book import AddressBook
+from legion_p2p.net.dialer import Dialer
+from legion_p2p.net.limits import (
+    DIAL_TIMEOUT_S,
+    GARBAGE_OFFENCES,
+    MAX_BODY_BYTES,
+    MAX_BUFFERED_BYTES,
+    MAX_QUEUED_PONGS,
+    MAX_REQUESTS_IN,
+    MAX_REQUESTS_IN_TOTAL,
+    MAX_REQUESTS_OUT,
+    MAX_STREAMS_PER_LANE_IN,
+)
+from legion_p2p.net.link import FrameStream, Outgoing
+from legion_p2p.net.standing import Standing
+from legion_p2p.net.wire import VERSION, Envelope, Kind, UnknownVersion, decode, encode, refusal
+
+PROTOCOLS = {"control": "/legion/control/1", "bulk": "/legion/bulk/1"}
+PING_INTERVAL_S = 2.0  # a control request is accompanied by a ping unless there was one so shortly before
+RTT_GAIN = 1 / 8  # of a slower sample (RFC 6298); a faster one counts half, for delay is only ever added
+
+Handler = Callable[[PeerId, bytes], Awaitable[bytes]]
+
+log = logging.getLogger("legion_p2p.net")
+
+
+class Messenger:
+    """See services.ports.Messenger."""
+
+    def __init__(
+        self, host: BasicHost, nursery: trio.Nursery, dialer: Dialer, book: AddressBook, standing: Standing,
+        addresses: Callable[[], tuple[str, ...]],
+    ) -> None:  # fmt: skip
+        self._host = host
+        self._nursery = nursery
+        self._dialer = dialer
+        self._book = book
+        self._standing = standing
+        self._addresses = addresses
+        self._services: dict[str, Handler] = {}
+        self._links: dict[tuple[PeerId, str], _Link] = {}
+        self._turns: dict[tuple[PeerId, str], _Turns] = {}
+        self._n_handling: Counter[PeerId] = Counter()
+        self._n_streams_in: Counter[tuple[PeerId, str]] = Counter()
+        self._rtt_s: dict[PeerId, float] = {}
+        self._n_buffered = 0
+        self._n_sent = 0
+        self._n_received = 0
+        self.peer_id = PeerId(str(host.get_id()))
+        for lane, protocol in PROTOCOLS.items():
+            host.set_stream_handler(protocol, lambda stream, lane=lane: self._serve_stream(stream, lane))
+
+    # what services see
+
+    def serve(self, handler: Handler) -> None:
+        self._services[""] = handler
+
+    def serve_internally(self, service: str, handler: Handler) -> None:
+        """Answer requests of another part of the network layer."""
+        self._services[service] = handler
+
+    async def request(self, peer: PeerId, body: bytes, *, lane: Lane = Lane.CONTROL) -> bytes:
+        return await self.call(peer, "", body, lane.value)
+
+    def add_addresses(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
+        self._book.add(peer, addresses)
+
+    def addresses(self) -> tuple[str, ...]:
+        return self._addresses()
+
+    def connected(self) -> frozenset[PeerId]:
+        swarm = self._host.get_network()
+        return frozenset(
+            PeerId(str(peer)) for peer, conns in swarm.connections.items() if any(not conn.is_closed for conn in conns)
+        )
+
+    def rtt_s(self, peer: PeerId) -> float | None:
+        return self._rtt_s.get(peer)
+
+    def traffic(self) -> Traffic:
+        return Traffic(sent_bytes=self._n_sent, received_bytes=self._n_received)
+
+    def report(self, peer: PeerId, offence: str) -> None:
+        self._offend(peer, offence, 1.0)
+
+    # requests to others
+
+    async def call(self, peer: PeerId, service: str, body: bytes, lane: str = "control") -> bytes:
+        """`request`, to any service."""
+        if len(body) > MAX_BODY_BYTES[lane]:
+            raise UsageError(f"request of {len(body)} bytes on the {lane} lane, limit is {MAX_BODY_BYTES[lane]}")
+        key = (peer, lane)
+        turns = self._turns.setdefault(key, _Turns(MAX_REQUESTS_OUT[lane]))
+        turns.n_users += 1
+        try:
+            async with turns.slots:
+                return await self._call_in_turn(peer, service, body, lane)
+        finally:
+            turns.n_users -= 1
+            if not turns.n_users and self._turns.get(key) is turns:
+                del self._turns[key]
+
+    async def _call_in_turn(self, peer: PeerId, service: str, body: bytes, lane: str) -> bytes:
+        retried = False
+        while True:
+            link = await self._open_link(peer, lane)
+            pending = link.send(service, body)
+            try:
+                await pending.done.wait()
+            finally:
+                link.forget(pending)
+            if isinstance(pending.error, UnreachableError) and not pending.frame.begun and not retried:
+                retried = True  # the stream broke before the request was on it: the other side cannot have seen it
+                continue
+            if pending.error is not None:
+                raise pending.error
+            return pending.reply
+
+    async def _open_link(self, peer: PeerId, lane: str) -> "_Link":
+        if self._standing.is_refused(peer, trio.current_time()):
+            raise UnreachableError(peer, "it is refused here for a while, for its offences")
+        key = (peer, lane)
+        link = self._links.get(key)
+        if link is None:
+            link = self._links[key] = _Link(peer, lane)
+            # in a task of its own: it outlives the request that asked for it
+            self._nursery.start_soon(self._run_link, link)
+        await link.opened.wait()
+        if link.stream is None:
+            raise UnreachableError(peer, link.reason)
+        return link
+
+    async def _run_link(self, link: "_Link") -> None:
+        stream: NetStream | None = None
+        try:
+            with trio.CancelScope() as link.scope:
+                try:
+                    await self._dialer.connect(link.peer)
+                    with trio.fail_after(DIAL_TIMEOUT_S):
+                        stream = await self._host.new_stream(ID.from_base58(link.peer), [PROTOCOLS[link.lane]])
+                    link.stream = FrameStream(stream, link.lane, self._count_sent, self._count_received)
+                    link.opened.set()
+                    await _read_and_write(link.stream, lambda: self._read_replies(link))
+                except DecodeError as bad:
+                    link.error = RemoteProtocolError(link.peer, str(bad))
+                    self._offend(link.peer, str(bad), GARBAGE_OFFENCES)
+                except UnreachableError as failed:
+                    link.reason = failed.reason
+                except trio.TooSlowError:
+                    link.reason = f"it did not answer in {DIAL_TIMEOUT_S:.0f} s"
+                except Exception as failed:
+                    link.reason = "the connection broke"
+                    log.debug("link to %s on %s: %r", link.peer, link.lane, failed)
+        finally:
+            if self._links.get((link.peer, link.lane)) is link:
+                del self._links[link.peer, link.lane]
+            link.fail()
+            if stream is not None:
+                await _reset(stream)
+
+    async def _read_replies(self, link: "_Link") -> None:
+        stream = link.stream
+        while True:
+            try:
+                envelope_bytes, body_bytes = await stream.read_head()
+            except EOFError:
+                link.reason = "it ended the stream"
+                return
+            try:
+                envelope = decode(await stream.read_exactly(envelope_bytes))
+            except UnknownVersion as unknown:
+                raise DecodeError(f"answered in {unknown}") from unknown
+            pending = link.pending.get(envelope.id)
+            if envelope.kind == Kind.PONG:
+                await _skip(stream, body_bytes)
+                self._learn_rtt(link, envelope.id)
+            elif envelope.kind not in (Kind.REPLY, Kind.REFUSAL):
+                raise DecodeError(f"a {envelope.kind.name} where only replies belong")
+            elif pending is None:  # its asker gave up meanwhile
+                if not 0 < envelope.id <= link.last_id:
+                    raise DecodeError("a reply to a request that was never sent")
+                await _skip(stream, body_bytes)
+            else:
+                body = await stream.read_exactly(body_bytes)
+                if envelope.kind == Kind.REFUSAL:
+                    pending.error = RefusedError(link.peer, envelope.error, envelope.reason)
+                else:
+                    pending.reply = body
+                link.forget(pending)
+                pending.done.set()
+
+    def _learn_rtt(self, link: "_Link", ping_id: int) -> None:
+        if link.ping_id != ping_id or link.ping_frame is None:
+            return
+        sample_s = max(trio.current_time() - link.ping_sent_at, 1e-6)
+        link.ping_frame = None
+        known_s = self._rtt_s.get(link.peer)
+        if known_s is None:
+            self._rtt_s[link.peer] = sample_s
+            while len(self._rtt_s) > 4096:
+                del self._rtt_s[next(iter(self._rtt_s))]
+        else:
+            self._rtt_s[link.peer] = known_s + (sample_s - known_s) * (0.5 if sample_s < known_s else RTT_GAIN)
+
+    # requests of others
+
+    async def _serve_stream(self, raw: NetStream, lane: str) -> None:
+        peer = PeerId(str(raw.muxed_conn.peer_id))
+        key = (peer, lane)
+        if self._n_streams_in[key] >= MAX_STREAMS_PER_LANE_IN:
+            self._offend(peer, f"more than {MAX_STREAMS_PER_LANE_IN} streams on the {lane} lane", 1.0)
+            await _reset(raw)
+            return
+        self._n_streams_in[key] += 1
+        stream = FrameStream(raw, lane, self._count_sent, self._count_received)
+        try:
+            await _read_and_write(stream, lambda: self._read_requests(stream, peer, lane))
+        except DecodeError as bad:
+            self._offend(peer, str(bad), GARBAGE_OFFENCES)
+        except Exception as broken:
+            log.debug("stream of %s on %s: %r", peer, lane, broken)
+        finally:
+            stream.end()
+            self._n_streams_in[key] -= 1
+            if not self._n_streams_in[key]:
+                del self._n_streams_in[key]
+            await _reset(raw)
+
+    async def _read_requests(self, stream: FrameStream, peer: PeerId, lane: str) -> None:
+        while True:
+            try:
+                envelope_bytes, body_bytes = await stream.read_head()
+            except EOFError:
+                return
+            packed = await stream.read_exactly(envelope_bytes)
+            try:
+                envelope = decode(packed)
+            except UnknownVersion as unknown:
+                await _skip(stream, body_bytes)
+                _refuse(stream, unknown.request_id, "UnknownVersionError", str(unknown))
+                continue
+            if envelope.kind == Kind.PING:
+                await _skip(stream, body_bytes)
+                if len(stream) < MAX_QUEUED_PONGS:
+                    stream.put(encode(Envelope(VERSION, envelope.id, Kind.PONG), 0))
+            elif envelope.kind == Kind.REQUEST:
+                await self._take_request(stream, peer, lane, envelope, body_bytes)
+            else:
+                raise DecodeError(f"a {envelope.kind.name} where only requests belong")
+
+    async def _take_request(
+        self, stream: FrameStream, peer: PeerId, lane: str, envelope: Envelope, body_bytes: int
+    ) -> None:
+        refused = self._why_refuse(peer, envelope.service)
+        if refused is not None:
+            # read on to the end: not reading would stall the stream for everything behind it
+            await _skip(stream, body_bytes)
+            if len(stream) < MAX_QUEUED_PONGS + MAX_REQUESTS_IN:
+                _refuse(stream, envelope.id, *refused)
+            return
+        handler = self._services[envelope.service]
+        self._n_handling[peer] += 1
+        chunks: list[memoryview] = []
+        n_read = 0
+        try:
+            while n_read < body_bytes:
+                chunk = await stream.read_some(body_bytes - n_read)
+                n_read += len(chunk)
+                # counted as it arrives: announcing a large frame costs a stranger nothing, so it must not use up anything
+                self._n_buffered += len(chunk)
+                chunks.append(chunk)
+                if self._n_buffered > MAX_BUFFERED_BYTES:
+                    break
+            if n_read < body_bytes:
+                self._done_handling(peer, n_read)
+                chunks.clear()
+                await _skip(stream, body_bytes - n_read)
+                _refuse(stream, envelope.id, "BusyError", "too much is being received from all peers together")
+                return
+        except BaseException:
+            if chunks or not n_read:
+                self._done_handling(peer, n_read)
+            raise
+        body = bytes(chunks[0]) if len(chunks) == 1 else b"".join(chunks)
+        # not in the stream's nursery: a handler that has begun is not torn down because the asker went away
+        self._nursery.start_soon(self._answer, stream, peer, lane, envelope, handler, body)
+
+    def _why_refuse(self, peer: PeerId, service: str) -> tuple[str, str] | None:
+        if service not in self._services:
+            return "NotServingError", "this peer does not answer such requests" + (" yet" if not service else "")
+        if self._n_handling[peer] >= MAX_REQUESTS_IN:
+            return "BusyError", f"more than {MAX_REQUESTS_IN} requests at once"
+        if self._n_handling.total() >= MAX_REQUESTS_IN_TOTAL:
+            return "BusyError", "too many requests of all peers together"
+        return None
+
+    async def _answer(
+        self, stream: FrameStream, peer: PeerId, lane: str, envelope: Envelope, handler: Handler, body: bytes
+    ) -> None:
+        body_bytes = len(body)
+        try:
+            frame = await self._run_handler(stream, peer, lane, envelope, handler, body)
+            # the slot is taken until the reply is on its way: a peer that does not read gets no further ones
+            await frame.done.wait()
+        finally:
+            self._done_handling(peer, body_bytes)
+
+    async def _run_handler(
+        self, stream: FrameStream, peer: PeerId, lane: str, envelope: Envelope, handler: Handler, body: bytes
+    ) -> Outgoing:
+        try:
+            reply = await handler(peer, body)
+            if len(reply) > MAX_BODY_BYTES[lane]:
+                raise UsageError(f"reply of {len(reply)} bytes on the {lane} lane, limit is {MAX_BODY_BYTES[lane]}")
+        except LegionError as refused:
+            return _refuse(stream, envelope.id, type(refused).__name__, str(refused))
+        except Exception:
+            log.exception("a handler failed on a request of %s", peer)
+            return _refuse(stream, envelope.id, "InternalError", "the other side failed to handle it; its log tells why")
+        return stream.put(encode(Envelope(VERSION, envelope.id, Kind.REPLY), len(reply)), reply)
+
+    def _done_handling(self, peer: PeerId, body_bytes: int) -> None:
+        self._n_buffered -= body_bytes
+        self._n_handling[peer] -= 1
+        if not self._n_handling[peer]:
+            del self._n_handling[peer]
+
+    # standing
+
+    def is_refused(self, peer: PeerId) -> bool:
+        """Whether `peer` is kept out for its offences."""
+        return self._standing.is_refused(peer, trio.current_time())
+
+    def _offend(self, peer: PeerId, offence: str, weight: float) -> None:
+        log.debug("offence of %s: %s", peer, offence)
+        if self._standing.offend(peer, weight, trio.current_time()):
+            log.warning("disconnecting %s, and refusing it for a while: %s", peer, offence)
+            self._nursery.start_soon(self._disconnect, peer)
+
+    async def _disconnect(self, peer: PeerId) -> None:
+        for lane in PROTOCOLS:
+            link = self._links.get((peer, lane))
+            if link is not None:
+                link.reason = "it is refused here for a while, for its offences"
+                link.scope.cancel()
+        try:
+            await self._host.get_network().close_peer(ID.from_base58(peer))
+        except Exception as failed:
+            log.debug("closing %s: %r", peer, failed)
+
+    def _count_sent(self, n_bytes: int) -> None:
+        self._n_sent += n_bytes
+
+    def _count_received(self, n_bytes: int) -> None:
+        self._n_received += n_bytes
+
+
+class _Turns:
+    """Whose turn it is to have a request in flight to one peer on one lane."""
+
+    def __init__(self, n_slots: int) -> None:
+        self.slots = trio.Semaphore(n_slots)
+        self.n_users = 0
+
+
+class _Pending:
+    """A request that waits for its reply."""
+
+    __slots__ = ("done", "error", "frame", "id", "reply")
+
+    def __init__(self, request_id: int, frame: Outgoing) -> None:
+        self.id = request_id
+        self.frame = frame
+        self.done = trio.Event()
+        self.reply = b""
+        self.error: Exception | None = None
+
+
+class _Link:
+    """The stream that this side opened to a peer on a lane, from the wish for it to its end."""
+
+    def __init__(self, peer: PeerId, lane: str) -> None:
+        self.peer = peer
+        self.lane = lane
+        self.opened = trio.Event()
+        """Set when `stream` is there, or `reason` says why it is not."""
+        self.stream: FrameStream | None = None
+        self.reason = "this peer is leaving"
+        self.error: Exception | None = None
+        self.scope = trio.CancelScope()
+        self.pending: dict[int, _Pending] = {}
+        self.last_id = 0
+        self.ping_id = 0
+        self.ping_frame: Outgoing | None = None
+        self.ping_sent_at = float("-inf")
+
+    def send(self, service: str, body: bytes) -> _Pending:
+        """Queue a request, and now and then a ping before it."""
+        now = trio.current_time()
+        if self.lane == "control" and now - self.ping_sent_at > PING_INTERVAL_S and not len(self.stream):
+            self.last_id += 1
+            self.ping_id = self.last_id
+            self.ping_sent_at = now
+            self.ping_frame = self.stream.put(encode(Envelope(VERSION, self.ping_id, Kind.PING), 0))
+        self.last_id += 1
+        head = encode(Envelope(VERSION, self.last_id, Kind.REQUEST, service=service), len(body))
+        pending = _Pending(self.last_id, self.stream.put(head, body))
+        if pending.frame.done.is_set():  # the stream has ended between opening and now
+            pending.error = self._broken()
+            pending.done.set()
+        else:
+            self.pending[pending.id] = pending
+        return pending
+
+    def forget(self, pending: _Pending) -> None:
+        """Its asker has the reply, or gave up. If it was not begun yet, it is not sent at all."""
+        pending.frame.abandoned = not pending.frame.begun
+        self.pending.pop(pending.id, None)
+
+    def fail(self) -> None:
+        """Tell everybody who waits that it is over."""
+        if self.stream is not None:
+            self.stream.end()
+        self.opened.set()
+        for pending in tuple(self.pending.values()):
+            pending.error = self._broken()
+            pending.done.set()
+        self.pending.clear()
+
+    def _broken(self) -> Exception:
+        return self.error or UnreachableError(self.peer, self.reason)
+
+
+async def _read_and_write(stream: FrameStream, read: Callable[[], Awaitable[None]]) -> None:
+    """Read and write until either ends or fails; raises the first failure, by itself."""
+    failures: list[Exception] = []
+    async with trio.open_nursery() as nursery:
+
+        async def until_end(side: Callable[[], Awaitable[None]]) -> None:
+            try:
+                await side()
+            except Exception as failed:
+                failures.append(failed)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(until_end, read)
+        nursery.start_soon(until_end, stream.write_queued)
+    if failures:
+        raise failures[0]
+
+
+async def _skip(stream: FrameStream, n_bytes: int) -> None:
+    while n_bytes:
+        n_bytes -= len(await stream.read_some(n_bytes))
+
+
+async def _reset(stream: NetStream) -> None:
+    with trio.move_on_after(1.0, shield=True):
+        try:
+            await stream.reset()
+        except Exception as failed:
+            log.debug("resetting a stream: %r", failed)
+
+
+def _refuse(stream: FrameStream, request_id: int, error: str, reason: str) -> Outgoing:
+    return stream.put(encode(refusal(request_id, error, reason), 0))

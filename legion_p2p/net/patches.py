@@ -1,0 +1,117 @@
+"""What has to be changed in py-libp2p before it is used, and why. Nothing else in this package reaches into its modules' globals.
+
+Importing this module applies all of it, once per process. tests/net/test_patches.py checks each against the pinned version.
+"""
+
+import logging
+
+import libp2p.io.utils
+import trio
+from libp2p.kad_dht import common, kad_dht, peer_routing, provider_store, value_store
+from libp2p.network.connection import swarm_connection
+from libp2p.network.swarm import _NegativePeerCache
+from libp2p.pubsub import pubsub
+from libp2p.stream_muxer.yamux import yamux
+from libp2p.tools.anyio_service.exceptions import LifecycleError
+from libp2p.tools.anyio_service.trio_manager import TrioManager
+
+KAD_PROTOCOL = "/legion/kad/1.0.0"
+UNREAD_SLACK_BYTES = 1 << 20  # what an honest sender may overrun its window by: py-libp2p's accounting is not exact
+
+log = logging.getLogger("legion_p2p.net")
+
+
+def _isolate_dht() -> None:
+    """Speak our own protocol id, or a peer bootstrapped to a public IPFS node merges with its DHT.
+
+    The parameter `protocol_prefix` does not reach the wire: every module uses the constant that it imported.
+    """
+    for module in (common, kad_dht, peer_routing, provider_store, value_store):
+        module.PROTOCOL_ID = KAD_PROTOCOL
+
+
+def _route_logging() -> None:
+    """libp2p turns propagation off and warns about peers that close a connection: all of it is detail here, at DEBUG."""
+    for name in ("libp2p", "multiaddr"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.addHandler(_AsDebug())
+        logger.propagate = False
+    # logs to the root logger, which would set it up to print on stderr
+    swarm_connection.logging = logging.getLogger("libp2p.network.connection")
+
+
+class _AsDebug(logging.Handler):
+    """Hands records on to `legion_p2p.net.libp2p`, none of them louder than DEBUG."""
+
+    _target = logging.getLogger("legion_p2p.net.libp2p")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._target.isEnabledFor(logging.DEBUG):
+            self._target.debug("%s: %s", record.name, record.getMessage())
+
+
+def _read_patiently() -> None:
+    """`read_exactly` gives up after 100 short reads: a 64 KiB Noise message over a link of small segments needs more."""
+    libp2p.io.utils.read_exactly.__defaults__ = (1000,)
+
+
+def _forget_failures() -> None:
+    """A peer whose addresses failed once is not dialed for 60 s: a restarted bootstrap would be missed. Our dialer paces itself."""
+    _NegativePeerCache.is_blocked = lambda self, peer_id: False
+    _NegativePeerCache.mark_failed = lambda self, peer_id: None
+
+
+def _bound_unread() -> None:
+    """yamux only warns about a peer that ignores its window, so unread streams would grow without bound. Close such a connection."""
+
+    def get(stream: yamux.YamuxStream) -> int:
+        return stream.__dict__["recv_window"]
+
+    def put(stream: yamux.YamuxStream, value: int) -> None:
+        stream.__dict__["recv_window"] = value
+        if value < 0:
+            unread = len(stream.conn.stream_buffers.get(stream.stream_id, b""))
+            if unread > max(stream.target_recv_window, yamux.DEFAULT_WINDOW_SIZE) + UNREAD_SLACK_BYTES:
+                # the one exception that makes its read loop close the connection
+                raise trio.TooSlowError
+
+    yamux.YamuxStream.recv_window = property(get, put)
+
+
+def _widen_subscriptions() -> None:
+    """32 messages between gossipsub and us are less than one heartbeat of a large swarm brings."""
+    pubsub.SUBSCRIPTION_CHANNEL_SIZE = 1024
+
+
+class SturdyManager(TrioManager):
+    """Runs libp2p's services; no task of theirs takes the host down.
+
+    An exception out of one task (a stream handler, a message of gossip, a connection's reader) cancels the whole service, and any
+    remote can provoke one. Here it ends that task only; tasks that are meant to run for ever are started again. Tasks are not
+    registered as children of the task that started them either: that search is linear, and stops with an error at 1000 children.
+    """
+
+    def run_task(self, async_fn, *args, daemon=False, name=None, _internal=False):
+        async def guarded() -> None:
+            while True:
+                try:
+                    await async_fn(*args)
+                    return
+                except Exception as error:
+                    log.debug("task %s of libp2p failed: %r", name or async_fn, error)
+                    if not daemon:
+                        return
+                await trio.sleep(1.0)
+
+        if self._task_nursery is None or not self.is_running:
+            raise LifecycleError("cannot schedule a task: the service is not running")
+        self._task_nursery.start_soon(guarded, name=name or getattr(async_fn, "__qualname__", str(async_fn)))
+
+
+_isolate_dht()
+_route_logging()
+_read_patiently()
+_forget_failures()
+_bound_unread()
+_widen_subscriptions()

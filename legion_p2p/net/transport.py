@@ -1,0 +1,240 @@
+"""TCP below libp2p: sockets that this side can count, tune, and close at once.
+
+libp2p's own listens with SO_REUSEPORT (a second bootstrap on the same port then takes half of the connections, silently), runs its
+listeners as system tasks, and leaves a half-written frame behind when a write is cancelled, which garbles all that follows.
+"""
+
+import logging
+import socket
+from collections.abc import Iterable
+
+import trio
+from libp2p.abc import IListener, IRawConnection
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.io.trio import TrioTCPStream
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.transport.exceptions import OpenConnectionError
+from libp2p.transport.tcp.tcp import TCP
+from libp2p.utils.multiaddr_utils import multiaddr_from_socket
+from multiaddr import Multiaddr
+
+from legion_p2p.core.addresses import split_address
+from legion_p2p.errors import UsageError
+from legion_p2p.net.limits import MAX_CONNECTIONS, MAX_HANDSHAKES, WRITE_STALL_S
+
+BACKLOG = 256  # connections the kernel keeps for us while the loop is busy: all peers of a run that start in the same second
+
+log = logging.getLogger("legion_p2p.net")
+
+
+class Sockets:
+    """All open sockets of one host, so that leaving never waits for a peer."""
+
+    def __init__(self) -> None:
+        self._open: set[Socket] = set()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def wrap(self, stream: trio.SocketStream) -> "Socket":
+        tune(stream.socket)
+        wrapped = Socket(stream, self)
+        self._open.add(wrapped)
+        return wrapped
+
+    def forget(self, wrapped: "Socket") -> None:
+        self._open.discard(wrapped)
+
+    def close_all(self) -> None:
+        for wrapped in tuple(self._open):
+            wrapped.close_now()
+
+
+class Socket(TrioTCPStream):
+    """One connection. A write is done wholly, or the connection is closed: there is no half-written frame."""
+
+    def __init__(self, stream: trio.SocketStream, owner: Sockets) -> None:
+        super().__init__(stream)
+        self._owner = owner
+
+    async def write(self, data: bytes) -> None:
+        async with self.write_lock:
+            # shielded: a caller that gives up in mid-frame would desynchronize the cipher for all streams of this connection
+            with trio.CancelScope(deadline=trio.current_time() + WRITE_STALL_S, shield=True) as stall:
+                try:
+                    await self.stream.send_all(data)
+                except (trio.BrokenResourceError, trio.ClosedResourceError) as broken:
+                    self.close_now()
+                    raise ConnectionClosedError(f"connection closed: {broken}", transport="tcp") from broken
+            if stall.cancelled_caught:
+                self.close_now()
+                raise ConnectionClosedError(f"connection closed: nothing taken for {WRITE_STALL_S:.0f} s", transport="tcp")
+
+    async def read(self, n: int | None = None) -> bytes:
+        async with self.read_lock:
+            if n == 0:
+                return b""
+            try:
+                data = await self.stream.receive_some(n)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as broken:
+                self.close_now()
+                raise ConnectionClosedError(f"connection closed: {broken}", transport="tcp") from broken
+            if n is not None and not data:
+                # b"" would make libp2p's read loops ask a hundred times more
+                raise ConnectionClosedError("connection closed by the other side", transport="tcp")
+            return data
+
+    async def close(self) -> None:
+        self.close_now()
+        await trio.lowlevel.checkpoint()
+
+    def close_now(self) -> None:
+        self.stream.socket.close()
+        self._owner.forget(self)
+
+
+class Transport(TCP):
+    """Dials and listens. Its tasks run in the nursery that it is given."""
+
+    def __init__(self, nursery: trio.Nursery, sockets: Sockets) -> None:
+        super().__init__(dns_resolution_timeout=2.0, dns_max_retries=1)
+        self._nursery = nursery
+        self._sockets = sockets
+
+    async def _dial_resolved(self, maddr: Multiaddr, source: tuple[str, int] | None = None) -> IRawConnection:
+        try:
+            host, port = host_and_port(str(maddr))
+            stream = await trio.open_tcp_stream(host, port)
+        except (OSError, UsageError) as failed:
+            raise OpenConnectionError(reason_of(failed)) from failed
+        return RawConnection(self._sockets.wrap(stream), True)
+
+    def create_listener(self, handler_function) -> "Listener":
+        return Listener(handler_function, self._nursery, self._sockets)
+
+
+class Listener(IListener):
+    """Accepts on one address; never on a port that somebody listens on already."""
+
+    def __init__(self, handler, nursery: trio.Nursery, sockets: Sockets) -> None:
+        self._handler = handler
+        self._nursery = nursery
+        self._sockets = sockets
+        self._listeners: list[trio.SocketListener] = []
+        self._scope = trio.CancelScope()
+        self._n_accepted = 0
+
+    async def listen(self, maddr: Multiaddr) -> None:
+        try:
+            self._listeners = [_bind(*host_and_port(str(maddr)))]
+        except OSError as failed:
+            raise OpenConnectionError(reason_of(failed)) from failed
+        self._nursery.start_soon(self._accept)
+
+    async def _accept(self) -> None:
+        with self._scope:
+            await trio.serve_listeners(self._serve, self._listeners)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        if self._n_accepted >= MAX_CONNECTIONS + MAX_HANDSHAKES:
+            await trio.aclose_forcefully(stream)
+            return
+        self._n_accepted += 1
+        wrapped = self._sockets.wrap(stream)
+        try:
+            await self._handler(wrapped)
+        except Exception as error:
+            log.debug("inbound connection failed: %r", error)
+        finally:
+            self._n_accepted -= 1
+            wrapped.close_now()
+
+    def get_addrs(self) -> tuple[Multiaddr, ...]:
+        return tuple(multiaddr_from_socket(listener.socket) for listener in self._listeners)
+
+    async def close(self) -> None:
+        self.close_now()
+        await trio.lowlevel.checkpoint()
+
+    def close_now(self) -> None:
+        self._scope.cancel()
+        for listener in self._listeners:
+            listener.socket.close()
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Of a multiaddr, with or without its /p2p/ part. Raises: UsageError."""
+    _, _, host, _, port = split_address(address)[0].split("/")
+    return host, int(port)
+
+
+def _bind(host: str, port: int) -> trio.SocketListener:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # a restarted node gets its port back while old connections linger; two that live still exclude each other
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+
+def tune(sock: trio.socket.SocketType) -> None:
+    """Notice within half a minute that the other side is gone without a word; do not hold small frames back."""
+    options = [
+        (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 15),
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
+        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 30_000),
+    ]
+    for level, name, value in options:
+        option = getattr(socket, name, None)
+        if option is not None:
+            try:
+                sock.setsockopt(level, option, value)
+            except OSError as refused:
+                log.debug("%s: %s", name, refused)
+
+
+def reason_of(error: BaseException) -> str:
+    """The innermost cause of a failed dial, in words for people."""
+    chain = list(_causes(error))
+    for cause in chain:
+        if isinstance(cause, ConnectionRefusedError):
+            return "connection refused"
+        if isinstance(cause, socket.gaierror):
+            return f"the name cannot be resolved ({cause.strerror})"
+    for cause in chain:
+        if isinstance(cause, OSError) and cause.errno is not None and cause.strerror:
+            return cause.strerror.lower()
+    for cause in chain:
+        text = str(cause)
+        if "Peer ID mismatch" in text:
+            return f"the peer there has another id: {text.rpartition('got ')[2]}"
+    for cause in chain:
+        if isinstance(cause, trio.TooSlowError):
+            return "no answer in time"
+    text = str(chain[-1]) or str(chain[0])
+    return text.splitlines()[0][:200] if text else type(chain[-1]).__name__
+
+
+def _causes(error: BaseException) -> Iterable[BaseException]:
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        cause = waiting.pop(0)
+        if cause is None or id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+        if isinstance(cause, BaseExceptionGroup):
+            waiting.extend(cause.exceptions)
+        waiting.extend(getattr(cause, "errors", ()) if not isinstance(cause, OSError) else ())
+        waiting.extend(c for c in (cause.__cause__, cause.__context__) if c is not None)

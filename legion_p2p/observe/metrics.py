@@ -1,0 +1,241 @@
+"""Where events go: a file of JSON lines, JSON lines on a stream, or lines for people.
+
+A sink is called from any thread and must neither block for long nor raise because a disk is full: watching must never hurt what
+is watched.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+import msgspec
+
+from legion_p2p.errors import UsageError
+from legion_p2p.observe import human
+from legion_p2p.observe.events import Event
+from legion_p2p.observe.status import Status
+
+PROGRESS_EVERY_S = 10.0  # a log of a night stays below 4000 lines
+BURST = 4  # lines of one kind within PROGRESS_EVERY_S; a crowd that joins at once must not hide everything else
+ROUTINE = frozenset({"round.closed", "train.step", "train.progress"})
+"""Events that come with every step or round: the progress line tells what they add up to."""
+MAX_VALUE_CHARS = 300
+
+
+def _as_plain(value: Any) -> Any:
+    """A number of numpy or torch as the number that it is; anything else in words."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else str(value)
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_as_plain)
+
+
+def encode_event(event: Event) -> bytes:
+    """One line of JSON, without its end. What JSON cannot say becomes a string; NaN and infinity become null."""
+    return _encoder.encode(event.as_dict())
+
+
+class JsonlSink:
+    """Appends each event to a file, one line each, so that a reader sees it at once and a kill loses nothing before.
+
+    When the disk is full or gone, one line on stderr says so; events are lost until it can be written again; training goes on.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], report: Callable[[str], None] | None = None) -> None:
+        self.path = Path(path)
+        self._report = report or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._lock = threading.Lock()
+        self._reported = False
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+        except OSError as bad:
+            raise UsageError(f"cannot write {self.path}: {bad.strerror or bad}") from bad
+        self._torn = self._ends_in_half_a_line()
+
+    def __call__(self, event: Event) -> None:
+        line = encode_event(event) + b"\n"
+        with self._lock:
+            if self._fd < 0:
+                return
+            if self._torn:
+                line = b"\n" + line
+            try:
+                written = os.write(self._fd, line)  # one call: lines of two processes do not mix (O_APPEND)
+            except OSError as bad:
+                self._failed(bad.strerror or str(bad))
+                return
+            if written < len(line):  # how a disk says that it is just full
+                self._torn = self._torn or written > 0
+                self._failed("the disk is full")
+            else:
+                self._torn = False
+
+    def close(self) -> None:
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, bad: BaseException | None, where: TracebackType | None) -> None:
+        self.close()
+
+    def _ends_in_half_a_line(self) -> bool:
+        with contextlib.suppress(OSError):
+            size = os.fstat(self._fd).st_size
+            return size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
+        return False
+
+    def _failed(self, why: str) -> None:
+        if not self._reported:
+            self._reported = True
+            self._report(f"legion_p2p: cannot write {self.path}: {why}; training goes on without this file")
+
+
+class JsonSink:
+    """Each event as one line of JSON on a stream, for machines."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    def __call__(self, event: Event) -> None:
+        line = encode_event(event).decode() + "\n"
+        with self._lock:
+            self._stream.write(line)
+            self._stream.flush()
+
+
+class PlainSink:
+    """Each event as a line that a person reads: the time, what happened in words, and its fields with units.
+
+    Errors always show, what is `ROUTINE` never. Of all else, `BURST` lines of a kind pass in `PROGRESS_EVERY_S`; the next line
+    that passes says how many did not. `progress()` writes one line about the whole peer in that time, however often it is called.
+    """
+
+    def __init__(
+        self, stream: TextIO, *, progress_every_s: float = PROGRESS_EVERY_S, burst: int = BURST, quiet: bool = False,
+        monotonic: Callable[[], float] = time.monotonic, wall_time: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self._stream = stream
+        self._progress_every_s = progress_every_s
+        self._burst = burst
+        self._quiet = quiet
+        self._monotonic = monotonic
+        self._wall_time = wall_time
+        self._lock = threading.Lock()
+        self._windows: dict[str, tuple[float, int, int]] = {}  # name: when its window began, lines shown, lines held back
+        self._last_progress: float | None = None
+        self._last_step = -1
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            if event.is_error:
+                self._write(describe(event))
+            elif not self._quiet and event.name not in ROUTINE:
+                passes, held_back = self._admit(event.name)
+                if passes:
+                    self._write(describe(event) + (f" (and {held_back} more like it)" if held_back else ""))
+
+    def progress(self, status: Status) -> None:
+        """Say how far the peer is, unless that was said a moment ago or nothing has moved."""
+        now = self._monotonic()
+        with self._lock:
+            early = self._last_progress is not None and now - self._last_progress < self._progress_every_s
+            if self._quiet or early or status.step == self._last_step:
+                return
+            self._last_progress = now
+            self._last_step = status.step
+            self._write(f"{human.clock_text(self._wall_time())} {progress_text(status)}")
+
+    def _admit(self, name: str) -> tuple[bool, int]:
+        now = self._monotonic()
+        began, shown, held_back = self._windows.get(name, (now, 0, 0))
+        if now - began >= self._progress_every_s:
+            self._windows[name] = (now, 1, 0)
+            return True, held_back
+        passes = shown < self._burst
+        self._windows[name] = (began, shown + 1, held_back) if passes else (began, shown, held_back + 1)
+        return passes, 0
+
+    def _write(self, line: str) -> None:
+        self._stream.write(line.encode(self._encoding, "replace").decode(self._encoding) + "\n")
+        self._stream.flush()
+
+
+def progress_text(status: Status) -> str:
+    """How far a peer is, in one line."""
+    target = f"/{human.whole_text(status.target_steps)}" if status.target_steps else ""
+    alive = sum(member.liveness.lower() == "alive" for member in status.members)
+    parts = [f"step {human.whole_text(status.step)}{target}"]
+    if status.loss is not None:
+        parts.append(f"loss {human.loss_text(status.loss)}")
+    parts.append(f"{human.count_text(status.tokens_per_s)} tokens/s")
+    parts.append(f"{alive} of {len(status.members)} members alive" if alive != len(status.members) else f"{alive} members")
+    if status.last_round:
+        averaged = human.percent_text(status.last_round.averaged_fraction)
+        parts.append(f"{human.whole_text(status.rounds)} rounds, last averaged {averaged}")
+    parts.append(f"sent {human.bytes_text(status.sent_bytes)}, received {human.bytes_text(status.received_bytes)}")
+    if status.remaining_s is not None:
+        parts.append(f"{human.seconds_text(status.remaining_s)} left")
+    return "; ".join(parts)
+
+
+def describe(event: Event) -> str:
+    """One event as a line: `07:58:45 round closed: shard 3, averaged fraction 66.7 %, sent 1.2 MB`."""
+    words = human.clean(event.name.replace(".", " ").replace("_", " "))
+    fields = dict(event.fields)
+    text = human.clean(human.short_ids(str(fields.pop("text", ""))), MAX_VALUE_CHARS)
+    rest = ", ".join(field_text(name, value) for name, value in fields.items() if value is not None)
+    told = "; ".join(part for part in (text, rest) if part)
+    mark = "error: " if event.is_error else ""
+    return f"{human.clock_text(event.at)} {mark}{words}{': ' + told if told else ''}"
+
+
+def field_text(name: str, value: Any) -> str:
+    """A field with the unit that its name carries (`sent_bytes`, `wall_s`, `averaged_fraction`)."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    label = name.replace("_", " ")
+    if number and name.endswith("_bytes"):
+        return f"{label[:-6]} {human.bytes_text(value)}"
+    if number and name.endswith("_per_s"):
+        return f"{label[:-6]}/s {human.count_text(value)}"
+    if number and name.endswith("_s"):
+        return f"{label[:-2]} {_span_text(value)}"
+    if number and name.endswith("fraction"):
+        return f"{label} {human.percent_text(value)}"
+    if number and name.endswith("loss"):
+        return f"{label} {human.loss_text(value)}"
+    if number and name.startswith("n_"):
+        return f"{human.whole_text(value) if isinstance(value, int) else f'{value:.4g}'} {label[2:]}"
+    if isinstance(value, bool):
+        return label if value else f"not {label}"
+    if isinstance(value, int):
+        return f"{label} {human.whole_text(value)}"
+    if isinstance(value, float):
+        return f"{label} {value:.4g}"
+    return f"{label} {human.clean(_plain(value), MAX_VALUE_CHARS)}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, str):
+        return human.short_ids(value)
+    if isinstance(value, tuple | list | set | frozenset):
+        return " ".join(map(_plain, value)) or "none"
+    return str(value)
+
+
+def _span_text(seconds: float) -> str:
+    if abs(seconds) < 1:
+        return f"{1000 * seconds:.3g} ms"
+    return f"{seconds:.3g} s" if abs(seconds) < 100 else human.seconds_text(seconds)

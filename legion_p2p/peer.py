@@ -1,0 +1,207 @@
+"""Where everything is put together: `open_peer` for async code, `Optimizer` for an ordinary training loop.
+
+Only here do services meet libp2p. The same engine runs in virtual time over `sim`.
+"""
+
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Any
+
+import msgspec
+import torch
+import trio
+from torch import Tensor, nn
+
+from legion_p2p.config import DEFAULT_LISTEN, PeerConfig, convert
+from legion_p2p.core.addresses import parse_addresses
+from legion_p2p.core.identity import Identity
+from legion_p2p.core.plan import ParamSpec
+from legion_p2p.core.run import RoundSpec, RunName, RunSpec
+from legion_p2p.errors import UsageError
+from legion_p2p.observe.events import Events
+from legion_p2p.services.engine import Engine, Founding, running
+from legion_p2p.services.groups import open_flat_nursery
+from legion_p2p.services.joining import SEARCH_S
+from legion_p2p.services.mailbox import Mailbox
+from legion_p2p.tensor.flatten import FlatView
+from legion_p2p.train.optimizer import SwarmOptimizer, param_specs, trainable
+
+
+@asynccontextmanager
+async def open_peer(
+    run: str = "",
+    *,
+    founding: Founding | None = None,
+    params: Sequence[ParamSpec] | None = None,
+    initial_peers: Iterable[str] = (),
+    listen: Sequence[str] = DEFAULT_LISTEN,
+    announce: Sequence[str] = (),
+    identity: str | Identity | None = None,
+    config: PeerConfig | None = None,
+    events: Events | None = None,
+    status: bool = True,
+    search_s: float = SEARCH_S,
+    early: Callable[[Engine], None] | None = None,
+) -> AsyncIterator[Engine]:
+    """A peer in a run, for as long as the block lasts. Under trio.
+
+    `run` is the name or id of a run to join; or `founding` describes one to found. `params` are those of the model that shall
+    train: where they differ from the run's, it is refused. `identity` is a key file or an Identity; None: a new one. `status`:
+    serve the status on loopback for `legion-ctl`. Leaving the block leaves the run in order.
+
+    Raises: NoContactError; UnknownRunError, AmbiguousRunError, RunExistsError; MisfitError; UsageError.
+    """
+    from legion_p2p.net.host import open_network
+    from legion_p2p.net.offload import ThreadOffload
+    from legion_p2p.net.status_http import serve_status
+
+    if bool(run) == (founding is not None):
+        raise UsageError("give either the run to join or the one to found")
+    events = events or Events()
+    config = config or PeerConfig()
+    contacts = parse_addresses(initial_peers)
+    whoami, unlock = _identity(identity)
+    network_options = {"listen": listen, "initial_peers": contacts, "announce": announce}
+
+    async def host(task_status: trio.TaskStatus[tuple[Any, trio.CancelScope]]) -> None:
+        # Shielded: a caller that is cancelled still has a network to leave the run over.
+        with trio.CancelScope(shield=True) as scope:
+            async with open_network(whoami, **network_options) as network:
+                task_status.started((network, scope))
+                await trio.sleep_forever()
+
+    try:
+        async with open_flat_nursery() as nursery:
+            network, network_scope = await nursery.start(host)
+            try:
+                await network.join()
+                async with running(
+                    network,
+                    run=run,
+                    founding=founding,
+                    params=params,
+                    offload=ThreadOffload(),
+                    mailbox=Mailbox(),
+                    events=events,
+                    config=config,
+                    rng=random.Random(),
+                    search_s=search_s,
+                    early=early,
+                ) as engine:
+                    if status:
+                        where = await nursery.start(partial(serve_status, engine.status))
+                        events.emit("status.served", address=where)
+                    yield engine
+            finally:
+                network_scope.cancel()
+                nursery.cancel_scope.cancel()
+    finally:
+        unlock()
+
+
+def _identity(identity: str | Identity | None) -> "tuple[Identity, Any]":
+    if isinstance(identity, Identity):
+        return identity, lambda: None
+    if not identity:
+        return Identity.generate(), lambda: None
+    from legion_p2p.store.identity import load_or_create_identity
+
+    loaded = load_or_create_identity(identity)
+    return loaded, getattr(loaded, "release", lambda: None)
+
+
+class Optimizer(SwarmOptimizer):
+    """A torch optimizer that trains `model` together with everybody else in a run.
+
+        opt = legion.Optimizer(torch.optim.AdamW(model.parameters(), lr=3e-4), model, run="my-run", initial_peers=[...])
+
+    It is used like the optimizer inside it: step(), zero_grad(), closures, state_dict(), lr schedulers. Joining replaces the
+    model's parameters by the run's. With `new_run=True` it founds the run, with this model's parameters as the start; so it does
+    where no `initial_peers` are given, for there is nobody to ask.
+
+    Args:
+        inner: the optimizer that makes the local steps. It must hold all trainable parameters of `model`.
+        model: a module, or its (name, parameter) pairs. The parameters that require gradients are the run's.
+        run: name or id of the run.
+        initial_peers: addresses of any peers or bootstrap nodes, or "@file".
+        new_run: found the run. An existing one of that name is an error.
+        tokens_per_step: weight of one local step relative to those of other members, such as tokens in a batch.
+        local_steps, synchronous, push_codec, update_codec, ...: fields of RoundSpec, for a new run.
+
+    Raises: NoContactError, if no initial peer answers; UnknownRunError; MisfitError, naming the first parameter that differs;
+    UsageError.
+    """
+
+    def __init__(
+        self,
+        inner: torch.optim.Optimizer,
+        model: nn.Module | Iterable[tuple[str, Tensor]],
+        *,
+        run: str,
+        initial_peers: Iterable[str] = (),
+        new_run: bool | None = None,
+        tokens_per_step: int = 1,
+        identity: str | Identity | None = None,
+        listen: Sequence[str] = DEFAULT_LISTEN,
+        announce: Sequence[str] = (),
+        config: PeerConfig | None = None,
+        events: Events | None = None,
+        status: bool = True,
+        search_s: float = SEARCH_S,
+        seed: int = 0,
+        **round_fields: Any,
+    ) -> None:
+        view = FlatView(trainable(model))
+        _check_covers(inner, view)
+        params = param_specs(view)
+        initial_peers = (initial_peers,) if isinstance(initial_peers, str) else tuple(initial_peers)
+        if new_run is None:
+            new_run = not initial_peers
+        if round_fields and not new_run:
+            raise UsageError(f"{', '.join(sorted(round_fields))}: only who founds a run chooses these; this peer joins one")
+        founding = None
+        if new_run:
+            spec = RunSpec(
+                name=convert_name(run), founder="", params=params, round=convert(round_fields, RoundSpec), seed=seed
+            )
+            spec.plan()
+            founding = Founding(spec, view.snapshot())
+
+        def opener() -> AbstractAsyncContextManager[Engine]:
+            return open_peer(
+                "" if founding else run,
+                founding=founding,
+                params=params,
+                initial_peers=initial_peers,
+                listen=listen,
+                announce=announce,
+                identity=identity,
+                config=config,
+                events=events,
+                status=status,
+                search_s=search_s,
+            )
+
+        super().__init__(inner, view, opener, tokens_per_step=tokens_per_step)
+
+
+def convert_name(name: str) -> str:
+    """Check a run's name. Raises: UsageError, telling what is allowed."""
+    try:
+        return msgspec.convert(name, RunName)
+    except msgspec.ValidationError:
+        allowed = "letters, digits, and . _ / - after the first character, at most 100"
+        raise UsageError(f"run name {name!r}: allowed are {allowed}") from None
+
+
+def _check_covers(inner: torch.optim.Optimizer, view: FlatView) -> None:
+    held = {id(p) for group in inner.param_groups for p in group["params"]}
+    missing = [name for name, p in zip(view.names, view.parameters, strict=True) if id(p) not in held]
+    if missing:
+        raise UsageError(
+            f"the inner optimizer does not hold {missing[0]}, a trainable parameter of the model ({len(missing)} are missing)"
+        )
+
+

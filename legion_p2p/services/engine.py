@@ -1,0 +1,530 @@
+"""One peer's part in one run: joins or founds it, runs the services, answers requests, leaves in order.
+
+The engine knows nothing of libp2p or of threads: a network, an offload and a mailbox are handed in, so the same engine runs over
+sockets (`peer.py`) and in virtual time (`sim`).
+"""
+
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+import trio
+from torch import Tensor
+
+from legion_p2p.config import PeerConfig
+from legion_p2p.core.announcement import Announcement, peer_of
+from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.membership import Changed, Liveness
+from legion_p2p.core.pace import local_steps
+from legion_p2p.core.plan import ParamSpec, ShardPlan, check_fit
+from legion_p2p.core.run import RunSpec, SignedSpec, run_id, sign_spec
+from legion_p2p.core.wire import (
+    Accusation,
+    Done,
+    Exchange,
+    GetSpec,
+    Ping,
+    PingFor,
+    Reply,
+    SpecFound,
+    decode_request,
+    encode,
+)
+from legion_p2p.errors import DecodeError, JoinError, MisfitError, RunExistsError, UnknownRunError
+from legion_p2p.observe.events import Events
+from legion_p2p.observe.status import ErrorStatus, MemberStatus, RunStatus, ShardStatus, Status
+from legion_p2p.services.advertise import AdvertiseService
+from legion_p2p.services.groups import open_flat_nursery
+from legion_p2p.services.joining import SEARCH_S, FoundRun, fetch_shards, find_run
+from legion_p2p.services.mailbox import Mailbox
+from legion_p2p.services.members import MemberService
+from legion_p2p.services.ports import Discovery, Gossip, Messenger, Offload
+from legion_p2p.services.replica import LocalChange
+from legion_p2p.services.shards import ShardService
+from legion_p2p.tensor.flatten import digest
+
+LEAVE_S = 1.5  # an orderly leave takes at most this long, so that Ctrl+C ends in under 2 s
+MEMBERS_S = 30.0  # to hear of anybody who holds the model
+FOUND_SEARCH_S = 3.0  # to notice that a run of the name exists already
+
+
+class Network(Protocol):
+    """What an engine runs on."""
+
+    identity: Identity
+    messenger: Messenger
+    discovery: Discovery
+    gossip: Gossip
+
+    def addresses(self) -> tuple[str, ...]: ...
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What the training thread says of itself. Replaced as a whole, never changed."""
+
+    step: int = 0
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+    step_s: float = 0.0
+    loss: float | None = None
+    training: bool = False
+    done: bool = False
+    epoch: int = 0
+    chunks: bytes = b""
+    blocked_fraction: float = 0.0
+    target_steps: int | None = None
+    remaining_s: float | None = None
+    state: str = ""
+
+
+@dataclass(frozen=True)
+class Founding:
+    """A run to found: all of its specification but the founder, and the initial parameters (1-D fp32)."""
+
+    spec: RunSpec
+    parameters: Tensor
+
+
+class Engine:
+    """A member of a run. Made by `running`."""
+
+    def __init__(
+        self,
+        network: Network,
+        offload: Offload,
+        mailbox: Mailbox,
+        events: Events,
+        config: PeerConfig,
+        rng: random.Random,
+        wall_time: Callable[[], float],
+    ) -> None:
+        self.network = network
+        self.me: PeerId = network.identity.peer_id
+        self.mailbox = mailbox
+        self.events = events
+        self.config = config
+        self.progress = Progress()
+        self.spec: RunSpec | None = None
+        self.run = ""
+        self.ready = False
+        self.local_steps = 1
+        self._offload = offload
+        self._rng = rng
+        self._wall_time = wall_time
+        self._started = wall_time()
+        self._signed_spec: SignedSpec | None = None
+        self._members: MemberService | None = None
+        self._shards: ShardService | None = None
+        self._advertise: AdvertiseService | None = None
+        self._leaving = False
+
+    # for the trainer
+
+    @property
+    def members(self) -> MemberService:
+        if self._members is None:
+            raise JoinError("not in a run yet")
+        return self._members
+
+    @property
+    def shards(self) -> ShardService:
+        if self._shards is None:
+            raise JoinError("not in a run yet")
+        return self._shards
+
+    @property
+    def plan(self) -> ShardPlan:
+        return self.shards.plan
+
+    def contribute(self, changes: Sequence[LocalChange]) -> None:
+        """Hand in local changes, at most one per settled shard."""
+        for change in changes:
+            self.shards.contribute(change)
+
+    def report(self, progress: Progress) -> None:
+        """The newest from the training thread; changes of training and done are announced at once."""
+        before, self.progress = self.progress, progress
+        if (before.training, before.done, before.epoch, before.chunks) != (
+            progress.training,
+            progress.done,
+            progress.epoch,
+            progress.chunks,
+        ):
+            self.members.announce_soon()
+        self._update_local_steps()
+
+    def common_parameters(self) -> Tensor:
+        """The region's common copy, flat: 1-D fp32."""
+        import torch
+
+        return torch.cat([self.shards.replicas[shard].reference for shard in range(self.plan.n_shards)])
+
+    def common_digest(self) -> str:
+        """One digest over those of all shards, in hex."""
+        import hashlib
+
+        whole = hashlib.sha256()
+        for shard in sorted(self.shards.replicas):
+            whole.update(self.shards.replicas[shard].chain.digest)
+        return whole.hexdigest()
+
+    async def wait_for_members(self, n: int) -> None:
+        """Until the run has `n` members that hold the model, this peer included."""
+        while sum(a.ready for a in self.members.everyone()) < n:
+            await self.members.changed.wait()
+
+    async def wait_until_all_done(self) -> None:
+        """Until every member has trained all it wanted to, and all hold the same versions of all shards."""
+        while True:
+            everyone = [a for a in self.members.everyone() if a.ready]
+            marks = {a.marks for a in everyone if a.peer_id != self.me}
+            if all(a.done for a in everyone) and marks <= {self.shards.marks()} and self._nothing_pending():
+                return
+            with trio.move_on_after(1.0):
+                await self.members.changed.wait()
+
+    def _nothing_pending(self) -> bool:
+        return all(
+            r.pending is None and r.offered is None and (r.round is None or not r.round.waiting)
+            for r in self.shards.replicas.values()
+        )
+
+    # joining and leaving
+
+    async def found(self, founding: Founding, nursery: trio.Nursery) -> None:
+        """Found a run. Raises: RunExistsError, if others have one of this name; UsageError."""
+        spec = msgspec.structs.replace(founding.spec, founder=self.me, nonce=os.urandom(8).hex())
+        if self.network.messenger.connected():
+            try:
+                known = await find_run(
+                    spec.name, self.network.messenger, self.network.discovery, self.events, search_s=FOUND_SEARCH_S
+                )
+            except UnknownRunError:
+                pass
+            else:
+                raise RunExistsError(
+                    f"a run named {spec.name!r} exists (id {known.id}): join it with --run {spec.name}, or choose another name"
+                )
+        self._enter(sign_spec(spec, self.network.identity), spec)
+        await nursery.start(self.members.run_forever)
+        plan = spec.plan()
+        for shard in range(plan.n_shards):
+            start, end = plan.bounds(shard)
+            reference = founding.parameters[start:end].clone()
+            self.shards.hold(shard, reference, 0, await self._offload(digest, reference))
+        await self._start(nursery)
+        self.events.emit("run.founded", run=self.run, name=spec.name)
+
+    async def find(self, run: str, search_s: float = SEARCH_S) -> FoundRun:
+        """Look for a run. Raises: UnknownRunError; AmbiguousRunError."""
+        return await find_run(run, self.network.messenger, self.network.discovery, self.events, search_s=search_s)
+
+    async def join(self, found: FoundRun, params: Sequence[ParamSpec] | None, nursery: trio.Nursery) -> None:
+        """Join a run that was found; `params` are those of the model that shall train in it, None: not checked.
+
+        Raises: MisfitError; JoinError, if nobody has the model.
+        """
+        if params is not None:
+            check_fit(params, found.spec.params)
+        self._enter(found.signed, found.spec)
+        await nursery.start(self.members.run_forever)
+        for contact in found.contacts:
+            await self.members.exchange_with(contact)
+        with trio.move_on_after(MEMBERS_S) as scope:
+            while not any(m.announcement.ready for m in self.members.table.counted()):
+                await self.members.changed.wait()
+        if scope.cancelled_caught:
+            raise JoinError(f"run {found.spec.name!r} is known, but no member that holds the model answered in {MEMBERS_S:.0f} s")
+        fetched = await fetch_shards(
+            self.run, found.spec, self.config.region, self.members, self.network.messenger, self._offload, self.events
+        )
+        for f in fetched:
+            self.shards.hold(f.shard, f.reference, f.version, f.digest, f.included)
+            self.shards.replicas[f.shard].chain.owner = f.peer
+        await self._start(nursery)
+        await self.shards.sync_all()  # versions that appeared while the rest was being fetched
+        self.events.emit(
+            "run.joined", run=self.run, name=found.spec.name, n_donors=len({f.peer for f in fetched}), n_shards=len(fetched)
+        )
+
+    async def leave(self) -> None:
+        """Leave in order: hand over what only this peer has, say goodbye. At most LEAVE_S seconds."""
+        if self._leaving or self._members is None:
+            return
+        self._leaving = True
+        self.mailbox.close("this peer has left the run")
+        with trio.move_on_after(LEAVE_S):
+            if self._shards is not None:
+                await self._shards.hand_over_all(LEAVE_S / 2)
+            await self._members.leave(LEAVE_S / 2)
+            if self._advertise is not None:
+                await self._advertise.withdraw_all()
+        self.events.emit("run.left", run=self.run)
+
+    def _enter(self, signed: SignedSpec, spec: RunSpec) -> None:
+        self._signed_spec = signed
+        self.spec = spec
+        self.run = run_id(signed)
+        self.local_steps = spec.round.local_steps
+        network, events, config = self.network, self.events, self.config
+        members = MemberService(
+            self.run,
+            network.identity,
+            network.messenger,
+            network.gossip,
+            events,
+            self._rng,
+            config.membership,
+            self._describe,
+            int(self._wall_time()),
+        )
+        members.listeners.append(self._on_member_changed)
+        rounds = msgspec.structs.replace(config.rounds, quorum=spec.round.quorum)
+        self._members = members
+        self._shards = ShardService(
+            self.run,
+            spec,
+            network.identity,
+            network.messenger,
+            self._offload,
+            members,
+            self.mailbox,
+            events,
+            self._rng,
+            rounds,
+            config.region,
+        )
+        self._advertise = AdvertiseService(
+            self.run, spec, config.region, network.discovery, network.messenger, members, self._shards, events, self._rng
+        )
+
+    async def _start(self, nursery: trio.Nursery) -> None:
+        assert self._advertise is not None
+        self.ready = True
+        await nursery.start(self.shards.run_forever)
+        await self.members.announce_now()
+        # Gossip takes a second to find its mesh; those who give up shards to us should know now.
+        async with trio.open_nursery() as meeting:
+            for member in self.members.table.counted()[:16]:
+                meeting.start_soon(self.members.exchange_with, member.peer_id)
+        self.shards.on_members_changed()
+        nursery.start_soon(self._advertise.run_forever)
+        nursery.start_soon(self._return_when_away)
+
+    async def _return_when_away(self) -> None:
+        """Whoever was away comes back as a newcomer: first follow, then own."""
+        while True:
+            if self.members.was_away:
+                self.members.was_away = False
+                if not any(m.announcement.ready for m in self.members.table.counted()):
+                    continue
+                self.events.emit("run.rejoining", run=self.run)
+                self.ready = False
+                self.members.announce_soon()
+                self.shards.on_members_changed()
+                await self.shards.own_nothing()
+                await self.shards.sync_all()
+                self.ready = True
+                self.members.announce_soon()
+                self.shards.on_members_changed()
+                self.events.emit("run.rejoined", run=self.run)
+                continue
+            await self.members.changed.wait()
+
+    def _on_member_changed(self, change: Changed) -> None:
+        if change.after is Liveness.DEAD:
+            self.events.error("member.dead", f"{change.peer_id} does not answer and is taken for dead", peer=change.peer_id)
+        self._update_local_steps()
+
+    def _update_local_steps(self) -> None:
+        if self.spec is not None:
+            others = [m.announcement.step_s for m in self.members.table.counted() if m.announcement.training]
+            self.local_steps = local_steps(self.spec.round.local_steps, self.progress.step_s, others)
+
+    # answering
+
+    async def handle(self, peer: PeerId, body: bytes) -> bytes:
+        """Answer any request of the protocol. Raises: LegionError, to be sent back."""
+        try:
+            message = decode_request(body)
+        except DecodeError as bad:
+            self.network.messenger.report(peer, str(bad))
+            raise
+        if isinstance(message, GetSpec):
+            return encode(self._tell_spec(message))
+        if self._members is None or self._leaving or message_run(message) not in ("", self.run):
+            raise MisfitError("this peer is not in that run")
+        try:
+            reply = await self._answer(peer, message)
+        except DecodeError as bad:
+            self.network.messenger.report(peer, str(bad))
+            self.events.error("request.refused", f"{peer}: {bad}", peer=peer, kind=type(bad).__name__)
+            raise
+        self.members.heard(peer)
+        return encode(reply)
+
+    async def _answer(self, peer: PeerId, message: object) -> Reply:
+        members = self.members
+        if isinstance(message, Exchange):
+            return members.on_exchange(peer, message)
+        if isinstance(message, Ping):
+            return Done()
+        if isinstance(message, PingFor):
+            return await members.on_ping_for(message)
+        if isinstance(message, Accusation):
+            return members.on_accusation(message)
+        return await self.shards.on_request(peer, message)  # type: ignore[arg-type]
+
+    def _tell_spec(self, message: GetSpec) -> SpecFound:
+        if self._signed_spec is None or self.spec is None or message.run not in (self.spec.name, self.run):
+            raise UnknownRunError(message.run, 0)
+        return SpecFound(self._signed_spec.spec, self._signed_spec.signature)
+
+    # telling
+
+    def _describe(self) -> Announcement:
+        progress = self.progress
+        traffic = self.network.messenger.traffic()
+        return Announcement(
+            peer_id=self.me,
+            run=self.run,
+            addresses=self.network.messenger.addresses()[:16],
+            region=self.config.region,
+            weight=self.config.weight,
+            ready=self.ready,
+            training=progress.training and self.ready,
+            done=progress.done,
+            step=progress.step,
+            tokens=progress.tokens,
+            tokens_per_s=progress.tokens_per_s,
+            step_s=progress.step_s,
+            loss=progress.loss,
+            sent_bytes=traffic.sent_bytes,
+            received_bytes=traffic.received_bytes,
+            marks=self._shards.marks() if self._shards is not None else b"",
+            epoch=progress.epoch,
+            chunks=progress.chunks,
+        )
+
+    def status(self) -> Status:
+        """What this peer knows now."""
+        traffic = self.network.messenger.traffic()
+        progress = self.progress
+        in_run = self._members is not None and self.spec is not None and self._shards is not None
+        return Status(
+            peer_id=self.me,
+            addresses=self.network.addresses(),
+            run=RunStatus(self.run, self.spec.name) if in_run and self.spec else None,
+            region=self.config.region,
+            state=self._state(),
+            step=progress.step,
+            members=self._member_rows() if in_run else (),
+            shards=self._shard_rows() if in_run else (),
+            sent_bytes=traffic.sent_bytes,
+            received_bytes=traffic.received_bytes,
+            last_round=self.shards.last_round if in_run else None,
+            errors=tuple(ErrorStatus(e.at, e.name, str(e.fields.get("text", ""))) for e in list(self.events.errors)),
+            rounds=self.shards.rounds if in_run else 0,
+            loss=progress.loss,
+            tokens=progress.tokens,
+            tokens_per_s=progress.tokens_per_s,
+            local_steps=self.local_steps,
+            target_steps=progress.target_steps,
+            remaining_s=progress.remaining_s,
+            uptime_s=self._wall_time() - self._started,
+            common_digest=self.common_digest() if in_run else "",
+            blocked_fraction=progress.blocked_fraction,
+            pid=os.getpid(),
+        )
+
+    def _state(self) -> str:
+        if self._leaving:
+            return "leaving"
+        if not self.ready:
+            return "joining"
+        if self.progress.done:
+            return "done"
+        return self.progress.state or ("training" if self.progress.training else "waiting")
+
+    def _member_rows(self) -> tuple[MemberStatus, ...]:
+        owned: dict[PeerId, int] = {}
+        for shard in self.shards.replicas:
+            owner = self.shards.ownership(shard).owner
+            if owner is not None:
+                owned[owner] = owned.get(owner, 0) + 1
+        rows = [(self._describe(), "ALIVE")]
+        rows += [(m.announcement, m.liveness.value) for m in self.members.table.members()]
+        return tuple(
+            MemberStatus(
+                peer_id=a.peer_id,
+                region=a.region,
+                liveness=liveness,
+                step=a.step,
+                tokens_per_s=a.tokens_per_s,
+                tokens=a.tokens,
+                loss=a.loss,
+                training=a.training,
+                ready=a.ready,
+                done=a.done,
+                shards_owned=owned.get(peer_of(a), 0),
+                sent_bytes=a.sent_bytes,
+                received_bytes=a.received_bytes,
+                addresses=a.addresses,
+                rtt_s=self.network.messenger.rtt_s(peer_of(a)),
+            )
+            for a, liveness in sorted(rows, key=lambda row: row[0].peer_id)
+        )
+
+    def _shard_rows(self) -> tuple[ShardStatus, ...]:
+        rows = []
+        for shard, replica in sorted(self.shards.replicas.items()):
+            owners = self.shards.ownership(shard)
+            rows.append(ShardStatus(shard, replica.chain.version, replica.chain.digest.hex(), owners.owner, owners.standby))
+        return tuple(rows)
+
+
+def message_run(message: object) -> str:
+    """The run that a request is about; empty where the message itself carries it elsewhere (an update's header)."""
+    return getattr(message, "run", "")
+
+
+@asynccontextmanager
+async def running(
+    network: Network,
+    *,
+    run: str = "",
+    founding: Founding | None = None,
+    params: Sequence[ParamSpec] | None = None,
+    offload: Offload,
+    mailbox: Mailbox,
+    events: Events,
+    config: PeerConfig,
+    rng: random.Random,
+    wall_time: Callable[[], float] = time.time,
+    search_s: float = SEARCH_S,
+    early: Callable[[Engine], None] | None = None,
+) -> AsyncIterator[Engine]:
+    """Join `run`, or found `founding`, over `network`; leave in order at the end, also when cancelled.
+
+    `early` is called with the engine before it joins, for those who want to watch.
+    """
+    engine = Engine(network, offload, mailbox, events, config, rng, wall_time)
+    if early is not None:
+        early(engine)
+    network.messenger.serve(engine.handle)
+    async with open_flat_nursery() as nursery:
+        try:
+            if founding is not None:
+                await engine.found(founding, nursery)
+            else:
+                await engine.join(await engine.find(run, search_s), params, nursery)
+            yield engine
+        finally:
+            with trio.CancelScope(shield=True):
+                await engine.leave()
+            nursery.cancel_scope.cancel()

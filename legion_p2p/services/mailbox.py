@@ -1,0 +1,77 @@
+"""What passes from the network's thread to the training thread, which never waits for it.
+
+The training thread drains it at the start of a step; of several versions of a shard it sees the newest only.
+"""
+
+import threading
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """News of one shard. `reference` None: the bytes are those that were handed in, only the version is new."""
+
+    shard: int
+    version: int
+    reference: "Tensor | None"
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """What became of a contribution: included in an update, or failed for a reason."""
+
+    shard: int
+    failure: str | None = None
+
+
+class Mailbox:
+    """Thread-safe; the network's side posts and settles, the training side drains and waits."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._deliveries: dict[int, Delivery] = {}
+        self._settled: list[Settled] = []
+        self._closed: str | None = None
+
+    def post(self, shard: int, version: int, reference: "Tensor | None") -> None:
+        with self._changed:
+            waiting = self._deliveries.get(shard)
+            if reference is None and waiting is not None:  # an undrained reference stays, under the newer version
+                reference = waiting.reference
+            self._deliveries[shard] = Delivery(shard, version, reference)
+            self._changed.notify_all()
+
+    def settle(self, shard: int, failure: str | None = None) -> None:
+        """The shard may be contributed to again."""
+        with self._changed:
+            self._settled.append(Settled(shard, failure))
+            self._changed.notify_all()
+
+    def close(self, reason: str) -> None:
+        """Nothing more will come; whoever waits is told so."""
+        with self._changed:
+            self._closed = reason
+            self._changed.notify_all()
+
+    @property
+    def closed(self) -> str | None:
+        return self._closed
+
+    def drain(self) -> tuple[Collection[Delivery], Collection[Settled]]:
+        """All that has come, oldest shard first."""
+        if not self._deliveries and not self._settled:  # spares the lock on nearly every step
+            return (), ()
+        with self._changed:
+            deliveries, self._deliveries = self._deliveries, {}
+            settled, self._settled = self._settled, []
+        return [deliveries[shard] for shard in sorted(deliveries)], settled
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until there is something to drain, or it is closed, or the time is over."""
+        with self._changed:
+            if not self._deliveries and not self._settled and self._closed is None:
+                self._changed.wait(timeout_s)

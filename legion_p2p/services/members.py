@@ -1,0 +1,337 @@
+"""Keeps the table of members true: announces this peer, listens to others, probes the silent.
+
+Announcements go out by gossip and, to heal what gossip loses, in an exchange of tables with one random member at a time.
+"""
+
+import random
+from collections.abc import Callable, Iterable
+
+import msgspec
+import trio
+
+from legion_p2p.core.announcement import Announcement, open_signed, peer_of, sign
+from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.membership import Accuse, Changed, Liveness, Membership, MembershipConfig, Probe, Refute
+from legion_p2p.core.run import announce_topic
+from legion_p2p.core.wire import (
+    MAX_EXCHANGED,
+    Accusation,
+    Done,
+    Exchange,
+    Exchanged,
+    Message,
+    Ping,
+    PingFor,
+    Reply,
+    decode_reply,
+    encode,
+)
+from legion_p2p.errors import DecodeError, NetworkError
+from legion_p2p.observe.events import Events
+from legion_p2p.services.bell import Bell
+from legion_p2p.services.ports import Gossip, Lane, Messenger
+
+EXCHANGE_DEADLINE_S = 5.0
+N_INDIRECT_PROBES = 2  # members asked to look at a suspect as well, in case only the path from here is broken
+MAX_EXCHANGE_BYTES = 512 * 1024  # of announcements in one message: half a control frame
+
+
+class MemberService:
+    """The members of one run, as seen by this peer."""
+
+    def __init__(
+        self,
+        run: str,
+        identity: Identity,
+        messenger: Messenger,
+        gossip: Gossip,
+        events: Events,
+        rng: random.Random,
+        config: MembershipConfig,
+        describe: Callable[[], Announcement],
+        incarnation: int = 0,
+    ) -> None:
+        self.run = run
+        self.me = identity.peer_id
+        self.config = config
+        self.table = Membership(self.me, config, trio.current_time())
+        self.table.incarnation = incarnation
+        self.changed = Bell()
+        """Rings when somebody came, went, or announced something new."""
+        self.was_away = False
+        """The others went on without this peer since this was last looked at."""
+        self._returned: set[PeerId] = set()
+        self._identity = identity
+        self._messenger = messenger
+        self._gossip = gossip
+        self._events = events
+        self._rng = rng
+        self._describe = describe
+        self._seq = 0
+        self._signed: dict[PeerId, bytes] = {}
+        self._own: Announcement | None = None
+        self._hurry = Bell()
+        self._hurried = False
+        self._nursery: trio.Nursery | None = None
+        self.listeners: list[Callable[[Changed], None]] = []
+
+    # what others ask
+
+    def everyone(self) -> list[Announcement]:
+        """This peer's announcement, then those of all members that are not dead, by peer id."""
+        return [self.own(), *(m.announcement for m in self.table.counted())]
+
+    def own(self) -> Announcement:
+        if self._own is None:
+            self._renew()
+        assert self._own is not None
+        return self._own
+
+    def is_known(self, peer: PeerId) -> bool:
+        return peer == self.me or self.table.get(peer) is not None
+
+    def alone(self) -> bool:
+        """Nobody else is in the run, as far as known."""
+        return not self.table.counted()
+
+    def heard(self, peer: PeerId) -> None:
+        """Any message came from `peer`."""
+        self.table.heard(peer, trio.current_time())
+        self._work()
+
+    def lost(self, peer: PeerId) -> None:
+        """`peer` could not be reached."""
+        self.table.lost(peer, trio.current_time())
+        self._work()
+
+    def take(self, signed: bytes, *, direct: bool) -> Announcement:
+        """Check an announcement and put it in the table.
+
+        Raises: DecodeError, SignatureError.
+        """
+        announcement = open_signed(signed)
+        if announcement.run != self.run:
+            raise DecodeError(f"announcement of run {announcement.run}, this is {self.run}")
+        peer = peer_of(announcement)
+        if self.table.announced(announcement, trio.current_time(), direct=direct):
+            if announcement.leaving:
+                self._signed.pop(peer, None)
+            elif self.table.get(peer) is not None:
+                self._signed[peer] = signed
+                self._messenger.add_addresses(peer, announcement.addresses)
+            self.changed.ring()
+        self._work()
+        return announcement
+
+    def signed_of(self, peer: PeerId) -> bytes | None:
+        """The signed announcement of a member, to pass on."""
+        return self.signed_own() if peer == self.me else self._signed.get(peer)
+
+    def signed_own(self) -> bytes:
+        self.own()
+        return self._signed_own
+
+    # what others send
+
+    def on_exchange(self, peer: PeerId, message: Exchange) -> Exchanged:
+        known = self._some_announcements(excluding=peer)  # before learning: what the asker sent, it does not need back
+        self._take_all(peer, message.announcements)
+        self.heard(peer)
+        newest = self._signed.get(peer)
+        if newest is not None and newest not in message.announcements:
+            known = (*known[: MAX_EXCHANGED - 1], newest)  # from an earlier life, with a clock ahead: it has to outbid that
+        return Exchanged(known)
+
+    async def on_ping_for(self, message: PingFor) -> Done:
+        suspect = PeerId(message.peer)
+        with trio.fail_after(self.config.grace_s):
+            await self._messenger.request(suspect, encode(Ping(self.run)))
+        self.heard(suspect)
+        return Done()
+
+    def on_accusation(self, message: Accusation) -> Done:
+        self.table.accused(PeerId(message.peer), message.incarnation, trio.current_time())
+        self._work()
+        return Done()
+
+    # what this peer does
+
+    def announce_soon(self) -> None:
+        """Announce at once instead of at the next regular time: something changed that others act on."""
+        self._hurried = True
+        self._own = None
+        self._hurry.ring()
+        self.changed.ring()
+
+    async def announce_now(self) -> None:
+        self._renew()
+        await self._gossip.publish(announce_topic(self.run), self._signed_own)
+
+    async def leave(self, deadline_s: float) -> None:
+        """Tell everybody that this peer goes; at most `deadline_s`."""
+        self._seq += 1
+        gone = msgspec.structs.replace(self._describe(), incarnation=self.table.incarnation, seq=self._seq, leaving=True)
+        signed = sign(gone, self._identity)
+        farewell = Exchange(self.run, (signed,))
+        with trio.move_on_after(deadline_s):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._gossip.publish, announce_topic(self.run), signed)
+                for member in self.table.counted()[:MAX_EXCHANGED]:
+                    nursery.start_soon(self._tell, member.peer_id, farewell)
+
+    async def exchange_with(self, peer: PeerId) -> bool:
+        """Swap tables with `peer`; False if it did not answer."""
+        try:
+            with trio.fail_after(EXCHANGE_DEADLINE_S):
+                reply = await self._ask(peer, Exchange(self.run, (self.signed_own(), *self._some_announcements(excluding=peer))))
+        except (NetworkError, DecodeError, trio.TooSlowError):
+            return False
+        if isinstance(reply, Exchanged):
+            self._take_all(peer, reply.announcements)
+            self.heard(peer)
+        return True
+
+    async def run_forever(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as nursery, self._gossip.subscribe(announce_topic(self.run)) as heard:
+            self._nursery = nursery
+            nursery.start_soon(self._announce_regularly)
+            nursery.start_soon(self._exchange_regularly)
+            nursery.start_soon(self._look_at_clock)
+            task_status.started()
+            async for signed in heard:
+                try:
+                    self.take(signed, direct=True)
+                except DecodeError as bad:
+                    self._events.emit("announcement.refused", reason=str(bad))
+
+    # tasks
+
+    async def _announce_regularly(self) -> None:
+        while True:
+            self._hurried = False
+            await self.announce_now()
+            with trio.move_on_after(self.config.announce_s * self._rng.uniform(0.85, 1.0)):
+                if not self._hurried:
+                    await self._hurry.wait()
+
+    async def _exchange_regularly(self) -> None:
+        while True:
+            await trio.sleep(self.config.announce_s * self._rng.uniform(1.0, 2.0))
+            counted = self.table.counted()
+            if counted:
+                await self.exchange_with(self._rng.choice(counted).peer_id)
+
+    async def _look_at_clock(self) -> None:
+        tick_s = min(0.5, self.config.grace_s / 4)
+        looked_at = trio.current_time()
+        while True:
+            await trio.sleep(tick_s)
+            now = trio.current_time()
+            if now - looked_at > self.config.suspect_after_s + self.config.grace_s:
+                self.was_away = True  # suspended or stopped for so long that others took it for dead
+                self.changed.ring()
+            looked_at = now
+            self.table.handle_timeout(now)
+            self._work()
+
+    # inner steps
+
+    def _work(self) -> None:
+        """Carry out what the table asks for."""
+        rang = False
+        while (effect := self.table.poll()) is not None:
+            if isinstance(effect, Changed):
+                rang = True
+                self._judge_return(effect)
+                before, after = (side.value if side else "absent" for side in (effect.before, effect.after))
+                self._events.emit("member.changed", peer=effect.peer_id, before=before, after=after)
+                for listener in self.listeners:
+                    listener(effect)
+            elif isinstance(effect, Refute):
+                self.table.incarnation = max(self.table.incarnation, effect.incarnation)
+                self.was_away = True
+                self._events.emit("member.refuted", incarnation=self.table.incarnation)
+                self.announce_soon()
+                rang = True
+            elif self._nursery is not None:
+                if isinstance(effect, Probe):
+                    self._nursery.start_soon(self._probe, effect.peer_id)
+                elif isinstance(effect, Accuse):
+                    self._nursery.start_soon(self._accuse, effect)
+        if rang:
+            self.changed.ring()
+
+    def _judge_return(self, change: Changed) -> None:
+        """After a split the smaller side was away: it follows the larger one, instead of pulling it back to its own state."""
+        if change.after is not Liveness.ALIVE or change.before is not Liveness.DEAD:
+            if change.after in (Liveness.DEAD, None):
+                self._returned.discard(change.peer_id)
+            return
+        self._returned.add(change.peer_id)
+        there = {m.peer_id for m in self.table.members() if m.liveness is Liveness.DEAD} | self._returned
+        here = {self.me, *(m.peer_id for m in self.table.counted() if m.peer_id not in self._returned)}
+        if len(there) > len(here) or (len(there) == len(here) and min(there) < min(here)):
+            self.was_away = True
+            self._returned.clear()
+
+    async def _probe(self, suspect: PeerId) -> None:
+        helpers = [m.peer_id for m in self.table.counted() if m.liveness is Liveness.ALIVE and m.peer_id != suspect]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._ping, suspect)
+            for helper in self._rng.sample(helpers, min(N_INDIRECT_PROBES, len(helpers))):
+                nursery.start_soon(self._ping_through, helper, suspect)
+
+    async def _ping(self, suspect: PeerId) -> None:
+        if await self._tell(suspect, Ping(self.run)):
+            self.heard(suspect)
+
+    async def _ping_through(self, helper: PeerId, suspect: PeerId) -> None:
+        if await self._tell(helper, PingFor(self.run, suspect)):
+            self.heard(suspect)
+
+    async def _accuse(self, accusation: Accuse) -> None:
+        message = Accusation(self.run, accusation.peer_id, accusation.incarnation)
+        others = [m.peer_id for m in self.table.counted()]
+        async with trio.open_nursery() as nursery:
+            # The accused hears it too, so that it can refute if it lives.
+            for peer in (accusation.peer_id, *self._rng.sample(others, min(3, len(others)))):
+                nursery.start_soon(self._tell, peer, message)
+
+    async def _tell(self, peer: PeerId, message: Message) -> bool:
+        """Send something whose answer says only that it arrived."""
+        with trio.move_on_after(self.config.grace_s):
+            try:
+                await self._ask(peer, message)
+            except (NetworkError, DecodeError):
+                return False
+            return True
+        return False
+
+    async def _ask(self, peer: PeerId, message: Message) -> Reply:
+        return decode_reply(await self._messenger.request(peer, encode(message), lane=Lane.CONTROL))
+
+    def _take_all(self, sender: PeerId, announcements: Iterable[bytes]) -> None:
+        for signed in announcements:
+            try:
+                announcement = open_signed(signed)
+                self.take(signed, direct=peer_of(announcement) == sender)
+            except DecodeError as bad:
+                self._messenger.report(sender, f"bad announcement: {bad}")
+                self._events.emit("announcement.refused", peer=sender, reason=str(bad))
+
+    def _some_announcements(self, excluding: PeerId) -> tuple[bytes, ...]:
+        """This peer's own and a random sample of the living, as many as fit."""
+        peers = [m.peer_id for m in self.table.counted() if m.peer_id != excluding and m.peer_id in self._signed]
+        chosen = [self.signed_own()]
+        size = len(chosen[0])
+        for peer in self._rng.sample(peers, min(MAX_EXCHANGED - 2, len(peers))):
+            size += len(self._signed[peer])
+            if size > MAX_EXCHANGE_BYTES:
+                break
+            chosen.append(self._signed[peer])
+        return tuple(chosen)
+
+    def _renew(self) -> None:
+        self._seq += 1
+        self._own = msgspec.structs.replace(self._describe(), incarnation=self.table.incarnation, seq=self._seq)
+        self._signed_own = sign(self._own, self._identity)

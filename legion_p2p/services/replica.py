@@ -1,0 +1,140 @@
+"""One shard as this peer holds it: the reference copy, its chain, and what is on its way.
+
+Tensors here are 1-D fp32 on the CPU and never changed in place: whoever was handed one may go on reading it.
+"""
+
+from dataclasses import dataclass, field
+
+import trio
+from torch import Tensor
+
+from legion_p2p.core.chain import Chain
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.round import Closed, ShardRound, staleness_weight
+from legion_p2p.core.run import RoundSpec
+from legion_p2p.services.bell import Bell
+from legion_p2p.tensor import codec
+from legion_p2p.tensor.aggregate import Contribution, capped_weights, weighted_mean
+from legion_p2p.tensor.feedback import compress
+from legion_p2p.tensor.flatten import digest
+
+
+@dataclass(frozen=True, eq=False)
+class LocalChange:
+    """What the training thread hands in for one shard: where its unpushed change started, and where it is now."""
+
+    shard: int
+    version: int
+    """The newest version that `local` has taken in."""
+    base: Tensor
+    local: Tensor
+    tokens: int
+    steps: int
+
+
+@dataclass(eq=False)
+class Pending:
+    """A push that no update contains yet. It is sent again whenever it may have been lost."""
+
+    seq: int
+    version: int
+    tokens: int
+    steps: int
+    payload: bytes
+    sent: Tensor
+    """What the payload decodes to, for the case that this peer is the owner."""
+    holder: PeerId | None = None
+    """The owner that said it has it, or has been told to hold it."""
+    held_at_version: int = 0
+    redirect: PeerId | None = None
+    """Who owns the shard according to the peer that we asked."""
+    not_before: float = 0.0
+    attempts: int = 0
+
+
+@dataclass(eq=False)
+class Replica:
+    """All that is known here of one shard. Changed only by whoever holds `lock`."""
+
+    shard: int
+    reference: Tensor
+    chain: Chain
+    lock: trio.Lock = field(default_factory=trio.Lock)
+    bell: Bell = field(default_factory=Bell)
+    """Rings when the shard's task should look again."""
+
+    # as a member
+    offered: LocalChange | None = None
+    pending: Pending | None = None
+    residual: Tensor | None = None
+    next_seq: int = 0
+    extra_tokens: int = 0
+    """Weight, beside its own, of what the residual took over from a chain that was given up."""
+
+    # as the owner
+    round: ShardRound | None = None
+    arrived: dict[PeerId, Tensor] = field(default_factory=dict)
+    """What each contribution in the round decodes to."""
+    owner_residual: Tensor | None = None
+    made_tokens: int = 0
+    """Tokens in the versions that this peer itself made since it last followed somebody else's."""
+
+    # catching up
+    sync_from: PeerId | None = None
+    behind_at: int = 0
+    """The version at which this shard was first seen to be behind its owner."""
+    behind_since: float | None = None
+
+    @property
+    def numel(self) -> int:
+        return self.reference.numel()
+
+
+@dataclass(frozen=True, eq=False)
+class Combined:
+    """What a closed round comes to; `payload` is None where no contribution was usable."""
+
+    payload: bytes | None
+    reference: Tensor
+    digest: bytes
+    owner_residual: Tensor | None
+    used: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...]
+
+
+def combine(
+    reference: Tensor, owner_residual: Tensor | None, closed: Closed, values: dict[PeerId, Tensor], spec: RoundSpec
+) -> Combined:
+    """Aggregate a closed round and make the next reference: `b += outer_lr * A; B = compress(b); b -= B; y -= B`."""
+    tokens = capped_weights([float(c.tokens) for c in closed.contributions])
+    contributions = [
+        Contribution(c.peer, weight * staleness_weight(closed.version - c.version), values[c.peer])
+        for c, weight in zip(closed.contributions, tokens, strict=True)
+    ]
+    result = weighted_mean(contributions, spec.norm_cap or None, reference.numel())
+    if not result.used:
+        return Combined(None, reference, b"", owner_residual, (), result.refused)
+    change = result.mean if spec.outer_learning_rate == 1.0 else result.mean * spec.outer_learning_rate
+    packed = compress(codec.get(spec.update_codec), owner_residual, change)
+    made = reference - packed.sent
+    return Combined(packed.data, made, digest(made), packed.residual, result.used, result.refused)
+
+
+def rebase(change: LocalChange, *leftovers: Tensor | None) -> tuple[Tensor, bytes]:
+    """The local parameters as the next reference, with what compression had left over, and its digest."""
+    made = change.local
+    for leftover in leftovers:
+        made = made if leftover is None else made - leftover
+    return made, digest(made)
+
+
+def advance(reference: Tensor, payload: bytes, codec_name: str) -> tuple[Tensor, bytes]:
+    """Apply an update: the next reference and its digest. Raises: CodecError."""
+    made = reference - codec.get(codec_name).decode(payload, reference.numel())
+    return made, digest(made)
+
+
+def pack(change: LocalChange, residual: Tensor | None, spec: RoundSpec) -> tuple[bytes, Tensor, Tensor]:
+    """A member's compressed change: payload, what it decodes to, and the residual. Raises: NonFiniteError."""
+    packed = compress(codec.get(spec.push_codec), residual, change.base - change.local, spec.feedback_decay)
+    return packed.data, packed.sent, packed.residual

@@ -1,0 +1,657 @@
+"""A network in memory: the same ports as legion_p2p.net, the same limits and errors, under trio's virtual clock.
+
+`World` holds the peers and what lies between them; `World.join` gives a peer its messenger, discovery and gossip. Requests take the
+link's delay each way, bulk takes its turn at the link's rate, and every fault that the real network has can be had on demand:
+
+| fault | what others see |
+|---|---|
+| `kill` | requests fail after one delay, as by a connection reset; dialing is refused |
+| `freeze` | SIGSTOP: no answers until `thaw`, connections stay |
+| `partition` | packets vanish: established connections break after BREAK_AFTER_S, dialing fails after DIAL_TIMEOUT_S |
+| `loss` | a request's connection breaks, before or after it was carried out |
+| `corrupt` | bytes arrive changed |
+
+The same seed gives the same run, to the last event, under `trio.testing.MockClock(autojump_threshold=0)`.
+"""
+
+import heapq
+import math
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from types import TracebackType
+
+import msgspec
+import trio
+
+from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.errors import ClosedError, DecodeError, LegionError, RefusedError, UnreachableError, UsageError
+from legion_p2p.net.book import AddressBook
+from legion_p2p.net.buffer import Buffer
+from legion_p2p.net.limits import (
+    DIAL_TIMEOUT_S,
+    MAX_BODY_BYTES,
+    MAX_GOSSIP_BYTES,
+    MAX_KEY_CHARS,
+    MAX_KEYS_PROVIDED,
+    MAX_REQUESTS_IN,
+    MAX_REQUESTS_OUT,
+    MAX_TOPIC_CHARS,
+)
+from legion_p2p.net.standing import Standing
+from legion_p2p.services.ports import Contact, Handler, Lane, Traffic
+
+FRAME_BYTES = 24  # of head and envelope, about
+BREAK_AFTER_S = 30.0  # of packets that vanish, until TCP gives the connection up
+CONFIRM_TIMEOUT_S = 3.0
+PROVIDER_LIFETIME_S = 60.0
+MAX_HELD = 1024  # messages that wait for a frozen peer
+
+Link = Callable[[PeerId, PeerId], float]
+Corrupt = Callable[[PeerId, PeerId, bytes], bytes]
+
+
+class World:
+    """All peers, and what lies between them. An async context manager: its peers' tasks end with it."""
+
+    def __init__(
+        self, seed: int = 0, *, delay_s: float | Link = 0.005, rate_bytes_s: float | Link = math.inf, loss: float = 0.0
+    ) -> None:
+        """`delay_s`: one way, of every link, or a function of (from, to). `rate_bytes_s`: of bulk, likewise. `loss`: of requests."""
+        self.random = random.Random(seed)
+        self.delay_s = delay_s
+        self.rate_bytes_s = rate_bytes_s
+        self.loss = loss
+        self.corrupt: Corrupt | None = None
+        """Called with (from, to, bytes) for each body and each gossip message; returns what arrives."""
+        self._seed = seed
+        self._peers: dict[PeerId, SimNetwork] = {}
+        self._records: dict[str, dict[PeerId, tuple[float, tuple[str, ...]]]] = {}
+        self._walls: list[tuple[frozenset[PeerId], frozenset[PeerId]]] = []
+        self._changed = trio.Event()
+        self._busy_until: dict[tuple[PeerId, PeerId], float] = {}
+        self._n_joined = 0
+        self._nursery: trio.Nursery | None = None
+        self._manager = trio.open_nursery()
+        self._mail: list[tuple[float, int, SimNetwork, str, bytes]] = []
+        self._n_mailed = 0
+        self._mail_came = trio.Event()
+        self._routes: dict[tuple[str, PeerId], list[tuple[SimNetwork, float]]] = {}
+
+    async def __aenter__(self) -> "World":
+        # trio shuffles what is runnable at the same instant; this is the switch it has for repeatable tests
+        trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True
+        trio._core._run._r.seed(self._seed)
+        self._nursery = await self._manager.__aenter__()
+        self._nursery.start_soon(self._deliver_mail)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        assert self._nursery is not None
+        self._nursery.cancel_scope.cancel()
+        try:
+            return await self._manager.__aexit__(kind, error, traceback)
+        except BaseExceptionGroup as group:
+            if error is not None and list(group.exceptions) == [error]:
+                return False  # the body's own exception comes out as it is
+            raise
+
+    def join(self, identity: Identity) -> "SimNetwork":
+        """A peer's network. A killed or closed peer may join again, at another address."""
+        if self._nursery is None:
+            raise UsageError("the world is not running: async with World(...)")
+        old = self._peers.get(identity.peer_id)
+        if old is not None and old.alive:
+            raise UsageError(f"{identity.peer_id} is in this world already")
+        self._n_joined += 1
+        n = self._n_joined
+        address = f"/ip4/10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}/tcp/4710"
+        network = self._peers[identity.peer_id] = SimNetwork(self, identity, address)
+        self._change()
+        return network
+
+    # faults
+
+    def kill(self, peer: PeerId) -> None:
+        """End it as by SIGKILL: its handlers stop where they are, its requests fail, others notice a delay later."""
+        network = self._peers[peer]
+        network.die()
+        for other in sorted(network.messenger.links):
+            self.start(self._notice_reset, self._peers[other], peer)
+        self._change()
+
+    def freeze(self, peer: PeerId) -> None:
+        """Stop it as by SIGSTOP: it neither answers nor gets anything out."""
+        self._peers[peer].frozen = True
+        self._change()
+
+    def thaw(self, peer: PeerId) -> None:
+        """Let it go on."""
+        network = self._peers[peer]
+        network.frozen = False
+        held, network.held = network.held, []
+        for topic, data in held:
+            network.gossip.receive(topic, data)
+        self._change()
+
+    def partition(self, one: Iterable[PeerId], other: Iterable[PeerId]) -> None:
+        """Let nothing through between the two groups, until `heal`."""
+        self._walls.append((frozenset(one), frozenset(other)))
+        self._change()
+
+    def heal(self) -> None:
+        """Undo all partitions."""
+        self._walls.clear()
+        self._change()
+
+    # what lies between two peers
+
+    def delay(self, source: PeerId, target: PeerId) -> float:
+        """One way."""
+        return self.delay_s(source, target) if callable(self.delay_s) else self.delay_s
+
+    def is_blocked(self, a: PeerId, b: PeerId) -> bool:
+        """Whether a partition separates them."""
+        return any((a in one and b in other) or (b in one and a in other) for one, other in self._walls)
+
+    async def travel(self, source: PeerId, target: PeerId, n_bytes: int, lane: Lane) -> None:
+        """Return when the bytes have arrived.
+
+        Raises: UnreachableError, if they never do.
+        """
+        wait_s = self.delay(source, target)
+        if lane.value == "bulk":
+            rate = self.rate_bytes_s(source, target) if callable(self.rate_bytes_s) else self.rate_bytes_s
+            now = trio.current_time()
+            begin = max(now, self._busy_until.get((source, target), now))
+            self._busy_until[source, target] = begin + n_bytes / rate
+            wait_s += begin + n_bytes / rate - now
+        await trio.sleep(wait_s)
+        await self._wait_through(source, target)
+
+    async def _wait_through(self, source: PeerId, target: PeerId) -> None:
+        """Wait while a frozen end holds things up, for ever, or a partition does, for as long as TCP tries."""
+        while True:
+            if self.is_blocked(source, target):
+                with trio.move_on_after(BREAK_AFTER_S) as patience:
+                    while self.is_blocked(source, target):
+                        await self._changed.wait()
+                if patience.cancelled_caught:
+                    raise UnreachableError(target, "the connection broke")
+            elif self._peers[source].frozen or self._peers[target].frozen:
+                await self._changed.wait()
+            else:
+                return
+
+    async def wait_change(self) -> None:
+        """Until somebody joins, leaves, freezes, thaws, or a wall is put up or taken down."""
+        await self._changed.wait()
+
+    def peer(self, peer: PeerId) -> "SimNetwork | None":
+        """It, if it is alive."""
+        network = self._peers.get(peer)
+        return network if network is not None and network.alive else None
+
+    def arrives(self, source: PeerId, target: PeerId, data: bytes) -> bytes:
+        """What becomes of bytes on the way."""
+        return data if self.corrupt is None else self.corrupt(source, target, data)
+
+    def start(self, fn: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Run a task as long as the world lasts."""
+        if self._nursery is None:
+            raise ClosedError("the world has ended")
+        self._nursery.start_soon(fn, *args)
+
+    def connect(self, a: PeerId, b: PeerId) -> None:
+        """Note a connection between two peers."""
+        for one, other in ((a, b), (b, a)):
+            self._peers[one].messenger.links.add(other)
+        self._routes.clear()
+
+    def disconnect(self, a: PeerId, b: PeerId) -> None:
+        """Note that it is over."""
+        for one, other in ((a, b), (b, a)):
+            if one in self._peers:
+                self._peers[one].messenger.links.discard(other)
+        self._routes.clear()
+
+    async def _notice_reset(self, network: "SimNetwork", dead: PeerId) -> None:
+        await trio.sleep(self.delay(dead, network.peer_id))
+        if not self.is_blocked(network.peer_id, dead):
+            self.disconnect(network.peer_id, dead)
+
+    def _change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+        self._routes.clear()
+
+    # discovery
+
+    def record(self, key: str, network: "SimNetwork") -> None:
+        """Store that it provides the key, as the DHT would."""
+        until = trio.current_time() + PROVIDER_LIFETIME_S
+        self._records.setdefault(key, {})[network.peer_id] = (until, network.messenger.addresses())
+
+    def recorded(self, key: str) -> list[Contact]:
+        """Who is said to provide the key: also those that no longer do."""
+        records = self._records.get(key, {})
+        now = trio.current_time()
+        for peer in [peer for peer, (until, _) in records.items() if until < now]:
+            del records[peer]
+        return [Contact(peer, addresses) for peer, (_, addresses) in sorted(records.items())]
+
+    # gossip
+
+    def publish(self, source: "SimNetwork", topic: str, data: bytes) -> None:
+        """Pass a message on along connections between subscribers, at the links' delays."""
+        for target, delay_s in self._route(topic, source):
+            arrived = self.arrives(source.peer_id, target.peer_id, data)
+            self._n_mailed += 1
+            heapq.heappush(self._mail, (trio.current_time() + delay_s, self._n_mailed, target, topic, arrived))
+        self._mail_came.set()
+
+    def topics_changed(self) -> None:
+        """Somebody subscribed or left."""
+        self._routes.clear()
+
+    def _route(self, topic: str, source: "SimNetwork") -> list[tuple["SimNetwork", float]]:
+        """Whom a message reaches, and after how long: the fastest path over connections between subscribers."""
+        key = (topic, source.peer_id)
+        if key not in self._routes:
+            reached: dict[PeerId, float] = {}
+            frontier = [(0.0, source.peer_id)]
+            while frontier:
+                delay_s, at = heapq.heappop(frontier)
+                if at in reached:
+                    continue
+                reached[at] = delay_s
+                for to in sorted(self._peers[at].messenger.links):
+                    network = self.peer(to)
+                    if to not in reached and network is not None and not self.is_blocked(at, to) and network.gossip.wants(topic):
+                        # a frozen peer passes nothing on, but gets it when it thaws
+                        if self._peers[at].frozen:
+                            continue
+                        heapq.heappush(frontier, (delay_s + self.delay(at, to), to))
+            del reached[source.peer_id]
+            self._routes[key] = [(self._peers[peer], delay_s) for peer, delay_s in reached.items()]
+        return self._routes[key]
+
+    async def _deliver_mail(self) -> None:
+        while True:
+            if not self._mail:
+                self._mail_came = trio.Event()
+                await self._mail_came.wait()
+            due = self._mail[0][0]
+            if due > trio.current_time():
+                self._mail_came = trio.Event()
+                with trio.move_on_at(due):
+                    await self._mail_came.wait()
+                continue
+            _, _, target, topic, data = heapq.heappop(self._mail)
+            if not target.alive:
+                continue
+            if target.frozen:
+                target.held = [*target.held, (topic, data)][-MAX_HELD:]
+            else:
+                target.gossip.receive(topic, data)
+
+
+class SimNetwork:
+    """What `open_network` gives, in a `World`."""
+
+    def __init__(self, world: World, identity: Identity, address: str) -> None:
+        self.identity = identity
+        self.alive = True
+        self.frozen = False
+        self.held: list[tuple[str, bytes]] = []
+        self.dial_reports: dict[str, str | None] = {}
+        self.messenger = SimMessenger(world, self, address)
+        self.discovery = SimDiscovery(world, self)
+        self.gossip = SimGossip(world, self)
+        self.died = trio.Event()
+        self._world = world
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self.identity.peer_id
+
+    def addresses(self) -> tuple[str, ...]:
+        """Ending in /p2p/<id>."""
+        return tuple(f"{address}/p2p/{self.peer_id}" for address in self.messenger.addresses())
+
+    async def join(self) -> None:
+        """Nothing to do: everybody in a world can be found."""
+        await trio.lowlevel.checkpoint()
+
+    def keep_contacts(self) -> None:
+        """Nothing to do either."""
+
+    def close(self) -> None:
+        """Leave. To the others it looks as if killed: leaving properly is the services' business."""
+        if self.alive:
+            self._world.kill(self.peer_id)
+
+    def die(self) -> None:
+        self.alive = False
+        self.died.set()
+
+
+class SimMessenger:
+    """See services.ports.Messenger."""
+
+    def __init__(self, world: World, network: SimNetwork, address: str) -> None:
+        self._world = world
+        self._network = network
+        self._address = address
+        self._services: dict[str, Handler] = {}
+        self._book = AddressBook()
+        self._standing = Standing()
+        self._turns: dict[tuple[PeerId, Lane], trio.Semaphore] = {}
+        self._n_handling: Counter[PeerId] = Counter()
+        self._rtt_s: dict[PeerId, float] = {}
+        self._sent = 0
+        self._received = 0
+        self.links: set[PeerId] = set()
+        self.peer_id = network.identity.peer_id
+
+    def serve(self, handler: Handler) -> None:
+        self._services[""] = handler
+
+    def serve_internally(self, service: str, handler: Handler) -> None:
+        """Answer requests of another part of the network layer."""
+        self._services[service] = handler
+
+    async def request(self, peer: PeerId, body: bytes, *, lane: Lane = Lane.CONTROL) -> bytes:
+        return await self.call(peer, "", body, lane)
+
+    async def call(self, peer: PeerId, service: str, body: bytes, lane: Lane = Lane.CONTROL) -> bytes:
+        """`request`, to any service."""
+        if len(body) > MAX_BODY_BYTES[lane.value]:
+            raise UsageError(f"request of {len(body)} bytes on the {lane.value} lane, limit is {MAX_BODY_BYTES[lane.value]}")
+        slots = self._turns.setdefault((peer, lane), trio.Semaphore(MAX_REQUESTS_OUT[lane.value]))
+        async with slots:
+            self._check_alive(peer)
+            await self._connect(peer)
+            exchange = _Exchange()
+            # in a task of the world: what was sent is carried out even if the asker gives up
+            self._world.start(self._exchange, exchange, peer, service, body, lane)
+            await self._world_or_death(exchange.done)
+            self._check_alive(peer)
+            if exchange.error is not None:
+                raise exchange.error
+            return exchange.reply
+
+    def add_addresses(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
+        self._book.add(peer, addresses)
+
+    def addresses(self) -> tuple[str, ...]:
+        return (self._address,)
+
+    def connected(self) -> frozenset[PeerId]:
+        return frozenset(self.links) if self._network.alive else frozenset()
+
+    def rtt_s(self, peer: PeerId) -> float | None:
+        return self._rtt_s.get(peer)
+
+    def traffic(self) -> Traffic:
+        return Traffic(sent_bytes=self._sent, received_bytes=self._received)
+
+    def report(self, peer: PeerId, offence: str) -> None:
+        if self._standing.offend(peer, 1.0, trio.current_time()):
+            self._world.disconnect(self.peer_id, peer)
+
+    def is_refused(self, peer: PeerId) -> bool:
+        """Whether `peer` is kept out for its offences."""
+        return self._standing.is_refused(peer, trio.current_time())
+
+    async def _connect(self, peer: PeerId) -> None:
+        if peer == self.peer_id:
+            raise UnreachableError(peer, "that is this peer itself")
+        if self.is_refused(peer):
+            raise UnreachableError(peer, "it is refused here for a while, for its offences")
+        if peer in self.links:
+            return
+        world, me = self._world, self.peer_id
+        known = self._book.of(peer)
+        if not known:
+            raise UnreachableError(peer, "no address of it is known, and it is not connected")
+        with trio.move_on_after(DIAL_TIMEOUT_S):
+            await world._wait_through(me, me)
+            await trio.sleep(2 * world.delay(me, peer))
+            other = world.peer(peer)
+            while other is None or world.is_blocked(me, peer) or other.frozen:
+                if other is None and not world.is_blocked(me, peer):
+                    raise UnreachableError(peer, "connection refused")
+                await world.wait_change()
+                other = world.peer(peer)
+            if other.messenger._address not in known:
+                raise UnreachableError(peer, "connection refused")
+            if other.messenger.is_refused(me):
+                raise UnreachableError(peer, "the connection was closed at once")
+            world.connect(me, peer)
+            return
+        raise UnreachableError(peer, f"no answer in {DIAL_TIMEOUT_S:.0f} s")
+
+    async def _exchange(self, exchange: "_Exchange", peer: PeerId, service: str, body: bytes, lane: Lane) -> None:
+        world, me = self._world, self.peer_id
+        other = world._peers[peer]
+        breaks = world.random.random() < world.loss
+        late = world.random.random() < 0.5
+        begun_at = trio.current_time()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_fail_on_death, exchange, nursery.cancel_scope, world, me, other)
+                self._sent += len(body) + FRAME_BYTES
+                await world.travel(me, peer, len(body), lane)
+                if breaks and not late:
+                    raise UnreachableError(peer, "the connection broke")
+                body = world.arrives(me, peer, body)
+                handled_at = trio.current_time()
+                reply, error = await other.messenger._handle(me, service, body, lane)
+                busy_s = trio.current_time() - handled_at
+                if breaks:
+                    raise UnreachableError(peer, "the connection broke")
+                await world.travel(peer, me, len(reply), lane)
+                self._received += len(reply) + FRAME_BYTES
+                exchange.reply, exchange.error = world.arrives(peer, me, reply), error
+                if lane.value == "control":
+                    self._rtt_s[peer] = max(trio.current_time() - begun_at - busy_s, 1e-6)
+                nursery.cancel_scope.cancel()
+        except* UnreachableError as broken:
+            exchange.error = UnreachableError(peer, "the connection broke")
+            exchange.error.__cause__ = broken.exceptions[0]
+            world.disconnect(me, peer)
+        finally:
+            exchange.done.set()
+
+    async def _handle(self, asker: PeerId, service: str, body: bytes, lane: Lane) -> tuple[bytes, Exception | None]:
+        """What a request leads to here: (reply, None) or (b"", the error that the asker gets)."""
+        self._received += len(body) + FRAME_BYTES
+        handler = self._services.get(service)
+        if handler is None:
+            return b"", RefusedError(self.peer_id, "NotServingError", "this peer does not answer such requests yet")
+        if self._n_handling[asker] >= MAX_REQUESTS_IN:
+            return b"", RefusedError(self.peer_id, "BusyError", f"more than {MAX_REQUESTS_IN} requests at once")
+        outcome = _Exchange()
+        self._n_handling[asker] += 1
+        self._world.start(self._run_handler, outcome, handler, asker, body, lane)
+        await outcome.done.wait()
+        self._sent += len(outcome.reply) + FRAME_BYTES
+        return outcome.reply, outcome.error
+
+    async def _run_handler(
+        self, outcome: "_Exchange", handler: Handler, asker: PeerId, body: bytes, lane: Lane
+    ) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_on, self._network.died, nursery.cancel_scope)
+                try:
+                    reply = await handler(asker, body)
+                    if len(reply) > MAX_BODY_BYTES[lane.value]:
+                        limit = MAX_BODY_BYTES[lane.value]
+                        raise UsageError(f"reply of {len(reply)} bytes on the {lane.value} lane, limit is {limit}")
+                    outcome.reply = bytes(reply)
+                except LegionError as refused:
+                    outcome.error = RefusedError(self.peer_id, type(refused).__name__, str(refused))
+                except Exception:
+                    reason = "the other side failed to handle it; its log tells why"
+                    outcome.error = RefusedError(self.peer_id, "InternalError", reason)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._n_handling[asker] -= 1
+            if self._network.alive:
+                outcome.done.set()
+
+    def _check_alive(self, peer: PeerId) -> None:
+        if not self._network.alive:
+            raise UnreachableError(peer, "this peer has left the network")
+
+    async def _world_or_death(self, done: trio.Event) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_on, self._network.died, nursery.cancel_scope)
+            await done.wait()
+            nursery.cancel_scope.cancel()
+
+
+class SimDiscovery:
+    """See services.ports.Discovery."""
+
+    def __init__(self, world: World, network: SimNetwork) -> None:
+        self._world = world
+        self._network = network
+        self._provided: dict[str, trio.CancelScope] = {}
+        network.messenger.serve_internally("discovery", self._answer)
+
+    async def provide(self, key: str) -> None:
+        _check_key(key)
+        if key in self._provided:
+            return
+        if len(self._provided) >= MAX_KEYS_PROVIDED:
+            raise UsageError(f"more than {MAX_KEYS_PROVIDED} keys provided by one peer")
+        scope = self._provided[key] = trio.CancelScope()
+        await trio.sleep(2 * self._world.delay(self._network.peer_id, self._network.peer_id))
+        self._world.start(self._renew, key, scope)
+        await trio.lowlevel.checkpoint()
+
+    async def withdraw(self, key: str) -> None:
+        _check_key(key)
+        scope = self._provided.pop(key, None)
+        if scope is not None:
+            scope.cancel()
+        await trio.lowlevel.checkpoint()
+
+    async def find(self, key: str, limit: int = 20) -> tuple[Contact, ...]:
+        _check_key(key)
+        me = self._network.peer_id
+        await trio.sleep(2 * self._world.delay(me, me))
+        confirmed: dict[PeerId, Contact] = {}
+        async with trio.open_nursery() as nursery:
+            for contact in self._world.recorded(key):
+                if contact.peer_id != me:
+                    nursery.start_soon(self._confirm, key, contact, confirmed)
+        return tuple(confirmed[peer] for peer in sorted(confirmed))[:limit]
+
+    async def _confirm(self, key: str, contact: Contact, confirmed: dict[PeerId, Contact]) -> None:
+        messenger = self._network.messenger
+        messenger._book.hear(contact.peer_id, contact.addresses)
+        with trio.move_on_after(CONFIRM_TIMEOUT_S):
+            try:
+                if await messenger.call(contact.peer_id, "discovery", msgspec.msgpack.encode(key)) == b"yes":
+                    confirmed[contact.peer_id] = Contact(contact.peer_id, messenger._book.of(contact.peer_id))
+            except LegionError:
+                return  # not there, or not providing: not found
+
+    async def _answer(self, peer: PeerId, body: bytes) -> bytes:
+        try:
+            key = msgspec.msgpack.decode(body, type=str)
+        except msgspec.DecodeError as bad:
+            raise DecodeError(f"not a question: {bad}") from bad
+        return b"yes" if key in self._provided else b"no"
+
+    async def _renew(self, key: str, scope: trio.CancelScope) -> None:
+        with scope:
+            while self._network.alive:
+                if not self._network.frozen:
+                    self._world.record(key, self._network)
+                with trio.move_on_after(PROVIDER_LIFETIME_S / 3):
+                    await self._network.died.wait()
+
+
+class SimGossip:
+    """See services.ports.Gossip."""
+
+    def __init__(self, world: World, network: SimNetwork) -> None:
+        self._world = world
+        self._network = network
+        self._buffers: dict[str, list[Buffer]] = {}
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        _check_topic(topic)
+        if len(data) > MAX_GOSSIP_BYTES:
+            raise UsageError(f"message of {len(data)} bytes, limit for gossip is {MAX_GOSSIP_BYTES}")
+        await trio.lowlevel.checkpoint()
+        if self._network.alive and not self._network.frozen:
+            self._world.publish(self._network, topic, bytes(data))
+
+    @asynccontextmanager
+    async def subscribe(self, topic: str) -> AsyncIterator[trio.MemoryReceiveChannel[bytes]]:
+        _check_topic(topic)
+        buffer = Buffer()
+        self._buffers.setdefault(topic, []).append(buffer)
+        self._world.topics_changed()
+        try:
+            yield buffer.receive
+        finally:
+            self._buffers[topic].remove(buffer)
+            if not self._buffers[topic]:
+                del self._buffers[topic]
+            self._world.topics_changed()
+            buffer.close()
+
+    def wants(self, topic: str) -> bool:
+        return topic in self._buffers
+
+    def receive(self, topic: str, data: bytes) -> None:
+        for buffer in self._buffers.get(topic, ()):
+            buffer.put(data)
+
+
+class _Exchange:
+    """A request under way, and what came of it."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.reply = b""
+        self.error: Exception | None = None
+
+
+async def _cancel_on(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
+async def _fail_on_death(
+    exchange: _Exchange, scope: trio.CancelScope, world: World, me: PeerId, other: SimNetwork
+) -> None:
+    """The other side's kernel resets the connection: known one delay later, unless the reset itself cannot get through."""
+    await other.died.wait()
+    await trio.sleep(world.delay(other.peer_id, me))
+    with trio.move_on_after(BREAK_AFTER_S):
+        while world.is_blocked(me, other.peer_id):
+            await world.wait_change()
+    exchange.error = UnreachableError(other.peer_id, "the connection broke")
+    world.disconnect(me, other.peer_id)
+    scope.cancel()
+
+
+def _check_key(key: str) -> None:
+    if not 0 < len(key) <= MAX_KEY_CHARS:
+        raise UsageError(f"key of {len(key)} characters, 1 to {MAX_KEY_CHARS} are allowed")
+
+
+def _check_topic(topic: str) -> None:
+    if not 0 < len(topic) <= MAX_TOPIC_CHARS:
+        raise UsageError(f"topic of {len(topic)} characters, 1 to {MAX_TOPIC_CHARS} are allowed")

@@ -1,0 +1,134 @@
+"""The key that says who a peer is, on disk.
+
+A text file of two lines, readable by its owner only; the second is the Ed25519 seed in hex. Whoever holds it is that peer, so a key
+file that others can read is refused, as ssh does it, and one that is damaged is never overwritten. The file is locked while its
+identity is in use: two processes under one identity would take each other for the network's mistake.
+"""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from legion_p2p.core.identity import SEED_BYTES, Identity
+from legion_p2p.errors import StoreError
+
+try:
+    import fcntl
+except ImportError:  # Windows: neither locks nor permission bits
+    fcntl = None  # type: ignore[assignment]
+
+HEADER = "# legion_p2p identity: Ed25519 seed in hex. Keep it secret: whoever has it is this peer."
+MAX_FILE_BYTES = 4096
+
+
+class StoredIdentity(Identity):
+    """An identity whose file is locked as long as this object lives, or until `release`."""
+
+    def __init__(self, seed: bytes, file: BinaryIO) -> None:
+        super().__init__(seed)
+        self._file = file
+
+    def release(self) -> None:
+        """Let another process use the file."""
+        self._file.close()
+
+
+def load_or_create_identity(path: str | os.PathLike[str]) -> StoredIdentity:
+    """The identity in the file, made on first use together with the folders above it.
+
+    Raises: StoreError, if the file is damaged, readable by others, in use by another peer, or cannot be read or made.
+    """
+    path = Path(path).expanduser()
+    try:
+        _make_folders(path.parent)
+        if not path.exists():
+            _create(path, Identity.generate())
+        return _load(path)
+    except OSError as failed:
+        raise StoreError(f"cannot use the identity file {path}: {failed.strerror or failed}") from failed
+
+
+def is_identity_free(path: str | os.PathLike[str]) -> bool:
+    """Whether the identity may be used: the file is not there yet, or nobody holds it."""
+    try:
+        file = open(Path(path).expanduser(), "rb")  # noqa: SIM115
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    with file:
+        return _lock(file)
+
+
+def _make_folders(folder: Path) -> None:
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for each in reversed(missing):
+        each.mkdir(mode=0o700, exist_ok=True)
+
+
+def _create(path: Path, identity: Identity) -> None:
+    """Write it elsewhere with its final permissions, then link it into place, unless another process was faster."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(file, "w", encoding="ascii") as out:
+            out.write(f"{HEADER}\n{identity.seed.hex()}\n")
+            out.flush()
+            os.fsync(out.fileno())
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without hard links
+            if not path.exists():
+                os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _load(path: Path) -> StoredIdentity:
+    file = open(path, "rb")  # noqa: SIM115: it stays open, for the lock
+    try:
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(mode):
+            raise StoreError(f"the identity file {path} is not a regular file; move it away, or name another one")
+        if os.name == "posix" and mode & 0o077:
+            raise StoreError(
+                f"the identity file {path} can be read by others (mode {stat.S_IMODE(mode):04o}): chmod 600 {path}"
+            )
+        if not _lock(file):
+            raise StoreError(f"the identity {path} is in use by another process; end that one, or name another file")
+        return StoredIdentity(_seed_in(file.read(MAX_FILE_BYTES), path), file)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _seed_in(content: bytes, path: Path) -> bytes:
+    try:
+        lines = [line.strip() for line in content.decode("ascii").splitlines()]
+        (seed,) = [bytes.fromhex(line) for line in lines if line and not line.startswith("#")]
+        if len(seed) != SEED_BYTES:
+            raise ValueError
+    except ValueError as bad:
+        raise StoreError(
+            f"{path} does not hold an identity (a line of {2 * SEED_BYTES} hex digits); restore it from a backup, or move it away to "
+            "get a new identity"
+        ) from bad
+    return seed
+
+
+def _lock(file: BinaryIO) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks (some NFS): better unlocked than unusable
+        return True
+    return True

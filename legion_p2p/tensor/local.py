@@ -1,0 +1,60 @@
+"""The parameters being trained, seen from the shards: where each unpushed change started, and how a new reference is taken in.
+
+    on a push      change = base - local;  base <- local
+    on a version   local <- reference + (local - base);  base <- reference
+
+So what was trained since the last push is never lost when the common model moves, and never pushed twice.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from legion_p2p.tensor.flatten import FlatView
+
+
+class LocalCopy:
+    """The training side of all shards. `bounds` are [start, end) of each shard in the flattened parameters."""
+
+    def __init__(self, view: FlatView, bounds: Sequence[tuple[int, int]], exact: bool) -> None:
+        self.view = view
+        self.bounds = tuple(bounds)
+        self.exact = exact
+        """All parameters are fp32: a reference is stored as it is. Others round it, and rounding must not count as training."""
+        self.versions = [-1] * len(self.bounds)
+        self._bases: list[Tensor | None] = [None] * len(self.bounds)
+
+    def take(self, shard: int, version: int, reference: Tensor | None) -> None:
+        """A shard has a new version; `reference` None: its bytes are those that were handed in with the last push."""
+        self.versions[shard] = version
+        if reference is None:
+            return
+        start, end = self.bounds[shard]
+        base = self._bases[shard]
+        if base is None:
+            self.view.assign_slice(start, reference)
+            self._bases[shard] = reference if self.exact else self.view.read_slice(start, end)
+            return
+        local = self.view.read_slice(start, end)
+        change = local - base
+        if not bool(torch.isfinite(change).all()):  # a diverged copy is given up, or it would never recover
+            change.zero_()
+        # In this order a peer that has not trained since its push ends with exactly the reference.
+        self.view.assign_slice(start, reference + change)
+        self._bases[shard] = reference if self.exact else self.view.read_slice(start, end) - change
+
+    def hand_in(self, shards: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
+        """For each of `shards`, (base, local) of the change since the last call; local is the base from now on."""
+        handed: dict[int, tuple[Tensor, Tensor]] = {}
+        # One pass over the parameters is much cheaper than one per shard, where most are wanted.
+        whole = self.view.snapshot() if 2 * len(shards) > len(self.bounds) else None
+        for shard in shards:
+            start, end = self.bounds[shard]
+            local = self.view.read_slice(start, end) if whole is None else whole[start:end]
+            base = self._bases[shard]
+            if base is None:
+                continue
+            handed[shard] = (base, local)
+            self._bases[shard] = local
+        return handed

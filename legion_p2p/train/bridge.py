@@ -1,0 +1,135 @@
+"""A peer in a thread of its own, for callers in ordinary synchronous code, or in a notebook whose asyncio loop runs already."""
+
+import atexit
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any, TypeVar
+
+import trio
+
+from legion_p2p.errors import ClosedError
+from legion_p2p.services.engine import Engine
+
+T = TypeVar("T")
+Opener = Callable[[], AbstractAsyncContextManager[Engine]]
+
+CLOSE_S = 5.0  # an orderly leave takes 1.5 s; a thread that needs longer is left behind
+
+
+class PeerThread:
+    """Runs `opener()` under trio in a background thread until `close`.
+
+    Returns once the peer is in its run. After a fork the child has no such thread: calls there raise ClosedError, and
+    nothing of the parent's peer is touched.
+    """
+
+    def __init__(self, opener: Opener) -> None:
+        self._pid = os.getpid()
+        self._opener = opener
+        self._ready = threading.Event()
+        self._failure: BaseException | None = None
+        self._engine: Engine | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._thread = threading.Thread(target=self._run, name="legion-peer", daemon=True)
+        self._thread.start()
+        try:
+            self._ready.wait()
+        except BaseException:  # Ctrl+C while joining
+            self.close()
+            raise
+        if self._failure is not None:
+            self._thread.join(CLOSE_S)
+            raise self._failure
+        _open_threads.add(self)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine. Reading plain attributes is safe from any thread; everything else goes through `call` or `post`."""
+        if self._engine is None:
+            raise ClosedError("this peer has not joined a run")
+        return self._engine
+
+    @property
+    def alive(self) -> bool:
+        return self._pid == os.getpid() and self._thread.is_alive()
+
+    def post(self, fn: Callable[..., Any], *args: Any) -> None:
+        """Run `fn` in the peer's thread soon, without waiting for it. Ignored once the peer has left."""
+        self._check()
+        assert self._token is not None
+        try:
+            self._token.run_sync_soon(fn, *args)
+        except trio.RunFinishedError:
+            return
+
+    def call(self, fn: Callable[..., T], *args: Any) -> T:
+        """Run `fn` in the peer's thread and wait for its result. Raises: ClosedError, after the peer has left."""
+        self._check()
+        try:
+            return trio.from_thread.run_sync(fn, *args, trio_token=self._token)
+        except (trio.RunFinishedError, trio.Cancelled):
+            raise ClosedError("this peer has left its run") from None
+
+    def wait(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Run the async `fn` in the peer's thread and wait for its result. Raises: ClosedError, after the peer has left."""
+        self._check()
+        try:
+            return trio.from_thread.run(fn, *args, trio_token=self._token)
+        except (trio.RunFinishedError, trio.Cancelled):
+            raise ClosedError("this peer has left its run") from None
+
+    def close(self) -> None:
+        """Leave the run in order. May be called twice, and from a forked child, where it does nothing."""
+        _open_threads.discard(self)
+        if self._pid != os.getpid():
+            return
+        if self._token is not None and self._thread.is_alive():
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._request_stop)
+        self._thread.join(CLOSE_S)
+
+    def _request_stop(self) -> None:
+        # Once in the run, the way out is through the end of the block, so that there is still a network to say goodbye over.
+        if self._engine is None:
+            self._joining.cancel()
+        else:
+            self._stop.set()
+
+    def _check(self) -> None:
+        if self._pid != os.getpid():
+            raise ClosedError(f"this peer lives in process {self._pid}; a forked process needs one of its own")
+        if self._token is None:
+            raise ClosedError("this peer has not joined a run")
+
+    def _run(self) -> None:
+        try:
+            trio.run(self._main)
+        except BaseException as failed:
+            self._failure = failed
+            if self._engine is not None:
+                self._engine.mailbox.close(f"the network's thread failed: {failed!r}")
+        finally:
+            self._ready.set()
+
+    async def _main(self) -> None:
+        self._joining = trio.CancelScope()
+        self._stop = trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+        with self._joining:
+            async with self._opener() as engine:
+                self._engine = engine
+                self._ready.set()
+                await self._stop.wait()
+
+
+_open_threads: "weakref.WeakSet[PeerThread]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """A script that just ends leaves its run in order."""
+    for thread in list(_open_threads):
+        thread.close()

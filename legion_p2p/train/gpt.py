@@ -1,0 +1,235 @@
+"""A compact GPT: what legion_p2p trains where nobody brings a model of their own.
+
+GPT-2's shape (Radford et al. 2019) in the manner of nanoGPT: pre-LayerNorm blocks, GELU (tanh), output matrix tied to the
+embedding. Sizes and initialization of the presets `xxs`, `s` and `m` are those of the reference work, so that figures compare.
+"""
+
+# Shape suffixes: B = batch, T = time (tokens), D = width, H = heads, E = width of a head, V = vocabulary.
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from legion_p2p.errors import ConfigError
+
+INIT_STD = 0.02
+IGNORED_TARGET = -1
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a model. Two models with equal configs have the same parameters in the same order."""
+
+    n_layer: int
+    n_head: int
+    width: int
+    context: int
+    vocab_size: int = 256
+    positions: Literal["learned", "rotary"] = "learned"
+    """Rotary (Su et al., 2104.09864) has no parameters and needs an even head width."""
+    bias: bool = False
+    """In linear layers and LayerNorm, as GPT-2 has it. Without: a little faster and no worse."""
+    dropout: float = 0.0
+    tied: bool = True
+    """Use the embedding as output matrix: vocab_size * width parameters less to send."""
+
+    def __post_init__(self) -> None:
+        smallest = min(self.n_layer, self.n_head, self.width, self.context, self.vocab_size)
+        if smallest < 1 or self.width % self.n_head:
+            raise ConfigError(f"{self}: all sizes must be 1 or more, and width a multiple of n_head")
+        if self.positions not in ("learned", "rotary"):
+            raise ConfigError(f"positions {self.positions!r}, must be learned or rotary")
+        if self.positions == "rotary" and self.width // self.n_head % 2:
+            raise ConfigError(f"heads of width {self.width // self.n_head}, rotary positions need an even one")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout {self.dropout}, must be 0 or more and less than 1")
+
+
+PRESETS = {
+    "xxs": GPTConfig(n_layer=2, n_head=3, width=96, context=64),  # 0.25M parameters
+    "s": GPTConfig(n_layer=4, n_head=4, width=128, context=128),  # 0.84M
+    "m": GPTConfig(n_layer=6, n_head=8, width=256, context=256),  # 4.9M
+    "l": GPTConfig(n_layer=8, n_head=8, width=512, context=512),  # 26M
+    "gpt2": GPTConfig(n_layer=12, n_head=12, width=768, context=1024, vocab_size=50257, bias=True),  # 124M
+}
+
+
+class GPT(nn.Module):
+    """Predicts the next token. Initialized from `generator` alone: the global random state is neither read nor moved."""
+
+    rotation: Tensor
+
+    def __init__(self, config: GPTConfig, generator: torch.Generator | None = None) -> None:
+        """Without a generator: that of seed 0, so that peers which agree on a config agree on the start, too."""
+        super().__init__()
+        self.config = config
+        # torch's layers draw random weights from the global state when they are made; on "meta" there is nothing to fill
+        with torch.device("meta"):
+            self.embedding = nn.Embedding(config.vocab_size, config.width)
+            if config.positions == "learned":
+                self.position = nn.Embedding(config.context, config.width)
+            self.dropout = nn.Dropout(config.dropout)
+            self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+            self.norm = nn.LayerNorm(config.width, bias=config.bias)
+            if not config.tied:
+                self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.to_empty(device="cpu")
+        self._initialize(generator or torch.Generator().manual_seed(0))
+        if config.positions == "rotary":
+            self.register_buffer("rotation", _rotation(config), persistent=False)
+
+    @classmethod
+    def from_preset(cls, name: str, generator: torch.Generator | None = None, **changes: Any) -> "GPT":
+        """One of PRESETS, with `changes` to its config, such as vocab_size.
+
+        Raises: ConfigError, if there is none of that name, or the changes do not fit.
+        """
+        return cls(preset(name, **changes), generator)
+
+    @property
+    def n_params(self) -> int:
+        """All of them, embeddings included; tied ones once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def forward(self, idx_BT: Tensor, targets_BT: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, T, V), and with targets the mean cross entropy in nats per token; targets of -1 do not count."""
+        logits_BTV = self._to_logits(self._hidden(idx_BT))
+        if targets_BT is None:
+            return logits_BTV, None
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED_TARGET)
+        return logits_BTV, loss
+
+    @torch.no_grad()
+    def generate(
+        self,
+        idx_BT: Tensor,
+        n: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """`idx_BT` (T >= 1) with `n` more tokens. Temperature 0 always takes the likeliest. Sees the last `context` tokens.
+
+        Leaves the model's train/eval mode as it is: call eval() before, if there is dropout.
+        """
+        if temperature < 0 or (top_k is not None and top_k < 1):
+            raise ConfigError(f"temperature {temperature}, top_k {top_k}: must be 0 or more, and 1 or more")
+        for _ in range(n):
+            last_BD = self._hidden(idx_BT[:, -self.config.context :])[:, -1]
+            logits_BV = self._to_logits(last_BD).float()
+            if temperature == 0:
+                next_B1 = logits_BV.argmax(dim=-1, keepdim=True)
+            else:
+                if top_k is not None and top_k < self.config.vocab_size:
+                    weakest_B1 = logits_BV.topk(top_k).values[:, -1:]
+                    logits_BV = logits_BV.masked_fill(logits_BV < weakest_B1, -math.inf)
+                next_B1 = torch.multinomial((logits_BV / temperature).softmax(dim=-1), 1, generator=generator)
+            idx_BT = torch.cat([idx_BT, next_B1], dim=1)
+        return idx_BT
+
+    def _hidden(self, idx_BT: Tensor) -> Tensor:
+        n_tokens = idx_BT.shape[1]
+        if n_tokens > self.config.context:
+            raise ConfigError(f"{n_tokens} tokens, the model's context is {self.config.context}")
+        x_BTD = self.embedding(idx_BT)
+        rotation = None
+        if self.config.positions == "learned":
+            x_BTD = x_BTD + self.position.weight[:n_tokens]
+        else:
+            rotation = self.rotation[:, :n_tokens]
+        x_BTD = self.dropout(x_BTD)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, rotation)
+        return self.norm(x_BTD)
+
+    def _to_logits(self, x: Tensor) -> Tensor:
+        # tied by use, not by a second name: so each parameter is listed once, wherever parameters are counted or flattened
+        return F.linear(x, self.embedding.weight if self.config.tied else self.head.weight)
+
+    @torch.no_grad()
+    def _initialize(self, generator: torch.Generator) -> None:
+        # each block adds twice to the residual stream: its variance should not grow with depth (GPT-2, section 2.3)
+        output_std = INIT_STD / math.sqrt(2 * self.config.n_layer)
+        for name, p in self.named_parameters():
+            if p.ndim == 2:
+                p.normal_(0.0, output_std if name.endswith("out.weight") else INIT_STD, generator=generator)
+            else:
+                p.fill_(1.0 if name.endswith("weight") else 0.0)  # LayerNorm weights; all biases
+
+
+class Block(nn.Module):
+    """Attention, then a two-layer perceptron; each adds to what it reads."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.width, bias=config.bias)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.LayerNorm(config.width, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x_BTD: Tensor, rotation: Tensor | None) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation)
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.p_dropout = config.dropout
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
+        self.out = nn.Linear(config.width, config.width, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, rotation: Tensor | None) -> Tensor:
+        B, T, D = x_BTD.shape
+        q_BHTE, k_BHTE, v_BHTE = self.qkv(x_BTD).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        if rotation is not None:
+            q_BHTE, k_BHTE = _rotate(q_BHTE, rotation), _rotate(k_BHTE, rotation)
+        p_dropout = self.p_dropout if self.training else 0.0
+        y_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, dropout_p=p_dropout, is_causal=True)
+        return self.dropout(self.out(y_BHTE.transpose(1, 2).reshape(B, T, D)))
+
+
+class MLP(nn.Module):
+    """Four times as wide inside."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.inner = nn.Linear(config.width, 4 * config.width, bias=config.bias)
+        self.out = nn.Linear(4 * config.width, config.width, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.dropout(self.out(F.gelu(self.inner(x_BTD), approximate="tanh")))
+
+
+def preset(name: str, **changes: Any) -> GPTConfig:
+    """The config of that name, changed.
+
+    Raises: ConfigError, if there is none.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown model {name!r}, known are {', '.join(PRESETS)}")
+    return replace(PRESETS[name], **changes)
+
+
+def _rotation(config: GPTConfig) -> Tensor:
+    """Cosines and sines of the angles of each position and frequency: (2, T, E / 2)."""
+    half = config.width // config.n_head // 2
+    frequency = 10_000.0 ** (-torch.arange(half, dtype=torch.float32) / half)
+    angle = torch.outer(torch.arange(config.context, dtype=torch.float32), frequency)
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def _rotate(x_BHTE: Tensor, rotation: Tensor) -> Tensor:
+    """Turn each pair (i, i + E / 2) by its angle."""
+    cos, sin = rotation.to(x_BHTE.dtype)
+    a, b = x_BHTE.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)

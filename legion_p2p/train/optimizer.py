@@ -1,0 +1,280 @@
+"""The torch optimizer that trains in a swarm: the user's own one inside, the peer beside it.
+
+`step()` lets the inner optimizer step, takes in what has arrived from the swarm, and every so many steps hands the local change
+over. It never waits for the network, except in a synchronous run, where it waits for the round by choice.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from legion_p2p.core.pace import Ewma
+from legion_p2p.core.plan import ParamSpec
+from legion_p2p.errors import ClosedError, UsageError
+from legion_p2p.observe.status import Status
+from legion_p2p.services.engine import Engine, Progress
+from legion_p2p.services.replica import LocalChange
+from legion_p2p.tensor.flatten import FlatView
+from legion_p2p.tensor.local import LocalCopy
+from legion_p2p.train.bridge import Opener, PeerThread
+
+REPORT_EVERY_S = 0.5  # how often the training thread tells the network's what it has done
+WAIT_SLICE_S = 0.2  # so that Ctrl+C gets through while waiting
+
+
+def trainable(model: nn.Module | Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    """The parameters that a run is about: those that require gradients, in the model's order, tied ones once."""
+    named = model.named_parameters() if isinstance(model, nn.Module) else model
+    return [(name, p) for name, p in named if p.requires_grad]
+
+
+def param_specs(view: FlatView) -> tuple[ParamSpec, ...]:
+    """Names and shapes as they stand in a run's specification."""
+    return tuple(ParamSpec(name, shape) for name, shape in zip(view.names, view.shapes, strict=True))
+
+
+class SwarmOptimizer(torch.optim.Optimizer):
+    """Wraps `inner`; `opener` opens the peer. See `legion_p2p.Optimizer` for the public face.
+
+    It is a torch.optim.Optimizer: param_groups, state, state_dict, zero_grad, hooks and lr schedulers are the inner optimizer's.
+    """
+
+    def __init__(self, inner: torch.optim.Optimizer, view: FlatView, opener: Opener, *, tokens_per_step: int = 1) -> None:
+        # No super().__init__: it would copy the groups, and the inner optimizer should stay the one that holds them.
+        self.inner = inner
+        self.tokens_per_step = tokens_per_step
+        self.steps = 0
+        self.tokens = 0
+        self.last_failure: str | None = None
+        """Why the last contribution that failed did."""
+        self._pushed_at = 0
+        """The step of the last push."""
+        self._step_s = Ewma(0.1)
+        self._blocked_s = 0.0
+        self._started_at = time.perf_counter()
+        self._last_at: float | None = None
+        self._reported_at = 0.0
+        self._extra = Progress()
+        self._busy: set[int] = set()
+        self._thread = PeerThread(opener)
+        engine = self._thread.engine
+        plan = engine.plan
+        exact = all(p.dtype == torch.float32 for p in _unique(inner))
+        self._local = LocalCopy(view, [plan.bounds(shard) for shard in range(plan.n_shards)], exact)
+        self._handed_in = [(0, 0)] * plan.n_shards
+        """Steps and tokens at each shard's last hand-in: a busy shard's change goes on growing."""
+        self.synchronous = bool(engine.spec and engine.spec.round.synchronous)
+        self._take_in()
+
+    # torch.optim.Optimizer, by way of the inner one
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return self.inner.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        return self.inner.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        return self.inner.defaults
+
+    def __getattr__(self, name: str) -> Any:
+        # The hook tables and flags that torch keeps on an optimizer live on the inner one.
+        if name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise UsageError("a swarm optimizer cannot be pickled: it has a live peer; save its state_dict()")
+
+    def __repr__(self) -> str:
+        return f"legion_p2p.Optimizer({self.inner!r})"
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.inner.zero_grad(set_to_none=set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        raise UsageError("the parameters of a run are fixed: give all of them to the inner optimizer before wrapping it")
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state_dict)
+
+    def register_step_pre_hook(self, hook: Any) -> Any:
+        return self.inner.register_step_pre_hook(hook)
+
+    def register_step_post_hook(self, hook: Any) -> Any:
+        return self.inner.register_step_post_hook(hook)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One local step; then take in what has come, and hand in the local change where it is time.
+
+        Raises: ClosedError, if the peer has left or its thread has failed.
+        """
+        loss = self.inner.step() if closure is None else self.inner.step(closure)
+        began = time.perf_counter()
+        self._check_open()
+        self.steps += 1
+        self.tokens += self.tokens_per_step
+        self._take_in()
+        if self.steps - self._pushed_at >= self._engine.local_steps:
+            self._push()
+            if self.synchronous:
+                self._wait_for_round()
+        if loss is not None and closure is not None:
+            self.note(loss=float(loss))
+        self._account(began)
+        return loss
+
+    # what a training loop may use
+
+    @property
+    def status(self) -> Status:
+        """What the peer knows now."""
+        return self._thread.call(self._engine.status)
+
+    @property
+    def blocked_fraction(self) -> float:
+        """Share of the wall time that step() spent on the swarm instead of training."""
+        return self._blocked_s / max(1e-9, time.perf_counter() - self._started_at)
+
+    def note(self, *, loss: float | None = None, **more: Any) -> None:
+        """Tell the swarm's displays what only the loop knows: the loss, and for trainers any other field of Progress."""
+        if loss is not None:
+            more["loss"] = loss
+        self._extra = msgspec.structs.replace(self._extra, **more)
+
+    def wait_for_members(self, n: int, timeout_s: float | None = None) -> None:
+        """Wait until the run has `n` members that hold the model. Raises: UsageError after `timeout_s`."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while (have := self._thread.call(self._count_ready)) < n:
+            if deadline is not None and time.monotonic() > deadline:
+                raise UsageError(f"{have} members after {timeout_s} s, waited for {n}")
+            self._check_open()
+            time.sleep(0.05)
+
+    def flush(self) -> None:
+        """Push what was trained since the last push and wait until an update contains it."""
+        self._take_in()
+        while self._busy and self._thread.alive and self._engine.mailbox.closed is None:
+            self._wait_once()
+        if any(self.steps > handed_in for handed_in, _ in self._handed_in):
+            self._push()
+            self._wait_for_round()
+
+    def finish(self, *, together: bool = False) -> str:
+        """End training: push the rest; where `together`, serve on until every member is done. The common model's digest."""
+        self.flush()
+        self.report(training=False, done=True)
+        if together:
+            self._thread.wait(self._engine.wait_until_all_done)
+        self._take_in()
+        return self.common_digest()
+
+    def common_digest(self) -> str:
+        """Digest of the region's common model: equal at two peers means equal bits."""
+        return self._thread.call(self._engine.common_digest)
+
+    def common_parameters(self) -> Tensor:
+        """The region's common model, flat: 1-D fp32 on the CPU."""
+        return self._thread.call(self._engine.common_parameters)
+
+    def report(self, **changes: Any) -> None:
+        """Tell the network's thread what this one has done, now."""
+        elapsed = max(1e-9, time.perf_counter() - self._started_at)
+        step_s = self._step_s.value or 0.0
+        rate = self.tokens_per_step / step_s if step_s > 0 else self.tokens / elapsed
+        base = {"step": self.steps, "tokens": self.tokens, "tokens_per_s": rate, "step_s": step_s}
+        base["blocked_fraction"] = self.blocked_fraction
+        base["training"] = self.steps > 0
+        self._extra = msgspec.structs.replace(self._extra, **(base | changes))
+        self._thread.post(self._engine.report, self._extra)
+
+    def close(self) -> None:
+        """Leave the run in order, in under 2 s. The inner optimizer goes on without a swarm."""
+        self._thread.close()
+
+    def __enter__(self) -> "SwarmOptimizer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # inner steps
+
+    @property
+    def _engine(self) -> Engine:
+        return self._thread.engine
+
+    def _count_ready(self) -> int:
+        return sum(a.ready for a in self._engine.members.everyone())
+
+    def _check_open(self) -> None:
+        reason = self._engine.mailbox.closed
+        if reason is not None:
+            raise ClosedError(reason)
+        if not self._thread.alive:
+            self._thread.post(lambda: None)  # raises for a fork, by name
+            raise ClosedError("the network's thread has ended")
+
+    def _take_in(self) -> None:
+        deliveries, settled = self._engine.mailbox.drain()
+        for delivery in deliveries:
+            self._local.take(delivery.shard, delivery.version, delivery.reference)
+        for news in settled:
+            self._busy.discard(news.shard)
+            if news.failure is not None:
+                self.last_failure = news.failure
+
+    def _push(self) -> None:
+        """Hand in the changes of all shards whose last one is settled; the others' go on growing until the next time."""
+        shards = [shard for shard in range(len(self._local.bounds)) if shard not in self._busy]
+        if not shards:
+            return
+        changes = [
+            LocalChange(
+                shard,
+                self._local.versions[shard],
+                base,
+                local,
+                self.tokens - self._handed_in[shard][1],
+                self.steps - self._handed_in[shard][0],
+            )
+            for shard, (base, local) in self._local.hand_in(shards).items()
+        ]
+        for change in changes:
+            self._handed_in[change.shard] = (self.steps, self.tokens)
+            self._busy.add(change.shard)
+        self._pushed_at = self.steps
+        self._thread.post(self._engine.contribute, changes)
+
+    def _wait_for_round(self) -> None:
+        while self._busy:
+            self._wait_once()
+            self._check_open()
+
+    def _wait_once(self) -> None:
+        self._engine.mailbox.wait(WAIT_SLICE_S)
+        self._take_in()
+
+    def _account(self, began: float) -> None:
+        now = time.perf_counter()
+        self._blocked_s += now - began
+        if self._last_at is not None:
+            self._step_s.add(max(1e-6, began - self._last_at))
+        self._last_at = now
+        if now - self._reported_at >= REPORT_EVERY_S or self.steps == 1:
+            self._reported_at = now
+            self.report()
+
+
+def _unique(inner: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in inner.param_groups for p in group["params"]]

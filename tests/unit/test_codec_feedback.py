@@ -1,0 +1,90 @@
+"""Error feedback: what was sent plus what is kept equals what came in."""
+
+import pytest
+import torch
+
+from legion_p2p.errors import NonFiniteError, UsageError
+from legion_p2p.tensor import codec
+
+N_ROUNDS = 100
+
+
+def changes(n: int, seed: int = 0) -> list[torch.Tensor]:
+    """One tensor per round, with entries from 1e-6 to 100 in size."""
+    g = torch.Generator().manual_seed(seed)
+    sizes = 10.0 ** torch.linspace(-6, 2, n)
+    return [torch.randn(n, generator=g) * sizes for _ in range(N_ROUNDS)]
+
+
+@pytest.mark.parametrize("name", codec.names())
+@pytest.mark.parametrize("decay", [1.0, 0.95, 0.0])
+def test_the_residual_is_what_the_formula_says_bit_for_bit(name: str, decay: float) -> None:
+    c = codec.get(name)
+    residual = torch.zeros(1000)
+    for x in changes(1000)[:10]:
+        data, sent, new_residual = codec.compress(c, residual, x, decay)
+
+        assert torch.equal(sent, c.decode(data, 1000))
+        assert torch.equal(new_residual, decay * residual + x - sent)
+        residual = new_residual
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16", "int8"])
+def test_what_was_sent_plus_what_is_kept_equals_what_came_in(name: str) -> None:
+    total_in, total_sent = torch.zeros(1000, dtype=torch.float64), torch.zeros(1000, dtype=torch.float64)
+    lost_at_most = torch.zeros(1000, dtype=torch.float64)
+    residual = torch.zeros(1000)
+
+    for x in changes(1000):
+        # the only rounding: residual + x, half a unit in the last place. e - q is exact (Sterbenz)
+        lost_at_most += (residual + x).abs().double() * 2.0**-24
+        _, sent, residual = codec.compress(codec.get(name), residual, x)
+        total_in += x.double()
+        total_sent += sent.double()
+
+    lost = (total_sent + residual.double() - total_in).abs()
+    assert bool((lost <= lost_at_most + 1e-12).all())
+    assert float(lost.max()) < 1e-4  # of sums whose terms are some hundreds
+    assert float(residual.abs().max()) > 0
+
+
+def test_a_lossless_codec_keeps_nothing_and_loses_nothing() -> None:
+    residual = None
+
+    for x in changes(1000):
+        _, sent, residual = codec.compress(codec.get("fp32"), residual, x)
+
+        assert torch.equal(sent, x)
+        assert not residual.any()
+
+
+def test_a_value_too_small_to_be_sent_is_sent_later() -> None:
+    x = torch.tensor([1.0, 1e-3])  # a step of int8 is 1/127 here
+    residual, total_sent = None, torch.zeros(2)
+
+    for _ in range(20):
+        _, sent, residual = codec.compress(codec.get("int8"), residual, x)
+        total_sent += sent
+
+    assert total_sent[1].item() == pytest.approx(20e-3, abs=0.5 / 127)
+
+
+def test_neither_the_residual_nor_the_change_is_touched() -> None:
+    residual, x = torch.ones(5), torch.full((5,), 0.3)
+
+    codec.compress(codec.get("int8"), residual, x, 0.5)
+
+    assert residual.tolist() == [1.0] * 5
+    assert torch.equal(x, torch.full((5,), 0.3))
+
+
+def test_a_diverged_change_is_not_sent() -> None:
+    with pytest.raises(NonFiniteError):
+        codec.compress(codec.get("int8"), torch.full((2,), 3e38), torch.full((2,), 3e38))
+
+
+def test_a_decay_that_would_grow_the_residual_and_a_residual_of_another_shape_are_refused() -> None:
+    with pytest.raises(UsageError, match="decay"):
+        codec.compress(codec.get("fp32"), None, torch.ones(2), 1.5)
+    with pytest.raises(UsageError, match="residual of shape"):
+        codec.compress(codec.get("fp32"), torch.ones(1), torch.ones(2))
