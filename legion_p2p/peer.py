@@ -14,19 +14,21 @@ import torch
 import trio
 from torch import Tensor, nn
 
-from legion_p2p.config import DEFAULT_LISTEN, PeerConfig, convert
+from legion_p2p.config import DEFAULT_LISTEN, Job, PeerConfig, convert
 from legion_p2p.core.addresses import parse_addresses
 from legion_p2p.core.identity import Identity
-from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import RoundSpec, RunName, RunSpec
 from legion_p2p.errors import UsageError
 from legion_p2p.observe.events import Events
-from legion_p2p.services.engine import Engine, Founding, running
+from legion_p2p.observe.status import Status
+from legion_p2p.services.engine import Engine, Founding, Params, running
 from legion_p2p.services.groups import open_flat_nursery
-from legion_p2p.services.joining import SEARCH_S
+from legion_p2p.services.joining import SEARCH_S, find_run
 from legion_p2p.services.mailbox import Mailbox
 from legion_p2p.tensor.flatten import FlatView
+from legion_p2p.train.bridge import Opener, PeerThread
 from legion_p2p.train.optimizer import SwarmOptimizer, param_specs, trainable
+from legion_p2p.train.trainer import Outcome, Plan, Stop, Trainer, plan_of, spec_of
 
 
 @asynccontextmanager
@@ -34,7 +36,7 @@ async def open_peer(
     run: str = "",
     *,
     founding: Founding | None = None,
-    params: Sequence[ParamSpec] | None = None,
+    params: Params = None,
     initial_peers: Iterable[str] = (),
     listen: Sequence[str] = DEFAULT_LISTEN,
     announce: Sequence[str] = (),
@@ -48,8 +50,9 @@ async def open_peer(
     """A peer in a run, for as long as the block lasts. Under trio.
 
     `run` is the name or id of a run to join; or `founding` describes one to found. `params` are those of the model that shall
-    train: where they differ from the run's, it is refused. `identity` is a key file or an Identity; None: a new one. `status`:
-    serve the status on loopback for `legion-ctl`. Leaving the block leaves the run in order.
+    train, or a function that makes them of the run's specification: where they differ from the run's, it is refused.
+    `identity` is a key file or an Identity; None: a new one. `status`: serve the status on loopback for `legion-ctl`. Leaving the
+    block leaves the run in order.
 
     Raises: NoContactError; UnknownRunError, AmbiguousRunError, RunExistsError; MisfitError; UsageError.
     """
@@ -163,9 +166,7 @@ class Optimizer(SwarmOptimizer):
             raise UsageError(f"{', '.join(sorted(round_fields))}: only who founds a run chooses these; this peer joins one")
         founding = None
         if new_run:
-            spec = RunSpec(
-                name=convert_name(run), founder="", params=params, round=convert(round_fields, RoundSpec), seed=seed
-            )
+            spec = RunSpec(name=convert_name(run), founder="", params=params, round=convert(round_fields, RoundSpec), seed=seed)
             spec.plan()
             founding = Founding(spec, view.snapshot())
 
@@ -184,7 +185,7 @@ class Optimizer(SwarmOptimizer):
                 search_s=search_s,
             )
 
-        super().__init__(inner, view, opener, tokens_per_step=tokens_per_step)
+        super().__init__(inner, view, PeerThread(opener), tokens_per_step=tokens_per_step)
 
 
 def convert_name(name: str) -> str:
@@ -205,3 +206,51 @@ def _check_covers(inner: torch.optim.Optimizer, view: FlatView) -> None:
         )
 
 
+def run_job(
+    job: Job,
+    *,
+    events: Events,
+    stop: Stop,
+    on_status: Callable[[Status], None] | None = None,
+    status_every_s: float = 0.5,
+) -> Outcome:
+    """Do what `legion-peer` does: join or found the job's run, train, leave. Blocks; call `stop.request()` to end it in order.
+
+    Raises: LegionError of any kind: JoinError if the run or the network is to blame, MisfitError, UsageError, StoreError.
+    """
+    return Trainer(job, partial(_opener_of, job), events, stop, on_status, status_every_s).run()
+
+
+def plan_job(job: Job) -> Plan:
+    """What a job would take. A run that exists is looked up, not joined. Raises: as `run_job`."""
+    if job.new_run is not None:
+        return plan_of(spec_of(job.new_run)[0])
+    return plan_of(trio.run(_look_up, job))
+
+
+async def _look_up(job: Job) -> RunSpec:
+    from legion_p2p.net.host import open_network
+
+    contacts = parse_addresses(job.initial_peers)
+    async with open_network(Identity.generate(), listen=(), initial_peers=contacts) as network:
+        await network.join()
+        found = await find_run(job.run, network.messenger, network.discovery, Events())
+        return found.spec
+
+
+def _opener_of(job: Job, *, founding: Founding | None, params: Params, events: Events) -> Opener:
+    def opener() -> AbstractAsyncContextManager[Engine]:
+        return open_peer(
+            "" if founding else job.run,
+            founding=founding,
+            params=params,
+            initial_peers=job.initial_peers,
+            listen=job.listen,
+            announce=job.announce,
+            identity=job.identity,
+            config=PeerConfig(weight=job.weight),
+            events=events,
+            status=job.status,
+        )
+
+    return opener

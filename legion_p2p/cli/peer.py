@@ -251,7 +251,7 @@ def _dry_run(job: Job, as_json: bool) -> int:
 def plan_lines(plan: Any) -> list[tuple[str, str]]:
     """What a job would take, as names and values."""
     return [
-        ("run", human.clean(str(plan.run))),
+        ("run", human.clean(str(getattr(plan.run, "name", plan.run)))),
         ("parameters", human.whole_text(plan.n_params)),
         ("shards", f"{plan.n_shards} of {human.whole_text(plan.shard_elements)} elements"),
         ("memory", human.bytes_text(plan.memory_bytes)),
@@ -276,16 +276,16 @@ def _train(job: Job, output: OutputOptions, *, picks_identity: bool) -> int:
         try:
             outcome = _run(job, picks_identity, events, shown, signals)
         except LegionError as bad:
-            if output.json:
-                events.error("peer.failed", str(bad), kind=type(bad).__name__)
+            if signals.caught:  # what fails because it was told to stop has not failed
+                return 128 + signals.caught
+            events.error("peer.failed", str(bad), kind=type(bad).__name__)
             raise
         wall_s = time.monotonic() - began
-    farewell = {"run": run_name(job, shown.status), **msgspec.to_builtins(outcome), "wall_s": round(wall_s, 3)}
-    if shown.status is not None:
-        farewell |= {"sent_bytes": shown.status.sent_bytes, "received_bytes": shown.status.received_bytes}
-    if output.json:
+        farewell = {"run": run_name(job, shown.status), **msgspec.to_builtins(outcome), "wall_s": round(wall_s, 3)}
+        if shown.status is not None:
+            farewell |= {"sent_bytes": shown.status.sent_bytes, "received_bytes": shown.status.received_bytes}
         events.emit("peer.left", **farewell)
-    elif not output.quiet:
+    if not output.json and not output.quiet:
         print("\n".join(farewell_lines(job, outcome, shown.status, wall_s)))
     return 128 + signals.caught if signals.caught and outcome.reason == "stopped" else DONE
 

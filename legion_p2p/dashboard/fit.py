@@ -1,7 +1,7 @@
 """Tables, lines and curves that fit the terminal they are shown on: nothing wraps, what matters least goes first.
 
-All text is made by us or cleaned (`observe.human.clean`): members are strangers, and rich markup or an escape in a name must not
-act on the terminal. Nothing is said by colour alone.
+Members are strangers, and an escape or markup in a name must not act on the terminal: cells and the words of a line are cleaned
+here (`observe.human.clean`), and nothing is given to rich as markup. Nothing is said by colour alone.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +11,8 @@ import msgspec
 from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
+
+from legion_p2p.observe import human
 
 GAP = 2  # blanks between columns
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -37,7 +39,7 @@ class Column(msgspec.Struct, frozen=True):
 
 def fit_table(columns: Sequence[Column], rows: Sequence[Any], width: int, *, ascii_only: bool = False) -> Table:
     """A table of `rows` no wider than `width`, without the columns that do not fit."""
-    texts = [[_crop(column.cell(row), column.max_chars) for row in rows] for column in columns]
+    texts = [[_crop(human.clean(column.cell(row)), column.max_chars) for row in rows] for column in columns]
     needs = [
         max([cell_len(column.title), column.min_chars, *map(cell_len, cells)])
         for column, cells in zip(columns, texts, strict=True)
@@ -71,7 +73,7 @@ def line(*parts: str | Text | None, width: int, style: str = "") -> Text:
             continue
         kept.append(part)
         used += need
-    text = Text(" " * GAP).join([Text(part) if isinstance(part, str) else part for part in kept])
+    text = Text(" " * GAP).join([Text(human.clean(part)) if isinstance(part, str) else part for part in kept])
     text.truncate(width, overflow="crop")
     text.no_wrap = True
     text.overflow = "crop"

@@ -115,7 +115,7 @@ def _head(status: Status, width: int, ascii_only: bool, losses: Sequence[float])
     clock = f"{human.seconds_text(status.uptime_s)} elapsed"
     if status.remaining_s is not None:
         clock += f", {human.seconds_text(status.remaining_s)} left"
-    title = Text.assemble((name, "bold"), (f" {run_id}  " if run_id else "  "), (status.state, "bold"))
+    title = Text.assemble((name, "bold"), (f" {run_id}  " if run_id else "  "), (human.clean(status.state), "bold"))
     target = f"/{human.whole_text(status.target_steps)}" if status.target_steps else ""
     facts = line(
         f"step {human.whole_text(status.step)}{target}",

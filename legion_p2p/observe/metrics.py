@@ -23,8 +23,8 @@ from legion_p2p.observe.status import Status
 
 PROGRESS_EVERY_S = 10.0  # a log of a night stays below 4000 lines
 BURST = 4  # lines of one kind within PROGRESS_EVERY_S; a crowd that joins at once must not hide everything else
-ROUTINE = frozenset({"round.closed", "train.step", "train.progress"})
-"""Events that come with every step or round: the progress line tells what they add up to."""
+ROUTINE = frozenset({"round.closed", "train.step", "train.progress", "peer.left", "peer.failed"})
+"""Events that lines for people leave out: the progress line, the farewell or the error message tells the same better."""
 MAX_VALUE_CHARS = 300
 
 
@@ -118,7 +118,7 @@ class JsonSink:
 class PlainSink:
     """Each event as a line that a person reads: the time, what happened in words, and its fields with units.
 
-    Errors always show, what is `ROUTINE` never. Of all else, `BURST` lines of a kind pass in `PROGRESS_EVERY_S`; the next line
+    What is `ROUTINE` never shows, errors always. Of all else, `BURST` lines of a kind pass in `PROGRESS_EVERY_S`; the next line
     that passes says how many did not. `progress()` writes one line about the whole peer in that time, however often it is called.
     """
 
@@ -140,9 +140,11 @@ class PlainSink:
 
     def __call__(self, event: Event) -> None:
         with self._lock:
+            if event.name in ROUTINE:
+                return
             if event.is_error:
                 self._write(describe(event))
-            elif not self._quiet and event.name not in ROUTINE:
+            elif not self._quiet:
                 passes, held_back = self._admit(event.name)
                 if passes:
                     self._write(describe(event) + (f" (and {held_back} more like it)" if held_back else ""))

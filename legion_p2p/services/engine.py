@@ -53,6 +53,10 @@ MEMBERS_S = 30.0  # to hear of anybody who holds the model
 FOUND_SEARCH_S = 3.0  # to notice that a run of the name exists already
 
 
+Params = Sequence[ParamSpec] | Callable[[RunSpec], Sequence[ParamSpec]] | None
+"""Parameters of the model that shall train: given, or made once the run's specification is known, or not checked."""
+
+
 class Network(Protocol):
     """What an engine runs on."""
 
@@ -178,15 +182,11 @@ class Engine:
         while sum(a.ready for a in self.members.everyone()) < n:
             await self.members.changed.wait()
 
-    async def wait_until_all_done(self) -> None:
-        """Until every member has trained all it wanted to, and all hold the same versions of all shards."""
-        while True:
-            everyone = [a for a in self.members.everyone() if a.ready]
-            marks = {a.marks for a in everyone if a.peer_id != self.me}
-            if all(a.done for a in everyone) and marks <= {self.shards.marks()} and self._nothing_pending():
-                return
-            with trio.move_on_after(1.0):
-                await self.members.changed.wait()
+    def all_done(self) -> bool:
+        """Every member has trained all it wanted to, and all hold the same versions of all shards."""
+        everyone = [a for a in self.members.everyone() if a.ready]
+        marks = {a.marks for a in everyone if a.peer_id != self.me}
+        return all(a.done for a in everyone) and marks <= {self.shards.marks()} and self._nothing_pending()
 
     def _nothing_pending(self) -> bool:
         return all(
@@ -224,13 +224,13 @@ class Engine:
         """Look for a run. Raises: UnknownRunError; AmbiguousRunError."""
         return await find_run(run, self.network.messenger, self.network.discovery, self.events, search_s=search_s)
 
-    async def join(self, found: FoundRun, params: Sequence[ParamSpec] | None, nursery: trio.Nursery) -> None:
-        """Join a run that was found; `params` are those of the model that shall train in it, None: not checked.
+    async def join(self, found: FoundRun, params: Params, nursery: trio.Nursery) -> None:
+        """Join a run that was found.
 
         Raises: MisfitError; JoinError, if nobody has the model.
         """
         if params is not None:
-            check_fit(params, found.spec.params)
+            check_fit(params(found.spec) if callable(params) else params, found.spec.params)
         self._enter(found.signed, found.spec)
         await nursery.start(self.members.run_forever)
         for contact in found.contacts:
@@ -499,7 +499,7 @@ async def running(
     *,
     run: str = "",
     founding: Founding | None = None,
-    params: Sequence[ParamSpec] | None = None,
+    params: Params = None,
     offload: Offload,
     mailbox: Mailbox,
     events: Events,

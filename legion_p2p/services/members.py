@@ -74,6 +74,7 @@ class MemberService:
         self._hurried = False
         self._nursery: trio.Nursery | None = None
         self.listeners: list[Callable[[Changed], None]] = []
+        self.announcement_listeners: list[Callable[[Announcement], None]] = []
 
     # what others ask
 
@@ -119,6 +120,8 @@ class MemberService:
             elif self.table.get(peer) is not None:
                 self._signed[peer] = signed
                 self._messenger.add_addresses(peer, announcement.addresses)
+                for listener in self.announcement_listeners:
+                    listener(announcement)
             self.changed.ring()
         self._work()
         return announcement

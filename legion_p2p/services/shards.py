@@ -205,6 +205,7 @@ class ShardService:
 
     async def hand_over_all(self, deadline_s: float) -> None:
         """Before leaving: give away what only an owner has."""
+        self.on_members_changed()
         with trio.move_on_after(deadline_s):
             async with trio.open_nursery() as nursery:
                 for shard, replica in self.replicas.items():

@@ -16,17 +16,18 @@ from legion_p2p.services.engine import Engine
 T = TypeVar("T")
 Opener = Callable[[], AbstractAsyncContextManager[Engine]]
 
+POLL_S = 0.1
 CLOSE_S = 5.0  # an orderly leave takes 1.5 s; a thread that needs longer is left behind
 
 
 class PeerThread:
     """Runs `opener()` under trio in a background thread until `close`.
 
-    Returns once the peer is in its run. After a fork the child has no such thread: calls there raise ClosedError, and
-    nothing of the parent's peer is touched.
+    Returns once the peer is in its run; `given_up` is asked meanwhile, and ends it with ClosedError. After a fork the child has no
+    such thread: calls there raise ClosedError, and nothing of the parent's peer is touched.
     """
 
-    def __init__(self, opener: Opener) -> None:
+    def __init__(self, opener: Opener, given_up: Callable[[], bool] = lambda: False) -> None:
         self._pid = os.getpid()
         self._opener = opener
         self._ready = threading.Event()
@@ -36,7 +37,9 @@ class PeerThread:
         self._thread = threading.Thread(target=self._run, name="legion-peer", daemon=True)
         self._thread.start()
         try:
-            self._ready.wait()
+            while not self._ready.wait(POLL_S):
+                if given_up():
+                    raise ClosedError("stopped while joining")
         except BaseException:  # Ctrl+C while joining
             self.close()
             raise

@@ -20,7 +20,7 @@ from legion_p2p.services.engine import Engine, Progress
 from legion_p2p.services.replica import LocalChange
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
-from legion_p2p.train.bridge import Opener, PeerThread
+from legion_p2p.train.bridge import PeerThread
 
 REPORT_EVERY_S = 0.5  # how often the training thread tells the network's what it has done
 WAIT_SLICE_S = 0.2  # so that Ctrl+C gets through while waiting
@@ -38,12 +38,12 @@ def param_specs(view: FlatView) -> tuple[ParamSpec, ...]:
 
 
 class SwarmOptimizer(torch.optim.Optimizer):
-    """Wraps `inner`; `opener` opens the peer. See `legion_p2p.Optimizer` for the public face.
+    """Wraps `inner`, beside a peer that is in its run already. See `legion_p2p.Optimizer` for the public face.
 
     It is a torch.optim.Optimizer: param_groups, state, state_dict, zero_grad, hooks and lr schedulers are the inner optimizer's.
     """
 
-    def __init__(self, inner: torch.optim.Optimizer, view: FlatView, opener: Opener, *, tokens_per_step: int = 1) -> None:
+    def __init__(self, inner: torch.optim.Optimizer, view: FlatView, thread: PeerThread, *, tokens_per_step: int = 1) -> None:
         # No super().__init__: it would copy the groups, and the inner optimizer should stay the one that holds them.
         self.inner = inner
         self.tokens_per_step = tokens_per_step
@@ -60,11 +60,11 @@ class SwarmOptimizer(torch.optim.Optimizer):
         self._reported_at = 0.0
         self._extra = Progress()
         self._busy: set[int] = set()
-        self._thread = PeerThread(opener)
+        self._thread = thread
         engine = self._thread.engine
         plan = engine.plan
         exact = all(p.dtype == torch.float32 for p in _unique(inner))
-        self._local = LocalCopy(view, [plan.bounds(shard) for shard in range(plan.n_shards)], exact)
+        self.local = LocalCopy(view, [plan.bounds(shard) for shard in range(plan.n_shards)], exact)
         self._handed_in = [(0, 0)] * plan.n_shards
         """Steps and tokens at each shard's last hand-in: a busy shard's change goes on growing."""
         self.synchronous = bool(engine.spec and engine.spec.round.synchronous)
@@ -152,6 +152,17 @@ class SwarmOptimizer(torch.optim.Optimizer):
             more["loss"] = loss
         self._extra = msgspec.structs.replace(self._extra, **more)
 
+    def speed(self) -> dict[str, float]:
+        """Tokens and seconds per step, smoothed."""
+        step_s = self._step_s.value or 0.0
+        return {"tokens_per_s": round(self.tokens_per_step / step_s, 1) if step_s > 0 else 0.0, "step_s": round(step_s, 6)}
+
+    def wait_briefly(self) -> None:
+        """Let up to WAIT_SLICE_S pass, taking in what comes."""
+        self._wait_once()
+        if self._engine.mailbox.closed is None:
+            time.sleep(0.02)
+
     def wait_for_members(self, n: int, timeout_s: float | None = None) -> None:
         """Wait until the run has `n` members that hold the model. Raises: UsageError after `timeout_s`."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -161,23 +172,34 @@ class SwarmOptimizer(torch.optim.Optimizer):
             self._check_open()
             time.sleep(0.05)
 
-    def flush(self) -> None:
-        """Push what was trained since the last push and wait until an update contains it."""
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Push what was trained since the last push and wait until an update contains it; False after `timeout_s`."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._take_in()
-        while self._busy and self._thread.alive and self._engine.mailbox.closed is None:
+        while True:
+            if not self._busy:
+                if all(self.steps == handed_in for handed_in, _ in self._handed_in):
+                    return True
+                self._push()
+            if not self._thread.alive or self._engine.mailbox.closed is not None:
+                return False
+            if deadline is not None and time.monotonic() > deadline:
+                return False
             self._wait_once()
-        if any(self.steps > handed_in for handed_in, _ in self._handed_in):
-            self._push()
-            self._wait_for_round()
 
-    def finish(self, *, together: bool = False) -> str:
+    def finish(self, *, together: bool = False, timeout_s: float | None = None) -> str:
         """End training: push the rest; where `together`, serve on until every member is done. The common model's digest."""
-        self.flush()
+        self.flush(timeout_s)
         self.report(training=False, done=True)
-        if together:
-            self._thread.wait(self._engine.wait_until_all_done)
+        while together and self._thread.alive and not self._thread.call(self._engine.all_done):
+            self._wait_once()
         self._take_in()
         return self.common_digest()
+
+    @property
+    def all_done(self) -> bool:
+        """Every member has trained all it wanted to, and all hold the same versions."""
+        return self._thread.call(self._engine.all_done)
 
     def common_digest(self) -> str:
         """Digest of the region's common model: equal at two peers means equal bits."""
@@ -228,7 +250,7 @@ class SwarmOptimizer(torch.optim.Optimizer):
     def _take_in(self) -> None:
         deliveries, settled = self._engine.mailbox.drain()
         for delivery in deliveries:
-            self._local.take(delivery.shard, delivery.version, delivery.reference)
+            self.local.take(delivery.shard, delivery.version, delivery.reference)
         for news in settled:
             self._busy.discard(news.shard)
             if news.failure is not None:
@@ -236,19 +258,19 @@ class SwarmOptimizer(torch.optim.Optimizer):
 
     def _push(self) -> None:
         """Hand in the changes of all shards whose last one is settled; the others' go on growing until the next time."""
-        shards = [shard for shard in range(len(self._local.bounds)) if shard not in self._busy]
+        shards = [shard for shard in range(len(self.local.bounds)) if shard not in self._busy]
         if not shards:
             return
         changes = [
             LocalChange(
                 shard,
-                self._local.versions[shard],
+                self.local.versions[shard],
                 base,
                 local,
                 self.tokens - self._handed_in[shard][1],
                 self.steps - self._handed_in[shard][0],
             )
-            for shard, (base, local) in self._local.hand_in(shards).items()
+            for shard, (base, local) in self.local.hand_in(shards).items()
         ]
         for change in changes:
             self._handed_in[change.shard] = (self.steps, self.tokens)

@@ -1,0 +1,446 @@
+"""What `legion-peer` does: build the run's model, feed it its share of the text, train, and keep everybody told."""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from legion_p2p.config import Job, NewRun
+from legion_p2p.core.announcement import Announcement, peer_of
+from legion_p2p.core.chunks import ChunkLedger
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, ParamSpec
+from legion_p2p.core.run import InnerSpec, RunSpec
+from legion_p2p.errors import ClosedError, ConfigError, DecodeError, MisfitError, StoreError, UsageError
+from legion_p2p.observe.events import Events
+from legion_p2p.observe.metrics import JsonlSink
+from legion_p2p.observe.status import Status
+from legion_p2p.services.engine import Engine, Founding
+from legion_p2p.tensor import codec
+from legion_p2p.tensor.flatten import FlatView
+from legion_p2p.train.bridge import Opener, PeerThread
+from legion_p2p.train.corpus import Corpus, decode, open_text
+from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of, validation_batches
+from legion_p2p.train.gpt import GPT, GPTConfig, preset
+from legion_p2p.train.optimizer import SwarmOptimizer, param_specs, trainable
+
+COPIES_HELD = (
+    10  # parameters, gradients, two moments; reference, base, snapshot, residual, a round in flight: 4 bytes an element each
+)
+STOP_FLUSH_S = 0.5  # what an orderly leave grants the last push
+EVAL_WINDOWS = 96  # while training; at the end it is FINAL_EVAL_WINDOWS
+FINAL_EVAL_WINDOWS = 384
+STEP_EVENT_EVERY_S = 0.5
+SAMPLE_CHARS = 300
+
+MakeOpener = Callable[..., Opener]
+"""Makes what opens the peer: peer.open_peer with its arguments bound."""
+
+
+class Stop:
+    """Asks a trainer to leave in order. Safe from signal handlers and other threads."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def request(self) -> None:
+        self._event.set()
+
+    @property
+    def requested(self) -> bool:
+        return self._event.is_set()
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How it ended. `reason` is "steps", "minutes" or "stopped"."""
+
+    steps: int
+    tokens: int
+    val_loss: float | None
+    digest: str
+    reason: str
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    blocked_fraction: float = 0.0
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a job would take, for --dry-run. Bytes a round are of one peer that owns nothing, and of an owner for each member."""
+
+    run: str
+    n_params: int
+    n_shards: int
+    shard_elements: int
+    memory_bytes: int
+    push_bytes_per_round: int
+    update_bytes_per_round: int
+    local_steps: int
+    tokens_per_step: int
+
+
+def model_of(spec: RunSpec) -> GPTConfig:
+    """The configuration of the run's built-in model, checked against what the run says of its parameters.
+
+    Raises: MisfitError, if the run has no built-in model, or one that this version does not know, or that is too large for here.
+    """
+    if spec.model is None:
+        raise MisfitError(f"run {spec.name!r} trains a model of its members' own: join it with legion_p2p.Optimizer")
+    try:
+        config = msgspec.convert(spec.model, GPTConfig)
+    except (msgspec.ValidationError, ConfigError) as bad:
+        raise MisfitError(f"run {spec.name!r} has a model that this version cannot build: {bad}") from bad
+    needed = COPIES_HELD * 4 * sum(p.numel for p in spec.params)
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise MisfitError(
+            f"run {spec.name!r} needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free here"
+        )
+    return config
+
+
+def spec_of(new_run: NewRun) -> tuple[RunSpec, GPT]:
+    """The specification of a run to found, its founder not yet filled in, and its model as it starts. Raises: ConfigError."""
+    config = msgspec.convert({**msgspec.to_builtins(preset(new_run.preset)), **new_run.model}, GPTConfig)
+    model = GPT(config, torch.Generator().manual_seed(new_run.seed))
+    spec = RunSpec(
+        name=new_run.name,
+        founder="",
+        params=param_specs(FlatView(trainable(model))),
+        round=new_run.round,
+        inner=new_run.inner,
+        model=msgspec.to_builtins(config),
+        data=new_run.data,
+        seed=new_run.seed,
+    )
+    for name in (spec.round.push_codec, spec.round.update_codec):
+        codec.get(name)
+    spec.plan()
+    return spec, model
+
+
+def plan_of(spec: RunSpec) -> Plan:
+    """What a run takes of one peer, sized by the run's own codecs."""
+    plan = spec.plan()
+    bytes_per_round = {}
+    for name in {spec.round.push_codec, spec.round.update_codec}:
+        one = codec.get(name)
+        sizes = [plan.size(shard) for shard in range(plan.n_shards)]
+        encoded = {size: len(one.encode(torch.zeros(size))) for size in set(sizes)}
+        bytes_per_round[name] = sum(encoded[size] for size in sizes)
+    context = int((spec.model or {}).get("context", 0))
+    return Plan(
+        run=spec.name,
+        n_params=plan.numel,
+        n_shards=plan.n_shards,
+        shard_elements=min(plan.shard_elements, MAX_SHARD_ELEMENTS),
+        memory_bytes=COPIES_HELD * 4 * plan.numel,
+        push_bytes_per_round=bytes_per_round[spec.round.push_codec],
+        update_bytes_per_round=bytes_per_round[spec.round.update_codec],
+        local_steps=spec.round.local_steps,
+        tokens_per_step=spec.inner.batch * context,
+    )
+
+
+def learning_rate(inner: InnerSpec, own_step: int, run_step: int) -> float:
+    """Linear warm-up over this peer's own steps, for its fresh moments; cosine to a tenth over the run's."""
+    rate = inner.learning_rate
+    if inner.decay_steps:
+        done = min(1.0, run_step / inner.decay_steps)
+        rate *= 0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * done))
+    if own_step < inner.warmup_steps:
+        rate *= (own_step + 1) / inner.warmup_steps
+    return rate
+
+
+@torch.no_grad()
+def evaluate(model: GPT, corpus: Corpus, n_windows: int, device: str = "cpu") -> float:
+    """Mean loss in nats per token over evenly spaced windows of the held-out text."""
+    was_training = model.training
+    model.eval()
+    total, n = 0.0, 0
+    for x, y in validation_batches(corpus.validation, model.config.context, n_windows):
+        _, loss = model(x.to(device), y.to(device))
+        total += float(loss) * len(x)
+        n += len(x)
+    model.train(was_training)
+    return total / n
+
+
+def load_flat(model: GPT, flat: Tensor) -> None:
+    """Put a run's flat parameters into a model of the same configuration."""
+    FlatView(trainable(model)).assign_slice(0, flat)
+
+
+def sample_text(model: GPT, seed: int, prompt: str = "\ndef ", n: int = SAMPLE_CHARS) -> str:
+    """Some text as the model continues `prompt`, for byte-level models."""
+    if model.config.vocab_size != 256:
+        return ""
+    device = next(model.parameters()).device
+    idx = torch.tensor([list(prompt.encode())], device=device)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    return decode(model.generate(idx, n, temperature=0.8, top_k=40, generator=generator)[0].tolist())
+
+
+def choose_device(name: str) -> str:
+    """Raises: UsageError, if there is no such device here."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as bad:
+        raise UsageError(f"device {name!r}: {str(bad).splitlines()[0]}") from bad
+    return name
+
+
+class Trainer:
+    """One job, from joining to leaving."""
+
+    def __init__(
+        self,
+        job: Job,
+        make_opener: MakeOpener,
+        events: Events,
+        stop: Stop,
+        on_status: Callable[[Status], None] | None,
+        status_every_s: float,
+    ) -> None:
+        self.job = job
+        self.events = events
+        self.stop = stop
+        self._make_opener = make_opener
+        self._on_status = on_status
+        self._status_every_s = status_every_s
+        self._device = choose_device(job.device)
+        self._model: GPT | None = None
+        self._run_step = 0
+        self._shown_at = 0.0
+        self._noted_at = 0.0
+        self._evaluated_at = time.monotonic()
+        self._warned_of_text: set[str] = set()
+
+    def run(self) -> Outcome:
+        job = self.job
+        if job.threads:
+            torch.set_num_threads(job.threads)
+        out = Path(job.out) if job.out else None
+        if out is not None:
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+            except OSError as bad:
+                raise StoreError(f"{out}: {bad.strerror}: choose another --out") from bad
+            self.events.add_sink(JsonlSink(out / "metrics.jsonl"))
+        founding = None
+        if job.new_run is not None:
+            spec, self._model = spec_of(job.new_run)
+            founding = Founding(spec, FlatView(trainable(self._model)).snapshot())
+            self._corpus_of(spec)  # a text that cannot be read should not leave a run behind
+        try:
+            thread = PeerThread(
+                self._make_opener(founding=founding, params=self._params_of, events=self.events),
+                lambda: self.stop.requested,
+            )
+        except ClosedError:
+            if not self.stop.requested:
+                raise
+            return Outcome(0, 0, None, "", "stopped")
+        try:
+            return self._train(thread, out)
+        finally:
+            thread.close()
+
+    def _params_of(self, spec: RunSpec) -> tuple[ParamSpec, ...]:
+        """The parameters of the model that a run describes, as it is joined."""
+        config = model_of(spec)
+        self._corpus_of(spec)
+        self._model = GPT(config, torch.Generator().manual_seed(spec.seed))
+        return param_specs(FlatView(trainable(self._model)))
+
+    def _corpus_of(self, spec: RunSpec) -> Corpus:
+        source = self.job.data or spec.data
+        if not self.job.data and source != "stdlib":
+            # A stranger's specification must not choose what is read from this disk.
+            raise UsageError(f"run {spec.name!r} trains on {source!r}: give the text that you have of it with --data")
+        context = int((spec.model or {}).get("context", 1))
+        corpus = open_text(source, context)
+        vocab_size = int((spec.model or {}).get("vocab_size", 256))
+        if corpus.vocab_size > vocab_size:
+            raise MisfitError(f"{source}: token ids up to {corpus.vocab_size - 1}, the run's model knows {vocab_size}")
+        return corpus
+
+    def _train(self, thread: PeerThread, out: Path | None) -> Outcome:
+        engine = thread.engine
+        spec = engine.spec
+        assert spec is not None and self._model is not None
+        corpus = self._corpus_of(spec)
+        model = self._model.to(self._device)
+        view = FlatView(trainable(model))
+        inner = torch.optim.AdamW(
+            model.parameters(),
+            lr=spec.inner.learning_rate,
+            betas=(spec.inner.beta1, spec.inner.beta2),
+            weight_decay=spec.inner.weight_decay,
+        )
+        opt = SwarmOptimizer(inner, view, thread, tokens_per_step=spec.inner.batch * model.config.context)
+        data = self._share_of(corpus, spec, model.config.context, engine, thread)
+        self._wait_for_members(opt)
+        self._run_step = thread.call(lambda: max((a.step for a in engine.members.everyone()), default=0))
+        began = time.monotonic()
+        reason = self._loop(model, opt, data, spec, corpus, began)
+        if reason == "stopped":
+            opt.flush(STOP_FLUSH_S)
+            opt.report(training=False, done=True)
+        else:
+            self._finish(opt)
+        return self._conclude(model, opt, corpus, engine, thread, out, reason)
+
+    def _share_of(self, corpus: Corpus, spec: RunSpec, context: int, engine: Engine, thread: PeerThread) -> ChunkedWindows:
+        chunk_tokens = default_chunk_tokens(len(corpus.train), context)
+        ledger = ChunkLedger(n_chunks_of(len(corpus.train), chunk_tokens), engine.me)
+        living: list[PeerId] = []
+        data = ChunkedWindows(
+            corpus.train, chunk_tokens, context, spec.inner.batch, _seed_of(spec, self.job, engine.me), ledger, lambda: living
+        )
+
+        def heard(announcement: Announcement) -> None:
+            if announcement.chunks:
+                try:
+                    data.heard(peer_of(announcement), announcement.epoch, announcement.chunks)
+                except DecodeError as bad:
+                    if announcement.peer_id not in self._warned_of_text:
+                        self._warned_of_text.add(announcement.peer_id)
+                        self.events.emit("data.other_text", peer=announcement.peer_id, reason=str(bad))
+            living[:] = [peer_of(a) for a in engine.members.everyone() if a.training or a.peer_id == engine.me]
+
+        def begin() -> None:
+            engine.members.announcement_listeners.append(heard)
+            for announcement in engine.members.everyone():
+                heard(announcement)
+
+        thread.call(begin)
+        return data
+
+    def _wait_for_members(self, opt: SwarmOptimizer) -> None:
+        while self.job.wait_for_members and not self.stop.requested:
+            status = opt.status
+            if sum(m.ready for m in status.members) >= self.job.wait_for_members:
+                return
+            self._show(opt)
+            time.sleep(0.05)
+
+    def _loop(self, model: GPT, opt: SwarmOptimizer, data: ChunkedWindows, spec: RunSpec, corpus: Corpus, began: float) -> str:
+        job = self.job
+        deadline = began + 60 * job.minutes if job.minutes else math.inf
+        smoothed: float | None = None
+        while not self.stop.requested:
+            if job.steps and opt.steps >= job.steps:
+                return "steps"
+            if time.monotonic() >= deadline:
+                return "minutes"
+            for group in opt.param_groups:
+                group["lr"] = learning_rate(spec.inner, opt.steps, self._run_step + opt.steps)
+            x, y = next(data)
+            _, loss = model(x.to(self._device), y.to(self._device))
+            loss.backward()
+            if spec.inner.clip:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), spec.inner.clip)
+            value = float(loss.detach())
+            smoothed = value if smoothed is None else 0.9 * smoothed + 0.1 * value
+            epoch, chunks = data.announcement()
+            opt.note(loss=smoothed, epoch=epoch, chunks=chunks, **self._remaining(opt, began, deadline))
+            opt.step()
+            opt.zero_grad()
+            self._note_step(opt, smoothed)
+            self._show(opt)
+            if job.eval_every_s and time.monotonic() - self._evaluated_at >= job.eval_every_s:
+                self._note_eval(model, opt, corpus, EVAL_WINDOWS)
+        return "stopped"
+
+    def _remaining(self, opt: SwarmOptimizer, began: float, deadline: float) -> dict[str, Any]:
+        elapsed = time.monotonic() - began
+        left = deadline - time.monotonic()
+        if self.job.steps and opt.steps > 5:
+            left = min(left, elapsed / opt.steps * (self.job.steps - opt.steps))
+        return {"target_steps": self.job.steps or None, "remaining_s": None if math.isinf(left) else max(0.0, left)}
+
+    def _finish(self, opt: SwarmOptimizer) -> None:
+        opt.flush(30.0)
+        opt.report(training=False, done=True)
+        while self.job.finish_together and not self.stop.requested and not opt.all_done:
+            opt.wait_briefly()
+            self._show(opt)
+
+    def _conclude(
+        self, model: GPT, opt: SwarmOptimizer, corpus: Corpus, engine: Engine, thread: PeerThread, out: Path | None, reason: str
+    ) -> Outcome:
+        flat = opt.common_parameters()
+        digest = opt.common_digest()
+        status = opt.status
+        val_loss = None
+        if reason != "stopped":
+            load_flat(model, flat)
+            val_loss = evaluate(model, corpus, FINAL_EVAL_WINDOWS, self._device)
+        if out is not None:
+            load_flat(model, flat)
+            self._save(model, out, {"run": engine.run, "digest": digest, "step": str(opt.steps)})
+        self.events.emit(
+            "run.finished",
+            reason=reason,
+            step=opt.steps,
+            tokens=opt.tokens,
+            val_loss=val_loss,
+            digest=digest,
+            sent_bytes=status.sent_bytes,
+            received_bytes=status.received_bytes,
+            rounds=status.rounds,
+            blocked_fraction=round(opt.blocked_fraction, 5),
+        )
+        self._show(opt, force=True)
+        return Outcome(
+            opt.steps, opt.tokens, val_loss, digest, reason, status.sent_bytes, status.received_bytes, opt.blocked_fraction
+        )
+
+    def _save(self, model: GPT, out: Path, metadata: dict[str, str]) -> None:
+        """The common model, whole or not at all."""
+        path = out / "model.safetensors"
+        # A tied output matrix is the embedding: it is stored once.
+        tensors = {name: p.detach().cpu().contiguous() for name, p in trainable(model)}
+        temporary = path.with_suffix(".tmp")
+        try:
+            safetensors.torch.save_file(tensors, str(temporary), metadata)
+            temporary.replace(path)
+        except OSError as bad:
+            temporary.unlink(missing_ok=True)
+            self.events.error("model.not_saved", f"{path}: {bad.strerror or bad}")
+
+    def _note_step(self, opt: SwarmOptimizer, loss: float) -> None:
+        now = time.monotonic()
+        if now - self._noted_at >= STEP_EVENT_EVERY_S or opt.steps == 1:
+            self._noted_at = now
+            self.events.emit("step", step=opt.steps, tokens=opt.tokens, loss=round(loss, 4), **opt.speed())
+
+    def _note_eval(self, model: GPT, opt: SwarmOptimizer, corpus: Corpus, n_windows: int) -> None:
+        mine = opt.local.view.snapshot()
+        load_flat(model, opt.common_parameters())
+        val_loss = evaluate(model, corpus, n_windows, self._device)
+        load_flat(model, mine)
+        self._evaluated_at = time.monotonic()
+        self.events.emit("eval", step=opt.steps, tokens=opt.tokens, val_loss=round(val_loss, 5))
+
+    def _show(self, opt: SwarmOptimizer, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if self._on_status is not None and (force or now - self._shown_at >= self._status_every_s):
+            self._shown_at = now
+            self._on_status(opt.status)
+
+
+def _seed_of(spec: RunSpec, job: Job, me: PeerId) -> int:
+    """Different at every peer, repeatable for one identity and --seed."""
+    return (spec.seed * 1_000_003 + job.seed * 7919 + sum(me.encode())) % (1 << 62)

@@ -1,0 +1,263 @@
+"""What a person sees: statuses rendered to text at real terminal sizes."""
+
+import io
+import threading
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
+
+from legion_p2p.core.identity import Identity
+from legion_p2p.dashboard import LiveView, LoneProgress, PeerRow, Swarm, SwarmView, render_peer, render_status, render_swarm
+from legion_p2p.dashboard.fit import bar, plot, sparkline
+from legion_p2p.dashboard.live import History
+from legion_p2p.observe.events import Event
+from legion_p2p.observe.status import ErrorStatus, FailedPush, MemberStatus, RoundStatus, RunStatus, ShardStatus, Status
+
+IDS = [Identity(bytes([i]) * 32).peer_id for i in range(1, 41)]
+
+
+def member(i, **kwargs):
+    base = {"liveness": "ALIVE", "step": 100 + i, "tokens_per_s": 12345.6, "tokens": 409600, "loss": 2.5 + i / 100, "training": True,
+            "ready": True, "shards_owned": 4, "sent_bytes": 15_300_000, "received_bytes": 1_000, "rtt_s": 0.013}  # fmt: skip
+    return MemberStatus(peer_id=IDS[i], region="home", **{**base, **kwargs})
+
+
+def status(n=4, **kwargs):
+    base = {
+        "peer_id": IDS[0], "addresses": (f"/ip4/203.0.113.7/tcp/4710/p2p/{IDS[0]}",),
+        "run": RunStatus("bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy", "stories"), "region": "home",
+        "state": "training", "step": 1234, "members": tuple(member(i) for i in range(n)),
+        "shards": tuple(ShardStatus(i, 40 + i, f"{i:02x}" * 32, IDS[i % n], IDS[(i + 1) % n] if n > 1 else None) for i in range(5)),
+        "sent_bytes": 61_000_000, "received_bytes": 59_000_000, "last_round": RoundStatus(3, 43, 1.0, (), n, n), "errors": (),
+        "rounds": 43, "loss": 2.3456, "tokens": 5_000_000, "tokens_per_s": 49_000.0, "local_steps": 10, "target_steps": 5000,
+        "remaining_s": 1830.0, "uptime_s": 753.0, "common_digest": "1a2b3c4d" * 8, "blocked_fraction": 0.013, "pid": 4242,
+    }  # fmt: skip
+    return Status(**{**base, **kwargs})
+
+
+def text(renderable, width=80, encoding="utf-8", **kwargs):
+    """What arrives at a terminal of `width`, in an encoding."""
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding, write_through=True)
+    Console(file=stream, width=width, highlight=False, **kwargs).print(renderable)
+    return raw.getvalue().decode(encoding)
+
+
+def test_the_view_of_a_peer_at_80_columns():
+    shown = text(render_peer(status(n=2), width=80, height=24, losses=[5.0, 4.0, 3.0, 2.3456])).splitlines()
+
+    assert [line.rstrip() for line in shown] == [
+        "stories (qa4s52zy)  training                            12:33 elapsed, 30:30 left",
+        "step 1,234/5,000  loss 2.3456  49.0k tokens/s  sent 61.0 MB  received 59.0 MB",
+        "━" * 18 + "─" * 55 + " 24.7 %",
+        "loss █▅▃▁ 5.00 to 2.35",
+        "round 43:  averaged 100 % (2 of 2 members)  shard 3 is at version 43",
+        "",
+        "peer           region  state       step    loss  tokens/s  shards     sent",
+        f"{IDS[0][-8:]} (me)  home    training     100  2.5000     12.3k       4  15.3 MB",
+        f"{IDS[1][-8:]}       home    training     101  2.5100     12.3k       4  15.3 MB",
+    ]
+
+
+def test_what_went_wrong_is_said_in_words():
+    sick = status(
+        members=(member(0), member(1, liveness="SUSPECT"), member(2, liveness="DEAD"), member(3, training=False, done=True)),
+        last_round=RoundStatus(3, 43, 0.5, (FailedPush(IDS[2], "no answer"), FailedPush(IDS[1], "late")), 2, 4),
+        errors=(ErrorStatus(0.0, "member.dead", f"{IDS[2]} does not answer"),),
+    )
+
+    shown = text(render_peer(sick, width=80))
+
+    assert "averaged 50.0 % (2 of 4 members)" in shown
+    assert f"not averaged: {IDS[2][-8:]} (no answer), and 1 more" in shown
+    assert f": {IDS[2][-8:]} does not answer" in shown
+    for word in ("suspect", "dead", "done", "training"):
+        assert word in shown
+
+
+def test_alone_and_before_the_first_round_it_says_so():
+    assert "no round yet: nobody else is in this run" in text(render_peer(status(n=1, last_round=None)))
+    assert "no run yet  joining" in text(render_peer(status(n=1, run=None, state="joining")))
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 12), (60, 18), (80, 24), (120, 40), (200, 60)])
+@pytest.mark.parametrize("n", [1, 4, 40])
+def test_nothing_wraps_and_all_fits_on_the_screen(n, width, height):
+    crowd = status(
+        n=n, last_round=RoundStatus(3, 43, 0.5, (FailedPush(IDS[0], "a reason that is " + "long " * 60),), 1, n),
+        errors=tuple(ErrorStatus(0.0, "x", "an error that is " + "long " * 60) for _ in range(32)),
+    )  # fmt: skip
+    losses = [5 - i / 1000 for i in range(2000)]
+
+    shown = text(render_peer(crowd, width=width, height=height, losses=losses, notes=["a note"]), width=width)
+    lines = shown.splitlines()
+
+    assert len(lines) < max(height, 16)
+    assert max(map(cell_len, map(str.rstrip, lines))) <= width
+    assert f"{IDS[0][-8:]} (me)" in shown
+    assert ("more members" in shown) == (n == 40 and height < 60 or n == 4 and height == 12)
+    swarm = Swarm("demo", "phase " * 40, tuple(PeerRow(f"peer-{i}", crowd) for i in range(min(n, 6))), LoneProgress(5, 2.0), fraction=0.5,
+                  swarm_curve=((1.0, 5.0), (2.0, 4.0)), lone_curve=((1.0, 5.5), (2.0, 4.5)), notes=("n" * 300,))  # fmt: skip
+    lines = text(render_swarm(swarm, width=width, height=height), width=width).splitlines()
+    assert len(lines) < max(height, 14)
+    assert max(map(cell_len, map(str.rstrip, lines))) <= width
+
+
+def test_a_terminal_that_is_not_utf8_gets_plain_characters():
+    sick = status(errors=(ErrorStatus(0.0, "x", "no"),))
+
+    shown = text(render_peer(sick, ascii_only=True, losses=[3.0, 2.0]), encoding="ascii")
+
+    assert "#####" in shown and "loss #_ 3.00 to 2.00" in shown
+
+
+def test_colours_say_nothing_that_words_do_not():
+    sick = render_peer(status(members=(member(0), member(1, liveness="DEAD"))))
+    coloured = text(sick, force_terminal=True, color_system="standard")
+    plain = text(sick, force_terminal=True, no_color=True)
+
+    assert "\x1b[31m" in coloured
+    assert "\x1b[31m" not in plain and "\x1b[32m" not in plain and "dead" in plain
+
+
+@pytest.mark.parametrize("render", [render_peer, render_status])
+def test_strangers_cannot_act_on_the_terminal(render):
+    evil = "\x1b[2J[red]x[/red]\r\n\x07"
+    sick = status(
+        run=RunStatus(evil, evil), region=evil, state="training", last_round=RoundStatus(1, 1, 0.5, (FailedPush(evil, evil),)),
+        members=(MemberStatus(evil, evil, "ALIVE", 1, 1.0),), errors=(ErrorStatus(0.0, evil, evil),), common_digest=evil,
+        shards=(ShardStatus(0, 1, evil, evil, evil),),
+    )  # fmt: skip
+
+    shown = text(render(sick))
+
+    assert "\x1b" not in shown and "\x07" not in shown and "\r" not in shown
+    assert "[red]x[/red]" in shown
+
+
+def test_the_full_report_has_everything_and_cuts_no_address():
+    sick = status(
+        addresses=("/dns4/" + "x" * 100 + f"/tcp/4710/p2p/{IDS[0]}",),
+        last_round=RoundStatus(3, 43, 0.5, (FailedPush(IDS[2], "no answer"),), 2, 4),
+        errors=tuple(ErrorStatus(1000.0 + i, "push.failed", f"error {i}") for i in range(8)),
+    )
+
+    shown = text(render_status(sick, width=100, now=1060.0), width=100)
+    joined = "".join(line.strip() for line in shown.splitlines())
+
+    assert sick.addresses[0] in joined and IDS[0] in joined and sick.run.id in joined and sick.common_digest in joined
+    assert "step 1,234 of 5,000" in shown and "averaged 50.0 % (2 of 4 members)" in shown
+    assert f"{IDS[2]}: no answer" in shown
+    assert "members (4)" in shown and "shards (5)" in shown
+    assert "last errors (5 of 8)" in shown and "0:53 ago  push.failed: error 7" in shown and "error 2" not in shown
+    assert "nobody" in text(render_status(status(shards=(ShardStatus(0, 1, "", None, None),))))
+    assert "no errors" in text(render_status(status()))
+
+
+def test_the_swarm_at_80_columns():
+    peers = tuple(PeerRow(f"peer-{i + 1}", status(n=3, peer_id=IDS[i], members=tuple(member(j) for j in range(3)))) for i in range(2))
+    swarm = Swarm(
+        "demo", "training together", (*peers, PeerRow("peer-3")), LoneProgress(600, 3.1, 21000.0, 5000),
+        tuple((float(i), 5.0 - i / 400) for i in range(1000)), tuple((float(i), 5.5 - i / 600) for i in range(500)),
+        elapsed_s=83.0, fraction=0.42, remaining_s=115.0, notes=("all output is in legion-demo/",),
+    )  # fmt: skip
+
+    shown = text(render_swarm(swarm, width=80, height=24))
+
+    assert "demo  training together                                  1:23 elapsed, 1:55 left" in shown
+    assert "42.0 %" in shown
+    assert f"peer-1 {IDS[0][-8:]}  training  1,234/5,000  2.3456     49.0k  61.0 MB" in shown
+    assert "peer-3           starting            -" in shown
+    assert "alone            training    600/5,000  3.1000     21.0k" in shown
+    assert "round 43  last averaged 100 %  same model at 2 of 2 peers at this moment" in shown
+    assert "loss by step:  o swarm  . alone" in shown and "5.50 |." in shown
+    assert "all output is in legion-demo/" in shown
+
+
+def test_the_swarm_view_collects_what_peers_say():
+    now = [0.0]
+    view = SwarmView("demo", ("a", "b"), console=Console(file=io.StringIO()), monotonic=lambda: now[0])
+
+    view.phase("starting", "a note")
+    view.update("a", status(loss=3.0, step=100, remaining_s=50.0))
+    view.update("b", status(loss=2.0, step=200, remaining_s=40.0))
+    view.lone(LoneProgress(10, 4.0))
+    view.update("b", state="killed")
+    now[0] = 12.0
+    swarm = view.snapshot()
+
+    assert swarm.elapsed_s == 12.0 and swarm.remaining_s == 50.0 and swarm.fraction == 100 / 5000
+    assert swarm.swarm_curve[-1] == (150.0, 2.5) and swarm.lone_curve == ((10.0, 4.0),)
+    assert "killed" in text(render_swarm(swarm)) and swarm.notes == ("a note",)
+    timed = SwarmView("demo", total_s=120.0, console=Console(file=io.StringIO()), monotonic=lambda: now[0])
+    now[0] += 30.0
+    assert (timed.snapshot().fraction, timed.snapshot().remaining_s) == (0.25, 90.0)
+
+
+def test_the_live_view_shows_the_way_in_then_the_status_and_leaves_the_last_frame():
+    stream = io.StringIO()
+    with LiveView(Console(file=stream, force_terminal=True, width=80, height=24, no_color=True)) as view:
+        view.event(Event("run.not_known_by", 0.0, {"peer": IDS[1]}))
+        assert "legion-peer is starting" in text(view.render(80, 24, False))
+        assert f"run not known by: peer {IDS[1][-8:]}" in text(view.render(80, 24, False))
+        view.update(status(step=4321))
+        view.note("leaving")
+        assert "run not known by" not in text(view.render(80, 24, False))
+        assert "leaving" in text(view.render(80, 24, False))
+        view.note("")
+
+    frames = stream.getvalue()
+    assert "stories" in frames and "4,321/5,000" in frames and frames.rstrip().endswith("\x1b[?25h")
+
+
+def test_updates_from_many_threads_while_drawing():
+    view = LiveView(Console(file=io.StringIO(), force_terminal=True, width=80, height=24), refresh_per_s=50)
+
+    def update(seed):
+        for i in range(50):
+            view.update(status(n=1 + (seed + i) % 8, step=i, loss=1.0 + i))
+
+    with view:
+        threads = [threading.Thread(target=update, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert "stories" in text(view.render(80, 24, False))
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=5000))
+@settings(max_examples=30)
+def test_a_history_stays_bounded_and_in_order(losses):
+    history = History(limit=64)
+
+    for step, loss in enumerate(losses):
+        history.add(step, loss)
+
+    xs = [x for x, _ in history.points]
+    assert len(xs) < 64 and xs == sorted(set(xs)) and (len(losses) < 64) <= (len(xs) == len(losses))
+
+
+@given(st.lists(st.floats(-1e6, 1e6), max_size=300), st.integers(20, 120), st.integers(2, 20))
+def test_curves_fit_their_box(ys, width, height):
+    curve = [(float(x), y) for x, y in enumerate(ys)]
+
+    lines = plot([("o", curve), (".", curve[:3])], width, height)
+
+    assert len(lines) in (0, height) and all(len(line) <= width for line in lines)
+    assert len(sparkline(ys, width)) <= width
+    assert bar(len(ys) / 100, width).cell_len == width
+
+
+def test_a_record_from_the_wire_renders_like_the_one_that_was_sent():
+    sent = status(loss=None, target_steps=None, remaining_s=None)
+
+    received = msgspec.json.decode(msgspec.json.encode(sent), type=Status)
+
+    assert received == sent
+    assert text(render_peer(received)) == text(render_peer(sent))
