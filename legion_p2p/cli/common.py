@@ -158,10 +158,13 @@ def _told(bad: CycloptsError) -> str:
 
 
 def report(name: str, text: str, hint: str = "") -> None:
-    """One line about what went wrong, and one about what to do."""
+    """What went wrong, on one line where it is not a list, and one about what to do."""
     from legion_p2p.observe.human import clean
 
-    print(f"{name}: error: {clean(text)}", file=sys.stderr)
+    first, *more = text.splitlines() or [""]
+    print(f"{name}: error: {clean(first)}", file=sys.stderr)
+    for line in more:  # indented, so that no stranger's text passes for a line of ours
+        print(f"  {clean(line).strip()}", file=sys.stderr)
     if hint:
         print(f"{name}: {hint}", file=sys.stderr)
 
@@ -176,7 +179,7 @@ def exit_code_of(bad: LegionError) -> int:
 
 def hint_for(bad: LegionError, command: str) -> str:
     """What the reader may do about it, where the message does not say."""
-    if isinstance(bad, UsageError) and not isinstance(bad, ConfigError):
+    if isinstance(bad, UsageError) and not isinstance(bad, ConfigError) and "\n" not in str(bad):
         return f"see {command} --help"
     if isinstance(bad, NoContactError):
         return "check that one of them runs and that its address is right; legion-bootstrap starts one and prints its address"

@@ -23,7 +23,7 @@ CLOSE_S = 5.0  # an orderly leave takes 1.5 s; a thread that needs longer is lef
 class PeerThread:
     """Runs `opener()` under trio in a background thread until `close`.
 
-    Returns once the peer is in its run; `given_up` is asked meanwhile, and ends it with ClosedError. After a fork the child has no
+    Returns once the peer is in its run; `given_up` is asked meanwhile and ends it with ClosedError. After a fork the child has no
     such thread: calls there raise ClosedError, and nothing of the parent's peer is touched.
     """
 

@@ -63,7 +63,9 @@ def test_numbers_of_numpy_stay_numbers_and_the_rest_becomes_words(tmp_path):
     numpy = pytest.importorskip("numpy")
     stream = io.StringIO()
 
-    JsonSink(stream)(Event("x", 1.0, {"loss": numpy.float64(2.5), "n": numpy.int32(3), "path": tmp_path, "bad": ValueError("no")}))
+    JsonSink(stream)(
+        Event("x", 1.0, {"loss": numpy.float64(2.5), "n": numpy.int32(3), "path": tmp_path, "bad": ValueError("no")})
+    )
 
     assert json.loads(stream.getvalue()) == {"event": "x", "at": 1.0, "loss": 2.5, "n": 3, "path": str(tmp_path), "bad": "no"}
 
@@ -149,15 +151,15 @@ def test_events_after_closing_are_ignored_and_threads_do_not_mix_lines(tmp_path)
 
 def test_a_person_reads_words_and_units():
     event = Event("round.closed_late", 0.0, {
-        "shard": 3, "averaged_fraction": 2 / 3, "sent_bytes": 1_234_567, "wall_s": 0.0123, "tokens_per_s": 81234.5, "loss": 2.34567,
-        "n_pushes": 7, "peer": PEER, "failed": (PEER, "x"), "synchronous": False, "nothing": None,
+        "shard": 3, "averaged_fraction": 2 / 3, "sent_bytes": 1_234_567, "wall_s": 0.0123, "tokens_per_s": 81234.5,
+        "loss": 2.34567, "n_pushes": 7, "peer": PEER, "failed": (PEER, "x"), "synchronous": False, "nothing": None,
     })  # fmt: skip
 
     line = describe(event)
 
     assert line[8:] == (
-        " round closed late: shard 3, averaged fraction 66.7 %, sent 1.23 MB, wall 12.3 ms, tokens/s 81.2k, loss 2.3457, 7 pushes, "
-        "peer 9r3ANaba, failed 9r3ANaba x, not synchronous"
+        " round closed late: shard 3, averaged fraction 66.7 %, sent 1.23 MB, wall 12.3 ms, tokens/s 81.2k, loss 2.3457, "
+        "7 pushes, peer 9r3ANaba, failed 9r3ANaba x, not synchronous"
     )
 
 
@@ -229,8 +231,9 @@ def test_json_lines_reach_a_pipe_at_once():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (1234, "1.23 kB"), (999_499, "999 kB"), (999_500, "1.00 MB"),
-                        (600e6, "600 MB"), (2.5e15, "2.50 PB"), (float("nan"), "-")],
+    ("value", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (1234, "1.23 kB"), (999_499, "999 kB"), (999_500, "1.00 MB"),
+     (600e6, "600 MB"), (2.5e15, "2.50 PB"), (float("nan"), "-")],
 )  # fmt: skip
 def test_bytes_in_decimal_units(value, text):
     assert human.bytes_text(value) == text

@@ -209,7 +209,13 @@ async def test_somebody_else_on_a_port_is_told_apart_from_a_peer(nursery, monkey
     endless = await nursery.start(answering, b"HTTP/1.1 200 OK\r\n\r\n" + b" " * (status_http.MAX_STATUS_BYTES + 70000))
     silent = await nursery.start(answering, None)
 
-    for port, why in [(other, "not a peer"), (web, "answered 404"), (ssh, "not a peer"), (endless, "not a peer"), (silent, "in 0.3 s")]:
+    for port, why in [
+        (other, "not a peer"),
+        (web, "answered 404"),
+        (ssh, "not a peer"),
+        (endless, "not a peer"),
+        (silent, "in 0.3 s"),
+    ]:
         with pytest.raises(NetworkError, match=why):
             await fetch_status("127.0.0.1", port, 0.3 if port == silent else 5.0)
     nursery.cancel_scope.cancel()

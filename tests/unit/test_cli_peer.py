@@ -1,0 +1,471 @@
+"""legion-peer as a user meets it: what it makes of flags, variables and files, what it prints, and how it ends.
+
+The trainer is replaced by a small one that behaves as the real one promises to; the end-to-end tests run the real one.
+"""
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from legion_p2p.cli import peer as cli
+from legion_p2p.cli.common import exit_code_of, run_app
+from legion_p2p.config import DEFAULT_LISTEN, NewRun
+from legion_p2p.core.identity import Identity
+from legion_p2p.errors import (
+    ConfigError,
+    JoinError,
+    LegionError,
+    MisfitError,
+    NetworkError,
+    NoContactError,
+    UnknownRunError,
+    UsageError,
+)
+from legion_p2p.store.identity import load_or_create_identity
+
+ROOT = Path(__file__).resolve().parents[2]
+PEER = Identity(b"1" * 32).peer_id
+ADDRESS = f"/ip4/127.0.0.1/tcp/4710/p2p/{PEER}"
+OTHER = f"/ip4/127.0.0.1/tcp/4711/p2p/{Identity(b'2' * 32).peer_id}"
+
+DRIVER = f"""
+import sys, threading, time, types
+import msgspec
+from legion_p2p.errors import *
+from legion_p2p.observe.status import *
+
+class Stop:
+    def __init__(self): self.event = threading.Event()
+    def request(self): self.event.set()
+    @property
+    def requested(self): return self.event.is_set()
+
+class Outcome(msgspec.Struct):
+    steps: int; tokens: int; val_loss: float | None; digest: str; reason: str
+
+class Plan(msgspec.Struct):
+    run: str; n_params: int; n_shards: int; shard_elements: int; memory_bytes: int; push_bytes_per_round: int
+    update_bytes_per_round: int; local_steps: int; tokens_per_step: int
+
+def plan_job(job):
+    return Plan(job.new_run.name, 800_000, 16, 50_000, 12_800_000, 800_000, 800_000, job.new_run.round.local_steps, 1024)
+
+def run_job(job, *, events, stop, on_status=None, status_every_s=0.5, status_server=None):
+    name = job.run or job.new_run.name
+    if name == "unknown": raise UnknownRunError(name, 2)
+    if name == "misfit": raise MisfitError("parameter 'wte.weight' is (256, 64) here and (256, 128) in the run")
+    if name == "broken": raise RuntimeError("a bug")
+    events.emit("run.joined", run="bafkrei", name=name, identity=job.identity, status=status_server is not None)
+    me = MemberStatus("{PEER}", "home", "ALIVE", 1, 10.0)
+    other = MemberStatus("other", "home", "ALIVE", 1, 10.0, addresses=("{OTHER}",))
+    step = 0
+    while not stop.requested and (step < job.steps or not job.steps):
+        step += 1
+        on_status(Status("{PEER}", (), RunStatus("bafkrei", name), "home", "training", step, (me, other), (), 1000 * step,
+                         2000, None, (), loss=2.5, target_steps=job.steps or None, uptime_s=step / 100))
+        events.emit("train.step", step=step, loss=2.5)
+        time.sleep(0.01)
+    if name == "deaf":
+        while True: sum(range(10**6))
+    return Outcome(step, step * 1024, 2.25, "ab" * 32, "stopped" if stop.requested else "steps")
+
+trainer = types.ModuleType("legion_p2p.train.trainer")
+trainer.Stop, trainer.run_job, trainer.plan_job = Stop, run_job, plan_job
+sys.modules["legion_p2p.train.trainer"] = trainer
+from legion_p2p.cli.peer import main
+main()
+"""
+
+
+def environment(tmp_path, **more):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LEGION_")}
+    return {**kept, "PYTHONPATH": str(ROOT), "XDG_DATA_HOME": str(tmp_path / "data"), "TERM": "xterm", "COLUMNS": "80", **more}
+
+
+def start(tmp_path, *words, code=DRIVER, **kwargs):
+    env = environment(tmp_path, **kwargs.pop("env", {}))
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | kwargs
+    return subprocess.Popen([sys.executable, "-c", code, *words], env=env, cwd=tmp_path, **pipes)
+
+
+def run(tmp_path, *words, **kwargs):
+    process = start(tmp_path, *words, **kwargs)
+    out, err = process.communicate(timeout=30)
+    return process.returncode, out, err
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith("LEGION_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def job_of(monkeypatch):
+    """What the command would do with these words: the Job that it makes."""
+
+    def parse(*words):
+        made = []
+        monkeypatch.setattr(cli, "_train", lambda job, output, picks_identity: made.append(job) or 0)
+        assert run_app(cli.app, words) == 0
+        return made[0]
+
+    return parse
+
+
+def failure_of(capsys, *words):
+    code = run_app(cli.app, words)
+    return code, capsys.readouterr().err
+
+
+def test_help_is_grouped_and_needs_neither_torch_nor_libp2p(tmp_path):
+    code = (
+        "import sys; from legion_p2p.cli.peer import app; from legion_p2p.cli.common import run_app; run_app(app, ['--help']); "
+        "print('LOADED', [m for m in ('torch', 'libp2p', 'numpy', 'trio', 'multiaddr') if m in sys.modules])"
+    )
+
+    returned, out, err = run(tmp_path, code=code)
+
+    assert returned == 0 and err == "" and out.endswith("LOADED []\n")
+    assert "legion-peer --run NAME --initial-peers /ip4/" in out
+    assert [out.index(group) for group in ("Which run", "A new run", "Training", "This peer on the network", "Output")] == sorted(
+        out.index(group) for group in ("Which run", "A new run", "Training", "This peer on the network", "Output")
+    )
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_every_option_of_the_job_can_be_given(job_of, tmp_path):
+    job = job_of(
+        "--run", "demo", "--initial-peers", ADDRESS, OTHER, "--data", "texts", "--steps", "5", "--minutes", "1.5", "--out", "o",
+        "--no-status", "--seed", "7", "--device", "cpu", "--threads", "2", "--identity", "key",
+        "--listen", "/ip4/127.0.0.1/tcp/0", "--announce", "/ip4/203.0.113.7/tcp/4710", "--weight", "0.5", "--wait-for-members", "3", "--finish-together",
+        "--eval-every", "30",
+    )  # fmt: skip
+
+    assert (job.run, job.new_run, job.initial_peers) == ("demo", None, (ADDRESS, OTHER))
+    assert (job.data, job.steps, job.minutes, job.out, job.status) == ("texts", 5, 1.5, "o", False)
+    assert (job.seed, job.device, job.threads, job.identity) == (7, "cpu", 2, "key")
+    assert (job.listen, job.announce) == (("/ip4/127.0.0.1/tcp/0",), ("/ip4/203.0.113.7/tcp/4710",))
+    assert (job.weight, job.wait_for_members, job.finish_together, job.eval_every_s) == (0.5, 3, True, 30.0)
+
+
+def test_what_is_not_given_has_the_jobs_defaults(job_of):
+    job = job_of("--run", "demo", "--initial-peers", ADDRESS)
+
+    assert (job.listen, job.status, job.weight, job.steps, job.identity) == (DEFAULT_LISTEN, True, 1.0, 0, "")
+
+
+def test_addresses_come_from_files_and_several_flags(job_of, tmp_path):
+    (tmp_path / "peers.txt").write_text(f"# friends\n{ADDRESS}  # home\n\n{OTHER}\n")
+
+    assert job_of("--run", "demo", "--initial-peers", f"@{tmp_path}/peers.txt").initial_peers == (ADDRESS, OTHER)
+    assert job_of("--initial-peers", OTHER, "--run", "demo", "--initial-peers", ADDRESS).initial_peers == (OTHER, ADDRESS)
+
+
+def test_a_run_is_founded_from_a_file_and_flags_win_over_it(job_of, tmp_path):
+    spec = tmp_path / "spec.toml"
+    spec.write_text('name = "stories"\npreset = "m"\n[round]\nlocal_steps = 40\nquorum = 1.0\n[inner]\nbatch = 2\n')
+
+    job = job_of("--new-run", str(spec), "--local-steps", "7", "--codec", "fp16", "--lr", "0.01")
+
+    assert job.run == "" and (job.new_run.name, job.new_run.preset, job.new_run.inner.batch) == ("stories", "m", 2)
+    assert (job.new_run.round.local_steps, job.new_run.round.quorum) == (7, 1.0)
+    assert (job.new_run.round.push_codec, job.new_run.round.update_codec) == ("fp16", "fp16")
+    assert job.new_run.inner.learning_rate == 0.01
+
+
+def test_a_run_is_founded_from_flags_alone(job_of, tmp_path):
+    job = job_of("--new-run", "mine", "--preset", "xxs", "--seed", "5", "--data", str(tmp_path))
+
+    assert job.new_run == NewRun("mine", preset="xxs", seed=5, data=tmp_path.name)  # the path itself means nothing to others
+    assert job.data == str(tmp_path)
+    assert job_of("--run", "mine", "--new-run", "mine").new_run == NewRun("mine")
+
+
+def test_flags_win_over_variables_and_variables_over_the_file(job_of, tmp_path, monkeypatch):
+    config = tmp_path / "peer.toml"
+    config.write_text(
+        f'run = "from-file"\ninitial-peers = ["{ADDRESS}", "{OTHER}"]\nsteps = 1\nminutes = 1\nseed = 1\nstatus = false\n'
+    )
+    monkeypatch.setenv("LEGION_CONFIG", str(config))
+    monkeypatch.setenv("LEGION_STEPS", "2")
+    monkeypatch.setenv("LEGION_MINUTES", "2")
+    monkeypatch.setenv("LEGION_INITIAL_PEERS", OTHER)
+    monkeypatch.setenv("LEGION_UNRELATED", "x")
+
+    job = job_of("--steps", "3")
+
+    assert (job.run, job.steps, job.minutes, job.seed, job.status) == ("from-file", 3, 2.0, 1, False)
+    assert job.initial_peers == (OTHER,)
+    assert job_of("--status").status
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "--run NAME joins one, --new-run SPEC.toml"),
+        (("--run", "x"), "--run x needs --initial-peers ADDR"),
+        (("--run", "x", "--preset", "s", "--local-steps", "3"), "--preset, --local-steps: only for a new run"),
+        (("--run", "a", "--new-run", "b"), "--new-run founds one named b: give one of them"),
+        (("--new-run", "no good"), "--new-run no good: Expected `str` matching regex"),
+        (("--new-run", "missing.toml"), "missing.toml: No such file"),
+        (("--run", "x", "--initial-peers", "/ip4/1.2.3.4/tcp/1"), "--initial-peers: '/ip4/1.2.3.4/tcp/1' cannot be used"),
+        (("--run", "x", "--initial-peers", "@missing"), "cannot read the address file missing"),
+        (("--new-run", "x", "--listen", "here"), "--listen: 'here' cannot be used"),
+        (("--steps", "-1"), '"-1" for --steps. it must be a number of at least 0'),
+        (("--minutes", "nan"), "--minutes"),
+        (("--weight", "inf"), "--weight"),
+        (("--steps", "many"), 'unable to convert "many" into int'),
+        (("--stepps", "1"), "unknown option: --stepps. Did you mean --steps?"),
+        (("--new-run", "x", "extra"), "nothing is known to be done with 'extra'"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it_and_exit_code_2(words, told, capsys):
+    code, err = failure_of(capsys, *words)
+
+    assert code == 2 and told in err and err.startswith("legion-peer: error: ")
+    assert len(err.splitlines()) <= 2 and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("LEGION_STEPS", "abc", "LEGION_STEPS from env"),
+        ("LEGION_STEPS", "-1", "LEGION_STEPS provided by env"),
+        ("LEGION_STATUS", "perhaps", "LEGION_STATUS from env"),
+        ("LEGION_INITIAL_PEERS", "nonsense", "LEGION_INITIAL_PEERS in the environment: 'nonsense'"),
+        ("LEGION_CONFIG", "missing.toml", "missing.toml: No such file"),
+    ],
+)
+def test_a_bad_variable_is_named(name, value, told, capsys, monkeypatch):
+    monkeypatch.setenv(name, value)
+
+    code, err = failure_of(capsys, "--run", "x")
+
+    assert code == 2 and told in err
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('steps = "abc"', '[steps] from {path}: unable to convert "abc"'),
+        ("steps = -1", "[steps] provided by {path}"),
+        ("stepz = 1", '"[stepz]" from {path}'),
+        ("steps = [", "{path}: Invalid value"),
+        ('initial-peers = ["x"]', "[initial-peers] in {path}: 'x' cannot be used"),
+    ],
+)
+def test_a_bad_value_in_the_file_is_named_with_the_file(content, told, capsys, tmp_path):
+    path = tmp_path / "peer.toml"
+    path.write_text(content)
+
+    code, err = failure_of(capsys, "--run", "x", "--config", str(path))
+
+    assert code == 2 and told.format(path=path) in err
+
+
+@pytest.mark.parametrize(
+    ("bad", "code"),
+    [
+        (UsageError("x"), 2), (ConfigError("x"), 2), (JoinError("x"), 3), (NoContactError({"a": "b"}), 3),
+        (UnknownRunError("x", 1), 3), (NetworkError("x"), 3), (MisfitError("x"), 4), (LegionError("x"), 1),
+    ],
+)  # fmt: skip
+def test_every_error_has_its_exit_code(bad, code):
+    assert exit_code_of(bad) == code
+
+
+def test_off_a_terminal_it_prints_plain_lines_and_a_farewell(tmp_path):
+    code, out, err = run(
+        tmp_path, "--run", "demo", "--initial-peers", ADDRESS, "--steps", "20", "--identity", "none", "--out", "o"
+    )
+
+    lines = out.splitlines()
+    assert (code, err) == (0, "")
+    assert "run joined: run bafkrei, name demo" in lines[0] and "status" in lines[0] and "not status" not in lines[0]
+    assert "step 1/20; loss 2.5000" in lines[1] and len(lines) == 8
+    assert lines[2:] == [
+        f"did its steps in run demo: 20 steps, 20.5k tokens in {lines[2].rpartition(' ')[2]}",
+        "validation loss of the common model: 2.2500",
+        f"digest of the common model: {'ab' * 32}",
+        "sent 20.0 kB, received 2.00 kB",
+        "written to o",
+        f"to come back: legion-peer --run demo --initial-peers {ADDRESS}",
+    ]
+    events = [json.loads(line) for line in (tmp_path / "o" / "metrics.jsonl").read_text().splitlines()]
+    assert [e["event"] for e in events] == ["run.joined", *["train.step"] * 20, "peer.left"]
+    assert (events[-1]["sent_bytes"], events[-1]["reason"], events[0]["identity"]) == (20_000, "steps", "")
+
+
+def test_json_is_one_event_a_line_and_nothing_else(tmp_path):
+    code, out, err = run(tmp_path, "--new-run", "demo", "--steps", "3", "--json", "--identity", "none")
+
+    events = [json.loads(line) for line in out.splitlines()]
+    assert (code, err) == (0, "")
+    assert [event["event"] for event in events] == ["run.joined", *["train.step"] * 3, "peer.left"]
+    assert events[-1]["run"] == "demo" and events[-1]["steps"] == 3 and events[-1]["val_loss"] == 2.25
+
+
+def test_quiet_prints_nothing(tmp_path):
+    assert run(tmp_path, "--new-run", "demo", "--steps", "3", "--quiet", "--identity", "none") == (0, "", "")
+
+
+def test_a_founder_who_leaves_is_told_whom_to_come_back_to(tmp_path):
+    _, out, _ = run(tmp_path, "--new-run", "demo", "--steps", "3", "--identity", "none")
+
+    assert out.splitlines()[-1] == f"to come back: legion-peer --run demo --initial-peers {OTHER}"
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "told"), [("unknown", 3, "no peer knows a run named 'unknown'"), ("misfit", 4, "parameter 'wte.weight' is")]
+)
+def test_what_the_trainer_refuses_ends_with_its_own_code_and_no_traceback(name, code, told, tmp_path):
+    words = ("--run", name, "--initial-peers", ADDRESS, "--identity", "none")
+
+    returned, out, err = run(tmp_path, *words)
+    _, as_json, _ = run(tmp_path, *words, "--json")
+
+    assert returned == code and out == "" and err.startswith("legion-peer: error: ") and told in err and "Traceback" not in err
+    assert json.loads(as_json)["event"] == "peer.failed" and json.loads(as_json)["error"]
+
+
+def test_a_bug_shows_its_traceback_and_ends_with_1(tmp_path):
+    code, _, err = run(tmp_path, "--new-run", "broken", "--identity", "none")
+
+    assert code == 1 and "RuntimeError: a bug" in err
+
+
+def test_a_dry_run_says_what_the_job_takes_and_starts_nothing(tmp_path):
+    code, out, err = run(tmp_path, "--new-run", "demo", "--dry-run", "--out", "o")
+    _, as_json, _ = run(tmp_path, "--new-run", "demo", "--dry-run", "--json")
+
+    assert (code, err) == (0, "")
+    assert "parameters            800,000" in out and "memory                12.8 MB" in out and "nothing was started" in out
+    assert json.loads(as_json)["n_params"] == 800_000
+    assert not (tmp_path / "o").exists() and not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_the_first_signal_leaves_in_order(number, code, tmp_path):
+    process = start(tmp_path, "--run", "demo", "--initial-peers", ADDRESS, "--identity", "none")
+    process.stdout.readline()
+    began = time.monotonic()
+
+    process.send_signal(number)
+    out, err = process.communicate(timeout=10)
+
+    assert process.returncode == code and time.monotonic() - began < 2
+    assert "left run demo: " in out and "to come back: " in out
+    assert err == "legion-peer: leaving the run; Ctrl+C again leaves at once\n"
+
+
+def test_a_second_signal_leaves_at_once_even_from_a_trainer_that_does_not_listen(tmp_path):
+    process = start(tmp_path, "--new-run", "deaf", "--identity", "none", "--json")
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    process.stderr.readline()
+    time.sleep(0.2)
+    assert process.poll() is None
+    began = time.monotonic()
+
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=10)
+
+    assert process.returncode == 143 and time.monotonic() - began < 1
+
+
+def test_before_there_is_a_run_to_leave_one_signal_is_enough(tmp_path):
+    slow = DRIVER.replace('sys.modules["legion_p2p.train.trainer"] = trainer', """
+class Finder:  # stands for torch, which takes seconds to import
+    def find_spec(self, name, path=None, target=None):
+        if name == "legion_p2p.train.trainer": print("importing", flush=True); time.sleep(20)
+sys.meta_path.insert(0, Finder())""")  # fmt: skip
+    process = start(tmp_path, "--new-run", "demo", "--identity", "none", code=slow)
+    assert process.stdout.readline() == "importing\n"
+
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=5)
+
+    assert process.returncode == 130
+
+
+def test_a_signal_that_arrives_twice_at_the_same_moment_counts_once(tmp_path):
+    process = start(tmp_path, "--new-run", "demo", "--identity", "none")
+    process.stdout.readline()
+
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=10)
+
+    assert process.returncode in (130, 143) and "left run demo" in out
+
+
+def test_peers_of_one_user_get_an_identity_each_even_when_they_start_together(tmp_path):
+    load = 'events.emit("run.joined"'
+    real = DRIVER.replace(load, f"from legion_p2p.store.identity import load_or_create_identity\n"
+                                f"    held = load_or_create_identity(job.identity); {load}")  # fmt: skip
+    peers = [start(tmp_path, "--new-run", "demo", "--json", code=real) for _ in range(3)]
+
+    used = {Path(json.loads(process.stdout.readline())["identity"]).name for process in peers}
+    for process in peers:
+        process.send_signal(signal.SIGTERM)
+    codes = [process.communicate(timeout=10) and process.returncode for process in peers]
+
+    assert used == {"peer.key", "peer-2.key", "peer-3.key"} and codes == [143] * 3
+
+
+def test_the_identity_slots_are_taken_in_order_and_come_free_again(tmp_path, monkeypatch):
+    first = load_or_create_identity(cli.pick_identity_slot(tmp_path))
+    second = load_or_create_identity(cli.pick_identity_slot(tmp_path))
+    first.release()
+
+    assert cli.pick_identity_slot(tmp_path).name == "peer.key"
+    first = load_or_create_identity(tmp_path / "peer.key")
+    monkeypatch.setattr(cli, "MAX_IDENTITY_SLOTS", 2)
+    with pytest.raises(UsageError, match="none of 2 identities"):
+        cli.pick_identity_slot(tmp_path)
+    first.release()
+    second.release()
+
+
+def test_on_a_terminal_it_draws_the_view_and_gives_the_cursor_back(tmp_path):
+    shown, code = on_a_terminal(tmp_path, "--run", "demo", "--initial-peers", ADDRESS, "--steps", "120", "--identity", "none")
+
+    assert code == 0
+    assert "step 120/120" in shown and "other" in shown and "did its steps in run demo: 120 steps" in shown
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1
+
+
+def test_a_dumb_terminal_gets_lines(tmp_path):
+    shown, code = on_a_terminal(tmp_path, "--new-run", "demo", "--steps", "5", "--identity", "none", env={"TERM": "dumb"})
+
+    assert code == 0 and "\x1b" not in shown and "run joined" in shown
+
+
+def on_a_terminal(tmp_path, *words, **kwargs):
+    """Everything that a terminal of 80 x 24 receives, and the exit code."""
+    ours, theirs = pty.openpty()
+    process = start(tmp_path, *words, stdout=theirs, stderr=theirs, stdin=theirs, **kwargs)
+    os.close(theirs)
+    shown = b""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if select.select([ours], [], [], 0.2)[0]:
+            try:
+                piece = os.read(ours, 65536)
+            except OSError:  # Linux says so when the last process has closed the other end
+                break
+            if not piece:
+                break
+            shown += piece
+    os.close(ours)
+    return shown.decode(), process.wait(timeout=5)
