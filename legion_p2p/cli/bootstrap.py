@@ -4,18 +4,23 @@ A node that trains nothing and owns nothing: it answers in the DHT, so that a pe
 line on stdout is what to paste after a peer's command. Neither torch nor, before the options are read, libp2p is imported.
 """
 
+import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
-from legion_p2p.cli.common import DONE, SOURCES_HELP, Signals, addresses_of_peers, listen_addresses, make_app, run_app
+from legion_p2p.cli.common import SOURCES_HELP, addresses_of_peers, listen_addresses, make_app, run_app
 from legion_p2p.config import DEFAULT_BOOTSTRAP_PORT
 from legion_p2p.errors import UsageError
+
+if TYPE_CHECKING:
+    from legion_p2p.core.identity import Identity
+    from legion_p2p.net.host import Network
 
 STATUS_EVERY_S = 60.0  # without a change, on a terminal or not
 STATUS_AFTER_CHANGE_S = 2.0  # peers come in waves: one line per wave
@@ -53,17 +58,14 @@ def bootstrap(options: Options = Options()) -> int:  # noqa: B008
     """Run until Ctrl+C or SIGTERM."""
     if not 0 <= options.port <= 65535:
         raise UsageError(f"--port {options.port}, must be 0 to 65535")
-    with Signals() as signals:
-        # from here on libp2p is needed
-        import trio
+    # from here on libp2p is needed
+    import trio
 
-        from legion_p2p.store.identity import load_or_create_identity
+    from legion_p2p.store.identity import load_or_create_identity
 
-        identity = load_or_create_identity(options.identity or default_identity_path())
-        listen = options.listen or (f"/ip4/0.0.0.0/tcp/{options.port}",)
-        leave = trio.Event()
-        trio.run(_serve, identity, listen, options, signals, leave)
-        return 128 + signals.caught if signals.caught else DONE
+    identity = load_or_create_identity(options.identity or default_identity_path())
+    listen = options.listen or (f"/ip4/0.0.0.0/tcp/{options.port}",)
+    return trio.run(_serve, identity, listen, options)
 
 
 def default_identity_path() -> Path:
@@ -72,28 +74,31 @@ def default_identity_path() -> Path:
     return Path(user_data_dir("legion_p2p")) / "bootstrap.key"
 
 
-async def _serve(identity, listen: tuple[str, ...], options: Options, signals: Signals, leave) -> None:
+async def _serve(identity: "Identity", listen: tuple[str, ...], options: Options) -> int:
     import trio
 
     from legion_p2p.net.host import open_network
 
     note = Notes()
-    async with open_network(
-        identity, listen=listen, initial_peers=options.initial_peers, announce=options.announce, log=note
-    ) as network:
-        token = trio.lowlevel.current_trio_token()
-        signals.orderly(lambda number: token.run_sync_soon(leave.set))
-        note(f"legion-bootstrap {identity.peer_id} listens on {', '.join(listen)}")
-        print("--initial-peers", *network.addresses(), flush=True)
-        network.keep_contacts()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_tell, network, note)
-            await leave.wait()
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with open_network(
+            identity, listen=listen, initial_peers=options.initial_peers, announce=options.announce, log=note
+        ) as network:
+            note(f"legion-bootstrap {identity.peer_id} listens on {', '.join(listen)}")
+            print("--initial-peers", *network.addresses(), flush=True)
+            network.keep_contacts()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_tell, network, note)
+                caught = await anext(signals)
+                nursery.cancel_scope.cancel()
             note("leaving")
-            nursery.cancel_scope.cancel()
+            # a second signal finds nobody who listens, and ends the process
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return 128 + caught
 
 
-async def _tell(network, note: "Notes") -> None:
+async def _tell(network: "Network", note: "Notes") -> None:
     """How many peers are connected, when it changes and now and then."""
     import trio
 

@@ -1,6 +1,6 @@
 """legion-peer: join a run, or found one, and train.
 
-This module reads what the user wants into a `Job` and shows how it goes; `legion_p2p.train.trainer` does it. Neither torch nor
+This module reads what the user wants into a `Job` and shows how it goes; `legion_p2p.peer.run_job` does it. Neither torch nor
 libp2p is imported before the job is known to make sense.
 """
 
@@ -30,7 +30,7 @@ from legion_p2p.config import DEFAULT_LISTEN, Job, NewRun, convert, read_toml
 from legion_p2p.errors import ConfigError, LegionError, StoreError, UsageError
 from legion_p2p.observe import human
 from legion_p2p.observe.events import Events
-from legion_p2p.observe.metrics import JsonlSink, JsonSink, PlainSink
+from legion_p2p.observe.metrics import JsonSink, PlainSink
 from legion_p2p.observe.status import Status
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ def pick_identity_slot(folder: Path | None = None) -> Path:
 
 def _dry_run(job: Job, as_json: bool) -> int:
     with Signals():
-        from legion_p2p.train.trainer import plan_job
+        from legion_p2p.peer import plan_job
 
         plan = plan_job(job)
     if as_json:
@@ -268,8 +268,6 @@ def _train(job: Job, output: OutputOptions, *, picks_identity: bool) -> int:
     shown = _Shown(job, output, sys.stdout)
     with contextlib.ExitStack() as open_things:
         open_things.enter_context(shown)
-        if job.out:  # before anything slow: a folder that cannot be written is known at once
-            events.add_sink(open_things.enter_context(JsonlSink(Path(job.out) / "metrics.jsonl")))
         signals = open_things.enter_context(Signals(before_exit=shown.restore_terminal))
         events.add_sink(shown.on_event)
         began = time.monotonic()
@@ -281,21 +279,16 @@ def _train(job: Job, output: OutputOptions, *, picks_identity: bool) -> int:
             events.error("peer.failed", str(bad), kind=type(bad).__name__)
             raise
         wall_s = time.monotonic() - began
-        farewell = {"run": run_name(job, shown.status), **msgspec.to_builtins(outcome), "wall_s": round(wall_s, 3)}
-        if shown.status is not None:
-            farewell |= {"sent_bytes": shown.status.sent_bytes, "received_bytes": shown.status.received_bytes}
-        events.emit("peer.left", **farewell)
+        events.emit("peer.left", run=run_name(job, shown.status), **msgspec.to_builtins(outcome), wall_s=round(wall_s, 3))
     if not output.json and not output.quiet:
         print("\n".join(farewell_lines(job, outcome, shown.status, wall_s)))
     return 128 + signals.caught if signals.caught and outcome.reason == "stopped" else DONE
 
 
 def _run(job: Job, picks_identity: bool, events: Events, shown: "_Shown", signals: Signals) -> Any:
-    from legion_p2p.train.trainer import Stop, run_job
+    from legion_p2p.peer import run_job
+    from legion_p2p.train.trainer import Stop
 
-    serve: Any = None
-    if job.status:
-        from legion_p2p.net.status_http import serve_status as serve
     stop = Stop()
 
     def leave(_number: int) -> None:
@@ -307,7 +300,7 @@ def _run(job: Job, picks_identity: bool, events: Events, shown: "_Shown", signal
         if picks_identity:
             job = msgspec.structs.replace(job, identity=str(pick_identity_slot()))
         try:
-            return run_job(job, events=events, stop=stop, on_status=shown.on_status, status_server=serve)
+            return run_job(job, events=events, stop=stop, on_status=shown.on_status)
         except StoreError as bad:
             # another peer, started in the same moment, was faster: the next slot is ours
             if picks_identity and not stop.requested and "in use" in str(bad):
@@ -333,8 +326,7 @@ def farewell_lines(job: Job, outcome: Any, status: Status | None, wall_s: float)
         lines.append(f"validation loss of the common model: {human.loss_text(outcome.val_loss)}")
     if outcome.digest:
         lines.append(f"digest of the common model: {outcome.digest}")
-    if status is not None:
-        lines.append(f"sent {human.bytes_text(status.sent_bytes)}, received {human.bytes_text(status.received_bytes)}")
+    lines.append(f"sent {human.bytes_text(outcome.sent_bytes)}, received {human.bytes_text(outcome.received_bytes)}")
     if job.out:
         lines.append(f"written to {job.out}")
     contacts = job.initial_peers[:2] or _addresses_of_others(status)

@@ -23,7 +23,7 @@ from legion_p2p.observe.status import Status
 
 PROGRESS_EVERY_S = 10.0  # a log of a night stays below 4000 lines
 BURST = 4  # lines of one kind within PROGRESS_EVERY_S; a crowd that joins at once must not hide everything else
-ROUTINE = frozenset({"round.closed", "train.step", "train.progress", "peer.left", "peer.failed"})
+ROUTINE = frozenset({"step", "round.closed", "run.finished", "peer.left", "peer.failed"})
 """Events that lines for people leave out: the progress line, the farewell or the error message tells the same better."""
 MAX_VALUE_CHARS = 300
 
@@ -183,7 +183,10 @@ def progress_text(status: Status) -> str:
     if status.loss is not None:
         parts.append(f"loss {human.loss_text(status.loss)}")
     parts.append(f"{human.count_text(status.tokens_per_s)} tokens/s")
-    parts.append(f"{alive} of {len(status.members)} members alive" if alive != len(status.members) else f"{alive} members")
+    if alive == len(status.members):
+        parts.append("alone in the run" if alive == 1 else f"{alive} members")
+    else:
+        parts.append(f"{alive} of {len(status.members)} members alive")
     if status.last_round:
         averaged = human.percent_text(status.last_round.averaged_fraction)
         parts.append(f"{human.whole_text(status.rounds)} rounds, last averaged {averaged}")

@@ -281,7 +281,7 @@ class World:
 
     async def _deliver_mail(self) -> None:
         while True:
-            if not self._mail:
+            while not self._mail:
                 self._mail_came = trio.Event()
                 await self._mail_came.wait()
             due = self._mail[0][0]

@@ -49,7 +49,7 @@ class Stop:
     def requested(self): return self.event.is_set()
 
 class Outcome(msgspec.Struct):
-    steps: int; tokens: int; val_loss: float | None; digest: str; reason: str
+    steps: int; tokens: int; val_loss: float | None; digest: str; reason: str; sent_bytes: int; received_bytes: int
 
 class Plan(msgspec.Struct):
     run: str; n_params: int; n_shards: int; shard_elements: int; memory_bytes: int; push_bytes_per_round: int
@@ -58,12 +58,12 @@ class Plan(msgspec.Struct):
 def plan_job(job):
     return Plan(job.new_run.name, 800_000, 16, 50_000, 12_800_000, 800_000, 800_000, job.new_run.round.local_steps, 1024)
 
-def run_job(job, *, events, stop, on_status=None, status_every_s=0.5, status_server=None):
+def run_job(job, *, events, stop, on_status=None, status_every_s=0.5):
     name = job.run or job.new_run.name
     if name == "unknown": raise UnknownRunError(name, 2)
     if name == "misfit": raise MisfitError("parameter 'wte.weight' is (256, 64) here and (256, 128) in the run")
     if name == "broken": raise RuntimeError("a bug")
-    events.emit("run.joined", run="bafkrei", name=name, identity=job.identity, status=status_server is not None)
+    events.emit("run.joined", run="bafkrei", name=name, identity=job.identity, status=job.status)
     me = MemberStatus("{PEER}", "home", "ALIVE", 1, 10.0)
     other = MemberStatus("other", "home", "ALIVE", 1, 10.0, addresses=("{OTHER}",))
     step = 0
@@ -71,15 +71,16 @@ def run_job(job, *, events, stop, on_status=None, status_every_s=0.5, status_ser
         step += 1
         on_status(Status("{PEER}", (), RunStatus("bafkrei", name), "home", "training", step, (me, other), (), 1000 * step,
                          2000, None, (), loss=2.5, target_steps=job.steps or None, uptime_s=step / 100))
-        events.emit("train.step", step=step, loss=2.5)
+        events.emit("step", step=step, loss=2.5)
         time.sleep(0.01)
     if name == "deaf":
         while True: sum(range(10**6))
-    return Outcome(step, step * 1024, 2.25, "ab" * 32, "stopped" if stop.requested else "steps")
+    return Outcome(step, step * 1024, 2.25, "ab" * 32, "stopped" if stop.requested else "steps",
+                   1000 * step, 2000)
 
-trainer = types.ModuleType("legion_p2p.train.trainer")
-trainer.Stop, trainer.run_job, trainer.plan_job = Stop, run_job, plan_job
-sys.modules["legion_p2p.train.trainer"] = trainer
+trainer, peer = types.ModuleType("legion_p2p.train.trainer"), types.ModuleType("legion_p2p.peer")
+trainer.Stop, peer.run_job, peer.plan_job = Stop, run_job, plan_job
+sys.modules |= {{"legion_p2p.train.trainer": trainer, "legion_p2p.peer": peer}}
 from legion_p2p.cli.peer import main
 main()
 """
@@ -147,8 +148,8 @@ def test_every_option_of_the_job_can_be_given(job_of, tmp_path):
     job = job_of(
         "--run", "demo", "--initial-peers", ADDRESS, OTHER, "--data", "texts", "--steps", "5", "--minutes", "1.5", "--out", "o",
         "--no-status", "--seed", "7", "--device", "cpu", "--threads", "2", "--identity", "key",
-        "--listen", "/ip4/127.0.0.1/tcp/0", "--announce", "/ip4/203.0.113.7/tcp/4710", "--weight", "0.5", "--wait-for-members", "3", "--finish-together",
-        "--eval-every", "30",
+        "--listen", "/ip4/127.0.0.1/tcp/0", "--announce", "/ip4/203.0.113.7/tcp/4710", "--weight", "0.5",
+        "--wait-for-members", "3", "--finish-together", "--eval-every", "30",
     )  # fmt: skip
 
     assert (job.run, job.new_run, job.initial_peers) == ("demo", None, (ADDRESS, OTHER))
@@ -301,9 +302,6 @@ def test_off_a_terminal_it_prints_plain_lines_and_a_farewell(tmp_path):
         "written to o",
         f"to come back: legion-peer --run demo --initial-peers {ADDRESS}",
     ]
-    events = [json.loads(line) for line in (tmp_path / "o" / "metrics.jsonl").read_text().splitlines()]
-    assert [e["event"] for e in events] == ["run.joined", *["train.step"] * 20, "peer.left"]
-    assert (events[-1]["sent_bytes"], events[-1]["reason"], events[0]["identity"]) == (20_000, "steps", "")
 
 
 def test_json_is_one_event_a_line_and_nothing_else(tmp_path):
@@ -311,8 +309,9 @@ def test_json_is_one_event_a_line_and_nothing_else(tmp_path):
 
     events = [json.loads(line) for line in out.splitlines()]
     assert (code, err) == (0, "")
-    assert [event["event"] for event in events] == ["run.joined", *["train.step"] * 3, "peer.left"]
+    assert [event["event"] for event in events] == ["run.joined", *["step"] * 3, "peer.left"]
     assert events[-1]["run"] == "demo" and events[-1]["steps"] == 3 and events[-1]["val_loss"] == 2.25
+    assert (events[-1]["sent_bytes"], events[-1]["reason"], events[0]["identity"]) == (3000, "steps", "")
 
 
 def test_quiet_prints_nothing(tmp_path):
@@ -384,10 +383,11 @@ def test_a_second_signal_leaves_at_once_even_from_a_trainer_that_does_not_listen
 
 
 def test_before_there_is_a_run_to_leave_one_signal_is_enough(tmp_path):
-    slow = DRIVER.replace('sys.modules["legion_p2p.train.trainer"] = trainer', """
+    slow = DRIVER.replace('sys.modules |= {"legion_p2p.train.trainer": trainer, "legion_p2p.peer": peer}',
+         """
 class Finder:  # stands for torch, which takes seconds to import
     def find_spec(self, name, path=None, target=None):
-        if name == "legion_p2p.train.trainer": print("importing", flush=True); time.sleep(20)
+        if name == "legion_p2p.peer": print("importing", flush=True); time.sleep(20)
 sys.meta_path.insert(0, Finder())""")  # fmt: skip
     process = start(tmp_path, "--new-run", "demo", "--identity", "none", code=slow)
     assert process.stdout.readline() == "importing\n"

@@ -22,7 +22,8 @@ IDS = [Identity(bytes([i]) * 32).peer_id for i in range(1, 41)]
 
 def member(i, **kwargs):
     base = {"liveness": "ALIVE", "step": 100 + i, "tokens_per_s": 12345.6, "tokens": 409600, "loss": 2.5 + i / 100,
-            "training": True, "ready": True, "shards_owned": 4, "sent_bytes": 15_300_000, "received_bytes": 1_000, "rtt_s": 0.013}  # fmt: skip
+            "training": True, "ready": True, "shards_owned": 4, "sent_bytes": 15_300_000, "received_bytes": 1_000,
+            "rtt_s": 0.013}  # fmt: skip
     return MemberStatus(peer_id=IDS[i], region="home", **{**base, **kwargs})
 
 

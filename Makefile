@@ -1,0 +1,57 @@
+# make demo, make test: each does everything that it needs, from a fresh clone on. Nothing is asked, nothing outside this folder
+# is changed. PYTHON=/path/to/python chooses the interpreter, VENV=folder where to install.
+
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet -c constraints.txt
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+# The first of these that runs and is of a version that the dependencies support.
+CANDIDATES = python3 python3.13 python3.12 python3.11 python
+FIND_PYTHON = for p in $(if $(PYTHON),"$(PYTHON)",$(CANDIDATES)); do \
+	  "$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 && { found=$$p; break; }; \
+	done; \
+	test -n "$${found:-}" || { \
+	  echo "make: no Python 3.11, 3.12 or 3.13 found (tried: $(if $(PYTHON),$(PYTHON),$(CANDIDATES)))" >&2; \
+	  echo "make: install one (https://www.python.org/downloads/, or: uv python install 3.12), or name it: make PYTHON=/path/to/python" >&2; \
+	  exit 1; }
+
+.PHONY: demo test lint clean help
+.DELETE_ON_ERROR:
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.installed  ## install into .venv, and train a small model with four processes on this machine
+	$(BIN)/legion-demo $(DEMO_ARGS)
+
+test: lint  ## install into .venv, and run the checks and all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev  ## ruff, mypy, and the layers
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:  ## remove .venv and everything made by the commands above
+	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find legion_p2p tests tools examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One environment, two stamps: the dependencies, and with them the tools for development.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(FIND_PYTHON); $(PREPARE)
+	@echo "installing legion_p2p and what it needs into $(VENV) (once; minutes, mostly torch)"
+	@$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt
+	@$(FIND_PYTHON); $(PREPARE)
+	@echo "installing legion_p2p, what it needs, and the tools for development into $(VENV) (once; minutes, mostly torch)"
+	@$(PIP_INSTALL) -e ".[dev]"
+	@touch $@ $(VENV)/.installed
+
+# An environment whose Python has gone, or is too old, or that was left half-made, is made anew.
+PREPARE = "$$found" tools/check_system.py --venv "$(VENV)" || exit 1; \
+	"$(BIN)/python" -c 'import sys, pip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	  || "$$found" -m venv --clear "$(VENV)"

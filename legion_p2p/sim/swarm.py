@@ -1,0 +1,232 @@
+"""Whole peers in a virtual world: the engine of `services` over the network of `sim.network`, each training a toy model.
+
+Every peer pulls its parameters towards a target of its own, so the common model should approach the mean of the targets: a swarm that
+loses contributions, or counts some twice, ends somewhere else. An hour takes seconds under trio's autojump clock.
+"""
+
+import hashlib
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, TypeVar
+
+import msgspec
+import torch
+import trio
+from torch import Tensor
+
+from legion_p2p.config import PeerConfig
+from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.plan import ParamSpec
+from legion_p2p.core.run import RoundSpec, RunSpec
+from legion_p2p.observe.events import Event, Events
+from legion_p2p.services.engine import Engine, Founding, Progress, running
+from legion_p2p.services.mailbox import Mailbox
+from legion_p2p.services.trainee import Trainee
+from legion_p2p.sim.network import SimNetwork, World
+from legion_p2p.tensor.flatten import FlatView
+from legion_p2p.tensor.local import LocalCopy
+
+T = TypeVar("T")
+
+
+async def inline(fn: Callable[..., T], *args: Any) -> T:
+    """The Offload port without threads: under an autojump clock waiting for a thread would look like idleness."""
+    await trio.lowlevel.checkpoint()
+    return fn(*args)
+
+
+class SimPeer:
+    """One peer: its engine, and the toy that it trains."""
+
+    def __init__(self, swarm: "Swarm", name: str, network: SimNetwork, target: Tensor, step_s: float) -> None:
+        self.name = name
+        self.network = network
+        self.events = Events(wall_time=trio.current_time)
+        self.log: list[Event] = []
+        self.events.add_sink(self.log.append)
+        self.engine: Engine
+        self.target = target
+        self.step_s = step_s
+        self.rate = 0.005
+        self.theta = torch.nn.Parameter(torch.zeros_like(target))
+        self.trainee: Trainee
+        self.training = True
+        self.max_steps: int | None = None
+        self.joined = trio.Event()
+        self.scope = trio.CancelScope()
+        self._swarm = swarm
+
+    @property
+    def id(self) -> PeerId:
+        return self.network.identity.peer_id
+
+    def versions(self) -> list[int]:
+        return [self.engine.shards.replicas[s].chain.version for s in range(self.engine.plan.n_shards)]
+
+    def digests(self) -> list[bytes]:
+        return [self.engine.shards.replicas[s].chain.digest for s in range(self.engine.plan.n_shards)]
+
+    def events_named(self, name: str) -> list[Event]:
+        return [event for event in self.log if event.name == name]
+
+    async def train_forever(self) -> None:
+        """Step by step in virtual time, as the optimizer does in a training thread."""
+        engine, trainee = self.engine, self.trainee
+        trainee.take_in()
+        while True:
+            await trio.sleep(self.step_s)
+            trainee.take_in()
+            if not self.training or (self.max_steps is not None and trainee.steps >= self.max_steps):
+                done = self.max_steps is not None and trainee.steps >= self.max_steps and not trainee.busy
+                if done and not trainee.all_handed_in:
+                    engine.contribute(trainee.hand_in())
+                    done = False
+                if engine.progress.training or engine.progress.done != done:
+                    engine.report(msgspec.structs.replace(engine.progress, training=not done and self.training, done=done))
+                continue
+            with torch.no_grad():
+                self.theta += self.rate * (self.target - self.theta)
+            trainee.stepped(1)
+            if trainee.steps == 1 or trainee.steps % 20 == 0:
+                engine.report(Progress(trainee.steps, trainee.tokens, 1 / self.step_s, self.step_s, None, True))
+            if trainee.steps - trainee.pushed_at >= engine.local_steps:
+                engine.contribute(trainee.hand_in())
+
+
+class Swarm:
+    """Peers of one run in one world. An async context manager."""
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        numel: int = 64,
+        round: RoundSpec | None = None,
+        config: PeerConfig | None = None,
+        world: World | None = None,
+        step_s: float = 0.1,
+    ) -> None:
+        self.world = world or World(seed)
+        self.peers: dict[str, SimPeer] = {}
+        self.numel = numel
+        self.step_s = step_s
+        self.round = round or RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", norm_cap=0.0, shard_elements=16)
+        self.config = config or PeerConfig()
+        self._seed = seed
+        self._manager: Any = None
+
+    async def __aenter__(self) -> "Swarm":
+        await self.world.__aenter__()
+        self._manager = trio.open_nursery()
+        self._nursery = await self._manager.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        self._nursery.cancel_scope.cancel()
+        try:
+            return await self._manager.__aexit__(kind, error, trace)
+        finally:
+            await self.world.__aexit__(None, None, None)
+
+    def identity(self, name: str) -> Identity:
+        return Identity(hashlib.sha256(f"{self._seed}/{name}".encode()).digest())
+
+    def target(self, name: str) -> Tensor:
+        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big"))
+        return torch.randn(self.numel, generator=generator)
+
+    async def add(self, name: str, *, step_s: float | None = None, weight: float = 1.0, training: bool = True) -> SimPeer:
+        """Start a peer; the first one founds the run. Returns when it is in the run."""
+        peer = self.start(name, step_s=step_s, weight=weight, training=training)
+        await peer.joined.wait()
+        return peer
+
+    def start(self, name: str, *, step_s: float | None = None, weight: float = 1.0, training: bool = True) -> SimPeer:
+        """Start a peer without waiting for it."""
+        network = self.world.join(self.identity(name))
+        peer = SimPeer(self, name, network, self.target(name), step_s or self.step_s)
+        peer.training = training
+        founds = not self.peers
+        self.peers[name] = peer
+        self._nursery.start_soon(self._run, peer, founds, weight)
+        return peer
+
+    async def kill(self, name: str) -> None:
+        """As by SIGKILL: no goodbye."""
+        peer = self.peers.pop(name)
+        self.world.kill(peer.id)
+        peer.scope.cancel()
+
+    async def leave(self, name: str) -> None:
+        """In order."""
+        peer = self.peers.pop(name)
+        peer.scope.cancel()
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float, what: str = "") -> float:
+        """Wait in virtual time; the seconds it took. Raises: AssertionError after `timeout_s`."""
+        began = trio.current_time()
+        while not condition():
+            if trio.current_time() - began > timeout_s:
+                raise AssertionError(f"not within {timeout_s} virtual seconds: {what or condition}")
+            await trio.sleep(0.05)
+        return trio.current_time() - began
+
+    def living(self) -> Sequence[SimPeer]:
+        return [peer for peer in self.peers.values() if peer.joined.is_set()]
+
+    def agree(self) -> bool:
+        """All peers hold the same bytes of all shards."""
+        return len({tuple(peer.digests()) for peer in self.living()}) == 1
+
+    def owners_agree(self) -> bool:
+        """All peers say the same of who owns what, and every shard has one owner that knows it."""
+        views = set()
+        for peer in self.living():
+            shards = peer.engine.shards
+            views.add(tuple(shards.ownership(s).owner for s in range(peer.engine.plan.n_shards)))
+        if len(views) != 1:
+            return False
+        by_id = {peer.id: peer for peer in self.living()}
+        return all(o in by_id and by_id[o].engine.shards.replicas[s].round is not None for s, o in enumerate(views.pop()))
+
+    def stop_training(self) -> None:
+        for peer in self.peers.values():
+            peer.max_steps = peer.trainee.steps
+
+    async def settle(self, timeout_s: float = 60.0) -> None:
+        """Stop training, let everything arrive, and check that all hold the same."""
+        self.stop_training()
+        await self.until(lambda: all(peer.engine.all_done() for peer in self.living()), timeout_s, "all done and equal")
+
+    async def _run(self, peer: SimPeer, founds: bool, weight: float) -> None:
+        with peer.scope:
+            async with self._opened(peer, founds, weight) as engine:
+                peer.engine = engine
+                plan = engine.plan
+                view = FlatView([("w", peer.theta)])
+                local = LocalCopy(view, [plan.bounds(s) for s in range(plan.n_shards)], exact=True)
+                peer.trainee = Trainee(local, engine.mailbox)
+                peer.joined.set()
+                await peer.train_forever()
+
+    @asynccontextmanager
+    async def _opened(self, peer: SimPeer, founds: bool, weight: float) -> AsyncIterator[Engine]:
+        params = (ParamSpec("w", (self.numel,)),)
+        founding = Founding(RunSpec("sim", "", params, self.round), torch.zeros(self.numel)) if founds else None
+        async with running(
+            peer.network,
+            run="" if founds else "sim",
+            founding=founding,
+            params=params,
+            offload=inline,
+            mailbox=Mailbox(),
+            events=peer.events,
+            config=msgspec.structs.replace(self.config, weight=weight),
+            rng=random.Random(f"{self._seed}/{peer.name}"),
+            wall_time=trio.current_time,
+        ) as engine:
+            yield engine
