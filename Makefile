@@ -3,7 +3,8 @@
 
 VENV ?= .venv
 BIN = $(VENV)/bin
-PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet -c constraints.txt
+PIP_INSTALL = test -t 1 || quiet=--quiet; \
+	$(BIN)/python -m pip install $${quiet:-} --disable-pip-version-check --no-input -c constraints.txt
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 
@@ -30,7 +31,7 @@ test: lint  ## install into .venv, and run the checks and all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff, mypy, and the layers
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --output-format concise .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from legion_p2p.config import DEFAULT_LISTEN, Job, PeerConfig, convert
 from legion_p2p.core.addresses import parse_addresses
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import RoundSpec, RunName, RunSpec
-from legion_p2p.errors import UsageError
+from legion_p2p.errors import MisfitError, NonFiniteError, UsageError
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import Status
 from legion_p2p.services.engine import Engine, Founding, Params, running
@@ -26,6 +27,7 @@ from legion_p2p.services.groups import open_flat_nursery
 from legion_p2p.services.joining import SEARCH_S, find_run
 from legion_p2p.services.mailbox import Mailbox
 from legion_p2p.tensor.flatten import FlatView
+from legion_p2p.train.averaging import AverageResult, average_once
 from legion_p2p.train.bridge import Opener, PeerThread
 from legion_p2p.train.optimizer import SwarmOptimizer, param_specs, trainable
 from legion_p2p.train.trainer import Outcome, Plan, Stop, Trainer, plan_of, spec_of
@@ -186,6 +188,81 @@ class Optimizer(SwarmOptimizer):
             )
 
         super().__init__(inner, view, PeerThread(opener), tokens_per_step=tokens_per_step)
+
+
+def average(
+    tensors: Sequence[Tensor],
+    *,
+    run: str,
+    n_peers: int,
+    initial_peers: Iterable[str] = (),
+    new_run: bool | None = None,
+    codec: str = "fp32",
+    gather_s: float = 60.0,
+    identity: str | Identity | None = None,
+    listen: Sequence[str] = DEFAULT_LISTEN,
+    announce: Sequence[str] = (),
+    config: PeerConfig | None = None,
+    events: Events | None = None,
+) -> AverageResult:
+    """The mean of these tensors over `n_peers` peers, each of which calls this with tensors of the same shapes. Blocks.
+
+        result = legion.average([grad], run="grads/17", initial_peers=[...], n_peers=4)
+
+    Every peer ends with the same bits. One of them founds the run (`new_run`; so it is where no `initial_peers` are given). A peer
+    that dies on the way is missing in the result and named in `failed`; one that is merely slow is waited for.
+
+    Args:
+        codec: how the bytes travel; every peer must name the same one. With fp32 the mean is exact.
+        gather_s: seconds until all must have found each other.
+
+    Raises: JoinError, if fewer came; NonFiniteError; MisfitError, naming the first tensor that differs; otherwise as `Optimizer`.
+    """
+    named = [(str(i), tensor.detach()) for i, tensor in enumerate(tensors)]
+    view = FlatView(named)
+    values = view.snapshot()
+    if not bool(torch.isfinite(values).all()):
+        raise NonFiniteError("the tensors to average contain NaN or infinity")
+    params = param_specs(view)
+    initial_peers = (initial_peers,) if isinstance(initial_peers, str) else tuple(initial_peers)
+    founding = None
+    if new_run if new_run is not None else not initial_peers:
+        rounds = RoundSpec(
+            local_steps=1, push_codec=codec, update_codec=codec, norm_cap=0.0, quorum=1.0, synchronous=True
+        )
+        spec = RunSpec(name=convert_name(run), founder="", params=params, round=rounds)
+        founding = Founding(spec, torch.zeros_like(values))
+
+    def fit(spec: RunSpec) -> Sequence[ParamSpec]:
+        if spec.round.push_codec != codec or spec.round.quorum < 1:
+            raise MisfitError(f"run {run!r} averages with codec {spec.round.push_codec!r}, asked for was {codec!r}")
+        return params
+
+    def opener() -> AbstractAsyncContextManager[Engine]:
+        return open_peer(
+            "" if founding else run,
+            founding=founding,
+            params=fit,
+            initial_peers=initial_peers,
+            listen=listen,
+            announce=announce,
+            identity=identity,
+            config=config,
+            events=events,
+            status=False,
+            search_s=gather_s,
+        )
+
+    thread = PeerThread(opener)
+    try:
+        mean = thread.wait(average_once, thread.engine, values, n_peers, gather_s)
+    finally:
+        thread.close()
+    results = tuple(torch.empty_like(tensor) for _, tensor in named)
+    FlatView([(name, result) for (name, _), result in zip(named, results, strict=True)]).assign_slice(0, mean.flat)
+    return AverageResult(
+        results, mean.averaged_fraction, mean.failed, mean.digest, mean.sent_bytes, mean.received_bytes
+    )
 
 
 def convert_name(name: str) -> str:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Is there what pip cannot bring? Says so in a second, with the one command that mends it, before pip works for minutes and fails.
+"""Is there what pip cannot bring? Tells in a second, with the one command that mends it, before pip works for minutes and fails.
 
     python3 tools/check_system.py [--venv .venv]
 
@@ -74,9 +74,17 @@ def finds_gmp(cc):
         source = os.path.join(folder, "gmp.c")
         with open(source, "w") as file:
             file.write(PROGRAM)
-        words = cc + shlex.split(os.environ.get("CFLAGS", "")) + [source, "-o", os.path.join(folder, "gmp")]
-        words += shlex.split(os.environ.get("LDFLAGS", "")) + ["-lgmp"]
+        cflags, ldflags = (shlex.split(os.environ.get(name, "")) for name in ("CFLAGS", "LDFLAGS"))
+        words = [*cc, *cflags, source, "-o", os.path.join(folder, "gmp"), *ldflags, "-lgmp"]
         return subprocess.call(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
+
+
+def dotted(version):
+    return "{}.{}".format(*version[:2])
+
+
+def tell(text):
+    print("check_system: " + text, file=sys.stderr)
 
 
 def has_module(name):
@@ -111,7 +119,7 @@ def command(lacking, which=shutil.which, is_root=None):
         return ""
     if is_root is None:
         is_root = not hasattr(os, "geteuid") or os.geteuid() == 0
-    version = "%d.%d" % sys.version_info[:2]
+    version = dotted(sys.version_info)
     packages = " ".join(PACKAGES[manager][what].format(v=version) for what in lacking)
     line = INSTALL[manager].format(sudo="" if is_root else "sudo ", packages=packages)
     return line + " && " + BREW_PATHS if manager == "brew" and "gmp" in lacking else line
@@ -124,17 +132,16 @@ def main():
     if os.environ.get("LEGION_SKIP_SYSTEM_CHECK"):
         return 0
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
-        allowed = "%d.%d to %d.%d" % (OLDEST + NEWEST)
-        print("check_system: this is Python %d.%d, needed is %s" % (sys.version_info[:2] + (allowed,)), file=sys.stderr)
+        tell(f"this is Python {dotted(sys.version_info)}, needed is {dotted(OLDEST)} to {dotted(NEWEST)}")
         return 1
     lacking = missing(venv)
     if not lacking:
         return 0
-    print("check_system: missing: %s" % ", ".join(WORDS[what] for what in lacking), file=sys.stderr)
-    if "venv" not in lacking or len(lacking) > 1:
-        print("check_system: fastecdsa, which libp2p needs, is compiled with them", file=sys.stderr)
+    tell("missing: " + ", ".join(WORDS[what] for what in lacking))
+    if lacking != ["venv"]:
+        tell("with it pip compiles fastecdsa, which libp2p needs")
     line = command(lacking)
-    print("check_system: this brings it:\n\n    %s\n" % (line or "(no package manager known here; install it by hand)"), file=sys.stderr)
+    tell(f"this brings it:\n\n    {line}\n" if line else "no package manager is known here: install it by hand")
     return 1
 
 

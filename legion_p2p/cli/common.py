@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 something else went wrong; 2 usage; 3 could not join, or n
 128 + the signal's number when a signal ended it.
 """
 
+import atexit
 import contextlib
 import math
 import os
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from cyclopts import App, CycloptsError, Group, Parameter, Token, UnusedCliTokensError
 from cyclopts.config import Dict, Env
@@ -195,6 +196,24 @@ def _flush_quietly() -> None:
     except (BrokenPipeError, ValueError):
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def run_and_exit(app: App) -> NoReturn:
+    """`run_app`, then end the process without taking the interpreter apart, which takes a second once torch is loaded.
+
+    What was registered at exit by others still runs: it was registered later, and such functions run in reverse order.
+    """
+    code = FAILED  # what an exception that nobody expected leaves with
+
+    def end() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+        _flush_quietly()
+        os._exit(code)
+
+    atexit.register(end)
+    code = run_app(app)
+    sys.exit(code)
 
 
 class Signals:

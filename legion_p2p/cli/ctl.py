@@ -3,6 +3,7 @@
 It finds peers by knocking at the loopback ports on which they serve their status; no file has to be there or to be cleaned up.
 """
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from legion_p2p.observe.status import Status
 
 WATCH_EVERY_S = 1.0
+FILE_CHARS = 120
 
 app = make_app("legion-ctl", "Ask a running peer on this machine what it knows.")
 
@@ -103,9 +105,10 @@ def _show(status: "Status", as_json: bool) -> None:
     from legion_p2p.dashboard import render_status
 
     console = Console(highlight=False)
-    width = console.width if console.is_terminal else max(console.width, 100)
-    ascii_only = console.options.ascii_only
-    console.print(render_status(status, width=width, ascii_only=ascii_only, now=time.time()), width=width)
+    if not console.is_terminal and "COLUMNS" not in os.environ:  # a file has no width: let every column be there
+        console = Console(highlight=False, width=FILE_CHARS)
+    report = render_status(status, width=console.width, ascii_only=console.options.ascii_only, now=time.time())
+    console.print(report, soft_wrap=True)
 
 
 def _watch(host: str, port: int, as_json: bool) -> int:

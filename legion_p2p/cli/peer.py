@@ -24,7 +24,7 @@ from legion_p2p.cli.common import (
     at_least,
     listen_addresses,
     make_app,
-    run_app,
+    run_and_exit,
 )
 from legion_p2p.config import DEFAULT_LISTEN, Job, NewRun, convert, read_toml
 from legion_p2p.errors import ConfigError, LegionError, StoreError, UsageError
@@ -281,7 +281,8 @@ def _train(job: Job, output: OutputOptions, *, picks_identity: bool) -> int:
         wall_s = time.monotonic() - began
         events.emit("peer.left", run=run_name(job, shown.status), **msgspec.to_builtins(outcome), wall_s=round(wall_s, 3))
     if not output.json and not output.quiet:
-        print("\n".join(farewell_lines(job, outcome, shown.status, wall_s)))
+        with contextlib.suppress(OSError):
+            print("\n".join(farewell_lines(job, outcome, shown.status, wall_s)), flush=True)
     return 128 + signals.caught if signals.caught and outcome.reason == "stopped" else DONE
 
 
@@ -292,8 +293,8 @@ def _run(job: Job, picks_identity: bool, events: Events, shown: "_Shown", signal
     stop = Stop()
 
     def leave(_number: int) -> None:
-        shown.note("leaving the run; Ctrl+C again leaves at once")
         stop.request()
+        shown.note("leaving the run; Ctrl+C again leaves at once")
 
     signals.orderly(leave)
     while True:
@@ -325,7 +326,7 @@ def farewell_lines(job: Job, outcome: Any, status: Status | None, wall_s: float)
     if outcome.val_loss is not None:
         lines.append(f"validation loss of the common model: {human.loss_text(outcome.val_loss)}")
     if outcome.digest:
-        lines.append(f"digest of the common model: {outcome.digest}")
+        lines.append(f"common model {outcome.digest}")
     lines.append(f"sent {human.bytes_text(outcome.sent_bytes)}, received {human.bytes_text(outcome.received_bytes)}")
     if job.out:
         lines.append(f"written to {job.out}")
@@ -373,13 +374,17 @@ class _Shown:
         if self._view is not None:
             self._view.update(status)
         elif self._plain is not None:
-            self._plain.progress(status)
+            try:
+                self._plain.progress(status)
+            except OSError:  # the reader of the pipe has gone; training goes on
+                self._plain = None
 
     def note(self, text: str) -> None:
         if self._view is not None:
             self._view.note(text)
         else:
-            print(f"legion-peer: {text}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print(f"legion-peer: {text}", file=sys.stderr, flush=True)
 
     def restore_terminal(self) -> None:
         if self._view is not None:
@@ -393,7 +398,8 @@ class _Shown:
     def __exit__(self, *raised: Any) -> None:
         if self._view is not None:
             self._view.note("")
-            self._view.__exit__(*raised)
+            with contextlib.suppress(OSError):  # a terminal that was closed takes no last frame
+                self._view.__exit__(*raised)
 
 
 def can_draw(stream: TextIO) -> bool:
@@ -403,7 +409,7 @@ def can_draw(stream: TextIO) -> bool:
 
 def main() -> None:
     """The console script."""
-    sys.exit(run_app(app))
+    run_and_exit(app)
 
 
 if __name__ == "__main__":

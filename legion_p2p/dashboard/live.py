@@ -17,7 +17,7 @@ from rich.text import Text
 from legion_p2p.dashboard.fit import Column, bar, ends, fit_table, line, sparkline
 from legion_p2p.observe import human
 from legion_p2p.observe.events import Event
-from legion_p2p.observe.metrics import describe
+from legion_p2p.observe.metrics import describe, rounds_of
 from legion_p2p.observe.status import MemberStatus, Status
 
 REFRESH_PER_S = 4  # more looks no smoother and costs a core's percent each
@@ -113,7 +113,7 @@ def _head(status: Status, width: int, ascii_only: bool, losses: Sequence[float])
     name = human.clean(status.run.name, 40) if status.run else "no run yet"
     run_id = f"({human.short_id(status.run.id)})" if status.run else ""
     clock = f"{human.seconds_text(status.uptime_s)} elapsed"
-    if status.remaining_s is not None:
+    if status.remaining_s is not None and status.state not in ("done", "leaving"):
         clock += f", {human.seconds_text(status.remaining_s)} left"
     title = Text.assemble((name, "bold"), (f" {run_id}  " if run_id else "  "), (human.clean(status.state), "bold"))
     target = f"/{human.whole_text(status.target_steps)}" if status.target_steps else ""
@@ -150,9 +150,9 @@ def round_line(status: Status, width: int) -> Text:
     of = f" ({last.n_included} of {last.n_expected} members)" if last.n_expected else ""
     averaged = f"averaged {human.percent_text(last.averaged_fraction)}{of}"
     return line(
-        f"round {human.whole_text(status.rounds)}:",
+        f"round {human.whole_text(rounds_of(status))}:",
         Text(averaged, style="" if last.averaged_fraction >= 1 else "yellow"),
-        f"shard {last.shard} is at version {last.version}",
+        f"last shard {last.shard} of {len(status.shards)}",
         f"model {status.common_digest[:8]}" if status.common_digest else None,
         width=width,
     )

@@ -6,6 +6,7 @@ from rich.text import Text
 from legion_p2p.dashboard.fit import Column, fit_table, line
 from legion_p2p.dashboard.live import member_columns, members_in_order
 from legion_p2p.observe import human
+from legion_p2p.observe.metrics import rounds_of
 from legion_p2p.observe.status import Status
 
 MAX_ERRORS_SHOWN = 5
@@ -58,7 +59,7 @@ def _round_text(status: Status) -> str:
         return "none yet"
     of = f" ({last.n_included} of {last.n_expected} members)" if last.n_expected else ""
     return (
-        f"{human.whole_text(status.rounds)}, last: shard {last.shard} version {last.version}, "
+        f"{human.whole_text(rounds_of(status))}, last: shard {last.shard} version {last.version}, "
         f"averaged {human.percent_text(last.averaged_fraction)}{of}"
     )
 
@@ -74,7 +75,7 @@ def _shard_columns(status: Status) -> tuple[Column, ...]:
         Column("version", lambda s: human.whole_text(s.version), 0),
         Column("owner", lambda s: peer(s.owner), 0, right=False),
         Column("standby", lambda s: peer(s.standby), 1, right=False),
-        Column("digest", lambda s: human.clean(s.digest, 16), 2, right=False, max_chars=16),
+        Column("digest", lambda s: human.clean(s.digest)[:16], 2, right=False, max_chars=16),
     )
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from legion_p2p.dashboard.fit import Column, bar, ends, fit_table, line, plot
 from legion_p2p.dashboard.live import REFRESH_PER_S, History, fraction_done
 from legion_p2p.observe import human
+from legion_p2p.observe.metrics import rounds_of
 from legion_p2p.observe.status import Status
 
 SWARM_MARK, LONE_MARK = "o", "."
@@ -74,10 +75,10 @@ def render_swarm(swarm: Swarm, *, width: int = 80, height: int = 24, ascii_only:
 
 def _rounds(swarm: Swarm, width: int) -> Text:
     told = [row.status for row in swarm.peers if row.status is not None]
-    rounds = max((status.rounds for status in told), default=0)
+    rounds = max(map(rounds_of, told), default=0)
     if not rounds:
         return line("no round yet", width=width)
-    latest = max(told, key=lambda status: status.rounds)
+    latest = max(told, key=rounds_of)
     averaged = f"last averaged {human.percent_text(latest.last_round.averaged_fraction)}" if latest.last_round else None
     digests = [status.common_digest for status in told if status.common_digest]
     agreed = max(map(digests.count, digests), default=0)

@@ -31,6 +31,7 @@ from legion_p2p.net.patches import KAD_PROTOCOL
 
 RPC_TIMEOUT_S = 4.0  # one question to one node; a lookup goes on with the others meanwhile
 ALPHA = 4  # questions in flight per lookup: the paper's 3, and one that may be lost
+DOWN_S = 60.0  # a node that did not answer is not asked because others name it, for so long
 K = 20  # the paper's; also the size of a bucket in libp2p
 MAX_INBOUND_QUERIES = 64  # libp2p resets what comes beyond 12, which 16 peers that start together exceed
 MAX_PEERS_PER_SUBNET = 8  # of 20 in a bucket; libp2p's 2 of a /24 breaks a lab or a cloud, where many peers share one
@@ -83,6 +84,7 @@ class Dht:
         self._config = config
         self._book = book
         self._me = host.get_id()
+        self._down_until: dict[ID, float] = {}
         self.kad = KadDHT(
             host,
             DHTMode.SERVER if config.dht_server else DHTMode.CLIENT,
@@ -125,11 +127,11 @@ class Dht:
         key: bytes,
         n_closest: int,
         heard: Callable[[list[PeerId]], None] | None = None,
-        is_enough: Callable[[], bool] = lambda: True,
+        n_wanted: Callable[[], int] | None = None,
     ) -> list[ID]:
-        """Ask our way to the `n_closest` nodes closest to `key`, and on to K of them until `is_enough`. Those that answered.
+        """Ask our way to the `n_closest` nodes closest to `key`; those of them that answered.
 
-        With `heard`, ask for providers too, and tell it who was named.
+        With `heard`, ask for providers too, and tell it who was named. With `n_wanted`, it says how many to ask as things stand.
         """
         question = Message()
         question.type = Message.MessageType.FIND_NODE if heard is None else Message.MessageType.GET_PROVIDERS
@@ -147,9 +149,12 @@ class Dht:
                 if answers:
                     answered.append(peer)
                     await self._add(peer)
-                    candidates = sort_peer_ids_by_distance(
-                        key, list(dict.fromkeys([*candidates, *self._closer_peers(answers[0])]))
-                    )[: 3 * K]
+                    closer = [peer for peer in self._closer_peers(answers[0]) if not self._is_down(peer)]
+                    candidates = sort_peer_ids_by_distance(key, list(dict.fromkeys([*candidates, *closer])))[: 3 * K]
+                    for named in closer:
+                        # hearsay is good enough while the table is small: without it, knowing the others takes asking each
+                        if self.size() < K:
+                            await self._add(named)
                     if heard is not None:
                         heard(self._named_providers(answers[0]))
             finally:
@@ -158,8 +163,8 @@ class Dht:
 
         async with trio.open_nursery() as nursery:
             while True:
-                n_wanted = n_closest if is_enough() else K
-                closest = [peer for peer in candidates if peer not in asked or peer in answered][:n_wanted]
+                n = n_closest if n_wanted is None else n_wanted()
+                closest = [peer for peer in candidates if peer not in asked or peer in answered][:n]
                 waiting = [peer for peer in closest if peer not in asked]
                 if waiting and n_asking < ALPHA:
                     n_asking += 1
@@ -216,7 +221,13 @@ class Dht:
                     log.debug("closing a DHT stream: %r", failed)
         if not answers:
             self.kad.routing_table.remove_peer(peer)
+            self._down_until[peer] = trio.current_time() + DOWN_S
+            while len(self._down_until) > 10 * K:
+                del self._down_until[next(iter(self._down_until))]
         return answers
+
+    def _is_down(self, peer: ID) -> bool:
+        return self._down_until.get(peer, 0.0) > trio.current_time()
 
     def _closer_peers(self, answer: Message) -> list[ID]:
         found = []

@@ -4,13 +4,13 @@ A DHT record cannot be withdrawn and outlives its peer, so it is only a hint: `f
 provides the key now, and returns those that say yes. Peers connected already are asked as well, so that two peers find each other
 before the DHT has heard of either.
 
-A key is announced when `provide` is called, then after 1, 2, 4, ... s while the neighbourhood may still be filling up, and from then
+A key is announced when `provide` is called, then after 2, 4, 8, ... s while the neighbourhood may still be filling up, and from then
 on every third of a record's lifetime. All keys that are due go together, one stream per node.
 """
 
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 import trio
@@ -21,7 +21,7 @@ from legion_p2p.core.contact import Contact
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import DecodeError, LegionError, UsageError
 from legion_p2p.net.book import AddressBook
-from legion_p2p.net.dht import Dht, K, multihash_of
+from legion_p2p.net.dht import ALPHA, Dht, K, multihash_of
 from legion_p2p.net.dialer import jittered
 from legion_p2p.net.limits import MAX_ADDRESSES_PER_PEER, MAX_KEY_CHARS, MAX_KEYS_PROVIDED, NetConfig
 from legion_p2p.net.messenger import Messenger
@@ -106,16 +106,13 @@ class Discovery:
             search.add(random.sample(connected, min(len(connected), MAX_CONNECTED_ASKED)))
             async with self._operations:
                 with trio.move_on_after(LOOKUP_BUDGET_S):
-                    await self._dht.lookup(place, self._config.replication, search.add, lambda: bool(search.confirmed))
+                    await self._dht.lookup(place, ALPHA, search.add, search.n_nodes_to_ask)
             search.no_more()
         return tuple(search.confirmed.values())
 
-    async def run(self) -> None:
-        """Announce what is provided, and keep the routing table, for ever."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._announce_for_ever)
-            nursery.start_soon(self._learn_for_ever)
-            nursery.start_soon(self._look_around_for_ever)
+    def tasks(self) -> tuple[Callable[[], Awaitable[None]], ...]:
+        """What has to run for ever: announcing what is provided, and keeping the routing table."""
+        return (self._announce_for_ever, self._learn_for_ever, self._look_around_for_ever)
 
     # answering
 
@@ -205,7 +202,7 @@ class Discovery:
         return provided.targets
 
     def _plan_next(self, provided: _Provided, n_stored: int) -> None:
-        pause_s = min(self._config.provider_lifetime_s / 3, 2.0**provided.n_rounds)
+        pause_s = min(self._config.provider_lifetime_s / 3, 2.0 ** (provided.n_rounds + 1))
         if n_stored:
             provided.n_rounds = min(provided.n_rounds + 1, 16)
         else:
@@ -246,7 +243,7 @@ class Discovery:
                 continue
             async with self._operations:
                 with trio.move_on_after(LOOKUP_BUDGET_S):
-                    await self._dht.lookup(ID.from_base58(self._messenger.peer_id).to_bytes(), K)
+                    await self._dht.lookup(ID.from_base58(self._messenger.peer_id).to_bytes(), ALPHA)
             await trio.sleep(jittered(pause_s))
             pause_s = min(2 * pause_s, 300.0)
 
@@ -267,6 +264,10 @@ class _Search:
             if peer not in self._seen and len(self._seen) < MAX_CANDIDATES:
                 self._seen.add(peer)
                 self._send.send_nowait(peer)
+
+    def n_nodes_to_ask(self) -> int:
+        """The closest few are enough once they named somebody who confirmed; nobody found is worth asking them all."""
+        return ALPHA if self.confirmed else K
 
     def no_more(self) -> None:
         self._send.close()

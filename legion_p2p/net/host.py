@@ -5,7 +5,7 @@ unresponsive the others are.
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -47,7 +47,7 @@ NEGOTIATION_TIMEOUT_S = 5.0  # for a stream's protocol
 ADDRESS_REFRESH_S = 60.0  # a notebook that changes its Wi-Fi announces its new address after so long
 PEERSTORE_SWEEP_S = 300
 
-log = logging.getLogger("legion_p2p.net")
+logger = logging.getLogger("legion_p2p.net")
 
 
 class Network:
@@ -156,21 +156,21 @@ async def open_network(
     initial = list(dict.fromkeys(parse_peer_address(address) for address in initial_peers))
     failure: BaseException | None = None
     sockets = Sockets()
-    async with trio.open_nursery() as nursery:
-        try:
+    try:
+        async with trio.open_nursery() as nursery:
             parts = _Parts(identity, announced, config, nursery, sockets)
-            await parts.start(where_to)
-            yield parts.network(identity, initial, log or (lambda line: None))
-        except BaseException as error:
-            # carried out of the nursery by hand: it would come out wrapped in an ExceptionGroup
-            failure = error
-        finally:
-            for listener in parts.swarm.listeners.values():
-                listener.close_now()
-            for scope in tuple(parts.host._identify_tasks):
-                scope.cancel()
-            sockets.close_all()
+            try:
+                await parts.start(where_to)
+                yield parts.network(identity, initial, log or (lambda line: None))
+            except BaseException as error:
+                # carried out of the nursery by hand: it would come out wrapped in an ExceptionGroup
+                failure = error
             nursery.cancel_scope.cancel()
+            parts.close_now()
+    except Exception as group:
+        if failure is None and parts.is_open:
+            raise NetworkError(f"the network of this peer broke down: {group!r}") from group
+        logger.debug("while leaving: %r", group)
     if failure is not None:
         raise failure
 
@@ -184,6 +184,7 @@ class _Parts:
         self.config = config
         self.nursery = nursery
         self.sockets = sockets
+        self.is_open = True
         self.book = AddressBook()
         self.standing = Standing()
         self.listening = _Listening(announced)
@@ -205,11 +206,20 @@ class _Parts:
         for where in where_to:
             await self._listen(where)
 
+    def close_now(self) -> None:
+        """Free everything that the operating system knows of; asks nobody."""
+        self.is_open = False
+        for listener in self.swarm.listeners.values():
+            listener.close_now()
+        for scope in tuple(self.host._identify_tasks):
+            scope.cancel()
+        self.sockets.close_all()
+
     async def _run_service(self, manager: SturdyManager) -> None:
         try:
             await manager.run()
         except Exception as error:
-            log.error("a service of libp2p ended: %r", error)
+            logger.error("a service of libp2p ended: %r", error)
 
     async def _listen(self, where: str) -> None:
         listener = Listener(lambda stream: _accept(self.swarm, stream, Multiaddr(where)), self.nursery, self.sockets)
@@ -231,18 +241,23 @@ class _Parts:
         network.gossip = Gossip(self.pubsub, self.nursery, network.messenger.report)
         for where, peer in initial:
             self.book.add(peer, (where,))
-        self.nursery.start_soon(network.discovery.run)
-        self.nursery.start_soon(network.gossip.keep_registered)
-        self.nursery.start_soon(self._sweep)
+        for task in (*network.discovery.tasks(), network.gossip.keep_registered, self._sweep):
+            self.nursery.start_soon(self._run_for_ever, task)
         return network
+
+    async def _run_for_ever(self, task: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await task()
+            except Exception:
+                if self.is_open:
+                    logger.exception("%s failed, and begins again", task.__qualname__)
+            await trio.sleep(1.0)
 
     async def _sweep(self) -> None:
         while True:
             await trio.sleep(PEERSTORE_SWEEP_S)
-            try:
-                self.host.get_peerstore()._cleanup_expired_records()
-            except Exception as error:
-                log.debug("sweeping the peerstore: %r", error)
+            self.host.get_peerstore()._cleanup_expired_records()
 
     def _is_refused(self, peer: PeerId) -> bool:
         return self.standing.is_refused(peer, trio.current_time())
@@ -255,6 +270,8 @@ class _Listening:
         self._announced = tuple(announced)
         self._hosts: tuple[str, ...] = ()
         self._looked_at = float("-inf")
+        self._shown: tuple[str, ...] = ()
+        self._multiaddrs: list[Multiaddr] = []
         self.bound: list[str] = []
 
     def addresses(self) -> tuple[str, ...]:
@@ -265,8 +282,13 @@ class _Listening:
                 found.update(dict.fromkeys(self._expand(address)))
         return tuple(sorted(found, key=is_loopback))
 
-    def multiaddrs(self, _: Iterable[Multiaddr]) -> list[Multiaddr]:
-        return [Multiaddr(address) for address in self.addresses()]
+    def multiaddrs(self, peer: PeerId) -> list[Multiaddr]:
+        """With /p2p/. Kept ready: libp2p asks for each message that it sends."""
+        addresses = self.addresses()
+        if addresses != self._shown:
+            self._shown = addresses
+            self._multiaddrs = [Multiaddr(f"{address}/p2p/{peer}") for address in addresses]
+        return list(self._multiaddrs)
 
     def _expand(self, address: str) -> Iterable[str]:
         _, family, host, protocol, port = address.split("/")
@@ -289,7 +311,6 @@ def _make_host(identity: Identity, transport: Transport, listening: _Listening) 
         muxer_opt={YAMUX: Yamux},
         peerstore_opt=PeerStore(max_peers=MAX_KNOWN_PEERS, max_records=MAX_KNOWN_PEERS),
         transports=[transport],
-        addrs_factory=listening.multiaddrs,
         disable_identify_address_discovery=True,
         connection_config=ConnectionConfig(
             max_connections=MAX_CONNECTIONS,
@@ -303,6 +324,7 @@ def _make_host(identity: Identity, transport: Transport, listening: _Listening) 
             inbound_stream_protocol_negotiation_timeout=NEGOTIATION_TIMEOUT_S,
         ),
     )
+    host.get_addrs = lambda: listening.multiaddrs(identity.peer_id)
     swarm = host.get_network()
     swarm.retry_config = RetryConfig(max_retries=0)
     # limits per IP address and per minute that a fleet behind one NAT exceeds, and that leak; ours are in legion_p2p.net.limits
@@ -324,14 +346,14 @@ def _guard(swarm: Swarm, standing: Standing) -> None:
             if n_streams[peer] <= MAX_INBOUND_STREAMS:
                 await handle(stream)
                 return
-            log.debug("more than %d streams of %s", MAX_INBOUND_STREAMS, peer)
+            logger.debug("more than %d streams of %s", MAX_INBOUND_STREAMS, peer)
             await stream.reset()
         except Exception as error:
-            log.debug("a stream of %s: %r", peer, error)
+            logger.debug("a stream of %s: %r", peer, error)
             try:
                 await stream.reset()
             except Exception as again:
-                log.debug("resetting it: %r", again)
+                logger.debug("resetting it: %r", again)
         finally:
             n_streams[peer] -= 1
             if not n_streams[peer]:
@@ -343,6 +365,13 @@ def _guard(swarm: Swarm, standing: Standing) -> None:
             raise SwarmException("refused for its offences")
         return await add_conn(muxed_conn, direction)
 
+    async def notify(method: str, *args: object) -> None:
+        # nobody here wants to know of streams, and libp2p starts three tasks for each opened and each closed
+        if method not in ("opened_stream", "closed_stream"):
+            await notify_all(method, *args)
+
+    notify_all = swarm._notify
+    swarm._notify = notify
     swarm.common_stream_handler = guarded_stream_handler
     swarm.add_conn = guarded_add_conn
 

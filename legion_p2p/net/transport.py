@@ -21,6 +21,7 @@ from multiaddr import Multiaddr
 from legion_p2p.core.addresses import split_address
 from legion_p2p.errors import UsageError
 from legion_p2p.net.limits import MAX_CONNECTIONS, MAX_HANDSHAKES, WRITE_STALL_S
+from legion_p2p.net.patches import QuickLock
 
 BACKLOG = 256  # connections the kernel keeps for us while the loop is busy: all peers of a run that start in the same second
 
@@ -55,6 +56,8 @@ class Socket(TrioTCPStream):
 
     def __init__(self, stream: trio.SocketStream, owner: Sockets) -> None:
         super().__init__(stream)
+        self.read_lock = QuickLock()
+        self.write_lock = QuickLock()
         self._owner = owner
 
     async def write(self, data: bytes) -> None:
@@ -121,6 +124,7 @@ class Listener(IListener):
         self._nursery = nursery
         self._sockets = sockets
         self._listeners: list[trio.SocketListener] = []
+        self._addresses: tuple[Multiaddr, ...] = ()
         self._scope = trio.CancelScope()
         self._n_accepted = 0
 
@@ -129,6 +133,7 @@ class Listener(IListener):
             self._listeners = [_bind(*host_and_port(str(maddr)))]
         except OSError as failed:
             raise OpenConnectionError(reason_of(failed)) from failed
+        self._addresses = tuple(multiaddr_from_socket(listener.socket) for listener in self._listeners)
         self._nursery.start_soon(self._accept)
 
     async def _accept(self) -> None:
@@ -150,7 +155,7 @@ class Listener(IListener):
             wrapped.close_now()
 
     def get_addrs(self) -> tuple[Multiaddr, ...]:
-        return tuple(multiaddr_from_socket(listener.socket) for listener in self._listeners)
+        return self._addresses
 
     async def close(self) -> None:
         self.close_now()

@@ -23,7 +23,7 @@ from legion_p2p.observe.status import Status
 
 PROGRESS_EVERY_S = 10.0  # a log of a night stays below 4000 lines
 BURST = 4  # lines of one kind within PROGRESS_EVERY_S; a crowd that joins at once must not hide everything else
-ROUTINE = frozenset({"step", "round.closed", "run.finished", "peer.left", "peer.failed"})
+ROUTINE = frozenset({"step", "round.closed", "shard.owned", "shard.fetched", "run.finished", "peer.left", "peer.failed"})
 """Events that lines for people leave out: the progress line, the farewell or the error message tells the same better."""
 MAX_VALUE_CHARS = 300
 
@@ -175,6 +175,13 @@ class PlainSink:
         self._stream.flush()
 
 
+def rounds_of(status: Status) -> int:
+    """Rounds as a person counts them, each averaging every shard once; `status.rounds` counts those of every shard."""
+    if status.shards:
+        return max(shard.version for shard in status.shards)
+    return status.last_round.version if status.last_round else 0
+
+
 def progress_text(status: Status) -> str:
     """How far a peer is, in one line."""
     target = f"/{human.whole_text(status.target_steps)}" if status.target_steps else ""
@@ -189,7 +196,7 @@ def progress_text(status: Status) -> str:
         parts.append(f"{alive} of {len(status.members)} members alive")
     if status.last_round:
         averaged = human.percent_text(status.last_round.averaged_fraction)
-        parts.append(f"{human.whole_text(status.rounds)} rounds, last averaged {averaged}")
+        parts.append(f"{human.whole_text(rounds_of(status))} rounds, last averaged {averaged}")
     parts.append(f"sent {human.bytes_text(status.sent_bytes)}, received {human.bytes_text(status.received_bytes)}")
     if status.remaining_s is not None:
         parts.append(f"{human.seconds_text(status.remaining_s)} left")

@@ -330,6 +330,7 @@ class Engine:
                 await self.shards.own_nothing()
                 await self.shards.sync_all()
                 self.ready = True
+                self.members.table.incarnation += 1  # those who took us for dead believe this one
                 self.members.announce_soon()
                 self.shards.on_members_changed()
                 self.events.emit("run.rejoined", run=self.run)

@@ -32,6 +32,7 @@ from legion_p2p.services.bell import Bell
 from legion_p2p.services.ports import Gossip, Lane, Messenger
 
 EXCHANGE_DEADLINE_S = 5.0
+PROBATION_S = 15.0  # twice the time to be declared dead; then two sides that each think the other was away meet after all
 N_INDIRECT_PROBES = 2  # members asked to look at a suspect as well, in case only the path from here is broken
 MAX_EXCHANGE_BYTES = 512 * 1024  # of announcements in one message: half a control frame
 
@@ -61,6 +62,7 @@ class MemberService:
         self.was_away = False
         """The others went on without this peer since this was last looked at."""
         self._returned: set[PeerId] = set()
+        self._probation: dict[PeerId, tuple[int, float]] = {}  # incarnation that is not trusted to be up to date; until when
         self._identity = identity
         self._messenger = messenger
         self._gossip = gossip
@@ -79,8 +81,17 @@ class MemberService:
     # what others ask
 
     def everyone(self) -> list[Announcement]:
-        """This peer's announcement, then those of all members that are not dead, by peer id."""
-        return [self.own(), *(m.announcement for m in self.table.counted())]
+        """This peer's announcement, then those of all members that are not dead, by peer id.
+
+        Who was taken for dead and is back counts as not ready until it says, in a new incarnation, that it has caught up.
+        """
+        return [self.own(), *(self._trusted(m.announcement) for m in self.table.counted())]
+
+    def _trusted(self, announcement: Announcement) -> Announcement:
+        doubt = self._probation.get(peer_of(announcement))
+        if doubt is None or announcement.incarnation > doubt[0]:
+            return announcement
+        return msgspec.structs.replace(announcement, ready=False)
 
     def own(self) -> Announcement:
         if self._own is None:
@@ -197,15 +208,18 @@ class MemberService:
     async def run_forever(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery, self._gossip.subscribe(announce_topic(self.run)) as heard:
             self._nursery = nursery
-            nursery.start_soon(self._announce_regularly)
-            nursery.start_soon(self._exchange_regularly)
-            nursery.start_soon(self._look_at_clock)
-            task_status.started()
-            async for signed in heard:
-                try:
-                    self.take(signed, direct=True)
-                except DecodeError as bad:
-                    self._events.emit("announcement.refused", reason=str(bad))
+            try:
+                nursery.start_soon(self._announce_regularly)
+                nursery.start_soon(self._exchange_regularly)
+                nursery.start_soon(self._look_at_clock)
+                task_status.started()
+                async for signed in heard:
+                    try:
+                        self.take(signed, direct=True)
+                    except DecodeError as bad:
+                        self._events.emit("announcement.refused", reason=str(bad))
+            finally:
+                self._nursery = None  # a peer that leaves still answers and asks, but starts nothing
 
     # tasks
 
@@ -234,6 +248,9 @@ class MemberService:
                 self.was_away = True  # suspended or stopped for so long that others took it for dead
                 self.changed.ring()
             looked_at = now
+            if any(until <= now for _, until in self._probation.values()):
+                self._probation = {peer: doubt for peer, doubt in self._probation.items() if doubt[1] > now}
+                self.changed.ring()
             self.table.handle_timeout(now)
             self._work()
 
@@ -276,6 +293,10 @@ class MemberService:
         if len(there) > len(here) or (len(there) == len(here) and min(there) < min(here)):
             self.was_away = True
             self._returned.clear()
+            self._probation.clear()
+        elif (member := self.table.get(change.peer_id)) is not None:
+            until = trio.current_time() + PROBATION_S
+            self._probation[change.peer_id] = (member.announcement.incarnation, until)
 
     async def _probe(self, suspect: PeerId) -> None:
         helpers = [m.peer_id for m in self.table.counted() if m.liveness is Liveness.ALIVE and m.peer_id != suspect]

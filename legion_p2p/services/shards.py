@@ -189,14 +189,17 @@ class ShardService:
     async def run_forever(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            self.on_members_changed()
-            for replica in self.replicas.values():
-                nursery.start_soon(self._live, replica)
-            task_status.started()
-            while True:
-                await self._members.changed.wait()
-                await trio.sleep(SETTLE_S)
+            try:
                 self.on_members_changed()
+                for replica in self.replicas.values():
+                    nursery.start_soon(self._live, replica)
+                task_status.started()
+                while True:
+                    await self._members.changed.wait()
+                    await trio.sleep(SETTLE_S)
+                    self.on_members_changed()
+            finally:
+                self._nursery = None
 
     async def own_nothing(self) -> None:
         """Until every round that this peer kept is closed for good: its members know it as not ready, so it owns nothing."""
@@ -390,7 +393,8 @@ class ShardService:
         self._publish(replica, update, header)
 
     def _publish(self, replica: Replica, update: Update, header: UpdateHeader) -> None:
-        assert self._nursery is not None
+        if self._nursery is None:
+            return
         for announcement in self._members.everyone():
             peer = PeerId(announcement.peer_id)
             if peer == self.me or announcement.region != self.region or not announcement.ready:
@@ -634,15 +638,16 @@ class ShardService:
 
     def _look_for_news(self) -> None:
         """Compare announced marks with ours; whoever is to be followed and differs is asked."""
-        for member in self._members.table.members():
-            if member.liveness is Liveness.DEAD or not member.announcement.ready or member.announcement.region != self.region:
+        for announcement in self._members.everyone():
+            if announcement.peer_id == self.me or not announcement.ready or announcement.region != self.region:
                 continue
-            marks = unpack_marks(member.announcement.marks)
+            marks = unpack_marks(announcement.marks)
             if len(marks) != self.plan.n_shards:
                 continue
+            peer = PeerId(announcement.peer_id)
             for shard, replica in self.replicas.items():
-                if self._is_news(replica, member.peer_id, marks[shard]):
-                    replica.sync_from = member.peer_id
+                if self._is_news(replica, peer, marks[shard]):
+                    replica.sync_from = peer
                     replica.bell.ring()
 
     def _is_news(self, replica: Replica, peer: PeerId, mark: Mark) -> bool:

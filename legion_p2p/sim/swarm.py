@@ -53,6 +53,8 @@ class SimPeer:
         self.theta = torch.nn.Parameter(torch.zeros_like(target))
         self.trainee: Trainee
         self.training = True
+        self.hung = False
+        """The training loop stands still, while the network lives on."""
         self.max_steps: int | None = None
         self.joined = trio.Event()
         self.scope = trio.CancelScope()
@@ -77,6 +79,8 @@ class SimPeer:
         trainee.take_in()
         while True:
             await trio.sleep(self.step_s)
+            if self.hung:
+                continue
             trainee.take_in()
             if not self.training or (self.max_steps is not None and trainee.steps >= self.max_steps):
                 done = self.max_steps is not None and trainee.steps >= self.max_steps and not trainee.busy

@@ -297,7 +297,7 @@ def test_off_a_terminal_it_prints_plain_lines_and_a_farewell(tmp_path):
     assert lines[2:] == [
         f"did its steps in run demo: 20 steps, 20.5k tokens in {lines[2].rpartition(' ')[2]}",
         "validation loss of the common model: 2.2500",
-        f"digest of the common model: {'ab' * 32}",
+        f"common model {'ab' * 32}",
         "sent 20.0 kB, received 2.00 kB",
         "written to o",
         f"to come back: legion-peer --run demo --initial-peers {ADDRESS}",
@@ -449,6 +449,36 @@ def test_a_dumb_terminal_gets_lines(tmp_path):
     shown, code = on_a_terminal(tmp_path, "--new-run", "demo", "--steps", "5", "--identity", "none", env={"TERM": "dumb"})
 
     assert code == 0 and "\x1b" not in shown and "run joined" in shown
+
+
+def test_a_terminal_that_is_closed_lets_the_peer_leave_in_order(tmp_path):
+    done = tmp_path / "done"
+    code = DRIVER.replace(
+        "    return Outcome(step", f"    open({str(done)!r}, 'w').write(str(stop.requested))\n    return Outcome(step"
+    )
+    words = [sys.executable, "-c", code, "--new-run", "demo", "--identity", "none"]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.execve(sys.executable, words, environment(tmp_path))
+    assert os.read(terminal, 65536)
+    time.sleep(0.8)
+
+    os.close(terminal)
+    _, how = os.waitpid(child, 0)
+
+    assert done.read_text() == "True" and os.waitstatus_to_exitcode(how) == 128 + signal.SIGHUP
+
+
+@pytest.mark.parametrize("mode", [(), ("--json",)])
+def test_a_reader_that_goes_away_does_not_end_the_training(mode, tmp_path):
+    process = start(tmp_path, "--new-run", "demo", "--steps", "100", "--identity", "none", *mode)
+    process.stdout.readline()
+
+    process.stdout.close()
+    err = process.stderr.read()
+
+    assert process.wait(timeout=10) in (0, 141) and "Traceback" not in err and err.count("\n") <= 1
 
 
 def on_a_terminal(tmp_path, *words, **kwargs):

@@ -56,7 +56,7 @@ def test_the_view_of_a_peer_at_80_columns():
         "step 1,234/5,000  loss 2.3456  49.0k tokens/s  sent 61.0 MB  received 59.0 MB",
         "━" * 18 + "─" * 55 + " 24.7 %",
         "loss █▅▃▁ 5.00 to 2.35",
-        "round 43:  averaged 100 % (2 of 2 members)  shard 3 is at version 43",
+        "round 44:  averaged 100 % (2 of 2 members)  last shard 3 of 5  model 1a2b3c4d",
         "",
         "peer           region  state       step    loss  tokens/s  shards     sent",
         f"{IDS[0][-8:]} (me)  home    training     100  2.5000     12.3k       4  15.3 MB",
@@ -177,7 +177,7 @@ def test_the_swarm_at_80_columns():
     assert f"peer-1 {IDS[0][-8:]}  training  1,234/5,000  2.3456     49.0k  61.0 MB" in shown
     assert "peer-3           starting            -" in shown
     assert "alone            training    600/5,000  3.1000     21.0k" in shown
-    assert "round 43  last averaged 100 %  same model at 2 of 2 peers at this moment" in shown
+    assert "round 44  last averaged 100 %  same model at 2 of 2 peers at this moment" in shown
     assert "loss by step:  o swarm  . alone" in shown and "5.50 |." in shown
     assert "all output is in legion-demo/" in shown
 

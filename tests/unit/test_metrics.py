@@ -176,7 +176,7 @@ def test_a_crowd_of_one_kind_does_not_hide_the_rest():
 
     for _ in range(20):
         sink(Event("member.changed", 0.0, {}))
-    sink(Event("shard.owned", 0.0, {"shard": 1}))
+    sink(Event("shard.handed_over", 0.0, {"shard": 1}))
     clock.now += PROGRESS_EVERY_S
     sink(Event("member.changed", 0.0, {}))
 
@@ -208,7 +208,7 @@ def test_progress_is_told_every_ten_seconds_and_only_when_something_moved():
     lines = stream.getvalue().splitlines()
     assert [line.split(";")[0].split("step ")[1] for line in lines] == ["0/5,000", "10/5,000", "20/5,000", "30/5,000"]
     assert lines[-1][9:] == (
-        "step 30/5,000; loss 2.5000; 12.3k tokens/s; 1 of 2 members alive; 4 rounds, last averaged 75.0 %; "
+        "step 30/5,000; loss 2.5000; 12.3k tokens/s; 1 of 2 members alive; 2 rounds, last averaged 75.0 %; "
         "sent 12.0 MB, received 0 B; 1:01 left"
     )
 

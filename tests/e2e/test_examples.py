@@ -1,0 +1,135 @@
+"""Every example runs for real, in processes of its own, as somebody who tries it would run it."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+LONGEST_S = 60  # they take 5 to 15 s; a busy machine is not a failure
+
+pytestmark = pytest.mark.timeout(2 * LONGEST_S)
+
+
+@contextmanager
+def started(script: str, *args: str) -> Iterator[subprocess.Popen[str]]:
+    """An example on its way; killed at the end, where it is still running."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", str(EXAMPLES / script), *args],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(),
+    )  # fmt: skip
+    try:
+        with process:
+            try:
+                yield process
+            finally:
+                if process.poll() is None:
+                    process.kill()
+    finally:
+        process.wait()
+
+
+def environment() -> dict[str, str]:
+    """This checkout, whether it is installed or not; LEGION_* of the outside does not get in."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LEGION_")}
+    return kept | {"PYTHONPATH": os.pathsep.join(filter(None, [str(EXAMPLES.parent), os.environ.get("PYTHONPATH")]))}
+
+
+def output_of(process: subprocess.Popen[str]) -> str:
+    told, _ = process.communicate(timeout=LONGEST_S)
+    assert process.returncode == 0, told
+    return told
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def test_a_wrapped_optimizer_trains_alone() -> None:
+    with started("01_wrap_an_optimizer.py", "--seconds", "2") as process:
+        told = output_of(process)
+
+    assert "others join it with --initial-peers /ip4/" in told
+    assert "of whose time the swarm took" in told.splitlines()[-1]
+
+
+def test_a_second_terminal_joins_the_run_of_the_first() -> None:
+    with started("01_wrap_an_optimizer.py", "--seconds", "30") as founder:
+        address = first_line(founder).split()[-1]
+        with started("01_wrap_an_optimizer.py", "--seconds", "3", "--initial-peers", address) as joiner:
+            told = output_of(joiner)
+
+    assert "members 2" in told
+
+
+def test_founder_and_joiner_end_with_the_same_model() -> None:
+    with started("02_found_and_join_a_run.py") as process:
+        told = output_of(process)
+
+    assert "peer 1 founded the run" in told
+    assert "peer 2 joined the run" in told
+    assert told.splitlines()[-1] == "same model"
+
+
+def test_a_bootstrap_node_introduces_peers_and_keeps_its_identity(tmp_path: Path) -> None:
+    key = str(tmp_path / "bootstrap.key")
+
+    with started("03_host_a_bootstrap_node.py", "--identity", key) as node:
+        word, address = first_line(node).split()
+        assert word == "--initial-peers"
+        with started("01_wrap_an_optimizer.py", "--new-run", "--seconds", "30", "--initial-peers", address) as founder:
+            assert "run next-byte" in first_line(founder)
+            with started("01_wrap_an_optimizer.py", "--seconds", "2", "--initial-peers", address) as joiner:
+                told = output_of(joiner)
+        node.send_signal(signal.SIGINT)
+        farewell = output_of(node)
+    with started("03_host_a_bootstrap_node.py", "--identity", key) as node:
+        again = first_line(node).split()[-1]
+
+    assert "members 2" in told
+    assert farewell.splitlines() == ["left"]
+    assert again.rpartition("/p2p/")[2] == address.rpartition("/p2p/")[2]
+
+
+def test_a_bootstrap_node_from_python_imports_no_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys, trio, legion_p2p as legion\n"
+        "async def main():\n"
+        "    async with legion.open_bootstrap(listen=['/ip4/127.0.0.1/tcp/0']) as node:\n"
+        "        assert node.addresses()\n"
+        "trio.run(main)\n"
+        "print('torch' in sys.modules)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=LONGEST_S, env=environment())
+
+    assert (done.stdout, done.returncode) == ("False\n", 0), done.stderr
+
+
+def test_the_notebook_joins_a_run_while_an_asyncio_loop_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    notebook = nbformat.read(EXAMPLES / "04_join_from_a_notebook.ipynb", as_version=4)
+    client = nbclient.NotebookClient(notebook, timeout=LONGEST_S, resources={"metadata": {"path": str(EXAMPLES)}})
+
+    client.execute()
+
+    told = "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", ()))
+    assert "run from-a-notebook" in told
+    assert "handed in: True" in told
+    assert told.count("ALIVE") == 2
+
+
+def test_no_example_is_left_out() -> None:
+    mine = Path(__file__).read_text(encoding="utf-8")
+
+    left_out = [path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb") and path.name not in mine]
+
+    assert left_out == []

@@ -1,0 +1,233 @@
+"""Peers that stall, sleep, flap and come in crowds, in virtual time, over the real engine."""
+
+import pytest
+import torch
+import trio
+
+from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.wire import GetSpec, encode
+from legion_p2p.errors import JoinError, MisfitError, RunExistsError, UnknownRunError
+from legion_p2p.services.engine import Founding, running
+from legion_p2p.sim.swarm import Swarm
+
+LOSSY = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", shard_elements=16)
+
+
+async def test_a_swarm_of_one_trains_like_plain_torch(autojump_clock):
+    async with Swarm(round=LOSSY) as swarm:
+        peer = await swarm.add("a")
+        await trio.sleep(30)
+        n = peer.trainee.steps
+
+        theta = torch.zeros(swarm.numel)
+        for _ in range(n):
+            theta += peer.rate * (peer.target - theta)
+
+        assert torch.equal(peer.theta.detach(), theta)
+        assert peer.versions()[0] == n // 10
+
+
+async def test_a_frozen_peer_catches_up_by_itself(autojump_clock):
+    async with Swarm(round=LOSSY) as swarm:
+        peers = [await swarm.add(name) for name in "abcd"]
+        await trio.sleep(10)
+        asleep = peers[1]
+
+        swarm.world.freeze(asleep.id)
+        asleep.training = False
+        await trio.sleep(30)
+        others = [p for p in peers if p is not asleep]
+        assert all(p.events_named("member.dead") for p in others)
+        ahead = others[0].versions()
+        swarm.world.thaw(asleep.id)
+        asleep.training = True
+
+        await swarm.until(lambda: all(v >= w for v, w in zip(asleep.versions(), ahead, strict=True)), 15, "caught up")
+        await swarm.until(swarm.owners_agree, 15, "one view of who owns what")
+        await swarm.settle()
+        assert swarm.agree()
+
+
+async def test_who_was_cut_off_alone_follows_the_others_when_back(autojump_clock):
+    """It went on training alone. Back among them, it does not pull the common model to its own state."""
+    async with Swarm(round=LOSSY) as swarm:
+        peers = [await swarm.add(name) for name in "abcd"]
+        await trio.sleep(10)
+        alone, others = peers[0], peers[1:]
+
+        swarm.world.partition({alone.id}, {p.id for p in others})
+        await trio.sleep(60)
+        then = others[0].versions()
+        swarm.world.heal()
+
+        await swarm.until(lambda: bool(alone.events_named("run.rejoined")), 60, "came back as a newcomer")
+        await swarm.until(swarm.owners_agree, 30, "one view of who owns what")
+        assert all(now >= before for now, before in zip(others[0].versions(), then, strict=True))
+        await swarm.settle()
+        assert swarm.agree()
+
+
+async def test_a_slow_peer_delays_nobody_and_does_fewer_steps_a_round(autojump_clock):
+    async with Swarm(round=LOSSY) as swarm:
+        quick = [await swarm.add(name) for name in "abc"]
+        slow = await swarm.add("slow", step_s=0.5)
+        await trio.sleep(30)
+        before = quick[0].versions()
+
+        await trio.sleep(60)
+
+        assert slow.engine.local_steps == 2
+        assert all(p.engine.local_steps == 10 for p in quick)
+        grown = quick[0].versions()[0] - before[0]
+        assert grown >= 40  # a round is ten steps of 0.1 s; with fifty of 0.5 s it would be 12
+
+
+async def test_a_peer_that_stops_training_is_soon_not_waited_for(autojump_clock):
+    async with Swarm(round=LOSSY) as swarm:
+        a, b = await swarm.add("a"), await swarm.add("b")
+        await trio.sleep(20)
+
+        b.hung = True  # its loop hangs; its network lives on
+        await trio.sleep(60)
+        before = a.versions()
+        await trio.sleep(30)
+
+        assert all(now - then >= 20 for now, then in zip(a.versions(), before, strict=True))
+        assert a.engine.members.table.get(b.id).liveness.value == "ALIVE"
+
+
+async def test_sixteen_that_start_in_the_same_second_end_in_one_run(autojump_clock):
+    async with Swarm(round=LOSSY) as swarm:
+        await swarm.add("founder")
+        for i in range(15):
+            swarm.start(f"p{i}")
+
+        await swarm.until(lambda: all(p.joined.is_set() for p in swarm.peers.values()), 60, "all joined")
+        await swarm.until(lambda: all(len(p.engine.members.everyone()) == 16 for p in swarm.living()), 30, "all know all")
+        await swarm.until(swarm.owners_agree, 30, "one view of who owns what")
+        await swarm.settle(90)
+        assert swarm.agree()
+
+
+async def test_fifty_peers_of_which_a_fifth_dies_at_once_go_on(autojump_clock):
+    async with Swarm(round=RoundSpec(local_steps=20, push_codec="int8", update_codec="int8", shard_elements=32)) as swarm:
+        await swarm.add("p0")
+        for i in range(1, 50):
+            swarm.start(f"p{i}")
+        await swarm.until(lambda: all(p.joined.is_set() for p in swarm.peers.values()), 120, "all joined")
+        await trio.sleep(10)
+
+        for i in range(10, 20):
+            await swarm.kill(f"p{i}")
+        await swarm.until(lambda: all(len(p.engine.members.everyone()) == 40 for p in swarm.living()), 12, "the dead are dead")
+        before = swarm.peers["p0"].versions()
+        await swarm.until(
+            lambda: all(v > w for v, w in zip(swarm.peers["p0"].versions(), before, strict=True)), 12, "all shards go on"
+        )
+        await swarm.settle(90)
+        assert swarm.agree()
+
+
+async def test_peers_that_come_and_go_all_the_time_do_not_stop_the_rest(autojump_clock):
+    async with Swarm(round=LOSSY) as swarm:
+        stay = [await swarm.add(f"stay{i}") for i in range(3)]
+        before = stay[0].versions()
+        for i in range(12):
+            await swarm.add(f"flap{i}")
+            await trio.sleep(5)
+            await (swarm.kill if i % 2 else swarm.leave)(f"flap{i}")
+
+        await trio.sleep(20)
+        assert all(now - then > 30 for now, then in zip(stay[0].versions(), before, strict=True))
+        await swarm.settle()
+        assert swarm.agree()
+
+
+async def test_a_newcomer_holds_the_common_model_before_its_first_push(autojump_clock):
+    async with Swarm(round=LOSSY) as swarm:
+        peers = [await swarm.add(name) for name in "abc"]
+        await swarm.until(lambda: peers[0].versions()[0] >= 20, 60, "twenty rounds")
+        history: dict[tuple[int, int], bytes] = {}
+        for peer in peers:
+            for shard, replica in peer.engine.shards.replicas.items():
+                history.update({(shard, v): d for v, d in replica.chain._digests.items()})
+
+        late = await swarm.add("late")
+
+        fetched = [e for e in late.log if e.name == "shard.fetched"]
+        assert len({e.fields["peer"] for e in fetched}) > 1, "from several owners"
+        for shard, (version, digest) in enumerate(zip(late.versions(), late.digests(), strict=True)):
+            for peer in peers:
+                chain = peer.engine.shards.replicas[shard].chain
+                if version <= chain.version:
+                    assert chain.passed(version, digest)
+        joined_at = late.events_named("run.joined")[0].at
+        assert all(late.id not in str(e.fields) for p in peers for e in p.events_named("round.closed") if e.at < joined_at)
+
+
+async def test_an_unknown_name_is_an_error_and_founds_nothing(autojump_clock):
+    async with Swarm() as swarm:
+        await swarm.add("a")
+        network = swarm.world.join(swarm.identity("lost"))
+
+        with pytest.raises(UnknownRunError, match="no peer knows a run named 'sym'.*new-run"):
+            async with running_alone(network, run="sym"):
+                pass
+
+
+async def test_founding_a_name_that_is_taken_is_an_error(autojump_clock):
+    async with Swarm() as swarm:
+        a = await swarm.add("a")
+        await trio.sleep(5)
+        network = swarm.world.join(swarm.identity("second"))
+        network.messenger.add_addresses(a.id, a.network.messenger.addresses())
+        await network.messenger.request(a.id, encode(GetSpec("sim")))  # a contact
+        founding = Founding(a.engine.spec, torch.zeros(swarm.numel))
+
+        with pytest.raises(RunExistsError, match="exists"):
+            async with running_alone(network, founding=founding):
+                pass
+
+
+async def test_a_model_that_differs_is_refused_by_its_first_difference(autojump_clock):
+    from legion_p2p.core.plan import ParamSpec
+
+    async with Swarm() as swarm:
+        await swarm.add("a")
+        network = swarm.world.join(swarm.identity("other"))
+
+        with pytest.raises(MisfitError, match=r"parameter 0 differs: this model has w \[63\], the run has w \[64\]"):
+            async with running_alone(network, run="sim", params=(ParamSpec("w", (63,)),)):
+                pass
+
+
+async def test_joining_a_run_of_which_nobody_holds_the_model_says_so(autojump_clock):
+    async with Swarm() as swarm:
+        a = await swarm.add("a")
+        a.engine.ready = False
+        a.engine.members.announce_soon()
+        network = swarm.world.join(swarm.identity("late"))
+
+        with pytest.raises(JoinError, match="no member that holds the model"):
+            async with running_alone(network, run="sim"):
+                pass
+
+
+def running_alone(network, **how):
+    import random
+
+    from legion_p2p.config import PeerConfig
+    from legion_p2p.observe.events import Events
+    from legion_p2p.services.mailbox import Mailbox
+    from legion_p2p.sim.swarm import inline
+
+    return running(
+        network,
+        offload=inline,
+        mailbox=Mailbox(),
+        events=Events(wall_time=trio.current_time),
+        config=PeerConfig(),
+        rng=random.Random(1),
+        wall_time=trio.current_time,
+        **how,
+    )
