@@ -31,7 +31,9 @@ from legion_p2p.net.limits import (
 MAX_RPC_BYTES = 1 << 20  # several messages and control entries travel in one
 MAX_TOPICS_PER_PEER = 64
 RATE_WINDOW_S = 4.0
-REGISTER_S = 2.0  # how often connections without a gossip stream are looked for
+REGISTER_S = 3.0  # a connected peer without a gossip stream for so long is tried again
+GREET_TICK_S = 0.5
+GREET_AGAIN_S = (1.0, 4.0, 20.0)  # pauses between telling a peer what is subscribed to; some 100 bytes each time
 
 log = logging.getLogger("legion_p2p.net")
 
@@ -100,14 +102,33 @@ class Gossip:
             buffer.close()
 
     async def keep_registered(self) -> None:
-        """Try again for peers that libp2p gave up on after one failed attempt to open a gossip stream. Runs for ever."""
-        waiting: set[ID] = set()
+        """Mend what libp2p loses: runs for ever.
+
+        It announces a topic to the peers that it has a stream to, and greets a new peer with the topics it has: a topic that is
+        subscribed to between the making of the greeting and the end of its sending is never announced to that peer. When its own
+        stream to a peer breaks it forgets what that peer subscribed to, which the peer never repeats. And after one attempt that
+        failed in the wrong way it never opens a stream to a peer again. So: greet again soon, and now and then for ever.
+        """
+        greetings: dict[ID, _Greeting] = {}
+        unregistered: dict[ID, float] = {}
         while True:
-            await trio.sleep(REGISTER_S)
-            missing = {peer for peer in self._pubsub.host.get_connected_peers() if peer not in self._pubsub.peers}
-            for peer in missing & waiting:
-                self._pubsub._schedule_peer_stream_retry(peer)
-            waiting = missing
+            await trio.sleep(GREET_TICK_S)
+            now = trio.current_time()
+            peers = self._pubsub.peers
+            for gone in [peer for peer in greetings if peer not in peers]:
+                del greetings[gone]
+            for peer, stream in tuple(peers.items()):
+                greeting = greetings.get(peer)
+                if greeting is None or greeting.stream is not stream:
+                    greeting = greetings[peer] = _Greeting(stream)
+                if greeting.is_due(now) and peer in self._pubsub.peer_queues:
+                    self._pubsub.peer_queues[peer].push(self._pubsub.get_hello_packet())
+            missing = {peer for peer in self._pubsub.host.get_connected_peers() if peer not in peers}
+            unregistered = {peer: since for peer, since in unregistered.items() if peer in missing}
+            for peer in missing:
+                if now - unregistered.setdefault(peer, now) > REGISTER_S:
+                    unregistered[peer] = now
+                    self._pubsub._schedule_peer_stream_retry(peer)
 
     async def _join(self, topic: str, buffer: Buffer) -> None:
         async with self._changing:
@@ -140,6 +161,23 @@ class Gossip:
             return False
         # the origin signed it, so the forwarder is not to blame for their number
         return rates.admit(message.from_id, trio.current_time())
+
+
+class _Greeting:
+    """When to tell a peer, over one stream, what is subscribed to here."""
+
+    def __init__(self, stream: object) -> None:
+        self.stream = stream
+        self._n_sent = 0
+        self._due_at = 0.0
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time; if so, the next time is further off."""
+        if now < self._due_at:
+            return False
+        self._due_at = now + GREET_AGAIN_S[min(self._n_sent, len(GREET_AGAIN_S) - 1)]
+        self._n_sent += 1
+        return True
 
 
 class _Topic:

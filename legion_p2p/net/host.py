@@ -334,6 +334,9 @@ def _make_host(identity: Identity, transport: Transport, listening: _Listening) 
 
 def _guard(swarm: Swarm, standing: Standing) -> None:
     """Put our own checks in front of the swarm's two entries: connections and streams."""
+    # dials whomever it heard of until there are 256 connections, whatever its configuration says
+    swarm.auto_connector.start = swarm.auto_connector.stop = swarm.auto_connector.maybe_connect = _nothing
+    swarm.auto_connector.run_background_task = _nothing
     n_streams: dict[object, int] = {}
     handle = swarm.common_stream_handler
     add_conn = swarm.add_conn
@@ -374,6 +377,10 @@ def _guard(swarm: Swarm, standing: Standing) -> None:
     swarm._notify = notify
     swarm.common_stream_handler = guarded_stream_handler
     swarm.add_conn = guarded_add_conn
+
+
+async def _nothing(*_: object) -> None:
+    """In place of what libp2p would do of its own accord."""
 
 
 async def _accept(swarm: Swarm, stream, where: Multiaddr) -> None:

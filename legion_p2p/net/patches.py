@@ -40,6 +40,8 @@ def _route_logging() -> None:
         logger.handlers.clear()
         logger.addHandler(_AsDebug())
         logger.propagate = False
+        # libp2p has set this for itself; multiaddr tells about each part of each address
+        logger.setLevel(logging.WARNING)
     # logs to the root logger, which would set it up to print on stderr
     swarm_connection.logging = logging.getLogger("libp2p.network.connection")
 

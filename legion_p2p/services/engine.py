@@ -35,7 +35,7 @@ from legion_p2p.core.wire import (
     decode_request,
     encode,
 )
-from legion_p2p.errors import DecodeError, JoinError, MisfitError, RunExistsError, UnknownRunError
+from legion_p2p.errors import DecodeError, JoinError, MisfitError, NetworkError, RunExistsError, UnknownRunError
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import ErrorStatus, MemberStatus, RunStatus, ShardStatus, Status
 from legion_p2p.services.advertise import AdvertiseService
@@ -358,7 +358,9 @@ class Engine:
             raise
         if isinstance(message, GetSpec):
             return encode(self._tell_spec(message))
-        if self._members is None or self._leaving or message_run(message) not in ("", self.run):
+        if self._leaving:  # no MisfitError: whoever pushes to us should try again, with our heir
+            raise NetworkError("this peer is leaving the run")
+        if self._members is None or message_run(message) not in ("", self.run):
             raise MisfitError("this peer is not in that run")
         try:
             reply = await self._answer(peer, message)

@@ -1,18 +1,22 @@
 """The life of the shards at one peer: pushing, owning, following, catching up.
 
-One task per shard looks at what there is to do, does it, and waits for the bell:
+Two tasks per shard look at what there is to do, do it, and wait for the bell. One keeps the shard:
 
     ownership changed      -> take over (after asking the owner before us for its last word), or hand over
-    the round is complete  -> combine it, publish the update
-    a change was offered   -> compress it into a push; alone in the run: it simply becomes the next version
-    a push is pending      -> send it to the owner, again whenever it may have been lost
     somebody is ahead      -> fetch the updates in between, or the whole shard
+    the round is complete  -> combine it, publish the update
+
+The other brings this peer's own changes to the owner:
+
+    a change was offered   -> compress it into a push; alone in the run: it simply becomes the next version
+    a push is pending      -> send it, again whenever it may have been lost
 
 The invariants of docs/ARCHITECTURE.md are kept here and tested in tests/sim.
 """
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -68,12 +72,13 @@ from legion_p2p.tensor.flatten import digest
 
 TRANSFER_DEADLINE_S = 120.0  # one shard is at most 32 MiB: 2.2 Mbit/s suffice
 RETRY_S = 1.0  # between attempts to reach an owner that does not answer; its death is decided by membership
-MAX_QUEUED_UPDATES = 8  # to one member and shard; who is further behind fetches by itself
+MAX_UPDATES_IN_FLIGHT = 8  # to one member and shard; who is further behind fetches by itself
 MAX_CONCURRENT_TRANSFERS = 32  # each holds at most one shard in memory
 LAST_WORDS_S = 2.0  # to collect what a dead owner published last, before going on from it
 MAX_WITNESSES = 16  # members asked for that
 SETTLE_S = 0.05  # membership news of this long are looked at together
 RESEND_AFTER_VERSIONS = 3  # an owner that made this many versions without our push has lost it
+DELIVERED_LOOK_S = 0.01
 INLINE_ELEMENTS = 1 << 15  # below this, arithmetic is quicker than a hop to another thread
 
 
@@ -111,7 +116,7 @@ class ShardService:
         self._rng = rng
         self._config = config
         self._transfers = trio.CapacityLimiter(MAX_CONCURRENT_TRANSFERS)
-        self._queues: dict[tuple[PeerId, int], trio.Lock] = {}
+        self._in_flight: Counter[tuple[PeerId, int]] = Counter()
         self._nursery: trio.Nursery | None = None
         self._settled = Bell()
         self._owners: dict[int, Ownership] = {}
@@ -192,7 +197,8 @@ class ShardService:
             try:
                 self.on_members_changed()
                 for replica in self.replicas.values():
-                    nursery.start_soon(self._live, replica)
+                    nursery.start_soon(self._keep, replica)
+                    nursery.start_soon(self._push, replica)
                 task_status.started()
                 while True:
                     await self._members.changed.wait()
@@ -215,34 +221,38 @@ class ShardService:
                     heir = self.ownership(shard).standby
                     if replica.round is not None and heir is not None:
                         nursery.start_soon(self._hand_over, replica, heir)
+            while self._in_flight:  # the last updates: nobody else could deliver them
+                await trio.sleep(DELIVERED_LOOK_S)
 
     # the life of one shard
 
-    async def _live(self, replica: Replica) -> None:
+    async def _keep(self, replica: Replica) -> None:
+        """Own it while it is ours, follow while it is not."""
         while True:
             await self._settle_ownership(replica)
-            now = trio.current_time()
             if replica.sync_from is not None:  # before closing a round: its result should follow what others hold already
                 ahead, replica.sync_from = replica.sync_from, None
                 await self._sync(replica, ahead)
-            elif replica.round is not None and replica.round.ready(now):
+            elif replica.round is not None and replica.round.ready(trio.current_time()):
                 await self._close(replica)
-            elif replica.offered is not None and replica.pending is None:
-                await self._prepare(replica, replica.offered)
-            elif self._should_send(replica, now):
-                await self._send(replica)
             else:
-                with trio.move_on_at(self._next_deadline(replica)):
+                closes = None if replica.round is None else replica.round.next_deadline()
+                with trio.move_on_at(math.inf if closes is None else closes):
                     await replica.bell.wait()
 
-    def _next_deadline(self, replica: Replica) -> float:
-        deadline = math.inf
-        if replica.round is not None:
-            closes = replica.round.next_deadline()
-            deadline = math.inf if closes is None else closes
-        if replica.pending is not None and replica.pending.holder is None:
-            deadline = min(deadline, max(replica.pending.not_before, trio.current_time() + 0.01))
-        return deadline
+    async def _push(self, replica: Replica) -> None:
+        """Bring this peer's own changes to the owner. A task of its own: a slow transfer holds up nothing else."""
+        while True:
+            if replica.offered is not None and replica.pending is None:
+                await self._prepare(replica, replica.offered)
+            elif self._should_send(replica, trio.current_time()):
+                await self._send(replica)
+                replica.bell.ring()
+            else:
+                pending = replica.pending
+                waits_for_time = pending is not None and pending.holder is None
+                with trio.move_on_at(pending.not_before if pending is not None and waits_for_time else math.inf):
+                    await replica.bell.wait()
 
     # owning
 
@@ -399,20 +409,21 @@ class ShardService:
             peer = PeerId(announcement.peer_id)
             if peer == self.me or announcement.region != self.region or not announcement.ready:
                 continue
-            queue = self._queues.setdefault((peer, replica.shard), trio.Lock())
-            if queue.statistics().tasks_waiting < MAX_QUEUED_UPDATES:
-                self._nursery.start_soon(self._deliver, queue, peer, update, header)
-        if len(self._queues) > 4 * len(self.replicas) * (1 + len(self._weights)):
-            self._queues = {key: lock for key, lock in self._queues.items() if lock.locked()}
+            if self._in_flight[peer, replica.shard] < MAX_UPDATES_IN_FLIGHT:
+                self._in_flight[peer, replica.shard] += 1
+                self._nursery.start_soon(self._deliver, peer, update, header)
 
-    async def _deliver(self, queue: trio.Lock, peer: PeerId, update: Update, header: UpdateHeader) -> None:
-        async with queue:
-            try:
-                with trio.fail_after(TRANSFER_DEADLINE_S):
-                    await self._ask(peer, update, Lane.BULK)
-            except (NetworkError, DecodeError, trio.TooSlowError):
-                # It learns from announcements that it is behind, and fetches.
-                self._events.emit("update.undelivered", shard=header.shard, version=header.version, peer=peer)
+    async def _deliver(self, peer: PeerId, update: Update, header: UpdateHeader) -> None:
+        try:
+            with trio.fail_after(TRANSFER_DEADLINE_S):
+                await self._ask(peer, update, Lane.BULK)
+        except (NetworkError, DecodeError, trio.TooSlowError):
+            # It learns from announcements that it is behind, and fetches.
+            self._events.emit("update.undelivered", shard=header.shard, version=header.version, peer=peer)
+        finally:
+            self._in_flight[peer, header.shard] -= 1
+            if not self._in_flight[peer, header.shard]:
+                del self._in_flight[peer, header.shard]
 
     # pushing
 
@@ -567,9 +578,8 @@ class ShardService:
         if header.owner != peer:
             raise DecodeError(f"update of {header.owner} sent by {peer}")
         self._must_be_member(peer)
-        step = replica.chain.judge(header)
-        if step is Step.APPLY:
-            step = await self._apply(replica, header, message)
+        # The lock is granted in order of arrival, so updates that came in order are judged in order.
+        step = await self._apply(replica, header, message)
         if step is Step.BEHIND or (step is Step.FORKED and peer == self.ownership(replica.shard).owner):
             replica.sync_from = peer
             replica.bell.ring()
@@ -629,6 +639,7 @@ class ShardService:
             version=version,
             n_included=len(header.included),
             n_expected=header.expected,
+            digest=header.digest.hex()[:16],
             averaged_fraction=round(header.averaged_fraction, 4),
             failed=[{"peer_id": f.peer, "reason": f.reason} for f in header.failed],
             owner=header.owner,
@@ -687,7 +698,9 @@ class ShardService:
             if isinstance(reply, Updates):
                 for update in reply.updates:
                     header = self._open_update(peer, update)
-                    if header.shard != replica.shard or await self._apply(replica, header, update) is not Step.APPLY:
+                    if header.shard != replica.shard:
+                        raise DecodeError(f"asked for updates of shard {replica.shard}, got one of {header.shard}")
+                    if await self._apply(replica, header, update) not in (Step.APPLY, Step.KNOWN):
                         break
             elif isinstance(reply, ShardState):
                 await self._adopt(replica, peer, reply)
@@ -711,8 +724,8 @@ class ShardService:
         async with replica.lock:
             if replica.round is not None and not state.ancestor:
                 return  # two chains, and rendezvous says that ours prevails
-            if state.digest == replica.chain.digest and state.version == replica.chain.version:
-                return
+            if replica.chain.passed(state.version, state.digest):
+                return  # what came meanwhile is as new, or newer
             if not state.ancestor and replica.made_tokens > 0:
                 ours_ahead = theirs - replica.reference
                 replica.residual = ours_ahead if replica.residual is None else replica.residual + ours_ahead

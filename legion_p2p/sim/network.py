@@ -44,7 +44,7 @@ from legion_p2p.services.ports import Contact, Handler, Lane, Traffic
 
 FRAME_BYTES = 24  # of head and envelope, about
 BREAK_AFTER_S = 30.0  # of packets that vanish, until TCP gives the connection up
-CONFIRM_TIMEOUT_S = 3.0
+CONFIRM_TIMEOUT_S = 5.0
 PROVIDER_LIFETIME_S = 60.0
 MAX_HELD = 1024  # messages that wait for a frozen peer
 
@@ -90,8 +90,9 @@ class World:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        assert self._nursery is not None
-        self._nursery.cancel_scope.cancel()
+        nursery, self._nursery = self._nursery, None
+        if nursery is not None:
+            nursery.cancel_scope.cancel()
         try:
             return await self._manager.__aexit__(kind, error, traceback)
         except BaseExceptionGroup as group:
@@ -119,9 +120,10 @@ class World:
         """End it as by SIGKILL: its handlers stop where they are, its requests fail, others notice a delay later."""
         network = self._peers[peer]
         network.die()
-        for other in sorted(network.messenger.links):
-            self.start(self._notice_reset, self._peers[other], peer)
         self._change()
+        if self._nursery is not None:  # else the world has ended, and nobody is there to notice
+            for other in sorted(network.messenger.links):
+                self._nursery.start_soon(self._notice_reset, self._peers[other], peer)
 
     def freeze(self, peer: PeerId) -> None:
         """Stop it as by SIGSTOP: it neither answers nor gets anything out."""

@@ -17,7 +17,7 @@ from legion_p2p.core.plan import ParamSpec
 from legion_p2p.errors import ClosedError, UsageError
 from legion_p2p.observe.status import Status
 from legion_p2p.services.engine import Engine, Progress
-from legion_p2p.services.replica import LocalChange
+from legion_p2p.services.trainee import Trainee
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
 from legion_p2p.train.bridge import PeerThread
@@ -47,28 +47,20 @@ class SwarmOptimizer(torch.optim.Optimizer):
         # No super().__init__: it would copy the groups, and the inner optimizer should stay the one that holds them.
         self.inner = inner
         self.tokens_per_step = tokens_per_step
-        self.steps = 0
-        self.tokens = 0
-        self.last_failure: str | None = None
-        """Why the last contribution that failed did."""
-        self._pushed_at = 0
-        """The step of the last push."""
         self._step_s = Ewma(0.1)
         self._blocked_s = 0.0
         self._started_at = time.perf_counter()
         self._last_at: float | None = None
         self._reported_at = 0.0
         self._extra = Progress()
-        self._busy: set[int] = set()
         self._thread = thread
         engine = self._thread.engine
         plan = engine.plan
         exact = all(p.dtype == torch.float32 for p in _unique(inner))
         self.local = LocalCopy(view, [plan.bounds(shard) for shard in range(plan.n_shards)], exact)
-        self._handed_in = [(0, 0)] * plan.n_shards
-        """Steps and tokens at each shard's last hand-in: a busy shard's change goes on growing."""
+        self._trainee = Trainee(self.local, engine.mailbox)
         self.synchronous = bool(engine.spec and engine.spec.round.synchronous)
-        self._take_in()
+        self._trainee.take_in()
 
     # torch.optim.Optimizer, by way of the inner one
 
@@ -90,8 +82,13 @@ class SwarmOptimizer(torch.optim.Optimizer):
             raise AttributeError(name)
         return getattr(self.inner, name)
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        # A fused inner optimizer would take the scale from attributes that GradScaler sets on this one, and not find them.
+        return False
+
     def __getstate__(self) -> dict[str, Any]:
-        raise UsageError("a swarm optimizer cannot be pickled: it has a live peer; save its state_dict()")
+        raise UsageError("a swarm optimizer cannot be copied or pickled, for it has a live peer: use its state_dict()")
 
     def __repr__(self) -> str:
         return f"legion_p2p.Optimizer({self.inner!r})"
@@ -122,10 +119,9 @@ class SwarmOptimizer(torch.optim.Optimizer):
         loss = self.inner.step() if closure is None else self.inner.step(closure)
         began = time.perf_counter()
         self._check_open()
-        self.steps += 1
-        self.tokens += self.tokens_per_step
-        self._take_in()
-        if self.steps - self._pushed_at >= self._engine.local_steps:
+        self._trainee.stepped(self.tokens_per_step)
+        self._trainee.take_in()
+        if self.steps - self._trainee.pushed_at >= self._engine.local_steps:
             self._push()
             if self.synchronous:
                 self._wait_for_round()
@@ -135,6 +131,20 @@ class SwarmOptimizer(torch.optim.Optimizer):
         return loss
 
     # what a training loop may use
+
+    @property
+    def steps(self) -> int:
+        """Local steps made."""
+        return self._trainee.steps
+
+    @property
+    def tokens(self) -> int:
+        return self._trainee.tokens
+
+    @property
+    def last_failure(self) -> str | None:
+        """Why the last contribution that failed did."""
+        return self._trainee.last_failure
 
     @property
     def status(self) -> Status:
@@ -164,28 +174,36 @@ class SwarmOptimizer(torch.optim.Optimizer):
             time.sleep(0.02)
 
     def wait_for_members(self, n: int, timeout_s: float | None = None) -> None:
-        """Wait until the run has `n` members that hold the model. Raises: UsageError after `timeout_s`."""
+        """Wait until the run has `n` members that train, or are about to, as this one says from now on.
+
+        From here on the others' rounds wait for this peer, so that not even the first one closes without it.
+
+        Raises: UsageError after `timeout_s`; ClosedError.
+        """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while (have := self._thread.call(self._count_ready)) < n:
+        self._check_open()
+        self.report(training=True)
+        while (have := self._thread.call(self._count_training)) < n:
             if deadline is not None and time.monotonic() > deadline:
+                self.report()
                 raise UsageError(f"{have} members after {timeout_s} s, waited for {n}")
+            self._wait_once()
+            time.sleep(0.02)
             self._check_open()
-            time.sleep(0.05)
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Push what was trained since the last push and wait until an update contains it; False after `timeout_s`."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        self._take_in()
-        while True:
-            if not self._busy:
-                if all(self.steps == handed_in for handed_in, _ in self._handed_in):
+        while self._thread.alive and self._engine.mailbox.closed is None:
+            self._trainee.take_in()
+            if not self._trainee.busy:
+                if self._trainee.all_handed_in:
                     return True
                 self._push()
-            if not self._thread.alive or self._engine.mailbox.closed is not None:
-                return False
             if deadline is not None and time.monotonic() > deadline:
                 return False
             self._wait_once()
+        return False
 
     def finish(self, *, together: bool = False, timeout_s: float | None = None) -> str:
         """End training: push the rest; where `together`, serve on until every member is done. The common model's digest."""
@@ -193,7 +211,7 @@ class SwarmOptimizer(torch.optim.Optimizer):
         self.report(training=False, done=True)
         while together and self._thread.alive and not self._thread.call(self._engine.all_done):
             self._wait_once()
-        self._take_in()
+        self._trainee.take_in()
         return self.common_digest()
 
     @property
@@ -236,8 +254,8 @@ class SwarmOptimizer(torch.optim.Optimizer):
     def _engine(self) -> Engine:
         return self._thread.engine
 
-    def _count_ready(self) -> int:
-        return sum(a.ready for a in self._engine.members.everyone())
+    def _count_training(self) -> int:
+        return sum(a.ready and (a.training or a.done) for a in self._engine.members.everyone())
 
     def _check_open(self) -> None:
         reason = self._engine.mailbox.closed
@@ -247,45 +265,21 @@ class SwarmOptimizer(torch.optim.Optimizer):
             self._thread.post(lambda: None)  # raises for a fork, by name
             raise ClosedError("the network's thread has ended")
 
-    def _take_in(self) -> None:
-        deliveries, settled = self._engine.mailbox.drain()
-        for delivery in deliveries:
-            self.local.take(delivery.shard, delivery.version, delivery.reference)
-        for news in settled:
-            self._busy.discard(news.shard)
-            if news.failure is not None:
-                self.last_failure = news.failure
-
     def _push(self) -> None:
         """Hand in the changes of all shards whose last one is settled; the others' go on growing until the next time."""
-        shards = [shard for shard in range(len(self.local.bounds)) if shard not in self._busy]
-        if not shards:
-            return
-        changes = [
-            LocalChange(
-                shard,
-                self.local.versions[shard],
-                base,
-                local,
-                self.tokens - self._handed_in[shard][1],
-                self.steps - self._handed_in[shard][0],
-            )
-            for shard, (base, local) in self.local.hand_in(shards).items()
-        ]
-        for change in changes:
-            self._handed_in[change.shard] = (self.steps, self.tokens)
-            self._busy.add(change.shard)
-        self._pushed_at = self.steps
-        self._thread.post(self._engine.contribute, changes)
+        changes = self._trainee.hand_in()
+        if changes:
+            self._thread.post(self._engine.contribute, changes)
 
     def _wait_for_round(self) -> None:
-        while self._busy:
+        while self._trainee.busy:
             self._wait_once()
             self._check_open()
 
     def _wait_once(self) -> None:
-        self._engine.mailbox.wait(WAIT_SLICE_S)
-        self._take_in()
+        if self._thread.alive:  # not in a forked process, where the mailbox's lock may be held for ever
+            self._engine.mailbox.wait(WAIT_SLICE_S)
+            self._trainee.take_in()
 
     def _account(self, began: float) -> None:
         now = time.perf_counter()

@@ -30,6 +30,7 @@ class Process:
     def __init__(self, *args: str, env: dict[str, str] | None = None) -> None:
         self.tmp = Path(tempfile.mkdtemp(prefix="legion-e2e-"))
         self.said: list[dict[str, Any]] = []
+        self.has_started = False
         self._coming: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._stderr = (self.tmp.with_suffix(".stderr")).open("w+")
         # Its temporary files go to a folder of its own, so that those left behind are seen.
@@ -154,8 +155,9 @@ class Workers:
         taken, self._idle = self._idle[:n], self._idle[n:]
         self._out += taken
         for worker in taken:
-            if not worker.events("started"):
+            if not worker.has_started:
                 worker.wait_for("started")
+                worker.has_started = True
             worker.said.clear()
         return taken
 
