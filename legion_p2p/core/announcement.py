@@ -100,7 +100,7 @@ def open_signed(data: bytes) -> Announcement:
     try:
         signed = _signed.decode(data)
         announcement = _announcement.decode(signed.body)
-    except msgspec.DecodeError as bad:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as bad:
         raise DecodeError(f"announcement: {bad}") from bad
     verify(announcement.peer_id, _domain(signed.body), signed.signature)
     if len(announcement.marks) % MARK_BYTES:
@@ -118,8 +118,8 @@ def mark_of(version: int, digest: bytes) -> Mark:
 
 
 def pack_marks(marks: Sequence[Mark]) -> bytes:
-    """Eight bytes a shard: version and digest prefix, both big-endian."""
-    return b"".join(struct.pack(">II", mark.version, mark.prefix) for mark in marks)
+    """Eight bytes a shard: version and digest prefix, both big-endian. A version that does not fit is written as the largest."""
+    return b"".join(struct.pack(">II", min(mark.version, 0xFFFFFFFF), mark.prefix) for mark in marks)
 
 
 def unpack_marks(packed: bytes) -> tuple[Mark, ...]:

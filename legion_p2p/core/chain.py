@@ -85,10 +85,10 @@ class Chain:
         """The update was applied, and the result has the digest that it promised."""
         self._advance(header.version, header.digest)
         self._log[header.version] = Entry(header, update)
-        self._log_bytes += len(update.payload)
+        self._log_bytes += _size(update)
         while self._log and (len(self._log) > MAX_LOG_ENTRIES or self._log_bytes > self._max_log_bytes):
             _, oldest = self._log.popitem(last=False)
-            self._log_bytes -= len(oldest.update.payload)
+            self._log_bytes -= _size(oldest.update)
         self.owner = PeerId(header.owner)
         self._include(header.included)
 
@@ -129,5 +129,10 @@ class Chain:
     def _include(self, included: Iterable[Inclusion]) -> None:
         for inclusion in included:
             peer = PeerId(inclusion.peer)
-            if peer in self._included or len(self._included) < MAX_TRACKED:
-                self._included[peer] = max(inclusion.seq, self._included.get(peer, -1))
+            self._included[peer] = max(inclusion.seq, self._included.pop(peer, -1))
+        while len(self._included) > MAX_TRACKED:  # who contributed longest ago: those who come must find room, whoever came before
+            del self._included[next(iter(self._included))]
+
+
+def _size(update: Update) -> int:
+    return len(update.header) + len(update.payload)

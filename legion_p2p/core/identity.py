@@ -60,7 +60,10 @@ def public_key_of(peer_id: str) -> bytes:
         raise DecodeError(f"peer id {peer_id!r} is not base58") from bad
     if len(raw) != len(_PREFIX) + 32 or not raw.startswith(_PREFIX):
         raise DecodeError(f"peer id {peer_id!r} does not carry an Ed25519 key")
-    return raw[len(_PREFIX) :]
+    key = raw[len(_PREFIX) :]
+    if peer_id_of(key) != peer_id:  # base58 reads over trailing blanks: one key must not be many members
+        raise DecodeError(f"peer id {peer_id!r} is not written as peer ids are")
+    return key
 
 
 def verify(peer_id: str, message: bytes, signature: bytes) -> None:

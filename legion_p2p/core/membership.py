@@ -16,6 +16,7 @@ Never happens: a member is DEAD without having been SUSPECT for `grace_s`; a sil
 `suspect_after_s`; this peer suspects itself.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from enum import Enum
@@ -117,6 +118,7 @@ class Membership:
         self._left: dict[PeerId, tuple[tuple[int, int], float]] = {}  # last word and when: others may still pass on older ones
         self._effects: deque[Effect] = deque()
         self._looked_at = now
+        self._refuted_at = -math.inf
         self.incarnation = 0
         self.n_refused = 0
 
@@ -175,7 +177,10 @@ class Membership:
     def accused(self, peer: PeerId, incarnation: int, now: float) -> None:
         """Another peer says that `peer` is dead. Not believed, but looked into."""
         if peer == self.me:
-            if incarnation >= self.incarnation:
+            # Not a higher one, which is made up: following it would carry ours beyond what others accept. And none that comes
+            # sooner than a silence could be noticed: refuting a flood of them would flood the run with announcements.
+            if incarnation == self.incarnation and now - self._refuted_at >= self.config.grace_s:
+                self._refuted_at = now
                 self._effects.append(Refute(incarnation + 1))
             return
         member = self._members.get(peer)
@@ -189,7 +194,7 @@ class Membership:
         asleep_s = now - self._looked_at
         self._looked_at = now
         if asleep_s > self.config.asleep_after_s:
-            self._pardon(asleep_s)
+            self._pardon(asleep_s, now)
         for peer, member in list(self._members.items()):
             if member.liveness is Liveness.ALIVE:
                 if now - member.heard_at >= self.config.suspect_after_s:
@@ -254,12 +259,12 @@ class Membership:
         member = self._members.pop(peer)
         self._effects.append(Changed(peer, member.liveness, None))
 
-    def _pardon(self, asleep_s: float) -> None:
+    def _pardon(self, asleep_s: float, now: float) -> None:
         for peer, member in self._members.items():
             if member.liveness is not Liveness.DEAD:
-                self._members[peer] = msgspec.structs.replace(
-                    member, heard_at=member.heard_at + asleep_s, since=member.since + asleep_s
-                )
+                # Not beyond now: some were heard, or suspected, after this peer woke and before it looked at the clock.
+                heard_at, since = min(now, member.heard_at + asleep_s), min(now, member.since + asleep_s)
+                self._members[peer] = msgspec.structs.replace(member, heard_at=heard_at, since=since)
 
 
 def weights_of(announcements: Iterable[Announcement], region: str) -> dict[PeerId, float]:

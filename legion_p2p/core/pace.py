@@ -19,7 +19,7 @@ def local_steps(reference: int, own_step_s: float, others_step_s: Iterable[float
     if own_step_s <= 0 or len(measured) < 2:
         return reference
     period_s = reference * statistics.median_low(measured)  # of two peers the quicker one: the slow one does less
-    return max(1, min(round(period_s / own_step_s), MAX_SPEEDUP * reference))
+    return max(1, round(min(period_s / own_step_s, MAX_SPEEDUP * reference)))
 
 
 class Ewma:

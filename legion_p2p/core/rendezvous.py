@@ -13,7 +13,7 @@ import msgspec
 
 from legion_p2p.core.identity import PeerId
 
-_SCALE = 1.0 / (1 << 53)
+_SCALE = 1.0 / (1 << 52)  # one bit less than a float holds, so that the largest number and a half is exact, and below 1
 
 
 class Ownership(msgspec.Struct, frozen=True):
@@ -26,7 +26,7 @@ class Ownership(msgspec.Struct, frozen=True):
 def unit_hash(*parts: str) -> float:
     """A number in (0, 1) that depends on `parts` alone."""
     digest = hashlib.sha256("\0".join(parts).encode()).digest()
-    return ((int.from_bytes(digest[:8], "big") >> 11) + 0.5) * _SCALE
+    return ((int.from_bytes(digest[:8], "big") >> 12) + 0.5) * _SCALE
 
 
 def score(key: str, peer: str, weight: float) -> float:

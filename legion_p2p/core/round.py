@@ -17,8 +17,12 @@ from enum import Enum
 
 import msgspec
 
+from legion_p2p.core.chain import MAX_TRACKED
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.wire import Failure, Inclusion
+
+
+LATE = "did not push in time"  # such a push is not lost: it joins the next round
 
 
 class RoundConfig(msgspec.Struct, frozen=True):
@@ -162,6 +166,7 @@ class ShardRound:
         """A push of `peer` was not usable; the round's result will say so."""
         self._waiting.pop(peer, None)
         self._failures[peer] = reason
+        self._forget_lost_quorum()
 
     def ready(self, now: float) -> bool:
         """True when the round should close now."""
@@ -187,7 +192,7 @@ class ShardRound:
         here = {c.peer for c in contributions}
         failed = dict(self._failures)
         for peer in self._expected - here:
-            failed.setdefault(peer, "did not push in time")
+            failed.setdefault(peer, LATE)
             self._missed[peer] = self._missed.get(peer, 0) + 1
         self.pace.closed((c.at for c in contributions), now)
         self._waiting = {}
@@ -201,10 +206,13 @@ class ShardRound:
         self.version = version
         for inclusion in included:
             peer = PeerId(inclusion.peer)
-            self._included[peer] = max(inclusion.seq, self._included.get(peer, -1))
+            self._included[peer] = max(inclusion.seq, self._included.pop(peer, -1))
             held = self._waiting.get(peer)
             if held is not None and held.seq <= inclusion.seq:
                 del self._waiting[peer]
+        while len(self._included) > MAX_TRACKED:
+            del self._included[next(iter(self._included))]
+        self._forget_lost_quorum()
 
     def waited_for(self) -> frozenset[PeerId]:
         """Members that are training and not known as absent."""
@@ -214,10 +222,12 @@ class ShardRound:
         return self.waited_for() <= self._waiting.keys()
 
     def _check_quorum(self, now: float) -> None:
+        if self._quorum_at is None:
+            self._quorum_at = now
+        self._forget_lost_quorum()
+
+    def _forget_lost_quorum(self) -> None:
         waited_for = self.waited_for()
         here = len(waited_for & self._waiting.keys())
-        if self._waiting and here >= math.ceil(self.config.quorum * len(waited_for) - 1e-9):
-            if self._quorum_at is None:
-                self._quorum_at = now
-        else:
+        if not self._waiting or here < math.ceil(self.config.quorum * len(waited_for) - 1e-9):
             self._quorum_at = None

@@ -13,7 +13,7 @@ from legion_p2p.errors import DecodeError, UsageError
 MAX_SPEC_BYTES = 1 << 20  # 20,000 parameters with names of 40 characters
 MAX_RUN_NAME_CHARS = 100
 
-RunName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_RUN_NAME_CHARS, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+RunName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_RUN_NAME_CHARS, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*\Z")]
 _Small = Annotated[str, msgspec.Meta(max_length=64)]
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 _NonNegative = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
@@ -101,6 +101,8 @@ def sign_spec(spec: RunSpec, identity: Identity) -> SignedSpec:
     """The founder's signature. Raises: UsageError, if `identity` is not the founder or the specification too large."""
     if spec.founder != identity.peer_id:
         raise UsageError(f"only the founder {spec.founder} can sign this run, not {identity.peer_id}")
+    if looks_like_run_id(spec.name):
+        raise UsageError(f"the name {spec.name!r} looks like a run's id: choose another")
     body = _encoder.encode(spec)
     if len(body) > MAX_SPEC_BYTES:
         raise UsageError(f"run specification of {len(body)} bytes, at most {MAX_SPEC_BYTES}")
@@ -114,8 +116,10 @@ def open_spec(signed: SignedSpec) -> RunSpec:
     """
     try:
         spec = _decoder.decode(signed.spec)
-    except msgspec.DecodeError as bad:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as bad:
         raise DecodeError(f"run specification: {bad}") from bad
+    if looks_like_run_id(spec.name):
+        raise DecodeError(f"run specification: the name {spec.name!r} looks like a run's id")
     verify(spec.founder, signed.spec, signed.signature)
     try:
         spec.plan()

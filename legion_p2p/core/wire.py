@@ -100,7 +100,8 @@ class Push(Message, frozen=True, tag="push"):
     version: _Version
     seq: _Count
     """Number of this contribution of this member to this shard; sent again, it counts once."""
-    tokens: _Count
+    tokens: Annotated[int, msgspec.Meta(ge=1, le=1 << 62)]
+    """Its weight: of no tokens there is nothing to push."""
     local_steps: _Count
     codec: _Codec
     payload: _Payload
@@ -247,5 +248,5 @@ def decode_header(data: bytes) -> UpdateHeader:
 def _decode(decoder: "msgspec.msgpack.Decoder[T]", data: bytes, what: str) -> T:
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as bad:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as bad:
         raise DecodeError(f"{what} of {len(data)} bytes: {bad}") from bad

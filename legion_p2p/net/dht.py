@@ -29,7 +29,7 @@ from legion_p2p.net.book import AddressBook
 from legion_p2p.net.limits import MAX_PROVIDER_KEYS, MAX_PROVIDER_RATE, NetConfig
 from legion_p2p.net.patches import KAD_PROTOCOL
 
-RPC_TIMEOUT_S = 4.0  # one question to one node; a lookup goes on with the others meanwhile
+RPC_TIMEOUT_S = 6.0  # one question to one node; a lookup goes on with the others meanwhile
 ALPHA = 4  # questions in flight per lookup: the paper's 3, and one that may be lost
 DOWN_S = 60.0  # a node that did not answer is not asked because others name it, for so long
 K = 20  # the paper's; also the size of a bucket in libp2p

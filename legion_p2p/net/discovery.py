@@ -28,7 +28,7 @@ from legion_p2p.net.messenger import Messenger
 
 SERVICE = "discovery"
 CONFIRM_TIMEOUT_S = 5.0  # for a candidate to be dialed and to answer; a live one on a slow link or a busy machine needs 2
-LOOKUP_BUDGET_S = 6.0  # after which `find` makes do with what it heard
+LOOKUP_BUDGET_S = 8.0  # after which `find` makes do with what it heard
 PROVIDE_BUDGET_S = 10.0  # after which `provide` returns, and the announcing goes on in the background
 MAX_OPERATIONS = 3  # lookups at once: each is some 10 questions of 10 ms CPU
 MAX_CONFIRMING = 16  # candidates asked at once

@@ -43,7 +43,7 @@ from legion_p2p.net.transport import Listener, Sockets, Transport
 LISTEN_ANYWHERE = ("/ip4/0.0.0.0/tcp/0",)
 REDIAL_FIRST_S = 0.5
 STILL_THERE_S = 1.0  # how often a lost initial peer is noticed
-NEGOTIATION_TIMEOUT_S = 5.0  # for a stream's protocol
+NEGOTIATION_TIMEOUT_S = 15.0  # for a stream's protocol: giving up early on a busy machine only adds to its work
 ADDRESS_REFRESH_S = 60.0  # a notebook that changes its Wi-Fi announces its new address after so long
 PEERSTORE_SWEEP_S = 300
 

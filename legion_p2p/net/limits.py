@@ -16,7 +16,8 @@ MAX_STREAMS_PER_LANE_IN = 4  # of one peer: 1, and 1 more for each broken one th
 
 MAX_CONNECTIONS = 512  # 200 peers of a run that all know each other, some twice after a simultaneous dial, and DHT queries
 MAX_HANDSHAKES = 128  # inbound connections that are not authenticated yet; Noise costs some 10 ms of CPU each
-HANDSHAKE_TIMEOUT_S = 8.0  # for the other side to authenticate; a loaded notebook over a slow link needs 2
+HANDSHAKE_TIMEOUT_S = 15.0  # for the other side to authenticate; a loaded notebook over a slow link needs 2
+OPEN_TIMEOUT_S = 15.0  # for a stream on a connection that is there; a stopped process keeps its connections and never answers
 
 DIAL_TIMEOUT_S = 5.0  # one attempt on one address, handshake included
 DIAL_STAGGER_S = 0.25  # head start of each address over the next (RFC 8305 says 250 ms)

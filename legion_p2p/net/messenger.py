@@ -20,7 +20,6 @@ from legion_p2p.errors import DecodeError, LegionError, RefusedError, RemoteProt
 from legion_p2p.net.book import AddressBook
 from legion_p2p.net.dialer import Dialer
 from legion_p2p.net.limits import (
-    DIAL_TIMEOUT_S,
     GARBAGE_OFFENCES,
     MAX_BODY_BYTES,
     MAX_BUFFERED_BYTES,
@@ -29,6 +28,7 @@ from legion_p2p.net.limits import (
     MAX_REQUESTS_IN_TOTAL,
     MAX_REQUESTS_OUT,
     MAX_STREAMS_PER_LANE_IN,
+    OPEN_TIMEOUT_S,
 )
 from legion_p2p.net.link import FrameStream, Outgoing
 from legion_p2p.net.standing import Standing
@@ -155,7 +155,7 @@ class Messenger:
             with trio.CancelScope() as link.scope:
                 try:
                     await self._dialer.connect(link.peer)
-                    with trio.fail_after(DIAL_TIMEOUT_S):
+                    with trio.fail_after(OPEN_TIMEOUT_S):
                         stream = await self._host.new_stream(ID.from_base58(link.peer), [PROTOCOLS[link.lane]])
                     link.stream = FrameStream(stream, link.lane, self._count_sent, self._count_received)
                     link.opened.set()
@@ -166,7 +166,7 @@ class Messenger:
                 except UnreachableError as failed:
                     link.reason = failed.reason
                 except trio.TooSlowError:
-                    link.reason = f"it did not answer in {DIAL_TIMEOUT_S:.0f} s"
+                    link.reason = f"it did not answer in {OPEN_TIMEOUT_S:.0f} s"
                 except Exception as failed:
                     link.reason = "the connection broke"
                     log.debug("link to %s on %s: %r", link.peer, link.lane, failed)

@@ -5,6 +5,7 @@ listeners as system tasks, and leaves a half-written frame behind when a write i
 """
 
 import logging
+import re
 import socket
 from collections.abc import Iterable
 
@@ -221,8 +222,9 @@ def reason_of(error: BaseException) -> str:
             return cause.strerror.lower()
     for cause in chain:
         text = str(cause)
-        if "Peer ID mismatch" in text:
-            return f"the peer there has another id: {text.rpartition('got ')[2]}"
+        for mark in ("Peer ID mismatch", "peer id does not correspond"):
+            if mark in text:
+                return f"the peer there has another id: {re.split('got |pubkey=', text)[-1]}"
     for cause in chain:
         if isinstance(cause, trio.TooSlowError):
             return "no answer in time"

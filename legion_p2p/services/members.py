@@ -3,6 +3,7 @@
 Announcements go out by gossip and, to heal what gossip loses, in an exchange of tables with one random member at a time.
 """
 
+import math
 import random
 from collections.abc import Callable, Iterable
 
@@ -62,6 +63,7 @@ class MemberService:
         self.was_away = False
         """The others went on without this peer since this was last looked at."""
         self._returned: set[PeerId] = set()
+        self._follows_until = -math.inf
         self._probation: dict[PeerId, tuple[int, float]] = {}  # incarnation that is not trusted to be up to date; until when
         self._identity = identity
         self._messenger = messenger
@@ -294,6 +296,9 @@ class MemberService:
             self.was_away = True
             self._returned.clear()
             self._probation.clear()
+            self._follows_until = trio.current_time() + PROBATION_S  # the rest of the larger side returns one by one
+        elif trio.current_time() < self._follows_until:
+            self._returned.discard(change.peer_id)
         elif (member := self.table.get(change.peer_id)) is not None:
             until = trio.current_time() + PROBATION_S
             self._probation[change.peer_id] = (member.announcement.incarnation, until)

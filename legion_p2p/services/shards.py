@@ -28,7 +28,7 @@ from legion_p2p.core.chain import Chain, Step
 from legion_p2p.core.identity import Identity, PeerId, verify
 from legion_p2p.core.membership import Liveness
 from legion_p2p.core.rendezvous import Ownership, ownership
-from legion_p2p.core.round import Contribution, RoundConfig, ShardRound, Verdict
+from legion_p2p.core.round import LATE, Contribution, RoundConfig, ShardRound, Verdict
 from legion_p2p.core.run import RunSpec
 from legion_p2p.core.wire import (
     Failure,
@@ -78,7 +78,6 @@ LAST_WORDS_S = 2.0  # to collect what a dead owner published last, before going 
 MAX_WITNESSES = 16  # members asked for that
 SETTLE_S = 0.05  # membership news of this long are looked at together
 RESEND_AFTER_VERSIONS = 3  # an owner that made this many versions without our push has lost it
-DELIVERED_LOOK_S = 0.01
 INLINE_ELEMENTS = 1 << 15  # below this, arithmetic is quicker than a hop to another thread
 
 
@@ -222,7 +221,7 @@ class ShardService:
                     if replica.round is not None and heir is not None:
                         nursery.start_soon(self._hand_over, replica, heir)
             while self._in_flight:  # the last updates: nobody else could deliver them
-                await trio.sleep(DELIVERED_LOOK_S)
+                await self._settled.wait()
 
     # the life of one shard
 
@@ -424,6 +423,7 @@ class ShardService:
             self._in_flight[peer, header.shard] -= 1
             if not self._in_flight[peer, header.shard]:
                 del self._in_flight[peer, header.shard]
+                self._settled.ring()
 
     # pushing
 
@@ -620,6 +620,9 @@ class ShardService:
         # Settled before posted would let the training thread push before it has seen the version that contains its last push.
         self._mailbox.post(replica.shard, header.version, made)
         self._settle_if_included(replica)
+        for failure in header.failed:
+            if failure.peer == self.me and failure.reason != LATE:
+                self._settle_failed(replica, failure.reason)
         replica.bell.ring()
 
     def _settle_if_included(self, replica: Replica) -> None:

@@ -49,8 +49,9 @@ class Trainee:
                 self.last_failure = news.failure
 
     def hand_in(self) -> list[LocalChange]:
-        """The changes of all shards that are not busy, for the engine; they are busy from now on."""
-        shards = [shard for shard in range(len(self.local.bounds)) if shard not in self._busy]
+        """What changed in all shards that are not busy, for the engine; they are busy from now on."""
+        n_shards = len(self.local.bounds)
+        shards = [s for s in range(n_shards) if s not in self._busy and self._handed_in[s][0] < self.steps]
         changes = []
         for shard, (base, local) in self.local.hand_in(shards).items():
             steps, tokens = self._handed_in[shard]

@@ -24,6 +24,11 @@ class Ended(Exception):
     """The process has ended, or said nothing in time."""
 
 
+def is_end(message: dict[str, Any]) -> bool:
+    """A worker's command has ended, one way or the other."""
+    return "event" not in message and ("done" in message or "failed" in message)
+
+
 class Process:
     """A Python process that says JSON lines; what else it writes is kept for the message when something fails."""
 
@@ -66,28 +71,31 @@ class Process:
 
     def wait_for(self, wanted: str | Callable[[dict[str, Any]], bool], within_s: float = PATIENCE_S) -> dict[str, Any]:
         """The next message that fits: an event's name, or anything that is true for it. What comes before is skipped."""
-        fits = wanted if callable(wanted) else lambda m: m.get("event") == wanted
+        if callable(wanted):
+            fits, what = wanted, "what was waited for"
+        else:
+            fits, what = (lambda m: m.get("event") == wanted), wanted
         deadline = time.monotonic() + within_s
         while True:
             try:
                 message = self._coming.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                raise Ended(f"process {self.pid}: no {wanted} within {within_s} s\n{self.story()}") from None
+                raise Ended(f"process {self.pid}: no {what} within {within_s} s\n{self.story()}") from None
             if message is None:
                 self._coming.put(None)
-                raise Ended(f"process {self.pid} ended with {self.popen.poll()} before {wanted}\n{self.story()}")
+                raise Ended(f"process {self.pid} ended with {self.popen.poll()} before {what}\n{self.story()}")
             if fits(message):
                 return message
-            if "failed" in message:
-                raise Ended(f"process {self.pid} failed before {wanted}\n{self.story()}")
+            if is_end(message):
+                raise Ended(f"process {self.pid} failed before {what}\n{self.story()}")
 
     def result(self, within_s: float = PATIENCE_S) -> Any:
         """What its command returned."""
-        return self.wait_for(lambda m: "done" in m, within_s)["done"]
+        return self.wait_for(lambda m: is_end(m) and "done" in m, within_s)["done"]
 
     def failure(self, within_s: float = PATIENCE_S) -> dict[str, Any]:
         """How its command failed."""
-        return self.wait_for(lambda m: "failed" in m or "done" in m, within_s)
+        return self.wait_for(is_end, within_s)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Those of this name that it has said so far."""
@@ -165,7 +173,7 @@ class Workers:
         """Take all workers back; of those that are idle, what they have left behind."""
         out, self._out = self._out, []
         for worker in out:
-            if worker.popen.poll() is None and worker.said and ("done" in worker.said[-1] or "failed" in worker.said[-1]):
+            if worker.popen.poll() is None and worker.said and is_end(worker.said[-1]):
                 try:
                     worker.tell(do="leftovers")
                     left = worker.result(30)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import legion_p2p as legion
+from legion_p2p.tensor.flatten import digest
 
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
 SHAPES = ((1,), (1001,), (7, 13, 3))
@@ -124,13 +125,11 @@ def train(
     together: bool = True,
     new_run: bool | None = None,
     rounds: dict[str, Any] | None = None,
-    trace: bool = False,
     **more: Any,
 ) -> dict[str, Any]:
     """Train until `steps`, or until told to stop; then serve until all are done. Lines on stdin: stop, report, leave, raise."""
     model = model_of(width, seed=rank)
     new_run = rank == 0 if new_run is None else new_run
-    digests: dict[tuple[int, int], str] = {}
     events = events_for(*also)
     with ExitStack() as stack:
         opt = stack.enter_context(
@@ -141,7 +140,11 @@ def train(
         )  # fmt: skip
         status = opt.status
         marks = {s.shard: (s.version, s.digest) for s in status.shards}
-        say(event="in_run", peer_id=status.peer_id, addresses=status.addresses, marks=marks)
+        own = [
+            (version, digest(opt.local.view.read_slice(*bounds)).hex())
+            for version, bounds in zip(opt.local.versions, opt.local.bounds, strict=True)
+        ]
+        say(event="in_run", peer_id=status.peer_id, addresses=status.addresses, marks=marks, own=own)
         if n > 1:
             opt.wait_for_members(n, timeout_s=90)
         began, stepped, asked = time.perf_counter(), 0, None
@@ -151,10 +154,6 @@ def train(
             loss.backward()
             opt.step()
             stepped += 1
-            if trace:
-                for s in opt.status.shards:
-                    if digests.setdefault((s.shard, s.version), s.digest) is s.digest:
-                        say(event="version", shard=s.shard, version=s.version, digest=s.digest)
             if (asked := told()) is not None:
                 if asked["say"] == "report":
                     say(event="report", **report_of(opt))
@@ -168,8 +167,8 @@ def train(
         trained = {"steps": stepped, "wall_s": wall_s, "blocked_fraction": opt.blocked_fraction, "loss": float(loss.detach())}
         if asked is not None and asked["say"] == "leave":
             return trained
-        digest = opt.finish(together=together, timeout_s=60)
-        return {**trained, **report_of(opt), "digest": digest, "last_failure": opt.last_failure}
+        common = opt.finish(together=together, timeout_s=60)
+        return {**trained, **report_of(opt), "digest": common, "last_failure": opt.last_failure}
 
 
 def report_of(opt: Any) -> dict[str, Any]:

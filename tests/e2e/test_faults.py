@@ -1,0 +1,182 @@
+"""Peers that die, sleep, come late, or leave: real processes, real signals, real sockets."""
+
+import itertools
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+from processes import HERE, Process, Workers, eventually, listening_ports
+
+_names = itertools.count()
+ROUNDS = {"local_steps": 2}
+WIDTH = 64  # about 4800 parameters in 10 shards
+
+Start = Callable[..., Process]
+
+
+def name() -> str:
+    return f"e2e/{time.time_ns()}/{next(_names)}"
+
+
+def begin(workers: list[Process], run: str, bootstrap: str, n: int = 0, first: int = 0, **more: Any) -> list[str]:
+    """Let them train in `run` until they are told to stop; their peer ids."""
+    for rank, worker in enumerate(workers, first):
+        founder = rank == 0
+        rounds = {"rounds": ROUNDS} if founder else {}
+        worker.tell(do="train", rank=rank, run=run, peers=[bootstrap], n=n, width=WIDTH, also=["round.closed"], **rounds, **more)
+    return [worker.wait_for("in_run")["peer_id"] for worker in workers]
+
+
+def closed(worker: Process) -> list[dict[str, Any]]:
+    return worker.events("round.closed")
+
+
+def report(worker: Process) -> dict[str, Any]:
+    worker.tell(say="report")
+    return worker.wait_for("report")
+
+
+def stop(workers: list[Process]) -> list[dict[str, Any]]:
+    """End training everywhere; all serve on until all hold the same."""
+    for worker in workers:
+        worker.tell(say="stop")
+    return [worker.result() for worker in workers]
+
+
+def test_the_shards_of_a_killed_peer_grow_again(bootstrap: str, workers: Workers) -> None:
+    four = workers.take(4)
+    ids = begin(four, name(), bootstrap, n=4)
+    survivors, victim = four[:3], four[3]
+    for worker in four:
+        eventually(lambda worker=worker: len(closed(worker)) > 40)
+    owned = [shard for shard, owner in enumerate(report(four[0])["owners"]) if owner == ids[3]]
+    ports = listening_ports({victim.pid})
+
+    victim.kill()  # rounds follow each other without a pause: some are open at any moment
+    killed_at = time.time()
+    deaths = []
+    for worker in survivors:
+        died = worker.wait_for(lambda m: m.get("event") == "member.changed" and m["peer"] == ids[3] and m["after"] == "DEAD", 60)
+        deaths.append(died["at"])
+
+    assert max(deaths) - killed_at <= 10
+    assert ports and owned
+    for worker in survivors:
+        for shard in owned:
+            # Nothing was lost of what it had published: versions go on from there, and soon.
+            grown = worker_grew(worker, shard, max(deaths))
+            assert grown - min(deaths) <= 5, (shard, grown - min(deaths))
+    results = stop(survivors)
+    assert {r["digest"] for r in results} == {results[0]["digest"]}
+    assert [r["last_failure"] for r in results] == [None] * 3
+    assert ids[3] not in set(results[0]["owners"])
+    assert victim.left_files() == []
+    assert not ports & {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    print(f"declared dead after {min(deaths) - killed_at:.1f} to {max(deaths) - killed_at:.1f} s; it had owned {len(owned)} shards")
+
+
+def worker_grew(worker: Process, shard: int, after: float) -> float:
+    """When this shard had its second next version: the first one after `after` may have been under way."""
+
+    def later() -> list[float]:
+        return [m["at"] for m in closed(worker) if m["shard"] == shard and m["at"] > after]
+
+    return eventually(later, 60)[0]
+
+
+def test_a_peer_that_was_stopped_for_half_a_minute_catches_up(bootstrap: str, workers: Workers) -> None:
+    three = workers.take(3)
+    begin(three, name(), bootstrap, n=3)
+    sleeper = three[2]
+    eventually(lambda: len(closed(sleeper)) > 20)
+
+    os.kill(sleeper.pid, signal.SIGSTOP)
+    slept_from = time.monotonic()
+    n_before = len(closed(three[0]))
+    time.sleep(max(0.0, slept_from + 30 - time.monotonic()))
+    n_meanwhile = len(closed(three[0])) - n_before
+    os.kill(sleeper.pid, signal.SIGCONT)
+
+    there = max(report(three[0])["versions"])
+    eventually(lambda: max((m["version"] for m in closed(sleeper)), default=0) > there, 60)
+    assert n_meanwhile > 100  # the others did not wait for it
+    results = stop(three)
+    assert {r["digest"] for r in results} == {results[0]["digest"]}
+    assert results[0]["versions"] == results[1]["versions"] == results[2]["versions"]
+
+
+def test_a_late_joiner_holds_the_common_model_before_its_first_push(bootstrap: str, workers: Workers) -> None:
+    *three, late = workers.take(4)
+    run = name()
+    begin(three, run, bootstrap, n=3)
+    eventually(lambda: min((m["version"] for m in closed(three[0])[-5:]), default=0) >= 20)
+
+    begin([late], run, bootstrap, first=3)
+    joined = late.events("run.joined")[0]
+    marks = late.events("in_run")[0]["marks"]
+    own = late.events("in_run")[0]["own"]
+
+    assert joined["n_donors"] > 1
+    known = {(m["shard"], m["version"], m["digest"]) for worker in three for m in closed(worker)}
+    for shard, (version, digest) in marks.items():
+        assert version >= 20
+        assert (int(shard), version, digest[:16]) in known
+    assert len(own) == len(marks) > 1
+    for shard, (version, digest) in enumerate(own):  # of the model's own parameters, before the first step
+        assert (shard, version, digest[:16]) in known
+    results = stop([*three, late])
+    assert {r["digest"] for r in results} == {results[0]["digest"]}
+
+
+def gone(process: Process) -> list[int]:
+    """Processes of its session that are still there."""
+    left = []
+    for pid in psutil.pids():
+        try:
+            if os.getsid(pid) == process.pid and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                left.append(pid)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return left
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [("end", 0), ("exit", 7), ("raise", 1), ("forever", 130), ("forever-quietly", 130), ("kill", -9)]
+)
+def test_every_way_out_leaves_nothing_behind(bootstrap: str, workers: Workers, script: Start, how: str, code: int) -> None:
+    (other,) = workers.take(1)
+    run = name()
+    begin([other], run, bootstrap)
+    leaver = script(str(HERE / "loop.py"), "forever" if how == "kill" else how, run, bootstrap)
+    peer = leaver.wait_for("in_run")["peer_id"]
+    leaver.wait_for("tenth")
+    ports = listening_ports({leaver.pid})
+    assert len(ports) == 2  # libp2p and the status
+
+    began = time.monotonic()
+    if how.startswith("forever"):
+        leaver.popen.send_signal(signal.SIGINT)
+    elif how == "kill":
+        leaver.popen.kill()
+    got = leaver.wait(30)
+    took_s = time.monotonic() - began
+
+    assert got in (code, -signal.SIGINT if code == 130 else code), leaver.story()
+    if how != "end":  # that one makes another ten steps first
+        assert took_s < 2.0 if how != "kill" else 1.0
+    left = other.wait_for(
+        lambda m: m.get("event") == "member.changed" and m["peer"] == peer and m["after"] != "ALIVE", 30
+    )
+    assert left["after"] == ("SUSPECT" if how == "kill" else "absent")
+    assert gone(leaver) == []
+    assert leaver.left_files() == []
+    assert not ports & {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    if how == "raise":
+        assert "ValueError: a bug of the user's" in leaver.stderr()
+    elif how in ("end", "exit"):
+        assert leaver.stderr() == ""
+    stop([other])

@@ -1,0 +1,59 @@
+"""What is changed in libp2p is really changed, in the version that is installed."""
+
+from importlib.metadata import version
+
+import pytest
+from libp2p.kad_dht import common, kad_dht, peer_routing, provider_store, value_store
+from libp2p.peer.id import ID
+
+from legion_p2p.net.patches import KAD_PROTOCOL
+from tests.net.conftest import opened
+
+
+def test_the_version_is_the_one_that_was_studied():
+    assert version("libp2p") == "0.8.1"
+
+
+def test_no_module_of_kademlia_has_the_public_protocol_id():
+    for module in (common, kad_dht, peer_routing, provider_store, value_store):
+        assert module.PROTOCOL_ID == KAD_PROTOCOL
+
+
+async def test_the_public_dht_is_not_spoken_on_the_wire():
+    async with opened() as a, opened(of=a) as b:
+        peer = ID.from_base58(a.peer_id)
+
+        spoken = await b._host.send_command(peer, "ls")
+
+        assert KAD_PROTOCOL in spoken
+        assert not [protocol for protocol in spoken if "kad" in protocol and protocol != KAD_PROTOCOL]
+        with pytest.raises(Exception, match="failed to open a stream"):
+            await b._host.new_stream(peer, ["/ipfs/kad/1.0.0"])
+        stream = await b._host.new_stream(peer, [KAD_PROTOCOL])
+        await stream.close()
+
+
+async def test_only_noise_and_yamux_are_offered():
+    async with opened() as a:
+        upgrader = a._host.get_network().upgrader
+
+        assert list(upgrader.security_multistream.transports) == ["/noise"]
+        assert list(upgrader.muxer_multistream.transports) == ["/yamux/1.0.0"]
+
+
+async def test_libp2p_stays_silent(capfd):
+    async with opened() as a, opened(of=a) as b:
+        stream = await b._host.new_stream(ID.from_base58(a.peer_id), [KAD_PROTOCOL])
+        await stream.write(b"\xff" * 100)
+        await b.messenger.request(a.peer_id, b"x")
+
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err == ""
+
+
+async def test_nobody_is_dialed_of_libp2ps_own_accord():
+    async with opened() as hub, opened(of=hub) as a, opened(of=hub) as b:
+        await a._host.get_network().auto_connector.maybe_connect()
+
+        assert b.peer_id not in a.messenger.connected()

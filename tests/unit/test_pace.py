@@ -1,0 +1,52 @@
+"""How many local steps fit between two pushes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from legion_p2p.core.pace import MAX_SPEEDUP, Ewma, local_steps
+
+seconds = st.floats(0, 1e15, allow_subnormal=True)
+
+
+def test_a_peer_of_median_speed_does_the_steps_of_the_run() -> None:
+    assert local_steps(10, 0.5, [0.25, 1.0]) == 10
+
+
+def test_a_faster_one_does_more_and_a_slower_one_fewer_so_that_all_take_equally_long() -> None:
+    assert local_steps(10, 0.25, [0.5, 0.5]) == 20
+    assert local_steps(10, 1.0, [0.5, 0.5]) == 5
+
+
+def test_the_slowest_does_at_least_one_and_the_fastest_at_most_eight_times_as_many() -> None:
+    assert local_steps(10, 1000.0, [0.5, 0.5]) == 1
+    assert local_steps(10, 1e-9, [0.5, 0.5]) == 80
+
+
+def test_who_has_measured_nothing_or_is_alone_does_the_steps_of_the_run() -> None:
+    assert local_steps(10, 0.0, [0.5, 0.5]) == 10
+    assert local_steps(10, 0.5, []) == 10
+    assert local_steps(10, 0.5, [0.0, 0.0]) == 10
+
+
+@given(st.integers(1, 100_000), seconds, st.lists(seconds, max_size=20))
+def test_whatever_others_claim_it_stays_within_bounds(reference: int, own: float, others: list[float]) -> None:
+    assert 1 <= local_steps(reference, own, others) <= MAX_SPEEDUP * reference
+
+
+@given(st.floats(1e-3, 1e3), st.floats(0, 1e15), st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=20))
+def test_a_single_liar_cannot_move_the_median_beyond_what_honest_peers_measured(own: float, lie: float, others: list[float]) -> None:
+    honest = [own, *others]
+
+    steps = local_steps(100, own, [*others, lie])
+
+    slowest, fastest = local_steps(100, own, [max(honest)] * 3), local_steps(100, own, [min(honest)] * 3)
+    assert fastest <= steps <= slowest
+
+
+def test_a_smoothed_value_begins_with_the_first_and_follows_the_rest() -> None:
+    mean = Ewma(0.5)
+
+    assert mean.value is None
+    assert [mean.add(v) for v in (4.0, 8.0, 8.0)] == [4.0, 6.0, 7.0]
+    assert mean.value == pytest.approx(7.0)

@@ -1,0 +1,199 @@
+"""What a run is: signed, immutable, known by the id of its bytes."""
+
+import hashlib
+
+import base58
+import msgpack
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from legion_p2p.core.identity import Identity
+from legion_p2p.core.plan import ParamSpec
+from legion_p2p.core.run import (
+    MAX_RUN_NAME_CHARS,
+    MAX_SPEC_BYTES,
+    RoundSpec,
+    RunName,
+    RunSpec,
+    SignedSpec,
+    announce_topic,
+    looks_like_run_id,
+    name_key,
+    open_spec,
+    run_id,
+    run_key,
+    sign_spec,
+)
+from legion_p2p.errors import DecodeError, SignatureError, UsageError
+
+FOUNDER, OTHER = Identity(b"f" * 32), Identity(b"o" * 32)
+PARAMS = (ParamSpec("w", (3, 4)), ParamSpec("b", (4,)))
+
+
+def spec_of(**changes: object) -> RunSpec:
+    return msgspec.structs.replace(RunSpec("tiny", FOUNDER.peer_id, PARAMS, nonce="n"), **changes)
+
+
+def signed_as_is(fields: dict, identity: Identity = FOUNDER) -> SignedSpec:
+    """What a stranger may sign: anything."""
+    body = msgpack.packb(fields)
+    return SignedSpec(body, identity.sign(body))
+
+
+def fields_of(spec: RunSpec) -> dict:
+    return msgspec.to_builtins(spec)
+
+
+def test_it_opens_as_it_was_signed() -> None:
+    spec = spec_of(round=RoundSpec(local_steps=3, push_codec="fp32"), model={"n_embd": 64, "bias": False})
+
+    assert open_spec(sign_spec(spec, FOUNDER)) == spec
+
+
+def test_the_id_is_the_cid_of_the_bytes_and_stays_what_it_is() -> None:
+    signed = sign_spec(spec_of(), FOUNDER)
+
+    by_hand = "b" + __import__("base64").b32encode(b"\x01\x55\x12\x20" + hashlib.sha256(signed.spec).digest()).decode().lower().rstrip("=")
+    assert run_id(signed) == by_hand
+    assert run_id(SignedSpec(b"", b"")) == "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"  # as in IPFS
+    assert looks_like_run_id(run_id(signed))
+
+
+def test_the_same_description_with_another_nonce_is_another_run() -> None:
+    ids = {run_id(sign_spec(spec_of(nonce=nonce), FOUNDER)) for nonce in "ab"}
+
+    assert len(ids) == 2
+
+
+def test_the_id_does_not_depend_on_the_signature() -> None:
+    signed = sign_spec(spec_of(), FOUNDER)
+
+    assert run_id(SignedSpec(signed.spec, b"")) == run_id(signed)
+
+
+def test_only_the_founder_signs() -> None:
+    with pytest.raises(UsageError, match="only the founder"):
+        sign_spec(spec_of(), OTHER)
+
+
+def test_what_somebody_else_signed_is_refused() -> None:
+    body = sign_spec(spec_of(), FOUNDER).spec
+
+    for signature in (OTHER.sign(body), b"", b"x" * 64, b"x" * 63):
+        with pytest.raises(SignatureError):
+            open_spec(SignedSpec(body, signature))
+
+
+def test_a_single_changed_byte_is_refused() -> None:
+    signed = sign_spec(spec_of(), FOUNDER)
+
+    for i in range(len(signed.spec)):
+        changed = bytearray(signed.spec)
+        changed[i] ^= 1
+        with pytest.raises(DecodeError):
+            open_spec(SignedSpec(bytes(changed), signed.signature))
+
+
+def test_one_that_is_too_large_is_neither_signed_nor_packed_by_others() -> None:
+    many = tuple(ParamSpec("p" * 290 + f"{i}", (1,)) for i in range(4000))
+
+    with pytest.raises(UsageError, match=f"at most {MAX_SPEC_BYTES}"):
+        sign_spec(spec_of(params=many), FOUNDER)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", ""),
+        ("name", "x" * (MAX_RUN_NAME_CHARS + 1)),
+        ("name", "two words"),
+        ("name", "-begins-with-a-dash"),
+        ("name", "newline\n"),
+        ("name", "b" + "afkrei" + "a" * 52),
+        ("founder", "nobody"),
+        ("founder", "x" * 65),
+        ("params", []),
+        ("params", [{"name": "w", "shape": [-1]}]),
+        ("params", [{"name": "w", "shape": [1] * 9}]),
+        ("params", [{"name": "w", "shape": [0]}]),
+        ("params", [{"name": "", "shape": [1]}]),
+        ("params", [{"name": "w", "shape": [1 << 40, 1 << 40]}]),
+        ("params", [{"name": "w", "shape": [1], "dtype": "int"}]),
+        ("round", {"quorum": 0}),
+        ("round", {"quorum": float("nan")}),
+        ("round", {"outer_learning_rate": float("nan")}),
+        ("round", {"outer_learning_rate": float("inf")}),
+        ("round", {"norm_cap": -1.0}),
+        ("round", {"local_steps": 0}),
+        ("round", {"shard_elements": (1 << 23) + 1}),
+        ("round", {"surprise": 1}),
+        ("inner", {"beta1": 1.0}),
+        ("model", {"nested": {"a": 1}}),
+        ("model", {str(i): i for i in range(65)}),
+        ("seed", -1),
+        ("nonce", "x" * 65),
+        ("surprise", 1),
+    ],
+)
+def test_what_does_not_fit_is_refused_though_it_is_signed(field: str, value: object) -> None:
+    with pytest.raises(DecodeError):
+        open_spec(signed_as_is({**fields_of(spec_of()), field: value}))
+
+
+@pytest.mark.parametrize("missing", ["name", "founder", "params"])
+def test_a_missing_field_is_refused(missing: str) -> None:
+    fields = fields_of(spec_of())
+    del fields[missing]
+
+    with pytest.raises(DecodeError):
+        open_spec(signed_as_is(fields))
+
+
+def test_text_that_is_not_unicode_is_refused() -> None:
+    body = sign_spec(spec_of(), FOUNDER).spec.replace(b"\xa4tiny", b"\xa4ti\xff\xfe")
+
+    with pytest.raises(DecodeError):
+        open_spec(SignedSpec(body, FOUNDER.sign(body)))
+
+
+def test_a_name_that_looks_like_an_id_is_not_signed_either() -> None:
+    taken = run_id(sign_spec(spec_of(), FOUNDER))
+
+    with pytest.raises(UsageError, match="looks like"):
+        sign_spec(spec_of(name=taken), FOUNDER)
+
+
+@given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,20}", fullmatch=True))
+def test_ordinary_names_are_allowed_and_never_look_like_an_id(name: str) -> None:
+    assert msgspec.convert(name, RunName) == name
+    assert not looks_like_run_id(name)
+
+
+@given(st.text(max_size=30))
+def test_a_name_that_is_allowed_is_plain_ascii_without_blanks(name: str) -> None:
+    try:
+        msgspec.convert(name, RunName)
+    except msgspec.ValidationError:
+        return
+    assert name.isascii() and name and not any(c.isspace() or not c.isprintable() for c in name)
+
+
+def test_keys_and_topic_of_two_runs_differ() -> None:
+    assert len({key(run) for key in (name_key, run_key, announce_topic) for run in ("a", "b")}) == 6
+
+
+@given(st.binary(max_size=300), st.binary(max_size=70))
+def test_random_bytes_never_raise_anything_else_than_decode_error(body: bytes, signature: bytes) -> None:
+    with pytest.raises(DecodeError):
+        open_spec(SignedSpec(body, signature))
+
+
+def test_one_key_has_one_peer_id() -> None:
+    """base58 reads over blanks at the end: were they allowed, one key could be any number of founders and members."""
+    assert base58.b58decode(FOUNDER.peer_id + " ") == base58.b58decode(FOUNDER.peer_id)
+
+    for alias in (FOUNDER.peer_id + " ", FOUNDER.peer_id + "\n", "1" + FOUNDER.peer_id):
+        with pytest.raises(DecodeError, match="peer id"):
+            open_spec(signed_as_is({**fields_of(spec_of()), "founder": alias}))

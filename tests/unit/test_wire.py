@@ -1,0 +1,327 @@
+"""Every message: there and back, as plain MessagePack, within bounds; and nothing but DecodeError for what is none."""
+
+import msgpack
+import msgspec
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from legion_p2p.core import wire
+from legion_p2p.core.announcement import MAX_ANNOUNCEMENT_BYTES, Announcement, open_signed, sign
+from legion_p2p.core.identity import Identity
+from legion_p2p.core.plan import MAX_SHARDS, ParamSpec
+from legion_p2p.core.run import MAX_SPEC_BYTES, RunSpec, SignedSpec, open_spec, sign_spec
+from legion_p2p.core.wire import (
+    MAX_EXCHANGED,
+    MAX_INCLUDED,
+    MAX_PAYLOAD_BYTES,
+    MAX_REASON_CHARS,
+    MAX_UPDATES,
+    Accusation,
+    Done,
+    Exchange,
+    Exchanged,
+    Failure,
+    GetShard,
+    GetSpec,
+    GetUpdates,
+    Handover,
+    Held,
+    Inclusion,
+    Message,
+    NotOwner,
+    Ping,
+    PingFor,
+    Push,
+    Pushed,
+    ShardState,
+    SpecFound,
+    Update,
+    UpdateHeader,
+    Updates,
+    decode_header,
+    decode_reply,
+    decode_request,
+    encode,
+)
+from legion_p2p.errors import DecodeError
+
+PEER = Identity(b"p" * 32)
+DIGEST = b"d" * 32
+ONE_UPDATE = Update(b"header", b"s" * 64, b"payload")
+REQUESTS: list[Message] = [
+    GetSpec("run"),
+    Exchange("run", (b"one", b"two")),
+    Ping("run"),
+    PingFor("run", "peer"),
+    Accusation("run", "peer", 3),
+    Push("run", 1, 2, 3, 4, 5, "int8", b"payload"),
+    ONE_UPDATE,
+    GetUpdates("run", 1, 2, DIGEST, True),
+    GetShard("run", 1),
+    Handover("run", 1, 2, DIGEST, b"payload"),
+]
+REPLIES: list[Message] = [
+    SpecFound(b"spec", b"s" * 64),
+    Exchanged((b"one",)),
+    Done(),
+    Pushed(7, True),
+    NotOwner("peer", b"announcement"),
+    Held(7, DIGEST),
+    Updates((ONE_UPDATE, ONE_UPDATE)),
+    ShardState(1, 2, DIGEST, (Inclusion("peer", 3),), b"payload", True),
+]
+HEADER = UpdateHeader("run", 1, 2, DIGEST, DIGEST, "owner", "int8", (Inclusion("a", 1),), (Failure("b", "late"),), 2, 99)
+MESSAGES = [*REQUESTS, *REPLIES]
+
+
+def decode(data: bytes, like: object) -> object:
+    if isinstance(like, UpdateHeader):
+        return decode_header(data)
+    return decode_request(data) if like in REQUESTS else decode_reply(data)
+
+
+def fields_of(message: object) -> dict:
+    return msgpack.unpackb(encode(message))
+
+
+def name(message: object) -> str:
+    return type(message).__name__
+
+
+def test_all_messages_are_tried_here() -> None:
+    defined = {kind for kind in vars(wire).values() if isinstance(kind, type) and issubclass(kind, Message) and kind is not Message}
+
+    assert {type(message) for message in MESSAGES} == defined
+    assert {type(message) for message in REQUESTS} == set(wire.Request.__args__)
+    assert {type(message) for message in REPLIES} == set(wire.Reply.__args__)
+
+
+@pytest.mark.parametrize("message", [*MESSAGES, HEADER], ids=name)
+def test_it_comes_back_as_it_was(message: object) -> None:
+    assert decode(encode(message), message) == message
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=name)
+def test_it_is_a_plain_messagepack_map_with_a_type_and_the_declared_fields(message: Message) -> None:
+    read = msgpack.unpackb(encode(message))
+
+    assert read.pop("type") == message.__struct_config__.tag
+    assert list(read) == list(message.__struct_fields__)
+    assert {"type": message.__struct_config__.tag, **read} == _plain(message)
+
+
+def _plain(value: object) -> object:
+    """A message as a person would write it down."""
+    if isinstance(value, msgspec.Struct):
+        fields = {field: _plain(getattr(value, field)) for field in value.__struct_fields__}
+        tag = value.__struct_config__.tag
+        return {"type": tag, **fields} if tag and not isinstance(value, (Inclusion, Failure)) else fields
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("message", [*MESSAGES, HEADER], ids=name)
+def test_one_that_messagepack_made_is_accepted(message: object) -> None:
+    assert decode(msgpack.packb(_plain(message)), message) == message
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=name)
+def test_a_field_of_a_later_version_is_read_over(message: Message) -> None:
+    made = msgpack.packb({**_plain(message), "later": {"nested": [1, b"x", None, 1.5]}})
+
+    assert decode(made, message) == message
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=name)
+def test_a_missing_field_is_refused(message: Message) -> None:
+    for field in message.__struct_fields__:
+        without = {k: v for k, v in fields_of(message).items() if k != field}
+        if (type(message), field) == (GetUpdates, "log_only"):
+            assert decode(msgpack.packb(without), message).log_only is False
+            continue
+        with pytest.raises(DecodeError):
+            decode(msgpack.packb(without), message)
+
+
+def test_a_reply_is_no_request_and_a_request_no_reply() -> None:
+    for message in REQUESTS:
+        with pytest.raises(DecodeError):
+            decode_reply(encode(message))
+    for message in REPLIES:
+        with pytest.raises(DecodeError):
+            decode_request(encode(message))
+
+
+@pytest.mark.parametrize("tag", ["pong", "", "PING", "x" * 10_000, 1, None, ["ping"]])
+def test_an_unknown_type_is_refused(tag: object) -> None:
+    with pytest.raises(DecodeError):
+        decode_request(msgpack.packb({"type": tag, "run": "run"}))
+
+
+@pytest.mark.parametrize("message", [*MESSAGES, HEADER], ids=name)
+def test_one_cut_short_or_with_something_behind_it_is_refused(message: object) -> None:
+    data = encode(message)
+
+    for cut in [*(data[:n] for n in range(len(data))), data + b"\x00", data + data]:
+        with pytest.raises(DecodeError):
+            decode(cut, message)
+
+
+UINT32 = 0xFFFFFFFF
+COUNT = 1 << 62
+LIMITS = [
+    ("run", (GetSpec, Exchange, Ping, PingFor, Accusation, Push, GetUpdates, GetShard, Handover, UpdateHeader), "r" * 100, "r" * 101),
+    ("run", (Ping, Push, UpdateHeader), "r", ""),
+    ("peer", (PingFor, Accusation), "p" * 64, "p" * 65),
+    ("owner", (NotOwner, UpdateHeader), "p" * 64, "p" * 65),
+    ("shard", (Push, GetUpdates, GetShard, Handover, ShardState, UpdateHeader), MAX_SHARDS - 1, MAX_SHARDS),
+    ("shard", (Push, GetUpdates, GetShard, Handover, ShardState, UpdateHeader), 0, -1),
+    ("version", (Push, Pushed, Held, GetUpdates, Handover, ShardState, UpdateHeader), UINT32, UINT32 + 1),
+    ("version", (Push, Pushed, Held, GetUpdates, Handover, ShardState, UpdateHeader), 0, -1),
+    ("seq", (Push,), COUNT, COUNT + 1),
+    ("seq", (Push,), 0, -1),
+    ("tokens", (Push, UpdateHeader), COUNT, COUNT + 1),
+    ("tokens", (Push,), 1, 0),
+    ("tokens", (UpdateHeader,), 0, -1),
+    ("local_steps", (Push,), COUNT, COUNT + 1),
+    ("incarnation", (Accusation,), COUNT, COUNT + 1),
+    ("incarnation", (Accusation,), 0, -1),
+    ("codec", (Push, UpdateHeader), "c" * 64, "c" * 65),
+    ("digest", (Held, GetUpdates, Handover, ShardState, UpdateHeader), DIGEST, DIGEST + b"d"),
+    ("digest", (Held, GetUpdates, Handover, ShardState, UpdateHeader), DIGEST, DIGEST[:-1]),
+    ("base_digest", (UpdateHeader,), DIGEST, DIGEST + b"d"),
+    ("payload", (Push, Update, Handover, ShardState), b"x" * MAX_PAYLOAD_BYTES, b"x" * (MAX_PAYLOAD_BYTES + 1)),
+    ("announcements", (Exchange, Exchanged), [b"x"] * MAX_EXCHANGED, [b"x"] * (MAX_EXCHANGED + 1)),
+    (
+        "announcements",
+        (Exchange, Exchanged),
+        [b"x" * (MAX_ANNOUNCEMENT_BYTES + 200)],
+        [b"x" * (MAX_ANNOUNCEMENT_BYTES + 201)],
+    ),
+    ("announcement", (NotOwner,), b"x" * (MAX_ANNOUNCEMENT_BYTES + 200), b"x" * (MAX_ANNOUNCEMENT_BYTES + 201)),
+    ("spec", (SpecFound,), b"x" * MAX_SPEC_BYTES, b"x" * (MAX_SPEC_BYTES + 1)),
+    ("signature", (SpecFound, Update), b"s" * 64, b"s" * 65),
+    ("header", (Update,), b"h" * (1 << 20), b"h" * ((1 << 20) + 1)),
+    ("updates", (Updates,), [_plain(ONE_UPDATE)] * MAX_UPDATES, [_plain(ONE_UPDATE)] * (MAX_UPDATES + 1)),
+    ("included", (ShardState, UpdateHeader), [{"peer": "p", "seq": 1}] * MAX_INCLUDED, [{"peer": "p", "seq": 1}] * (MAX_INCLUDED + 1)),
+    ("included", (ShardState, UpdateHeader), [{"peer": "p", "seq": COUNT}], [{"peer": "p", "seq": COUNT + 1}]),
+    ("included", (ShardState, UpdateHeader), [{"peer": "p" * 64, "seq": 0}], [{"peer": "p" * 65, "seq": 0}]),
+    (
+        "failed",
+        (UpdateHeader,),
+        [{"peer": "p", "reason": "r" * MAX_REASON_CHARS}],
+        [{"peer": "p", "reason": "r" * (MAX_REASON_CHARS + 1)}],
+    ),
+    ("failed", (UpdateHeader,), [{"peer": "p", "reason": "r"}] * MAX_INCLUDED, [{"peer": "p", "reason": "r"}] * (MAX_INCLUDED + 1)),
+    ("expected", (UpdateHeader,), MAX_INCLUDED, MAX_INCLUDED + 1),
+    ("expected", (UpdateHeader,), 0, -1),
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "kind", "largest", "beyond"),
+    [(field, kind, largest, beyond) for field, kinds, largest, beyond in LIMITS for kind in kinds],
+    ids=lambda value: value.__name__ if isinstance(value, type) else value if isinstance(value, str) and len(value) < 20 else "",
+)
+def test_a_bound_is_reached_and_not_exceeded(field: str, kind: type, largest: object, beyond: object) -> None:
+    message = next(m for m in [*MESSAGES, HEADER] if type(m) is kind)
+    fields = fields_of(message)
+
+    decode(msgpack.packb({**fields, field: largest}), message)
+    with pytest.raises(DecodeError, match=field):
+        decode(msgpack.packb({**fields, field: beyond}), message)
+
+
+@pytest.mark.parametrize("message", [*MESSAGES, HEADER], ids=name)
+def test_a_field_of_another_type_is_refused(message: object) -> None:
+    fields = fields_of(message)
+    for field, value in fields.items():
+        for other in (None, 1.5, {"a": 1}, "text" if not isinstance(value, str) else 7, [[]]):
+            with pytest.raises(DecodeError):
+                decode(msgpack.packb({**fields, field: other}), message)
+
+
+@pytest.mark.parametrize("opening", [b"\x91", b"\x81\xa1a"], ids=["arrays", "maps"])
+def test_nesting_without_end_is_refused(opening: bytes) -> None:
+    deep = opening * 200_000 + b"\xc0"
+    ping = encode(Ping("run"))
+
+    for data in (deep, b"\x83" + ping[1:] + b"\xa1x" + deep):
+        for read in (decode_request, decode_reply, decode_header):
+            with pytest.raises(DecodeError):
+                read(data)
+
+
+@pytest.mark.parametrize("field", [b"\xa3run\xa2\xff\xfe", b"\xa3run\xa3\xed\xa0\x80"], ids=["no utf-8", "a lone surrogate"])
+def test_text_that_is_not_unicode_is_refused(field: bytes) -> None:
+    with pytest.raises(DecodeError):
+        decode_request(b"\x82\xa4type\xa4ping" + field)
+    with pytest.raises(DecodeError):
+        decode_request(b"\x82\xa4type\xa4\xff\xff\xff\xff\xa3run\xa1r")
+
+
+@pytest.mark.parametrize("length", [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff"])
+def test_a_length_that_is_only_claimed_takes_no_memory(length: bytes) -> None:
+    exchange = b"\x83\xa4type\xa8exchange\xa3run\xa1r\xadannouncements" + length
+
+    with pytest.raises(DecodeError):
+        decode_request(exchange)
+    with pytest.raises(DecodeError):
+        decode_request(b"\x83\xa4type\xa4ping\xa3run\xa1r\xa1x" + length)
+
+
+def test_the_fraction_that_was_averaged_counts_what_was_used_of_what_was_expected() -> None:
+    some = msgspec.structs.replace(HEADER, included=(Inclusion("a", 1),) * 3, expected=4)
+
+    assert some.averaged_fraction == 0.75
+    assert msgspec.structs.replace(some, expected=0).averaged_fraction == 1.0
+    assert msgspec.structs.replace(some, included=(), expected=0).averaged_fraction == 0.0
+
+
+# what strangers send
+
+SPEC = sign_spec(RunSpec("tiny", PEER.peer_id, (ParamSpec("w", (3,)),)), PEER)
+SIGNED = sign(Announcement(PEER.peer_id, "run", region="home", loss=1.0), PEER)
+READERS = [decode_request, decode_reply, decode_header, open_signed, lambda data: open_spec(SignedSpec(data, SPEC.signature))]
+VALID = [*map(encode, MESSAGES), encode(HEADER), SIGNED, SPEC.spec]
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """A valid message in which some bytes were changed, cut out, or put in."""
+    data = bytearray(draw(st.sampled_from(VALID)))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(data)))
+        removed, put = draw(st.integers(0, 4)), draw(st.binary(max_size=6))
+        data[at : at + removed] = put
+    return bytes(data)
+
+
+@settings(max_examples=300)
+@given(st.one_of(st.binary(max_size=200), mutated()))
+@example(b"\x82\xa4type\xa4ping\xa3run\xa2\xff\xfe")
+def test_whatever_comes_is_read_or_refused_with_a_decode_error(data: bytes) -> None:
+    for read in READERS:
+        try:
+            read(data)
+        except DecodeError:
+            pass
+
+
+@settings(max_examples=200)
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | st.text(max_size=9) | st.binary(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
+    max_leaves=10,
+), st.sampled_from([*MESSAGES, HEADER]), st.data())  # fmt: skip
+def test_well_formed_nonsense_in_any_field_is_read_or_refused_with_a_decode_error(
+    value: object, message: object, data: st.DataObject
+) -> None:
+    fields = fields_of(message)
+    fields[data.draw(st.sampled_from(sorted(fields)))] = value
+
+    for read in READERS:
+        try:
+            read(msgpack.packb(fields))
+        except DecodeError:
+            pass
