@@ -18,6 +18,7 @@ import trio
 
 from legion_p2p.config import STATUS_PORTS
 from legion_p2p.errors import NetworkError
+from legion_p2p.net.forks import keep_from_children
 from legion_p2p.observe.status import STATUS_VERSION, Status
 
 LOOPBACK = "127.0.0.1"
@@ -43,6 +44,7 @@ async def serve_status(
     Start it with `address = await nursery.start(serve_status, get_status)`.
     """
     listener = await _listen(ports)
+    keep_from_children(listener.socket)
     n_connections = 0
 
     async def handle(stream: trio.SocketStream) -> None:

@@ -21,6 +21,7 @@ from multiaddr import Multiaddr
 
 from legion_p2p.core.addresses import split_address
 from legion_p2p.errors import UsageError
+from legion_p2p.net.forks import keep_from_children
 from legion_p2p.net.limits import MAX_CONNECTIONS, MAX_HANDSHAKES, WRITE_STALL_S
 from legion_p2p.net.patches import QuickLock
 
@@ -40,6 +41,7 @@ class Sockets:
 
     def wrap(self, stream: trio.SocketStream) -> "Socket":
         tune(stream.socket)
+        keep_from_children(stream.socket)
         wrapped = Socket(stream, self)
         self._open.add(wrapped)
         return wrapped
@@ -187,7 +189,9 @@ def _bind(host: str, port: int) -> trio.SocketListener:
     except BaseException:
         sock.close()
         raise
-    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+    listening = trio.socket.from_stdlib_socket(sock)
+    keep_from_children(listening)
+    return trio.SocketListener(listening)
 
 
 def tune(sock: trio.socket.SocketType) -> None:

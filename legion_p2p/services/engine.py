@@ -198,7 +198,7 @@ class Engine:
 
     async def found(self, founding: Founding, nursery: trio.Nursery) -> None:
         """Found a run. Raises: RunExistsError, if others have one of this name; UsageError."""
-        spec = msgspec.structs.replace(founding.spec, founder=self.me, nonce=os.urandom(8).hex())
+        spec = msgspec.structs.replace(founding.spec, founder=self.me, nonce=f"{self._rng.getrandbits(64):016x}")
         if self.network.messenger.connected():
             try:
                 known = await find_run(

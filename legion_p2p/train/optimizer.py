@@ -126,7 +126,7 @@ class SwarmOptimizer(torch.optim.Optimizer):
             if self.synchronous:
                 self._wait_for_round()
         if loss is not None and closure is not None:
-            self.note(loss=float(loss))
+            self.note(loss=float(loss.detach() if isinstance(loss, Tensor) else loss))
         self._account(began)
         return loss
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -136,7 +137,7 @@ def test_closures_and_lbfgs(wrap: Wrap) -> None:
                 loss.backward()
                 return loss
 
-            losses.append(float(opt.step(closure)))
+            losses.append(float(opt.step(closure).detach()))
         return losses
 
     expected = run(plain)
@@ -289,6 +290,7 @@ def _child_uses(pipe: Any, opt: legion.Optimizer) -> None:
         except ClosedError as closed:
             return f"ClosedError: {closed}"
 
+    pipe.send([c.laddr.port for c in psutil.Process().net_connections("inet")])
     pipe.send([
         outcome(opt.step), outcome(lambda: opt.status), outcome(opt.common_digest), outcome(lambda: opt.flush(5)),
         outcome(lambda: opt.wait_for_members(1)), outcome(lambda: opt.wait_briefly()), outcome(opt.close),
@@ -309,6 +311,7 @@ def test_a_forked_child_cannot_use_its_parents_peer_nor_disturb_it(wrap: Wrap) -
     while not ours.poll(0):  # the parent goes on meanwhile
         opt.step()
         time.sleep(0.01)
+    inherited = ours.recv()
     said = ours.recv()
     while not ours.poll(0):
         opt.step()
@@ -319,6 +322,7 @@ def test_a_forked_child_cannot_use_its_parents_peer_nor_disturb_it(wrap: Wrap) -
 
     for outcome in said[:3] + said[4:5]:
         assert outcome == f"ClosedError: this peer lives in process {os.getpid()}; a forked process needs one of its own"
+    assert inherited == []  # or the parent's death would look like silence to the others
     assert said[3] == "False"
     assert said[5:] == ["None", "None"]
     assert len(digest) == 64
