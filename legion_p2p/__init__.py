@@ -22,7 +22,7 @@ _WHERE = {
     "RunSpec": "legion_p2p.core.run",
     "Status": "legion_p2p.observe.status",
     "average": "legion_p2p.peer",
-    "open_bootstrap": "legion_p2p.peer",
+    "open_bootstrap": "legion_p2p.bootstrap",
     "open_peer": "legion_p2p.peer",
 }
 
@@ -30,6 +30,7 @@ __all__ = sorted([*_WHERE, "__version__", "errors"])
 
 if TYPE_CHECKING:
     from legion_p2p import errors
+    from legion_p2p.bootstrap import open_bootstrap
     from legion_p2p.config import PeerConfig
     from legion_p2p.core.run import RoundSpec, RunSpec
     from legion_p2p.errors import LegionError

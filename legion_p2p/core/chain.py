@@ -25,6 +25,7 @@ from legion_p2p.core.wire import MAX_UPDATES, Inclusion, Update, UpdateHeader
 
 MAX_LOG_ENTRIES = MAX_UPDATES  # what one reply can carry
 MAX_DIGESTS = 1024  # versions of which the digest is remembered: minutes of history, 40 KiB a shard
+MAX_SEQ_JUMP = 1 << 32  # between two contributions of one member: it numbers them one by one, so more is made up
 MAX_TRACKED = 10_000  # members whose contributions are told apart: as many as there may be
 
 
@@ -116,6 +117,14 @@ class Chain:
     def includes(self, peer: PeerId, seq: int) -> bool:
         return seq <= self._included.get(peer, -1)
 
+    def is_plausible(self, peer: PeerId, seq: int) -> bool:
+        """Whether a contribution of this number can be the next one of `peer`, some lost ones allowed for."""
+        return seq <= self._included.get(peer, -1) + MAX_SEQ_JUMP
+
+    def was_made_by(self, peer: PeerId) -> bool:
+        """Whether `peer` made the version that is held, or one of those in the log."""
+        return peer == self.owner or any(entry.header.owner == peer for entry in self._log.values())
+
     def last(self) -> Entry | None:
         return next(reversed(self._log.values())) if self._log else None
 
@@ -129,7 +138,8 @@ class Chain:
     def _include(self, included: Iterable[Inclusion]) -> None:
         for inclusion in included:
             peer = PeerId(inclusion.peer)
-            self._included[peer] = max(inclusion.seq, self._included.pop(peer, -1))
+            if self.is_plausible(peer, inclusion.seq):  # else a liar could have all that the member ever sends taken for included
+                self._included[peer] = max(inclusion.seq, self._included.pop(peer, -1))
         while len(self._included) > MAX_TRACKED:  # who contributed longest ago: those who come must find room, whoever came before
             del self._included[next(iter(self._included))]
 

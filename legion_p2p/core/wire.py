@@ -19,6 +19,7 @@ MAX_EXCHANGED = 64  # announcements in one exchange: with small models about 64 
 MAX_INCLUDED = 10_000  # contributions to one update: as many as members may be
 MAX_UPDATES = 64  # updates in one reply
 MAX_REASON_CHARS = 200
+MAX_COUNT = 1 << 62
 
 T = TypeVar("T")
 
@@ -27,7 +28,7 @@ _Run = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 _Shard = Annotated[int, msgspec.Meta(ge=0, lt=MAX_SHARDS)]
 _Version = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
 _Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
-_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 _Codec = Annotated[str, msgspec.Meta(max_length=64)]
 _Payload = Annotated[bytes, msgspec.Meta(max_length=MAX_PAYLOAD_BYTES)]
 _Signed = Annotated[bytes, msgspec.Meta(max_length=MAX_ANNOUNCEMENT_BYTES + 200)]

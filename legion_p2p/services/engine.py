@@ -35,7 +35,7 @@ from legion_p2p.core.wire import (
     decode_request,
     encode,
 )
-from legion_p2p.errors import DecodeError, JoinError, MisfitError, NetworkError, RunExistsError, UnknownRunError
+from legion_p2p.errors import CodecError, DecodeError, JoinError, MisfitError, NetworkError, RunExistsError, UnknownRunError
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import ErrorStatus, MemberStatus, RunStatus, ShardStatus, Status
 from legion_p2p.services.advertise import AdvertiseService
@@ -46,6 +46,7 @@ from legion_p2p.services.members import MemberService
 from legion_p2p.services.ports import Discovery, Gossip, Messenger, Offload
 from legion_p2p.services.replica import LocalChange
 from legion_p2p.services.shards import ShardService
+from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
 
 LEAVE_S = 1.5  # an orderly leave takes at most this long, so that Ctrl+C ends in under 2 s
@@ -267,6 +268,11 @@ class Engine:
         self.events.emit("run.left", run=self.run)
 
     def _enter(self, signed: SignedSpec, spec: RunSpec) -> None:
+        try:
+            for name in (spec.round.push_codec, spec.round.update_codec):
+                codec.get(name)
+        except CodecError as unknown:
+            raise MisfitError(f"run {spec.name!r} needs another version of this program: {unknown}") from unknown
         self._signed_spec = signed
         self.spec = spec
         self.run = run_id(signed)
@@ -380,7 +386,7 @@ class Engine:
         if isinstance(message, PingFor):
             return await members.on_ping_for(message)
         if isinstance(message, Accusation):
-            return members.on_accusation(message)
+            return members.on_accusation(peer, message)
         return await self.shards.on_request(peer, message)  # type: ignore[arg-type]
 
     def _tell_spec(self, message: GetSpec) -> SpecFound:

@@ -27,7 +27,7 @@ from legion_p2p.core.wire import (
     decode_reply,
     encode,
 )
-from legion_p2p.errors import DecodeError, NetworkError
+from legion_p2p.errors import DecodeError, NetworkError, UnreachableError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.bell import Bell
 from legion_p2p.services.ports import Gossip, Lane, Messenger
@@ -62,6 +62,7 @@ class MemberService:
         """Rings when somebody came, went, or announced something new."""
         self.was_away = False
         """The others went on without this peer since this was last looked at."""
+        self._accusers: dict[PeerId, float] = {}  # who took this peer for dead, and when
         self._returned: set[PeerId] = set()
         self._follows_until = -math.inf
         self._probation: dict[PeerId, tuple[int, float]] = {}  # incarnation that is not trusted to be up to date; until when
@@ -160,13 +161,20 @@ class MemberService:
 
     async def on_ping_for(self, message: PingFor) -> Done:
         suspect = PeerId(message.peer)
-        with trio.fail_after(self.config.grace_s):
+        if suspect == self.me or not self.is_known(suspect):  # nobody is to be reached through us but members
+            raise UnreachableError(suspect, "it is no other member that I know of")
+        with trio.move_on_after(self.config.grace_s) as scope:
             await self._messenger.request(suspect, encode(Ping(self.run)))
+        if scope.cancelled_caught:
+            raise UnreachableError(suspect, f"no answer in {self.config.grace_s:.1f} s")
         self.heard(suspect)
         return Done()
 
-    def on_accusation(self, message: Accusation) -> Done:
-        self.table.accused(PeerId(message.peer), message.incarnation, trio.current_time())
+    def on_accusation(self, accuser: PeerId, message: Accusation) -> Done:
+        now = trio.current_time()
+        if message.peer == self.me and message.incarnation == self.table.incarnation:
+            self._note_accuser(accuser, now)
+        self.table.accused(PeerId(message.peer), message.incarnation, now)
         self._work()
         return Done()
 
@@ -271,7 +279,6 @@ class MemberService:
                     listener(effect)
             elif isinstance(effect, Refute):
                 self.table.incarnation = max(self.table.incarnation, effect.incarnation)
-                self.was_away = True
                 self._events.emit("member.refuted", incarnation=self.table.incarnation)
                 self.announce_soon()
                 rang = True
@@ -281,6 +288,18 @@ class MemberService:
                 elif isinstance(effect, Accuse):
                     self._nursery.start_soon(self._accuse, effect)
         if rang:
+            self.changed.ring()
+
+    def _note_accuser(self, accuser: PeerId, now: float) -> None:
+        """One that takes us for dead may err, or lie. Where most do, the run went on without us."""
+        others = {m.peer_id for m in self.table.counted()}
+        patience_s = self.config.suspect_after_s + self.config.grace_s
+        self._accusers = {p: at for p, at in self._accusers.items() if p in others and now - at < patience_s}
+        if accuser in others:
+            self._accusers[accuser] = now
+        if 2 * len(self._accusers) > len(others):
+            self._accusers.clear()
+            self.was_away = True
             self.changed.ring()
 
     def _judge_return(self, change: Changed) -> None:

@@ -12,9 +12,11 @@ from legion_p2p.core.chain import Chain
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round import Closed, ShardRound, staleness_weight
 from legion_p2p.core.run import RoundSpec
+from legion_p2p.errors import CodecError, NonFiniteError
 from legion_p2p.services.bell import Bell
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.aggregate import Contribution, capped_weights, weighted_mean
+from legion_p2p.tensor.body import is_finite, require_finite
 from legion_p2p.tensor.feedback import compress
 from legion_p2p.tensor.flatten import digest
 
@@ -115,22 +117,30 @@ def combine(
     if not result.used:
         return Combined(None, reference, b"", owner_residual, (), result.refused)
     change = result.mean if spec.outer_learning_rate == 1.0 else result.mean * spec.outer_learning_rate
-    packed = compress(codec.get(spec.update_codec), owner_residual, change)
-    made = reference - packed.sent
+    try:
+        packed = compress(codec.get(spec.update_codec), owner_residual, change)
+        made = reference - packed.sent
+        require_finite(made)
+    except NonFiniteError:  # finite pushes, too large together: nothing of them may enter, and what is left over neither
+        too_large = tuple((source, "together with the others it exceeds what numbers can hold") for source in result.used)
+        return Combined(None, reference, b"", None, (), result.refused + too_large)
     return Combined(packed.data, made, digest(made), packed.residual, result.used, result.refused)
 
 
 def rebase(change: LocalChange, *leftovers: Tensor | None) -> tuple[Tensor, bytes]:
-    """The local parameters as the next reference, with what compression had left over, and its digest."""
+    """The local parameters as the next reference, with what compression had left over, and its digest. Raises: NonFiniteError."""
     made = change.local
     for leftover in leftovers:
         made = made if leftover is None else made - leftover
+    require_finite(made)
     return made, digest(made)
 
 
 def advance(reference: Tensor, payload: bytes, codec_name: str) -> tuple[Tensor, bytes]:
     """Apply an update: the next reference and its digest. Raises: CodecError."""
     made = reference - codec.get(codec_name).decode(payload, reference.numel())
+    if not is_finite(made):
+        raise CodecError("the update leads to NaN or infinity")
     return made, digest(made)
 
 

@@ -24,7 +24,7 @@ import trio
 from torch import Tensor
 
 from legion_p2p.core.announcement import Mark, pack_marks, unpack_marks
-from legion_p2p.core.chain import Chain, Step
+from legion_p2p.core.chain import MAX_SEQ_JUMP, Chain, Step
 from legion_p2p.core.identity import Identity, PeerId, verify
 from legion_p2p.core.membership import Liveness
 from legion_p2p.core.rendezvous import Ownership, ownership
@@ -34,6 +34,8 @@ from legion_p2p.core.wire import (
     Failure,
     GetShard,
     GetUpdates,
+    MAX_COUNT,
+    MAX_INCLUDED,
     Handover,
     Held,
     Inclusion,
@@ -68,6 +70,7 @@ from legion_p2p.services.members import MemberService
 from legion_p2p.services.ports import Lane, Messenger, Offload
 from legion_p2p.services.replica import LocalChange, Pending, Replica, advance, combine, pack, rebase
 from legion_p2p.tensor import codec
+from legion_p2p.tensor.body import is_finite
 from legion_p2p.tensor.flatten import digest
 
 TRANSFER_DEADLINE_S = 120.0  # one shard is at most 32 MiB: 2.2 Mbit/s suffice
@@ -76,6 +79,11 @@ MAX_UPDATES_IN_FLIGHT = 8  # to one member and shard; who is further behind fetc
 MAX_CONCURRENT_TRANSFERS = 32  # each holds at most one shard in memory
 LAST_WORDS_S = 2.0  # to collect what a dead owner published last, before going on from it
 MAX_WITNESSES = 16  # members asked for that
+CLAIM_DEADLINE_S = 5.0  # for a member that only says it is ahead to prove it: meanwhile the round waits
+MAX_CLAIM_PAUSE_S = 60.0  # between two looks at what a member claims whose claims come to nothing
+MAX_CLAIMS = 4096  # such pairs of member and shard that are remembered
+MAX_VERSION_JUMP = 1 << 24  # half a year of a version a second: who claims more would soon have used up all numbers
+MAX_FAILED_NAMED = 256  # in one update: its header has room for thousands, and a liar can invent any number of members
 SETTLE_S = 0.05  # membership news of this long are looked at together
 RESEND_AFTER_VERSIONS = 3  # an owner that made this many versions without our push has lost it
 INLINE_ELEMENTS = 1 << 15  # below this, arithmetic is quicker than a hop to another thread
@@ -120,6 +128,7 @@ class ShardService:
         self._settled = Bell()
         self._owners: dict[int, Ownership] = {}
         self._weights: dict[PeerId, float] = {}
+        self._fruitless: dict[tuple[PeerId, int], tuple[float, float]] = {}  # not to be asked before; the pause until then
 
     # what is known
 
@@ -127,7 +136,7 @@ class ShardService:
         """Begin to hold a shard in this state."""
         chain = Chain(version, digest_, 8 * reference.numel(), included)
         replica = Replica(shard, reference, chain)
-        replica.next_seq = 1 + max((i.seq for i in included if i.peer == self.me), default=-1)
+        replica.next_seq = self._next_seq(0, included)
         self.replicas[shard] = replica
         self._mailbox.post(shard, version, reference)
 
@@ -319,10 +328,15 @@ class ShardService:
         self._must_be_member(peer)
         if message.digest not in (replica.chain.digest, *(m.base_digest for m in self._last_header(replica))):
             self._events.emit("shard.handover_of_other_state", shard=replica.shard, peer=peer)
+        if not replica.chain.was_made_by(peer):
+            raise NetworkError(f"shard {replica.shard}: {peer} made none of its last versions, so it has nothing to hand over")
         residual = codec.get("fp32").decode(message.payload, replica.numel)
         async with replica.lock:
             kept = replica.owner_residual
-            replica.owner_residual = residual if kept is None else kept + residual
+            together = residual if kept is None else kept + residual
+            if not is_finite(together):
+                raise CodecError("the residual leads to infinity")
+            replica.owner_residual = together
         return Held(replica.chain.version, replica.chain.digest)
 
     @staticmethod
@@ -335,6 +349,8 @@ class ShardService:
         self._must_be_member(peer)
         if message.codec != self.spec.round.push_codec:
             raise CodecError(f"push in codec {message.codec!r}, this run uses {self.spec.round.push_codec!r}")
+        if not replica.chain.is_plausible(peer, message.seq):
+            raise DecodeError(f"contribution number {message.seq} of {peer}, which has made far fewer")
         if replica.chain.includes(peer, message.seq):
             return Pushed(replica.chain.version, True)
         if replica.round is None:
@@ -345,7 +361,7 @@ class ShardService:
                 return self._not_owner(replica)
             verdict = self._enter(replica, peer, message.seq, message.version, message.tokens, value)
         if message.version > replica.chain.version:
-            replica.sync_from = peer
+            self._follow(replica, peer)
         replica.bell.ring()
         return Pushed(replica.chain.version, verdict is Verdict.INCLUDED)
 
@@ -385,12 +401,13 @@ class ShardService:
                 self.me,
                 self.spec.round.update_codec,
                 used,
-                closed.failed + refused,
-                closed.expected,
-                sum(c.tokens for c in closed.contributions if c.peer in result.used),
+                (refused + closed.failed)[:MAX_FAILED_NAMED],
+                min(closed.expected, MAX_INCLUDED),
+                min(sum(c.tokens for c in closed.contributions if c.peer in result.used), MAX_COUNT),
             )
             if result.payload is None:
                 self._note_round(header, replica.chain.version)
+                replica.owner_residual = result.owner_residual
                 self._settle_failed(replica, "the owner found it unusable")
                 return
             raw = encode(header)
@@ -436,10 +453,7 @@ class ShardService:
             try:
                 payload, sent, residual = await self._compute(replica.numel, pack, change, replica.residual, self.spec.round)
             except NonFiniteError:
-                text = f"shard {replica.shard}: the local parameters are not finite; taken back to the common model"
-                self._events.error("push.non_finite", text)
-                self._mailbox.post(replica.shard, replica.chain.version, replica.reference)
-                self._mailbox.settle(replica.shard, "local parameters are not finite")
+                self._take_back(replica)
                 return
             tokens = change.tokens + min(replica.extra_tokens, change.tokens)
             replica.residual = residual if bool(residual.any()) else None
@@ -451,7 +465,11 @@ class ShardService:
         """Alone in the run, what was trained is the next version: bit for bit, with nothing to average or to send."""
         async with replica.lock:
             replica.offered = None
-            made, digest_ = await self._compute(replica.numel, rebase, change, replica.residual, replica.owner_residual)
+            try:
+                made, digest_ = await self._compute(replica.numel, rebase, change, replica.residual, replica.owner_residual)
+            except NonFiniteError:
+                self._take_back(replica)
+                return
             included = (Inclusion(self.me, replica.next_seq),)
             replica.next_seq += 1
             replica.residual = replica.owner_residual = None
@@ -465,6 +483,14 @@ class ShardService:
             self.rounds += 1
             self.last_round = RoundStatus(replica.shard, replica.chain.version, 1.0, (), 1, 1)
         self._events.emit("round.closed", shard=replica.shard, version=replica.chain.version, n_included=1, n_expected=1)
+
+    def _take_back(self, replica: Replica) -> None:
+        """Local training diverged. The caller holds the lock."""
+        text = f"shard {replica.shard}: the local parameters are not finite; taken back to the common model"
+        self._events.error("push.non_finite", text)
+        replica.residual = None  # it may be what is not finite, and would be so for ever
+        self._mailbox.post(replica.shard, replica.chain.version, replica.reference)
+        self._mailbox.settle(replica.shard, "local parameters are not finite")
 
     def _should_send(self, replica: Replica, now: float) -> bool:
         pending = replica.pending
@@ -523,7 +549,7 @@ class ShardService:
             pending.holder, pending.held_at_version = target, max(reply.version, replica.chain.version)
             pending.redirect = target if target != self.ownership(replica.shard).owner else None
             if reply.included and not replica.chain.includes(self.me, pending.seq):
-                replica.sync_from = target
+                self._follow(replica, target)
         elif isinstance(reply, NotOwner):
             try:
                 self._members.take(reply.announcement, direct=False)
@@ -578,6 +604,8 @@ class ShardService:
         if header.owner != peer:
             raise DecodeError(f"update of {header.owner} sent by {peer}")
         self._must_be_member(peer)
+        if not self._may_make(replica, peer):
+            raise NetworkError(f"shard {header.shard}: {peer} does not own it, as far as I know")
         # The lock is granted in order of arrival, so updates that came in order are judged in order.
         step = await self._apply(replica, header, message)
         if step is Step.BEHIND or (step is Step.FORKED and peer == self.ownership(replica.shard).owner):
@@ -619,6 +647,7 @@ class ShardService:
             replica.arrived = {peer: value for peer, value in replica.arrived.items() if peer in waiting}
         # Settled before posted would let the training thread push before it has seen the version that contains its last push.
         self._mailbox.post(replica.shard, header.version, made)
+        replica.next_seq = self._next_seq(replica.next_seq, replica.chain.included())
         self._settle_if_included(replica)
         for failure in header.failed:
             if failure.peer == self.me and failure.reason != LATE:
@@ -661,8 +690,7 @@ class ShardService:
             peer = PeerId(announcement.peer_id)
             for shard, replica in self.replicas.items():
                 if self._is_news(replica, peer, marks[shard]):
-                    replica.sync_from = peer
-                    replica.bell.ring()
+                    self._follow(replica, peer)
 
     def _is_news(self, replica: Replica, peer: PeerId, mark: Mark) -> bool:
         owner = self.ownership(replica.shard).owner
@@ -692,35 +720,92 @@ class ShardService:
                     nursery.start_soon(self._sync, replica, owner)
 
     async def _sync(self, replica: Replica, peer: PeerId, *, log_only: bool = False) -> None:
-        """Fetch from `peer` what is missing here: updates, or where these do not reach and it is allowed, the whole shard."""
-        request = GetUpdates(self.run, replica.shard, replica.chain.version, replica.chain.digest, log_only)
+        """Fetch from `peer` what is missing here: updates, or where these do not reach and it is allowed, the whole shard.
+
+        From a member that only says that it is ahead, nothing but updates of those whose versions are to be followed.
+        """
+        trusted = self._may_make(replica, peer) or self._holds_what_most_hold(replica, peer)
+        before = (replica.chain.version, replica.chain.digest)
+        request = GetUpdates(self.run, replica.shard, *before, log_only or not trusted)
         try:
             async with self._transfers:
-                with trio.fail_after(TRANSFER_DEADLINE_S):
+                with trio.fail_after(TRANSFER_DEADLINE_S if trusted else CLAIM_DEADLINE_S):
                     reply = await self._ask(peer, request, Lane.BULK)
             if isinstance(reply, Updates):
                 for update in reply.updates:
                     header = self._open_update(peer, update)
                     if header.shard != replica.shard:
                         raise DecodeError(f"asked for updates of shard {replica.shard}, got one of {header.shard}")
+                    if not trusted and not self._may_make(replica, PeerId(header.owner)):
+                        break
                     if await self._apply(replica, header, update) not in (Step.APPLY, Step.KNOWN):
                         break
-            elif isinstance(reply, ShardState):
+            elif isinstance(reply, ShardState) and not request.log_only:
                 await self._adopt(replica, peer, reply)
+            else:
+                raise DecodeError(f"asked for updates of shard {replica.shard}, got {type(reply).__name__}")
         except RefusedError:
             pass  # it has nothing for us; its next announcement will tell
         except NetworkError as failed:
             self._events.emit("shard.sync_failed", shard=replica.shard, peer=peer, reason=str(failed))
+            return  # whether it lives is decided elsewhere
         except trio.TooSlowError:
             self._events.emit("shard.sync_failed", shard=replica.shard, peer=peer, reason="no answer in time")
-        except DecodeError as bad:
+        except (DecodeError, MisfitError) as bad:
             self._messenger.report(peer, f"bad state of shard {replica.shard}: {bad}")
             self._events.error("shard.sync_refused", f"shard {replica.shard}: {bad}", peer=peer)
+        self._note_sync(replica, peer, trusted, came_forward=before != (replica.chain.version, replica.chain.digest))
+
+    def _follow(self, replica: Replica, peer: PeerId) -> None:
+        """`peer` says that it is ahead: ask it, unless what it said before came to nothing a moment ago."""
+        not_before, _ = self._fruitless.get((peer, replica.shard), (-math.inf, 0.0))
+        if trio.current_time() >= not_before:
+            replica.sync_from = peer
+            replica.bell.ring()
+
+    def _note_sync(self, replica: Replica, peer: PeerId, trusted: bool, came_forward: bool) -> None:
+        """Whose claims come to nothing is asked more and more rarely: a liar must not keep an owner busy."""
+        _, pause_s = self._fruitless.pop((peer, replica.shard), (0.0, 0.0))
+        if came_forward:
+            return
+        announce_s = self._members.config.announce_s
+        pause_s = announce_s if trusted else min(max(2 * pause_s, announce_s), MAX_CLAIM_PAUSE_S)
+        self._fruitless[peer, replica.shard] = (trio.current_time() + pause_s, pause_s)
+        while len(self._fruitless) > MAX_CLAIMS:
+            del self._fruitless[next(iter(self._fruitless))]
+
+    def _may_make(self, replica: Replica, peer: PeerId) -> bool:
+        """Whether versions that `peer` made are to be followed: it owns the shard, or made the version that we hold, or stands by
+        for an owner that is silent. Views differ for seconds; who is refused wrongly is followed once we see what it saw.
+        """
+        owners = self.ownership(replica.shard)
+        if peer in (self.me, owners.owner, replica.chain.owner):
+            return True
+        if peer != owners.standby or owners.owner is None or owners.owner == self.me:
+            return False
+        owner = self._members.table.get(owners.owner)
+        return owner is None or owner.liveness is not Liveness.ALIVE
+
+    def _holds_what_most_hold(self, replica: Replica, peer: PeerId) -> bool:
+        """Whether more than half of the others announce the same state of the shard as `peer`."""
+        marks: list[Mark | None] = []
+        of_peer: Mark | None = None
+        for announcement in self._members.everyone():
+            if announcement.peer_id == self.me or not announcement.ready or announcement.region != self.region:
+                continue
+            all_marks = unpack_marks(announcement.marks)
+            marks.append(all_marks[replica.shard] if len(all_marks) == self.plan.n_shards else None)
+            if announcement.peer_id == peer:
+                of_peer = marks[-1]
+        return of_peer is not None and 2 * marks.count(of_peer) > len(marks)
 
     async def _adopt(self, replica: Replica, peer: PeerId, state: ShardState) -> None:
         """Take over a whole shard. What this peer alone had made of it goes with its next push."""
         if state.shard != replica.shard:
             raise DecodeError(f"asked for shard {replica.shard}, got {state.shard}")
+        if state.version > replica.chain.version + MAX_VERSION_JUMP:
+            raise DecodeError(f"shard {state.shard} version {state.version}, ours is {replica.chain.version}: that cannot be")
+        next_seq = self._next_seq(replica.next_seq, state.included)
         theirs = await self._compute(replica.numel, codec.get("fp32").decode, state.payload, replica.numel)
         if await self._compute(replica.numel, digest, theirs) != state.digest:
             raise DecodeError(f"shard {state.shard} version {state.version} does not have its digest")
@@ -737,7 +822,7 @@ class ShardService:
             replica.made_tokens = 0
             replica.reference = theirs
             replica.chain = Chain(state.version, state.digest, 8 * replica.numel, state.included, peer)
-            replica.next_seq = max(replica.next_seq, 1 + max((i.seq for i in state.included if i.peer == self.me), default=-1))
+            replica.next_seq = max(replica.next_seq, next_seq)
             if replica.round is not None:
                 replica.round.advanced(state.version, state.included)
             self._mailbox.post(replica.shard, state.version, theirs)
@@ -769,8 +854,17 @@ class ShardService:
     def _replica(self, shard: int) -> Replica:
         replica = self.replicas.get(shard)
         if replica is None:
+            if shard >= self.plan.n_shards:
+                raise DecodeError(f"shard {shard}, there are {self.plan.n_shards}")
             raise NetworkError(f"shard {shard} is not held here yet")
         return replica
+
+    def _next_seq(self, at_least: int, included: Sequence[Inclusion]) -> int:
+        """The number of this peer's next contribution, where `included` are there already. Raises: DecodeError, if they cannot be."""
+        newest = max((i.seq for i in included if i.peer == self.me), default=-1)
+        if newest > at_least + MAX_SEQ_JUMP:
+            raise DecodeError(f"contribution number {newest} of this peer, which is at number {at_least}")
+        return max(at_least, newest + 1)
 
     def _must_be_member(self, peer: PeerId) -> None:
         if not self._members.is_known(peer):

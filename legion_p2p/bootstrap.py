@@ -1,0 +1,44 @@
+"""A bootstrap node from Python: introduces peers to each other, and never loads torch. The command is `legion-bootstrap`."""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from legion_p2p.config import DEFAULT_BOOTSTRAP_PORT
+from legion_p2p.core.addresses import parse_addresses
+from legion_p2p.core.identity import Identity
+
+if TYPE_CHECKING:
+    from legion_p2p.net.host import Network
+
+DEFAULT_LISTEN = (f"/ip4/0.0.0.0/tcp/{DEFAULT_BOOTSTRAP_PORT}",)
+
+
+@asynccontextmanager
+async def open_bootstrap(
+    *,
+    listen: Sequence[str] = DEFAULT_LISTEN,
+    identity: str | Identity | None = None,
+    initial_peers: Iterable[str] = (),
+    announce: Sequence[str] = (),
+) -> "AsyncIterator[Network]":
+    """A bootstrap node for as long as the block lasts. Under trio.
+
+    Its `addresses()` are what peers give as `initial_peers`. With a key file as `identity` they survive a restart. Other nodes
+    in `initial_peers` are connected to in the background, for ever; whether they answer or not does not matter to this one.
+
+    Raises: UsageError, for an address that cannot be one; NetworkError, if it cannot be listened on; StoreError, for the key file.
+    """
+    from legion_p2p.net.host import open_network
+    from legion_p2p.store.identity import load_or_create_identity
+
+    contacts = parse_addresses(initial_peers)
+    stored = load_or_create_identity(identity) if isinstance(identity, str) else None
+    whoami = stored or (identity if isinstance(identity, Identity) else Identity.generate())
+    try:
+        async with open_network(whoami, listen=listen, initial_peers=contacts, announce=announce) as network:
+            network.keep_contacts()
+            yield network
+    finally:
+        if stored is not None:
+            stored.release()

@@ -1,0 +1,183 @@
+"""The legion-bootstrap command, as a process."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import trio
+
+from legion_p2p.core.addresses import parse_addresses
+from legion_p2p.core.identity import Identity
+
+COMMAND = [sys.executable, "-m", "legion_p2p.cli.bootstrap"]
+
+
+class Bootstrap:
+    def __init__(self, tmp_path, *args, env=None):
+        self.process = subprocess.Popen(
+            [*COMMAND, "--identity", str(tmp_path / "bootstrap.key"), *args],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})},
+        )  # fmt: skip
+
+    def addresses(self) -> tuple[str, ...]:
+        line = self.process.stdout.readline()
+        flag, *words = line.split()
+        assert flag == "--initial-peers", (line, self.process.poll())
+        return parse_addresses(words)
+
+    def end(self, number) -> tuple[int, str, str]:
+        self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=30)
+        return self.process.returncode, out, err
+
+
+@pytest.fixture
+def start(tmp_path):
+    started = []
+
+    def start(*args, **kwargs):
+        node = Bootstrap(tmp_path, *args, **kwargs)
+        started.append(node)
+        return node
+
+    yield start
+    for node in started:
+        node.process.kill()
+        node.process.communicate()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_it_prints_one_line_and_leaves_on_a_signal(start, number, code):
+    node = start("--port", "0")
+    addresses = node.addresses()
+    began = time.monotonic()
+
+    returned, out, err = node.end(number)
+
+    assert time.monotonic() - began < 10
+    assert returned == code
+    assert out == ""
+    assert "leaving" in err
+    assert "Traceback" not in err
+    assert addresses[-1].startswith("/ip4/127.0.0.1/tcp/")
+
+
+def test_peers_join_through_the_printed_addresses(start):
+    addresses = start("--listen", "/ip4/127.0.0.1/tcp/0").addresses()
+
+    async def main():
+        from legion_p2p.net.host import open_network
+
+        async with (
+            open_network(Identity.generate(), listen=["/ip4/127.0.0.1/tcp/0"], initial_peers=addresses) as a,
+            open_network(Identity.generate(), listen=["/ip4/127.0.0.1/tcp/0"], initial_peers=addresses) as b,
+        ):
+            await a.join()
+            await b.join()
+            await a.discovery.provide("run")
+            with trio.fail_after(60):
+                while [contact.peer_id for contact in await b.discovery.find("run")] != [a.peer_id]:
+                    await trio.sleep(0.2)
+
+    trio.run(main)
+
+
+def test_it_is_the_same_node_after_a_restart(start):
+    first = start("--port", "0")
+    address = first.addresses()[-1]
+    first.end(signal.SIGTERM)
+
+    again = start("--listen", address.partition("/p2p/")[0])
+
+    assert again.addresses() == (address,)
+
+
+def test_options_come_from_the_environment_and_files(start, tmp_path):
+    other = start("--port", "0").addresses()[-1]
+    peers = tmp_path / "peers.txt"
+    peers.write_text(f"# the other one\n\n{other}\n")
+
+    node = start("--identity", str(tmp_path / "second.key"), env={"LEGION_PORT": "0", "LEGION_INITIAL_PEERS": f"@{peers}"})
+
+    node.addresses()
+    for line in node.process.stderr:
+        if f"{other}: connected" in line:
+            break
+    else:
+        pytest.fail("it never connected to the other")
+
+
+def test_it_lives_on_while_its_initial_peers_are_down(start):
+    dead = f"/ip4/127.0.0.1/tcp/1/p2p/{Identity.generate().peer_id}"
+    node = start("--port", "0", "--initial-peers", dead)
+    node.addresses()
+
+    for line in node.process.stderr:
+        if f"{dead}: connection refused" in line:
+            break
+    time.sleep(0.5)
+    assert node.process.poll() is None
+
+
+def test_a_port_in_use_is_a_clear_error(start, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        node = start("--port", str(port))
+        out, err = node.process.communicate(timeout=60)
+
+    assert node.process.returncode == 3
+    assert out == ""
+    assert re.search(rf"cannot listen on /ip4/0.0.0.0/tcp/{port}: address already in use", err)
+    assert "Traceback" not in err
+
+
+def test_an_identity_in_use_is_a_clear_error(start):
+    start("--port", "0").addresses()
+    second = start("--port", "0")
+
+    out, err = second.process.communicate(timeout=60)
+
+    assert second.process.returncode != 0
+    assert "in use by another process" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("args", [["--initial-peers", "nonsense"], ["--port", "70000"], ["--listen", "x"], ["--what"]])
+def test_usage_errors_are_one_line_and_exit_code_2(args):
+    done = subprocess.run([*COMMAND, *args], capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("legion-bootstrap: error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_help_is_quick_to_import():
+    code = "import sys\nfrom legion_p2p.cli.bootstrap import main\ntry:\n  main()\nfinally:\n  print(sorted({'torch', 'libp2p', 'trio'} & set(sys.modules)))"
+
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 0
+    assert "--initial-peers" in done.stdout
+    assert done.stdout.rstrip().endswith("[]")
+
+
+def test_a_running_node_has_not_imported_torch(tmp_path):
+    code = (
+        "import os, signal, sys, threading\n"
+        "from legion_p2p.cli.bootstrap import app\n"
+        "threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        f"app(['--port', '0', '--identity', {str(tmp_path / 'key')!r}], result_action='return_value')\n"
+        "print('torch' in sys.modules, 'libp2p' in sys.modules)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+    assert done.stdout.splitlines()[-1] == "False True", done.stderr

@@ -1,0 +1,96 @@
+"""Addresses as people write them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from legion_p2p.core.addresses import FORM, MAX_ADDRESSES, parse_addresses, parse_peer_address, split_address
+from legion_p2p.core.identity import Identity
+from legion_p2p.errors import UsageError
+
+PEER = Identity(bytes(32)).peer_id
+GOOD = [
+    f"/ip4/203.0.113.7/tcp/4710/p2p/{PEER}",
+    f"/ip6/2001:db8::7/tcp/4710/p2p/{PEER}",
+    f"/dns/boot.example.org/tcp/4710/p2p/{PEER}",
+    f"/dns4/localhost/tcp/1/p2p/{PEER}",
+    f"/dns6/a-b.c_d.example/tcp/65535/p2p/{PEER}",
+]
+BAD = [
+    "", "/", "hello", "1.2.3.4:80", f"/ip4/1.2.3.4/p2p/{PEER}", f"/ip4/1.2.3/tcp/1/p2p/{PEER}", f"/ip4/::1/tcp/1/p2p/{PEER}",
+    f"/ip6/1.2.3.4/tcp/1/p2p/{PEER}", f"/ip4/1.2.3.4/udp/1/p2p/{PEER}", f"/ip4/1.2.3.4/tcp/65536/p2p/{PEER}",
+    f"/ip4/1.2.3.4/tcp/-1/p2p/{PEER}", f"/ip4/1.2.3.4/tcp/x/p2p/{PEER}", "/ip4/1.2.3.4/tcp/1", "/ip4/1.2.3.4/tcp/1/p2p/",
+    "/ip4/1.2.3.4/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N", f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}/p2p-circuit",
+    f"/ip4/1.2.3.4/tcp/0/p2p/{PEER}", f"/dns4//tcp/1/p2p/{PEER}", f"/dns4/a..b/tcp/1/p2p/{PEER}", f"/dns4/{'a' * 300}/tcp/1/p2p/{PEER}",
+    f"/unix/tmp/tcp/1/p2p/{PEER}", f" /ip4/1.2.3.4/tcp/1/p2p/{PEER}", f"/ip4/1.2.3.4/tcp/\u0661/p2p/{PEER}", "/" * 100_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", GOOD)
+def test_a_good_address_is_taken_apart(address):
+    where, peer = parse_peer_address(address)
+
+    assert f"{where}/p2p/{peer}" == address
+    assert peer == PEER
+    assert split_address(where) == (where, None)
+
+
+@pytest.mark.parametrize("address", BAD, ids=lambda address: address[:40])
+def test_a_bad_address_is_named_with_the_right_form(address):
+    with pytest.raises(UsageError) as error:
+        parse_peer_address(address)
+
+    assert address[:40] in str(error.value)
+    assert len(str(error.value)) < 1000
+    if len(address) < 500:
+        assert FORM in str(error.value)
+
+
+@given(st.text(max_size=100) | st.text(alphabet="/ip4dns.tcp20:", max_size=100))
+def test_no_text_raises_anything_else(text):
+    try:
+        parse_peer_address(text)
+    except UsageError:
+        pass
+
+
+def test_words_commas_files_comments_and_blank_lines(tmp_path):
+    (tmp_path / "more.txt").write_text(f"{GOOD[3]}\n")
+    peers = tmp_path / "peers.txt"
+    peers.write_text(f"# our bootstrap nodes\n\n  {GOOD[1]}  # in the cellar\n{GOOD[2]}\n@more.txt\n{GOOD[0]}\n")
+
+    assert parse_addresses([f"{GOOD[0]},{GOOD[4]}", f"@{peers}"]) == (GOOD[0], GOOD[4], GOOD[1], GOOD[2], GOOD[3])
+    assert parse_addresses([]) == ()
+    assert parse_addresses([" ".join(GOOD)]) == tuple(GOOD)
+
+
+def test_a_bad_line_is_named(tmp_path):
+    peers = tmp_path / "peers.txt"
+    peers.write_text(f"{GOOD[0]}\n\nnonsense\n")
+
+    with pytest.raises(UsageError, match=f"{peers}, line 3: 'nonsense'"):
+        parse_addresses([f"@{peers}"])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UsageError, match="cannot read the address file .*none.txt"):
+        parse_addresses([f"@{tmp_path}/none.txt"])
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
+
+    with pytest.raises(UsageError, match="it is not text"):
+        parse_addresses([f"@{tmp_path}/x"])
+
+
+def test_a_file_that_includes_itself_is_refused(tmp_path):
+    (tmp_path / "loop").write_text("@loop\n")
+
+    with pytest.raises(UsageError, match="deep"):
+        parse_addresses([f"@{tmp_path}/loop"])
+
+
+def test_too_many_addresses_are_refused():
+    with pytest.raises(UsageError, match="more than"):
+        parse_addresses(f"/ip4/10.0.{n >> 8}.{n & 255}/tcp/1/p2p/{PEER}" for n in range(MAX_ADDRESSES + 1))
