@@ -20,9 +20,8 @@ def peer(seed: int, initial_peers: list[str], parent: Connection) -> None:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 1))
-    opt = legion.Optimizer(
-        torch.optim.AdamW(model.parameters(), lr=1e-2), model, run="sums", initial_peers=initial_peers, listen=HERE_ONLY
-    )
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    opt = legion.Optimizer(opt, model, run="sums", initial_peers=initial_peers, new_run=not initial_peers, listen=HERE_ONLY)
     with opt:  # leaves the run at the end, whatever happens
         parent.send(opt.status.addresses[0])
         opt.wait_for_members(2)  # or the founder, with so little to do, is done before anybody has joined

@@ -18,6 +18,7 @@ _WHERE = {
     "LegionError": "legion_p2p.errors",
     "Optimizer": "legion_p2p.peer",
     "PeerConfig": "legion_p2p.config",
+    "Progress": "legion_p2p.services.engine",
     "RoundSpec": "legion_p2p.core.run",
     "RunSpec": "legion_p2p.core.run",
     "Status": "legion_p2p.observe.status",
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from legion_p2p.observe.events import Events
     from legion_p2p.observe.status import Status
     from legion_p2p.peer import Optimizer, open_peer
-    from legion_p2p.services.engine import Engine, Founding
+    from legion_p2p.services.engine import Engine, Founding, Progress
 
 
 def __getattr__(name: str) -> Any:

@@ -47,6 +47,7 @@ async def open_peer(
     events: Events | None = None,
     status: bool = True,
     search_s: float = SEARCH_S,
+    start: Tensor | None = None,
     early: Callable[[Engine], None] | None = None,
 ) -> AsyncIterator[Engine]:
     """A peer in a run, for as long as the block lasts. Under trio.
@@ -93,6 +94,7 @@ async def open_peer(
                     config=config,
                     rng=random.Random(),
                     search_s=search_s,
+                    start=start,
                     early=early,
                 ) as engine:
                     if status:
@@ -209,8 +211,8 @@ def average(
 
         result = legion.average([grad], run="grads/17", initial_peers=[...], n_peers=4)
 
-    Every peer ends with the same bits. One of them founds the run (`new_run`; so it is where no `initial_peers` are given). A peer
-    that dies on the way is missing in the result and named in `failed`; one that is merely slow is waited for.
+    Every peer ends with the same bits. One of them founds the run (`new_run`; so does who gives no `initial_peers`). A peer that
+    dies on the way is missing in the result and named in `failed`; one that is merely slow is waited for.
 
     Args:
         codec: how the bytes travel; every peer must name the same one. With fp32 the mean is exact.
@@ -251,6 +253,7 @@ def average(
             events=events,
             status=False,
             search_s=gather_s,
+            start=torch.zeros_like(values),
         )
 
     thread = PeerThread(opener)

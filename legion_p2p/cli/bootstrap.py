@@ -1,7 +1,8 @@
 """legion-bootstrap: introduce peers to each other.
 
-A node that trains nothing and owns nothing: it answers in the DHT, so that a peer that knows its address finds everybody else. Its only
-line on stdout is what to paste after a peer's command. Neither torch nor, before the options are read, libp2p is imported.
+A node that trains nothing and owns nothing: it answers in the DHT, so that a peer that knows its address finds everybody else.
+Its only line on stdout is what to paste after a peer's command. Neither torch nor, before the options are read, libp2p is
+imported.
 """
 
 import signal
@@ -54,7 +55,7 @@ class Options:
 
 
 @app.default
-def bootstrap(options: Options = Options()) -> int:  # noqa: B008
+def bootstrap(options: Options = Options()) -> int:
     """Run until Ctrl+C or SIGTERM."""
     if not 0 <= options.port <= 65535:
         raise UsageError(f"--port {options.port}, must be 0 to 65535")

@@ -1,7 +1,7 @@
 """Multiaddrs as people write them: `/ip4/203.0.113.7/tcp/4710/p2p/12D3KooW...`.
 
-Only the forms that a peer can dial are allowed: ip4, ip6, dns, dns4 or dns6, then tcp, then (for a peer's address) p2p. Checked by
-hand, so that `--help` and a typing mistake do not cost the second that importing libp2p takes.
+Only the forms that a peer can dial are allowed: ip4, ip6, dns, dns4 or dns6, then tcp, then (for a peer's address) p2p. Checked
+by hand, so that `--help` and a typing mistake do not cost the second that importing libp2p takes.
 """
 
 import re

@@ -138,9 +138,9 @@ class Chain:
     def _include(self, included: Iterable[Inclusion]) -> None:
         for inclusion in included:
             peer = PeerId(inclusion.peer)
-            if self.is_plausible(peer, inclusion.seq):  # else a liar could have all that the member ever sends taken for included
+            if self.is_plausible(peer, inclusion.seq):  # or a liar could have all that the member ever sends taken for included
                 self._included[peer] = max(inclusion.seq, self._included.pop(peer, -1))
-        while len(self._included) > MAX_TRACKED:  # who contributed longest ago: those who come must find room, whoever came before
+        while len(self._included) > MAX_TRACKED:  # who contributed longest ago goes: newcomers must find room
             del self._included[next(iter(self._included))]
 
 

@@ -186,6 +186,8 @@ class GetUpdates(Message, frozen=True, tag="get_updates"):
 
 class Updates(Message, frozen=True, tag="updates"):
     updates: Annotated[tuple[Update, ...], msgspec.Meta(max_length=MAX_UPDATES)]
+    at_version: Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)] | None
+    """The asker's version, where its state is on this chain; None where the log does not reach it."""
 
 
 class GetShard(Message, frozen=True, tag="get_shard"):

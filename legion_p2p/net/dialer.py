@@ -1,7 +1,7 @@
 """How to get a connection to a peer.
 
-libp2p's `dial_peer` tries a single TCP address per peer, drops loopback addresses when there are others, retries with pauses, and then
-refuses to dial for a minute. This one takes its place, for our own requests as for the DHT and gossip.
+libp2p's `dial_peer` tries a single TCP address per peer, drops loopback addresses when there are others, retries with pauses,
+and then refuses to dial for a minute. This one takes its place, for our own requests as for the DHT and gossip.
 """
 
 import logging
@@ -158,7 +158,7 @@ class _Dial:
 
 
 def own_hosts() -> tuple[str, ...]:
-    """IP addresses of this machine's interfaces, loopback excluded, IPv4 first; link-local IPv6 needs a zone, so it is left out."""
+    """This machine's IP addresses, loopback excluded, IPv4 first; link-local IPv6 needs a zone, so it is left out."""
     found: list[str] = []
     for addresses in psutil.net_if_addrs().values():
         for entry in addresses:

@@ -1,11 +1,11 @@
 """Who provides a key: the Discovery of services.ports, over the DHT.
 
-A DHT record cannot be withdrawn and outlives its peer, so it is only a hint: `find` asks everybody it heard of directly whether it
-provides the key now, and returns those that say yes. Peers connected already are asked as well, so that two peers find each other
-before the DHT has heard of either.
+A DHT record cannot be withdrawn and outlives its peer, so it is only a hint: `find` asks everybody it heard of directly whether
+it provides the key now, and returns those that say yes. Peers connected already are asked as well, so that two peers find each
+other before the DHT has heard of either.
 
-A key is announced when `provide` is called, then after 2, 4, 8, ... s while the neighbourhood may still be filling up, and from then
-on every third of a record's lifetime. All keys that are due go together, one stream per node.
+A key is announced when `provide` is called, then after 2, 4, 8, ... s while the neighbourhood may still be filling up, and from
+then on every third of a record's lifetime. All keys that are due go together, one stream per node.
 """
 
 import logging

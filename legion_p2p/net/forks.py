@@ -1,7 +1,7 @@
 """Sockets that a forked process must not keep open.
 
-A child of a process with a live peer (a DataLoader's worker, say) inherits all of the peer's sockets. As long as it lived, the death of its
-parent would look to everybody else like mere silence, and the parent's ports would stay taken.
+A child of a process with a live peer (a DataLoader's worker, say) inherits all of the peer's sockets. As long as it lived, the
+death of its parent would look to everybody else like mere silence, and the parent's ports would stay taken.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Publish and subscribe: the Gossip of services.ports, over gossipsub.
 
-Messages are signed by who published them, of at most MAX_GOSSIP_BYTES, and at most MAX_GOSSIP_RATE_HZ per topic from one origin. Any
-number of subscribers share one gossipsub subscription; each has a buffer of its own that drops the oldest.
+Messages are signed by who published them, of at most MAX_GOSSIP_BYTES, and at most MAX_GOSSIP_RATE_HZ per topic from one
+origin. Any number of subscribers share one gossipsub subscription; each has a buffer of its own that drops the oldest.
 """
 
 import logging
@@ -51,8 +51,8 @@ def make_pubsub(host: BasicHost, config: NetConfig) -> tuple[Pubsub, GossipSub]:
         # a peer that comes back is let in again soon
         prune_back_off=5,
         unsubscribe_back_off=2,
-        # limits what a forwarder passes on, of all origins together: 200 peers that announce every 2 s exceed its default tenfold.
-        # The limit per origin, below, is the one that a flooder cannot get around.
+        # limits what a forwarder passes on, of all origins together: 200 peers that announce every 2 s exceed its default
+        # tenfold. The limit per origin, below, is the one that a flooder cannot get around.
         spam_protection_enabled=False,
         # both act on IP addresses, which peers behind one NAT or on one machine share
         adaptive_gossip_enabled=False,
@@ -66,8 +66,8 @@ def make_pubsub(host: BasicHost, config: NetConfig) -> tuple[Pubsub, GossipSub]:
         max_subscriptions_per_peer=MAX_TOPICS_PER_PEER,
         max_inbound_rpc_size=MAX_RPC_BYTES,
     )
-    # libp2p counts from the second it started: a peer that sent more than one message per second and restarts would repeat numbers,
-    # and its messages would be taken for ones seen already
+    # libp2p counts from the second it started: a peer that sent more than one message per second and restarts would repeat
+    # numbers, and its messages would be taken for ones seen already
     pubsub.counter = time.time_ns()
     return pubsub, router
 

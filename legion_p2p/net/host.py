@@ -1,7 +1,7 @@
 """The network of one peer: opening it, joining through known addresses, leaving.
 
-Everything runs in one nursery that `open_network` owns. Leaving closes all sockets first and asks nobody: it takes milliseconds, however
-unresponsive the others are.
+Everything runs in one nursery that `open_network` owns. Leaving closes all sockets first and asks nobody: it takes
+milliseconds, however unresponsive the others are.
 """
 
 import logging
@@ -40,6 +40,7 @@ from legion_p2p.net.patches import SturdyManager
 from legion_p2p.net.standing import Standing
 from legion_p2p.net.transport import Listener, Sockets, Transport
 
+DEFAULTS = NetConfig()
 LISTEN_ANYWHERE = ("/ip4/0.0.0.0/tcp/0",)
 REDIAL_FIRST_S = 0.5
 STILL_THERE_S = 1.0  # how often a lost initial peer is noticed
@@ -83,7 +84,7 @@ class Network:
     async def join(self) -> None:
         """Connect to the initial peers. Returns when one answers; the others, and those lost later, are tried for ever.
 
-        Raises: NoContactError, if every one failed at its first attempt. They are tried on all the same until the network is closed.
+        Raises: NoContactError, if every one failed at its first attempt. They are tried on all the same until closing.
         """
         if not self._initial:
             return
@@ -141,13 +142,13 @@ async def open_network(
     listen: Sequence[str] = LISTEN_ANYWHERE,
     initial_peers: Sequence[str] = (),
     announce: Sequence[str] = (),
-    config: NetConfig = NetConfig(),  # noqa: B008: frozen
+    config: NetConfig = DEFAULTS,
     log: Callable[[str], None] | None = None,
 ) -> AsyncIterator[Network]:
     """Listen, and yield the `Network`. Nobody is contacted before `join()` or the first request.
 
-    `listen`: multiaddrs without /p2p/; an empty sequence listens nowhere. `announce`: addresses to tell others instead of those found
-    out here (a public address that is forwarded to this machine). `log`: told in a line when a contact is made or lost.
+    `listen`: multiaddrs without /p2p/; an empty sequence listens nowhere. `announce`: addresses to tell others instead of those
+    found out here (a public address that is forwarded to this machine). `log`: told in a line when a contact is made or lost.
 
     Raises: UsageError, if an address cannot be one; NetworkError, if it cannot be listened on.
     """
@@ -275,7 +276,7 @@ class _Listening:
         self.bound: list[str] = []
 
     def addresses(self) -> tuple[str, ...]:
-        """Without /p2p/: announced ones, then what is listened on, a wildcard as the addresses of the interfaces; loopback last."""
+        """Without /p2p/: those announced, or else what is listened on, a wildcard as the interfaces' addresses; loopback last."""
         found = dict.fromkeys(self._announced)
         if not found:
             for address in self.bound:

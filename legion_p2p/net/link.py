@@ -1,7 +1,7 @@
 """One stream between two messengers: frames out of a queue, frames into callbacks.
 
-Reading never waits for anything but the network: yamux gives up on a reader that lets its window stay empty for 5 s. Writing happens
-in one task, from a queue: a frame is never cut short because whoever asked for it gave up.
+Reading never waits for anything but the network: yamux gives up on a reader that lets its window stay empty for 5 s. Writing
+happens in one task, from a queue: a frame is never cut short because whoever asked for it gave up.
 """
 
 from collections import deque

@@ -1,8 +1,8 @@
 """Requests and replies between peers, over libp2p streams: the Messenger of services.ports.
 
-For each peer and lane there is at most one stream that this side opened, for its requests and their replies, and what the other side
-opened for its own. A stream that breaks fails its outstanding requests at once; a request that had not been written yet is tried once
-more on a new stream. What a stranger sends wrongly costs it standing, and the stream; never the host.
+For each peer and lane there is at most one stream that this side opened, for its requests and their replies, and what the other
+side opened for its own. A stream that breaks fails its outstanding requests at once; a request that had not been written yet is
+tried once more on a new stream. What a stranger sends wrongly costs it standing, and the stream; never the host.
 """
 
 import logging

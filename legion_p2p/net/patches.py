@@ -66,13 +66,13 @@ def _read_patiently() -> None:
 
 
 def _forget_failures() -> None:
-    """A peer whose addresses failed once is not dialed for 60 s: a restarted bootstrap would be missed. Our dialer paces itself."""
+    """A peer whose addresses failed once is not dialed for 60 s: it would miss a restarted bootstrap. Our dialer paces itself."""
     _NegativePeerCache.is_blocked = lambda self, peer_id: False
     _NegativePeerCache.mark_failed = lambda self, peer_id: None
 
 
 def _bound_unread() -> None:
-    """yamux only warns about a peer that ignores its window, so unread streams would grow without bound. Close such a connection."""
+    """yamux only warns of a peer that ignores its window: unread streams would grow without bound. Close such a connection."""
 
     def get(stream: yamux.YamuxStream) -> int:
         return stream.__dict__["recv_window"]
@@ -89,8 +89,8 @@ def _bound_unread() -> None:
 
 
 def _update_windows_rarely() -> None:
-    """Announce free window when half of it is free, as go-yamux does. py-libp2p announces after every read, and reads varints byte
-    by byte: 70 frames for one DHT query, half of its cost.
+    """Announce free window when half of it is free, as go-yamux does. py-libp2p announces after every read, and reads varints
+    byte by byte: 70 frames for one DHT query, half of its cost.
     """
 
     async def update(stream: yamux.YamuxStream, *, bytes_read: int = 0) -> None:

@@ -1,8 +1,8 @@
 """Who misbehaved, and who is refused for it.
 
-GOOD -> REFUSED when offences, each halved every OFFENCE_HALF_LIFE_S, add up to OFFENCE_THRESHOLD; REFUSED -> GOOD after REFUSAL_S,
-with a clean record. At most MAX_SCORED_PEERS are remembered: the record that changed longest ago is forgotten first, so that
-inventing identities displaces records but never grows memory.
+GOOD -> REFUSED when offences, each halved every OFFENCE_HALF_LIFE_S, add up to OFFENCE_THRESHOLD; REFUSED -> GOOD after
+REFUSAL_S, with a clean record. At most MAX_SCORED_PEERS are remembered: the record that changed longest ago is forgotten first,
+so that inventing identities displaces records but never grows memory.
 """
 
 from collections import OrderedDict

@@ -1,7 +1,7 @@
 """TCP below libp2p: sockets that this side can count, tune, and close at once.
 
-libp2p's own listens with SO_REUSEPORT (a second bootstrap on the same port then takes half of the connections, silently), runs its
-listeners as system tasks, and leaves a half-written frame behind when a write is cancelled, which garbles all that follows.
+libp2p's own listens with SO_REUSEPORT (a second bootstrap on the same port then takes half of the connections, silently), runs
+its listeners as system tasks, and leaves a half-written frame behind when a write is cancelled, which garbles all that follows.
 """
 
 import logging
@@ -103,14 +103,15 @@ class Transport(TCP):
     """Dials and listens. Its tasks run in the nursery that it is given."""
 
     def __init__(self, nursery: trio.Nursery, sockets: Sockets) -> None:
-        super().__init__(dns_resolution_timeout=2.0, dns_max_retries=1)
+        super().__init__()
         self._nursery = nursery
         self._sockets = sockets
 
-    async def _dial_resolved(self, maddr: Multiaddr, source: tuple[str, int] | None = None) -> IRawConnection:
+    async def dial(self, maddr: Multiaddr) -> IRawConnection:
+        # names go to the operating system, not to libp2p's DNS client, which knows neither /etc/hosts nor the names of a LAN
         try:
             host, port = host_and_port(str(maddr))
-            stream = await trio.open_tcp_stream(host, port)
+            stream = await trio.open_tcp_stream(await _of_family(str(maddr).split("/")[1], host, port), port)
         except (OSError, UsageError) as failed:
             raise OpenConnectionError(reason_of(failed)) from failed
         return RawConnection(self._sockets.wrap(stream), True)
@@ -174,6 +175,15 @@ def host_and_port(address: str) -> tuple[str, int]:
     """Of a multiaddr, with or without its /p2p/ part. Raises: UsageError."""
     _, _, host, _, port = split_address(address)[0].split("/")
     return host, int(port)
+
+
+async def _of_family(protocol: str, host: str, port: int) -> str:
+    """The host; for a dns4 or dns6 name its first address of that family."""
+    families = {"dns4": socket.AF_INET, "dns6": socket.AF_INET6}
+    if protocol not in families:
+        return host
+    found = await trio.socket.getaddrinfo(host, port, families[protocol], socket.SOCK_STREAM)
+    return found[0][4][0]
 
 
 def _bind(host: str, port: int) -> trio.SocketListener:

@@ -47,7 +47,7 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
     reason: str = ""
 
 
-class UnknownVersion(Exception):  # noqa: N818: not an error of either side
+class UnknownVersion(Exception):  # not an error of either side
     """The envelope is of a version that this side does not speak."""
 
     def __init__(self, version: int, request_id: int) -> None:

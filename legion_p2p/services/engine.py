@@ -225,8 +225,8 @@ class Engine:
         """Look for a run. Raises: UnknownRunError; AmbiguousRunError."""
         return await find_run(run, self.network.messenger, self.network.discovery, self.events, search_s=search_s)
 
-    async def join(self, found: FoundRun, params: Params, nursery: trio.Nursery) -> None:
-        """Join a run that was found.
+    async def join(self, found: FoundRun, params: Params, nursery: trio.Nursery, start: Tensor | None = None) -> None:
+        """Join a run that was found. Shards that are still at `start` (1-D fp32, all parameters) are not fetched.
 
         Raises: MisfitError; JoinError, if nobody has the model.
         """
@@ -242,7 +242,7 @@ class Engine:
         if scope.cancelled_caught:
             raise JoinError(f"run {found.spec.name!r} is known, but no member that holds the model answered in {MEMBERS_S:.0f} s")
         fetched = await fetch_shards(
-            self.run, found.spec, self.config.region, self.members, self.network.messenger, self._offload, self.events
+            self.run, found.spec, self.config.region, self.members, self.network.messenger, self._offload, self.events, start
         )
         for f in fetched:
             self.shards.hold(f.shard, f.reference, f.version, f.digest, f.included)
@@ -516,6 +516,7 @@ async def running(
     rng: random.Random,
     wall_time: Callable[[], float] = time.time,
     search_s: float = SEARCH_S,
+    start: Tensor | None = None,
     early: Callable[[Engine], None] | None = None,
 ) -> AsyncIterator[Engine]:
     """Join `run`, or found `founding`, over `network`; leave in order at the end, also when cancelled.
@@ -531,7 +532,7 @@ async def running(
             if founding is not None:
                 await engine.found(founding, nursery)
             else:
-                await engine.join(await engine.find(run, search_s), params, nursery)
+                await engine.join(await engine.find(run, search_s), params, nursery, start)
             yield engine
         finally:
             with trio.CancelScope(shield=True):

@@ -9,7 +9,7 @@ from torch import Tensor
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.rendezvous import ownership
 from legion_p2p.core.run import RunSpec, SignedSpec, looks_like_run_id, name_key, open_spec, run_id, run_key
-from legion_p2p.core.wire import GetShard, GetSpec, Inclusion, ShardState, SpecFound, decode_reply, encode
+from legion_p2p.core.wire import GetShard, GetSpec, GetUpdates, Inclusion, ShardState, SpecFound, Updates, decode_reply, encode
 from legion_p2p.errors import AmbiguousRunError, DecodeError, JoinError, NetworkError, UnknownRunError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.groups import open_flat_nursery
@@ -109,9 +109,18 @@ async def _ask_all(wanted: str, contacts: Sequence[Contact], messenger: Messenge
 
 
 async def fetch_shards(
-    run: str, spec: RunSpec, region: str, members: MemberService, messenger: Messenger, offload: Offload, events: Events
+    run: str,
+    spec: RunSpec,
+    region: str,
+    members: MemberService,
+    messenger: Messenger,
+    offload: Offload,
+    events: Events,
+    start: Tensor | None = None,
 ) -> list[FetchedShard]:
     """Fetch every shard, several at once, each from its owner, or where that fails from any member that holds it.
+
+    `start`, 1-D fp32, are parameters that the run may have started from: a shard that is still at them need not travel.
 
     Raises: JoinError, if nobody has a shard for FETCH_S.
     """
@@ -122,11 +131,16 @@ async def fetch_shards(
     async def fetch(shard: int) -> None:
         size = plan.size(shard)
         deadline = trio.current_time() + FETCH_S
+        guess = None
+        if start is not None:
+            first, end = plan.bounds(shard)
+            guess = start[first:end].clone()
         while shard not in fetched:
             holders = _holders(run, region, shard, members)
             for peer in holders:
                 async with limiter:
-                    got = await _fetch_one(run, shard, size, peer, messenger, offload, events)
+                    got = None if guess is None else await _at_start(run, shard, guess, peer, messenger, offload)
+                    got = got or await _fetch_one(run, shard, size, peer, messenger, offload, events)
                 if got is not None:
                     fetched[shard] = got
                     return
@@ -148,6 +162,22 @@ def _holders(run: str, region: str, shard: int, members: MemberService) -> list[
     owners = ownership(run, region, shard, weights)
     first = [peer for peer in (owners.owner, owners.standby) if peer is not None]
     return [*first, *(PeerId(a.peer_id) for a in ready if a.peer_id not in first)]
+
+
+async def _at_start(
+    run: str, shard: int, guess: Tensor, peer: PeerId, messenger: Messenger, offload: Offload
+) -> FetchedShard | None:
+    """The shard, if `peer` has it at version 0 and that is what we guess."""
+    start_digest = await offload(digest, guess)
+    question = GetUpdates(run, shard, 0, start_digest, log_only=True)
+    try:
+        with trio.fail_after(ASK_DEADLINE_S):
+            reply = decode_reply(await messenger.request(peer, encode(question)))
+    except (NetworkError, DecodeError, trio.TooSlowError):
+        return None
+    if isinstance(reply, Updates) and reply.at_version == 0 and not reply.updates:
+        return FetchedShard(shard, 0, start_digest, (), guess, peer)
+    return None
 
 
 async def _fetch_one(

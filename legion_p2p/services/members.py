@@ -75,6 +75,7 @@ class MemberService:
         self._seq = 0
         self._signed: dict[PeerId, bytes] = {}
         self._own: Announcement | None = None
+        self._leaving = False
         self._hurry = Bell()
         self._hurried = False
         self._nursery: trio.Nursery | None = None
@@ -193,9 +194,9 @@ class MemberService:
 
     async def leave(self, deadline_s: float) -> None:
         """Tell everybody that this peer goes; at most `deadline_s`."""
-        self._seq += 1
-        gone = msgspec.structs.replace(self._describe(), incarnation=self.table.incarnation, seq=self._seq, leaving=True)
-        signed = sign(gone, self._identity)
+        self._leaving = True  # all that is announced from here on says so: a later word would bring this peer back to life
+        self._renew()
+        signed = self._signed_own
         farewell = Exchange(self.run, (signed,))
         with trio.move_on_after(deadline_s):
             async with trio.open_nursery() as nursery:
@@ -381,5 +382,7 @@ class MemberService:
 
     def _renew(self) -> None:
         self._seq += 1
-        self._own = msgspec.structs.replace(self._describe(), incarnation=self.table.incarnation, seq=self._seq)
+        self._own = msgspec.structs.replace(
+            self._describe(), incarnation=self.table.incarnation, seq=self._seq, leaving=self._leaving
+        )
         self._signed_own = sign(self._own, self._identity)

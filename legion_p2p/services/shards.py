@@ -31,11 +31,11 @@ from legion_p2p.core.rendezvous import Ownership, ownership
 from legion_p2p.core.round import LATE, Contribution, RoundConfig, ShardRound, Verdict
 from legion_p2p.core.run import RunSpec
 from legion_p2p.core.wire import (
+    MAX_COUNT,
+    MAX_INCLUDED,
     Failure,
     GetShard,
     GetUpdates,
-    MAX_COUNT,
-    MAX_INCLUDED,
     Handover,
     Held,
     Inclusion,
@@ -86,7 +86,13 @@ MAX_VERSION_JUMP = 1 << 24  # half a year of a version a second: who claims more
 MAX_FAILED_NAMED = 256  # in one update: its header has room for thousands, and a liar can invent any number of members
 SETTLE_S = 0.05  # membership news of this long are looked at together
 RESEND_AFTER_VERSIONS = 3  # an owner that made this many versions without our push has lost it
+MAX_LOG_BYTES = 60 << 20  # of updates of one shard: they travel in one frame of 64 MiB
 INLINE_ELEMENTS = 1 << 15  # below this, arithmetic is quicker than a hop to another thread
+
+
+def _log_bytes(numel: int) -> int:
+    """How many bytes of updates to keep: twice the shard, for who needs more fetches it whole; and room for headers."""
+    return min(8 * numel + (64 << 10), MAX_LOG_BYTES)
 
 
 class ShardService:
@@ -134,7 +140,7 @@ class ShardService:
 
     def hold(self, shard: int, reference: Tensor, version: int, digest_: bytes, included: Sequence[Inclusion] = ()) -> None:
         """Begin to hold a shard in this state."""
-        chain = Chain(version, digest_, 8 * reference.numel(), included)
+        chain = Chain(version, digest_, _log_bytes(reference.numel()), included)
         replica = Replica(shard, reference, chain)
         replica.next_seq = self._next_seq(0, included)
         self.replicas[shard] = replica
@@ -821,7 +827,7 @@ class ShardService:
                 self._events.emit("shard.merged", shard=replica.shard, tokens=replica.made_tokens, owner=peer)
             replica.made_tokens = 0
             replica.reference = theirs
-            replica.chain = Chain(state.version, state.digest, 8 * replica.numel, state.included, peer)
+            replica.chain = Chain(state.version, state.digest, _log_bytes(replica.numel), state.included, peer)
             replica.next_seq = max(replica.next_seq, next_seq)
             if replica.round is not None:
                 replica.round.advanced(state.version, state.included)
@@ -834,9 +840,9 @@ class ShardService:
         async with replica.lock:  # a round that closes now should be in the answer
             updates = replica.chain.since(message.version, message.digest)
             if updates is not None:
-                return Updates(updates)
+                return Updates(updates, message.version)
             if message.log_only:
-                return Updates(())
+                return Updates((), None)
         return await self._state(replica, replica.chain.passed(message.version, message.digest))
 
     async def _on_get_shard(self, message: GetShard) -> Reply:
@@ -860,7 +866,7 @@ class ShardService:
         return replica
 
     def _next_seq(self, at_least: int, included: Sequence[Inclusion]) -> int:
-        """The number of this peer's next contribution, where `included` are there already. Raises: DecodeError, if they cannot be."""
+        """The number of this peer's next contribution, where `included` are there. Raises: DecodeError, if that cannot be."""
         newest = max((i.seq for i in included if i.peer == self.me), default=-1)
         if newest > at_least + MAX_SEQ_JUMP:
             raise DecodeError(f"contribution number {newest} of this peer, which is at number {at_least}")

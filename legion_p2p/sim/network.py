@@ -1,7 +1,8 @@
 """A network in memory: the same ports as legion_p2p.net, the same limits and errors, under trio's virtual clock.
 
-`World` holds the peers and what lies between them; `World.join` gives a peer its messenger, discovery and gossip. Requests take the
-link's delay each way, bulk takes its turn at the link's rate, and every fault that the real network has can be had on demand:
+`World` holds the peers and what lies between them; `World.join` gives a peer its messenger, discovery and gossip. Requests take
+the link's delay each way, bulk takes its turn at the link's rate, and every fault that the real network has can be had on
+demand:
 
 | fault | what others see |
 |---|---|
@@ -58,7 +59,7 @@ class World:
     def __init__(
         self, seed: int = 0, *, delay_s: float | Link = 0.005, rate_bytes_s: float | Link = math.inf, loss: float = 0.0
     ) -> None:
-        """`delay_s`: one way, of every link, or a function of (from, to). `rate_bytes_s`: of bulk, likewise. `loss`: of requests."""
+        """`delay_s`: one way; `rate_bytes_s`: of bulk; either may be a function of (from, to). `loss`: of requests, 0 to 1."""
         self.random = random.Random(seed)
         self.delay_s = delay_s
         self.rate_bytes_s = rate_bytes_s

@@ -1,8 +1,8 @@
 """The key that says who a peer is, on disk.
 
-A text file of two lines, readable by its owner only; the second is the Ed25519 seed in hex. Whoever holds it is that peer, so a key
-file that others can read is refused, as ssh does it, and one that is damaged is never overwritten. The file is locked while its
-identity is in use: two processes under one identity would take each other for the network's mistake.
+A text file of two lines, readable by its owner only; the second is the Ed25519 seed in hex. Whoever holds it is that peer, so a
+key file that others can read is refused, as ssh does it, and one that is damaged is never overwritten. The file is locked while
+its identity is in use: two processes under one identity would take each other for the network's mistake.
 """
 
 import os
@@ -91,7 +91,7 @@ def _create(path: Path, identity: Identity) -> None:
 
 
 def _load(path: Path) -> StoredIdentity:
-    file = open(path, "rb")  # noqa: SIM115: it stays open, for the lock
+    file = open(path, "rb")  # noqa: SIM115 (it stays open, for the lock)
     try:
         mode = os.fstat(file.fileno()).st_mode
         if not stat.S_ISREG(mode):
@@ -116,8 +116,8 @@ def _seed_in(content: bytes, path: Path) -> bytes:
             raise ValueError
     except ValueError as bad:
         raise StoreError(
-            f"{path} does not hold an identity (a line of {2 * SEED_BYTES} hex digits); restore it from a backup, or move it away to "
-            "get a new identity"
+            f"{path} does not hold an identity (a line of {2 * SEED_BYTES} hex digits); restore it from a backup, or move it "
+            "away to get a new identity"
         ) from bad
     return seed
 

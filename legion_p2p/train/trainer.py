@@ -220,6 +220,7 @@ class Trainer:
         self._status_every_s = status_every_s
         self._device = choose_device(job.device)
         self._model: GPT | None = None
+        self._corpus: Corpus | None = None
         self._run_step = 0
         self._shown_at = 0.0
         self._noted_at = 0.0
@@ -264,6 +265,12 @@ class Trainer:
         return param_specs(FlatView(trainable(self._model)))
 
     def _corpus_of(self, spec: RunSpec) -> Corpus:
+        """The text to train on, read once: the run is joined when it fits, and the others wait from then on."""
+        if self._corpus is None:
+            self._corpus = self._open_corpus(spec)
+        return self._corpus
+
+    def _open_corpus(self, spec: RunSpec) -> Corpus:
         source = self.job.data or spec.data
         if not self.job.data and source != "stdlib":
             # A stranger's specification must not choose what is read from this disk.

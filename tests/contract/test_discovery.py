@@ -27,7 +27,7 @@ async def test_a_provider_is_found_with_addresses(swarm, clock):
 
 
 async def test_a_provider_is_found_through_a_third_peer(swarm, clock):
-    hub, a, b = await swarm.start_connected(3)
+    _, a, b = await swarm.start_connected(3)
     await a.discovery.provide("run")
     assert a.peer_id not in b.messenger.connected()
 
@@ -52,7 +52,7 @@ async def test_providing_alone_succeeds_and_is_found_when_somebody_comes(swarm, 
 
 
 async def test_nobody_finds_itself(swarm, clock):
-    a, b = await swarm.start_connected(2)
+    a, _ = await swarm.start_connected(2)
 
     await a.discovery.provide("run")
 

@@ -20,7 +20,7 @@ opt = legion.Optimizer(
 )
 status = opt.status
 print(json.dumps({"event": "in_run", "peer_id": status.peer_id}), flush=True)
-for step in range(20) if not how.startswith("forever") else iter(int, 1):
+for _ in range(20) if not how.startswith("forever") else iter(int, 1):
     x = torch.randn(8, 8)
     nn.functional.mse_loss(model(x), x[:, :1]).backward()
     opt.step()

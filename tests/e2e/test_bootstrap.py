@@ -19,8 +19,9 @@ COMMAND = [sys.executable, "-m", "legion_p2p.cli.bootstrap"]
 
 class Bootstrap:
     def __init__(self, tmp_path, *args, env=None):
+        identity = [] if "--identity" in args else ["--identity", str(tmp_path / "bootstrap.key")]
         self.process = subprocess.Popen(
-            [*COMMAND, "--identity", str(tmp_path / "bootstrap.key"), *args],
+            [*COMMAND, *identity, *args],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})},
         )  # fmt: skip
 
@@ -81,7 +82,7 @@ def test_peers_join_through_the_printed_addresses(start):
             await b.join()
             await a.discovery.provide("run")
             with trio.fail_after(60):
-                while [contact.peer_id for contact in await b.discovery.find("run")] != [a.peer_id]:
+                while [contact.peer_id for contact in await b.discovery.find("run")] != [a.peer_id]:  # noqa: ASYNC110
                     await trio.sleep(0.2)
 
     trio.run(main)
@@ -142,7 +143,7 @@ def test_an_identity_in_use_is_a_clear_error(start):
     start("--port", "0").addresses()
     second = start("--port", "0")
 
-    out, err = second.process.communicate(timeout=60)
+    _, err = second.process.communicate(timeout=60)
 
     assert second.process.returncode != 0
     assert "in use by another process" in err
@@ -160,7 +161,10 @@ def test_usage_errors_are_one_line_and_exit_code_2(args):
 
 
 def test_help_is_quick_to_import():
-    code = "import sys\nfrom legion_p2p.cli.bootstrap import main\ntry:\n  main()\nfinally:\n  print(sorted({'torch', 'libp2p', 'trio'} & set(sys.modules)))"
+    code = (
+        "import sys\nfrom legion_p2p.cli.bootstrap import main\n"
+        "try:\n  main()\nfinally:\n  print(sorted({'torch', 'libp2p', 'trio'} & set(sys.modules)))"
+    )
 
     done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, timeout=60)
 

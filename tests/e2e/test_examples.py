@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-LONGEST_S = 60  # they take 5 to 15 s; a busy machine is not a failure
+LONGEST_S = 100  # they take 5 to 15 s on an idle machine; a busy one is not a failure
 
 pytestmark = pytest.mark.timeout(2 * LONGEST_S)
 
@@ -62,7 +62,7 @@ def test_a_wrapped_optimizer_trains_alone() -> None:
 
 
 def test_a_second_terminal_joins_the_run_of_the_first() -> None:
-    with started("01_wrap_an_optimizer.py", "--seconds", "30") as founder:
+    with started("01_wrap_an_optimizer.py", "--seconds", "300") as founder:
         address = first_line(founder).split()[-1]
         with started("01_wrap_an_optimizer.py", "--seconds", "3", "--initial-peers", address) as joiner:
             told = output_of(joiner)
@@ -85,7 +85,7 @@ def test_a_bootstrap_node_introduces_peers_and_keeps_its_identity(tmp_path: Path
     with started("03_host_a_bootstrap_node.py", "--identity", key) as node:
         word, address = first_line(node).split()
         assert word == "--initial-peers"
-        with started("01_wrap_an_optimizer.py", "--new-run", "--seconds", "30", "--initial-peers", address) as founder:
+        with started("01_wrap_an_optimizer.py", "--new-run", "--seconds", "300", "--initial-peers", address) as founder:
             assert "run next-byte" in first_line(founder)
             with started("01_wrap_an_optimizer.py", "--seconds", "2", "--initial-peers", address) as joiner:
                 told = output_of(joiner)

@@ -340,15 +340,16 @@ def test_data_loader_workers_beside_a_live_peer(wrap: Wrap, method: str) -> None
     model = model_of()
     opt = wrap(adam(model), model)
     x, y = batch_of(1, 0, n=64)
-    loader = DataLoader(TensorDataset(x, y), batch_size=8, num_workers=2 if method == "fork" else 1, multiprocessing_context=method)
+    n = 2 if method == "fork" else 1
+    loader = DataLoader(TensorDataset(x, y), batch_size=8, num_workers=n, multiprocessing_context=method)
 
-    for _ in range(2 if method == "fork" else 1):
+    for _ in range(n):
         for a, b in loader:
             opt.zero_grad()
             nn.functional.mse_loss(model(a), b).backward()
             opt.step()
 
-    assert opt.steps == (16 if method == "fork" else 8)
+    assert opt.steps == 8 * n
     assert opt.flush(30)
     assert opt.status.errors == ()
 

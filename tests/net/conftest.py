@@ -33,5 +33,5 @@ async def echo(peer: str, body: bytes) -> bytes:
 async def eventually(is_so, within_s: float = 30.0) -> None:
     """Return once it is so; fail if it is not in time."""
     with trio.fail_after(within_s):
-        while not is_so():
+        while not is_so():  # noqa: ASYNC110
             await trio.sleep(0.02)

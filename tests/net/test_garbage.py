@@ -49,7 +49,7 @@ async def send(stranger, victim, lane, data: bytes) -> bytes:
         with trio.move_on_after(5):
             while chunk := await stream.read(65536):
                 answer += chunk
-    except Exception:  # noqa: S110: however the stream ends
+    except Exception:  # however the stream ends
         pass
     return answer
 
@@ -99,8 +99,8 @@ async def test_garbage_costs_the_stream_and_standing_but_not_the_host(what, lane
         | st.builds(frame, st.binary(min_size=1, max_size=60), st.binary(max_size=60))
         | st.builds(
             lambda *fields: frame(msgspec.msgpack.encode(fields)),
-            st.integers(0, 3), st.integers(-2, 2**64 - 1), st.integers(0, 6) | st.text(max_size=3), st.text(max_size=5), st.text(max_size=5),
-            st.text(max_size=5) | st.none(),
+            st.integers(0, 3), st.integers(-2, 2**64 - 1), st.integers(0, 6) | st.text(max_size=3),
+            st.text(max_size=5), st.text(max_size=5), st.text(max_size=5) | st.none(),
         ),
         min_size=1, max_size=8,
     ),
@@ -233,7 +233,7 @@ async def test_a_peer_that_ignores_its_window_is_disconnected():
         stream = await stream_to(stranger, victim, "/test/unread")
         stream.muxed_stream.send_window = 1 << 40
 
-        with trio.fail_after(20), pytest.raises(Exception):  # noqa: B017, PT011: whatever libp2p makes of it
+        with trio.fail_after(20), pytest.raises(Exception):  # noqa: B017
             for _ in range(1000):
                 await stream.write(bytes(65536))
 
@@ -262,7 +262,7 @@ async def test_garbage_on_libp2ps_own_protocols_leaves_the_host_alive(protocol):
                 stream = await stream_to(stranger, victim, protocol)
                 await stream.write(garbage)
                 await stream.close_write()
-            except Exception:  # noqa: S110: it may have been cut off already
+            except Exception:  # it may have been cut off already
                 pass
 
         await still_answers(victim)

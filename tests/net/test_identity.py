@@ -50,7 +50,9 @@ def test_a_file_that_others_can_read_is_refused_with_the_remedy(tmp_path, mode):
         load_or_create_identity(path)
 
 
-@pytest.mark.parametrize("content", ["", "hello\n", "# only a header\n", "ab" * 31 + "\n", "ab" * 33, "ab" * 32 + "\n" + "cd" * 32, "\xff\xfe"])
+@pytest.mark.parametrize(
+    "content", ["", "hello\n", "# only a header\n", "ab" * 31 + "\n", "ab" * 33, "ab" * 32 + "\n" + "cd" * 32, "\xff\xfe"]
+)
 def test_a_damaged_file_is_refused_and_left_alone(tmp_path, content):
     path = tmp_path / "key"
     path.write_bytes(content.encode("latin-1"))
@@ -71,7 +73,7 @@ def test_a_folder_is_no_identity(tmp_path):
 def test_a_folder_that_cannot_be_written_is_said_so(tmp_path):
     tmp_path.chmod(0o500)
 
-    with pytest.raises(StoreError, match="[Pp]ermission"):
+    with pytest.raises(StoreError, match=r"[Pp]ermission"):
         load_or_create_identity(tmp_path / "key")
 
 

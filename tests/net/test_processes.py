@@ -1,5 +1,6 @@
 """Peers that end or stop without a word: other processes, for only those can be killed properly."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -34,7 +35,7 @@ trio.run(main)
 
 @pytest.fixture
 async def other():
-    process = subprocess.Popen([sys.executable, "-c", ECHO], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", ECHO], stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
     try:
         address = await trio.to_thread.run_sync(process.stdout.readline)
         yield process, address.strip()
@@ -103,7 +104,5 @@ async def test_a_stopped_peer_holds_up_neither_the_loop_nor_leaving(other):
 
 
 async def _try(network, peer, body):
-    try:
+    with contextlib.suppress(UnreachableError):
         await network.messenger.request(peer, body, lane=Lane.BULK)
-    except UnreachableError:
-        pass

@@ -1,0 +1,174 @@
+"""Averaging a large fp32 vector among local processes: bytes on the wire, wall time and CPU time, beside gloo in the same run.
+
+    python benchmarks/averaging.py --elements 25000000 --peers 4
+
+Ideal is what any all-reduce through owners must send: each of n peers sends the (n-1)/n of the vector that it does not own, and
+each owner sends its mean to n-1 others: 2 (n-1) times the vector. Bytes on the wire are the loopback interface's own count, headers
+of TCP and IP included, so nothing else should use the network meanwhile. gloo does not encrypt; libp2p's Noise does.
+"""
+
+import argparse
+import json
+import multiprocessing as mp
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+KNOWN = {"hivemind": {"wire_MB": 602.7, "wall_s": 4.2, "cpu_s": [8.7, 12.2]}, "gloo": {"wire_MB": 601.0, "wall_s": 0.22}}
+
+
+def loopback_bytes() -> int:
+    return int(Path("/sys/class/net/lo/statistics/tx_bytes").read_text())
+
+
+def cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def average_peer(rank, n_peers, elements, codec, address, barrier, results):
+    import torch
+    import trio
+
+    import legion_p2p as legion
+    from legion_p2p.core.plan import ParamSpec
+    from legion_p2p.services.replica import LocalChange
+
+    torch.set_num_threads(1)
+    values = torch.full((elements,), float(rank + 1))
+    rounds = legion.RoundSpec(
+        local_steps=1, push_codec=codec, update_codec=codec, norm_cap=0.0, quorum=1.0, synchronous=True
+    )
+    params = (ParamSpec("x", (elements,)),)
+    founding = None
+    if rank == 0:
+        founding = legion.Founding(legion.RunSpec("bench", "", params, rounds), torch.zeros(elements))
+
+    async def main():
+        contacts = () if rank == 0 else (address.get(),)
+        async with legion.open_peer(
+            "" if founding else "bench",
+            founding=founding,
+            params=params,
+            initial_peers=contacts,
+            listen=("/ip4/127.0.0.1/tcp/0",),
+            status=False,
+            start=torch.zeros(elements),
+        ) as engine:
+            if rank == 0:
+                for _ in range(n_peers - 1):
+                    address.put(next(a for a in engine.network.addresses() if "127.0.0.1" in a))
+            await engine.wait_for_members(n_peers)
+            engine.report(legion.Progress(step=1, tokens=1, training=True))
+            while sum(a.training for a in engine.members.everyone()) < n_peers:
+                await engine.members.changed.wait()
+            await trio.sleep(2)  # ownership has settled, and every peer knows every other
+            await trio.to_thread.run_sync(barrier.wait)
+            sent = engine.network.messenger.traffic().sent_bytes
+            wire, began, cpu = loopback_bytes(), time.perf_counter(), cpu_s()
+            plan = engine.plan
+            for shard in range(plan.n_shards):
+                first, end = plan.bounds(shard)
+                held = engine.shards.replicas[shard]
+                engine.shards.contribute(
+                    LocalChange(shard, held.chain.version, held.reference, values[first:end], 1, 1)
+                )
+            while any(r.chain.version < 1 for r in engine.shards.replicas.values()):
+                await trio.sleep(0.005)
+            wall, cpu = time.perf_counter() - began, cpu_s() - cpu
+            await trio.to_thread.run_sync(barrier.wait)
+            mean = (n_peers + 1) / 2
+            error = float((engine.common_parameters() - mean).abs().max())
+            results.put(
+                {
+                    "rank": rank,
+                    "wall_s": wall,
+                    "cpu_s": cpu,
+                    "wire_bytes": loopback_bytes() - wire,
+                    "sent_bytes": engine.network.messenger.traffic().sent_bytes - sent,
+                    "error": error,
+                    "digest": engine.common_digest(),
+                }
+            )
+            await trio.to_thread.run_sync(barrier.wait)
+
+    trio.run(main)
+
+
+def gloo_peer(rank, n_peers, elements, store, barrier, results):
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=n_peers)
+    values = torch.full((elements,), float(rank + 1))
+    dist.all_reduce(torch.ones(1))
+    barrier.wait()
+    wire, began, cpu = loopback_bytes(), time.perf_counter(), cpu_s()
+    dist.all_reduce(values)
+    wall, cpu = time.perf_counter() - began, cpu_s() - cpu
+    barrier.wait()
+    results.put({"rank": rank, "wall_s": wall, "cpu_s": cpu, "wire_bytes": loopback_bytes() - wire})
+    barrier.wait()
+    dist.destroy_process_group()
+
+
+def run(target, n_peers, *args):
+    context = mp.get_context("spawn")
+    results, barrier = context.Queue(), context.Barrier(n_peers)
+    workers = [context.Process(target=target, args=(rank, n_peers, *args, barrier, results)) for rank in range(n_peers)]
+    for worker in workers:
+        worker.start()
+    rows = [results.get(timeout=300) for _ in workers]
+    for worker in workers:
+        worker.join(30)
+        if worker.is_alive():
+            worker.kill()
+    return sorted(rows, key=lambda row: row["rank"])
+
+
+def summary(rows, ideal_bytes):
+    wire = max(row["wire_bytes"] for row in rows)
+    return {
+        "wire_MB": round(wire / 1e6, 1),
+        "wire_over_ideal": round(wire / ideal_bytes, 4),
+        "sent_over_ideal": round(sum(row.get("sent_bytes", 0) for row in rows) / ideal_bytes, 4),
+        "wall_s": round(max(row["wall_s"] for row in rows), 3),
+        "cpu_s": round(sum(row["cpu_s"] for row in rows), 2),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--elements", type=int, default=25_000_000)
+    parser.add_argument("--peers", type=int, default=4)
+    parser.add_argument("--codec", default="fp32")
+    parser.add_argument("--repeat", type=int, default=3)
+    args = parser.parse_args()
+    ideal_bytes = 2 * (args.peers - 1) * 4 * args.elements
+    report = {"elements": args.elements, "peers": args.peers, "codec": args.codec, "ideal_MB": ideal_bytes / 1e6, "runs": []}
+    for _ in range(args.repeat):
+        address = mp.get_context("spawn").Queue()
+        ours = run(average_peer, args.peers, args.elements, args.codec, address)
+        if len({row["digest"] for row in ours}) != 1:
+            raise SystemExit(f"the peers differ: {ours}")
+        with tempfile.TemporaryDirectory() as folder:
+            gloo = run(gloo_peer, args.peers, args.elements, f"{folder}/store")
+        report["runs"].append(
+            {
+                "legion": {**summary(ours, ideal_bytes), "max_error": max(row["error"] for row in ours)},
+                "gloo": summary(gloo, ideal_bytes),
+            }
+        )
+        print(json.dumps(report["runs"][-1]), file=sys.stderr)
+    report["known"] = KNOWN
+    print(json.dumps(report, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""legion-demo: a whole swarm on this machine, next to a peer that trains alone.
+
+This module reads the options, shows what goes on and tells what came of it; `demo_swarm` conducts it. Neither torch nor libp2p is
+imported before the training is done, and then only to look at the result.
+"""
+
+import contextlib
+import json as json_module
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+
+from legion_p2p.cli.common import DONE, FAILED, SOURCES_HELP, Signals, at_least, make_app, run_and_exit
+from legion_p2p.errors import ConfigError, UsageError
+
+MAX_PEERS = 32  # each is a process of some 400 MB
+DEFAULT_FOLDER = "legion-out"
+
+HELP = """Watch a swarm train a small language model on this machine.
+
+One bootstrap node and some peers, each a process of its own, find each other through the DHT and train one GPT on the source of
+the Python standard library; beside them a lone peer makes as many steps. Takes 3 minutes.
+
+  legion-demo
+  legion-demo --peers 4 --minutes 5 --out my-demo"""
+
+app = make_app("legion-demo", HELP, help_epilogue=SOURCES_HELP)
+
+
+@Parameter(name="*", group=Group.create_ordered("Options"))
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    peers: Annotated[int, Parameter(validator=at_least(1))] = 3
+    """Peers in the swarm."""
+    minutes: Annotated[float, Parameter(validator=at_least(0.1))] = 3.0
+    """How long all of it may take; the number of steps follows from it and from this machine's speed."""
+    out: Annotated[str, Parameter(metavar="FOLDER")] = ""
+    """New folder for curves, metrics and the summary. [default: legion-out/demo-1, demo-2, ...]"""
+    preset: Annotated[str, Parameter(metavar="SIZE")] = "xxs"
+    """Size of the built-in GPT: xxs, s, m."""
+    seed: Annotated[int, Parameter(validator=at_least(0))] = 0
+    """Of the model's first weights and of the text's order."""
+    lone: bool = True
+    """Train the lone peer beside the swarm."""
+    quiet: Annotated[bool, Parameter(negative=())] = False
+    """Show nothing before the result."""
+    json: Annotated[bool, Parameter(negative=())] = False
+    """Print only the summary, as a line of JSON."""
+    config: Annotated[str, Parameter(metavar="FILE")] = ""
+    """TOML file with further options."""
+    steps: Annotated[int, Parameter(validator=at_least(0), show=False)] = 0
+    local_steps: Annotated[int, Parameter(validator=at_least(0), show=False)] = 0
+    learning_rate: Annotated[float, Parameter(validator=at_least(0), show=False)] = 0.0
+    batch: Annotated[int, Parameter(validator=at_least(0), show=False)] = 0
+    codec: Annotated[str, Parameter(show=False)] = ""
+
+
+@app.default
+def demo(options: Options = Options()) -> int:
+    from legion_p2p.cli.demo_show import Show
+    from legion_p2p.cli.demo_swarm import DemoError, Interrupted, Plan, conduct
+
+    if options.peers > MAX_PEERS:
+        raise UsageError(f"--peers {options.peers}, at most {MAX_PEERS}: each is a process of its own")
+    plan = Plan(
+        n_peers=options.peers, minutes=options.minutes, preset=options.preset, seed=options.seed, lone=options.lone,
+        steps=options.steps,
+        **{name: getattr(options, name) for name in ("local_steps", "learning_rate", "batch", "codec") if getattr(options, name)},
+    )  # fmt: skip
+    check_preset(options.preset)
+    out = make_folder(options.out)
+    show = Show(plan, "none" if options.json or options.quiet else "view" if _can_draw() else "lines")
+    with contextlib.ExitStack() as open_things:
+        signals = open_things.enter_context(Signals(before_exit=show.close_at_once))
+        try:
+            summary = conduct(plan, out, show, signals)
+        except Interrupted:
+            show.close()
+            print(f"legion-demo: stopped; what there is so far is in {out}", file=sys.stderr)
+            return 128 + (signals.caught or 2)
+        except DemoError as bad:
+            show.close()
+            print(f"legion-demo: error: {bad}", file=sys.stderr)
+            return FAILED
+    if options.json:
+        print(json_module.dumps(summary))
+    else:
+        print("\n".join(told(summary, out)))
+    return DONE if summary["digests_equal"] and summary["swarm_val_loss"] is not None else FAILED
+
+
+def check_preset(name: str) -> None:
+    """Raises: UsageError. The names are written here as well, for looking them up would import torch."""
+    if name not in ("xxs", "s", "m", "l"):
+        raise UsageError(f"--preset {name}: xxs, s, m or l; gpt2 needs a tokenizer that the demo does not bring")
+
+
+def make_folder(given: str) -> Path:
+    """The folder to write to, new or empty, so that no two demos mix. Raises: ConfigError."""
+    if given:
+        path = Path(given)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise ConfigError(f"--out {given}: this folder is not empty, and a demo must not mix with what is there")
+        except OSError as bad:
+            raise ConfigError(f"--out {given}: {bad.strerror or bad}") from bad
+        return path
+    try:
+        for n in range(1, 1 << 20):
+            path = Path(DEFAULT_FOLDER, f"demo-{n}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                return path
+    except OSError as bad:
+        raise ConfigError(f"cannot write to {DEFAULT_FOLDER}: {bad.strerror or bad}: choose another folder with --out") from bad
+    raise ConfigError(f"{DEFAULT_FOLDER} is full: choose another folder with --out")
+
+
+def told(summary: dict[str, Any], out: Path) -> list[str]:
+    """What came of it, for people."""
+    from legion_p2p.observe import human
+
+    n_peers, swarm, alone = summary["n_peers"], summary["swarm_val_loss"], summary["lone_val_loss"]
+    summed_up = (
+        f"{n_peers} peers made {human.whole_text(summary['local_steps'])} local steps each and read "
+        f"{human.count_text(summary['tokens'])} bytes of text in all, in {human.whole_text(summary['rounds'])} rounds of "
+        f"{1000 * summary['round_period_s']:.0f} ms."
+    )
+    lines = [
+        "",
+        *_wrapped(summed_up),
+        "",
+        f"  validation loss of the swarm's common model  {human.loss_text(swarm)}  nats per byte",
+    ]
+    if alone is not None:
+        better = 100 * (1 - swarm / alone)
+        verdict = f"the swarm is {better:.1f} % better" if better > 0 else f"the swarm is {-better:.1f} % worse"
+        lines.append(f"  of a lone peer after as many steps           {human.loss_text(alone)}  {verdict}")
+        lines += ["", *_wrapped(summary["lone_note"])]
+    lines += ["", "the common model at each peer:"]
+    for label, peer_id in summary["peers"].items():
+        lines.append(f"  {label}  {human.short_id(peer_id)}  {summary['digests'][peer_id][:32]}..")
+    lines.append(f"  {summary['verdict']}")
+    if summary["lost"]:
+        lines += ["", f"lost on the way: {'; '.join(summary['lost'])}"]
+    traffic = (
+        f"sent {human.bytes_text(summary['sent_bytes'])} in all, received {human.bytes_text(summary['received_bytes'])}; "
+        f"{human.count_text(summary['swarm_tokens_per_s'])} tokens/s all together"
+        + (f", the lone peer {human.count_text(summary['lone_tokens_per_s'])}" if alone is not None else "")
+    )
+    lines += ["", *_wrapped(traffic)]
+    if summary["sample"]:
+        written = summary["sample"].strip().splitlines()
+        lines += ["", "the common model writes:", *(f"  | {human.clean(line).rstrip()}" for line in written)]
+    return [*lines, "", f"{human.seconds_text(summary['wall_s'])} in all; curves.png, summary.json and the rest are in {out}"]
+
+
+def _wrapped(text: str) -> list[str]:
+    import shutil
+    import textwrap
+
+    return textwrap.wrap(text, min(96, shutil.get_terminal_size().columns - 1))
+
+
+def _can_draw() -> bool:
+    return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+
+
+def main() -> None:
+    """The console script."""
+    run_and_exit(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The lone peer that the demo's swarm is compared with, and the calibration before both.
+
+Plain torch, no swarm: the same model from the same first weights, the same optimizer and learning-rate schedule, windows drawn
+from the same text in the same way. What it has seen after as many steps is one peer's share.
+"""
+
+import argparse
+import json
+import time
+from typing import Any
+
+import torch
+
+from legion_p2p.config import NewRun, read_toml
+from legion_p2p.core.chunks import ChunkLedger
+from legion_p2p.core.identity import Identity
+from legion_p2p.train.corpus import Corpus, open_text
+from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of
+from legion_p2p.train.gpt import GPT
+from legion_p2p.train.trainer import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, STEP_EVENT_EVERY_S, evaluate, learning_rate, spec_of
+
+WARM_UP_STEPS = 3  # torch plans its kernels in the first ones
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("spec")
+    parser.add_argument("--calibrate", type=float, default=0.0)
+    parser.add_argument("--steps", type=int, default=0)
+    parser.add_argument("--evals", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    lone = Lone(read_toml(options.spec, NewRun), options.seed)
+    if options.calibrate:
+        say("calibrated", step_s=lone.seconds_per_step(options.calibrate))
+    else:
+        lone.train(options.steps, options.evals)
+
+
+def say(event: str, **fields: Any) -> None:
+    print(json.dumps({"event": event, "at": time.time(), **fields}), flush=True)
+
+
+class Lone:
+    """A model, its optimizer and its text."""
+
+    def __init__(self, new_run: NewRun, seed: int) -> None:
+        self.new_run = new_run
+        self.model: GPT = spec_of(new_run)[1]
+        self.inner = new_run.inner
+        self.corpus: Corpus = open_text(new_run.data, self.model.config.context)
+        self.opt = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=self.inner.learning_rate,
+            betas=(self.inner.beta1, self.inner.beta2),
+            weight_decay=self.inner.weight_decay,
+        )
+        n_tokens, context = len(self.corpus.train), self.model.config.context
+        chunk_tokens = default_chunk_tokens(n_tokens, context)
+        ledger = ChunkLedger(n_chunks_of(n_tokens, chunk_tokens), Identity.generate().peer_id)
+        self.windows = ChunkedWindows(self.corpus.train, chunk_tokens, context, self.inner.batch, seed, ledger)
+
+    def step(self, number: int) -> float:
+        """One step of the training loop of `legion-peer`, without a swarm; the loss."""
+        for group in self.opt.param_groups:
+            group["lr"] = learning_rate(self.inner, number, number)
+        x, y = next(self.windows)
+        _, loss = self.model(x, y)
+        assert loss is not None
+        loss.backward()
+        if self.inner.clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.inner.clip)
+        self.opt.step()
+        self.opt.zero_grad()
+        return float(loss.detach())
+
+    def seconds_per_step(self, for_s: float) -> float:
+        for number in range(WARM_UP_STEPS):
+            self.step(number)
+        began, n_steps = time.perf_counter(), 0
+        while (spent := time.perf_counter() - began) < for_s or n_steps < 2:
+            self.step(n_steps)
+            n_steps += 1
+        return spent / n_steps
+
+    def train(self, n_steps: int, n_evals: int) -> None:
+        began = noted_at = time.perf_counter()
+        eval_s, smoothed = 0.0, None
+        tokens_per_step = self.inner.batch * self.model.config.context
+        every = max(1, n_steps // n_evals) if n_evals else 0
+        for number in range(n_steps):
+            if every and number % every == 0:
+                eval_began = time.perf_counter()
+                say("eval", step=number, val_loss=round(evaluate(self.model, self.corpus, EVAL_WINDOWS), 5))
+                eval_s += time.perf_counter() - eval_began
+            loss = self.step(number)
+            smoothed = loss if smoothed is None else 0.9 * smoothed + 0.1 * loss
+            now = time.perf_counter()
+            if now - noted_at >= STEP_EVENT_EVERY_S or number == 0:
+                noted_at = now
+                rate = (number + 1) * tokens_per_step / max(1e-9, now - began - eval_s)
+                say("step", step=number + 1, loss=round(smoothed, 4), tokens_per_s=round(rate, 1))
+        train_s = time.perf_counter() - began - eval_s
+        say("eval", step=n_steps, val_loss=round(evaluate(self.model, self.corpus, EVAL_WINDOWS), 5))
+        say(
+            "lone.finished",
+            step=n_steps,
+            tokens=n_steps * tokens_per_step,
+            val_loss=evaluate(self.model, self.corpus, FINAL_EVAL_WINDOWS),
+            train_s=round(train_s, 3),
+            tokens_per_s=round(n_steps * tokens_per_step / train_s, 1),
+        )
+
+
+if __name__ == "__main__":
+    main()

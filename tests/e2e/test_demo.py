@@ -1,0 +1,86 @@
+"""legion-demo from start to end, as real processes; and what is left of it when it is stopped in the middle."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from processes import eventually
+
+KEYS = {
+    "run", "n_peers", "local_steps", "tokens", "swarm_val_loss", "lone_val_loss", "digests", "sent_bytes", "received_bytes",
+    "wall_s", "sample", "round_period_s", "swarm_tokens_per_s", "lone_tokens_per_s", "settings", "python", "torch",
+}  # fmt: skip
+
+
+def start(script, out: Path, *args: str):
+    return script("-m", "legion_p2p.cli.demo", "--peers", "2", "--out", str(out), *args)
+
+
+def nobody_of(family: list[psutil.Process]) -> bool:
+    return not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def family_of(demo) -> list[psutil.Process]:
+    return psutil.Process(demo.pid).children(recursive=True)
+
+
+@pytest.mark.timeout(170)
+def test_two_peers_end_with_one_model_and_the_demo_leaves_what_it_promises(script, tmp_path):
+    out = tmp_path / "a folder"
+
+    demo = start(script, out, "--steps", "40")
+    family = eventually(lambda: len(found := family_of(demo)) >= 4 and found)
+    code = demo.wait()
+
+    assert code == 0, demo.story()
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary.keys() >= KEYS
+    assert summary["n_peers"] == 2 and summary["local_steps"] == 40 and summary["tokens"] == 2 * 40 * 4 * 64
+    assert len(summary["digests"]) == 2 and len(set(summary["digests"].values())) == 1 and all(summary["digests"].values())
+    assert all(peer.startswith("12D3KooW") for peer in summary["digests"])
+    assert 1 < summary["swarm_val_loss"] < 5.2 and 1 < summary["lone_val_loss"] < 5.2
+    assert summary["sent_bytes"] > 100_000 and summary["rounds"] >= 2
+    assert (out / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and (out / "curves.png").stat().st_size > 10_000
+    assert json.loads((out / "curves.json").read_text())["lone_validation"]
+    for n in (1, 2):
+        events = [json.loads(line) for line in (out / f"peer-{n}" / "metrics.jsonl").read_text().splitlines()]
+        assert {"step", "round.closed", "run.finished"} <= {event["event"] for event in events}
+        assert (out / f"peer-{n}" / "model.safetensors").exists()
+    assert not (out / "bootstrap" / "identity.key").exists()
+    eventually(lambda: nobody_of(family), 3)
+    assert demo.left_files() == []
+
+
+@pytest.mark.timeout(170)
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_outlives_a_demo_that_is_stopped(script, tmp_path, way):
+    demo = start(script, tmp_path / "out", "--steps", "100000")
+    family = eventually(lambda: len(found := family_of(demo)) >= 4 and found)
+    eventually(lambda: any("training" in str(m.get("text")) for m in demo.said))
+
+    began = time.monotonic()
+    os.kill(demo.pid, way)
+    code = demo.wait(10)
+
+    eventually(lambda: nobody_of(family), 3)
+    assert time.monotonic() - began < 5
+    assert code == (130 if way == signal.SIGINT else -signal.SIGKILL)
+
+
+@pytest.mark.timeout(170)
+def test_a_peer_that_dies_is_named_and_the_others_go_on(script, tmp_path):
+    demo = script("-m", "legion_p2p.cli.demo", "--peers", "3", "--no-lone", "--steps", "150", "--out", str(tmp_path / "out"))
+    eventually(lambda: any("training" in str(m.get("text")) for m in demo.said))
+
+    next(p for p in family_of(demo) if "peer-3" in p.cmdline()).kill()
+    code = demo.wait()
+
+    assert code == 0, demo.story()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["lost"] == ["peer-3 was killed by signal 9"]
+    assert len(summary["digests"]) == 2 and len(set(summary["digests"].values())) == 1
+    assert summary["lone_val_loss"] is None

@@ -1,0 +1,135 @@
+"""The parts of legion-demo that need no swarm."""
+
+import json
+import queue
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from legion_p2p.cli import demo, demo_processes
+from legion_p2p.cli.common import run_app
+from legion_p2p.cli.demo_processes import ENDED, Family
+from legion_p2p.cli.demo_swarm import Plan
+from legion_p2p.config import NewRun
+from legion_p2p.dashboard.plot import draw_demo
+from legion_p2p.errors import ConfigError, UsageError
+
+
+def test_help_imports_neither_torch_nor_libp2p():
+    code = (
+        "import sys; from legion_p2p.cli import demo, demo_swarm, demo_show; from legion_p2p.cli.common import run_app\n"
+        "run_app(demo.app, ['--help']); sys.exit(any(m in sys.modules for m in ('torch', 'libp2p', 'matplotlib')))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 0, done.stderr
+    assert "--minutes" in done.stdout and "--learning-rate" not in done.stdout
+
+
+def test_the_specification_that_it_writes_is_one():
+    plan = Plan(n_peers=3, minutes=3, preset="xxs", seed=7, lone=True)
+
+    spec = msgspec.convert(tomllib.loads(plan.spec_text(1234)), NewRun)
+
+    assert (spec.preset, spec.seed, spec.inner.decay_steps, spec.round.local_steps) == ("xxs", 7, 1234, plan.local_steps)
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+
+    with pytest.raises(ConfigError, match="not empty"):
+        demo.make_folder(str(tmp_path))
+
+
+def test_folders_are_numbered_and_never_shared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    assert [demo.make_folder("").name for _ in range(3)] == ["demo-1", "demo-2", "demo-3"]
+
+
+def test_a_preset_that_cannot_be_shown_is_refused_before_anything_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(UsageError):
+        demo.check_preset("gpt2")
+
+    assert run_app(demo.app, ["--preset", "gpt2"]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_child_does_what_it_is_told_and_ends_with_its_family(tmp_path):
+    with Family() as family:
+        child = family.start("one", tmp_path / "log.txt", preload=False)
+        _, loaded = family.inbox.get(timeout=20)
+        child.run("json.tool", ["--help"])
+        heard = [family.inbox.get(timeout=20)[1]]
+        while heard[-1]["event"] != ENDED:
+            heard.append(family.inbox.get(timeout=20)[1])
+        idle = family.start("two", tmp_path / "log.txt", preload=False)
+        family.inbox.get(timeout=20)
+
+    assert loaded == {"event": "loaded"}
+    assert heard[-1]["code"] == 0 and "usage" in heard[0]["text"]
+    assert idle.popen.returncode == -signal.SIGTERM
+
+
+def test_a_child_that_ignores_sigterm_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_processes, "LEAVE_S", 0.2)
+    (tmp_path / "deaf.py").write_text(
+        "import signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        'print(\'{"event": "deaf"}\', flush=True)\n'
+        "time.sleep(60)"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    with Family() as family:
+        child = family.start("deaf", tmp_path / "log.txt", preload=False)
+        child.run("deaf", [])
+        while family.inbox.get(timeout=20)[1]["event"] != "deaf":
+            pass
+        began = time.monotonic()
+
+    assert child.popen.returncode == -signal.SIGKILL
+    assert time.monotonic() - began < 2
+
+
+def test_a_child_sees_no_variable_that_would_change_its_options(monkeypatch):
+    monkeypatch.setenv("LEGION_CODEC", "fp32")
+
+    assert not [name for name in demo_processes._environment() if name.startswith("LEGION_")]
+
+
+@pytest.mark.parametrize("lone", [True, False])
+def test_curves_are_drawn_with_and_without_a_lone_peer(tmp_path, lone):
+    curves = {
+        "swarm_validation": [(0, 5.5), (10, 3.0)],
+        "lone_validation": [(0, 5.5), (10, 3.2)] if lone else [],
+        "training": {"peer-1": [(1, 5.5), (20, 2.7)], "peer-2": []},
+        "final": {"step": 20, "swarm": 2.6, "lone": 2.9 if lone else None},
+    }
+
+    draw_demo(json.loads(json.dumps(curves)), tmp_path / "curves.png", n_peers=2, n_params=252_384)
+
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_order_is_lost_on_a_child_that_has_ended(tmp_path):
+    with Family() as family:
+        child = family.start("one", Path(tmp_path / "log.txt"), preload=False)
+        family.inbox.get(timeout=20)
+        child.signal(signal.SIGKILL)
+        _, ended = family.inbox.get(timeout=20)
+        child.run("json.tool", [])
+
+        with pytest.raises(queue.Empty):
+            family.inbox.get(timeout=0.1)
+
+    assert ended == {"event": ENDED, "code": -signal.SIGKILL}

@@ -1,0 +1,154 @@
+"""The pages say what is true: links lead somewhere, options exist, Python compiles, and nothing of one machine slipped in."""
+
+import ast
+import contextlib
+import functools
+import importlib
+import io
+import re
+import shlex
+import sys
+import textwrap
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+
+of_every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in a language."""
+    found = FENCE.findall(page.read_text(encoding="utf-8"))
+    return [textwrap.dedent(body) for _, name, body in found if name == language]
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are called in links, as GitHub does it."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ +(.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@functools.cache
+def help_of(command: str) -> str:
+    """Everything that `--help` says, of the subcommands too."""
+    module, function = COMMANDS[command].split(":")
+    main = getattr(importlib.import_module(module), function)
+    told = printed_by(main, [command, "--help"])
+    subcommands = re.findall(r"^│ ([a-z]+) ", told, re.MULTILINE) if "COMMAND" in told.splitlines()[0] else []
+    return told + "".join(printed_by(main, [command, subcommand, "--help"]) for subcommand in subcommands)
+
+
+def printed_by(main, argv: list[str]) -> str:
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        patch.setattr(sys, "argv", argv)
+        patch.setenv("COLUMNS", "200")
+        main()
+    return out.getvalue()
+
+
+def shell_lines(page: Path) -> list[str]:
+    """What stands behind the prompts of the console blocks."""
+    lines = [line for block in blocks(page, "console") for line in block.splitlines()]
+    return [line[2:] for line in lines if line.startswith("$ ")]
+
+
+@of_every_page
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+
+    broken = []
+    for target in LINK.findall(text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        if not there.exists() or (anchor and anchor not in anchors(there)):
+            broken.append(target)
+
+    assert broken == []
+
+
+@of_every_page
+def test_every_option_in_an_example_exists(page: Path) -> None:
+    unknown = []
+    for line in shell_lines(page):
+        words = shlex.split(line, comments=True)
+        command = next((Path(word).name for word in words if Path(word).name in COMMANDS), None)
+        if command:
+            unknown += [(command, flag) for flag in FLAG.findall(" ".join(words)) if flag not in FLAG.findall(help_of(command))]
+
+    assert unknown == []
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_the_page_of_a_command_names_no_option_that_does_not_exist(command: str) -> None:
+    page = ROOT / "docs" / "commands" / f"{command}.md"
+    prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+    known = {flag for other in COMMANDS for flag in FLAG.findall(help_of(other))}
+
+    assert set(FLAG.findall(prose)) <= known
+    assert any(line.startswith(command) for line in shell_lines(page))
+
+
+@of_every_page
+def test_python_in_the_pages_compiles_and_names_what_exists(page: Path) -> None:
+    import legion_p2p
+
+    for code in blocks(page, "python"):
+        tree = ast.parse(code)
+        used = {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "legion"
+        }
+        assert used <= set(legion_p2p.__all__)
+
+
+@of_every_page
+def test_toml_in_the_pages_is_toml(page: Path) -> None:
+    for text in blocks(page, "toml"):
+        tomllib.loads(text)
+
+
+def test_every_public_module_path_in_the_map_exists() -> None:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![\w/])((?:core|tensor|services|net|train|observe|cli|sim|store)/\w+\.py)", text))
+    tests = set(re.findall(r"tests/\w+(?:/\w+\.py)?", text))
+
+    assert named
+    assert [path for path in sorted(named) if not (ROOT / "legion_p2p" / path).exists()] == []
+    assert [path for path in sorted(tests) if not (ROOT / path).exists()] == []
+
+
+def test_every_test_that_the_map_names_exists() -> None:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+
+    named = set(re.findall(r"`(test_\w+)`", text))
+
+    assert len(named) >= 5
+    assert [name for name in sorted(named) if f"def {name}(" not in sources] == []
+
+
+def test_the_commands_of_the_readme_are_those_of_the_makefile() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+    assert {"demo", "test"} <= set(re.findall(r"^\$ make (\w+)", readme, re.MULTILINE)) <= targets
+
+
+def test_the_file_of_bootstrap_peers_can_be_read() -> None:
+    from legion_p2p.core.addresses import parse_addresses
+
+    assert isinstance(parse_addresses([f"@{ROOT / 'bootstrap_peers.txt'}"]), tuple)
