@@ -27,7 +27,7 @@ async def open_bootstrap(
     Its `addresses()` are what peers give as `initial_peers`. With a key file as `identity` they survive a restart. Other nodes
     in `initial_peers` are connected to in the background, for ever; whether they answer or not does not matter to this one.
 
-    Raises: UsageError, for an address that cannot be one; NetworkError, if it cannot be listened on; StoreError, for the key file.
+    Raises: UsageError, for an address that cannot be one; NetworkError, if it cannot be listened on; StoreError, for its key.
     """
     from legion_p2p.net.host import open_network
     from legion_p2p.store.identity import load_or_create_identity

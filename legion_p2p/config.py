@@ -1,7 +1,7 @@
 """What a user may set, composed from the configs of the parts; units are in the names.
 
-`Job` is all that `legion-peer` needs to know; `NewRun` is the SPEC.toml that founds a run. Both are plain data: they come from flags,
-a TOML file or LEGION_* variables, and the command line wins.
+`Job` is all that `legion-peer` needs to know; `NewRun` is the SPEC.toml that founds a run. Both are plain data: they come from
+flags, a TOML file or LEGION_* variables, and the command line wins.
 """
 
 import tomllib

@@ -4,6 +4,7 @@ Only here do services meet libp2p. The same engine runs in virtual time over `si
 """
 
 import random
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -67,7 +68,10 @@ async def open_peer(
         raise UsageError("give either the run to join or the one to found")
     events = events or Events()
     config = config or PeerConfig()
+    initial_peers = tuple(initial_peers)
     contacts = parse_addresses(initial_peers)
+    if initial_peers and not contacts:
+        raise UsageError(f"{' '.join(initial_peers)} holds no address; a line as legion-bootstrap prints it would do")
     whoami, unlock = _identity(identity)
     network_options = {"listen": listen, "initial_peers": contacts, "announce": announce}
 
@@ -125,8 +129,7 @@ class Optimizer(SwarmOptimizer):
         opt = legion.Optimizer(torch.optim.AdamW(model.parameters(), lr=3e-4), model, run="my-run", initial_peers=[...])
 
     It is used like the optimizer inside it: step(), zero_grad(), closures, state_dict(), lr schedulers. Joining replaces the
-    model's parameters by the run's. With `new_run=True` it founds the run, with this model's parameters as the start; so it does
-    where no `initial_peers` are given, for there is nobody to ask.
+    model's parameters by the run's. With `new_run=True` it founds the run instead, with this model's parameters as the start.
 
     Args:
         inner: the optimizer that makes the local steps. It must hold all trainable parameters of `model`.
@@ -135,7 +138,8 @@ class Optimizer(SwarmOptimizer):
         initial_peers: addresses of any peers or bootstrap nodes, or "@file".
         new_run: found the run. An existing one of that name is an error.
         tokens_per_step: weight of one local step relative to those of other members, such as tokens in a batch.
-        local_steps, synchronous, push_codec, update_codec, ...: fields of RoundSpec, for a new run.
+        local_steps, synchronous, push_codec, update_codec, ...: fields of RoundSpec. Who founds a run chooses them; for who
+            joins they are what it expects, and a run that has others is refused.
 
     Raises: NoContactError, if no initial peer answers; UnknownRunError; MisfitError, naming the first parameter that differs;
     UsageError.
@@ -164,13 +168,12 @@ class Optimizer(SwarmOptimizer):
         _check_covers(inner, view)
         params = param_specs(view)
         initial_peers = (initial_peers,) if isinstance(initial_peers, str) else tuple(initial_peers)
-        if new_run is None:
-            new_run = not initial_peers
-        if round_fields and not new_run:
-            raise UsageError(f"{', '.join(sorted(round_fields))}: only who founds a run chooses these; this peer joins one")
+        if not initial_peers and not new_run:
+            raise UsageError("no initial_peers to find the run through; new_run=True founds it")
+        wanted = convert(round_fields, RoundSpec)
         founding = None
         if new_run:
-            spec = RunSpec(name=convert_name(run), founder="", params=params, round=convert(round_fields, RoundSpec), seed=seed)
+            spec = RunSpec(name=convert_name(run), founder="", params=params, round=wanted, seed=seed)
             spec.plan()
             founding = Founding(spec, view.snapshot())
 
@@ -189,7 +192,13 @@ class Optimizer(SwarmOptimizer):
                 search_s=search_s,
             )
 
-        super().__init__(inner, view, PeerThread(opener), tokens_per_step=tokens_per_step)
+        thread = PeerThread(opener)
+        try:
+            _check_rounds(thread.engine, round_fields)
+            super().__init__(inner, view, thread, tokens_per_step=tokens_per_step)
+        except BaseException:
+            thread.close()
+            raise
 
 
 def average(
@@ -277,6 +286,15 @@ def convert_name(name: str) -> str:
         raise UsageError(f"run name {name!r}: allowed are {allowed}") from None
 
 
+def _check_rounds(engine: Engine, expected: dict[str, Any]) -> None:
+    """Check that a run averages as the caller expects. Raises: MisfitError, naming what differs."""
+    assert engine.spec is not None
+    for name, value in expected.items():
+        actual = getattr(engine.spec.round, name)
+        if actual != value:
+            raise MisfitError(f"run {engine.spec.name!r} has {name} {actual!r}, expected was {value!r}")
+
+
 def _check_covers(inner: torch.optim.Optimizer, view: FlatView) -> None:
     held = {id(p) for group in inner.param_groups for p in group["params"]}
     missing = [name for name, p in zip(view.names, view.parameters, strict=True) if id(p) not in held]
@@ -305,7 +323,21 @@ def plan_job(job: Job) -> Plan:
     """What a job would take. A run that exists is looked up, not joined. Raises: as `run_job`."""
     if job.new_run is not None:
         return plan_of(spec_of(job.new_run)[0])
-    return plan_of(trio.run(_look_up, job))
+    found: list[RunSpec | BaseException] = []
+
+    def look_up() -> None:
+        try:
+            found.append(trio.run(_look_up, job))
+        except BaseException as failed:
+            found.append(failed)
+
+    # In a thread: the main one's signal handling belongs to the caller.
+    thread = threading.Thread(target=look_up, daemon=True)
+    thread.start()
+    thread.join()
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return plan_of(found[0])
 
 
 async def _look_up(job: Job) -> RunSpec:

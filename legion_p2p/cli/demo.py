@@ -61,8 +61,9 @@ class Options:
 
 @app.default
 def demo(options: Options = Options()) -> int:
+    from legion_p2p.cli.demo_plan import Plan
     from legion_p2p.cli.demo_show import Show
-    from legion_p2p.cli.demo_swarm import DemoError, Interrupted, Plan, conduct
+    from legion_p2p.cli.demo_swarm import DemoError, Interrupted, conduct
 
     if options.peers > MAX_PEERS:
         raise UsageError(f"--peers {options.peers}, at most {MAX_PEERS}: each is a process of its own")

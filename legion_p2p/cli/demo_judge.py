@@ -1,9 +1,89 @@
-"""What the demo says of the model at the end: is it the same at every peer, how good is it, and what does it write?"""
+"""What comes of a demo: is the model the same at every peer, how good is it, what does it write, and at what cost?"""
 
 import hashlib
+import os
+import platform
+import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
+
+from legion_p2p.cli.common import version_text
+from legion_p2p.cli.demo_plan import ALONE, RUN_NAME, Peer, Plan
+
+
+def judge(plan: Plan, peers: list[Peer], lone: Peer | None, lost: list[str], out: Path, began: float) -> dict[str, Any]:
+    """Compare, evaluate, draw; write curves.json, curves.png and summary.json into `out`; what stands in the last."""
+    done = [p for p in peers if p.finished is not None]
+    model = judged_model(out / "SPEC.toml", [out / p.label / "model.safetensors" for p in done], plan.seed)
+    digests = {p.label: str((p.finished or {}).get("digest", "")) for p in done}
+    equal = len(set(digests.values())) == 1 and model.same_bytes and len(done) >= min(2, plan.n_peers)
+    ids = {p.label: p.status.peer_id if p.status else p.label for p in done}
+    finished = [p.finished for p in done if p.finished]
+    starts = [p.step_times[0] for p in done if p.step_times]
+    ends = [p.step_times[-1] for p in done if p.step_times]
+    train_s = max(ends, default=0.0) - min(starts, default=0.0)
+    alone = lone.finished if lone and lone.finished else None
+    n_rounds, period_s = _rounds(done)
+    n_steps = max((f["step"] for f in finished), default=0)
+    lone_note = (
+        f"The lone peer ran beside the swarm on this machine: plain torch, the same model and first weights, "
+        f"{plan.batch} windows a step from the same text, the same schedule, and as many steps as each peer. "
+        f"So the swarm has read {len(done)} times as much text: compared are equal steps of each peer, not equal text."
+    )
+    lone_evals = lone.evals if lone else []
+    curves = {
+        "swarm_validation": [  # before the first step the two are the same model
+            *lone_evals[:1],
+            *_evals(done),
+            *([(n_steps, model.curve_loss)] if model.curve_loss is not None else []),
+        ],
+        "lone_validation": lone_evals,
+        "training": {p.label: p.losses for p in done} | ({ALONE: lone.losses} if lone else {}),
+        "final": {"step": n_steps, "swarm": model.val_loss, "lone": alone["val_loss"] if alone else None},
+        "windows": {"curves": model.n_curve_windows, "final": model.n_windows},
+    }
+    verdict = f"equal at all {len(done)}, and their files are the same bit for bit"
+    summary = {
+        "run": RUN_NAME,
+        "n_peers": plan.n_peers,
+        "local_steps": n_steps,
+        "tokens": sum(f["tokens"] for f in finished),
+        "swarm_val_loss": model.val_loss,
+        "lone_val_loss": alone["val_loss"] if alone else None,
+        "lone_note": lone_note if alone else "no lone peer was trained",
+        "digests": {ids[label]: digest for label, digest in digests.items()},
+        "digests_equal": equal,
+        "verdict": verdict if equal else "NOT EQUAL: this is a bug, please report it with the folder",
+        "peers": ids,
+        "lost": lost,
+        "rounds": n_rounds,
+        "round_period_s": round(period_s, 4),
+        "averaged_fraction": _mean(f for p in done for f in p.averaged),
+        "swarm_tokens_per_s": round(sum(f["tokens"] for f in finished) / train_s, 1) if train_s else 0.0,
+        "lone_tokens_per_s": alone["tokens_per_s"] if alone else None,
+        "swarm_train_s": round(train_s, 2),
+        "lone_train_s": alone["train_s"] if alone else None,
+        "blocked_fraction": _mean(f["blocked_fraction"] for f in finished),
+        "sent_bytes": sum(f["sent_bytes"] for f in finished),
+        "received_bytes": sum(f["received_bytes"] for f in finished),
+        "sample": model.sample,
+        "settings": msgspec.to_builtins(plan),
+        "n_params": model.n_params,
+        "legion_p2p": version_text().split()[-1],
+        "python": platform.python_version(),
+        "torch": model.torch_version,
+        "machine": {"system": platform.system(), "cores": _n_cores()},
+    }
+    (out / "curves.json").write_bytes(msgspec.json.encode(curves))
+    from legion_p2p.dashboard.plot import draw_demo
+
+    draw_demo(curves, out / "curves.png", n_peers=plan.n_peers, n_params=model.n_params)
+    summary["wall_s"] = round(time.monotonic() - began, 2)
+    (out / "summary.json").write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+    return summary
 
 
 class Judged(msgspec.Struct, frozen=True):
@@ -52,3 +132,26 @@ def judged_model(spec: Path, files: list[Path], seed: int) -> Judged:
     same = len(hashes) == 1 and len(there) == len(files)
     sample = sample_text(model, seed)
     return Judged(val_loss, same, sample, model.n_params, FINAL_EVAL_WINDOWS, EVAL_WINDOWS, curve_loss, str(torch.__version__))
+
+
+def _evals(peers: list[Peer]) -> list[tuple[int, float]]:
+    return next((p.evals for p in peers if p.evals), [])
+
+
+def _rounds(peers: list[Peer]) -> tuple[int, float]:
+    """Rounds in all, each of every shard, and the mean time from one to the next."""
+    seen = sorted(r for p in peers for r in p.rounds)
+    if len(seen) < 2:
+        return len(seen), 0.0
+    n_rounds = seen[-1][0]
+    times = [at for _, at in seen]
+    return n_rounds, (max(times) - min(times)) / max(1, n_rounds - seen[0][0])
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return round(sum(known) / len(known), 5) if known else None
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,7 +9,7 @@ from legion_p2p.observe.metrics import rounds_of
 from legion_p2p.observe.status import Status
 
 if TYPE_CHECKING:
-    from legion_p2p.cli.demo_swarm import Plan
+    from legion_p2p.cli.demo_plan import Plan
     from legion_p2p.dashboard import SwarmView
 
 LINE_EVERY_S = 10.0

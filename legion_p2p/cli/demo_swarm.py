@@ -11,16 +11,15 @@ one that dies later is missed, and the rest go on while there are two, or one wh
 """
 
 import contextlib
-import platform
+import os
 import queue
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from legion_p2p.cli.common import Signals, version_text
+from legion_p2p.cli.common import Signals
+from legion_p2p.cli.demo_plan import ALONE, RUN_NAME, Peer, Plan
 from legion_p2p.cli.demo_processes import ENDED, LINE, Child, Event, Family, poll_status
 from legion_p2p.cli.demo_show import Show
 from legion_p2p.observe import human
@@ -28,19 +27,15 @@ from legion_p2p.observe.status import Status
 
 STATUS_EVERY_S = 0.7
 CALIBRATION_S = 2.0
-SWARM_OVERHEAD = 1.6  # time of a peer's step beside that of plain torch, on a machine that all share: measured
+SWARM_OVERHEAD = 1.8  # CPU time of a step of a peer, beside that of plain torch: measured for the smallest model
 END_S = 8.0  # the last rounds, everybody's last evaluation, and the judgement: measured
 JOIN_S = 4.0  # from the founder's order to the first step: measured
 MIN_STEPS = 20
 STEPS_PER_EVAL = 160  # an evaluation takes as long as 8 steps of plain torch, at a peer 5: some 3 %
 MAX_EVALS = 30
 MAX_REPLACED = 2
-N_PARAMS = {"xxs": 252_384, "s": 836_736, "m": 4_852_992, "l": 25_567_744}  # about: here nobody imports torch to count them
-MIN_SHARDS = 6  # two for each of three peers: the default sixteen cost the small model's rounds more than its training
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
-RUN_NAME = "demo"
 PEER, BOOTSTRAP, LONE = "legion_p2p.cli.peer", "legion_p2p.cli.bootstrap", "legion_p2p.cli.demo_lone"
-ALONE = "lone"
 
 
 class DemoError(Exception):
@@ -51,95 +46,38 @@ class Interrupted(Exception):
     """Somebody pressed Ctrl+C, or the like."""
 
 
-class Plan(msgspec.Struct, frozen=True):
-    """What to do. The defaults of the training were chosen by measurement: docs/records/demo.md."""
-
-    n_peers: int
-    minutes: float
-    preset: str
-    seed: int
-    lone: bool
-    steps: int = 0
-    """0: as many as fit into `minutes`."""
-    local_steps: int = 5
-    learning_rate: float = 3e-3
-    batch: int = 4
-    codec: str = "int8"
-
-    @property
-    def shard_elements(self) -> int:
-        n_shards = max(MIN_SHARDS, self.n_peers)
-        return 512 * -(-N_PARAMS[self.preset] // (512 * n_shards)) if self.preset in N_PARAMS else 0
-
-    def spec_text(self, n_steps: int) -> str:
-        """SPEC.toml of the run."""
-        return "\n".join([
-            f'name = "{RUN_NAME}"', f'preset = "{self.preset}"', 'data = "stdlib"', f"seed = {self.seed}", "",
-            "[round]", f"local_steps = {self.local_steps}", f'push_codec = "{self.codec}"', f'update_codec = "{self.codec}"',
-            f"shard_elements = {self.shard_elements}", "",
-            "[inner]", f"learning_rate = {self.learning_rate}", f"batch = {self.batch}", f"decay_steps = {n_steps}",
-            f"warmup_steps = {min(50, max(1, n_steps // 10))}", "",
-        ])  # fmt: skip
-
-
-class Peer:
-    """What is known of one peer or of the lone one."""
-
-    def __init__(self, label: str, child: Child) -> None:
-        self.label = label
-        self.child = child
-        self.loaded = False
-        self.step_s: float | None = None
-        self.address = ""
-        self.status: Status | None = None
-        self.losses: list[tuple[int, float]] = []
-        self.evals: list[tuple[int, float]] = []
-        self.step_times: list[float] = []
-        self.rounds: list[tuple[int, float]] = []
-        self.averaged: list[float] = []
-        self.finished: Event | None = None
-        self.exit_code: int | None = None
-
-    @property
-    def lost(self) -> bool:
-        return self.exit_code is not None and (self.finished is None or self.exit_code != 0)
-
-    @property
-    def settled(self) -> bool:
-        """Nothing more is to come from it."""
-        return self.exit_code is not None
-
-
 def conduct(plan: Plan, out: Path, show: Show, signals: Signals) -> dict[str, Any]:
     """Run the demo; what came of it, as it stands in summary.json. Every process it started has ended when this returns.
 
     Raises: DemoError; Interrupted.
     """
+    began = time.monotonic()
     with Family() as family:
-        demo = _Demo(plan, out, show, family)
+        demo = _Demo(plan, out, show, family, began)
         signals.orderly(lambda _: demo.interrupt())
         demo.train()
     if demo.interrupted:
         raise Interrupted
     # from here on no process is left, and nothing is lost when this one ends at once
     signals.orderly(lambda number: _leave(show, number))
-    return demo.judge()
+    from legion_p2p.cli.demo_judge import judge
+
+    show.phase("judging")
+    return judge(plan, list(demo.peers.values()), demo.lone, demo.lost, out, began)
 
 
 def _leave(show: Show, number: int) -> None:
-    import os
-
     show.close_at_once()
     os._exit(128 + number)
 
 
 class _Demo:
-    def __init__(self, plan: Plan, out: Path, show: Show, family: Family) -> None:
+    def __init__(self, plan: Plan, out: Path, show: Show, family: Family, began: float) -> None:
         self.plan = plan
         self.out = out
         self.show = show
         self.family = family
-        self.began = time.monotonic()
+        self.began = began
         self.interrupted = False
         self.contact = ""
         self.peers: dict[str, Peer] = {}
@@ -147,8 +85,9 @@ class _Demo:
         self.lost: list[str] = []
         self.n_steps = plan.steps
         self.n_replaced = 0
+        self.sent_off: set[str] = set()
+        self.train_s = 30.0
         self.training = False
-        self.evaluated_every_s = 0.0
 
     def interrupt(self) -> None:
         self.interrupted = True
@@ -173,14 +112,14 @@ class _Demo:
             self.lone = Peer(ALONE, self.family.start(ALONE, self.out / ALONE / "log.txt"))
         poll_status(self._status_addresses, self._heard, STATUS_EVERY_S)
         everyone = [*self.peers.values(), *([self.lone] if self.lone else [])]
-        self._until(lambda: bool(self.contact) and all(p.loaded for p in everyone), patience_s, "all processes have started")
+        started = "all processes have started"
+        self._until(lambda: bool(self.contact) and all(p.loaded or p.settled for p in everyone), patience_s, started)
         if not self.n_steps:
             self._calibrate(everyone, patience_s)
         (self.out / "SPEC.toml").write_text(plan.spec_text(self.n_steps))
         self.show.phase("joining")
-        founder = self.peers["peer-1"]
-        self._send_off(founder)
-        self._until(lambda: bool(founder.address), patience_s, "peer-1 has founded the run")
+        self._send_off(self.peers["peer-1"])
+        self._until(lambda: bool(self.peers["peer-1"].address), patience_s, "peer-1 has founded the run")
         for peer in list(self.peers.values())[1:]:
             self._send_off(peer)
         self._until(self._has_begun, patience_s, "all peers have joined")
@@ -194,7 +133,6 @@ class _Demo:
         if self.lone is not None and self.lone.finished is None and not self.lone.settled:
             self.show.phase("waiting for the lone peer")
             self._until(lambda: self.lone is None or self.lone.finished is not None, 3 * patience_s, "the lone peer is done")
-        self.show.phase("judging")
         with contextlib.suppress(OSError):
             key.unlink()
 
@@ -223,8 +161,9 @@ class _Demo:
 
     def _send_off(self, peer: Peer) -> None:
         """Found the run or join it, and train."""
+        self.sent_off.add(peer.label)
         number = int(peer.label.rpartition("-")[2])
-        first = number == 1 and not any(p.address for p in self.peers.values())
+        first = number == 1 and not self._founded()
         which = ["--new-run", str(self.out / "SPEC.toml")] if first else ["--run", RUN_NAME]
         args = [
             *which, "--initial-peers", self.contact, "--steps", str(self.n_steps), "--finish-together",
@@ -232,8 +171,7 @@ class _Demo:
             "--listen", LOOPBACK, "--seed", str(self.plan.seed + number), "--out", str(self.out / peer.label), "--json",
         ]  # fmt: skip
         if number == 1:
-            train_s = getattr(self, "train_s", 30.0)
-            args += ["--eval-every", f"{train_s / self._n_evals():.2f}"]
+            args += ["--eval-every", f"{self.train_s / self._n_evals():.2f}"]
         peer.child.run(PEER, args)
 
     def _has_begun(self) -> bool:
@@ -247,11 +185,14 @@ class _Demo:
         while not so():
             if time.monotonic() > deadline:
                 raise DemoError(f"not within {human.seconds_text(within_s)}: {what}{self._logs()}")
+            heard = None
             with contextlib.suppress(queue.Empty):
-                self._hear(*self.family.inbox.get(timeout=0.2))
-            self.show.tick()
+                heard = self.family.inbox.get(timeout=0.2)
             if self.interrupted:
                 raise Interrupted
+            if heard is not None:
+                self._hear(*heard)
+            self.show.tick()
 
     def _hear(self, child: Child, event: Event) -> None:
         name = event.get("event")
@@ -268,8 +209,6 @@ class _Demo:
             return
         if name == "loaded":
             peer.loaded = True
-            if self.n_replaced and peer.label in self.peers and self.n_steps and self._founded():
-                self._send_off(peer)
         elif name == "calibrated":
             peer.step_s = float(event["step_s"])
         elif name == "status.served":
@@ -309,9 +248,12 @@ class _Demo:
         self._tell_of(peer.label, peer.child, code)
         if not self.training:
             self.n_replaced += 1
-            if self.n_replaced > MAX_REPLACED or (peer.label == "peer-1" and not self._founded() and self.n_steps):
+            if self.n_replaced > MAX_REPLACED:
                 raise DemoError(f"{peer.label} ended with code {code} before the training began{_said(peer.child)}")
-            self._start_peer(peer.label)
+            self.lost[-1] += " and was replaced"
+            new = self._start_peer(peer.label)
+            if new.label in self.sent_off:
+                self._send_off(new)
             return
         left = [p for p in self.peers.values() if not p.lost]
         if len(left) < min(2, self.plan.n_peers):
@@ -334,110 +276,9 @@ class _Demo:
         self.peers[label].status = status
         self.show.status(label, status)
 
-    # what came of it
-
-    def judge(self) -> dict[str, Any]:
-        from legion_p2p.cli.demo_judge import judged_model
-
-        plan = self.plan
-        done = [p for p in self.peers.values() if p.finished is not None]
-        model = judged_model(self.out / "SPEC.toml", [self.out / p.label / "model.safetensors" for p in done], plan.seed)
-        digests = {p.label: str((p.finished or {}).get("digest", "")) for p in done}
-        equal = len(set(digests.values())) == 1 and model.same_bytes and len(done) >= min(2, plan.n_peers)
-        ids = {p.label: p.status.peer_id if p.status else p.label for p in done}
-        finished = [p.finished for p in done if p.finished]
-        starts = [p.step_times[0] for p in done if p.step_times]
-        ends = [p.step_times[-1] for p in done if p.step_times]
-        train_s = max(ends, default=0.0) - min(starts, default=0.0)
-        alone = self.lone.finished if self.lone and self.lone.finished else None
-        n_rounds, period_s = _rounds(done)
-        n_steps = max((f["step"] for f in finished), default=0)
-        lone_note = (
-            f"The lone peer ran beside the swarm on this machine: plain torch, the same model and first weights, "
-            f"{plan.batch} windows a step from the same text, the same schedule, and as many steps as each peer. "
-            f"So the swarm has read {len(done)} times as much text: compared are equal steps of each peer, not equal text."
-        )
-        lone_evals = self.lone.evals if self.lone else []
-        curves = {
-            "swarm_validation": [  # before the first step the two are the same model
-                *lone_evals[:1],
-                *_evals(done),
-                *([(n_steps, model.curve_loss)] if model.curve_loss is not None else []),
-            ],
-            "lone_validation": lone_evals,
-            "training": {p.label: p.losses for p in done} | ({ALONE: self.lone.losses} if self.lone else {}),
-            "final": {"step": n_steps, "swarm": model.val_loss, "lone": alone["val_loss"] if alone else None},
-            "windows": {"curves": model.n_curve_windows, "final": model.n_windows},
-        }
-        verdict = f"equal at all {len(done)}, and their files are the same bit for bit"
-        summary = {
-            "run": RUN_NAME,
-            "n_peers": plan.n_peers,
-            "local_steps": n_steps,
-            "tokens": sum(f["tokens"] for f in finished),
-            "swarm_val_loss": model.val_loss,
-            "lone_val_loss": alone["val_loss"] if alone else None,
-            "lone_note": lone_note if alone else "no lone peer was trained",
-            "digests": {ids[label]: digest for label, digest in digests.items()},
-            "digests_equal": equal,
-            "verdict": verdict if equal else "NOT EQUAL: this is a bug, please report it with the folder",
-            "peers": ids,
-            "lost": self.lost,
-            "rounds": n_rounds,
-            "round_period_s": round(period_s, 4),
-            "averaged_fraction": _mean(f for p in done for f in p.averaged),
-            "swarm_tokens_per_s": round(sum(f["tokens"] for f in finished) / train_s, 1) if train_s else 0.0,
-            "lone_tokens_per_s": alone["tokens_per_s"] if alone else None,
-            "swarm_train_s": round(train_s, 2),
-            "lone_train_s": alone["train_s"] if alone else None,
-            "blocked_fraction": _mean(f["blocked_fraction"] for f in finished),
-            "sent_bytes": sum(f["sent_bytes"] for f in finished),
-            "received_bytes": sum(f["received_bytes"] for f in finished),
-            "sample": model.sample,
-            "settings": msgspec.to_builtins(plan),
-            "n_params": model.n_params,
-            "legion_p2p": version_text().split()[-1],
-            "python": platform.python_version(),
-            "torch": model.torch_version,
-            "machine": {"system": platform.system(), "cores": _n_cores()},
-        }
-        (self.out / "curves.json").write_bytes(msgspec.json.encode(curves))
-        from legion_p2p.dashboard.plot import draw_demo
-
-        draw_demo(curves, self.out / "curves.png", n_peers=plan.n_peers, n_params=model.n_params)
-        self.show.close()
-        summary["wall_s"] = round(self.elapsed_s, 2)
-        (self.out / "summary.json").write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
-        return summary
-
-
-def _evals(peers: list[Peer]) -> list[tuple[int, float]]:
-    return next((p.evals for p in peers if p.evals), [])
-
-
-def _rounds(peers: list[Peer]) -> tuple[int, float]:
-    """Rounds in all, each of every shard, and the mean time from one to the next."""
-    seen = sorted(r for p in peers for r in p.rounds)
-    if len(seen) < 2:
-        return len(seen), 0.0
-    n_rounds = seen[-1][0]
-    times = [at for _, at in seen]
-    return n_rounds, (max(times) - min(times)) / max(1, n_rounds - seen[0][0])
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    known = list(values)
-    return round(sum(known) / len(known), 5) if known else None
-
 
 def _said(child: Child) -> str:
     words = child.last_words()
     if not words:
         return f" ({child.log} is empty)"
     return f"; the end of {child.log}:\n" + "\n".join(f"  {human.clean(line)}" for line in words)
-
-
-def _n_cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,8 +7,8 @@ Each member is ALIVE, SUSPECT or DEAD, as seen from here:
     any     -> ALIVE    on any message from it: a late packet is better evidence than a timer
     any     -> gone     when it says that it leaves, or `forget_s` after its death
 
-Announcements are ordered by (incarnation, seq), so an old one that comes late changes nothing. Being accused of death, a peer raises
-its incarnation and announces itself: the refutation of SWIM (Das, Gupta, Motivala 2002). A peer that was itself asleep
+Announcements are ordered by (incarnation, seq), so an old one that comes late changes nothing. Being accused of death, a peer
+raises its incarnation and announces itself: the refutation of SWIM (Das, Gupta, Motivala 2002). A peer that was itself asleep
 (suspended, stopped, starved of CPU) heard nobody in that time, so it holds nobody's silence against them: the idea of Lifeguard
 (Dadgar et al. 2017).
 

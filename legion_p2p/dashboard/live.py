@@ -17,7 +17,7 @@ from rich.text import Text
 from legion_p2p.dashboard.fit import Column, bar, ends, fit_table, line, sparkline
 from legion_p2p.observe import human
 from legion_p2p.observe.events import Event
-from legion_p2p.observe.metrics import describe, rounds_of
+from legion_p2p.observe.metrics import JOIN_WITH, describe, rounds_of
 from legion_p2p.observe.status import MemberStatus, Status
 
 REFRESH_PER_S = 4  # more looks no smoother and costs a core's percent each
@@ -198,6 +198,9 @@ class LiveView:
                 self._losses.add(status.step, status.loss)
 
     def event(self, event: Event) -> None:
+        if event.name == JOIN_WITH:  # above the view, where it stays and can be copied
+            self._live.console.print(describe(event), soft_wrap=True)
+            return
         with self._lock:
             self._recent.append(describe(event))
 

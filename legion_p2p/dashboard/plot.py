@@ -5,11 +5,13 @@ from typing import Any
 
 SWARM, LONE, INK, FAINT, GRID = "#0b6e99", "#d9730d", "#333333", "#777777", "#e6e6e6"
 
+SKIPPED = 0.03
+
 
 def draw_demo(curves: dict[str, Any], path: Path, *, n_peers: int, n_params: int) -> None:
     """Validation loss of the common model and of the lone peer over local steps, the training losses faint behind them.
 
-    The point before the first step is left out: it would squeeze all others.
+    What was evaluated within the first hundredths of the way is left out: its height would flatten all the rest.
     """
     import matplotlib
 
@@ -27,7 +29,7 @@ def draw_demo(curves: dict[str, Any], path: Path, *, n_peers: int, n_params: int
         ("lone_validation", "lone", LONE, "a lone peer"),
         ("swarm_validation", "swarm", SWARM, f"common model of {n_peers} peers"),
     ):
-        points = [(step, loss) for step, loss in curves[key] if step > 0]
+        points = [(step, loss) for step, loss in curves[key] if step > SKIPPED * final["step"]]
         if not points:
             continue
         figure = "" if final[name] is None else f": {final[name]:.3f} at the end"
@@ -36,7 +38,8 @@ def draw_demo(curves: dict[str, Any], path: Path, *, n_peers: int, n_params: int
         tops.append(points[0][1])
         lows.append(min(loss for _, loss in points))
     if tops:
-        ax.set_ylim(min(lows) - 0.3, max(tops) + 0.35)
+        trained = [loss for points in curves["training"].values() for _, loss in points]
+        ax.set_ylim(min(*lows, *trained) - 0.05, max(tops) + 0.35)
     ax.set_xlim(0, max(1, final["step"]))
     ax.set_xlabel("local steps of each peer", color=INK)
     ax.set_ylabel("loss (nats per byte)", color=INK)

@@ -31,7 +31,7 @@ CONFIRM_TIMEOUT_S = 5.0  # for a candidate to be dialed and to answer; a live on
 LOOKUP_BUDGET_S = 8.0  # after which `find` makes do with what it heard
 PROVIDE_BUDGET_S = 10.0  # after which `provide` returns, and the announcing goes on in the background
 MAX_OPERATIONS = 3  # lookups at once: each is some 10 questions of 10 ms CPU
-MAX_CONFIRMING = 16  # candidates asked at once
+MAX_CONFIRMING = 6  # candidates asked at once; each may first have to be dialed
 MAX_CANDIDATES = 200  # asked in one `find`: a liar may name peers without end
 MAX_CONNECTED_ASKED = 16  # peers connected already that are asked without a hint
 FRESH_TARGETS_S = 60.0  # how long the nodes found closest to a key are taken for the closest
@@ -104,11 +104,19 @@ class Discovery:
             search.add(PeerId(str(info.peer_id)) for info in self._held_here(place))
             connected = sorted(self._messenger.connected())
             search.add(random.sample(connected, min(len(connected), MAX_CONNECTED_ASKED)))
-            async with self._operations:
-                with trio.move_on_after(LOOKUP_BUDGET_S):
-                    await self._dht.lookup(place, ALPHA, search.add, search.n_nodes_to_ask)
+            await self._look_up(place, search)
+            await search.settled()
+            if not search.confirmed:
+                # all who were named are dead, or have withdrawn: others, further off, may know of more
+                search.is_thorough = True
+                await self._look_up(place, search)
             search.no_more()
         return tuple(search.confirmed.values())
+
+    async def _look_up(self, place: bytes, search: "_Search") -> None:
+        async with self._operations:
+            with trio.move_on_after(LOOKUP_BUDGET_S):
+                await self._dht.lookup(place, ALPHA, search.add, search.n_nodes_to_ask)
 
     def tasks(self) -> tuple[Callable[[], Awaitable[None]], ...]:
         """What has to run for ever: announcing what is provided, and keeping the routing table."""
@@ -257,17 +265,26 @@ class _Search:
         self._limit = limit
         self._seen = {discovery._messenger.peer_id}
         self._send, self._receive = trio.open_memory_channel[PeerId](float("inf"))
+        self._n_open = 0
+        self._settled = trio.Event()
+        self.is_thorough = False
         self.confirmed: dict[PeerId, Contact] = {}
 
     def add(self, peers: Iterable[PeerId]) -> None:
         for peer in peers:
             if peer not in self._seen and len(self._seen) < MAX_CANDIDATES:
                 self._seen.add(peer)
+                self._n_open += 1
                 self._send.send_nowait(peer)
 
     def n_nodes_to_ask(self) -> int:
-        """The closest few are enough once they named somebody who confirmed; nobody found is worth asking them all."""
-        return ALPHA if self.confirmed else K
+        """The closest few are enough once they named somebody; nobody named is worth asking them all."""
+        return K if self.is_thorough or not (self.confirmed or self._n_open) else ALPHA
+
+    async def settled(self) -> None:
+        """Return when everybody named so far has answered or will not."""
+        while self._n_open:
+            await self._settled.wait()
 
     def no_more(self) -> None:
         self._send.close()
@@ -281,6 +298,10 @@ class _Search:
     async def _confirm(self, peer: PeerId, slots: trio.CapacityLimiter, nursery: trio.Nursery) -> None:
         async with slots:
             contact = await self._discovery.confirm(peer, self._place)
+        self._n_open -= 1
+        if not self._n_open:
+            self._settled.set()
+            self._settled = trio.Event()
         if contact is not None and len(self.confirmed) < self._limit:
             self.confirmed[peer] = contact
             if len(self.confirmed) >= self._limit:

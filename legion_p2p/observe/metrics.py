@@ -26,6 +26,9 @@ BURST = 4  # lines of one kind within PROGRESS_EVERY_S; a crowd that joins at on
 ROUTINE = frozenset({"step", "round.closed", "shard.owned", "shard.fetched", "run.finished", "peer.left", "peer.failed"})
 """Events that lines for people leave out: the progress line, the farewell or the error message tells the same better."""
 MAX_VALUE_CHARS = 300
+MAX_COMMAND_CHARS = 2000
+JOIN_WITH = "run.join_with"
+"""The event that carries the command with which others join."""
 
 
 def _as_plain(value: Any) -> Any:
@@ -205,6 +208,9 @@ def progress_text(status: Status) -> str:
 
 def describe(event: Event) -> str:
     """One event as a line: `07:58:45 round closed: shard 3, averaged fraction 66.7 %, sent 1.2 MB`."""
+    if event.name == JOIN_WITH:  # to be pasted, so as it is
+        command = human.clean(str(event.fields.get("command", "")), MAX_COMMAND_CHARS)
+        return f"{human.clock_text(event.at)} others join with: {command}"
     words = human.clean(event.name.replace(".", " ").replace("_", " "))
     fields = dict(event.fields)
     text = human.clean(human.short_ids(str(fields.pop("text", ""))), MAX_VALUE_CHARS)

@@ -10,7 +10,7 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.rendezvous import ownership
 from legion_p2p.core.run import RunSpec, SignedSpec, looks_like_run_id, name_key, open_spec, run_id, run_key
 from legion_p2p.core.wire import GetShard, GetSpec, GetUpdates, Inclusion, ShardState, SpecFound, Updates, decode_reply, encode
-from legion_p2p.errors import AmbiguousRunError, DecodeError, JoinError, NetworkError, UnknownRunError
+from legion_p2p.errors import AmbiguousRunError, DecodeError, JoinError, NetworkError, RefusedError, UnknownRunError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.groups import open_flat_nursery
 from legion_p2p.services.members import MemberService
@@ -95,10 +95,12 @@ async def _ask_all(wanted: str, contacts: Sequence[Contact], messenger: Messenge
             if wanted not in (spec.name, run_id(signed)):
                 raise DecodeError(f"asked for run {wanted!r}, got {spec.name!r}")
             found.append(FoundRun(run_id(signed), signed, spec, (contact.peer_id,)))
+        except RefusedError:
+            return  # a bootstrap node, or a member of another run: nothing to tell
         except NetworkError as failed:
-            events.emit("run.not_known_by", peer=contact.peer_id, reason=str(failed))
+            events.emit("run.not_asked", peer=contact.peer_id, reason=str(failed))
         except trio.TooSlowError:
-            events.emit("run.not_known_by", peer=contact.peer_id, reason="no answer")
+            events.emit("run.not_asked", peer=contact.peer_id, reason="no answer in time")
         except DecodeError as bad:
             messenger.report(contact.peer_id, f"bad run specification: {bad}")
 

@@ -1,6 +1,7 @@
 """What `legion-peer` does: build the run's model, feed it its share of the text, train, and keep everybody told."""
 
 import math
+import shlex
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, ParamSpec
 from legion_p2p.core.run import InnerSpec, RunSpec
 from legion_p2p.errors import ClosedError, ConfigError, DecodeError, MisfitError, StoreError, UsageError
 from legion_p2p.observe.events import Events
-from legion_p2p.observe.metrics import JsonlSink
+from legion_p2p.observe.metrics import JOIN_WITH, JsonlSink
 from legion_p2p.observe.status import Status
 from legion_p2p.services.engine import Engine, Founding
 from legion_p2p.tensor import codec
@@ -287,6 +288,10 @@ class Trainer:
         spec = engine.spec
         assert spec is not None and self._model is not None
         corpus = self._corpus_of(spec)
+        addresses = thread.call(engine.network.addresses)
+        if addresses:
+            command = shlex.join(["legion-peer", "--run", spec.name, "--initial-peers", *addresses])
+            self.events.emit(JOIN_WITH, command=command)
         model = self._model.to(self._device)
         view = FlatView(trainable(model))
         inner = torch.optim.AdamW(
@@ -299,7 +304,7 @@ class Trainer:
         data = self._share_of(corpus, spec, model.config.context, engine, thread)
         self._wait_for_members(opt)
         self._run_step = thread.call(lambda: max((a.step for a in engine.members.everyone()), default=0))
-        began = time.monotonic()
+        began = self._evaluated_at = time.monotonic()
         reason = self._loop(model, opt, data, spec, corpus, began)
         if reason == "stopped":
             opt.flush(STOP_FLUSH_S)

@@ -22,13 +22,19 @@ def name() -> str:
     return f"e2e/{time.time_ns()}/{next(_names)}"
 
 
-def begin(workers: list[Process], run: str, bootstrap: str, n: int = 0, first: int = 0, **more: Any) -> list[str]:
-    """Let them train in `run` until they are told to stop; their peer ids."""
+def begin(workers: list[Process], run: str, bootstrap: str | None, n: int = 0, first: int = 0, **more: Any) -> list[str]:
+    """Let them train in `run` until they are told to stop; their peer ids. A founder that knows nobody founds at once."""
     for rank, worker in enumerate(workers, first):
         founder = rank == 0
         rounds = {"rounds": ROUNDS} if founder else {}
-        worker.tell(do="train", rank=rank, run=run, peers=[bootstrap], n=n, width=WIDTH, also=["round.closed"], **rounds, **more)
+        peers = [] if bootstrap is None else [bootstrap]
+        worker.tell(do="train", rank=rank, run=run, peers=peers, n=n, width=WIDTH, also=["round.closed"], **rounds, **more)
     return [worker.wait_for("in_run")["peer_id"] for worker in workers]
+
+
+def address_of(worker: Process) -> str:
+    """Of the peer that it began."""
+    return worker.events("in_run")[-1]["addresses"][0]
 
 
 def closed(worker: Process) -> list[dict[str, Any]]:
@@ -147,11 +153,11 @@ def gone(process: Process) -> list[int]:
 @pytest.mark.parametrize(
     ("how", "code"), [("end", 0), ("exit", 7), ("raise", 1), ("forever", 130), ("forever-quietly", 130), ("kill", -9)]
 )
-def test_every_way_out_leaves_nothing_behind(bootstrap: str, workers: Workers, script: Start, how: str, code: int) -> None:
+def test_every_way_out_leaves_nothing_behind(workers: Workers, script: Start, how: str, code: int) -> None:
     (other,) = workers.take(1)
     run = name()
-    begin([other], run, bootstrap)
-    leaver = script(str(HERE / "loop.py"), "forever" if how == "kill" else how, run, bootstrap)
+    begin([other], run, None)
+    leaver = script(str(HERE / "loop.py"), "forever" if how == "kill" else how, run, address_of(other))
     peer = leaver.wait_for("in_run")["peer_id"]
     leaver.wait_for("tenth")
     ports = listening_ports({leaver.pid})

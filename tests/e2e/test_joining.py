@@ -5,7 +5,7 @@ import time
 
 import pytest
 from processes import Process, Workers
-from test_faults import begin, stop
+from test_faults import address_of, begin, stop
 
 _names = itertools.count()
 DEAD = "/ip4/127.0.0.1/tcp/{}/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
@@ -16,22 +16,20 @@ def name() -> str:
 
 
 @pytest.fixture
-def run(bootstrap: str, workers: Workers) -> tuple[str, Process, Process]:
-    """A run, its only member, and somebody who may want to join."""
+def run(workers: Workers) -> tuple[str, Process, str, Process]:
+    """A run, its only member and its address, and somebody who may want to join."""
     member, other = workers.take(2)
     run = name()
-    begin([member], run, bootstrap)
-    return run, member, other
+    begin([member], run, None)
+    return run, member, address_of(member), other
 
 
-def test_a_model_that_differs_is_refused_with_the_first_parameter_that_does(
-    bootstrap: str, run: tuple[str, Process, Process]
-) -> None:
-    name, member, other = run
+def test_a_model_that_differs_is_refused_with_the_first_parameter_that_does(run: tuple[str, Process, str, Process]) -> None:
+    name, member, address, other = run
 
-    other.tell(do="join", run=name, peers=[bootstrap], width=32)
+    other.tell(do="join", run=name, peers=[address], width=32)
     misfit = other.failure()
-    other.tell(do="join", run=name, peers=[bootstrap], width=64, extra=3)
+    other.tell(do="join", run=name, peers=[address], width=64, extra=3)
     too_large = other.failure()
 
     assert misfit["failed"] == too_large["failed"] == "MisfitError"
@@ -40,12 +38,10 @@ def test_a_model_that_differs_is_refused_with_the_first_parameter_that_does(
     stop([member])
 
 
-def test_a_name_that_nobody_knows_is_an_error_that_says_how_to_found_it(
-    bootstrap: str, run: tuple[str, Process, Process]
-) -> None:
-    name, member, other = run
+def test_a_name_that_nobody_knows_is_an_error_that_says_how_to_found_it(run: tuple[str, Process, str, Process]) -> None:
+    name, member, address, other = run
 
-    other.tell(do="join", run=name + "x", peers=[bootstrap], width=64, search_s=1.0)
+    other.tell(do="join", run=name + "x", peers=[address], width=64, search_s=1.0)
     failure = other.failure()
 
     assert failure["failed"] == "UnknownRunError"
@@ -53,13 +49,13 @@ def test_a_name_that_nobody_knows_is_an_error_that_says_how_to_found_it(
     stop([member])
 
 
-def test_dead_initial_peers_are_named_and_one_that_lives_is_enough(bootstrap: str, run: tuple[str, Process, Process]) -> None:
-    name, member, other = run
+def test_dead_initial_peers_are_named_and_one_that_lives_is_enough(run: tuple[str, Process, str, Process]) -> None:
+    name, member, address, other = run
     dead = [DEAD.format(1), DEAD.format(2)]
 
     other.tell(do="join", run=name, peers=dead, width=64)
     failure = other.failure()
-    other.tell(do="join", run=name, peers=[*dead, bootstrap], width=64)
+    other.tell(do="join", run=name, peers=[*dead, address], width=64)
     joined = other.result()
 
     assert failure["failed"] == "NoContactError"
@@ -69,10 +65,10 @@ def test_dead_initial_peers_are_named_and_one_that_lives_is_enough(bootstrap: st
     stop([member])
 
 
-def test_the_same_name_is_not_founded_twice(bootstrap: str, run: tuple[str, Process, Process]) -> None:
-    name, member, other = run
+def test_the_same_name_is_not_founded_twice(run: tuple[str, Process, str, Process]) -> None:
+    name, member, address, other = run
 
-    other.tell(do="train", rank=1, run=name, peers=[bootstrap], width=64, new_run=True, steps=1)
+    other.tell(do="train", rank=1, run=name, peers=[address], width=64, new_run=True, steps=1)
     failure = other.failure()
 
     assert failure["failed"] == "RunExistsError"

@@ -178,7 +178,7 @@ async def ends_equal(swarm: Swarm, liar: Liar | None = None) -> None:
     if liar is not None:
         swarm.world.kill(liar.id)
     peers = swarm.living()
-    await trio.sleep(10)
+    await trio.sleep(5)
     await swarm.settle()
     assert swarm.agree()
     for peer in peers:
@@ -189,7 +189,7 @@ async def ends_equal(swarm: Swarm, liar: Liar | None = None) -> None:
 
 async def test_random_bytes_are_refused_and_whoever_sends_them_is_disconnected(autojump_clock):
     rng = random.Random(1)
-    async with Swarm(round=CAPPED) as swarm:
+    async with Swarm(round=CAPPED, numel=32) as swarm:
         peers = await three(swarm)
         liar = Liar(swarm)
 
@@ -207,7 +207,7 @@ async def test_random_bytes_are_refused_and_whoever_sends_them_is_disconnected(a
 
 
 async def test_messages_about_another_run_are_refused_and_nobody_is_blamed(autojump_clock):
-    async with Swarm(round=CAPPED) as swarm:
+    async with Swarm(round=CAPPED, numel=32) as swarm:
         peers = await three(swarm)
         liar = Liar(swarm)
         liar.run = "bafkrei-another-run"
@@ -229,7 +229,7 @@ async def test_messages_about_another_run_are_refused_and_nobody_is_blamed(autoj
 @pytest.mark.parametrize("round", [CAPPED, HALF], ids=["fp32", "fp16"])
 async def test_a_malformed_push_is_refused_and_never_averaged(round, autojump_clock):
     dtype = {"fp32": "f", "fp16": "e"}[round.push_codec]
-    async with Swarm(round=round) as swarm:
+    async with Swarm(round=round, numel=32) as swarm:
         await three(swarm)
         owner = owner_of(swarm)
         good = encoded(torch.ones(N_ELEMENTS), round.push_codec)
@@ -245,7 +245,7 @@ async def test_a_malformed_push_is_refused_and_never_averaged(round, autojump_cl
             "the codec id of another": ("CodecError", {"payload": b"\x09" + good[1:]}),
             "NaN": ("CodecError", {"payload": raw_payload(float("nan"), dtype)}),
             "infinity": ("CodecError", {"payload": raw_payload(float("-inf"), dtype)}),
-            "a shard that is not there": ("DecodeError", {"shard": 4}),
+            "a shard that is not there": ("DecodeError", {"shard": 2}),
             "no tokens": ("DecodeError", {"tokens": 0}),
             "a negative version": ("DecodeError", {"version": -1}),
             "a number that no member reaches": ("DecodeError", {"seq": 1 << 62}),
@@ -273,42 +273,46 @@ async def test_a_malformed_push_is_refused_and_never_averaged(round, autojump_cl
         await ends_equal(swarm)
 
 
-async def test_absurd_values_tokens_and_numbers_in_pushes_are_bounded(autojump_clock):
-    """Five at once: their tokens together are more than any integer of the wire holds, their values more than fp32 does."""
-    async with Swarm(round=CAPPED) as swarm:
+async def test_absurd_tokens_values_and_numbers_in_pushes_are_bounded(autojump_clock):
+    """Five liars, whose tokens together are more than an integer of the wire holds; one of them pushes as far as fp32 goes."""
+    async with Swarm(round=CAPPED, numel=32) as swarm:
         await three(swarm)
         liars = [Liar(swarm, f"liar {i}") for i in range(5)]
         for liar in liars:
             await liar.become_member()
 
         with goes_on(swarm):
-            for seq in range(0, 12):
-                for liar in liars[: 1 if seq % 2 else 5]:
-                    huge = encoded(torch.full((N_ELEMENTS,), 3e38 * (-1) ** seq))
-                    push = liar.push(payload=huge, tokens=1 << 62, seq=seq << 28, local_steps=1 << 62)
+            for seq in range(12):
+                for liar in liars:
+                    value = 3e38 * (-1) ** seq if liar is liars[0] else 0.0
+                    payload = encoded(torch.full((N_ELEMENTS,), value))
+                    push = liar.push(payload=payload, tokens=1 << 62, seq=seq << 28, local_steps=1 << 62)
                     assert isinstance(await liar.ask(owner_of(swarm), push), Pushed)
                 await trio.sleep(1)
+            headers = [decode_header(u.header) for u in updates_of(owner_of(swarm))]
 
-        newest = decode_header(owner_of(swarm).engine.shards.replicas[0].chain.last().update.header)
-        assert newest.tokens <= 1 << 62
+        assert any(len(header.included) > 5 and header.tokens == 1 << 62 for header in headers)
         for liar in liars:
             swarm.world.kill(liar.id)
-        await trio.sleep(60)  # training pulls back what they moved
         await ends_equal(swarm)
 
 
+def updates_of(peer: SimPeer, shard: int = 0) -> list[Update]:
+    return [entry.update for entry in peer.engine.shards.replicas[shard].chain._log.values()]
+
+
 async def test_who_claims_to_be_ahead_and_then_says_nothing_is_asked_more_and_more_rarely(autojump_clock):
-    async with Swarm(round=CAPPED) as swarm:
+    async with Swarm(round=CAPPED, numel=32) as swarm:
         await three(swarm)
         liar = Liar(swarm)
         await liar.become_member()
 
         with goes_on(swarm):
-            for seq in range(120):
+            for seq in range(40):
                 await liar.ask(owner_of(swarm), liar.push(version=LAST_VERSION, seq=seq))
-                await trio.sleep(0.5)
+                await trio.sleep(1)
 
-        assert 2 <= liar.n_asked(GetUpdates) <= 8
+        assert 2 <= liar.n_asked(GetUpdates) <= 5
         assert all(message.log_only for message in liar.asked if isinstance(message, GetUpdates))
         await ends_equal(swarm, liar)
 
@@ -341,18 +345,18 @@ def not_a_header(liar: Liar) -> Updates:
 
 @pytest.mark.parametrize(
     ("lie", "is_out"),
-    [(poison, True), (own_update, False), (of_another_run, True), (mis_signed, True), (not_a_header, True), (lambda _: Done(), True)],
+    [(poison, True), (own_update, True), (of_another_run, True), (mis_signed, True), (not_a_header, True), (lambda _: Done(), True)],
     ids=["a whole shard", "updates of its own", "updates of another run", "mis-signed updates", "garbage", "something else"],
 )
 async def test_who_announces_versions_that_nobody_made_is_not_followed(lie, is_out, autojump_clock):
-    async with Swarm(round=CAPPED) as swarm:
+    async with Swarm(round=CAPPED, numel=32) as swarm:
         await three(swarm)
         liar = Liar(swarm)
         liar.answers[GetUpdates] = lambda: lie(liar)
-        marks = pack_marks([Mark(LAST_VERSION, 7)] * 4)
+        marks = pack_marks([Mark(LAST_VERSION, 7)] * 2)
 
         with goes_on(swarm):
-            for _ in range(20):
+            for _ in range(10):
                 if not any(liar.is_out(peer) for peer in swarm.living()):
                     await liar.become_member(ready=True, weight=SMALL, marks=marks)
                 await trio.sleep(2)
@@ -360,12 +364,12 @@ async def test_who_announces_versions_that_nobody_made_is_not_followed(lie, is_o
         assert liar.n_asked(GetUpdates) >= 1
         n_blamed = sum(peer.network.messenger._standing.score(liar.id, trio.current_time()) > 0 for peer in swarm.living())
         assert (n_blamed + sum(liar.is_out(peer) for peer in swarm.living()) > 0) == is_out
-        assert liar.n_asked(GetUpdates) <= 40  # 3 owners, 4 shards: a handful each in 40 s
+        assert liar.n_asked(GetUpdates) <= 16  # two shards, a handful each in 20 s
         await ends_equal(swarm, liar)
 
 
 async def test_an_update_is_followed_only_from_whom_it_may_come(autojump_clock):
-    async with Swarm(round=CAPPED) as swarm:
+    async with Swarm(round=CAPPED, numel=32) as swarm:
         peers = await three(swarm)
         owner = owner_of(swarm)
         victim = next(peer for peer in peers if peer is not owner)
@@ -419,7 +423,7 @@ async def test_an_update_is_followed_only_from_whom_it_may_come(autojump_clock):
 
 async def test_even_an_owner_cannot_send_what_does_not_hold_together(autojump_clock):
     """Whoever announces a huge weight owns everything, and may stop the versions while it lives; more it cannot do to anybody."""
-    async with Swarm(round=CAPPED) as swarm:
+    async with Swarm(round=CAPPED, numel=32) as swarm:
         peers = await three(swarm)
         victim = peers[0]
         liar = Liar(swarm)
@@ -460,7 +464,7 @@ async def test_even_an_owner_cannot_send_what_does_not_hold_together(autojump_cl
 
 
 async def test_nobody_is_announced_by_anybody_else(autojump_clock):
-    async with Swarm(round=CAPPED) as swarm:
+    async with Swarm(round=CAPPED, numel=32) as swarm:
         a, b, c = await three(swarm)
         liar = Liar(swarm)
         forged = sign(msgspec.structs.replace(a.engine.members.own(), seq=1 << 40, leaving=True), liar.identity)
@@ -485,7 +489,7 @@ async def test_nobody_is_announced_by_anybody_else(autojump_clock):
 
 
 async def test_only_who_made_versions_of_a_shard_hands_it_over_and_only_what_is_finite(autojump_clock):
-    async with Swarm(round=CAPPED) as swarm:
+    async with Swarm(round=CAPPED, numel=32) as swarm:
         peers = await three(swarm)
         owner = owner_of(swarm)
         member = next(peer for peer in peers if peer is not owner)
@@ -507,7 +511,7 @@ async def test_only_who_made_versions_of_a_shard_hands_it_over_and_only_what_is_
             kinds = [await liar.refused(owner, handover(ones))]
             await liar.become_member()
             kinds += [await liar.refused(peer, handover(ones)) for peer in (owner, member)]
-            kinds += [await liar.refused(owner, handover(ones, shard=4))]
+            kinds += [await liar.refused(owner, handover(ones, shard=2))]
             of_owner = [await from_owner(p) for p in (raw_payload(float("nan")), ones[:-4], big, big)]
             member.engine.shards.replicas[0].owner_residual = None
             await trio.sleep(5)
@@ -518,7 +522,7 @@ async def test_only_who_made_versions_of_a_shard_hands_it_over_and_only_what_is_
 
 
 async def test_a_flood_of_questions_stops_nobody(autojump_clock):
-    async with Swarm(round=CAPPED) as swarm:
+    async with Swarm(round=CAPPED, numel=32) as swarm:
         peers = await three(swarm)
         liar = Liar(swarm)
         kinds: list[str] = []
@@ -527,10 +531,10 @@ async def test_a_flood_of_questions_stops_nobody(autojump_clock):
             kinds.append(await liar.refused(peer, message, random.Random(len(kinds)).choice(list(Lane))))
 
         with goes_on(swarm):
-            for _ in range(10):
+            for _ in range(5):
                 async with trio.open_nursery() as nursery:
                     for i in range(100):
-                        questions = [GetShard(liar.run, i % 4), GetUpdates(liar.run, i % 4, 0, b"d" * 32), PingFor(liar.run, liar.id)]
+                        questions = [GetShard(liar.run, i % 2), GetUpdates(liar.run, i % 2, 0, b"d" * 32), PingFor(liar.run, liar.id)]
                         nursery.start_soon(ask, peers[i % 3], questions[i % len(questions)])
                 await trio.sleep(1)
 
@@ -539,7 +543,7 @@ async def test_a_flood_of_questions_stops_nobody(autojump_clock):
 
 
 async def test_a_probe_for_others_says_whether_a_member_lives_and_asks_nobody_else(autojump_clock):
-    async with Swarm(round=CAPPED) as swarm:
+    async with Swarm(round=CAPPED, numel=32) as swarm:
         a, b, c = await three(swarm)
         liar = Liar(swarm)
 
@@ -555,14 +559,14 @@ async def test_a_probe_for_others_says_whether_a_member_lives_and_asks_nobody_el
 
 
 async def test_accusing_everybody_all_the_time_moves_nobody(autojump_clock):
-    async with Swarm(round=CAPPED) as swarm:
+    async with Swarm(round=CAPPED, numel=32) as swarm:
         peers = await three(swarm)
         liar = Liar(swarm)
         await liar.become_member()
         incarnations = [peer.engine.members.table.incarnation for peer in peers]
 
         with goes_on(swarm):
-            for _ in range(200):
+            for _ in range(100):
                 for peer in peers:
                     for accused in peers:
                         incarnation = accused.engine.members.table.incarnation
@@ -571,14 +575,14 @@ async def test_accusing_everybody_all_the_time_moves_nobody(autojump_clock):
                 await trio.sleep(0.1)
 
         for peer, before in zip(peers, incarnations, strict=True):
-            assert 1 <= peer.engine.members.table.incarnation - before <= 20
+            assert 1 <= peer.engine.members.table.incarnation - before <= 10
             assert not [e for e in peer.events_named("member.dead") if e.fields["peer"] != liar.id]
             assert not peer.events_named("run.rejoining")
         await ends_equal(swarm, liar)
 
 
 async def test_an_owner_that_answers_pushes_with_lies_holds_up_its_own_shards_only_while_it_lives(autojump_clock):
-    async with Swarm(round=CAPPED) as swarm:
+    async with Swarm(round=CAPPED, numel=32) as swarm:
         peers = await three(swarm)
         liar = Liar(swarm)
         lies = [Pushed(LAST_VERSION, True), NotOwner("nobody", b"garbage"), NotOwner(liar.id, b""), Done(), Held(0, b"d" * 32)]
@@ -600,7 +604,7 @@ async def test_an_owner_that_answers_pushes_with_lies_holds_up_its_own_shards_on
 
 
 async def test_an_exception_in_a_handler_is_an_answer_and_ends_nothing(autojump_clock, monkeypatch):
-    async with Swarm(round=CAPPED) as swarm:
+    async with Swarm(round=CAPPED, numel=32) as swarm:
         a, _, _ = await three(swarm)
         liar = Liar(swarm)
 
@@ -620,7 +624,7 @@ async def test_an_exception_in_a_handler_is_an_answer_and_ends_nothing(autojump_
 
 
 async def test_a_lone_peer_that_diverges_goes_back_to_what_it_had(autojump_clock):
-    async with Swarm(round=CAPPED) as swarm:
+    async with Swarm(round=CAPPED, numel=32) as swarm:
         a = await swarm.add("a")
         await trio.sleep(5)
 

@@ -14,8 +14,8 @@ import pytest
 
 from legion_p2p.cli import demo, demo_processes
 from legion_p2p.cli.common import run_app
+from legion_p2p.cli.demo_plan import Plan
 from legion_p2p.cli.demo_processes import ENDED, Family
-from legion_p2p.cli.demo_swarm import Plan
 from legion_p2p.config import NewRun
 from legion_p2p.dashboard.plot import draw_demo
 from legion_p2p.errors import ConfigError, UsageError

@@ -1,0 +1,70 @@
+"""What a demo is to do, and what is known of each of its peers."""
+
+import msgspec
+
+from legion_p2p.cli.demo_processes import Child, Event
+from legion_p2p.observe.status import Status
+
+RUN_NAME = "demo"
+ALONE = "lone"
+N_PARAMS = {"xxs": 252_384, "s": 836_736, "m": 4_852_992, "l": 25_567_744}  # here nobody imports torch to count them
+MIN_SHARDS = 10  # so that each of three peers almost surely owns some; sixteen cost small models more than their training
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What to do. The defaults of the training were chosen by measurement: docs/records/demo.md."""
+
+    n_peers: int
+    minutes: float
+    preset: str
+    seed: int
+    lone: bool
+    steps: int = 0
+    """0: as many as fit into `minutes`."""
+    local_steps: int = 5
+    learning_rate: float = 3e-3
+    batch: int = 4
+    codec: str = "int8"
+
+    @property
+    def shard_elements(self) -> int:
+        n_shards = max(MIN_SHARDS, self.n_peers)
+        return 512 * -(-N_PARAMS[self.preset] // (512 * n_shards)) if self.preset in N_PARAMS else 0
+
+    def spec_text(self, n_steps: int) -> str:
+        """SPEC.toml of the run."""
+        return "\n".join([
+            f'name = "{RUN_NAME}"', f'preset = "{self.preset}"', 'data = "stdlib"', f"seed = {self.seed}", "",
+            "[round]", f"local_steps = {self.local_steps}", f'push_codec = "{self.codec}"', f'update_codec = "{self.codec}"',
+            f"shard_elements = {self.shard_elements}", "",
+            "[inner]", f"learning_rate = {self.learning_rate}", f"batch = {self.batch}", f"decay_steps = {n_steps}",
+            f"warmup_steps = {min(50, max(1, n_steps // 10))}", "",
+        ])  # fmt: skip
+
+
+class Peer:
+    """What is known of one peer or of the lone one."""
+
+    def __init__(self, label: str, child: Child) -> None:
+        self.label = label
+        self.child = child
+        self.loaded = False
+        self.step_s: float | None = None
+        self.address = ""
+        self.status: Status | None = None
+        self.losses: list[tuple[int, float]] = []
+        self.evals: list[tuple[int, float]] = []
+        self.step_times: list[float] = []
+        self.rounds: list[tuple[int, float]] = []
+        self.averaged: list[float] = []
+        self.finished: Event | None = None
+        self.exit_code: int | None = None
+
+    @property
+    def lost(self) -> bool:
+        return self.exit_code is not None and (self.finished is None or self.exit_code != 0)
+
+    @property
+    def settled(self) -> bool:
+        """Nothing more is to come from it."""
+        return self.exit_code is not None
