@@ -2,8 +2,8 @@
 
     python benchmarks/averaging.py --elements 25000000 --peers 4
 
-Ideal is what any all-reduce through owners must send: each of n peers sends the (n-1)/n of the vector that it does not own, and
-each owner sends its mean to n-1 others: 2 (n-1) times the vector. Bytes on the wire are the loopback interface's own count, headers
+Ideal is what any all-reduce through owners must send: each of n peers sends the (n-1)/n of the vector that it does not own,
+and each owner sends its mean to n-1 others: 2 (n-1) times the vector. Bytes on the wire are the loopback interface's own count, headers
 of TCP and IP included, so nothing else should use the network meanwhile. gloo does not encrypt; libp2p's Noise does.
 """
 
@@ -39,9 +39,7 @@ def average_peer(rank, n_peers, elements, codec, address, barrier, results):
 
     torch.set_num_threads(1)
     values = torch.full((elements,), float(rank + 1))
-    rounds = legion.RoundSpec(
-        local_steps=1, push_codec=codec, update_codec=codec, norm_cap=0.0, quorum=1.0, synchronous=True
-    )
+    rounds = legion.RoundSpec(local_steps=1, push_codec=codec, update_codec=codec, norm_cap=0.0, quorum=1.0, synchronous=True)
     params = (ParamSpec("x", (elements,)),)
     founding = None
     if rank == 0:
@@ -73,9 +71,7 @@ def average_peer(rank, n_peers, elements, codec, address, barrier, results):
             for shard in range(plan.n_shards):
                 first, end = plan.bounds(shard)
                 held = engine.shards.replicas[shard]
-                engine.shards.contribute(
-                    LocalChange(shard, held.chain.version, held.reference, values[first:end], 1, 1)
-                )
+                engine.shards.contribute(LocalChange(shard, held.chain.version, held.reference, values[first:end], 1, 1))
             while any(r.chain.version < 1 for r in engine.shards.replicas.values()):
                 await trio.sleep(0.005)
             wall, cpu = time.perf_counter() - began, cpu_s() - cpu

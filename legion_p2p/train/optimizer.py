@@ -152,6 +152,11 @@ class SwarmOptimizer(torch.optim.Optimizer):
         return self._thread.call(self._engine.status)
 
     @property
+    def blocked_s(self) -> float:
+        """Seconds that step() has spent on the swarm instead of training."""
+        return self._blocked_s
+
+    @property
     def blocked_fraction(self) -> float:
         """Share of the wall time that step() spent on the swarm instead of training."""
         return self._blocked_s / max(1e-9, time.perf_counter() - self._started_at)

@@ -1,0 +1,126 @@
+"""The share of wall time that `opt.step()` spends on the swarm instead of training, with several peers on one machine.
+
+    python benchmarks/blocking.py --peers 4 --seconds 40
+
+Measured by the optimizer itself: all time inside step() after the inner optimizer's own step. The same loop without a swarm, as many
+processes at once, gives the steps per second that the machine has left for training, so that what the network's thread takes from
+the training thread is seen as well.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+KNOWN = {"hivemind": {"blocked_fraction": 0.60}, "aim": {"blocked_fraction": 0.05}}
+
+
+def train(opt, model, seconds: float) -> float:
+    """Steps per second."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    began, steps = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        x = torch.randint(0, 256, (4, 65), generator=generator)
+        _, loss = model(x[:, :-1], x[:, 1:])
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        steps += 1
+    return steps / (time.perf_counter() - began)
+
+
+def worker(address: str, args: argparse.Namespace) -> None:
+    import torch
+
+    from legion_p2p.train.gpt import GPT
+
+    torch.set_num_threads(1)
+    model = GPT.from_preset(args.preset, torch.Generator().manual_seed(0))
+    inner = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    if address == "alone":
+        sys.stdin.readline()
+        print(json.dumps({"steps_per_s": train(inner, model, args.seconds)}), flush=True)
+        return
+    import legion_p2p as legion
+
+    how = {"new_run": True, "local_steps": args.local_steps} if address == "found" else {"initial_peers": [address]}
+    opt = legion.Optimizer(inner, model, run="blocking", listen=("/ip4/127.0.0.1/tcp/0",), **how)
+    if address == "found":
+        print(json.dumps({"address": next(a for a in opt.status.addresses if "127.0.0.1" in a)}), flush=True)
+    opt.wait_for_members(args.peers)
+    print(json.dumps({"ready": True}), flush=True)
+    sys.stdin.readline()
+    before, blocked, rounds = time.perf_counter(), opt.blocked_s, opt.status.rounds
+    rate = train(opt, model, args.seconds)
+    wall = time.perf_counter() - before
+    n_shards = len(opt.status.shards)
+    row = {
+        "steps_per_s": rate,
+        "blocked_fraction": (opt.blocked_s - blocked) / wall,
+        "round_period_s": wall * n_shards / max(1, opt.status.rounds - rounds),
+        "averaged_fraction": opt.status.last_round.averaged_fraction,
+    }
+    print(json.dumps(row), flush=True)
+    opt.close()
+
+
+def start(address: str, args: argparse.Namespace) -> subprocess.Popen[str]:
+    command = [sys.executable, __file__, "--worker", address]
+    for name in ("peers", "seconds", "preset", "local_steps"):
+        command += ["--" + name.replace("_", "-"), str(getattr(args, name))]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def together(workers: list[subprocess.Popen[str]]) -> list[dict]:
+    for one in workers:
+        one.stdin.write("go\n")
+        one.stdin.flush()
+    rows = [json.loads(one.stdout.readline()) for one in workers]
+    for one in workers:
+        one.wait(60)
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=40)
+    parser.add_argument("--preset", default="xxs")
+    parser.add_argument("--local-steps", type=int, default=10)
+    parser.add_argument("--worker")
+    args = parser.parse_args()
+    if args.worker is not None:
+        worker(args.worker, args)
+        return 0
+    alone = [start("alone", args) for _ in range(args.peers)]
+    time.sleep(8)
+    alone_rows = together(alone)
+    founder = start("found", args)
+    address = json.loads(founder.stdout.readline())["address"]
+    peers = [founder, *(start(address, args) for _ in range(args.peers - 1))]
+    for peer in peers:
+        json.loads(peer.stdout.readline())
+    rows = together(peers)
+    rate_alone = statistics.mean(row["steps_per_s"] for row in alone_rows)
+    rate = statistics.mean(row["steps_per_s"] for row in rows)
+    report = {
+        "peers": args.peers,
+        "blocked_fraction": {
+            "mean": statistics.mean(r["blocked_fraction"] for r in rows),
+            "max": max(r["blocked_fraction"] for r in rows),
+        },
+        "round_period_s": statistics.median(row["round_period_s"] for row in rows),
+        "steps_per_s": {"swarm": rate, "without": rate_alone, "ratio": rate / rate_alone},
+        "rows": rows,
+        "known": KNOWN,
+    }
+    print(json.dumps(report, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
