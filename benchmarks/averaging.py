@@ -3,8 +3,8 @@
     python benchmarks/averaging.py --elements 25000000 --peers 4
 
 Ideal is what any all-reduce through owners must send: each of n peers sends the (n-1)/n of the vector that it does not own,
-and each owner sends its mean to n-1 others: 2 (n-1) times the vector. Bytes on the wire are the loopback interface's own count, headers
-of TCP and IP included, so nothing else should use the network meanwhile. gloo does not encrypt; libp2p's Noise does.
+and each owner sends its mean to n-1 others: 2 (n-1) times the vector. Bytes on the wire are the loopback interface's own count,
+headers of TCP and IP included, so nothing else should use the network meanwhile. gloo does not encrypt; libp2p's Noise does.
 """
 
 import argparse
@@ -72,8 +72,9 @@ def average_peer(rank, n_peers, elements, codec, address, barrier, results):
                 first, end = plan.bounds(shard)
                 held = engine.shards.replicas[shard]
                 engine.shards.contribute(LocalChange(shard, held.chain.version, held.reference, values[first:end], 1, 1))
-            while any(r.chain.version < 1 for r in engine.shards.replicas.values()):
-                await trio.sleep(0.005)
+            for held in engine.shards.replicas.values():
+                while held.chain.version < 1:
+                    await held.bell.wait()
             wall, cpu = time.perf_counter() - began, cpu_s() - cpu
             await trio.to_thread.run_sync(barrier.wait)
             mean = (n_peers + 1) / 2

@@ -1,13 +1,14 @@
-"""From process start to the first local step in a run, and to the first contribution that an update contains; memory beyond torch.
+"""From process start to the first local step in a run, and to the first contribution in an update; memory beyond torch.
 
     python benchmarks/startup.py --peers 4
 
-A bootstrap node and a founder run; then peers start one after another, on an otherwise idle machine. `imports_s` is what importing
-torch and libp2p costs in the same process; `join_s` is from there to being in the run, `contribute_s` to the first inclusion.
+A founder trains; then peers start one after another, on an otherwise idle machine. `imports_s` is what importing torch and libp2p
+costs in the same process; `join_s` is from there to being in the run, `contribute_s` to the first inclusion.
 Memory is the resident set of a peer that has joined and idles, less that of a process that has only imported torch.
 """
 
 import argparse
+import importlib
 import json
 import statistics
 import subprocess
@@ -27,7 +28,8 @@ def worker(address: str, n_steps: int) -> None:
     torch.nn.functional.gelu(torch.zeros(8, 8) @ torch.zeros(8, 8))
     torch_mb = psutil.Process().memory_info().rss / 1e6
     import legion_p2p as legion
-    from legion_p2p.net import host  # noqa: F401: what a peer needs beside torch
+
+    importlib.import_module("legion_p2p.net.host")  # what a peer needs beside torch
     from legion_p2p.train.gpt import GPT
 
     imported = time.perf_counter()

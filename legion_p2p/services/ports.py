@@ -6,12 +6,11 @@ Both pass the suite in tests/contract; services cannot tell them apart.
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from enum import Enum
 from typing import Any, Protocol, TypeVar
 
-import msgspec
 import trio
 
+from legion_p2p.core.contact import Contact, Lane, Traffic
 from legion_p2p.core.identity import PeerId
 
 T = TypeVar("T")
@@ -22,27 +21,6 @@ Handler = Callable[[PeerId, bytes], Awaitable[bytes]]
 A LegionError that it raises reaches the caller as RefusedError, with its class name as `kind` and its text. Anything else reaches
 the caller as RefusedError of kind "InternalError", and this side's log; the host lives on.
 """
-
-
-class Lane(Enum):
-    """Which of a peer's streams carries a request: bulk never delays control."""
-
-    CONTROL = "control"
-    BULK = "bulk"
-
-
-class Contact(msgspec.Struct, frozen=True):
-    """A peer and where it may be found: multiaddrs without the trailing /p2p/ part."""
-
-    peer_id: PeerId
-    addresses: tuple[str, ...] = ()
-
-
-class Traffic(msgspec.Struct, frozen=True):
-    """Bytes of request and reply frames since start, headers included."""
-
-    sent_bytes: int = 0
-    received_bytes: int = 0
 
 
 class Messenger(Protocol):
