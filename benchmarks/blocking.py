@@ -3,8 +3,8 @@
     python benchmarks/blocking.py --peers 4 --seconds 40
 
 Measured by the optimizer itself: all time inside step() after the inner optimizer's own step. The same loop without a swarm, as
-many processes at once, gives the steps per second that the machine has left for training, so that what the network's thread takes from
-the training thread is seen as well.
+many processes at once, gives the steps per second that the machine has left for training, so that what the network's thread takes
+from the training thread is seen as well.
 """
 
 import argparse

@@ -25,7 +25,11 @@ def worker(address: str, n_steps: int) -> None:
     import torch
 
     torch.set_num_threads(1)
-    torch.nn.functional.gelu(torch.zeros(8, 8) @ torch.zeros(8, 8))
+    tiny = torch.nn.Linear(8, 8)  # a step of plain torch: what it imports and allocates on first use is not ours
+    plain = torch.optim.AdamW(tiny.parameters())
+    tiny(torch.zeros(8, 8)).sum().backward()
+    plain.step()
+    plain.zero_grad()
     torch_mb = psutil.Process().memory_info().rss / 1e6
     import legion_p2p as legion
 

@@ -5,10 +5,22 @@ Read the class to learn who is to blame and what to do; read the message to lear
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 
 class LegionError(Exception):
     """The base of all of them."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # what Exception does, calling the class with its message, fails for classes that take fields instead
+        return _copy, (type(self), self.args, vars(self))
+
+
+def _copy(kind: type[LegionError], args: tuple[Any, ...], fields: dict[str, Any]) -> LegionError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    vars(error).update(fields)
+    return error
 
 
 class UsageError(LegionError):

@@ -76,6 +76,7 @@ def demo(options: Options = Options()) -> int:
     out = make_folder(options.out)
     show = Show(plan, "none" if options.json or options.quiet else "view" if _can_draw() else "lines")
     with contextlib.ExitStack() as open_things:
+        open_things.callback(show.close)
         signals = open_things.enter_context(Signals(before_exit=show.close_at_once))
         try:
             summary = conduct(plan, out, show, signals)

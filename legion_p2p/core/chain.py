@@ -56,8 +56,9 @@ class Chain:
         self._max_log_bytes = max_log_bytes
         self._log: OrderedDict[int, Entry] = OrderedDict()  # by the version that it made
         self._log_bytes = 0
-        self._included: dict[PeerId, int] = {PeerId(i.peer): i.seq for i in included}
+        self._included: dict[PeerId, int] = {}
         self._digests: OrderedDict[int, bytes] = OrderedDict({version: digest})
+        self._include(included)
 
     @property
     def mark(self) -> Mark:
@@ -114,12 +115,16 @@ class Chain:
         """The newest contribution of every member that this state contains."""
         return tuple(Inclusion(peer, seq) for peer, seq in sorted(self._included.items()))
 
+    def newest(self, peer: PeerId) -> int:
+        """The number of the newest contribution of `peer` that this state contains; -1 where it contains none."""
+        return self._included.get(peer, -1)
+
     def includes(self, peer: PeerId, seq: int) -> bool:
-        return seq <= self._included.get(peer, -1)
+        return seq <= self.newest(peer)
 
     def is_plausible(self, peer: PeerId, seq: int) -> bool:
         """Whether a contribution of this number can be the next one of `peer`, some lost ones allowed for."""
-        return seq <= self._included.get(peer, -1) + MAX_SEQ_JUMP
+        return seq <= self.newest(peer) + MAX_SEQ_JUMP
 
     def was_made_by(self, peer: PeerId) -> bool:
         """Whether `peer` made the version that is held, or one of those in the log."""

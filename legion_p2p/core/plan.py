@@ -17,7 +17,8 @@ MAX_NAME_CHARS = 300
 MAX_DIMS = 8
 MAX_SHARDS = 4096  # eight bytes each in every announcement: 32 KiB, half of what gossip carries
 MAX_SHARD_ELEMENTS = 1 << 23  # 32 MiB as fp32: two of them fit into one frame, with room
-MIN_SHARD_ELEMENTS = 256  # one block of the int8 codec
+MIN_SHARD_ELEMENTS = 1 << 16  # chosen: below 64 KiB as int8 a request costs more CPU than its bytes
+BLOCK_ELEMENTS = 256  # a shard is whole blocks of the int8 codec
 TARGET_SHARDS = 16  # a handful of peers can share 16 evenly; more only adds requests
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_CHARS)]
@@ -86,7 +87,7 @@ def plan_for(numel: int, shard_elements: int = 0) -> ShardPlan:
         raise UsageError("the model has no trainable parameters")
     if shard_elements == 0:
         shard_elements = -(-numel // TARGET_SHARDS)
-        shard_elements = -(-shard_elements // MIN_SHARD_ELEMENTS) * MIN_SHARD_ELEMENTS
+        shard_elements = -(-shard_elements // BLOCK_ELEMENTS) * BLOCK_ELEMENTS
         shard_elements = min(max(shard_elements, MIN_SHARD_ELEMENTS), MAX_SHARD_ELEMENTS)
     if not 1 <= shard_elements <= MAX_SHARD_ELEMENTS:
         raise UsageError(f"shards of {shard_elements} elements, allowed are 1 to {MAX_SHARD_ELEMENTS}")

@@ -47,7 +47,7 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """True: step() waits for the round. For equivalence with data parallelism, and for a LAN."""
 
     shard_elements: Annotated[int, msgspec.Meta(ge=0, le=1 << 23)] = 0
-    """Elements per shard; 0 chooses about sixteen shards."""
+    """Elements per shard; 0 chooses sixteen shards, fewer for a small model."""
 
 
 class InnerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -214,6 +214,7 @@ class _Parts:
             listener.close_now()
         for scope in tuple(self.host._identify_tasks):
             scope.cancel()
+        self.pubsub.seen_messages.stop()  # or its thread lives as long as the process
         self.sockets.close_all()
 
     async def _run_service(self, manager: SturdyManager) -> None:

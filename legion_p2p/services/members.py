@@ -165,7 +165,11 @@ class MemberService:
         if suspect == self.me or not self.is_known(suspect):  # nobody is to be reached through us but members
             raise UnreachableError(suspect, "it is no other member that I know of")
         with trio.move_on_after(self.config.grace_s) as scope:
-            await self._messenger.request(suspect, encode(Ping(self.run)))
+            try:
+                await self._messenger.request(suspect, encode(Ping(self.run)))
+            except UnreachableError:
+                self.lost(suspect)  # an heir that has nothing on its way to a dead owner would learn of it seconds later
+                raise
         if scope.cancelled_caught:
             raise UnreachableError(suspect, f"no answer in {self.config.grace_s:.1f} s")
         self.heard(suspect)

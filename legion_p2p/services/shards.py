@@ -24,7 +24,7 @@ import trio
 from torch import Tensor
 
 from legion_p2p.core.announcement import Mark, pack_marks, unpack_marks
-from legion_p2p.core.chain import MAX_SEQ_JUMP, Chain, Step
+from legion_p2p.core.chain import Chain, Step
 from legion_p2p.core.identity import Identity, PeerId, verify
 from legion_p2p.core.membership import Liveness
 from legion_p2p.core.rendezvous import Ownership, ownership
@@ -142,7 +142,7 @@ class ShardService:
         """Begin to hold a shard in this state."""
         chain = Chain(version, digest_, _log_bytes(reference.numel()), included)
         replica = Replica(shard, reference, chain)
-        replica.next_seq = self._next_seq(0, included)
+        replica.next_seq = 1 + chain.newest(self.me)
         self.replicas[shard] = replica
         self._mailbox.post(shard, version, reference)
 
@@ -562,7 +562,7 @@ class ShardService:
             except DecodeError as bad:
                 self._messenger.report(target, f"bad announcement: {bad}")
             owner = PeerId(reply.owner)
-            pending.redirect = owner if owner not in (self.me, target) else None
+            pending.redirect = owner if owner not in (self.me, target) and self._lives(owner) else None
             pending.not_before = trio.current_time() + (0.05 if pending.redirect and pending.attempts < 8 else RETRY_S)
         else:
             pending.redirect = None
@@ -653,7 +653,7 @@ class ShardService:
             replica.arrived = {peer: value for peer, value in replica.arrived.items() if peer in waiting}
         # Settled before posted would let the training thread push before it has seen the version that contains its last push.
         self._mailbox.post(replica.shard, header.version, made)
-        replica.next_seq = self._next_seq(replica.next_seq, replica.chain.included())
+        replica.next_seq = max(replica.next_seq, 1 + replica.chain.newest(self.me))
         self._settle_if_included(replica)
         for failure in header.failed:
             if failure.peer == self.me and failure.reason != LATE:
@@ -811,7 +811,6 @@ class ShardService:
             raise DecodeError(f"asked for shard {replica.shard}, got {state.shard}")
         if state.version > replica.chain.version + MAX_VERSION_JUMP:
             raise DecodeError(f"shard {state.shard} version {state.version}, ours is {replica.chain.version}: that cannot be")
-        next_seq = self._next_seq(replica.next_seq, state.included)
         theirs = await self._compute(replica.numel, codec.get("fp32").decode, state.payload, replica.numel)
         if await self._compute(replica.numel, digest, theirs) != state.digest:
             raise DecodeError(f"shard {state.shard} version {state.version} does not have its digest")
@@ -828,7 +827,7 @@ class ShardService:
             replica.made_tokens = 0
             replica.reference = theirs
             replica.chain = Chain(state.version, state.digest, _log_bytes(replica.numel), state.included, peer)
-            replica.next_seq = max(replica.next_seq, next_seq)
+            replica.next_seq = max(replica.next_seq, 1 + replica.chain.newest(self.me))
             if replica.round is not None:
                 replica.round.advanced(state.version, state.included)
             self._mailbox.post(replica.shard, state.version, theirs)
@@ -864,13 +863,6 @@ class ShardService:
                 raise DecodeError(f"shard {shard}, there are {self.plan.n_shards}")
             raise NetworkError(f"shard {shard} is not held here yet")
         return replica
-
-    def _next_seq(self, at_least: int, included: Sequence[Inclusion]) -> int:
-        """The number of this peer's next contribution, where `included` are there. Raises: DecodeError, if that cannot be."""
-        newest = max((i.seq for i in included if i.peer == self.me), default=-1)
-        if newest > at_least + MAX_SEQ_JUMP:
-            raise DecodeError(f"contribution number {newest} of this peer, which is at number {at_least}")
-        return max(at_least, newest + 1)
 
     def _must_be_member(self, peer: PeerId) -> None:
         if not self._members.is_known(peer):

@@ -35,7 +35,8 @@ def workers(_all_workers: Workers) -> Iterator[Workers]:
     for worker, left in _all_workers.give_back():
         assert left["sockets"] == [], (worker.pid, left)
         assert left["children"] == [], (worker.pid, left)
-        assert [t for t in left["threads"] if t.startswith("legion")] == [], (worker.pid, left)
+        # Idle worker threads of trio end by themselves after some seconds.
+        assert [t for t in left["threads"] if not t.startswith(("MainThread", "stdin", "Trio thread"))] == [], (worker.pid, left)
         assert worker.left_files() == []
 
 

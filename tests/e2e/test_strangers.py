@@ -247,7 +247,9 @@ class Stranger:
 
 
 BODIES = st.lists(
-    st.tuples(st.sampled_from(list(Lane)), st.binary(max_size=200) | st.tuples(st.integers(0, 12), changes())), min_size=1, max_size=6
+    st.tuples(st.sampled_from(list(Lane)), st.binary(max_size=200) | st.tuples(st.integers(0, 12), changes())),
+    min_size=1,
+    max_size=6,
 )
 
 

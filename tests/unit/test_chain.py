@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from legion_p2p.core import chain as chain_module
 from legion_p2p.core.announcement import mark_of
-from legion_p2p.core.chain import MAX_DIGESTS, MAX_LOG_ENTRIES, Chain, Step
+from legion_p2p.core.chain import MAX_DIGESTS, MAX_LOG_ENTRIES, MAX_SEQ_JUMP, Chain, Step
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader, decode_header, encode
 
@@ -19,7 +19,9 @@ def digest_of(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def header(version: int, base: bytes, digest: bytes, *, owner: PeerId = OWNER, included: tuple[Inclusion, ...] = ()) -> UpdateHeader:
+def header(
+    version: int, base: bytes, digest: bytes, *, owner: PeerId = OWNER, included: tuple[Inclusion, ...] = ()
+) -> UpdateHeader:
     return UpdateHeader("run", 0, version, base, digest, owner, "fp32", included, (), 1, 1)
 
 
@@ -179,6 +181,27 @@ def test_it_continues_what_was_fetched() -> None:
     extend(chain, 1, included=(Inclusion(A, 5), Inclusion(B, 0)))
 
     assert chain.included() == (Inclusion(A, 7), Inclusion(B, 0)), "a contribution is never un-included"
+
+
+def test_a_number_that_no_member_reaches_is_not_taken_for_included() -> None:
+    """Or a liar could have all that the member ever sends taken for included."""
+    chain = Chain(0, digest_of("0"), 1 << 20, [Inclusion(A, 1 << 62), Inclusion(B, 7)])
+
+    extend(chain, 1, included=(Inclusion(A, 1 << 62), Inclusion(B, 8 + MAX_SEQ_JUMP)))
+
+    assert (chain.newest(A), chain.newest(B), chain.newest(C)) == (-1, 7, -1)
+    assert chain.is_plausible(B, 7 + MAX_SEQ_JUMP) and not chain.is_plausible(B, 8 + MAX_SEQ_JUMP)
+
+
+def test_it_knows_who_made_its_versions() -> None:
+    chain = new_chain()
+    made = header(1, chain.digest, digest_of("1"), owner=A)
+    chain.applied(made, update_of(made))
+    extend(chain, 1)
+
+    assert [chain.was_made_by(peer) for peer in (A, OWNER, B)] == [True, True, False]
+    extend(chain, MAX_LOG_ENTRIES)
+    assert not chain.was_made_by(A), "what is no longer in the log is long ago"
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 300)), min_size=1, max_size=100), st.integers(0, 3000))

@@ -66,7 +66,7 @@ def test_what_was_learned_is_in_the_message_and_on_the_instance(error: LegionErr
 
 @pytest.mark.parametrize("error", WITH_FIELDS, ids=name)
 def test_it_comes_through_a_pipe_between_processes_as_it_was(error: LegionError) -> None:
-    copy = pickle.loads(pickle.dumps(error))  # noqa: S301: of our own making
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301
 
     assert type(copy) is type(error) and str(copy) == str(error) and vars(copy) == vars(error)
 

@@ -110,7 +110,11 @@ def test_several_threads_may_emit_at_once() -> None:
     assert len(seen) == 1200 and len(events.errors) == MAX_ERRORS_KEPT
 
 
-@given(st.text(), st.floats(0, 4e9), st.dictionaries(st.text(min_size=1).filter(lambda k: k not in ("event", "at", "error")), st.integers()))
+@given(
+    st.text(),
+    st.floats(0, 4e9),
+    st.dictionaries(st.text(min_size=1).filter(lambda k: k not in ("event", "at", "error")), st.integers()),
+)
 def test_a_line_of_an_event_names_it_and_carries_all_its_fields(name: str, at: float, fields: dict[str, int]) -> None:
     line = Event(name, at, fields).as_dict()
 

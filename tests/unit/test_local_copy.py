@@ -170,7 +170,7 @@ happenings = st.lists(
 @given(happenings)
 def test_what_was_handed_in_and_what_was_not_add_up_to_all_that_was_trained(events: list[tuple]) -> None:
     """In numbers that fp32 holds exactly, to the last bit."""
-    weights, local = copy_of()
+    _, local = copy_of()
     references = [0.0, 0.0, 0.0]
     unpushed = [0.0, 0.0, 0.0]
     for shard, (start, end) in enumerate(BOUNDS):

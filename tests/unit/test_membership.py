@@ -377,7 +377,11 @@ def test_whatever_happens_the_rules_of_the_table_hold(happenings: list[tuple]) -
         for effect in drain(table):
             if isinstance(effect, Changed):
                 assert seen.get(effect.peer_id) is effect.before and effect.before is not effect.after
-                seen = {**seen, effect.peer_id: effect.after} if effect.after else {p: v for p, v in seen.items() if p != effect.peer_id}
+                seen = (
+                    {**seen, effect.peer_id: effect.after}
+                    if effect.after
+                    else {p: v for p, v in seen.items() if p != effect.peer_id}
+                )
             elif isinstance(effect, Refute):
                 assert effect.incarnation > table.incarnation
                 table.incarnation = effect.incarnation

@@ -35,7 +35,9 @@ def test_whatever_others_claim_it_stays_within_bounds(reference: int, own: float
 
 
 @given(st.floats(1e-3, 1e3), st.floats(0, 1e15), st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=20))
-def test_a_single_liar_cannot_move_the_median_beyond_what_honest_peers_measured(own: float, lie: float, others: list[float]) -> None:
+def test_a_single_liar_cannot_move_the_median_beyond_what_honest_peers_measured(
+    own: float, lie: float, others: list[float]
+) -> None:
     honest = [own, *others]
 
     steps = local_steps(100, own, [*others, lie])

@@ -209,7 +209,9 @@ happenings = st.lists(
 
 
 @given(happenings, st.sampled_from([0.5, 2 / 3, 1.0]))
-def test_every_accepted_contribution_is_in_exactly_one_version_unless_its_sender_replaced_it(events: list[tuple], quorum: float) -> None:
+def test_every_accepted_contribution_is_in_exactly_one_version_unless_its_sender_replaced_it(
+    events: list[tuple], quorum: float
+) -> None:
     shard_round = ShardRound(RoundConfig(quorum=quorum), 0, {})
     now = 0.0
     accepted: set[tuple[PeerId, int]] = set()

@@ -1,5 +1,6 @@
 """What a run is: signed, immutable, known by the id of its bytes."""
 
+import base64
 import hashlib
 
 import base58
@@ -55,8 +56,8 @@ def test_it_opens_as_it_was_signed() -> None:
 def test_the_id_is_the_cid_of_the_bytes_and_stays_what_it_is() -> None:
     signed = sign_spec(spec_of(), FOUNDER)
 
-    by_hand = "b" + __import__("base64").b32encode(b"\x01\x55\x12\x20" + hashlib.sha256(signed.spec).digest()).decode().lower().rstrip("=")
-    assert run_id(signed) == by_hand
+    cid_v1_raw_sha256 = b"\x01\x55\x12\x20" + hashlib.sha256(signed.spec).digest()
+    assert run_id(signed) == "b" + base64.b32encode(cid_v1_raw_sha256).decode().lower().rstrip("=")
     assert run_id(SignedSpec(b"", b"")) == "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"  # as in IPFS
     assert looks_like_run_id(run_id(signed))
 
