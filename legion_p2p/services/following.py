@@ -1,0 +1,255 @@
+"""Between a member and an owner, in one direction: taking over what the owner published, and catching up with what was missed.
+
+Also the answers to those who catch up with us. Whom to believe is decided here: a member follows the owner that rendezvous names;
+an owner follows only who can show updates that lead on from its own state.
+"""
+
+import math
+
+import trio
+
+from legion_p2p.core.announcement import Mark, unpack_marks
+from legion_p2p.core.chain import Chain, Step
+from legion_p2p.core.identity import PeerId, verify
+from legion_p2p.core.membership import Liveness
+from legion_p2p.core.wire import (
+    GetShard,
+    GetUpdates,
+    Held,
+    Reply,
+    ShardState,
+    Update,
+    UpdateHeader,
+    Updates,
+    decode_header,
+)
+from legion_p2p.errors import (
+    CodecError,
+    DecodeError,
+    MisfitError,
+    NetworkError,
+    RefusedError,
+)
+from legion_p2p.services.holding import Holding, log_bytes
+from legion_p2p.services.ports import Lane
+from legion_p2p.services.replica import Replica, advance
+from legion_p2p.tensor import codec
+from legion_p2p.tensor.flatten import digest
+
+TRANSFER_DEADLINE_S = 120.0  # one shard is at most 32 MiB: 2.2 Mbit/s suffice
+CLAIM_DEADLINE_S = 2.0  # for a member that only says it is ahead to prove it: meanwhile the round waits
+MAX_CLAIM_PAUSE_S = 60.0  # between two looks at what a member claims whose claims come to nothing
+MAX_CLAIMS = 4096  # such pairs of member and shard that are remembered
+MAX_VERSION_JUMP = 1 << 24  # half a year of a version a second: who claims more would soon have used up all numbers
+
+
+class Following(Holding):
+    """Follows updates; fetches what is missing; serves those who fetch."""
+
+    async def _on_update(self, peer: PeerId, message: Update) -> Held:
+        header = self._open_update(peer, message)
+        replica = self._replica(header.shard)
+        if header.owner != peer:
+            raise DecodeError(f"update of {header.owner} sent by {peer}")
+        self._must_be_member(peer)
+        if not self._may_make(replica, peer):
+            raise NetworkError(f"shard {header.shard}: {peer} does not own it, as far as I know")
+        # The lock is granted in order of arrival, so updates that came in order are judged in order.
+        step = await self._apply(replica, header, message)
+        if step is Step.BEHIND or (step is Step.FORKED and peer == self.ownership(replica.shard).owner):
+            replica.sync_from = peer
+            replica.bell.ring()
+        return Held(replica.chain.version, replica.chain.digest)
+
+    def _open_update(self, sender: PeerId, message: Update) -> UpdateHeader:
+        header = decode_header(message.header)
+        if header.run != self.run:
+            raise MisfitError(f"update of run {header.run}, this is {self.run}")
+        if header.codec != self.spec.round.update_codec:
+            raise CodecError(f"update in codec {header.codec!r}, this run uses {self.spec.round.update_codec!r}")
+        verify(header.owner, message.header, message.signature)
+        return header
+
+    async def _apply(self, replica: Replica, header: UpdateHeader, update: Update) -> Step:
+        """Apply an update if it still fits; what it turned out to be."""
+        async with replica.lock:
+            step = replica.chain.judge(header)
+            if step is not Step.APPLY:
+                return step
+            made, digest_ = await self._compute(replica.numel, advance, replica.reference, update.payload, header.codec)
+            if digest_ != header.digest:
+                raise DecodeError(f"shard {replica.shard} version {header.version}: the update does not lead to its digest")
+            self._accept(replica, header, update, made)
+            if header.owner != self.me:
+                replica.made_tokens = 0
+        self._note_round(header, header.version)
+        return step
+
+    def _look_for_news(self) -> None:
+        """Compare announced marks with ours; whoever is to be followed and differs is asked."""
+        for announcement in self._members.everyone():
+            if announcement.peer_id == self.me or not announcement.ready or announcement.region != self.region:
+                continue
+            marks = unpack_marks(announcement.marks)
+            if len(marks) != self.plan.n_shards:
+                continue
+            peer = PeerId(announcement.peer_id)
+            for shard, replica in self.replicas.items():
+                if self._is_news(replica, peer, marks[shard]):
+                    self._follow(replica, peer)
+
+    def _is_news(self, replica: Replica, peer: PeerId, mark: Mark) -> bool:
+        owner = self.ownership(replica.shard).owner
+        ahead = mark.version > replica.chain.version
+        if owner == self.me:  # an owner that was away, or a standby that took over, may be behind the members
+            return ahead
+        if owner != peer:
+            return False
+        if replica.chain.holds(mark) is False:
+            return True
+        if not ahead:
+            replica.behind_since = None
+            return False
+        # The update is most likely on its way: fetch only if it does not come, or its bytes are paid for twice.
+        now = trio.current_time()
+        if replica.behind_since is None or replica.behind_at != replica.chain.version:
+            replica.behind_at, replica.behind_since = replica.chain.version, now
+            return False
+        return now - replica.behind_since >= self._members.config.announce_s
+
+    async def sync_all(self) -> None:
+        """Fetch what is missing here of every shard from its owner, as far as it answers."""
+        async with trio.open_nursery() as nursery:
+            for shard, replica in self.replicas.items():
+                owner = self.ownership(shard).owner
+                if owner is not None and owner != self.me:
+                    nursery.start_soon(self._sync, replica, owner)
+
+    async def _sync(self, replica: Replica, peer: PeerId, *, log_only: bool = False) -> None:
+        """Fetch from `peer` what is missing here: updates, or where these do not reach and it is allowed, the whole shard.
+
+        From a member that only says that it is ahead, nothing but updates of those whose versions are to be followed.
+        """
+        trusted = self._may_make(replica, peer) or self._holds_what_most_hold(replica, peer)
+        before = (replica.chain.version, replica.chain.digest)
+        request = GetUpdates(self.run, replica.shard, *before, log_only or not trusted)
+        try:
+            async with self._transfers:
+                with trio.fail_after(TRANSFER_DEADLINE_S if trusted else CLAIM_DEADLINE_S):
+                    reply = await self._ask(peer, request, Lane.BULK)
+            if isinstance(reply, Updates):
+                for update in reply.updates:
+                    header = self._open_update(peer, update)
+                    if header.shard != replica.shard:
+                        raise DecodeError(f"asked for updates of shard {replica.shard}, got one of {header.shard}")
+                    if not trusted and not self._may_make(replica, PeerId(header.owner)):
+                        break
+                    if await self._apply(replica, header, update) not in (Step.APPLY, Step.KNOWN):
+                        break
+            elif isinstance(reply, ShardState) and not request.log_only:
+                await self._adopt(replica, peer, reply)
+            else:
+                raise DecodeError(f"asked for updates of shard {replica.shard}, got {type(reply).__name__}")
+        except RefusedError:
+            pass  # it has nothing for us; its next announcement will tell
+        except NetworkError as failed:
+            self._events.emit("shard.sync_failed", shard=replica.shard, peer=peer, reason=str(failed))
+            return  # whether it lives is decided elsewhere
+        except trio.TooSlowError:
+            self._events.emit("shard.sync_failed", shard=replica.shard, peer=peer, reason="no answer in time")
+        except (DecodeError, MisfitError) as bad:
+            self._messenger.report(peer, f"bad state of shard {replica.shard}: {bad}")
+            self._events.error("shard.sync_refused", f"shard {replica.shard}: {bad}", peer=peer)
+        self._note_sync(replica, peer, trusted, came_forward=before != (replica.chain.version, replica.chain.digest))
+
+    def _follow(self, replica: Replica, peer: PeerId) -> None:
+        """`peer` says that it is ahead: ask it, unless what it said before came to nothing a moment ago."""
+        not_before, _ = self._fruitless.get((peer, replica.shard), (-math.inf, 0.0))
+        if trio.current_time() >= not_before:
+            replica.sync_from = peer
+            replica.bell.ring()
+
+    def _note_sync(self, replica: Replica, peer: PeerId, trusted: bool, came_forward: bool) -> None:
+        """Whose claims come to nothing is asked more and more rarely: a liar must not keep an owner busy."""
+        _, pause_s = self._fruitless.pop((peer, replica.shard), (0.0, 0.0))
+        if came_forward:
+            return
+        announce_s = self._members.config.announce_s
+        pause_s = announce_s if trusted else min(max(2 * pause_s, announce_s), MAX_CLAIM_PAUSE_S)
+        self._fruitless[peer, replica.shard] = (trio.current_time() + pause_s, pause_s)
+        while len(self._fruitless) > MAX_CLAIMS:
+            del self._fruitless[next(iter(self._fruitless))]
+
+    def _may_make(self, replica: Replica, peer: PeerId) -> bool:
+        """Whether versions that `peer` made are to be followed: it owns the shard, or made the version that we hold, or stands by
+        for an owner that is silent. Views differ for seconds; who is refused wrongly is followed once we see what it saw.
+        """
+        owners = self.ownership(replica.shard)
+        if peer in (self.me, owners.owner, replica.chain.owner):
+            return True
+        if peer != owners.standby or owners.owner is None or owners.owner == self.me:
+            return False
+        owner = self._members.table.get(owners.owner)
+        return owner is None or owner.liveness is not Liveness.ALIVE
+
+    def _holds_what_most_hold(self, replica: Replica, peer: PeerId) -> bool:
+        """Whether more than half of the others announce the same state of the shard as `peer`."""
+        marks: list[Mark | None] = []
+        of_peer: Mark | None = None
+        for announcement in self._members.everyone():
+            if announcement.peer_id == self.me or not announcement.ready or announcement.region != self.region:
+                continue
+            all_marks = unpack_marks(announcement.marks)
+            marks.append(all_marks[replica.shard] if len(all_marks) == self.plan.n_shards else None)
+            if announcement.peer_id == peer:
+                of_peer = marks[-1]
+        return of_peer is not None and 2 * marks.count(of_peer) > len(marks)
+
+    async def _adopt(self, replica: Replica, peer: PeerId, state: ShardState) -> None:
+        """Take over a whole shard. What this peer alone had made of it goes with its next push."""
+        if state.shard != replica.shard:
+            raise DecodeError(f"asked for shard {replica.shard}, got {state.shard}")
+        if state.version > replica.chain.version + MAX_VERSION_JUMP:
+            raise DecodeError(f"shard {state.shard} version {state.version}, ours is {replica.chain.version}: that cannot be")
+        theirs = await self._compute(replica.numel, codec.get("fp32").decode, state.payload, replica.numel)
+        if await self._compute(replica.numel, digest, theirs) != state.digest:
+            raise DecodeError(f"shard {state.shard} version {state.version} does not have its digest")
+        async with replica.lock:
+            if replica.round is not None and not state.ancestor:
+                return  # two chains, and rendezvous says that ours prevails
+            if replica.chain.passed(state.version, state.digest):
+                return  # what came meanwhile is as new, or newer
+            if not state.ancestor and replica.made_tokens > 0:
+                ours_ahead = theirs - replica.reference
+                replica.residual = ours_ahead if replica.residual is None else replica.residual + ours_ahead
+                replica.extra_tokens = replica.made_tokens
+                self._events.emit("shard.merged", shard=replica.shard, tokens=replica.made_tokens, owner=peer)
+            replica.made_tokens = 0
+            replica.reference = theirs
+            replica.chain = Chain(state.version, state.digest, log_bytes(replica.numel), state.included, peer)
+            replica.next_seq = max(replica.next_seq, 1 + replica.chain.newest(self.me))
+            if replica.round is not None:
+                replica.round.advanced(state.version, state.included)
+            self._mailbox.post(replica.shard, state.version, theirs)
+            self._settle_if_included(replica)
+        self._events.emit("shard.fetched", shard=replica.shard, version=state.version, peer=peer)
+
+    async def _on_get_updates(self, message: GetUpdates) -> Reply:
+        replica = self._replica(message.shard)
+        async with replica.lock:  # a round that closes now should be in the answer
+            updates = replica.chain.since(message.version, message.digest)
+            if updates is not None:
+                return Updates(updates, message.version)
+            if message.log_only:
+                return Updates((), None)
+        return await self._state(replica, replica.chain.passed(message.version, message.digest))
+
+    async def _on_get_shard(self, message: GetShard) -> Reply:
+        return await self._state(self._replica(message.shard), ancestor=False)
+
+    async def _state(self, replica: Replica, ancestor: bool) -> ShardState:
+        async with replica.lock:
+            reference, chain = replica.reference, replica.chain
+            version, digest_, included = chain.version, chain.digest, chain.included()
+        payload = await self._compute(replica.numel, codec.get("fp32").encode, reference)
+        return ShardState(replica.shard, version, digest_, included, payload, ancestor)

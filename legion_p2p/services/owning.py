@@ -1,0 +1,241 @@
+"""Between an owner and its members: collecting pushes, closing rounds, publishing updates, taking over and handing over."""
+
+import math
+from functools import partial
+
+import trio
+from torch import Tensor
+
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.round import Contribution, ShardRound, Verdict
+from legion_p2p.core.wire import (
+    MAX_COUNT,
+    MAX_INCLUDED,
+    Failure,
+    Handover,
+    Held,
+    Inclusion,
+    NotOwner,
+    Push,
+    Pushed,
+    Reply,
+    Update,
+    UpdateHeader,
+    encode,
+)
+from legion_p2p.errors import (
+    CodecError,
+    DecodeError,
+    NetworkError,
+)
+from legion_p2p.services.following import TRANSFER_DEADLINE_S, Following
+from legion_p2p.services.ports import Lane
+from legion_p2p.services.replica import Replica, combine
+from legion_p2p.tensor import codec
+from legion_p2p.tensor.body import is_finite
+
+MAX_UPDATES_IN_FLIGHT = 8  # to one member and shard; who is further behind fetches by itself
+LAST_WORDS_S = 2.0  # to collect what a dead owner published last, before going on from it
+MAX_WITNESSES = 16  # members asked for that
+MAX_FAILED_NAMED = 256  # in one update: its header has room for thousands, and a liar can invent any number of members
+
+
+class Owning(Following):
+    """Owns the shards that rendezvous gives to this peer."""
+
+    async def _keep(self, replica: Replica) -> None:
+        """Own it while it is ours, follow while it is not."""
+        while True:
+            await self._settle_ownership(replica)
+            if replica.sync_from is not None:  # before closing a round: its result should follow what others hold already
+                ahead, replica.sync_from = replica.sync_from, None
+                await self._sync(replica, ahead)
+            elif replica.round is not None and replica.round.ready(trio.current_time()):
+                await self._close(replica)
+            else:
+                closes = None if replica.round is None else replica.round.next_deadline()
+                with trio.move_on_at(math.inf if closes is None else closes):
+                    await replica.bell.wait()
+
+    async def _settle_ownership(self, replica: Replica) -> None:
+        owner = self.ownership(replica.shard).owner
+        if owner == self.me and replica.round is None:
+            before = replica.chain.owner
+            if before is not None and before != self.me and self._lives(before):
+                # Its view may lag behind ours: our announcement tells it to stop, and then its word is the last one.
+                await self._members.exchange_with(before)
+                await self._sync(replica, before)
+            elif before is not None and before != self.me:
+                await self._gather_last_words(replica)
+            if self.ownership(replica.shard).owner != self.me:
+                return
+            shard_round = ShardRound(
+                self._config, replica.chain.version, {PeerId(i.peer): i.seq for i in replica.chain.included()}
+            )
+            replica.round = shard_round
+            self._events.emit("shard.owned", shard=replica.shard, version=replica.chain.version)
+            self._look_for_news()
+        elif owner != self.me and replica.round is not None:
+            async with replica.lock:
+                replica.round = None
+                replica.arrived.clear()
+            self._settled.ring()
+            self._events.emit("shard.handed_over", shard=replica.shard, version=replica.chain.version, owner=owner)
+            if replica.pending is not None:
+                replica.pending.holder = None
+            if owner is not None:
+                await self._hand_over(replica, owner)
+        if replica.round is not None:
+            replica.round.expect(self._expected(), trio.current_time())
+
+    async def own_nothing(self) -> None:
+        """Until every round that this peer kept is closed for good: its members know it as not ready, so it owns nothing."""
+        while any(replica.round is not None for replica in self.replicas.values()):
+            await self._settled.wait()
+
+    async def _gather_last_words(self, replica: Replica) -> None:
+        """The owner before us is dead. What it published last may have reached others only."""
+        others = [m.peer_id for m in self._members.table.counted() if m.announcement.ready]
+        with trio.move_on_after(LAST_WORDS_S):
+            async with trio.open_nursery() as nursery:
+                for peer in self._rng.sample(others, min(MAX_WITNESSES, len(others))):
+                    nursery.start_soon(partial(self._sync, replica, peer, log_only=True))
+
+    def _expected(self) -> list[PeerId]:
+        return [PeerId(a.peer_id) for a in self._members.everyone() if a.training and a.region == self.region]
+
+    async def _hand_over(self, replica: Replica, heir: PeerId) -> None:
+        async with replica.lock:
+            residual, replica.owner_residual = replica.owner_residual, None
+            version, digest_ = replica.chain.version, replica.chain.digest
+        if residual is None or not bool(residual.any()):
+            return
+        try:
+            payload = codec.get("fp32").encode(residual)
+            message = Handover(self.run, replica.shard, version, digest_, payload)
+            with trio.fail_after(TRANSFER_DEADLINE_S):
+                await self._ask(heir, message, Lane.BULK)
+        except (NetworkError, DecodeError, trio.TooSlowError) as failed:
+            async with replica.lock:  # not lost: it goes with this peer's own next push instead
+                kept = replica.residual
+                replica.residual = residual if kept is None else kept + residual
+            self._events.emit("shard.handover_failed", shard=replica.shard, owner=heir, reason=str(failed))
+
+    async def _on_handover(self, peer: PeerId, message: Handover) -> Held:
+        replica = self._replica(message.shard)
+        self._must_be_member(peer)
+        if message.digest not in (replica.chain.digest, *(m.base_digest for m in self._last_header(replica))):
+            self._events.emit("shard.handover_of_other_state", shard=replica.shard, peer=peer)
+        if not replica.chain.was_made_by(peer):
+            raise NetworkError(f"shard {replica.shard}: {peer} made none of its last versions, so it has nothing to hand over")
+        residual = codec.get("fp32").decode(message.payload, replica.numel)
+        async with replica.lock:
+            kept = replica.owner_residual
+            together = residual if kept is None else kept + residual
+            if not is_finite(together):
+                raise CodecError("the residual leads to infinity")
+            replica.owner_residual = together
+        return Held(replica.chain.version, replica.chain.digest)
+
+    @staticmethod
+    def _last_header(replica: Replica) -> tuple[UpdateHeader, ...]:
+        last = replica.chain.last()
+        return () if last is None else (last.header,)
+
+    async def _on_push(self, peer: PeerId, message: Push) -> Reply:
+        replica = self._replica(message.shard)
+        self._must_be_member(peer)
+        if message.codec != self.spec.round.push_codec:
+            raise CodecError(f"push in codec {message.codec!r}, this run uses {self.spec.round.push_codec!r}")
+        if not replica.chain.is_plausible(peer, message.seq):
+            raise DecodeError(f"contribution number {message.seq} of {peer}, which has made far fewer")
+        if replica.chain.includes(peer, message.seq):
+            return Pushed(replica.chain.version, True)
+        if replica.round is None:
+            return self._not_owner(replica)
+        value = await self._compute(replica.numel, codec.get(message.codec).decode, message.payload, replica.numel)
+        async with replica.lock:
+            if replica.round is None:
+                return self._not_owner(replica)
+            verdict = self._enter(replica, peer, message.seq, message.version, message.tokens, value)
+        if message.version > replica.chain.version:
+            self._follow(replica, peer)
+        replica.bell.ring()
+        return Pushed(replica.chain.version, verdict is Verdict.INCLUDED)
+
+    def _enter(self, replica: Replica, peer: PeerId, seq: int, version: int, tokens: int, value: Tensor) -> Verdict:
+        assert replica.round is not None
+        now = trio.current_time()
+        verdict = replica.round.push(Contribution(peer, seq, version, tokens, now), now)
+        if verdict is Verdict.ACCEPTED:
+            replica.arrived[peer] = value
+        return verdict
+
+    def _not_owner(self, replica: Replica) -> NotOwner:
+        owner = self.ownership(replica.shard).owner
+        signed = None if owner is None else self._members.signed_of(owner)
+        if owner is None or signed is None or owner == self.me:
+            raise NetworkError(f"shard {replica.shard} has no owner that I know of at the moment")
+        return NotOwner(owner, signed)
+
+    async def _close(self, replica: Replica) -> None:
+        async with replica.lock:
+            shard_round = replica.round
+            if shard_round is None or not shard_round.ready(trio.current_time()):
+                return
+            closed = shard_round.close(trio.current_time())
+            values = {c.peer: replica.arrived.pop(c.peer) for c in closed.contributions}
+            result = await self._compute(
+                replica.numel * len(values), combine, replica.reference, replica.owner_residual, closed, values, self.spec.round
+            )
+            refused = tuple(Failure(peer, reason[:200]) for peer, reason in result.refused)
+            used = tuple(Inclusion(c.peer, c.seq) for c in closed.contributions if c.peer in result.used)
+            header = UpdateHeader(
+                self.run,
+                replica.shard,
+                replica.chain.version + 1,
+                replica.chain.digest,
+                result.digest or replica.chain.digest,
+                self.me,
+                self.spec.round.update_codec,
+                used,
+                (refused + closed.failed)[:MAX_FAILED_NAMED],
+                min(closed.expected, MAX_INCLUDED),
+                min(sum(c.tokens for c in closed.contributions if c.peer in result.used), MAX_COUNT),
+            )
+            if result.payload is None:
+                self._note_round(header, replica.chain.version)
+                replica.owner_residual = result.owner_residual
+                self._settle_failed(replica, "the owner found it unusable")
+                return
+            raw = encode(header)
+            update = Update(raw, self._identity.sign(raw), result.payload)
+            replica.owner_residual = result.owner_residual
+            replica.made_tokens += header.tokens
+            self._accept(replica, header, update, result.reference)
+        self._note_round(header, header.version)
+        self._publish(replica, update, header)
+
+    def _publish(self, replica: Replica, update: Update, header: UpdateHeader) -> None:
+        if self._nursery is None:
+            return
+        for announcement in self._members.everyone():
+            peer = PeerId(announcement.peer_id)
+            if peer == self.me or announcement.region != self.region or not announcement.ready:
+                continue
+            if self._in_flight[peer, replica.shard] < MAX_UPDATES_IN_FLIGHT:
+                self._in_flight[peer, replica.shard] += 1
+                self._nursery.start_soon(self._deliver, peer, update, header)
+
+    async def _deliver(self, peer: PeerId, update: Update, header: UpdateHeader) -> None:
+        try:
+            with trio.fail_after(TRANSFER_DEADLINE_S):
+                await self._ask(peer, update, Lane.BULK)
+        except (NetworkError, DecodeError, trio.TooSlowError):
+            # It learns from announcements that it is behind, and fetches.
+            self._events.emit("update.undelivered", shard=header.shard, version=header.version, peer=peer)
+        finally:
+            self._in_flight[peer, header.shard] -= 1
+            if not self._in_flight[peer, header.shard]:
+                del self._in_flight[peer, header.shard]
+                self._settled.ring()
