@@ -238,9 +238,7 @@ def average(
     initial_peers = (initial_peers,) if isinstance(initial_peers, str) else tuple(initial_peers)
     founding = None
     if new_run if new_run is not None else not initial_peers:
-        rounds = RoundSpec(
-            local_steps=1, push_codec=codec, update_codec=codec, norm_cap=0.0, quorum=1.0, synchronous=True
-        )
+        rounds = RoundSpec(local_steps=1, push_codec=codec, update_codec=codec, norm_cap=0.0, quorum=1.0, synchronous=True)
         spec = RunSpec(name=convert_name(run), founder="", params=params, round=rounds)
         founding = Founding(spec, torch.zeros_like(values))
 
@@ -272,9 +270,7 @@ def average(
         thread.close()
     results = tuple(torch.empty_like(tensor) for _, tensor in named)
     FlatView([(name, result) for (name, _), result in zip(named, results, strict=True)]).assign_slice(0, mean.flat)
-    return AverageResult(
-        results, mean.averaged_fraction, mean.failed, mean.digest, mean.sent_bytes, mean.received_bytes
-    )
+    return AverageResult(results, mean.averaged_fraction, mean.failed, mean.digest, mean.sent_bytes, mean.received_bytes)
 
 
 def convert_name(name: str) -> str:

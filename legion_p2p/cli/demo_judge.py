@@ -72,7 +72,7 @@ def judge(plan: Plan, peers: list[Peer], lone: Peer | None, lost: list[str], out
         "sample": model.sample,
         "settings": msgspec.to_builtins(plan),
         "n_params": model.n_params,
-        "legion_p2p": version_text().split()[-1],
+        "legion_p2p": version_text().removeprefix("legion_p2p "),
         "python": platform.python_version(),
         "torch": model.torch_version,
         "machine": {"system": platform.system(), "cores": _n_cores()},

@@ -37,9 +37,7 @@ log = logging.getLogger("legion_p2p.net")
 class Dialer:
     """Connections to peers by id. One dial per peer at a time; all its addresses race, each with a head start over the next."""
 
-    def __init__(
-        self, swarm: Swarm, nursery: trio.Nursery, book: AddressBook, is_refused: Callable[[PeerId], bool]
-    ) -> None:
+    def __init__(self, swarm: Swarm, nursery: trio.Nursery, book: AddressBook, is_refused: Callable[[PeerId], bool]) -> None:
         self._swarm = swarm
         self._nursery = nursery
         self._book = book

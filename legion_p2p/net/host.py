@@ -233,12 +233,8 @@ class _Parts:
         self.listening.bound.extend(str(address) for address in listener.get_addrs())
 
     def network(self, identity: Identity, initial: Sequence[tuple[str, PeerId]], report: Callable[[str], None]) -> Network:
-        network = Network(
-            identity, self.host, self.dialer, initial, self.config, self.nursery, self.listening, report
-        )
-        network.messenger = Messenger(
-            self.host, self.nursery, self.dialer, self.book, self.standing, self.listening.addresses
-        )
+        network = Network(identity, self.host, self.dialer, initial, self.config, self.nursery, self.listening, report)
+        network.messenger = Messenger(self.host, self.nursery, self.dialer, self.book, self.standing, self.listening.addresses)
         network.discovery = Discovery(network.messenger, self.dht, self.book, self.config, self.listening.addresses)
         network.gossip = Gossip(self.pubsub, self.nursery, network.messenger.report)
         for where, peer in initial:

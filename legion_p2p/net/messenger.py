@@ -267,9 +267,7 @@ class Messenger:
             else:
                 raise DecodeError(f"a {envelope.kind.name} where only requests belong")
 
-    async def _take_request(
-        self, stream: FrameStream, peer: PeerId, lane: str, envelope: Envelope, body_bytes: int
-    ) -> None:
+    async def _take_request(self, stream: FrameStream, peer: PeerId, lane: str, envelope: Envelope, body_bytes: int) -> None:
         refused = self._why_refuse(peer, envelope.service)
         if refused is not None:
             # read on to the end: not reading would stall the stream for everything behind it

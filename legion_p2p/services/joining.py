@@ -19,7 +19,7 @@ from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
 
 ASK_DEADLINE_S = 5.0
-SEARCH_S = 10.0  # a run founded a moment ago takes seconds to show in the DHT; a name typed wrong should not take minutes
+SEARCH_S = 15.0  # a run founded a moment ago takes seconds to show in the DHT; a name typed wrong should not take minutes
 SEARCH_EVERY_S = 1.0
 FETCH_S = 120.0  # to find somebody who has a shard; while bytes come in it may take longer
 FETCH_DEADLINE_S = 120.0

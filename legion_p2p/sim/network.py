@@ -485,9 +485,7 @@ class SimMessenger:
         self._sent += len(outcome.reply) + FRAME_BYTES
         return outcome.reply, outcome.error
 
-    async def _run_handler(
-        self, outcome: "_Exchange", handler: Handler, asker: PeerId, body: bytes, lane: Lane
-    ) -> None:
+    async def _run_handler(self, outcome: "_Exchange", handler: Handler, asker: PeerId, body: bytes, lane: Lane) -> None:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_on, self._network.died, nursery.cancel_scope)
@@ -636,9 +634,7 @@ async def _cancel_on(event: trio.Event, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _fail_on_death(
-    exchange: _Exchange, scope: trio.CancelScope, world: World, me: PeerId, other: SimNetwork
-) -> None:
+async def _fail_on_death(exchange: _Exchange, scope: trio.CancelScope, world: World, me: PeerId, other: SimNetwork) -> None:
     """The other side's kernel resets the connection: known one delay later, unless the reset itself cannot get through."""
     await other.died.wait()
     await trio.sleep(world.delay(other.peer_id, me))

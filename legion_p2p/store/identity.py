@@ -97,9 +97,7 @@ def _load(path: Path) -> StoredIdentity:
         if not stat.S_ISREG(mode):
             raise StoreError(f"the identity file {path} is not a regular file; move it away, or name another one")
         if os.name == "posix" and mode & 0o077:
-            raise StoreError(
-                f"the identity file {path} can be read by others (mode {stat.S_IMODE(mode):04o}): chmod 600 {path}"
-            )
+            raise StoreError(f"the identity file {path} can be read by others (mode {stat.S_IMODE(mode):04o}): chmod 600 {path}")
         if not _lock(file):
             raise StoreError(f"the identity {path} is in use by another process; end that one, or name another file")
         return StoredIdentity(_seed_in(file.read(MAX_FILE_BYTES), path), file)

@@ -14,7 +14,7 @@ from processes import HERE, Process, Workers, eventually, listening_ports
 from legion_p2p.config import STATUS_PORTS
 
 _names = itertools.count()
-ROUNDS = {"local_steps": 2}
+ROUNDS = {"local_steps": 2, "shard_elements": 512}
 WIDTH = 64  # about 4800 parameters in 10 shards
 
 Start = Callable[..., Process]
@@ -58,17 +58,20 @@ def stop(workers: list[Process]) -> list[dict[str, Any]]:
 def test_the_shards_of_a_killed_peer_grow_again(bootstrap: str, workers: Workers) -> None:
     four = workers.take(4)
     ids = begin(four, name(), bootstrap, n=4)
-    survivors, victim = four[:3], four[3]
     for worker in four:
         eventually(lambda worker=worker: len(closed(worker)) > 40)
-    owned = [shard for shard, owner in enumerate(report(four[0])["owners"]) if owner == ids[3]]
+    owners = report(four[0])["owners"]
+    doomed = max(ids, key=owners.count)
+    victim = four[ids.index(doomed)]
+    survivors = [worker for worker in four if worker is not victim]
+    owned = [shard for shard, owner in enumerate(owners) if owner == doomed]
     ports = listening_ports({victim.pid})
 
     victim.kill()  # rounds follow each other without a pause: some are open at any moment
     killed_at = time.time()
     deaths = []
     for worker in survivors:
-        died = worker.wait_for(lambda m: m.get("event") == "member.changed" and m["peer"] == ids[3] and m["after"] == "DEAD", 60)
+        died = worker.wait_for(lambda m: m.get("event") == "member.changed" and m["peer"] == doomed and m["after"] == "DEAD", 60)
         deaths.append(died["at"])
 
     assert max(deaths) - killed_at <= 10
@@ -81,7 +84,7 @@ def test_the_shards_of_a_killed_peer_grow_again(bootstrap: str, workers: Workers
     results = stop(survivors)
     assert {r["digest"] for r in results} == {results[0]["digest"]}
     assert [r["last_failure"] for r in results] == [None] * 3
-    assert ids[3] not in set(results[0]["owners"])
+    assert doomed not in set(results[0]["owners"])
     assert victim.left_files() == []
     assert not still_listening(ports)
     print(f"declared dead within {max(deaths) - killed_at:.1f} s; it had owned {len(owned)} shards")

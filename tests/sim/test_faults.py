@@ -170,7 +170,7 @@ async def test_an_unknown_name_is_an_error_and_founds_nothing(autojump_clock):
         await swarm.add("a")
         network = swarm.world.join(swarm.identity("lost"))
 
-        with pytest.raises(UnknownRunError, match="no peer knows a run named 'sym'.*new-run"):
+        with pytest.raises(UnknownRunError, match=r"no peer knows a run named 'sym'.*new-run"):
             async with running_alone(network, run="sym"):
                 pass
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from legion_p2p.core.plan import (
     BLOCK_ELEMENTS,
+    BLOCK_ELEMENTS,
     MAX_SHARD_ELEMENTS,
     MAX_SHARDS,
     MIN_SHARD_ELEMENTS,
@@ -50,7 +51,7 @@ def test_left_to_itself_it_makes_about_sixteen_shards_of_whole_blocks(numel: int
 
 
 def test_known_plans() -> None:
-    assert plan_for(1) == ShardPlan(1, 256) and plan_for(1).n_shards == 1
+    assert plan_for(1) == ShardPlan(1, MIN_SHARD_ELEMENTS) and plan_for(1).n_shards == 1
     assert plan_for(10, 4).bounds(2) == (8, 10)
     assert plan_for(124_000_000).n_shards == 16
     assert plan_for(10, 100).size(0) == 10
