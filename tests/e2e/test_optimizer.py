@@ -32,7 +32,7 @@ def wrap() -> Iterator[Wrap]:
 
     def wrapped(inner: torch.optim.Optimizer, model: nn.Module, **more: Any) -> legion.Optimizer:
         opt = legion.Optimizer(
-            inner, model, run=f"optimizer/{time.time_ns()}", listen=LISTEN, status=False, **{"local_steps": 2, **more}
+            inner, model, run=f"optimizer/{time.time_ns()}", new_run=True, listen=LISTEN, status=False, **{"local_steps": 2, **more}
         )
         made.append(opt)
         return opt
@@ -254,7 +254,9 @@ def train_a_bit(steps: int = 4, **more: Any) -> str:
     """What a child does: a peer of its own."""
     model = model_of()
     inner = adam(model)
-    with legion.Optimizer(inner, model, run=f"child/{os.getpid()}", listen=LISTEN, local_steps=2, status=False, **more) as opt:
+    with legion.Optimizer(
+        inner, model, run=f"child/{os.getpid()}", new_run=True, listen=LISTEN, local_steps=2, status=False, **more
+    ) as opt:
         for step in range(steps):
             opt.zero_grad()
             loss_of(model, 1, step).backward()

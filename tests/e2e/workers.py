@@ -217,7 +217,7 @@ def lone(steps: int) -> dict[str, Any]:
     opts = []
 
     def wrap(inner: Any, model: nn.Module) -> Any:
-        opts.append(legion.Optimizer(inner, model, run=f"alone/{time.time()}", listen=LISTEN, local_steps=3))
+        opts.append(legion.Optimizer(inner, model, run=f"alone/{time.time()}", new_run=True, listen=LISTEN, local_steps=3))
         return opts[0]
 
     swarm, swarm_s = losses(wrap)
