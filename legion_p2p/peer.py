@@ -207,7 +207,7 @@ def average(
     run: str,
     n_peers: int,
     initial_peers: Iterable[str] = (),
-    new_run: bool | None = None,
+    new_run: bool = False,
     codec: str = "fp32",
     gather_s: float = 60.0,
     identity: str | Identity | None = None,
@@ -220,7 +220,7 @@ def average(
 
         result = legion.average([grad], run="grads/17", initial_peers=[...], n_peers=4)
 
-    Every peer ends with the same bits. One of them founds the run (`new_run`; so does who gives no `initial_peers`). A peer that
+    Every peer ends with the same bits. One of them founds the run, with `new_run=True`. A peer that
     dies on the way is missing in the result and named in `failed`; one that is merely slow is waited for.
 
     Args:
@@ -237,7 +237,9 @@ def average(
     params = param_specs(view)
     initial_peers = (initial_peers,) if isinstance(initial_peers, str) else tuple(initial_peers)
     founding = None
-    if new_run if new_run is not None else not initial_peers:
+    if not initial_peers and not new_run:
+        raise UsageError("no initial_peers to find the run through; new_run=True founds it")
+    if new_run:
         rounds = RoundSpec(local_steps=1, push_codec=codec, update_codec=codec, norm_cap=0.0, quorum=1.0, synchronous=True)
         spec = RunSpec(name=convert_name(run), founder="", params=params, round=rounds)
         founding = Founding(spec, torch.zeros_like(values))

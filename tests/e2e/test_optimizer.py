@@ -30,9 +30,9 @@ def wrap() -> Iterator[Wrap]:
     """Wraps an optimizer into a swarm of one."""
     made: list[legion.Optimizer] = []
 
-    def wrapped(inner: torch.optim.Optimizer, model: nn.Module, **more: Any) -> legion.Optimizer:
+    def wrapped(inner: torch.optim.Optimizer, model: nn.Module) -> legion.Optimizer:
         opt = legion.Optimizer(
-            inner, model, run=f"optimizer/{time.time_ns()}", new_run=True, listen=LISTEN, status=False, **{"local_steps": 2, **more}
+            inner, model, run=f"optimizer/{time.time_ns()}", new_run=True, listen=LISTEN, status=False, local_steps=2
         )
         made.append(opt)
         return opt

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from legion_p2p.core.plan import (
     BLOCK_ELEMENTS,
-    BLOCK_ELEMENTS,
     MAX_SHARD_ELEMENTS,
     MAX_SHARDS,
     MIN_SHARD_ELEMENTS,
