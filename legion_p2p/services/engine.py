@@ -184,10 +184,13 @@ class Engine:
             await self.members.changed.wait()
 
     def all_done(self) -> bool:
-        """Every member has trained all it wanted to, and all hold the same versions of all shards."""
-        everyone = [a for a in self.members.everyone() if a.ready]
-        marks = {a.marks for a in everyone if a.peer_id != self.me}
-        return all(a.done for a in everyone) and marks <= {self.shards.marks()} and self._nothing_pending()
+        """Every member has trained all it wanted to, and all hold the same versions of all shards.
+
+        Members on probation or on their way back count as well: what they have still to push would change the model.
+        """
+        others = [member.announcement for member in self.members.table.counted()]
+        marks = self.shards.marks()
+        return self.progress.done and all(a.done and a.marks == marks for a in others) and self._nothing_pending()
 
     def _nothing_pending(self) -> bool:
         return all(
