@@ -7,6 +7,7 @@ after a restart. Under trio, this fits into any nursery of a larger program.
 """
 
 import argparse
+import signal
 
 import trio
 
@@ -14,9 +15,12 @@ import legion_p2p as legion
 
 
 async def host(listen: list[str], identity: str | None) -> None:
-    async with legion.open_bootstrap(listen=listen, identity=identity) as node:
-        print("--initial-peers", *node.addresses(), flush=True)
-        await trio.sleep_forever()
+    # A signal is waited for as an event, so that it always ends the block and never some task inside it.
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with legion.open_bootstrap(listen=listen, identity=identity) as node:
+            print("--initial-peers", *node.addresses(), flush=True)
+            await anext(signals)
+    print("left")
 
 
 if __name__ == "__main__":
@@ -24,7 +28,4 @@ if __name__ == "__main__":
     parser.add_argument("--listen", nargs="+", default=["/ip4/127.0.0.1/tcp/0"], metavar="ADDR", help="where to listen")
     parser.add_argument("--identity", metavar="FILE", help="key file, made on first use; none: a new identity each time")
     args = parser.parse_args()
-    try:
-        trio.run(host, args.listen, args.identity)
-    except* KeyboardInterrupt:
-        print("left")
+    trio.run(host, args.listen, args.identity)
