@@ -127,6 +127,8 @@ class Engine:
         self._shards: ShardService | None = None
         self._advertise: AdvertiseService | None = None
         self._leaving = False
+        self._agreed: tuple[bytes, float] | None = None
+        """The marks on which all agree, being done, and since when."""
 
     # for the trainer
 
@@ -184,18 +186,25 @@ class Engine:
             await self.members.changed.wait()
 
     def all_done(self) -> bool:
-        """Every member has trained all it wanted to, and all hold the same versions of all shards.
+        """Every member has trained all it wanted to, and all held the same versions of all shards for an announcement's time.
 
-        Members on probation or on their way back count as well: what they have still to push would change the model.
+        Members on probation or on their way back count as well: what they have still to push would change the model. One look is
+        not enough: an announcement may be older than what its sender has been sent since.
         """
         others = [member.announcement for member in self.members.table.counted()]
         marks = self.shards.marks()
-        return self.progress.done and all(a.done and a.marks == marks for a in others) and self._nothing_pending()
+        agreed = self.progress.done and all(a.done and a.marks == marks for a in others) and self._nothing_pending()
+        now = trio.current_time()
+        if not agreed or self._agreed is None or self._agreed[0] != marks:
+            self._agreed = (marks, now) if agreed else None
+        if self._agreed is None:
+            return False
+        return not others or now - self._agreed[1] >= self.config.membership.announce_s
 
     def _nothing_pending(self) -> bool:
-        return all(
+        return self._shards is None or all(
             r.pending is None and r.offered is None and (r.round is None or not r.round.waiting)
-            for r in self.shards.replicas.values()
+            for r in self._shards.replicas.values()
         )
 
     # joining and leaving
@@ -410,7 +419,7 @@ class Engine:
             weight=self.config.weight,
             ready=self.ready,
             training=progress.training and self.ready,
-            done=progress.done,
+            done=progress.done and self._nothing_pending(),
             step=progress.step,
             tokens=progress.tokens,
             tokens_per_s=progress.tokens_per_s,
