@@ -25,6 +25,7 @@ from legion_p2p.services.ports import Lane
 from legion_p2p.services.replica import LocalChange, Pending, Replica, pack, rebase
 
 RETRY_S = 1.0  # between attempts to reach an owner that does not answer; its death is decided by membership
+RESEND_AFTER_S = 10.0  # an owner that stopped being one for a moment forgot what it held; sent again, it counts once
 RESEND_AFTER_VERSIONS = 3  # an owner that made this many versions without our push has lost it
 
 
@@ -47,8 +48,7 @@ class Pushing(Owning):
                 replica.bell.ring()
             else:
                 pending = replica.pending
-                waits_for_time = pending is not None and pending.holder is None
-                with trio.move_on_at(pending.not_before if pending is not None and waits_for_time else math.inf):
+                with trio.move_on_at(math.inf if pending is None else pending.not_before):
                     await replica.bell.wait()
 
     async def _prepare(self, replica: Replica, change: LocalChange) -> None:
@@ -105,11 +105,12 @@ class Pushing(Owning):
             return False
         if pending.holder is not None:
             if pending.holder == self.ownership(replica.shard).owner or pending.holder == pending.redirect:
-                lost = replica.chain.version >= pending.held_at_version + RESEND_AFTER_VERSIONS
+                lost = replica.chain.version >= pending.held_at_version + RESEND_AFTER_VERSIONS or now >= pending.not_before
                 if not lost and self._lives(pending.holder):
                     return False
             pending.holder = None
             pending.redirect = None
+            pending.not_before = now
         return now >= pending.not_before
 
     async def _send(self, replica: Replica) -> None:
@@ -127,6 +128,7 @@ class Pushing(Owning):
                     return
                 self._enter(replica, self.me, pending.seq, pending.version, pending.tokens, pending.sent)
                 pending.holder, pending.held_at_version = self.me, replica.chain.version
+            pending.not_before = trio.current_time() + RESEND_AFTER_S
             return
         message = Push(
             self.run,
@@ -154,6 +156,7 @@ class Pushing(Owning):
             return
         if isinstance(reply, Pushed):
             pending.holder, pending.held_at_version = target, max(reply.version, replica.chain.version)
+            pending.not_before = trio.current_time() + RESEND_AFTER_S
             pending.redirect = target if target != self.ownership(replica.shard).owner else None
             if reply.included and not replica.chain.includes(self.me, pending.seq):
                 self._follow(replica, target)
