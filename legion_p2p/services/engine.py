@@ -20,7 +20,7 @@ from legion_p2p.config import PeerConfig
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.membership import Changed, Liveness
-from legion_p2p.core.pace import local_steps
+from legion_p2p.core.pace import local_steps, ramped
 from legion_p2p.core.plan import ParamSpec, ShardPlan, check_fit
 from legion_p2p.core.run import RunSpec, SignedSpec, run_id, sign_spec
 from legion_p2p.core.wire import (
@@ -281,14 +281,14 @@ class Engine:
 
     def _enter(self, signed: SignedSpec, spec: RunSpec) -> None:
         try:
-            for name in (spec.round.push_codec, spec.round.update_codec):
+            for name in spec.round.codecs():
                 codec.get(name)
         except CodecError as unknown:
             raise MisfitError(f"run {spec.name!r} needs another version of this program: {unknown}") from unknown
         self._signed_spec = signed
         self.spec = spec
         self.run = run_id(signed)
-        self.local_steps = spec.round.local_steps
+        self.local_steps = ramped(spec.round.ramp_from, spec.round.local_steps, spec.round.ramp_steps, 0)
         network, events, config = self.network, self.events, self.config
         members = MemberService(
             self.run,
@@ -363,7 +363,11 @@ class Engine:
     def _update_local_steps(self) -> None:
         if self.spec is not None:
             others = [m.announcement.step_s for m in self.members.table.counted() if m.announcement.training]
-            self.local_steps = local_steps(self.spec.round.local_steps, self.progress.step_s, others)
+            rounds = self.spec.round
+            run_step = max([self.progress.step, *(m.announcement.step for m in self.members.table.counted())])
+            reference = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, run_step)
+            least = min(rounds.min_local_steps, reference)
+            self.local_steps = local_steps(reference, self.progress.step_s, others, least, max(rounds.max_local_steps, reference))
 
     # answering
 

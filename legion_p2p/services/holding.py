@@ -11,6 +11,7 @@ from legion_p2p.core.announcement import pack_marks
 from legion_p2p.core.chain import Chain
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.membership import Liveness
+from legion_p2p.core.plan import dense_ranges
 from legion_p2p.core.rendezvous import Ownership, ownership
 from legion_p2p.core.round import LATE, RoundConfig
 from legion_p2p.core.run import RunSpec
@@ -36,6 +37,9 @@ from legion_p2p.services.mailbox import Mailbox
 from legion_p2p.services.members import MemberService
 from legion_p2p.services.ports import Lane, Messenger, Offload
 from legion_p2p.services.replica import Replica
+from legion_p2p.tensor import codec
+from legion_p2p.tensor.codec import Codec
+from legion_p2p.tensor.mixed import for_shard
 
 MAX_CONCURRENT_TRANSFERS = 32  # each holds at most one shard in memory
 MAX_LOG_BYTES = 60 << 20  # of updates of one shard: they travel in one frame of 64 MiB
@@ -70,6 +74,8 @@ class Holding:
         self.me = identity.peer_id
         self.region = region
         self.replicas: dict[int, Replica] = {}
+        self.push_codec = spec.round.push_codec
+        self.update_codec = spec.round.update_codec
         self.rounds = 0
         self.last_round: RoundStatus | None = None
         self._identity = identity
@@ -84,6 +90,7 @@ class Holding:
         self._in_flight: Counter[tuple[PeerId, int]] = Counter()
         self._nursery: trio.Nursery | None = None
         self._settled = Bell()
+        self._codecs: dict[tuple[int, str], Codec] = {}
         self._owners: dict[int, Ownership] = {}
         self._weights: dict[PeerId, float] = {}
         self._fruitless: dict[tuple[PeerId, int], tuple[float, float]] = {}  # not to be asked before; the pause until then
@@ -95,6 +102,16 @@ class Holding:
         replica.next_seq = 1 + chain.newest(self.me)
         self.replicas[shard] = replica
         self._mailbox.post(shard, version, reference)
+
+    def codec_of(self, replica: Replica, name: str) -> Codec:
+        """The codec of that name as it is used on this shard. Raises: CodecError."""
+        found = self._codecs.get((replica.shard, name))
+        if found is None:
+            rounds = self.spec.round
+            dense = codec.get(rounds.dense_codec) if rounds.dense_codec else None
+            ranges = dense_ranges(self.spec.params, self.plan, replica.shard, rounds.dense_below)
+            found = self._codecs[replica.shard, name] = for_shard(codec.get(name), dense, ranges, replica.numel)
+        return found
 
     def complete(self) -> bool:
         """This peer holds every shard."""

@@ -121,7 +121,7 @@ def spec_of(new_run: NewRun) -> tuple[RunSpec, GPT]:
         data=new_run.data,
         seed=new_run.seed,
     )
-    for name in (spec.round.push_codec, spec.round.update_codec):
+    for name in spec.round.codecs():
         codec.get(name)
     spec.plan()
     return spec, model
