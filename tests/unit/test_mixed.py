@@ -68,7 +68,8 @@ def test_no_exception_where_the_main_codec_is_as_dense() -> None:
 
 
 def test_the_ranges_follow_from_the_parameters() -> None:
-    params = (ParamSpec("w", (10, 10)), ParamSpec("b", (10,)), ParamSpec("g", (5,)), ParamSpec("tiny", (2, 2)), ParamSpec("v", (11, 9)))
+    shapes = {"w": (10, 10), "b": (10,), "g": (5,), "tiny": (2, 2), "v": (11, 9)}
+    params = tuple(ParamSpec(name, shape) for name, shape in shapes.items())
     plan = ShardPlan(218, 110)
 
     assert dense_ranges(params, plan, 0, below=50) == ((100, 110),)

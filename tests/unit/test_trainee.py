@@ -1,5 +1,7 @@
 """When a shard is handed in, by the training side's own books."""
 
+import itertools
+
 import torch
 
 from legion_p2p.services.mailbox import Mailbox
@@ -62,7 +64,7 @@ def test_a_member_that_waits_for_others_comes_to_push_when_they_do() -> None:
 
     assert first == [8]
     assert later[0] == 14 + 8 - 2  # a quarter of a round sooner than a whole one after the version came
-    assert [b - a for a, b in zip(later, later[1:], strict=False)] == [8] * (len(later) - 1)
+    assert [b - a for a, b in itertools.pairwise(later)] == [8] * (len(later) - 1)
 
 
 def test_a_shard_on_its_way_is_not_handed_in_again_and_its_change_goes_on_growing() -> None:
