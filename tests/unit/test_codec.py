@@ -17,6 +17,7 @@ from legion_p2p.tensor.blockwise import BLOCK, MAX_SCALE, MIN_SCALE
 
 DENSE = ("fp32", "fp16", "bf16")
 BUILT_IN = (*DENSE, "int8")
+ALL = (*BUILT_IN, "topk64-2bit", "topk128-4bit")
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
@@ -92,7 +93,7 @@ def test_fp32_loses_nothing(x: Tensor) -> None:
     assert same_bits(round_trip("fp32", x), x)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", ALL)
 @given(x=tensors)
 def test_what_is_decoded_is_finite_fp32_of_the_same_length(name: str, x: Tensor) -> None:
     decoded = round_trip(name, x)
@@ -152,7 +153,7 @@ def test_zeros_and_subnormal_blocks_become_zero_in_int8() -> None:
     assert round_trip("int8", x).abs().tolist() == [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", [0, 255, 299])
 def test_what_is_not_finite_is_not_sent(name: str, bad: float, where: int) -> None:
@@ -186,7 +187,7 @@ def test_a_scale_that_no_encoder_writes_is_refused(scale: float) -> None:
             codec.get("int8").decode(bytes(data), 3)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", ALL)
 def test_a_body_for_another_length_codec_or_version_is_refused(name: str) -> None:
     data = codec.get(name).encode(torch.ones(300))
 
@@ -203,7 +204,7 @@ def test_a_body_for_another_length_codec_or_version_is_refused(name: str) -> Non
             codec.get(name).decode(wrong, 300)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", ALL)
 def test_any_view_of_the_bytes_decodes_alike(name: str) -> None:
     x = torch.randn(301)
     data = codec.get(name).encode(x)
@@ -212,7 +213,7 @@ def test_any_view_of_the_bytes_decodes_alike(name: str) -> None:
     assert same_bits(codec.get(name).decode(unaligned, 301), codec.get(name).decode(data, 301))
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", ALL)
 @settings(max_examples=100)
 @given(noise=st.binary(max_size=80), numel=st.integers(0, 20), with_header=st.booleans())
 def test_noise_gives_a_finite_tensor_or_a_codec_error(name: str, noise: bytes, numel: int, with_header: bool) -> None:
@@ -224,7 +225,7 @@ def test_noise_gives_a_finite_tensor_or_a_codec_error(name: str, noise: bytes, n
     assert decoded.shape == (numel,) and bool(torch.isfinite(decoded).all())
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", ALL)
 def test_a_claimed_length_takes_no_memory(name: str) -> None:
     claim = bytearray(codec.get(name).encode(torch.zeros(4)))
     claim[4:8] = b"\xff" * 4
@@ -238,14 +239,14 @@ def test_a_claimed_length_takes_no_memory(name: str) -> None:
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("x", [torch.zeros(2, 3), torch.zeros(4, dtype=torch.float64), torch.zeros(8)[::2], torch.tensor(1.0)])
 def test_only_flat_contiguous_fp32_is_encoded(name: str, x: Tensor) -> None:
     with pytest.raises(UsageError, match="cannot be encoded"):
         codec.get(name).encode(x)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", ALL)
 def test_encoding_leaves_its_input_alone_and_takes_parameters(name: str) -> None:
     x = torch.nn.Parameter(torch.tensor([1e9, -1e-9, 3.0]))
     before = x.detach().clone()
