@@ -11,9 +11,10 @@ from torch import Tensor
 
 from legion_p2p.errors import CodecError, UsageError
 from legion_p2p.tensor import topk
-from legion_p2p.tensor.blockwise import INT8
+from legion_p2p.tensor.blockwise import INT2, INT3, INT4, INT8, UNBIASED
 from legion_p2p.tensor.dense import BF16, FP16, FP32
 from legion_p2p.tensor.feedback import Compressed, compress
+from legion_p2p.tensor.lloydmax import GAUSS2, GAUSS3, GAUSS4, SIGN
 from legion_p2p.tensor.topk import READY_MADE
 
 __all__ = ["Codec", "Compressed", "compress", "get", "names", "register"]
@@ -71,6 +72,6 @@ def get(name: str) -> Codec:
     return found
 
 
-_READY_MADE: tuple[Codec, ...] = (FP32, FP16, BF16, INT8, *READY_MADE)
-for _codec in _READY_MADE:
+_DENSE: tuple[Codec, ...] = (FP32, FP16, BF16, INT8, INT4, INT3, INT2, *UNBIASED, GAUSS4, GAUSS3, GAUSS2, SIGN)
+for _codec in (*_DENSE, *READY_MADE):
     register(_codec)

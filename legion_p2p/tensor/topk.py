@@ -22,7 +22,8 @@ Of standard normal values, per parameter (a squared error of 1 is that of sendin
     k      bits of values   bits in all   times less than fp32   squared error
 """
 
-# Shape suffixes: N = elements, C = chunks (a shorter last one is apart), B = elements of a chunk, K = sent ones of it.
+# Shape suffixes: N = elements, C = chunks (a shorter last one is apart), B = elements of a chunk, K = sent ones of it,
+# W = candidates to be sent, G = groups.
 
 import re
 import struct
@@ -30,6 +31,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -51,6 +53,9 @@ ZERO_DROP = 255
 
 _NAME: Final = re.compile(r"topk([1-9][0-9]{0,3})-(1|2|4|8|16)bit")
 _PARAMETERS: Final = struct.Struct("<HBB")
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
 _STRIP = 64  # chunks that are selected from at once: 1 MiB of magnitudes stays in the cache
 
 
@@ -160,19 +165,40 @@ def _largest(x_CB: Tensor, k: int) -> Tensor:
         return x_CB.abs().topk(k, dim=1, sorted=False).indices.sort(dim=1).values
     strips = []
     for strip_CB in torch.split(x_CB, _STRIP):
-        # numpy's partition is vectorized: 1.5 times as fast as topk, and 2 as argpartition
-        magnitude_CB = strip_CB.abs().numpy()
-        threshold_C1 = np.partition(magnitude_CB, -k, axis=1)[:, -k, None]
-        chosen_CB = magnitude_CB >= threshold_C1
-        (tied,) = np.nonzero(np.count_nonzero(chosen_CB, axis=1) > k)
+        magnitude_CW, index_CW = _candidates(strip_CB.abs().numpy(), k)
+        # numpy's partition is vectorized: 1.5 times as fast as topk, and twice as fast as argpartition
+        threshold_C1 = np.partition(magnitude_CW, -k, axis=1)[:, -k, None]
+        chosen_CW = magnitude_CW >= threshold_C1
+        (tied,) = np.nonzero(np.count_nonzero(chosen_CW, axis=1) > k)
         if len(tied):
-            above = magnitude_CB[tied] > threshold_C1[tied]
-            equal = magnitude_CB[tied] == threshold_C1[tied]
+            above = magnitude_CW[tied] > threshold_C1[tied]
+            equal = magnitude_CW[tied] == threshold_C1[tied]
             room = k - np.count_nonzero(above, axis=1)
-            chosen_CB[tied] = above | (equal & (np.cumsum(equal, axis=1, dtype=np.int32) <= room[:, None]))
-        index_CK = np.flatnonzero(chosen_CB).reshape(-1, k)
-        strips.append(torch.from_numpy(index_CK - np.arange(0, magnitude_CB.size, x_CB.shape[1])[:, None]))
+            chosen_CW[tied] = above | (equal & (np.cumsum(equal, axis=1, dtype=np.int32) <= room[:, None]))
+        strips.append(torch.from_numpy(index_CW[chosen_CW].reshape(-1, k)))
     return torch.cat(strips)
+
+
+def _candidates(magnitude_CB: Floats, k: int) -> tuple[Floats, Integers]:
+    """Among which the `k` largest of each row are, in order, and where: (C, W), with -1 where a row has fewer than others.
+
+    Of groups of elements, the k-th largest of their maxima is a lower bound, since k elements reach it; with 4 k groups, hardly
+    more do: 1.14 k of random ones. So the partition that follows has little left to do: three times as fast.
+    """
+    c, length = magnitude_CB.shape
+    n_groups = max(64, 1 << (4 * k - 1).bit_length())
+    if length % n_groups or n_groups > length // 4:
+        return magnitude_CB, np.broadcast_to(np.arange(length), (c, length))
+    group_CG = magnitude_CB.reshape(c, -1, n_groups).max(axis=1)
+    bound_C1 = np.partition(group_CG, -k, axis=1)[:, -k, None]
+    mask_CB = magnitude_CB >= bound_C1
+    flat = np.flatnonzero(mask_CB)
+    counts = np.count_nonzero(mask_CB, axis=1)
+    filled_CW = np.arange(counts.max()) < counts[:, None]
+    found_CW, index_CW = np.full(filled_CW.shape, -1, np.float32), np.zeros(filled_CW.shape, np.int64)
+    found_CW[filled_CW] = magnitude_CB.ravel()[flat]
+    index_CW[filled_CW] = flat % length
+    return found_CW, index_CW
 
 
 def _quantize(value_CK: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
