@@ -282,3 +282,58 @@ def test_encoding_leaves_its_input_alone_and_takes_parameters(name: str) -> None
 
     assert first == second
     assert same_bits(x.detach(), before)
+
+
+@pytest.mark.parametrize("name", ALL)
+@settings(max_examples=60)
+@given(
+    numel=st.one_of(st.integers(1, 600), st.sampled_from([4096, 5000, 8192])),
+    flips=st.lists(st.floats(0, 1, exclude_max=True), max_size=6),
+    cut=st.integers(-3, 3),
+    seed=st.integers(0, 9),
+)
+def test_a_damaged_body_gives_a_finite_tensor_or_a_codec_error(
+    name: str, numel: int, flips: list[float], cut: int, seed: int
+) -> None:
+    x = torch.randn(numel, generator=torch.Generator().manual_seed(seed)) ** 3
+    data = bytearray(codec.get(name).encode(x))
+    for flip in flips:  # of any bit after the header
+        bit = int(flip * 8 * (len(data) - 8))
+        data[8 + bit // 8] ^= 1 << bit % 8
+    data = data[: len(data) + cut] if cut < 0 else data + bytes(cut)
+
+    try:
+        decoded = codec.get(name).decode(bytes(data), numel)
+    except CodecError:
+        return
+    assert cut == 0  # a longer or shorter one is always seen
+    assert decoded.shape == (numel,) and bool(torch.isfinite(decoded).all())
+    assert same_bits(codec.get(name).decode(bytes(data), numel), decoded)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if "unbiased" not in name])
+@settings(max_examples=40)
+@given(x=tensors)
+def test_nothing_is_worse_than_sending_nothing(name: str, x: Tensor) -> None:
+    exact, decoded = x.double(), round_trip(name, x).double()
+
+    assert float((exact - decoded).square().sum()) <= float(exact.square().sum()) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_huge_tiny_and_zero_values_pass_side_by_side(name: str) -> None:
+    x = torch.zeros(5 * 4096)
+    x[4096:8192] = 1e-42
+    x[8192:12288] = torch.randn(4096, generator=torch.Generator().manual_seed(0))
+    x[8200] = 1e30
+    x[12288:16384] = torch.randn(4096, generator=torch.Generator().manual_seed(1))
+    x[16384:] = FLOAT32_MAX
+
+    decoded = round_trip(name, x)
+
+    assert not decoded[:4096].any()
+    assert float(decoded[4096:8192].abs().max()) <= 2e-42
+    assert 65504 <= decoded[8200].item() <= 1.005e30
+    ordinary, got = x[12288:16384], decoded[12288:16384]
+    assert got.any() and float((got - ordinary).abs().max()) <= float(ordinary.abs().max())
+    assert bool((decoded[16384:] >= 0).all())
