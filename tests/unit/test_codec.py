@@ -285,7 +285,7 @@ def test_encoding_leaves_its_input_alone_and_takes_parameters(name: str) -> None
 
 
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     numel=st.one_of(st.integers(1, 600), st.sampled_from([4096, 5000, 8192])),
     flips=st.lists(st.floats(0, 1, exclude_max=True), max_size=6),
