@@ -26,6 +26,7 @@ from legion_p2p.observe.metrics import JOIN_WITH, JsonlSink
 from legion_p2p.observe.status import Status
 from legion_p2p.services.engine import Engine, Founding
 from legion_p2p.tensor import codec
+from legion_p2p.tensor.body import HEADER
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.bridge import Opener, PeerThread
 from legion_p2p.train.corpus import Corpus, decode, open_text
@@ -133,9 +134,8 @@ def plan_of(spec: RunSpec) -> Plan:
     bytes_per_round = {}
     for name in {spec.round.push_codec, spec.round.update_codec}:
         one = codec.get(name)
-        sizes = [plan.size(shard) for shard in range(plan.n_shards)]
-        encoded = {size: len(one.encode(torch.zeros(size))) for size in set(sizes)}
-        bytes_per_round[name] = sum(encoded[size] for size in sizes)
+        # not the size of encoded zeros: entropy-coded ones are far smaller than a change
+        bytes_per_round[name] = round(plan.n_shards * HEADER.size + plan.numel * one.bits_per_element / 8)
     context = int((spec.model or {}).get("context", 0))
     return Plan(
         run=spec.name,
