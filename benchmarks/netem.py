@@ -3,8 +3,9 @@
     python benchmarks/netem.py
 
 For each profile one peer has the link and its neighbour has none; then pairs that both have one, with a path between their
-places, and one upload that two receivers share. The round trip is that of small requests, the median of --pings, less the median without
-any link (what the machine itself takes). The rate is payload over time, from the first byte to the last reply, less a round trip.
+places, and one upload that two receivers share. The round trip is that of small requests, the median of --pings, less the median
+without any link (what the machine itself takes). The rate is payload over time, from the first byte to the last reply, less a
+round trip.
 """
 
 import argparse

@@ -44,8 +44,8 @@ FIBRE = LinkProfile(up_bps=1000e6, down_bps=1000e6, rtt_s=0.010, jitter_s=0.001)
 FCC, Measuring Broadband America finds it for fibre, about 10 ms."""
 
 CABLE = LinkProfile(up_bps=20e6, down_bps=250e6, rtt_s=0.025, jitter_s=0.003, loss=0.0005)
-"""20 up, 250 down, 25 ms, 3 ms jitter, 0.05 % loss. A middle DOCSIS 3.0 plan: more than 10:1, as the standard's narrow upstream band
-brings it; latency between the extremes that FCC, Measuring Broadband America, finds for cable; jitter and loss chosen."""
+"""20 up, 250 down, 25 ms, 3 ms jitter, 0.05 % loss. A middle DOCSIS 3.0 plan: more than 10:1, as the standard's narrow upstream
+band brings it; latency between the extremes that FCC, Measuring Broadband America, finds for cable; jitter and loss chosen."""
 
 DSL = LinkProfile(up_bps=5e6, down_bps=50e6, rtt_s=0.035, jitter_s=0.005, loss=0.001)
 """5 up, 50 down, 35 ms, 5 ms jitter, 0.1 % loss. VDSL2 (ITU-T G.993.2) over some hundred metres, with interleaving; latency as
