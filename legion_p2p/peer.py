@@ -63,8 +63,8 @@ async def open_peer(
     `run` is the name or id of a run to join; or `founding` describes one to found. `params` are those of the model that shall
     train, or a function that makes them of the run's specification: where they differ from the run's, it is refused.
     `identity` is a key file or an Identity; None: a new one. `status`: serve the status on loopback for `legion-ctl`. `netem`: a
-    link to emulate ("cable", "up=20mbit,rtt=50ms"). `upload_limit`, `download_limit` ("10mbit"), `quiet_hours` ("22:00-07:00=2mbit"):
-    limits on all traffic of this peer. Leaving the block leaves the run in order.
+    link to emulate ("cable", "up=20mbit,rtt=50ms"). `upload_limit`, `download_limit` ("10mbit") and `quiet_hours`
+    ("22:00-07:00=2mbit"): limits on all traffic of this peer. Leaving the block leaves the run in order.
 
     Raises: NoContactError; UnknownRunError, AmbiguousRunError, RunExistsError; MisfitError; UsageError.
     """
