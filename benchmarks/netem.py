@@ -3,9 +3,9 @@
     python benchmarks/netem.py
 
 For each profile one peer has the link and its neighbour has none; then pairs that both have one, with a path between their
-places, and one upload that two receivers share. The round trip is that of small requests, the median of --pings, less the median
-without any link (what the machine itself takes). The rate is payload over time, from the first byte to the last reply, less a
-round trip.
+places, and one upload that two receivers share. Bytes go over raw connections, as those below Noise: what is measured is the
+link, not what is sent over it. The round trip is that of single bytes, the median of --pings, less the median without any link
+(what the machine itself takes); the rate is bytes over time, from the first sent to the last confirmed, less a round trip.
 """
 
 import argparse
@@ -14,15 +14,18 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import asynccontextmanager
 
 import trio
+from libp2p.network.connection.raw_connection import RawConnection
+from multiaddr import Multiaddr
 
 from legion_p2p.core.caps import parse_caps
-from legion_p2p.core.contact import Lane
-from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.link import NO_LINK
 from legion_p2p.core.profiles import PROFILES, parse_link
 from legion_p2p.core.units import rate_text
+from legion_p2p.net.netem import Shaper
+from legion_p2p.net.transport import Listener, Socket, Sockets, Transport
 
 HOME = "rtt=0ms,loss=0%,jitter=0ms"
 PAIRS = {
@@ -30,66 +33,90 @@ PAIRS = {
     "cable to cable, inside": (f"cable,{HOME},place=1,inside=5ms,across=120ms", f"cable,{HOME},place=1,inside=5ms,across=120ms"),
     "dsl to fibre": ("dsl", "fibre"),
 }
-MAX_BODY_BYTES = 2 << 20
+WRITE_BYTES = 1 << 16
 PING_PAUSE_S = 0.1  # the same for all: the longer a process slept, the longer it takes to wake
 
 
 async def serve(link: str, host: str) -> None:
-    """Answer requests: a number asks for so many bytes, anything else is taken."""
-    from legion_p2p.net.host import open_network
+    """For each byte that comes: b"p" is answered by itself; b"u" is counted; b"d" and 8 bytes ask for so many."""
 
-    async def answer(peer: PeerId, body: bytes) -> bytes:
-        return bytes(int(body)) if len(body) < 10 else b"taken"
+    async def answer(stream: Socket) -> None:
+        while True:
+            what = await read_exactly(stream, 1)
+            if what == b"p":
+                await stream.write(what)
+                continue
+            n_bytes = int.from_bytes(await read_exactly(stream, 8), "big")
+            if what == b"u":
+                await skip(stream, n_bytes)
+                await stream.write(b"u")
+            else:
+                await send(stream, n_bytes)
 
-    async with open_network(
-        Identity.generate(), listen=[f"/ip4/{host}/tcp/0"], link=parse_link(link) if link else NO_LINK
-    ) as network:
-        network.messenger.serve(answer)
-        print(network.addresses()[0], flush=True)
+    async with shaping(link, "") as (sockets, nursery):
+        listener = Listener(answer, nursery, sockets)
+        await listener.listen(Multiaddr(f"/ip4/{host}/tcp/0"))
+        print(listener.get_addrs()[0], flush=True)
         await trio.sleep_forever()
 
 
-async def measure(link: str, cap: str, addresses: list[str], n_pings: int, seconds: float, rates_bps: dict) -> dict:
-    """Round trip and rates from here to the peers at `addresses`."""
-    from legion_p2p.net.host import open_network
+@asynccontextmanager
+async def shaping(link: str, cap: str):
+    async with trio.open_nursery() as nursery:
+        shaper = Shaper(parse_link(link) if link else NO_LINK, parse_caps(upload=cap)) if link or cap else None
+        if shaper is not None:
+            shaper.start(nursery)
+        yield Sockets(shaper), nursery
+        nursery.cancel_scope.cancel()
 
-    async with open_network(
-        Identity.generate(), listen=["/ip4/127.0.0.1/tcp/0"], initial_peers=addresses,
-        link=parse_link(link) if link else NO_LINK, caps=parse_caps(upload=cap),
-    ) as network:  # fmt: skip
-        network.keep_contacts()
-        peers = [PeerId(address.rpartition("/")[2]) for address in addresses]
-        for peer in peers:
-            await network.messenger.request(peer, b"1")
+
+async def measure(link: str, cap: str, addresses: list[str], args: argparse.Namespace, rates_bps: dict[str, float]) -> dict:
+    """Round trip and rates from here to the peers at `addresses`."""
+    async with shaping(link, cap) as (sockets, nursery):
+        transport = Transport(nursery, sockets)
+        streams = [await transport.dial(Multiaddr(address)) for address in addresses]
         rtts = []
-        for _ in range(n_pings):
-            began = time.perf_counter()
-            await network.messenger.request(peers[0], b"1")
-            rtts.append(time.perf_counter() - began)
+        for _ in range(args.pings):
             await trio.sleep(PING_PAUSE_S)
+            began = time.perf_counter()
+            await streams[0].write(b"p")
+            await read_exactly(streams[0], 1)
+            rtts.append(time.perf_counter() - began)
         found = {"rtt_s": statistics.median(rtts)}
         for way, rate_bps in rates_bps.items():
-            found[way] = await rate(network.messenger, peers, way, int(seconds * rate_bps / 8), found["rtt_s"])
+            n_bytes = int(args.seconds * rate_bps / 8 / len(streams))
+            began = time.perf_counter()
+            async with trio.open_nursery() as all_of_them:
+                for stream in streams:
+                    all_of_them.start_soon(transfer, stream, way, n_bytes)
+            found[way] = 8 * n_bytes * len(streams) / (time.perf_counter() - began - found["rtt_s"])
         return found
 
 
-async def rate(messenger, peers: list[PeerId], way: str, n_bytes: int, rtt_s: float) -> float:
-    """Bits per second of payload, to or from all `peers` together."""
-    size = max(1 << 14, min(MAX_BODY_BYTES, n_bytes // 16))
-    n_requests = max(4, round(n_bytes / size / len(peers))) * len(peers)
-    body = bytes(size) if way == "up" else str(size).encode()
+async def transfer(stream: RawConnection, way: str, n_bytes: int) -> None:
+    await stream.write(way[:1].encode() + n_bytes.to_bytes(8, "big"))
+    if way == "up":
+        await send(stream, n_bytes)
+        await read_exactly(stream, 1)
+    else:
+        await skip(stream, n_bytes)
 
-    async def ask(limit: trio.CapacityLimiter, peer: PeerId) -> None:
-        async with limit:
-            await messenger.request(peer, body, lane=Lane.BULK)
 
-    await messenger.request(peers[0], b"1", lane=Lane.BULK)
-    began = time.perf_counter()
-    async with trio.open_nursery() as nursery:
-        limits = [trio.CapacityLimiter(4) for _ in peers]
-        for i in range(n_requests):
-            nursery.start_soon(ask, limits[i % len(peers)], peers[i % len(peers)])
-    return 8 * size * n_requests / (time.perf_counter() - began - rtt_s)
+async def send(stream: RawConnection | Socket, n_bytes: int) -> None:
+    for start in range(0, n_bytes, WRITE_BYTES):
+        await stream.write(bytes(min(WRITE_BYTES, n_bytes - start)))
+
+
+async def skip(stream: RawConnection | Socket, n_bytes: int) -> None:
+    while n_bytes:
+        n_bytes -= len(await stream.read(min(n_bytes, WRITE_BYTES)))
+
+
+async def read_exactly(stream: RawConnection | Socket, n_bytes: int) -> bytes:
+    data = b""
+    while len(data) < n_bytes:
+        data += await stream.read(n_bytes - len(data))
+    return data
 
 
 def run(name: str, link: str, others: list[tuple[str, str]], args: argparse.Namespace, cap: str = "") -> dict:
@@ -102,7 +129,7 @@ def run(name: str, link: str, others: list[tuple[str, str]], args: argparse.Name
     rates_bps = {way: bps for way, bps in (("up", up_bps), ("down", down_bps)) if bps <= args.most_mbit * 1e6}
     try:
         addresses = [child.stdout.readline().strip() for child in children]
-        found = trio.run(measure, link, cap, addresses, args.pings, args.seconds, rates_bps)
+        found = trio.run(measure, link, cap, addresses, args, rates_bps)
     finally:
         for child in children:
             child.kill()

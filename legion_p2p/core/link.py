@@ -25,6 +25,7 @@ QUEUE_S = 0.05  # a waker may be late by so much; longer only adds delay under l
 MIN_RTO_S = 0.2  # Linux's shortest retransmission timeout (TCP_RTO_MIN)
 FAST_RETRANSMIT_SEGMENTS = 4  # a loss is noticed without a timeout when three segments follow it (RFC 5681)
 MAX_RETRANSMISSIONS = 6  # of one piece; TCP would go on, and the connection would seem dead
+LATE_RETRANSMISSIONS = 8  # timeouts during which the rate goes on; with 2 of them a link of 8 % loss stays 6 % below its rate
 MAX_FLIGHT_BYTES = 64 << 20  # of one line: 1 Gbit/s for half a second
 MAX_WAITING_BYTES = 1 << 16  # of one line: what stands for the socket's send buffer
 
@@ -137,7 +138,7 @@ class Way:
             return MAX_FLIGHT_BYTES
         longest_s = line.delay_s + 2 * self._profile.jitter_s + QUEUE_S
         if self._profile.loss:
-            longest_s += 2 * (line.rtt_s + MIN_RTO_S)
+            longest_s += LATE_RETRANSMISSIONS * (line.rtt_s + MIN_RTO_S)
         return int(min(self.rate_bps / 8 * longest_s + MAX_WAITING_BYTES, MAX_FLIGHT_BYTES))
 
     def add(self, line: Line, data: bytes | memoryview, now: float) -> None:

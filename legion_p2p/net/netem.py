@@ -236,8 +236,10 @@ class ShapedSocket(Socket):
             with trio.move_on_after(WRITE_STALL_S) as stall:
                 try:
                     await self.stream.send_all(data)
-                except (trio.BrokenResourceError, trio.ClosedResourceError) as broken:
+                except trio.BrokenResourceError as broken:
                     self._break(str(broken))
+                except trio.ClosedResourceError:
+                    return
             if stall.cancelled_caught:
                 self._break(f"nothing taken for {WRITE_STALL_S:.0f} s")
             self._writing = False
@@ -248,8 +250,10 @@ class ShapedSocket(Socket):
             while data := await self.stream.receive_some(READ_BYTES):
                 await self._down.put(data)
             self._broken = "ended by the other side"
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as broken:
+        except trio.BrokenResourceError as broken:
             self._broken = str(broken)
+        except trio.ClosedResourceError:  # closed here, and why is known
+            return
         await trio.sleep(self._down.line.delay_s)
         self._down.end()
 
