@@ -6,7 +6,8 @@ BIN = $(VENV)/bin
 PIP_INSTALL = test -t 1 || quiet=--quiet; \
 	$(BIN)/python -m pip install $${quiet:-} --disable-pip-version-check --no-input -c constraints.txt
 DEMO_ARGS ?=
-PYTEST_ARGS ?=
+# Files of tests side by side: most of the end-to-end ones wait.
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 # The first of these that runs and is of a version that the dependencies support.
 CANDIDATES = python3 python3.13 python3.12 python3.11 python

@@ -7,6 +7,7 @@ on, nobody can change one.
 import hashlib
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated
 
 import msgspec
@@ -16,6 +17,7 @@ from legion_p2p.core.plan import MAX_SHARDS
 from legion_p2p.errors import DecodeError
 
 MAX_ANNOUNCEMENT_BYTES = 48 * 1024  # 4096 shard marks of 8 bytes and a chunk bitmap of 1 KiB, with room; gossip carries 64 KiB
+MAX_OPENED = 512  # checked announcements that are remembered: some hundred bytes each as a rule, 24 MiB at worst
 MAX_ADDRESSES = 16
 MAX_ADDRESS_CHARS = 200
 MARK_BYTES = 8
@@ -90,8 +92,9 @@ def sign(announcement: Announcement, identity: Identity) -> bytes:
     return _encoder.encode(Signed(body, identity.sign(_domain(body))))
 
 
+@lru_cache(maxsize=MAX_OPENED)
 def open_signed(data: bytes) -> Announcement:
-    """Read and check an announcement that came from a stranger.
+    """Read and check an announcement that came from a stranger. Most come several times, by gossip and in exchanges.
 
     Raises: DecodeError; SignatureError.
     """

@@ -3,6 +3,7 @@
 A peer id carries its public key (an identity multihash), so a signature is checked with nothing else at hand.
 """
 
+from functools import lru_cache
 from typing import NewType
 
 import base58
@@ -16,6 +17,7 @@ PeerId = NewType("PeerId", str)
 SEED_BYTES = 32
 SIGNATURE_BYTES = 64
 MAX_PEER_ID_CHARS = 64  # an Ed25519 peer id has 52; anything much longer is not one
+MAX_KEYS_CACHED = 16384  # reading base58 costs a third of checking a signature
 
 # identity multihash (0x00, 36 bytes) of the protobuf PublicKey{type: Ed25519, data: 32 bytes}
 # (libp2p specification, peer-ids.md)
@@ -47,6 +49,7 @@ def peer_id_of(public_key: bytes) -> PeerId:
     return PeerId(base58.b58encode(_PREFIX + public_key).decode())
 
 
+@lru_cache(maxsize=MAX_KEYS_CACHED)
 def public_key_of(peer_id: str) -> bytes:
     """The raw Ed25519 public key inside a peer id.
 

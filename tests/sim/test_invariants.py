@@ -4,6 +4,7 @@ import pytest
 import torch
 import trio
 
+from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.sim.swarm import Swarm
 
@@ -84,6 +85,30 @@ async def test_a_push_to_somebody_who_no_longer_owns_reaches_who_does(autojump_c
         await trio.sleep(15)
 
         assert all(now > then for now, then in zip(a.versions(), before, strict=True))
+        await swarm.settle()
+        assert swarm.agree()
+
+
+async def test_a_push_that_its_owner_forgot_is_sent_again(autojump_clock):
+    """For a moment the owner thinks that another one owns the shard, and drops what it holds. Nobody else pushes any more."""
+    async with Swarm(round=EXACT) as swarm:
+        a, b = [await swarm.add(name) for name in "ab"]
+        await swarm.until(swarm.owners_agree, 10, "one view of who owns what")
+        await trio.sleep(5)
+        shard = b.engine.shards.owned()[0]
+        held, book = b.engine.shards.replicas[shard], a.engine.shards.replicas[shard]
+
+        b.hung = True  # so that the round waits for its push
+        await swarm.until(lambda: book.pending is not None and book.pending.holder == b.id, 10, "the owner holds the push")
+        b.engine.shards._owners[shard] = Ownership(a.id, b.id)
+        held.bell.ring()
+        await swarm.until(lambda: held.round is None, 1, "forgotten")
+        b.engine.shards._owners.clear()
+        held.bell.ring()
+        forgotten = book.pending.seq
+        a.max_steps, b.max_steps, b.hung = a.trainee.steps, b.trainee.steps, False
+
+        await swarm.until(lambda: held.chain.includes(a.id, forgotten), 30, "included after all")
         await swarm.settle()
         assert swarm.agree()
 
