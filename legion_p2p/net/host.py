@@ -5,6 +5,7 @@ milliseconds, however unresponsive the others are.
 """
 
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
@@ -163,12 +164,11 @@ async def open_network(
     initial = list(dict.fromkeys(parse_peer_address(address) for address in initial_peers))
     failure: BaseException | None = None
     shaper = Shaper(link, caps) if link != NO_LINK or caps != NO_CAPS else None
-    sockets = Sockets(shaper)
     try:
         async with trio.open_nursery() as nursery:
             if shaper is not None:
                 shaper.start(nursery)
-            parts = _Parts(identity, announced, config, nursery, sockets)
+            parts = _Parts(identity, announced, config, nursery, shaper)
             try:
                 await parts.start(where_to)
                 yield parts.network(identity, initial, log or (lambda line: None))
@@ -189,16 +189,17 @@ class _Parts:
     """libp2p's objects, put together."""
 
     def __init__(
-        self, identity: Identity, announced: Sequence[str], config: NetConfig, nursery: trio.Nursery, sockets: Sockets
+        self, identity: Identity, announced: Sequence[str], config: NetConfig, nursery: trio.Nursery, shaper: Shaper | None
     ) -> None:
         self.config = config
         self.nursery = nursery
-        self.sockets = sockets
+        self.sockets = Sockets(shaper)
         self.is_open = True
         self.book = AddressBook()
         self.standing = Standing()
+        self.limits_bps = shaper.limits_bps if shaper is not None else lambda: (math.inf, math.inf)
         self.listening = _Listening(announced)
-        self.host = _make_host(identity, Transport(nursery, sockets), self.listening)
+        self.host = _make_host(identity, Transport(nursery, self.sockets), self.listening)
         self.swarm: Swarm = self.host.get_network()
         _guard(self.swarm, self.standing)
         self.dialer = Dialer(self.swarm, nursery, self.book, self._is_refused)
@@ -243,7 +244,9 @@ class _Parts:
 
     def network(self, identity: Identity, initial: Sequence[tuple[str, PeerId]], report: Callable[[str], None]) -> Network:
         network = Network(identity, self.host, self.dialer, initial, self.config, self.nursery, self.listening, report)
-        network.messenger = Messenger(self.host, self.nursery, self.dialer, self.book, self.standing, self.listening.addresses)
+        network.messenger = Messenger(
+            self.host, self.nursery, self.dialer, self.book, self.standing, self.listening.addresses, self.limits_bps
+        )
         network.discovery = Discovery(network.messenger, self.dht, self.book, self.config, self.listening.addresses)
         network.gossip = Gossip(self.pubsub, self.nursery, network.messenger.report)
         for where, peer in initial:

@@ -9,7 +9,7 @@ import trio.lowlevel
 from libp2p.io.exceptions import ConnectionClosedError
 
 from legion_p2p.core.caps import NO_CAPS, Caps, QuietHours, parse_caps
-from legion_p2p.core.contact import Lane
+from legion_p2p.core.contact import Bandwidth, Lane
 from legion_p2p.core.link import MAX_WAITING_BYTES, QUEUE_S, LinkProfile
 from legion_p2p.core.profiles import PROFILES, parse_link
 from legion_p2p.net.netem import ShapedSocket, Shaper, place_of
@@ -257,3 +257,15 @@ async def test_requests_pass_links_with_delay_loss_and_little_rate():
 async def test_peers_meet_over_the_worst_links(name):
     async with opened() as a, opened(of=a, link=PROFILES[name]) as b:
         assert await b.messenger.request(a.peer_id, b"hello") == b"hello"
+
+
+async def test_a_messenger_tells_what_its_link_carries_and_what_limits_it():
+    async with opened() as a, opened(of=a, caps=parse_caps(upload="8mbit", download="20mbit")) as b:
+        before = b.messenger.bandwidth()
+        for _ in range(3):
+            await b.messenger.request(a.peer_id, bytes(200_000), lane=Lane.BULK)
+        after = b.messenger.bandwidth()
+
+    assert before == Bandwidth(None, None, 8e6, 20e6)
+    assert 1e6 < after.upload_bps <= 8e6 * 1.35  # a limit lets what fits into the queue pass ahead of it
+    assert after.download_bps > 1e6 and a.messenger.bandwidth().upload_limit_bps is None
