@@ -73,6 +73,14 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Share of the shards to own, relative to others; 0 owns nothing."""
     status: bool = True
     """Serve the status on loopback."""
+    upload: str = ""
+    """Limit on all that is sent, such as 10mbit; empty: none."""
+    download: str = ""
+    """Limit on all that is received."""
+    quiet_hours: str = ""
+    """Times of day with a lower limit both ways, such as 22:00-07:00=2mbit, local time."""
+    netem: str = ""
+    """Link to emulate: a profile of core.profiles, settings, or both; empty: none."""
 
 
 class PeerConfig(msgspec.Struct, frozen=True):

@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 from legion_p2p.config import DEFAULT_LISTEN, Job, PeerConfig, convert
 from legion_p2p.core.addresses import parse_addresses
+from legion_p2p.core.caps import parse_caps
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.link import NO_LINK
 from legion_p2p.core.plan import ParamSpec
+from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.run import RoundSpec, RunName, RunSpec
 from legion_p2p.errors import MisfitError, NonFiniteError, UsageError
 from legion_p2p.observe.events import Events
@@ -45,6 +48,10 @@ async def open_peer(
     announce: Sequence[str] = (),
     identity: str | Identity | None = None,
     config: PeerConfig | None = None,
+    netem: str = "",
+    upload_limit: str = "",
+    download_limit: str = "",
+    quiet_hours: str = "",
     events: Events | None = None,
     status: bool = True,
     search_s: float = SEARCH_S,
@@ -55,8 +62,9 @@ async def open_peer(
 
     `run` is the name or id of a run to join; or `founding` describes one to found. `params` are those of the model that shall
     train, or a function that makes them of the run's specification: where they differ from the run's, it is refused.
-    `identity` is a key file or an Identity; None: a new one. `status`: serve the status on loopback for `legion-ctl`. Leaving the
-    block leaves the run in order.
+    `identity` is a key file or an Identity; None: a new one. `status`: serve the status on loopback for `legion-ctl`. `netem`: a
+    link to emulate ("cable", "up=20mbit,rtt=50ms"). `upload_limit`, `download_limit` ("10mbit") and `quiet_hours`
+    ("22:00-07:00=2mbit"): limits on all traffic of this peer. Leaving the block leaves the run in order.
 
     Raises: NoContactError; UnknownRunError, AmbiguousRunError, RunExistsError; MisfitError; UsageError.
     """
@@ -72,8 +80,10 @@ async def open_peer(
     contacts = parse_addresses(initial_peers)
     if initial_peers and not contacts:
         raise UsageError(f"{' '.join(initial_peers)} holds no address; a line as legion-bootstrap prints it would do")
+    link = parse_link(netem) if netem else NO_LINK
+    caps = parse_caps(upload_limit, download_limit, quiet_hours)
     whoami, unlock = _identity(identity)
-    network_options = {"listen": listen, "initial_peers": contacts, "announce": announce}
+    network_options = {"listen": listen, "initial_peers": contacts, "announce": announce, "link": link, "caps": caps}
 
     async def host(task_status: trio.TaskStatus[tuple[Any, trio.CancelScope]]) -> None:
         # Shielded: a caller that is cancelled still has a network to leave the run over.
@@ -138,6 +148,7 @@ class Optimizer(SwarmOptimizer):
         initial_peers: addresses of any peers or bootstrap nodes, or "@file".
         new_run: found the run. An existing one of that name is an error.
         tokens_per_step: weight of one local step relative to those of other members, such as tokens in a batch.
+        upload_limit, download_limit, quiet_hours, netem: limits on this peer's traffic, and a link to emulate; see `open_peer`.
         local_steps, synchronous, push_codec, update_codec, ...: fields of RoundSpec. Who founds a run chooses them; for who
             joins they are what it expects, and a run that has others is refused.
 
@@ -158,6 +169,10 @@ class Optimizer(SwarmOptimizer):
         listen: Sequence[str] = DEFAULT_LISTEN,
         announce: Sequence[str] = (),
         config: PeerConfig | None = None,
+        netem: str = "",
+        upload_limit: str = "",
+        download_limit: str = "",
+        quiet_hours: str = "",
         events: Events | None = None,
         status: bool = True,
         search_s: float = SEARCH_S,
@@ -187,6 +202,10 @@ class Optimizer(SwarmOptimizer):
                 announce=announce,
                 identity=identity,
                 config=config,
+                netem=netem,
+                upload_limit=upload_limit,
+                download_limit=download_limit,
+                quiet_hours=quiet_hours,
                 events=events,
                 status=status,
                 search_s=search_s,
@@ -214,6 +233,10 @@ def average(
     listen: Sequence[str] = DEFAULT_LISTEN,
     announce: Sequence[str] = (),
     config: PeerConfig | None = None,
+    netem: str = "",
+    upload_limit: str = "",
+    download_limit: str = "",
+    quiet_hours: str = "",
     events: Events | None = None,
 ) -> AverageResult:
     """The mean of these tensors over `n_peers` peers, each of which calls this with tensors of the same shapes. Blocks.
@@ -226,6 +249,7 @@ def average(
     Args:
         codec: how the bytes travel; every peer must name the same one. With fp32 the mean is exact.
         gather_s: seconds until all must have found each other.
+        upload_limit, download_limit, quiet_hours, netem: as in `open_peer`.
 
     Raises: JoinError, if fewer came; NonFiniteError; MisfitError, naming the first tensor that differs; otherwise as `Optimizer`.
     """
@@ -259,6 +283,10 @@ def average(
             announce=announce,
             identity=identity,
             config=config,
+            netem=netem,
+            upload_limit=upload_limit,
+            download_limit=download_limit,
+            quiet_hours=quiet_hours,
             events=events,
             status=False,
             search_s=gather_s,
@@ -359,6 +387,10 @@ def _opener_of(job: Job, *, founding: Founding | None, params: Params, events: E
             announce=job.announce,
             identity=job.identity,
             config=PeerConfig(weight=job.weight),
+            netem=job.netem,
+            upload_limit=job.upload,
+            download_limit=job.download,
+            quiet_hours=job.quiet_hours,
             events=events,
             status=job.status,
         )

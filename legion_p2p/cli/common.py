@@ -104,6 +104,20 @@ def addresses_of_peers(_type: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def checked(parse: Callable[[str], object]) -> Callable[[Any, Sequence[Token]], str]:
+    """Converter of a text that must be something `parse` understands; the text itself is kept."""
+
+    def convert(_type: Any, tokens: Sequence[Token]) -> str:
+        try:
+            if tokens[-1].value:
+                parse(tokens[-1].value)
+        except UsageError as bad:
+            raise UsageError(f"{given_by(tokens[-1])}: {bad}") from bad
+        return tokens[-1].value
+
+    return convert
+
+
 def at_least(low: float) -> Callable[[Any, Any], None]:
     """Validator of a finite number that is not below `low`; None passes."""
 

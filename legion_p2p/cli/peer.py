@@ -22,11 +22,15 @@ from legion_p2p.cli.common import (
     Signals,
     addresses_of_peers,
     at_least,
+    checked,
     listen_addresses,
     make_app,
     run_and_exit,
 )
 from legion_p2p.config import DEFAULT_LISTEN, Job, NewRun, convert, read_toml
+from legion_p2p.core.caps import parse_quiet_hours
+from legion_p2p.core.profiles import parse_link
+from legion_p2p.core.units import parse_rate
 from legion_p2p.errors import ConfigError, LegionError, StoreError, UsageError
 from legion_p2p.observe import human
 from legion_p2p.observe.events import Events
@@ -111,6 +115,14 @@ class NodeOptions:
     """Addresses that others should dial, where a router forwards a port to this machine."""
     weight: Annotated[float, Parameter(validator=at_least(0))] = 1.0
     """Share of the model's shards to take care of, relative to others; 0: none."""
+    upload: Annotated[str, Parameter(converter=checked(parse_rate), metavar="RATE")] = ""
+    """Limit on all that this peer sends, such as 10mbit."""
+    download: Annotated[str, Parameter(converter=checked(parse_rate), metavar="RATE")] = ""
+    """Limit on all that it receives."""
+    quiet_hours: Annotated[str, Parameter(converter=checked(parse_quiet_hours), metavar="HOURS")] = ""
+    """Time of day with a lower limit both ways: 22:00-07:00, or 22:00-07:00=2mbit. [without a rate: 256kbit]"""
+    netem: Annotated[str, Parameter(converter=checked(parse_link), metavar="LINK")] = ""
+    """Link to emulate, for experiments: cable, satellite, ..., or up=20mbit,down=100mbit,rtt=50ms,jitter=5ms,loss=0.5%."""
 
 
 @Parameter(name="*", group=Group.create_ordered("Output"))
@@ -172,6 +184,10 @@ def make_job(which: RunOptions, new: NewRunOptions, training: TrainOptions, node
             "announce": node.announce,
             "weight": node.weight,
             "status": output.status,
+            "upload": node.upload,
+            "download": node.download,
+            "quiet_hours": node.quiet_hours,
+            "netem": node.netem,
         },
         Job,
     )

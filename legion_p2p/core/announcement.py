@@ -56,6 +56,9 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
     loss: float | None = None
     sent_bytes: _Count = 0
     received_bytes: _Count = 0
+    upload_bps: _Rate = 0.0
+    """Bits per second that it has lately reached in sending; 0: not measured."""
+    download_bps: _Rate = 0.0
     marks: Annotated[bytes, msgspec.Meta(max_length=MAX_SHARDS * MARK_BYTES)] = b""
     """For every shard its version and the start of its digest, packed: see `pack_marks`."""
     epoch: _Count = 0

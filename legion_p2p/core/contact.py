@@ -21,6 +21,17 @@ class Contact(msgspec.Struct, frozen=True):
     addresses: tuple[str, ...] = ()
 
 
+class Bandwidth(msgspec.Struct, frozen=True):
+    """What this peer's connection carries, in bits per second; None: not measured yet, or not limited."""
+
+    upload_bps: float | None = None
+    """Reached lately, all transfers together; the connection may carry more than was asked of it."""
+    download_bps: float | None = None
+    upload_limit_bps: float | None = None
+    """Set by the user or by an emulated link, and in force now."""
+    download_limit_bps: float | None = None
+
+
 class Traffic(msgspec.Struct, frozen=True):
     """Bytes of request and reply frames since start, headers included."""
 

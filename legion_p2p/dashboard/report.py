@@ -37,6 +37,8 @@ def _facts(status: Status, width: int) -> list[Text]:
                      f"{human.count_text(status.tokens_per_s)} tokens/s, {human.count_text(status.tokens)} tokens"),
         ("traffic", f"sent {human.bytes_text(status.sent_bytes)}, received {human.bytes_text(status.received_bytes)}, "
                     f"training waited {human.percent_text(status.blocked_fraction)} of the time"),
+        ("rates", f"up {_rate_text(status.upload_bps, status.upload_limit_bps)}, "
+                  f"down {_rate_text(status.download_bps, status.download_limit_bps)}"),
         ("rounds", _round_text(status)),
         ("model", f"digest {human.clean(status.common_digest)}" if status.common_digest else human.NOTHING),
     ]  # fmt: skip
@@ -51,6 +53,10 @@ def _fact(name: str, value: str, width: int) -> list[Text]:
     room = max(20, width - 11)
     pieces = [value[i : i + room] for i in range(0, len(value), room)] or [""]
     return [Text.assemble((f"{name if not i else '':<11}", "bold"), piece, no_wrap=True) for i, piece in enumerate(pieces)]
+
+
+def _rate_text(reached_bps: float | None, limit_bps: float | None) -> str:
+    return human.rate_text(reached_bps) + ("" if limit_bps is None else f" (limit {human.rate_text(limit_bps)})")
 
 
 def _round_text(status: Status) -> str:

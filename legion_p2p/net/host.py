@@ -5,6 +5,7 @@ milliseconds, however unresponsive the others are.
 """
 
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
@@ -27,7 +28,9 @@ from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
 from legion_p2p.core.addresses import parse_peer_address, split_address
+from legion_p2p.core.caps import NO_CAPS, Caps
 from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.link import NO_LINK, LinkProfile
 from legion_p2p.errors import NetworkError, NoContactError, UsageError
 from legion_p2p.net.book import AddressBook
 from legion_p2p.net.dht import Dht
@@ -36,6 +39,7 @@ from legion_p2p.net.discovery import Discovery
 from legion_p2p.net.gossip import Gossip, make_pubsub
 from legion_p2p.net.limits import HANDSHAKE_TIMEOUT_S, MAX_CONNECTIONS, MAX_INBOUND_STREAMS, MAX_KNOWN_PEERS, NetConfig
 from legion_p2p.net.messenger import Messenger
+from legion_p2p.net.netem import Shaper
 from legion_p2p.net.patches import SturdyManager
 from legion_p2p.net.standing import Standing
 from legion_p2p.net.transport import Listener, Sockets, Transport
@@ -144,11 +148,14 @@ async def open_network(
     announce: Sequence[str] = (),
     config: NetConfig = DEFAULTS,
     log: Callable[[str], None] | None = None,
+    link: LinkProfile = NO_LINK,
+    caps: Caps = NO_CAPS,
 ) -> AsyncIterator[Network]:
     """Listen, and yield the `Network`. Nobody is contacted before `join()` or the first request.
 
     `listen`: multiaddrs without /p2p/; an empty sequence listens nowhere. `announce`: addresses to tell others instead of those
     found out here (a public address that is forwarded to this machine). `log`: told in a line when a contact is made or lost.
+    `link`: the link to emulate. `caps`: limits on all traffic together.
 
     Raises: UsageError, if an address cannot be one; NetworkError, if it cannot be listened on.
     """
@@ -156,10 +163,12 @@ async def open_network(
     announced = [_announced_address(address, identity.peer_id) for address in announce]
     initial = list(dict.fromkeys(parse_peer_address(address) for address in initial_peers))
     failure: BaseException | None = None
-    sockets = Sockets()
+    shaper = Shaper(link, caps) if link != NO_LINK or caps != NO_CAPS else None
     try:
         async with trio.open_nursery() as nursery:
-            parts = _Parts(identity, announced, config, nursery, sockets)
+            if shaper is not None:
+                shaper.start(nursery)
+            parts = _Parts(identity, announced, config, nursery, shaper)
             try:
                 await parts.start(where_to)
                 yield parts.network(identity, initial, log or (lambda line: None))
@@ -180,16 +189,17 @@ class _Parts:
     """libp2p's objects, put together."""
 
     def __init__(
-        self, identity: Identity, announced: Sequence[str], config: NetConfig, nursery: trio.Nursery, sockets: Sockets
+        self, identity: Identity, announced: Sequence[str], config: NetConfig, nursery: trio.Nursery, shaper: Shaper | None
     ) -> None:
         self.config = config
         self.nursery = nursery
-        self.sockets = sockets
+        self.sockets = Sockets(shaper)
         self.is_open = True
         self.book = AddressBook()
         self.standing = Standing()
+        self.limits_bps = shaper.limits_bps if shaper is not None else lambda: (math.inf, math.inf)
         self.listening = _Listening(announced)
-        self.host = _make_host(identity, Transport(nursery, sockets), self.listening)
+        self.host = _make_host(identity, Transport(nursery, self.sockets), self.listening)
         self.swarm: Swarm = self.host.get_network()
         _guard(self.swarm, self.standing)
         self.dialer = Dialer(self.swarm, nursery, self.book, self._is_refused)
@@ -234,7 +244,9 @@ class _Parts:
 
     def network(self, identity: Identity, initial: Sequence[tuple[str, PeerId]], report: Callable[[str], None]) -> Network:
         network = Network(identity, self.host, self.dialer, initial, self.config, self.nursery, self.listening, report)
-        network.messenger = Messenger(self.host, self.nursery, self.dialer, self.book, self.standing, self.listening.addresses)
+        network.messenger = Messenger(
+            self.host, self.nursery, self.dialer, self.book, self.standing, self.listening.addresses, self.limits_bps
+        )
         network.discovery = Discovery(network.messenger, self.dht, self.book, self.config, self.listening.addresses)
         network.gossip = Gossip(self.pubsub, self.nursery, network.messenger.report)
         for where, peer in initial:

@@ -6,15 +6,18 @@ tried once more on a new stream. What a stranger sends wrongly costs it standing
 """
 
 import logging
+import math
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import trio
 from libp2p.host.basic_host import BasicHost
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
 
-from legion_p2p.core.contact import Lane, Traffic
+from legion_p2p.core.bandwidth import MIN_TRANSFER_BYTES, RateEstimator
+from legion_p2p.core.contact import Bandwidth, Lane, Traffic
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import DecodeError, LegionError, RefusedError, RemoteProtocolError, UnreachableError, UsageError
 from legion_p2p.net.book import AddressBook
@@ -48,7 +51,7 @@ class Messenger:
 
     def __init__(
         self, host: BasicHost, nursery: trio.Nursery, dialer: Dialer, book: AddressBook, standing: Standing,
-        addresses: Callable[[], tuple[str, ...]],
+        addresses: Callable[[], tuple[str, ...]], limits_bps: Callable[[], tuple[float, float]],
     ) -> None:  # fmt: skip
         self._host = host
         self._nursery = nursery
@@ -56,6 +59,9 @@ class Messenger:
         self._book = book
         self._standing = standing
         self._addresses = addresses
+        self._limits_bps = limits_bps
+        self._upload = RateEstimator(best=True)
+        self._download = RateEstimator(best=False)
         self._services: dict[str, Handler] = {}
         self._links: dict[tuple[PeerId, str], _Link] = {}
         self._turns: dict[tuple[PeerId, str], _Turns] = {}
@@ -99,6 +105,11 @@ class Messenger:
     def traffic(self) -> Traffic:
         return Traffic(sent_bytes=self._n_sent, received_bytes=self._n_received)
 
+    def bandwidth(self) -> Bandwidth:
+        now = trio.current_time()
+        limits = (None if limit == math.inf else limit for limit in self._limits_bps())
+        return Bandwidth(self._upload.rate_bps(now), self._download.rate_bps(now), *limits)
+
     def report(self, peer: PeerId, offence: str) -> None:
         self._offend(peer, offence, 1.0)
 
@@ -124,10 +135,17 @@ class Messenger:
         while True:
             link = await self._open_link(peer, lane)
             pending = link.send(service, body)
+            measured = lane == "bulk" and len(body) >= MIN_TRANSFER_BYTES
+            if measured:
+                self._upload.begin(trio.current_time())
             try:
                 await pending.done.wait()
+                if measured and pending.error is None:
+                    self._upload.moved(len(body), trio.current_time())
             finally:
                 link.forget(pending)
+                if measured:
+                    self._upload.end(trio.current_time(), self._rtt_s.get(peer, 0.0))
             if isinstance(pending.error, UnreachableError) and not pending.frame.begun and not retried:
                 retried = True  # the stream broke before the request was on it: the other side cannot have seen it
                 continue
@@ -200,7 +218,8 @@ class Messenger:
                     raise DecodeError("a reply to a request that was never sent")
                 await _skip(stream, body_bytes)
             else:
-                body = await stream.read_exactly(body_bytes)
+                with self._receiving(link.lane, body_bytes):
+                    body = await stream.read_exactly(body_bytes)
                 if envelope.kind == Kind.REFUSAL:
                     pending.error = RefusedError(link.peer, envelope.error, envelope.reason)
                 else:
@@ -263,7 +282,8 @@ class Messenger:
                 if len(stream) < MAX_QUEUED_PONGS:
                     stream.put(encode(Envelope(VERSION, envelope.id, Kind.PONG), 0))
             elif envelope.kind == Kind.REQUEST:
-                await self._take_request(stream, peer, lane, envelope, body_bytes)
+                with self._receiving(lane, body_bytes):
+                    await self._take_request(stream, peer, lane, envelope, body_bytes)
             else:
                 raise DecodeError(f"a {envelope.kind.name} where only requests belong")
 
@@ -370,6 +390,20 @@ class Messenger:
 
     def _count_received(self, n_bytes: int) -> None:
         self._n_received += n_bytes
+        if self._download.is_busy:
+            self._download.moved(n_bytes, trio.current_time())
+
+    @contextmanager
+    def _receiving(self, lane: str, n_bytes: int) -> Iterator[None]:
+        """A body of so many bytes is being read."""
+        if lane != "bulk" or n_bytes < MIN_TRANSFER_BYTES:
+            yield
+            return
+        self._download.begin(trio.current_time())
+        try:
+            yield
+        finally:
+            self._download.end(trio.current_time())
 
 
 class _Turns:

@@ -8,6 +8,7 @@ import logging
 import re
 import socket
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import trio
 from libp2p.abc import IListener, IRawConnection
@@ -25,6 +26,9 @@ from legion_p2p.net.forks import keep_from_children
 from legion_p2p.net.limits import MAX_CONNECTIONS, MAX_HANDSHAKES, WRITE_STALL_S
 from legion_p2p.net.patches import QuickLock
 
+if TYPE_CHECKING:
+    from legion_p2p.net.netem import Shaper
+
 BACKLOG = 256  # connections the kernel keeps for us while the loop is busy: all peers of a run that start in the same second
 
 log = logging.getLogger("legion_p2p.net")
@@ -33,16 +37,24 @@ log = logging.getLogger("legion_p2p.net")
 class Sockets:
     """All open sockets of one host, so that leaving never waits for a peer."""
 
-    def __init__(self) -> None:
+    def __init__(self, shaper: "Shaper | None" = None) -> None:
+        self._shaper = shaper
         self._open: set[Socket] = set()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def wrap(self, stream: trio.SocketStream) -> "Socket":
+    async def connected(self, stream: trio.SocketStream, host: str) -> "Socket":
+        """One that this side dialed at `host`."""
+        if self._shaper is not None:
+            await trio.sleep(self._shaper.connect_s(host))
+        return self.wrap(stream, host)
+
+    def wrap(self, stream: trio.SocketStream, dialed: str = "") -> "Socket":
+        """`dialed`: the host, where it was this side that dialed."""
         tune(stream.socket)
         keep_from_children(stream.socket)
-        wrapped = Socket(stream, self)
+        wrapped = Socket(stream, self) if self._shaper is None else self._shaper.shaped(stream, self, dialed)
         self._open.add(wrapped)
         return wrapped
 
@@ -114,7 +126,7 @@ class Transport(TCP):
             stream = await trio.open_tcp_stream(await _of_family(str(maddr).split("/")[1], host, port), port)
         except (OSError, UsageError) as failed:
             raise OpenConnectionError(reason_of(failed)) from failed
-        return RawConnection(self._sockets.wrap(stream), True)
+        return RawConnection(await self._sockets.connected(stream, host), True)
 
     def create_listener(self, handler_function) -> "Listener":
         return Listener(handler_function, self._nursery, self._sockets)

@@ -38,6 +38,11 @@ def bytes_text(n_bytes: float) -> str:
     return _scaled(n_bytes, ("B", "kB", "MB", "GB", "TB", "PB"), " ")
 
 
+def rate_text(rate_bps: float | None) -> str:
+    """`12.5 Mbit/s`; a dash for None."""
+    return NOTHING if rate_bps is None else _scaled(rate_bps, ("bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"), " ")
+
+
 def count_text(count: float) -> str:
     """`812`, `12.3k`, `1.20M`."""
     return _scaled(count, ("", "k", "M", "G", "T", "P"), "")

@@ -91,5 +91,11 @@ class Status(msgspec.Struct, frozen=True):
     """Digest over the digests of all shards: two peers with the same one hold the same model."""
     blocked_fraction: float = 0.0
     """Share of the time that step() held up the training loop."""
+    upload_bps: float | None = None
+    """Bits per second that sending has reached lately; None: not measured yet. The same for receiving below."""
+    download_bps: float | None = None
+    upload_limit_bps: float | None = None
+    """In force now, by the user's choice or of an emulated link; None: no limit."""
+    download_limit_bps: float | None = None
     pid: int = 0
     status_version: int = STATUS_VERSION

@@ -415,6 +415,7 @@ class Engine:
     def _describe(self) -> Announcement:
         progress = self.progress
         traffic = self.network.messenger.traffic()
+        bandwidth = self.network.messenger.bandwidth()
         return Announcement(
             peer_id=self.me,
             run=self.run,
@@ -431,6 +432,8 @@ class Engine:
             loss=progress.loss,
             sent_bytes=traffic.sent_bytes,
             received_bytes=traffic.received_bytes,
+            upload_bps=bandwidth.upload_bps or 0.0,
+            download_bps=bandwidth.download_bps or 0.0,
             marks=self._shards.marks() if self._shards is not None else b"",
             epoch=progress.epoch,
             chunks=progress.chunks,
@@ -439,6 +442,7 @@ class Engine:
     def status(self) -> Status:
         """What this peer knows now."""
         traffic = self.network.messenger.traffic()
+        bandwidth = self.network.messenger.bandwidth()
         progress = self.progress
         in_run = self._members is not None and self.spec is not None and self._shards is not None
         return Status(
@@ -464,6 +468,10 @@ class Engine:
             uptime_s=self._wall_time() - self._started,
             common_digest=self.common_digest() if in_run else "",
             blocked_fraction=progress.blocked_fraction,
+            upload_bps=bandwidth.upload_bps,
+            download_bps=bandwidth.download_bps,
+            upload_limit_bps=bandwidth.upload_limit_bps,
+            download_limit_bps=bandwidth.download_limit_bps,
             pid=os.getpid(),
         )
 

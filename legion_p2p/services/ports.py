@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import trio
 
-from legion_p2p.core.contact import Contact, Lane, Traffic
+from legion_p2p.core.contact import Bandwidth, Contact, Lane, Traffic
 from legion_p2p.core.identity import PeerId
 
 T = TypeVar("T")
@@ -55,6 +55,9 @@ class Messenger(Protocol):
 
     def traffic(self) -> Traffic:
         """What was sent and received so far."""
+
+    def bandwidth(self) -> Bandwidth:
+        """How fast sending and receiving have proved to be, and what limits them."""
 
     def report(self, peer: PeerId, offence: str) -> None:
         """Count an offence against `peer`. Too many in a short time, and it is disconnected and refused for a while."""

@@ -41,7 +41,7 @@ from legion_p2p.net.limits import (
     MAX_TOPIC_CHARS,
 )
 from legion_p2p.net.standing import Standing
-from legion_p2p.services.ports import Contact, Handler, Lane, Traffic
+from legion_p2p.services.ports import Bandwidth, Contact, Handler, Lane, Traffic
 
 FRAME_BYTES = 24  # of head and envelope, about
 BREAK_AFTER_S = 30.0  # of packets that vanish, until TCP gives the connection up
@@ -398,6 +398,9 @@ class SimMessenger:
 
     def rtt_s(self, peer: PeerId) -> float | None:
         return self._rtt_s.get(peer)
+
+    def bandwidth(self) -> Bandwidth:
+        return Bandwidth()
 
     def traffic(self) -> Traffic:
         return Traffic(sent_bytes=self._sent, received_bytes=self._received)

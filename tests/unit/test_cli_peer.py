@@ -150,6 +150,7 @@ def test_every_option_of_the_job_can_be_given(job_of, tmp_path):
         "--no-status", "--seed", "7", "--device", "cpu", "--threads", "2", "--identity", "key",
         "--listen", "/ip4/127.0.0.1/tcp/0", "--announce", "/ip4/203.0.113.7/tcp/4710", "--weight", "0.5",
         "--wait-for-members", "3", "--finish-together", "--eval-every", "30",
+        "--upload", "10mbit", "--download", "50mbit", "--quiet-hours", "22:00-07:00=2mbit", "--netem", "cable,loss=1%",
     )  # fmt: skip
 
     assert (job.run, job.new_run, job.initial_peers) == ("demo", None, (ADDRESS, OTHER))
@@ -157,6 +158,7 @@ def test_every_option_of_the_job_can_be_given(job_of, tmp_path):
     assert (job.seed, job.device, job.threads, job.identity) == (7, "cpu", 2, "key")
     assert (job.listen, job.announce) == (("/ip4/127.0.0.1/tcp/0",), ("/ip4/203.0.113.7/tcp/4710",))
     assert (job.weight, job.wait_for_members, job.finish_together, job.eval_every_s) == (0.5, 3, True, 30.0)
+    assert (job.upload, job.download, job.quiet_hours, job.netem) == ("10mbit", "50mbit", "22:00-07:00=2mbit", "cable,loss=1%")
 
 
 def test_what_is_not_given_has_the_jobs_defaults(job_of):
@@ -225,6 +227,9 @@ def test_flags_win_over_variables_and_variables_over_the_file(job_of, tmp_path, 
         (("--steps", "-1"), '"-1" for --steps. it must be a number of at least 0'),
         (("--minutes", "nan"), "--minutes"),
         (("--weight", "inf"), "--weight"),
+        (("--upload", "10"), "--upload: rate '10': allowed is a number and bit, kbit, mbit or gbit"),
+        (("--netem", "cabel"), "--netem: link 'cabel': 'cabel' is not known; allowed is a profile (good, cellular"),
+        (("--quiet-hours", "22-7"), "--quiet-hours: quiet hours '22-7': allowed is HH:MM-HH:MM"),
         (("--steps", "many"), 'unable to convert "many" into int'),
         (("--stepps", "1"), "unknown option: --stepps. Did you mean --steps?"),
         (("--new-run", "x", "extra"), "nothing is known to be done with 'extra'"),
@@ -243,6 +248,7 @@ def test_a_mistake_is_one_line_that_names_it_and_exit_code_2(words, told, capsys
         ("LEGION_STEPS", "abc", "LEGION_STEPS from env"),
         ("LEGION_STEPS", "-1", "LEGION_STEPS provided by env"),
         ("LEGION_STATUS", "perhaps", "LEGION_STATUS from env"),
+        ("LEGION_UPLOAD", "fast", "LEGION_UPLOAD in the environment: rate 'fast'"),
         ("LEGION_INITIAL_PEERS", "nonsense", "LEGION_INITIAL_PEERS in the environment: 'nonsense'"),
         ("LEGION_CONFIG", "missing.toml", "missing.toml: No such file"),
     ],

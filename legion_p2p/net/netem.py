@@ -1,0 +1,288 @@
+"""A peer's traffic as over another link: every byte of every connection passes `core.link`, below Noise, dialed or accepted.
+
+It shapes real connections between real processes, and needs no root. Without a delay it is what keeps the peer's upload and
+download below their limits. Only TCP's payload counts, not the headers of its packets.
+
+    write -> up way -> socket      socket -> down way -> read
+
+Places are told apart by address: a peer at place 3 listens on 127.3.0.1, or anywhere in 127.3.0.0/16 (Linux has all of them on
+loopback), and the delay of the path is added, both ways, by the side that dials.
+"""
+
+import logging
+import math
+import os
+import socket
+import time
+from collections.abc import Callable
+from ipaddress import AddressValueError, IPv4Address
+from random import Random
+
+import trio
+from libp2p.io.exceptions import ConnectionClosedError
+
+from legion_p2p.core.caps import NO_CAPS, Caps
+from legion_p2p.core.link import Line, LinkProfile, Way
+from legion_p2p.net.limits import WRITE_STALL_S
+from legion_p2p.net.transport import Socket, Sockets
+
+READ_BYTES = 1 << 16
+CLOCK_EVERY_S = 5.0  # how late quiet hours may begin
+EARLY_S = 0.0005  # the system wakes up to a millisecond late: half of it too early is as wrong as half of it too late
+KERNEL_BUFFER_S = 0.25  # of the rate: what the kernel may hold beside the link, which would be delay that nobody asked for
+MIN_KERNEL_BYTES, MAX_KERNEL_BYTES = 1 << 16, 4 << 20
+
+log = logging.getLogger("legion_p2p.net")
+
+
+def place_of(host: str) -> int:
+    """The place of a peer that listens on `host`; 0 where it has none."""
+    try:
+        octets = IPv4Address(host).packed
+    except AddressValueError:
+        return 0
+    return octets[1] if octets[0] == 127 else 0
+
+
+class Shaper:
+    """One peer's link, both ways, and the limits that its owner sets."""
+
+    def __init__(
+        self, profile: LinkProfile, caps: Caps = NO_CAPS, rng: Random | None = None, minute: Callable[[], int] | None = None
+    ) -> None:
+        """`minute`: tells the minute of the day, local time."""
+        rng = rng or Random()
+        self.profile = profile
+        self._caps = caps
+        self._minute = minute or _minute_now
+        self._up = _Feeder(Way(profile, profile.up_bps, rng))
+        self._down = _Feeder(Way(profile, profile.down_bps, rng))
+        self._nursery: trio.Nursery
+        self._obey()
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Its tasks run in `nursery` from now on."""
+        self._nursery = nursery
+        for task in (self._up.run, self._down.run, *([self._watch_the_clock] if self._caps.quiet else [])):
+            nursery.start_soon(task)
+
+    def limits_bps(self) -> tuple[float, float]:
+        """What holds now, limits and link together: (up, down); infinite where nothing limits."""
+        return self._up.way.rate_bps, self._down.way.rate_bps
+
+    def connect_s(self, host: str) -> float:
+        """What it takes to connect to `host`: one round trip."""
+        return self.profile.rtt_s + self.profile.path_s(place_of(host))
+
+    def shaped(self, stream: trio.SocketStream, owner: Sockets, dialed: str) -> "ShapedSocket":
+        """A new connection over the link; `dialed`: the host, where it was this side that dialed."""
+        path_s = self.profile.path_s(place_of(dialed))
+        up, down = (
+            None if feeder.way.is_free and not path_s and not self._caps.quiet else _Channel(feeder, path_s)
+            for feeder in (self._up, self._down)
+        )
+        wrapped = ShapedSocket(stream, owner, up, down)
+        for task in ([wrapped.write_due] if up else []) + ([wrapped.read_ahead] if down else []):
+            self._nursery.start_soon(task)
+        return wrapped
+
+    def _obey(self) -> None:
+        upload_bps, download_bps = self._caps.at(self._minute())
+        self._up.way.rate_bps = min(upload_bps, self.profile.up_bps)
+        self._down.way.rate_bps = min(download_bps, self.profile.down_bps)
+
+    async def _watch_the_clock(self) -> None:
+        while True:
+            await trio.sleep(CLOCK_EVERY_S)
+            self._obey()
+
+
+def _minute_now() -> int:
+    now = time.localtime()
+    return 60 * now.tm_hour + now.tm_min
+
+
+class _Feeder:
+    """Lets the bytes of one way pass when their time has come."""
+
+    def __init__(self, way: Way) -> None:
+        self.way = way
+        self.channels: dict[Line, _Channel] = {}
+        self._wake = trio.Event()
+
+    async def run(self) -> None:
+        while True:
+            self.way.advance(trio.current_time())
+            self.tell()
+            self._wake = trio.Event()
+            when = self.way.next_time()
+            with trio.move_on_at(math.inf if when is None else when):
+                await self._wake.wait()
+
+    def tell(self) -> None:
+        """Wake those whose bytes are in flight now, and the feeder itself where something is left to do."""
+        for line in self.way.poll():
+            channel = self.channels.get(line)
+            if channel is not None:
+                channel.ring()
+        if self.way.next_time() is not None:
+            self._wake.set()
+
+
+class _Channel:
+    """A line of a way, with somebody at its end."""
+
+    def __init__(self, feeder: _Feeder, path_s: float) -> None:
+        self._feeder = feeder
+        self._way = feeder.way
+        self._bell = trio.Event()
+        self._room = trio.Event()
+        self.line = self._way.line(path_s)
+        self.ended = False
+        feeder.channels[self.line] = self
+
+    @property
+    def rate_bps(self) -> float:
+        return self._way.rate_bps
+
+    async def put(self, data: bytes) -> None:
+        """Waits for room, and then takes all of it."""
+        while not self.line.is_open and not self.ended:
+            self._room = trio.Event()
+            await self._room.wait()
+        if self.ended:
+            return
+        self._way.add(self.line, data, trio.current_time())
+        self._feeder.tell()
+
+    async def take(self, most_bytes: int) -> bytes | memoryview:
+        """What is due, waiting for it; nothing where it has ended."""
+        while True:
+            data = self._way.take(self.line, most_bytes, trio.current_time() + EARLY_S)
+            if len(data):
+                self._feeder.tell()
+                if self.line.is_open:
+                    self._room.set()
+                return data
+            if self.ended and self.line.is_empty:
+                return b""
+            self._bell = trio.Event()
+            due = self.line.next_due()
+            with trio.move_on_at(math.inf if due is None else due - EARLY_S):
+                await self._bell.wait()
+
+    def ring(self) -> None:
+        self._bell.set()
+        if self.line.is_open:
+            self._room.set()
+
+    def end(self) -> None:
+        """Nothing more will come; what is on its way still does."""
+        self.ended = True
+        self._bell.set()
+        self._room.set()
+
+    def drop(self) -> list[memoryview]:
+        """End at once; what had not come out."""
+        rest = self.line.rest()
+        self.end()
+        self._feeder.channels.pop(self.line, None)
+        return rest
+
+
+class ShapedSocket(Socket):
+    """One connection over the link. A write is done when its bytes are taken, as with a kernel's buffer."""
+
+    def __init__(self, stream: trio.SocketStream, owner: Sockets, up: _Channel | None, down: _Channel | None) -> None:
+        """A way that is None is not shaped."""
+        super().__init__(stream, owner)
+        self._up = up
+        self._down = down
+        self._writing = False
+        self._broken = "closed here"
+        self._closed = False
+        self._limit_kernel(socket.SO_SNDBUF, up)
+        self._limit_kernel(socket.SO_RCVBUF, down)
+
+    async def write(self, data: bytes) -> None:
+        if self._up is None:
+            await super().write(data)
+            return
+        async with self.write_lock:
+            # either nothing of it is taken, or all: whoever gives up in between does not garble the stream
+            await self._up.put(data)
+            if self._closed:
+                raise ConnectionClosedError(f"connection closed: {self._broken}", transport="tcp")
+
+    async def read(self, n: int | None = None) -> bytes:
+        if self._down is None:
+            return await super().read(n)
+        async with self.read_lock:
+            if n == 0:
+                return b""
+            data = await self._down.take(READ_BYTES if n is None else n)
+            await trio.lowlevel.checkpoint()
+            if data:
+                return bytes(data)
+            if n is not None or self._closed:
+                raise ConnectionClosedError(f"connection closed: {self._broken}", transport="tcp")
+            return b""
+
+    async def write_due(self) -> None:
+        """Hand on what has come through the up way, until the connection ends."""
+        while not self._closed:
+            data = await self._up.take(READ_BYTES)
+            self._writing = True
+            with trio.move_on_after(WRITE_STALL_S) as stall:
+                try:
+                    await self.stream.send_all(data)
+                except trio.BrokenResourceError as broken:
+                    self._break(str(broken))
+                except trio.ClosedResourceError:
+                    return
+            if stall.cancelled_caught:
+                self._break(f"nothing taken for {WRITE_STALL_S:.0f} s")
+            self._writing = False
+
+    async def read_ahead(self) -> None:
+        """Let what arrives into the down way, until the connection ends."""
+        try:
+            while data := await self.stream.receive_some(READ_BYTES):
+                await self._down.put(data)
+            self._broken = "ended by the other side"
+        except trio.BrokenResourceError as broken:
+            self._broken = str(broken)
+        except trio.ClosedResourceError:  # closed here, and why is known
+            return
+        await trio.sleep(self._down.line.delay_s)
+        self._down.end()
+
+    def _break(self, reason: str) -> None:
+        self._broken = reason
+        self.close_now()
+
+    def close_now(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._up is not None:
+            # what was written before is delivered, if early: a kernel would deliver it after the close
+            rest = self._up.drop()
+            try:
+                # in the middle of a piece the kernel takes no more anyway
+                while rest and not self._writing and os.write(self.stream.socket.fileno(), rest[0]) == len(rest[0]):
+                    del rest[0]
+            except OSError as refused:
+                log.debug("%d pieces undelivered: %s", len(rest), refused)
+        if self._down is not None:
+            self._down.drop()
+        super().close_now()
+
+    def _limit_kernel(self, option: int, channel: _Channel | None) -> None:
+        rate_bps = math.inf if channel is None else channel.rate_bps
+        if rate_bps < math.inf:
+            size = min(max(int(rate_bps / 8 * KERNEL_BUFFER_S), MIN_KERNEL_BYTES), MAX_KERNEL_BYTES)
+            try:
+                self.stream.socket.setsockopt(socket.SOL_SOCKET, option, size)
+            except OSError as refused:
+                log.debug("buffer of %d bytes: %s", size, refused)
