@@ -1,11 +1,10 @@
 """What a run is: a signed, immutable specification. Its content id is the run's id. It is data, never code."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import cid
 import msgspec
-import multihash
 
+from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity, verify
 from legion_p2p.core.plan import MAX_PARAMS, ParamSpec, ShardPlan, plan_for
 from legion_p2p.errors import DecodeError, UsageError
@@ -186,13 +185,7 @@ def open_spec(signed: SignedSpec) -> RunSpec:
 
 def run_id(signed: SignedSpec) -> str:
     """The CIDv1 (raw, sha2-256, base32) of the specification's bytes."""
-    return _cid_of(signed.spec)
-
-
-def _cid_of(data: bytes) -> str:
-    digest: Any = multihash.digest(data, "sha2-256")
-    made: Any = cid.make_cid(1, "raw", digest.encode())
-    return str(made.encode("base32").decode())
+    return str(Cid.of(signed.spec))
 
 
 def name_key(name: str) -> str:
