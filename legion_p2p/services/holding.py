@@ -11,7 +11,6 @@ from legion_p2p.core.announcement import pack_marks
 from legion_p2p.core.chain import Chain
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.membership import Liveness
-from legion_p2p.core.plan import dense_ranges
 from legion_p2p.core.rendezvous import Ownership, ownership
 from legion_p2p.core.round import LATE, RoundConfig
 from legion_p2p.core.run import RunSpec
@@ -33,13 +32,12 @@ from legion_p2p.errors import (
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import FailedPush, RoundStatus
 from legion_p2p.services.bell import Bell
+from legion_p2p.services.codecs import shard_codec
 from legion_p2p.services.mailbox import Mailbox
 from legion_p2p.services.members import MemberService
 from legion_p2p.services.ports import Lane, Messenger, Offload
 from legion_p2p.services.replica import Replica
-from legion_p2p.tensor import codec
 from legion_p2p.tensor.codec import Codec
-from legion_p2p.tensor.mixed import for_shard
 
 MAX_CONCURRENT_TRANSFERS = 32  # each holds at most one shard in memory
 MAX_LOG_BYTES = 60 << 20  # of updates of one shard: they travel in one frame of 64 MiB
@@ -107,10 +105,7 @@ class Holding:
         """The codec of that name as it is used on this shard. Raises: CodecError."""
         found = self._codecs.get((replica.shard, name))
         if found is None:
-            rounds = self.spec.round
-            dense = codec.get(rounds.dense_codec) if rounds.dense_codec else None
-            ranges = dense_ranges(self.spec.params, self.plan, replica.shard, rounds.dense_below)
-            found = self._codecs[replica.shard, name] = for_shard(codec.get(name), dense, ranges, replica.numel)
+            found = self._codecs[replica.shard, name] = shard_codec(self.spec, replica.shard, name)
         return found
 
     def complete(self) -> bool:

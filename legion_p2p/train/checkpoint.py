@@ -43,8 +43,7 @@ class Checkpoint:
         n_elements = self.plan.size(state.shard)
         reference = torch.frombuffer(bytearray(base_bytes(self.store, base, n_elements)), dtype=torch.float32)
         messages = (update_bytes(self.store, leaves) for leaves in state.log)
-        codec = self.spec.round.update_codec
-        for _, after in replay(str(self.manifest.run), state.shard, base.version, reference, codec, messages):
+        for _, after in replay(str(self.manifest.run), self.spec, state.shard, base.version, reference, messages):
             reference = after
         if digest(reference) != state.digest:
             raise DecodeError(f"shard {state.shard} in version {state.version} is not what its digest says")

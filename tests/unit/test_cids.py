@@ -97,7 +97,11 @@ def test_bytes_of_strangers_are_a_value_or_an_error(data: bytes) -> None:
         assert dagcbor.encode(dagcbor.decode(data)) == data
 
 
-@pytest.mark.parametrize("value", [1 << 64, -(1 << 64) - 1, math.nan, math.inf, {1: 2}, {1, 2}, object(), "\ud800"], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "value",
+    [1 << 64, -(1 << 64) - 1, math.nan, math.inf, {1: 2}, {1, 2}, object(), "\ud800"],
+    ids=lambda value: type(value).__name__,
+)
 def test_what_dag_cbor_cannot_say_is_the_callers_mistake(value: object) -> None:
     with pytest.raises(UsageError):
         dagcbor.encode(value)
