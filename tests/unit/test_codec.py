@@ -306,7 +306,7 @@ def test_a_damaged_body_gives_a_finite_tensor_or_a_codec_error(
         decoded = codec.get(name).decode(bytes(data), numel)
     except CodecError:
         return
-    assert cut == 0  # a longer or shorter one is always seen
+    assert cut == 0 or flips  # a longer or shorter one is always seen, unless it is damaged in a way that makes it fit
     assert decoded.shape == (numel,) and bool(torch.isfinite(decoded).all())
     assert same_bits(codec.get(name).decode(bytes(data), numel), decoded)
 
