@@ -30,6 +30,7 @@ from legion_p2p.cli.common import (
 from legion_p2p.config import DEFAULT_LISTEN, Job, NewRun, convert, read_toml
 from legion_p2p.core.caps import parse_quiet_hours
 from legion_p2p.core.profiles import parse_link
+from legion_p2p.core.run import InnerOptimizer
 from legion_p2p.core.units import parse_rate
 from legion_p2p.errors import ConfigError, LegionError, StoreError, UsageError
 from legion_p2p.observe import human
@@ -75,8 +76,10 @@ class NewRunOptions:
     """Steps between two averaging rounds for a peer of median speed. [default: 10]"""
     codec: Annotated[str | None, Parameter(metavar="NAME")] = None
     """How changes are compressed on their way: fp32, fp16, bf16, int8. [default: int8]"""
+    optimizer: Annotated[InnerOptimizer | None, Parameter()] = None
+    """What makes the local steps. [default: adamw]"""
     learning_rate: Annotated[float | None, Parameter(alias="--lr", validator=at_least(0))] = None
-    """Of the local AdamW. [default: 0.003]"""
+    """Of the local optimizer. [default: 0.003]"""
     batch: Annotated[int | None, Parameter(validator=at_least(1))] = None
     """Windows per step. [default: 4]"""
 
@@ -221,6 +224,7 @@ def _new_run(which: RunOptions, new: NewRunOptions, training: TrainOptions) -> N
         (data["round"], "local_steps", new.local_steps),
         (data["round"], "push_codec", new.codec),
         (data["round"], "update_codec", new.codec),
+        (data["inner"], "optimizer", new.optimizer),
         (data["inner"], "learning_rate", new.learning_rate),
         (data["inner"], "batch", new.batch),
     )

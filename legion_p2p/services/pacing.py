@@ -22,8 +22,8 @@ class Pacer:
         self._rounds = rounds
         self._shards = shards
         self._events = events
-        self._pushes = _costs(rounds.allowed_push_codecs())
-        self._updates = _costs(rounds.allowed_update_codecs())
+        self._pushes = _costs(rounds.push_codec, *rounds.push_codecs)
+        self._updates = _costs(rounds.update_codec, *rounds.update_codecs)
         self._choice = Choice(rounds.push_codec, rounds.update_codec)
 
     def update(self, step: int, step_s: float, others: "list[Announcement]", bandwidth: Bandwidth) -> None:
@@ -53,5 +53,5 @@ class Pacer:
         return Load(self._shards.plan.numel - owned if n_followers else 0, owned * n_followers)
 
 
-def _costs(names: tuple[str, ...]) -> tuple[CodecCost, ...]:
-    return tuple(CodecCost(name, codec.get(name).bits_per_element) for name in names)
+def _costs(*names: str) -> tuple[CodecCost, ...]:
+    return tuple(CodecCost(name, codec.get(name).bits_per_element) for name in dict.fromkeys(names))

@@ -32,6 +32,7 @@ from legion_p2p.train.bridge import Opener, PeerThread
 from legion_p2p.train.corpus import Corpus, decode, open_text
 from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of, validation_batches
 from legion_p2p.train.gpt import GPT, GPTConfig, preset
+from legion_p2p.train.inner import inner_optimizer
 from legion_p2p.train.optimizer import SwarmOptimizer, param_specs, trainable
 
 COPIES_HELD = (
@@ -294,12 +295,7 @@ class Trainer:
             self.events.emit(JOIN_WITH, command=command)
         model = self._model.to(self._device)
         view = FlatView(trainable(model))
-        inner = torch.optim.AdamW(
-            model.parameters(),
-            lr=spec.inner.learning_rate,
-            betas=(spec.inner.beta1, spec.inner.beta2),
-            weight_decay=spec.inner.weight_decay,
-        )
+        inner = inner_optimizer(spec.inner, model)
         opt = SwarmOptimizer(inner, view, thread, tokens_per_step=spec.inner.batch * model.config.context)
         data = self._share_of(corpus, spec, model.config.context, engine, thread)
         self._wait_for_members(opt)
