@@ -3,7 +3,7 @@
 Vivaldi with height (Dabek, Cox, Kaashoek and Morris, SIGCOMM 2004): each peer has a point and, above it, the height of its access
 link; a round trip is the distance of the points plus both heights. Each measured round trip is a spring that pulls the coordinate
 towards where it would fit, the weaker the surer this peer is and the less sure the other. Two things make it stand still in
-practice (Ledlie, Gardner and Seltzer, NSDI 2007): a filter that takes the median of the last round trips of a pair (one late packet
+practice (Ledlie, Gardner and Seltzer, NSDI 2007): a filter that takes the median of a pair's last round trips (one late packet
 moves nothing), and a gravity towards the origin (the whole cloud does not drift away).
 
     sample -> filtered -> coordinate moved, error updated
@@ -159,9 +159,9 @@ AGREEING = 0.6  # share of the witnesses; a minority may lie, or be badly placed
 def is_believed(claimed: Coordinate, witnesses: Iterable[Witness]) -> bool | None:
     """Whether a peer is where it says, by what others measured of it; None: too few did.
 
-    A peer can make its round trips longer, but not shorter than they are: so it cannot seem close to honest witnesses that are far.
-    Those near the claimed place tell most: of 5 witnesses 3 should be, and no one should be chosen by the peer itself. Witnesses
-    whose own coordinates are bad are left out.
+    A peer can make its round trips longer, but not shorter than they are: so it cannot seem close to honest witnesses that are
+    far. Those near the claimed place tell most: of 5 witnesses 3 should be, and no one should be chosen by the peer itself.
+    Witnesses whose own coordinates are bad are left out.
     """
     fits = [_fits(claimed, w) for w in witnesses if 0 < w.rtt_s <= MAX_RTT_S and w.coordinate.error < DEFAULTS.max_error / 2]
     if len(fits) < MIN_WITNESSES:
