@@ -4,7 +4,7 @@
 |---|---|---|
 | rendezvous | the strongest claim by weighted rendezvous hashing | the default: moves least, and each shard is decided alone |
 | priority | the same, among the strongest peers that together have half of all weight | few servers and many notebooks |
-| stable | a stable matching of shards and peers with room (Gale and Shapley 1962) | few shards: nobody has far more than its share |
+| stable | a stable matching of shards and peers with room (Gale, Shapley 1962) | few shards: nobody far above its share |
 
 Weights must not flicker: each change of one moves shards. So each peer smooths its own before announcing it: `SmoothedWeight`.
 """

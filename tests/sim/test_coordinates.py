@@ -157,9 +157,16 @@ def test_whatever_others_claim_the_coordinate_stays_within_its_bounds(samples):
 
 
 @pytest.mark.parametrize(
-    "raw",
-    [[[0.0] * 3, 0.1, 0.1], [[0.0] * 5, 0.1, 0.1], [[math.nan] * 4, 0.1, 0.1], [[11.0] * 4, 0.1, 0.1], [[0.0] * 4, -1.0, 0.1]],
+    ("position", "height", "error"),
+    [
+        ((0.0,) * 3, 0.1, 0.1),
+        ((0.0,) * 5, 0.1, 0.1),
+        ((math.nan,) * 4, 0.1, 0.1),
+        ((11.0,) * 4, 0.1, 0.1),
+        ((0.0,) * 4, 0.0, 0.1),
+        ((0.0,) * 4, 0.1, 11.0),
+    ],
 )
-def test_a_coordinate_that_cannot_be_is_not_decoded(raw):
+def test_a_coordinate_that_cannot_be_is_not_decoded(position, height, error):
     with pytest.raises(msgspec.ValidationError):
-        msgspec.msgpack.decode(msgspec.msgpack.encode(raw), type=Coordinate)
+        msgspec.msgpack.decode(msgspec.msgpack.encode([position, height, error]), type=Coordinate)
