@@ -38,8 +38,8 @@ def pairwise_bound(staleness: int, curvature: float = 0.0) -> float:
 
     `curvature`: learning rate times curvature of the loss, of all local steps between two exchanges together, 0 to 1; training
     alone then keeps 1 - curvature of the difference. The difference e of the two follows
-    e' = (1 - curvature) e - 2 alpha e[staleness ago]. With a fresh one it shrinks for alpha < 1 - curvature / 2. With an old one it
-    does for alpha < sin(pi / (4 staleness + 2)), whatever the curvature (Levin and May 1976, for curvature 0, which is the worst).
+    e' = (1 - curvature) e - 2 alpha e[staleness ago]. With a fresh one it shrinks for alpha < 1 - curvature / 2. With an old one
+    it does for alpha < sin(pi / (4 staleness + 2)), whatever the curvature (Levin and May 1976, for curvature 0: the worst).
     """
     if staleness < 0 or not 0 <= curvature <= 1:
         raise UsageError(f"staleness {staleness} and curvature {curvature}: at least 0, and between 0 and 1")
