@@ -18,7 +18,6 @@ from typing import Protocol
 
 import trio
 import varint
-from google.protobuf.message import DecodeError as ParseError
 from libp2p.abc import IHost
 from libp2p.bitswap.pb.bitswap_pb2 import Message
 from libp2p.network.stream.net_stream import NetStream
@@ -80,7 +79,7 @@ class Bitswap:
                 message = Message()
                 try:
                     message.ParseFromString(data)
-                except ParseError as bad:
+                except Exception as bad:  # protobuf's own kind
                     self._report(PeerId(str(peer)), f"what is no bitswap message: {bad}")
                     return
                 self._note(peer, message.wantlist)
