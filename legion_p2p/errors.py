@@ -122,6 +122,23 @@ class StoreError(LegionError):
     """The disk holds something unusable, or refuses. The message names the file and what to do."""
 
 
+class QuotaError(StoreError):
+    """The block store holds as much as it may. Remove checkpoints that are no longer needed, or raise the quota."""
+
+
+class DiskFullError(StoreError):
+    """The disk has no room left. What is stored is unharmed; free some space, then try again."""
+
+
+class MissingBlockError(StoreError):
+    """The store lacks a block, or had to move it aside because it was damaged. Fetch it from somebody who has it."""
+
+    def __init__(self, cid: str, reason: str) -> None:
+        self.cid = cid
+        self.reason = reason
+        super().__init__(f"block {cid} is missing: {reason}")
+
+
 class ClosedError(LegionError):
     """The peer has left already. Make a new one."""
 

@@ -10,16 +10,24 @@ from collections.abc import Iterable
 MAX_SPEEDUP = 8  # a peer eight times the median does eight times the steps; beyond that it would drift too far
 
 
-def local_steps(reference: int, own_step_s: float, others_step_s: Iterable[float]) -> int:
-    """Steps until the next push: `reference` scaled by this peer's speed relative to the median, at least 1.
+def ramped(first: int, last: int, ramp_steps: int, run_step: int) -> int:
+    """Local steps at a step of the run: from `first` to `last` over `ramp_steps` steps of the run, growing by equal factors."""
+    if run_step >= ramp_steps:
+        return last
+    grown: float = first * (last / first) ** (run_step / ramp_steps)
+    return max(1, round(grown))
+
+
+def local_steps(reference: int, own_step_s: float, others_step_s: Iterable[float], least: int = 1, most: int = 100_000) -> int:
+    """Steps until the next push: `reference` scaled by this peer's speed relative to the median, from `least` to `most`.
 
     Seconds per step of 0 mean that nothing was measured yet.
     """
     measured = [s for s in (own_step_s, *others_step_s) if s > 0]
     if own_step_s <= 0 or len(measured) < 2:
-        return reference
+        return min(max(reference, least), most)
     period_s = reference * statistics.median_low(measured)  # of two peers the quicker one: the slow one does less
-    return max(1, round(min(period_s / own_step_s, MAX_SPEEDUP * reference)))
+    return min(max(round(min(period_s / own_step_s, MAX_SPEEDUP * reference)), least), most)
 
 
 class Ewma:

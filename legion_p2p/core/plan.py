@@ -78,6 +78,25 @@ class ShardPlan(msgspec.Struct, frozen=True):
         return end - start
 
 
+def dense_ranges(params: Sequence[ParamSpec], plan: ShardPlan, shard: int, below: int) -> tuple[tuple[int, int], ...]:
+    """Where in `shard` small (fewer than `below` elements) and one-dimensional parameters lie: [from, to) in the shard, in order.
+
+    Neighbours are one range.
+    """
+    first, last = plan.bounds(shard)
+    ranges: list[tuple[int, int]] = []
+    start = 0
+    for param in params:
+        end = start + param.numel
+        a, b = max(start, first) - first, min(end, last) - first
+        if a < b and (len(param.shape) < 2 or param.numel < below):
+            if ranges and ranges[-1][1] == a:
+                a = ranges.pop()[0]
+            ranges.append((a, b))
+        start = end
+    return tuple(ranges)
+
+
 def plan_for(numel: int, shard_elements: int = 0) -> ShardPlan:
     """The plan for a model of `numel` elements; `shard_elements` 0 chooses about TARGET_SHARDS shards.
 

@@ -1,11 +1,10 @@
 """What a run is: a signed, immutable specification. Its content id is the run's id. It is data, never code."""
 
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
-import cid
 import msgspec
-import multihash
 
+from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity, verify
 from legion_p2p.core.plan import MAX_PARAMS, ParamSpec, ShardPlan, plan_for
 from legion_p2p.errors import DecodeError, UsageError
@@ -15,27 +14,75 @@ MAX_RUN_NAME_CHARS = 100
 
 RunName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_RUN_NAME_CHARS, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*\Z")]
 _Small = Annotated[str, msgspec.Meta(max_length=64)]
+_Codec = _Small
+_Codecs = Annotated[tuple[_Codec, ...], msgspec.Meta(max_length=16)]
+_Steps = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 _NonNegative = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+
+
+OuterRule = Literal["average", "sgd", "nesterov", "delayed-nesterov"]
 
 
 class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the members of a run average."""
 
-    local_steps: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 10
+    local_steps: _Steps = 10
     """Steps between two pushes of a peer of median speed; faster ones do more. More: fewer bytes, more drift between peers."""
 
-    push_codec: _Small = "int8"
+    min_local_steps: _Steps = 1
+    """No peer does fewer, however slow it is. Higher: fewer and better pushes of slow peers, which come late."""
+
+    max_local_steps: _Steps = 120
+    """No peer does more, however fast it is or however slow its link. Higher: fast peers are used better, and drift further."""
+
+    ramp_from: _Steps = 1
+    """Local steps at the start of the run, where `ramp_steps` is set: averaging matters most while all is changing."""
+
+    ramp_steps: Annotated[int, msgspec.Meta(ge=0, le=100_000_000)] = 0
+    """Steps of the run over which local steps grow from `ramp_from` to `local_steps`; 0: no ramp."""
+
+    push_codec: _Codec = "int8"
     """Codec of what members send to owners."""
 
-    update_codec: _Small = "int8"
+    push_codecs: _Codecs = ()
+    """Codecs that a member may use instead, as its link allows."""
+
+    update_codec: _Codec = "int8"
     """Codec of what owners send to members."""
+
+    update_codecs: _Codecs = ()
+    """Codecs that an owner may use instead, as its link allows."""
+
+    warmup_codec: _Codec = ""
+    """Codec of pushes, and of the updates made of them, while a member's inner optimizer says that it is warming up."""
+
+    dense_codec: _Codec = "int8"
+    """Codec of small and one-dimensional tensors where the others' bits are fewer; empty: no exception is made for them."""
+
+    dense_below: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 4096
+    """Tensors of fewer elements are small."""
 
     feedback_decay: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
     """What of the residual stays each round. Below 1 forgets stale leftovers; 1 loses nothing."""
 
+    streaming: bool = True
+    """Shards are pushed at staggered steps, so that traffic is even. False: all of them at once."""
+
+    mixing: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    """Share of the way that local parameters go to a new version; their own training since the push is kept in any case."""
+
+    outer: OuterRule = "average"
+    """What the owner does with the averaged change: see `legion_p2p.tensor.outer`."""
+
     outer_learning_rate: _Positive = 1.0
-    """Factor on the averaged change. 1 is plain averaging."""
+    """Factor on the averaged change, or on what momentum makes of it. 1 is plain averaging."""
+
+    outer_momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
+    """Of the outer rules that have momentum."""
+
+    outer_delay: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 4
+    """Rounds between two changes of the momentum, for the delayed rule."""
 
     norm_cap: _NonNegative = 3.0
     """A push counts with at most this many times the median norm. Lower: safer, and unfair to unusual data. 0: no cap."""
@@ -49,10 +96,29 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shard_elements: Annotated[int, msgspec.Meta(ge=0, le=1 << 23)] = 0
     """Elements per shard; 0 chooses sixteen shards, fewer for a small model."""
 
+    def allowed_push_codecs(self) -> tuple[str, ...]:
+        return _distinct(self.push_codec, *self.push_codecs, self.warmup_codec)
+
+    def allowed_update_codecs(self) -> tuple[str, ...]:
+        return _distinct(self.update_codec, *self.update_codecs, self.warmup_codec)
+
+    def codecs(self) -> tuple[str, ...]:
+        """All that a member must know."""
+        return _distinct(*self.allowed_push_codecs(), *self.allowed_update_codecs(), self.dense_codec)
+
+
+def _distinct(*names: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+InnerOptimizer = Literal["adamw", "muon", "onebit-adam"]
+
 
 class InnerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How `legion-peer` trains between two pushes. A loop of one's own ignores it."""
 
+    optimizer: InnerOptimizer = "adamw"
+    """"muon": Muon for matrices, AdamW for the rest. "onebit-adam": AdamW until its variance settles, then 1-bit Adam."""
     learning_rate: _Positive = 3e-3
     weight_decay: _NonNegative = 0.1
     beta1: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
@@ -130,13 +196,7 @@ def open_spec(signed: SignedSpec) -> RunSpec:
 
 def run_id(signed: SignedSpec) -> str:
     """The CIDv1 (raw, sha2-256, base32) of the specification's bytes."""
-    return _cid_of(signed.spec)
-
-
-def _cid_of(data: bytes) -> str:
-    digest: Any = multihash.digest(data, "sha2-256")
-    made: Any = cid.make_cid(1, "raw", digest.encode())
-    return str(made.encode("base32").decode())
+    return str(Cid.of(signed.spec))
 
 
 def name_key(name: str) -> str:

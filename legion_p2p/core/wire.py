@@ -210,13 +210,17 @@ class ShardState(Message, frozen=True, tag="shard_state"):
 
 
 class Handover(Message, frozen=True, tag="handover"):
-    """What only an owner has: its error-feedback residual, for the one who owns the shard now. Answered with Held."""
+    """What only an owner has, for the one who owns the shard now: its error-feedback residual and its outer optimizer's momentum.
+
+    The first as fp32, the second as bf16 (both whole would not fit into one frame), empty for zeros. Answered with Held.
+    """
 
     run: _Run
     shard: _Shard
     version: _Version
     digest: _Digest
     payload: _Payload
+    momentum: _Payload = b""
 
 
 Request = GetSpec | Exchange | Ping | PingFor | Accusation | Push | Update | GetUpdates | GetShard | Handover

@@ -91,6 +91,9 @@ class Status(msgspec.Struct, frozen=True):
     """Digest over the digests of all shards: two peers with the same one hold the same model."""
     blocked_fraction: float = 0.0
     """Share of the time that step() held up the training loop."""
+    push_codec: str = ""
+    update_codec: str = ""
+    """What this peer uses now, of the codecs that the run allows."""
     upload_bps: float | None = None
     """Bits per second that sending has reached lately; None: not measured yet. The same for receiving below."""
     download_bps: float | None = None

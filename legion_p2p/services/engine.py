@@ -20,7 +20,6 @@ from legion_p2p.config import PeerConfig
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.membership import Changed, Liveness
-from legion_p2p.core.pace import local_steps
 from legion_p2p.core.plan import ParamSpec, ShardPlan, check_fit
 from legion_p2p.core.run import RunSpec, SignedSpec, run_id, sign_spec
 from legion_p2p.core.wire import (
@@ -43,6 +42,7 @@ from legion_p2p.services.groups import open_flat_nursery
 from legion_p2p.services.joining import SEARCH_S, FoundRun, fetch_shards, find_run
 from legion_p2p.services.mailbox import Mailbox
 from legion_p2p.services.members import MemberService
+from legion_p2p.services.pacing import Pacer
 from legion_p2p.services.ports import Discovery, Gossip, Messenger, Offload
 from legion_p2p.services.replica import LocalChange
 from legion_p2p.services.shards import ShardService
@@ -117,7 +117,6 @@ class Engine:
         self.spec: RunSpec | None = None
         self.run = ""
         self.ready = False
-        self.local_steps = 1
         self._offload = offload
         self._rng = rng
         self._wall_time = wall_time
@@ -126,6 +125,7 @@ class Engine:
         self._members: MemberService | None = None
         self._shards: ShardService | None = None
         self._advertise: AdvertiseService | None = None
+        self._pacer: Pacer | None = None
         self._leaving = False
         self._agreed: tuple[bytes, float] | None = None
         """The marks on which all agree, being done, and since when."""
@@ -147,6 +147,11 @@ class Engine:
     @property
     def plan(self) -> ShardPlan:
         return self.shards.plan
+
+    @property
+    def local_steps(self) -> int:
+        """Steps to the next push, for this peer now."""
+        return 1 if self._pacer is None else self._pacer.local_steps
 
     def contribute(self, changes: Sequence[LocalChange]) -> None:
         """Hand in local changes, at most one per settled shard."""
@@ -281,14 +286,13 @@ class Engine:
 
     def _enter(self, signed: SignedSpec, spec: RunSpec) -> None:
         try:
-            for name in (spec.round.push_codec, spec.round.update_codec):
+            for name in spec.round.codecs():
                 codec.get(name)
         except CodecError as unknown:
             raise MisfitError(f"run {spec.name!r} needs another version of this program: {unknown}") from unknown
         self._signed_spec = signed
         self.spec = spec
         self.run = run_id(signed)
-        self.local_steps = spec.round.local_steps
         network, events, config = self.network, self.events, self.config
         members = MemberService(
             self.run,
@@ -317,6 +321,7 @@ class Engine:
             rounds,
             config.region,
         )
+        self._pacer = Pacer(spec.round, self._shards, events)
         self._advertise = AdvertiseService(
             self.run, spec, config.region, network.discovery, network.messenger, members, self._shards, events, self._rng
         )
@@ -361,9 +366,9 @@ class Engine:
         self._update_local_steps()
 
     def _update_local_steps(self) -> None:
-        if self.spec is not None:
-            others = [m.announcement.step_s for m in self.members.table.counted() if m.announcement.training]
-            self.local_steps = local_steps(self.spec.round.local_steps, self.progress.step_s, others)
+        if self._pacer is not None:
+            others = [member.announcement for member in self.members.table.counted()]
+            self._pacer.update(self.progress.step, self.progress.step_s, others, self.network.messenger.bandwidth())
 
     # answering
 
@@ -464,6 +469,8 @@ class Engine:
             uptime_s=self._wall_time() - self._started,
             common_digest=self.common_digest() if in_run else "",
             blocked_fraction=progress.blocked_fraction,
+            push_codec=self.shards.push_codec if in_run else "",
+            update_codec=self.shards.update_codec if in_run else "",
             upload_bps=bandwidth.upload_bps,
             download_bps=bandwidth.download_bps,
             upload_limit_bps=bandwidth.upload_limit_bps,

@@ -65,8 +65,9 @@ class Following(Holding):
         header = decode_header(message.header)
         if header.run != self.run:
             raise MisfitError(f"update of run {header.run}, this is {self.run}")
-        if header.codec != self.spec.round.update_codec:
-            raise CodecError(f"update in codec {header.codec!r}, this run uses {self.spec.round.update_codec!r}")
+        if header.codec not in self.spec.round.allowed_update_codecs():
+            allowed = ", ".join(self.spec.round.allowed_update_codecs())
+            raise CodecError(f"update of {header.owner} in codec {header.codec!r}, this run allows {allowed}")
         verify(header.owner, message.header, message.signature)
         return header
 
@@ -76,7 +77,9 @@ class Following(Holding):
             step = replica.chain.judge(header)
             if step is not Step.APPLY:
                 return step
-            made, digest_ = await self._compute(replica.numel, advance, replica.reference, update.payload, header.codec)
+            made, digest_ = await self._compute(
+                replica.numel, advance, replica.reference, update.payload, self.codec_of(replica, header.codec)
+            )
             if digest_ != header.digest:
                 raise DecodeError(f"shard {replica.shard} version {header.version}: the update does not lead to its digest")
             self._accept(replica, header, update, made)

@@ -32,10 +32,12 @@ from legion_p2p.errors import (
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import FailedPush, RoundStatus
 from legion_p2p.services.bell import Bell
+from legion_p2p.services.codecs import shard_codec
 from legion_p2p.services.mailbox import Mailbox
 from legion_p2p.services.members import MemberService
 from legion_p2p.services.ports import Lane, Messenger, Offload
 from legion_p2p.services.replica import Replica
+from legion_p2p.tensor.codec import Codec
 
 MAX_CONCURRENT_TRANSFERS = 32  # each holds at most one shard in memory
 MAX_LOG_BYTES = 60 << 20  # of updates of one shard: they travel in one frame of 64 MiB
@@ -70,6 +72,8 @@ class Holding:
         self.me = identity.peer_id
         self.region = region
         self.replicas: dict[int, Replica] = {}
+        self.push_codec = spec.round.push_codec
+        self.update_codec = spec.round.update_codec
         self.rounds = 0
         self.last_round: RoundStatus | None = None
         self._identity = identity
@@ -84,6 +88,7 @@ class Holding:
         self._in_flight: Counter[tuple[PeerId, int]] = Counter()
         self._nursery: trio.Nursery | None = None
         self._settled = Bell()
+        self._codecs: dict[tuple[int, str], Codec] = {}
         self._owners: dict[int, Ownership] = {}
         self._weights: dict[PeerId, float] = {}
         self._fruitless: dict[tuple[PeerId, int], tuple[float, float]] = {}  # not to be asked before; the pause until then
@@ -95,6 +100,13 @@ class Holding:
         replica.next_seq = 1 + chain.newest(self.me)
         self.replicas[shard] = replica
         self._mailbox.post(shard, version, reference)
+
+    def codec_of(self, replica: Replica, name: str) -> Codec:
+        """The codec of that name as it is used on this shard. Raises: CodecError."""
+        found = self._codecs.get((replica.shard, name))
+        if found is None:
+            found = self._codecs[replica.shard, name] = shard_codec(self.spec, replica.shard, name)
+        return found
 
     def complete(self) -> bool:
         """This peer holds every shard."""

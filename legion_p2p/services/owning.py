@@ -33,6 +33,7 @@ from legion_p2p.services.ports import Lane
 from legion_p2p.services.replica import Replica, combine
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.body import is_finite
+from legion_p2p.tensor.outer import OuterState
 
 MAX_UPDATES_IN_FLIGHT = 8  # to one member and shard; who is further behind fetches by itself
 LAST_WORDS_S = 2.0  # to collect what a dead owner published last, before going on from it
@@ -107,18 +108,21 @@ class Owning(Following):
     async def _hand_over(self, replica: Replica, heir: PeerId) -> None:
         async with replica.lock:
             residual, replica.owner_residual = replica.owner_residual, None
+            momentum, replica.outer = replica.outer.momentum, OuterState()
             version, digest_ = replica.chain.version, replica.chain.digest
-        if residual is None or not bool(residual.any()):
+        if residual is not None and not bool(residual.any()):
+            residual = None
+        if residual is None and momentum is None:
             return
         try:
-            payload = codec.get("fp32").encode(residual)
-            message = Handover(self.run, replica.shard, version, digest_, payload)
+            message = Handover(self.run, replica.shard, version, digest_, _encoded("fp32", residual), _encoded("bf16", momentum))
             with trio.fail_after(TRANSFER_DEADLINE_S):
                 await self._ask(heir, message, Lane.BULK)
         except (NetworkError, DecodeError, trio.TooSlowError) as failed:
-            async with replica.lock:  # not lost: it goes with this peer's own next push instead
-                kept = replica.residual
-                replica.residual = residual if kept is None else kept + residual
+            if residual is not None:
+                async with replica.lock:  # not lost: it goes with this peer's own next push instead
+                    kept = replica.residual
+                    replica.residual = residual if kept is None else kept + residual
             self._events.emit("shard.handover_failed", shard=replica.shard, owner=heir, reason=str(failed))
 
     async def _on_handover(self, peer: PeerId, message: Handover) -> Held:
@@ -128,13 +132,17 @@ class Owning(Following):
             self._events.emit("shard.handover_of_other_state", shard=replica.shard, peer=peer)
         if not replica.chain.was_made_by(peer):
             raise NetworkError(f"shard {replica.shard}: {peer} made none of its last versions, so it has nothing to hand over")
-        residual = codec.get("fp32").decode(message.payload, replica.numel)
+        residual = codec.get("fp32").decode(message.payload, replica.numel) if message.payload else None
+        momentum = codec.get("bf16").decode(message.momentum, replica.numel) if message.momentum else None
         async with replica.lock:
-            kept = replica.owner_residual
-            together = residual if kept is None else kept + residual
-            if not is_finite(together):
-                raise CodecError("the residual leads to infinity")
-            replica.owner_residual = together
+            if residual is not None:
+                kept = replica.owner_residual
+                together = residual if kept is None else kept + residual
+                if not is_finite(together):
+                    raise CodecError("the residual leads to infinity")
+                replica.owner_residual = together
+            if momentum is not None and replica.outer.momentum is None:
+                replica.outer = OuterState(momentum)
         return Held(replica.chain.version, replica.chain.digest)
 
     @staticmethod
@@ -145,30 +153,38 @@ class Owning(Following):
     async def _on_push(self, peer: PeerId, message: Push) -> Reply:
         replica = self._replica(message.shard)
         self._must_be_member(peer)
-        if message.codec != self.spec.round.push_codec:
-            raise CodecError(f"push in codec {message.codec!r}, this run uses {self.spec.round.push_codec!r}")
+        if message.codec not in self.spec.round.allowed_push_codecs():
+            allowed = ", ".join(self.spec.round.allowed_push_codecs())
+            raise CodecError(f"push of {peer} in codec {message.codec!r}, this run allows {allowed}")
         if not replica.chain.is_plausible(peer, message.seq):
             raise DecodeError(f"contribution number {message.seq} of {peer}, which has made far fewer")
         if replica.chain.includes(peer, message.seq):
             return Pushed(replica.chain.version, True)
         if replica.round is None:
             return self._not_owner(replica)
-        value = await self._compute(replica.numel, codec.get(message.codec).decode, message.payload, replica.numel)
+        decode = self.codec_of(replica, message.codec).decode
+        try:
+            value = await self._compute(replica.numel, decode, message.payload, replica.numel)
+        except CodecError as bad:
+            raise CodecError(f"push of {peer}: {bad}") from bad
         async with replica.lock:
             if replica.round is None:
                 return self._not_owner(replica)
-            verdict = self._enter(replica, peer, message.seq, message.version, message.tokens, value)
+            verdict = self._enter(replica, peer, message.seq, message.version, message.tokens, value, message.codec)
         if message.version > replica.chain.version:
             self._follow(replica, peer)
         replica.bell.ring()
         return Pushed(replica.chain.version, verdict is Verdict.INCLUDED)
 
-    def _enter(self, replica: Replica, peer: PeerId, seq: int, version: int, tokens: int, value: Tensor) -> Verdict:
+    def _enter(
+        self, replica: Replica, peer: PeerId, seq: int, version: int, tokens: int, value: Tensor, codec_name: str
+    ) -> Verdict:
         assert replica.round is not None
         now = trio.current_time()
         verdict = replica.round.push(Contribution(peer, seq, version, tokens, now), now)
         if verdict is Verdict.ACCEPTED:
             replica.arrived[peer] = value
+            replica.warming_up |= codec_name == self.spec.round.warmup_codec
         return verdict
 
     def _not_owner(self, replica: Replica) -> NotOwner:
@@ -185,8 +201,18 @@ class Owning(Following):
                 return
             closed = shard_round.close(trio.current_time())
             values = {c.peer: replica.arrived.pop(c.peer) for c in closed.contributions}
+            name = self.spec.round.warmup_codec if replica.warming_up else self.update_codec
+            replica.warming_up = False
             result = await self._compute(
-                replica.numel * len(values), combine, replica.reference, replica.owner_residual, closed, values, self.spec.round
+                replica.numel * len(values),
+                combine,
+                replica.reference,
+                replica.owner_residual,
+                replica.outer,
+                closed,
+                values,
+                self.spec.round,
+                self.codec_of(replica, name),
             )
             refused = tuple(Failure(peer, reason[:200]) for peer, reason in result.refused)
             used = tuple(Inclusion(c.peer, c.seq) for c in closed.contributions if c.peer in result.used)
@@ -197,20 +223,19 @@ class Owning(Following):
                 replica.chain.digest,
                 result.digest or replica.chain.digest,
                 self.me,
-                self.spec.round.update_codec,
+                name,
                 used,
                 (refused + closed.failed)[:MAX_FAILED_NAMED],
                 min(closed.expected, MAX_INCLUDED),
                 min(sum(c.tokens for c in closed.contributions if c.peer in result.used), MAX_COUNT),
             )
+            replica.owner_residual, replica.outer = result.owner_residual, result.outer
             if result.payload is None:
                 self._note_round(header, replica.chain.version)
-                replica.owner_residual = result.owner_residual
                 self._settle_failed(replica, "the owner found it unusable")
                 return
             raw = encode(header)
             update = Update(raw, self._identity.sign(raw), result.payload)
-            replica.owner_residual = result.owner_residual
             replica.made_tokens += header.tokens
             self._accept(replica, header, update, result.reference)
         self._note_round(header, header.version)
@@ -239,3 +264,7 @@ class Owning(Following):
             if not self._in_flight[peer, header.shard]:
                 del self._in_flight[peer, header.shard]
                 self._settled.ring()
+
+
+def _encoded(name: str, x: Tensor | None) -> bytes:
+    return b"" if x is None else codec.get(name).encode(x)

@@ -55,17 +55,20 @@ class Pushing(Owning):
         if self._members.alone() and change.version == replica.chain.version:
             await self._rebase(replica, change)
             return
+        name = self.spec.round.warmup_codec if change.warming_up and self.spec.round.warmup_codec else self.push_codec
         async with replica.lock:
             replica.offered = None
             try:
-                payload, sent, residual = await self._compute(replica.numel, pack, change, replica.residual, self.spec.round)
+                payload, sent, residual = await self._compute(
+                    replica.numel, pack, change, replica.residual, self.codec_of(replica, name), self.spec.round.feedback_decay
+                )
             except NonFiniteError:
                 self._take_back(replica)
                 return
             tokens = change.tokens + min(replica.extra_tokens, change.tokens)
             replica.residual = residual if bool(residual.any()) else None
             replica.extra_tokens = 0
-            replica.pending = Pending(replica.next_seq, change.version, tokens, change.steps, payload, sent)
+            replica.pending = Pending(replica.next_seq, change.version, tokens, change.steps, name, payload, sent)
             replica.next_seq += 1
 
     async def _rebase(self, replica: Replica, change: LocalChange) -> None:
@@ -126,7 +129,7 @@ class Pushing(Owning):
                     pending.redirect = None
                     pending.not_before = trio.current_time() + RETRY_S
                     return
-                self._enter(replica, self.me, pending.seq, pending.version, pending.tokens, pending.sent)
+                self._enter(replica, self.me, pending.seq, pending.version, pending.tokens, pending.sent, pending.codec)
                 pending.holder, pending.held_at_version = self.me, replica.chain.version
             pending.not_before = trio.current_time() + RESEND_AFTER_S
             return
@@ -137,7 +140,7 @@ class Pushing(Owning):
             pending.seq,
             pending.tokens,
             pending.steps,
-            self.spec.round.push_codec,
+            pending.codec,
             pending.payload,
         )
         pending.attempts += 1

@@ -14,11 +14,12 @@ from legion_p2p.core.round import Closed, ShardRound, staleness_weight
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.errors import CodecError, NonFiniteError
 from legion_p2p.services.bell import Bell
-from legion_p2p.tensor import codec
 from legion_p2p.tensor.aggregate import Contribution, capped_weights, weighted_mean
 from legion_p2p.tensor.body import is_finite, require_finite
+from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.feedback import compress
 from legion_p2p.tensor.flatten import digest
+from legion_p2p.tensor.outer import OuterState, outer_step
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,8 @@ class LocalChange:
     local: Tensor
     tokens: int
     steps: int
+    warming_up: bool = False
+    """The inner optimizer wants it precise."""
 
 
 @dataclass(eq=False)
@@ -42,6 +45,7 @@ class Pending:
     version: int
     tokens: int
     steps: int
+    codec: str
     payload: bytes
     sent: Tensor
     """What the payload decodes to, for the case that this peer is the owner."""
@@ -78,6 +82,9 @@ class Replica:
     arrived: dict[PeerId, Tensor] = field(default_factory=dict)
     """What each contribution in the round decodes to."""
     owner_residual: Tensor | None = None
+    outer: OuterState = field(default_factory=OuterState)
+    warming_up: bool = False
+    """Somebody in the round that is open pushed in the warm-up codec."""
     made_tokens: int = 0
     """Tokens in the versions that this peer itself made since it last followed somebody else's."""
 
@@ -100,14 +107,21 @@ class Combined:
     reference: Tensor
     digest: bytes
     owner_residual: Tensor | None
+    outer: OuterState
     used: tuple[str, ...]
     refused: tuple[tuple[str, str], ...]
 
 
 def combine(
-    reference: Tensor, owner_residual: Tensor | None, closed: Closed, values: dict[PeerId, Tensor], spec: RoundSpec
+    reference: Tensor,
+    owner_residual: Tensor | None,
+    outer: OuterState,
+    closed: Closed,
+    values: dict[PeerId, Tensor],
+    spec: RoundSpec,
+    codec: Codec,
 ) -> Combined:
-    """Aggregate a closed round and make the next reference: `b += outer_lr * A; B = compress(b); b -= B; y -= B`."""
+    """Aggregate a closed round and make the next reference: `b += outer(A); B = compress(b); b -= B; y -= B`."""
     tokens = capped_weights([float(c.tokens) for c in closed.contributions])
     contributions = [
         Contribution(c.peer, weight * staleness_weight(closed.version - c.version), values[c.peer])
@@ -115,16 +129,18 @@ def combine(
     ]
     result = weighted_mean(contributions, spec.norm_cap or None, reference.numel())
     if not result.used:
-        return Combined(None, reference, b"", owner_residual, (), result.refused)
-    change = result.mean if spec.outer_learning_rate == 1.0 else result.mean * spec.outer_learning_rate
+        return Combined(None, reference, b"", owner_residual, outer, (), result.refused)
+    step, outer_after = outer_step(
+        spec.outer, result.mean, outer, lr=spec.outer_learning_rate, momentum=spec.outer_momentum, delay=spec.outer_delay
+    )
     try:
-        packed = compress(codec.get(spec.update_codec), owner_residual, change)
+        packed = compress(codec, owner_residual, step)
         made = reference - packed.sent
         require_finite(made)
     except NonFiniteError:  # finite pushes, too large together: nothing of them may enter, and what is left over neither
         too_large = tuple((source, "together with the others it exceeds what numbers can hold") for source in result.used)
-        return Combined(None, reference, b"", None, (), result.refused + too_large)
-    return Combined(packed.data, made, digest(made), packed.residual, result.used, result.refused)
+        return Combined(None, reference, b"", None, OuterState(), (), result.refused + too_large)
+    return Combined(packed.data, made, digest(made), packed.residual, outer_after, result.used, result.refused)
 
 
 def rebase(change: LocalChange, *leftovers: Tensor | None) -> tuple[Tensor, bytes]:
@@ -136,15 +152,15 @@ def rebase(change: LocalChange, *leftovers: Tensor | None) -> tuple[Tensor, byte
     return made, digest(made)
 
 
-def advance(reference: Tensor, payload: bytes, codec_name: str) -> tuple[Tensor, bytes]:
+def advance(reference: Tensor, payload: bytes, codec: Codec) -> tuple[Tensor, bytes]:
     """Apply an update: the next reference and its digest. Raises: CodecError."""
-    made = reference - codec.get(codec_name).decode(payload, reference.numel())
+    made = reference - codec.decode(payload, reference.numel())
     if not is_finite(made):
         raise CodecError("the update leads to NaN or infinity")
     return made, digest(made)
 
 
-def pack(change: LocalChange, residual: Tensor | None, spec: RoundSpec) -> tuple[bytes, Tensor, Tensor]:
+def pack(change: LocalChange, residual: Tensor | None, codec: Codec, decay: float) -> tuple[bytes, Tensor, Tensor]:
     """A member's compressed change: payload, what it decodes to, and the residual. Raises: NonFiniteError."""
-    packed = compress(codec.get(spec.push_codec), residual, change.base - change.local, spec.feedback_decay)
+    packed = compress(codec, residual, change.base - change.local, decay)
     return packed.data, packed.sent, packed.residual

@@ -53,6 +53,8 @@ class SimPeer:
         self.theta = torch.nn.Parameter(torch.zeros_like(target))
         self.trainee: Trainee
         self.training = True
+        self.warming_up = False
+        """As an inner optimizer says of itself."""
         self.hung = False
         """The training loop stands still, while the network lives on."""
         self.max_steps: int | None = None
@@ -95,8 +97,8 @@ class SimPeer:
             trainee.stepped(1)
             if trainee.steps == 1 or trainee.steps % 20 == 0:
                 engine.report(Progress(trainee.steps, trainee.tokens, 1 / self.step_s, self.step_s, None, True))
-            if trainee.steps - trainee.pushed_at >= engine.local_steps:
-                engine.contribute(trainee.hand_in())
+            if due := trainee.due(engine.local_steps):
+                engine.contribute(trainee.hand_in(due, warming_up=self.warming_up))
 
 
 class Swarm:
@@ -212,8 +214,8 @@ class Swarm:
                 peer.engine = engine
                 plan = engine.plan
                 view = FlatView([("w", peer.theta)])
-                local = LocalCopy(view, [plan.bounds(s) for s in range(plan.n_shards)], exact=True)
-                peer.trainee = Trainee(local, engine.mailbox)
+                local = LocalCopy(view, [plan.bounds(s) for s in range(plan.n_shards)], exact=True, mixing=self.round.mixing)
+                peer.trainee = Trainee(local, engine.mailbox, streaming=self.round.streaming)
                 peer.joined.set()
                 await peer.train_forever()
 

@@ -33,16 +33,20 @@ def pack(codec_id: int, version: int, numel: int, *parts: Tensor) -> bytes:
     return b"".join(pieces)
 
 
-def unpack(data: bytes | memoryview, codec_id: int, version: int, numel: int, body_bytes: int) -> memoryview:
-    """The bytes after the header, which are exactly `body_bytes`.
+def unpack(
+    data: bytes | memoryview, codec_id: int, version: int, numel: int, body_bytes: int, most_bytes: int | None = None
+) -> memoryview:
+    """The bytes after the header: exactly `body_bytes`, or, with `most_bytes`, at least and at most so many.
 
     Raises: CodecError, if there are more or fewer, or the header differs from what is expected.
     """
     if not 0 <= numel <= MAX_NUMEL:
         raise UsageError(f"{numel} elements, must be 0 to {MAX_NUMEL}")
     view = memoryview(data).cast("B")
-    if len(view) != HEADER.size + body_bytes:
-        raise CodecError(f"{len(view)} bytes, {HEADER.size + body_bytes} expected for {numel} elements")
+    fewest, most = HEADER.size + body_bytes, HEADER.size + (body_bytes if most_bytes is None else most_bytes)
+    if not fewest <= len(view) <= most:
+        expected = fewest if fewest == most else f"{fewest} to {most}"
+        raise CodecError(f"{len(view)} bytes, {expected} expected for {numel} elements")
     seen = HEADER.unpack_from(view)
     if seen != (codec_id, version, 0, numel):
         raise CodecError(f"header says codec, version, zero, elements = {seen}, expected {(codec_id, version, 0, numel)}")

@@ -10,9 +10,12 @@ from typing import Protocol
 from torch import Tensor
 
 from legion_p2p.errors import CodecError, UsageError
-from legion_p2p.tensor.blockwise import INT8
+from legion_p2p.tensor import topk
+from legion_p2p.tensor.blockwise import INT2, INT3, INT4, INT8, UNBIASED
 from legion_p2p.tensor.dense import BF16, FP16, FP32
 from legion_p2p.tensor.feedback import Compressed, compress
+from legion_p2p.tensor.lloydmax import GAUSS2, GAUSS3, GAUSS4, SIGN
+from legion_p2p.tensor.topk import READY_MADE
 
 __all__ = ["Codec", "Compressed", "compress", "get", "names", "register"]
 
@@ -25,7 +28,7 @@ class Codec(Protocol):
 
     @property
     def bits_per_element(self) -> float:
-        """Of a long tensor; a short one pays the header of 8 bytes, too."""
+        """Of a long tensor; a short one pays the header of 8 bytes, too. An entropy-coded body may differ by some per cent."""
 
     def encode(self, x: Tensor) -> bytes:
         """`x` is 1-D contiguous fp32 on any device, of any length. Only compressed bytes cross to the host.
@@ -58,13 +61,17 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Codec:
-    """Raises: CodecError, if there is none of that name."""
-    try:
-        return _codecs[name]
-    except KeyError:
+    """One of `names()`, or any "topk<k>-<bits>bit" with k in 1 to 2048 and bits 1, 2, 4, 8 or 16.
+
+    Raises: CodecError, if there is none of that name.
+    """
+    found = _codecs.get(name) or topk.parse(name)
+    if found is None:
         # the name may come from a stranger's run specification: do not repeat all of it
-        raise CodecError(f"unknown codec {name[:40]!r}, known are {', '.join(names())}") from None
+        raise CodecError(f"unknown codec {name[:40]!r}, known are {', '.join(names())}, and other topk<k>-<bits>bit")
+    return found
 
 
-for _codec in (FP32, FP16, BF16, INT8):
+_DENSE: tuple[Codec, ...] = (FP32, FP16, BF16, INT8, INT4, INT3, INT2, *UNBIASED, GAUSS4, GAUSS3, GAUSS2, SIGN)
+for _codec in (*_DENSE, *READY_MADE):
     register(_codec)

@@ -6,7 +6,10 @@
 
 The receiver's q is used, not an idea of it, so with decay 1 the sum of all sent plus what is kept equals the sum of all that came
 in, up to the rounding of the two fp32 operations. The second one rounds nothing as long as q is 0 or within a factor of two of e
-(Sterbenz), which holds for every codec that rounds to a near level; so all that is ever lost is the rounding of `residual + x`.
+(Sterbenz), which holds where the nearest level is taken and zero is one of them, or little is far above: measured, for each of
+two million values of every top-k, dense, and even-step codec. Then all that is ever lost is the rounding of `residual + x`. sign
+and gauss2 to gauss4, which have no zero, and "-unbiased" may lose half a unit in the last place of e - q, too: after 100 rounds,
+1e-7 of the largest sum. On a grid that fp32 holds without rounding, nothing is lost at all.
 """
 
 from typing import TYPE_CHECKING, NamedTuple

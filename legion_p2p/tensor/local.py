@@ -3,7 +3,9 @@
     on a push      change = base - local;  base <- local
     on a version   local <- reference + (local - base);  base <- reference
 
-So what was trained since the last push is never lost when the common model moves, and never pushed twice.
+So what was trained since the last push is never lost when the common model moves, and never pushed twice. With `mixing` below 1
+base only goes that share of the way to the reference, and local with it: the answer, which is a round old, is merged with where
+this copy stood when it asked (as Streaming DiLoCo, 2501.18512, does with the answer to an overlapped exchange).
 """
 
 from collections.abc import Sequence
@@ -17,11 +19,12 @@ from legion_p2p.tensor.flatten import FlatView
 class LocalCopy:
     """The training side of all shards. `bounds` are [start, end) of each shard in the flattened parameters."""
 
-    def __init__(self, view: FlatView, bounds: Sequence[tuple[int, int]], exact: bool) -> None:
+    def __init__(self, view: FlatView, bounds: Sequence[tuple[int, int]], exact: bool, mixing: float = 1.0) -> None:
         self.view = view
         self.bounds = tuple(bounds)
         self.exact = exact
         """All parameters are fp32: a reference is stored as it is. Others round it, and rounding must not count as training."""
+        self.mixing = mixing
         self.versions = [-1] * len(self.bounds)
         self._bases: list[Tensor | None] = [None] * len(self.bounds)
 
@@ -40,6 +43,8 @@ class LocalCopy:
         change = local - base
         if not bool(torch.isfinite(change).all()):  # a diverged copy is given up, or it would never recover
             change.zero_()
+        if self.mixing < 1.0:
+            reference = base + self.mixing * (reference - base)
         # In this order a peer that has not trained since its push ends with exactly the reference.
         self.view.assign_slice(start, reference + change)
         self._bases[shard] = reference if self.exact else self.view.read_slice(start, end) - change

@@ -5,7 +5,7 @@ over. It never waits for the network, except in a synchronous run, where it wait
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from legion_p2p.core.pace import Ewma
 from legion_p2p.core.plan import ParamSpec
+from legion_p2p.core.run import RoundSpec
 from legion_p2p.errors import ClosedError, UsageError
 from legion_p2p.observe.status import Status
 from legion_p2p.services.engine import Engine, Progress
@@ -56,10 +57,11 @@ class SwarmOptimizer(torch.optim.Optimizer):
         self._thread = thread
         engine = self._thread.engine
         plan = engine.plan
+        rounds = engine.spec.round if engine.spec else RoundSpec()
         exact = all(p.dtype == torch.float32 for p in _unique(inner))
-        self.local = LocalCopy(view, [plan.bounds(shard) for shard in range(plan.n_shards)], exact)
-        self._trainee = Trainee(self.local, engine.mailbox)
-        self.synchronous = bool(engine.spec and engine.spec.round.synchronous)
+        self.local = LocalCopy(view, [plan.bounds(shard) for shard in range(plan.n_shards)], exact, rounds.mixing)
+        self.synchronous = rounds.synchronous
+        self._trainee = Trainee(self.local, engine.mailbox, streaming=rounds.streaming and not rounds.synchronous)
         self._trainee.take_in()
 
     # torch.optim.Optimizer, by way of the inner one
@@ -121,8 +123,8 @@ class SwarmOptimizer(torch.optim.Optimizer):
         self._check_open()
         self._trainee.stepped(self.tokens_per_step)
         self._trainee.take_in()
-        if self.steps - self._trainee.pushed_at >= self._engine.local_steps:
-            self._push()
+        if due := self._trainee.due(self._engine.local_steps):
+            self._push(due)
             if self.synchronous:
                 self._wait_for_round()
         if loss is not None and closure is not None:
@@ -270,9 +272,9 @@ class SwarmOptimizer(torch.optim.Optimizer):
             self._thread.post(lambda: None)  # raises for a fork, by name
             raise ClosedError("the network's thread has ended")
 
-    def _push(self) -> None:
-        """Hand in the changes of all shards whose last one is settled; the others' go on growing until the next time."""
-        changes = self._trainee.hand_in()
+    def _push(self, shards: Sequence[int] | None = None) -> None:
+        """Hand in the changes of `shards` (all) whose last one is settled; the others' go on growing until the next time."""
+        changes = self._trainee.hand_in(shards, warming_up=getattr(self.inner, "warming_up", False))
         if changes:
             self._thread.post(self._engine.contribute, changes)
 

@@ -26,11 +26,13 @@ from legion_p2p.observe.metrics import JOIN_WITH, JsonlSink
 from legion_p2p.observe.status import Status
 from legion_p2p.services.engine import Engine, Founding
 from legion_p2p.tensor import codec
+from legion_p2p.tensor.body import HEADER
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.bridge import Opener, PeerThread
 from legion_p2p.train.corpus import Corpus, decode, open_text
 from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of, validation_batches
 from legion_p2p.train.gpt import GPT, GPTConfig, preset
+from legion_p2p.train.inner import inner_optimizer
 from legion_p2p.train.optimizer import SwarmOptimizer, param_specs, trainable
 
 COPIES_HELD = (
@@ -121,7 +123,7 @@ def spec_of(new_run: NewRun) -> tuple[RunSpec, GPT]:
         data=new_run.data,
         seed=new_run.seed,
     )
-    for name in (spec.round.push_codec, spec.round.update_codec):
+    for name in spec.round.codecs():
         codec.get(name)
     spec.plan()
     return spec, model
@@ -133,9 +135,8 @@ def plan_of(spec: RunSpec) -> Plan:
     bytes_per_round = {}
     for name in {spec.round.push_codec, spec.round.update_codec}:
         one = codec.get(name)
-        sizes = [plan.size(shard) for shard in range(plan.n_shards)]
-        encoded = {size: len(one.encode(torch.zeros(size))) for size in set(sizes)}
-        bytes_per_round[name] = sum(encoded[size] for size in sizes)
+        # not the size of encoded zeros: entropy-coded ones are far smaller than a change
+        bytes_per_round[name] = round(plan.n_shards * HEADER.size + plan.numel * one.bits_per_element / 8)
     context = int((spec.model or {}).get("context", 0))
     return Plan(
         run=spec.name,
@@ -294,12 +295,7 @@ class Trainer:
             self.events.emit(JOIN_WITH, command=command)
         model = self._model.to(self._device)
         view = FlatView(trainable(model))
-        inner = torch.optim.AdamW(
-            model.parameters(),
-            lr=spec.inner.learning_rate,
-            betas=(spec.inner.beta1, spec.inner.beta2),
-            weight_decay=spec.inner.weight_decay,
-        )
+        inner = inner_optimizer(spec.inner, model)
         opt = SwarmOptimizer(inner, view, thread, tokens_per_step=spec.inner.batch * model.config.context)
         data = self._share_of(corpus, spec, model.config.context, engine, thread)
         self._wait_for_members(opt)

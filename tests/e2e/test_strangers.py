@@ -77,8 +77,8 @@ async def train(engine: Engine) -> None:
         trainee.stepped(1)
         if trainee.steps % 20 == 1:
             engine.report(Progress(trainee.steps, trainee.tokens, 50.0, 0.02, None, True))
-        if trainee.steps - trainee.pushed_at >= engine.local_steps:
-            engine.contribute(trainee.hand_in())
+        if due := trainee.due(engine.local_steps):
+            engine.contribute(trainee.hand_in(due))
 
 
 class Victim:

@@ -50,6 +50,7 @@ from legion_p2p.services.ports import Lane
 from legion_p2p.sim.swarm import SimPeer, Swarm
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
+from legion_p2p.tensor.outer import OuterState
 
 CAPPED = RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", norm_cap=3.0, shard_elements=16)
 HALF = RoundSpec(local_steps=10, push_codec="fp16", update_codec="fp32", norm_cap=3.0, shard_elements=16)
@@ -668,7 +669,9 @@ def test_a_round_whose_pushes_are_too_large_together_makes_no_version() -> None:
     big = torch.full((4,), -3e38)
     closed = Closed(0, (Contribution(PeerId("liar"), 0, 0, 1, 0.0),), 1, ())
 
-    result = combine(-big, None, closed, {PeerId("liar"): big}, msgspec.structs.replace(CAPPED, norm_cap=0.0))
+    result = combine(
+        -big, None, OuterState(), closed, {PeerId("liar"): big}, msgspec.structs.replace(CAPPED, norm_cap=0.0), codec.get("fp32")
+    )
 
     assert result.payload is None and result.owner_residual is None
     assert torch.equal(result.reference, -big) and [source for source, _ in result.refused] == ["liar"]
@@ -678,7 +681,7 @@ def test_an_update_that_leads_to_infinity_is_refused() -> None:
     from legion_p2p.services.replica import advance
 
     with pytest.raises(CodecError, match="infinity"):
-        advance(torch.full((4,), 3e38), encoded(torch.full((4,), -3e38)), "fp32")
+        advance(torch.full((4,), 3e38), encoded(torch.full((4,), -3e38)), codec.get("fp32"))
 
 
 def test_what_the_liar_announces_is_valid() -> None:

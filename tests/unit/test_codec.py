@@ -3,6 +3,7 @@
 import math
 import struct
 import tracemalloc
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,11 +14,15 @@ from torch import Tensor
 
 from legion_p2p.errors import CodecError, NonFiniteError, UsageError
 from legion_p2p.tensor import codec
-from legion_p2p.tensor.blockwise import BLOCK, MAX_SCALE, MIN_SCALE
+from legion_p2p.tensor.blockwise import BLOCK, MIN_SCALE
 
 DENSE = ("fp32", "fp16", "bf16")
-BUILT_IN = (*DENSE, "int8")
+BUILT_IN = (*DENSE, "int8", "int4", "int3", "int2")
+LLOYD_MAX = ("gauss4", "gauss3", "gauss2", "sign")
+TOP_K = ("topk64-2bit", "topk128-4bit", "topk2048-1bit", "topk3-16bit", "topk700-8bit")
+ALL = (*BUILT_IN, "int8-unbiased", "int3-unbiased", *LLOYD_MAX, *TOP_K)
 FLOAT32_MAX = torch.finfo(torch.float32).max
+MAX_SCALE = FLOAT32_MAX / 128  # of int8
 
 
 def from_bits(bits: bytes) -> Tensor:
@@ -38,27 +43,48 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.numpy().tobytes() == b.numpy().tobytes()
 
 
+KNOWN_INPUT = (1.0, -2.25, 0.5, 4.0, 0.0, 0.0, -0.25, 3.0)
+
+
+def times(scale: float, *steps: int) -> list[float]:
+    return [float(np.float32(scale) * np.float32(step)) for step in steps]
+
+
 @pytest.mark.parametrize(
-    ("name", "body"),
+    ("name", "body", "decoded"),
     [
-        ("fp32", "01010000 03000000 0000803f 000000c0 0000003f"),
-        ("fp16", "02010000 03000000 003c 00c0 0038"),
-        ("bf16", "03010000 03000000 803f 00c0 003f"),
-        # scale 2/127 = 0x3c810204; 1 is 63.5 steps, which rounds to the even 64
-        ("int8", "04010000 03000000 0402813c 40 81 20"),
+        ("fp32", "01010000 08000000 0000803f000010c00000003f000080400000000000000000000080be00004040", KNOWN_INPUT),
+        ("fp16", "02010000 08000000 003c 80c0 0038 0044 0000 0000 00b4 0042", KNOWN_INPUT),
+        ("bf16", "03010000 08000000 803f 10c0 003f 8040 0000 0000 80be 4040", KNOWN_INPUT),
+        # scale 4/127 = 0x3d010204; 1 is 31.75 steps, -2.25 is -71.4, and so on
+        ("int8", "04010000 08000000 0402013d 20 b9 10 7f 00 00 f8 5f", times(4 / 127, 32, -71, 16, 127, 0, 0, -8, 95)),
+        # scale 4/7 = 0x3f124925, steps plus 7, the first of two in the lower half of a byte
+        ("int4", "06010000 08000000 2549123f 39 e8 77 c7", times(4 / 7, 2, -4, 1, 7, 0, 0, 0, 5)),
+        # scale 4/3 = 0x3faaaaab, steps plus 3: the lower two bits of all, then the highest of all
+        ("int3", "07010000 08000000 abaaaa3f b4 7f 89", times(4 / 3, 1, -2, 0, 3, 0, 0, 0, 2)),
+        # scale 4, steps plus 1
+        ("int2", "08010000 08000000 00008040 91 95", (0, -4, 0, 4, 0, 0, 0, 4)),
+        # mean magnitude 1.375, signs
+        ("sign", "09010000 08000000 b03f 42", times(1.375, 1, -1, 1, 1, 1, 1, -1, 1)),
+        # 1, -2.25, 4, 3 are sent: levels 3.5 and, by the bits 36/32 below it, 1.625; codes 0 2 1 1; gaps 0 0 1 3: 1 1 01 0001
+        ("topk2048-2bit", "05010000 08000000 0008 02 00 6040 24 58 8b", (1.625, -1.625, 0, 3.5, 0, 0, 0, 3.5)),
+        # 4 is sent: level 0 of 4; its gap of 3 is 1 bit of remainder (1), and 01 in unary
+        ("topk64-4bit", "05010000 08000000 4000 04 01 8040 00 00 01 02", (0, 0, 0, 4, 0, 0, 0, 0)),
     ],
 )
-def test_these_bytes_stay_what_they_are(name: str, body: str) -> None:
-    x = torch.tensor([1.0, -2.0, 0.5])
+def test_these_bytes_stay_what_they_are(name: str, body: str, decoded: Sequence[float]) -> None:
+    x = torch.tensor(KNOWN_INPUT)
 
     data = codec.get(name).encode(x)
 
-    assert data == bytes.fromhex(body)
+    assert data.hex() == bytes.fromhex(body).hex()
+    assert codec.get(name).decode(data, len(x)).tolist() == list(decoded)
 
 
 def test_the_built_in_codecs_are_listed_and_an_unknown_one_is_told_which_there_are() -> None:
-    assert set(BUILT_IN) <= set(codec.names())
-    with pytest.raises(CodecError, match="unknown codec 'zip', known are bf16, fp16, fp32"):
+    assert {*BUILT_IN, *LLOYD_MAX, "topk64-2bit", "topk128-4bit"} <= set(codec.names())
+    assert all(codec.get(name).name == name for name in codec.names())
+    with pytest.raises(CodecError, match=r"unknown codec 'zip', known are bf16, fp16, fp32, .* topk<k>-<bits>bit"):
         codec.get("zip")
 
 
@@ -84,7 +110,7 @@ def test_the_size_is_what_bits_per_element_says_plus_header_and_last_scale(name:
     data = codec.get(name).encode(torch.randn(numel))
 
     excess = len(data) - 8 - numel * codec.get(name).bits_per_element / 8
-    assert 0 <= excess < 4
+    assert 0 <= excess < 6  # int3 is packed in two pieces
 
 
 @given(x=tensors)
@@ -92,7 +118,8 @@ def test_fp32_loses_nothing(x: Tensor) -> None:
     assert same_bits(round_trip("fp32", x), x)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", ALL)
+@settings(max_examples=40)
 @given(x=tensors)
 def test_what_is_decoded_is_finite_fp32_of_the_same_length(name: str, x: Tensor) -> None:
     decoded = round_trip(name, x)
@@ -109,15 +136,16 @@ def test_a_rounded_value_rounds_to_itself(name: str, x: Tensor) -> None:
     assert same_bits(round_trip(name, once), once)
 
 
+@pytest.mark.parametrize(("name", "steps"), [("int8", 127), ("int4", 7), ("int3", 3), ("int2", 1)])
 @given(x=tensors)
-def test_int8_is_off_by_half_a_step_of_its_own_block_at_most(x: Tensor) -> None:
-    decoded = round_trip("int8", x)
+def test_an_even_step_is_off_by_half_a_step_of_its_own_block_at_most(name: str, steps: int, x: Tensor) -> None:
+    decoded = round_trip(name, x)
 
     for start in range(0, x.numel(), BLOCK):
         exact, got = x[start : start + BLOCK].double(), decoded[start : start + BLOCK].double()
-        step = float(exact.abs().max()) / 127
-        if step <= MAX_SCALE:  # beyond, values saturate
-            assert float((exact - got).abs().max()) <= 0.5 * step * (1 + 1e-4) + 127 * MIN_SCALE
+        step = float(exact.abs().max()) / steps
+        if step * steps <= 127 * MAX_SCALE:  # beyond, values saturate
+            assert float((exact - got).abs().max()) <= 0.5 * step * (1 + 1e-4) + steps * MIN_SCALE
 
 
 @pytest.mark.parametrize(("name", "largest"), [("fp16", 65504.0), ("bf16", torch.finfo(torch.bfloat16).max)])
@@ -152,7 +180,7 @@ def test_zeros_and_subnormal_blocks_become_zero_in_int8() -> None:
     assert round_trip("int8", x).abs().tolist() == [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", [0, 255, 299])
 def test_what_is_not_finite_is_not_sent(name: str, bad: float, where: int) -> None:
@@ -186,7 +214,7 @@ def test_a_scale_that_no_encoder_writes_is_refused(scale: float) -> None:
             codec.get("int8").decode(bytes(data), 3)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", ALL)
 def test_a_body_for_another_length_codec_or_version_is_refused(name: str) -> None:
     data = codec.get(name).encode(torch.ones(300))
 
@@ -203,7 +231,7 @@ def test_a_body_for_another_length_codec_or_version_is_refused(name: str) -> Non
             codec.get(name).decode(wrong, 300)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", ALL)
 def test_any_view_of_the_bytes_decodes_alike(name: str) -> None:
     x = torch.randn(301)
     data = codec.get(name).encode(x)
@@ -212,8 +240,8 @@ def test_any_view_of_the_bytes_decodes_alike(name: str) -> None:
     assert same_bits(codec.get(name).decode(unaligned, 301), codec.get(name).decode(data, 301))
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
-@settings(max_examples=100)
+@pytest.mark.parametrize("name", ALL)
+@settings(max_examples=40)
 @given(noise=st.binary(max_size=80), numel=st.integers(0, 20), with_header=st.booleans())
 def test_noise_gives_a_finite_tensor_or_a_codec_error(name: str, noise: bytes, numel: int, with_header: bool) -> None:
     head = codec.get(name).encode(torch.zeros(numel))[:8] if with_header else b""
@@ -224,7 +252,7 @@ def test_noise_gives_a_finite_tensor_or_a_codec_error(name: str, noise: bytes, n
     assert decoded.shape == (numel,) and bool(torch.isfinite(decoded).all())
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", ALL)
 def test_a_claimed_length_takes_no_memory(name: str) -> None:
     claim = bytearray(codec.get(name).encode(torch.zeros(4)))
     claim[4:8] = b"\xff" * 4
@@ -238,14 +266,14 @@ def test_a_claimed_length_takes_no_memory(name: str) -> None:
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("x", [torch.zeros(2, 3), torch.zeros(4, dtype=torch.float64), torch.zeros(8)[::2], torch.tensor(1.0)])
 def test_only_flat_contiguous_fp32_is_encoded(name: str, x: Tensor) -> None:
     with pytest.raises(UsageError, match="cannot be encoded"):
         codec.get(name).encode(x)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", ALL)
 def test_encoding_leaves_its_input_alone_and_takes_parameters(name: str) -> None:
     x = torch.nn.Parameter(torch.tensor([1e9, -1e-9, 3.0]))
     before = x.detach().clone()
@@ -254,3 +282,58 @@ def test_encoding_leaves_its_input_alone_and_takes_parameters(name: str) -> None
 
     assert first == second
     assert same_bits(x.detach(), before)
+
+
+@pytest.mark.parametrize("name", ALL)
+@settings(max_examples=40)
+@given(
+    numel=st.one_of(st.integers(1, 600), st.sampled_from([4096, 5000, 8192])),
+    flips=st.lists(st.floats(0, 1, exclude_max=True), max_size=6),
+    cut=st.integers(-3, 3),
+    seed=st.integers(0, 9),
+)
+def test_a_damaged_body_gives_a_finite_tensor_or_a_codec_error(
+    name: str, numel: int, flips: list[float], cut: int, seed: int
+) -> None:
+    x = torch.randn(numel, generator=torch.Generator().manual_seed(seed)) ** 3
+    data = bytearray(codec.get(name).encode(x))
+    for flip in flips:  # of any bit after the header
+        bit = int(flip * 8 * (len(data) - 8))
+        data[8 + bit // 8] ^= 1 << bit % 8
+    data = data[: len(data) + cut] if cut < 0 else data + bytes(cut)
+
+    try:
+        decoded = codec.get(name).decode(bytes(data), numel)
+    except CodecError:
+        return
+    assert cut == 0 or flips  # a longer or shorter one is always seen, unless it is damaged in a way that makes it fit
+    assert decoded.shape == (numel,) and bool(torch.isfinite(decoded).all())
+    assert same_bits(codec.get(name).decode(bytes(data), numel), decoded)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if "unbiased" not in name])
+@settings(max_examples=40)
+@given(x=tensors)
+def test_nothing_is_worse_than_sending_nothing(name: str, x: Tensor) -> None:
+    exact, decoded = x.double(), round_trip(name, x).double()
+
+    assert float((exact - decoded).square().sum()) <= float(exact.square().sum()) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_huge_tiny_and_zero_values_pass_side_by_side(name: str) -> None:
+    x = torch.zeros(5 * 4096)
+    x[4096:8192] = 1e-42
+    x[8192:12288] = torch.randn(4096, generator=torch.Generator().manual_seed(0))
+    x[8200] = 1e30
+    x[12288:16384] = torch.randn(4096, generator=torch.Generator().manual_seed(1))
+    x[16384:] = FLOAT32_MAX
+
+    decoded = round_trip(name, x)
+
+    assert not decoded[:4096].any()
+    assert float(decoded[4096:8192].abs().max()) <= 2e-42
+    assert 65504 <= decoded[8200].item() <= 1.005e30
+    ordinary, got = x[12288:16384], decoded[12288:16384]
+    assert got.any() and float((got - ordinary).abs().max()) <= float(ordinary.abs().max())
+    assert bool((decoded[16384:] >= 0).all())

@@ -12,6 +12,7 @@ from legion_p2p.errors import (
     DecodeError,
     JoinError,
     LegionError,
+    MissingBlockError,
     NetworkError,
     NoContactError,
     RefusedError,
@@ -30,6 +31,7 @@ WITH_FIELDS = [
     UnreachableError("peer", "no answer"),
     RemoteProtocolError("peer", "garbage"),
     RefusedError("peer", "MisfitError", "not in that run"),
+    MissingBlockError("bafkreiblock", "it is not in the store"),
 ]
 
 

@@ -12,9 +12,9 @@ from legion_p2p.tensor.local import LocalCopy
 BOUNDS = [(0, 4), (4, 8), (8, 10)]
 
 
-def copy_of(dtype: torch.dtype = torch.float32) -> tuple[Tensor, LocalCopy]:
+def copy_of(dtype: torch.dtype = torch.float32, mixing: float = 1.0) -> tuple[Tensor, LocalCopy]:
     weights, bias = torch.zeros(2, 4, dtype=dtype), torch.zeros(2, dtype=dtype)
-    local = LocalCopy(FlatView([("w", weights), ("b", bias)]), BOUNDS, exact=dtype == torch.float32)
+    local = LocalCopy(FlatView([("w", weights), ("b", bias)]), BOUNDS, exact=dtype == torch.float32, mixing=mixing)
     return weights, local
 
 
@@ -193,3 +193,18 @@ def test_what_was_handed_in_and_what_was_not_add_up_to_all_that_was_trained(even
     flat = local.view.snapshot()
     for shard, (start, end) in enumerate(BOUNDS):
         assert flat[start:end].tolist() == [references[shard] + unpushed[shard]] * (end - start)
+
+
+def test_with_mixing_the_parameters_go_part_of_the_way_and_nothing_is_pushed_twice() -> None:
+    weights, local = copy_of(mixing=0.5)
+    local.take(0, 0, full(1.0))
+    train(local, -0.25)
+    local.hand_in([0])  # stands at 0.75
+    train(local, -0.5)
+
+    local.take(0, 1, full(10.0))
+
+    assert weights[0].tolist() == [0.5 * (0.75 + 10.0) - 0.5] * 4
+    assert handed_change(local, 0).tolist() == [0.5] * 4
+    local.take(0, 2, full(10.0))
+    assert weights[0].tolist() == [0.5 * (4.875 + 10.0)] * 4

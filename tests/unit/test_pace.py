@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from legion_p2p.core.pace import MAX_SPEEDUP, Ewma, local_steps
+from legion_p2p.core.pace import MAX_SPEEDUP, Ewma, local_steps, ramped
 
 seconds = st.floats(0, 1e15, allow_subnormal=True)
 
@@ -52,3 +52,17 @@ def test_a_smoothed_value_begins_with_the_first_and_follows_the_rest() -> None:
     assert mean.value is None
     assert [mean.add(v) for v in (4.0, 8.0, 8.0)] == [4.0, 6.0, 7.0]
     assert mean.value == pytest.approx(7.0)
+
+
+def test_a_run_bounds_local_steps_from_both_sides() -> None:
+    """As 30 of a median peer, 8 to 120 of others (2401.09135 lets them follow the speed)."""
+    assert local_steps(30, 1.0, [0.1, 0.1], least=8, most=120) == 8
+    assert local_steps(30, 0.01, [0.1, 0.1], least=8, most=120) == 120
+    assert local_steps(30, 0.05, [0.1, 0.1], least=8, most=120) == 60
+
+
+def test_local_steps_ramp_up_by_equal_factors_and_end_at_the_runs() -> None:
+    steps = [ramped(1, 64, 600, at) for at in (0, 100, 200, 300, 400, 500, 599, 600, 10_000)]
+
+    assert steps == [1, 2, 4, 8, 16, 32, 64, 64, 64]
+    assert ramped(1, 10, 0, 0) == 10

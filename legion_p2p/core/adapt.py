@@ -1,0 +1,70 @@
+"""How much a peer sends, by what its connection carries: which of the run's codecs, and how many local steps.
+
+    bits a round = pushes of what others own + updates of what this peer owns, to every other member
+    the densest codecs are taken whose bits fit into SHARE of a round; where none do, the sparsest, and rounds become longer
+
+Only codecs that the run allows, and no more local steps than it allows: what does not fit then is late, and late is not lost. A
+limit that the user set counts like a connection of that rate, so adapting never fights it.
+"""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+SHARE = 0.5  # of a round's time for sending: the rest is room for answers, other traffic and what was measured wrongly
+KEEP = 1.25  # a denser codec must fit with this much to spare before it replaces a sparser one: no flapping
+
+
+class CodecCost(msgspec.Struct, frozen=True):
+    """A codec that the run allows, and what it costs."""
+
+    name: str
+    bits_per_element: float
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What this peer has to send in one round."""
+
+    push_elements: int
+    """Of the shards that others own."""
+    update_elements: int
+    """Of the shards that it owns, times the members that they go to."""
+
+
+class Choice(msgspec.Struct, frozen=True):
+    push_codec: str
+    update_codec: str
+    stretch: float = 1.0
+    """Factor on local steps, at least 1."""
+
+
+def choose(
+    pushes: Sequence[CodecCost],
+    updates: Sequence[CodecCost],
+    load: Load,
+    round_s: float,
+    upload_bps: float | None,
+    now: Choice,
+    max_stretch: float = 1.0,
+) -> Choice:
+    """The codecs and the stretch for a round of `round_s` seconds of local steps over `upload_bps` (None: not known).
+
+    `now` is the present choice; it stays where nothing is known, and while a change would gain little.
+    """
+    if upload_bps is None or not round_s > 0 or load.push_elements + load.update_elements == 0:
+        return now
+    budget = SHARE * upload_bps * round_s
+    pairs = [(_bits(load, push, update), push, update) for push in pushes for update in updates]
+    # of equally dear pairs the denser pushes: each is one member's only word, an update is the mean of all
+    pairs.sort(key=lambda pair: (pair[0], pair[1].bits_per_element, pair[2].bits_per_element))
+    present = next((bits for bits, p, u in pairs if (p.name, u.name) == (now.push_codec, now.update_codec)), math.inf)
+    for bits, push, update in reversed(pairs):
+        if bits <= (budget if bits <= present else budget / KEEP):
+            return Choice(push.name, update.name)
+    bits, push, update = pairs[0]
+    return Choice(push.name, update.name, min(max(1.0, bits / budget), max_stretch))
+
+
+def _bits(load: Load, push: CodecCost, update: CodecCost) -> float:
+    return load.push_elements * push.bits_per_element + load.update_elements * update.bits_per_element

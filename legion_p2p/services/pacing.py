@@ -1,0 +1,57 @@
+"""How many local steps this peer does and which of the run's codecs it uses, by its speed, its connection, the run's progress."""
+
+import msgspec
+
+from legion_p2p.core.adapt import Choice, CodecCost, Load, choose
+from legion_p2p.core.announcement import Announcement
+from legion_p2p.core.contact import Bandwidth
+from legion_p2p.core.pace import local_steps, ramped
+from legion_p2p.core.run import RoundSpec
+from legion_p2p.observe.events import Events
+from legion_p2p.services.shards import ShardService
+from legion_p2p.tensor import codec
+
+LEAST_STRETCH = 1.2  # what lies below is within the error of the measurement
+
+
+class Pacer:
+    """Decides anew whenever something is known that may change it."""
+
+    def __init__(self, rounds: RoundSpec, shards: ShardService, events: Events) -> None:
+        self.local_steps = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, 0)
+        self._rounds = rounds
+        self._shards = shards
+        self._events = events
+        self._pushes = _costs(rounds.push_codec, *rounds.push_codecs)
+        self._updates = _costs(rounds.update_codec, *rounds.update_codecs)
+        self._choice = Choice(rounds.push_codec, rounds.update_codec)
+
+    def update(self, step: int, step_s: float, others: "list[Announcement]", bandwidth: Bandwidth) -> None:
+        """`step` and `step_s` are this peer's own; `others` are the announcements of all that count as members."""
+        rounds = self._rounds
+        reference = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, max([step, *(a.step for a in others)]))
+        least, most = min(rounds.min_local_steps, reference), max(rounds.max_local_steps, reference)
+        steps = local_steps(reference, step_s, [a.step_s for a in others if a.training], least, most)
+        if rounds.synchronous:
+            self.local_steps = steps
+            return
+        limits = [bps for bps in (bandwidth.upload_bps, bandwidth.upload_limit_bps) if bps is not None]
+        choice = choose(
+            self._pushes, self._updates, self._load(others), steps * step_s, min(limits, default=None), self._choice, most / steps
+        )
+        if choice.stretch < LEAST_STRETCH:
+            choice = msgspec.structs.replace(choice, stretch=1.0)
+        self.local_steps = min(round(steps * choice.stretch), most)
+        if (choice.push_codec, choice.update_codec) != (self._choice.push_codec, self._choice.update_codec):
+            self._events.emit("link.adapted", **msgspec.structs.asdict(choice), local_steps=self.local_steps)
+            self._shards.push_codec, self._shards.update_codec = choice.push_codec, choice.update_codec
+        self._choice = choice
+
+    def _load(self, others: "list[Announcement]") -> Load:
+        owned = sum(self._shards.plan.size(shard) for shard in self._shards.owned())
+        n_followers = sum(a.ready and a.region == self._shards.region for a in others)
+        return Load(self._shards.plan.numel - owned if n_followers else 0, owned * n_followers)
+
+
+def _costs(*names: str) -> tuple[CodecCost, ...]:
+    return tuple(CodecCost(name, codec.get(name).bits_per_element) for name in dict.fromkeys(names))

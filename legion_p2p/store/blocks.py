@@ -1,0 +1,393 @@
+"""The block store: blocks by content id, on disk.
+
+    STORE            the first line says what this folder is
+    lock             held by the one process that may write
+    blocks/x/<cid>   a block; x is the last but one character of its name
+    pins/<cid>       a root that must stay, with all that it links to; the file's text says why
+    corrupt/<cid>    a block whose bytes turned out not to be those that its name says
+    drafts/          blocks being written
+
+A block is written as a draft, synced, and renamed: under its name there is all of it or nothing, whenever the process or the
+machine stops. It is hashed again whenever it is read. One process writes; any number read meanwhile.
+"""
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+from legion_p2p.core.cids import DAG_CBOR, RAW, Cid
+from legion_p2p.core.manifest import MAX_BLOCK_BYTES, links_of
+from legion_p2p.errors import DecodeError, DiskFullError, MissingBlockError, QuotaError, StoreError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+HEADER = "legion_p2p block store 1\n"
+MAX_DAG_BLOCKS = 1 << 20  # below one root: the manifest of a model of 34 billion parameters has half a million
+MAX_LABEL_CHARS = 200
+
+Report = Callable[[Cid, Path], None]
+
+
+def _ignore(_cid: Cid, _moved_to: Path) -> None:
+    pass
+
+
+class BlockStore:
+    """A folder of blocks. Use as a context manager, or call `close`. May be used from several threads."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        quota_bytes: int | None = None,
+        read_only: bool = False,
+        on_corrupt: Report = _ignore,
+    ) -> None:
+        """Open the store, made on first use unless `read_only`.
+
+        `quota_bytes`: of all blocks together; None: no limit. `on_corrupt`: told of each block that was moved aside.
+
+        Raises: StoreError, if it is no store, in use by another process, or cannot be read or made.
+        """
+        self.path = Path(path).expanduser()
+        self.quota_bytes = quota_bytes
+        self.read_only = read_only
+        self._on_corrupt = on_corrupt
+        self._mutex = threading.RLock()
+        self._held: set[Cid] = set()
+        self._n_holds = 0
+        self._n_drafts = 0
+        self._used_bytes = 0
+        self._reserved_bytes = 0
+        self._lock_file: Any = None
+        try:
+            if not read_only:
+                self._make()
+            self._check_header()
+            if not read_only:
+                self._clean()
+        except OSError as failed:
+            self.close()
+            _raise(failed, self.path)
+        except StoreError:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process write. What was put is on disk already."""
+        if self._lock_file is not None:
+            self._lock_file.close()
+
+    # blocks
+
+    @property
+    def used_bytes(self) -> int:
+        """Of all blocks. A reader counts them anew each time."""
+        return self._count() if self.read_only else self._used_bytes
+
+    def put(self, data: bytes | memoryview, codec: str = RAW) -> Cid:
+        """Store a block; on disk when this returns. Raises: QuotaError; DiskFullError; StoreError."""
+        cid = Cid.of(data, codec)
+        self.put_all([(cid, data)])
+        return cid
+
+    def put_all(self, blocks: Iterable[tuple[Cid, bytes | memoryview]]) -> None:
+        """Store blocks whose names are known to be theirs; all on disk when this returns, and those before the failed one when
+        it raises. Folders are synced once for all.
+
+        Raises: QuotaError; DiskFullError; StoreError.
+        """
+        self._must_write()
+        folders: set[Path] = set()
+        try:
+            try:
+                for cid, data in blocks:
+                    self._write(cid, data, folders)
+            finally:
+                for folder in folders:
+                    _sync_folder(folder)
+        except OSError as failed:
+            _raise(failed, self.path)
+
+    def get(self, cid: Cid) -> bytes:
+        """The bytes of a block, checked. Raises: MissingBlockError, if there is none, or not whole; StoreError."""
+        where = self._path_of(cid)
+        try:
+            with open(where, "rb") as file:
+                data = file.read(MAX_BLOCK_BYTES + 1)
+        except FileNotFoundError:
+            raise MissingBlockError(str(cid), f"it is not in {self.path}") from None
+        except OSError as failed:
+            if failed.errno == errno.EIO:
+                self._set_aside(cid)
+                raise MissingBlockError(str(cid), f"the disk cannot read {where}") from failed
+            _raise(failed, where)
+        if not cid.names(data):
+            self._set_aside(cid)
+            raise MissingBlockError(str(cid), f"its bytes in {self.path} were damaged")
+        return data
+
+    def __contains__(self, cid: Cid) -> bool:
+        """Whether it is there; its bytes are looked at only by `get`."""
+        return self._path_of(cid).exists()
+
+    def size_of(self, cid: Cid) -> int | None:
+        """Its bytes, unread; None where it is not there."""
+        try:
+            return self._path_of(cid).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def __iter__(self) -> Iterator[Cid]:
+        """The names of all blocks, in no order."""
+        for folder in sorted((self.path / "blocks").glob("?")):
+            for entry in os.scandir(folder):
+                with contextlib.suppress(DecodeError):  # what somebody else has put there is not ours
+                    yield Cid.parse(entry.name)
+
+    # what belongs together
+
+    def walk(self, root: Cid, on_missing: Callable[[MissingBlockError], None] | None = None) -> Iterator[tuple[Cid, bytes]]:
+        """`root` and all that it links to, each block once, a node before what it links to; every one checked.
+
+        Raises: MissingBlockError, unless `on_missing` takes it; DecodeError, if a node is none or there are too many blocks.
+        """
+        seen = {root}
+        waiting = [root]
+        while waiting:
+            cid = waiting.pop()
+            try:
+                data = self.get(cid)
+            except MissingBlockError as missing:
+                if on_missing is None:
+                    raise
+                on_missing(missing)
+                continue
+            yield cid, data
+            if cid.codec == DAG_CBOR:
+                fresh = [link for link in links_of(data) if link not in seen]
+                seen.update(fresh)
+                waiting.extend(reversed(fresh))
+                if len(seen) > MAX_DAG_BLOCKS:
+                    raise DecodeError(f"more than {MAX_DAG_BLOCKS} blocks below {root}")
+
+    def pin(self, root: Cid, label: str = "") -> None:
+        """Keep `root` and all that it links to, whether it is here already or not. `label` says why, to people."""
+        self._must_write()
+        if len(label) > MAX_LABEL_CHARS:
+            raise StoreError(f"a pin's label of {len(label)} characters, at most {MAX_LABEL_CHARS}")
+        folder = self.path / "pins"
+        try:
+            os.replace(self._draft(label.encode()), folder / str(root))
+            _sync_folder(folder)
+        except OSError as failed:
+            _raise(failed, self.path)
+
+    def unpin(self, root: Cid) -> None:
+        """Let the next collection have it, unless something else keeps it."""
+        self._must_write()
+        (self.path / "pins" / str(root)).unlink(missing_ok=True)
+
+    def pins(self) -> dict[Cid, str]:
+        """Every pinned root, and its label."""
+        found = {}
+        for file in sorted((self.path / "pins").glob("*")):
+            with contextlib.suppress(DecodeError, FileNotFoundError):
+                found[Cid.parse(file.name)] = file.read_text(errors="replace")[:MAX_LABEL_CHARS]
+        return found
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Within it, nothing that is put, by whichever thread, is garbage: until the root that links to it is pinned."""
+        with self._mutex:
+            self._n_holds += 1
+        try:
+            yield
+        finally:
+            with self._mutex:
+                self._n_holds -= 1
+                if not self._n_holds:
+                    self._held.clear()
+
+    def collect(self) -> tuple[int, int]:
+        """Remove what no pin needs and nobody holds. Returns how many blocks that were, and their bytes.
+
+        A pinned node that is not here yet keeps nothing: what it links to is fetched after it. One that was damaged could keep
+        anything, so nothing is removed as long as it is.
+
+        Raises: StoreError, naming that block, or if the store is open for reading only.
+        """
+        self._must_write()
+        with self._mutex:
+            needed = self._reachable([*self.pins(), *self._held])
+            n_removed = freed_bytes = 0
+            for cid in self:
+                if cid not in needed:
+                    size = self.size_of(cid) or 0
+                    self._path_of(cid).unlink(missing_ok=True)
+                    self._used_bytes -= size
+                    n_removed, freed_bytes = n_removed + 1, freed_bytes + size
+        return n_removed, freed_bytes
+
+    def _reachable(self, roots: Iterable[Cid]) -> set[Cid]:
+        """All that is needed for `roots`. Reads the nodes only: leaves link to nothing."""
+        needed = set(roots)
+        waiting = [cid for cid in needed if cid.codec == DAG_CBOR]
+        while waiting:
+            cid = waiting.pop()
+            try:
+                links = links_of(self.get(cid))
+            except MissingBlockError:
+                if (self.path / "corrupt" / str(cid)).exists():
+                    told = f"nothing was removed from {self.path}: block {cid} is damaged, and what it needs is unknown"
+                    raise StoreError(f"{told}; fetch it again, or unpin what needs it") from None
+                continue
+            except DecodeError:  # somebody's dag-cbor that is none
+                continue
+            fresh = {link for link in links if link not in needed}
+            needed |= fresh
+            waiting.extend(link for link in fresh if link.codec == DAG_CBOR)
+        return needed
+
+    # files
+
+    def _path_of(self, cid: Cid) -> Path:
+        name = str(cid)
+        return self.path / "blocks" / name[-2] / name
+
+    def _write(self, cid: Cid, data: bytes | memoryview, folders: set[Path]) -> None:
+        size = len(data)
+        if size > MAX_BLOCK_BYTES:
+            raise StoreError(f"a block of {size} bytes, at most {MAX_BLOCK_BYTES}")
+        where = self._path_of(cid)
+        with self._mutex:  # from here on a collection that runs meanwhile lets it be
+            if self._n_holds:
+                self._held.add(cid)
+            if self.size_of(cid) == size:
+                folders.add(where.parent)
+                return
+            self._reserve(size)
+        try:
+            if not where.parent.exists():
+                where.parent.mkdir(exist_ok=True)
+                folders.add(where.parent.parent)
+            draft = self._draft(data)
+            with self._mutex:  # another thread may have written the same
+                before = self.size_of(cid) or 0
+                os.replace(draft, where)
+                self._used_bytes += size - before
+            folders.add(where.parent)
+            (self.path / "corrupt" / where.name).unlink(missing_ok=True)
+        finally:
+            with self._mutex:
+                self._reserved_bytes -= size
+
+    def _reserve(self, size: int) -> None:
+        together = self._used_bytes + self._reserved_bytes
+        if self.quota_bytes is not None and together + size > self.quota_bytes:
+            raise QuotaError(
+                f"the store {self.path} holds {together} bytes, and {size} more would exceed its quota of "
+                f"{self.quota_bytes}: remove checkpoints that are no longer needed, or raise the quota"
+            )
+        self._reserved_bytes += size
+
+    def _must_write(self) -> None:
+        if self.read_only:
+            raise StoreError(f"the store {self.path} is open for reading only")
+
+    def _draft(self, data: bytes | memoryview) -> Path:
+        """A new file with these bytes, synced, to be renamed."""
+        with self._mutex:
+            self._n_drafts += 1
+            draft = self.path / "drafts" / str(self._n_drafts)
+        try:
+            with open(draft, "wb", buffering=0) as file:
+                view = memoryview(data).cast("B")
+                while view:
+                    view = view[file.write(view) :]
+                os.fsync(file.fileno())
+        except BaseException:
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
+            raise
+        return draft
+
+    def _set_aside(self, cid: Cid) -> None:
+        where, moved_to = self._path_of(cid), self.path / "corrupt" / str(cid)
+        if not self.read_only:
+            with contextlib.suppress(OSError), self._mutex:
+                size = where.stat().st_size
+                os.replace(where, moved_to)
+                self._used_bytes -= size
+        self._on_corrupt(cid, moved_to)
+
+    def _make(self) -> None:
+        header = self.path / "STORE"
+        if self.path.exists() and not header.exists() and any(entry.name != "lock" for entry in self.path.iterdir()):
+            raise StoreError(f"{self.path} is not empty and not a block store: name another folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        for folder in ("blocks", "pins", "corrupt", "drafts"):
+            (self.path / folder).mkdir(exist_ok=True)
+        if not header.exists():
+            os.replace(self._draft(HEADER.encode()), header)
+            _sync_folder(self.path)
+
+    def _lock(self) -> None:
+        self._lock_file = open(self.path / "lock", "wb")  # noqa: SIM115 (it stays open, for the lock)
+        if fcntl is not None:
+            try:
+                fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                told = f"another process writes to the store {self.path}"
+                raise StoreError(f"{told}; end that one, or name another store") from None
+
+    def _check_header(self) -> None:
+        header = self.path / "STORE"
+        if not header.exists():
+            raise StoreError(f"there is no block store in {self.path}")
+        with open(header, encoding="ascii", errors="replace") as file:
+            seen = file.read(100)
+        if seen != HEADER:
+            raise StoreError(f"{header} says {seen.strip()[:60]!r}, this version of legion_p2p knows {HEADER.strip()!r}")
+
+    def _clean(self) -> None:
+        """Forget what a crash left half-written, and count the rest."""
+        for draft in (self.path / "drafts").iterdir():
+            draft.unlink()
+        self._used_bytes = self._count()
+
+    def _count(self) -> int:
+        return sum(entry.stat().st_size for folder in (self.path / "blocks").glob("?") for entry in os.scandir(folder))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let renames in it survive a power failure."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _raise(failed: OSError, where: Path) -> NoReturn:
+    if failed.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise DiskFullError(
+            f"no space left on the disk of {where}; what is stored is unharmed: free some space there, or name another store"
+        ) from failed
+    raise StoreError(f"cannot use the block store {where}: {failed.strerror or failed}") from failed
