@@ -31,8 +31,8 @@ from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.checkpoints import publish, put_base, put_node, put_spec, put_update
 from legion_p2p.store.leaves import decode_leaf, encode_leaf, split
 from legion_p2p.tensor import codec
-from legion_p2p.tensor.flatten import digest
-from legion_p2p.train.checkpoint import Checkpoint, fp32_bytes
+from legion_p2p.tensor.flatten import digest, fp32_bytes
+from legion_p2p.train.checkpoint import Checkpoint
 from legion_p2p.train.corpus import open_text
 from legion_p2p.train.gpt import GPT
 

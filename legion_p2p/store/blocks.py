@@ -283,7 +283,7 @@ class BlockStore:
         with self._mutex:  # from here on a collection that runs meanwhile lets it be
             if self._n_holds:
                 self._held.add(cid)
-            if self.size_of(cid) == size:
+            if self._holds(where, data):
                 folders.add(where.parent)
                 return
             self._reserve(size)
@@ -301,6 +301,14 @@ class BlockStore:
         finally:
             with self._mutex:
                 self._reserved_bytes -= size
+
+    def _holds(self, where: Path, data: bytes | memoryview) -> bool:
+        """Whether it is there already, and whole: what is acknowledged must not be a block that was damaged before."""
+        try:
+            with open(where, "rb") as file:
+                return file.read(len(data) + 1) == data
+        except OSError:
+            return False
 
     def _reserve(self, size: int) -> None:
         together = self._used_bytes + self._reserved_bytes

@@ -23,6 +23,7 @@ from legion_p2p.store.checkpoints import (
     put_update,
     update_bytes,
 )
+from legion_p2p.store.summary import blocks_of, damage_of, missing_of
 from tests.checkpoint_of import FOUNDER, Run, checkpointed
 
 
@@ -87,6 +88,18 @@ def test_a_pinned_checkpoint_survives_a_collection_and_needs_no_earlier_one(stor
 
     assert n_removed > run.plan.n_shards and first not in store
     list(store.walk(second))
+
+
+def test_what_is_missing_leads_from_the_manifest_to_the_last_leaf(store: BlockStore, tmp_path: Path) -> None:
+    _, root = checkpointed(store)
+    rounds = 0
+    with BlockStore(tmp_path / "fetching") as other:
+        while missing := missing_of(other, root):
+            rounds += 1
+            other.put_all((cid, store.get(cid)) for cid in missing)
+
+        assert set(other) == set(blocks_of(store, root)) and rounds == 4  # manifest; shards; bases and updates; leaves
+        assert damage_of(other, root, lambda n: None) == []
 
 
 def test_manifests_are_found_the_newest_first_and_forged_ones_are_not(store: BlockStore) -> None:

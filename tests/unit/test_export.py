@@ -14,7 +14,7 @@ from legion_p2p.core.identity import Identity
 from legion_p2p.errors import DecodeError, MisfitError, MissingBlockError, StoreError, UsageError
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.checkpoints import get_manifest
-from legion_p2p.train.checkpoint import Checkpoint
+from legion_p2p.train.checkpoint import Checkpoint, cut
 from legion_p2p.train.export import export_dcp, export_safetensors, import_folder
 from legion_p2p.train.gpt import GPT, PRESETS, GPTConfig
 from legion_p2p.train.gpt2_names import gpt2_layout, gpt_params
@@ -53,6 +53,17 @@ def test_a_checkpoint_is_its_base_and_its_log(store: BlockStore) -> None:
 
     assert_equal({p.name: value for p, value in Checkpoint(store, root).parameters(done.append)}, params_of(run))
     assert sum(done) == run.plan.numel
+
+
+@pytest.mark.parametrize("n_shards", [1, 3, 7])
+def test_a_checkpoint_loads_into_any_number_of_shards(store: BlockStore, n_shards: int) -> None:
+    run, root = checkpointed(store)
+    size = -(-run.plan.numel // n_shards)
+    sizes = [min(size, run.plan.numel - at) for at in range(0, run.plan.numel, size)]
+
+    pieces = list(cut(Checkpoint(store, root).shards(), sizes))
+
+    assert [len(piece) for piece in pieces] == sizes and torch.equal(torch.cat(pieces), run.flat)
 
 
 @pytest.mark.parametrize("change", ["digest", "order", "run", "gap"])
