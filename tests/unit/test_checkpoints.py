@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from legion_p2p.core.cids import DAG_CBOR, Cid
+from legion_p2p.core.keep import parse_keep
 from legion_p2p.core.manifest import MAX_LEAF_BYTES
 from legion_p2p.core.run import run_id
 from legion_p2p.errors import DecodeError, MissingBlockError, SignatureError
@@ -18,6 +19,7 @@ from legion_p2p.store.checkpoints import (
     get_shard,
     get_shards,
     get_spec,
+    prune,
     put_base,
     put_node,
     put_update,
@@ -110,6 +112,21 @@ def test_manifests_are_found_the_newest_first_and_forged_ones_are_not(store: Blo
     assert list(find_manifests(store)) == [second, first]
     with pytest.raises(SignatureError):
         get_manifest(store, forged)
+
+
+def test_pruning_keeps_what_the_policy_says_and_other_runs(store: BlockStore) -> None:
+    run, root = checkpointed(store)
+    roots = {10: root}
+    for step in (20, 30, 40, 50):
+        run.update(store, 0)
+        roots[step] = run.publish(store, step, str(roots[step - 10]))
+    _, others_root = checkpointed(store, shard_elements=900)
+
+    n_blocks, n_bytes = prune(store, Cid.of(run.signed.spec), parse_keep("last=1,every=40"))
+
+    assert set(store.pins()) == {roots[10], roots[40], roots[50], others_root}
+    assert n_blocks == 4 and n_bytes > 0  # two manifests, and the states of shard 0 that only they had
+    assert all(missing_of(store, cid) == [] for cid in store.pins())
 
 
 def test_parts_that_do_not_fit_together_are_refused(store: BlockStore) -> None:
