@@ -341,13 +341,15 @@ class BlockStore:
         return draft
 
     def _set_aside(self, cid: Cid) -> None:
-        where, moved_to = self._path_of(cid), self.path / "corrupt" / str(cid)
+        where = self._path_of(cid)
         if not self.read_only:
+            moved_to = self.path / "corrupt" / where.name
             with contextlib.suppress(OSError), self._mutex:
                 size = where.stat().st_size
                 os.replace(where, moved_to)
                 self._used_bytes -= size
-        self._on_corrupt(cid, moved_to)
+                where = moved_to
+        self._on_corrupt(cid, where)
 
     def _make(self) -> None:
         header = self.path / "STORE"
