@@ -71,9 +71,11 @@ METHODS = {
     "synchronous": Method(3e-3),
     "local-sgd": Method(3e-3, local_steps=50, ramp_steps=200),
     "diloco": Method(3e-3, local_steps=50, ramp_steps=200, outer="nesterov", outer_lr=0.7, outer_momentum=0.5),
-    "adamw-top128": Method(9e-3, local_steps=5, push="topk128-2bit", update="topk512-4bit"),
-    "muon-synchronous": Method(12e-3, inner="muon"),
-    "muon-top512": Method(20e-3, inner="muon", local_steps=5, push="topk512-2bit", update="topk1024-4bit"),
+    "adamw-top128": Method(9e-3, local_steps=5, push="topk128-2bit", update="topk512-2bit"),
+    "muon-synchronous": Method(12e-3, "muon"),
+    "muon-top512": Method(20e-3, "muon", 5, "topk512-2bit", "topk1024-4bit", 0.95),
+    "muon-top512-lean": Method(20e-3, "muon", 5, "topk512-2bit", "topk512-2bit", 0.95),
+    "muon-top128": Method(20e-3, "muon", 5, "topk128-2bit", "topk512-2bit", 0.95),
 }
 
 
@@ -215,11 +217,11 @@ def key(name, args, seed):
 
 
 def summarize(runs, args):
-    """One row for each method of which there are all runs asked for."""
+    """One row for each method: of the seeds asked for, those that have been run."""
     rows = []
     for name in args.methods:
         mine = [runs[key(name, args, seed)] for seed in args.seeds if key(name, args, seed) in runs]
-        if len(mine) < len(args.seeds):
+        if not mine:
             continue
         losses = [run["validation"] for run in mine]
         rows.append(
@@ -227,6 +229,7 @@ def summarize(runs, args):
                 "method": name,
                 "validation": statistics.fmean(losses),
                 "spread": max(losses) - min(losses),
+                "n": len(losses),
                 "push": mine[0]["push_bytes_per_token"],
                 "update": mine[0]["update_bytes_per_token"],
             }
@@ -239,15 +242,15 @@ def table(rows, args):
     reference = next((row["validation"] for row in rows if row["method"] == REFERENCE), math.nan)
     muon = next((row["validation"] for row in rows if row["method"] == "muon-" + REFERENCE), math.nan)
     lines = [
-        "| method | validation | spread | to AdamW | to Muon | pushed bytes/token | less | with updates | less |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| method | runs | validation | spread | to AdamW | to Muon | pushed bytes/token | less | with updates | less |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         both = row["push"] + row["update"]
         lines.append(
-            f"| {row['method']} | {row['validation']:.4f} | {row['spread']:.4f} | {percent(row['validation'], reference)} "
-            f"| {percent(row['validation'], muon)} | {row['push']:.4g} | {dense / row['push']:.3g}x | {both:.4g} "
-            f"| {2 * dense / both:.3g}x |"
+            f"| {row['method']} | {row['n']} | {row['validation']:.4f} | {row['spread']:.4f} "
+            f"| {percent(row['validation'], reference)} | {percent(row['validation'], muon)} "
+            f"| {row['push']:.4g} | {dense / row['push']:.3g}x | {both:.4g} | {2 * dense / both:.3g}x |"
         )
     return "\n".join(lines)
 
@@ -264,7 +267,7 @@ def draw(runs, args, path):
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), dpi=140)
     for row in summarize(runs, args):
-        curve = runs[key(row["method"], args, args.seeds[0])]["curve"]
+        curve = next(runs[k] for seed in args.seeds if (k := key(row["method"], args, seed)) in runs)["curve"]
         (line,) = left.plot(*zip(*curve, strict=True), label=row["method"])
         right.plot(row["push"] + row["update"], row["validation"], "o", color=line.get_color())
         right.annotate(
@@ -288,8 +291,9 @@ $ {command}
 
 {machine}.
 GPT of 252,384 parameters on the Python standard library's source, {workers} workers on disjoint quarters of it,
-{batch} windows of 64 bytes per worker and step, {steps} steps. Validation loss in nats per byte, the mean of seeds {seeds};
-spread is between the best and the worst. To AdamW, to Muon: how far the loss is above that of synchronous training with it.
+{batch} windows of 64 bytes per worker and step, {steps} steps. Validation loss in nats per byte, the mean over seeds {seeds}
+(the first of them, where there are fewer runs); spread is between the best and the worst. To AdamW, to Muon: how far the loss is
+above that of synchronous training with it.
 Bytes are those of encoded bodies, per token that a worker trains: pushed by one worker, and with the updates that it receives;
 less than fp32 each step, one way and both ways.
 
