@@ -220,18 +220,19 @@ def summarize(runs, args):
     """One row for each method: of the seeds asked for, those that have been run."""
     rows = []
     for name in args.methods:
-        mine = [runs[key(name, args, seed)] for seed in args.seeds if key(name, args, seed) in runs]
+        mine = {seed: runs[key(name, args, seed)] for seed in args.seeds if key(name, args, seed) in runs}
         if not mine:
             continue
-        losses = [run["validation"] for run in mine]
+        losses = {seed: run["validation"] for seed, run in mine.items()}
+        first = next(iter(mine.values()))
         rows.append(
             {
                 "method": name,
-                "validation": statistics.fmean(losses),
-                "spread": max(losses) - min(losses),
-                "n": len(losses),
-                "push": mine[0]["push_bytes_per_token"],
-                "update": mine[0]["update_bytes_per_token"],
+                "losses": losses,
+                "validation": statistics.fmean(losses.values()),
+                "spread": max(losses.values()) - min(losses.values()),
+                "push": first["push_bytes_per_token"],
+                "update": first["update_bytes_per_token"],
             }
         )
     return rows
@@ -239,8 +240,8 @@ def summarize(runs, args):
 
 def table(rows, args):
     dense = 4 * 252_384 / (args.batch * 64)
-    reference = next((row["validation"] for row in rows if row["method"] == REFERENCE), math.nan)
-    muon = next((row["validation"] for row in rows if row["method"] == "muon-" + REFERENCE), math.nan)
+    losses = {row["method"]: row["losses"] for row in rows}
+    adamw, muon = losses.get(REFERENCE, {}), losses.get("muon-" + REFERENCE, {})
     lines = [
         "| method | runs | validation | spread | to AdamW | to Muon | pushed bytes/token | less | with updates | less |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -248,15 +249,19 @@ def table(rows, args):
     for row in rows:
         both = row["push"] + row["update"]
         lines.append(
-            f"| {row['method']} | {row['n']} | {row['validation']:.4f} | {row['spread']:.4f} "
-            f"| {percent(row['validation'], reference)} | {percent(row['validation'], muon)} "
+            f"| {row['method']} | {len(row['losses'])} | {row['validation']:.4f} | {row['spread']:.4f} "
+            f"| {percent(row['losses'], adamw)} | {percent(row['losses'], muon)} "
             f"| {row['push']:.4g} | {dense / row['push']:.3g}x | {both:.4g} | {2 * dense / both:.3g}x |"
         )
     return "\n".join(lines)
 
 
-def percent(loss, reference):
-    return "" if math.isnan(reference) else f"{100 * (loss / reference - 1):+.1f} %"
+def percent(losses, reference):
+    """How far above, over the seeds that both have."""
+    common = losses.keys() & reference.keys()
+    if not common:
+        return ""
+    return f"{100 * (sum(losses[seed] for seed in common) / sum(reference[seed] for seed in common) - 1):+.1f} %"
 
 
 def draw(runs, args, path):
@@ -293,7 +298,7 @@ $ {command}
 GPT of 252,384 parameters on the Python standard library's source, {workers} workers on disjoint quarters of it,
 {batch} windows of 64 bytes per worker and step, {steps} steps. Validation loss in nats per byte, the mean over seeds {seeds}
 (the first of them, where there are fewer runs); spread is between the best and the worst. To AdamW, to Muon: how far the loss is
-above that of synchronous training with it.
+above that of synchronous training with it, for the same seeds.
 Bytes are those of encoded bodies, per token that a worker trains: pushed by one worker, and with the updates that it receives;
 less than fp32 each step, one way and both ways.
 
