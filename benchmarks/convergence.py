@@ -50,7 +50,7 @@ REFERENCE = "synchronous"
 
 @dataclass(frozen=True)
 class Method:
-    """Rates are those that were best of a sweep for this method, model, text and number of steps."""
+    """Rates are the best of a sweep with seed 0, sparse methods with the update sent as it is; local SGD and DiLoCo have AdamW's."""
 
     lr: float
     inner: str = "adamw"
@@ -312,7 +312,8 @@ small batches, the rest from compressing the update; what pushes leave out costs
 twice the synchronous rate with Muon, and three times with AdamW. What was tried and lost is in docs/LOG.md.
 """
 SETTINGS = """
-Settings: each method's rate is the best of a sweep.
+Settings. Rates are the best of a sweep with seed 0, in which sparse methods had the update sent as it is; local SGD and DiLoCo
+were not swept and have that of synchronous AdamW.
 
 | method | {columns} |
 |---|{bars}
