@@ -50,7 +50,7 @@ REFERENCE = "synchronous"
 
 @dataclass(frozen=True)
 class Method:
-    """Rates are the best of a sweep with seed 0, sparse methods with the update sent as it is; local SGD and DiLoCo have AdamW's."""
+    """How workers train and exchange. The record says where the rates come from."""
 
     lr: float
     inner: str = "adamw"
