@@ -20,7 +20,7 @@ import platform
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -213,9 +213,8 @@ def train(method, texts, n_steps, batch, seed):
             break
         warming_up = any(getattr(worker.optimizer, "warming_up", False) for worker in workers)
         ramp = step < method.ramp_steps or warming_up
-        if method.local_steps and (
-            step + 1 - pushed_at >= (min(5, method.local_steps) if ramp else method.local_steps) or step + 1 == n_steps
-        ):
+        local_steps = min(5, method.local_steps) if ramp else method.local_steps
+        if local_steps and (step + 1 - pushed_at >= local_steps or step + 1 == n_steps):
             swarm.exchange(dense=ramp)
             pushed_at = step + 1
         if pushed_at in (0, step + 1) and len(curve) < CURVE_POINTS * (step + 1) // n_steps:
@@ -232,7 +231,7 @@ def train(method, texts, n_steps, batch, seed):
 
 
 def key(name, args, seed):
-    return f"{name} {json.dumps(asdict(METHODS[name]), sort_keys=True)} steps={args.steps} batch={args.batch} seed={seed}"
+    return f"{name} {json.dumps(asdict(args.of[name]), sort_keys=True)} steps={args.steps} batch={args.batch} seed={seed}"
 
 
 def summarize(runs, args):
@@ -354,7 +353,7 @@ def record(rows, args):
     fields = list(asdict(METHODS[REFERENCE]))
     text += SETTINGS.format(columns=" | ".join(field.replace("_", " ") for field in fields), bars="---|" * len(fields))
     for row in rows:
-        values = asdict(METHODS[row["method"]])
+        values = asdict(args.of[row["method"]])
         text += f"| {row['method']} | " + " | ".join(str(values[field]) for field in fields) + " |\n"
     args.out.with_suffix(".md").write_text(text)
 
@@ -365,8 +364,10 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=4, help="windows per worker and step")
+    parser.add_argument("--lr", type=float, help="another rate for all of the methods, to sweep it")
     parser.add_argument("--out", type=Path, default=Path("convergence"), help="written: OUT.json, .png, and .md")
     args = parser.parse_args()
+    args.of = {name: replace(method, lr=args.lr or method.lr) for name, method in METHODS.items()}
     args.command = " ".join(["python", "benchmarks/convergence.py", *sys.argv[1:]])
     torch.set_num_threads(1)
 
@@ -377,7 +378,7 @@ def main() -> int:
         for name in args.methods:
             if key(name, args, seed) in runs:
                 continue
-            run = train(METHODS[name], texts, args.steps, args.batch, seed)
+            run = train(args.of[name], texts, args.steps, args.batch, seed)
             runs[key(name, args, seed)] = run
             kept.write_text(json.dumps(runs))
             print(f"{name} seed {seed}: {run['validation']:.4f}, {run['cpu_s']} s", file=sys.stderr, flush=True)
