@@ -1,13 +1,13 @@
 """legion-ctl plan: what a run would take of its peers, before there is any."""
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from cyclopts import Parameter
 
 from legion_p2p.cli.common import DONE, at_least, checked
-from legion_p2p.core.run import InnerSpec, RoundSpec
+from legion_p2p.core.run import InnerSpec, RoundSpec, RunSpec
 from legion_p2p.core.units import parse_duration, parse_rate
 from legion_p2p.errors import CodecError, ConfigError, UsageError
 
@@ -76,7 +76,8 @@ def plan(
 
     config = model_named(model)
     tokens = tokens_per_step or InnerSpec().batch * config.context
-    numel, spec = _spec(config, codec, update_codec, local_steps, max_local_steps)
+    spec = _spec(config, codec, update_codec or codec, local_steps, max_local_steps)
+    numel = sum(p.numel for p in spec.params)
     made = forecast(
         spec,
         peers,
@@ -105,16 +106,13 @@ def model_named(text: str) -> "GPTConfig":
     return of_size(n_params)
 
 
-def _spec(config: "GPTConfig", codecs: tuple[str, ...], updates: tuple[str, ...], steps: int, most: int) -> Any:
-    from legion_p2p.core.run import RunSpec
+def _spec(config: "GPTConfig", codecs: tuple[str, ...], updates: tuple[str, ...], steps: int, most: int) -> RunSpec:
     from legion_p2p.tensor import codec
     from legion_p2p.train.gpt import shapes_of
 
     pushes = codecs or (RoundSpec().push_codec,)
-    updates = updates or pushes
+    updates = updates or (RoundSpec().update_codec,)
     try:
-        for name in (*pushes, *updates):
-            codec.get(name)
         rounds = msgspec.convert(
             {
                 "local_steps": steps, "max_local_steps": most, "push_codec": pushes[0], "push_codecs": pushes[1:],
@@ -122,12 +120,13 @@ def _spec(config: "GPTConfig", codecs: tuple[str, ...], updates: tuple[str, ...]
             },
             RoundSpec,
         )  # fmt: skip
+        for name in rounds.codecs():
+            codec.get(name)
     except CodecError as bad:
         raise ConfigError(f"--codec, --update-codec: {bad}") from bad
     except msgspec.ValidationError as bad:
         raise ConfigError(str(bad)) from bad
-    params = shapes_of(config)
-    return sum(p.numel for p in params), RunSpec("plan", "", params, rounds, model=msgspec.to_builtins(config))
+    return RunSpec("plan", "", shapes_of(config), rounds, model=msgspec.to_builtins(config))
 
 
 def _show(made: "Forecast", model: str, as_json: bool) -> None:

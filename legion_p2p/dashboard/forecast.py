@@ -23,10 +23,10 @@ def render_forecast(made: "Forecast", model: str, *, width: int = 80, ascii_only
     parts: list[RenderableType] = [*_facts(made, model, width), Text("")]
     if made.adapted != made.founded:
         parts += [line("as the run begins", width=width, style="bold"), _table(made.founded, width, ascii_only), Text("")]
-        parts.append(line("as peers adapt to their connection, within what the run allows", width=width, style="bold"))
+        parts.append(line("as peers adapt, within what the run allows", width=width, style="bold"))
     parts += [_table(made.adapted, width, ascii_only), Text("")]
     for warning in made.warnings:
-        parts += _wrapped(f"! {warning}", width, "yellow")
+        parts += _wrapped(f"! {warning}", width, "yellow", indent="  ")
     parts += _wrapped(NOT_COUNTED, width, "dim")
     return Group(*parts)
 
@@ -45,16 +45,20 @@ def _facts(made: "Forecast", model: str, width: int) -> list[Text]:
         ("announcing", f"{human.bytes_text(made.announcement_bytes)} each; to hear all others takes "
                        f"{human.rate_text(made.announcements_bps)} or more"),
     ]  # fmt: skip
-    return [line(Text.assemble((f"{name:<12}", "bold"), value), width=width) for name, value in facts]
+    lines: list[Text] = []
+    for name, value in facts:
+        first, *more = textwrap.wrap(value, max(20, width - 12))
+        lines += [Text.assemble((f"{name:<12}", "bold"), first), *(Text(" " * 12 + text) for text in more)]
+    return lines
 
 
 def _table(costs: Sequence["RoundCost"], width: int, ascii_only: bool) -> Table:
     """A row for each figure; a column for each of the three peers."""
-    names = ("owns fewest", "on average", "owns most")
+    names = (("owns fewest", 2), ("on average", 0), ("owns most", 1))
     rows = list(zip(*map(_cells, costs), strict=True))
     columns = [
         Column("one round of a peer", lambda row: row[0][0], 0, right=False, max_chars=40),
-        *(Column(name, lambda row, i=i: row[i][1], 0, min_chars=12, max_chars=20) for i, name in enumerate(names)),
+        *(Column(name, lambda row, i=i: row[i][1], rank, min_chars=12, max_chars=20) for i, (name, rank) in enumerate(names)),
     ]
     return fit_table(columns, rows, width, ascii_only=ascii_only)
 
@@ -77,6 +81,6 @@ def _cells(cost: "RoundCost") -> list[tuple[str, str]]:
     ]
 
 
-def _wrapped(text: str, width: int, style: str) -> list[Text]:
+def _wrapped(text: str, width: int, style: str, indent: str = "") -> list[Text]:
     width = min(max(20, width), MAX_TEXT_CHARS)
-    return [Text(piece, style=style, no_wrap=True) for piece in textwrap.wrap(text, width, subsequent_indent="  ")]
+    return [Text(piece, style=style, no_wrap=True) for piece in textwrap.wrap(text, width, subsequent_indent=indent)]

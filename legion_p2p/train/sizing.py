@@ -102,7 +102,7 @@ class RoundCost(msgspec.Struct, frozen=True):
 
 
 class Forecast(msgspec.Struct, frozen=True):
-    """What a run would take. Three peers are looked at: those that own least, the mean, and most."""
+    """What a run would take. Three peers are looked at: the one that owns fewest shards, the mean one, the one that owns most."""
 
     n_params: int
     n_shards: int

@@ -1,8 +1,10 @@
 """legion-ctl plan: what it takes, what it shows, what it refuses; and the plan of legion-peer --dry-run."""
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 from legion_p2p.cli import ctl
 from legion_p2p.cli.common import run_app
@@ -11,8 +13,15 @@ from legion_p2p.core.run import RoundSpec
 from legion_p2p.dashboard.forecast import render_forecast
 from legion_p2p.observe import human
 from legion_p2p.peer import plan_job
-from legion_p2p.train.sizing import Connection, forecast
+from legion_p2p.train.sizing import Connection, Forecast, forecast
 from legion_p2p.train.trainer import described
+
+
+def shown(made: Forecast, width: int) -> str:
+    console = Console(width=width, file=io.StringIO())
+    console.print(render_forecast(made, "xxs", width=width))
+    return console.file.getvalue()
+
 
 WORDS = ["plan", "--model", "124m", "--peers", "10", "--up", "10mbit"]
 
@@ -53,13 +62,18 @@ def test_where_nothing_adapts_there_is_one_table() -> None:
     spec = described(NewRun("one", preset="xxs", round=RoundSpec(push_codec="int8", update_codec="int8")))
     made = forecast(spec, 4, Connection(1e9, 1e9, 0.01), 1.0, 256)
 
-    from rich.console import Console
-
-    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(render_forecast(made, "xxs", width=80))
-    text = console.export_text()
+    text = shown(made, 80)
 
     assert "as peers adapt" not in text and text.count("shards owned") == 1
+
+
+def test_on_a_narrow_terminal_the_mean_peer_stays_and_nothing_is_cut_off() -> None:
+    spec = described(NewRun("one", preset="xxs", round=RoundSpec(push_codec="topk64-2bit", update_codec="topk64-2bit")))
+
+    text = shown(forecast(spec, 4, Connection(1e6, 1e6, 0.01), 1.0, 256), 42)
+
+    assert max(map(len, text.splitlines())) <= 42
+    assert "on average" in text and "owns most" not in text and "topk64-2bit" in text and "cent)." in text
 
 
 @pytest.mark.parametrize(
