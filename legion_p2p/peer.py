@@ -21,6 +21,7 @@ from legion_p2p.core.caps import parse_caps
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.link import NO_LINK
 from legion_p2p.core.plan import ParamSpec
+from legion_p2p.core.presets import LINKS, Links
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.run import RoundSpec, RunName, RunSpec
 from legion_p2p.core.units import parse_rate
@@ -150,6 +151,8 @@ class Optimizer(SwarmOptimizer):
         run: name or id of the run.
         initial_peers: addresses of any peers or bootstrap nodes, or "@file".
         new_run: found the run. An existing one of that name is an error.
+        links: what the connections of a new run's members carry ("lan", "fibre", "cable", "dsl"): chooses local_steps, codecs and
+            the rest as was measured to be best there, with Muon inside (`MuonAdamW.of(model)`). None: int8, which suits any.
         tokens_per_step: weight of one local step relative to those of other members, such as tokens in a batch.
         upload_limit, download_limit, quiet_hours, netem: limits on this peer's traffic, and a link to emulate; see `open_peer`.
         local_steps, synchronous, push_codec, update_codec, ...: fields of RoundSpec. Who founds a run chooses them; for who
@@ -167,6 +170,7 @@ class Optimizer(SwarmOptimizer):
         run: str,
         initial_peers: Iterable[str] = (),
         new_run: bool | None = None,
+        links: Links | None = None,
         tokens_per_step: int = 1,
         identity: str | Identity | None = None,
         listen: Sequence[str] = DEFAULT_LISTEN,
@@ -188,7 +192,7 @@ class Optimizer(SwarmOptimizer):
         initial_peers = (initial_peers,) if isinstance(initial_peers, str) else tuple(initial_peers)
         if not initial_peers and not new_run:
             raise UsageError("no initial_peers to find the run through; new_run=True founds it")
-        wanted = convert(round_fields, RoundSpec)
+        wanted = convert({**(LINKS[_known_links(links)]["round"] if links else {}), **round_fields}, RoundSpec)
         founding = None
         if new_run:
             spec = RunSpec(name=convert_name(run), founder="", params=params, round=wanted, seed=seed)
@@ -221,6 +225,12 @@ class Optimizer(SwarmOptimizer):
         except BaseException:
             thread.close()
             raise
+
+
+def _known_links(links: str) -> str:
+    if links not in LINKS:
+        raise UsageError(f"links {links!r}, known are {', '.join(LINKS)}")
+    return links
 
 
 def average(

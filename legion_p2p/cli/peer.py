@@ -27,8 +27,9 @@ from legion_p2p.cli.common import (
     make_app,
     run_and_exit,
 )
-from legion_p2p.config import DEFAULT_LISTEN, Job, NewRun, convert, read_toml
+from legion_p2p.config import DEFAULT_LISTEN, Job, NewRun, convert, new_run_of, read_new_run, read_toml
 from legion_p2p.core.caps import parse_quiet_hours
+from legion_p2p.core.presets import Links
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.run import InnerOptimizer
 from legion_p2p.core.units import parse_rate
@@ -72,17 +73,19 @@ class RunOptions:
 class NewRunOptions:
     preset: Annotated[str | None, Parameter(metavar="SIZE")] = None
     """Size of the built-in GPT: xxs, s, m, ... gpt2. [default: s]"""
+    links: Annotated[Links | None, Parameter()] = None
+    """What members' connections carry; chooses what is not said below: see --dry-run. [default: cable]"""
     local_steps: Annotated[int | None, Parameter(validator=at_least(1))] = None
-    """Steps between two averaging rounds for a peer of median speed. [default: 10]"""
+    """Steps between two averaging rounds for a peer of median speed."""
     codec: Annotated[str | None, Parameter(metavar="NAME")] = None
     """How changes are compressed on their way: fp32, fp16, bf16; int8, int4, int3, int2; gauss4, gauss3, gauss2, sign; or, far
-    smaller, the largest few, as topk64-2bit or any other topk<k>-<bits>bit. [default: int8]"""
+    smaller, the largest few, as topk64-2bit or any other topk<k>-<bits>bit."""
     update_codec: Annotated[str | None, Parameter(metavar="NAME")] = None
     """The same for what comes back from owners to all members. [default: that of --codec]"""
     optimizer: Annotated[InnerOptimizer | None, Parameter()] = None
-    """What makes the local steps. [default: adamw]"""
+    """What makes the local steps."""
     learning_rate: Annotated[float | None, Parameter(alias="--lr", validator=at_least(0))] = None
-    """Of the local optimizer. [default: 0.003]"""
+    """Of the local optimizer."""
     batch: Annotated[int | None, Parameter(validator=at_least(1))] = None
     """Windows per step. [default: 4]"""
 
@@ -214,7 +217,8 @@ def _check_joining(which: RunOptions, new: NewRunOptions) -> None:
 
 def _new_run(which: RunOptions, new: NewRunOptions, training: TrainOptions) -> NewRun:
     if which.new_run.endswith(".toml"):
-        data = msgspec.to_builtins(read_toml(which.new_run, NewRun))
+        read_new_run(which.new_run)  # complaints about the file should name the file
+        data = {"round": {}, "inner": {}} | read_toml(which.new_run, dict)
     else:
         data = {"name": which.new_run, "seed": training.seed, "round": {}, "inner": {}}
         if training.data:
@@ -222,12 +226,16 @@ def _new_run(which: RunOptions, new: NewRunOptions, training: TrainOptions) -> N
             data["data"] = Path(training.data).resolve().name if Path(training.data).exists() else training.data
     if which.run and which.run != data["name"]:
         raise UsageError(f"--run {which.run} joins a run, --new-run founds one named {data['name']}: give one of them")
+    only = None if new.codec is None else ()
     settings = (
         (data, "preset", new.preset),
+        (data, "links", new.links),
         (data["round"], "local_steps", new.local_steps),
         (data["round"], "push_codec", new.codec),
         (data["round"], "update_codec", new.codec),
         (data["round"], "update_codec", new.update_codec),
+        (data["round"], "push_codecs", only),
+        (data["round"], "update_codecs", () if new.update_codec else only),
         (data["inner"], "optimizer", new.optimizer),
         (data["inner"], "learning_rate", new.learning_rate),
         (data["inner"], "batch", new.batch),
@@ -236,7 +244,7 @@ def _new_run(which: RunOptions, new: NewRunOptions, training: TrainOptions) -> N
         if value is not None:
             where[key] = value
     try:
-        return convert(data, NewRun)
+        return new_run_of(data)
     except ConfigError as bad:
         raise ConfigError(f"--new-run {which.new_run}: {bad}") from bad
 

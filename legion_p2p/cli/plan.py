@@ -1,13 +1,15 @@
 """legion-ctl plan: what a run would take of its peers, before there is any."""
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from cyclopts import Parameter
 
 from legion_p2p.cli.common import DONE, at_least, checked
-from legion_p2p.core.run import InnerSpec, RoundSpec, RunSpec
+from legion_p2p.config import new_run_of
+from legion_p2p.core.presets import DEFAULT_LINKS, Links
+from legion_p2p.core.run import InnerSpec, RunSpec
 from legion_p2p.core.units import parse_duration, parse_rate
 from legion_p2p.errors import CodecError, ConfigError, UsageError
 
@@ -30,10 +32,11 @@ def plan(
     up: Annotated[str, Parameter(converter=checked(parse_rate), metavar="RATE")],
     down: Annotated[str, Parameter(converter=checked(parse_rate), metavar="RATE")] = "",
     rtt: Annotated[str, Parameter(converter=checked(parse_duration), metavar="TIME")] = "50ms",
+    links: Annotated[Links, Parameter()] = DEFAULT_LINKS,
     codec: Annotated[tuple[str, ...], _MANY, Parameter(metavar="NAME...")] = (),
     update_codec: Annotated[tuple[str, ...], _MANY, Parameter(metavar="NAME...")] = (),
-    local_steps: Annotated[int, Parameter(validator=at_least(1))] = RoundSpec().local_steps,
-    max_local_steps: Annotated[int, Parameter(validator=at_least(1))] = RoundSpec().max_local_steps,
+    local_steps: Annotated[int | None, Parameter(validator=at_least(1))] = None,
+    max_local_steps: Annotated[int | None, Parameter(validator=at_least(1))] = None,
     step_s: Annotated[float | None, Parameter(validator=at_least(1e-6))] = None,
     tokens_per_step: Annotated[int | None, Parameter(validator=at_least(1))] = None,
     tflops: Annotated[float, Parameter(validator=at_least(1e-6))] = 20.0,
@@ -55,10 +58,12 @@ def plan(
         What each can receive. [default: as --up]
     rtt
         Round trip between two of them.
+    links
+        As of legion-peer: chooses codecs and local steps where the options below do not.
     codec
-        Codec of what members push; further ones are those that a peer may use instead, as its connection allows. [default: int8]
+        Codec of what members push; further ones are those that a peer may use instead, as its connection allows.
     update_codec
-        The same of what owners send to all. [default: as --codec]
+        The same of what owners send to all. [default: as --codec, where that is given]
     local_steps
         Steps between two averaging rounds.
     max_local_steps
@@ -76,7 +81,13 @@ def plan(
 
     config = model_named(model)
     tokens = tokens_per_step or InnerSpec().batch * config.context
-    spec = _spec(config, codec, update_codec or codec, local_steps, max_local_steps)
+    rounds: dict[str, Any] = {}
+    for kind, codecs in (("push", codec), ("update", update_codec or codec)):
+        if codecs:
+            rounds |= {f"{kind}_codec": codecs[0], f"{kind}_codecs": codecs[1:]}
+    rounds |= {"local_steps": local_steps} if local_steps else {}
+    rounds |= {"max_local_steps": max_local_steps} if max_local_steps else {}
+    spec = _spec(config, links, rounds)
     numel = sum(p.numel for p in spec.params)
     made = forecast(
         spec,
@@ -106,27 +117,18 @@ def model_named(text: str) -> "GPTConfig":
     return of_size(n_params)
 
 
-def _spec(config: "GPTConfig", codecs: tuple[str, ...], updates: tuple[str, ...], steps: int, most: int) -> RunSpec:
+def _spec(config: "GPTConfig", links: Links, rounds: dict[str, Any]) -> RunSpec:
+    """A run as `legion-peer` would found it. Raises: ConfigError."""
     from legion_p2p.tensor import codec
     from legion_p2p.train.gpt import shapes_of
 
-    pushes = codecs or (RoundSpec().push_codec,)
-    updates = updates or (RoundSpec().update_codec,)
+    new_run = new_run_of({"name": "plan", "links": links, "round": rounds})
     try:
-        rounds = msgspec.convert(
-            {
-                "local_steps": steps, "max_local_steps": most, "push_codec": pushes[0], "push_codecs": pushes[1:],
-                "update_codec": updates[0], "update_codecs": updates[1:],
-            },
-            RoundSpec,
-        )  # fmt: skip
-        for name in rounds.codecs():
+        for name in new_run.round.codecs():
             codec.get(name)
     except CodecError as bad:
         raise ConfigError(f"--codec, --update-codec: {bad}") from bad
-    except msgspec.ValidationError as bad:
-        raise ConfigError(str(bad)) from bad
-    return RunSpec("plan", "", shapes_of(config), rounds, model=msgspec.to_builtins(config))
+    return RunSpec("plan", "", shapes_of(config), new_run.round, new_run.inner, msgspec.to_builtins(config))
 
 
 def _show(made: "Forecast", model: str, as_json: bool) -> None:

@@ -17,8 +17,9 @@ import pytest
 
 from legion_p2p.cli import peer as cli
 from legion_p2p.cli.common import exit_code_of, run_app
-from legion_p2p.config import DEFAULT_LISTEN, NewRun
+from legion_p2p.config import DEFAULT_LISTEN, new_run_of
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.run import InnerSpec
 from legion_p2p.errors import (
     ConfigError,
     JoinError,
@@ -197,9 +198,23 @@ def test_a_run_is_founded_from_a_file_and_flags_win_over_it(job_of, tmp_path):
 def test_a_run_is_founded_from_flags_alone(job_of, tmp_path):
     job = job_of("--new-run", "mine", "--preset", "xxs", "--seed", "5", "--data", str(tmp_path))
 
-    assert job.new_run == NewRun("mine", preset="xxs", seed=5, data=tmp_path.name)  # the path itself means nothing to others
+    # the path itself means nothing to others
+    assert job.new_run == new_run_of({"name": "mine", "preset": "xxs", "seed": 5, "data": tmp_path.name})
     assert job.data == str(tmp_path)
-    assert job_of("--run", "mine", "--new-run", "mine").new_run == NewRun("mine")
+    assert job_of("--run", "mine", "--new-run", "mine").new_run == new_run_of({"name": "mine"})
+
+
+def test_what_is_not_said_of_a_new_run_follows_from_the_links_of_its_members(job_of, tmp_path):
+    cable, lan = (job_of("--new-run", "mine", "--links", links).new_run for links in ("cable", "lan"))
+    assert cable.round.push_codec.startswith("topk") and lan.round.push_codec == "int8"
+    assert cable.inner.optimizer == lan.inner.optimizer == "muon"
+
+    spec = tmp_path / "spec.toml"
+    spec.write_text('name = "stories"\nlinks = "dsl"\n[round]\nlocal_steps = 40\n[inner]\noptimizer = "adamw"\n')
+    mixed = job_of("--new-run", str(spec), "--codec", "fp16").new_run
+    assert (mixed.round.local_steps, mixed.round.push_codec, mixed.round.push_codecs) == (40, "fp16", ())
+    assert mixed.round.feedback_decay == 0.95
+    assert mixed.inner == InnerSpec()  # the rate of another optimizer is not taken
 
 
 def test_flags_win_over_variables_and_variables_over_the_file(job_of, tmp_path, monkeypatch):

@@ -32,7 +32,20 @@ def planned(capsys, *more: str) -> dict:
 
 
 def test_it_says_bytes_seconds_and_shares(capsys) -> None:
-    record = planned(capsys, "--down", "100mbit", "--codec", "int8", "topk64-2bit", "--tokens-per-step", "1000", "--step-s", "2")
+    record = planned(
+        capsys,
+        "--down",
+        "100mbit",
+        "--codec",
+        "int8",
+        "topk64-2bit",
+        "--local-steps",
+        "10",
+        "--tokens-per-step",
+        "1000",
+        "--step-s",
+        "2",
+    )
 
     mean = record["founded"][1]
     assert (record["n_members"], record["step_s"], record["tokens_per_step"]) == (10, 2.0, 1000)
@@ -40,6 +53,15 @@ def test_it_says_bytes_seconds_and_shares(capsys) -> None:
     assert mean["sync_s"] == pytest.approx(8 * mean["traffic"]["sent_bytes"] / 10e6 + 0.05)
     assert mean["sync_share"] == pytest.approx(mean["sync_s"] / (mean["sync_s"] + 20))
     assert record["adapted"][1]["push_codec"] == record["adapted"][1]["update_codec"] == "topk64-2bit"
+
+
+def test_codecs_and_local_steps_are_those_of_a_new_run_unless_they_are_given(capsys) -> None:
+    by_links, given = (
+        planned(capsys, "--links", "lan", *more)["founded"][1] for more in ([], ["--local-steps", "7", "--update-codec", "int4"])
+    )
+
+    assert [by_links[key] for key in ("push_codec", "update_codec", "local_steps")] == ["int8", "int8", 2]
+    assert [given[key] for key in ("push_codec", "update_codec", "local_steps")] == ["int8", "int4", 7]
 
 
 def test_without_seconds_of_a_step_they_follow_from_the_arithmetic(capsys) -> None:
