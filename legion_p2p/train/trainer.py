@@ -20,7 +20,7 @@ from legion_p2p.core.chunks import ChunkLedger
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, ParamSpec
 from legion_p2p.core.run import InnerSpec, RunSpec
-from legion_p2p.errors import ClosedError, ConfigError, DecodeError, MisfitError, StoreError, UsageError
+from legion_p2p.errors import ClosedError, CodecError, ConfigError, DecodeError, MisfitError, StoreError, UsageError
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.metrics import JOIN_WITH, JsonlSink
 from legion_p2p.observe.status import Status
@@ -123,7 +123,7 @@ def model_of(spec: RunSpec) -> GPTConfig:
 
 
 def described(new_run: NewRun) -> RunSpec:
-    """The specification of a run to found, its founder not yet filled in. Raises: ConfigError, CodecError."""
+    """The specification of a run to found, its founder not yet filled in. Raises: ConfigError."""
     config = msgspec.convert({**msgspec.to_builtins(preset(new_run.preset)), **new_run.model}, GPTConfig)
     spec = RunSpec(
         name=new_run.name,
@@ -135,14 +135,17 @@ def described(new_run: NewRun) -> RunSpec:
         data=new_run.data,
         seed=new_run.seed,
     )
-    for name in spec.round.codecs():
-        codec.get(name)
+    try:
+        for name in spec.round.codecs():
+            codec.get(name)
+    except CodecError as bad:
+        raise ConfigError(str(bad)) from bad
     spec.plan()
     return spec
 
 
 def spec_of(new_run: NewRun) -> tuple[RunSpec, GPT]:
-    """The specification of a run to found, and its model as it starts. Raises: ConfigError, CodecError."""
+    """The specification of a run to found, and its model as it starts. Raises: ConfigError."""
     spec = described(new_run)
     return spec, GPT(msgspec.convert(spec.model, GPTConfig), torch.Generator().manual_seed(new_run.seed))
 

@@ -11,6 +11,7 @@ from legion_p2p.cli.common import run_app
 from legion_p2p.config import Job, NewRun
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.dashboard.forecast import render_forecast
+from legion_p2p.errors import ConfigError
 from legion_p2p.observe import human
 from legion_p2p.peer import plan_job
 from legion_p2p.train.sizing import Connection, Forecast, forecast
@@ -121,6 +122,11 @@ def test_what_makes_no_sense_is_refused(words: list[str], told: str, capsys) -> 
     code = run_app(ctl.app, ["plan", *(word for pair in given.items() for word in pair)])
 
     assert code == 2 and told in capsys.readouterr().err
+
+
+def test_a_run_with_an_unknown_codec_is_not_described() -> None:
+    with pytest.raises(ConfigError, match="unknown codec 'int9'"):
+        described(NewRun("one", preset="xxs", round=RoundSpec(push_codec="int9")))
 
 
 def test_a_job_is_planned_for_the_members_that_it_waits_for_and_the_upload_that_it_may_use() -> None:
