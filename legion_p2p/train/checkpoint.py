@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from legion_p2p.errors import DecodeError
 from legion_p2p.services.replay import replay
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.checkpoints import base_bytes, get_manifest, get_shards, get_spec, update_bytes
-from legion_p2p.tensor.flatten import digest
+from legion_p2p.tensor.flatten import digest, from_fp32_bytes
 
 Progress = Callable[[int], None]
 """Called with the number of elements that are done since the last call."""
@@ -42,7 +41,7 @@ class Checkpoint:
     def shard(self, state: ShardState, base: Base) -> Tensor:
         """A shard in the version of `state`: 1-D fp32. Raises: MissingBlockError; DecodeError; SignatureError."""
         n_elements = self.plan.size(state.shard)
-        reference = torch.frombuffer(bytearray(base_bytes(self.store, base, n_elements)), dtype=torch.float32)
+        reference = from_fp32_bytes(base_bytes(self.store, base, n_elements))
         messages = (update_bytes(self.store, leaves) for leaves in state.log)
         for _, after in replay(str(self.manifest.run), self.spec, state.shard, base.version, reference, messages):
             reference = after
@@ -78,12 +77,6 @@ def cut(pieces: Iterable[Tensor], sizes: Iterable[int]) -> Iterator[Tensor]:
             out[filled : filled + n] = rest[:n]
             rest, filled = rest[n:], filled + n
         yield out
-
-
-def fp32_bytes(flat: Tensor) -> memoryview:
-    """The little-endian bytes of a contiguous fp32 tensor on the CPU."""
-    array = flat.detach().numpy()
-    return memoryview(array.astype(np.dtype("<f4"), copy=False)).cast("B")
 
 
 class Change(msgspec.Struct, frozen=True):
