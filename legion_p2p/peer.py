@@ -24,6 +24,7 @@ from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.presets import LINKS, Links
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.run import RoundSpec, RunName, RunSpec
+from legion_p2p.core.units import parse_rate
 from legion_p2p.errors import MisfitError, NonFiniteError, UsageError
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import Status
@@ -35,7 +36,9 @@ from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.averaging import AverageResult, average_once
 from legion_p2p.train.bridge import Opener, PeerThread
 from legion_p2p.train.optimizer import SwarmOptimizer, param_specs, trainable
-from legion_p2p.train.trainer import Outcome, Plan, Stop, Trainer, plan_of, spec_of
+from legion_p2p.train.trainer import Outcome, Plan, Stop, Trainer, described, plan_of
+
+PLANNED_CROWDS = (2, 10, 100)  # numbers of members that a plan looks at where the job names none
 
 
 @asynccontextmanager
@@ -357,8 +360,10 @@ def run_job(
 
 def plan_job(job: Job) -> Plan:
     """What a job would take. A run that exists is looked up, not joined. Raises: as `run_job`."""
+    crowds = (job.wait_for_members,) if job.wait_for_members > 1 else PLANNED_CROWDS
+    upload_bps = parse_rate(job.upload) if job.upload else None
     if job.new_run is not None:
-        return plan_of(spec_of(job.new_run)[0])
+        return plan_of(described(job.new_run), crowds, upload_bps)
     found: list[RunSpec | BaseException] = []
 
     def look_up() -> None:
@@ -373,7 +378,7 @@ def plan_job(job: Job) -> Plan:
     thread.join()
     if isinstance(found[0], BaseException):
         raise found[0]
-    return plan_of(found[0])
+    return plan_of(found[0], crowds, upload_bps)
 
 
 async def _look_up(job: Job) -> RunSpec:

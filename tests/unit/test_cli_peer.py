@@ -54,10 +54,16 @@ class Outcome(msgspec.Struct):
 
 class Plan(msgspec.Struct):
     run: str; n_params: int; n_shards: int; shard_elements: int; memory_bytes: int; push_bytes_per_round: int
-    update_bytes_per_round: int; local_steps: int; tokens_per_step: int
+    update_bytes_per_round: int; local_steps: int; tokens_per_step: int; push_codec: str; update_codec: str; traffic: tuple
+
+class PlannedTraffic(msgspec.Struct):
+    n_members: int; sent_bytes: int; received_bytes: int; most_sent_bytes: int; sent_bytes_per_token: float; send_s: float | None
 
 def plan_job(job):
-    return Plan(job.new_run.name, 800_000, 16, 50_000, 12_800_000, 800_000, 800_000, job.new_run.round.local_steps, 1024)
+    traffic = PlannedTraffic(100, 1_600_000, 1_600_000, 2_400_000, 156.25, 1.28 if job.upload else None)
+    rounds = job.new_run.round
+    return Plan(job.new_run.name, 800_000, 16, 50_000, 12_800_000, 800_000, 800_000, rounds.local_steps, 1024, rounds.push_codec,
+                rounds.update_codec, (traffic,))
 
 def run_job(job, *, events, stop, on_status=None, status_every_s=0.5):
     name = job.run or job.new_run.name
@@ -184,6 +190,8 @@ def test_a_run_is_founded_from_a_file_and_flags_win_over_it(job_of, tmp_path):
     assert job.run == "" and (job.new_run.name, job.new_run.preset, job.new_run.inner.batch) == ("stories", "m", 2)
     assert (job.new_run.round.local_steps, job.new_run.round.quorum) == (7, 1.0)
     assert (job.new_run.round.push_codec, job.new_run.round.update_codec) == ("fp16", "fp16")
+    other = job_of("--new-run", str(spec), "--codec", "topk64-2bit", "--update-codec", "int4").new_run.round
+    assert (other.push_codec, other.update_codec) == ("topk64-2bit", "int4")
     assert job.new_run.inner.learning_rate == 0.01
 
 
@@ -366,11 +374,14 @@ def test_a_bug_shows_its_traceback_and_ends_with_1(tmp_path):
 
 def test_a_dry_run_says_what_the_job_takes_and_starts_nothing(tmp_path):
     code, out, err = run(tmp_path, "--new-run", "demo", "--dry-run", "--out", "o")
+    _, limited, _ = run(tmp_path, "--new-run", "demo", "--dry-run", "--upload", "10mbit")
     _, as_json, _ = run(tmp_path, "--new-run", "demo", "--dry-run", "--json")
 
     assert (code, err) == (0, "")
-    assert "parameters            800,000" in out and "memory                12.8 MB" in out and "nothing was started" in out
-    assert json.loads(as_json)["n_params"] == 800_000
+    assert "parameters              800,000" in out and "memory                  12.8 MB" in out and "nothing was started" in out
+    assert "    100          1.60 MB   2.40 MB   1.60 MB           156 B" in out and "sending takes" not in out
+    assert "1.60 MB           156 B         1.28 s" in limited
+    assert json.loads(as_json)["n_params"] == 800_000 and json.loads(as_json)["traffic"][0]["n_members"] == 100
     assert not (tmp_path / "o").exists() and not (tmp_path / "data").exists()
 
 
