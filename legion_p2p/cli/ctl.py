@@ -1,4 +1,4 @@
-"""legion-ctl: ask a running peer on this machine what it knows.
+"""legion-ctl: ask a running peer on this machine what it knows, and look into a store of checkpoints (cli/checkpoint.py).
 
 It finds peers by knocking at the loopback ports on which they serve their status; no file has to be there or to be cleaned up.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from legion_p2p.cli.checkpoint import checkpoint
 from legion_p2p.cli.common import DONE, make_app, run_app
 from legion_p2p.config import STATUS_PORTS
 from legion_p2p.errors import NetworkError, UsageError
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 WATCH_EVERY_S = 1.0
 FILE_CHARS = 120
 
-app = make_app("legion-ctl", "Ask a running peer on this machine what it knows.")
+app = make_app("legion-ctl", "Ask a running peer on this machine what it knows, and work on checkpoints.")
+app.command(checkpoint)
 
 
 @app.command

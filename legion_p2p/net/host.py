@@ -32,6 +32,7 @@ from legion_p2p.core.caps import NO_CAPS, Caps
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.link import NO_LINK, LinkProfile
 from legion_p2p.errors import NetworkError, NoContactError, UsageError
+from legion_p2p.net.bitswap import Bitswap, Blocks
 from legion_p2p.net.book import AddressBook
 from legion_p2p.net.dht import Dht
 from legion_p2p.net.dialer import Dialer, is_loopback, jittered, own_hosts
@@ -68,6 +69,8 @@ class Network:
         self.messenger: Messenger
         self.discovery: Discovery
         self.gossip: Gossip
+        self.bitswap: Bitswap | None = None
+        """Serves blocks to any IPFS client; None where there is no store."""
         self._host = host
         self._dialer = dialer
         self._initial = tuple(initial)
@@ -150,12 +153,14 @@ async def open_network(
     log: Callable[[str], None] | None = None,
     link: LinkProfile = NO_LINK,
     caps: Caps = NO_CAPS,
+    blocks: Blocks | None = None,
 ) -> AsyncIterator[Network]:
     """Listen, and yield the `Network`. Nobody is contacted before `join()` or the first request.
 
     `listen`: multiaddrs without /p2p/; an empty sequence listens nowhere. `announce`: addresses to tell others instead of those
     found out here (a public address that is forwarded to this machine). `log`: told in a line when a contact is made or lost.
     `link`: the link to emulate. `caps`: limits on all traffic together.
+    `blocks`: served to any IPFS client that asks for them by their CIDs.
 
     Raises: UsageError, if an address cannot be one; NetworkError, if it cannot be listened on.
     """
@@ -171,7 +176,7 @@ async def open_network(
             parts = _Parts(identity, announced, config, nursery, shaper)
             try:
                 await parts.start(where_to)
-                yield parts.network(identity, initial, log or (lambda line: None))
+                yield parts.network(identity, initial, log or (lambda line: None), blocks)
             except BaseException as error:
                 # carried out of the nursery by hand: it would come out wrapped in an ExceptionGroup
                 failure = error
@@ -242,13 +247,21 @@ class _Parts:
         self.swarm.listeners[where] = listener
         self.listening.bound.extend(str(address) for address in listener.get_addrs())
 
-    def network(self, identity: Identity, initial: Sequence[tuple[str, PeerId]], report: Callable[[str], None]) -> Network:
+    def network(
+        self,
+        identity: Identity,
+        initial: Sequence[tuple[str, PeerId]],
+        report: Callable[[str], None],
+        blocks: Blocks | None,
+    ) -> Network:
         network = Network(identity, self.host, self.dialer, initial, self.config, self.nursery, self.listening, report)
         network.messenger = Messenger(
             self.host, self.nursery, self.dialer, self.book, self.standing, self.listening.addresses, self.limits_bps
         )
         network.discovery = Discovery(network.messenger, self.dht, self.book, self.config, self.listening.addresses)
         network.gossip = Gossip(self.pubsub, self.nursery, network.messenger.report)
+        if blocks is not None:
+            network.bitswap = Bitswap(self.host, self.nursery, blocks, network.messenger.report)
         for where, peer in initial:
             self.book.add(peer, (where,))
         for task in (*network.discovery.tasks(), network.gossip.keep_registered, self._sweep):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -83,3 +84,27 @@ def fp32_bytes(flat: Tensor) -> memoryview:
     """The little-endian bytes of a contiguous fp32 tensor on the CPU."""
     array = flat.detach().numpy()
     return memoryview(array.astype(np.dtype("<f4"), copy=False)).cast("B")
+
+
+class Change(msgspec.Struct, frozen=True):
+    """How far one parameter moved."""
+
+    name: str
+    numel: int
+    changed: int
+    """Elements of other bits."""
+    relative: float
+    """Euclidean norm of the change over that of the parameter before; the change's own norm, where that was zero."""
+    largest: float
+
+
+def changes_between(a: Checkpoint, b: Checkpoint, progress: Progress = no_progress) -> list[Change]:
+    """From `a` to `b`, parameter by parameter; both have the same ones. Raises: MissingBlockError; DecodeError."""
+    changes = []
+    for (param, before), (_, after) in zip(a.parameters(progress), b.parameters(), strict=True):
+        moved = after.double() - before.double()
+        norm, size = float(moved.norm()), float(before.double().norm())
+        n_changed = int((before.view(torch.int32) != after.view(torch.int32)).sum())
+        largest = float(moved.abs().max()) if moved.numel() else 0.0
+        changes.append(Change(param.name, param.numel, n_changed, norm / size if size else norm, largest))
+    return changes

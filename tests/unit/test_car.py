@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import varint
-from checkpoint_of import checkpointed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from legion_p2p.core.manifest import MAX_BLOCK_BYTES
 from legion_p2p.errors import DecodeError, MissingBlockError
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.car import MAX_HEADER_BYTES, read_car, write_car
+from tests.checkpoint_of import checkpointed
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from checkpoint_of import FOUNDER, Run, checkpointed
 
 from legion_p2p.core.cids import DAG_CBOR, Cid
 from legion_p2p.core.manifest import MAX_LEAF_BYTES
@@ -24,6 +23,7 @@ from legion_p2p.store.checkpoints import (
     put_update,
     update_bytes,
 )
+from tests.checkpoint_of import FOUNDER, Run, checkpointed
 
 
 @pytest.fixture

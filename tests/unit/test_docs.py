@@ -42,10 +42,13 @@ def anchors(page: Path) -> set[str]:
 def help_of(command: str) -> str:
     """Everything that `--help` says, of the subcommands too."""
     module, function = COMMANDS[command].split(":")
-    main = getattr(importlib.import_module(module), function)
-    told = printed_by(main, [command, "--help"])
+    return help_below(getattr(importlib.import_module(module), function), [command])
+
+
+def help_below(main, words: list[str]) -> str:
+    told = printed_by(main, [*words, "--help"])
     subcommands = re.findall(r"^│ ([a-z]+) ", told, re.MULTILINE) if "COMMAND" in told.splitlines()[0] else []
-    return told + "".join(printed_by(main, [command, subcommand, "--help"]) for subcommand in subcommands)
+    return told + "".join(help_below(main, [*words, subcommand]) for subcommand in subcommands)
 
 
 def printed_by(main, argv: list[str]) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_of import TINY, Run, checkpointed
 from safetensors.torch import load_file, save_file
 
 from legion_p2p.core.cids import Cid
@@ -19,6 +18,7 @@ from legion_p2p.train.checkpoint import Checkpoint
 from legion_p2p.train.export import export_dcp, export_safetensors, import_folder
 from legion_p2p.train.gpt import GPT, PRESETS, GPTConfig
 from legion_p2p.train.gpt2_names import gpt2_layout, gpt_params
+from tests.checkpoint_of import TINY, Run, checkpointed
 
 OTHER = Identity(b"o" * 32)
 LIKE_GPT2 = [TINY, GPTConfig(2, 2, 16, 8, 31), GPTConfig(1, 2, 16, 8, 31, tied=False)]

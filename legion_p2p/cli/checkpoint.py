@@ -1,0 +1,453 @@
+"""legion-ctl checkpoint: look into a block store, take checkpoints out of it, and put them in.
+
+Works on the files alone; no peer has to run, and one that does may go on meanwhile, except for `import`, which writes.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+from legion_p2p.cli.common import DONE, FAILED
+from legion_p2p.errors import DecodeError, LegionError, MisfitError, StoreError, UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from legion_p2p.core.cids import Cid
+    from legion_p2p.store.blocks import BlockStore
+
+MOST_CHANGED = 10  # parameters that `diff` lists
+SHOWN_PROBLEMS = 20  # that `verify` lists; --json has all
+
+checkpoint = App(name="checkpoint", help="List, check, export, import and compare the checkpoints in a block store.")
+
+_Store = Annotated[str, Parameter(metavar="DIR")]
+_Json = Annotated[bool, Parameter(negative=())]
+
+
+@checkpoint.command(name="list")
+def list_(*, store: _Store = "", json: _Json = False) -> int:
+    """List the checkpoints in the store, the newest first.
+
+    Example: legion-ctl checkpoint list
+
+    Parameters
+    ----------
+    store
+        Folder of the block store. [default: store in the user's data folder]
+    json
+        Print an array of records on one line.
+    """
+    from legion_p2p.observe.human import bytes_text, clean, short_id, whole_text
+    from legion_p2p.store.checkpoints import find_manifests
+    from legion_p2p.store.summary import summarize
+
+    with _opened(store) as blocks:
+        found = [summarize(blocks, cid, manifest) for cid, manifest in find_manifests(blocks).items()]
+    if json:
+        return _print_json(found)
+    if not found:
+        print(f"there is no checkpoint in {blocks.path}")
+        return DONE
+    for one in found:
+        run = clean(one.run_name) if one.run_name is not None else f"run ..{short_id(one.run)}"
+        parts = [
+            run, f"step {whole_text(one.step)}", f"{whole_text(one.n_shards)} shards", bytes_text(one.stored_bytes),
+            f"by ..{short_id(one.publisher)}, {_date_text(one.created_s)}",
+        ]  # fmt: skip
+        if one.n_missing:
+            parts.append(f"{whole_text(one.n_missing)} blocks missing")
+        if one.label is not None:
+            parts.append(f"pinned{': ' * bool(one.label)}{clean(one.label)}")
+        print(f"{one.cid}\n  {', '.join(parts)}")
+    return DONE
+
+
+@checkpoint.command
+def show(cid: str, /, *, store: _Store = "", json: _Json = False) -> int:
+    """Show what a checkpoint says of itself and of its shards.
+
+    Parameters
+    ----------
+    cid
+        The checkpoint's CID.
+    store
+        Folder of the block store. [default: store in the user's data folder]
+    json
+        Print the record on one line.
+    """
+    from legion_p2p.observe.human import bytes_text, clean, whole_text
+    from legion_p2p.store.checkpoints import get_manifest
+    from legion_p2p.store.summary import summarize, summarize_shards
+
+    root = _cid(cid)
+    with _opened(store) as blocks:
+        manifest = get_manifest(blocks, root)
+        one, shards = summarize(blocks, root, manifest), summarize_shards(blocks, manifest)
+    if json:
+        return _print_json({"checkpoint": one, "state": {k: _plain(v) for k, v in manifest.state.items()}, "shards": shards})
+    lines = {
+        "checkpoint": one.cid, "run": f"{one.run}  {clean(one.run_name or '(its specification is not here)')}",
+        "step": whole_text(one.step), "published by": f"{one.publisher}, {_date_text(one.created_s)}",
+        "before it": one.parent or "-", "pinned as": "not pinned" if one.label is None else clean(one.label) or "-",
+        "blocks": f"{whole_text(one.n_blocks)} here, {bytes_text(one.stored_bytes)}; {whole_text(one.n_missing)} missing",
+        "state": clean(", ".join(f"{k}={_plain(v)}" for k, v in manifest.state.items()), 300) or "-",
+    }  # fmt: skip
+    for name, text in lines.items():
+        print(f"{name:<13} {text}")
+    table = _table("shard", "version", "base", "updates since", "base bytes", "log bytes", "digest")
+    for shard in shards:
+        table.add_row(
+            str(shard.shard), whole_text(shard.version), whole_text(shard.base_version),
+            whole_text(shard.version - shard.base_version), bytes_text(shard.base_bytes), bytes_text(shard.log_bytes),
+            shard.digest[:16],
+        )  # fmt: skip
+    _print(table)
+    return DONE
+
+
+@checkpoint.command
+def verify(cid: str, /, *, store: _Store = "", json: _Json = False) -> int:
+    """Read every block of a checkpoint, and make its parameters again: signatures, updates and digests have to fit.
+
+    Exits with 1 if something is wrong, and says what.
+
+    Parameters
+    ----------
+    cid
+        The checkpoint's CID.
+    store
+        Folder of the block store. [default: store in the user's data folder]
+    json
+        Print the result on one line.
+    """
+    from legion_p2p.observe.human import bytes_text, clean, whole_text
+    from legion_p2p.store.checkpoints import get_manifest
+    from legion_p2p.store.summary import blocks_of, damage_of
+
+    root = _cid(cid)
+    with _opened(store) as blocks:
+        get_manifest(blocks, root)
+        here = blocks_of(blocks, root)
+        n_blocks, n_bytes = len(here), sum(here.values())
+        with _progress("reading blocks", n_bytes, json) as progress:
+            problems = damage_of(blocks, root, progress)
+        if not problems:
+            problems = _misfits(blocks, root, json)
+    if json:
+        _print_json({"cid": str(root), "ok": not problems, "n_blocks": n_blocks, "n_bytes": n_bytes, "problems": problems})
+    elif problems:
+        print(f"{root} is damaged or incomplete:")
+        for problem in problems[:SHOWN_PROBLEMS]:
+            print(f"  {clean(problem)}")
+        if len(problems) > SHOWN_PROBLEMS:
+            print(f"  and {len(problems) - SHOWN_PROBLEMS} more")
+    else:
+        print(f"{root} is whole: {whole_text(n_blocks)} blocks, {bytes_text(n_bytes)}")
+    return FAILED if problems else DONE
+
+
+@checkpoint.command
+def export(
+    cid: str,
+    /,
+    *,
+    safetensors: Annotated[str, Parameter(metavar="DIR")] = "",
+    car: Annotated[str, Parameter(metavar="FILE")] = "",
+    dcp: Annotated[str, Parameter(metavar="DIR")] = "",
+    names: str = "auto",
+    store: _Store = "",
+    json: _Json = False,
+) -> int:
+    """Write a checkpoint as files that load without this library.
+
+    Example: legion-ctl checkpoint export CID --safetensors model
+
+    Parameters
+    ----------
+    cid
+        The checkpoint's CID.
+    safetensors
+        Folder for model.safetensors, with a config.json that transformers loads where the model is a GPT-2.
+    car
+        CAR file of all its blocks, which every tool of IPFS reads.
+    dcp
+        Folder for a torch distributed checkpoint, which loads into any number of ranks.
+    names
+        Of the parameters in safetensors: run keeps the run's, gpt2 takes transformers', auto does so where the model is one.
+    store
+        Folder of the block store. [default: store in the user's data folder]
+    json
+        Print what was written on one line.
+    """
+    if not (safetensors or car or dcp):
+        raise UsageError("say what to write: --safetensors DIR, --car FILE or --dcp DIR")
+    if names not in ("auto", "run", "gpt2"):
+        raise UsageError(f"--names {names}: it is auto, run or gpt2")
+    root = _cid(cid)
+    written: dict[str, Any] = {}
+    with _opened(store) as blocks:
+        if car:
+            written["car"] = {"file": car, **_export_car(blocks, root, Path(car).expanduser(), json)}
+        if safetensors or dcp:
+            from legion_p2p.train.checkpoint import Checkpoint
+            from legion_p2p.train.export import export_dcp, export_safetensors
+
+            opened = Checkpoint(blocks, root)
+            if safetensors:
+                with _progress("writing safetensors", opened.plan.numel, json) as progress:
+                    written["safetensors"] = {
+                        "folder": safetensors,
+                        "names": export_safetensors(opened, safetensors, names, progress),
+                    }
+            if dcp:
+                with _progress("writing a distributed checkpoint", opened.plan.numel, json) as progress:
+                    export_dcp(opened, dcp, progress)
+                written["dcp"] = {"folder": dcp}
+    if json:
+        return _print_json({"cid": str(root), **written})
+    for what, about in written.items():
+        print(f"{what}: {', '.join(str(value) for value in about.values())}")
+    return DONE
+
+
+@checkpoint.command(name="import")
+def import_(
+    path: str,
+    /,
+    *,
+    name: str = "",
+    identity: Annotated[str, Parameter(metavar="FILE")] = "",
+    store: _Store = "",
+    json: _Json = False,
+) -> int:
+    """Put a checkpoint into the store: a CAR file, or a folder that `export` wrote or that holds a GPT-2 of transformers.
+
+    From a folder, the parameters become a new checkpoint, signed by this peer. A distributed checkpoint is read by torch, which
+    trusts it: import only what you trust.
+
+    Parameters
+    ----------
+    path
+        CAR file, or folder.
+    name
+        Of the run that begins with a model from elsewhere.
+    identity
+        Key file of this peer, made on first use, to sign with. [default: a new key that is forgotten afterwards]
+    store
+        Folder of the block store, made on first use. [default: store in the user's data folder]
+    json
+        Print the checkpoint's CID on one line, as a record.
+    """
+    source = Path(path).expanduser()
+    if not source.exists():
+        raise UsageError(f"there is no file or folder {path}")
+    with _opened(store, writing=True) as blocks:
+        if source.is_dir():
+            from legion_p2p.core.identity import Identity
+            from legion_p2p.store.identity import load_or_create_identity
+            from legion_p2p.train.export import import_folder
+
+            signer = load_or_create_identity(identity) if identity else Identity.generate()
+            with _progress("storing parameters", None, json) as progress:
+                roots = [import_folder(blocks, source, signer, name, progress)]
+        else:
+            roots = _import_car(blocks, source, json)
+    if json:
+        return _print_json({"cids": [str(root) for root in roots]})
+    for root in roots:
+        print(root)
+    return DONE
+
+
+@checkpoint.command
+def diff(a: str, b: str, /, *, store: _Store = "", json: _Json = False) -> int:
+    """Compare two checkpoints of one run: shards, blocks, and how far the parameters moved from A to B.
+
+    Parameters
+    ----------
+    a
+        CID of the first.
+    b
+        CID of the second.
+    store
+        Folder of the block store. [default: store in the user's data folder]
+    json
+        Print the comparison on one line.
+    """
+    from legion_p2p.observe.human import bytes_text, clean, whole_text
+    from legion_p2p.store.summary import blocks_of
+    from legion_p2p.train.checkpoint import Checkpoint, changes_between
+
+    roots = _cid(a), _cid(b)
+    with _opened(store) as blocks:
+        first, second = (Checkpoint(blocks, root) for root in roots)
+        if first.spec.params != second.spec.params:
+            raise MisfitError(f"{a} and {b} have different parameters: they cannot be compared")
+        pairs = list(zip(first.manifest.shards, second.manifest.shards, strict=False))
+        in_a, in_b = blocks_of(blocks, first.cid), blocks_of(blocks, second.cid)
+        with _progress("comparing", first.plan.numel, json) as progress:
+            changes = changes_between(first, second, progress)
+    result = {
+        "same_run": first.manifest.run == second.manifest.run, "steps": second.manifest.step - first.manifest.step,
+        "n_shards": len(pairs), "n_shards_changed": sum(x != y for x, y in pairs),
+        "shared_bytes": sum(in_a[cid] for cid in in_a.keys() & in_b.keys()),
+        "only_a_bytes": sum(in_a[cid] for cid in in_a.keys() - in_b.keys()),
+        "only_b_bytes": sum(in_b[cid] for cid in in_b.keys() - in_a.keys()), "parameters": changes,
+    }  # fmt: skip
+    if json:
+        return _print_json(result)
+    print(f"{result['steps']:+,} steps; {result['n_shards_changed']} of {result['n_shards']} shards differ")
+    print(
+        f"blocks: {bytes_text(result['shared_bytes'])} in both, {bytes_text(result['only_a_bytes'])} only in A, "
+        f"{bytes_text(result['only_b_bytes'])} only in B"
+    )
+    moved = sorted((one for one in changes if one.changed), key=lambda one: one.relative, reverse=True)
+    print(f"parameters: {whole_text(len(moved))} of {whole_text(len(changes))} differ")
+    if moved:
+        table = _table("parameter", "elements that differ", "|B - A| / |A|", "largest change")
+        for one in moved[:MOST_CHANGED]:
+            table.add_row(clean(one.name), f"{one.changed:,} of {one.numel:,}", f"{one.relative:.3g}", f"{one.largest:.3g}")
+        _print(table)
+    return DONE
+
+
+def _misfits(blocks: "BlockStore", root: "Cid", quiet: bool) -> list[str]:
+    """What does not fit together, where all blocks are whole."""
+    from legion_p2p.train.checkpoint import Checkpoint
+
+    try:
+        opened = Checkpoint(blocks, root)
+        with _progress("applying updates", opened.plan.numel, quiet) as progress:
+            for _ in opened.shards(progress):
+                pass
+    except (DecodeError, StoreError) as bad:
+        return [str(bad)]
+    return []
+
+
+def _export_car(blocks: "BlockStore", root: "Cid", path: Path, quiet: bool) -> dict[str, int]:
+    from legion_p2p.store.car import write_car
+    from legion_p2p.store.summary import blocks_of
+
+    draft = path.with_name(f"{path.name}.part")
+    try:
+        with open(draft, "wb") as file, _progress("writing CAR", sum(blocks_of(blocks, root).values()), quiet) as progress:
+            n_blocks = write_car(blocks, root, file, progress)
+            n_bytes = file.tell()
+        draft.replace(path)
+    except OSError as failed:
+        raise StoreError(f"cannot write {path}: {failed.strerror or failed}; free space there, or name another file") from failed
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+    return {"n_blocks": n_blocks, "n_bytes": n_bytes}
+
+
+def _import_car(blocks: "BlockStore", path: Path, quiet: bool) -> "list[Cid]":
+    from legion_p2p.store.car import read_car
+    from legion_p2p.store.checkpoints import get_manifest
+
+    try:
+        with open(path, "rb") as file, _progress("reading CAR", path.stat().st_size, quiet) as progress, blocks.hold():
+            roots = read_car(blocks, file, progress)
+            for root in roots:
+                get_manifest(blocks, root)
+                for _ in blocks.walk(root):  # all of it has to be there
+                    pass
+                blocks.pin(root, f"imported from {path.name}"[:100])
+    except OSError as failed:
+        raise StoreError(f"cannot read {path}: {failed.strerror or failed}") from failed
+    if not roots:
+        raise UsageError(f"{path} names no root: nothing in it is known to be a checkpoint")
+    return list(roots)
+
+
+@contextlib.contextmanager
+def _opened(folder: str, *, writing: bool = False) -> "Iterator[BlockStore]":
+    from platformdirs import user_data_dir
+
+    from legion_p2p.store.blocks import BlockStore
+
+    path = folder or Path(user_data_dir("legion_p2p")) / "store"
+    with BlockStore(path, read_only=not writing) as blocks:
+        yield blocks
+
+
+def _cid(text: str) -> "Cid":
+    from legion_p2p.core.cids import Cid
+
+    try:
+        return Cid.parse(text)
+    except LegionError as bad:
+        raise UsageError(f"{bad}; legion-ctl checkpoint list shows those of checkpoints") from bad
+
+
+@contextlib.contextmanager
+def _progress(what: str, total: int | None, quiet: bool) -> "Iterator[Callable[[int], None]]":
+    """A bar on stderr, where that is a terminal; it appears with the first progress."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda n: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn(),
+                   console=console, transient=True)  # fmt: skip
+    tasks: list[Any] = []
+
+    def advance(n: int) -> None:
+        if not tasks:
+            bar.start()
+            tasks.append(bar.add_task(what, total=total))
+        bar.advance(tasks[0], n)
+
+    try:
+        yield advance
+    finally:
+        bar.stop()
+
+
+def _table(*columns: str) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, no_wrap=i == 0, overflow="fold")
+    return table
+
+
+def _print(table: "Table") -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file has no width: let every column be there
+        console = Console(highlight=False, width=200)
+    console.print(table)
+
+
+def _print_json(value: Any) -> int:
+    import msgspec
+
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    return DONE
+
+
+def _plain(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def _date_text(at: int) -> str:
+    import time
+
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
+    except (OverflowError, ValueError, OSError):  # whatever a publisher's clock said
+        return "-"

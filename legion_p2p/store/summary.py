@@ -1,0 +1,109 @@
+"""What a stored checkpoint is and how much of it is here, without reading its leaves."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from legion_p2p.core.cids import DAG_CBOR, Cid
+from legion_p2p.core.manifest import Manifest, links_of
+from legion_p2p.errors import DecodeError, MissingBlockError
+from legion_p2p.store.blocks import BlockStore
+from legion_p2p.store.checkpoints import get_base, get_manifest, get_shard, get_spec
+
+
+class ShardSummary(msgspec.Struct, frozen=True):
+    """A shard of a checkpoint. Bytes are as stored: compressed."""
+
+    shard: int
+    version: int
+    digest: str
+    base_version: int
+    base_bytes: int
+    log_bytes: int
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """A checkpoint."""
+
+    cid: str
+    run: str
+    run_name: str | None
+    """None where the run's specification is not here."""
+    step: int
+    created_s: int
+    publisher: str
+    parent: str
+    label: str | None
+    """Of its pin; None: it is not pinned."""
+    n_shards: int
+    n_blocks: int
+    """That are here."""
+    stored_bytes: int
+    n_missing: int
+    """Of those that are known: what a missing node links to is not."""
+
+
+def summarize(store: BlockStore, cid: Cid, manifest: Manifest | None = None) -> Summary:
+    """Raises: MissingBlockError; DecodeError; SignatureError."""
+    manifest = manifest or get_manifest(store, cid)
+    try:
+        name = get_spec(store, manifest)[1].name
+    except (MissingBlockError, DecodeError):
+        name = None
+    n_blocks = stored_bytes = n_missing = 0
+    for found in _reachable(store, cid):
+        size = store.size_of(found)
+        if size is None:
+            n_missing += 1
+        else:
+            n_blocks, stored_bytes = n_blocks + 1, stored_bytes + size
+    return Summary(
+        str(cid), str(manifest.run), name, manifest.step, manifest.created_s, manifest.publisher, manifest.parent,
+        store.pins().get(cid), len(manifest.shards), n_blocks, stored_bytes, n_missing,
+    )  # fmt: skip
+
+
+def summarize_shards(store: BlockStore, manifest: Manifest) -> list[ShardSummary]:
+    """Those that are here. Raises: DecodeError."""
+    found = []
+    for cid in manifest.shards:
+        try:
+            state = get_shard(store, cid)
+            base = get_base(store, state.base)
+        except MissingBlockError:
+            continue
+        base_bytes = sum(store.size_of(leaf) or 0 for leaf in base.leaves)
+        log_bytes = sum(store.size_of(leaf) or 0 for leaves in state.log for leaf in leaves)
+        found.append(ShardSummary(state.shard, state.version, state.digest.hex(), base.version, base_bytes, log_bytes))
+    return found
+
+
+def blocks_of(store: BlockStore, root: Cid) -> dict[Cid, int]:
+    """Every block of a checkpoint that is here, and its bytes."""
+    return {cid: size for cid in _reachable(store, root) if (size := store.size_of(cid)) is not None}
+
+
+def damage_of(store: BlockStore, root: Cid, progress: Callable[[int], None]) -> list[str]:
+    """Which blocks of a checkpoint are missing, or not whole. Reads all of them; `progress` is told the bytes of each."""
+    problems: list[str] = []
+    try:
+        for _, data in store.walk(root, on_missing=lambda missing: problems.append(str(missing))):
+            progress(len(data))
+    except DecodeError as bad:
+        problems.append(str(bad))
+    return problems
+
+
+def _reachable(store: BlockStore, root: Cid) -> set[Cid]:
+    seen, waiting = {root}, [root]
+    while waiting:
+        cid = waiting.pop()
+        if cid.codec != DAG_CBOR:
+            continue
+        try:
+            fresh = [link for link in links_of(store.get(cid)) if link not in seen]
+        except MissingBlockError:
+            continue
+        seen.update(fresh)
+        waiting += fresh
+    return seen
