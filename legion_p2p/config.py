@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from legion_p2p.core.keeping import CheckpointConfig
 from legion_p2p.core.membership import MembershipConfig
 from legion_p2p.core.round import RoundConfig
 from legion_p2p.core.run import InnerSpec, RoundSpec, RunName
@@ -91,6 +92,7 @@ class PeerConfig(msgspec.Struct, frozen=True):
     region: str = "home"
     """Label of the region. All members of one region average with each other."""
     weight: float = 1.0
+    checkpoints: CheckpointConfig = CheckpointConfig()
 
 
 def read_toml(path: str, kind: type[T]) -> T:

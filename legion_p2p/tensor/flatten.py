@@ -108,5 +108,10 @@ def digest(x: Tensor) -> bytes:
     """
     if x.dtype != torch.float32:
         raise UsageError(f"digest of {x.dtype}, must be torch.float32")
-    array = x.detach().cpu().contiguous().numpy()
-    return hashlib.sha256(array.astype("<f4", copy=False).data).digest()
+    return hashlib.sha256(fp32_bytes(x)).digest()
+
+
+def fp32_bytes(x: Tensor) -> memoryview:
+    """The little-endian bytes of an fp32 tensor; of a contiguous one on the CPU, its own memory."""
+    array = x.detach().cpu().contiguous().numpy().reshape(-1)
+    return array.astype("<f4", copy=False).data.cast("B")

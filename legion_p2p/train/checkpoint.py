@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,12 +77,6 @@ def cut(pieces: Iterable[Tensor], sizes: Iterable[int]) -> Iterator[Tensor]:
             out[filled : filled + n] = rest[:n]
             rest, filled = rest[n:], filled + n
         yield out
-
-
-def fp32_bytes(flat: Tensor) -> memoryview:
-    """The little-endian bytes of a contiguous fp32 tensor on the CPU."""
-    array = flat.detach().numpy()
-    return memoryview(array.astype(np.dtype("<f4"), copy=False)).cast("B")
 
 
 class Change(msgspec.Struct, frozen=True):

@@ -28,8 +28,8 @@ from legion_p2p.errors import DecodeError, LegionError, MisfitError, StoreError,
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.checkpoints import publish, put_base, put_node, put_spec
 from legion_p2p.tensor.body import is_finite
-from legion_p2p.tensor.flatten import digest
-from legion_p2p.train.checkpoint import Checkpoint, Progress, cut, fp32_bytes, no_progress
+from legion_p2p.tensor.flatten import digest, fp32_bytes
+from legion_p2p.train.checkpoint import Checkpoint, Progress, cut, no_progress
 from legion_p2p.train.gpt2_names import (
     Gpt2Param,
     config_from_gpt2,
