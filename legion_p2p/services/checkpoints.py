@@ -77,7 +77,6 @@ class CheckpointService:
     ) -> None:
         """`step` and `state` tell where the training is: of the run, and what else the trainer needs to go on."""
         self.newest: Cid | None = archive.newest
-        self.published = Bell()
         self._archive = archive
         self._disk = disk
         self._shards = shards
@@ -97,7 +96,8 @@ class CheckpointService:
         self._failing = False
         self._leaving = False
         self._left = trio.Event()
-        self._marks = b""
+        self.stored_marks = b""
+        """Of what the newest checkpoint holds, as in announcements."""
         shards.on_update = self._on_update
         shards.on_replaced = self._soon
 
@@ -142,7 +142,7 @@ class CheckpointService:
         # Taken in the same instant as the queue: once that is written, what is stored should be at these heads.
         heads = [_head_of(self._shards.replicas[shard]) for shard in range(self._shards.plan.n_shards)] if publish else []
         marks = self._shards.marks()
-        publish = publish and marks != self._marks
+        publish = publish and marks != self.stored_marks
         try:
             step, state = self._step(), None
             if publish or began - self._state_at >= STATE_EVERY_S:
@@ -152,10 +152,10 @@ class CheckpointService:
                 contacts = [(a.peer_id, a.addresses) for a in self._members.everyone()[:MAX_MEMBERS]]
                 created_s = int(self._wall_time())
                 self.newest = await self._disk(_publish, self._archive, heads, step, created_s, state or {}, contacts)
-                self._marks = marks
+                self.stored_marks = marks
                 self._took_s = trio.current_time() - began
                 self._events.emit("checkpoint.stored", step=step, cid=str(self.newest), wall_s=round(self._took_s, 3))
-                self.published.ring()
+                self._members.changed.ring()  # for the service that advertises what this peer has
         except (StoreError, UsageError) as failed:
             self._on_failure(failed)
             return

@@ -19,6 +19,7 @@ from torch import Tensor
 from legion_p2p.config import PeerConfig
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.manifest import block_key, checkpoint_key
 from legion_p2p.core.membership import Changed, Liveness
 from legion_p2p.core.plan import ParamSpec, ShardPlan, check_fit
 from legion_p2p.core.run import RunSpec, SignedSpec, run_id, sign_spec
@@ -26,7 +27,9 @@ from legion_p2p.core.wire import (
     Accusation,
     Done,
     Exchange,
+    GetBlocks,
     GetSpec,
+    HasBlocks,
     Ping,
     PingFor,
     Reply,
@@ -45,12 +48,14 @@ from legion_p2p.services.mailbox import Mailbox
 from legion_p2p.services.members import MemberService
 from legion_p2p.services.pacing import Pacer
 from legion_p2p.services.ports import Archive, Discovery, Gossip, Messenger, Offload
+from legion_p2p.services.providing import ProvideService
 from legion_p2p.services.replica import LocalChange
 from legion_p2p.services.resuming import Restored, catch_up, gather, restore
 from legion_p2p.services.shards import ShardService
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
 
+MAX_PROVIDED = 8  # checkpoints under which a peer is found in the DHT: each is renewed again and again
 LEAVE_S = 1.5  # an orderly leave takes at most this long, so that Ctrl+C ends in under 2 s
 MEMBERS_S = 30.0  # to hear of anybody who holds the model
 FOUND_SEARCH_S = 3.0  # to notice that a run of the name exists already
@@ -131,6 +136,7 @@ class Engine:
         self._offload = offload
         self._archive = archive
         self._disk = disk or offload
+        self._provider = None if archive is None else ProvideService(archive, offload)
         self._began_at_step = 0
         self._rng = rng
         self._wall_time = wall_time
@@ -394,8 +400,13 @@ class Engine:
         )
         self._pacer = Pacer(spec.round, self._shards, events)
         self._advertise = AdvertiseService(
-            self.run, spec, config.region, network.discovery, network.messenger, members, self._shards, events, self._rng
-        )
+            self.run, spec, config.region, network.discovery, network.messenger, members, self._shards, events, self._rng,
+            self._checkpoint_keys,
+        )  # fmt: skip
+
+    def _checkpoint_keys(self) -> set[str]:
+        kept = () if self._archive is None else self._archive.kept[:MAX_PROVIDED]
+        return {checkpoint_key(self.run), *map(block_key, kept)} if kept else set()
 
     async def _start(self, nursery: trio.Nursery) -> None:
         assert self._advertise is not None
@@ -460,6 +471,10 @@ class Engine:
             raise
         if isinstance(message, GetSpec):
             return encode(self._tell_spec(message))
+        if isinstance(message, GetBlocks | HasBlocks):
+            if self._provider is None:
+                raise NetworkError("this peer keeps no checkpoints")
+            return encode(await self._provider.on_request(message))
         if self._leaving:  # no MisfitError: whoever pushes to us should try again, with our heir
             raise NetworkError("this peer is leaving the run")
         if self._members is None or message_run(message) not in ("", self.run):

@@ -108,6 +108,10 @@ class Archive(Protocol):
     def newest(self) -> Cid | None:
         """The newest checkpoint of the run that is open."""
 
+    @property
+    def kept(self) -> tuple[Cid, ...]:
+        """All checkpoints of the run that is open, the newest first."""
+
     def find(self, run: str) -> tuple[StoredRun, ...]:
         """The checkpoints of runs of this name or id, the newest first."""
 

@@ -80,6 +80,8 @@ class Archive:
         self.keep = keep
         self.newest: Cid | None = None
         """The newest checkpoint of the run that is open."""
+        self.kept: tuple[Cid, ...] = ()
+        """All of its checkpoints that are pinned, the newest first."""
         self._signed: SignedSpec | None = None
         self._run: Cid | None = None
         self._plan: ShardPlan | None = None
@@ -122,6 +124,7 @@ class Archive:
         self._run = put_spec(self.store, signed)
         self._shards = shards
         self.newest = None if stored is None else stored.cid
+        self.kept = tuple(cid for cid, _, _ in self._pinned())
         self._journal = Journal(self.store.path / "journal" / run_id(signed))
         for at, record in self._open_records():
             if isinstance(record, _UpdateRecord):
@@ -220,17 +223,25 @@ class Archive:
         return self.newest
 
     def _prune(self) -> None:
-        mine = []
-        for cid, label in self.store.pins().items():
-            if label == LABEL:
-                manifest = get_manifest(self.store, cid)
-                if manifest.run == self._run:
-                    mine.append((cid, manifest.step))
-        keep = kept(mine, self.keep) | {self.newest}
-        for cid, _ in mine:
-            if cid not in keep:
-                self.store.unpin(cid)
+        pinned = self._pinned()
+        mine = [(cid, step) for cid, step, label in pinned if label == LABEL]
+        gone = {cid for cid, _ in mine} - kept(mine, self.keep) - {self.newest}
+        for cid in gone:
+            self.store.unpin(cid)
+        self.kept = tuple(cid for cid, _, _ in pinned if cid not in gone)
         self.store.collect()  # all that is stored of the run is named by the manifest that was just written
+
+    def _pinned(self) -> list[tuple[Cid, int, str]]:
+        """Checkpoints of this run, the newest first: CID, step and label."""
+        found = []
+        for cid, label in self.store.pins().items():
+            try:
+                manifest = get_manifest(self.store, cid)
+            except (StoreError, DecodeError):
+                continue
+            if manifest.run == self._run:
+                found.append((cid, manifest.step, label))
+        return sorted(found, key=lambda one: (-one[1], one[0]))
 
     def _chain(self, record: _UpdateRecord, at: int) -> None:
         stored = self._shards.get(record.shard)

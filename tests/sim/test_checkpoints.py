@@ -8,11 +8,15 @@ import pytest
 import trio
 
 from legion_p2p.config import PeerConfig
+from legion_p2p.core.cids import DAG_CBOR, Cid
 from legion_p2p.core.keeping import CheckpointConfig
 from legion_p2p.core.run import RoundSpec
-from legion_p2p.errors import DiskFullError
-from legion_p2p.services.checkpoints import RETRY_S
-from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.core.wire import Blocks
+from legion_p2p.errors import DiskFullError, MissingBlockError
+from legion_p2p.observe.events import Events
+from legion_p2p.services import checkpoints
+from legion_p2p.services.fetching import Fetcher
+from legion_p2p.sim.swarm import SimPeer, Swarm, inline
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.journal import Journal
 from legion_p2p.train.checkpoint import Checkpoint
@@ -130,10 +134,86 @@ async def test_a_checkpoint_in_the_store_is_whole_and_is_what_was_held(tmp_path:
         assert opened.manifest.parent
 
 
+async def trained(swarm: Swarm, names: str) -> Cid:
+    """A swarm at rest that has stored what it holds; the checkpoint of the first."""
+    for name in names:
+        await swarm.add(name)
+    await trio.sleep(20)
+    await swarm.settle()
+    stored = swarm.peers[names[0]].engine.shards.marks()
+    await swarm.until(lambda: all(peer.engine.checkpoints.stored_marks == stored for peer in swarm.living()), 60, "stored")
+    await trio.sleep(5)  # until it is advertised
+    newest = swarm.peers[names[0]].engine.checkpoints.newest
+    assert newest is not None
+    return newest
+
+
+def fetcher(swarm: Swarm, store: BlockStore, **more) -> Fetcher:
+    network = swarm.world.join(swarm.identity("fetcher"))
+    return Fetcher(network.messenger, network.discovery, store, inline, Events(), **more)
+
+
+async def test_a_checkpoint_is_fetched_from_all_who_have_its_blocks(tmp_path: Path, autojump_clock):
+    async with swarm_in(tmp_path) as swarm:
+        root = await trained(swarm, "abc")
+        with BlockStore(tmp_path / "fetched") as store:
+            fetched = await fetcher(swarm, store).fetch(root)
+
+            common = swarm.peers["b"].engine.common_parameters()
+            assert next(Checkpoint(store, root).parameters())[1].equal(common)
+        assert set(fetched.from_whom) == {peer.id for peer in swarm.living()} and not fetched.dropped
+
+
+async def test_a_fetch_that_was_stopped_goes_on(tmp_path: Path, autojump_clock):
+    async with swarm_in(tmp_path) as swarm:
+        root = await trained(swarm, "ab")
+        with BlockStore(tmp_path / "fetched") as store:
+            fetching = fetcher(swarm, store)
+            with trio.CancelScope() as scope:
+                fetching._progress = lambda n_bytes: scope.cancel() if fetching._n_blocks > 8 else None
+                await fetching.fetch(root)
+            n_had = len(list(store))
+            again = Fetcher(fetching._messenger, fetching._discovery, store, inline, Events())
+            fetched = await again.fetch(root)
+
+            assert n_had > 8 and fetched.n_had == n_had
+            assert fetched.n_blocks + n_had == len(list(store))
+            Checkpoint(store, root)
+
+
+async def test_a_provider_that_lies_is_dropped_and_the_others_suffice(tmp_path: Path, autojump_clock):
+    class Liar:
+        def __init__(self, honest):
+            self.honest = honest
+
+        async def on_request(self, message):
+            reply = await self.honest.on_request(message)
+            return Blocks(tuple(b"lie" for _ in reply.blocks)) if isinstance(reply, Blocks) else reply
+
+    async with swarm_in(tmp_path) as swarm:
+        root = await trained(swarm, "abc")
+        liar = swarm.peers["b"]
+        liar.engine._provider = Liar(liar.engine._provider)
+        with BlockStore(tmp_path / "fetched") as store:
+            fetched = await fetcher(swarm, store).fetch(root)
+
+            assert fetched.dropped == (liar.id,) and liar.id not in fetched.from_whom
+            for _ in Checkpoint(store, root).parameters():
+                pass
+
+
+async def test_what_nobody_has_is_an_error_that_names_it(tmp_path: Path, autojump_clock):
+    async with swarm_in(tmp_path) as swarm:
+        await swarm.add("a")
+        with BlockStore(tmp_path / "fetched") as store, pytest.raises(MissingBlockError, match="none of those"):
+            await fetcher(swarm, store).fetch(Cid.of(b"nothing", DAG_CBOR))
+
+
 async def test_a_full_disk_is_told_once_and_training_goes_on(tmp_path: Path, autojump_clock, monkeypatch):
     async with swarm_in(tmp_path) as swarm:
         a, b = [await swarm.add(name) for name in "ab"]
         await trio.sleep(10)
+        monkeypatch.setattr(checkpoints, "RETRY_S", 5.0)
         append = Journal.append
 
         def full(self, records):
@@ -141,12 +221,12 @@ async def test_a_full_disk_is_told_once_and_training_goes_on(tmp_path: Path, aut
 
         monkeypatch.setattr(Journal, "append", full)
         before = min(a.versions())
-        await trio.sleep(3 * RETRY_S)
+        await trio.sleep(20)
 
-        assert min(a.versions()) > before + 30
+        assert min(a.versions()) > before + 10
         assert [len(peer.events_named("checkpoint.failed")) for peer in (a, b)] == [1, 1]
         monkeypatch.setattr(Journal, "append", append)
-        await trio.sleep(2 * RETRY_S)
+        await trio.sleep(15)
         states = list(zip(a.versions(), a.digests(), strict=True))
         for name in "ab":
             await swarm.kill(name)
