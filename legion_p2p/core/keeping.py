@@ -11,6 +11,7 @@ from legion_p2p.core.run import RunSpec, SignedSpec
 from legion_p2p.errors import UsageError
 
 MAX_KEPT = 1_000_000
+LOG_PER_BASE = 4  # in weights as fp32
 _PART = re.compile(r"(last|every)=([0-9]{1,7})")
 
 
@@ -61,8 +62,8 @@ class CheckpointConfig(msgspec.Struct, frozen=True):
     """Seconds between two manifests. Longer: more of the log is found in the journal only, by this peer alone."""
 
     base_every: int = 100
-    """A shard is stored whole at every version that is a multiple of this (each shard a little later than the one before), so
-    that all peers store the same blocks. More: smaller checkpoints, and a longer log to apply when resuming.
+    """At the latest after so many versions a shard is stored whole: at the same ones by all peers, so that they store the same
+    blocks. More: smaller checkpoints, and a longer log to apply when resuming.
     """
 
     gather_s: float = 15.0
@@ -75,6 +76,13 @@ class CheckpointConfig(msgspec.Struct, frozen=True):
             raise UsageError(f"base_every = {self.base_every}, must be 1 to {MAX_LOG // 2}")
         if not (self.every_s > 0 and self.gather_s >= 0):
             raise UsageError(f"every_s = {self.every_s}, gather_s = {self.gather_s}: must be positive")
+
+
+def versions_between_bases(bits_per_element: float, most: int) -> int:
+    """How many updates of so many bits an element to store on top of a base, before the next: a longer log takes more of the disk
+    than it spares, and a base takes the CPU to compress.
+    """
+    return max(1, min(most, round(LOG_PER_BASE * 32 / bits_per_element)))
 
 
 def is_base_version(shard: int, n_shards: int, version: int, base_every: int) -> bool:

@@ -19,7 +19,7 @@ import trio
 from torch import Tensor
 
 from legion_p2p.core.cids import Cid
-from legion_p2p.core.keeping import CheckpointConfig, is_base_version
+from legion_p2p.core.keeping import CheckpointConfig, is_base_version, versions_between_bases
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader
 from legion_p2p.errors import StoreError, UsageError
 from legion_p2p.observe.events import Events
@@ -28,6 +28,7 @@ from legion_p2p.services.members import MemberService
 from legion_p2p.services.ports import Archive, Offload
 from legion_p2p.services.replica import Replica
 from legion_p2p.services.shards import ShardService
+from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import fp32_bytes
 
 MAX_QUEUED_BYTES = 256 << 20  # waiting for the disk: what is behind by more is stored whole later, instead of filling the memory
@@ -83,6 +84,8 @@ class CheckpointService:
         self._members = members
         self._events = events
         self._config = config
+        bits = codec.get(shards.spec.round.update_codec).bits_per_element
+        self._base_every = versions_between_bases(bits, config.base_every)
         self._step = step
         self._state = state
         self._wall_time = wall_time
@@ -121,7 +124,7 @@ class CheckpointService:
 
     def _on_update(self, replica: Replica, header: UpdateHeader, update: Update) -> None:
         """A shard has a new version, made by this update."""
-        turn = is_base_version(header.shard, self._shards.plan.n_shards, header.version, self._config.base_every)
+        turn = is_base_version(header.shard, self._shards.plan.n_shards, header.version, self._base_every)
         n_bytes = len(update.payload) + len(update.header) + 4 * replica.numel * turn
         if self._failing:
             return

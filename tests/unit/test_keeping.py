@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.download import Download
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.keeping import Keep, is_base_version, kept, parse_keep
+from legion_p2p.core.keeping import Keep, is_base_version, kept, parse_keep, versions_between_bases
 from legion_p2p.core.round import ramped_weight
 from legion_p2p.errors import UsageError
 
@@ -49,6 +49,11 @@ def test_every_shard_has_its_turn_once_in_so_many_versions() -> None:
         turns = [[v for v in range(1, 21) if is_base_version(shard, n_shards, v, 10)] for shard in range(n_shards)]
         assert all(len(versions) == 2 and versions[1] - versions[0] == 10 for versions in turns)
     assert {is_base_version(0, 1, version, 1) for version in range(5)} == {True}
+
+
+def test_the_denser_the_updates_the_sooner_a_base() -> None:
+    assert [versions_between_bases(bits, 100) for bits in (32, 8, 4, 0.3)] == [4, 16, 32, 100]
+    assert versions_between_bases(1000, 100) == 1
 
 
 def test_a_newcomers_pushes_count_more_and_more() -> None:
