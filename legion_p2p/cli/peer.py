@@ -322,7 +322,7 @@ def _train(job: Job, output: OutputOptions, *, picks_identity: bool, picks_store
         events.add_sink(shown.on_event)
         began = time.monotonic()
         try:
-            outcome = _run(job, picks_identity, picks_store, events, shown, signals)
+            job, outcome = _run(job, picks_identity, picks_store, events, shown, signals)
         except LegionError as bad:
             if signals.caught:  # what fails because it was told to stop has not failed
                 return 128 + signals.caught
@@ -336,7 +336,8 @@ def _train(job: Job, output: OutputOptions, *, picks_identity: bool, picks_store
     return 128 + signals.caught if signals.caught and outcome.reason == "stopped" else DONE
 
 
-def _run(job: Job, picks_identity: bool, picks_store: bool, events: Events, shown: "_Shown", signals: Signals) -> Any:
+def _run(job: Job, picks_identity: bool, picks_store: bool, events: Events, shown: "_Shown", signals: Signals) -> tuple[Job, Any]:
+    """The job as it was done, its identity and store chosen, and what came of it."""
     from legion_p2p.peer import run_job
     from legion_p2p.train.trainer import Stop
 
@@ -353,7 +354,7 @@ def _run(job: Job, picks_identity: bool, picks_store: bool, events: Events, show
         if picks_store:
             job = msgspec.structs.replace(job, store=store_beside(job.identity))
         try:
-            return run_job(job, events=events, stop=stop, on_status=shown.on_status)
+            return job, run_job(job, events=events, stop=stop, on_status=shown.on_status)
         except StoreError as bad:
             # another peer, started in the same moment, was faster: the next slot is ours
             if picks_identity and not stop.requested and "in use" in str(bad):
@@ -386,6 +387,8 @@ def farewell_lines(job: Job, outcome: Any, status: Status | None, wall_s: float)
     if contacts:
         command = ["legion-peer", "--run", run, "--initial-peers", *contacts]
         lines.append(f"to come back: {shlex.join(command)}")
+    elif job.store:
+        lines.append(f"to go on with it: {shlex.join(['legion-peer', '--run', run, '--store', job.store])}")
     else:
         lines.append("nobody else was in the run: it has ended with this peer")
     return lines

@@ -21,7 +21,7 @@ from torch import Tensor
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.keeping import CheckpointConfig, is_base_version, versions_between_bases
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader
-from legion_p2p.errors import StoreError, UsageError
+from legion_p2p.errors import DecodeError, LegionError, StoreError, UsageError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.bell import Bell
 from legion_p2p.services.members import MemberService
@@ -150,16 +150,20 @@ class CheckpointService:
             step, state = self._step(), None
             if publish or began - self._state_at >= STATE_EVERY_S:
                 state, self._state_at = self._all_state(), began
+            if self._failing:
+                await self._disk(self._archive.recover)
             await self._disk(_write, self._archive, queued, step, state)
             if publish:
+                for head in heads:  # one at a time: on leaving, nobody waits for all of them
+                    await self._disk(_put_if_missing, self._archive, head)
                 contacts = [(a.peer_id, a.addresses) for a in self._members.everyone()[:MAX_MEMBERS]]
                 created_s = int(self._wall_time())
-                self.newest = await self._disk(_publish, self._archive, heads, step, created_s, state or {}, contacts)
+                self.newest = await self._disk(_publish, self._archive, step, created_s, state or {}, contacts)
                 self.stored_marks = marks
                 self._took_s = trio.current_time() - began
                 self._events.emit("checkpoint.stored", step=step, cid=str(self.newest), wall_s=round(self._took_s, 3))
                 self._members.changed.ring()  # for the service that advertises what this peer has
-        except (StoreError, UsageError) as failed:
+        except (StoreError, UsageError, DecodeError) as failed:
             self._on_failure(failed)
             return
         if self._failing and publish:
@@ -170,7 +174,7 @@ class CheckpointService:
             self._next_at = now + self._config.every_s
             self._not_before = now + REST * self._took_s
 
-    def _on_failure(self, failed: StoreError | UsageError) -> None:
+    def _on_failure(self, failed: LegionError) -> None:
         if not self._failing:
             self._events.error("checkpoint.failed", f"nothing is stored for now, training goes on: {failed}")
         self._failing = True
@@ -199,12 +203,12 @@ def _write(archive: Archive, queued: Sequence[_Queued], step: int, state: Mappin
         archive.append(waiting, step, state)
 
 
-def _publish(
-    archive: Archive, heads: Sequence[_Head], step: int, created_s: int, state: Mapping[str, Any], contacts: Sequence[Any]
-) -> Cid:
-    for head in heads:
-        if not archive.holds(head.shard, head.version, head.digest):
-            _put_base(archive, head)
+def _put_if_missing(archive: Archive, head: _Head) -> None:
+    if not archive.holds(head.shard, head.version, head.digest):
+        _put_base(archive, head)
+
+
+def _publish(archive: Archive, step: int, created_s: int, state: Mapping[str, Any], contacts: Sequence[Any]) -> Cid:
     archive.remember(contacts)
     return archive.publish(step, created_s, state)
 

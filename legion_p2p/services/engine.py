@@ -4,6 +4,7 @@ The engine knows nothing of libp2p or of threads: a network, an offload and a ma
 sockets (`peer.py`) and in virtual time (`sim`).
 """
 
+import dataclasses
 import os
 import random
 import time
@@ -336,6 +337,7 @@ class Engine:
         if goes_on:
             self.shards.ramp_pushes = self.config.rounds.ramp_pushes
         self._began_at_step = self.run_step()
+        self.restored = dataclasses.replace(restored, shards=())  # their memory is needed, the state is the trainer's
         await self._start(nursery)
         self.events.emit("run.resumed", run=self.run, name=stored.spec.name, step=self._began_at_step)
 
@@ -474,7 +476,11 @@ class Engine:
         if isinstance(message, GetBlocks | HasBlocks):
             if self._provider is None:
                 raise NetworkError("this peer keeps no checkpoints")
-            return encode(await self._provider.on_request(message))
+            try:
+                return encode(await self._provider.on_request(message))
+            except DecodeError as bad:
+                self.network.messenger.report(peer, str(bad))
+                raise
         if self._leaving:  # no MisfitError: whoever pushes to us should try again, with our heir
             raise NetworkError("this peer is leaving the run")
         if self._members is None or message_run(message) not in ("", self.run):

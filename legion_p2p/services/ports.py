@@ -142,6 +142,9 @@ class Archive(Protocol):
     def put_base(self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview) -> None:
         """Store a shard whole; `data` is its little-endian fp32 bytes."""
 
+    def recover(self) -> None:
+        """After a failed write: go on from what the newest checkpoint and the journal have, and remove what neither needs."""
+
     def holds(self, shard: int, version: int, digest: bytes) -> bool:
         """Whether what is stored of a shard leads to this state."""
 

@@ -194,6 +194,20 @@ class Archive:
         """Store a shard whole; `data` is its little-endian fp32 bytes. Raises: DiskFullError; QuotaError; StoreError."""
         self._shards[shard] = _Stored(put_base(self.store, version, included, data), version, digest)
 
+    def recover(self) -> None:
+        """After a failed write: go on from what the newest checkpoint and the journal have, and remove what neither needs.
+
+        Raises: StoreError; DecodeError.
+        """
+        if self._signed is None:
+            raise StoreError("no run is open in this archive")
+        newest = None
+        if self.newest is not None:
+            manifest = get_manifest(self.store, self.newest)
+            newest = StoredRun(self.newest, manifest, *get_spec(self.store, manifest))
+        self.open(self._signed, newest)
+        self.store.collect()
+
     def holds(self, shard: int, version: int, digest: bytes) -> bool:
         """Whether what is stored of a shard leads to this state."""
         stored = self._shards.get(shard)

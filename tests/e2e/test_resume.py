@@ -8,6 +8,11 @@ from typing import Any
 
 from processes import Process, eventually
 
+from legion_p2p.core.cids import Cid
+from legion_p2p.store.blocks import BlockStore
+from legion_p2p.store.identity import load_or_create_identity
+from legion_p2p.train.checkpoint import Checkpoint
+
 N_SHARDS = 4
 WRITTEN_S = 2.0  # after which an update is on the disk, however busy the machine
 
@@ -35,8 +40,6 @@ def closed(peer: Process, until: float = math.inf) -> dict[int, tuple[int, str]]
 
 
 def peer_id(folder: Path, i: int) -> str:
-    from legion_p2p.store.identity import load_or_create_identity
-
     identity: Any = load_or_create_identity(str(folder / f"{i}.key"))
     identity.release()
     return str(identity.peer_id)
@@ -73,8 +76,18 @@ def test_a_run_whose_peers_were_all_killed_goes_on_from_their_disks(tmp_path: Pa
         assert len({event["run"] for event in resumed}) == 1
         assert all(event["manifest"].startswith("bafy") for event in resuming)
         assert min(event["step"] for event in resumed) > max(steps) // 2
-        eventually(lambda: all(p.events("round.closed")[-1]["n_expected"] == 3 for p in peers))
-        for peer in peers:
+        eventually(lambda: all(p.events("round.closed")[-1]["n_expected"] == 3 for p in peers[:3]))
+        stored = peers[0].wait_for("checkpoint.stored")["cid"]
+        fetch = Process(
+            "-m", "legion_p2p.cli.ctl", "checkpoint", "fetch", stored, "--initial-peers", address, "--json",
+            "--store", str(tmp_path / "fetched"),
+        )  # fmt: skip
+        peers.append(fetch)
+        fetched = fetch.wait_for(lambda message: message.get("cid") == stored)["fetched"]
+        assert fetched["n_blocks"] > N_SHARDS and peer_id(tmp_path, 0) in fetched["from_whom"] and not fetched["dropped"]
+        with BlockStore(tmp_path / "fetched") as store:
+            assert sum(len(shard) for shard in Checkpoint(store, Cid.parse(stored)).shards()) > 100_000
+        for peer in peers[:3]:
             for event in peer.events("round.closed"):  # one that was behind catches up; nobody makes another version anew
                 version, digest = newest[event["shard"]]
                 assert event["version"] > version or (event["version"], event["digest"]) == (version, digest)

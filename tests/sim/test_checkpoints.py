@@ -1,5 +1,6 @@
 """Runs that outlive their peers: stores on disk, peers in virtual time, over the real engine."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -11,11 +12,12 @@ from legion_p2p.config import PeerConfig
 from legion_p2p.core.cids import DAG_CBOR, Cid
 from legion_p2p.core.keeping import CheckpointConfig
 from legion_p2p.core.run import RoundSpec
-from legion_p2p.core.wire import Blocks
-from legion_p2p.errors import DiskFullError, MissingBlockError
+from legion_p2p.core.wire import Blocks, GetBlocks, HasBlocks, decode_reply, encode
+from legion_p2p.errors import DiskFullError, MissingBlockError, RefusedError, UnreachableError
 from legion_p2p.observe.events import Events
-from legion_p2p.services import checkpoints
+from legion_p2p.services import checkpoints, providing
 from legion_p2p.services.fetching import Fetcher
+from legion_p2p.services.ports import Lane
 from legion_p2p.sim.swarm import SimPeer, Swarm, inline
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.journal import Journal
@@ -200,6 +202,27 @@ async def test_a_provider_that_lies_is_dropped_and_the_others_suffice(tmp_path: 
             assert fetched.dropped == (liar.id,) and liar.id not in fetched.from_whom
             for _ in Checkpoint(store, root).parameters():
                 pass
+
+
+async def test_an_answer_has_its_limit_and_asks_of_nonsense_cost_standing(tmp_path: Path, autojump_clock, monkeypatch):
+    async with swarm_in(tmp_path) as swarm:
+        root = await trained(swarm, "ab")
+        donor = swarm.peers["a"]
+        stranger = swarm.world.join(swarm.identity("stranger"))
+        stranger.messenger.add_addresses(donor.id, donor.network.messenger.addresses())
+        size = len(donor.engine._archive.get(root))
+
+        async def ask(message):
+            return decode_reply(await stranger.messenger.request(donor.id, encode(message), lane=Lane.BULK))
+
+        monkeypatch.setattr(providing, "MAX_BLOCKS_BYTES", 2 * size + 1)
+        reply = await ask(GetBlocks((root.raw, Cid.of(b"nothing").raw, root.raw, root.raw)))
+        assert [len(block) for block in reply.blocks] == [size, 0, size, 0]
+        assert (await ask(HasBlocks((root.raw, Cid.of(b"nothing").raw)))).held == b"\1\0"
+        for _ in range(20):
+            with contextlib.suppress(RefusedError, UnreachableError):
+                await ask(GetBlocks((b"c" * 36,)))
+        assert donor.network.messenger.is_refused(stranger.peer_id)
 
 
 async def test_what_nobody_has_is_an_error_that_names_it(tmp_path: Path, autojump_clock):
