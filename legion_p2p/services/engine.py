@@ -7,6 +7,7 @@ sockets (`peer.py`) and in virtual time (`sim`).
 import dataclasses
 import os
 import random
+import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -192,9 +193,11 @@ class Engine:
         self._update_local_steps()
 
     def run_step(self) -> int:
-        """Steps of the run: what it had come to when this peer began, or another member says, and the steps since."""
-        known = self._members.everyone() if self._members is not None else ()
-        return max(self._own_run_step(), *(a.run_step for a in known), 0)
+        """Steps of the run: what it had come to when this peer began and its steps since; or what most of the others say, if that
+        is more. Not what the one says that says most: newcomers take it over, and would pass a lie on for ever.
+        """
+        others = [m.announcement.run_step for m in self.members.table.counted() if m.announcement.ready]
+        return max(self._own_run_step(), statistics.median_low(others) if others else 0)
 
     def _own_run_step(self) -> int:
         return max(self.progress.run_step, self._began_at_step + self.progress.step)
@@ -676,8 +679,10 @@ async def _enter_run(
 ) -> None:
     """Into the run by this name: with those who are in it, and with what is stored of it here."""
     restored = await engine.stored(run)
+    if restored is not None:  # what is here already need not be searched for long, and not at all where nobody can be asked
+        search_s = FOUND_SEARCH_S if engine.network.messenger.connected() else 0.0
     try:
-        found = await engine.find(run, search_s if restored is None else FOUND_SEARCH_S)
+        found = await engine.find(run, search_s)
     except UnknownRunError:
         if restored is None:
             raise
