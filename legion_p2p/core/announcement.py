@@ -49,6 +49,8 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
     done: bool = False
     """Has trained all it wanted to, and serves the others until they have too."""
     step: _Count = 0
+    run_step: _Count = 0
+    """Of the run, as this member counts: what it had come to when this member began, and this member's own steps since."""
     tokens: _Count = 0
     tokens_per_s: _Rate = 0.0
     step_s: _Rate = 0.0

@@ -110,6 +110,11 @@ class MemberService:
         """Nobody else is in the run, as far as known."""
         return not self.table.counted()
 
+    def introduce(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
+        """`peer` may be found there."""
+        if peer != self.me:
+            self._messenger.add_addresses(peer, addresses)
+
     def heard(self, peer: PeerId) -> None:
         """Any message came from `peer`."""
         self.table.heard(peer, trio.current_time())

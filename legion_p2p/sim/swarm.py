@@ -8,6 +8,7 @@ import hashlib
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -25,6 +26,8 @@ from legion_p2p.services.engine import Engine, Founding, Progress, running
 from legion_p2p.services.mailbox import Mailbox
 from legion_p2p.services.trainee import Trainee
 from legion_p2p.sim.network import SimNetwork, World
+from legion_p2p.store.archive import Archive
+from legion_p2p.store.blocks import BlockStore
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
 
@@ -60,6 +63,7 @@ class SimPeer:
         self.max_steps: int | None = None
         self.joined = trio.Event()
         self.scope = trio.CancelScope()
+        self.ended = trio.Event()
         self._swarm = swarm
 
     @property
@@ -113,13 +117,16 @@ class Swarm:
         config: PeerConfig | None = None,
         world: World | None = None,
         step_s: float = 0.1,
+        stores: Path | None = None,
     ) -> None:
+        """`stores`: a folder in which every peer keeps checkpoints, under its name."""
         self.world = world or World(seed)
         self.peers: dict[str, SimPeer] = {}
         self.numel = numel
         self.step_s = step_s
         self.round = round or RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", norm_cap=0.0, shard_elements=16)
         self.config = config or PeerConfig()
+        self.stores = stores
         self._seed = seed
         self._manager: Any = None
 
@@ -145,18 +152,22 @@ class Swarm:
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big"))
         return torch.randn(self.numel, generator=generator)
 
-    async def add(self, name: str, *, step_s: float | None = None, weight: float = 1.0, training: bool = True) -> SimPeer:
+    async def add(
+        self, name: str, *, step_s: float | None = None, weight: float = 1.0, training: bool = True, founds: bool | None = None
+    ) -> SimPeer:
         """Start a peer; the first one founds the run. Returns when it is in the run."""
-        peer = self.start(name, step_s=step_s, weight=weight, training=training)
+        peer = self.start(name, step_s=step_s, weight=weight, training=training, founds=founds)
         await peer.joined.wait()
         return peer
 
-    def start(self, name: str, *, step_s: float | None = None, weight: float = 1.0, training: bool = True) -> SimPeer:
+    def start(
+        self, name: str, *, step_s: float | None = None, weight: float = 1.0, training: bool = True, founds: bool | None = None
+    ) -> SimPeer:
         """Start a peer without waiting for it."""
         network = self.world.join(self.identity(name))
         peer = SimPeer(self, name, network, self.target(name), step_s or self.step_s)
         peer.training = training
-        founds = not self.peers
+        founds = not self.peers if founds is None else founds
         self.peers[name] = peer
         self._nursery.start_soon(self._run, peer, founds, weight)
         return peer
@@ -165,7 +176,10 @@ class Swarm:
         """As by SIGKILL: no goodbye."""
         peer = self.peers.pop(name)
         self.world.kill(peer.id)
+        if peer.joined.is_set():
+            peer.engine.checkpoints = None  # which would write a last one on the way out
         peer.scope.cancel()
+        await peer.ended.wait()
 
     async def leave(self, name: str) -> None:
         """In order."""
@@ -209,6 +223,12 @@ class Swarm:
         await self.until(lambda: all(peer.engine.all_done() for peer in self.living()), timeout_s, "all done and equal")
 
     async def _run(self, peer: SimPeer, founds: bool, weight: float) -> None:
+        try:
+            await self._live(peer, founds, weight)
+        finally:
+            peer.ended.set()
+
+    async def _live(self, peer: SimPeer, founds: bool, weight: float) -> None:
         with peer.scope:
             async with self._opened(peer, founds, weight) as engine:
                 peer.engine = engine
@@ -223,9 +243,21 @@ class Swarm:
     async def _opened(self, peer: SimPeer, founds: bool, weight: float) -> AsyncIterator[Engine]:
         params = (ParamSpec("w", (self.numel,)),)
         founding = Founding(RunSpec("sim", "", params, self.round), torch.zeros(self.numel)) if founds else None
+        archive = None if self.stores is None else Archive(BlockStore(self.stores / peer.name), peer.network.identity)
+        try:
+            async with self._running(peer, params, founding, weight, archive) as engine:
+                yield engine
+        finally:
+            if archive is not None:
+                archive.close()
+
+    @asynccontextmanager
+    async def _running(
+        self, peer: SimPeer, params: tuple[ParamSpec, ...], founding: Founding | None, weight: float, archive: Archive | None
+    ) -> AsyncIterator[Engine]:
         async with running(
             peer.network,
-            run="" if founds else "sim",
+            run="" if founding else "sim",
             founding=founding,
             params=params,
             offload=inline,
@@ -234,5 +266,6 @@ class Swarm:
             config=msgspec.structs.replace(self.config, weight=weight),
             rng=random.Random(f"{self._seed}/{peer.name}"),
             wall_time=trio.current_time,
+            archive=archive,
         ) as engine:
             yield engine
