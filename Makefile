@@ -29,7 +29,7 @@ demo: $(VENV)/.installed  ## install into .venv, and train a small model with fo
 	$(BIN)/legion-demo $(DEMO_ARGS)
 
 test: lint  ## install into .venv, and run the checks and all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	LEGION_IPFS_NODE="$${LEGION_IPFS_NODE:-$(abspath $(VENV))}" $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff, mypy, and the layers
 	$(BIN)/ruff check --output-format concise .

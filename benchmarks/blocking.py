@@ -1,6 +1,7 @@
 """The share of wall time that `opt.step()` spends on the swarm instead of training, with several peers on one machine.
 
     python benchmarks/blocking.py --peers 4 --seconds 40
+    python benchmarks/blocking.py --netem up=20mbit,down=100mbit,rtt=50ms --links cable
 
 Measured by the optimizer itself: all time inside step() after the inner optimizer's own step. The same loop without a swarm, as
 many processes at once, gives the steps per second that the machine has left for training, so that what the network's thread takes
@@ -14,7 +15,11 @@ import subprocess
 import sys
 import time
 
-KNOWN = {"hivemind": {"blocked_fraction": 0.60}, "aim": {"blocked_fraction": 0.05}}
+KNOWN = {
+    "hivemind": {"blocked_fraction": 0.60},
+    "SparseLoCo, large models, 110/500 Mbit/s": {"blocked_fraction": 0.055},
+    "aim": {"blocked_fraction": 0.05, "over a home link": 0.10},
+}
 
 
 def train(opt, model, seconds: float) -> float:
@@ -36,33 +41,43 @@ def train(opt, model, seconds: float) -> float:
 def worker(address: str, args: argparse.Namespace) -> None:
     import torch
 
+    from legion_p2p.core.presets import LINKS
+    from legion_p2p.core.run import InnerSpec
     from legion_p2p.train.gpt import GPT
+    from legion_p2p.train.inner import inner_optimizer
 
     torch.set_num_threads(1)
     model = GPT.from_preset(args.preset, torch.Generator().manual_seed(0))
-    inner = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    settings = LINKS[args.links] if args.links else {"round": {"local_steps": args.local_steps}, "inner": {"learning_rate": 1e-3}}
+    inner = inner_optimizer(InnerSpec(**settings["inner"]), model)
     if address == "alone":
         sys.stdin.readline()
         print(json.dumps({"steps_per_s": train(inner, model, args.seconds)}), flush=True)
         return
     import legion_p2p as legion
 
-    how = {"new_run": True, "local_steps": args.local_steps} if address == "found" else {"initial_peers": [address]}
-    opt = legion.Optimizer(inner, model, run="blocking", listen=("/ip4/127.0.0.1/tcp/0",), **how)
+    how = {"new_run": True, **settings["round"]} if address == "found" else {"initial_peers": [address]}
+    opt = legion.Optimizer(inner, model, run="blocking", listen=("/ip4/127.0.0.1/tcp/0",), netem=args.netem, **how)
     if address == "found":
         print(json.dumps({"address": next(a for a in opt.status.addresses if "127.0.0.1" in a)}), flush=True)
     opt.wait_for_members(args.peers)
     print(json.dumps({"ready": True}), flush=True)
     sys.stdin.readline()
-    before, blocked, rounds = time.perf_counter(), opt.blocked_s, opt.status.rounds
+    before, blocked, then = time.perf_counter(), opt.blocked_s, opt.status
     rate = train(opt, model, args.seconds)
     wall = time.perf_counter() - before
-    n_shards = len(opt.status.shards)
+    now = opt.status
+    n_rounds = (now.rounds - then.rounds) / len(now.shards)
     row = {
         "steps_per_s": rate,
         "blocked_fraction": (opt.blocked_s - blocked) / wall,
-        "round_period_s": wall * n_shards / max(1, opt.status.rounds - rounds),
-        "averaged_fraction": opt.status.last_round.averaged_fraction,
+        "round_period_s": wall / max(1, n_rounds),
+        "steps_per_round": rate * wall / max(1, n_rounds),
+        "averaged_fraction": now.last_round.averaged_fraction,
+        "sent_mbit_s": 8e-6 * (now.sent_bytes - then.sent_bytes) / wall,
+        "push_codec": now.push_codec,
+        "update_codec": now.update_codec,
+        "local_steps": now.local_steps,
     }
     print(json.dumps(row), flush=True)
     opt.close()
@@ -70,7 +85,7 @@ def worker(address: str, args: argparse.Namespace) -> None:
 
 def start(address: str, args: argparse.Namespace) -> subprocess.Popen[str]:
     command = [sys.executable, __file__, "--worker", address]
-    for name in ("peers", "seconds", "preset", "local_steps"):
+    for name in ("peers", "seconds", "preset", "local_steps", "netem", "links"):
         command += ["--" + name.replace("_", "-"), str(getattr(args, name))]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
@@ -91,6 +106,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=40)
     parser.add_argument("--preset", default="xxs")
     parser.add_argument("--local-steps", type=int, default=10)
+    parser.add_argument("--netem", default="", help="link that each peer has, such as up=20mbit,down=100mbit,rtt=50ms")
+    parser.add_argument("--links", default="", help="settings for such links (core.presets), instead of int8 and AdamW")
     parser.add_argument("--worker")
     args = parser.parse_args()
     if args.worker is not None:

@@ -16,6 +16,8 @@ _WHERE = {
     "Events": "legion_p2p.observe.events",
     "Founding": "legion_p2p.services.engine",
     "LegionError": "legion_p2p.errors",
+    "MuonAdamW": "legion_p2p.train.muon",
+    "OneBitAdam": "legion_p2p.train.onebit",
     "Optimizer": "legion_p2p.peer",
     "PeerConfig": "legion_p2p.config",
     "Progress": "legion_p2p.services.engine",
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from legion_p2p.observe.status import Status
     from legion_p2p.peer import Optimizer, open_peer
     from legion_p2p.services.engine import Engine, Founding, Progress
+    from legion_p2p.train.muon import MuonAdamW
+    from legion_p2p.train.onebit import OneBitAdam
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ import msgspec
 
 from legion_p2p.core.keeping import CheckpointConfig
 from legion_p2p.core.membership import MembershipConfig
+from legion_p2p.core.presets import DEFAULT_LINKS, LINKS, Links
 from legion_p2p.core.round import RoundConfig
 from legion_p2p.core.run import InnerSpec, RoundSpec, RunName
 from legion_p2p.errors import ConfigError
@@ -34,6 +35,8 @@ class NewRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Preset of the built-in GPT: xxs, s, m, ... gpt2."""
     model: dict[str, int | float | str | bool] = {}
     """Fields of the GPT's configuration that differ from the preset's."""
+    links: Links = DEFAULT_LINKS
+    """What members' connections carry: chooses what [round] and [inner] do not say. See core.presets."""
     data: str = "stdlib"
     seed: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     round: RoundSpec = RoundSpec()
@@ -101,6 +104,27 @@ class PeerConfig(msgspec.Struct, frozen=True):
     """Label of the region. All members of one region average with each other."""
     weight: float = 1.0
     checkpoints: CheckpointConfig = CheckpointConfig()
+
+
+def new_run_of(data: dict[str, Any]) -> NewRun:
+    """A run to found, from plain data. What `round` and `inner` do not say follows from `links`.
+
+    Raises: ConfigError, naming the field.
+    """
+    chosen = LINKS[convert(data, NewRun).links]
+    inner = data.get("inner", {})
+    if inner.get("optimizer", chosen["inner"]["optimizer"]) == chosen["inner"]["optimizer"]:  # another one has other rates
+        inner = {**chosen["inner"], **inner}
+    return convert({**data, "round": {**chosen["round"], **data.get("round", {})}, "inner": inner}, NewRun)
+
+
+def read_new_run(path: str) -> NewRun:
+    """A SPEC.toml. Raises: ConfigError, naming the file and the field."""
+    data = read_toml(path, dict)
+    try:
+        return new_run_of(data)
+    except ConfigError as bad:
+        raise ConfigError(f"{path}: {bad}") from bad
 
 
 def read_toml(path: str, kind: type[T]) -> T:

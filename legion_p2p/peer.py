@@ -24,8 +24,10 @@ from legion_p2p.core.identity import Identity
 from legion_p2p.core.keeping import CheckpointConfig, Keep, parse_keep
 from legion_p2p.core.link import NO_LINK
 from legion_p2p.core.plan import ParamSpec
+from legion_p2p.core.presets import LINKS, Links
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.run import RoundSpec, RunName, RunSpec
+from legion_p2p.core.units import parse_rate
 from legion_p2p.errors import MisfitError, NoContactError, NonFiniteError, UsageError
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import Status
@@ -38,7 +40,9 @@ from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.averaging import AverageResult, average_once
 from legion_p2p.train.bridge import Opener, PeerThread
 from legion_p2p.train.optimizer import SwarmOptimizer, param_specs, trainable
-from legion_p2p.train.trainer import Outcome, Plan, Stop, Trainer, plan_of, spec_of
+from legion_p2p.train.trainer import Outcome, Plan, Stop, Trainer, described, plan_of
+
+PLANNED_CROWDS = (2, 10, 100)  # numbers of members that a plan looks at where the job names none
 
 if TYPE_CHECKING:
     from legion_p2p.store.archive import Archive
@@ -198,6 +202,8 @@ class Optimizer(SwarmOptimizer):
         run: name or id of the run.
         initial_peers: addresses of any peers or bootstrap nodes, or "@file".
         new_run: found the run. An existing one of that name is an error.
+        links: what the connections of a new run's members carry ("lan", "fibre", "cable", "dsl"): chooses local_steps, codecs and
+            the rest as was measured to be best there, with Muon inside (`MuonAdamW.of(model)`). None: int8, which suits any.
         tokens_per_step: weight of one local step relative to those of other members, such as tokens in a batch.
         upload_limit, download_limit, quiet_hours, netem: limits on this peer's traffic, and a link to emulate; see `open_peer`.
         store, store_limit_bytes, keep: where checkpoints are kept, and which; see `open_peer`. Off without `store`.
@@ -216,6 +222,7 @@ class Optimizer(SwarmOptimizer):
         run: str,
         initial_peers: Iterable[str] = (),
         new_run: bool | None = None,
+        links: Links | None = None,
         tokens_per_step: int = 1,
         identity: str | Identity | None = None,
         listen: Sequence[str] = DEFAULT_LISTEN,
@@ -240,7 +247,7 @@ class Optimizer(SwarmOptimizer):
         initial_peers = (initial_peers,) if isinstance(initial_peers, str) else tuple(initial_peers)
         if not initial_peers and not new_run and not store:
             raise UsageError("no initial_peers to find the run through; new_run=True founds it")
-        wanted = convert(round_fields, RoundSpec)
+        wanted = convert({**(LINKS[_known_links(links)]["round"] if links else {}), **round_fields}, RoundSpec)
         founding = None
         if new_run:
             spec = RunSpec(name=convert_name(run), founder="", params=params, round=wanted, seed=seed)
@@ -276,6 +283,12 @@ class Optimizer(SwarmOptimizer):
         except BaseException:
             thread.close()
             raise
+
+
+def _known_links(links: str) -> str:
+    if links not in LINKS:
+        raise UsageError(f"links {links!r}, known are {', '.join(LINKS)}")
+    return links
 
 
 def average(
@@ -405,8 +418,10 @@ def run_job(
 
 def plan_job(job: Job) -> Plan:
     """What a job would take. A run that exists is looked up, not joined. Raises: as `run_job`."""
+    crowds = (job.wait_for_members,) if job.wait_for_members > 1 else PLANNED_CROWDS
+    upload_bps = parse_rate(job.upload) if job.upload else None
     if job.new_run is not None:
-        return plan_of(spec_of(job.new_run)[0])
+        return plan_of(described(job.new_run), crowds, upload_bps)
     found: list[RunSpec | BaseException] = []
 
     def look_up() -> None:
@@ -421,7 +436,7 @@ def plan_job(job: Job) -> Plan:
     thread.join()
     if isinstance(found[0], BaseException):
         raise found[0]
-    return plan_of(found[0])
+    return plan_of(found[0], crowds, upload_bps)
 
 
 async def _look_up(job: Job) -> RunSpec:

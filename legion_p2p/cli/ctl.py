@@ -1,4 +1,4 @@
-"""legion-ctl: ask a running peer on this machine what it knows, and look into a store of checkpoints (cli/checkpoint.py).
+"""legion-ctl: ask a running peer on this machine what it knows, look into a store of checkpoints, or plan a run.
 
 It finds peers by knocking at the loopback ports on which they serve their status; no file has to be there or to be cleaned up.
 """
@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from legion_p2p.cli.checkpoint import checkpoint
 from legion_p2p.cli.common import DONE, make_app, run_app
+from legion_p2p.cli.plan import plan
 from legion_p2p.config import STATUS_PORTS
 from legion_p2p.errors import NetworkError, UsageError
 
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 WATCH_EVERY_S = 1.0
 FILE_CHARS = 120
 
-app = make_app("legion-ctl", "Ask a running peer on this machine what it knows, and work on checkpoints.")
+app = make_app("legion-ctl", "Ask a running peer on this machine what it knows, work on checkpoints, or plan a run.")
 app.command(checkpoint)
+app.command(plan)
 
 
 @app.command

@@ -70,7 +70,8 @@ def demo(options: Options = Options()) -> int:
     plan = Plan(
         n_peers=options.peers, minutes=options.minutes, preset=options.preset, seed=options.seed, lone=options.lone,
         steps=options.steps,
-        **{name: getattr(options, name) for name in ("local_steps", "learning_rate", "batch", "codec") if getattr(options, name)},
+        **{name: getattr(options, name) for name in ("local_steps", "learning_rate", "batch") if getattr(options, name)},
+        **({"push_codec": options.codec, "update_codec": options.codec} if options.codec else {}),
     )  # fmt: skip
     check_preset(options.preset)
     out = make_folder(options.out)

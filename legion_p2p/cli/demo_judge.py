@@ -106,12 +106,12 @@ def judged_model(spec: Path, files: list[Path], seed: int) -> Judged:
     import torch
     from safetensors.torch import load_file
 
-    from legion_p2p.config import NewRun, read_toml
+    from legion_p2p.config import read_new_run
     from legion_p2p.train.corpus import open_text
     from legion_p2p.train.trainer import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, evaluate, sample_text, spec_of, trainable
 
     torch.set_num_threads(1)  # with more, they wait for each other where the machine is busy: minutes instead of seconds
-    new_run = read_toml(str(spec), NewRun)
+    new_run = read_new_run(str(spec))
     _, model = spec_of(new_run)
     there = [load_file(path) for path in files if path.exists()]
     if not there:

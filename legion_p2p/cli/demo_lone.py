@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from legion_p2p.config import NewRun, read_toml
+from legion_p2p.config import NewRun, read_new_run
 from legion_p2p.core.chunks import ChunkLedger
 from legion_p2p.core.identity import Identity
 from legion_p2p.train.corpus import Corpus, open_text
 from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of
 from legion_p2p.train.gpt import GPT
+from legion_p2p.train.inner import inner_optimizer
 from legion_p2p.train.trainer import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, STEP_EVENT_EVERY_S, evaluate, learning_rate, spec_of
 
 WARM_UP_STEPS = 3  # torch plans its kernels in the first ones
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lone = Lone(read_toml(options.spec, NewRun), options.seed)
+    lone = Lone(read_new_run(options.spec), options.seed)
     if options.calibrate:
         say("calibrated", step_s=lone.seconds_per_step(options.calibrate))
     else:
@@ -50,12 +51,7 @@ class Lone:
         self.model: GPT = spec_of(new_run)[1]
         self.inner = new_run.inner
         self.corpus: Corpus = open_text(new_run.data, self.model.config.context)
-        self.opt = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=self.inner.learning_rate,
-            betas=(self.inner.beta1, self.inner.beta2),
-            weight_decay=self.inner.weight_decay,
-        )
+        self.opt = inner_optimizer(self.inner, self.model)
         n_tokens, context = len(self.corpus.train), self.model.config.context
         chunk_tokens = default_chunk_tokens(n_tokens, context)
         ledger = ChunkLedger(n_chunks_of(n_tokens, chunk_tokens), Identity.generate().peer_id)

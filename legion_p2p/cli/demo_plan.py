@@ -22,9 +22,10 @@ class Plan(msgspec.Struct, frozen=True):
     steps: int = 0
     """0: as many as fit into `minutes`."""
     local_steps: int = 5
-    learning_rate: float = 3e-3
+    learning_rate: float = 0.02
     batch: int = 4
-    codec: str = "int8"
+    push_codec: str = "topk512-2bit"
+    update_codec: str = "topk1024-4bit"
 
     @property
     def shard_elements(self) -> int:
@@ -35,8 +36,8 @@ class Plan(msgspec.Struct, frozen=True):
         """SPEC.toml of the run."""
         return "\n".join([
             f'name = "{RUN_NAME}"', f'preset = "{self.preset}"', 'data = "stdlib"', f"seed = {self.seed}", "",
-            "[round]", f"local_steps = {self.local_steps}", f'push_codec = "{self.codec}"', f'update_codec = "{self.codec}"',
-            f"shard_elements = {self.shard_elements}", "",
+            "[round]", f"local_steps = {self.local_steps}", f'push_codec = "{self.push_codec}"', "push_codecs = []",
+            f'update_codec = "{self.update_codec}"', "update_codecs = []", f"shard_elements = {self.shard_elements}", "",
             "[inner]", f"learning_rate = {self.learning_rate}", f"batch = {self.batch}", f"decay_steps = {n_steps}",
             f"warmup_steps = {min(50, max(1, n_steps // 10))}", "",
         ])  # fmt: skip

@@ -27,10 +27,12 @@ from legion_p2p.cli.common import (
     make_app,
     run_and_exit,
 )
-from legion_p2p.config import DEFAULT_LISTEN, Job, NewRun, convert, read_toml
+from legion_p2p.config import DEFAULT_LISTEN, Job, NewRun, convert, new_run_of, read_new_run, read_toml
 from legion_p2p.core.caps import parse_quiet_hours
 from legion_p2p.core.keeping import parse_keep
+from legion_p2p.core.presets import Links
 from legion_p2p.core.profiles import parse_link
+from legion_p2p.core.run import InnerOptimizer
 from legion_p2p.core.units import parse_rate
 from legion_p2p.errors import ConfigError, LegionError, StoreError, UsageError
 from legion_p2p.observe import human
@@ -72,12 +74,19 @@ class RunOptions:
 class NewRunOptions:
     preset: Annotated[str | None, Parameter(metavar="SIZE")] = None
     """Size of the built-in GPT: xxs, s, m, ... gpt2. [default: s]"""
+    links: Annotated[Links | None, Parameter()] = None
+    """What members' connections carry; chooses what is not said below: see --dry-run. [default: cable]"""
     local_steps: Annotated[int | None, Parameter(validator=at_least(1))] = None
-    """Steps between two averaging rounds for a peer of median speed. [default: 10]"""
+    """Steps between two averaging rounds for a peer of median speed."""
     codec: Annotated[str | None, Parameter(metavar="NAME")] = None
-    """How changes are compressed on their way: fp32, fp16, bf16, int8. [default: int8]"""
+    """How changes are compressed on their way: fp32, fp16, bf16; int8, int4, int3, int2; gauss4, gauss3, gauss2, sign; or, far
+    smaller, the largest few, as topk64-2bit or any other topk<k>-<bits>bit."""
+    update_codec: Annotated[str | None, Parameter(metavar="NAME")] = None
+    """The same for what comes back from owners to all members. [default: that of --codec]"""
+    optimizer: Annotated[InnerOptimizer | None, Parameter()] = None
+    """What makes the local steps."""
     learning_rate: Annotated[float | None, Parameter(alias="--lr", validator=at_least(0))] = None
-    """Of the local AdamW. [default: 0.003]"""
+    """Of the local optimizer."""
     batch: Annotated[int | None, Parameter(validator=at_least(1))] = None
     """Windows per step. [default: 4]"""
 
@@ -151,7 +160,7 @@ class OutputOptions:
     quiet: bool = False
     """Print errors only."""
     dry_run: bool = False
-    """Print what the job would take (parameters, memory, bytes per round) and exit."""
+    """Print what the job would take (parameters, memory, bytes per round and token) and exit."""
     config: Annotated[str, Parameter(metavar="FILE")] = ""
     """TOML file with any of these options."""
 
@@ -231,7 +240,8 @@ def _check_joining(which: RunOptions, new: NewRunOptions, *, may_resume: bool) -
 
 def _new_run(which: RunOptions, new: NewRunOptions, training: TrainOptions) -> NewRun:
     if which.new_run.endswith(".toml"):
-        data = msgspec.to_builtins(read_toml(which.new_run, NewRun))
+        read_new_run(which.new_run)  # complaints about the file should name the file
+        data = {"round": {}, "inner": {}} | read_toml(which.new_run, dict)
     else:
         data = {"name": which.new_run, "seed": training.seed, "round": {}, "inner": {}}
         if training.data:
@@ -239,11 +249,17 @@ def _new_run(which: RunOptions, new: NewRunOptions, training: TrainOptions) -> N
             data["data"] = Path(training.data).resolve().name if Path(training.data).exists() else training.data
     if which.run and which.run != data["name"]:
         raise UsageError(f"--run {which.run} joins a run, --new-run founds one named {data['name']}: give one of them")
+    only = None if new.codec is None else ()
     settings = (
         (data, "preset", new.preset),
+        (data, "links", new.links),
         (data["round"], "local_steps", new.local_steps),
         (data["round"], "push_codec", new.codec),
         (data["round"], "update_codec", new.codec),
+        (data["round"], "update_codec", new.update_codec),
+        (data["round"], "push_codecs", only),
+        (data["round"], "update_codecs", () if new.update_codec else only),
+        (data["inner"], "optimizer", new.optimizer),
         (data["inner"], "learning_rate", new.learning_rate),
         (data["inner"], "batch", new.batch),
     )
@@ -251,7 +267,7 @@ def _new_run(which: RunOptions, new: NewRunOptions, training: TrainOptions) -> N
         if value is not None:
             where[key] = value
     try:
-        return convert(data, NewRun)
+        return new_run_of(data)
     except ConfigError as bad:
         raise ConfigError(f"--new-run {which.new_run}: {bad}") from bad
 
@@ -293,23 +309,39 @@ def _dry_run(job: Job, as_json: bool) -> int:
     if as_json:
         print(msgspec.json.encode(plan).decode())
         return DONE
-    for name, value in plan_lines(plan):
-        print(f"{name:<22}{value}")
+    print("\n".join(plan_lines(plan)))
     return DONE
 
 
-def plan_lines(plan: Any) -> list[tuple[str, str]]:
-    """What a job would take, as names and values."""
+def plan_lines(plan: Any) -> list[str]:
+    """What a job would take."""
+    bytes_text, whole_text = human.bytes_text, human.whole_text
+    facts = [
+        ("run", human.clean(plan.run)),
+        ("parameters", whole_text(plan.n_params)),
+        ("shards", f"{plan.n_shards} of {whole_text(plan.shard_elements)} elements"),
+        ("memory", bytes_text(plan.memory_bytes)),
+        ("local steps per round", whole_text(plan.local_steps)),
+        ("tokens per step", whole_text(plan.tokens_per_step)),
+        ("pushes", f"{bytes_text(plan.push_bytes_per_round)} for all shards, as {human.clean(plan.push_codec, 64)}"),
+        ("updates", f"{bytes_text(plan.update_bytes_per_round)} for all shards, as {human.clean(plan.update_codec, 64)}"),
+    ]
+    columns = [
+        ("members", [whole_text(row.n_members) for row in plan.traffic]),
+        ("sent each round", [bytes_text(row.sent_bytes) for row in plan.traffic]),
+        ("at most", [bytes_text(row.most_sent_bytes) for row in plan.traffic]),
+        ("received", [bytes_text(row.received_bytes) for row in plan.traffic]),
+        ("sent per token", [bytes_text(row.sent_bytes_per_token) for row in plan.traffic]),
+        ("sending takes", [human.duration_text(row.send_s) for row in plan.traffic if row.send_s is not None]),
+    ]
+    rows = zip(*([title, *cells] for title, cells in columns if cells), strict=True)
     return [
-        ("run", human.clean(str(getattr(plan.run, "name", plan.run)))),
-        ("parameters", human.whole_text(plan.n_params)),
-        ("shards", f"{plan.n_shards} of {human.whole_text(plan.shard_elements)} elements"),
-        ("memory", human.bytes_text(plan.memory_bytes)),
-        ("sent each round", human.bytes_text(plan.push_bytes_per_round)),
-        ("received each round", human.bytes_text(plan.update_bytes_per_round)),
-        ("local steps per round", human.whole_text(plan.local_steps)),
-        ("tokens per step", human.whole_text(plan.tokens_per_step)),
-        ("", "nothing was started (--dry-run)"),
+        *(f"{name:<22}  {value}" for name, value in facts),
+        "",
+        *("  ".join(f"{cell:>{width}}" for cell, width in zip(row, (7, 15, 8, 8, 14, 13), strict=False)) for row in rows),
+        "",
+        "each of one peer in the mean; at most: of the one that owns most shards",
+        "nothing was started (--dry-run)",
     ]
 
 

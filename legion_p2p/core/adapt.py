@@ -57,7 +57,7 @@ def choose(
     budget = SHARE * upload_bps * round_s
     pairs = [(_bits(load, push, update), push, update) for push in pushes for update in updates]
     # of equally dear pairs the denser pushes: each is one member's only word, an update is the mean of all
-    pairs.sort(key=lambda pair: (pair[0], pair[1].bits_per_element))
+    pairs.sort(key=lambda pair: (pair[0], pair[1].bits_per_element, pair[2].bits_per_element))
     present = next((bits for bits, p, u in pairs if (p.name, u.name) == (now.push_codec, now.update_codec)), math.inf)
     for bits, push, update in reversed(pairs):
         if bits <= (budget if bits <= present else budget / KEEP):

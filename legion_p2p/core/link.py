@@ -52,6 +52,8 @@ class LinkProfile(msgspec.Struct, frozen=True, kw_only=True):
     """Round trip between two peers at different places, unless `paths` has it."""
     paths: tuple[tuple[int, int, float], ...] = ()
     """Round trips between pairs of places: (place, place, seconds), in either order."""
+    lanes: tuple[tuple[str, "LinkProfile"], ...] = ()
+    """For messages that this peer sends on a lane (control, bulk): another link before this one; only its way up counts."""
 
     def path_s(self, other: int) -> float:
         """Round trip of the path to a peer at place `other`, both access links excluded."""
@@ -106,7 +108,6 @@ class Way:
     def __init__(self, profile: LinkProfile, rate_bps: float, rng: Random) -> None:
         self.rate_bps = rate_bps
         """May be changed at any time; bytes that have passed already keep their time."""
-        self.n_passed = 0
         self._profile = profile
         self._rng = rng
         self._free_at = -math.inf
@@ -202,11 +203,14 @@ class Way:
         size = len(data)
         line.n_waiting -= size
         line.n_flying += size
-        self.n_passed += size
-        self._free_at = max(self._free_at, now) + 8 * size / self.rate_bps
-        delay_s = max(0.0, line.delay_s + self._wander.at(now)) + self._retransmission_s(size, line.rtt_s)
+        line.flying.append((self.due(line, size, now), data))
+
+    def due(self, line: Line, n_bytes: int, now: float) -> float:
+        """When so many bytes come out that enter now; for who keeps the bytes, and their number, in bounds."""
+        self._free_at = max(self._free_at, now) + 8 * n_bytes / self.rate_bps
+        delay_s = max(0.0, line.delay_s + self._wander.at(now)) + self._retransmission_s(n_bytes, line.rtt_s)
         line.last_due = max(line.last_due, self._free_at + delay_s)
-        line.flying.append((line.last_due, data))
+        return line.last_due
 
     def _retransmission_s(self, n_bytes: int, rtt_s: float) -> float:
         """How much later a piece comes whole because segments of it were lost."""

@@ -8,7 +8,8 @@ import re
 
 import msgspec
 
-from legion_p2p.core.link import LinkProfile
+from legion_p2p.core.contact import Lane
+from legion_p2p.core.link import NO_LINK, LinkProfile
 from legion_p2p.core.units import parse_duration, parse_rate, parse_share
 from legion_p2p.errors import UsageError
 
@@ -65,8 +66,11 @@ PROFILES = {
 
 FORM = (
     f"a profile ({', '.join(PROFILES)}), settings (up=20mbit, down=100mbit, rtt=50ms, jitter=5ms, loss=0.5%, place=1, "
-    "inside=5ms, across=120ms, 1-2=90ms), or a profile and settings that differ from it, separated by commas"
+    "inside=5ms, across=120ms, 1-2=90ms, bulk.loss=1%, control.delay=20ms), "
+    "or a profile and settings that differ from it, separated by commas"
 )
+
+LANE_KEYS = ("up", "delay", "jitter", "loss")
 
 _PAIR = re.compile(r"([0-9]{1,3})-([0-9]{1,3})")
 _PARSERS = {
@@ -107,6 +111,9 @@ def _with(profile: LinkProfile, key: str, value: str) -> LinkProfile:
     if pair is not None:
         path = (_place(pair[1]), _place(pair[2]), parse_duration(value))
         return msgspec.structs.replace(profile, paths=(path, *profile.paths))
+    lane, dot, rest = key.partition(".")
+    if dot:
+        return _with_lane(profile, lane, rest, value)
     if key == "place":
         return msgspec.structs.replace(profile, place=_place(value))
     if key not in _PARSERS:
@@ -116,6 +123,19 @@ def _with(profile: LinkProfile, key: str, value: str) -> LinkProfile:
     if field == "loss" and number > MAX_LOSS:
         raise UsageError(f"{value}, at most {MAX_LOSS:.0%}")
     return msgspec.structs.replace(profile, **{field: number})
+
+
+def _with_lane(profile: LinkProfile, lane: str, key: str, value: str) -> LinkProfile:
+    """Messages of one lane only: `bulk.up=5mbit`, `control.delay=20ms`."""
+    if lane not in {known.value for known in Lane} or key not in LANE_KEYS:
+        raise UsageError(f"of the lanes control and bulk, {', '.join(LANE_KEYS)} can be set, such as bulk.loss=1%")
+    lanes = dict(profile.lanes)
+    before = lanes.get(lane, NO_LINK)
+    if key == "delay":
+        lanes[lane] = msgspec.structs.replace(before, rtt_s=2 * parse_duration(value))
+    else:
+        lanes[lane] = _with(before, key, value)
+    return msgspec.structs.replace(profile, lanes=tuple(lanes.items()))
 
 
 def _place(text: str) -> int:

@@ -54,6 +54,9 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     update_codecs: _Codecs = ()
     """Codecs that an owner may use instead, as its link allows."""
 
+    warmup_codec: _Codec = ""
+    """Codec of pushes, and of the updates made of them, while a member's inner optimizer says that it is warming up."""
+
     dense_codec: _Codec = "int8"
     """Codec of small and one-dimensional tensors where the others' bits are fewer; empty: no exception is made for them."""
 
@@ -94,20 +97,28 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Elements per shard; 0 chooses sixteen shards, fewer for a small model."""
 
     def allowed_push_codecs(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((self.push_codec, *self.push_codecs)))
+        return _distinct(self.push_codec, *self.push_codecs, self.warmup_codec)
 
     def allowed_update_codecs(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((self.update_codec, *self.update_codecs)))
+        return _distinct(self.update_codec, *self.update_codecs, self.warmup_codec)
 
     def codecs(self) -> tuple[str, ...]:
         """All that a member must know."""
-        dense = (self.dense_codec,) if self.dense_codec else ()
-        return tuple(dict.fromkeys((*self.allowed_push_codecs(), *self.allowed_update_codecs(), *dense)))
+        return _distinct(*self.allowed_push_codecs(), *self.allowed_update_codecs(), self.dense_codec)
+
+
+def _distinct(*names: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+InnerOptimizer = Literal["adamw", "muon", "onebit-adam"]
 
 
 class InnerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How `legion-peer` trains between two pushes. A loop of one's own ignores it."""
 
+    optimizer: InnerOptimizer = "adamw"
+    """"muon": Muon for matrices, AdamW for the rest. "onebit-adam": AdamW until its variance settles, then 1-bit Adam."""
     learning_rate: _Positive = 3e-3
     weight_decay: _NonNegative = 0.1
     beta1: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9

@@ -5,7 +5,6 @@ milliseconds, however unresponsive the others are.
 """
 
 import logging
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
@@ -202,7 +201,7 @@ class _Parts:
         self.is_open = True
         self.book = AddressBook()
         self.standing = Standing()
-        self.limits_bps = shaper.limits_bps if shaper is not None else lambda: (math.inf, math.inf)
+        self.shaper = shaper
         self.listening = _Listening(announced)
         self.host = _make_host(identity, Transport(nursery, self.sockets), self.listening)
         self.swarm: Swarm = self.host.get_network()
@@ -256,7 +255,7 @@ class _Parts:
     ) -> Network:
         network = Network(identity, self.host, self.dialer, initial, self.config, self.nursery, self.listening, report)
         network.messenger = Messenger(
-            self.host, self.nursery, self.dialer, self.book, self.standing, self.listening.addresses, self.limits_bps
+            self.host, self.nursery, self.dialer, self.book, self.standing, self.listening.addresses, self.shaper
         )
         network.discovery = Discovery(network.messenger, self.dht, self.book, self.config, self.listening.addresses)
         network.gossip = Gossip(self.pubsub, self.nursery, network.messenger.report)

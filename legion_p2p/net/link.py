@@ -22,7 +22,7 @@ RECV_WINDOW_BYTES = {"control": 1 << 18, "bulk": 8 << 20}  # 8 MiB fill 500 Mbit
 class Outgoing:
     """A frame on its way."""
 
-    __slots__ = ("abandoned", "begun", "body", "done", "head", "written")
+    __slots__ = ("abandoned", "begun", "body", "done", "due", "head", "written")
 
     def __init__(self, head: bytes, body: bytes) -> None:
         self.head = head
@@ -30,6 +30,7 @@ class Outgoing:
         self.begun = False
         self.written = False
         self.abandoned = False
+        self.due = 0.0
         self.done = trio.Event()
         """Set when it is written, or never will be."""
 
@@ -37,11 +38,16 @@ class Outgoing:
 class FrameStream:
     """Frames on a libp2p stream."""
 
-    def __init__(self, stream: NetStream, lane: str, count_sent: Callable[[int], None], count_read: Callable[[int], None]):
+    def __init__(
+        self, stream: NetStream, lane: str, count_sent: Callable[[int], None], count_read: Callable[[int], None],
+        due: Callable[[int], float] | None = None,
+    ) -> None:  # fmt: skip
+        """`due`: tells when a frame of so many bytes may be written, where that is not at once."""
         self._stream = stream
         self.lane = lane
         self._count_sent = count_sent
         self._count_read = count_read
+        self._due = due
         self._queue: deque[Outgoing] = deque()
         self._wake = trio.Event()
         self._ended = False
@@ -58,6 +64,8 @@ class FrameStream:
         if self._ended:
             frame.done.set()
         else:
+            if self._due is not None:
+                frame.due = self._due(len(head) + len(body))
             self._queue.append(frame)
             self._wake.set()
         return frame
@@ -75,6 +83,8 @@ class FrameStream:
                 self._wake = trio.Event()
                 await self._wake.wait()
             frame = self._queue[0]
+            if self._due is not None:
+                await trio.sleep_until(frame.due)
             if not frame.abandoned:
                 frame.begun = True
                 if len(frame.body) <= JOIN_BYTES:

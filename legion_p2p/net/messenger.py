@@ -34,6 +34,7 @@ from legion_p2p.net.limits import (
     OPEN_TIMEOUT_S,
 )
 from legion_p2p.net.link import FrameStream, Outgoing
+from legion_p2p.net.netem import Shaper
 from legion_p2p.net.standing import Standing
 from legion_p2p.net.wire import VERSION, Envelope, Kind, UnknownVersion, decode, encode, refusal
 
@@ -51,7 +52,7 @@ class Messenger:
 
     def __init__(
         self, host: BasicHost, nursery: trio.Nursery, dialer: Dialer, book: AddressBook, standing: Standing,
-        addresses: Callable[[], tuple[str, ...]], limits_bps: Callable[[], tuple[float, float]],
+        addresses: Callable[[], tuple[str, ...]], shaper: Shaper | None,
     ) -> None:  # fmt: skip
         self._host = host
         self._nursery = nursery
@@ -59,7 +60,7 @@ class Messenger:
         self._book = book
         self._standing = standing
         self._addresses = addresses
-        self._limits_bps = limits_bps
+        self._shaper = shaper
         self._upload = RateEstimator(best=True)
         self._download = RateEstimator(best=False)
         self._services: dict[str, Handler] = {}
@@ -107,7 +108,8 @@ class Messenger:
 
     def bandwidth(self) -> Bandwidth:
         now = trio.current_time()
-        limits = (None if limit == math.inf else limit for limit in self._limits_bps())
+        both = self._shaper.limits_bps() if self._shaper is not None else (math.inf, math.inf)
+        limits = (None if limit == math.inf else limit for limit in both)
         return Bandwidth(self._upload.rate_bps(now), self._download.rate_bps(now), *limits)
 
     def report(self, peer: PeerId, offence: str) -> None:
@@ -175,7 +177,7 @@ class Messenger:
                     await self._dialer.connect(link.peer)
                     with trio.fail_after(OPEN_TIMEOUT_S):
                         stream = await self._host.new_stream(ID.from_base58(link.peer), [PROTOCOLS[link.lane]])
-                    link.stream = FrameStream(stream, link.lane, self._count_sent, self._count_received)
+                    link.stream = FrameStream(stream, link.lane, self._count_sent, self._count_received, self._shape(link.lane))
                     link.opened.set()
                     await _read_and_write(link.stream, lambda: self._read_replies(link))
                 except DecodeError as bad:
@@ -250,7 +252,7 @@ class Messenger:
             await _reset(raw)
             return
         self._n_streams_in[key] += 1
-        stream = FrameStream(raw, lane, self._count_sent, self._count_received)
+        stream = FrameStream(raw, lane, self._count_sent, self._count_received, self._shape(lane))
         try:
             await _read_and_write(stream, lambda: self._read_requests(stream, peer, lane))
         except DecodeError as bad:
@@ -384,6 +386,9 @@ class Messenger:
             await self._host.get_network().close_peer(ID.from_base58(peer))
         except Exception as failed:
             log.debug("closing %s: %r", peer, failed)
+
+    def _shape(self, lane: str) -> Callable[[int], float] | None:
+        return self._shaper.lane(lane) if self._shaper is not None else None
 
     def _count_sent(self, n_bytes: int) -> None:
         self._n_sent += n_bytes

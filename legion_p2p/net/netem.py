@@ -57,6 +57,7 @@ class Shaper:
         self._minute = minute or _minute_now
         self._up = _Feeder(Way(profile, profile.up_bps, rng))
         self._down = _Feeder(Way(profile, profile.down_bps, rng))
+        self._lanes = {lane: Way(link, link.up_bps, rng) for lane, link in profile.lanes}
         self._nursery: trio.Nursery
         self._obey()
 
@@ -69,6 +70,14 @@ class Shaper:
     def limits_bps(self) -> tuple[float, float]:
         """What holds now, limits and link together: (up, down); infinite where nothing limits."""
         return self._up.way.rate_bps, self._down.way.rate_bps
+
+    def lane(self, lane: str) -> Callable[[int], float] | None:
+        """For a new stream of a lane: tells when a message of so many bytes may be written; None: at once."""
+        way = self._lanes.get(lane)
+        if way is None:
+            return None
+        line = way.line()
+        return lambda n_bytes: way.due(line, n_bytes, trio.current_time())
 
     def connect_s(self, host: str) -> float:
         """What it takes to connect to `host`: one round trip."""

@@ -66,6 +66,16 @@ def seconds_text(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
 
 
+def duration_text(seconds: float) -> str:
+    """`50 ms`, `1.20 s`, `12.5 min`, `3.16 h`, `2.10 days`: how long something takes."""
+    if not math.isfinite(seconds):
+        return NOTHING
+    units = ((1.0, 1e-3, "ms"), (120.0, 1.0, "s"), (7200.0, 60.0, "min"), (172_800.0, 3600.0, "h"), (math.inf, 86_400.0, "days"))
+    unit_s, unit = next((unit_s, unit) for below, unit_s, unit in units if seconds < below)
+    size = seconds / unit_s
+    return f"{size:.0f} {unit}" if size >= 999.5 or size == int(size) else f"{size:#.3g}".rstrip(".") + f" {unit}"
+
+
 def percent_text(fraction: float) -> str:
     """`100 %`, `66.7 %`; never 100 for less than all."""
     if not math.isfinite(fraction):

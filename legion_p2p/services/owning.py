@@ -170,18 +170,21 @@ class Owning(Following):
         async with replica.lock:
             if replica.round is None:
                 return self._not_owner(replica)
-            verdict = self._enter(replica, peer, message.seq, message.version, message.tokens, value)
+            verdict = self._enter(replica, peer, message.seq, message.version, message.tokens, value, message.codec)
         if message.version > replica.chain.version:
             self._follow(replica, peer)
         replica.bell.ring()
         return Pushed(replica.chain.version, verdict is Verdict.INCLUDED)
 
-    def _enter(self, replica: Replica, peer: PeerId, seq: int, version: int, tokens: int, value: Tensor) -> Verdict:
+    def _enter(
+        self, replica: Replica, peer: PeerId, seq: int, version: int, tokens: int, value: Tensor, codec_name: str
+    ) -> Verdict:
         assert replica.round is not None
         now = trio.current_time()
         verdict = replica.round.push(Contribution(peer, seq, version, tokens, now), now)
         if verdict is Verdict.ACCEPTED:
             replica.arrived[peer] = value
+            replica.warming_up |= codec_name == self.spec.round.warmup_codec
         return verdict
 
     def _not_owner(self, replica: Replica) -> NotOwner:
@@ -198,7 +201,8 @@ class Owning(Following):
                 return
             closed = shard_round.close(trio.current_time())
             values = {c.peer: replica.arrived.pop(c.peer) for c in closed.contributions}
-            name = self.update_codec
+            name = self.spec.round.warmup_codec if replica.warming_up else self.update_codec
+            replica.warming_up = False
             result = await self._compute(
                 replica.numel * len(values),
                 combine,

@@ -1,5 +1,7 @@
 """How many local steps this peer does and which of the run's codecs it uses, by its speed, its connection, the run's progress."""
 
+from functools import lru_cache
+
 import msgspec
 
 from legion_p2p.core.adapt import Choice, CodecCost, Load, choose
@@ -22,8 +24,6 @@ class Pacer:
         self._rounds = rounds
         self._shards = shards
         self._events = events
-        self._pushes = _costs(rounds.allowed_push_codecs())
-        self._updates = _costs(rounds.allowed_update_codecs())
         self._choice = Choice(rounds.push_codec, rounds.update_codec)
 
     def update(self, step: int, step_s: float, others: "list[Announcement]", bandwidth: Bandwidth) -> None:
@@ -32,16 +32,8 @@ class Pacer:
         reference = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, max([step, *(a.run_step for a in others)]))
         least, most = min(rounds.min_local_steps, reference), max(rounds.max_local_steps, reference)
         steps = local_steps(reference, step_s, [a.step_s for a in others if a.training], least, most)
-        if rounds.synchronous:
-            self.local_steps = steps
-            return
         limits = [bps for bps in (bandwidth.upload_bps, bandwidth.upload_limit_bps) if bps is not None]
-        choice = choose(
-            self._pushes, self._updates, self._load(others), steps * step_s, min(limits, default=None), self._choice, most / steps
-        )
-        if choice.stretch < LEAST_STRETCH:
-            choice = msgspec.structs.replace(choice, stretch=1.0)
-        self.local_steps = min(round(steps * choice.stretch), most)
+        choice, self.local_steps = paced(rounds, steps, most, step_s, self._load(others), min(limits, default=None), self._choice)
         if (choice.push_codec, choice.update_codec) != (self._choice.push_codec, self._choice.update_codec):
             self._events.emit("link.adapted", **msgspec.structs.asdict(choice), local_steps=self.local_steps)
             self._shards.push_codec, self._shards.update_codec = choice.push_codec, choice.update_codec
@@ -53,5 +45,23 @@ class Pacer:
         return Load(self._shards.plan.numel - owned if n_followers else 0, owned * n_followers)
 
 
-def _costs(names: tuple[str, ...]) -> tuple[CodecCost, ...]:
-    return tuple(CodecCost(name, codec.get(name).bits_per_element) for name in names)
+def paced(
+    rounds: RoundSpec, steps: int, most: int, step_s: float, load: Load, upload_bps: float | None, now: Choice
+) -> tuple[Choice, int]:
+    """What to send in, and how many local steps a round has then, from `steps` to `most`: see `core.adapt.choose`.
+
+    A synchronous run changes nothing: all wait for each other in any case.
+    """
+    if rounds.synchronous:
+        return now, steps
+    pushes = _costs(rounds.push_codec, *rounds.push_codecs)
+    updates = _costs(rounds.update_codec, *rounds.update_codecs)
+    choice = choose(pushes, updates, load, steps * step_s, upload_bps, now, most / steps)
+    if choice.stretch < LEAST_STRETCH:
+        choice = msgspec.structs.replace(choice, stretch=1.0)
+    return choice, min(round(steps * choice.stretch), most)
+
+
+@lru_cache(maxsize=64)
+def _costs(*names: str) -> tuple[CodecCost, ...]:
+    return tuple(CodecCost(name, codec.get(name).bits_per_element) for name in dict.fromkeys(names))

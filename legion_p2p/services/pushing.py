@@ -56,7 +56,7 @@ class Pushing(Owning):
         if self._members.alone() and change.version == replica.chain.version:
             await self._rebase(replica, change)
             return
-        name = self.push_codec
+        name = self.spec.round.warmup_codec if change.warming_up and self.spec.round.warmup_codec else self.push_codec
         async with replica.lock:
             replica.offered = None
             try:
@@ -133,7 +133,7 @@ class Pushing(Owning):
                     pending.redirect = None
                     pending.not_before = trio.current_time() + RETRY_S
                     return
-                self._enter(replica, self.me, pending.seq, pending.version, pending.tokens, pending.sent)
+                self._enter(replica, self.me, pending.seq, pending.version, pending.tokens, pending.sent, pending.codec)
                 pending.holder, pending.held_at_version = self.me, replica.chain.version
             pending.not_before = trio.current_time() + RESEND_AFTER_S
             return

@@ -33,6 +33,8 @@ class LocalChange:
     local: Tensor
     tokens: int
     steps: int
+    warming_up: bool = False
+    """The inner optimizer wants it precise."""
 
 
 @dataclass(eq=False)
@@ -82,6 +84,8 @@ class Replica:
     """What each contribution in the round decodes to."""
     owner_residual: Tensor | None = None
     outer: OuterState = field(default_factory=OuterState)
+    warming_up: bool = False
+    """Somebody in the round that is open pushed in the warm-up codec."""
     made_tokens: int = 0
     """Tokens in the versions that this peer itself made since it last followed somebody else's."""
 

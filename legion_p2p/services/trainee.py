@@ -71,7 +71,7 @@ class Trainee:
             if shard not in self._busy and self.steps - max(pushed_at, settled_at - lead) >= local_steps
         ]
 
-    def hand_in(self, shards: Sequence[int] | None = None) -> list[LocalChange]:
+    def hand_in(self, shards: Sequence[int] | None = None, *, warming_up: bool = False) -> list[LocalChange]:
         """What changed in `shards` (all) that are not busy, for the engine; they are busy from now on."""
         wanted = range(len(self.local.bounds)) if shards is None else shards
         ready = [s for s in wanted if s not in self._busy and self._handed_in[s][0] < self.steps]
@@ -79,7 +79,7 @@ class Trainee:
         for shard, (base, local) in self.local.hand_in(ready).items():
             steps, tokens = self._handed_in[shard]
             version = self.local.versions[shard]
-            changes.append(LocalChange(shard, version, base, local, self.tokens - tokens, self.steps - steps))
+            changes.append(LocalChange(shard, version, base, local, self.tokens - tokens, self.steps - steps, warming_up))
             self._handed_in[shard] = (self.steps, self.tokens)
             self._pushed_at[shard] = self.steps
             self._busy.add(shard)

@@ -41,9 +41,10 @@ from legion_p2p.net.limits import (
     MAX_TOPIC_CHARS,
 )
 from legion_p2p.net.standing import Standing
+from legion_p2p.net.wire import VERSION, Envelope, Kind, encode
 from legion_p2p.services.ports import Bandwidth, Contact, Handler, Lane, Traffic
 
-FRAME_BYTES = 24  # of head and envelope, about
+FRAME_BYTES = len(encode(Envelope(VERSION, 1000, Kind.REQUEST), 0))  # of head and envelope, in the middle of a run
 BREAK_AFTER_S = 30.0  # of packets that vanish, until TCP gives the connection up
 CONFIRM_TIMEOUT_S = 5.0
 PROVIDER_LIFETIME_S = 60.0

@@ -56,6 +56,8 @@ class SimPeer:
         self.theta = torch.nn.Parameter(torch.zeros_like(target))
         self.trainee: Trainee
         self.training = True
+        self.warming_up = False
+        """As an inner optimizer says of itself."""
         self.hung = False
         """The training loop stands still, while the network lives on."""
         self.max_steps: int | None = None
@@ -100,7 +102,7 @@ class SimPeer:
             if trainee.steps == 1 or trainee.steps % 20 == 0:
                 engine.report(Progress(trainee.steps, trainee.tokens, 1 / self.step_s, self.step_s, None, True))
             if due := trainee.due(engine.local_steps):
-                engine.contribute(trainee.hand_in(due))
+                engine.contribute(trainee.hand_in(due, warming_up=self.warming_up))
 
 
 class Swarm:

@@ -14,9 +14,11 @@ machine stops. It is hashed again whenever it is read. One process writes; any n
 
 import contextlib
 import errno
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -32,6 +34,7 @@ except ImportError:  # Windows
 HEADER = "legion_p2p block store 1\n"
 MAX_DAG_BLOCKS = 1 << 20  # below one root: the manifest of a model of 34 billion parameters has half a million
 MAX_LABEL_CHARS = 200
+WRITERS = 16  # threads that wait for the disk together: it syncs 8 files in the time of one
 
 Report = Callable[[Cid, Path], None]
 
@@ -106,20 +109,24 @@ class BlockStore:
         return cid
 
     def put_all(self, blocks: Iterable[tuple[Cid, bytes | memoryview]]) -> None:
-        """Store blocks whose names are known to be theirs; all on disk when this returns, and those before the failed one when
-        it raises. Folders are synced once for all.
+        """Store blocks whose names are known to be theirs; all on disk when this returns. When it raises, those that came before
+        the failed one, and perhaps some of the next WRITERS, are. Several times as fast as `put` for each.
 
         Raises: QuotaError; DiskFullError; StoreError.
         """
         self._must_write()
+        waiting = iter(blocks)
+        some = list(itertools.islice(waiting, WRITERS))
         folders: set[Path] = set()
         try:
-            try:
-                for cid, data in blocks:
-                    self._write(cid, data, folders)
-            finally:
-                for folder in folders:
-                    sync_folder(folder)
+            with ThreadPoolExecutor(WRITERS, thread_name_prefix="blocks") if len(some) > 1 else contextlib.nullcontext() as pool:
+                each = map if pool is None else pool.map
+                try:
+                    while some:
+                        list(each(lambda block: self._write(*block, folders), some))
+                        some = list(itertools.islice(waiting, WRITERS))
+                finally:
+                    list(each(sync_folder, folders))
         except OSError as failed:
             raise_as_store_error(failed, self.path)
 
@@ -285,7 +292,7 @@ class BlockStore:
         with self._mutex:  # from here on a collection that runs meanwhile lets it be
             if self._n_holds:
                 self._held.add(cid)
-            if self.size_of(cid) == size:
+            if self._holds(where, data):
                 folders.add(where.parent)
                 return
             self._reserve(size)
@@ -303,6 +310,14 @@ class BlockStore:
         finally:
             with self._mutex:
                 self._reserved_bytes -= size
+
+    def _holds(self, where: Path, data: bytes | memoryview) -> bool:
+        """Whether it is there already, and whole: what is acknowledged must not be a block that was damaged before."""
+        try:
+            with open(where, "rb") as file:
+                return file.read(len(data) + 1) == data
+        except OSError:
+            return False
 
     def _reserve(self, size: int) -> None:
         together = self._used_bytes + self._reserved_bytes
@@ -335,13 +350,15 @@ class BlockStore:
         return draft
 
     def _set_aside(self, cid: Cid) -> None:
-        where, moved_to = self._path_of(cid), self.path / "corrupt" / str(cid)
+        where = self._path_of(cid)
         if not self.read_only:
+            moved_to = self.path / "corrupt" / where.name
             with contextlib.suppress(OSError), self._mutex:
                 size = where.stat().st_size
                 os.replace(where, moved_to)
                 self._used_bytes -= size
-        self._on_corrupt(cid, moved_to)
+                where = moved_to
+        self._on_corrupt(cid, where)
 
     def _make(self) -> None:
         header = self.path / "STORE"

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from legion_p2p.core.cids import DAG_CBOR, Cid
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.keep import Keep, kept
 from legion_p2p.core.manifest import (
     MAX_LEAF_BYTES,
     Base,
@@ -124,6 +125,19 @@ def find_manifests(store: BlockStore) -> dict[Cid, Manifest]:
             except (MissingBlockError, DecodeError):
                 continue
     return dict(sorted(found.items(), key=lambda item: (item[1].run, -item[1].step, -item[1].created_s, item[0])))
+
+
+def prune(store: BlockStore, run: Cid, keep: Keep) -> tuple[int, int]:
+    """Unpin the checkpoints of a run that `keep` lets go, and remove what nothing else needs. Returns how many blocks that
+    were, and their bytes. Checkpoints that are not pinned are not counted among those kept.
+
+    Raises: StoreError.
+    """
+    steps = {cid: manifest.step for cid, manifest in find_manifests(store).items() if manifest.run == run}
+    pinned = {cid: steps[cid] for cid in store.pins() if cid in steps}
+    for cid in pinned.keys() - kept(pinned, keep):
+        store.unpin(cid)
+    return store.collect()
 
 
 def _node(store: BlockStore, cid: Cid) -> bytes:

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,12 +107,18 @@ def digest(x: Tensor) -> bytes:
 
     Reads the memory of a contiguous CPU tensor where it is, without copying.
     """
-    if x.dtype != torch.float32:
-        raise UsageError(f"digest of {x.dtype}, must be torch.float32")
     return hashlib.sha256(fp32_bytes(x)).digest()
 
 
 def fp32_bytes(x: Tensor) -> memoryview:
-    """The little-endian bytes of an fp32 tensor; of a contiguous one on the CPU, its own memory."""
-    array = x.detach().cpu().contiguous().numpy().reshape(-1)
-    return array.astype("<f4", copy=False).data.cast("B")
+    """The little-endian bytes of fp32 values; of a contiguous CPU tensor its own memory, not copied."""
+    if x.dtype != torch.float32:
+        raise UsageError(f"bytes of {x.dtype}, must be torch.float32")
+    array = x.detach().cpu().contiguous().numpy()
+    return array.astype("<f4", copy=False).reshape(-1).view(np.uint8).data
+
+
+def from_fp32_bytes(data: bytes | memoryview) -> Tensor:
+    """1-D fp32 on the CPU, with memory of its own."""
+    wire = np.frombuffer(data, np.dtype("<f4"))
+    return torch.from_numpy(wire.astype(np.float32))

@@ -13,7 +13,7 @@ from legion_p2p.errors import DecodeError
 from legion_p2p.services.replay import replay
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.checkpoints import base_bytes, get_manifest, get_shards, get_spec, update_bytes
-from legion_p2p.tensor.flatten import digest
+from legion_p2p.tensor.flatten import digest, from_fp32_bytes
 
 Progress = Callable[[int], None]
 """Called with the number of elements that are done since the last call."""
@@ -41,7 +41,7 @@ class Checkpoint:
     def shard(self, state: ShardState, base: Base) -> Tensor:
         """A shard in the version of `state`: 1-D fp32. Raises: MissingBlockError; DecodeError; SignatureError."""
         n_elements = self.plan.size(state.shard)
-        reference = torch.frombuffer(bytearray(base_bytes(self.store, base, n_elements)), dtype=torch.float32)
+        reference = from_fp32_bytes(base_bytes(self.store, base, n_elements))
         messages = (update_bytes(self.store, leaves) for leaves in state.log)
         for _, after in replay(str(self.manifest.run), self.spec, state.shard, base.version, reference, messages):
             reference = after

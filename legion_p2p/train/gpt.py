@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from legion_p2p.errors import ConfigError
+from legion_p2p.core.plan import ParamSpec
+from legion_p2p.errors import ConfigError, UsageError
 
 INIT_STD = 0.02
 IGNORED_TARGET = -1
+GPT2_VOCAB = 50257
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,12 @@ PRESETS = {
     "s": GPTConfig(n_layer=4, n_head=4, width=128, context=128),  # 0.84M
     "m": GPTConfig(n_layer=6, n_head=8, width=256, context=256),  # 4.9M
     "l": GPTConfig(n_layer=8, n_head=8, width=512, context=512),  # 26M
-    "gpt2": GPTConfig(n_layer=12, n_head=12, width=768, context=1024, vocab_size=50257, bias=True),  # 124M
+    "gpt2": GPTConfig(n_layer=12, n_head=12, width=768, context=1024, vocab_size=GPT2_VOCAB, bias=True),  # 124M
 }
+
+SMALLEST = 10_000_000  # with fewer, the tokens of GPT-2 leave next to nothing for the layers
+DEPTHS = {12: 125e6, 24: 760e6, 32: 4e9, 40: 13e9, 48: 30e9, 64: 66e9, 96: 175e9}
+"""Layers, and sizes at which they are usual: GPT-3 (Brown et al., 2005.14165, table 2.1), OPT (Zhang et al., 2205.01068)."""
 
 
 class GPT(nn.Module):
@@ -63,8 +69,11 @@ class GPT(nn.Module):
 
     rotation: Tensor
 
-    def __init__(self, config: GPTConfig, generator: torch.Generator | None = None) -> None:
-        """Without a generator: that of seed 0, so that peers which agree on a config agree on the start, too."""
+    def __init__(self, config: GPTConfig, generator: torch.Generator | None = None, *, shapes_only: bool = False) -> None:
+        """Without a generator: that of seed 0, so that peers which agree on a config agree on the start, too.
+
+        With `shapes_only` it stays on the device "meta": it takes no memory, and computes nothing.
+        """
         super().__init__()
         self.config = config
         # torch's layers draw random weights from the global state when they are made; on "meta" there is nothing to fill
@@ -77,6 +86,8 @@ class GPT(nn.Module):
             self.norm = nn.LayerNorm(config.width, bias=config.bias)
             if not config.tied:
                 self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        if shapes_only:
+            return
         self.to_empty(device="cpu")
         self._initialize(generator or torch.Generator().manual_seed(0))
         if config.positions == "rotary":
@@ -218,6 +229,28 @@ def preset(name: str, **changes: Any) -> GPTConfig:
     if name not in PRESETS:
         raise ConfigError(f"unknown model {name!r}, known are {', '.join(PRESETS)}")
     return replace(PRESETS[name], **changes)
+
+
+def of_size(n_params: float) -> GPTConfig:
+    """A config of about that many parameters, with GPT-2's tokens: as deep as published models of that size, as wide as needed.
+
+    Raises: UsageError, if it is less than SMALLEST.
+    """
+    if not n_params >= SMALLEST:
+        raise UsageError(f"a model of {n_params:.0f} parameters, at least {SMALLEST}: for smaller ones there are presets")
+    n_layer = min(DEPTHS, key=lambda depth: abs(math.log(n_params / DEPTHS[depth])))
+    head = 64 if n_params < 1e9 else 128
+    # 12 n_layer D^2 + (V + T) D = n
+    context = 1024 if n_params < 1e9 else 2048
+    linear = (GPT2_VOCAB + context) / (24 * n_layer)
+    width = math.sqrt(linear**2 + n_params / (12 * n_layer)) - linear
+    n_head = max(1, round(width / head))
+    return GPTConfig(n_layer, n_head, n_head * head, context, vocab_size=GPT2_VOCAB)
+
+
+def shapes_of(config: GPTConfig) -> tuple[ParamSpec, ...]:
+    """The parameters of such a model, in order, as a run's specification names them. None of them is made."""
+    return tuple(ParamSpec(name, tuple(p.shape)) for name, p in GPT(config, shapes_only=True).named_parameters())
 
 
 def _rotation(config: GPTConfig) -> Tensor:

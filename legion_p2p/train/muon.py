@@ -27,9 +27,10 @@ OUTPUT_NAMES = frozenset({"output", "unembed", "embed_out"})  # beside head, lm_
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Two parameter groups: `matrices` (each 2-D) by Muon, `others` by AdamW.
+    """Up to three parameter groups: `matrices` (each 2-D) and `fused` by Muon, `others` by AdamW.
 
-    Both take the group's `lr`, so a schedule that sets one rate for all groups fits; `others` multiply it by their `lr_factor`.
+    `fused` are matrices that hold three of equal size below one another: query, key and value, which Muon should turn one by one.
+    All take the group's `lr`, so a schedule that sets one rate for all groups fits; `others` multiply it by their `lr_factor`.
     Weight decay is decoupled. State has the parameters' type: one tensor for a matrix, two for each of the others.
     """
 
@@ -39,6 +40,7 @@ class MuonAdamW(torch.optim.Optimizer):
         others: Iterable[Tensor],
         lr: float = 0.02,
         *,
+        fused: Iterable[Tensor] = (),
         lr_factor: float = 1.0,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -53,19 +55,23 @@ class MuonAdamW(torch.optim.Optimizer):
                 f"momentum {momentum} and betas {betas} 0 or more and less than 1"
             )
         groups: list[dict[str, Any]] = [
-            {"params": list(matrices), "muon": True},
-            {"params": list(others), "muon": False},
+            {"params": list(matrices), "parts": 1},
+            {"params": list(fused), "parts": 3},
+            {"params": list(others), "parts": 0},
         ]
-        for p in groups[0]["params"]:
-            if p.ndim != 2:
-                raise UsageError(f"Muon is for matrices, got a parameter of shape {tuple(p.shape)}: put it among the others")
+        for group in groups[:2]:
+            for p in group["params"]:
+                if p.ndim != 2 or len(p) % group["parts"]:
+                    what = "matrices" if group["parts"] == 1 else "matrices of three"
+                    raise UsageError(f"{what} expected, got a parameter of shape {tuple(p.shape)}: put it among the others")
         rates = {"lr": lr, "lr_factor": lr_factor, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__([group for group in groups if group["params"]], rates)
 
     @classmethod
     def of(cls, model: nn.Module, lr: float = 0.02, **options: Any) -> "MuonAdamW":
         """For all parameters of `model` that require gradients, split by `split_parameters`."""
-        return cls(*split_parameters(model), lr, **options)
+        matrices, fused, others = split_parameters(model)
+        return cls(matrices, others, lr, fused=fused, **options)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -76,20 +82,22 @@ class MuonAdamW(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            (self._muon if group["muon"] else self._adamw)(params, group)
+            (self._muon if group["parts"] else self._adamw)(params, group)
         return loss
 
     def _muon(self, params: list[Tensor], group: dict[str, Any]) -> None:
         # one stack per shape: a small matrix by itself does not fill a machine
         stacks: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
         for p in params:
-            stacks[(*sorted(p.shape), p.device, p.dtype)].append(p)
+            stacks[(*sorted((len(p) // group["parts"], p.shape[1])), p.device, p.dtype)].append(p)
         for stack in stacks.values():
-            wanted = [_wide(self._nesterov(p, group["momentum"])) for p in stack]
-            for p, step_RC in zip(stack, orthogonalize(torch.stack(wanted)), strict=True):
-                scale = RMS_OF_ADAMW * math.sqrt(max(p.shape))
+            wanted = [_wide(part) for p in stack for part in self._nesterov(p, group["momentum"]).chunk(group["parts"])]
+            steps = orthogonalize(torch.stack(wanted)).split(group["parts"])
+            for p, step_SRC in zip(stack, steps, strict=True):
+                rows, columns = len(p) // group["parts"], p.shape[1]
+                step = (step_SRC if rows <= columns else step_SRC.mT).reshape(p.shape)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(step_RC if p.shape[0] <= p.shape[1] else step_RC.mT, alpha=-group["lr"] * scale)
+                p.add_(step, alpha=-group["lr"] * RMS_OF_ADAMW * math.sqrt(max(rows, columns)))
 
     def _nesterov(self, p: Tensor, momentum: float) -> Tensor:
         state, grad = self.state[p], p.grad
@@ -115,23 +123,28 @@ class MuonAdamW(torch.optim.Optimizer):
             p.add_(mean / size, alpha=-lr / (1 - beta1 ** state["step"]))
 
 
-def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(matrices for Muon, the others): parameters that require gradients, in the model's order, tied ones once.
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """(matrices, fused, others) for MuonAdamW: parameters that require gradients, in the model's order, tied ones once.
 
     Matrices are the 2-D ones, except embeddings, what is tied to one, and the output matrix: each row of those belongs to one
     token, and a rare token's should not move as far as a common one's. An output matrix is told by its module's name, for shapes
-    do not tell.
+    do not tell; a fused one by the name "qkv", or as that of torch's MultiheadAttention.
     """
-    apart = set()
+    apart, threefold = set(), set()
     for path, module in model.named_modules():
         name = path.rpartition(".")[2]
+        own = {id(p) for p in module.parameters(recurse=False)}
         if isinstance(module, nn.Embedding) or name.endswith("head") or name in OUTPUT_NAMES:
-            apart.update(id(p) for p in module.parameters(recurse=False))
-    matrices, others = [], []
+            apart |= own
+        elif isinstance(module, nn.MultiheadAttention) or name == "qkv":
+            threefold |= own
+    matrices, fused, others = [], [], []
     for p in model.parameters():
         if p.requires_grad:
-            (matrices if p.ndim == 2 and id(p) not in apart else others).append(p)
-    return matrices, others
+            is_matrix = p.ndim == 2 and id(p) not in apart
+            is_fused = is_matrix and id(p) in threefold and p.shape[0] == 3 * p.shape[1]
+            (fused if is_fused else matrices if is_matrix else others).append(p)
+    return matrices, fused, others
 
 
 def orthogonalize(x_SRC: Tensor) -> Tensor:

@@ -274,7 +274,7 @@ class SwarmOptimizer(torch.optim.Optimizer):
 
     def _push(self, shards: Sequence[int] | None = None) -> None:
         """Hand in the changes of `shards` (all) whose last one is settled; the others' go on growing until the next time."""
-        changes = self._trainee.hand_in(shards)
+        changes = self._trainee.hand_in(shards, warming_up=getattr(self.inner, "warming_up", False))
         if changes:
             self._thread.post(self._engine.contribute, changes)
 

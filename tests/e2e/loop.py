@@ -28,6 +28,7 @@ for _ in range(20) if not how.startswith("forever") else iter(int, 1):
     time.sleep(0.02)
     if opt.steps == 10:
         print(json.dumps({"event": "tenth"}), flush=True)
+        sys.stdin.readline()
         if how == "exit":
             sys.exit(7)
         if how == "raise":

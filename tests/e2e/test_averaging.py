@@ -105,5 +105,4 @@ def test_a_swarm_of_one_trains_bit_for_bit_like_plain_torch(workers: Workers) ->
     assert result["swarm"] == result["plain"]
     assert result["flushed"]
     assert min(result["versions"]) >= 5  # it did push: every third step, as fast as they were taken
-    assert result["blocked"] < 0.5
     print(f"60 steps: {result['plain_s']:.3f} s plain, {result['swarm_s']:.3f} s in a swarm of one (joining included)")

@@ -175,6 +175,7 @@ def test_every_way_out_leaves_nothing_behind(workers: Workers, script: Start, ho
     assert len(ports) == 2  # libp2p and the status
 
     began = time.time()
+    leaver.tell(go="on")
     if how.startswith("forever"):
         leaver.popen.send_signal(signal.SIGINT)
     elif how == "kill":

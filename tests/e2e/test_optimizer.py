@@ -375,3 +375,16 @@ def test_it_works_where_an_asyncio_loop_runs_already() -> None:
 
     assert len(asyncio.run(main())) == 64
     assert ticks > 2
+
+
+def test_limits_and_a_link_to_emulate_are_given_like_other_options() -> None:
+    model = nn.Linear(2, 2)
+    how: dict[str, Any] = {"run": f"optimizer/{time.time_ns()}", "new_run": True, "listen": LISTEN, "status": False}
+
+    opt = legion.Optimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, netem="cable", upload_limit="10mbit", **how)
+    limits = (opt.status.upload_limit_bps, opt.status.download_limit_bps)
+    opt.close()
+
+    assert limits == (10e6, 250e6)
+    with pytest.raises(UsageError, match="'cabel' is not known"):
+        legion.average([torch.zeros(3)], run="x", n_peers=1, new_run=True, netem="cabel")

@@ -269,3 +269,15 @@ async def test_a_messenger_tells_what_its_link_carries_and_what_limits_it():
     assert before == Bandwidth(None, None, 8e6, 20e6)
     assert 1e6 < after.upload_bps <= 8e6 * 1.35  # a limit lets what fits into the queue pass ahead of it
     assert after.download_bps > 1e6 and a.messenger.bandwidth().upload_limit_bps is None
+
+
+async def test_messages_of_one_lane_can_be_delayed_and_the_others_are_not():
+    link = parse_link("bulk.delay=300ms")
+    async with opened() as a, opened(of=a, link=link) as b:
+        began = trio.current_time()
+        for _ in range(2):
+            assert await b.messenger.request(a.peer_id, b"hello", lane=Lane.BULK) == b"hello"
+        took_s = trio.current_time() - began
+
+    assert took_s >= 0.6
+    assert Shaper(link).lane("control") is None

@@ -1,12 +1,14 @@
 """Peers that stall, sleep, flap and come in crowds, in virtual time, over the real engine."""
 
+import msgspec
 import pytest
 import torch
 import trio
 
+from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.run import RoundSpec
-from legion_p2p.core.wire import GetSpec, encode
-from legion_p2p.errors import JoinError, MisfitError, RunExistsError, UnknownRunError
+from legion_p2p.core.wire import GetSpec, Push, encode
+from legion_p2p.errors import JoinError, MisfitError, RefusedError, RunExistsError, UnknownRunError
 from legion_p2p.services.engine import Founding, running
 from legion_p2p.sim.swarm import Swarm
 
@@ -231,3 +233,79 @@ def running_alone(network, **how):
         wall_time=trio.current_time,
         **how,
     )
+
+
+async def test_while_somebody_warms_up_its_pushes_and_what_is_made_of_them_are_precise(autojump_clock):
+    rounds = RoundSpec(
+        local_steps=10, push_codec="sign", update_codec="int8", warmup_codec="fp32", shard_elements=16, dense_codec=""
+    )
+    async with Swarm(round=rounds) as swarm:
+        a, b = [await swarm.add(name) for name in "ab"]
+        for peer in (a, b):
+            peer.warming_up = True
+        await trio.sleep(20)
+
+        def codecs() -> set[str]:
+            chains = [replica.chain for peer in (a, b) for replica in peer.engine.shards.replicas.values()]
+            return {last.header.codec for chain in chains if (last := chain.last()) is not None}
+
+        assert codecs() == {"fp32"}
+        b.warming_up = False
+        await trio.sleep(20)
+        assert codecs() == {"fp32"}  # one that warms up is enough
+        a.warming_up = False
+        await trio.sleep(20)
+        assert codecs() == {"int8"}
+        await swarm.settle()
+        assert swarm.agree()
+
+
+async def test_a_codec_that_the_run_does_not_allow_is_refused_before_it_is_decoded(autojump_clock):
+    async with Swarm(round=LOSSY) as swarm:
+        a, b = [await swarm.add(name) for name in "ab"]
+        await trio.sleep(5)
+        shard = a.engine.shards.owned()[0]
+        push = Push(a.engine.run, shard, 0, 10_000, 1, 1, "fp32", b"not even a body")
+
+        with pytest.raises(RefusedError, match=f"push of {b.id} in codec 'fp32', this run allows int8"):
+            await b.network.messenger.request(a.id, encode(push))
+        with pytest.raises(RefusedError, match=f"push of {b.id}: "):
+            await b.network.messenger.request(a.id, encode(msgspec.structs.replace(push, codec="int8", seq=20)))
+        assert all(not e.events_named("shard.lost") for e in (a, b))
+
+
+async def test_the_momentum_of_the_outer_optimizer_goes_with_the_shard(autojump_clock):
+    rounds = RoundSpec(
+        local_steps=10, push_codec="fp32", update_codec="fp32", shard_elements=16, outer="nesterov", outer_learning_rate=0.7
+    )
+    async with Swarm(round=rounds) as swarm:
+        a, b = [await swarm.add(name) for name in "ab"]
+        await trio.sleep(20)
+        shard = b.engine.shards.owned()[0]
+        before = b.engine.shards.replicas[shard].outer.momentum
+        assert before is not None and before.any()
+
+        await swarm.leave("b")
+        await swarm.until(lambda: a.engine.shards.replicas[shard].round is not None, 10, "the heir owns it")
+        after = a.engine.shards.replicas[shard].outer.momentum
+        assert after is not None and torch.nn.functional.cosine_similarity(before, after, dim=0) > 0.9
+
+
+async def test_a_slow_connection_makes_sparser_pushes_and_longer_rounds_and_a_quick_one_denser(autojump_clock):
+    rounds = RoundSpec(
+        local_steps=10, push_codec="int8", push_codecs=("fp32", "sign"), update_codec="int8", update_codecs=("sign",),
+        shard_elements=4096, max_local_steps=40, dense_codec="",
+    )  # fmt: skip
+    async with Swarm(round=rounds, numel=16384) as swarm:
+        a, slow = [await swarm.add(name) for name in ("a", "slow")]
+        carries = {a.id: 100e6, slow.id: 15e3}
+        for peer in (a, slow):
+            peer.network.messenger.bandwidth = lambda bps=carries[peer.id]: Bandwidth(upload_limit_bps=bps)
+        await trio.sleep(30)
+
+        assert a.engine.status().push_codec == "fp32" and a.engine.local_steps == 10
+        assert slow.engine.status().push_codec == "sign" and slow.engine.status().update_codec == "sign"
+        assert 10 < slow.engine.local_steps <= 40
+        assert slow.events_named("link.adapted")
+        await swarm.settle()
+        assert swarm.agree()

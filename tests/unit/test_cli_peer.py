@@ -17,8 +17,9 @@ import pytest
 
 from legion_p2p.cli import peer as cli
 from legion_p2p.cli.common import exit_code_of, run_app
-from legion_p2p.config import DEFAULT_LISTEN, NewRun
+from legion_p2p.config import DEFAULT_LISTEN, new_run_of
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.run import InnerSpec
 from legion_p2p.errors import (
     ConfigError,
     JoinError,
@@ -53,10 +54,16 @@ class Outcome(msgspec.Struct):
 
 class Plan(msgspec.Struct):
     run: str; n_params: int; n_shards: int; shard_elements: int; memory_bytes: int; push_bytes_per_round: int
-    update_bytes_per_round: int; local_steps: int; tokens_per_step: int
+    update_bytes_per_round: int; local_steps: int; tokens_per_step: int; push_codec: str; update_codec: str; traffic: tuple
+
+class PlannedTraffic(msgspec.Struct):
+    n_members: int; sent_bytes: int; received_bytes: int; most_sent_bytes: int; sent_bytes_per_token: float; send_s: float | None
 
 def plan_job(job):
-    return Plan(job.new_run.name, 800_000, 16, 50_000, 12_800_000, 800_000, 800_000, job.new_run.round.local_steps, 1024)
+    traffic = PlannedTraffic(100, 1_600_000, 1_600_000, 2_400_000, 156.25, 1.28 if job.upload else None)
+    rounds = job.new_run.round
+    return Plan(job.new_run.name, 800_000, 16, 50_000, 12_800_000, 800_000, 800_000, rounds.local_steps, 1024, rounds.push_codec,
+                rounds.update_codec, (traffic,))
 
 def run_job(job, *, events, stop, on_status=None, status_every_s=0.5):
     name = job.run or job.new_run.name
@@ -183,15 +190,31 @@ def test_a_run_is_founded_from_a_file_and_flags_win_over_it(job_of, tmp_path):
     assert job.run == "" and (job.new_run.name, job.new_run.preset, job.new_run.inner.batch) == ("stories", "m", 2)
     assert (job.new_run.round.local_steps, job.new_run.round.quorum) == (7, 1.0)
     assert (job.new_run.round.push_codec, job.new_run.round.update_codec) == ("fp16", "fp16")
+    other = job_of("--new-run", str(spec), "--codec", "topk64-2bit", "--update-codec", "int4").new_run.round
+    assert (other.push_codec, other.update_codec) == ("topk64-2bit", "int4")
     assert job.new_run.inner.learning_rate == 0.01
 
 
 def test_a_run_is_founded_from_flags_alone(job_of, tmp_path):
     job = job_of("--new-run", "mine", "--preset", "xxs", "--seed", "5", "--data", str(tmp_path))
 
-    assert job.new_run == NewRun("mine", preset="xxs", seed=5, data=tmp_path.name)  # the path itself means nothing to others
+    # the path itself means nothing to others
+    assert job.new_run == new_run_of({"name": "mine", "preset": "xxs", "seed": 5, "data": tmp_path.name})
     assert job.data == str(tmp_path)
-    assert job_of("--run", "mine", "--new-run", "mine").new_run == NewRun("mine")
+    assert job_of("--run", "mine", "--new-run", "mine").new_run == new_run_of({"name": "mine"})
+
+
+def test_what_is_not_said_of_a_new_run_follows_from_the_links_of_its_members(job_of, tmp_path):
+    cable, lan = (job_of("--new-run", "mine", "--links", links).new_run for links in ("cable", "lan"))
+    assert cable.round.push_codec.startswith("topk") and lan.round.push_codec == "int8"
+    assert cable.inner.optimizer == lan.inner.optimizer == "muon"
+
+    spec = tmp_path / "spec.toml"
+    spec.write_text('name = "stories"\nlinks = "dsl"\n[round]\nlocal_steps = 40\n[inner]\noptimizer = "adamw"\n')
+    mixed = job_of("--new-run", str(spec), "--codec", "fp16").new_run
+    assert (mixed.round.local_steps, mixed.round.push_codec, mixed.round.push_codecs) == (40, "fp16", ())
+    assert mixed.round.feedback_decay == 0.95
+    assert mixed.inner == InnerSpec()  # the rate of another optimizer is not taken
 
 
 def test_flags_win_over_variables_and_variables_over_the_file(job_of, tmp_path, monkeypatch):
@@ -351,11 +374,14 @@ def test_a_bug_shows_its_traceback_and_ends_with_1(tmp_path):
 
 def test_a_dry_run_says_what_the_job_takes_and_starts_nothing(tmp_path):
     code, out, err = run(tmp_path, "--new-run", "demo", "--dry-run", "--out", "o")
+    _, limited, _ = run(tmp_path, "--new-run", "demo", "--dry-run", "--upload", "10mbit")
     _, as_json, _ = run(tmp_path, "--new-run", "demo", "--dry-run", "--json")
 
     assert (code, err) == (0, "")
-    assert "parameters            800,000" in out and "memory                12.8 MB" in out and "nothing was started" in out
-    assert json.loads(as_json)["n_params"] == 800_000
+    assert "parameters              800,000" in out and "memory                  12.8 MB" in out and "nothing was started" in out
+    assert "    100          1.60 MB   2.40 MB   1.60 MB           156 B" in out and "sending takes" not in out
+    assert "1.60 MB           156 B         1.28 s" in limited
+    assert json.loads(as_json)["n_params"] == 800_000 and json.loads(as_json)["traffic"][0]["n_members"] == 100
     assert not (tmp_path / "o").exists() and not (tmp_path / "data").exists()
 
 

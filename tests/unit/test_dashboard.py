@@ -160,6 +160,12 @@ def test_the_full_report_has_everything_and_cuts_no_address():
     assert "no errors" in text(render_status(status()))
 
 
+def test_the_full_report_tells_rates_and_the_limits_in_force():
+    limited = status(upload_bps=9_800_000.0, upload_limit_bps=10e6)
+
+    assert "rates      up 9.80 Mbit/s (limit 10.0 Mbit/s), down -" in text(render_status(limited))
+
+
 def test_the_swarm_at_80_columns():
     peers = tuple(
         PeerRow(f"peer-{i + 1}", status(n=3, peer_id=IDS[i], members=tuple(member(j) for j in range(3)))) for i in range(2)

@@ -14,7 +14,7 @@ from legion_p2p.core.identity import Identity
 from legion_p2p.errors import DecodeError, MisfitError, MissingBlockError, StoreError, UsageError
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.checkpoints import get_manifest
-from legion_p2p.train.checkpoint import Checkpoint
+from legion_p2p.train.checkpoint import Checkpoint, cut
 from legion_p2p.train.export import export_dcp, export_safetensors, import_folder
 from legion_p2p.train.gpt import GPT, PRESETS, GPTConfig
 from legion_p2p.train.gpt2_names import gpt2_layout, gpt_params
@@ -23,6 +23,9 @@ from tests.checkpoint_of import TINY, Run, checkpointed
 OTHER = Identity(b"o" * 32)
 LIKE_GPT2 = [TINY, GPTConfig(2, 2, 16, 8, 31), GPTConfig(1, 2, 16, 8, 31, tied=False)]
 ROTARY = GPTConfig(1, 2, 16, 8, 31, positions="rotary")
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # there is one process only
 
 
 @pytest.fixture
@@ -55,6 +58,17 @@ def test_a_checkpoint_is_its_base_and_its_log(store: BlockStore) -> None:
     assert sum(done) == run.plan.numel
 
 
+@pytest.mark.parametrize("n_shards", [1, 3, 7])
+def test_a_checkpoint_loads_into_any_number_of_shards(store: BlockStore, n_shards: int) -> None:
+    run, root = checkpointed(store)
+    size = -(-run.plan.numel // n_shards)
+    sizes = [min(size, run.plan.numel - at) for at in range(0, run.plan.numel, size)]
+
+    pieces = list(cut(Checkpoint(store, root).shards(), sizes))
+
+    assert [len(piece) for piece in pieces] == sizes and torch.equal(torch.cat(pieces), run.flat)
+
+
 @pytest.mark.parametrize("change", ["digest", "order", "run", "gap"])
 def test_a_log_that_leads_elsewhere_is_refused(store: BlockStore, change: str) -> None:
     run, _ = checkpointed(store, n_updates=2)
@@ -63,7 +77,7 @@ def test_a_log_that_leads_elsewhere_is_refused(store: BlockStore, change: str) -
     elif change == "order":
         run.logs[0].reverse()
     elif change == "run":
-        other, _ = checkpointed(store, n_updates=2, seed=1)
+        other, _ = checkpointed(store, n_updates=2, shard_elements=900)
         run.logs[0] = other.logs[0]
     else:
         run.logs[0][0] = run.logs[0][1]

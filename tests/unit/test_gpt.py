@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
-from legion_p2p.errors import ConfigError
-from legion_p2p.train.gpt import GPT, INIT_STD, PRESETS, GPTConfig, preset
+from legion_p2p.errors import ConfigError, UsageError
+from legion_p2p.tensor.flatten import FlatView
+from legion_p2p.train.gpt import GPT, INIT_STD, PRESETS, GPTConfig, of_size, preset, shapes_of
+from legion_p2p.train.optimizer import param_specs, trainable
 
 TINY = GPTConfig(n_layer=2, n_head=2, width=16, context=12, vocab_size=11)
 ROTARY = GPTConfig(n_layer=2, n_head=2, width=16, context=12, vocab_size=11, positions="rotary", bias=True, tied=False)
@@ -32,6 +34,27 @@ def test_the_formula_of_sizes_holds_with_bias() -> None:
     model = GPT.from_preset("gpt2", n_layer=1, width=24, n_head=2, context=8, vocab_size=10)
 
     assert model.n_params == 18 * 24 + 12 * 24**2 + 13 * 24 + 2 * 24
+
+
+@pytest.mark.parametrize("config", [TINY, ROTARY, PRESETS["xxs"]])
+def test_the_shapes_of_a_model_are_known_without_making_it(config: GPTConfig) -> None:
+    assert shapes_of(config) == param_specs(FlatView(trainable(GPT(config))))
+
+
+@pytest.mark.parametrize("n_params", [3e7, 1.24e8, 3.5e8, 1e9, 3e9, 7e9, 13e9, 30e9])
+def test_a_model_of_a_size_is_about_that_large(n_params: float) -> None:
+    assert sum(p.numel for p in shapes_of(of_size(n_params))) == pytest.approx(n_params, rel=0.1)
+
+
+def test_the_size_of_gpt2_gives_its_shape() -> None:
+    config = of_size(124e6)
+
+    assert (config.n_layer, config.n_head, config.width, config.context) == (12, 12, 768, 1024)
+
+
+def test_a_size_too_small_for_its_tokens_is_refused() -> None:
+    with pytest.raises(UsageError, match="at least 10000000"):
+        of_size(9e6)
 
 
 def test_untied_and_rotary_models_have_what_they_need_and_no_more() -> None:

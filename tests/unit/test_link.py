@@ -226,6 +226,13 @@ def test_a_link_is_a_profile_settings_or_both():
     assert (changed.rtt_s, changed.up_bps) == (0.0, PROFILES["cable"].up_bps)
 
 
+def test_messages_of_a_lane_have_a_link_of_their_own():
+    link = parse_link("cable,bulk.loss=1%,bulk.up=5mbit,control.delay=20ms")
+
+    assert dict(link.lanes) == {"bulk": LinkProfile(loss=0.01, up_bps=5e6), "control": LinkProfile(rtt_s=0.04)}
+    assert link.up_bps == PROFILES["cable"].up_bps
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -240,6 +247,8 @@ def test_a_link_is_a_profile_settings_or_both():
         ("loss=0.1", "share '0.1': allowed is a percentage"),
         ("place=0", "place '0': a whole number from 1 to 250"),
         ("1-251=5ms", "place '251'"),
+        ("bulk.down=1mbit", "of the lanes control and bulk, up, delay, jitter, loss can be set"),
+        ("gossip.loss=1%", "of the lanes control and bulk"),
         ("speed=5ms", "speed: nothing of this name can be set"),
         ("x" * 2000, "link of 2000 characters, at most 1000"),
     ],

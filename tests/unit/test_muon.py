@@ -46,6 +46,21 @@ def test_matrices_move_as_the_plain_algorithm_says(generator):
         assert torch.allclose(p, e, atol=1e-5)
 
 
+def test_each_third_of_a_fused_matrix_moves_by_itself(generator):
+    thirds = [nn.Parameter(torch.randn(4, 5, generator=generator)) for _ in range(3)]
+    fused = nn.Parameter(torch.cat([p.detach() for p in thirds]))
+    apart, together = MuonAdamW(thirds, []), MuonAdamW([], [], fused=[fused])
+
+    for _ in range(3):
+        for p in thirds:
+            p.grad = torch.randn(p.shape, generator=generator)
+        fused.grad = torch.cat([p.grad for p in thirds])
+        apart.step()
+        together.step()
+
+    assert torch.allclose(torch.cat(list(thirds)), fused, atol=1e-6)
+
+
 def test_the_others_move_as_torchs_adamw(generator):
     ours = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in [(5,), (3, 4), ()]]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
@@ -84,10 +99,11 @@ def test_a_zero_gradient_moves_nothing_but_by_weight_decay():
 def test_a_gpts_embeddings_norms_and_head_stay_with_adamw():
     model = GPT.from_preset("xxs", tied=False)
 
-    matrices, others = split_parameters(model)
+    matrices, fused, others = split_parameters(model)
 
     names = {id(p): name for name, p in model.named_parameters()}
-    assert {names[id(p)].split(".")[-2] for p in matrices} == {"qkv", "out", "inner"}
+    assert {names[id(p)].split(".")[-2] for p in matrices} == {"out", "inner"}
+    assert {names[id(p)].split(".")[-2] for p in fused} == {"qkv"}
     assert {names[id(p)].split(".")[-2] for p in others} == {
         "embedding",
         "position",
@@ -96,16 +112,16 @@ def test_a_gpts_embeddings_norms_and_head_stay_with_adamw():
         "norm",
         "head",
     }
-    assert len(matrices) + len(others) == len(names)
+    assert len(matrices) + len(fused) + len(others) == len(names)
 
 
 def test_a_square_model_keeps_its_matrices():
     # width, context and vocabulary of preset m are all 256: shapes alone would take an attention matrix for an output matrix
     model = GPT.from_preset("m")
 
-    matrices, _ = split_parameters(model)
+    matrices, fused, _ = split_parameters(model)
 
-    assert len(matrices) == 4 * model.config.n_layer
+    assert len(matrices) + len(fused) == 4 * model.config.n_layer
 
 
 def test_what_does_not_train_is_left_out_and_what_has_no_gradient_stays():

@@ -1,0 +1,146 @@
+"""legion-ctl plan: what a run would take of its peers, before there is any."""
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from cyclopts import Parameter
+
+from legion_p2p.cli.common import DONE, at_least, checked
+from legion_p2p.config import new_run_of
+from legion_p2p.core.presets import DEFAULT_LINKS, Links
+from legion_p2p.core.run import InnerSpec, RunSpec
+from legion_p2p.core.units import parse_duration, parse_rate
+from legion_p2p.errors import CodecError, ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from legion_p2p.train.gpt import GPTConfig
+    from legion_p2p.train.sizing import Forecast
+
+SIZES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
+SIZE_FORM = "a preset, or a size such as 124m or 7b"
+MAX_SIZE_CHARS = 20
+FILE_CHARS = 120
+
+_MANY = Parameter(consume_multiple=True, negative=())
+
+
+def plan(
+    *,
+    model: Annotated[str, Parameter(metavar="SIZE")],
+    peers: Annotated[int, Parameter(validator=at_least(1))],
+    up: Annotated[str, Parameter(converter=checked(parse_rate), metavar="RATE")],
+    down: Annotated[str, Parameter(converter=checked(parse_rate), metavar="RATE")] = "",
+    rtt: Annotated[str, Parameter(converter=checked(parse_duration), metavar="TIME")] = "50ms",
+    links: Annotated[Links, Parameter()] = DEFAULT_LINKS,
+    codec: Annotated[tuple[str, ...], _MANY, Parameter(metavar="NAME...")] = (),
+    update_codec: Annotated[tuple[str, ...], _MANY, Parameter(metavar="NAME...")] = (),
+    local_steps: Annotated[int | None, Parameter(validator=at_least(1))] = None,
+    max_local_steps: Annotated[int | None, Parameter(validator=at_least(1))] = None,
+    step_s: Annotated[float | None, Parameter(validator=at_least(1e-6))] = None,
+    tokens_per_step: Annotated[int | None, Parameter(validator=at_least(1))] = None,
+    tflops: Annotated[float, Parameter(validator=at_least(1e-6))] = 20.0,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Show what a run would take of its peers: bytes, seconds per sync, share of the time. Starts nothing.
+
+    Example: legion-ctl plan --model 7b --peers 100 --up 10mbit --codec int8 topk64-2bit
+
+    Parameters
+    ----------
+    model
+        A preset of the built-in GPT (xxs, s, m, l, gpt2), or a size: 124m, 1b, 7b, for a GPT of about so many parameters.
+    peers
+        Members of the run, all alike.
+    up
+        What each can send, such as 10mbit.
+    down
+        What each can receive. [default: as --up]
+    rtt
+        Round trip between two of them.
+    links
+        As of legion-peer: chooses codecs and local steps where the options below do not.
+    codec
+        Codec of what members push; further ones are those that a peer may use instead, as its connection allows.
+    update_codec
+        The same of what owners send to all. [default: as --codec, where that is given]
+    local_steps
+        Steps between two averaging rounds.
+    max_local_steps
+        As many as a peer may make of them where its connection is slow.
+    step_s
+        Seconds of a local step. [default: by --tflops]
+    tokens_per_step
+        Of one peer. [default: 4 windows of the model's context]
+    tflops
+        Arithmetic that a peer gets done, 10^12 a second: without --step-s, a step takes 6 operations a parameter and token.
+    json
+        Print the figures as JSON, on one line.
+    """
+    from legion_p2p.train.sizing import Connection, forecast
+
+    config = model_named(model)
+    tokens = tokens_per_step or InnerSpec().batch * config.context
+    rounds: dict[str, Any] = {}
+    for kind, codecs in (("push", codec), ("update", update_codec or codec)):
+        if codecs:
+            rounds |= {f"{kind}_codec": codecs[0], f"{kind}_codecs": codecs[1:]}
+    rounds |= {"local_steps": local_steps} if local_steps else {}
+    rounds |= {"max_local_steps": max_local_steps} if max_local_steps else {}
+    spec = _spec(config, links, rounds)
+    numel = sum(p.numel for p in spec.params)
+    made = forecast(
+        spec,
+        peers,
+        Connection(parse_rate(up), parse_rate(down or up), parse_duration(rtt)),
+        # forward and backward: 6 N operations a token (Kaplan et al., 2001.08361, section 2.1)
+        step_s if step_s is not None else 6 * numel * tokens / (tflops * 1e12),
+        tokens,
+    )
+    _show(made, model, json)
+    return DONE
+
+
+def model_named(text: str) -> "GPTConfig":
+    """A preset, or a GPT of about the size that `text` says. Raises: UsageError."""
+    from legion_p2p.train.gpt import PRESETS, of_size
+    from legion_p2p.train.sizing import check_size
+
+    if text in PRESETS:
+        return PRESETS[text]
+    lower = text.strip().lower()
+    number, unit = lower[:-1], lower[-1:]
+    if unit not in SIZES or len(lower) > MAX_SIZE_CHARS or not number.replace(".", "", 1).isdecimal() or not number.isascii():
+        raise UsageError(f"--model {text[:MAX_SIZE_CHARS]!r}: must be {SIZE_FORM}; presets are {', '.join(PRESETS)}")
+    n_params = float(number) * SIZES[unit]
+    check_size(n_params)
+    return of_size(n_params)
+
+
+def _spec(config: "GPTConfig", links: Links, rounds: dict[str, Any]) -> RunSpec:
+    """A run as `legion-peer` would found it. Raises: ConfigError."""
+    from legion_p2p.tensor import codec
+    from legion_p2p.train.gpt import shapes_of
+
+    new_run = new_run_of({"name": "plan", "links": links, "round": rounds})
+    try:
+        for name in new_run.round.codecs():
+            codec.get(name)
+    except CodecError as bad:
+        raise ConfigError(f"--codec, --update-codec: {bad}") from bad
+    return RunSpec("plan", "", shapes_of(config), new_run.round, new_run.inner, msgspec.to_builtins(config))
+
+
+def _show(made: "Forecast", model: str, as_json: bool) -> None:
+    if as_json:
+        print(msgspec.json.encode(made).decode())
+        return
+    from rich.console import Console
+
+    from legion_p2p.dashboard.forecast import render_forecast
+
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:  # a file has no width: let every column be there
+        console = Console(highlight=False, width=FILE_CHARS)
+    report = render_forecast(made, model, width=console.width, ascii_only=console.options.ascii_only)
+    console.print(report, soft_wrap=True)

@@ -1,0 +1,178 @@
+"""Where a peer is, in milliseconds: network coordinates that tell the round trip between two peers who never met.
+
+Vivaldi with height (Dabek, Cox, Kaashoek and Morris, SIGCOMM 2004): each peer has a point and, above it, the height of its access
+link; a round trip is the distance of the points plus both heights. Each measured round trip is a spring that pulls the coordinate
+towards where it would fit, the weaker the surer this peer is and the less sure the other. Two things make it stand still in
+practice (Ledlie, Gardner and Seltzer, NSDI 2007): a filter that takes the median of a pair's last round trips (one late packet
+moves nothing), and a gravity towards the origin (the whole cloud does not drift away).
+
+    sample -> filtered -> coordinate moved, error updated
+
+Never happens: a coordinate or an error that is not finite, or beyond the bounds named here, whatever a stranger claims.
+"""
+
+import math
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from random import Random
+from statistics import median_low
+from typing import Annotated
+
+import msgspec
+
+from legion_p2p.core.identity import PeerId
+
+N_DIMENSIONS = 4
+"""With height, more than 4 bring nothing on real delays (Dabek et al., section 5.4, found 2 to 3 enough)."""
+
+MAX_COORDINATE_S = 10.0  # no two points on earth are further apart, satellites and full queues included
+MIN_HEIGHT_S = 1e-5
+MAX_RTT_S = 10.0
+MAX_PAIRS = 512  # peers whose last round trips are kept for the filter; those heard of longest ago are forgotten
+
+_Seconds = Annotated[float, msgspec.Meta(ge=-MAX_COORDINATE_S, le=MAX_COORDINATE_S)]
+
+
+class CoordinateConfig(msgspec.Struct, frozen=True):
+    """How a coordinate moves."""
+
+    gain: float = 0.25
+    """Share of the way to where a sample would fit, at equal errors (c_c of Vivaldi). More: quicker, and less steady."""
+    error_gain: float = 0.25
+    """The same for the error (c_e)."""
+    filter_size: int = 5
+    """Round trips of a pair of which the lower median counts: delay is only ever added. More: steadier, later to see a change."""
+    filter_age_s: float = 600.0
+    """Older ones are left out."""
+    gravity_s: float = 0.5
+    """At this distance from the origin every sample pulls by a millisecond towards it, further out with the square (rho). Less:
+    less drift, and the cloud is squeezed."""
+    max_error: float = 1.5
+
+
+DEFAULTS = CoordinateConfig()
+
+
+class Coordinate(msgspec.Struct, frozen=True, array_like=True):
+    """A point in seconds, its height, and the relative error that its owner expects. Bounds are checked when it is decoded."""
+
+    position: Annotated[tuple[_Seconds, ...], msgspec.Meta(min_length=N_DIMENSIONS, max_length=N_DIMENSIONS)]
+    height: Annotated[float, msgspec.Meta(ge=MIN_HEIGHT_S, le=MAX_COORDINATE_S)] = MIN_HEIGHT_S
+    error: Annotated[float, msgspec.Meta(ge=0, le=10)] = DEFAULTS.max_error
+
+    def rtt_s(self, other: "Coordinate") -> float:
+        """The expected round trip between two peers."""
+        return math.dist(self.position, other.position) + self.height + other.height
+
+
+ORIGIN = Coordinate((0.0,) * N_DIMENSIONS)
+
+
+class Locator:
+    """This peer's own coordinate."""
+
+    def __init__(self, rng: Random, config: CoordinateConfig = DEFAULTS) -> None:
+        self.coordinate = ORIGIN
+        self._config = config
+        self._rng = rng
+        self._samples: OrderedDict[PeerId, deque[tuple[float, float]]] = OrderedDict()
+
+    @property
+    def n_heard(self) -> int:
+        """Peers that were measured."""
+        return len(self._samples)
+
+    def observe(self, peer: PeerId, theirs: Coordinate, rtt_s: float, now: float) -> None:
+        """A round trip to `peer`, which says it is at `theirs`. What cannot be a round trip is ignored."""
+        if not 0 < rtt_s <= MAX_RTT_S:
+            return
+        self._move(theirs, self._filtered(peer, rtt_s, now))
+
+    def forget(self, peer: PeerId) -> None:
+        """It has left."""
+        self._samples.pop(peer, None)
+
+    def measured_s(self, peer: PeerId) -> float | None:
+        """The filtered round trip to `peer`, where there is one."""
+        samples = self._samples.get(peer)
+        return median_low(rtt_s for _, rtt_s in samples) if samples else None
+
+    def _filtered(self, peer: PeerId, rtt_s: float, now: float) -> float:
+        samples = self._samples.setdefault(peer, deque(maxlen=self._config.filter_size))
+        self._samples.move_to_end(peer)
+        while len(self._samples) > MAX_PAIRS:
+            self._samples.popitem(last=False)
+        samples.append((now, rtt_s))
+        while now - samples[0][0] > self._config.filter_age_s:
+            samples.popleft()
+        return median_low(rtt_s for _, rtt_s in samples)
+
+    def _move(self, theirs: Coordinate, rtt_s: float) -> None:
+        config, mine = self._config, self.coordinate
+        expected_s = mine.rtt_s(theirs)
+        weight = mine.error / max(mine.error + theirs.error, 1e-9)
+        off = abs(expected_s - rtt_s) / rtt_s
+        gain = config.error_gain * weight
+        error = min(max(off * gain + mine.error * (1 - gain), 1e-3), config.max_error)
+
+        force_s = config.gain * weight * (rtt_s - expected_s)
+        direction, distance_s = self._away_from(theirs)
+        position = [x + force_s * u for x, u in zip(mine.position, direction, strict=True)]
+        height = mine.height
+        if distance_s > 0:  # the height takes its share of the force: it is as much a part of the way as the distance
+            height += force_s * (mine.height + theirs.height) / distance_s
+        # gravity: rho of Ledlie et al., section 4.2
+        out_s = math.hypot(*position)
+        if out_s > 0:
+            pull_s = min(1e-3 * (out_s / config.gravity_s) ** 2, out_s)
+            position = [x - pull_s * x / out_s for x in position]
+        self.coordinate = Coordinate(
+            tuple(_bounded(x, -MAX_COORDINATE_S, MAX_COORDINATE_S) for x in position),
+            _bounded(height, MIN_HEIGHT_S, MAX_COORDINATE_S),
+            error,
+        )
+
+    def _away_from(self, theirs: Coordinate) -> tuple[Sequence[float], float]:
+        """The unit vector from there to here, and the distance; two at the same point move apart in a random direction."""
+        difference = [a - b for a, b in zip(self.coordinate.position, theirs.position, strict=True)]
+        distance_s = math.hypot(*difference)
+        if distance_s > 1e-6:
+            return [d / distance_s for d in difference], distance_s
+        random = [self._rng.gauss(0, 1) for _ in range(N_DIMENSIONS)]
+        length = math.hypot(*random) or 1.0
+        return [r / length for r in random], 0.0
+
+
+class Witness(msgspec.Struct, frozen=True):
+    """Somebody's measured round trip to a peer, and where the witness is."""
+
+    coordinate: Coordinate
+    rtt_s: float
+
+
+MIN_WITNESSES = 3
+TOLERANCE_S = 0.020  # of the machine and of queues, whatever the distance
+TOLERANCE = 0.35  # of the round trip: the errors of two coordinates that are still settling
+AGREEING = 0.6  # share of the witnesses; a minority may lie, or be badly placed itself
+
+
+def is_believed(claimed: Coordinate, witnesses: Iterable[Witness]) -> bool | None:
+    """Whether a peer is where it says, by what others measured of it; None: too few did.
+
+    A peer can make its round trips longer, but not shorter than they are: so it cannot seem close to honest witnesses that are
+    far. Those near the claimed place tell most: of 5 witnesses 3 should be, and no one should be chosen by the peer itself.
+    Witnesses whose own coordinates are bad are left out.
+    """
+    fits = [_fits(claimed, w) for w in witnesses if 0 < w.rtt_s <= MAX_RTT_S and w.coordinate.error < DEFAULTS.max_error / 2]
+    if len(fits) < MIN_WITNESSES:
+        return None
+    return sum(fits) >= AGREEING * len(fits)
+
+
+def _fits(claimed: Coordinate, witness: Witness) -> bool:
+    off_s = abs(claimed.rtt_s(witness.coordinate) - witness.rtt_s)
+    return off_s <= max(TOLERANCE_S, TOLERANCE * witness.rtt_s)
+
+
+def _bounded(x: float, low: float, high: float) -> float:
+    return min(max(x, low), high) if math.isfinite(x) else low

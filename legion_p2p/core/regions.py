@@ -1,0 +1,197 @@
+"""Which region a peer belongs to. Each decides for itself, from what all announce: their regions and network coordinates.
+
+A region is where its members are: at the median of their coordinates, so that a few who lie about theirs do not move it.
+
+    none -> the nearest within `radius_s`, or a new one
+    member -> the half that leaves a region of more than `max_members`
+    member -> the larger one of two regions within `merge_s` of each other that fit into one; or of any region within `reach_s`,
+              from one of fewer than `min_members`
+    member -> another one that is nearer by `margin` and MIN_GAIN_S
+    member -> the nearest within `radius_s`, or a new one, when its own is further than twice `radius_s`
+
+Everything but the first happens only after `patience` looks in a row that said the same: hysteresis. Of two regions that could
+join each other the one that ranks lower (fewer members, then the label) moves, so all agree on which, and none swap.
+
+Never happens: a peer without a region after its first look; two who saw the same announcements and stand at the same place decide
+to merge or split differently.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from statistics import median
+
+import msgspec
+
+from legion_p2p.core.coordinates import MAX_COORDINATE_S, MIN_HEIGHT_S, N_DIMENSIONS, Coordinate
+from legion_p2p.core.identity import PeerId
+
+MIN_GAIN_S = 0.010  # a region that is nearer by less is not worth a move, whatever the share
+ROOM = 0.8  # of `max_members` that a merged region may fill: or it would split again soon
+LABEL_CHARS = 8
+
+
+class RegionConfig(msgspec.Struct, frozen=True):
+    """How regions form."""
+
+    radius_s: float = 0.050
+    """Round trip to a region's middle up to which a peer joins it. More: fewer, larger regions whose rounds take longer."""
+    merge_s: float = 0.040
+    """Regions whose middles are nearer than this become one."""
+    reach_s: float = 0.100
+    """How far a region of fewer than `min_members` looks for another one to join; further away it stays by itself."""
+    min_members: int = 2
+    max_members: int = 100
+    """More split: each round of an owner waits for all of them."""
+    margin: float = 0.25
+    """How much nearer another region must be, as a share."""
+    patience: int = 3
+    """Looks in a row before a member moves. More: steadier, and slower to follow."""
+
+
+DEFAULTS = RegionConfig()
+
+
+class Placed(msgspec.Struct, frozen=True):
+    """What a member announces of where it is."""
+
+    peer_id: PeerId
+    region: str
+    coordinate: Coordinate
+
+
+class Region(msgspec.Struct, frozen=True):
+    """A region as its members announce it."""
+
+    label: str
+    members: tuple[Placed, ...]
+    middle: Coordinate
+
+    @property
+    def size(self) -> int:
+        return len(self.members)
+
+    @property
+    def rank(self) -> tuple[int, str]:
+        """Of two regions that merge the one that ranks higher stays."""
+        return self.size, self.label
+
+
+def regions_of(announced: Iterable[Placed]) -> dict[str, Region]:
+    """All regions that somebody is in, by label."""
+    members: dict[str, list[Placed]] = {}
+    for placed in announced:
+        if placed.region:
+            members.setdefault(placed.region, []).append(placed)
+    return {
+        label: Region(label, tuple(sorted(found, key=lambda p: p.peer_id)), _middle(found))
+        for label, found in sorted(members.items())
+    }
+
+
+class RegionChoice:
+    """One peer's choice of its region."""
+
+    def __init__(self, me: PeerId, config: RegionConfig = DEFAULTS) -> None:
+        self.region = ""
+        self._me = me
+        self._config = config
+        self._wish = ""
+        self._n_wished = 0
+        self._n_founded = 0
+
+    def look(self, coordinate: Coordinate, regions: Mapping[str, Region]) -> str:
+        """Once per announcement period, with everything announced, this peer included: the region to announce from now on."""
+        if not self.region:
+            return self._move(self._nearest_or_new(coordinate, regions))
+        wish = self._wanted(coordinate, regions)
+        if wish == self.region:
+            self._wish, self._n_wished = "", 0
+            return self.region
+        self._n_wished = self._n_wished + 1 if wish == self._wish else 1
+        self._wish = wish
+        return self._move(wish) if self._n_wished >= self._config.patience else self.region
+
+    def _wanted(self, coordinate: Coordinate, regions: Mapping[str, Region]) -> str:
+        config, mine = self._config, regions.get(self.region)
+        if mine is None:  # announced to nobody yet
+            return self.region
+        child = _child_label(mine)
+        if mine.size > config.max_members or (self._wish == child and child in regions):  # in the middle of it others have left
+            return child if self._leaves(mine) else self.region
+        into = self._merges_into(mine, regions)
+        if into is not None:
+            return into.label
+        here_s = _away_s(coordinate, mine)
+        near = self._nearest(coordinate, regions, config.max_members)
+        if near is not None and near.label != mine.label:
+            there_s = _away_s(coordinate, near)
+            if there_s <= min(config.radius_s, (1 - config.margin) * here_s, here_s - MIN_GAIN_S):
+                return near.label
+        if here_s > 2 * config.radius_s and mine.size > 1:
+            return self._nearest_or_new(coordinate, {label: r for label, r in regions.items() if label != mine.label})
+        return self.region
+
+    def _nearest_or_new(self, coordinate: Coordinate, regions: Mapping[str, Region]) -> str:
+        near = self._nearest(coordinate, regions, self._config.max_members + 1)
+        if near is not None and _away_s(coordinate, near) <= self._config.radius_s:
+            return near.label
+        return new_label(self._me, self._n_founded)
+
+    def _nearest(self, coordinate: Coordinate, regions: Mapping[str, Region], most_members: int) -> Region | None:
+        open_ones = [r for r in regions.values() if r.size < most_members or r.label == self.region]
+        return min(open_ones, key=lambda r: (_away_s(coordinate, r), r.label), default=None)
+
+    def _merges_into(self, mine: Region, regions: Mapping[str, Region]) -> Region | None:
+        """The highest-ranking of those that this region should join; None: it stays."""
+        config = self._config
+        reach_s = config.reach_s if mine.size < config.min_members else config.merge_s
+        fitting = [
+            other
+            for other in regions.values()
+            if other.rank > mine.rank
+            and other.size + mine.size <= ROOM * config.max_members
+            and mine.middle.rtt_s(other.middle) <= reach_s
+        ]
+        return max(fitting, key=lambda r: r.rank, default=None)
+
+    def _leaves(self, region: Region) -> bool:
+        """Whether this peer is in the half that leaves: beyond the median along the line between two members far apart."""
+        positions = {p.peer_id: p.coordinate.position for p in region.members}
+        if self._me not in positions:
+            return False
+        a = max(positions, key=lambda p: (math.dist(positions[p], region.middle.position), p))
+        b = max(positions, key=lambda p: (math.dist(positions[p], positions[a]), p))
+        axis = [y - x for x, y in zip(positions[a], positions[b], strict=True)]
+        along = sorted((_dot(axis, at), p) for p, at in positions.items())
+        return self._me in {p for _, p in along[(len(along) + 1) // 2 :]}
+
+    def _move(self, label: str) -> str:
+        if label == new_label(self._me, self._n_founded):
+            self._n_founded += 1
+        self.region, self._wish, self._n_wished = label, "", 0
+        return label
+
+
+def new_label(founder: PeerId, nth: int) -> str:
+    """The label of the nth region that a peer founds; it outlives the founder."""
+    return hashlib.sha256(f"legion/region/{founder}/{nth}".encode()).hexdigest()[:LABEL_CHARS]
+
+
+def _child_label(region: Region) -> str:
+    """Of the half that leaves: the same for all who see the region."""
+    return hashlib.sha256(f"legion/region/half of {region.label}".encode()).hexdigest()[:LABEL_CHARS]
+
+
+def _middle(members: list[Placed]) -> Coordinate:
+    position = tuple(median(p.coordinate.position[i] for p in members) for i in range(N_DIMENSIONS))
+    height = median(p.coordinate.height for p in members)
+    return Coordinate(position, min(max(height, MIN_HEIGHT_S), MAX_COORDINATE_S), 0.0)
+
+
+def _away_s(coordinate: Coordinate, region: Region) -> float:
+    return coordinate.rtt_s(region.middle)
+
+
+def _dot(a: list[float], b: tuple[float, ...]) -> float:
+    return math.fsum(x * y for x, y in zip(a, b, strict=True))
