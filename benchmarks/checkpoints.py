@@ -22,7 +22,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 from legion_p2p.core.identity import Identity
-from legion_p2p.core.keeping import Keep
+from legion_p2p.core.keep import Keep
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import RoundSpec, RunSpec, run_id, sign_spec
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader, encode

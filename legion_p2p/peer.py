@@ -21,7 +21,8 @@ from legion_p2p.core.addresses import parse_addresses
 from legion_p2p.core.caps import parse_caps
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity
-from legion_p2p.core.keeping import CheckpointConfig, Keep, parse_keep
+from legion_p2p.core.keep import Keep, parse_keep
+from legion_p2p.core.keeping import CheckpointConfig
 from legion_p2p.core.link import NO_LINK
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.presets import LINKS, Links

@@ -29,7 +29,7 @@ from legion_p2p.cli.common import (
 )
 from legion_p2p.config import DEFAULT_LISTEN, Job, NewRun, convert, new_run_of, read_new_run, read_toml
 from legion_p2p.core.caps import parse_quiet_hours
-from legion_p2p.core.keeping import parse_keep
+from legion_p2p.core.keep import parse_keep
 from legion_p2p.core.presets import Links
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.run import InnerOptimizer

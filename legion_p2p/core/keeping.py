@@ -1,7 +1,4 @@
-"""Which checkpoints to keep, and what of a run a disk holds. Decisions only: the files are in `store`."""
-
-import re
-from collections.abc import Iterable
+"""What of a run goes to the disk, and when. Decisions only: the files are in `store`; which of them stay: core/keep.py."""
 
 import msgspec
 
@@ -10,40 +7,7 @@ from legion_p2p.core.manifest import MAX_LOG, Manifest
 from legion_p2p.core.run import RunSpec, SignedSpec
 from legion_p2p.errors import UsageError
 
-MAX_KEPT = 1_000_000
 LOG_PER_BASE = 4  # in weights as fp32
-_PART = re.compile(r"(last|every)=([0-9]{1,7})")
-
-
-class Keep(msgspec.Struct, frozen=True):
-    """What pruning leaves."""
-
-    last: int = 3
-    """The newest so many. More: further back, and as many bases more on the disk where the run is slower than its bases."""
-    every: int = 0
-    """And for every so many steps of the run one, for ever; 0: none."""
-
-
-def parse_keep(text: str) -> Keep:
-    """Read "last=3,every=100". Raises: UsageError."""
-    found = [_PART.fullmatch(part.strip()) for part in text.split(",")]
-    values = {match[1]: int(match[2]) for match in found if match}
-    if not all(found) or len(values) != len(found):
-        raise UsageError(f"{text!r} does not say what to keep: last=3, or last=3,every=100 (steps)")
-    keep = Keep(**values)
-    if not 1 <= keep.last <= MAX_KEPT:
-        raise UsageError(f"last={keep.last}: the newest checkpoint at least is kept, {MAX_KEPT} at most")
-    return keep
-
-
-def kept(checkpoints: Iterable[tuple[Cid, int]], keep: Keep) -> set[Cid]:
-    """Of these (CID, step) the ones to keep: the `last` newest, and the first one at or after every multiple of `every` steps."""
-    in_order = sorted(checkpoints, key=lambda one: (one[1], one[0]))
-    chosen = {cid for cid, _ in in_order[-keep.last :]}
-    if keep.every:
-        first_of = {step // keep.every: cid for cid, step in reversed(in_order)}
-        chosen.update(first_of.values())
-    return chosen
 
 
 class StoredRun(msgspec.Struct, frozen=True):

@@ -108,7 +108,8 @@ async def catch_up(restored: Restored, members: MemberService, shards: ShardServ
     async def one(shard: int) -> None:
         replica = shards.replicas[shard]
         n = shards.plan.n_shards
-        others = [m.announcement for m in members.table.counted() if len(unpack_marks(m.announcement.marks)) == n]
+        here = [m.announcement for m in members.table.counted() if m.announcement.region == shards.region]
+        others = [a for a in here if len(unpack_marks(a.marks)) == n]
         for announcement in _in_order(shard, others, believed):
             mark = unpack_marks(announcement.marks)[shard]
             if announcement.ready or mark.version > replica.chain.version:

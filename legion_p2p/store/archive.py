@@ -18,7 +18,8 @@ import msgspec
 from legion_p2p.core import dagcbor
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.core.keeping import Keep, StoredRun, kept
+from legion_p2p.core.keep import Keep, kept
+from legion_p2p.core.keeping import StoredRun
 from legion_p2p.core.manifest import MAX_LOG, Base, Manifest, ShardState
 from legion_p2p.core.plan import ShardPlan
 from legion_p2p.core.run import SignedSpec, open_spec, run_id
@@ -40,7 +41,7 @@ from legion_p2p.store.checkpoints import (
 )
 from legion_p2p.store.journal import Journal
 
-DEFAULT_KEEP = Keep()
+DEFAULT_KEEP = Keep(last=3)
 LABEL = "kept by this peer"  # pins with this label are pruned; whatever else is pinned stays
 
 
@@ -238,8 +239,8 @@ class Archive:
 
     def _prune(self) -> None:
         pinned = self._pinned()
-        mine = [(cid, step) for cid, step, label in pinned if label == LABEL]
-        gone = {cid for cid, _ in mine} - kept(mine, self.keep) - {self.newest}
+        mine = {cid: step for cid, step, label in pinned if label == LABEL}
+        gone = mine.keys() - kept(mine, self.keep) - {self.newest}  # of a lower step, where one of a higher step was not whole
         for cid in gone:
             self.store.unpin(cid)
         self.kept = tuple(cid for cid, _, _ in pinned if cid not in gone)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from legion_p2p.core.keeping import Keep, StoredRun
+from legion_p2p.core.keep import Keep
+from legion_p2p.core.keeping import StoredRun
 from legion_p2p.core.wire import decode_header, decode_request
 from legion_p2p.errors import DiskFullError, QuotaError, StoreError
 from legion_p2p.store import journal as journal_module

@@ -1,47 +1,19 @@
-"""Which checkpoints stay, whom to ask for blocks, and what a newcomer's pushes count."""
+"""When a shard is stored whole, whom to ask for blocks, and what a newcomer's pushes count."""
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.download import Download
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.keeping import Keep, is_base_version, kept, parse_keep, versions_between_bases
+from legion_p2p.core.keeping import is_base_version, versions_between_bases
 from legion_p2p.core.round import ramped_weight
-from legion_p2p.errors import UsageError
 
 A, B, C = PeerId("a"), PeerId("b"), PeerId("c")
 
 
 def cid(i: int) -> Cid:
     return Cid.of(i.to_bytes(4, "big"))
-
-
-def test_the_newest_stay_and_one_for_every_so_many_steps() -> None:
-    found = [(cid(step), step) for step in range(10, 1000, 30)]
-
-    chosen = kept(found, Keep(last=2, every=400))
-
-    assert {step for one, step in found if one in chosen} == {10, 400, 820, 940, 970}
-    assert kept(found[:1], Keep(last=3)) == {found[0][0]}
-
-
-@given(st.lists(st.integers(0, 10_000), unique=True, max_size=50), st.integers(1, 5), st.integers(0, 500))
-def test_what_was_kept_is_kept_again_while_nothing_comes(steps: list[int], last: int, every: int) -> None:
-    found = [(cid(step), step) for step in steps]
-    once = kept(found, Keep(last, every))
-
-    assert kept([one for one in found if one[0] in once], Keep(last, every)) == once
-    assert len(once) >= min(last, len(steps))
-
-
-def test_what_to_keep_is_read_from_text() -> None:
-    assert parse_keep("last=3") == Keep(3, 0)
-    assert parse_keep("every=100, last=1") == Keep(1, 100)
-    for bad in ("", "3", "last=0", "last=3,last=4", "last=-1", "each=3", "last=3;every=2"):
-        with pytest.raises(UsageError):
-            parse_keep(bad)
 
 
 def test_every_shard_has_its_turn_once_in_so_many_versions() -> None:
