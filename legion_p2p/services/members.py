@@ -51,13 +51,13 @@ class MemberService:
         rng: random.Random,
         config: MembershipConfig,
         describe: Callable[[], Announcement],
-        incarnation: int = 0,
+        wall_time: Callable[[], float],
     ) -> None:
         self.run = run
         self.me = identity.peer_id
         self.config = config
         self.table = Membership(self.me, config, trio.current_time())
-        self.table.incarnation = incarnation
+        self.table.incarnation = int(wall_time())
         self.changed = Bell()
         """Rings when somebody came, went, or announced something new."""
         self.was_away = False
@@ -65,6 +65,8 @@ class MemberService:
         self._accusers: dict[PeerId, float] = {}  # who took this peer for dead, and when
         self._returned: set[PeerId] = set()
         self._follows_until = -math.inf
+        self._wall_time = wall_time
+        self._looked_at = (trio.current_time(), wall_time())
         self._probation: dict[PeerId, tuple[int, float]] = {}  # incarnation that is not trusted to be up to date; until when
         self._identity = identity
         self._messenger = messenger
@@ -241,6 +243,7 @@ class MemberService:
     async def _announce_regularly(self) -> None:
         while True:
             self._hurried = False
+            self._notice_absence()
             await self.announce_now()
             with trio.move_on_after(self.config.announce_s * self._rng.uniform(0.85, 1.0)):
                 if not self._hurried:
@@ -255,14 +258,10 @@ class MemberService:
 
     async def _look_at_clock(self) -> None:
         tick_s = min(0.5, self.config.grace_s / 4)
-        looked_at = trio.current_time()
         while True:
             await trio.sleep(tick_s)
+            self._notice_absence()
             now = trio.current_time()
-            if now - looked_at > self.config.suspect_after_s + self.config.grace_s:
-                self.was_away = True  # suspended or stopped for so long that others took it for dead
-                self.changed.ring()
-            looked_at = now
             if any(until <= now for _, until in self._probation.values()):
                 self._probation = {peer: doubt for peer, doubt in self._probation.items() if doubt[1] > now}
                 self.changed.ring()
@@ -270,6 +269,18 @@ class MemberService:
             self._work()
 
     # inner steps
+
+    def _notice_absence(self) -> None:
+        """Suspended or stopped for so long that the others took this peer for dead: it was away.
+
+        Both clocks are looked at, for the monotonic one stands still while a machine sleeps (Linux, macOS). A wall clock that is
+        set right by more than that looks the same, and costs no more than following for a moment.
+        """
+        before, self._looked_at = self._looked_at, (trio.current_time(), self._wall_time())
+        gap_s = max(now - then for now, then in zip(self._looked_at, before, strict=True))
+        if gap_s > self.config.suspect_after_s + self.config.grace_s:
+            self.was_away = True
+            self.changed.ring()
 
     def _work(self) -> None:
         """Carry out what the table asks for."""

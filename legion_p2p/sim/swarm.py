@@ -29,6 +29,7 @@ from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
 
 T = TypeVar("T")
+BEGAN_AT = 1.7e9  # wall time when virtual time is 0: clocks that are wrong by hours are still after 1970
 
 
 async def inline(fn: Callable[..., T], *args: Any) -> T:
@@ -58,6 +59,8 @@ class SimPeer:
         self.hung = False
         """The training loop stands still, while the network lives on."""
         self.max_steps: int | None = None
+        self.clock_off_s = 0.0
+        """How far its clock is ahead of everybody else's; more from one moment to the next: it was suspended."""
         self.joined = trio.Event()
         self.scope = trio.CancelScope()
         self._swarm = swarm
@@ -65,6 +68,9 @@ class SimPeer:
     @property
     def id(self) -> PeerId:
         return self.network.identity.peer_id
+
+    def wall_time(self) -> float:
+        return BEGAN_AT + trio.current_time() + self.clock_off_s
 
     def versions(self) -> list[int]:
         return [self.engine.shards.replicas[s].chain.version for s in range(self.engine.plan.n_shards)]
@@ -132,6 +138,8 @@ class Swarm:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
+        for peer in self.peers.values():
+            peer.network.die()  # all at once: nobody is left to say goodbye to
         self._nursery.cancel_scope.cancel()
         try:
             return await self._manager.__aexit__(kind, error, trace)
@@ -145,17 +153,22 @@ class Swarm:
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big"))
         return torch.randn(self.numel, generator=generator)
 
-    async def add(self, name: str, *, step_s: float | None = None, weight: float = 1.0, training: bool = True) -> SimPeer:
+    async def add(
+        self, name: str, *, step_s: float | None = None, weight: float = 1.0, training: bool = True, clock_off_s: float = 0.0
+    ) -> SimPeer:
         """Start a peer; the first one founds the run. Returns when it is in the run."""
-        peer = self.start(name, step_s=step_s, weight=weight, training=training)
+        peer = self.start(name, step_s=step_s, weight=weight, training=training, clock_off_s=clock_off_s)
         await peer.joined.wait()
         return peer
 
-    def start(self, name: str, *, step_s: float | None = None, weight: float = 1.0, training: bool = True) -> SimPeer:
+    def start(
+        self, name: str, *, step_s: float | None = None, weight: float = 1.0, training: bool = True, clock_off_s: float = 0.0
+    ) -> SimPeer:
         """Start a peer without waiting for it."""
         network = self.world.join(self.identity(name))
         peer = SimPeer(self, name, network, self.target(name), step_s or self.step_s)
         peer.training = training
+        peer.clock_off_s = clock_off_s
         founds = not self.peers
         self.peers[name] = peer
         self._nursery.start_soon(self._run, peer, founds, weight)
@@ -206,7 +219,8 @@ class Swarm:
     async def settle(self, timeout_s: float = 60.0) -> None:
         """Stop training, let everything arrive, and check that all hold the same."""
         self.stop_training()
-        await self.until(lambda: all(peer.engine.all_done() for peer in self.living()), timeout_s, "all done and equal")
+        # Every one is asked every time: each counts for how long the others have agreed with it.
+        await self.until(lambda: {peer.engine.all_done() for peer in self.living()} == {True}, timeout_s, "all done and equal")
 
     async def _run(self, peer: SimPeer, founds: bool, weight: float) -> None:
         with peer.scope:
@@ -233,6 +247,6 @@ class Swarm:
             events=peer.events,
             config=msgspec.structs.replace(self.config, weight=weight),
             rng=random.Random(f"{self._seed}/{peer.name}"),
-            wall_time=trio.current_time,
+            wall_time=peer.wall_time,
         ) as engine:
             yield engine
