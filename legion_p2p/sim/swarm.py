@@ -232,6 +232,7 @@ class Swarm:
                 peer.trainee = Trainee(local, engine.mailbox, streaming=self.round.streaming)
                 peer.joined.set()
                 await peer.train_forever()
+        peer.network.close()
 
     @asynccontextmanager
     async def _opened(self, peer: SimPeer, founds: bool, weight: float) -> AsyncIterator[Engine]:
