@@ -34,6 +34,7 @@ from legion_p2p.services.ports import Gossip, Lane, Messenger
 
 EXCHANGE_DEADLINE_S = 5.0
 PROBATION_S = 15.0  # twice the time to be declared dead; then two sides that each think the other was away meet after all
+MAX_LOST = 10_000  # names and times of the dead; who was cut off longest ago is forgotten first
 N_INDIRECT_PROBES = 2  # members asked to look at a suspect as well, in case only the path from here is broken
 MAX_EXCHANGE_BYTES = 512 * 1024  # of announcements in one message: half a control frame
 
@@ -63,7 +64,8 @@ class MemberService:
         self.was_away = False
         """The others went on without this peer since this was last looked at."""
         self._accusers: dict[PeerId, float] = {}  # who took this peer for dead, and when
-        self._returned: set[PeerId] = set()
+        self._lost: dict[PeerId, float] = {}  # the dead and when they died, for longer than the table has them
+        self._returned: dict[PeerId, float] = {}
         self._follows_until = -math.inf
         self._wall_time = wall_time
         self._looked_at = (trio.current_time(), wall_time())
@@ -320,23 +322,33 @@ class MemberService:
 
     def _judge_return(self, change: Changed) -> None:
         """After a split the smaller side was away: it follows the larger one, instead of pulling it back to its own state."""
-        if change.after is not Liveness.ALIVE or change.before is not Liveness.DEAD:
-            if change.after in (Liveness.DEAD, None):
-                self._returned.discard(change.peer_id)
+        now = trio.current_time()
+        if change.after is not Liveness.ALIVE:
+            if change.after is not Liveness.SUSPECT:
+                self._returned.pop(change.peer_id, None)
+            if change.after is Liveness.DEAD:
+                self._lost[change.peer_id] = now
+            while len(self._lost) > MAX_LOST:
+                del self._lost[next(iter(self._lost))]
             return
-        self._returned.add(change.peer_id)
-        there = {m.peer_id for m in self.table.members() if m.liveness is Liveness.DEAD} | self._returned
+        lost_at = self._lost.pop(change.peer_id, None)
+        member = self.table.get(change.peer_id)
+        if lost_at is None or member is None or not member.announcement.ready:
+            return  # who was started again follows by itself, before it says that it is ready
+        self._returned = {peer: at for peer, at in self._returned.items() if now - at < PROBATION_S}
+        self._returned[change.peer_id] = now
+        # Only those lost at the same time are on the other side: whoever died at another is nowhere.
+        there = {peer for peer, at in self._lost.items() if abs(at - lost_at) < PROBATION_S} | self._returned.keys()
         here = {self.me, *(m.peer_id for m in self.table.counted() if m.peer_id not in self._returned)}
         if len(there) > len(here) or (len(there) == len(here) and min(there) < min(here)):
             self.was_away = True
             self._returned.clear()
             self._probation.clear()
-            self._follows_until = trio.current_time() + PROBATION_S  # the rest of the larger side returns one by one
-        elif trio.current_time() < self._follows_until:
-            self._returned.discard(change.peer_id)
-        elif (member := self.table.get(change.peer_id)) is not None:
-            until = trio.current_time() + PROBATION_S
-            self._probation[change.peer_id] = (member.announcement.incarnation, until)
+            self._follows_until = now + PROBATION_S  # the rest of the larger side returns one by one
+        elif now < self._follows_until:
+            self._returned.pop(change.peer_id)
+        else:
+            self._probation[change.peer_id] = (member.announcement.incarnation, now + PROBATION_S)
 
     async def _probe(self, suspect: PeerId) -> None:
         helpers = [m.peer_id for m in self.table.counted() if m.liveness is Liveness.ALIVE and m.peer_id != suspect]

@@ -38,6 +38,12 @@ async def inline(fn: Callable[..., T], *args: Any) -> T:
     return fn(*args)
 
 
+def pull(peer: "SimPeer") -> None:
+    """The local step of the toy: towards the peer's own target."""
+    with torch.no_grad():
+        peer.theta += peer.rate * (peer.target - peer.theta)
+
+
 class SimPeer:
     """One peer: its engine, and the toy that it trains."""
 
@@ -98,8 +104,7 @@ class SimPeer:
                 if engine.progress.training or engine.progress.done != done:
                     engine.report(msgspec.structs.replace(engine.progress, training=not done and self.training, done=done))
                 continue
-            with torch.no_grad():
-                self.theta += self.rate * (self.target - self.theta)
+            self._swarm.local_step(self)
             trainee.stepped(1)
             if trainee.steps == 1 or trainee.steps % 20 == 0:
                 engine.report(Progress(trainee.steps, trainee.tokens, 1 / self.step_s, self.step_s, None, True))
@@ -119,7 +124,12 @@ class Swarm:
         config: PeerConfig | None = None,
         world: World | None = None,
         step_s: float = 0.1,
+        start: Tensor | None = None,
+        local_step: Callable[[SimPeer], None] = pull,
     ) -> None:
+        """`start`: the initial parameters, 1-D fp32 of `numel`, zeros otherwise. `local_step`: changes `peer.theta` in place."""
+        self.start_at = torch.zeros(numel) if start is None else start
+        self.local_step = local_step
         self.world = world or World(seed)
         self.peers: dict[str, SimPeer] = {}
         self.numel = numel
@@ -237,7 +247,7 @@ class Swarm:
     @asynccontextmanager
     async def _opened(self, peer: SimPeer, founds: bool, weight: float) -> AsyncIterator[Engine]:
         params = (ParamSpec("w", (self.numel,)),)
-        founding = Founding(RunSpec("sim", "", params, self.round), torch.zeros(self.numel)) if founds else None
+        founding = Founding(RunSpec("sim", "", params, self.round), self.start_at) if founds else None
         async with running(
             peer.network,
             run="" if founds else "sim",

@@ -46,7 +46,7 @@ class Witness:
 
 
 @asynccontextmanager
-async def witnessed(swarm: Swarm, who: Iterable[SimPeer]) -> AsyncIterator[None]:
+async def witnessed(swarm: Swarm, who: Iterable[SimPeer], every_s: float = 0.2) -> AsyncIterator[None]:
     """At the end the swarm settles, all hold the same, and nothing that two of `who` held at any time is lost."""
     witness = Witness(who)
     async with trio.open_nursery() as nursery:
@@ -54,7 +54,7 @@ async def witnessed(swarm: Swarm, who: Iterable[SimPeer]) -> AsyncIterator[None]
         async def watch() -> None:
             while True:
                 witness.look()
-                await trio.sleep(0.2)
+                await trio.sleep(every_s)
 
         nursery.start_soon(watch)
         yield
@@ -178,7 +178,7 @@ async def test_a_laptop_is_suspended_for_an_hour(autojump_clock):
         laptop = owner_of(swarm, 0)
         others = [p for p in peers if p is not laptop]
 
-        async with witnessed(swarm, others):
+        async with witnessed(swarm, others, every_s=2.0):
             swarm.world.freeze(laptop.id)
             laptop.training = False
             await trio.sleep(3600)
@@ -199,7 +199,6 @@ async def test_who_slept_while_its_own_clock_stood_still_follows_before_it_owns(
 
         async with witnessed(swarm, peers):
             laptop.clock_off_s += 3600
-            laptop.engine.members._own = None
             await swarm.until(lambda: bool(laptop.events_named("run.rejoined")), 10, "came back as a newcomer")
             await swarm.until(swarm.owners_agree, 10, "one view of who owns what")
             await all_grow(swarm, peers, 30)
@@ -220,3 +219,39 @@ async def test_a_clock_is_wrong_by_an_hour_until_its_peer_starts_again(off_s, au
             await swarm.until(lambda: all(len(p.engine.members.everyone()) == 4 for p in swarm.living()), 20, "all know all")
             await swarm.until(swarm.owners_agree, 20, "one view of who owns what")
             await all_grow(swarm, swarm.living(), 30)
+
+
+async def test_who_returns_makes_nobody_follow_because_others_died_long_before(autojump_clock):
+    """More have died in the last minutes than are left; but they did not die together, so they are not the larger side of a split."""
+    async with Swarm(round=LOSSY, step_s=STEP_S) as swarm:
+        stay = [await swarm.add(name) for name in "abc"]
+        late = await swarm.add("late")
+        for name in "uvwxy":
+            await swarm.add(name)
+        for name in "uvwxy":
+            await swarm.kill(name)
+            await trio.sleep(20)
+
+        async with witnessed(swarm, stay):
+            swarm.world.freeze(late.id)
+            await swarm.until(lambda: all(len(p.engine.members.everyone()) == 3 for p in stay), 20, "it is taken for dead")
+            swarm.world.thaw(late.id)
+            await swarm.until(lambda: all(len(p.engine.members.everyone()) == 4 for p in stay), 20, "it is back")
+            await all_grow(swarm, stay, 30)
+            assert not any(p.events_named("run.rejoining") for p in stay)
+
+
+async def test_of_a_majority_that_died_one_starts_again_and_nobody_waits_for_it(autojump_clock):
+    async with Swarm(round=LOSSY, step_s=STEP_S) as swarm:
+        stay = [await swarm.add(name) for name in "ab"]
+        for name in "wxyz":
+            await swarm.add(name)
+        await trio.sleep(10)
+
+        async with witnessed(swarm, stay):
+            for name in "wxyz":
+                await swarm.kill(name)
+            await swarm.until(lambda: all(len(p.engine.members.everyone()) == 2 for p in stay), 20, "the dead are dead")
+            await swarm.add("w")
+            await all_grow(swarm, swarm.living(), 30)
+            assert not any(p.events_named("run.rejoining") for p in stay)
