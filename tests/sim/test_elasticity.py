@@ -222,7 +222,7 @@ async def test_a_clock_is_wrong_by_an_hour_until_its_peer_starts_again(off_s, au
 
 
 async def test_who_returns_makes_nobody_follow_because_others_died_long_before(autojump_clock):
-    """More have died in the last minutes than are left; but they did not die together, so they are not the larger side of a split."""
+    """More have died lately than are left; but they did not die together, so they are not the larger side of a split."""
     async with Swarm(round=LOSSY, step_s=STEP_S) as swarm:
         stay = [await swarm.add(name) for name in "abc"]
         late = await swarm.add("late")
