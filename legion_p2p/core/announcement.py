@@ -130,6 +130,7 @@ def pack_marks(marks: Sequence[Mark]) -> bytes:
     return b"".join(struct.pack(">II", min(mark.version, 0xFFFFFFFF), mark.prefix) for mark in marks)
 
 
+@lru_cache(maxsize=MAX_OPENED)
 def unpack_marks(packed: bytes) -> tuple[Mark, ...]:
     return tuple(Mark(version, prefix) for version, prefix in struct.iter_unpack(">II", packed))
 

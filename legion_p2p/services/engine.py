@@ -385,7 +385,7 @@ class Engine:
             self._rng,
             config.membership,
             self._describe,
-            int(self._wall_time()),
+            self._wall_time,
         )
         members.listeners.append(self._on_member_changed)
         rounds = msgspec.structs.replace(config.rounds, quorum=spec.round.quorum)
@@ -520,14 +520,15 @@ class Engine:
         progress = self.progress
         traffic = self.network.messenger.traffic()
         bandwidth = self.network.messenger.bandwidth()
+        ready = self.ready and not self.members.was_away  # who was away follows before it owns
         return Announcement(
             peer_id=self.me,
             run=self.run,
             addresses=self.network.messenger.addresses()[:16],
             region=self.config.region,
             weight=self.config.weight,
-            ready=self.ready,
-            training=progress.training and self.ready,
+            ready=ready,
+            training=progress.training and ready,
             done=progress.done and self._nothing_pending(),
             step=progress.step,
             run_step=self._own_run_step(),
