@@ -132,5 +132,10 @@ def unpack_marks(packed: bytes) -> tuple[Mark, ...]:
     return tuple(Mark(version, prefix) for version, prefix in struct.iter_unpack(">II", packed))
 
 
+def version_at(packed: bytes, shard: int) -> int | None:
+    """The version of one shard; None where nothing is said of it."""
+    return int(struct.unpack_from(">I", packed, MARK_BYTES * shard)[0]) if len(packed) >= MARK_BYTES * (shard + 1) else None
+
+
 def peer_of(announcement: Announcement) -> PeerId:
     return PeerId(announcement.peer_id)

@@ -30,7 +30,6 @@ class AdvertiseService:
         self,
         run: str,
         spec: RunSpec,
-        region: str,
         discovery: Discovery,
         messenger: Messenger,
         members: MemberService,
@@ -40,7 +39,6 @@ class AdvertiseService:
     ) -> None:
         self._run = run
         self._spec = spec
-        self._region = region
         self._discovery = discovery
         self._messenger = messenger
         self._members = members
@@ -60,7 +58,7 @@ class AdvertiseService:
     def wanted(self) -> set[str]:
         """The keys under which this peer should be found now."""
         keys = {run_key(self._run), name_key(self._spec.name)}
-        keys.update(shard_key(self._run, self._region, shard) for shard in self._shards.owned())
+        keys.update(shard_key(self._run, self._shards.region, shard) for shard in self._shards.owned())
         return keys
 
     async def withdraw_all(self) -> None:

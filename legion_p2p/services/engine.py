@@ -24,6 +24,7 @@ from legion_p2p.core.plan import ParamSpec, ShardPlan, check_fit
 from legion_p2p.core.run import RunSpec, SignedSpec, run_id, sign_spec
 from legion_p2p.core.wire import (
     Accusation,
+    Cross,
     Done,
     Exchange,
     GetSpec,
@@ -38,6 +39,7 @@ from legion_p2p.errors import CodecError, DecodeError, JoinError, MisfitError, N
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import ErrorStatus, MemberStatus, RunStatus, ShardStatus, Status
 from legion_p2p.services.advertise import AdvertiseService
+from legion_p2p.services.crossing import Crossing
 from legion_p2p.services.groups import open_flat_nursery
 from legion_p2p.services.joining import SEARCH_S, FoundRun, fetch_shards, find_run
 from legion_p2p.services.mailbox import Mailbox
@@ -124,6 +126,7 @@ class Engine:
         self._signed_spec: SignedSpec | None = None
         self._members: MemberService | None = None
         self._shards: ShardService | None = None
+        self._crossing: Crossing | None = None
         self._advertise: AdvertiseService | None = None
         self._pacer: Pacer | None = None
         self._leaving = False
@@ -143,6 +146,17 @@ class Engine:
         if self._shards is None:
             raise JoinError("not in a run yet")
         return self._shards
+
+    @property
+    def crossing(self) -> Crossing:
+        if self._crossing is None:
+            raise JoinError("not in a run yet")
+        return self._crossing
+
+    @property
+    def region(self) -> str:
+        """Label of the region that this peer is in."""
+        return self.config.region if self._shards is None else self._shards.region
 
     @property
     def plan(self) -> ShardPlan:
@@ -191,14 +205,15 @@ class Engine:
             await self.members.changed.wait()
 
     def all_done(self) -> bool:
-        """Every member has trained all it wanted to, and all held the same versions of all shards for an announcement's time.
+        """Every member has trained all it wanted to, and those of this region held the same versions for an announcement's time.
 
         Members on probation or on their way back count as well: what they have still to push would change the model. One look is
         not enough: an announcement may be older than what its sender has been sent since.
         """
         others = [member.announcement for member in self.members.table.counted()]
         marks = self.shards.marks()
-        agreed = self.progress.done and all(a.done and a.marks == marks for a in others) and self._nothing_pending()
+        agreed = self.progress.done and self._nothing_pending()
+        agreed = agreed and all(a.done and (a.marks == marks or a.region != self.region) for a in others)
         now = trio.current_time()
         if not agreed or self._agreed is None or self._agreed[0] != marks:
             self._agreed = (marks, now) if agreed else None
@@ -321,9 +336,10 @@ class Engine:
             rounds,
             config.region,
         )
+        self._crossing = Crossing(self._shards, members, network.messenger, events, self._rng)
         self._pacer = Pacer(spec.round, self._shards, events)
         self._advertise = AdvertiseService(
-            self.run, spec, config.region, network.discovery, network.messenger, members, self._shards, events, self._rng
+            self.run, spec, network.discovery, network.messenger, members, self._shards, events, self._rng
         )
 
     async def _start(self, nursery: trio.Nursery) -> None:
@@ -337,6 +353,7 @@ class Engine:
                 meeting.start_soon(self.members.exchange_with, member.peer_id)
         self.shards.on_members_changed()
         nursery.start_soon(self._advertise.run_forever)
+        nursery.start_soon(self.crossing.run_forever)
         nursery.start_soon(self._return_when_away)
 
     async def _return_when_away(self) -> None:
@@ -344,7 +361,7 @@ class Engine:
         while True:
             if self.members.was_away:
                 self.members.was_away = False
-                if not any(m.announcement.ready for m in self.members.table.counted()):
+                if not any(m.announcement.ready for m in self.members.in_region()):
                     continue
                 self.events.emit("run.rejoining", run=self.run)
                 self.ready = False
@@ -404,6 +421,8 @@ class Engine:
             return await members.on_ping_for(message)
         if isinstance(message, Accusation):
             return members.on_accusation(peer, message)
+        if isinstance(message, Cross):
+            return await self.crossing.on_cross(peer, message)
         return await self.shards.on_request(peer, message)  # type: ignore[arg-type]
 
     def _tell_spec(self, message: GetSpec) -> SpecFound:
@@ -421,7 +440,7 @@ class Engine:
             peer_id=self.me,
             run=self.run,
             addresses=self.network.messenger.addresses()[:16],
-            region=self.config.region,
+            region=self.region,
             weight=self.config.weight,
             ready=self.ready,
             training=progress.training and self.ready,
@@ -450,7 +469,7 @@ class Engine:
             peer_id=self.me,
             addresses=self.network.addresses(),
             run=RunStatus(self.run, self.spec.name) if in_run and self.spec else None,
-            region=self.config.region,
+            region=self.region,
             state=self._state(),
             step=progress.step,
             members=self._member_rows() if in_run else (),

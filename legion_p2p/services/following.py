@@ -48,7 +48,7 @@ class Following(Holding):
 
     async def _on_update(self, peer: PeerId, message: Update) -> Held:
         header = self._open_update(peer, message)
-        replica = self._replica(header.shard)
+        replica = self.replica(header.shard)
         if header.owner != peer:
             raise DecodeError(f"update of {header.owner} sent by {peer}")
         self._must_be_member(peer)
@@ -77,7 +77,7 @@ class Following(Holding):
             step = replica.chain.judge(header)
             if step is not Step.APPLY:
                 return step
-            made, digest_ = await self._compute(
+            made, digest_ = await self.compute(
                 replica.numel, advance, replica.reference, update.payload, self.codec_of(replica, header.codec)
             )
             if digest_ != header.digest:
@@ -214,8 +214,8 @@ class Following(Holding):
             raise DecodeError(f"asked for shard {replica.shard}, got {state.shard}")
         if state.version > replica.chain.version + MAX_VERSION_JUMP:
             raise DecodeError(f"shard {state.shard} version {state.version}, ours is {replica.chain.version}: that cannot be")
-        theirs = await self._compute(replica.numel, codec.get("fp32").decode, state.payload, replica.numel)
-        if await self._compute(replica.numel, digest, theirs) != state.digest:
+        theirs = await self.compute(replica.numel, codec.get("fp32").decode, state.payload, replica.numel)
+        if await self.compute(replica.numel, digest, theirs) != state.digest:
             raise DecodeError(f"shard {state.shard} version {state.version} does not have its digest")
         async with replica.lock:
             if replica.round is not None and not state.ancestor:
@@ -238,7 +238,7 @@ class Following(Holding):
         self._events.emit("shard.fetched", shard=replica.shard, version=state.version, peer=peer)
 
     async def _on_get_updates(self, message: GetUpdates) -> Reply:
-        replica = self._replica(message.shard)
+        replica = self.replica(message.shard)
         async with replica.lock:  # a round that closes now should be in the answer
             updates = replica.chain.since(message.version, message.digest)
             if updates is not None:
@@ -248,11 +248,11 @@ class Following(Holding):
         return await self._state(replica, replica.chain.passed(message.version, message.digest))
 
     async def _on_get_shard(self, message: GetShard) -> Reply:
-        return await self._state(self._replica(message.shard), ancestor=False)
+        return await self._state(self.replica(message.shard), ancestor=False)
 
     async def _state(self, replica: Replica, ancestor: bool) -> ShardState:
         async with replica.lock:
             reference, chain = replica.reference, replica.chain
             version, digest_, included = chain.version, chain.digest, chain.included()
-        payload = await self._compute(replica.numel, codec.get("fp32").encode, reference)
+        payload = await self.compute(replica.numel, codec.get("fp32").encode, reference)
         return ShardState(replica.shard, version, digest_, included, payload, ancestor)

@@ -174,7 +174,7 @@ class Holding:
             owner=header.owner,
         )
 
-    def _replica(self, shard: int) -> Replica:
+    def replica(self, shard: int) -> Replica:
         replica = self.replicas.get(shard)
         if replica is None:
             if shard >= self.plan.n_shards:
@@ -201,5 +201,10 @@ class Holding:
         self._members.heard(peer)
         return decode_reply(raw)
 
-    async def _compute(self, n_elements: int, fn: Callable, *args):  # type: ignore[no-untyped-def, type-arg]
+    async def ask_owner(self, peer: PeerId, message: Request) -> Reply:
+        """Ask the owner of a shard in another region, as one of few transfers at a time. Raises: NetworkError; DecodeError."""
+        async with self._transfers:
+            return await self._ask(peer, message, Lane.BULK)
+
+    async def compute(self, n_elements: int, fn: Callable, *args):  # type: ignore[no-untyped-def, type-arg]
         return fn(*args) if n_elements <= INLINE_ELEMENTS else await self._offload(fn, *args)

@@ -12,7 +12,7 @@ import trio
 
 from legion_p2p.core.announcement import Announcement, open_signed, peer_of, sign
 from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.core.membership import Accuse, Changed, Liveness, Membership, MembershipConfig, Probe, Refute
+from legion_p2p.core.membership import Accuse, Changed, Liveness, Member, Membership, MembershipConfig, Probe, Refute
 from legion_p2p.core.run import announce_topic
 from legion_p2p.core.wire import (
     MAX_EXCHANGED,
@@ -102,6 +102,11 @@ class MemberService:
             self._renew()
         assert self._own is not None
         return self._own
+
+    def in_region(self) -> list[Member]:
+        """The others of this peer's own region that are not dead."""
+        region = self.own().region
+        return [m for m in self.table.counted() if m.announcement.region == region]
 
     def is_known(self, peer: PeerId) -> bool:
         return peer == self.me or self.table.get(peer) is not None
@@ -296,8 +301,8 @@ class MemberService:
             self.changed.ring()
 
     def _note_accuser(self, accuser: PeerId, now: float) -> None:
-        """One that takes us for dead may err, or lie. Where most do, the run went on without us."""
-        others = {m.peer_id for m in self.table.counted()}
+        """One that takes us for dead may err, or lie. Where most of the region do, it went on without us."""
+        others = {m.peer_id for m in self.in_region()}
         patience_s = self.config.suspect_after_s + self.config.grace_s
         self._accusers = {p: at for p, at in self._accusers.items() if p in others and now - at < patience_s}
         if accuser in others:
@@ -308,14 +313,22 @@ class MemberService:
             self.changed.ring()
 
     def _judge_return(self, change: Changed) -> None:
-        """After a split the smaller side was away: it follows the larger one, instead of pulling it back to its own state."""
+        """After a split the smaller side was away: it follows the larger one, instead of pulling it back to its own state.
+
+        Only within a region: regions that were cut off from each other go on as they are, and come together as regions do.
+        """
+        member = self.table.get(change.peer_id)
+        if member is not None and member.announcement.region != self.own().region:
+            return
         if change.after is not Liveness.ALIVE or change.before is not Liveness.DEAD:
             if change.after in (Liveness.DEAD, None):
                 self._returned.discard(change.peer_id)
             return
         self._returned.add(change.peer_id)
-        there = {m.peer_id for m in self.table.members() if m.liveness is Liveness.DEAD} | self._returned
-        here = {self.me, *(m.peer_id for m in self.table.counted() if m.peer_id not in self._returned)}
+        region = self.own().region
+        dead = {m.peer_id for m in self.table.members() if m.liveness is Liveness.DEAD and m.announcement.region == region}
+        there = dead | self._returned
+        here = {self.me, *(m.peer_id for m in self.in_region() if m.peer_id not in self._returned)}
         if len(there) > len(here) or (len(there) == len(here) and min(there) < min(here)):
             self.was_away = True
             self._returned.clear()
@@ -323,7 +336,7 @@ class MemberService:
             self._follows_until = trio.current_time() + PROBATION_S  # the rest of the larger side returns one by one
         elif trio.current_time() < self._follows_until:
             self._returned.discard(change.peer_id)
-        elif (member := self.table.get(change.peer_id)) is not None:
+        elif member is not None:
             until = trio.current_time() + PROBATION_S
             self._probation[change.peer_id] = (member.announcement.incarnation, until)
 

@@ -145,20 +145,25 @@ class Swarm:
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big"))
         return torch.randn(self.numel, generator=generator)
 
-    async def add(self, name: str, *, step_s: float | None = None, weight: float = 1.0, training: bool = True) -> SimPeer:
+    async def add(
+        self, name: str, *, step_s: float | None = None, weight: float = 1.0, training: bool = True, region: str = ""
+    ) -> SimPeer:
         """Start a peer; the first one founds the run. Returns when it is in the run."""
-        peer = self.start(name, step_s=step_s, weight=weight, training=training)
+        peer = self.start(name, step_s=step_s, weight=weight, training=training, region=region)
         await peer.joined.wait()
         return peer
 
-    def start(self, name: str, *, step_s: float | None = None, weight: float = 1.0, training: bool = True) -> SimPeer:
+    def start(
+        self, name: str, *, step_s: float | None = None, weight: float = 1.0, training: bool = True, region: str = ""
+    ) -> SimPeer:
         """Start a peer without waiting for it."""
         network = self.world.join(self.identity(name))
         peer = SimPeer(self, name, network, self.target(name), step_s or self.step_s)
         peer.training = training
         founds = not self.peers
         self.peers[name] = peer
-        self._nursery.start_soon(self._run, peer, founds, weight)
+        config = msgspec.structs.replace(self.config, weight=weight, region=region or self.config.region)
+        self._nursery.start_soon(self._run, peer, founds, config)
         return peer
 
     async def kill(self, name: str) -> None:
@@ -208,9 +213,9 @@ class Swarm:
         self.stop_training()
         await self.until(lambda: all(peer.engine.all_done() for peer in self.living()), timeout_s, "all done and equal")
 
-    async def _run(self, peer: SimPeer, founds: bool, weight: float) -> None:
+    async def _run(self, peer: SimPeer, founds: bool, config: PeerConfig) -> None:
         with peer.scope:
-            async with self._opened(peer, founds, weight) as engine:
+            async with self._opened(peer, founds, config) as engine:
                 peer.engine = engine
                 plan = engine.plan
                 view = FlatView([("w", peer.theta)])
@@ -220,7 +225,7 @@ class Swarm:
                 await peer.train_forever()
 
     @asynccontextmanager
-    async def _opened(self, peer: SimPeer, founds: bool, weight: float) -> AsyncIterator[Engine]:
+    async def _opened(self, peer: SimPeer, founds: bool, config: PeerConfig) -> AsyncIterator[Engine]:
         params = (ParamSpec("w", (self.numel,)),)
         founding = Founding(RunSpec("sim", "", params, self.round), torch.zeros(self.numel)) if founds else None
         async with running(
@@ -231,7 +236,7 @@ class Swarm:
             offload=inline,
             mailbox=Mailbox(),
             events=peer.events,
-            config=msgspec.structs.replace(self.config, weight=weight),
+            config=config,
             rng=random.Random(f"{self._seed}/{peer.name}"),
             wall_time=trio.current_time,
         ) as engine:

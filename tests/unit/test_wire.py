@@ -20,6 +20,8 @@ from legion_p2p.core.wire import (
     MAX_REASON_CHARS,
     MAX_UPDATES,
     Accusation,
+    Cross,
+    Crossed,
     Done,
     Exchange,
     Exchanged,
@@ -38,6 +40,7 @@ from legion_p2p.core.wire import (
     Pushed,
     ShardState,
     SpecFound,
+    Unknown,
     Update,
     UpdateHeader,
     Updates,
@@ -62,6 +65,7 @@ REQUESTS: list[Message] = [
     GetUpdates("run", 1, 2, DIGEST, True),
     GetShard("run", 1),
     Handover("run", 1, 2, DIGEST, b"payload"),
+    Cross("run", 1, "west", 3, DIGEST, 0.5, False, "int8", b"payload"),
 ]
 REPLIES: list[Message] = [
     SpecFound(b"spec", b"s" * 64),
@@ -72,6 +76,8 @@ REPLIES: list[Message] = [
     Held(7, DIGEST),
     Updates((ONE_UPDATE, ONE_UPDATE), 7),
     ShardState(1, 2, DIGEST, (Inclusion("peer", 3),), b"payload", True),
+    Crossed(b"payload"),
+    Unknown(),
 ]
 HEADER = UpdateHeader("run", 1, 2, DIGEST, DIGEST, "owner", "int8", (Inclusion("a", 1),), (Failure("b", "late"),), 2, 99)
 MESSAGES = [*REQUESTS, *REPLIES]
