@@ -401,7 +401,7 @@ def _opener_of(job: Job, *, founding: Founding | None, params: Params, events: E
             listen=job.listen,
             announce=job.announce,
             identity=job.identity,
-            config=PeerConfig(weight=job.weight),
+            config=PeerConfig(region=job.region, weight=job.weight),
             netem=job.netem,
             upload_limit=job.upload,
             download_limit=job.download,

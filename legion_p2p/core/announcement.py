@@ -12,6 +12,7 @@ from typing import Annotated
 
 import msgspec
 
+from legion_p2p.core.coordinates import Coordinate
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS, Identity, PeerId, verify
 from legion_p2p.core.plan import MAX_SHARDS
 from legion_p2p.errors import DecodeError
@@ -39,6 +40,8 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
         tuple[Annotated[str, msgspec.Meta(max_length=MAX_ADDRESS_CHARS)], ...], msgspec.Meta(max_length=MAX_ADDRESSES)
     ] = ()
     region: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    coordinate: Coordinate | None = None
+    """Where it is, by the round trips that it measured."""
     weight: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 1.0
     """Share of the shards that it can carry, relative to others; 0 owns nothing."""
     ready: bool = False

@@ -35,10 +35,12 @@ from legion_p2p.services.ports import Lane
 from legion_p2p.services.replica import Replica, advance
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
+from legion_p2p.tensor.outer import OuterState
 
 TRANSFER_DEADLINE_S = 120.0  # one shard is at most 32 MiB: 2.2 Mbit/s suffice
 CLAIM_DEADLINE_S = 2.0  # for a member that only says it is ahead to prove it: meanwhile the round waits
 MAX_CLAIM_PAUSE_S = 60.0  # between two looks at what a member claims whose claims come to nothing
+SETTLE_IN_S = 1.0  # between two attempts to fetch what a region has that this peer moves to
 MAX_CLAIMS = 4096  # such pairs of member and shard that are remembered
 MAX_VERSION_JUMP = 1 << 24  # half a year of a version a second: who claims more would soon have used up all numbers
 
@@ -127,6 +129,41 @@ class Following(Holding):
                 owner = self.ownership(shard).owner
                 if owner is not None and owner != self.me:
                     nursery.start_soon(self._sync, replica, owner)
+
+    async def settle_in(self) -> None:
+        """After a move: take over every shard as the new region has it, if anybody there does. What was trained goes there."""
+        before = {shard: replica.chain for shard, replica in self.replicas.items()}
+        for replica in self.replicas.values():
+            replica.made_tokens = 0  # that is in the copy of the region that was left, and stays there
+        waiting = set(before)
+        while waiting and any(self.ownership(shard).owner is not None for shard in waiting):
+            async with trio.open_nursery() as nursery:
+                for shard in waiting:
+                    owner = self.ownership(shard).owner
+                    if owner is not None:
+                        nursery.start_soon(self._sync, self.replicas[shard], owner)
+            waiting = {shard for shard in waiting if self._is_still_at(self.replicas[shard], before[shard])}
+            if waiting:
+                with trio.move_on_after(SETTLE_IN_S):
+                    await self._members.changed.wait()
+        for shard, replica in self.replicas.items():
+            if shard in waiting:
+                continue
+            async with replica.lock:
+                replica.owner_residual, replica.outer = None, OuterState()
+                if replica.pending is not None:
+                    replica.pending.version = replica.chain.version
+                    replica.pending.holder = replica.pending.redirect = None
+            replica.bell.ring()
+
+    def _is_still_at(self, replica: Replica, chain: Chain) -> bool:
+        """Neither is it on another chain than before, nor is that one the owner's as well."""
+        owner = self.ownership(replica.shard).owner
+        if replica.chain is not chain or owner is None:
+            return False
+        announced = self._members.table.get(owner)
+        marks = unpack_marks(announced.announcement.marks) if announced is not None else ()
+        return len(marks) != self.plan.n_shards or replica.chain.holds(marks[replica.shard]) is not True
 
     async def _sync(self, replica: Replica, peer: PeerId, *, log_only: bool = False) -> None:
         """Fetch from `peer` what is missing here: updates, or where these do not reach and it is allowed, the whole shard.

@@ -125,6 +125,12 @@ class Holding:
             found = self._owners[shard] = ownership(self.run, self.region, shard, self._weights)
         return found
 
+    def move(self, region: str) -> None:
+        """This peer is in another region from now on, and owns nothing yet."""
+        self.region = region
+        self._owners.clear()
+        self._fruitless.clear()
+
     def owned(self) -> list[int]:
         """The shards that this peer owns."""
         return [shard for shard in self.replicas if self.ownership(shard).owner == self.me]

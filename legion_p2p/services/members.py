@@ -241,6 +241,14 @@ class MemberService:
             finally:
                 self._nursery = None  # a peer that leaves still answers and asks, but starts nothing
 
+    async def ping(self, peer: PeerId) -> float | None:
+        """Seconds until `peer` answered, its own haste included; None: it did not."""
+        began = trio.current_time()
+        if not await self._tell(peer, Ping(self.run)):
+            return None
+        self.heard(peer)
+        return trio.current_time() - began
+
     # tasks
 
     async def _announce_regularly(self) -> None:
