@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from legion_p2p.core.announcement import MAX_ANNOUNCEMENT_BYTES
+from legion_p2p.core.distance import MAX_RATE
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, MAX_SHARDS
 from legion_p2p.core.run import MAX_SPEC_BYTES
@@ -240,7 +241,7 @@ class Cross(Message, frozen=True, tag="cross"):
     """Number of this meeting; sent again, it counts once."""
     known: Annotated[bytes, msgspec.Meta(max_length=32)]
     """Digest of what both know of each other, to which the payload is the difference; empty: the payload is the whole."""
-    rate: Annotated[float, msgspec.Meta(gt=0, le=1)]
+    rate: Annotated[float, msgspec.Meta(gt=0, le=MAX_RATE)]
     """The moving rate of this meeting."""
     center: bool
     """It is the center variable that the asker wants to meet."""

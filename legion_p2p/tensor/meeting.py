@@ -2,7 +2,9 @@
 
 Each side keeps an estimate of either copy, and both keep the same two, bit for bit; a digest over them tells. A message is the
 compressed difference of one's copy to the estimate of it, which both then add. So what compression leaves out is in the next
-difference, and the estimates follow the copies, however lossy the codec (CHOCO-SGD: Koloskova, Stich and Jaggi, 1902.00340).
+difference, and the estimates follow the copies, however lossy the codec (CHOCO-SGD: Koloskova, Stich and Jaggi, 1902.00340). How
+far both move follows from the estimates, so these move along, and no message has to tell of it; where they do not, a codec as
+sparse as topk64-2bit makes the copies diverge at a moving rate of 0.3: measured.
 
     elastic    step = alpha * (ours - theirs)                    the other side's is its negative: the mean of both stays
     nesterov   change = anchor - (ours + theirs) / 2             an outer step of DiLoCo (2311.08105) over the two regions:
@@ -79,17 +81,17 @@ def move(ours_N: Tensor, theirs_N: Tensor, known: Known | None, rule: str, alpha
     apart_N = ours_N - theirs_N
     distance = float(torch.linalg.vector_norm(apart_N))
     if rule != "nesterov":
-        after, step_N = Known(ours_N, theirs_N), alpha * apart_N
+        step_N = alpha * apart_N
+        after = Known(ours_N - step_N, theirs_N + step_N)
     else:
         mean_N = (ours_N + theirs_N) / 2
         if known is None or known.anchor_N is None:  # a first meeting has no change to follow: it only brings both together
-            after = Known(ours_N, theirs_N, mean_N)
+            after = Known(mean_N, mean_N, mean_N)
         else:
             change_N = known.anchor_N - mean_N
             momentum_N = change_N if known.momentum_N is None else OUTER_MOMENTUM * known.momentum_N + change_N
             anchor_N = known.anchor_N - OUTER_RATE * (change_N + OUTER_MOMENTUM * momentum_N)
-            after = Known(ours_N, theirs_N, anchor_N, momentum_N)
-        assert after.anchor_N is not None
-        step_N = ours_N - after.anchor_N
+            after = Known(anchor_N, anchor_N, anchor_N, momentum_N)
+        step_N = ours_N - after.ours_N
     require_finite(step_N)
     return Moved(after, after.digest(ours_first), step_N, distance)
