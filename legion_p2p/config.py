@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from legion_p2p.core.keeping import CheckpointConfig
 from legion_p2p.core.membership import MembershipConfig
 from legion_p2p.core.presets import DEFAULT_LINKS, LINKS, Links
 from legion_p2p.core.round import RoundConfig
@@ -88,6 +89,14 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limit on all that is received."""
     quiet_hours: str = ""
     """Times of day with a lower limit both ways, such as 22:00-07:00=2mbit, local time."""
+    store: str = ""
+    """Folder for checkpoints; empty: none are kept."""
+    store_limit_gb: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Of all blocks in the store; 0: no limit."""
+    keep: str = "last=3"
+    """Which of this peer's checkpoints stay: last=3,every=100 (steps)."""
+    checkpoint_every_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    """Seconds between two checkpoints; what came since the last one is in the store's journal."""
     netem: str = ""
     """Link to emulate: a profile of core.profiles, settings, or both; empty: none."""
 
@@ -100,6 +109,7 @@ class PeerConfig(msgspec.Struct, frozen=True):
     region: RegionLabel = DEFAULT_REGION
     """Label of the region, or AUTO_REGION: found by latency. All members of one region average with each other."""
     weight: float = 1.0
+    checkpoints: CheckpointConfig = CheckpointConfig()
 
 
 def new_run_of(data: dict[str, Any]) -> NewRun:

@@ -8,7 +8,8 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
@@ -18,20 +19,24 @@ from torch import Tensor, nn
 from legion_p2p.config import DEFAULT_LISTEN, Job, PeerConfig, convert
 from legion_p2p.core.addresses import parse_addresses
 from legion_p2p.core.caps import parse_caps
+from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.keep import Keep, parse_keep
+from legion_p2p.core.keeping import CheckpointConfig
 from legion_p2p.core.link import NO_LINK
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.presets import LINKS, Links
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.run import RoundSpec, RunName, RunSpec
 from legion_p2p.core.units import parse_rate
-from legion_p2p.errors import MisfitError, NonFiniteError, UsageError
+from legion_p2p.errors import MisfitError, NoContactError, NonFiniteError, UsageError
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import Status
 from legion_p2p.services.engine import Engine, Founding, Params, running
 from legion_p2p.services.groups import open_flat_nursery
 from legion_p2p.services.joining import SEARCH_S, find_run
 from legion_p2p.services.mailbox import Mailbox
+from legion_p2p.services.ports import Offload
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.averaging import AverageResult, average_once
 from legion_p2p.train.bridge import Opener, PeerThread
@@ -39,6 +44,9 @@ from legion_p2p.train.optimizer import SwarmOptimizer, param_specs, trainable
 from legion_p2p.train.trainer import Outcome, Plan, Stop, Trainer, described, plan_of
 
 PLANNED_CROWDS = (2, 10, 100)  # numbers of members that a plan looks at where the job names none
+
+if TYPE_CHECKING:
+    from legion_p2p.store.archive import Archive
 
 
 @asynccontextmanager
@@ -61,6 +69,9 @@ async def open_peer(
     search_s: float = SEARCH_S,
     start: Tensor | None = None,
     early: Callable[[Engine], None] | None = None,
+    store: str | Path = "",
+    store_limit_bytes: int | None = None,
+    keep: str = "last=3",
 ) -> AsyncIterator[Engine]:
     """A peer in a run, for as long as the block lasts. Under trio.
 
@@ -69,6 +80,10 @@ async def open_peer(
     `identity` is a key file or an Identity; None: a new one. `status`: serve the status on loopback for `legion-ctl`. `netem`: a
     link to emulate ("cable", "up=20mbit,rtt=50ms"). `upload_limit`, `download_limit` ("10mbit") and `quiet_hours`
     ("22:00-07:00=2mbit"): limits on all traffic of this peer. Leaving the block leaves the run in order.
+
+    `store`: folder for checkpoints, made on first use; empty: none are kept. With one, a run that nobody in reach has, but the
+    store, goes on from there, and `initial_peers` may be empty or dead. `store_limit_bytes`: of its blocks; None: no limit.
+    `keep`: which checkpoints stay ("last=3,every=100").
 
     Raises: NoContactError; UnknownRunError, AmbiguousRunError, RunExistsError; MisfitError; UsageError.
     """
@@ -86,8 +101,16 @@ async def open_peer(
         raise UsageError(f"{' '.join(initial_peers)} holds no address; a line as legion-bootstrap prints it would do")
     link = parse_link(netem) if netem else NO_LINK
     caps = parse_caps(upload_limit, download_limit, quiet_hours)
+    keeping = parse_keep(keep)
     whoami, unlock = _identity(identity)
+    disk = ThreadOffload(1)
+    try:
+        archive = open_archive(store, store_limit_bytes, whoami, keeping, events) if store else None
+    except BaseException:
+        unlock()
+        raise
     network_options = {"listen": listen, "initial_peers": contacts, "announce": announce, "link": link, "caps": caps}
+    network_options["blocks"] = archive
 
     async def host(task_status: trio.TaskStatus[tuple[Any, trio.CancelScope]]) -> None:
         # Shielded: a caller that is cancelled still has a network to leave the run over.
@@ -100,7 +123,7 @@ async def open_peer(
         async with open_flat_nursery() as nursery:
             network, network_scope = await nursery.start(host)
             try:
-                await network.join()
+                await _join(network, run, archive, disk, events)
                 async with running(
                     network,
                     run=run,
@@ -114,6 +137,8 @@ async def open_peer(
                     search_s=search_s,
                     start=start,
                     early=early,
+                    archive=archive,
+                    disk=disk,
                 ) as engine:
                     if status:
                         where = await nursery.start(partial(serve_status, engine.status))
@@ -123,7 +148,34 @@ async def open_peer(
                 network_scope.cancel()
                 nursery.cancel_scope.cancel()
     finally:
+        if archive is not None:
+            archive.close()
         unlock()
+
+
+async def _join(network: Any, run: str, archive: Any, disk: Offload, events: Events) -> None:
+    """Connect to the initial peers; where none answers, a stored run is enough. Raises: NoContactError; UsageError."""
+    stored = run and archive is not None and bool(await disk(archive.find, run))
+    if run and not network.dial_reports and not stored:
+        where = "" if archive is None else f", and {archive.store.path} holds no checkpoint of it"
+        raise UsageError(f"no initial peers are given to find the run {run!r} through{where}")
+    try:
+        await network.join()
+    except NoContactError as nobody:
+        if not stored:
+            raise
+        events.emit("run.nobody_answers", text=str(nobody))
+
+
+def open_archive(path: str | Path, limit_bytes: int | None, identity: Identity, keep: Keep, events: Events) -> "Archive":
+    """The checkpoints in a folder, for one peer. Raises: StoreError."""
+    from legion_p2p.store.archive import Archive
+    from legion_p2p.store.blocks import BlockStore
+
+    def on_corrupt(cid: Cid, moved_to: Path) -> None:
+        events.error("store.damaged", f"block {cid} was not whole and is now {moved_to}")
+
+    return Archive(BlockStore(path, quota_bytes=limit_bytes, on_corrupt=on_corrupt), identity, keep)
 
 
 def _identity(identity: str | Identity | None) -> "tuple[Identity, Any]":
@@ -155,6 +207,7 @@ class Optimizer(SwarmOptimizer):
             the rest as was measured to be best there, with Muon inside (`MuonAdamW.of(model)`). None: int8, which suits any.
         tokens_per_step: weight of one local step relative to those of other members, such as tokens in a batch.
         upload_limit, download_limit, quiet_hours, netem: limits on this peer's traffic, and a link to emulate; see `open_peer`.
+        store, store_limit_bytes, keep: where checkpoints are kept, and which; see `open_peer`. Off without `store`.
         local_steps, synchronous, push_codec, update_codec, ...: fields of RoundSpec. Who founds a run chooses them; for who
             joins they are what it expects, and a run that has others is refused.
 
@@ -183,6 +236,9 @@ class Optimizer(SwarmOptimizer):
         events: Events | None = None,
         status: bool = True,
         search_s: float = SEARCH_S,
+        store: str | Path = "",
+        store_limit_bytes: int | None = None,
+        keep: str = "last=3",
         seed: int = 0,
         **round_fields: Any,
     ) -> None:
@@ -190,7 +246,7 @@ class Optimizer(SwarmOptimizer):
         _check_covers(inner, view)
         params = param_specs(view)
         initial_peers = (initial_peers,) if isinstance(initial_peers, str) else tuple(initial_peers)
-        if not initial_peers and not new_run:
+        if not initial_peers and not new_run and not store:
             raise UsageError("no initial_peers to find the run through; new_run=True founds it")
         wanted = convert({**(LINKS[_known_links(links)]["round"] if links else {}), **round_fields}, RoundSpec)
         founding = None
@@ -216,6 +272,9 @@ class Optimizer(SwarmOptimizer):
                 events=events,
                 status=status,
                 search_s=search_s,
+                store=store,
+                store_limit_bytes=store_limit_bytes,
+                keep=keep,
             )
 
         thread = PeerThread(opener)
@@ -401,13 +460,16 @@ def _opener_of(job: Job, *, founding: Founding | None, params: Params, events: E
             listen=job.listen,
             announce=job.announce,
             identity=job.identity,
-            config=PeerConfig(region=job.region, weight=job.weight),
+            config=PeerConfig(region=job.region, weight=job.weight, checkpoints=CheckpointConfig(every_s=job.checkpoint_every_s)),
             netem=job.netem,
             upload_limit=job.upload,
             download_limit=job.download,
             quiet_hours=job.quiet_hours,
             events=events,
             status=job.status,
+            store=job.store,
+            store_limit_bytes=round(job.store_limit_gb * 1e9) or None,
+            keep=job.keep,
         )
 
     return opener

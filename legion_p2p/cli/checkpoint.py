@@ -1,6 +1,7 @@
 """legion-ctl checkpoint: look into a block store, take checkpoints out of it, and put them in.
 
-Works on the files alone; no peer has to run, and one that does may go on meanwhile, except for `import`, which writes.
+Works on the files alone, except for `fetch`; no peer has to run, and one that does may go on meanwhile, except for `import` and
+`fetch`, which write.
 """
 
 import contextlib
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from legion_p2p.cli.common import DONE, FAILED
+from legion_p2p.cli.common import DONE, FAILED, addresses_of_peers
 from legion_p2p.errors import DecodeError, LegionError, MisfitError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from legion_p2p.core.cids import Cid
+    from legion_p2p.services.fetching import Fetched
     from legion_p2p.store.blocks import BlockStore
 
 MOST_CHANGED = 10  # parameters that `diff` lists
@@ -262,6 +264,64 @@ def import_(
     for root in roots:
         print(root)
     return DONE
+
+
+@checkpoint.command
+def fetch(
+    cid: str,
+    /,
+    *,
+    initial_peers: Annotated[
+        tuple[str, ...], Parameter(consume_multiple=True, negative=(), converter=addresses_of_peers, metavar="ADDR...")
+    ],
+    store: _Store = "",
+    json: _Json = False,
+) -> int:
+    """Fetch a checkpoint from all peers that have it. What is in the store already is not fetched again.
+
+    Example: legion-ctl checkpoint fetch CID --initial-peers /ip4/203.0.113.7/tcp/4710/p2p/12D3KooW...
+
+    Parameters
+    ----------
+    cid
+        The checkpoint's CID.
+    initial_peers
+        Addresses of peers or bootstrap nodes to enter through; @FILE reads them from a file.
+    store
+        Folder of the block store, made on first use. [default: store in the user's data folder]
+    json
+        Print what was fetched on one line.
+    """
+    import trio
+
+    from legion_p2p.core.addresses import parse_addresses
+    from legion_p2p.observe.human import bytes_text, whole_text
+
+    root, contacts = _cid(cid), parse_addresses(initial_peers)
+    with _opened(store, writing=True) as blocks, blocks.hold(), _progress("fetching blocks", None, json) as progress:
+        blocks.pin(root, "fetched")  # before its blocks are here: what a fetch that is stopped has got stays
+        fetched = trio.run(_fetch, root, contacts, blocks, progress)
+    if json:
+        return _print_json({"cid": str(root), "fetched": fetched})
+    for peer in fetched.dropped:
+        print(f"{peer} sent other bytes than it was asked for, and was not asked again")
+    print(
+        f"{root} is here: {whole_text(fetched.n_blocks)} blocks, {bytes_text(fetched.n_bytes)} from "
+        f"{len(fetched.from_whom)} peers; {whole_text(fetched.n_had)} blocks were here before"
+    )
+    return DONE
+
+
+async def _fetch(root: "Cid", contacts: Any, blocks: "BlockStore", progress: "Callable[[int], None]") -> "Fetched":
+    from legion_p2p.core.identity import Identity
+    from legion_p2p.net.host import open_network
+    from legion_p2p.net.offload import ThreadOffload
+    from legion_p2p.observe.events import Events
+    from legion_p2p.services.fetching import Fetcher
+
+    async with open_network(Identity.generate(), listen=(), initial_peers=contacts) as network:
+        await network.join()
+        return await Fetcher(network.messenger, network.discovery, blocks, ThreadOffload(), Events(), progress).fetch(root)
 
 
 @checkpoint.command

@@ -29,6 +29,7 @@ from legion_p2p.cli.common import (
 )
 from legion_p2p.config import DEFAULT_LISTEN, DEFAULT_REGION, Job, NewRun, convert, new_run_of, read_new_run, read_toml
 from legion_p2p.core.caps import parse_quiet_hours
+from legion_p2p.core.keep import parse_keep
 from legion_p2p.core.presets import Links
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.run import InnerOptimizer
@@ -42,7 +43,7 @@ from legion_p2p.observe.status import Status
 if TYPE_CHECKING:
     from legion_p2p.dashboard import LiveView
 
-EPHEMERAL = "none"
+EPHEMERAL = NOWHERE = "none"
 MAX_IDENTITY_SLOTS = 64  # peers of one user on one machine; more is a loop that leaks processes
 
 HELP = """Join a run and train in it, or found one.
@@ -136,6 +137,19 @@ class NodeOptions:
     """Link to emulate, for experiments: cable, satellite, ..., or up=20mbit,down=100mbit,rtt=50ms,jitter=5ms,loss=0.5%."""
 
 
+@Parameter(name="*", group=Group.create_ordered("Checkpoints"))
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+    store: Annotated[str, Parameter(metavar="FOLDER")] = ""
+    """Where checkpoints are kept, to go on from and for others to fetch; none: nowhere. [default: beside the identity]"""
+    store_limit: Annotated[float, Parameter(metavar="GB", validator=at_least(0))] = 20.0
+    """Most that they may take of the disk, in GB; 0: no limit."""
+    keep: Annotated[str, Parameter(metavar="WHAT", converter=checked(parse_keep))] = "last=3"
+    """Which checkpoints stay: last=3 the newest three, every=100 also one for every 100 steps."""
+    checkpoint_every: Annotated[float, Parameter(metavar="SECONDS", validator=at_least(1))] = 60.0
+    """Seconds between two checkpoints. What comes in between is kept too, in a journal."""
+
+
 @Parameter(name="*", group=Group.create_ordered("Output"))
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
@@ -160,21 +174,25 @@ def peer(
     training: TrainOptions = TrainOptions(),
     node: NodeOptions = NodeOptions(),
     output: OutputOptions = OutputOptions(),
+    store: StoreOptions = StoreOptions(),
 ) -> int:
-    job = make_job(which, new, training, node, output)
+    job = make_job(which, new, training, node, output, store)
     if output.dry_run:
         return _dry_run(job, output.json)
-    return _train(job, output, picks_identity=not node.identity)
+    return _train(job, output, picks_identity=not node.identity, picks_store=not store.store)
 
 
-def make_job(which: RunOptions, new: NewRunOptions, training: TrainOptions, node: NodeOptions, output: OutputOptions) -> Job:
+def make_job(
+    which: RunOptions, new: NewRunOptions, training: TrainOptions, node: NodeOptions, output: OutputOptions,
+    store: StoreOptions = StoreOptions(),
+) -> Job:  # fmt: skip
     """The job that the options describe. Touches no network, and of the disk only SPEC.toml.
 
     Raises: UsageError, if they do not make sense together; ConfigError, naming the file or option that is wrong.
     """
     founded = _new_run(which, new, training) if which.new_run else None
     if founded is None:
-        _check_joining(which, new)
+        _check_joining(which, new, may_resume=store.store not in ("", NOWHERE))
     return convert(
         {
             "run": "" if founded else which.run,
@@ -200,21 +218,26 @@ def make_job(which: RunOptions, new: NewRunOptions, training: TrainOptions, node
             "download": node.download,
             "quiet_hours": node.quiet_hours,
             "netem": node.netem,
+            "store": "" if store.store == NOWHERE else store.store,
+            "store_limit_gb": store.store_limit,
+            "keep": store.keep,
+            "checkpoint_every_s": store.checkpoint_every,
         },
         Job,
     )
 
 
-def _check_joining(which: RunOptions, new: NewRunOptions) -> None:
+def _check_joining(which: RunOptions, new: NewRunOptions, *, may_resume: bool) -> None:
     if not which.run:
         raise UsageError("no run is given: --run NAME joins one, --new-run SPEC.toml (or --new-run NAME) founds one")
     given = [name for name in new.__dataclass_fields__ if getattr(new, name) is not None]
     if given:
         flags = ", ".join("--" + name.replace("_", "-") for name in given)
         raise UsageError(f"{flags}: only for a new run; the run that --run joins has settled this already")
-    if not which.initial_peers:
+    if not which.initial_peers and not may_resume:
         raise UsageError(
-            f"--run {which.run} needs --initial-peers ADDR: the address of any peer or bootstrap node to enter through"
+            f"--run {which.run} needs --initial-peers ADDR: the address of any peer or bootstrap node to enter through; "
+            f"or --store FOLDER, where a checkpoint of it is"
         )
 
 
@@ -270,6 +293,17 @@ def pick_identity_slot(folder: Path | None = None) -> Path:
     raise UsageError(f"none of {MAX_IDENTITY_SLOTS} identities in {folder} is free: give one with --identity FILE, or none")
 
 
+def store_beside(identity: str) -> str:
+    """Where a peer of this key file keeps checkpoints if nothing else is said; nowhere where it has none.
+
+    The first peer of a user has the folder in which legion-ctl looks.
+    """
+    if not identity:
+        return ""
+    key = Path(identity).expanduser()
+    return str(key.with_name("store" if key.stem == "peer" else f"store-{key.stem}"))
+
+
 def _dry_run(job: Job, as_json: bool) -> int:
     with Signals():
         from legion_p2p.peer import plan_job
@@ -314,7 +348,7 @@ def plan_lines(plan: Any) -> list[str]:
     ]
 
 
-def _train(job: Job, output: OutputOptions, *, picks_identity: bool) -> int:
+def _train(job: Job, output: OutputOptions, *, picks_identity: bool, picks_store: bool) -> int:
     events = Events()
     shown = _Shown(job, output, sys.stdout)
     with contextlib.ExitStack() as open_things:
@@ -323,7 +357,7 @@ def _train(job: Job, output: OutputOptions, *, picks_identity: bool) -> int:
         events.add_sink(shown.on_event)
         began = time.monotonic()
         try:
-            outcome = _run(job, picks_identity, events, shown, signals)
+            job, outcome = _run(job, picks_identity, picks_store, events, shown, signals)
         except LegionError as bad:
             if signals.caught:  # what fails because it was told to stop has not failed
                 return 128 + signals.caught
@@ -337,7 +371,8 @@ def _train(job: Job, output: OutputOptions, *, picks_identity: bool) -> int:
     return 128 + signals.caught if signals.caught and outcome.reason == "stopped" else DONE
 
 
-def _run(job: Job, picks_identity: bool, events: Events, shown: "_Shown", signals: Signals) -> Any:
+def _run(job: Job, picks_identity: bool, picks_store: bool, events: Events, shown: "_Shown", signals: Signals) -> tuple[Job, Any]:
+    """The job as it was done, its identity and store chosen, and what came of it."""
     from legion_p2p.peer import run_job
     from legion_p2p.train.trainer import Stop
 
@@ -351,8 +386,10 @@ def _run(job: Job, picks_identity: bool, events: Events, shown: "_Shown", signal
     while True:
         if picks_identity:
             job = msgspec.structs.replace(job, identity=str(pick_identity_slot()))
+        if picks_store:
+            job = msgspec.structs.replace(job, store=store_beside(job.identity))
         try:
-            return run_job(job, events=events, stop=stop, on_status=shown.on_status)
+            return job, run_job(job, events=events, stop=stop, on_status=shown.on_status)
         except StoreError as bad:
             # another peer, started in the same moment, was faster: the next slot is ours
             if picks_identity and not stop.requested and "in use" in str(bad):
@@ -385,6 +422,8 @@ def farewell_lines(job: Job, outcome: Any, status: Status | None, wall_s: float)
     if contacts:
         command = ["legion-peer", "--run", run, "--initial-peers", *contacts]
         lines.append(f"to come back: {shlex.join(command)}")
+    elif job.store:
+        lines.append(f"to go on with it: {shlex.join(['legion-peer', '--run', run, '--store', job.store])}")
     else:
         lines.append("nobody else was in the run: it has ended with this peer")
     return lines

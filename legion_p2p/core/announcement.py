@@ -52,6 +52,8 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
     done: bool = False
     """Has trained all it wanted to, and serves the others until they have too."""
     step: _Count = 0
+    run_step: _Count = 0
+    """Of the run, as this member counts: what it had come to when this member began, and this member's own steps since."""
     tokens: _Count = 0
     tokens_per_s: _Rate = 0.0
     step_s: _Rate = 0.0
@@ -131,6 +133,7 @@ def pack_marks(marks: Sequence[Mark]) -> bytes:
     return b"".join(struct.pack(">II", min(mark.version, 0xFFFFFFFF), mark.prefix) for mark in marks)
 
 
+@lru_cache(maxsize=MAX_OPENED)
 def unpack_marks(packed: bytes) -> tuple[Mark, ...]:
     return tuple(Mark(version, prefix) for version, prefix in struct.iter_unpack(">II", packed))
 

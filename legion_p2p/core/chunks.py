@@ -58,6 +58,8 @@ class LedgerState(msgspec.Struct, frozen=True):
     epoch: int
     taken: bytes
     read: bytes
+    others: bytes = b""
+    """What others had taken in that epoch; empty: nothing."""
 
 
 class ChunkLedger:
@@ -159,7 +161,8 @@ class ChunkLedger:
 
     def state(self) -> LedgerState:
         """For `restore`."""
-        return LedgerState(self.epoch, self.bitmap(), _to_bytes(self._read, self.n_chunks))
+        others = _to_bytes(self._taken_by_others(), self.n_chunks)
+        return LedgerState(self.epoch, self.bitmap(), _to_bytes(self._read, self.n_chunks), others)
 
     def restore(self, state: LedgerState) -> None:
         """Go on as the peer that `state` was of.
@@ -167,9 +170,10 @@ class ChunkLedger:
         Raises: DecodeError, if it was of another text.
         """
         taken, read = _to_bits(state.taken, self.n_chunks), _to_bits(state.read, self.n_chunks)
+        gone = _to_bits(state.others, self.n_chunks) if state.others else 0
         if read & ~taken or not 0 <= state.epoch <= MAX_EPOCH:
             raise DecodeError(f"state of epoch {state.epoch} in which chunks were read that were not taken")
-        self.epoch, self._taken, self._read, self._gone = state.epoch, taken, read, 0
+        self.epoch, self._taken, self._read, self._gone = state.epoch, taken, read, gone
         self._taken_by = {peer: bits for peer, (epoch, bits) in self._heard.items() if epoch == self.epoch}
         self._scores_PC = _scores(self._ids, self._peers, self.epoch)
 

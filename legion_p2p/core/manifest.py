@@ -132,6 +132,16 @@ def decode_manifest(data: bytes) -> Manifest:
     return manifest
 
 
+def checkpoint_key(run: str) -> str:
+    """The key under which peers that have checkpoints of the run of this id are found."""
+    return f"legion/checkpoint/{run}"
+
+
+def block_key(cid: Cid) -> str:
+    """The key under which peers that have all that this block links to are found."""
+    return f"legion/block/{cid}"
+
+
 def links_of(data: bytes) -> tuple[Cid, ...]:
     """What a dag-cbor block links to, each once, in order. Raises: DecodeError."""
     return tuple(dict.fromkeys(dagcbor.links(dagcbor.decode(data))))

@@ -48,6 +48,10 @@ class RoundConfig(msgspec.Struct, frozen=True):
     absent_after: int = 2
     """Rounds missed in a row until a member is no longer waited for."""
 
+    ramp_pushes: int = 4
+    """Pushes of a newcomer to each shard until they count in full: the moments of its inner optimizer are still cold. More: a
+    gentler start, and more of the newcomer's first work for little."""
+
     smoothing: float = 0.3
     """Weight of the newest measurement in the averages."""
 
@@ -86,6 +90,11 @@ class Closed(msgspec.Struct, frozen=True):
 def staleness_weight(staleness: int) -> float:
     """Factor on the weight of a push that is `staleness` versions late: 1, 1/2, 1/3, ... Never zero: late is not lost."""
     return 1.0 / (1.0 + max(0, staleness))
+
+
+def ramped_weight(tokens: int, n_pushed: int, ramp_pushes: int) -> int:
+    """What a push counts after `n_pushed` others: 1/(n+1), 2/(n+1), ... of its tokens, after n = `ramp_pushes` all of them."""
+    return max(1, tokens * min(n_pushed + 1, ramp_pushes + 1) // (ramp_pushes + 1))
 
 
 class Pace:

@@ -22,6 +22,10 @@ MAX_UPDATES = 64  # updates in one reply
 MAX_REASON_CHARS = 200
 MAX_COUNT = 1 << 62
 
+MAX_HAS_CIDS = 8192  # in one question: 300 KiB
+MAX_GET_CIDS = 64
+MAX_BLOCKS_BYTES = 8 << 20  # in one answer: what a link of 8 Mbit/s carries in 8 s
+
 T = TypeVar("T")
 
 _Id = Annotated[str, msgspec.Meta(max_length=MAX_PEER_ID_CHARS)]
@@ -34,6 +38,8 @@ _Codec = Annotated[str, msgspec.Meta(max_length=64)]
 _Payload = Annotated[bytes, msgspec.Meta(max_length=MAX_PAYLOAD_BYTES)]
 _Signed = Annotated[bytes, msgspec.Meta(max_length=MAX_ANNOUNCEMENT_BYTES + 200)]
 _SignedList = Annotated[tuple[_Signed, ...], msgspec.Meta(max_length=MAX_EXCHANGED)]
+_Cid = Annotated[bytes, msgspec.Meta(min_length=36, max_length=36)]
+_Block = Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
 _Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)]
 
 
@@ -259,8 +265,49 @@ class Unknown(Message, frozen=True, tag="unknown"):
     """What `known` names is not known here: begin anew, with the whole."""
 
 
-Request = GetSpec | Exchange | Ping | PingFor | Accusation | Push | Update | GetUpdates | GetShard | Handover | Cross
-Reply = SpecFound | Exchanged | Done | Pushed | NotOwner | Held | Updates | ShardState | Crossed | Unknown
+# blocks of checkpoints, for anybody
+
+
+class HasBlocks(Message, frozen=True, tag="has_blocks"):
+    """Which of these blocks do you have? Any peer with a store answers, with HeldBlocks."""
+
+    cids: Annotated[tuple[_Cid, ...], msgspec.Meta(max_length=MAX_HAS_CIDS)]
+
+
+class HeldBlocks(Message, frozen=True, tag="held_blocks"):
+    """For each block asked for a byte: 1, if it is here."""
+
+    held: Annotated[bytes, msgspec.Meta(max_length=MAX_HAS_CIDS)]
+
+
+class GetBlocks(Message, frozen=True, tag="get_blocks"):
+    """Send these blocks. Answered with Blocks."""
+
+    cids: Annotated[tuple[_Cid, ...], msgspec.Meta(max_length=MAX_GET_CIDS)]
+
+
+class Blocks(Message, frozen=True, tag="blocks"):
+    """Each block asked for, in order; empty where it is not here, or found no room in this answer."""
+
+    blocks: Annotated[tuple[_Block, ...], msgspec.Meta(max_length=MAX_GET_CIDS)]
+
+
+Request = (
+    GetSpec
+    | Exchange
+    | Ping
+    | PingFor
+    | Accusation
+    | Push
+    | Update
+    | GetUpdates
+    | GetShard
+    | Handover
+    | HasBlocks
+    | GetBlocks
+    | Cross
+)
+Reply = SpecFound | Exchanged | Done | Pushed | NotOwner | Held | Updates | ShardState | HeldBlocks | Blocks | Crossed | Unknown
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -2,12 +2,15 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import ip_address
 
 from legion_p2p.core.addresses import split_address
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import UsageError
 from legion_p2p.net.limits import MAX_ADDRESSES_PER_PEER, MAX_KNOWN_PEERS
+
+MAX_READ = 4096  # addresses whose form was checked that are remembered: every announcement repeats its own
 
 
 class AddressBook:
@@ -46,6 +49,7 @@ class AddressBook:
         return self._known.get(peer, ())
 
 
+@lru_cache(maxsize=MAX_READ)
 def dialable(address: str) -> str | None:
     """The address without its /p2p/ part, or None if it cannot be dialed at all."""
     try:

@@ -5,6 +5,7 @@ members are looked up rarely: gossip and exchanges carry everything that is freq
 """
 
 import random
+from collections.abc import Callable
 
 import trio
 
@@ -36,7 +37,9 @@ class AdvertiseService:
         shards: ShardService,
         events: Events,
         rng: random.Random,
+        more: Callable[[], set[str]] = set,
     ) -> None:
+        """`more`: further keys under which this peer is to be found."""
         self._run = run
         self._spec = spec
         self._discovery = discovery
@@ -45,6 +48,7 @@ class AdvertiseService:
         self._shards = shards
         self._events = events
         self._rng = rng
+        self._more = more
         self._provided: set[str] = set()
 
     async def run_forever(self) -> None:
@@ -59,7 +63,7 @@ class AdvertiseService:
         """The keys under which this peer should be found now."""
         keys = {run_key(self._run), name_key(self._spec.name)}
         keys.update(shard_key(self._run, self._shards.region, shard) for shard in self._shards.owned())
-        return keys
+        return keys | self._more()
 
     async def withdraw_all(self) -> None:
         """No longer be found under anything."""

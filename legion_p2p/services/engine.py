@@ -4,13 +4,15 @@ The engine knows nothing of libp2p or of threads: a network, an offload and a ma
 sockets (`peer.py`) and in virtual time (`sim`).
 """
 
+import dataclasses
 import os
 import random
+import statistics
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import trio
@@ -19,6 +21,7 @@ from torch import Tensor
 from legion_p2p.config import AUTO_REGION, PeerConfig
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.manifest import block_key, checkpoint_key
 from legion_p2p.core.membership import Changed, Liveness
 from legion_p2p.core.plan import ParamSpec, ShardPlan, check_fit
 from legion_p2p.core.run import RunSpec, SignedSpec, run_id, sign_spec
@@ -27,7 +30,9 @@ from legion_p2p.core.wire import (
     Cross,
     Done,
     Exchange,
+    GetBlocks,
     GetSpec,
+    HasBlocks,
     Ping,
     PingFor,
     Reply,
@@ -39,20 +44,24 @@ from legion_p2p.errors import CodecError, DecodeError, JoinError, MisfitError, N
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import ErrorStatus, MemberStatus, RunStatus, ShardStatus, Status
 from legion_p2p.services.advertise import AdvertiseService
+from legion_p2p.services.checkpoints import CheckpointService
 from legion_p2p.services.crossing import Crossing
 from legion_p2p.services.groups import open_flat_nursery
 from legion_p2p.services.joining import SEARCH_S, FoundRun, fetch_shards, find_run
 from legion_p2p.services.mailbox import Mailbox
 from legion_p2p.services.members import MemberService
 from legion_p2p.services.pacing import Pacer
-from legion_p2p.services.ports import Discovery, Gossip, Messenger, Offload
+from legion_p2p.services.ports import Archive, Discovery, Gossip, Messenger, Offload
+from legion_p2p.services.providing import ProvideService
 from legion_p2p.services.regional import RegionalMessenger
 from legion_p2p.services.regions import RegionService
 from legion_p2p.services.replica import LocalChange
+from legion_p2p.services.resuming import Restored, catch_up, gather, restore
 from legion_p2p.services.shards import ShardService
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
 
+MAX_PROVIDED = 8  # checkpoints under which a peer is found in the DHT: each is renewed again and again
 LEAVE_S = 1.5  # an orderly leave takes at most this long, so that Ctrl+C ends in under 2 s
 MEMBERS_S = 30.0  # to hear of anybody who holds the model
 FOUND_SEARCH_S = 3.0  # to notice that a run of the name exists already
@@ -89,6 +98,8 @@ class Progress(msgspec.Struct, frozen=True):
     target_steps: int | None = None
     remaining_s: float | None = None
     state: str = ""
+    run_step: int = 0
+    """Of the run, where the trainer counts that; else the peer does, by `step`."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,8 @@ class Engine:
         config: PeerConfig,
         rng: random.Random,
         wall_time: Callable[[], float],
+        archive: Archive | None = None,
+        disk: Offload | None = None,
     ) -> None:
         self.network = network
         self.me: PeerId = network.identity.peer_id
@@ -119,10 +132,19 @@ class Engine:
         self.events = events
         self.config = config
         self.progress = Progress()
+        self.restored: Restored | None = None
+        """What this peer resumed from; None where it founded or joined."""
+        self.trainer_state: Callable[[], Mapping[str, Any]] = dict
+        """What the training thread needs to go on after a restart, as checkpoints keep it. Called in the peer's thread."""
+        self.checkpoints: CheckpointService | None = None
         self.spec: RunSpec | None = None
         self.run = ""
         self.ready = False
         self._offload = offload
+        self._archive = archive
+        self._disk = disk or offload
+        self._provider = None if archive is None else ProvideService(archive, offload)
+        self._began_at_step = 0
         self._rng = rng
         self._wall_time = wall_time
         self._started = wall_time()
@@ -199,6 +221,16 @@ class Engine:
             self.members.announce_soon()
         self._update_local_steps()
 
+    def run_step(self) -> int:
+        """Steps of the run: what it had come to when this peer began and its steps since; or what most of the others say, if that
+        is more. Not what the one says that says most: newcomers take it over, and would pass a lie on for ever.
+        """
+        others = [m.announcement.run_step for m in self.members.table.counted() if m.announcement.ready]
+        return max(self._own_run_step(), statistics.median_low(others) if others else 0)
+
+    def _own_run_step(self) -> int:
+        return max(self.progress.run_step, self._began_at_step + self.progress.step)
+
     def common_parameters(self) -> Tensor:
         """The region's common copy, flat: 1-D fp32."""
         import torch
@@ -264,6 +296,7 @@ class Engine:
             start, end = plan.bounds(shard)
             reference = founding.parameters[start:end].clone()
             self.shards.hold(shard, reference, 0, await self._offload(digest, reference))
+        await self._open_archive()
         await self._start(nursery)
         self.events.emit("run.founded", run=self.run, name=spec.name)
 
@@ -292,14 +325,62 @@ class Engine:
         fetched = await fetch_shards(
             self.run, found.spec, self.region, self.members, self.messenger, self._offload, self.events, start
         )
+        if any(f.version for f in fetched):
+            self.shards.ramp_pushes = self.config.rounds.ramp_pushes
         for f in fetched:
             self.shards.hold(f.shard, f.reference, f.version, f.digest, f.included)
             self.shards.replicas[f.shard].chain.owner = f.peer
+        self._began_at_step = self.run_step()
+        await self._open_archive()
         await self._start(nursery)
         await self.shards.sync_all()  # versions that appeared while the rest was being fetched
         self.events.emit(
             "run.joined", run=self.run, name=found.spec.name, n_donors=len({f.peer for f in fetched}), n_shards=len(fetched)
         )
+
+    async def stored(self, run: str) -> Restored | None:
+        """The run of this name or id as this peer's archive has it. Raises: StoreError."""
+        return None if self._archive is None else await restore(self._archive, self._disk, run, self.events)
+
+    async def resume(self, restored: Restored, contacts: Sequence[PeerId], params: Params, nursery: trio.Nursery) -> None:
+        """Go on with a run from where this peer's archive has it; where others are further, from there.
+
+        Raises: MisfitError.
+        """
+        assert self._archive is not None
+        stored = restored.stored
+        if params is not None:
+            check_fit(params(stored.spec) if callable(params) else params, stored.spec.params)
+        self._enter(stored.signed, stored.spec)
+        self.restored = restored
+        self._began_at_step = restored.step
+        for shard, (reference, chain) in enumerate(restored.shards):
+            self.shards.hold_chain(shard, reference, chain)
+        self.events.emit(
+            "run.resuming", run=self.run, name=stored.spec.name, manifest=str(stored.cid), step=restored.step,
+            version=max(chain.version for _, chain in restored.shards),
+        )  # fmt: skip
+        await nursery.start(self.members.run_forever)
+        assert self._advertise is not None
+        nursery.start_soon(self._advertise.run_forever)
+        for contact in contacts:
+            await self.members.exchange_with(contact)
+        self.shards.move(await self.regions.first())
+        self.members.announce_soon()
+        goes_on = await gather(restored, self._archive, self._disk, self.members, self.config.checkpoints.gather_s)
+        self.shards.on_members_changed()
+        await catch_up(restored, self.members, self.shards, self.events)
+        if goes_on:
+            self.shards.ramp_pushes = self.config.rounds.ramp_pushes
+        self._began_at_step = self.run_step()
+        self.restored = dataclasses.replace(restored, shards=())  # their memory is needed, the state is the trainer's
+        await self._start(nursery)
+        self.events.emit("run.resumed", run=self.run, name=stored.spec.name, step=self._began_at_step)
+
+    async def _open_archive(self) -> None:
+        if self._archive is not None:
+            assert self._signed_spec is not None
+            await self._disk(self._archive.open, self._signed_spec)
 
     async def leave(self) -> None:
         """Leave in order: hand over what only this peer has, say goodbye. At most LEAVE_S seconds."""
@@ -310,6 +391,9 @@ class Engine:
         with trio.move_on_after(LEAVE_S):
             if self._shards is not None:
                 await self._shards.hand_over_all(LEAVE_S / 2)
+            if self.checkpoints is not None:
+                with trio.move_on_after(LEAVE_S / 3):
+                    await self.checkpoints.finish()
             await self._members.leave(LEAVE_S / 2)
             if self._advertise is not None:
                 await self._advertise.withdraw_all()
@@ -334,7 +418,7 @@ class Engine:
             self._rng,
             config.membership,
             self._describe,
-            int(self._wall_time()),
+            self._wall_time,
         )
         members.listeners.append(self._on_member_changed)
         rounds = msgspec.structs.replace(config.rounds, quorum=spec.round.quorum)
@@ -356,8 +440,13 @@ class Engine:
         self._crossing = Crossing(self._shards, members, self.messenger, events, self._rng)
         self._pacer = Pacer(spec.round, self._shards, events)
         self._advertise = AdvertiseService(
-            self.run, spec, network.discovery, self.messenger, members, self._shards, events, self._rng
-        )
+            self.run, spec, network.discovery, self.messenger, members, self._shards, events, self._rng,
+            self._checkpoint_keys,
+        )  # fmt: skip
+
+    def _checkpoint_keys(self) -> set[str]:
+        kept = () if self._archive is None else self._archive.kept[:MAX_PROVIDED]
+        return {checkpoint_key(self.run), *map(block_key, kept)} if kept else set()
 
     async def _start(self, nursery: trio.Nursery) -> None:
         assert self._advertise is not None
@@ -369,10 +458,18 @@ class Engine:
             for member in self.members.table.counted()[:16]:
                 meeting.start_soon(self.members.exchange_with, member.peer_id)
         self.shards.on_members_changed()
-        nursery.start_soon(self._advertise.run_forever)
+        if self.restored is None:
+            nursery.start_soon(self._advertise.run_forever)
         nursery.start_soon(self.crossing.run_forever)
         nursery.start_soon(self._return_when_away)
         nursery.start_soon(self._stay_near)
+        if self._archive is not None:
+            config, archive = self.config.checkpoints, self._archive
+            self.checkpoints = CheckpointService(
+                archive, self._disk, self.shards, self.members, self.events, config, self.run_step, lambda: self.trainer_state(),
+                self._wall_time,
+            )  # fmt: skip
+            nursery.start_soon(self.checkpoints.run_forever)
 
     async def _return_when_away(self) -> None:
         """Whoever was away comes back as a newcomer: first follow, then own."""
@@ -434,7 +531,7 @@ class Engine:
     def _update_local_steps(self) -> None:
         if self._pacer is not None:
             others = [member.announcement for member in self.members.table.counted()]
-            self._pacer.update(self.progress.step, self.progress.step_s, others, self.messenger.bandwidth())
+            self._pacer.update(self._own_run_step(), self.progress.step_s, others, self.messenger.bandwidth())
 
     # answering
 
@@ -447,6 +544,14 @@ class Engine:
             raise
         if isinstance(message, GetSpec):
             return encode(self._tell_spec(message))
+        if isinstance(message, GetBlocks | HasBlocks):
+            if self._provider is None:
+                raise NetworkError("this peer keeps no checkpoints")
+            try:
+                return encode(await self._provider.on_request(message))
+            except DecodeError as bad:
+                self.messenger.report(peer, str(bad))
+                raise
         if self._leaving:  # no MisfitError: whoever pushes to us should try again, with our heir
             raise NetworkError("this peer is leaving the run")
         if self._members is None or message_run(message) not in ("", self.run):
@@ -485,6 +590,7 @@ class Engine:
         progress = self.progress
         traffic = self.messenger.traffic()
         bandwidth = self.messenger.bandwidth()
+        ready = self.ready and not self.members.was_away  # who was away follows before it owns
         return Announcement(
             peer_id=self.me,
             run=self.run,
@@ -492,10 +598,11 @@ class Engine:
             region=self.region,
             coordinate=self._regions.coordinate if self._regions is not None else None,
             weight=self.config.weight,
-            ready=self.ready,
-            training=progress.training and self.ready,
+            ready=ready,
+            training=progress.training and ready,
             done=progress.done and self._nothing_pending(),
             step=progress.step,
+            run_step=self._own_run_step(),
             tokens=progress.tokens,
             tokens_per_s=progress.tokens_per_s,
             step_s=progress.step_s,
@@ -616,12 +723,15 @@ async def running(
     search_s: float = SEARCH_S,
     start: Tensor | None = None,
     early: Callable[[Engine], None] | None = None,
+    archive: Archive | None = None,
+    disk: Offload | None = None,
 ) -> AsyncIterator[Engine]:
     """Join `run`, or found `founding`, over `network`; leave in order at the end, also when cancelled.
 
-    `early` is called with the engine before it joins, for those who want to watch.
+    `early` is called with the engine before it joins, for those who want to watch. `archive`: where checkpoints are kept, through
+    `disk`; a run that nobody in reach has, but the archive, goes on from there.
     """
-    engine = Engine(network, offload, mailbox, events, config, rng, wall_time)
+    engine = Engine(network, offload, mailbox, events, config, rng, wall_time, archive, disk)
     if early is not None:
         early(engine)
     engine.messenger.serve(engine.handle)
@@ -630,9 +740,31 @@ async def running(
             if founding is not None:
                 await engine.found(founding, nursery)
             else:
-                await engine.join(await engine.find(run, search_s), params, nursery, start)
+                await _enter_run(engine, run, params, nursery, search_s, start)
             yield engine
         finally:
             with trio.CancelScope(shield=True):
                 await engine.leave()
             nursery.cancel_scope.cancel()
+
+
+async def _enter_run(
+    engine: Engine, run: str, params: Params, nursery: trio.Nursery, search_s: float, start: Tensor | None
+) -> None:
+    """Into the run by this name: with those who are in it, and with what is stored of it here."""
+    restored = await engine.stored(run)
+    if restored is not None:  # what is here already need not be searched for long, and not at all where nobody can be asked
+        search_s = FOUND_SEARCH_S if engine.network.messenger.connected() else 0.0
+    try:
+        found = await engine.find(run, search_s)
+    except UnknownRunError:
+        if restored is None:
+            raise
+        await engine.resume(restored, (), params, nursery)
+        return
+    if restored is not None and found.id != str(restored.stored.manifest.run):
+        restored = await engine.stored(found.id)
+    if restored is not None:
+        await engine.resume(restored, found.contacts, params, nursery)
+    else:
+        await engine.join(found, params, nursery, start)

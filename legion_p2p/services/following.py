@@ -165,12 +165,16 @@ class Following(Holding):
         marks = unpack_marks(announced.announcement.marks) if announced is not None else ()
         return len(marks) != self.plan.n_shards or replica.chain.holds(marks[replica.shard]) is not True
 
-    async def _sync(self, replica: Replica, peer: PeerId, *, log_only: bool = False) -> None:
+    async def sync_with(self, shard: int, peer: PeerId) -> None:
+        """Take over what `peer` holds of a shard, whoever made it: for who knows whom to believe."""
+        await self._sync(self.replicas[shard], peer, trusted=True)
+
+    async def _sync(self, replica: Replica, peer: PeerId, *, log_only: bool = False, trusted: bool = False) -> None:
         """Fetch from `peer` what is missing here: updates, or where these do not reach and it is allowed, the whole shard.
 
         From a member that only says that it is ahead, nothing but updates of those whose versions are to be followed.
         """
-        trusted = self._may_make(replica, peer) or self._holds_what_most_hold(replica, peer)
+        trusted = trusted or self._may_make(replica, peer) or self._holds_what_most_hold(replica, peer)
         before = (replica.chain.version, replica.chain.digest)
         request = GetUpdates(self.run, replica.shard, *before, log_only or not trusted)
         try:
@@ -272,6 +276,7 @@ class Following(Holding):
                 replica.round.advanced(state.version, state.included)
             self._mailbox.post(replica.shard, state.version, theirs)
             self._settle_if_included(replica)
+            self.on_replaced()
         self._events.emit("shard.fetched", shard=replica.shard, version=state.version, peer=peer)
 
     async def _on_get_updates(self, message: GetUpdates) -> Reply:

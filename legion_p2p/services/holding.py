@@ -74,6 +74,8 @@ class Holding:
         self.replicas: dict[int, Replica] = {}
         self.push_codec = spec.round.push_codec
         self.update_codec = spec.round.update_codec
+        self.ramp_pushes = 0
+        """Pushes of this peer that count less than their tokens: it came into a run that was under way."""
         self.rounds = 0
         self.last_round: RoundStatus | None = None
         self._identity = identity
@@ -91,15 +93,22 @@ class Holding:
         self._codecs: dict[tuple[int, str], Codec] = {}
         self._owners: dict[int, Ownership] = {}
         self._weights: dict[PeerId, float] = {}
+        self.on_update: Callable[[Replica, UpdateHeader, Update], None] = lambda replica, header, update: None
+        """Told of every update that was accepted, whoever made it."""
+        self.on_replaced: Callable[[], None] = lambda: None
+        """Told when a shard has new bytes that no update led to."""
         self._fruitless: dict[tuple[PeerId, int], tuple[float, float]] = {}  # not to be asked before; the pause until then
 
     def hold(self, shard: int, reference: Tensor, version: int, digest_: bytes, included: Sequence[Inclusion] = ()) -> None:
         """Begin to hold a shard in this state."""
-        chain = Chain(version, digest_, log_bytes(reference.numel()), included)
+        self.hold_chain(shard, reference, Chain(version, digest_, log_bytes(reference.numel()), included))
+
+    def hold_chain(self, shard: int, reference: Tensor, chain: Chain) -> None:
+        """Begin to hold a shard at the end of this chain."""
         replica = Replica(shard, reference, chain)
         replica.next_seq = 1 + chain.newest(self.me)
         self.replicas[shard] = replica
-        self._mailbox.post(shard, version, reference)
+        self._mailbox.post(shard, chain.version, reference)
 
     def codec_of(self, replica: Replica, name: str) -> Codec:
         """The codec of that name as it is used on this shard. Raises: CodecError."""
@@ -139,6 +148,7 @@ class Holding:
         """The shard has a new version. The caller holds the lock."""
         replica.reference = made
         replica.chain.applied(header, update)
+        self.on_update(replica, header, update)
         if replica.round is not None:
             replica.round.advanced(header.version, header.included)
             waiting = {c.peer for c in replica.round.waiting}

@@ -1,5 +1,6 @@
 """Finding a run by its name or id, and fetching its model from those who own it."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -120,7 +121,7 @@ async def fetch_shards(
     events: Events,
     start: Tensor | None = None,
 ) -> list[FetchedShard]:
-    """Fetch every shard, several at once, each from its owner, or where that fails from any member that holds it.
+    """Fetch every shard, several at once, each from the member that has least to send us: of equal ones its owner first.
 
     `start`, 1-D fp32, are parameters that the run may have started from: a shard that is still at them need not travel.
 
@@ -129,6 +130,7 @@ async def fetch_shards(
     plan = spec.plan()
     fetched: dict[int, FetchedShard] = {}
     limiter = trio.CapacityLimiter(MAX_CONCURRENT_FETCHES)
+    under_way: Counter[PeerId] = Counter()
 
     async def fetch(shard: int) -> None:
         size = plan.size(shard)
@@ -138,14 +140,20 @@ async def fetch_shards(
             first, end = plan.bounds(shard)
             guess = start[first:end].clone()
         while shard not in fetched:
-            holders = _holders(run, region, shard, members)
-            for peer in holders:
+            holders = untried = _holders(run, region, shard, members)
+            while untried:
                 async with limiter:
-                    got = None if guess is None else await _at_start(run, shard, guess, peer, messenger, offload)
-                    got = got or await _fetch_one(run, shard, size, peer, messenger, offload, events)
+                    peer = min(untried, key=under_way.__getitem__)
+                    under_way[peer] += 1
+                    try:
+                        got = None if guess is None else await _at_start(run, shard, guess, peer, messenger, offload)
+                        got = got or await _fetch_one(run, shard, size, peer, messenger, offload, events)
+                    finally:
+                        under_way[peer] -= 1
                 if got is not None:
                     fetched[shard] = got
                     return
+                untried = [other for other in untried if other != peer]
             if trio.current_time() >= deadline:
                 raise JoinError(f"shard {shard} of run {spec.name!r}: none of {len(holders)} members could send it")
             with trio.move_on_after(1.0):

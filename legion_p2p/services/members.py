@@ -34,6 +34,7 @@ from legion_p2p.services.ports import Gossip, Lane, Messenger
 
 EXCHANGE_DEADLINE_S = 5.0
 PROBATION_S = 15.0  # twice the time to be declared dead; then two sides that each think the other was away meet after all
+MAX_LOST = 10_000  # names and times of the dead; who was cut off longest ago is forgotten first
 N_INDIRECT_PROBES = 2  # members asked to look at a suspect as well, in case only the path from here is broken
 MAX_EXCHANGE_BYTES = 512 * 1024  # of announcements in one message: half a control frame
 
@@ -51,20 +52,23 @@ class MemberService:
         rng: random.Random,
         config: MembershipConfig,
         describe: Callable[[], Announcement],
-        incarnation: int = 0,
+        wall_time: Callable[[], float],
     ) -> None:
         self.run = run
         self.me = identity.peer_id
         self.config = config
         self.table = Membership(self.me, config, trio.current_time())
-        self.table.incarnation = incarnation
+        self.table.incarnation = int(wall_time())
         self.changed = Bell()
         """Rings when somebody came, went, or announced something new."""
         self.was_away = False
         """The others went on without this peer since this was last looked at."""
         self._accusers: dict[PeerId, float] = {}  # who took this peer for dead, and when
-        self._returned: set[PeerId] = set()
+        self._lost: dict[PeerId, float] = {}  # the dead and when they died, for longer than the table has them
+        self._returned: dict[PeerId, float] = {}
         self._follows_until = -math.inf
+        self._wall_time = wall_time
+        self._looked_at = (trio.current_time(), wall_time())
         self._probation: dict[PeerId, tuple[int, float]] = {}  # incarnation that is not trusted to be up to date; until when
         self._identity = identity
         self._messenger = messenger
@@ -114,6 +118,11 @@ class MemberService:
     def alone(self) -> bool:
         """Nobody else is in the run, as far as known."""
         return not self.table.counted()
+
+    def introduce(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
+        """`peer` may be found there."""
+        if peer != self.me:
+            self._messenger.add_addresses(peer, addresses)
 
     def heard(self, peer: PeerId) -> None:
         """Any message came from `peer`."""
@@ -254,6 +263,7 @@ class MemberService:
     async def _announce_regularly(self) -> None:
         while True:
             self._hurried = False
+            self._notice_absence()
             await self.announce_now()
             with trio.move_on_after(self.config.announce_s * self._rng.uniform(0.85, 1.0)):
                 if not self._hurried:
@@ -268,14 +278,10 @@ class MemberService:
 
     async def _look_at_clock(self) -> None:
         tick_s = min(0.5, self.config.grace_s / 4)
-        looked_at = trio.current_time()
         while True:
             await trio.sleep(tick_s)
+            self._notice_absence()
             now = trio.current_time()
-            if now - looked_at > self.config.suspect_after_s + self.config.grace_s:
-                self.was_away = True  # suspended or stopped for so long that others took it for dead
-                self.changed.ring()
-            looked_at = now
             if any(until <= now for _, until in self._probation.values()):
                 self._probation = {peer: doubt for peer, doubt in self._probation.items() if doubt[1] > now}
                 self.changed.ring()
@@ -283,6 +289,18 @@ class MemberService:
             self._work()
 
     # inner steps
+
+    def _notice_absence(self) -> None:
+        """Suspended or stopped for so long that the others took this peer for dead: it was away.
+
+        Both clocks are looked at, for the monotonic one stands still while a machine sleeps (Linux, macOS). A wall clock that is
+        set right by more than that looks the same, and costs no more than following for a moment.
+        """
+        before, self._looked_at = self._looked_at, (trio.current_time(), self._wall_time())
+        gap_s = max(now - then for now, then in zip(self._looked_at, before, strict=True))
+        if gap_s > self.config.suspect_after_s + self.config.grace_s:
+            self.was_away = True
+            self.changed.ring()
 
     def _work(self) -> None:
         """Carry out what the table asks for."""
@@ -328,25 +346,32 @@ class MemberService:
         member = self.table.get(change.peer_id)
         if member is not None and member.announcement.region != self.own().region:
             return
-        if change.after is not Liveness.ALIVE or change.before is not Liveness.DEAD:
-            if change.after in (Liveness.DEAD, None):
-                self._returned.discard(change.peer_id)
+        now = trio.current_time()
+        if change.after is not Liveness.ALIVE:
+            if change.after is not Liveness.SUSPECT:
+                self._returned.pop(change.peer_id, None)
+            if change.after is Liveness.DEAD:
+                self._lost[change.peer_id] = now
+            while len(self._lost) > MAX_LOST:
+                del self._lost[next(iter(self._lost))]
             return
-        self._returned.add(change.peer_id)
-        region = self.own().region
-        dead = {m.peer_id for m in self.table.members() if m.liveness is Liveness.DEAD and m.announcement.region == region}
-        there = dead | self._returned
+        lost_at = self._lost.pop(change.peer_id, None)
+        if lost_at is None or member is None or not member.announcement.ready:
+            return  # who was started again follows by itself, before it says that it is ready
+        self._returned = {peer: at for peer, at in self._returned.items() if now - at < PROBATION_S}
+        self._returned[change.peer_id] = now
+        # Only those lost at the same time are on the other side: whoever died at another is nowhere.
+        there = {peer for peer, at in self._lost.items() if abs(at - lost_at) < PROBATION_S} | self._returned.keys()
         here = {self.me, *(m.peer_id for m in self.in_region() if m.peer_id not in self._returned)}
         if len(there) > len(here) or (len(there) == len(here) and min(there) < min(here)):
             self.was_away = True
             self._returned.clear()
             self._probation.clear()
-            self._follows_until = trio.current_time() + PROBATION_S  # the rest of the larger side returns one by one
-        elif trio.current_time() < self._follows_until:
-            self._returned.discard(change.peer_id)
-        elif member is not None:
-            until = trio.current_time() + PROBATION_S
-            self._probation[change.peer_id] = (member.announcement.incarnation, until)
+            self._follows_until = now + PROBATION_S  # the rest of the larger side returns one by one
+        elif now < self._follows_until:
+            self._returned.pop(change.peer_id)
+        else:
+            self._probation[change.peer_id] = (member.announcement.incarnation, now + PROBATION_S)
 
     async def _probe(self, suspect: PeerId) -> None:
         helpers = [m.peer_id for m in self.table.counted() if m.liveness is Liveness.ALIVE and m.peer_id != suspect]

@@ -27,9 +27,9 @@ class Pacer:
         self._choice = Choice(rounds.push_codec, rounds.update_codec)
 
     def update(self, step: int, step_s: float, others: "list[Announcement]", bandwidth: Bandwidth) -> None:
-        """`step` and `step_s` are this peer's own; `others` are the announcements of all that count as members."""
+        """`step` is that of the run, `step_s` this peer's own; `others` are the announcements of all that count as members."""
         rounds = self._rounds
-        reference = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, max([step, *(a.step for a in others)]))
+        reference = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, max([step, *(a.run_step for a in others)]))
         least, most = min(rounds.min_local_steps, reference), max(rounds.max_local_steps, reference)
         steps = local_steps(reference, step_s, [a.step_s for a in others if a.training], least, most)
         limits = [bps for bps in (bandwidth.upload_bps, bandwidth.upload_limit_bps) if bps is not None]

@@ -4,14 +4,19 @@ Two sets of implementations stand behind them: `net` (libp2p) and `sim.network` 
 Both pass the suite in tests/contract; services cannot tell them apart.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
 
 import trio
 
+from legion_p2p.core.cids import Cid
 from legion_p2p.core.contact import Bandwidth, Contact, Lane, Traffic
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.keeping import StoredRun
+from legion_p2p.core.manifest import Base
+from legion_p2p.core.run import SignedSpec
+from legion_p2p.core.wire import Inclusion, Update, UpdateHeader
 
 T = TypeVar("T")
 
@@ -90,3 +95,58 @@ class Offload(Protocol):
     """Runs what would hold up the event loop: arithmetic on large tensors, disk."""
 
     async def __call__(self, fn: Callable[..., T], *args: Any) -> T: ...
+
+
+class Archive(Protocol):
+    """The checkpoints of one run on a disk (store/archive.py). Every call may wait for the disk: make them through an Offload,
+    one at a time; only `get` and `size_of` may be called meanwhile.
+
+    What fails raises StoreError, and leaves what is stored as it was.
+    """
+
+    @property
+    def newest(self) -> Cid | None:
+        """The newest checkpoint of the run that is open."""
+
+    @property
+    def kept(self) -> tuple[Cid, ...]:
+        """All checkpoints of the run that is open, the newest first."""
+
+    def find(self, run: str) -> tuple[StoredRun, ...]:
+        """The checkpoints of runs of this name or id, the newest first."""
+
+    def open(self, signed: SignedSpec, stored: StoredRun | None = None) -> None:
+        """Go on from what is stored of a run; without a checkpoint of it, begin. Raises: DecodeError too."""
+
+    def shard(self, shard: int) -> tuple[Base, bytes, Iterator[bytes], Iterator[bytes]]:
+        """A shard's base, its fp32 bytes, the encoded updates since, and those after the checkpoint. Raises: DecodeError too."""
+
+    def last_state(self) -> tuple[int, dict[str, Any]]:
+        """The step, and what else the trainer needs to go on, as last written. Raises: DecodeError too."""
+
+    def remembered(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Peers of the run, and the addresses at which they last were."""
+
+    def get(self, cid: Cid) -> bytes:
+        """A block, checked. Raises: MissingBlockError."""
+
+    def size_of(self, cid: Cid) -> int | None:
+        """Its bytes; None where it is not here."""
+
+    def append(self, updates: Sequence[tuple[UpdateHeader, Update]], step: int, state: Mapping[str, Any] | None = None) -> None:
+        """Write updates that lead on from what is stored, and if given the trainer's state."""
+
+    def remember(self, contacts: Sequence[tuple[str, tuple[str, ...]]]) -> None:
+        """Write down where other members are."""
+
+    def put_base(self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview) -> None:
+        """Store a shard whole; `data` is its little-endian fp32 bytes."""
+
+    def recover(self) -> None:
+        """After a failed write: go on from what the newest checkpoint and the journal have, and remove what neither needs."""
+
+    def holds(self, shard: int, version: int, digest: bytes) -> bool:
+        """Whether what is stored of a shard leads to this state."""
+
+    def publish(self, step: int, created_s: int, state: Mapping[str, Any]) -> Cid:
+        """Make a checkpoint of all shards as they are stored, and prune what need not be kept."""

@@ -5,6 +5,7 @@ import math
 import trio
 
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.round import ramped_weight
 from legion_p2p.core.wire import (
     Inclusion,
     NotOwner,
@@ -66,6 +67,8 @@ class Pushing(Owning):
                 self._take_back(replica)
                 return
             tokens = change.tokens + min(replica.extra_tokens, change.tokens)
+            tokens = ramped_weight(tokens, replica.n_pushed, self.ramp_pushes)
+            replica.n_pushed += 1
             replica.residual = residual if bool(residual.any()) else None
             replica.extra_tokens = 0
             replica.pending = Pending(replica.next_seq, change.version, tokens, change.steps, name, payload, sent)
@@ -90,6 +93,7 @@ class Pushing(Owning):
                 replica.round.advanced(replica.chain.version, included)
             self._mailbox.post(replica.shard, replica.chain.version, None if made is change.local else made)
             self._mailbox.settle(replica.shard)
+            self.on_replaced()
             self.rounds += 1
             self.last_round = RoundStatus(replica.shard, replica.chain.version, 1.0, (), 1, 1)
         self._events.emit("round.closed", shard=replica.shard, version=replica.chain.version, n_included=1, n_expected=1)

@@ -74,6 +74,7 @@ class Replica:
     pending: Pending | None = None
     residual: Tensor | None = None
     next_seq: int = 0
+    n_pushed: int = 0
     extra_tokens: int = 0
     """Weight, beside its own, of what the residual took over from a chain that was given up."""
 

@@ -47,6 +47,7 @@ from legion_p2p.services.ports import Bandwidth, Contact, Handler, Lane, Traffic
 FRAME_BYTES = len(encode(Envelope(VERSION, 1000, Kind.REQUEST), 0))  # of head and envelope, in the middle of a run
 BREAK_AFTER_S = 30.0  # of packets that vanish, until TCP gives the connection up
 CONFIRM_TIMEOUT_S = 5.0
+MAX_CONFIRMING = 6  # of those found, asked at once
 PROVIDER_LIFETIME_S = 60.0
 MAX_HELD = 1024  # messages that wait for a frozen peer
 
@@ -553,10 +554,13 @@ class SimDiscovery:
         me = self._network.peer_id
         await trio.sleep(2 * self._world.delay(me, me))
         confirmed: dict[PeerId, Contact] = {}
-        async with trio.open_nursery() as nursery:
-            for contact in self._world.recorded(key):
-                if contact.peer_id != me:
+        candidates = [contact for contact in self._world.recorded(key) if contact.peer_id != me]
+        self._world.random.shuffle(candidates)
+        while candidates and len(confirmed) < limit:
+            async with trio.open_nursery() as nursery:
+                for contact in candidates[:MAX_CONFIRMING]:
                     nursery.start_soon(self._confirm, key, contact, confirmed)
+            del candidates[:MAX_CONFIRMING]
         return tuple(confirmed[peer] for peer in sorted(confirmed))[:limit]
 
     async def _confirm(self, key: str, contact: Contact, confirmed: dict[PeerId, Contact]) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -25,16 +26,25 @@ from legion_p2p.services.engine import Engine, Founding, Progress, running
 from legion_p2p.services.mailbox import Mailbox
 from legion_p2p.services.trainee import Trainee
 from legion_p2p.sim.network import SimNetwork, World
+from legion_p2p.store.archive import Archive
+from legion_p2p.store.blocks import BlockStore
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
 
 T = TypeVar("T")
+BEGAN_AT = 1.7e9  # wall time when virtual time is 0: clocks that are wrong by hours are still after 1970
 
 
 async def inline(fn: Callable[..., T], *args: Any) -> T:
     """The Offload port without threads: under an autojump clock waiting for a thread would look like idleness."""
     await trio.lowlevel.checkpoint()
     return fn(*args)
+
+
+def pull(peer: "SimPeer") -> None:
+    """The local step of the toy: towards the peer's own target."""
+    with torch.no_grad():
+        peer.theta += peer.rate * (peer.target - peer.theta)
 
 
 class SimPeer:
@@ -58,13 +68,19 @@ class SimPeer:
         self.hung = False
         """The training loop stands still, while the network lives on."""
         self.max_steps: int | None = None
+        self.clock_off_s = 0.0
+        """How far its clock is ahead of everybody else's; more from one moment to the next: it was suspended."""
         self.joined = trio.Event()
         self.scope = trio.CancelScope()
+        self.ended = trio.Event()
         self._swarm = swarm
 
     @property
     def id(self) -> PeerId:
         return self.network.identity.peer_id
+
+    def wall_time(self) -> float:
+        return BEGAN_AT + trio.current_time() + self.clock_off_s
 
     def versions(self) -> list[int]:
         return [self.engine.shards.replicas[s].chain.version for s in range(self.engine.plan.n_shards)]
@@ -92,8 +108,7 @@ class SimPeer:
                 if engine.progress.training or engine.progress.done != done:
                     engine.report(msgspec.structs.replace(engine.progress, training=not done and self.training, done=done))
                 continue
-            with torch.no_grad():
-                self.theta += self.rate * (self.target - self.theta)
+            self._swarm.local_step(self)
             trainee.stepped(1)
             if trainee.steps == 1 or trainee.steps % 20 == 0:
                 engine.report(Progress(trainee.steps, trainee.tokens, 1 / self.step_s, self.step_s, None, True))
@@ -113,13 +128,21 @@ class Swarm:
         config: PeerConfig | None = None,
         world: World | None = None,
         step_s: float = 0.1,
+        stores: Path | None = None,
+        start: Tensor | None = None,
+        local_step: Callable[[SimPeer], None] = pull,
     ) -> None:
+        """`stores`: a folder in which every peer keeps checkpoints, under its name. `start`: the initial parameters, 1-D fp32 of
+        `numel`, zeros otherwise. `local_step`: changes `peer.theta` in place."""
+        self.start_at = torch.zeros(numel) if start is None else start
+        self.local_step = local_step
         self.world = world or World(seed)
         self.peers: dict[str, SimPeer] = {}
         self.numel = numel
         self.step_s = step_s
         self.round = round or RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", norm_cap=0.0, shard_elements=16)
         self.config = config or PeerConfig()
+        self.stores = stores
         self._seed = seed
         self._manager: Any = None
 
@@ -132,6 +155,8 @@ class Swarm:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
+        for peer in self.peers.values():
+            peer.network.die()  # all at once: nobody is left to say goodbye to
         self._nursery.cancel_scope.cancel()
         try:
             return await self._manager.__aexit__(kind, error, trace)
@@ -146,21 +171,40 @@ class Swarm:
         return torch.randn(self.numel, generator=generator)
 
     async def add(
-        self, name: str, *, step_s: float | None = None, weight: float = 1.0, training: bool = True, region: str = ""
+        self,
+        name: str,
+        *,
+        step_s: float | None = None,
+        weight: float = 1.0,
+        training: bool = True,
+        founds: bool | None = None,
+        clock_off_s: float = 0.0,
+        region: str = "",
     ) -> SimPeer:
         """Start a peer; the first one founds the run. Returns when it is in the run."""
-        peer = self.start(name, step_s=step_s, weight=weight, training=training, region=region)
+        peer = self.start(
+            name, step_s=step_s, weight=weight, training=training, founds=founds, clock_off_s=clock_off_s, region=region
+        )
         await peer.joined.wait()
         return peer
 
     def start(
-        self, name: str, *, step_s: float | None = None, weight: float = 1.0, training: bool = True, region: str = ""
+        self,
+        name: str,
+        *,
+        step_s: float | None = None,
+        weight: float = 1.0,
+        training: bool = True,
+        founds: bool | None = None,
+        clock_off_s: float = 0.0,
+        region: str = "",
     ) -> SimPeer:
         """Start a peer without waiting for it."""
         network = self.world.join(self.identity(name))
         peer = SimPeer(self, name, network, self.target(name), step_s or self.step_s)
         peer.training = training
-        founds = not self.peers
+        peer.clock_off_s = clock_off_s
+        founds = not self.peers if founds is None else founds
         self.peers[name] = peer
         config = msgspec.structs.replace(self.config, weight=weight, region=region or self.config.region)
         self._nursery.start_soon(self._run, peer, founds, config)
@@ -170,7 +214,10 @@ class Swarm:
         """As by SIGKILL: no goodbye."""
         peer = self.peers.pop(name)
         self.world.kill(peer.id)
+        if peer.joined.is_set():
+            peer.engine.checkpoints = None  # which would write a last one on the way out
         peer.scope.cancel()
+        await peer.ended.wait()
 
     async def leave(self, name: str) -> None:
         """In order."""
@@ -211,9 +258,16 @@ class Swarm:
     async def settle(self, timeout_s: float = 60.0) -> None:
         """Stop training, let everything arrive, and check that all hold the same."""
         self.stop_training()
-        await self.until(lambda: all(peer.engine.all_done() for peer in self.living()), timeout_s, "all done and equal")
+        # Every one is asked every time: each counts for how long the others have agreed with it.
+        await self.until(lambda: {peer.engine.all_done() for peer in self.living()} == {True}, timeout_s, "all done and equal")
 
     async def _run(self, peer: SimPeer, founds: bool, config: PeerConfig) -> None:
+        try:
+            await self._live(peer, founds, config)
+        finally:
+            peer.ended.set()
+
+    async def _live(self, peer: SimPeer, founds: bool, config: PeerConfig) -> None:
         with peer.scope:
             async with self._opened(peer, founds, config) as engine:
                 peer.engine = engine
@@ -223,14 +277,27 @@ class Swarm:
                 peer.trainee = Trainee(local, engine.mailbox, streaming=self.round.streaming)
                 peer.joined.set()
                 await peer.train_forever()
+        peer.network.close()
 
     @asynccontextmanager
     async def _opened(self, peer: SimPeer, founds: bool, config: PeerConfig) -> AsyncIterator[Engine]:
         params = (ParamSpec("w", (self.numel,)),)
-        founding = Founding(RunSpec("sim", "", params, self.round), torch.zeros(self.numel)) if founds else None
+        founding = Founding(RunSpec("sim", "", params, self.round), self.start_at) if founds else None
+        archive = None if self.stores is None else Archive(BlockStore(self.stores / peer.name), peer.network.identity)
+        try:
+            async with self._running(peer, params, founding, config, archive) as engine:
+                yield engine
+        finally:
+            if archive is not None:
+                archive.close()
+
+    @asynccontextmanager
+    async def _running(
+        self, peer: SimPeer, params: tuple[ParamSpec, ...], founding: Founding | None, config: PeerConfig, archive: Archive | None
+    ) -> AsyncIterator[Engine]:
         async with running(
             peer.network,
-            run="" if founds else "sim",
+            run="" if founding else "sim",
             founding=founding,
             params=params,
             offload=inline,
@@ -238,6 +305,7 @@ class Swarm:
             events=peer.events,
             config=config,
             rng=random.Random(f"{self._seed}/{peer.name}"),
-            wall_time=trio.current_time,
+            wall_time=peer.wall_time,
+            archive=archive,
         ) as engine:
             yield engine

@@ -6,6 +6,7 @@
     pins/<cid>       a root that must stay, with all that it links to; the file's text says why
     corrupt/<cid>    a block whose bytes turned out not to be those that its name says
     drafts/          blocks being written
+    journal/<run>    what came since the newest checkpoint (store/journal.py)
 
 A block is written as a draft, synced, and renamed: under its name there is all of it or nothing, whenever the process or the
 machine stops. It is hashed again whenever it is read. One process writes; any number read meanwhile.
@@ -78,7 +79,7 @@ class BlockStore:
                 self._clean()
         except OSError as failed:
             self.close()
-            _raise(failed, self.path)
+            raise_as_store_error(failed, self.path)
         except StoreError:
             self.close()
             raise
@@ -125,9 +126,9 @@ class BlockStore:
                         list(each(lambda block: self._write(*block, folders), some))
                         some = list(itertools.islice(waiting, WRITERS))
                 finally:
-                    list(each(_sync_folder, folders))
+                    list(each(sync_folder, folders))
         except OSError as failed:
-            _raise(failed, self.path)
+            raise_as_store_error(failed, self.path)
 
     def get(self, cid: Cid) -> bytes:
         """The bytes of a block, checked. Raises: MissingBlockError, if there is none, or not whole; StoreError."""
@@ -141,7 +142,7 @@ class BlockStore:
             if failed.errno == errno.EIO:
                 self._set_aside(cid)
                 raise MissingBlockError(str(cid), f"the disk cannot read {where}") from failed
-            _raise(failed, where)
+            raise_as_store_error(failed, where)
         if not cid.names(data):
             self._set_aside(cid)
             raise MissingBlockError(str(cid), f"its bytes in {self.path} were damaged")
@@ -199,9 +200,9 @@ class BlockStore:
         folder = self.path / "pins"
         try:
             os.replace(self._draft(label.encode()), folder / str(root))
-            _sync_folder(folder)
+            sync_folder(folder)
         except OSError as failed:
-            _raise(failed, self.path)
+            raise_as_store_error(failed, self.path)
 
     def unpin(self, root: Cid) -> None:
         """Let the next collection have it, unless something else keeps it."""
@@ -268,6 +269,14 @@ class BlockStore:
             needed |= fresh
             waiting.extend(link for link in fresh if link.codec == DAG_CBOR)
         return needed
+
+    def write_beside(self, where: Path, data: bytes) -> None:
+        """Write a file of the store that is no block, whole or not at all. Raises: DiskFullError; StoreError."""
+        self._must_write()
+        try:
+            os.replace(self._draft(data), where)
+        except OSError as failed:
+            raise_as_store_error(failed, where)
 
     # files
 
@@ -361,7 +370,7 @@ class BlockStore:
             (self.path / folder).mkdir(exist_ok=True)
         if not header.exists():
             os.replace(self._draft(HEADER.encode()), header)
-            _sync_folder(self.path)
+            sync_folder(self.path)
 
     def _lock(self) -> None:
         self._lock_file = open(self.path / "lock", "wb")  # noqa: SIM115 (it stays open, for the lock)
@@ -391,7 +400,7 @@ class BlockStore:
         return sum(entry.stat().st_size for folder in (self.path / "blocks").glob("?") for entry in os.scandir(folder))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Let renames in it survive a power failure."""
     if os.name != "posix":
         return
@@ -402,7 +411,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _raise(failed: OSError, where: Path) -> NoReturn:
+def raise_as_store_error(failed: OSError, where: Path) -> NoReturn:
+    """Raises: DiskFullError; StoreError."""
     if failed.errno in (errno.ENOSPC, errno.EDQUOT):
         raise DiskFullError(
             f"no space left on the disk of {where}; what is stored is unharmed: free some space there, or name another store"

@@ -147,6 +147,22 @@ class ChunkedWindows:
             }
             self._open = loaded.open_chunks
 
+    def follow(self, state: dict[str, Any]) -> None:
+        """Go on beside the one that `state` was of: what it had taken, or heard that others had, is not read again.
+
+        Raises: DecodeError, if it is no such state, or of another text.
+        """
+        try:
+            loaded = msgspec.convert(state, _State)
+        except msgspec.ValidationError as bad:
+            raise DecodeError(f"no state of ChunkedWindows: {bad}") from bad
+        ledger = loaded.ledger
+        taken = bytes(a | b for a, b in zip(ledger.taken, ledger.others or ledger.taken, strict=True))
+        none = bytes(len(taken))
+        with self._lock:
+            self._ledger.restore(LedgerState(ledger.epoch, none, none, taken))
+            self._open = []
+
     def _next_start(self) -> int:
         self._refill()
         i = int(self._rng.integers(len(self._open)))

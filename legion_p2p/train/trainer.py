@@ -34,6 +34,7 @@ from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks
 from legion_p2p.train.gpt import GPT, GPTConfig, preset, shapes_of
 from legion_p2p.train.inner import inner_optimizer
 from legion_p2p.train.optimizer import SwarmOptimizer, param_specs, trainable
+from legion_p2p.train.resume import restore_state, training_state
 from legion_p2p.train.sizing import COPIES_HELD
 
 STOP_FLUSH_S = 0.5  # what an orderly leave grants the last push
@@ -326,8 +327,9 @@ class Trainer:
         inner = inner_optimizer(spec.inner, model)
         opt = SwarmOptimizer(inner, view, thread, tokens_per_step=spec.inner.batch * model.config.context)
         data = self._share_of(corpus, spec, model.config.context, engine, thread)
+        self._go_on(engine, data)
         self._wait_for_members(opt)
-        self._run_step = thread.call(lambda: max((a.step for a in engine.members.everyone()), default=0))
+        self._run_step = thread.call(engine.run_step)
         began = self._evaluated_at = time.monotonic()
         reason = self._loop(model, opt, data, spec, corpus, began)
         if reason == "stopped":
@@ -363,6 +365,15 @@ class Trainer:
         thread.call(begin)
         return data
 
+    def _go_on(self, engine: Engine, data: ChunkedWindows) -> None:
+        """Read on where this peer stopped, if it resumes; and let checkpoints say where it is from now on."""
+        if engine.restored is not None:
+            try:
+                restore_state(engine.restored.state, engine.me, data)
+            except DecodeError as bad:
+                self.events.emit("data.begins_anew", reason=str(bad))
+        engine.trainer_state = lambda: training_state(engine.me, data)
+
     def _wait_for_members(self, opt: SwarmOptimizer) -> None:
         while self.job.wait_for_members and not self.stop.requested:
             status = opt.status
@@ -390,7 +401,13 @@ class Trainer:
             value = float(loss.detach())
             smoothed = value if smoothed is None else 0.9 * smoothed + 0.1 * value
             epoch, chunks = data.announcement()
-            opt.note(loss=smoothed, epoch=epoch, chunks=chunks, **self._remaining(opt, began, deadline))
+            opt.note(
+                loss=smoothed,
+                run_step=self._run_step + opt.steps + 1,
+                epoch=epoch,
+                chunks=chunks,
+                **self._remaining(opt, began, deadline),
+            )
             opt.step()
             opt.zero_grad()
             self._note_step(opt, smoothed)

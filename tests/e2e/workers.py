@@ -179,6 +179,7 @@ def report_of(opt: Any) -> dict[str, Any]:
         "members": {m.peer_id: m.liveness for m in status.members},
         "versions": [s.version for s in status.shards],
         "owners": [s.owner for s in status.shards],
+        "standbys": [s.standby for s in status.shards],
         "digests": [s.digest for s in status.shards],
         "errors": [(e.event, e.text) for e in status.errors],
         "sent_bytes": status.sent_bytes,

@@ -170,7 +170,7 @@ async def test_sixteen_peers_with_one_contact_become_one_network():
 
         for _ in range(n):
             nursery.start_soon(peer)
-        await eventually(lambda: len(complete) == n, within_s=150)  # 8 s of CPU; a busy machine gives it slowly
+        await eventually(lambda: len(complete) == n, within_s=400)  # 8 s of CPU; a busy machine gives it slowly
         nursery.cancel_scope.cancel()
 
     assert len(set(complete)) == n

@@ -123,7 +123,7 @@ def job_of(monkeypatch):
 
     def parse(*words):
         made = []
-        monkeypatch.setattr(cli, "_train", lambda job, output, picks_identity: made.append(job) or 0)
+        monkeypatch.setattr(cli, "_train", lambda job, output, **picks: made.append(job) or 0)
         assert run_app(cli.app, words) == 0
         return made[0]
 

@@ -11,26 +11,33 @@ from hypothesis import strategies as st
 from legion_p2p.core import wire
 from legion_p2p.core.announcement import MAX_ANNOUNCEMENT_BYTES, Announcement, open_signed, sign
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.manifest import MAX_BLOCK_BYTES
 from legion_p2p.core.plan import MAX_SHARDS, ParamSpec
 from legion_p2p.core.run import MAX_SPEC_BYTES, RunSpec, SignedSpec, open_spec, sign_spec
 from legion_p2p.core.wire import (
     MAX_EXCHANGED,
+    MAX_GET_CIDS,
+    MAX_HAS_CIDS,
     MAX_INCLUDED,
     MAX_PAYLOAD_BYTES,
     MAX_REASON_CHARS,
     MAX_UPDATES,
     Accusation,
+    Blocks,
     Cross,
     Crossed,
     Done,
     Exchange,
     Exchanged,
     Failure,
+    GetBlocks,
     GetShard,
     GetSpec,
     GetUpdates,
     Handover,
+    HasBlocks,
     Held,
+    HeldBlocks,
     Inclusion,
     Message,
     NotOwner,
@@ -66,6 +73,8 @@ REQUESTS: list[Message] = [
     GetShard("run", 1),
     Handover("run", 1, 2, DIGEST, b"payload"),
     Cross("run", 1, "west", 3, DIGEST, 0.5, False, "int8", b"payload"),
+    HasBlocks((b"c" * 36,)),
+    GetBlocks((b"c" * 36, b"d" * 36)),
 ]
 REPLIES: list[Message] = [
     SpecFound(b"spec", b"s" * 64),
@@ -78,6 +87,8 @@ REPLIES: list[Message] = [
     ShardState(1, 2, DIGEST, (Inclusion("peer", 3),), b"payload", True),
     Crossed(b"payload"),
     Unknown(),
+    HeldBlocks(b"\1\0"),
+    Blocks((b"block", b"")),
 ]
 HEADER = UpdateHeader("run", 1, 2, DIGEST, DIGEST, "owner", "int8", (Inclusion("a", 1),), (Failure("b", "late"),), 2, 99)
 MESSAGES = [*REQUESTS, *REPLIES]
@@ -245,6 +256,12 @@ LIMITS = [
     ),
     ("expected", (UpdateHeader,), MAX_INCLUDED, MAX_INCLUDED + 1),
     ("expected", (UpdateHeader,), 0, -1),
+    ("cids", (HasBlocks,), [b"c" * 36] * MAX_HAS_CIDS, [b"c" * 36] * (MAX_HAS_CIDS + 1)),
+    ("cids", (GetBlocks,), [b"c" * 36] * MAX_GET_CIDS, [b"c" * 36] * (MAX_GET_CIDS + 1)),
+    ("cids", (HasBlocks, GetBlocks), [b"c" * 36], [b"c" * 37]),
+    ("held", (HeldBlocks,), bytes(MAX_HAS_CIDS), bytes(MAX_HAS_CIDS + 1)),
+    ("blocks", (Blocks,), [b"b" * MAX_BLOCK_BYTES], [b"b" * (MAX_BLOCK_BYTES + 1)]),
+    ("blocks", (Blocks,), [b""] * MAX_GET_CIDS, [b""] * (MAX_GET_CIDS + 1)),
 ]
 
 

@@ -1,0 +1,299 @@
+"""A run on disk, as a peer that trains in it writes and reads it: a journal of updates, and checkpoints made of it.
+
+    an update comes        -> it is appended to the journal
+    a shard is put whole   -> its later updates build on that base
+    a checkpoint is made   -> the journal's updates become blocks, a manifest names all, and the journal begins anew
+
+So whatever was appended is found again: in the newest manifest, or in the journal. A shard whose stored updates do not reach its
+present state (the peer was away, the disk was full, a swarm of one replaced the bytes) is stored whole in the next checkpoint.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from legion_p2p.core import dagcbor
+from legion_p2p.core.cids import Cid
+from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.keep import Keep, kept
+from legion_p2p.core.keeping import StoredRun
+from legion_p2p.core.manifest import MAX_LOG, Base, Manifest, ShardState
+from legion_p2p.core.plan import ShardPlan
+from legion_p2p.core.run import SignedSpec, open_spec, run_id
+from legion_p2p.core.wire import Inclusion, Update, UpdateHeader, encode
+from legion_p2p.errors import DecodeError, StoreError
+from legion_p2p.store.blocks import BlockStore
+from legion_p2p.store.checkpoints import (
+    base_bytes,
+    get_base,
+    get_manifest,
+    get_shards,
+    get_spec,
+    publish,
+    put_base,
+    put_node,
+    put_spec,
+    put_update,
+    update_bytes,
+)
+from legion_p2p.store.journal import Journal
+
+DEFAULT_KEEP = Keep(last=3)
+LABEL = "kept by this peer"  # pins with this label are pruned; whatever else is pinned stays
+
+
+class _UpdateRecord(msgspec.Struct, frozen=True, tag="u", array_like=True):
+    shard: int
+    version: int
+    base_digest: bytes
+    digest: bytes
+    message: bytes
+
+
+class _StateRecord(msgspec.Struct, frozen=True, tag="s", array_like=True):
+    step: int
+    state: bytes
+
+
+_records: msgspec.msgpack.Decoder[_UpdateRecord | _StateRecord] = msgspec.msgpack.Decoder(_UpdateRecord | _StateRecord)
+
+
+@dataclass
+class _Stored:
+    """A shard as far as it is stored: a base, the updates since that are blocks, and those that are in the journal only."""
+
+    base: Cid
+    version: int
+    digest: bytes
+    log: list[tuple[Cid, ...]] = field(default_factory=list)
+    pending: list[int] = field(default_factory=list)
+
+
+class Archive:
+    """The checkpoints of one run at one peer. Not thread-safe, except for `get` and `size_of`: one caller at a time."""
+
+    def __init__(self, store: BlockStore, identity: Identity, keep: Keep = DEFAULT_KEEP) -> None:
+        self.store = store
+        self.identity = identity
+        self.keep = keep
+        self.newest: Cid | None = None
+        """The newest checkpoint of the run that is open."""
+        self.kept: tuple[Cid, ...] = ()
+        """All of its checkpoints that are pinned, the newest first."""
+        self._signed: SignedSpec | None = None
+        self._run: Cid | None = None
+        self._plan: ShardPlan | None = None
+        self._journal: Journal | None = None
+        self._shards: dict[int, _Stored] = {}
+
+    def close(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+        self.store.close()
+
+    # reading
+
+    def find(self, run: str) -> tuple[StoredRun, ...]:
+        """The checkpoints of runs of this name or id, the newest first. Whether they are whole turns out when they are read."""
+        found = []
+        for cid in self.store.pins():
+            try:
+                manifest = get_manifest(self.store, cid)
+                signed, spec = get_spec(self.store, manifest)
+            except (StoreError, DecodeError):  # what else is pinned, or damaged
+                continue
+            if run in (spec.name, str(manifest.run)):
+                found.append(StoredRun(cid, manifest, signed, spec))
+        return tuple(sorted(found, key=lambda s: (-s.manifest.step, -s.manifest.created_s, s.cid)))
+
+    def open(self, signed: SignedSpec, stored: StoredRun | None = None) -> None:
+        """Go on from what is stored of a run; without a checkpoint of it, begin.
+
+        Raises: StoreError; DecodeError, if the checkpoint is not whole: then try an older one.
+        """
+        plan = open_spec(signed).plan()
+        shards = {}
+        if stored is not None:
+            for state, _ in get_shards(self.store, stored.manifest, plan):
+                shards[state.shard] = _Stored(state.base, state.version, state.digest, list(state.log))
+        if self._journal is not None:
+            self._journal.close()
+        self._signed, self._plan = signed, plan
+        self._run = put_spec(self.store, signed)
+        self._shards = shards
+        self.newest = None if stored is None else stored.cid
+        self.kept = tuple(cid for cid, _, _ in self._pinned())
+        self._journal = Journal(self.store.path / "journal" / run_id(signed))
+        for at, record in self._open_records():
+            if isinstance(record, _UpdateRecord):
+                self._chain(record, at)
+
+    def shard(self, shard: int) -> tuple[Base, bytes, Iterator[bytes], Iterator[bytes]]:
+        """What a shard is made of: its base, its fp32 bytes, and the encoded updates since, in the checkpoint and after it.
+
+        Raises: StoreError; DecodeError.
+        """
+        stored = self._shards[shard]
+        base = get_base(self.store, stored.base)
+        assert self._plan is not None
+        return base, base_bytes(self.store, base, self._plan.size(shard)), *self._messages(stored)
+
+    def last_state(self) -> tuple[int, dict[str, Any]]:
+        """The step, and what else the trainer needs to go on, as last written. Raises: StoreError; DecodeError."""
+        step, state = 0, {}
+        if self.newest is not None:
+            manifest = get_manifest(self.store, self.newest)
+            step, state = manifest.step, manifest.state
+        for _, record in self._open_records():
+            if isinstance(record, _StateRecord) and record.step >= step:
+                step, state = record.step, dagcbor.decode(record.state)
+        return step, state
+
+    def remembered(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Peers, and the addresses at which they were when the run was last written; as good as that was."""
+        try:
+            return msgspec.json.decode(self._contacts_file().read_bytes(), type=list[tuple[str, tuple[str, ...]]])
+        except (OSError, msgspec.DecodeError):
+            return []
+
+    def get(self, cid: Cid) -> bytes:
+        """A block, checked. Raises: MissingBlockError; StoreError."""
+        return self.store.get(cid)
+
+    def size_of(self, cid: Cid) -> int | None:
+        """Its bytes; None where it is not here."""
+        return self.store.size_of(cid)
+
+    # writing
+
+    def append(self, updates: Sequence[tuple[UpdateHeader, Update]], step: int, state: Mapping[str, Any] | None = None) -> None:
+        """Write updates that lead on from what is stored, and if given the trainer's state.
+
+        Raises: DiskFullError; StoreError. Nothing is written then, and nothing harmed.
+        """
+        records: list[_UpdateRecord | _StateRecord] = []
+        heads = {shard: (stored.version, stored.digest) for shard, stored in self._shards.items()}
+        for h, update in updates:
+            if heads.get(h.shard) == (h.version - 1, h.base_digest):
+                heads[h.shard] = (h.version, h.digest)
+                records.append(_UpdateRecord(h.shard, h.version, h.base_digest, h.digest, encode(update)))
+        if state is not None:
+            records.append(_StateRecord(step, dagcbor.encode(dict(state))))
+        places = self._opened().append([msgspec.msgpack.encode(record) for record in records])
+        for record, at in zip(records, places, strict=True):
+            if isinstance(record, _UpdateRecord):
+                self._chain(record, at)
+
+    def remember(self, contacts: Sequence[tuple[str, tuple[str, ...]]]) -> None:
+        """Write down where other members are: for a day on which no initial peer answers. Raises: DiskFullError; StoreError."""
+        self.store.write_beside(self._contacts_file(), msgspec.json.encode(contacts))
+
+    def put_base(self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview) -> None:
+        """Store a shard whole; `data` is its little-endian fp32 bytes. Raises: DiskFullError; QuotaError; StoreError."""
+        self._shards[shard] = _Stored(put_base(self.store, version, included, data), version, digest)
+
+    def recover(self) -> None:
+        """After a failed write: go on from what the newest checkpoint and the journal have, and remove what neither needs.
+
+        Raises: StoreError; DecodeError.
+        """
+        if self._signed is None:
+            raise StoreError("no run is open in this archive")
+        newest = None
+        if self.newest is not None:
+            manifest = get_manifest(self.store, self.newest)
+            newest = StoredRun(self.newest, manifest, *get_spec(self.store, manifest))
+        self.open(self._signed, newest)
+        self.store.collect()
+
+    def holds(self, shard: int, version: int, digest: bytes) -> bool:
+        """Whether what is stored of a shard leads to this state."""
+        stored = self._shards.get(shard)
+        return stored is not None and (stored.version, stored.digest) == (version, digest)
+
+    def publish(self, step: int, created_s: int, state: Mapping[str, Any]) -> Cid:
+        """Make a checkpoint of all shards as they are stored, prune what need not be kept, and begin the journal anew.
+
+        Raises: DiskFullError; QuotaError; StoreError. The one before stays, and so does the journal.
+        """
+        if self._signed is None or self._run is None:
+            raise StoreError("no run is open in this archive")
+        nodes = []
+        for shard in range(len(self._shards)):
+            stored = self._shards[shard]
+            while stored.pending:  # one by one: if the disk is full half-way, the rest is still in the journal
+                stored.log.append(put_update(self.store, self._update_at(stored.pending[0])))
+                del stored.pending[0]
+            log = tuple(stored.log)
+            nodes.append(put_node(self.store, ShardState(shard, stored.version, stored.digest, stored.base, log)))
+        parent = "" if self.newest is None else str(self.newest)
+        me = PeerId(self.identity.peer_id)
+        manifest = Manifest(self._run, self._signed.signature, step, tuple(nodes), me, created_s, parent, dict(state))
+        self.newest = publish(self.store, manifest, self.identity, LABEL)
+        self._opened().clear()
+        self._prune()
+        return self.newest
+
+    def _prune(self) -> None:
+        pinned = self._pinned()
+        mine = {cid: step for cid, step, label in pinned if label == LABEL}
+        gone = mine.keys() - kept(mine, self.keep) - {self.newest}  # of a lower step, where one of a higher step was not whole
+        for cid in gone:
+            self.store.unpin(cid)
+        self.kept = tuple(cid for cid, _, _ in pinned if cid not in gone)
+        self.store.collect()  # all that is stored of the run is named by the manifest that was just written
+
+    def _pinned(self) -> list[tuple[Cid, int, str]]:
+        """Checkpoints of this run, the newest first: CID, step and label."""
+        found = []
+        for cid, label in self.store.pins().items():
+            try:
+                manifest = get_manifest(self.store, cid)
+            except (StoreError, DecodeError):
+                continue
+            if manifest.run == self._run:
+                found.append((cid, manifest.step, label))
+        return sorted(found, key=lambda one: (-one[1], one[0]))
+
+    def _chain(self, record: _UpdateRecord, at: int) -> None:
+        stored = self._shards.get(record.shard)
+        if (
+            stored is not None
+            and (record.version, record.base_digest) == (stored.version + 1, stored.digest)
+            and len(stored.log) + len(stored.pending) < MAX_LOG
+        ):
+            stored.pending.append(at)
+            stored.version, stored.digest = record.version, record.digest
+
+    def _messages(self, stored: _Stored) -> tuple[Iterator[bytes], Iterator[bytes]]:
+        return (
+            (update_bytes(self.store, leaves) for leaves in stored.log),
+            (self._update_at(at) for at in stored.pending),
+        )
+
+    def _update_at(self, at: int) -> bytes:
+        record = _decode(self._opened().read(at))
+        if not isinstance(record, _UpdateRecord):
+            raise DecodeError(f"{self._opened().path}: no update at byte {at}")
+        return record.message
+
+    def _open_records(self) -> Iterator[tuple[int, _UpdateRecord | _StateRecord]]:
+        return ((at, _decode(data)) for at, data in self._opened().records())
+
+    def _contacts_file(self) -> Path:
+        return self._opened().path.with_suffix(".peers")
+
+    def _opened(self) -> Journal:
+        if self._journal is None:
+            raise StoreError("no run is open in this archive")
+        return self._journal
+
+
+def _decode(data: bytes) -> _UpdateRecord | _StateRecord:
+    try:
+        return _records.decode(data)
+    except msgspec.DecodeError as bad:
+        raise DecodeError(f"a record of {len(data)} bytes in a journal: {bad}") from bad

@@ -1,0 +1,43 @@
+"""Where a trainer is in its text and its random numbers, as checkpoints keep it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import torch
+
+from legion_p2p.core.identity import PeerId
+from legion_p2p.errors import DecodeError
+from legion_p2p.train.data import ChunkedWindows
+
+MAX_DATA_BYTES = 40 << 10  # of the 64 KiB that a checkpoint has for all of the state; beyond it open chunks are left unfinished
+
+
+def training_state(me: PeerId, data: ChunkedWindows) -> dict[str, Any]:
+    """What `restore_state` needs. May be called while another thread reads batches."""
+    state = data.state_dict()
+    packed = msgspec.msgpack.encode(state)
+    if len(packed) > MAX_DATA_BYTES:
+        packed = msgspec.msgpack.encode({**state, "open_chunks": []})
+    rng = torch.get_rng_state().numpy().tobytes()
+    return {"peer": me, "epoch": state["ledger"]["epoch"], "data": packed, "torch_rng": rng}
+
+
+def restore_state(state: Mapping[str, Any], me: PeerId, data: ChunkedWindows) -> None:
+    """Go on where `me` was; from a checkpoint of another peer, with what neither that one nor those around it had read.
+
+    Raises: DecodeError, if it is no such state, or of another text.
+    """
+    packed, rng = state.get("data"), state.get("torch_rng")
+    if not isinstance(packed, bytes):
+        raise DecodeError("the checkpoint does not say where in the text the trainer was")
+    try:
+        position = msgspec.msgpack.decode(packed)
+    except msgspec.DecodeError as bad:
+        raise DecodeError(f"the checkpoint's position in the text: {bad}") from bad
+    if state.get("peer") != me:
+        data.follow(position)
+        return
+    data.load_state_dict(position)
+    if isinstance(rng, bytes) and len(rng) == torch.get_rng_state().numel():
+        torch.set_rng_state(torch.frombuffer(bytearray(rng), dtype=torch.uint8))

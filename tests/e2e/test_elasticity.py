@@ -1,0 +1,81 @@
+"""Several peers killed in the same second: real processes, SIGKILL, real sockets."""
+
+import time
+
+from processes import Process, Workers, eventually
+from test_faults import begin, closed, name, report, stop
+
+
+def survivors_go_on(survivors: list[Process], dead: set[str], seen: dict[int, int]) -> None:
+    """The dead are noticed, every shard has new versions, none that two of these held is lost, and all hold the same at the end.
+
+    `seen`: the newest version of each shard that two of them held when the others died.
+    """
+    killed_at = time.time()
+    for worker in survivors:
+        waiting = set(dead)
+        while waiting:
+            gone = worker.wait_for(
+                lambda m, waiting=waiting: m.get("event") == "member.changed" and m["peer"] in waiting and m["after"] == "DEAD",
+                60,
+            )
+            waiting.discard(gone["peer"])
+    for worker in survivors:
+        for shard, version in seen.items():
+
+            def has_grown(worker: Process = worker, shard: int = shard, version: int = version) -> bool:
+                return any(m["shard"] == shard and m["version"] > version + 1 and m["at"] > killed_at for m in closed(worker))
+
+            eventually(has_grown, 60)
+    results = stop(survivors)
+    assert {r["digest"] for r in results} == {results[0]["digest"]}
+    assert [r["last_failure"] for r in results] == [None] * len(survivors)
+    assert not dead & set(results[0]["owners"])
+    digests: dict[tuple[int, int], set[str]] = {}
+    for worker in survivors:
+        versions = [(m["shard"], m["version"], m["digest"]) for m in closed(worker)]
+        for shard, version, digest in versions:
+            digests.setdefault((shard, version), set()).add(digest)
+        for shard in seen:
+            grown = [v for s, v, _ in versions if s == shard]
+            assert grown == sorted(grown), f"shard {shard} went back"
+    assert all(len(made) == 1 for made in digests.values()), "two peers made the same version from different pushes"
+
+
+def held_by_two(workers: list[Process]) -> dict[int, int]:
+    """Shard to the newest version that two of these hold."""
+    versions = [report(worker)["versions"] for worker in workers]
+    return {shard: sorted(of_shard)[-2] for shard, of_shard in enumerate(zip(*versions, strict=True))}
+
+
+def test_owner_and_standby_are_killed_together(bootstrap: str, workers: Workers) -> None:
+    five = workers.take(5)
+    ids = begin(five, name(), bootstrap, n=5)
+    for worker in five:
+        eventually(lambda worker=worker: len(closed(worker)) > 40)
+    first = report(five[0])
+    owner = max(ids, key=first["owners"].count)
+    shard = first["owners"].index(owner)
+    doomed = {owner, first["standbys"][shard]}
+    survivors = [worker for worker, peer in zip(five, ids, strict=True) if peer not in doomed]
+    seen = held_by_two(survivors)
+
+    for worker in five:
+        if worker not in survivors:
+            worker.kill()
+
+    survivors_go_on(survivors, doomed, seen)
+
+
+def test_half_of_six_peers_are_killed_in_the_same_second(bootstrap: str, workers: Workers) -> None:
+    six = workers.take(6)
+    ids = begin(six, name(), bootstrap, n=6)
+    for worker in six:
+        eventually(lambda worker=worker: len(closed(worker)) > 40)
+    survivors, doomed = six[:3], six[3:]
+    seen = held_by_two(survivors)
+
+    for worker in doomed:
+        worker.kill()
+
+    survivors_go_on(survivors, set(ids[3:]), seen)

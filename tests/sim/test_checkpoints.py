@@ -1,0 +1,259 @@
+"""Runs that outlive their peers: stores on disk, peers in virtual time, over the real engine."""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import trio
+
+from legion_p2p.config import PeerConfig
+from legion_p2p.core.cids import DAG_CBOR, Cid
+from legion_p2p.core.keeping import CheckpointConfig
+from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.wire import Blocks, GetBlocks, HasBlocks, decode_reply, encode
+from legion_p2p.errors import DiskFullError, MissingBlockError, RefusedError, UnreachableError
+from legion_p2p.observe.events import Events
+from legion_p2p.services import checkpoints, providing
+from legion_p2p.services.fetching import Fetcher
+from legion_p2p.services.ports import Lane
+from legion_p2p.sim.swarm import SimPeer, Swarm, inline
+from legion_p2p.store.blocks import BlockStore
+from legion_p2p.store.journal import Journal
+from legion_p2p.train.checkpoint import Checkpoint
+
+ROUND = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", norm_cap=0.0, shard_elements=16)
+CONFIG = PeerConfig(checkpoints=CheckpointConfig(every_s=8, base_every=8, gather_s=4))
+
+
+@pytest.fixture(autouse=True)
+def no_sync(monkeypatch):
+    """Processes are killed here, not machines: nothing needs to wait for the disk."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+def swarm_in(folder: Path) -> Swarm:
+    return Swarm(round=ROUND, config=CONFIG, stores=folder)
+
+
+async def killed_at_once(folder: Path, names: str, train_s: float = 25) -> list[tuple[int, bytes]]:
+    """Of each shard the newest version that at least two held when all were killed, and its digest."""
+    async with swarm_in(folder) as swarm:
+        for name in names:
+            await swarm.add(name)
+        await trio.sleep(train_s)
+        held = [list(zip(peer.versions(), peer.digests(), strict=True)) for peer in swarm.peers.values()]
+        for name in names:
+            await swarm.kill(name)
+    return [sorted(states)[-2] for states in zip(*held, strict=True)]
+
+
+async def started(swarm: Swarm, names: str, training: bool = True) -> list[SimPeer]:
+    peers = [swarm.start(name, founds=False, training=training) for name in names]
+    for peer in peers:
+        await peer.joined.wait()
+    return peers
+
+
+def reached(peer: SimPeer, states: list[tuple[int, bytes]]) -> bool:
+    """It holds these states, or what came of them."""
+    chains = [peer.engine.shards.replicas[shard].chain for shard in range(len(states))]
+    return all(chain.passed(*state) for chain, state in zip(chains, states, strict=True))
+
+
+async def test_a_swarm_that_was_killed_at_once_goes_on_where_it_was(tmp_path: Path, autojump_clock):
+    before = await killed_at_once(tmp_path, "abc")
+
+    async with swarm_in(tmp_path) as swarm:
+        peers = await started(swarm, "abc")
+
+        assert len({peer.engine.run for peer in peers}) == 1
+        assert all(reached(peer, before) for peer in peers)
+        newest = [version for version, _ in before]
+        await swarm.until(lambda: all(min(p.versions()) > max(newest) + 3 for p in peers), 60, "versions go on")
+        assert peers[0].engine.run_step() > 150
+        await swarm.settle()
+        assert swarm.agree()
+
+
+async def test_what_two_disks_had_outlives_the_loss_of_one(tmp_path: Path, autojump_clock):
+    before = await killed_at_once(tmp_path, "abc")
+    shutil.rmtree(tmp_path / "b")
+
+    async with swarm_in(tmp_path) as swarm:
+        peers = await started(swarm, "abc")
+
+        assert all(peer.engine.restored is not None for peer in peers if peer.name != "b")
+        assert swarm.peers["b"].engine.restored is None
+        assert all(reached(peer, before) for peer in peers)
+
+
+@pytest.mark.parametrize("names", ["abd", "abcdxyz"], ids=["three", "seven"])
+async def test_a_run_saved_by_four_is_resumed_by_other_numbers(tmp_path: Path, autojump_clock, names: str):
+    before = await killed_at_once(tmp_path, "abcd")
+
+    async with swarm_in(tmp_path) as swarm:
+        peers = await started(swarm, names, training=False)
+        await swarm.until(swarm.agree, 20, "all hold the same")
+
+        assert len({peer.engine.common_digest() for peer in peers}) == 1
+        for (version, digest), now, digest_now in zip(before, peers[0].versions(), peers[0].digests(), strict=True):
+            assert now >= version and (digest_now == digest or now > version)
+
+
+async def test_one_that_comes_back_alone_founds_no_second_run(tmp_path: Path, autojump_clock):
+    await killed_at_once(tmp_path, "abc")
+
+    async with swarm_in(tmp_path) as swarm:
+        (first,) = await started(swarm, "a")
+        await trio.sleep(20)
+        late, other = await started(swarm, "bc")
+
+        assert first.engine.run == late.engine.run == other.engine.run
+        assert late.engine.restored is not None
+        await swarm.settle()
+        assert swarm.agree()
+
+
+async def test_a_checkpoint_in_the_store_is_whole_and_is_what_was_held(tmp_path: Path, autojump_clock):
+    async with swarm_in(tmp_path) as swarm:
+        for name in "ab":
+            await swarm.add(name)
+        await trio.sleep(25)
+        await swarm.settle()
+        common = swarm.peers["a"].engine.common_parameters()
+        await swarm.leave("a")
+        await trio.sleep(5)
+
+    with BlockStore(tmp_path / "a", read_only=True) as store:
+        newest = max(store.pins(), key=lambda cid: Checkpoint(store, cid).manifest.step)
+        opened = Checkpoint(store, newest)
+        assert [param.name for param, _ in opened.parameters()] == ["w"]
+        for _, value in opened.parameters():
+            assert value.equal(common)
+        assert 1 <= len(store.pins()) <= 3
+        assert opened.manifest.parent
+
+
+async def trained(swarm: Swarm, names: str) -> Cid:
+    """A swarm at rest that has stored what it holds; the checkpoint of the first."""
+    for name in names:
+        await swarm.add(name)
+    await trio.sleep(20)
+    await swarm.settle()
+    stored = swarm.peers[names[0]].engine.shards.marks()
+    await swarm.until(lambda: all(peer.engine.checkpoints.stored_marks == stored for peer in swarm.living()), 60, "stored")
+    await trio.sleep(5)  # until it is advertised
+    newest = swarm.peers[names[0]].engine.checkpoints.newest
+    assert newest is not None
+    return newest
+
+
+def fetcher(swarm: Swarm, store: BlockStore, **more) -> Fetcher:
+    network = swarm.world.join(swarm.identity("fetcher"))
+    return Fetcher(network.messenger, network.discovery, store, inline, Events(), **more)
+
+
+async def test_a_checkpoint_is_fetched_from_all_who_have_its_blocks(tmp_path: Path, autojump_clock):
+    async with swarm_in(tmp_path) as swarm:
+        root = await trained(swarm, "abc")
+        with BlockStore(tmp_path / "fetched") as store:
+            fetched = await fetcher(swarm, store).fetch(root)
+
+            common = swarm.peers["b"].engine.common_parameters()
+            assert next(Checkpoint(store, root).parameters())[1].equal(common)
+        assert set(fetched.from_whom) == {peer.id for peer in swarm.living()} and not fetched.dropped
+
+
+async def test_a_fetch_that_was_stopped_goes_on(tmp_path: Path, autojump_clock):
+    async with swarm_in(tmp_path) as swarm:
+        root = await trained(swarm, "ab")
+        with BlockStore(tmp_path / "fetched") as store:
+            fetching = fetcher(swarm, store)
+            with trio.CancelScope() as scope:
+                fetching._progress = lambda n_bytes: scope.cancel() if fetching._n_blocks > 8 else None
+                await fetching.fetch(root)
+            n_had = len(list(store))
+            again = Fetcher(fetching._messenger, fetching._discovery, store, inline, Events())
+            fetched = await again.fetch(root)
+
+            assert n_had > 8 and fetched.n_had == n_had
+            assert fetched.n_blocks + n_had == len(list(store))
+            Checkpoint(store, root)
+
+
+async def test_a_provider_that_lies_is_dropped_and_the_others_suffice(tmp_path: Path, autojump_clock):
+    class Liar:
+        def __init__(self, honest):
+            self.honest = honest
+
+        async def on_request(self, message):
+            reply = await self.honest.on_request(message)
+            return Blocks(tuple(b"lie" for _ in reply.blocks)) if isinstance(reply, Blocks) else reply
+
+    async with swarm_in(tmp_path) as swarm:
+        root = await trained(swarm, "abc")
+        liar = swarm.peers["b"]
+        liar.engine._provider = Liar(liar.engine._provider)
+        with BlockStore(tmp_path / "fetched") as store:
+            fetched = await fetcher(swarm, store).fetch(root)
+
+            assert fetched.dropped == (liar.id,) and liar.id not in fetched.from_whom
+            for _ in Checkpoint(store, root).parameters():
+                pass
+
+
+async def test_an_answer_has_its_limit_and_asks_of_nonsense_cost_standing(tmp_path: Path, autojump_clock, monkeypatch):
+    async with swarm_in(tmp_path) as swarm:
+        root = await trained(swarm, "ab")
+        donor = swarm.peers["a"]
+        stranger = swarm.world.join(swarm.identity("stranger"))
+        stranger.messenger.add_addresses(donor.id, donor.network.messenger.addresses())
+        size = len(donor.engine._archive.get(root))
+
+        async def ask(message):
+            return decode_reply(await stranger.messenger.request(donor.id, encode(message), lane=Lane.BULK))
+
+        monkeypatch.setattr(providing, "MAX_BLOCKS_BYTES", 2 * size + 1)
+        reply = await ask(GetBlocks((root.raw, Cid.of(b"nothing").raw, root.raw, root.raw)))
+        assert [len(block) for block in reply.blocks] == [size, 0, size, 0]
+        assert (await ask(HasBlocks((root.raw, Cid.of(b"nothing").raw)))).held == b"\1\0"
+        for _ in range(20):
+            with contextlib.suppress(RefusedError, UnreachableError):
+                await ask(GetBlocks((b"c" * 36,)))
+        assert donor.network.messenger.is_refused(stranger.peer_id)
+
+
+async def test_what_nobody_has_is_an_error_that_names_it(tmp_path: Path, autojump_clock):
+    async with swarm_in(tmp_path) as swarm:
+        await swarm.add("a")
+        with BlockStore(tmp_path / "fetched") as store, pytest.raises(MissingBlockError, match="none of those"):
+            await fetcher(swarm, store).fetch(Cid.of(b"nothing", DAG_CBOR))
+
+
+async def test_a_full_disk_is_told_once_and_training_goes_on(tmp_path: Path, autojump_clock, monkeypatch):
+    async with swarm_in(tmp_path) as swarm:
+        a, b = [await swarm.add(name) for name in "ab"]
+        await trio.sleep(10)
+        monkeypatch.setattr(checkpoints, "RETRY_S", 5.0)
+        append = Journal.append
+
+        def full(self, records):
+            raise DiskFullError("no space left")
+
+        monkeypatch.setattr(Journal, "append", full)
+        before = min(a.versions())
+        await trio.sleep(20)
+
+        assert min(a.versions()) > before + 10
+        assert [len(peer.events_named("checkpoint.failed")) for peer in (a, b)] == [1, 1]
+        monkeypatch.setattr(Journal, "append", append)
+        await trio.sleep(15)
+        states = list(zip(a.versions(), a.digests(), strict=True))
+        for name in "ab":
+            await swarm.kill(name)
+
+    async with swarm_in(tmp_path) as swarm:
+        (peer,) = await started(swarm, "a", training=False)
+        assert list(zip(peer.versions(), peer.digests(), strict=True)) == states
