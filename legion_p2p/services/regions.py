@@ -20,6 +20,8 @@ PROBED = 16  # members that a newcomer measures: more would cost each member of 
 PINGS = 5  # of a newcomer to each, of which the quickest counts: the first includes the making of the connection
 FITTINGS = 30  # passes over what a newcomer measured, after which its coordinate stands still: measured
 MAX_OBSERVED = 32  # round trips that are taken in each period
+SETTLED = 0.3  # a coordinate of less error moves once by each round trip, one of more UNSETTLED_PASSES times
+UNSETTLED_PASSES = 4
 QUIET_PINGED = 2  # members without a measured round trip that are pinged each period
 
 
@@ -68,9 +70,10 @@ class RegionService:
         async with trio.open_nursery() as nursery:
             for announcement in self._rng.sample(quiet, min(QUIET_PINGED, len(quiet))):
                 nursery.start_soon(self._members.ping, peer_of(announcement))
-        for announcement in self._rng.sample(others, min(MAX_OBSERVED, len(others))):
-            if (rtt_s := self._messenger.rtt_s(peer_of(announcement))) is not None:
-                self._observe(announcement, rtt_s)
+        for _ in range(1 if self.coordinate.error < SETTLED else UNSETTLED_PASSES):
+            for announcement in self._rng.sample(others, min(MAX_OBSERVED, len(others))):
+                if (rtt_s := self._messenger.rtt_s(peer_of(announcement))) is not None:
+                    self._observe(announcement, rtt_s)
 
     async def next_look(self) -> str:
         """After an announcement period: what `look` says then."""
