@@ -22,6 +22,10 @@ DEFAULT_BOOTSTRAP_PORT = 4710
 STATUS_PORTS = range(47110, 47174)
 """Loopback ports on which peers serve their status: the first free one. `legion-ctl` looks there; no file has to tell."""
 
+AUTO_REGION = "auto"
+DEFAULT_REGION = "home"
+RegionLabel = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
+
 MAX_CONFIG_BYTES = 1 << 20
 
 T = TypeVar("T")
@@ -75,6 +79,8 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Addresses that others should dial, where they differ from those listened on (port forwarding)."""
     weight: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 1.0
     """Share of the shards to own, relative to others; 0 owns nothing."""
+    region: RegionLabel = DEFAULT_REGION
+    """Label of the region to average in, or auto: the nearest."""
     status: bool = True
     """Serve the status on loopback."""
     upload: str = ""
@@ -100,8 +106,8 @@ class PeerConfig(msgspec.Struct, frozen=True):
 
     membership: MembershipConfig = MembershipConfig()
     rounds: RoundConfig = RoundConfig()
-    region: str = "home"
-    """Label of the region. All members of one region average with each other."""
+    region: RegionLabel = DEFAULT_REGION
+    """Label of the region, or AUTO_REGION: found by latency. All members of one region average with each other."""
     weight: float = 1.0
     checkpoints: CheckpointConfig = CheckpointConfig()
 

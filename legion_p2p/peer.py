@@ -460,7 +460,7 @@ def _opener_of(job: Job, *, founding: Founding | None, params: Params, events: E
             listen=job.listen,
             announce=job.announce,
             identity=job.identity,
-            config=PeerConfig(weight=job.weight, checkpoints=CheckpointConfig(every_s=job.checkpoint_every_s)),
+            config=PeerConfig(region=job.region, weight=job.weight, checkpoints=CheckpointConfig(every_s=job.checkpoint_every_s)),
             netem=job.netem,
             upload_limit=job.upload,
             download_limit=job.download,

@@ -14,7 +14,8 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from legion_p2p.cli.common import DONE, FAILED, SOURCES_HELP, Signals, at_least, make_app, run_and_exit
+from legion_p2p.cli.common import DONE, FAILED, SOURCES_HELP, Signals, at_least, checked, make_app, run_and_exit
+from legion_p2p.core.profiles import parse_link
 from legion_p2p.errors import ConfigError, UsageError
 
 MAX_PEERS = 32  # each is a process of some 400 MB
@@ -44,6 +45,10 @@ class Options:
     """Size of the built-in GPT: xxs, s, m."""
     seed: Annotated[int, Parameter(validator=at_least(0))] = 0
     """Of the model's first weights and of the text's order."""
+    regions: Annotated[int, Parameter(validator=at_least(1))] = 1
+    """Places, 120 ms away from each other, that the peers are spread over: they form regions. Linux only."""
+    netem: Annotated[str, Parameter(converter=checked(parse_link), metavar="LINK")] = ""
+    """Link to emulate at every peer: cable, dsl, ..., or settings."""
     lone: bool = True
     """Train the lone peer beside the swarm."""
     quiet: Annotated[bool, Parameter(negative=())] = False
@@ -67,9 +72,11 @@ def demo(options: Options = Options()) -> int:
 
     if options.peers > MAX_PEERS:
         raise UsageError(f"--peers {options.peers}, at most {MAX_PEERS}: each is a process of its own")
+    if options.regions > options.peers:
+        raise UsageError(f"--regions {options.regions} with --peers {options.peers}: each needs a peer")
     plan = Plan(
         n_peers=options.peers, minutes=options.minutes, preset=options.preset, seed=options.seed, lone=options.lone,
-        steps=options.steps,
+        steps=options.steps, n_regions=options.regions, netem=options.netem,
         **{name: getattr(options, name) for name in ("local_steps", "learning_rate", "batch") if getattr(options, name)},
         **({"push_codec": options.codec, "update_codec": options.codec} if options.codec else {}),
     )  # fmt: skip

@@ -17,9 +17,11 @@ from legion_p2p.cli.demo_plan import ALONE, RUN_NAME, Peer, Plan
 def judge(plan: Plan, peers: list[Peer], lone: Peer | None, lost: list[str], out: Path, began: float) -> dict[str, Any]:
     """Compare, evaluate, draw; write curves.json, curves.png and summary.json into `out`; what stands in the last."""
     done = [p for p in peers if p.finished is not None]
-    model = judged_model(out / "SPEC.toml", [out / p.label / "model.safetensors" for p in done], plan.seed)
+    regions = {p.label: str((p.finished or {}).get("region", "")) for p in done}
+    model = judged_model(out / "SPEC.toml", [(regions[p.label], out / p.label / "model.safetensors") for p in done], plan.seed)
     digests = {p.label: str((p.finished or {}).get("digest", "")) for p in done}
-    equal = len(set(digests.values())) == 1 and model.same_bytes and len(done) >= min(2, plan.n_peers)
+    one_each = len({(regions[label], digest) for label, digest in digests.items()}) == len(set(regions.values()))
+    equal = one_each and model.same_bytes and len(done) >= min(2, plan.n_peers)
     ids = {p.label: p.status.peer_id if p.status else p.label for p in done}
     finished = [p.finished for p in done if p.finished]
     starts = [p.step_times[0] for p in done if p.step_times]
@@ -45,7 +47,8 @@ def judge(plan: Plan, peers: list[Peer], lone: Peer | None, lost: list[str], out
         "final": {"step": n_steps, "swarm": model.val_loss, "lone": alone["val_loss"] if alone else None},
         "windows": {"curves": model.n_curve_windows, "final": model.n_windows},
     }
-    verdict = f"equal at all {len(done)}, and their files are the same bit for bit"
+    where = f"in each of {len(set(regions.values()))} regions" if plan.n_regions > 1 else f"at all {len(done)}"
+    verdict = f"equal {where}, and their files are the same bit for bit"
     summary = {
         "run": RUN_NAME,
         "n_peers": plan.n_peers,
@@ -58,6 +61,9 @@ def judge(plan: Plan, peers: list[Peer], lone: Peer | None, lost: list[str], out
         "digests_equal": equal,
         "verdict": verdict if equal else "NOT EQUAL: this is a bug, please report it with the folder",
         "peers": ids,
+        "regions": {region: sorted(ids[p] for p in regions if regions[p] == region) for region in sorted(set(regions.values()))},
+        "bytes_in_region": sum(f["bytes_in_region"] for f in finished),
+        "bytes_across": sum(f["bytes_across"] for f in finished),
         "lost": lost,
         "rounds": n_rounds,
         "round_period_s": round(period_s, 4),
@@ -87,7 +93,7 @@ def judge(plan: Plan, peers: list[Peer], lone: Peer | None, lost: list[str], out
 
 
 class Judged(msgspec.Struct, frozen=True):
-    """`same_bytes`: every file holds the same tensors, bit for bit."""
+    """`same_bytes`: every file of one region holds the same tensors, bit for bit."""
 
     val_loss: float | None
     same_bytes: bool
@@ -101,8 +107,11 @@ class Judged(msgspec.Struct, frozen=True):
     torch_version: str
 
 
-def judged_model(spec: Path, files: list[Path], seed: int) -> Judged:
-    """Load what the peers have left, compare, and evaluate it on FINAL_EVAL_WINDOWS windows of the held-out text."""
+def judged_model(spec: Path, files: list[tuple[str, Path]], seed: int) -> Judged:
+    """Load what the peers have left, with their regions; compare within these, and evaluate the first of them.
+
+    On FINAL_EVAL_WINDOWS windows of the held-out text.
+    """
     import torch
     from safetensors.torch import load_file
 
@@ -113,23 +122,23 @@ def judged_model(spec: Path, files: list[Path], seed: int) -> Judged:
     torch.set_num_threads(1)  # with more, they wait for each other where the machine is busy: minutes instead of seconds
     new_run = read_new_run(str(spec))
     _, model = spec_of(new_run)
-    there = [load_file(path) for path in files if path.exists()]
+    there = [(region, load_file(path)) for region, path in files if path.exists()]
     if not there:
         return Judged(None, False, "", model.n_params, FINAL_EVAL_WINDOWS, EVAL_WINDOWS, None, str(torch.__version__))
     hashes = set()
-    for tensors in there:
+    for region, tensors in there:
         sha256 = hashlib.sha256()
         for name in sorted(tensors):
             sha256.update(name.encode() + b"\0" + tensors[name].contiguous().numpy().tobytes())
-        hashes.add(sha256.digest())
+        hashes.add((region, sha256.digest()))
     with torch.no_grad():
         for name, parameter in trainable(model):
-            parameter.copy_(there[0][name])
+            parameter.copy_(there[0][1][name])
     corpus = open_text(new_run.data, model.config.context)
     val_loss = evaluate(model, corpus, FINAL_EVAL_WINDOWS)
     curve_loss = evaluate(model, corpus, EVAL_WINDOWS)
     model.eval()
-    same = len(hashes) == 1 and len(there) == len(files)
+    same = len(hashes) == len({region for region, _ in hashes}) and len(there) == len(files)
     sample = sample_text(model, seed)
     return Judged(val_loss, same, sample, model.n_params, FINAL_EVAL_WINDOWS, EVAL_WINDOWS, curve_loss, str(torch.__version__))
 

@@ -7,6 +7,8 @@ from legion_p2p.observe.status import Status
 
 RUN_NAME = "demo"
 ALONE = "lone"
+LOOPBACK = "/ip4/127.0.0.1/tcp/0"
+NEAR_AND_FAR = "rtt=2ms,inside=1ms,across=116ms"  # with both links 5 ms at one place, and 120 ms between two
 N_PARAMS = {"xxs": 252_384, "s": 836_736, "m": 4_852_992, "l": 25_567_744}  # here nobody imports torch to count them
 MIN_SHARDS = 10  # so that each of three peers almost surely owns some; sixteen cost small models more than their training
 
@@ -26,11 +28,27 @@ class Plan(msgspec.Struct, frozen=True):
     batch: int = 4
     push_codec: str = "topk512-2bit"
     update_codec: str = "topk1024-4bit"
+    n_regions: int = 1
+    """Places that the peers are spread over, 120 ms away from each other. They find their regions by themselves."""
+    netem: str = ""
+    """Link of every peer, as for legion-peer."""
 
     @property
     def shard_elements(self) -> int:
         n_shards = max(MIN_SHARDS, self.n_peers)
         return 512 * -(-N_PARAMS[self.preset] // (512 * n_shards)) if self.preset in N_PARAMS else 0
+
+    def place(self, number: int) -> int:
+        """Where the peer of this number is; 0: nowhere in particular."""
+        return 1 + (number - 1) % self.n_regions if self.n_regions > 1 else 0
+
+    def link_options(self, number: int) -> list[str]:
+        """Options of legion-peer for the link of the peer of this number, and where it listens."""
+        place = self.place(number)
+        if not place:
+            return ["--listen", LOOPBACK, *(["--netem", self.netem] if self.netem else [])]
+        link = ",".join([*([self.netem] if self.netem else []), NEAR_AND_FAR, f"place={place}"])
+        return ["--listen", f"/ip4/127.{place}.0.1/tcp/0", "--netem", link, "--region", "auto"]
 
     def spec_text(self, n_steps: int) -> str:
         """SPEC.toml of the run."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from legion_p2p.cli.common import Signals
-from legion_p2p.cli.demo_plan import ALONE, RUN_NAME, Peer, Plan
+from legion_p2p.cli.demo_plan import ALONE, LOOPBACK, RUN_NAME, Peer, Plan
 from legion_p2p.cli.demo_processes import ENDED, LINE, Child, Event, Family, poll_status
 from legion_p2p.cli.demo_show import Show
 from legion_p2p.observe import human
@@ -34,7 +34,6 @@ MIN_STEPS = 20
 STEPS_PER_EVAL = 160  # an evaluation takes as long as 8 steps of plain torch, at a peer 5: some 3 %
 MAX_EVALS = 30
 MAX_REPLACED = 2
-LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 PEER, BOOTSTRAP, LONE = "legion_p2p.cli.peer", "legion_p2p.cli.bootstrap", "legion_p2p.cli.demo_lone"
 
 
@@ -168,7 +167,8 @@ class _Demo:
         args = [
             *which, "--initial-peers", self.contact, "--steps", str(self.n_steps), "--finish-together",
             "--wait-for-members", str(self.plan.n_peers), "--threads", "1", "--device", "cpu", "--identity", "none",
-            "--listen", LOOPBACK, "--seed", str(self.plan.seed + number), "--out", str(self.out / peer.label), "--json",
+            *self.plan.link_options(number), "--seed", str(self.plan.seed + number),
+            "--out", str(self.out / peer.label), "--json",
         ]  # fmt: skip
         if number == 1:
             args += ["--eval-every", f"{self.train_s / self._n_evals():.2f}"]

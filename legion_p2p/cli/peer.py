@@ -27,7 +27,7 @@ from legion_p2p.cli.common import (
     make_app,
     run_and_exit,
 )
-from legion_p2p.config import DEFAULT_LISTEN, Job, NewRun, convert, new_run_of, read_new_run, read_toml
+from legion_p2p.config import DEFAULT_LISTEN, DEFAULT_REGION, Job, NewRun, convert, new_run_of, read_new_run, read_toml
 from legion_p2p.core.caps import parse_quiet_hours
 from legion_p2p.core.keep import parse_keep
 from legion_p2p.core.presets import Links
@@ -125,6 +125,8 @@ class NodeOptions:
     """Addresses that others should dial, where a router forwards a port to this machine."""
     weight: Annotated[float, Parameter(validator=at_least(0))] = 1.0
     """Share of the model's shards to take care of, relative to others; 0: none."""
+    region: Annotated[str, Parameter(metavar="LABEL")] = DEFAULT_REGION
+    """Average with the members of this label, and only now and then with other regions; auto: with those that are near."""
     upload: Annotated[str, Parameter(converter=checked(parse_rate), metavar="RATE")] = ""
     """Limit on all that this peer sends, such as 10mbit."""
     download: Annotated[str, Parameter(converter=checked(parse_rate), metavar="RATE")] = ""
@@ -210,6 +212,7 @@ def make_job(
             "listen": node.listen,
             "announce": node.announce,
             "weight": node.weight,
+            "region": node.region,
             "status": output.status,
             "upload": node.upload,
             "download": node.download,

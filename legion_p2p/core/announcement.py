@@ -12,6 +12,7 @@ from typing import Annotated
 
 import msgspec
 
+from legion_p2p.core.coordinates import Coordinate
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS, Identity, PeerId, verify
 from legion_p2p.core.plan import MAX_SHARDS
 from legion_p2p.errors import DecodeError
@@ -39,6 +40,8 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
         tuple[Annotated[str, msgspec.Meta(max_length=MAX_ADDRESS_CHARS)], ...], msgspec.Meta(max_length=MAX_ADDRESSES)
     ] = ()
     region: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    coordinate: Coordinate | None = None
+    """Where it is, by the round trips that it measured."""
     weight: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 1.0
     """Share of the shards that it can carry, relative to others; 0 owns nothing."""
     ready: bool = False
@@ -133,6 +136,11 @@ def pack_marks(marks: Sequence[Mark]) -> bytes:
 @lru_cache(maxsize=MAX_OPENED)
 def unpack_marks(packed: bytes) -> tuple[Mark, ...]:
     return tuple(Mark(version, prefix) for version, prefix in struct.iter_unpack(">II", packed))
+
+
+def version_at(packed: bytes, shard: int) -> int | None:
+    """The version of one shard; None where nothing is said of it."""
+    return int(struct.unpack_from(">I", packed, MARK_BYTES * shard)[0]) if len(packed) >= MARK_BYTES * (shard + 1) else None
 
 
 def peer_of(announcement: Announcement) -> PeerId:

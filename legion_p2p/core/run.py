@@ -22,6 +22,7 @@ _NonNegative = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
 
 OuterRule = Literal["average", "sgd", "nesterov", "delayed-nesterov"]
+CrossRule = Literal["elastic", "center", "nesterov"]
 
 
 class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,6 +85,19 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outer_delay: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 4
     """Rounds between two changes of the momentum, for the delayed rule."""
 
+    cross_every: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 4
+    """Rounds of a shard between two meetings of regions about it. More: fewer bytes across, and regions drift further apart."""
+
+    cross_rule: CrossRule = "elastic"
+    """How two regions that meet come closer: by the moving rate; each by it with a center variable; or by an outer step of
+    DiLoCo over both: see `legion_p2p.tensor.meeting`."""
+
+    cross_codec: _Codec = "int8"
+    """Codec of what regions tell each other."""
+
+    moving_rate: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.3
+    """Share of their difference that each of two regions goes when they meet. Higher: closer together, and less exploration."""
+
     norm_cap: _NonNegative = 3.0
     """A push counts with at most this many times the median norm. Lower: safer, and unfair to unusual data. 0: no cap."""
 
@@ -104,7 +118,7 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def codecs(self) -> tuple[str, ...]:
         """All that a member must know."""
-        return _distinct(*self.allowed_push_codecs(), *self.allowed_update_codecs(), self.dense_codec)
+        return _distinct(*self.allowed_push_codecs(), *self.allowed_update_codecs(), self.dense_codec, self.cross_codec)
 
 
 def _distinct(*names: str) -> tuple[str, ...]:

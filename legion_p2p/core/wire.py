@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from legion_p2p.core.announcement import MAX_ANNOUNCEMENT_BYTES
+from legion_p2p.core.distance import MAX_RATE
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, MAX_SHARDS
 from legion_p2p.core.run import MAX_SPEC_BYTES
@@ -229,6 +230,41 @@ class Handover(Message, frozen=True, tag="handover"):
     momentum: _Payload = b""
 
 
+# between regions
+
+
+class Cross(Message, frozen=True, tag="cross"):
+    """From the owner of a shard in one region to its owner in another, or of its center variable: what I hold, compressed.
+
+    Tell me what you hold, and move as I shall. Answered with Crossed, or with Unknown.
+    """
+
+    run: _Run
+    shard: _Shard
+    region: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    """Of the asker."""
+    exchange: _Count
+    """Number of this meeting; sent again, it counts once."""
+    known: Annotated[bytes, msgspec.Meta(max_length=32)]
+    """Digest of what both know of each other, to which the payload is the difference; empty: the payload is the whole."""
+    rate: Annotated[float, msgspec.Meta(gt=0, le=MAX_RATE)]
+    """The moving rate of this meeting."""
+    center: bool
+    """It is the center variable that the asker wants to meet."""
+    codec: _Codec
+    payload: _Payload
+
+
+class Crossed(Message, frozen=True, tag="crossed"):
+    """The answering side's half of the meeting; it has moved already."""
+
+    payload: _Payload
+
+
+class Unknown(Message, frozen=True, tag="unknown"):
+    """What `known` names is not known here: begin anew, with the whole."""
+
+
 # blocks of checkpoints, for anybody
 
 
@@ -257,9 +293,21 @@ class Blocks(Message, frozen=True, tag="blocks"):
 
 
 Request = (
-    GetSpec | Exchange | Ping | PingFor | Accusation | Push | Update | GetUpdates | GetShard | Handover | HasBlocks | GetBlocks
+    GetSpec
+    | Exchange
+    | Ping
+    | PingFor
+    | Accusation
+    | Push
+    | Update
+    | GetUpdates
+    | GetShard
+    | Handover
+    | HasBlocks
+    | GetBlocks
+    | Cross
 )
-Reply = SpecFound | Exchanged | Done | Pushed | NotOwner | Held | Updates | ShardState | HeldBlocks | Blocks
+Reply = SpecFound | Exchanged | Done | Pushed | NotOwner | Held | Updates | ShardState | HeldBlocks | Blocks | Crossed | Unknown
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

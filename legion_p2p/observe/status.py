@@ -100,5 +100,8 @@ class Status(msgspec.Struct, frozen=True):
     upload_limit_bps: float | None = None
     """In force now, by the user's choice or of an emulated link; None: no limit."""
     download_limit_bps: float | None = None
+    bytes_in_region: int = 0
+    """Of requests and replies, both ways; what members of other regions sent and got is in the second."""
+    bytes_across: int = 0
     pid: int = 0
     status_version: int = STATUS_VERSION

@@ -31,7 +31,6 @@ class AdvertiseService:
         self,
         run: str,
         spec: RunSpec,
-        region: str,
         discovery: Discovery,
         messenger: Messenger,
         members: MemberService,
@@ -43,7 +42,6 @@ class AdvertiseService:
         """`more`: further keys under which this peer is to be found."""
         self._run = run
         self._spec = spec
-        self._region = region
         self._discovery = discovery
         self._messenger = messenger
         self._members = members
@@ -64,7 +62,7 @@ class AdvertiseService:
     def wanted(self) -> set[str]:
         """The keys under which this peer should be found now."""
         keys = {run_key(self._run), name_key(self._spec.name)}
-        keys.update(shard_key(self._run, self._region, shard) for shard in self._shards.owned())
+        keys.update(shard_key(self._run, self._shards.region, shard) for shard in self._shards.owned())
         return keys | self._more()
 
     async def withdraw_all(self) -> None:

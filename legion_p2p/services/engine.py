@@ -18,7 +18,7 @@ import msgspec
 import trio
 from torch import Tensor
 
-from legion_p2p.config import PeerConfig
+from legion_p2p.config import AUTO_REGION, PeerConfig
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.manifest import block_key, checkpoint_key
@@ -27,6 +27,7 @@ from legion_p2p.core.plan import ParamSpec, ShardPlan, check_fit
 from legion_p2p.core.run import RunSpec, SignedSpec, run_id, sign_spec
 from legion_p2p.core.wire import (
     Accusation,
+    Cross,
     Done,
     Exchange,
     GetBlocks,
@@ -44,6 +45,7 @@ from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import ErrorStatus, MemberStatus, RunStatus, ShardStatus, Status
 from legion_p2p.services.advertise import AdvertiseService
 from legion_p2p.services.checkpoints import CheckpointService
+from legion_p2p.services.crossing import Crossing
 from legion_p2p.services.groups import open_flat_nursery
 from legion_p2p.services.joining import SEARCH_S, FoundRun, fetch_shards, find_run
 from legion_p2p.services.mailbox import Mailbox
@@ -51,6 +53,8 @@ from legion_p2p.services.members import MemberService
 from legion_p2p.services.pacing import Pacer
 from legion_p2p.services.ports import Archive, Discovery, Gossip, Messenger, Offload
 from legion_p2p.services.providing import ProvideService
+from legion_p2p.services.regional import RegionalMessenger
+from legion_p2p.services.regions import RegionService
 from legion_p2p.services.replica import LocalChange
 from legion_p2p.services.resuming import Restored, catch_up, gather, restore
 from legion_p2p.services.shards import ShardService
@@ -123,6 +127,7 @@ class Engine:
     ) -> None:
         self.network = network
         self.me: PeerId = network.identity.peer_id
+        self.messenger = RegionalMessenger(network.messenger, self._is_across)
         self.mailbox = mailbox
         self.events = events
         self.config = config
@@ -146,6 +151,9 @@ class Engine:
         self._signed_spec: SignedSpec | None = None
         self._members: MemberService | None = None
         self._shards: ShardService | None = None
+        self._crossing: Crossing | None = None
+        self._regions: RegionService | None = None
+        self._moving = trio.Lock()
         self._advertise: AdvertiseService | None = None
         self._pacer: Pacer | None = None
         self._leaving = False
@@ -167,6 +175,23 @@ class Engine:
         return self._shards
 
     @property
+    def regions(self) -> RegionService:
+        if self._regions is None:
+            raise JoinError("not in a run yet")
+        return self._regions
+
+    @property
+    def crossing(self) -> Crossing:
+        if self._crossing is None:
+            raise JoinError("not in a run yet")
+        return self._crossing
+
+    @property
+    def region(self) -> str:
+        """Label of the region that this peer is in."""
+        return self._shards.region if self._shards is not None else ""
+
+    @property
     def plan(self) -> ShardPlan:
         return self.shards.plan
 
@@ -174,6 +199,10 @@ class Engine:
     def local_steps(self) -> int:
         """Steps to the next push, for this peer now."""
         return 1 if self._pacer is None else self._pacer.local_steps
+
+    def _is_across(self, peer: PeerId) -> bool:
+        member = None if self._members is None else self._members.table.get(peer)
+        return member is not None and member.announcement.region != self.region
 
     def contribute(self, changes: Sequence[LocalChange]) -> None:
         """Hand in local changes, at most one per settled shard."""
@@ -223,14 +252,15 @@ class Engine:
             await self.members.changed.wait()
 
     def all_done(self) -> bool:
-        """Every member has trained all it wanted to, and all held the same versions of all shards for an announcement's time.
+        """Every member has trained all it wanted to, and those of this region held the same versions for an announcement's time.
 
         Members on probation or on their way back count as well: what they have still to push would change the model. One look is
         not enough: an announcement may be older than what its sender has been sent since.
         """
         others = [member.announcement for member in self.members.table.counted()]
         marks = self.shards.marks()
-        agreed = self.progress.done and all(a.done and a.marks == marks for a in others) and self._nothing_pending()
+        agreed = self.progress.done and self._nothing_pending()
+        agreed = agreed and all(a.done and (a.marks == marks or a.region != self.region) for a in others)
         now = trio.current_time()
         if not agreed or self._agreed is None or self._agreed[0] != marks:
             self._agreed = (marks, now) if agreed else None
@@ -249,11 +279,9 @@ class Engine:
     async def found(self, founding: Founding, nursery: trio.Nursery) -> None:
         """Found a run. Raises: RunExistsError, if others have one of this name; UsageError."""
         spec = msgspec.structs.replace(founding.spec, founder=self.me, nonce=f"{self._rng.getrandbits(64):016x}")
-        if self.network.messenger.connected():
+        if self.messenger.connected():
             try:
-                known = await find_run(
-                    spec.name, self.network.messenger, self.network.discovery, self.events, search_s=FOUND_SEARCH_S
-                )
+                known = await find_run(spec.name, self.messenger, self.network.discovery, self.events, search_s=FOUND_SEARCH_S)
             except UnknownRunError:
                 pass
             else:
@@ -261,6 +289,7 @@ class Engine:
                     f"a run named {spec.name!r} exists (id {known.id}): join it with --run {spec.name}, or choose another name"
                 )
         self._enter(sign_spec(spec, self.network.identity), spec)
+        self.shards.move(await self.regions.first())
         await nursery.start(self.members.run_forever)
         plan = spec.plan()
         for shard in range(plan.n_shards):
@@ -273,7 +302,7 @@ class Engine:
 
     async def find(self, run: str, search_s: float = SEARCH_S) -> FoundRun:
         """Look for a run. Raises: UnknownRunError; AmbiguousRunError."""
-        return await find_run(run, self.network.messenger, self.network.discovery, self.events, search_s=search_s)
+        return await find_run(run, self.messenger, self.network.discovery, self.events, search_s=search_s)
 
     async def join(self, found: FoundRun, params: Params, nursery: trio.Nursery, start: Tensor | None = None) -> None:
         """Join a run that was found. Shards that are still at `start` (1-D fp32, all parameters) are not fetched.
@@ -291,8 +320,10 @@ class Engine:
                 await self.members.changed.wait()
         if scope.cancelled_caught:
             raise JoinError(f"run {found.spec.name!r} is known, but no member that holds the model answered in {MEMBERS_S:.0f} s")
+        self.shards.move(await self.regions.first())
+        self.members.announce_soon()
         fetched = await fetch_shards(
-            self.run, found.spec, self.config.region, self.members, self.network.messenger, self._offload, self.events, start
+            self.run, found.spec, self.region, self.members, self.messenger, self._offload, self.events, start
         )
         if any(f.version for f in fetched):
             self.shards.ramp_pushes = self.config.rounds.ramp_pushes
@@ -334,6 +365,8 @@ class Engine:
         nursery.start_soon(self._advertise.run_forever)
         for contact in contacts:
             await self.members.exchange_with(contact)
+        self.shards.move(await self.regions.first())
+        self.members.announce_soon()
         goes_on = await gather(restored, self._archive, self._disk, self.members, self.config.checkpoints.gather_s)
         self.shards.on_members_changed()
         await catch_up(restored, self.members, self.shards, self.events)
@@ -379,7 +412,7 @@ class Engine:
         members = MemberService(
             self.run,
             network.identity,
-            network.messenger,
+            self.messenger,
             network.gossip,
             events,
             self._rng,
@@ -394,18 +427,20 @@ class Engine:
             self.run,
             spec,
             network.identity,
-            network.messenger,
+            self.messenger,
             self._offload,
             members,
             self.mailbox,
             events,
             self._rng,
             rounds,
-            config.region,
+            "" if config.region == AUTO_REGION else config.region,
         )
+        self._regions = RegionService(members, self.messenger, config.region)
+        self._crossing = Crossing(self._shards, members, self.messenger, events, self._rng)
         self._pacer = Pacer(spec.round, self._shards, events)
         self._advertise = AdvertiseService(
-            self.run, spec, config.region, network.discovery, network.messenger, members, self._shards, events, self._rng,
+            self.run, spec, network.discovery, self.messenger, members, self._shards, events, self._rng,
             self._checkpoint_keys,
         )  # fmt: skip
 
@@ -425,7 +460,9 @@ class Engine:
         self.shards.on_members_changed()
         if self.restored is None:
             nursery.start_soon(self._advertise.run_forever)
+        nursery.start_soon(self.crossing.run_forever)
         nursery.start_soon(self._return_when_away)
+        nursery.start_soon(self._stay_near)
         if self._archive is not None:
             config, archive = self.config.checkpoints, self._archive
             self.checkpoints = CheckpointService(
@@ -439,23 +476,54 @@ class Engine:
         while True:
             if self.members.was_away:
                 self.members.was_away = False
-                if not any(m.announcement.ready for m in self.members.table.counted()):
+                if not any(m.announcement.ready for m in self.members.in_region()):
                     continue
                 self.events.emit("run.rejoining", run=self.run)
-                self.ready = False
-                self.members.announce_soon()
-                self.shards.on_members_changed()
-                await self.shards.own_nothing()
-                await self.shards.sync_all()
-                self.ready = True
-                self.members.table.incarnation += 1  # those who took us for dead believe this one
-                self.members.announce_soon()
-                self.shards.on_members_changed()
+                async with self._moving:
+                    await self._step_back()
+                    await self.shards.sync_all()
+                    self.members.table.incarnation += 1  # those who took us for dead believe this one
+                    self._step_forward()
                 self.events.emit("run.rejoined", run=self.run)
                 continue
             await self.members.changed.wait()
 
+    async def _stay_near(self) -> None:
+        """Measure where this peer is, and follow when another region has become its own."""
+        while True:
+            label = await self.regions.next_look()
+            if label != self.region:
+                await self._move(label)
+
+    async def _move(self, label: str) -> None:
+        """Leave this region for another one: hand over what is owned, take over what is common there, and only then own again."""
+        async with self._moving:
+            before = self.region
+            await self._step_back()
+            self.shards.move(label)
+            self.crossing.forget()
+            self.members.announce_soon()
+            self.shards.on_members_changed()
+            await self.shards.settle_in()
+            self._step_forward()
+        self.events.emit("region.moved", before=before, after=label)
+
+    async def _step_back(self) -> None:
+        """Own nothing."""
+        self.ready = False
+        self.members.announce_soon()
+        self.shards.on_members_changed()
+        await self.shards.own_nothing()
+
+    def _step_forward(self) -> None:
+        """Own again."""
+        self.ready = True
+        self.members.announce_soon()
+        self.shards.on_members_changed()
+
     def _on_member_changed(self, change: Changed) -> None:
+        if change.after is None and self._regions is not None:
+            self._regions.forget(change.peer_id)
         if change.after is Liveness.DEAD:
             self.events.error("member.dead", f"{change.peer_id} does not answer and is taken for dead", peer=change.peer_id)
         self._update_local_steps()
@@ -463,7 +531,7 @@ class Engine:
     def _update_local_steps(self) -> None:
         if self._pacer is not None:
             others = [member.announcement for member in self.members.table.counted()]
-            self._pacer.update(self._own_run_step(), self.progress.step_s, others, self.network.messenger.bandwidth())
+            self._pacer.update(self._own_run_step(), self.progress.step_s, others, self.messenger.bandwidth())
 
     # answering
 
@@ -472,7 +540,7 @@ class Engine:
         try:
             message = decode_request(body)
         except DecodeError as bad:
-            self.network.messenger.report(peer, str(bad))
+            self.messenger.report(peer, str(bad))
             raise
         if isinstance(message, GetSpec):
             return encode(self._tell_spec(message))
@@ -482,7 +550,7 @@ class Engine:
             try:
                 return encode(await self._provider.on_request(message))
             except DecodeError as bad:
-                self.network.messenger.report(peer, str(bad))
+                self.messenger.report(peer, str(bad))
                 raise
         if self._leaving:  # no MisfitError: whoever pushes to us should try again, with our heir
             raise NetworkError("this peer is leaving the run")
@@ -491,7 +559,7 @@ class Engine:
         try:
             reply = await self._answer(peer, message)
         except DecodeError as bad:
-            self.network.messenger.report(peer, str(bad))
+            self.messenger.report(peer, str(bad))
             self.events.error("request.refused", f"{peer}: {bad}", peer=peer, kind=type(bad).__name__)
             raise
         self.members.heard(peer)
@@ -507,6 +575,8 @@ class Engine:
             return await members.on_ping_for(message)
         if isinstance(message, Accusation):
             return members.on_accusation(peer, message)
+        if isinstance(message, Cross):
+            return await self.crossing.on_cross(peer, message)
         return await self.shards.on_request(peer, message)  # type: ignore[arg-type]
 
     def _tell_spec(self, message: GetSpec) -> SpecFound:
@@ -518,14 +588,15 @@ class Engine:
 
     def _describe(self) -> Announcement:
         progress = self.progress
-        traffic = self.network.messenger.traffic()
-        bandwidth = self.network.messenger.bandwidth()
+        traffic = self.messenger.traffic()
+        bandwidth = self.messenger.bandwidth()
         ready = self.ready and not self.members.was_away  # who was away follows before it owns
         return Announcement(
             peer_id=self.me,
             run=self.run,
-            addresses=self.network.messenger.addresses()[:16],
-            region=self.config.region,
+            addresses=self.messenger.addresses()[:16],
+            region=self.region,
+            coordinate=self._regions.coordinate if self._regions is not None else None,
             weight=self.config.weight,
             ready=ready,
             training=progress.training and ready,
@@ -547,15 +618,15 @@ class Engine:
 
     def status(self) -> Status:
         """What this peer knows now."""
-        traffic = self.network.messenger.traffic()
-        bandwidth = self.network.messenger.bandwidth()
+        traffic = self.messenger.traffic()
+        bandwidth = self.messenger.bandwidth()
         progress = self.progress
         in_run = self._members is not None and self.spec is not None and self._shards is not None
         return Status(
             peer_id=self.me,
             addresses=self.network.addresses(),
             run=RunStatus(self.run, self.spec.name) if in_run and self.spec else None,
-            region=self.config.region,
+            region=self.region,
             state=self._state(),
             step=progress.step,
             members=self._member_rows() if in_run else (),
@@ -580,6 +651,8 @@ class Engine:
             download_bps=bandwidth.download_bps,
             upload_limit_bps=bandwidth.upload_limit_bps,
             download_limit_bps=bandwidth.download_limit_bps,
+            bytes_in_region=self.messenger.regional.in_region,
+            bytes_across=self.messenger.regional.across,
             pid=os.getpid(),
         )
 
@@ -616,7 +689,7 @@ class Engine:
                 sent_bytes=a.sent_bytes,
                 received_bytes=a.received_bytes,
                 addresses=a.addresses,
-                rtt_s=self.network.messenger.rtt_s(peer_of(a)),
+                rtt_s=self.messenger.rtt_s(peer_of(a)),
             )
             for a, liveness in sorted(rows, key=lambda row: row[0].peer_id)
         )
@@ -661,7 +734,7 @@ async def running(
     engine = Engine(network, offload, mailbox, events, config, rng, wall_time, archive, disk)
     if early is not None:
         early(engine)
-    network.messenger.serve(engine.handle)
+    engine.messenger.serve(engine.handle)
     async with open_flat_nursery() as nursery:
         try:
             if founding is not None:

@@ -35,10 +35,12 @@ from legion_p2p.services.ports import Lane
 from legion_p2p.services.replica import Replica, advance
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
+from legion_p2p.tensor.outer import OuterState
 
 TRANSFER_DEADLINE_S = 120.0  # one shard is at most 32 MiB: 2.2 Mbit/s suffice
 CLAIM_DEADLINE_S = 2.0  # for a member that only says it is ahead to prove it: meanwhile the round waits
 MAX_CLAIM_PAUSE_S = 60.0  # between two looks at what a member claims whose claims come to nothing
+SETTLE_IN_S = 1.0  # between two attempts to fetch what a region has that this peer moves to
 MAX_CLAIMS = 4096  # such pairs of member and shard that are remembered
 MAX_VERSION_JUMP = 1 << 24  # half a year of a version a second: who claims more would soon have used up all numbers
 
@@ -48,7 +50,7 @@ class Following(Holding):
 
     async def _on_update(self, peer: PeerId, message: Update) -> Held:
         header = self._open_update(peer, message)
-        replica = self._replica(header.shard)
+        replica = self.replica(header.shard)
         if header.owner != peer:
             raise DecodeError(f"update of {header.owner} sent by {peer}")
         self._must_be_member(peer)
@@ -77,7 +79,7 @@ class Following(Holding):
             step = replica.chain.judge(header)
             if step is not Step.APPLY:
                 return step
-            made, digest_ = await self._compute(
+            made, digest_ = await self.compute(
                 replica.numel, advance, replica.reference, update.payload, self.codec_of(replica, header.codec)
             )
             if digest_ != header.digest:
@@ -127,6 +129,41 @@ class Following(Holding):
                 owner = self.ownership(shard).owner
                 if owner is not None and owner != self.me:
                     nursery.start_soon(self._sync, replica, owner)
+
+    async def settle_in(self) -> None:
+        """After a move: take over every shard as the new region has it, if anybody there does. What was trained goes there."""
+        before = {shard: replica.chain for shard, replica in self.replicas.items()}
+        for replica in self.replicas.values():
+            replica.made_tokens = 0  # that is in the copy of the region that was left, and stays there
+        waiting = set(before)
+        while waiting and any(self.ownership(shard).owner is not None for shard in waiting):
+            async with trio.open_nursery() as nursery:
+                for shard in waiting:
+                    owner = self.ownership(shard).owner
+                    if owner is not None:
+                        nursery.start_soon(self._sync, self.replicas[shard], owner)
+            waiting = {shard for shard in waiting if self._is_still_at(self.replicas[shard], before[shard])}
+            if waiting:
+                with trio.move_on_after(SETTLE_IN_S):
+                    await self._members.changed.wait()
+        for shard, replica in self.replicas.items():
+            if shard in waiting:
+                continue
+            async with replica.lock:
+                replica.owner_residual, replica.outer = None, OuterState()
+                if replica.pending is not None:
+                    replica.pending.version = replica.chain.version
+                    replica.pending.holder = replica.pending.redirect = None
+            replica.bell.ring()
+
+    def _is_still_at(self, replica: Replica, chain: Chain) -> bool:
+        """Neither is it on another chain than before, nor is that one the owner's as well."""
+        owner = self.ownership(replica.shard).owner
+        if replica.chain is not chain or owner is None:
+            return False
+        announced = self._members.table.get(owner)
+        marks = unpack_marks(announced.announcement.marks) if announced is not None else ()
+        return len(marks) != self.plan.n_shards or replica.chain.holds(marks[replica.shard]) is not True
 
     async def sync_with(self, shard: int, peer: PeerId) -> None:
         """Take over what `peer` holds of a shard, whoever made it: for who knows whom to believe."""
@@ -218,8 +255,8 @@ class Following(Holding):
             raise DecodeError(f"asked for shard {replica.shard}, got {state.shard}")
         if state.version > replica.chain.version + MAX_VERSION_JUMP:
             raise DecodeError(f"shard {state.shard} version {state.version}, ours is {replica.chain.version}: that cannot be")
-        theirs = await self._compute(replica.numel, codec.get("fp32").decode, state.payload, replica.numel)
-        if await self._compute(replica.numel, digest, theirs) != state.digest:
+        theirs = await self.compute(replica.numel, codec.get("fp32").decode, state.payload, replica.numel)
+        if await self.compute(replica.numel, digest, theirs) != state.digest:
             raise DecodeError(f"shard {state.shard} version {state.version} does not have its digest")
         async with replica.lock:
             if replica.round is not None and not state.ancestor:
@@ -243,7 +280,7 @@ class Following(Holding):
         self._events.emit("shard.fetched", shard=replica.shard, version=state.version, peer=peer)
 
     async def _on_get_updates(self, message: GetUpdates) -> Reply:
-        replica = self._replica(message.shard)
+        replica = self.replica(message.shard)
         async with replica.lock:  # a round that closes now should be in the answer
             updates = replica.chain.since(message.version, message.digest)
             if updates is not None:
@@ -253,11 +290,11 @@ class Following(Holding):
         return await self._state(replica, replica.chain.passed(message.version, message.digest))
 
     async def _on_get_shard(self, message: GetShard) -> Reply:
-        return await self._state(self._replica(message.shard), ancestor=False)
+        return await self._state(self.replica(message.shard), ancestor=False)
 
     async def _state(self, replica: Replica, ancestor: bool) -> ShardState:
         async with replica.lock:
             reference, chain = replica.reference, replica.chain
             version, digest_, included = chain.version, chain.digest, chain.included()
-        payload = await self._compute(replica.numel, codec.get("fp32").encode, reference)
+        payload = await self.compute(replica.numel, codec.get("fp32").encode, reference)
         return ShardState(replica.shard, version, digest_, included, payload, ancestor)

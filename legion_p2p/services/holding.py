@@ -134,6 +134,12 @@ class Holding:
             found = self._owners[shard] = ownership(self.run, self.region, shard, self._weights)
         return found
 
+    def move(self, region: str) -> None:
+        """This peer is in another region from now on, and owns nothing yet."""
+        self.region = region
+        self._owners.clear()
+        self._fruitless.clear()
+
     def owned(self) -> list[int]:
         """The shards that this peer owns."""
         return [shard for shard in self.replicas if self.ownership(shard).owner == self.me]
@@ -184,7 +190,7 @@ class Holding:
             owner=header.owner,
         )
 
-    def _replica(self, shard: int) -> Replica:
+    def replica(self, shard: int) -> Replica:
         replica = self.replicas.get(shard)
         if replica is None:
             if shard >= self.plan.n_shards:
@@ -211,5 +217,10 @@ class Holding:
         self._members.heard(peer)
         return decode_reply(raw)
 
-    async def _compute(self, n_elements: int, fn: Callable, *args):  # type: ignore[no-untyped-def, type-arg]
+    async def ask_owner(self, peer: PeerId, message: Request) -> Reply:
+        """Ask the owner of a shard in another region, as one of few transfers at a time. Raises: NetworkError; DecodeError."""
+        async with self._transfers:
+            return await self._ask(peer, message, Lane.BULK)
+
+    async def compute(self, n_elements: int, fn: Callable, *args):  # type: ignore[no-untyped-def, type-arg]
         return fn(*args) if n_elements <= INLINE_ELEMENTS else await self._offload(fn, *args)

@@ -12,7 +12,7 @@ import trio
 
 from legion_p2p.core.announcement import Announcement, open_signed, peer_of, sign
 from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.core.membership import Accuse, Changed, Liveness, Membership, MembershipConfig, Probe, Refute
+from legion_p2p.core.membership import Accuse, Changed, Liveness, Member, Membership, MembershipConfig, Probe, Refute
 from legion_p2p.core.run import announce_topic
 from legion_p2p.core.wire import (
     MAX_EXCHANGED,
@@ -106,6 +106,11 @@ class MemberService:
             self._renew()
         assert self._own is not None
         return self._own
+
+    def in_region(self) -> list[Member]:
+        """The others of this peer's own region that are not dead."""
+        region = self.own().region
+        return [m for m in self.table.counted() if m.announcement.region == region]
 
     def is_known(self, peer: PeerId) -> bool:
         return peer == self.me or self.table.get(peer) is not None
@@ -245,6 +250,14 @@ class MemberService:
             finally:
                 self._nursery = None  # a peer that leaves still answers and asks, but starts nothing
 
+    async def ping(self, peer: PeerId) -> float | None:
+        """Seconds until `peer` answered, its own haste included; None: it did not."""
+        began = trio.current_time()
+        if not await self._tell(peer, Ping(self.run)):
+            return None
+        self.heard(peer)
+        return trio.current_time() - began
+
     # tasks
 
     async def _announce_regularly(self) -> None:
@@ -314,8 +327,8 @@ class MemberService:
             self.changed.ring()
 
     def _note_accuser(self, accuser: PeerId, now: float) -> None:
-        """One that takes us for dead may err, or lie. Where most do, the run went on without us."""
-        others = {m.peer_id for m in self.table.counted()}
+        """One that takes us for dead may err, or lie. Where most of the region do, it went on without us."""
+        others = {m.peer_id for m in self.in_region()}
         patience_s = self.config.suspect_after_s + self.config.grace_s
         self._accusers = {p: at for p, at in self._accusers.items() if p in others and now - at < patience_s}
         if accuser in others:
@@ -326,7 +339,13 @@ class MemberService:
             self.changed.ring()
 
     def _judge_return(self, change: Changed) -> None:
-        """After a split the smaller side was away: it follows the larger one, instead of pulling it back to its own state."""
+        """After a split the smaller side was away: it follows the larger one, instead of pulling it back to its own state.
+
+        Only within a region: regions that were cut off from each other go on as they are, and come together as regions do.
+        """
+        member = self.table.get(change.peer_id)
+        if member is not None and member.announcement.region != self.own().region:
+            return
         now = trio.current_time()
         if change.after is not Liveness.ALIVE:
             if change.after is not Liveness.SUSPECT:
@@ -337,14 +356,13 @@ class MemberService:
                 del self._lost[next(iter(self._lost))]
             return
         lost_at = self._lost.pop(change.peer_id, None)
-        member = self.table.get(change.peer_id)
         if lost_at is None or member is None or not member.announcement.ready:
             return  # who was started again follows by itself, before it says that it is ready
         self._returned = {peer: at for peer, at in self._returned.items() if now - at < PROBATION_S}
         self._returned[change.peer_id] = now
         # Only those lost at the same time are on the other side: whoever died at another is nowhere.
         there = {peer for peer, at in self._lost.items() if abs(at - lost_at) < PROBATION_S} | self._returned.keys()
-        here = {self.me, *(m.peer_id for m in self.table.counted() if m.peer_id not in self._returned)}
+        here = {self.me, *(m.peer_id for m in self.in_region() if m.peer_id not in self._returned)}
         if len(there) > len(here) or (len(there) == len(here) and min(there) < min(here)):
             self.was_away = True
             self._returned.clear()

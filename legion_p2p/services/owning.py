@@ -96,7 +96,7 @@ class Owning(Following):
 
     async def _gather_last_words(self, replica: Replica) -> None:
         """The owner before us is dead. What it published last may have reached others only."""
-        others = [m.peer_id for m in self._members.table.counted() if m.announcement.ready]
+        others = [m.peer_id for m in self._members.in_region() if m.announcement.ready]
         with trio.move_on_after(LAST_WORDS_S):
             async with trio.open_nursery() as nursery:
                 for peer in self._rng.sample(others, min(MAX_WITNESSES, len(others))):
@@ -126,7 +126,7 @@ class Owning(Following):
             self._events.emit("shard.handover_failed", shard=replica.shard, owner=heir, reason=str(failed))
 
     async def _on_handover(self, peer: PeerId, message: Handover) -> Held:
-        replica = self._replica(message.shard)
+        replica = self.replica(message.shard)
         self._must_be_member(peer)
         if message.digest not in (replica.chain.digest, *(m.base_digest for m in self._last_header(replica))):
             self._events.emit("shard.handover_of_other_state", shard=replica.shard, peer=peer)
@@ -151,7 +151,7 @@ class Owning(Following):
         return () if last is None else (last.header,)
 
     async def _on_push(self, peer: PeerId, message: Push) -> Reply:
-        replica = self._replica(message.shard)
+        replica = self.replica(message.shard)
         self._must_be_member(peer)
         if message.codec not in self.spec.round.allowed_push_codecs():
             allowed = ", ".join(self.spec.round.allowed_push_codecs())
@@ -164,7 +164,7 @@ class Owning(Following):
             return self._not_owner(replica)
         decode = self.codec_of(replica, message.codec).decode
         try:
-            value = await self._compute(replica.numel, decode, message.payload, replica.numel)
+            value = await self.compute(replica.numel, decode, message.payload, replica.numel)
         except CodecError as bad:
             raise CodecError(f"push of {peer}: {bad}") from bad
         async with replica.lock:
@@ -203,7 +203,7 @@ class Owning(Following):
             values = {c.peer: replica.arrived.pop(c.peer) for c in closed.contributions}
             name = self.spec.round.warmup_codec if replica.warming_up else self.update_codec
             replica.warming_up = False
-            result = await self._compute(
+            result = await self.compute(
                 replica.numel * len(values),
                 combine,
                 replica.reference,

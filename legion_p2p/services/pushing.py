@@ -60,7 +60,7 @@ class Pushing(Owning):
         async with replica.lock:
             replica.offered = None
             try:
-                payload, sent, residual = await self._compute(
+                payload, sent, residual = await self.compute(
                     replica.numel, pack, change, replica.residual, self.codec_of(replica, name), self.spec.round.feedback_decay
                 )
             except NonFiniteError:
@@ -79,7 +79,7 @@ class Pushing(Owning):
         async with replica.lock:
             replica.offered = None
             try:
-                made, digest_ = await self._compute(replica.numel, rebase, change, replica.residual, replica.owner_residual)
+                made, digest_ = await self.compute(replica.numel, rebase, change, replica.residual, replica.owner_residual)
             except NonFiniteError:
                 self._take_back(replica)
                 return

@@ -179,9 +179,12 @@ class Swarm:
         training: bool = True,
         founds: bool | None = None,
         clock_off_s: float = 0.0,
+        region: str = "",
     ) -> SimPeer:
         """Start a peer; the first one founds the run. Returns when it is in the run."""
-        peer = self.start(name, step_s=step_s, weight=weight, training=training, founds=founds, clock_off_s=clock_off_s)
+        peer = self.start(
+            name, step_s=step_s, weight=weight, training=training, founds=founds, clock_off_s=clock_off_s, region=region
+        )
         await peer.joined.wait()
         return peer
 
@@ -194,6 +197,7 @@ class Swarm:
         training: bool = True,
         founds: bool | None = None,
         clock_off_s: float = 0.0,
+        region: str = "",
     ) -> SimPeer:
         """Start a peer without waiting for it."""
         network = self.world.join(self.identity(name))
@@ -202,7 +206,8 @@ class Swarm:
         peer.clock_off_s = clock_off_s
         founds = not self.peers if founds is None else founds
         self.peers[name] = peer
-        self._nursery.start_soon(self._run, peer, founds, weight)
+        config = msgspec.structs.replace(self.config, weight=weight, region=region or self.config.region)
+        self._nursery.start_soon(self._run, peer, founds, config)
         return peer
 
     async def kill(self, name: str) -> None:
@@ -256,15 +261,15 @@ class Swarm:
         # Every one is asked every time: each counts for how long the others have agreed with it.
         await self.until(lambda: {peer.engine.all_done() for peer in self.living()} == {True}, timeout_s, "all done and equal")
 
-    async def _run(self, peer: SimPeer, founds: bool, weight: float) -> None:
+    async def _run(self, peer: SimPeer, founds: bool, config: PeerConfig) -> None:
         try:
-            await self._live(peer, founds, weight)
+            await self._live(peer, founds, config)
         finally:
             peer.ended.set()
 
-    async def _live(self, peer: SimPeer, founds: bool, weight: float) -> None:
+    async def _live(self, peer: SimPeer, founds: bool, config: PeerConfig) -> None:
         with peer.scope:
-            async with self._opened(peer, founds, weight) as engine:
+            async with self._opened(peer, founds, config) as engine:
                 peer.engine = engine
                 plan = engine.plan
                 view = FlatView([("w", peer.theta)])
@@ -275,12 +280,12 @@ class Swarm:
         peer.network.close()
 
     @asynccontextmanager
-    async def _opened(self, peer: SimPeer, founds: bool, weight: float) -> AsyncIterator[Engine]:
+    async def _opened(self, peer: SimPeer, founds: bool, config: PeerConfig) -> AsyncIterator[Engine]:
         params = (ParamSpec("w", (self.numel,)),)
         founding = Founding(RunSpec("sim", "", params, self.round), self.start_at) if founds else None
         archive = None if self.stores is None else Archive(BlockStore(self.stores / peer.name), peer.network.identity)
         try:
-            async with self._running(peer, params, founding, weight, archive) as engine:
+            async with self._running(peer, params, founding, config, archive) as engine:
                 yield engine
         finally:
             if archive is not None:
@@ -288,7 +293,7 @@ class Swarm:
 
     @asynccontextmanager
     async def _running(
-        self, peer: SimPeer, params: tuple[ParamSpec, ...], founding: Founding | None, weight: float, archive: Archive | None
+        self, peer: SimPeer, params: tuple[ParamSpec, ...], founding: Founding | None, config: PeerConfig, archive: Archive | None
     ) -> AsyncIterator[Engine]:
         async with running(
             peer.network,
@@ -298,7 +303,7 @@ class Swarm:
             offload=inline,
             mailbox=Mailbox(),
             events=peer.events,
-            config=msgspec.structs.replace(self.config, weight=weight),
+            config=config,
             rng=random.Random(f"{self._seed}/{peer.name}"),
             wall_time=peer.wall_time,
             archive=archive,

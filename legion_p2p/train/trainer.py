@@ -452,6 +452,9 @@ class Trainer:
             digest=digest,
             sent_bytes=status.sent_bytes,
             received_bytes=status.received_bytes,
+            region=status.region,
+            bytes_in_region=status.bytes_in_region,
+            bytes_across=status.bytes_across,
             rounds=status.rounds,
             blocked_fraction=round(opt.blocked_fraction, 5),
         )

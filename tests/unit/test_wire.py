@@ -24,6 +24,8 @@ from legion_p2p.core.wire import (
     MAX_UPDATES,
     Accusation,
     Blocks,
+    Cross,
+    Crossed,
     Done,
     Exchange,
     Exchanged,
@@ -45,6 +47,7 @@ from legion_p2p.core.wire import (
     Pushed,
     ShardState,
     SpecFound,
+    Unknown,
     Update,
     UpdateHeader,
     Updates,
@@ -69,6 +72,7 @@ REQUESTS: list[Message] = [
     GetUpdates("run", 1, 2, DIGEST, True),
     GetShard("run", 1),
     Handover("run", 1, 2, DIGEST, b"payload"),
+    Cross("run", 1, "west", 3, DIGEST, 0.5, False, "int8", b"payload"),
     HasBlocks((b"c" * 36,)),
     GetBlocks((b"c" * 36, b"d" * 36)),
 ]
@@ -81,6 +85,8 @@ REPLIES: list[Message] = [
     Held(7, DIGEST),
     Updates((ONE_UPDATE, ONE_UPDATE), 7),
     ShardState(1, 2, DIGEST, (Inclusion("peer", 3),), b"payload", True),
+    Crossed(b"payload"),
+    Unknown(),
     HeldBlocks(b"\1\0"),
     Blocks((b"block", b"")),
 ]

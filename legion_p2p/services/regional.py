@@ -1,0 +1,69 @@
+"""The messenger as the services use it: it also counts how many bytes stay in the region, and how many leave it."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from legion_p2p.core.identity import PeerId
+from legion_p2p.services.ports import Bandwidth, Handler, Lane, Messenger, Traffic
+
+
+class RegionTraffic(msgspec.Struct, frozen=True):
+    """Bytes of the bodies of requests and replies, both ways."""
+
+    in_region: int = 0
+    across: int = 0
+
+
+class RegionalMessenger:
+    """See services.ports.Messenger: everything is passed on."""
+
+    def __init__(self, messenger: Messenger, is_across: Callable[[PeerId], bool]) -> None:
+        """`is_across`: whether a peer is in another region now."""
+        self.peer_id = messenger.peer_id
+        self.regional = RegionTraffic()
+        self._messenger = messenger
+        self._is_across = is_across
+
+    def serve(self, handler: Handler) -> None:
+        async def counted(peer: PeerId, body: bytes) -> bytes:
+            self._count(peer, len(body))
+            reply = await handler(peer, body)
+            self._count(peer, len(reply))
+            return reply
+
+        self._messenger.serve(counted)
+
+    async def request(self, peer: PeerId, body: bytes, *, lane: Lane = Lane.CONTROL) -> bytes:
+        self._count(peer, len(body))
+        reply = await self._messenger.request(peer, body, lane=lane)
+        self._count(peer, len(reply))
+        return reply
+
+    def add_addresses(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
+        self._messenger.add_addresses(peer, addresses)
+
+    def addresses(self) -> tuple[str, ...]:
+        return self._messenger.addresses()
+
+    def connected(self) -> frozenset[PeerId]:
+        return self._messenger.connected()
+
+    def rtt_s(self, peer: PeerId) -> float | None:
+        return self._messenger.rtt_s(peer)
+
+    def traffic(self) -> Traffic:
+        return self._messenger.traffic()
+
+    def bandwidth(self) -> Bandwidth:
+        return self._messenger.bandwidth()
+
+    def report(self, peer: PeerId, offence: str) -> None:
+        self._messenger.report(peer, offence)
+
+    def _count(self, peer: PeerId, n_bytes: int) -> None:
+        now = self.regional
+        if self._is_across(peer):
+            self.regional = RegionTraffic(now.in_region, now.across + n_bytes)
+        else:
+            self.regional = RegionTraffic(now.in_region + n_bytes, now.across)

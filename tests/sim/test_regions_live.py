@@ -1,0 +1,100 @@
+"""Whole peers that find their regions by latency, in virtual time, over the real engine."""
+
+from collections import defaultdict
+
+import trio
+
+from legion_p2p.config import AUTO_REGION, PeerConfig
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.wire import Cross, Push, Update, decode_request
+from legion_p2p.errors import DecodeError
+from legion_p2p.sim.network import World
+from legion_p2p.sim.swarm import Swarm
+
+LOSSY = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", norm_cap=0.0, shard_elements=32, cross_every=2)
+INSIDE_S, ACROSS_S = 0.0025, 0.06  # one way
+
+
+class Places:
+    """Peers named after places, such as "east-1": near each other at one place, and far from all others."""
+
+    def __init__(self) -> None:
+        self.at: dict[PeerId, str] = {}
+        self.sent: dict[tuple[str, bool], int] = defaultdict(int)
+        self.swarm = Swarm(round=LOSSY, step_s=0.2, config=PeerConfig(region=AUTO_REGION), world=World(1, delay_s=self.delay_s))
+        self.swarm.world.corrupt = self.watch
+
+    def delay_s(self, a: PeerId, b: PeerId) -> float:
+        return INSIDE_S if self.at.get(a) == self.at.get(b) else ACROSS_S
+
+    def watch(self, source: PeerId, target: PeerId, data: bytes) -> bytes:
+        """Count what kinds of requests pass within a place and between two."""
+        try:
+            message = decode_request(data)
+        except DecodeError:  # a reply, or gossip
+            return data
+        if isinstance(message, Push | Update | Cross):
+            self.sent[type(message).__name__, self.at[source] != self.at[target]] += 1
+        return data
+
+    async def add(self, name: str) -> str:
+        self.at[self.swarm.identity(name).peer_id] = name.partition("-")[0]
+        return (await self.swarm.add(name)).engine.region
+
+    def found(self) -> dict[str, set[str]]:
+        """The regions of the peers at each place."""
+        regions: dict[str, set[str]] = defaultdict(set)
+        for name, peer in self.swarm.peers.items():
+            regions[self.at[self.swarm.identity(name).peer_id]].add(peer.engine.region)
+        return regions
+
+    def is_right(self) -> bool:
+        """Everybody is with those of its place, and with nobody else."""
+        found = list(self.found().values())
+        return all(len(regions) == 1 for regions in found) and len(set.union(*found)) == len(found)
+
+
+async def test_peers_of_three_places_find_their_regions_and_train_there(autojump_clock):
+    places = Places()
+    async with places.swarm as swarm:
+        for name in ("east-1", "west-1", "east-2", "south-1", "west-2", "south-2"):
+            await places.add(name)
+            assert places.is_right()  # a newcomer joins the nearest, or founds one
+        await trio.sleep(20)
+        places.sent.clear()
+
+        await trio.sleep(40)
+
+        assert places.is_right()
+        assert places.sent["Push", False] > 50 and places.sent["Update", False] > 50
+        assert places.sent["Push", True] == places.sent["Update", True] == 0
+        assert places.sent["Cross", True] > 10 and places.sent["Cross", False] == 0
+        status = swarm.peers["east-1"].engine.status()
+        assert {member.region for member in status.members} == set.union(*places.found().values())
+        assert status.bytes_in_region > 0 < status.bytes_across
+
+
+async def test_who_is_elsewhere_from_now_on_moves_to_the_region_there(autojump_clock):
+    places = Places()
+    async with places.swarm as swarm:
+        for name in ("east-1", "west-1", "east-2", "west-2", "east-3"):
+            await places.add(name)
+        await trio.sleep(20)
+        moving = swarm.peers["east-3"]
+        steps = moving.trainee.steps
+        seqs = [replica.next_seq for replica in moving.engine.shards.replicas.values()]
+
+        places.at[moving.id] = "west"
+        await swarm.until(places.is_right, 240, "it is in the western region")
+        await swarm.until(lambda: moving.digests() == swarm.peers["west-1"].digests(), 30, "it holds what is common there")
+        took = moving.trainee.steps - steps
+        versions = moving.versions()
+        await trio.sleep(20)
+
+        assert took > 0  # it trained all the while
+        for shard, version in enumerate(versions):
+            chain = swarm.peers["west-1"].engine.shards.replicas[shard].chain
+            assert chain.version > version + 3
+            assert chain.includes(moving.id, seqs[shard] + 2)  # its pushes are in the versions of its new region
+        assert moving.events_named("region.moved")
