@@ -24,10 +24,10 @@ class Plan(msgspec.Struct, frozen=True):
     steps: int = 0
     """0: as many as fit into `minutes`."""
     local_steps: int = 5
-    learning_rate: float = 0.02
+    learning_rate: float = 3e-3
     batch: int = 4
-    push_codec: str = "topk512-2bit"
-    update_codec: str = "topk1024-4bit"
+    push_codec: str = "int8"
+    update_codec: str = "int8"
     n_regions: int = 1
     """Places that the peers are spread over, 120 ms away from each other. They find their regions by themselves."""
     netem: str = ""
@@ -55,8 +55,8 @@ class Plan(msgspec.Struct, frozen=True):
         return "\n".join([
             f'name = "{RUN_NAME}"', f'preset = "{self.preset}"', 'data = "stdlib"', f"seed = {self.seed}", "",
             "[round]", f"local_steps = {self.local_steps}", f'push_codec = "{self.push_codec}"', "push_codecs = []",
-            f'update_codec = "{self.update_codec}"', "update_codecs = []", f"shard_elements = {self.shard_elements}", "",
-            "[inner]", f"learning_rate = {self.learning_rate}", f"batch = {self.batch}", f"decay_steps = {n_steps}",
+            f'update_codec = "{self.update_codec}"', "update_codecs = []", "feedback_decay = 1.0", f"shard_elements = {self.shard_elements}", "",
+            "[inner]", 'optimizer = "adamw"', f"learning_rate = {self.learning_rate}", f"batch = {self.batch}", f"decay_steps = {n_steps}",
             f"warmup_steps = {min(50, max(1, n_steps // 10))}", "",
         ])  # fmt: skip
 

@@ -64,6 +64,7 @@ from legion_p2p.tensor.flatten import digest
 MAX_PROVIDED = 8  # checkpoints under which a peer is found in the DHT: each is renewed again and again
 LEAVE_S = 1.5  # an orderly leave takes at most this long, so that Ctrl+C ends in under 2 s
 MEMBERS_S = 30.0  # to hear of anybody who holds the model
+RETURN_S = 1.0  # who is on the way back first hears who stayed, and that the others who were away own nothing either
 FOUND_SEARCH_S = 3.0  # to notice that a run of the name exists already
 
 
@@ -481,6 +482,7 @@ class Engine:
                 self.events.emit("run.rejoining", run=self.run)
                 async with self._moving:
                     await self._step_back()
+                    await trio.sleep(RETURN_S)
                     await self.shards.sync_all()
                     self.members.table.incarnation += 1  # those who took us for dead believe this one
                     self._step_forward()
