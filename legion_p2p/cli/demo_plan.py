@@ -54,10 +54,12 @@ class Plan(msgspec.Struct, frozen=True):
         """SPEC.toml of the run."""
         return "\n".join([
             f'name = "{RUN_NAME}"', f'preset = "{self.preset}"', 'data = "stdlib"', f"seed = {self.seed}", "",
-            "[round]", f"local_steps = {self.local_steps}", f'push_codec = "{self.push_codec}"', "push_codecs = []",
-            f'update_codec = "{self.update_codec}"', "update_codecs = []", "feedback_decay = 1.0", f"shard_elements = {self.shard_elements}", "",
-            "[inner]", 'optimizer = "adamw"', f"learning_rate = {self.learning_rate}", f"batch = {self.batch}", f"decay_steps = {n_steps}",
-            f"warmup_steps = {min(50, max(1, n_steps // 10))}", "",
+            "[round]", f"local_steps = {self.local_steps}",
+            f'push_codec = "{self.push_codec}"', "push_codecs = []",
+            f'update_codec = "{self.update_codec}"', "update_codecs = []",
+            "feedback_decay = 1.0", f"shard_elements = {self.shard_elements}", "",
+            "[inner]", 'optimizer = "adamw"', f"learning_rate = {self.learning_rate}", f"batch = {self.batch}",
+            f"decay_steps = {n_steps}", f"warmup_steps = {min(50, max(1, n_steps // 10))}", "",
         ])  # fmt: skip
 
 
