@@ -36,8 +36,8 @@ from legion_p2p.core.run import InnerOptimizer
 from legion_p2p.core.units import parse_rate
 from legion_p2p.errors import ConfigError, LegionError, StoreError, UsageError
 from legion_p2p.observe import human
-from legion_p2p.observe.events import Events
-from legion_p2p.observe.metrics import JsonSink, PlainSink
+from legion_p2p.observe.events import HANDING_OVER, Events
+from legion_p2p.observe.metrics import JsonSink, PlainSink, handing_over_text
 from legion_p2p.observe.status import Status
 
 if TYPE_CHECKING:
@@ -455,6 +455,8 @@ class _Shown:
             self._plain = PlainSink(sys.stderr if output.quiet else stream, quiet=output.quiet)
 
     def on_event(self, event: Any) -> None:
+        if event.name == HANDING_OVER and self._view is not None:
+            self._view.note(handing_over_text(event))
         for sink in (self._json, self._plain, self._view.event if self._view else None):
             if sink is not None:
                 sink(event)

@@ -11,6 +11,7 @@ from legion_p2p.errors import DecodeError, UsageError
 
 MAX_SPEC_BYTES = 1 << 20  # 20,000 parameters with names of 40 characters
 MAX_RUN_NAME_CHARS = 100
+MAX_OUTER_DELAY = 10_000
 
 RunName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_RUN_NAME_CHARS, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*\Z")]
 _Small = Annotated[str, msgspec.Meta(max_length=64)]
@@ -82,7 +83,7 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outer_momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
     """Of the outer rules that have momentum."""
 
-    outer_delay: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 4
+    outer_delay: Annotated[int, msgspec.Meta(ge=1, le=MAX_OUTER_DELAY)] = 4
     """Rounds between two changes of the momentum, for the delayed rule."""
 
     cross_every: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 4

@@ -4,7 +4,7 @@ Every field has a bound. Decoding checks types and bounds before anything is use
 whoever sent it is to blame. `type` names the message, so that any MessagePack reader can follow.
 """
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -12,7 +12,7 @@ from legion_p2p.core.announcement import MAX_ANNOUNCEMENT_BYTES
 from legion_p2p.core.distance import MAX_RATE
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, MAX_SHARDS
-from legion_p2p.core.run import MAX_SPEC_BYTES
+from legion_p2p.core.run import MAX_OUTER_DELAY, MAX_SPEC_BYTES
 from legion_p2p.errors import DecodeError
 
 MAX_PAYLOAD_BYTES = 4 * MAX_SHARD_ELEMENTS + 4096  # a shard as fp32, and a codec's header
@@ -40,6 +40,9 @@ _Signed = Annotated[bytes, msgspec.Meta(max_length=MAX_ANNOUNCEMENT_BYTES + 200)
 _SignedList = Annotated[tuple[_Signed, ...], msgspec.Meta(max_length=MAX_EXCHANGED)]
 _Cid = Annotated[bytes, msgspec.Meta(min_length=36, max_length=36)]
 _Block = Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
+Part = Literal["residual", "momentum", "recent"]
+"""What only an owner has of a shard: see `Handover`."""
+
 _Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)]
 
 
@@ -217,9 +220,9 @@ class ShardState(Message, frozen=True, tag="shard_state"):
 
 
 class Handover(Message, frozen=True, tag="handover"):
-    """What only an owner has, for the one who owns the shard now: its error-feedback residual and its outer optimizer's momentum.
+    """A part of what only an owner has, for the one who owns the shard now. Answered with Held.
 
-    The first as fp32, the second as bf16 (both whole would not fit into one frame), empty for zeros. Answered with Held.
+    The residual of its error feedback, or what its outer optimizer remembers: one at a time, as two would not fit into one frame.
     """
 
     run: _Run
@@ -227,7 +230,10 @@ class Handover(Message, frozen=True, tag="handover"):
     version: _Version
     digest: _Digest
     payload: _Payload
-    momentum: _Payload = b""
+    """As fp32. Empty: there is nothing, the question is what the other one holds."""
+    part: Part = "residual"
+    n_recent: Annotated[int, msgspec.Meta(ge=0, le=MAX_OUTER_DELAY)] = 0
+    """Changes that `recent` is the sum of."""
 
 
 # between regions

@@ -134,6 +134,17 @@ class Holding:
             found = self._owners[shard] = ownership(self.run, self.region, shard, self._weights)
         return found
 
+    def _refresh_owners(self) -> bool:
+        """Look at the members again; whether owners may differ from before."""
+        weights = {
+            PeerId(a.peer_id): a.weight for a in self._members.everyone() if a.ready and a.weight > 0 and a.region == self.region
+        }
+        differ = weights != self._weights
+        if differ:
+            self._weights = weights
+            self._owners.clear()
+        return differ
+
     def move(self, region: str) -> None:
         """This peer is in another region from now on, and owns nothing yet."""
         self.region = region

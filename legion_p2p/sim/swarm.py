@@ -73,6 +73,7 @@ class SimPeer:
         """How far its clock is ahead of everybody else's; more from one moment to the next: it was suspended."""
         self.joined = trio.Event()
         self.scope = trio.CancelScope()
+        self.training_scope = trio.CancelScope()
         self.ended = trio.Event()
         self._swarm = swarm
 
@@ -223,7 +224,7 @@ class Swarm:
     async def leave(self, name: str) -> None:
         """In order."""
         peer = self.peers.pop(name)
-        peer.scope.cancel()
+        peer.training_scope.cancel()
 
     async def until(self, condition: Callable[[], bool], timeout_s: float, what: str = "") -> float:
         """Wait in virtual time; the seconds it took. Raises: AssertionError after `timeout_s`."""
@@ -277,7 +278,8 @@ class Swarm:
                 local = LocalCopy(view, [plan.bounds(s) for s in range(plan.n_shards)], exact=True, mixing=self.round.mixing)
                 peer.trainee = Trainee(local, engine.mailbox, streaming=self.round.streaming)
                 peer.joined.set()
-                await peer.train_forever()
+                with peer.training_scope:
+                    await peer.train_forever()
         peer.network.close()
 
     @asynccontextmanager

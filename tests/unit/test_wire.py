@@ -153,7 +153,7 @@ def test_a_field_of_a_later_version_is_read_over(message: Message) -> None:
     assert decode(made, message) == message
 
 
-OPTIONAL = {(GetUpdates, "log_only"): False, (Handover, "momentum"): b""}
+OPTIONAL = {(GetUpdates, "log_only"): False, (Handover, "part"): "residual", (Handover, "n_recent"): 0}
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=name)
