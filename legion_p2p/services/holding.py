@@ -95,7 +95,7 @@ class Holding:
         self._weights: dict[PeerId, float] = {}
         self.on_update: Callable[[Replica, UpdateHeader, Update], None] = lambda replica, header, update: None
         """Told of every update that was accepted, whoever made it."""
-        self.on_replaced: Callable[[], None] = lambda: None
+        self.on_replaced: Callable[[Replica], None] = lambda replica: None
         """Told when a shard has new bytes that no update led to."""
         self._fruitless: dict[tuple[PeerId, int], tuple[float, float]] = {}  # not to be asked before; the pause until then
 

@@ -142,6 +142,13 @@ class Archive(Protocol):
     def put_base(self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview) -> None:
         """Store a shard whole; `data` is its little-endian fp32 bytes."""
 
+    def append_whole(self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview) -> None:
+        """The same, quickly: the next checkpoint makes blocks of it."""
+
+    @property
+    def journal_bytes(self) -> int:
+        """What was written since the newest checkpoint."""
+
     def recover(self) -> None:
         """After a failed write: go on from what the newest checkpoint and the journal have, and remove what neither needs."""
 

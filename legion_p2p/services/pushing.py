@@ -93,7 +93,7 @@ class Pushing(Owning):
                 replica.round.advanced(replica.chain.version, included)
             self._mailbox.post(replica.shard, replica.chain.version, None if made is change.local else made)
             self._mailbox.settle(replica.shard)
-            self.on_replaced()
+            self.on_replaced(replica)
             self.rounds += 1
             self.last_round = RoundStatus(replica.shard, replica.chain.version, 1.0, (), 1, 1)
         self._events.emit("round.closed", shard=replica.shard, version=replica.chain.version, n_included=1, n_expected=1)

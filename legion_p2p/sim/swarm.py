@@ -217,7 +217,7 @@ class Swarm:
         peer = self.peers.pop(name)
         self.world.kill(peer.id)
         if peer.joined.is_set():
-            peer.engine.checkpoints = None  # which would write a last one on the way out
+            peer.engine.leaving = True  # so that it does nothing on the way out
         peer.scope.cancel()
         await peer.ended.wait()
 
