@@ -164,6 +164,8 @@ def export(
     names
         Of the parameters in safetensors: run keeps the run's, gpt2 takes transformers', auto does so where the model is one.
     """
+    from legion_p2p.observe.human import bytes_text
+
     if not (safetensors or car or dcp):
         raise UsageError("say what to write: --safetensors DIR, --car FILE or --dcp DIR")
     if names not in ("auto", "run", "gpt2"):
@@ -190,8 +192,15 @@ def export(
                 written["dcp"] = {"folder": dcp}
     if json:
         return _print_json({"cid": str(root), **written})
+    told = {
+        "car": "{file}: a CAR of {n_blocks:,} blocks, {size}",
+        "safetensors": "{folder}: safetensors, the parameters named as in {names}",
+        "dcp": "{folder}: a torch distributed checkpoint",
+    }
+    whose = {"gpt2": "transformers", "run": "the run"}
     for what, about in written.items():
-        print(f"{what}: {', '.join(str(value) for value in about.values())}")
+        more = {"size": bytes_text(about.get("n_bytes", 0)), "names": whose.get(about.get("names", ""), "")}
+        print(told[what].format(**{**about, **more}))
     return DONE
 
 
