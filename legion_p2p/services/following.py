@@ -5,6 +5,7 @@ an owner follows only who can show updates that lead on from its own state.
 """
 
 import math
+from functools import partial
 
 import trio
 
@@ -13,11 +14,17 @@ from legion_p2p.core.chain import Chain, Step
 from legion_p2p.core.identity import PeerId, verify
 from legion_p2p.core.membership import Liveness
 from legion_p2p.core.wire import (
+    OTHER,
+    UNKNOWN,
+    Busy,
+    Compare,
+    Compared,
     GetShard,
     GetUpdates,
     Held,
     Reply,
     ShardState,
+    State,
     Update,
     UpdateHeader,
     Updates,
@@ -30,6 +37,7 @@ from legion_p2p.errors import (
     NetworkError,
     RefusedError,
 )
+from legion_p2p.services.giving import Given
 from legion_p2p.services.holding import Holding, log_bytes
 from legion_p2p.services.ports import Lane
 from legion_p2p.services.replica import Replica, advance
@@ -279,18 +287,42 @@ class Following(Holding):
             self.on_replaced()
         self._events.emit("shard.fetched", shard=replica.shard, version=state.version, peer=peer)
 
-    async def _on_get_updates(self, message: GetUpdates) -> Reply:
+    async def _on_get_updates(self, peer: PeerId, message: GetUpdates) -> Reply | Given:
         replica = self.replica(message.shard)
-        async with replica.lock:  # a round that closes now should be in the answer
-            updates = replica.chain.since(message.version, message.digest)
-            if updates is not None:
-                return Updates(updates, message.version)
-            if message.log_only:
-                return Updates((), None)
-        return await self._state(replica, replica.chain.passed(message.version, message.digest))
 
-    async def _on_get_shard(self, message: GetShard) -> Reply:
-        return await self._state(self.replica(message.shard), ancestor=False)
+        async def answer() -> Reply:
+            async with replica.lock:  # a round that closes now should be in the answer
+                updates = replica.chain.since(message.version, message.digest)
+                if updates is not None:
+                    return Updates(updates, message.version)
+                if message.log_only:
+                    return Updates((), None)
+            return await self._state(replica, replica.chain.passed(message.version, message.digest))
+
+        n_bytes = replica.chain.bytes_since(message.version, message.digest)
+        if n_bytes is None:
+            n_bytes = 0 if message.log_only else 4 * replica.numel
+        return await self.giving.give(peer, n_bytes, answer, is_member=self._trains_here(peer))
+
+    async def _on_get_shard(self, peer: PeerId, message: GetShard) -> Reply | Given:
+        replica = self.replica(message.shard)
+        return await self.giving.give(
+            peer, 4 * replica.numel, partial(self._state, replica, ancestor=False), is_member=self._trains_here(peer)
+        )
+
+    def _on_compare(self, message: Compare) -> Compared:
+        return Compared(tuple(self._bytes_since(state) for state in message.states))
+
+    def _bytes_since(self, state: State) -> int:
+        chain = self.replica(state.shard).chain
+        n_bytes = chain.bytes_since(state.version, state.digest)
+        if n_bytes is not None:
+            return n_bytes
+        return OTHER if chain.passed_otherwise(state.version, state.digest) else UNKNOWN
+
+    def _trains_here(self, peer: PeerId) -> bool:
+        member = self._members.table.get(peer)
+        return member is not None and member.announcement.ready and member.liveness is not Liveness.DEAD
 
     async def _state(self, replica: Replica, ancestor: bool) -> ShardState:
         async with replica.lock:

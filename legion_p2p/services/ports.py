@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import trio
 
 from legion_p2p.core.cids import Cid
-from legion_p2p.core.contact import Bandwidth, Contact, Lane, Traffic
+from legion_p2p.core.contact import Bandwidth, Contact, Gift, Lane, Traffic
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.keeping import StoredRun
 from legion_p2p.core.manifest import Base
@@ -20,8 +20,8 @@ from legion_p2p.core.wire import Inclusion, Update, UpdateHeader
 
 T = TypeVar("T")
 
-Handler = Callable[[PeerId, bytes], Awaitable[bytes]]
-"""Answers a request: (who asks, the request's body) -> the reply's body.
+Handler = Callable[[PeerId, bytes], Awaitable[bytes | Gift]]
+"""Answers a request: (who asks, the request's body) -> the reply's body; as a Gift, where all other bulk goes first.
 
 A LegionError that it raises reaches the caller as RefusedError, with its class name as `kind` and its text. Anything else reaches
 the caller as RefusedError of kind "InternalError", and this side's log; the host lives on.
