@@ -27,8 +27,8 @@ MAX_GET_CIDS = 64
 MAX_BLOCKS_BYTES = 8 << 20  # in one answer: what a link of 8 Mbit/s carries in 8 s
 MAX_BLOCK_BYTES = 1 << 20
 MAX_CHECKPOINTS = 8  # that a peer tells of: it keeps the last three, and some of long ago
-MAX_COMPARED = 8192  # states in one question: two of every shard; 350 KiB
-MAX_BUSY_S = 60.0
+MAX_COMPARED = 8192  # states in one question: two of every shard; half of a control frame
+MAX_BUSY_MS = 60_000
 
 T = TypeVar("T")
 
@@ -312,7 +312,7 @@ class Checkpoints(Message, frozen=True, tag="checkpoints"):
 # joining by a checkpoint
 
 
-class State(msgspec.Struct, frozen=True, array_like=True):
+class State(msgspec.Struct, frozen=True):
     """A shard in one version."""
 
     shard: _Shard
@@ -328,7 +328,7 @@ class Compare(Message, frozen=True, tag="compare"):
 
 
 class Compared(Message, frozen=True, tag="compared"):
-    """For each state how many bytes of updates lead from it to what I hold; or UNKNOWN, or OTHER: in that version I held another."""
+    """For each state how many bytes of updates lead from it to what I hold; or UNKNOWN; or OTHER: I was at another then."""
 
     since: Annotated[tuple[Annotated[int, msgspec.Meta(ge=-2, le=MAX_COUNT)], ...], msgspec.Meta(max_length=MAX_COMPARED)]
 
@@ -339,7 +339,7 @@ UNKNOWN, OTHER = -1, -2
 class Busy(Message, frozen=True, tag="busy"):
     """So many are being served that there is no room for you. Ask others, or come again after so long."""
 
-    retry_s: Annotated[float, msgspec.Meta(ge=0, le=MAX_BUSY_S)]
+    retry_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_BUSY_MS)]
 
 
 Request = (

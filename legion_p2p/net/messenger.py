@@ -178,7 +178,9 @@ class Messenger:
                     await self._dialer.connect(link.peer)
                     with trio.fail_after(OPEN_TIMEOUT_S):
                         stream = await self._host.new_stream(ID.from_base58(link.peer), [PROTOCOLS[link.lane]])
-                    link.stream = FrameStream(stream, link.lane, self._count_sent, self._count_received, self._way, self._shape(link.lane))
+                    link.stream = FrameStream(
+                        stream, link.lane, self._count_sent, self._count_received, self._way, self._shape(link.lane)
+                    )
                     link.opened.set()
                     await _read_and_write(link.stream, lambda: self._read_replies(link))
                 except DecodeError as bad:

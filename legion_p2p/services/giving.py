@@ -35,7 +35,7 @@ class GiveService:
             return await make()
         giving = self.to_members if is_member else self.to_newcomers
         if not giving.begin(peer, n_bytes):
-            return Busy(giving.retry_s(peer, self._messenger.bandwidth().upload_bps, trio.current_time()))
+            return Busy(round(1000 * giving.retry_s(peer, self._messenger.bandwidth().upload_bps, trio.current_time())))
 
         def over() -> None:
             giving.end(peer, n_bytes)

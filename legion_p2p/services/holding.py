@@ -66,6 +66,7 @@ class Holding:
         rng: random.Random,
         config: RoundConfig,
         region: str,
+        giving: GiveService,
     ) -> None:
         self.run = run
         self.spec = spec
@@ -98,7 +99,7 @@ class Holding:
         """Told of every update that was accepted, whoever made it."""
         self.on_replaced: Callable[[], None] = lambda: None
         """Told when a shard has new bytes that no update led to."""
-        self.giving = GiveService(messenger)
+        self.giving = giving
         self._fruitless: dict[tuple[PeerId, int], tuple[float, float]] = {}  # not to be asked before; the pause until then
 
     def hold(self, shard: int, reference: Tensor, version: int, digest_: bytes, included: Sequence[Inclusion] = ()) -> None:

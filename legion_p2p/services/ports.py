@@ -4,7 +4,7 @@ Two sets of implementations stand behind them: `net` (libp2p) and `sim.network` 
 Both pass the suite in tests/contract; services cannot tell them apart.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
 
@@ -15,6 +15,7 @@ from legion_p2p.core.contact import Bandwidth, Contact, Gift, Lane, Traffic
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.keeping import StoredRun
 from legion_p2p.core.manifest import Base
+from legion_p2p.core.manifest import ShardState as StoredShard
 from legion_p2p.core.run import SignedSpec
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader
 
@@ -132,6 +133,12 @@ class Archive(Protocol):
 
     def size_of(self, cid: Cid) -> int | None:
         """Its bytes; None where it is not here."""
+
+    def put_all(self, blocks: Iterable[tuple[Cid, bytes | memoryview]]) -> None:
+        """Store blocks that were fetched. What no checkpoint comes to need is removed when one is made."""
+
+    def adopt(self, state: StoredShard) -> None:
+        """A shard is here as this says: all blocks of it are."""
 
     def append(self, updates: Sequence[tuple[UpdateHeader, Update]], step: int, state: Mapping[str, Any] | None = None) -> None:
         """Write updates that lead on from what is stored, and if given the trainer's state."""

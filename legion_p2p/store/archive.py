@@ -8,7 +8,7 @@ So whatever was appended is found again: in the newest manifest, or in the journ
 present state (the peer was away, the disk was full, a swarm of one replaced the bytes) is stored whole in the next checkpoint.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,15 @@ class Archive:
         return self.store.size_of(cid)
 
     # writing
+
+    def put_all(self, blocks: Iterable[tuple[Cid, bytes | memoryview]]) -> None:
+        """Store blocks that were fetched: nothing is removed before a checkpoint is made. Raises: DiskFullError; QuotaError;
+        StoreError."""
+        self.store.put_all(blocks)
+
+    def adopt(self, state: ShardState) -> None:
+        """A shard is here as this says: all blocks of it are."""
+        self._shards[state.shard] = _Stored(state.base, state.version, state.digest, list(state.log))
 
     def append(self, updates: Sequence[tuple[UpdateHeader, Update]], step: int, state: Mapping[str, Any] | None = None) -> None:
         """Write updates that lead on from what is stored, and if given the trainer's state.
