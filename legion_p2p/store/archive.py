@@ -10,7 +10,7 @@ present state (the disk was full, or too slow) is stored whole in the next check
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,6 +190,15 @@ class Archive:
         return self.store.size_of(cid)
 
     # writing
+
+    def put_all(self, blocks: Iterable[tuple[Cid, bytes | memoryview]]) -> None:
+        """Store blocks that were fetched: nothing is removed before a checkpoint is made. Raises: DiskFullError; QuotaError;
+        StoreError."""
+        self.store.put_all(blocks)
+
+    def adopt(self, state: ShardState) -> None:
+        """A shard is here as this says: all blocks of it are."""
+        self._shards[state.shard] = _Stored(state.base, state.version, state.digest, list(state.log))
 
     def append(self, updates: Sequence[tuple[UpdateHeader, Update]], step: int, state: Mapping[str, Any] | None = None) -> None:
         """Write updates that lead on from what is stored, and if given the trainer's state.
