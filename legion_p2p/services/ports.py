@@ -57,7 +57,7 @@ class Messenger(Protocol):
         """Who there is a connection to now."""
 
     def rtt_s(self, peer: PeerId) -> float | None:
-        """The smoothed round-trip time of control requests, if there were any."""
+        """The shortest of the last few round trips of control requests, if there were any."""
 
     def traffic(self) -> Traffic:
         """What was sent and received so far."""
