@@ -21,6 +21,7 @@ MAX_INCLUDED = 10_000  # contributions to one update: as many as members may be
 MAX_UPDATES = 64  # updates in one reply
 MAX_REASON_CHARS = 200
 MAX_COUNT = 1 << 62
+MAX_NORM = 1e24  # of a shard: its elements are at most 3.4e38 in fp32, and would have lost all meaning long before
 
 MAX_HAS_CIDS = 8192  # in one question: 300 KiB
 MAX_GET_CIDS = 64
@@ -259,6 +260,8 @@ class Cross(Message, frozen=True, tag="cross"):
     """Digest of what both know of each other, to which the payload is the difference; empty: the payload is the whole."""
     rate: Annotated[float, msgspec.Meta(gt=0, le=MAX_RATE)]
     """The moving rate of this meeting."""
+    limit: Annotated[float, msgspec.Meta(ge=0, le=MAX_NORM)] | None
+    """The longest step that the asker takes, as a Euclidean norm; None: any."""
     center: bool
     """It is the center variable that the asker wants to meet."""
     codec: _Codec
@@ -266,13 +269,27 @@ class Cross(Message, frozen=True, tag="cross"):
 
 
 class Crossed(Message, frozen=True, tag="crossed"):
-    """The answering side's half of the meeting; it has moved already."""
+    """The answering side's half of the meeting, in the asker's codec; it has moved already."""
 
     payload: _Payload
+    slowed_to: Annotated[float, msgspec.Meta(ge=0, le=MAX_RATE)] | None = None
+    """Both move elastically at this rate, at most that asked for: the run's rule would move one of them too far. None: they do
+    as asked."""
 
 
 class Unknown(Message, frozen=True, tag="unknown"):
     """What `known` names is not known here: begin anew, with the whole."""
+
+
+class Carry(Message, frozen=True, tag="carry"):
+    """From a relay to the owner of a shard in its region: subtract this, for I have met another region. Answered with Held."""
+
+    run: _Run
+    shard: _Shard
+    number: _Count
+    """Sent again, it counts once."""
+    codec: _Codec
+    payload: _Payload
 
 
 # blocks of checkpoints, for anybody
@@ -363,6 +380,7 @@ Request = (
     | GetCheckpoints
     | Compare
     | Cross
+    | Carry
 )
 Reply = (
     SpecFound

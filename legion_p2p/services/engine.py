@@ -24,6 +24,7 @@ from legion_p2p.core.plan import ParamSpec, check_fit
 from legion_p2p.core.run import RunSpec, SignedSpec, run_id, sign_spec
 from legion_p2p.core.wire import (
     Accusation,
+    Carry,
     Checkpoints,
     Cross,
     Done,
@@ -431,6 +432,8 @@ class Engine(Participant):
             return members.on_accusation(peer, message)
         if isinstance(message, Cross):
             return await self.crossing.on_cross(peer, message)
+        if isinstance(message, Carry):
+            return await self.crossing.on_carry(peer, message)
         return await self.shards.on_request(peer, message)  # type: ignore[arg-type]
 
     def _tell_spec(self, message: GetSpec) -> SpecFound:
