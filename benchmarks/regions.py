@@ -40,7 +40,7 @@ from legion_p2p.core.link import LinkProfile
 from legion_p2p.core.presets import LINKS
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.run import RoundSpec
-from legion_p2p.services.engine import Progress
+from legion_p2p.services.participant import Progress
 from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import SimPeer, Swarm
 from legion_p2p.tensor.flatten import FlatView
@@ -85,10 +85,8 @@ class Peers:
             seed=seed, round=self.rounds, world=World(seed, links=self.links), step_s=args.step_s, start=first.view.snapshot(),
             local_step=self.local_step, model=lambda name: self.workers[name].view,
         )  # fmt: skip
-        self.places: dict[str, str] = {}
         for name, place in self.place.items():
             peer = self.swarm.identity(name).peer_id
-            self.places[peer] = place
             number = 1 if self.name == "near" else 1 + PLACES.index(place)
             profile = parse_link(f"{args.link},rtt=0ms,inside=5ms,across=120ms,place={number}")
             self.links[peer] = msgspec.structs.replace(
@@ -101,7 +99,7 @@ class Peers:
         self.workers[peer.name].step(self.lr * rate(peer.trainee.steps, self.n_steps))
 
     def count(self, source: str, target: str, data: bytes) -> bytes:
-        self.passed["inside" if self.places[source] == self.places[target] else "across"] += len(data)
+        self.passed["inside" if self.links[source].place == self.links[target].place else "across"] += len(data)
         return data
 
     def first_of_each_region(self) -> list[SimPeer]:

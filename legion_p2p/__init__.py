@@ -20,7 +20,7 @@ _WHERE = {
     "OneBitAdam": "legion_p2p.train.onebit",
     "Optimizer": "legion_p2p.peer",
     "PeerConfig": "legion_p2p.config",
-    "Progress": "legion_p2p.services.engine",
+    "Progress": "legion_p2p.services.participant",
     "RoundSpec": "legion_p2p.core.run",
     "RunSpec": "legion_p2p.core.run",
     "Status": "legion_p2p.observe.status",
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from legion_p2p.observe.events import Events
     from legion_p2p.observe.status import Status
     from legion_p2p.peer import Optimizer, open_peer
-    from legion_p2p.services.engine import Engine, Founding, Progress
+    from legion_p2p.services.engine import Engine, Founding
+    from legion_p2p.services.participant import Progress
     from legion_p2p.train.muon import MuonAdamW
     from legion_p2p.train.onebit import OneBitAdam
 

@@ -103,8 +103,8 @@ def sparkline(values: Sequence[float], width: int, *, ascii_only: bool = False) 
     if not known:
         return ""
     low, high = min(known), max(known)
-    scale = (len(sparks) - 1) / (high - low) if high > low else 0.0
-    return "".join(" " if value is None else sparks[round((value - low) * scale)] for value in points)
+    span, top = (high - low) or 1.0, len(sparks) - 1
+    return "".join(" " if value is None else sparks[round((value - low) / span * top)] for value in points)
 
 
 def bucketed(

@@ -5,25 +5,21 @@ sockets (`peer.py`) and in virtual time (`sim`).
 """
 
 import dataclasses
-import os
 import random
-import statistics
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import msgspec
 import trio
 from torch import Tensor
 
 from legion_p2p.config import AUTO_REGION, PeerConfig
-from legion_p2p.core.announcement import Announcement, peer_of
-from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.identity import PeerId
 from legion_p2p.core.manifest import block_key, checkpoint_key
 from legion_p2p.core.membership import Changed, Liveness
-from legion_p2p.core.plan import ParamSpec, ShardPlan, check_fit
+from legion_p2p.core.plan import ParamSpec, check_fit
 from legion_p2p.core.run import RunSpec, SignedSpec, run_id, sign_spec
 from legion_p2p.core.wire import (
     Accusation,
@@ -42,7 +38,8 @@ from legion_p2p.core.wire import (
 )
 from legion_p2p.errors import CodecError, DecodeError, JoinError, MisfitError, NetworkError, RunExistsError, UnknownRunError
 from legion_p2p.observe.events import Events
-from legion_p2p.observe.status import ErrorStatus, MemberStatus, RunStatus, ShardStatus, Status
+from legion_p2p.observe.status import Status
+from legion_p2p.services import telling
 from legion_p2p.services.advertise import AdvertiseService
 from legion_p2p.services.checkpoints import CheckpointService
 from legion_p2p.services.crossing import Crossing
@@ -51,11 +48,9 @@ from legion_p2p.services.joining import SEARCH_S, FoundRun, fetch_shards, find_r
 from legion_p2p.services.mailbox import Mailbox
 from legion_p2p.services.members import MemberService
 from legion_p2p.services.pacing import Pacer
-from legion_p2p.services.ports import Archive, Discovery, Gossip, Messenger, Offload
-from legion_p2p.services.providing import ProvideService
-from legion_p2p.services.regional import RegionalMessenger
+from legion_p2p.services.participant import Network, Participant
+from legion_p2p.services.ports import Archive, Offload
 from legion_p2p.services.regions import RegionService
-from legion_p2p.services.replica import LocalChange
 from legion_p2p.services.resuming import Restored, catch_up, gather, restore
 from legion_p2p.services.shards import ShardService
 from legion_p2p.tensor import codec
@@ -72,37 +67,6 @@ Params = Sequence[ParamSpec] | Callable[[RunSpec], Sequence[ParamSpec]] | None
 """Parameters of the model that shall train: given, or made once the run's specification is known, or not checked."""
 
 
-class Network(Protocol):
-    """What an engine runs on."""
-
-    identity: Identity
-    messenger: Messenger
-    discovery: Discovery
-    gossip: Gossip
-
-    def addresses(self) -> tuple[str, ...]: ...
-
-
-class Progress(msgspec.Struct, frozen=True):
-    """What the training thread says of itself. Replaced as a whole, never changed."""
-
-    step: int = 0
-    tokens: int = 0
-    tokens_per_s: float = 0.0
-    step_s: float = 0.0
-    loss: float | None = None
-    training: bool = False
-    done: bool = False
-    epoch: int = 0
-    chunks: bytes = b""
-    blocked_fraction: float = 0.0
-    target_steps: int | None = None
-    remaining_s: float | None = None
-    state: str = ""
-    run_step: int = 0
-    """Of the run, where the trainer counts that; else the peer does, by `step`."""
-
-
 @dataclass(frozen=True)
 class Founding:
     """A run to found: all of its specification but the founder, and the initial parameters (1-D fp32)."""
@@ -111,169 +75,8 @@ class Founding:
     parameters: Tensor
 
 
-class Engine:
+class Engine(Participant):
     """A member of a run. Made by `running`."""
-
-    def __init__(
-        self,
-        network: Network,
-        offload: Offload,
-        mailbox: Mailbox,
-        events: Events,
-        config: PeerConfig,
-        rng: random.Random,
-        wall_time: Callable[[], float],
-        archive: Archive | None = None,
-        disk: Offload | None = None,
-    ) -> None:
-        self.network = network
-        self.me: PeerId = network.identity.peer_id
-        self.messenger = RegionalMessenger(network.messenger, self._is_across)
-        self.mailbox = mailbox
-        self.events = events
-        self.config = config
-        self.progress = Progress()
-        self.restored: Restored | None = None
-        """What this peer resumed from; None where it founded or joined."""
-        self.trainer_state: Callable[[], Mapping[str, Any]] = dict
-        """What the training thread needs to go on after a restart, as checkpoints keep it. Called in the peer's thread."""
-        self.checkpoints: CheckpointService | None = None
-        self.spec: RunSpec | None = None
-        self.run = ""
-        self.ready = False
-        self._offload = offload
-        self._archive = archive
-        self._disk = disk or offload
-        self._provider = None if archive is None else ProvideService(archive, offload)
-        self._began_at_step = 0
-        self._rng = rng
-        self._wall_time = wall_time
-        self._started = wall_time()
-        self._signed_spec: SignedSpec | None = None
-        self._members: MemberService | None = None
-        self._shards: ShardService | None = None
-        self._crossing: Crossing | None = None
-        self._regions: RegionService | None = None
-        self._moving = trio.Lock()
-        self._advertise: AdvertiseService | None = None
-        self._pacer: Pacer | None = None
-        self._leaving = False
-        self._agreed: tuple[bytes, float] | None = None
-        """The marks on which all agree, being done, and since when."""
-
-    # for the trainer
-
-    @property
-    def members(self) -> MemberService:
-        if self._members is None:
-            raise JoinError("not in a run yet")
-        return self._members
-
-    @property
-    def shards(self) -> ShardService:
-        if self._shards is None:
-            raise JoinError("not in a run yet")
-        return self._shards
-
-    @property
-    def regions(self) -> RegionService:
-        if self._regions is None:
-            raise JoinError("not in a run yet")
-        return self._regions
-
-    @property
-    def crossing(self) -> Crossing:
-        if self._crossing is None:
-            raise JoinError("not in a run yet")
-        return self._crossing
-
-    @property
-    def region(self) -> str:
-        """Label of the region that this peer is in."""
-        return self._shards.region if self._shards is not None else ""
-
-    @property
-    def plan(self) -> ShardPlan:
-        return self.shards.plan
-
-    @property
-    def local_steps(self) -> int:
-        """Steps to the next push, for this peer now."""
-        return 1 if self._pacer is None else self._pacer.local_steps
-
-    def _is_across(self, peer: PeerId) -> bool:
-        member = None if self._members is None else self._members.table.get(peer)
-        return member is not None and member.announcement.region != self.region
-
-    def contribute(self, changes: Sequence[LocalChange]) -> None:
-        """Hand in local changes, at most one per settled shard."""
-        for change in changes:
-            self.shards.contribute(change)
-
-    def report(self, progress: Progress) -> None:
-        """The newest from the training thread; changes of training and done are announced at once."""
-        before, self.progress = self.progress, progress
-        if (before.training, before.done, before.epoch, before.chunks) != (
-            progress.training,
-            progress.done,
-            progress.epoch,
-            progress.chunks,
-        ):
-            self.members.announce_soon()
-        self._update_local_steps()
-
-    def run_step(self) -> int:
-        """Steps of the run: what it had come to when this peer began and its steps since; or what most of the others say, if that
-        is more. Not what the one says that says most: newcomers take it over, and would pass a lie on for ever.
-        """
-        others = [m.announcement.run_step for m in self.members.table.counted() if m.announcement.ready]
-        return max(self._own_run_step(), statistics.median_low(others) if others else 0)
-
-    def _own_run_step(self) -> int:
-        return max(self.progress.run_step, self._began_at_step + self.progress.step)
-
-    def common_parameters(self) -> Tensor:
-        """The region's common copy, flat: 1-D fp32."""
-        import torch
-
-        return torch.cat([self.shards.replicas[shard].reference for shard in range(self.plan.n_shards)])
-
-    def common_digest(self) -> str:
-        """One digest over those of all shards, in hex."""
-        import hashlib
-
-        whole = hashlib.sha256()
-        for shard in sorted(self.shards.replicas):
-            whole.update(self.shards.replicas[shard].chain.digest)
-        return whole.hexdigest()
-
-    async def wait_for_members(self, n: int) -> None:
-        """Until the run has `n` members that hold the model, this peer included."""
-        while sum(a.ready for a in self.members.everyone()) < n:
-            await self.members.changed.wait()
-
-    def all_done(self) -> bool:
-        """Every member has trained all it wanted to, and those of this region held the same versions for an announcement's time.
-
-        Members on probation or on their way back count as well: what they have still to push would change the model. One look is
-        not enough: an announcement may be older than what its sender has been sent since.
-        """
-        others = [member.announcement for member in self.members.table.counted()]
-        marks = self.shards.marks()
-        agreed = self.progress.done and self._nothing_pending()
-        agreed = agreed and all(a.done and (a.marks == marks or a.region != self.region) for a in others)
-        now = trio.current_time()
-        if not agreed or self._agreed is None or self._agreed[0] != marks:
-            self._agreed = (marks, now) if agreed else None
-        if self._agreed is None:
-            return False
-        return not others or now - self._agreed[1] >= self.config.membership.announce_s
-
-    def _nothing_pending(self) -> bool:
-        return self._shards is None or all(
-            r.pending is None and r.offered is None and (r.round is None or not r.round.waiting)
-            for r in self._shards.replicas.values()
-        )
 
     # joining and leaving
 
@@ -385,9 +188,9 @@ class Engine:
 
     async def leave(self) -> None:
         """Leave in order: hand over what only this peer has, say goodbye. At most LEAVE_S seconds."""
-        if self._leaving or self._members is None:
+        if self.leaving or self._members is None:
             return
-        self._leaving = True
+        self.leaving = True
         self.mailbox.close("this peer has left the run")
         with trio.move_on_after(LEAVE_S):
             if self._shards is not None:
@@ -418,7 +221,7 @@ class Engine:
             events,
             self._rng,
             config.membership,
-            self._describe,
+            lambda: telling.describe(self),
             self._wall_time,
         )
         members.listeners.append(self._on_member_changed)
@@ -530,10 +333,9 @@ class Engine:
             self.events.error("member.dead", f"{change.peer_id} does not answer and is taken for dead", peer=change.peer_id)
         self._update_local_steps()
 
-    def _update_local_steps(self) -> None:
-        if self._pacer is not None:
-            others = [member.announcement for member in self.members.table.counted()]
-            self._pacer.update(self._own_run_step(), self.progress.step_s, others, self.messenger.bandwidth())
+    def status(self) -> Status:
+        """What this peer knows now."""
+        return telling.status(self)
 
     # answering
 
@@ -554,7 +356,7 @@ class Engine:
             except DecodeError as bad:
                 self.messenger.report(peer, str(bad))
                 raise
-        if self._leaving:  # no MisfitError: whoever pushes to us should try again, with our heir
+        if self.leaving:  # no MisfitError: whoever pushes to us should try again, with our heir
             raise NetworkError("this peer is leaving the run")
         if self._members is None or message_run(message) not in ("", self.run):
             raise MisfitError("this peer is not in that run")
@@ -585,123 +387,6 @@ class Engine:
         if self._signed_spec is None or self.spec is None or message.run not in (self.spec.name, self.run):
             raise UnknownRunError(message.run, 0)
         return SpecFound(self._signed_spec.spec, self._signed_spec.signature)
-
-    # telling
-
-    def _describe(self) -> Announcement:
-        progress = self.progress
-        traffic = self.messenger.traffic()
-        bandwidth = self.messenger.bandwidth()
-        ready = self.ready and not self.members.was_away  # who was away follows before it owns
-        return Announcement(
-            peer_id=self.me,
-            run=self.run,
-            addresses=self.messenger.addresses()[:16],
-            region=self.region,
-            coordinate=self._regions.coordinate if self._regions is not None else None,
-            weight=self.config.weight,
-            ready=ready,
-            training=progress.training and ready,
-            done=progress.done and self._nothing_pending(),
-            step=progress.step,
-            run_step=self._own_run_step(),
-            tokens=progress.tokens,
-            tokens_per_s=progress.tokens_per_s,
-            step_s=progress.step_s,
-            loss=progress.loss,
-            sent_bytes=traffic.sent_bytes,
-            received_bytes=traffic.received_bytes,
-            upload_bps=bandwidth.upload_bps or 0.0,
-            download_bps=bandwidth.download_bps or 0.0,
-            marks=self._shards.marks() if self._shards is not None else b"",
-            epoch=progress.epoch,
-            chunks=progress.chunks,
-        )
-
-    def status(self) -> Status:
-        """What this peer knows now."""
-        traffic = self.messenger.traffic()
-        bandwidth = self.messenger.bandwidth()
-        progress = self.progress
-        in_run = self._members is not None and self.spec is not None and self._shards is not None
-        return Status(
-            peer_id=self.me,
-            addresses=self.network.addresses(),
-            run=RunStatus(self.run, self.spec.name) if in_run and self.spec else None,
-            region=self.region,
-            state=self._state(),
-            step=progress.step,
-            members=self._member_rows() if in_run else (),
-            shards=self._shard_rows() if in_run else (),
-            sent_bytes=traffic.sent_bytes,
-            received_bytes=traffic.received_bytes,
-            last_round=self.shards.last_round if in_run else None,
-            errors=tuple(ErrorStatus(e.at, e.name, str(e.fields.get("text", ""))) for e in list(self.events.errors)),
-            rounds=self.shards.rounds if in_run else 0,
-            loss=progress.loss,
-            tokens=progress.tokens,
-            tokens_per_s=progress.tokens_per_s,
-            local_steps=self.local_steps,
-            target_steps=progress.target_steps,
-            remaining_s=progress.remaining_s,
-            uptime_s=self._wall_time() - self._started,
-            common_digest=self.common_digest() if in_run else "",
-            blocked_fraction=progress.blocked_fraction,
-            push_codec=self.shards.push_codec if in_run else "",
-            update_codec=self.shards.update_codec if in_run else "",
-            upload_bps=bandwidth.upload_bps,
-            download_bps=bandwidth.download_bps,
-            upload_limit_bps=bandwidth.upload_limit_bps,
-            download_limit_bps=bandwidth.download_limit_bps,
-            bytes_in_region=self.messenger.regional.in_region,
-            bytes_across=self.messenger.regional.across,
-            pid=os.getpid(),
-        )
-
-    def _state(self) -> str:
-        if self._leaving:
-            return "leaving"
-        if not self.ready:
-            return "joining"
-        if self.progress.done:
-            return "done"
-        return self.progress.state or ("training" if self.progress.training else "waiting")
-
-    def _member_rows(self) -> tuple[MemberStatus, ...]:
-        owned: dict[PeerId, int] = {}
-        for shard in self.shards.replicas:
-            owner = self.shards.ownership(shard).owner
-            if owner is not None:
-                owned[owner] = owned.get(owner, 0) + 1
-        rows = [(self._describe(), "ALIVE")]
-        rows += [(m.announcement, m.liveness.value) for m in self.members.table.members()]
-        return tuple(
-            MemberStatus(
-                peer_id=a.peer_id,
-                region=a.region,
-                liveness=liveness,
-                step=a.step,
-                tokens_per_s=a.tokens_per_s,
-                tokens=a.tokens,
-                loss=a.loss,
-                training=a.training,
-                ready=a.ready,
-                done=a.done,
-                shards_owned=owned.get(peer_of(a), 0),
-                sent_bytes=a.sent_bytes,
-                received_bytes=a.received_bytes,
-                addresses=a.addresses,
-                rtt_s=self.messenger.rtt_s(peer_of(a)),
-            )
-            for a, liveness in sorted(rows, key=lambda row: row[0].peer_id)
-        )
-
-    def _shard_rows(self) -> tuple[ShardStatus, ...]:
-        rows = []
-        for shard, replica in sorted(self.shards.replicas.items()):
-            owners = self.shards.ownership(shard)
-            rows.append(ShardStatus(shard, replica.chain.version, replica.chain.digest.hex(), owners.owner, owners.standby))
-        return tuple(rows)
 
 
 def message_run(message: object) -> str:

@@ -24,8 +24,9 @@ from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import RoundSpec, RunSpec
 from legion_p2p.observe.events import Event, Events
 from legion_p2p.services.bell import Bell
-from legion_p2p.services.engine import Engine, Founding, Progress, running
+from legion_p2p.services.engine import Engine, Founding, running
 from legion_p2p.services.mailbox import Mailbox
+from legion_p2p.services.participant import Progress
 from legion_p2p.services.trainee import Trainee
 from legion_p2p.sim.network import SimNetwork, World
 from legion_p2p.store.archive import Archive

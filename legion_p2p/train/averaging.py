@@ -19,7 +19,8 @@ from torch import Tensor
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import JoinError, NetworkError
-from legion_p2p.services.engine import Engine, Progress
+from legion_p2p.services.engine import Engine
+from legion_p2p.services.participant import Progress
 from legion_p2p.services.replica import LocalChange, Replica
 
 LOOK_EVERY_S = 0.1  # a shard's bell may be rung for somebody else

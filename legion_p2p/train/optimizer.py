@@ -17,7 +17,8 @@ from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.errors import ClosedError, UsageError
 from legion_p2p.observe.status import Status
-from legion_p2p.services.engine import Engine, Progress
+from legion_p2p.services.engine import Engine
+from legion_p2p.services.participant import Progress
 from legion_p2p.services.trainee import Trainee
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy

@@ -47,7 +47,8 @@ from legion_p2p.net.limits import MAX_BULK_FRAME_BYTES, MAX_CONTROL_FRAME_BYTES,
 from legion_p2p.net.messenger import PROTOCOLS
 from legion_p2p.net.wire import VERSION
 from legion_p2p.peer import open_peer
-from legion_p2p.services.engine import Engine, Founding, Progress
+from legion_p2p.services.engine import Engine, Founding
+from legion_p2p.services.participant import Progress
 from legion_p2p.services.ports import Lane
 from legion_p2p.services.trainee import Trainee
 from legion_p2p.tensor import codec

@@ -5,7 +5,7 @@ import threading
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
@@ -254,6 +254,7 @@ def test_a_history_stays_bounded_and_in_order(losses):
 
 
 @given(st.lists(st.floats(-1e6, 1e6), max_size=300), st.integers(20, 120), st.integers(2, 20))
+@example([0.0, 5e-324], 20, 2)
 def test_curves_fit_their_box(ys, width, height):
     curve = [(float(x), y) for x, y in enumerate(ys)]
 
