@@ -293,7 +293,7 @@ class Crossing:
         link = self._link(message.shard, mine, message.region)
         if link.answered is not None and link.answered[0] == message.exchange:
             return link.answered[1]
-        if link.is_asking:
+        if link.is_asking and mine < message.region:  # else both that ask would refuse each other, again and again
             raise NetworkError(f"shard {message.shard}: this peer is just asking region {message.region} itself")
         codec = self._shards.codec_of(replica, message.codec)
         copy = await self._copy(replica, message)
