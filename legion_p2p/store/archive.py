@@ -22,6 +22,7 @@ from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.keep import Keep, kept
 from legion_p2p.core.keeping import StoredRun
+from legion_p2p.core.leaves import decode_leaf, encode_leaf, leaf_sizes, split
 from legion_p2p.core.manifest import MAX_LOG, Base, Manifest, ShardState
 from legion_p2p.core.plan import ShardPlan
 from legion_p2p.core.run import SignedSpec, open_spec, run_id
@@ -43,7 +44,6 @@ from legion_p2p.store.checkpoints import (
     update_bytes,
 )
 from legion_p2p.store.journal import Journal
-from legion_p2p.store.leaves import decode_leaf, encode_leaf, leaf_sizes, split
 
 DEFAULT_KEEP = Keep(last=3)
 LABEL = "kept by this peer"  # pins with this label are pruned; whatever else is pinned stays
