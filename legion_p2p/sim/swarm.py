@@ -125,6 +125,7 @@ class Swarm:
         *,
         seed: int = 0,
         numel: int = 64,
+        shape: tuple[int, ...] = (),
         round: RoundSpec | None = None,
         config: PeerConfig | None = None,
         world: World | None = None,
@@ -134,12 +135,14 @@ class Swarm:
         local_step: Callable[[SimPeer], None] = pull,
     ) -> None:
         """`stores`: a folder in which every peer keeps checkpoints, under its name. `start`: the initial parameters, 1-D fp32 of
-        `numel`, zeros otherwise. `local_step`: changes `peer.theta` in place."""
+        `numel`, zeros otherwise. `shape`: of the one parameter: what has one dimension is
+        sent dense beside sparse codecs. `local_step`: changes `peer.theta` in place."""
         self.start_at = torch.zeros(numel) if start is None else start
         self.local_step = local_step
         self.world = world or World(seed)
         self.peers: dict[str, SimPeer] = {}
         self.numel = numel
+        self.shape = shape or (numel,)
         self.step_s = step_s
         self.round = round or RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", norm_cap=0.0, shard_elements=16)
         self.config = config or PeerConfig()
@@ -282,7 +285,7 @@ class Swarm:
 
     @asynccontextmanager
     async def _opened(self, peer: SimPeer, founds: bool, config: PeerConfig) -> AsyncIterator[Engine]:
-        params = (ParamSpec("w", (self.numel,)),)
+        params = (ParamSpec("w", self.shape),)
         founding = Founding(RunSpec("sim", "", params, self.round), self.start_at) if founds else None
         archive = None if self.stores is None else Archive(BlockStore(self.stores / peer.name), peer.network.identity)
         try:
