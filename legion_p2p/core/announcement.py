@@ -65,8 +65,10 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
     sent_bytes: _Count = 0
     received_bytes: _Count = 0
     upload_bps: _Rate = 0.0
-    """Bits per second that it has lately reached in sending; 0: not measured."""
+    """Bits per second that it has lately reached in sending, or may send; 0: not known."""
     download_bps: _Rate = 0.0
+    relay: bool = False
+    """Has volunteered to meet other regions for owners that have little upload."""
     marks: Annotated[bytes, msgspec.Meta(max_length=MAX_SHARDS * MARK_BYTES)] = b""
     """For every shard its version and the start of its digest, packed: see `pack_marks`."""
     epoch: _Count = 0
