@@ -11,12 +11,11 @@ witnesses (core/witnesses.py) moves no coordinate and no region.
 import math
 import random
 
-import msgspec
 import trio
 
 from legion_p2p.config import AUTO_REGION
 from legion_p2p.core.announcement import Announcement, peer_of
-from legion_p2p.core.coordinates import DEFAULTS, Coordinate, Locator
+from legion_p2p.core.coordinates import Coordinate, Locator
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.regions import FEW_SAMPLES, Measured, Placed, RegionChoice, regions_of
 from legion_p2p.core.witnesses import Account, doubted, pack_testimonies, subjects_of
@@ -44,6 +43,8 @@ class RegionService:
         self._fixed = None if region == AUTO_REGION else region
         self._choice = RegionChoice(members.me)
         self._placed = self._fixed is not None
+        self._subjects: list[PeerId] = []
+        self._doubted: frozenset[PeerId] = frozenset()
         self._pinged_at: dict[PeerId, float] = {}
         self._read: dict[PeerId, float] = {}  # what the messenger last said: only what is new is another sample
 
@@ -55,7 +56,7 @@ class RegionService:
     @property
     def testimonies(self) -> bytes:
         """What this peer measured of those that it is a witness of, packed."""
-        measured = ((peer, self._locator.least_s(peer)) for peer in self._subjects())
+        measured = ((peer, self._locator.least_s(peer)) for peer in self._subjects)
         return pack_testimonies([(peer, rtt_s) for peer, rtt_s in measured if rtt_s is not None])
 
     async def first(self) -> str:
@@ -79,7 +80,8 @@ class RegionService:
             if rtt_s is not None and rtt_s != self._read.get(peer):
                 self._read[peer] = rtt_s
                 self._locator.sample(peer, rtt_s, trio.current_time())
-        subject = min(self._subjects(), key=self._last_pinged, default=None)
+        self._hear_witnesses()
+        subject = min(self._subjects, key=self._last_pinged, default=None)
         least_known = sorted(others, key=lambda peer: (self._locator.n_samples(peer), self._last_pinged(peer), peer))
         async with trio.open_nursery() as nursery:
             for peer in dict.fromkeys([*least_known[:PINGED], *filter(None, [subject])]):
@@ -99,7 +101,11 @@ class RegionService:
         here, others = self._locator.coordinate, self._others()
         placed = [Placed(peer_of(a), a.region, a.coordinate) for a in others if a.coordinate is not None]
         placed.append(Placed(self._members.me, self._choice.region, here))
-        return self._choice.look(here, regions_of(placed, self._doubted(others)), self._measured(placed))
+        return self._choice.look(here, regions_of(placed, self._doubted), self._measured(placed))
+
+    def is_doubted(self, peer: PeerId) -> bool:
+        """Its witnesses measured something else than the coordinate that it announces."""
+        return peer in self._doubted
 
     def forget(self, peer: PeerId) -> None:
         """It has left."""
@@ -114,15 +120,15 @@ class RegionService:
     def _others(self) -> list[Announcement]:
         return [m.announcement for m in self._members.table.counted()]
 
-    def _subjects(self) -> list[PeerId]:
-        return subjects_of(self._members.me, [m.peer_id for m in self._members.table.counted()])
-
     def _last_pinged(self, peer: PeerId) -> float:
         return self._pinged_at.get(peer, -math.inf)
 
-    def _doubted(self, others: list[Announcement]) -> frozenset[PeerId]:
-        accounts = [Account(peer_of(a), a.coordinate, a.testimonies) for a in others]
-        return doubted([*accounts, Account(self._members.me, self.coordinate, self.testimonies)])
+    def _hear_witnesses(self) -> None:
+        """Once per announcement period: whom to measure, and whom not to believe."""
+        accounts = [Account(peer_of(a), a.coordinate, a.testimonies) for a in self._others()]
+        accounts.append(Account(self._members.me, self.coordinate, self.testimonies))
+        self._subjects = subjects_of(self._members.me, accounts)
+        self._doubted = doubted(accounts)
 
     async def _ping(self, peer: PeerId, n: int) -> None:
         for _ in range(n):
@@ -133,10 +139,7 @@ class RegionService:
     def _fit(self, n_passes: int) -> None:
         """Move the coordinate by the round trips to those who say where they are."""
         others = self._others()
-        unsure = self._doubted(others)
-        claims = {peer_of(a): a.coordinate for a in others if a.coordinate is not None}
-        for peer in unsure & claims.keys():  # not left out: where all are doubted, as after a change of routes, nobody would move
-            claims[peer] = msgspec.structs.replace(claims[peer], error=DEFAULTS.max_error)
+        claims = {peer_of(a): a.coordinate for a in others if a.coordinate is not None and a.peer_id not in self._doubted}
         for _ in range(n_passes):
             for peer in self._rng.sample(sorted(claims), min(MAX_OBSERVED, len(claims))):
                 self._locator.fit(peer, claims[peer])

@@ -2,14 +2,17 @@
 
 from collections import defaultdict
 
+import msgspec
 import pytest
 import trio
 
 from legion_p2p.config import AUTO_REGION, PeerConfig
+from legion_p2p.core.coordinates import Coordinate
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.core.wire import Cross, Push, Update, decode_request
 from legion_p2p.errors import DecodeError
+from legion_p2p.services.regions import RegionService
 from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import SimPeer, Swarm
 
@@ -124,3 +127,30 @@ async def test_who_is_elsewhere_from_now_on_moves_to_the_region_there(autojump_c
             assert chain.version > version + 3
             assert chain.includes(moving.id, seqs[shard] + 2)  # its pushes are in the versions of its new region
         assert moving.events_named("region.moved")
+
+
+async def test_who_lie_about_where_they_are_take_nobody_along_who_is_with_them(autojump_clock, monkeypatch):
+    places = Places()
+    places.swarm.step_s = 5.0
+    liars: list[PeerId] = []
+    honest = RegionService.coordinate
+
+    def claimed(regions: RegionService) -> Coordinate | None:
+        """Liars are always where the first peer of the east is, and have no doubt about it."""
+        if regions._members.me not in liars:
+            return honest.fget(regions)
+        return msgspec.structs.replace(honest.fget(places.swarm.peers["east-1"].engine.regions), error=0.01)
+
+    monkeypatch.setattr(RegionService, "coordinate", property(claimed))
+    async with places.swarm as swarm:
+        for name in ("east-1", "west-1", "east-2", "west-2", "east-3", "west-3", "east-4", "east-5"):
+            await places.add(name)
+        await trio.sleep(20)
+        assert places.is_right()
+
+        liars += [swarm.peers[name].id for name in ("west-2", "west-3")]
+        await trio.sleep(30)
+
+        assert places.is_right()
+        assert not any(peer.events_named("region.moved") for peer in swarm.peers.values())
+        assert {liar: swarm.peers["east-2"].engine.regions.is_doubted(liar) for liar in liars} == dict.fromkeys(liars, True)
