@@ -68,6 +68,8 @@ class World:
         self.loss = loss
         self.corrupt: Corrupt | None = None
         """Called with (from, to, bytes) for each body and each gossip message; returns what arrives."""
+        self.bandwidths: dict[PeerId, Bandwidth] = {}
+        """What peers find to have measured of their connections; nothing, where it is not said here."""
         self._seed = seed
         self._peers: dict[PeerId, SimNetwork] = {}
         self._records: dict[str, dict[PeerId, tuple[float, tuple[str, ...]]]] = {}
@@ -402,7 +404,7 @@ class SimMessenger:
         return self._rtt_s.get(peer)
 
     def bandwidth(self) -> Bandwidth:
-        return Bandwidth()
+        return self._world.bandwidths.get(self.peer_id, Bandwidth())
 
     def traffic(self) -> Traffic:
         return Traffic(sent_bytes=self._sent, received_bytes=self._received)
