@@ -82,6 +82,8 @@ class World:
         self.links = links
         self.corrupt: Corrupt | None = None
         """Called with (from, to, bytes) for each body and each gossip message; returns what arrives."""
+        self.bandwidths: dict[PeerId, Bandwidth] = {}
+        """What peers find to have measured of their connections; their limits, where it is not said here."""
         self._seed = seed
         self._peers: dict[PeerId, SimNetwork] = {}
         self._records: dict[str, dict[PeerId, tuple[float, tuple[str, ...]]]] = {}
@@ -517,7 +519,7 @@ class SimMessenger:
 
     def bandwidth(self) -> Bandwidth:
         up_bps, down_bps = self._world.limits_bps(self.peer_id)
-        return Bandwidth(upload_limit_bps=up_bps, download_limit_bps=down_bps)
+        return self._world.bandwidths.get(self.peer_id, Bandwidth(upload_limit_bps=up_bps, download_limit_bps=down_bps))
 
     def traffic(self) -> Traffic:
         return Traffic(sent_bytes=self._sent, received_bytes=self._received)

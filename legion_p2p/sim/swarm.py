@@ -217,10 +217,18 @@ class Swarm:
         founds: bool | None = None,
         clock_off_s: float = 0.0,
         region: str = "",
+        relay: bool = False,
     ) -> SimPeer:
         """Start a peer; the first one founds the run. Returns when it is in the run."""
         peer = self.start(
-            name, step_s=step_s, weight=weight, training=training, founds=founds, clock_off_s=clock_off_s, region=region
+            name,
+            step_s=step_s,
+            weight=weight,
+            training=training,
+            founds=founds,
+            clock_off_s=clock_off_s,
+            region=region,
+            relay=relay,
         )
         await peer.joined.wait()
         return peer
@@ -235,6 +243,7 @@ class Swarm:
         founds: bool | None = None,
         clock_off_s: float = 0.0,
         region: str = "",
+        relay: bool = False,
     ) -> SimPeer:
         """Start a peer without waiting for it."""
         network = self.world.join(self.identity(name))
@@ -243,7 +252,7 @@ class Swarm:
         peer.clock_off_s = clock_off_s
         founds = not self.peers if founds is None else founds
         self.peers[name] = peer
-        config = msgspec.structs.replace(self.config, weight=weight, region=region or self.config.region)
+        config = msgspec.structs.replace(self.config, weight=weight, region=region or self.config.region, volunteer_relay=relay)
         self._nursery.start_soon(self._run, peer, founds, config)
         return peer
 
