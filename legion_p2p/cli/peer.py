@@ -127,6 +127,8 @@ class NodeOptions:
     """Share of the model's shards to take care of, relative to others; 0: none."""
     region: Annotated[str, Parameter(metavar="LABEL")] = DEFAULT_REGION
     """Average with the members of this label, and only now and then with other regions; auto: with those that are near."""
+    volunteer_relay: Annotated[bool, Parameter(negative=())] = False
+    """Carry the exchange with other regions for members of this one that have little upload. For a peer that has much."""
     upload: Annotated[str, Parameter(converter=checked(parse_rate), metavar="RATE")] = ""
     """Limit on all that this peer sends, such as 10mbit."""
     download: Annotated[str, Parameter(converter=checked(parse_rate), metavar="RATE")] = ""
@@ -213,6 +215,7 @@ def make_job(
             "announce": node.announce,
             "weight": node.weight,
             "region": node.region,
+            "volunteer_relay": node.volunteer_relay,
             "status": output.status,
             "upload": node.upload,
             "download": node.download,

@@ -21,10 +21,15 @@ MAX_INCLUDED = 10_000  # contributions to one update: as many as members may be
 MAX_UPDATES = 64  # updates in one reply
 MAX_REASON_CHARS = 200
 MAX_COUNT = 1 << 62
+MAX_NORM = 1e24  # of a shard: its elements are at most 3.4e38 in fp32, and would have lost all meaning long before
 
 MAX_HAS_CIDS = 8192  # in one question: 300 KiB
 MAX_GET_CIDS = 64
 MAX_BLOCKS_BYTES = 8 << 20  # in one answer: what a link of 8 Mbit/s carries in 8 s
+MAX_BLOCK_BYTES = 1 << 20
+MAX_CHECKPOINTS = 8  # that a peer tells of: it keeps the last three, and some of long ago
+MAX_COMPARED = 8192  # states in one question: two of every shard; half of a control frame
+MAX_BUSY_MS = 60_000
 
 T = TypeVar("T")
 
@@ -39,10 +44,10 @@ _Payload = Annotated[bytes, msgspec.Meta(max_length=MAX_PAYLOAD_BYTES)]
 _Signed = Annotated[bytes, msgspec.Meta(max_length=MAX_ANNOUNCEMENT_BYTES + 200)]
 _SignedList = Annotated[tuple[_Signed, ...], msgspec.Meta(max_length=MAX_EXCHANGED)]
 _Cid = Annotated[bytes, msgspec.Meta(min_length=36, max_length=36)]
-_Block = Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
+_Block = Annotated[bytes, msgspec.Meta(max_length=MAX_BLOCK_BYTES)]
+_Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_BLOCK_BYTES)]
 Part = Literal["residual", "momentum", "recent"]
 """What only an owner has of a shard: see `Handover`."""
-
 _Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)]
 
 
@@ -255,6 +260,8 @@ class Cross(Message, frozen=True, tag="cross"):
     """Digest of what both know of each other, to which the payload is the difference; empty: the payload is the whole."""
     rate: Annotated[float, msgspec.Meta(gt=0, le=MAX_RATE)]
     """The moving rate of this meeting."""
+    limit: Annotated[float, msgspec.Meta(ge=0, le=MAX_NORM)] | None
+    """The longest step that the asker takes, as a Euclidean norm; None: any."""
     center: bool
     """It is the center variable that the asker wants to meet."""
     codec: _Codec
@@ -262,13 +269,27 @@ class Cross(Message, frozen=True, tag="cross"):
 
 
 class Crossed(Message, frozen=True, tag="crossed"):
-    """The answering side's half of the meeting; it has moved already."""
+    """The answering side's half of the meeting, in the asker's codec; it has moved already."""
 
     payload: _Payload
+    slowed_to: Annotated[float, msgspec.Meta(ge=0, le=MAX_RATE)] | None = None
+    """Both move elastically at this rate, at most that asked for: the run's rule would move one of them too far. None: they do
+    as asked."""
 
 
 class Unknown(Message, frozen=True, tag="unknown"):
     """What `known` names is not known here: begin anew, with the whole."""
+
+
+class Carry(Message, frozen=True, tag="carry"):
+    """From a relay to the owner of a shard in its region: subtract this, for I have met another region. Answered with Held."""
+
+    run: _Run
+    shard: _Shard
+    number: _Count
+    """Sent again, it counts once."""
+    codec: _Codec
+    payload: _Payload
 
 
 # blocks of checkpoints, for anybody
@@ -281,9 +302,9 @@ class HasBlocks(Message, frozen=True, tag="has_blocks"):
 
 
 class HeldBlocks(Message, frozen=True, tag="held_blocks"):
-    """For each block asked for a byte: 1, if it is here."""
+    """For each block asked for how many bytes it has; 0: it is not here."""
 
-    held: Annotated[bytes, msgspec.Meta(max_length=MAX_HAS_CIDS)]
+    sizes: Annotated[tuple[_Size, ...], msgspec.Meta(max_length=MAX_HAS_CIDS)]
 
 
 class GetBlocks(Message, frozen=True, tag="get_blocks"):
@@ -296,6 +317,51 @@ class Blocks(Message, frozen=True, tag="blocks"):
     """Each block asked for, in order; empty where it is not here, or found no room in this answer."""
 
     blocks: Annotated[tuple[_Block, ...], msgspec.Meta(max_length=MAX_GET_CIDS)]
+
+
+class GetCheckpoints(Message, frozen=True, tag="get_checkpoints"):
+    """Which checkpoints of this run do you have? Answered with Checkpoints."""
+
+    run: _Run
+
+
+class Checkpoints(Message, frozen=True, tag="checkpoints"):
+    """Of their manifests, the newest first."""
+
+    cids: Annotated[tuple[_Cid, ...], msgspec.Meta(max_length=MAX_CHECKPOINTS)]
+
+
+# joining by a checkpoint
+
+
+class State(msgspec.Struct, frozen=True):
+    """A shard in one version."""
+
+    shard: _Shard
+    version: _Version
+    digest: _Digest
+
+
+class Compare(Message, frozen=True, tag="compare"):
+    """Which of these states does what you hold come from? Answered with Compared."""
+
+    run: _Run
+    states: Annotated[tuple[State, ...], msgspec.Meta(max_length=MAX_COMPARED)]
+
+
+class Compared(Message, frozen=True, tag="compared"):
+    """For each state how many bytes of updates lead from it to what I hold; or UNKNOWN; or OTHER: I was at another then."""
+
+    since: Annotated[tuple[Annotated[int, msgspec.Meta(ge=-2, le=MAX_COUNT)], ...], msgspec.Meta(max_length=MAX_COMPARED)]
+
+
+UNKNOWN, OTHER = -1, -2
+
+
+class Busy(Message, frozen=True, tag="busy"):
+    """So many are being served that there is no room for you. Ask others, or come again after so long."""
+
+    retry_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_BUSY_MS)]
 
 
 Request = (
@@ -311,9 +377,28 @@ Request = (
     | Handover
     | HasBlocks
     | GetBlocks
+    | GetCheckpoints
+    | Compare
     | Cross
+    | Carry
 )
-Reply = SpecFound | Exchanged | Done | Pushed | NotOwner | Held | Updates | ShardState | HeldBlocks | Blocks | Crossed | Unknown
+Reply = (
+    SpecFound
+    | Exchanged
+    | Done
+    | Pushed
+    | NotOwner
+    | Held
+    | Updates
+    | ShardState
+    | HeldBlocks
+    | Blocks
+    | Checkpoints
+    | Compared
+    | Busy
+    | Crossed
+    | Unknown
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

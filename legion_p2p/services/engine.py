@@ -24,10 +24,13 @@ from legion_p2p.core.plan import ParamSpec, check_fit
 from legion_p2p.core.run import RunSpec, SignedSpec, run_id, sign_spec
 from legion_p2p.core.wire import (
     Accusation,
+    Carry,
+    Checkpoints,
     Cross,
     Done,
     Exchange,
     GetBlocks,
+    GetCheckpoints,
     GetSpec,
     HasBlocks,
     Ping,
@@ -44,13 +47,15 @@ from legion_p2p.services import telling
 from legion_p2p.services.advertise import AdvertiseService
 from legion_p2p.services.checkpoints import CheckpointService
 from legion_p2p.services.crossing import Crossing
+from legion_p2p.services.giving import Given
 from legion_p2p.services.groups import open_flat_nursery
-from legion_p2p.services.joining import SEARCH_S, FoundRun, fetch_shards, find_run
+from legion_p2p.services.joining import SEARCH_S, FoundRun, find_run
 from legion_p2p.services.mailbox import Mailbox
 from legion_p2p.services.members import MemberService
+from legion_p2p.services.newcomer import Newcomer, keep
 from legion_p2p.services.pacing import Pacer
 from legion_p2p.services.participant import Network, Participant
-from legion_p2p.services.ports import Archive, Offload
+from legion_p2p.services.ports import Archive, Gift, Offload
 from legion_p2p.services.regions import RegionService
 from legion_p2p.services.resuming import Restored, catch_up, gather, restore
 from legion_p2p.services.shards import ShardService
@@ -133,21 +138,25 @@ class Engine(Participant):
             raise JoinError(f"run {found.spec.name!r} is known, but no member that holds the model answered in {MEMBERS_S:.0f} s")
         self.shards.move(await self.regions.first())
         self.members.announce_soon()
-        fetched = await fetch_shards(
-            self.run, found.spec, self.region, self.members, self.messenger, self._offload, self.events, start
-        )
-        if any(f.version for f in fetched):
+        newcomer = Newcomer(
+            self.run, found.spec, self.region, self.members, self.messenger, self.network.discovery, self._offload, self.events,
+            self._rng, self._archive, self._disk,
+        )  # fmt: skip
+        fetched = await newcomer.fetch(start)
+        if any(f.chain.version for f in fetched):
             self.shards.ramp_pushes = self.config.rounds.ramp_pushes
         for f in fetched:
-            self.shards.hold(f.shard, f.reference, f.version, f.digest, f.included)
-            self.shards.replicas[f.shard].chain.owner = f.peer
+            self.shards.hold_chain(f.shard, f.reference, f.chain)
         self._began_at_step = self.run_step()
-        await self._open_archive()
+        if self._archive is not None:
+            await self._open_archive()
+            await self._disk(keep, self._archive, fetched, self._began_at_step)
         await self._start(nursery)
         await self.shards.sync_all()  # versions that appeared while the rest was being fetched
         self.events.emit(
-            "run.joined", run=self.run, name=found.spec.name, n_donors=len({f.peer for f in fetched}), n_shards=len(fetched)
-        )
+            "run.joined", run=self.run, name=found.spec.name, n_donors=len(newcomer.donors), n_shards=len(fetched),
+            n_from_checkpoints=sum(f.stored is not None for f in fetched),
+        )  # fmt: skip
 
     async def stored(self, run: str) -> Restored | None:
         """The run of this name or id as this peer's archive has it. Raises: StoreError."""
@@ -278,6 +287,7 @@ class Engine(Participant):
             self._rng,
             rounds,
             "" if config.region == AUTO_REGION else config.region,
+            self.giving,
         )
         self._regions = RegionService(members, self.messenger, config.region)
         self._crossing = Crossing(self._shards, members, self.messenger, events, self._rng)
@@ -378,7 +388,7 @@ class Engine(Participant):
 
     # answering
 
-    async def handle(self, peer: PeerId, body: bytes) -> bytes:
+    async def handle(self, peer: PeerId, body: bytes) -> bytes | Gift:
         """Answer any request of the protocol. Raises: LegionError, to be sent back."""
         try:
             message = decode_request(body)
@@ -387,11 +397,13 @@ class Engine(Participant):
             raise
         if isinstance(message, GetSpec):
             return encode(self._tell_spec(message))
-        if isinstance(message, GetBlocks | HasBlocks):
+        if isinstance(message, GetBlocks | HasBlocks | GetCheckpoints):
             if self._provider is None:
                 raise NetworkError("this peer keeps no checkpoints")
+            if isinstance(message, GetCheckpoints):
+                return encode(self._provider.checkpoints() if message.run == self.run else Checkpoints(()))
             try:
-                return encode(await self._provider.on_request(message))
+                return _outgoing(await self._provider.on_request(peer, message))
             except DecodeError as bad:
                 self.messenger.report(peer, str(bad))
                 raise
@@ -406,9 +418,9 @@ class Engine(Participant):
             self.events.error("request.refused", f"{peer}: {bad}", peer=peer, kind=type(bad).__name__)
             raise
         self.members.heard(peer)
-        return encode(reply)
+        return _outgoing(reply)
 
-    async def _answer(self, peer: PeerId, message: object) -> Reply:
+    async def _answer(self, peer: PeerId, message: object) -> Reply | Given:
         members = self.members
         if isinstance(message, Exchange):
             return members.on_exchange(peer, message)
@@ -420,12 +432,18 @@ class Engine(Participant):
             return members.on_accusation(peer, message)
         if isinstance(message, Cross):
             return await self.crossing.on_cross(peer, message)
+        if isinstance(message, Carry):
+            return await self.crossing.on_carry(peer, message)
         return await self.shards.on_request(peer, message)  # type: ignore[arg-type]
 
     def _tell_spec(self, message: GetSpec) -> SpecFound:
         if self._signed_spec is None or self.spec is None or message.run not in (self.spec.name, self.run):
             raise UnknownRunError(message.run, 0)
         return SpecFound(self._signed_spec.spec, self._signed_spec.signature)
+
+
+def _outgoing(reply: Reply | Given) -> bytes | Gift:
+    return Gift(encode(reply.reply), reply.over) if isinstance(reply, Given) else encode(reply)
 
 
 def message_run(message: object) -> str:

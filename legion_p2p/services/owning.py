@@ -61,7 +61,7 @@ class Owning(HandingOver):
             if before is not None and before != self.me and self._lives(before):
                 # Its view may lag behind ours: our announcement tells it to stop, and then its word is the last one.
                 await self._members.exchange_with(before)
-                await self._sync(replica, before)
+                await self._sync_patiently(replica, before)
             elif before is not None and before != self.me:
                 await self._gather_last_words(replica)
             if self.ownership(replica.shard).owner != self.me:

@@ -18,6 +18,7 @@ import trio
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.wire import (
+    Compare,
     GetShard,
     GetUpdates,
     Handover,
@@ -29,6 +30,7 @@ from legion_p2p.core.wire import (
 from legion_p2p.errors import (
     DecodeError,
 )
+from legion_p2p.services.giving import Given
 from legion_p2p.services.pushing import Pushing
 
 SETTLE_S = 0.05  # membership news of this long are looked at together
@@ -37,16 +39,18 @@ SETTLE_S = 0.05  # membership news of this long are looked at together
 class ShardService(Pushing):
     """All shards of a run at one peer: the service that runs them."""
 
-    async def on_request(self, peer: PeerId, message: Request) -> Reply:
+    async def on_request(self, peer: PeerId, message: Request) -> Reply | Given:
         """Answer a request about a shard. Raises: LegionError, to be sent back."""
         if isinstance(message, Push):
             return await self._on_push(peer, message)
         if isinstance(message, Update):
             return await self._on_update(peer, message)
         if isinstance(message, GetUpdates):
-            return await self._on_get_updates(message)
+            return await self._on_get_updates(peer, message)
         if isinstance(message, GetShard):
-            return await self._on_get_shard(message)
+            return await self._on_get_shard(peer, message)
+        if isinstance(message, Compare):
+            return self._on_compare(message)
         if isinstance(message, Handover):
             return await self._on_handover(peer, message)
         raise DecodeError(f"{type(message).__name__} is not about a shard")

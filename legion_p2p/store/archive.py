@@ -10,7 +10,7 @@ present state (the disk was full, or too slow) is stored whole in the next check
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.keep import Keep, kept
 from legion_p2p.core.keeping import StoredRun
+from legion_p2p.core.leaves import decode_leaf, encode_leaf, leaf_sizes, split
 from legion_p2p.core.manifest import MAX_LOG, Base, Manifest, ShardState
 from legion_p2p.core.plan import ShardPlan
 from legion_p2p.core.run import SignedSpec, open_spec, run_id
@@ -43,7 +44,6 @@ from legion_p2p.store.checkpoints import (
     update_bytes,
 )
 from legion_p2p.store.journal import Journal
-from legion_p2p.store.leaves import decode_leaf, encode_leaf, leaf_sizes, split
 
 DEFAULT_KEEP = Keep(last=3)
 LABEL = "kept by this peer"  # pins with this label are pruned; whatever else is pinned stays
@@ -190,6 +190,15 @@ class Archive:
         return self.store.size_of(cid)
 
     # writing
+
+    def put_all(self, blocks: Iterable[tuple[Cid, bytes | memoryview]]) -> None:
+        """Store blocks that were fetched: nothing is removed before a checkpoint is made. Raises: DiskFullError; QuotaError;
+        StoreError."""
+        self.store.put_all(blocks)
+
+    def adopt(self, state: ShardState) -> None:
+        """A shard is here as this says: all blocks of it are."""
+        self._shards[state.shard] = _Stored(state.base, state.version, state.digest, list(state.log))
 
     def append(self, updates: Sequence[tuple[UpdateHeader, Update]], step: int, state: Mapping[str, Any] | None = None) -> None:
         """Write updates that lead on from what is stored, and if given the trainer's state.
