@@ -263,8 +263,8 @@ async def test_the_momentum_of_the_outer_optimizer_goes_with_the_shard(autojump_
         a, b = [await swarm.add(name) for name in "ab"]
         await trio.sleep(20)
         a.hung = b.hung = True  # a round that closed meanwhile would change the momentum
-        await trio.sleep(3)
         shard = b.engine.shards.owned()[0]
+        await swarm.until(lambda: a.engine.shards.replicas[shard].pending is None, 30, "its last push is in an update")
         before = b.engine.shards.replicas[shard].outer.momentum
         assert before is not None and before.any()
 
