@@ -33,6 +33,12 @@ def no_sync(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
+@pytest.fixture
+def one_by_one(monkeypatch):
+    """Blocks are asked for singly, or the first to be asked has all of so few to send."""
+    monkeypatch.setattr(fetching, "BATCH", 1)
+
+
 def swarm_in(folder: Path) -> Swarm:
     return Swarm(round=ROUND, config=CONFIG, stores=folder)
 
@@ -155,8 +161,7 @@ def fetcher(swarm: Swarm, store: BlockStore, **more) -> Fetcher:
     return Fetcher(network.messenger, network.discovery, store, inline, Events(), **more)
 
 
-async def test_a_checkpoint_is_fetched_from_all_who_have_its_blocks(tmp_path: Path, autojump_clock, monkeypatch):
-    monkeypatch.setattr(fetching, "BATCH", 1)  # or the first to be asked has all of so few blocks to send
+async def test_a_checkpoint_is_fetched_from_all_who_have_its_blocks(tmp_path: Path, autojump_clock, one_by_one):
     async with swarm_in(tmp_path) as swarm:
         root = await trained(swarm, "abc")
         with BlockStore(tmp_path / "fetched") as store:
@@ -184,7 +189,7 @@ async def test_a_fetch_that_was_stopped_goes_on(tmp_path: Path, autojump_clock):
             Checkpoint(store, root)
 
 
-async def test_a_provider_that_lies_is_dropped_and_the_others_suffice(tmp_path: Path, autojump_clock):
+async def test_a_provider_that_lies_is_dropped_and_the_others_suffice(tmp_path: Path, autojump_clock, one_by_one):
     class Liar:
         def __init__(self, honest):
             self.honest = honest
