@@ -15,7 +15,7 @@ from legion_p2p.core.run import RoundSpec
 from legion_p2p.core.wire import Blocks, GetBlocks, HasBlocks, decode_reply, encode
 from legion_p2p.errors import DiskFullError, MissingBlockError, RefusedError, UnreachableError
 from legion_p2p.observe.events import Events
-from legion_p2p.services import checkpoints, providing
+from legion_p2p.services import checkpoints, fetching, providing
 from legion_p2p.services.fetching import Fetcher
 from legion_p2p.services.ports import Lane
 from legion_p2p.sim.swarm import SimPeer, Swarm, inline
@@ -31,6 +31,12 @@ CONFIG = PeerConfig(checkpoints=CheckpointConfig(every_s=8, base_every=8, gather
 def no_sync(monkeypatch):
     """Processes are killed here, not machines: nothing needs to wait for the disk."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.fixture
+def one_by_one(monkeypatch):
+    """Blocks are asked for singly, or the first to be asked has all of so few to send."""
+    monkeypatch.setattr(fetching, "BATCH", 1)
 
 
 def swarm_in(folder: Path) -> Swarm:
@@ -155,7 +161,7 @@ def fetcher(swarm: Swarm, store: BlockStore, **more) -> Fetcher:
     return Fetcher(network.messenger, network.discovery, store, inline, Events(), **more)
 
 
-async def test_a_checkpoint_is_fetched_from_all_who_have_its_blocks(tmp_path: Path, autojump_clock):
+async def test_a_checkpoint_is_fetched_from_all_who_have_its_blocks(tmp_path: Path, autojump_clock, one_by_one):
     async with swarm_in(tmp_path) as swarm:
         root = await trained(swarm, "abc")
         with BlockStore(tmp_path / "fetched") as store:
@@ -183,7 +189,7 @@ async def test_a_fetch_that_was_stopped_goes_on(tmp_path: Path, autojump_clock):
             Checkpoint(store, root)
 
 
-async def test_a_provider_that_lies_is_dropped_and_the_others_suffice(tmp_path: Path, autojump_clock):
+async def test_a_provider_that_lies_is_dropped_and_the_others_suffice(tmp_path: Path, autojump_clock, one_by_one):
     class Liar:
         def __init__(self, honest):
             self.honest = honest
