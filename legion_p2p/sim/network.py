@@ -19,7 +19,7 @@ The same seed gives the same run, to the last event, under `trio.testing.MockClo
 import heapq
 import math
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -44,13 +44,14 @@ from legion_p2p.net.limits import (
 )
 from legion_p2p.net.standing import Standing
 from legion_p2p.net.wire import VERSION, Envelope, Kind, encode
-from legion_p2p.services.ports import Bandwidth, Contact, Handler, Lane, Traffic
+from legion_p2p.services.ports import Bandwidth, Contact, Gift, Handler, Lane, Traffic
 
 FRAME_BYTES = len(encode(Envelope(VERSION, 1000, Kind.REQUEST), 0))  # of head and envelope, in the middle of a run
 BREAK_AFTER_S = 30.0  # of packets that vanish, until TCP gives the connection up
 CONFIRM_TIMEOUT_S = 5.0
 MAX_CONFIRMING = 6  # of those found, asked at once
 PROVIDER_LIFETIME_S = 60.0
+UPLINK_CHUNK_S = 0.02  # transfers take turns at a peer's uplink in such pieces of its rate
 MAX_HELD = 1024  # messages that wait for a frozen peer
 
 Link = Callable[[PeerId, PeerId], float]
@@ -66,24 +67,30 @@ class World:
         *,
         delay_s: float | Link = 0.005,
         rate_bytes_s: float | Link = math.inf,
+        up_bytes_s: float = math.inf,
         loss: float = 0.0,
         links: Mapping[PeerId, LinkProfile] | None = None,
     ) -> None:
-        """`delay_s`: one way; `rate_bytes_s`: of bulk; either may be a function of (from, to). `loss`: of requests, 0 to 1.
-        `links`: the access link of each peer, in place of both; peers that join later are added to it before they do."""
+        """`delay_s`: one way; `rate_bytes_s`: of bulk between two peers; either may be a function of (from, to). `up_bytes_s`: of
+        all bulk that one peer sends. `loss`: of requests, 0 to 1. `links`: the access link of each peer, in place of these rates;
+        peers that join later are added to it before they do."""
         self.random = random.Random(seed)
         self.delay_s = delay_s
         self.rate_bytes_s = rate_bytes_s
+        self.up_bytes_s = up_bytes_s
         self.loss = loss
         self.links = links
         self.corrupt: Corrupt | None = None
         """Called with (from, to, bytes) for each body and each gossip message; returns what arrives."""
+        self.bandwidths: dict[PeerId, Bandwidth] = {}
+        """What peers find to have measured of their connections; their limits, where it is not said here."""
         self._seed = seed
         self._peers: dict[PeerId, SimNetwork] = {}
         self._records: dict[str, dict[PeerId, tuple[float, tuple[str, ...]]]] = {}
         self._walls: list[tuple[frozenset[PeerId], frozenset[PeerId]]] = []
         self._changed = trio.Event()
         self._busy_until: dict[tuple[PeerId, PeerId], float] = {}
+        self._uplinks: dict[PeerId, _Uplink] = {}
         self._access: dict[PeerId, _Access] = {}
         self._n_joined = 0
         self._nursery: trio.Nursery | None = None
@@ -176,11 +183,14 @@ class World:
         """Whether a partition separates them."""
         return any((a in one and b in other) or (b in one and a in other) for one, other in self._walls)
 
-    async def travel(self, source: PeerId, target: PeerId, n_bytes: int, lane: Lane) -> None:
+    async def travel(self, source: PeerId, target: PeerId, n_bytes: int, lane: Lane, *, is_gift: bool = False) -> None:
         """Return when the bytes have arrived.
 
         Raises: UnreachableError, if they never do.
         """
+        if lane.value == "bulk" and self.up_bytes_s < math.inf:
+            uplink = self._uplinks.setdefault(source, _Uplink(self.up_bytes_s, self.start))
+            await uplink.send(target, n_bytes, is_gift)
         if self.links is not None and lane.value == "bulk":
             await trio.sleep_until(self._access_of(source).up(target, self.links[target].place, n_bytes))
             await trio.sleep_until(self._access_of(target).down(source, n_bytes))
@@ -337,6 +347,56 @@ class World:
                 target.gossip.receive(topic, data)
 
 
+class _Uplink:
+    """A peer's way out: the connections that send take turns, and downloads go when nothing else does."""
+
+    def __init__(self, bytes_s: float, start: Callable[..., None]) -> None:
+        self._bytes_s = bytes_s
+        self._start = start
+        self._first: deque[_Sending] = deque()
+        self._gifts: deque[_Sending] = deque()
+        self._runs = False
+
+    async def send(self, target: PeerId, n_bytes: int, is_gift: bool) -> None:
+        sending = _Sending(target, n_bytes)
+        queue = self._gifts if is_gift else self._first
+        same = next((s for s in queue if s.target == target), None)
+        if same is None:
+            queue.append(sending)
+        else:
+            same.behind.append(sending)  # one connection sends one after the other
+        if not self._runs:
+            self._runs = True
+            self._start(self._run)
+        await sending.done.wait()
+
+    async def _run(self) -> None:
+        while queue := self._first or self._gifts:
+            sending = queue.popleft()
+            piece = min(sending.n_bytes, max(1, int(self._bytes_s * UPLINK_CHUNK_S)))
+            queue.append(sending)
+            await trio.sleep(piece / self._bytes_s)
+            sending.n_bytes -= piece
+            if not sending.n_bytes:
+                queue.remove(sending)
+                sending.done.set()
+                if sending.behind:
+                    following = sending.behind.popleft()
+                    following.behind = sending.behind
+                    queue.append(following)
+        self._runs = False
+
+
+class _Sending:
+    """A message on its way out; `behind`: those to the same peer that follow it."""
+
+    def __init__(self, target: PeerId, n_bytes: int) -> None:
+        self.target = target
+        self.n_bytes = n_bytes
+        self.done = trio.Event()
+        self.behind: deque[_Sending] = deque()
+
+
 class _Access:
     """One peer's access link, both ways, with a line for each other peer."""
 
@@ -459,7 +519,7 @@ class SimMessenger:
 
     def bandwidth(self) -> Bandwidth:
         up_bps, down_bps = self._world.limits_bps(self.peer_id)
-        return Bandwidth(upload_limit_bps=up_bps, download_limit_bps=down_bps)
+        return self._world.bandwidths.get(self.peer_id, Bandwidth(upload_limit_bps=up_bps, download_limit_bps=down_bps))
 
     def traffic(self) -> Traffic:
         return Traffic(sent_bytes=self._sent, received_bytes=self._received)
@@ -503,6 +563,7 @@ class SimMessenger:
     async def _exchange(self, exchange: "_Exchange", peer: PeerId, service: str, body: bytes, lane: Lane) -> None:
         world, me = self._world, self.peer_id
         other = world._peers[peer]
+        outcome = _Exchange()
         breaks = world.random.random() < world.loss
         late = world.random.random() < 0.5
         begun_at = trio.current_time()
@@ -515,13 +576,13 @@ class SimMessenger:
                     raise UnreachableError(peer, "the connection broke")
                 body = world.arrives(me, peer, body)
                 handled_at = trio.current_time()
-                reply, error = await other.messenger._handle(me, service, body, lane)
+                await other.messenger._handle(outcome, me, service, body, lane)
                 busy_s = trio.current_time() - handled_at
                 if breaks:
                     raise UnreachableError(peer, "the connection broke")
-                await world.travel(peer, me, len(reply), lane)
-                self._received += len(reply) + FRAME_BYTES
-                exchange.reply, exchange.error = world.arrives(peer, me, reply), error
+                await world.travel(peer, me, len(outcome.reply), lane, is_gift=outcome.sent is not None)
+                self._received += len(outcome.reply) + FRAME_BYTES
+                exchange.reply, exchange.error = world.arrives(peer, me, outcome.reply), outcome.error
                 if lane.value == "control":
                     self._rtt_s[peer] = max(trio.current_time() - begun_at - busy_s, 1e-6)
                 nursery.cancel_scope.cancel()
@@ -530,22 +591,23 @@ class SimMessenger:
             exchange.error.__cause__ = broken.exceptions[0]
             world.disconnect(me, peer)
         finally:
+            outcome.over()
             exchange.done.set()
 
-    async def _handle(self, asker: PeerId, service: str, body: bytes, lane: Lane) -> tuple[bytes, Exception | None]:
-        """What a request leads to here: (reply, None) or (b"", the error that the asker gets)."""
+    async def _handle(self, outcome: "_Exchange", asker: PeerId, service: str, body: bytes, lane: Lane) -> None:
+        """What a request leads to here: `outcome` has the reply, or the error that the asker gets."""
         self._received += len(body) + FRAME_BYTES
         handler = self._services.get(service)
         if handler is None:
-            return b"", RefusedError(self.peer_id, "NotServingError", "this peer does not answer such requests yet")
+            outcome.error = RefusedError(self.peer_id, "NotServingError", "this peer does not answer such requests yet")
+            return
         if self._n_handling[asker] >= MAX_REQUESTS_IN:
-            return b"", RefusedError(self.peer_id, "BusyError", f"more than {MAX_REQUESTS_IN} requests at once")
-        outcome = _Exchange()
+            outcome.error = RefusedError(self.peer_id, "BusyError", f"more than {MAX_REQUESTS_IN} requests at once")
+            return
         self._n_handling[asker] += 1
         self._world.start(self._run_handler, outcome, handler, asker, body, lane)
         await outcome.done.wait()
         self._sent += len(outcome.reply) + FRAME_BYTES
-        return outcome.reply, outcome.error
 
     async def _run_handler(self, outcome: "_Exchange", handler: Handler, asker: PeerId, body: bytes, lane: Lane) -> None:
         try:
@@ -553,6 +615,9 @@ class SimMessenger:
                 nursery.start_soon(_cancel_on, self._network.died, nursery.cancel_scope)
                 try:
                     reply = await handler(asker, body)
+                    if isinstance(reply, Gift):
+                        outcome.give(reply)
+                        reply = reply.body
                     if len(reply) > MAX_BODY_BYTES[lane.value]:
                         limit = MAX_BODY_BYTES[lane.value]
                         raise UsageError(f"reply of {len(reply)} bytes on the {lane.value} lane, limit is {limit}")
@@ -692,6 +757,19 @@ class _Exchange:
         self.done = trio.Event()
         self.reply = b""
         self.error: Exception | None = None
+        self.sent: Callable[[], None] | None = None
+        """Of a reply that is a gift: to be called when it is on its way."""
+        self._is_over = False
+
+    def give(self, gift: Gift) -> None:
+        self.sent = gift.sent
+        if self._is_over:
+            gift.sent()
+
+    def over(self) -> None:
+        self._is_over = True
+        if self.sent is not None:
+            self.sent()
 
 
 async def _cancel_on(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -10,20 +10,32 @@ from hypothesis import strategies as st
 
 from legion_p2p.core import wire
 from legion_p2p.core.announcement import MAX_ANNOUNCEMENT_BYTES, Announcement, open_signed, sign
+from legion_p2p.core.distance import MAX_RATE
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.manifest import MAX_BLOCK_BYTES
 from legion_p2p.core.plan import MAX_SHARDS, ParamSpec
 from legion_p2p.core.run import MAX_SPEC_BYTES, RunSpec, SignedSpec, open_spec, sign_spec
 from legion_p2p.core.wire import (
+    MAX_BUSY_MS,
+    MAX_CHECKPOINTS,
+    MAX_COMPARED,
     MAX_EXCHANGED,
     MAX_GET_CIDS,
     MAX_HAS_CIDS,
     MAX_INCLUDED,
+    MAX_NORM,
     MAX_PAYLOAD_BYTES,
     MAX_REASON_CHARS,
     MAX_UPDATES,
+    OTHER,
+    UNKNOWN,
     Accusation,
     Blocks,
+    Busy,
+    Carry,
+    Checkpoints,
+    Compare,
+    Compared,
     Cross,
     Crossed,
     Done,
@@ -31,6 +43,7 @@ from legion_p2p.core.wire import (
     Exchanged,
     Failure,
     GetBlocks,
+    GetCheckpoints,
     GetShard,
     GetSpec,
     GetUpdates,
@@ -47,6 +60,7 @@ from legion_p2p.core.wire import (
     Pushed,
     ShardState,
     SpecFound,
+    State,
     Unknown,
     Update,
     UpdateHeader,
@@ -72,8 +86,12 @@ REQUESTS: list[Message] = [
     GetUpdates("run", 1, 2, DIGEST, True),
     GetShard("run", 1),
     Handover("run", 1, 2, DIGEST, b"payload"),
-    Cross("run", 1, "west", 3, DIGEST, 0.5, False, "int8", b"payload"),
+    Cross("run", 1, "west", 3, DIGEST, 0.5, 2.5, False, "int8", b"payload"),
+    Cross("run", 1, "west", 3, b"", 0.5, None, True, "bf16", b"payload"),
+    Carry("run", 1, 3, "int8", b"payload"),
     HasBlocks((b"c" * 36,)),
+    GetCheckpoints("run"),
+    Compare("run", (State(0, 1, b"d" * 32),)),
     GetBlocks((b"c" * 36, b"d" * 36)),
 ]
 REPLIES: list[Message] = [
@@ -86,8 +104,12 @@ REPLIES: list[Message] = [
     Updates((ONE_UPDATE, ONE_UPDATE), 7),
     ShardState(1, 2, DIGEST, (Inclusion("peer", 3),), b"payload", True),
     Crossed(b"payload"),
+    Crossed(b"payload", 0.01),
     Unknown(),
-    HeldBlocks(b"\1\0"),
+    HeldBlocks((5, 0)),
+    Checkpoints((b"c" * 36,)),
+    Compared((0, UNKNOWN, OTHER)),
+    Busy(1500),
     Blocks((b"block", b"")),
 ]
 HEADER = UpdateHeader("run", 1, 2, DIGEST, DIGEST, "owner", "int8", (Inclusion("a", 1),), (Failure("b", "late"),), 2, 99)
@@ -153,7 +175,12 @@ def test_a_field_of_a_later_version_is_read_over(message: Message) -> None:
     assert decode(made, message) == message
 
 
-OPTIONAL = {(GetUpdates, "log_only"): False, (Handover, "momentum"): b""}
+OPTIONAL = {
+    (GetUpdates, "log_only"): False,
+    (Handover, "part"): "residual",
+    (Handover, "n_recent"): 0,
+    (Crossed, "slowed_to"): None,
+}
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=name)
@@ -193,6 +220,7 @@ def test_one_cut_short_or_with_something_behind_it_is_refused(message: object) -
 
 UINT32 = 0xFFFFFFFF
 COUNT = 1 << 62
+STATE = {"shard": 0, "version": 1, "digest": DIGEST}
 LIMITS = [
     (
         "run",
@@ -203,6 +231,19 @@ LIMITS = [
     ("run", (Ping, Push, UpdateHeader), "r", ""),
     ("peer", (PingFor, Accusation), "p" * 64, "p" * 65),
     ("owner", (NotOwner, UpdateHeader), "p" * 64, "p" * 65),
+    ("rate", (Cross,), MAX_RATE, 1.001 * MAX_RATE),
+    ("rate", (Cross,), 1e-9, 0.0),
+    ("rate", (Cross,), 0.1, float("nan")),
+    ("limit", (Cross,), MAX_NORM, 1.001 * MAX_NORM),
+    ("limit", (Cross,), 0.0, -1e-9),
+    ("limit", (Cross,), None, float("nan")),
+    ("slowed_to", (Crossed,), MAX_RATE, 1.001 * MAX_RATE),
+    ("slowed_to", (Crossed,), 0.0, -1e-9),
+    ("number", (Carry,), COUNT, COUNT + 1),
+    ("exchange", (Cross,), COUNT, COUNT + 1),
+    ("region", (Cross,), "r" * 64, "r" * 65),
+    ("codec", (Cross, Carry), "c" * 64, "c" * 65),
+    ("payload", (Cross, Crossed, Carry), b"p" * MAX_PAYLOAD_BYTES, b"p" * (MAX_PAYLOAD_BYTES + 1)),
     ("at_version", (Updates,), UINT32, UINT32 + 1),
     ("at_version", (Updates,), None, -1),
     ("shard", (Push, GetUpdates, GetShard, Handover, ShardState, UpdateHeader), MAX_SHARDS - 1, MAX_SHARDS),
@@ -259,7 +300,16 @@ LIMITS = [
     ("cids", (HasBlocks,), [b"c" * 36] * MAX_HAS_CIDS, [b"c" * 36] * (MAX_HAS_CIDS + 1)),
     ("cids", (GetBlocks,), [b"c" * 36] * MAX_GET_CIDS, [b"c" * 36] * (MAX_GET_CIDS + 1)),
     ("cids", (HasBlocks, GetBlocks), [b"c" * 36], [b"c" * 37]),
-    ("held", (HeldBlocks,), bytes(MAX_HAS_CIDS), bytes(MAX_HAS_CIDS + 1)),
+    ("sizes", (HeldBlocks,), [0] * MAX_HAS_CIDS, [0] * (MAX_HAS_CIDS + 1)),
+    ("sizes", (HeldBlocks,), [MAX_BLOCK_BYTES], [MAX_BLOCK_BYTES + 1]),
+    ("sizes", (HeldBlocks,), [0], [-1]),
+    ("cids", (Checkpoints,), [b"c" * 36] * MAX_CHECKPOINTS, [b"c" * 36] * (MAX_CHECKPOINTS + 1)),
+    ("states", (Compare,), [STATE] * MAX_COMPARED, [STATE] * (MAX_COMPARED + 1)),
+    ("states", (Compare,), [{**STATE, "shard": MAX_SHARDS - 1}], [{**STATE, "shard": MAX_SHARDS}]),
+    ("since", (Compared,), [-2] * MAX_COMPARED, [-2] * (MAX_COMPARED + 1)),
+    ("since", (Compared,), [OTHER], [OTHER - 1]),
+    ("retry_ms", (Busy,), MAX_BUSY_MS, MAX_BUSY_MS + 1),
+    ("retry_ms", (Busy,), 0, -1),
     ("blocks", (Blocks,), [b"b" * MAX_BLOCK_BYTES], [b"b" * (MAX_BLOCK_BYTES + 1)]),
     ("blocks", (Blocks,), [b""] * MAX_GET_CIDS, [b""] * (MAX_GET_CIDS + 1)),
 ]
@@ -279,7 +329,8 @@ def test_a_bound_is_reached_and_not_exceeded(field: str, kind: type, largest: ob
         decode(msgpack.packb({**fields, field: beyond}), message)
 
 
-MAY_BE_NONE = {(Updates, "at_version")}
+MAY_BE_NONE = {(Updates, "at_version"), (Cross, "limit"), (Crossed, "slowed_to")}
+FRACTIONS = {(Cross, "limit")}
 
 
 @pytest.mark.parametrize("message", [*MESSAGES, HEADER], ids=name)
@@ -287,7 +338,8 @@ def test_a_field_of_another_type_is_refused(message: object) -> None:
     fields = fields_of(message)
     for field, value in fields.items():
         nothing = () if (type(message), field) in MAY_BE_NONE else (None,)
-        for other in (*nothing, 1.5, {"a": 1}, "text" if not isinstance(value, str) else 7, [[]]):
+        fraction = () if (type(message), field) in FRACTIONS else (1.5,)
+        for other in (*nothing, *fraction, {"a": 1}, "text" if not isinstance(value, str) else 7, [[]]):
             with pytest.raises(DecodeError):
                 decode(msgpack.packb({**fields, field: other}), message)
 
