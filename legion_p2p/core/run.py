@@ -6,6 +6,7 @@ import msgspec
 
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity, verify
+from legion_p2p.core.placement import PlacementName
 from legion_p2p.core.plan import MAX_PARAMS, ParamSpec, ShardPlan, plan_for
 from legion_p2p.errors import DecodeError, UsageError
 
@@ -119,6 +120,9 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     shard_elements: Annotated[int, msgspec.Meta(ge=0, le=1 << 23)] = 0
     """Elements per shard; 0 chooses sixteen shards, fewer for a small model."""
+
+    placement: PlacementName = "rendezvous"
+    """How the members' weights become ownership of shards: see `legion_p2p.core.placement`."""
 
     def allowed_push_codecs(self) -> tuple[str, ...]:
         return _distinct(self.push_codec, *self.push_codecs, self.warmup_codec)
