@@ -81,6 +81,8 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Share of the shards to own, relative to others; 0 owns nothing."""
     region: RegionLabel = DEFAULT_REGION
     """Label of the region to average in, or auto: the nearest."""
+    volunteer_relay: bool = False
+    """Meet other regions for owners of this one that have little upload."""
     status: bool = True
     """Serve the status on loopback."""
     upload: str = ""
@@ -109,6 +111,8 @@ class PeerConfig(msgspec.Struct, frozen=True):
     region: RegionLabel = DEFAULT_REGION
     """Label of the region, or AUTO_REGION: found by latency. All members of one region average with each other."""
     weight: float = 1.0
+    volunteer_relay: bool = False
+    """Meet other regions for owners of this one that have little upload: see core.relays."""
     checkpoints: CheckpointConfig = CheckpointConfig()
 
 

@@ -72,6 +72,7 @@ async def open_peer(
     store: str | Path = "",
     store_limit_bytes: int | None = None,
     keep: str = "last=3",
+    volunteer_relay: bool = False,
 ) -> AsyncIterator[Engine]:
     """A peer in a run, for as long as the block lasts. Under trio.
 
@@ -83,7 +84,7 @@ async def open_peer(
 
     `store`: folder for checkpoints, made on first use; empty: none are kept. With one, a run that nobody in reach has, but the
     store, goes on from there, and `initial_peers` may be empty or dead. `store_limit_bytes`: of its blocks; None: no limit.
-    `keep`: which checkpoints stay ("last=3,every=100").
+    `keep`: which checkpoints stay ("last=3,every=100"). `volunteer_relay`: meet other regions for owners with little upload.
 
     Raises: NoContactError; UnknownRunError, AmbiguousRunError, RunExistsError; MisfitError; UsageError.
     """
@@ -95,6 +96,8 @@ async def open_peer(
         raise UsageError("give either the run to join or the one to found")
     events = events or Events()
     config = config or PeerConfig()
+    if volunteer_relay:
+        config = msgspec.structs.replace(config, volunteer_relay=True)
     initial_peers = tuple(initial_peers)
     contacts = parse_addresses(initial_peers)
     if initial_peers and not contacts:
@@ -106,7 +109,7 @@ async def open_peer(
     disk = ThreadOffload(1)
     try:
         archive = open_archive(store, store_limit_bytes, whoami, keeping, events) if store else None
-    except BaseException:
+    except BaseException:  # an interrupt as well: the identity must not stay locked
         unlock()
         raise
     network_options = {"listen": listen, "initial_peers": contacts, "announce": announce, "link": link, "caps": caps}
@@ -208,6 +211,7 @@ class Optimizer(SwarmOptimizer):
         tokens_per_step: weight of one local step relative to those of other members, such as tokens in a batch.
         upload_limit, download_limit, quiet_hours, netem: limits on this peer's traffic, and a link to emulate; see `open_peer`.
         store, store_limit_bytes, keep: where checkpoints are kept, and which; see `open_peer`. Off without `store`.
+        volunteer_relay: meet other regions for owners of this one that have little upload. For a peer that has much.
         local_steps, synchronous, push_codec, update_codec, ...: fields of RoundSpec. Who founds a run chooses them; for who
             joins they are what it expects, and a run that has others is refused.
 
@@ -239,6 +243,7 @@ class Optimizer(SwarmOptimizer):
         store: str | Path = "",
         store_limit_bytes: int | None = None,
         keep: str = "last=3",
+        volunteer_relay: bool = False,
         seed: int = 0,
         **round_fields: Any,
     ) -> None:
@@ -275,6 +280,7 @@ class Optimizer(SwarmOptimizer):
                 store=store,
                 store_limit_bytes=store_limit_bytes,
                 keep=keep,
+                volunteer_relay=volunteer_relay,
             )
 
         thread = PeerThread(opener)
@@ -470,6 +476,7 @@ def _opener_of(job: Job, *, founding: Founding | None, params: Params, events: E
             store=job.store,
             store_limit_bytes=round(job.store_limit_gb * 1e9) or None,
             keep=job.keep,
+            volunteer_relay=job.volunteer_relay,
         )
 
     return opener

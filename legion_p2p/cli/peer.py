@@ -36,8 +36,8 @@ from legion_p2p.core.run import InnerOptimizer
 from legion_p2p.core.units import parse_rate
 from legion_p2p.errors import ConfigError, LegionError, StoreError, UsageError
 from legion_p2p.observe import human
-from legion_p2p.observe.events import Events
-from legion_p2p.observe.metrics import JsonSink, PlainSink
+from legion_p2p.observe.events import HANDING_OVER, Events
+from legion_p2p.observe.metrics import JsonSink, PlainSink, handing_over_text
 from legion_p2p.observe.status import Status
 
 if TYPE_CHECKING:
@@ -127,6 +127,8 @@ class NodeOptions:
     """Share of the model's shards to take care of, relative to others; 0: none."""
     region: Annotated[str, Parameter(metavar="LABEL")] = DEFAULT_REGION
     """Average with the members of this label, and only now and then with other regions; auto: with those that are near."""
+    volunteer_relay: Annotated[bool, Parameter(negative=())] = False
+    """Carry the exchange with other regions for members of this one that have little upload. For a peer that has much."""
     upload: Annotated[str, Parameter(converter=checked(parse_rate), metavar="RATE")] = ""
     """Limit on all that this peer sends, such as 10mbit."""
     download: Annotated[str, Parameter(converter=checked(parse_rate), metavar="RATE")] = ""
@@ -213,6 +215,7 @@ def make_job(
             "announce": node.announce,
             "weight": node.weight,
             "region": node.region,
+            "volunteer_relay": node.volunteer_relay,
             "status": output.status,
             "upload": node.upload,
             "download": node.download,
@@ -455,6 +458,8 @@ class _Shown:
             self._plain = PlainSink(sys.stderr if output.quiet else stream, quiet=output.quiet)
 
     def on_event(self, event: Any) -> None:
+        if event.name == HANDING_OVER and self._view is not None:
+            self._view.note(handing_over_text(event))
         for sink in (self._json, self._plain, self._view.event if self._view else None):
             if sink is not None:
                 sink(event)

@@ -11,6 +11,7 @@ from legion_p2p.errors import DecodeError, UsageError
 
 MAX_SPEC_BYTES = 1 << 20  # 20,000 parameters with names of 40 characters
 MAX_RUN_NAME_CHARS = 100
+MAX_OUTER_DELAY = 10_000
 
 RunName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_RUN_NAME_CHARS, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*\Z")]
 _Small = Annotated[str, msgspec.Meta(max_length=64)]
@@ -82,11 +83,16 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outer_momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
     """Of the outer rules that have momentum."""
 
-    outer_delay: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 4
+    outer_delay: Annotated[int, msgspec.Meta(ge=1, le=MAX_OUTER_DELAY)] = 4
     """Rounds between two changes of the momentum, for the delayed rule."""
 
     cross_every: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 4
-    """Rounds of a shard between two meetings of regions about it. More: fewer bytes across, and regions drift further apart."""
+    """Least rounds of a shard between two meetings of regions about it. More: fewer bytes across, and regions drift further
+    apart."""
+
+    max_cross_every: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 64
+    """Most rounds between two meetings, where the link between two owners carries little. More: slower links can take part, and
+    their regions drift further."""
 
     cross_rule: CrossRule = "elastic"
     """How two regions that meet come closer: by the moving rate; each by it with a center variable; or by an outer step of
@@ -95,11 +101,15 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cross_codec: _Codec = "int8"
     """Codec of what regions tell each other."""
 
+    cross_codecs: _Codecs = ()
+    """Codecs that they may use instead, as the link between two owners allows."""
+
     moving_rate: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.3
     """Share of their difference that each of two regions goes when they meet. Higher: closer together, and less exploration."""
 
     norm_cap: _NonNegative = 3.0
-    """A push counts with at most this many times the median norm. Lower: safer, and unfair to unusual data. 0: no cap."""
+    """A push counts with at most this many times the median norm, and a meeting of two regions moves neither by more than this
+    many times what its own training did since the last. Lower: safer, and unfair to unusual data. 0: no cap."""
 
     quorum: Annotated[float, msgspec.Meta(gt=0, le=1)] = 2 / 3
     """Share of the training members after which a round may close without the rest. 1: waits for all that live."""
@@ -116,9 +126,14 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def allowed_update_codecs(self) -> tuple[str, ...]:
         return _distinct(self.update_codec, *self.update_codecs, self.warmup_codec)
 
+    def allowed_cross_codecs(self) -> tuple[str, ...]:
+        return _distinct(self.cross_codec, *self.cross_codecs)
+
     def codecs(self) -> tuple[str, ...]:
         """All that a member must know."""
-        return _distinct(*self.allowed_push_codecs(), *self.allowed_update_codecs(), self.dense_codec, self.cross_codec)
+        return _distinct(
+            *self.allowed_push_codecs(), *self.allowed_update_codecs(), self.dense_codec, *self.allowed_cross_codecs()
+        )
 
 
 def _distinct(*names: str) -> tuple[str, ...]:

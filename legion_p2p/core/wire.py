@@ -4,7 +4,7 @@ Every field has a bound. Decoding checks types and bounds before anything is use
 whoever sent it is to blame. `type` names the message, so that any MessagePack reader can follow.
 """
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -12,7 +12,7 @@ from legion_p2p.core.announcement import MAX_ANNOUNCEMENT_BYTES
 from legion_p2p.core.distance import MAX_RATE
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, MAX_SHARDS
-from legion_p2p.core.run import MAX_SPEC_BYTES
+from legion_p2p.core.run import MAX_OUTER_DELAY, MAX_SPEC_BYTES
 from legion_p2p.errors import DecodeError
 
 MAX_PAYLOAD_BYTES = 4 * MAX_SHARD_ELEMENTS + 4096  # a shard as fp32, and a codec's header
@@ -21,6 +21,7 @@ MAX_INCLUDED = 10_000  # contributions to one update: as many as members may be
 MAX_UPDATES = 64  # updates in one reply
 MAX_REASON_CHARS = 200
 MAX_COUNT = 1 << 62
+MAX_NORM = 1e24  # of a shard: its elements are at most 3.4e38 in fp32, and would have lost all meaning long before
 
 MAX_HAS_CIDS = 8192  # in one question: 300 KiB
 MAX_GET_CIDS = 64
@@ -45,6 +46,8 @@ _SignedList = Annotated[tuple[_Signed, ...], msgspec.Meta(max_length=MAX_EXCHANG
 _Cid = Annotated[bytes, msgspec.Meta(min_length=36, max_length=36)]
 _Block = Annotated[bytes, msgspec.Meta(max_length=MAX_BLOCK_BYTES)]
 _Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_BLOCK_BYTES)]
+Part = Literal["residual", "momentum", "recent"]
+"""What only an owner has of a shard: see `Handover`."""
 _Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)]
 
 
@@ -222,9 +225,9 @@ class ShardState(Message, frozen=True, tag="shard_state"):
 
 
 class Handover(Message, frozen=True, tag="handover"):
-    """What only an owner has, for the one who owns the shard now: its error-feedback residual and its outer optimizer's momentum.
+    """A part of what only an owner has, for the one who owns the shard now. Answered with Held.
 
-    The first as fp32, the second as bf16 (both whole would not fit into one frame), empty for zeros. Answered with Held.
+    The residual of its error feedback, or what its outer optimizer remembers: one at a time, as two would not fit into one frame.
     """
 
     run: _Run
@@ -232,7 +235,10 @@ class Handover(Message, frozen=True, tag="handover"):
     version: _Version
     digest: _Digest
     payload: _Payload
-    momentum: _Payload = b""
+    """As fp32. Empty: there is nothing, the question is what the other one holds."""
+    part: Part = "residual"
+    n_recent: Annotated[int, msgspec.Meta(ge=0, le=MAX_OUTER_DELAY)] = 0
+    """Changes that `recent` is the sum of."""
 
 
 # between regions
@@ -254,6 +260,8 @@ class Cross(Message, frozen=True, tag="cross"):
     """Digest of what both know of each other, to which the payload is the difference; empty: the payload is the whole."""
     rate: Annotated[float, msgspec.Meta(gt=0, le=MAX_RATE)]
     """The moving rate of this meeting."""
+    limit: Annotated[float, msgspec.Meta(ge=0, le=MAX_NORM)] | None
+    """The longest step that the asker takes, as a Euclidean norm; None: any."""
     center: bool
     """It is the center variable that the asker wants to meet."""
     codec: _Codec
@@ -261,13 +269,27 @@ class Cross(Message, frozen=True, tag="cross"):
 
 
 class Crossed(Message, frozen=True, tag="crossed"):
-    """The answering side's half of the meeting; it has moved already."""
+    """The answering side's half of the meeting, in the asker's codec; it has moved already."""
 
     payload: _Payload
+    slowed_to: Annotated[float, msgspec.Meta(ge=0, le=MAX_RATE)] | None = None
+    """Both move elastically at this rate, at most that asked for: the run's rule would move one of them too far. None: they do
+    as asked."""
 
 
 class Unknown(Message, frozen=True, tag="unknown"):
     """What `known` names is not known here: begin anew, with the whole."""
+
+
+class Carry(Message, frozen=True, tag="carry"):
+    """From a relay to the owner of a shard in its region: subtract this, for I have met another region. Answered with Held."""
+
+    run: _Run
+    shard: _Shard
+    number: _Count
+    """Sent again, it counts once."""
+    codec: _Codec
+    payload: _Payload
 
 
 # blocks of checkpoints, for anybody
@@ -358,6 +380,7 @@ Request = (
     | GetCheckpoints
     | Compare
     | Cross
+    | Carry
 )
 Reply = (
     SpecFound

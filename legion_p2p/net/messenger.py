@@ -7,7 +7,7 @@ tried once more on a new stream. What a stranger sends wrongly costs it standing
 
 import logging
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -40,7 +40,8 @@ from legion_p2p.net.wire import VERSION, Envelope, Kind, UnknownVersion, decode,
 
 PROTOCOLS = {"control": "/legion/control/1", "bulk": "/legion/bulk/1"}
 PING_INTERVAL_S = 2.0  # a control request is accompanied by a ping unless there was one so shortly before
-RTT_GAIN = 1 / 8  # of a slower sample (RFC 6298); a faster one counts half, for delay is only ever added
+RTTS_KEPT = 5  # of each peer, of which the shortest counts: delay is only ever added
+MAX_RTT_PEERS = 4096
 
 Handler = Callable[[PeerId, bytes], Awaitable[bytes | Gift]]
 
@@ -69,7 +70,7 @@ class Messenger:
         self._turns: dict[tuple[PeerId, str], _Turns] = {}
         self._n_handling: Counter[PeerId] = Counter()
         self._n_streams_in: Counter[tuple[PeerId, str]] = Counter()
-        self._rtt_s: dict[PeerId, float] = {}
+        self._rtts: dict[PeerId, deque[float]] = {}
         self._n_buffered = 0
         self._n_sent = 0
         self._n_received = 0
@@ -102,7 +103,7 @@ class Messenger:
         )
 
     def rtt_s(self, peer: PeerId) -> float | None:
-        return self._rtt_s.get(peer)
+        return min(self._rtts.get(peer, ()), default=None)
 
     def traffic(self) -> Traffic:
         return Traffic(sent_bytes=self._n_sent, received_bytes=self._n_received)
@@ -148,7 +149,7 @@ class Messenger:
             finally:
                 link.forget(pending)
                 if measured:
-                    self._upload.end(trio.current_time(), self._rtt_s.get(peer, 0.0))
+                    self._upload.end(trio.current_time(), self.rtt_s(peer) or 0.0)
             if isinstance(pending.error, UnreachableError) and not pending.frame.begun and not retried:
                 retried = True  # the stream broke before the request was on it: the other side cannot have seen it
                 continue
@@ -214,6 +215,8 @@ class Messenger:
                 raise DecodeError(f"answered in {unknown}") from unknown
             pending = link.pending.get(envelope.id)
             if envelope.kind == Kind.PONG:
+                if not 0 < envelope.id <= link.last_id:  # a guess, to seem nearer than it is
+                    raise DecodeError("a pong to a ping that was never sent")
                 await _skip(stream, body_bytes)
                 self._learn_rtt(link, envelope.id)
             elif envelope.kind not in (Kind.REPLY, Kind.REFUSAL):
@@ -235,15 +238,11 @@ class Messenger:
     def _learn_rtt(self, link: "_Link", ping_id: int) -> None:
         if link.ping_id != ping_id or link.ping_frame is None:
             return
-        sample_s = max(trio.current_time() - link.ping_sent_at, 1e-6)
         link.ping_frame = None
-        known_s = self._rtt_s.get(link.peer)
-        if known_s is None:
-            self._rtt_s[link.peer] = sample_s
-            while len(self._rtt_s) > 4096:
-                del self._rtt_s[next(iter(self._rtt_s))]
-        else:
-            self._rtt_s[link.peer] = known_s + (sample_s - known_s) * (0.5 if sample_s < known_s else RTT_GAIN)
+        rtts = self._rtts.setdefault(link.peer, deque(maxlen=RTTS_KEPT))
+        rtts.append(max(trio.current_time() - link.ping_sent_at, 1e-6))
+        while len(self._rtts) > MAX_RTT_PEERS:
+            del self._rtts[next(iter(self._rtts))]
 
     # requests of others
 

@@ -2,113 +2,38 @@
 
     due, and matched with a region -> what I hold, compressed  -->  its owner moves, and answers with what it held
     its answer came                -> I move as it did, the other way
-    no answer                      -> the same message again the next time: it counts once
+    no answer                      -> the same message again at a later version: it counts once
     what one knows the other does not -> both begin anew, with the whole shard
+    it would move one of them further than is likely -> both move less, by the same; absurd values are refused, and reported
 
 What a copy moves by goes into the owner's residual, so it reaches the members inside the next ordinary updates, and what counts
 as one's copy is the reference less that residual: where all that is on its way has arrived. Nothing here holds up a round.
+A relay (core/relays.py) does all this in the owner's stead, and brings it what the copy moved by (services/carrying.py).
 """
 
 import random
-from collections import OrderedDict
-from dataclasses import dataclass, field
 
 import trio
-from torch import Tensor
 
-from legion_p2p.core.announcement import Announcement, peer_of, version_at
-from legion_p2p.core.distance import DistanceGuard
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.matching import epoch_of, partner, patience
-from legion_p2p.core.membership import weights_of
-from legion_p2p.core.rendezvous import ownership
-from legion_p2p.core.wire import Cross, Crossed, Reply, Unknown
+from legion_p2p.core.wire import MAX_NORM, Carry, Cross, Crossed, Held, Reply, Unknown
 from legion_p2p.errors import CodecError, DecodeError, NetworkError, NonFiniteError, RefusedError, RemoteProtocolError
 from legion_p2p.observe.events import Events
+from legion_p2p.services.carrying import Carrying
+from legion_p2p.services.copies import CarriedCopy, CenterCopy, Copy, RegionCopy
 from legion_p2p.services.following import TRANSFER_DEADLINE_S
+from legion_p2p.services.links import CENTER, Asked, Link, Links
 from legion_p2p.services.members import MemberService
 from legion_p2p.services.ports import Messenger
 from legion_p2p.services.replica import Replica
+from legion_p2p.services.schedule import WHOLE, Schedule
 from legion_p2p.services.shards import ShardService
 from legion_p2p.tensor.elastic import center_bound, pairwise_bound
-from legion_p2p.tensor.meeting import Known, Moved, hear, move, tell
+from legion_p2p.tensor.meeting import Moved, check_plausible, hear, move, move_at, norm, reach, tell
 
-CENTER = ""  # in place of a region's label: the center variable, which no region has; it sorts before all of them
-WHOLE = "bf16"  # codec of first meetings; what it rounds away is in the next difference
-MAX_LINKS = 8  # other regions of which an owner keeps what it knows, two shards each; who met longest ago begins anew
 MAX_STALENESS = 64
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """A meeting that was begun here, and what was known when it was."""
-
-    peer: PeerId
-    message: Cross
-    known: Known | None
-    ours: Tensor
-    version: int
-
-
-@dataclass(eq=False)
-class Link:
-    """What is known here of the other side, for one shard."""
-
-    guard: DistanceGuard
-    known: Known | None = None
-    digest: bytes = b""
-    asked: Asked | None = None
-    is_asking: bool = False
-    answered: tuple[int, Crossed] | None = None
-    staleness: int = 0
-    """Meetings' times that the last answer took."""
-
-    def forget(self) -> None:
-        self.known, self.digest, self.asked = None, b"", None
-
-
-class RegionCopy:
-    """This region's copy of a shard, at its owner."""
-
-    def __init__(self, replica: Replica) -> None:
-        self.lock = replica.lock
-        self._replica = replica
-
-    @property
-    def version(self) -> int:
-        return self._replica.chain.version
-
-    def value(self) -> Tensor:
-        residual = self._replica.owner_residual
-        return self._replica.reference if residual is None else self._replica.reference - residual
-
-    def subtract(self, step: Tensor) -> None:
-        residual = self._replica.owner_residual
-        self._replica.owner_residual = step if residual is None else residual + step
-
-
-class CenterCopy:
-    """The center variable of a shard, at whoever owns it across all regions."""
-
-    def __init__(self, start: Tensor) -> None:
-        self.lock = trio.Lock()
-        self.version = 0
-        self._value = start
-
-    def value(self) -> Tensor:
-        return self._value
-
-    def subtract(self, step: Tensor) -> None:
-        self._value = self._value - step
-        self.version += 1
-
-
-@dataclass(eq=False)
-class Met:
-    """When a shard met which region, in versions."""
-
-    last: int | None = None
-    by_region: dict[str, int] = field(default_factory=dict)
+RETRY = 4  # attempts in the time between two meetings: each costs what a meeting does
+ROUNDING = 1.001  # of norms, which no two machines add up alike
 
 
 class Crossing:
@@ -123,9 +48,10 @@ class Crossing:
         self._events = events
         self._rng = rng
         self._rounds = shards.spec.round
-        self._met: dict[int, Met] = {}
-        self._links: dict[int, OrderedDict[tuple[str, str], Link]] = {}
+        self._links = Links(self._rounds.moving_rate)
         self._centers: dict[int, CenterCopy] = {}
+        self.schedule = Schedule(shards, members, messenger, self._links)
+        self.carrying = Carrying(shards, self.schedule, events, self._number)
         self.n_met = 0
 
     async def run_forever(self) -> None:
@@ -136,85 +62,59 @@ class Crossing:
     def forget(self) -> None:
         """This peer has moved to another region: what it knew as an owner is no longer its own."""
         self._links.clear()
-        self._met.clear()
+        self.schedule.clear()
+        self.carrying.clear()
 
-    # who meets whom, and when
+    async def on_carry(self, peer: PeerId, message: Carry) -> Held:
+        """Take from a relay what a shard of this peer moved by. Raises: LegionError, to be sent back."""
+        return await self.carrying.on_carry(peer, message)
 
     async def _cross_when_due(self, replica: Replica) -> None:
         while True:
-            other = self._due(replica)
-            if other is not None:
-                await self._meet(replica, other)
+            copy = self._copy_of(replica)
+            if copy is None:
+                self.schedule.forget(replica.shard)
+            else:
+                met = self.schedule.met(replica)
+                if met.left_at is None:
+                    met.leave(copy.value())
+                if (other := self.schedule.due(replica)) is not None:
+                    await self._meet(replica, copy, other)
+            if not isinstance(copy, CarriedCopy):
+                await self.carrying.finish(replica)
+            elif copy.is_due:
+                await self.carrying.deliver(replica, self._rounds.cross_codec)
             await replica.bell.wait()
 
-    def _due(self, replica: Replica) -> str | None:
-        """The region to meet now; None: nobody."""
-        if replica.round is None:
-            self._met.pop(replica.shard, None)
-            links = self._links.get(replica.shard, {})
-            for key in [key for key in links if key[0] != CENTER]:
-                del links[key]
-            return None
-        met, version, every = self._met.setdefault(replica.shard, Met()), replica.chain.version, self._rounds.cross_every
-        if met.last is None:
-            met.last = version
-        if version < met.last + every:
-            return None
-        mine = self._shards.region
-        members = self._by_region()
-        if not any(region != mine for region in members):
-            return None
-        if self._rounds.cross_rule == "center":
-            return CENTER
-        versions = {region: _versions(announced, replica.shard) for region, announced in members.items()}
-        other = partner(self._shards.run, replica.shard, epoch_of(versions, every), members.keys(), mine)
-        if other is None or version < met.last + patience(mine, other, every):
-            return None
-        return other
+    def _copy_of(self, replica: Replica) -> Copy | None:
+        """What this peer speaks for in its region; None: nothing."""
+        if replica.round is not None:
+            return RegionCopy(replica)
+        is_relay = self._members.own().relay and self.schedule.speaker(self._shards.region, replica.shard) == self._shards.me
+        return self.carrying.copy(replica) if is_relay else None
 
-    def _by_region(self) -> dict[str, list[Announcement]]:
-        """The members that may own, by region."""
-        members: dict[str, list[Announcement]] = {}
-        for announcement in self._members.everyone():
-            if announcement.ready and announcement.weight > 0 and announcement.region:
-                members.setdefault(announcement.region, []).append(announcement)
-        return members
-
-    def _owner(self, region: str, shard: int) -> PeerId | None:
-        everyone = self._members.everyone()
-        if region == CENTER:
-            weights = {peer_of(a): a.weight for a in everyone if a.ready and a.weight > 0}
-        else:
-            weights = weights_of(everyone, region)
-        return ownership(self._shards.run, region, shard, weights).owner
-
-    def _link(self, shard: int, mine: str, other: str) -> Link:
-        links = self._links.setdefault(shard, OrderedDict())
-        link = links.get((mine, other))
-        if link is None:
-            link = links[mine, other] = Link(DistanceGuard(self._rounds.moving_rate))
-        links.move_to_end((mine, other))
-        while len(links) > MAX_LINKS:
-            links.popitem(last=False)
-        return link
+    def _number(self) -> int:
+        return self._rng.getrandbits(62)
 
     # asking
 
-    async def _meet(self, replica: Replica, other: str) -> None:
-        peer = self._owner(other, replica.shard)
-        link = self._link(replica.shard, self._shards.region, other)
+    async def _meet(self, replica: Replica, copy: Copy, other: str) -> None:
+        peer = self.schedule.speaker(other, replica.shard)
+        link = self._links.get(replica.shard, self._shards.region, other)
         if peer is None or link.is_asking:
             return
         if link.asked is not None and link.asked.peer != peer:
             link.forget()  # whether the one before has moved nobody can tell
         link.is_asking = True
+        every = self.schedule.interval(replica, other).every
+        self.schedule.met(replica).not_before = replica.chain.version + max(1, every // RETRY)
         try:
-            reply = await self._ask(replica, link, peer, other)
+            reply = await self._ask(replica, copy, link, peer, other)
             if isinstance(reply, Unknown):
                 link.forget()
-                reply = await self._ask(replica, link, peer, other)
+                reply = await self._ask(replica, copy, link, peer, other)
             if isinstance(reply, Crossed):
-                await self._take_answer(replica, link, other, reply)
+                await self._take_answer(replica, copy, link, other, reply)
             elif reply is not None:
                 raise DecodeError(f"asked to meet about shard {replica.shard}, got {type(reply).__name__}")
         except RefusedError as refused:  # it has not moved
@@ -230,56 +130,79 @@ class Crossing:
         finally:
             link.is_asking = False
 
-    async def _ask(self, replica: Replica, link: Link, peer: PeerId, other: str) -> Reply | None:
+    async def _ask(self, replica: Replica, copy: Copy, link: Link, peer: PeerId, other: str) -> Reply | None:
         if link.asked is None:
-            async with replica.lock:
-                if replica.round is None:
+            async with copy.lock:
+                if not copy.is_ours:
                     return None
-                own, version = RegionCopy(replica).value(), replica.chain.version
-            codec = WHOLE if link.known is None else self._rounds.cross_codec
+                own, version = copy.value(), copy.version
+            codec = self.schedule.interval(replica, other).codec
             payload, ours = await self._compute(replica.numel, tell, own, link.known, self._shards.codec_of(replica, codec))
+            travelled = await self._compute(replica.numel, self.schedule.met(replica).travelled, own)
+            cap, rule = self._rounds.norm_cap, self._rounds.cross_rule
+            longest = await self._compute(replica.numel, reach, own, travelled, cap, rule)
             message = Cross(
-                self._shards.run,
-                replica.shard,
-                self._shards.region,
-                self._rng.getrandbits(62),
-                link.digest,
-                link.guard.rate(self._bound(link.staleness)),
-                other == CENTER,
-                codec,
-                payload,
+                run=self._shards.run,
+                shard=replica.shard,
+                region=self._shards.region,
+                exchange=self._number(),
+                known=link.digest,
+                rate=link.guard.rate(self._bound(link.staleness)),
+                limit=None if longest is None else min(link.guard.trust * longest, MAX_NORM),
+                center=other == CENTER,
+                codec=codec,
+                payload=payload,
             )
-            link.asked = Asked(peer, message, link.known, ours, version)
+            link.asked = Asked(peer, message, link.known, ours, own, travelled, version)
         if peer == self._shards.me:
             return await self.on_cross(peer, link.asked.message)
         with trio.fail_after(TRANSFER_DEADLINE_S):
-            return await self._shards.ask_owner(peer, link.asked.message)
+            reply, took_s = await self._shards.ask_owner(peer, link.asked.message)
+        if isinstance(reply, Crossed) and link.asked is not None:
+            now = trio.current_time()
+            link.rate.begin(now - took_s)
+            link.rate.moved(len(link.asked.message.payload) + len(reply.payload), now)
+            link.rate.end(now, self._messenger.rtt_s(peer) or 0.0)
+        return reply
 
-    async def _take_answer(self, replica: Replica, link: Link, other: str, reply: Crossed) -> None:
+    async def _take_answer(self, replica: Replica, copy: Copy, link: Link, other: str, reply: Crossed) -> None:
         asked = link.asked
         if asked is None:
             return
         link.asked = None
-        codec = self._shards.codec_of(replica, asked.message.codec)
-        async with replica.lock:
-            theirs = await self._compute(replica.numel, hear, reply.payload, asked.known, replica.numel, codec)
-            first = self._shards.region < other
-            moved = await self._compute(
-                replica.numel, move, asked.ours, theirs, asked.known, self._rounds.cross_rule, asked.message.rate, first
-            )
-            if replica.round is None:
+        message = asked.message
+        async with copy.lock:
+            moved = await self._compute(replica.numel, self._read_answer, replica, asked, other, reply)
+            if not copy.is_ours:
                 self._events.emit("cross.lost", shard=replica.shard, region=other)
                 return
-            RegionCopy(replica).subtract(moved.step_N)
-        link.staleness = min((replica.chain.version - asked.version) // self._rounds.cross_every, MAX_STALENESS)
-        self._note(replica.shard, link, other, moved, replica.chain.version, asked.message, len(reply.payload))
+            copy.subtract(moved.step_N)
+        met = self.schedule.met(replica)
+        every = self._rounds.cross_every if link.interval is None else link.interval.every
+        link.staleness = min((copy.version - asked.version) // every, MAX_STALENESS)
+        met.leave(asked.own - moved.step_N, asked.travelled)
+        met.note(other, copy.version, trio.current_time())
+        self._note(link, other, moved, copy.version, message, len(reply.payload))
         replica.bell.ring()
+
+    def _read_answer(self, replica: Replica, asked: Asked, other: str, reply: Crossed) -> Moved:
+        message = asked.message
+        theirs = hear(reply.payload, asked.known, replica.numel, self._shards.codec_of(replica, message.codec))
+        check_plausible(theirs, asked.ours, asked.travelled)
+        first = self._shards.region < other
+        if reply.slowed_to is None:
+            moved = move(asked.ours, theirs, asked.known, self._rounds.cross_rule, message.rate, first)
+        else:
+            moved = move_at(asked.ours, theirs, min(reply.slowed_to, message.rate), first, slowed=True)
+        if message.limit is not None and norm(moved.step_N) > ROUNDING * message.limit:
+            raise DecodeError(f"a step of norm {norm(moved.step_N):.3g}, at most {message.limit:.3g} was agreed to")
+        return moved
 
     def _bound(self, staleness: int) -> float:
         """Below which moving rate regions come together."""
         bound = pairwise_bound(staleness)
         if self._rounds.cross_rule == "center":
-            n_regions = max(1, len(self._by_region()))
+            n_regions = max(1, len(self.schedule.by_region()))
             bound = min(bound, center_bound(n_regions, 0.0) / n_regions)
         return bound
 
@@ -289,14 +212,17 @@ class Crossing:
         """Meet the owner of a shard in another region. Raises: LegionError, to be sent back; then nothing has moved."""
         replica = self._shards.replica(message.shard)
         mine = CENTER if message.center else self._shards.region
-        self._check(peer, message, replica, mine)
-        link = self._link(message.shard, mine, message.region)
+        self._check(peer, message, mine)
+        link = self._links.get(message.shard, mine, message.region)
         if link.answered is not None and link.answered[0] == message.exchange:
             return link.answered[1]
-        if link.is_asking:
+        if not message.center and self.schedule.is_too_early(replica, message.region):
+            raise NetworkError(f"shard {message.shard}: regions {mine} and {message.region} have met just before")
+        if link.is_asking and mine < message.region:  # of two that ask each other at once, one is answered
             raise NetworkError(f"shard {message.shard}: this peer is just asking region {message.region} itself")
         codec = self._shards.codec_of(replica, message.codec)
-        copy = await self._copy(replica, message)
+        copy = await self._answering(replica, message)
+        met = self.schedule.met(replica)
         async with copy.lock:
             if message.known != link.digest:
                 if message.known:
@@ -304,43 +230,52 @@ class Crossing:
                 link.forget()
             link.asked = None  # the other side has not moved for it, or it would know something else
             theirs = await self._compute(replica.numel, hear, message.payload, link.known, replica.numel, codec)
-            payload, ours = await self._compute(replica.numel, tell, copy.value(), link.known, codec)
+            own = copy.value()
+            travelled = 0.0 if message.center else await self._compute(replica.numel, met.travelled, own)
+            await self._compute(replica.numel, check_plausible, theirs, own, travelled)
+            cap, rule = self._rounds.norm_cap, self._rounds.cross_rule
+            if isinstance(copy, CenterCopy):
+                longest = await self._compute(replica.numel, copy.reach, message.region, theirs, message.rate, cap)
+            else:
+                longest = await self._compute(replica.numel, reach, own, travelled, cap, rule)
+            allowed = [link.guard.trust * longest] if longest is not None else []
+            limit = min([*allowed, *([message.limit] if message.limit is not None else [])], default=None)
+            payload, ours = await self._compute(replica.numel, tell, own, link.known, codec)
             first = mine < message.region
-            moved = await self._compute(
-                replica.numel, move, ours, theirs, link.known, self._rounds.cross_rule, message.rate, first
-            )
-            if not message.center and replica.round is None:
+            moved = await self._compute(replica.numel, move, ours, theirs, link.known, rule, message.rate, first, limit)
+            if not copy.is_ours:
                 raise NetworkError(f"shard {message.shard} is no longer owned by this peer")
             copy.subtract(moved.step_N)
-            reply = Crossed(payload)
+            reply = Crossed(payload, moved.slowed_to)
             link.answered = (message.exchange, reply)
-        self._note(message.shard, link, message.region, moved, copy.version, message, len(payload), center=message.center)
-        if not message.center:
-            replica.bell.ring()
+            if not message.center:
+                met.leave(own - moved.step_N, travelled)
+                met.note(message.region, copy.version, trio.current_time())
+        self._note(link, message.region, moved, copy.version, message, len(payload))
+        replica.bell.ring()
         return reply
 
-    def _check(self, peer: PeerId, message: Cross, replica: Replica, mine: str) -> None:
+    def _check(self, peer: PeerId, message: Cross, mine: str) -> None:
         if not self._members.is_known(peer):
             raise RemoteProtocolError(peer, "not a known member of this run: send an announcement first")
         if message.center != (self._rounds.cross_rule == "center"):
             raise DecodeError(f"regions of this run meet by the rule {self._rounds.cross_rule!r}")
         if message.region == mine:
             raise NetworkError(f"region {mine} does not meet itself")
-        if message.codec != (self._rounds.cross_codec if message.known else WHOLE):
-            raise CodecError(
-                f"meeting in codec {message.codec!r}, this run has {self._rounds.cross_codec!r}, and {WHOLE!r} at first"
-            )
-        if self._owner(message.region, message.shard) != peer:
-            raise NetworkError(f"shard {message.shard} of region {message.region} is not owned by {peer}, as far as I know")
-        if self._owner(mine, message.shard) != self._shards.me or (not message.center and replica.round is None):
-            raise NetworkError(f"shard {message.shard} of region {mine or 'center'} is not owned by this peer")
-        met = self._met.get(message.shard)
-        if not message.center and met is not None and met.by_region.get(message.region) == replica.chain.version:
-            raise NetworkError(f"shard {message.shard}: regions {mine} and {message.region} have met already in this round")
+        allowed = self._rounds.allowed_cross_codecs() if message.known else (WHOLE,)
+        if message.codec not in allowed:
+            raise CodecError(f"meeting in codec {message.codec!r}, this run allows {', '.join(allowed)}, and {WHOLE} at first")
+        if not self.schedule.may_speak(peer, message.region, message.shard):
+            raise NetworkError(f"{peer} does not speak for shard {message.shard} of region {message.region}, as far as I know")
 
-    async def _copy(self, replica: Replica, message: Cross) -> RegionCopy | CenterCopy:
+    async def _answering(self, replica: Replica, message: Cross) -> Copy:
         if not message.center:
-            return RegionCopy(replica)
+            own = self._copy_of(replica)
+            if own is None:
+                raise NetworkError(f"shard {message.shard} of region {self._shards.region} is not owned by this peer")
+            return own
+        if self.schedule.owner(CENTER, message.shard) != self._shards.me:
+            raise NetworkError(f"the center variable of shard {message.shard} is not owned by this peer")
         center = self._centers.get(message.shard)
         if center is None:  # the first that meets the center finds itself there
             codec = self._shards.codec_of(replica, WHOLE)
@@ -352,34 +287,25 @@ class Crossing:
 
     # both
 
-    def _note(
-        self, shard: int, link: Link, other: str, moved: Moved, version: int, message: Cross, replied: int, center: bool = False
-    ) -> None:
+    def _note(self, link: Link, other: str, moved: Moved, version: int, message: Cross, replied: int) -> None:
         link.known, link.digest = moved.known, moved.digest
-        if not center:
-            met = self._met.setdefault(shard, Met())
-            met.last = met.by_region[other] = version
-            while len(met.by_region) > 4 * MAX_LINKS:
-                del met.by_region[next(iter(met.by_region))]
-        if link.guard.met(moved.distance):
+        if link.guard.met(moved.distance, moved.slowed_to is not None):
             link.forget()
-            self._events.emit("cross.apart", shard=shard, region=other, distance=moved.distance)
+            self._events.emit("cross.apart", shard=message.shard, region=other, distance=moved.distance)
+        if moved.slowed_to is not None:
+            self._events.emit("cross.slowed", shard=message.shard, region=other, rate=moved.slowed_to, distance=moved.distance)
         self.n_met += 1
         self._events.emit(
             "cross.met",
-            shard=shard,
+            shard=message.shard,
             version=version,
             region=other,
             distance=round(moved.distance, 6),
-            rate=round(message.rate, 4),
+            rate=round(message.rate if moved.slowed_to is None else moved.slowed_to, 4),
+            codec=message.codec,
             whole=not message.known,
             n_bytes=len(message.payload) + replied,
         )
 
     async def _compute(self, n_elements: int, fn, *args):  # type: ignore[no-untyped-def]
         return await self._shards.compute(n_elements, fn, *args)
-
-
-def _versions(announced: list[Announcement], shard: int) -> list[int]:
-    versions = (version_at(a.marks, shard) for a in announced)
-    return [version for version in versions if version is not None]

@@ -5,6 +5,7 @@ sockets (`peer.py`) and in virtual time (`sim`).
 """
 
 import dataclasses
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -23,6 +24,7 @@ from legion_p2p.core.plan import ParamSpec, check_fit
 from legion_p2p.core.run import RunSpec, SignedSpec, run_id, sign_spec
 from legion_p2p.core.wire import (
     Accusation,
+    Carry,
     Checkpoints,
     Cross,
     Done,
@@ -39,7 +41,7 @@ from legion_p2p.core.wire import (
     encode,
 )
 from legion_p2p.errors import CodecError, DecodeError, JoinError, MisfitError, NetworkError, RunExistsError, UnknownRunError
-from legion_p2p.observe.events import Events
+from legion_p2p.observe.events import HANDING_OVER, Events
 from legion_p2p.observe.status import Status
 from legion_p2p.services import telling
 from legion_p2p.services.advertise import AdvertiseService
@@ -61,7 +63,13 @@ from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
 
 MAX_PROVIDED = 8  # checkpoints under which a peer is found in the DHT: each is renewed again and again
-LEAVE_S = 1.5  # an orderly leave takes at most this long, so that Ctrl+C ends in under 2 s
+HAND_OVER_S = 60.0  # to give away what only this peer has: 7 MB at 1 Mbit/s. With a small model it takes a few round trips
+FINISH_S = 0.5  # for the disk
+GOODBYE_S = 0.75
+LEAVE_S = HAND_OVER_S + FINISH_S + GOODBYE_S  # an orderly leave takes at most this long
+MAX_TOLD = 16  # members that are told at once that this one leaves
+TELL_AFTER_S = 1.0  # of handing over, until people hear how long it takes
+TELL_EVERY_S = 3.0
 MEMBERS_S = 30.0  # to hear of anybody who holds the model
 RETURN_S = 1.0  # who is on the way back first hears who stayed, and that the others who were away own nothing either
 FOUND_SEARCH_S = 3.0  # to notice that a run of the name exists already
@@ -195,21 +203,53 @@ class Engine(Participant):
             await self._disk(self._archive.open, self._signed_spec)
 
     async def leave(self) -> None:
-        """Leave in order: hand over what only this peer has, say goodbye. At most LEAVE_S seconds."""
+        """Leave in order: give away what only this peer has, for at most HAND_OVER_S, write down what is queued, say goodbye."""
         if self.leaving or self._members is None:
             return
         self.leaving = True
         self.mailbox.close("this peer has left the run")
-        with trio.move_on_after(LEAVE_S):
-            if self._shards is not None:
-                await self._shards.hand_over_all(LEAVE_S / 2)
-            if self.checkpoints is not None:
-                with trio.move_on_after(LEAVE_S / 3):
-                    await self.checkpoints.finish()
-            await self._members.leave(LEAVE_S / 2)
+        if self._shards is not None and self.ready:
+            with trio.move_on_after(HAND_OVER_S):
+                await self._hand_over()
+        self._left = True
+        if self.checkpoints is not None:
+            with trio.move_on_after(FINISH_S):
+                await self.checkpoints.finish()
+        with trio.move_on_after(GOODBYE_S):
+            await self._members.leave(GOODBYE_S)
             if self._advertise is not None:
                 await self._advertise.withdraw_all()
         self.events.emit("run.left", run=self.run)
+
+    async def _hand_over(self) -> None:
+        """Own nothing, and have all that only an owner has at the next ones."""
+        self.ready = False
+        self.members.announce_soon()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_of_hand_over)
+            nursery.start_soon(self.members.announce_now)
+            for member in self.members.in_region()[:MAX_TOLD]:  # an heir should not have to wait for gossip
+                nursery.start_soon(self.members.exchange_with, member.peer_id)
+            self.shards.on_members_changed()
+            await self.shards.hand_over_all()
+            nursery.cancel_scope.cancel()
+
+    async def _tell_of_hand_over(self) -> None:
+        """Where it takes longer than a moment, say how long."""
+        began = trio.current_time()
+        await trio.sleep(TELL_AFTER_S)
+        _, all_bytes = self.shards.to_hand_over
+        ends_at, seen_bytes = math.inf, -1
+        while True:
+            now = trio.current_time()
+            n_shards, left_bytes = self.shards.to_hand_over
+            done_bps = 8 * (all_bytes - left_bytes) / (now - began)
+            upload_bps = self.messenger.bandwidth().upload_bps or done_bps
+            if upload_bps and (left_bytes != seen_bytes or ends_at == math.inf):
+                ends_at, seen_bytes = now + 8 * left_bytes / upload_bps, left_bytes
+            remaining_s = None if ends_at == math.inf else round(max(0.0, ends_at - now), 1)
+            self.events.emit(HANDING_OVER, n_shards=n_shards, left_bytes=left_bytes, remaining_s=remaining_s)
+            await trio.sleep(TELL_EVERY_S)
 
     def _enter(self, signed: SignedSpec, spec: RunSpec) -> None:
         try:
@@ -331,7 +371,7 @@ class Engine(Participant):
 
     def _step_forward(self) -> None:
         """Own again."""
-        self.ready = True
+        self.ready = not self.leaving
         self.members.announce_soon()
         self.shards.on_members_changed()
 
@@ -367,7 +407,7 @@ class Engine(Participant):
             except DecodeError as bad:
                 self.messenger.report(peer, str(bad))
                 raise
-        if self.leaving:  # no MisfitError: whoever pushes to us should try again, with our heir
+        if self._left:  # no MisfitError: whoever pushes to us should try again, with our heir
             raise NetworkError("this peer is leaving the run")
         if self._members is None or message_run(message) not in ("", self.run):
             raise MisfitError("this peer is not in that run")
@@ -392,6 +432,8 @@ class Engine(Participant):
             return members.on_accusation(peer, message)
         if isinstance(message, Cross):
             return await self.crossing.on_cross(peer, message)
+        if isinstance(message, Carry):
+            return await self.crossing.on_carry(peer, message)
         return await self.shards.on_request(peer, message)  # type: ignore[arg-type]
 
     def _tell_spec(self, message: GetSpec) -> SpecFound:

@@ -298,7 +298,7 @@ class Following(Holding):
                 replica.round.advanced(state.version, state.included)
             self._mailbox.post(replica.shard, state.version, theirs)
             self._settle_if_included(replica)
-            self.on_replaced()
+            self.on_replaced(replica)
         self._events.emit("shard.fetched", shard=replica.shard, version=state.version, peer=peer)
 
     async def _on_get_updates(self, peer: PeerId, message: GetUpdates) -> Reply | Given:

@@ -97,7 +97,7 @@ class Holding:
         self._weights: dict[PeerId, float] = {}
         self.on_update: Callable[[Replica, UpdateHeader, Update], None] = lambda replica, header, update: None
         """Told of every update that was accepted, whoever made it."""
-        self.on_replaced: Callable[[], None] = lambda: None
+        self.on_replaced: Callable[[Replica], None] = lambda replica: None
         """Told when a shard has new bytes that no update led to."""
         self.giving = giving
         self._fruitless: dict[tuple[PeerId, int], tuple[float, float]] = {}  # not to be asked before; the pause until then
@@ -136,6 +136,17 @@ class Holding:
         if found is None:
             found = self._owners[shard] = ownership(self.run, self.region, shard, self._weights)
         return found
+
+    def _refresh_owners(self) -> bool:
+        """Look at the members again; whether owners may differ from before."""
+        weights = {
+            PeerId(a.peer_id): a.weight for a in self._members.everyone() if a.ready and a.weight > 0 and a.region == self.region
+        }
+        differ = weights != self._weights
+        if differ:
+            self._weights = weights
+            self._owners.clear()
+        return differ
 
     def move(self, region: str) -> None:
         """This peer is in another region from now on, and owns nothing yet."""
@@ -220,10 +231,14 @@ class Holding:
         self._members.heard(peer)
         return decode_reply(raw)
 
-    async def ask_owner(self, peer: PeerId, message: Request) -> Reply:
-        """Ask the owner of a shard in another region, as one of few transfers at a time. Raises: NetworkError; DecodeError."""
+    async def ask_owner(self, peer: PeerId, message: Request) -> tuple[Reply, float]:
+        """Ask another owner, as one of few transfers at a time; also how many seconds it took to answer.
+
+        Raises: NetworkError; DecodeError.
+        """
         async with self._transfers:
-            return await self._ask(peer, message, Lane.BULK)
+            begun_at = trio.current_time()
+            return await self._ask(peer, message, Lane.BULK), trio.current_time() - begun_at
 
     async def compute(self, n_elements: int, fn: Callable, *args):  # type: ignore[no-untyped-def, type-arg]
         return fn(*args) if n_elements <= INLINE_ELEMENTS else await self._offload(fn, *args)

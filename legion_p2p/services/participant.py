@@ -110,6 +110,7 @@ class Participant:
         self._advertise: AdvertiseService | None = None
         self._pacer: Pacer | None = None
         self.leaving = False
+        self._left = False
         self._agreed: tuple[bytes, float] | None = None
         """The marks on which all agree, being done, and since when."""
 

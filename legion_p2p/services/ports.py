@@ -57,7 +57,7 @@ class Messenger(Protocol):
         """Who there is a connection to now."""
 
     def rtt_s(self, peer: PeerId) -> float | None:
-        """The smoothed round-trip time of control requests, if there were any."""
+        """The shortest of the last few round trips of control requests, if there were any."""
 
     def traffic(self) -> Traffic:
         """What was sent and received so far."""
@@ -148,6 +148,13 @@ class Archive(Protocol):
 
     def put_base(self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview) -> None:
         """Store a shard whole; `data` is its little-endian fp32 bytes."""
+
+    def append_whole(self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview) -> None:
+        """The same, quickly: the next checkpoint makes blocks of it."""
+
+    @property
+    def journal_bytes(self) -> int:
+        """What was written since the newest checkpoint."""
 
     def recover(self) -> None:
         """After a failed write: go on from what the newest checkpoint and the journal have, and remove what neither needs."""

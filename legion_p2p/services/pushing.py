@@ -7,11 +7,13 @@ import trio
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round import ramped_weight
 from legion_p2p.core.wire import (
+    MAX_COUNT,
     Inclusion,
     NotOwner,
     Push,
     Pushed,
     Reply,
+    UpdateHeader,
 )
 from legion_p2p.errors import (
     DecodeError,
@@ -19,7 +21,6 @@ from legion_p2p.errors import (
     NonFiniteError,
     RefusedError,
 )
-from legion_p2p.observe.status import RoundStatus
 from legion_p2p.services.following import TRANSFER_DEADLINE_S
 from legion_p2p.services.owning import Owning
 from legion_p2p.services.ports import Lane
@@ -87,16 +88,19 @@ class Pushing(Owning):
             replica.next_seq += 1
             replica.residual = replica.owner_residual = None
             replica.reference = made
+            before = replica.chain.digest
             replica.chain.rebased(digest_, self.me, included)
+            version = replica.chain.version
             replica.made_tokens += change.tokens
             if replica.round is not None:
                 replica.round.advanced(replica.chain.version, included)
             self._mailbox.post(replica.shard, replica.chain.version, None if made is change.local else made)
             self._mailbox.settle(replica.shard)
-            self.on_replaced()
-            self.rounds += 1
-            self.last_round = RoundStatus(replica.shard, replica.chain.version, 1.0, (), 1, 1)
-        self._events.emit("round.closed", shard=replica.shard, version=replica.chain.version, n_included=1, n_expected=1)
+            self.on_replaced(replica)
+        as_update = UpdateHeader(
+            self.run, replica.shard, version, before, digest_, self.me, "", included, (), 1, min(change.tokens, MAX_COUNT)
+        )
+        self._note_round(as_update, version)
 
     def _take_back(self, replica: Replica) -> None:
         """Local training diverged. The caller holds the lock."""

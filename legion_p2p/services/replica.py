@@ -84,6 +84,8 @@ class Replica:
     """What each contribution in the round decodes to."""
     owner_residual: Tensor | None = None
     outer: OuterState = field(default_factory=OuterState)
+    owned_from: int = 0
+    """The version at which this peer began to own the shard; what it has as the owner begins there."""
     warming_up: bool = False
     """Somebody in the round that is open pushed in the warm-up codec."""
     made_tokens: int = 0

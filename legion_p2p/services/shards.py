@@ -57,13 +57,7 @@ class ShardService(Pushing):
 
     def on_members_changed(self) -> None:
         """Somebody came, went, or announced news: owners may differ, and somebody may be ahead of us."""
-        weights = {
-            PeerId(a.peer_id): a.weight for a in self._members.everyone() if a.ready and a.weight > 0 and a.region == self.region
-        }
-        owners_may_differ = weights != self._weights
-        if owners_may_differ:
-            self._weights = weights
-            self._owners.clear()
+        owners_may_differ = self._refresh_owners()
         self._look_for_news()
         for replica in self.replicas.values():
             if owners_may_differ or replica.round is not None:
@@ -84,15 +78,3 @@ class ShardService(Pushing):
                     self.on_members_changed()
             finally:
                 self._nursery = None
-
-    async def hand_over_all(self, deadline_s: float) -> None:
-        """Before leaving: give away what only an owner has."""
-        self.on_members_changed()
-        with trio.move_on_after(deadline_s):
-            async with trio.open_nursery() as nursery:
-                for shard, replica in self.replicas.items():
-                    heir = self.ownership(shard).standby
-                    if replica.round is not None and heir is not None:
-                        nursery.start_soon(self._hand_over, replica, heir)
-            while self._in_flight:  # the last updates: nobody else could deliver them
-                await self._settled.wait()

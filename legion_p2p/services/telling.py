@@ -20,6 +20,7 @@ def describe(part: Participant) -> Announcement:
         addresses=part.messenger.addresses()[:16],
         region=part.region,
         coordinate=part.regions.coordinate,
+        testimonies=part.regions.testimonies,
         weight=part.config.weight,
         ready=ready,
         training=progress.training and ready,
@@ -32,12 +33,17 @@ def describe(part: Participant) -> Announcement:
         loss=progress.loss,
         sent_bytes=traffic.sent_bytes,
         received_bytes=traffic.received_bytes,
-        upload_bps=bandwidth.upload_bps or 0.0,
-        download_bps=bandwidth.download_bps or 0.0,
+        upload_bps=_least(bandwidth.upload_bps, bandwidth.upload_limit_bps),
+        download_bps=_least(bandwidth.download_bps, bandwidth.download_limit_bps),
+        relay=part.config.volunteer_relay,
         marks=part.shards.marks(),
         epoch=progress.epoch,
         chunks=progress.chunks,
     )
+
+
+def _least(*known: float | None) -> float:
+    return min((bps for bps in known if bps is not None), default=0.0)
 
 
 def status(part: Participant) -> Status:

@@ -2,7 +2,8 @@
 
 `World` holds the peers and what lies between them; `World.join` gives a peer its messenger, discovery and gossip. Requests take
 the link's delay each way, bulk takes its turn at the link's rate, and every fault that the real network has can be had on
-demand:
+demand. Where peers have access links (`links`: core/link.py), all bulk of a peer shares its own; but a message passes
+the sender's and the receiver's one after the other, and none is interleaved with another. Control takes up no rate.
 
 | fault | what others see |
 |---|---|
@@ -19,7 +20,7 @@ import heapq
 import math
 import random
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 
@@ -27,6 +28,7 @@ import msgspec
 import trio
 
 from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.link import Line, LinkProfile, Way
 from legion_p2p.errors import ClosedError, DecodeError, LegionError, RefusedError, UnreachableError, UsageError
 from legion_p2p.net.book import AddressBook
 from legion_p2p.net.buffer import Buffer
@@ -67,16 +69,21 @@ class World:
         rate_bytes_s: float | Link = math.inf,
         up_bytes_s: float = math.inf,
         loss: float = 0.0,
+        links: Mapping[PeerId, LinkProfile] | None = None,
     ) -> None:
         """`delay_s`: one way; `rate_bytes_s`: of bulk between two peers; either may be a function of (from, to). `up_bytes_s`: of
-        all bulk that one peer sends. `loss`: of requests, 0 to 1."""
+        all bulk that one peer sends. `loss`: of requests, 0 to 1. `links`: the access link of each peer, in place of these rates;
+        peers that join later are added to it before they do."""
         self.random = random.Random(seed)
         self.delay_s = delay_s
         self.rate_bytes_s = rate_bytes_s
         self.up_bytes_s = up_bytes_s
         self.loss = loss
+        self.links = links
         self.corrupt: Corrupt | None = None
         """Called with (from, to, bytes) for each body and each gossip message; returns what arrives."""
+        self.bandwidths: dict[PeerId, Bandwidth] = {}
+        """What peers find to have measured of their connections; their limits, where it is not said here."""
         self._seed = seed
         self._peers: dict[PeerId, SimNetwork] = {}
         self._records: dict[str, dict[PeerId, tuple[float, tuple[str, ...]]]] = {}
@@ -84,6 +91,7 @@ class World:
         self._changed = trio.Event()
         self._busy_until: dict[tuple[PeerId, PeerId], float] = {}
         self._uplinks: dict[PeerId, _Uplink] = {}
+        self._access: dict[PeerId, _Access] = {}
         self._n_joined = 0
         self._nursery: trio.Nursery | None = None
         self._manager = trio.open_nursery()
@@ -166,6 +174,9 @@ class World:
 
     def delay(self, source: PeerId, target: PeerId) -> float:
         """One way."""
+        if self.links is not None:
+            one, other = self.links[source], self.links[target]
+            return (one.rtt_s + other.rtt_s + one.path_s(other.place)) / 2
         return self.delay_s(source, target) if callable(self.delay_s) else self.delay_s
 
     def is_blocked(self, a: PeerId, b: PeerId) -> bool:
@@ -180,6 +191,11 @@ class World:
         if lane.value == "bulk" and self.up_bytes_s < math.inf:
             uplink = self._uplinks.setdefault(source, _Uplink(self.up_bytes_s, self.start))
             await uplink.send(target, n_bytes, is_gift)
+        if self.links is not None and lane.value == "bulk":
+            await trio.sleep_until(self._access_of(source).up(target, self.links[target].place, n_bytes))
+            await trio.sleep_until(self._access_of(target).down(source, n_bytes))
+            await self._wait_through(source, target)
+            return
         wait_s = self.delay(source, target)
         if lane.value == "bulk":
             rate = self.rate_bytes_s(source, target) if callable(self.rate_bytes_s) else self.rate_bytes_s
@@ -189,6 +205,20 @@ class World:
             wait_s += begin + n_bytes / rate - now
         await trio.sleep(wait_s)
         await self._wait_through(source, target)
+
+    def limits_bps(self, peer: PeerId) -> tuple[float | None, float | None]:
+        """What its access link carries, up and down; None where nothing limits it."""
+        profile = None if self.links is None else self.links[peer]
+        if profile is None:
+            return None, None
+        up, down = (bps if math.isfinite(bps) else None for bps in (profile.up_bps, profile.down_bps))
+        return up, down
+
+    def _access_of(self, peer: PeerId) -> "_Access":
+        assert self.links is not None
+        if peer not in self._access:
+            self._access[peer] = _Access(self.links[peer], random.Random(f"{self._seed}/{peer}"))
+        return self._access[peer]
 
     async def _wait_through(self, source: PeerId, target: PeerId) -> None:
         """Wait while a frozen end holds things up, for ever, or a partition does, for as long as TCP tries."""
@@ -367,6 +397,29 @@ class _Sending:
         self.behind: deque[_Sending] = deque()
 
 
+class _Access:
+    """One peer's access link, both ways, with a line for each other peer."""
+
+    def __init__(self, profile: LinkProfile, rng: random.Random) -> None:
+        self._profile = profile
+        self._ways = Way(profile, profile.up_bps, rng), Way(profile, profile.down_bps, rng)
+        self._lines: tuple[dict[PeerId, Line], dict[PeerId, Line]] = ({}, {})
+
+    def up(self, other: PeerId, place: int, n_bytes: int) -> float:
+        """When so many bytes that are sent now come to the access link of a peer at `place`."""
+        return self._due(0, other, self._profile.path_s(place), n_bytes)
+
+    def down(self, other: PeerId, n_bytes: int) -> float:
+        """When so many bytes that come to this link now are here."""
+        return self._due(1, other, 0.0, n_bytes)
+
+    def _due(self, direction: int, other: PeerId, path_s: float, n_bytes: int) -> float:
+        way, lines = self._ways[direction], self._lines[direction]
+        if other not in lines:
+            lines[other] = way.line(path_s)
+        return way.due(lines[other], n_bytes, trio.current_time())
+
+
 class SimNetwork:
     """What `open_network` gives, in a `World`."""
 
@@ -465,7 +518,8 @@ class SimMessenger:
         return self._rtt_s.get(peer)
 
     def bandwidth(self) -> Bandwidth:
-        return Bandwidth()
+        up_bps, down_bps = self._world.limits_bps(self.peer_id)
+        return self._world.bandwidths.get(self.peer_id, Bandwidth(upload_limit_bps=up_bps, download_limit_bps=down_bps))
 
     def traffic(self) -> Traffic:
         return Traffic(sent_bytes=self._sent, received_bytes=self._received)

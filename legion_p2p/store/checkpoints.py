@@ -30,9 +30,14 @@ from legion_p2p.store.blocks import BlockStore
 
 def put_base(store: BlockStore, version: int, included: Iterable[Inclusion], data: bytes | memoryview) -> Cid:
     """Store a shard whole; `data` is its little-endian fp32 bytes. Put it, and what is to link to it, within `store.hold()`."""
-    blocks = [(Cid.of(leaf), leaf) for leaf in map(encode_leaf, split(data))]
+    return put_leaves(store, version, hashlib.sha256(data).digest(), included, map(encode_leaf, split(data)))
+
+
+def put_leaves(store: BlockStore, version: int, digest: bytes, included: Iterable[Inclusion], leaves: Iterable[bytes]) -> Cid:
+    """Store a shard whole that is in leaves already; `digest` is of its fp32 bytes."""
+    blocks = [(Cid.of(leaf), leaf) for leaf in leaves]
     store.put_all(blocks)
-    return put_node(store, Base(version, hashlib.sha256(data).digest(), tuple(included), tuple(cid for cid, _ in blocks)))
+    return put_node(store, Base(version, digest, tuple(included), tuple(cid for cid, _ in blocks)))
 
 
 def put_update(store: BlockStore, message: bytes) -> tuple[Cid, ...]:

@@ -11,7 +11,8 @@ sparse as topk64-2bit makes the copies diverge at a moving rate of 0.3: measured
                m = mu * m + change                               both go to the same new anchor
                anchor -= lr * (change + mu * m);  step = ours - anchor
 
-A step is subtracted from one's copy.
+A step is subtracted from one's copy. Neither side has to go further than the least that both allow (`limit`): where the rule
+asks for more, both move elastically, at the rate that this allows; one of them says which, so the mean stays in any case.
 """
 
 # Shape suffixes: N = elements of a shard.
@@ -22,12 +23,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from legion_p2p.errors import DecodeError
 from legion_p2p.tensor.body import require_finite
 from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.flatten import digest
 
 OUTER_RATE = 0.7  # of DiLoCo, section 3.1
 OUTER_MOMENTUM = 0.9
+OUTER_REACH = 3.0  # its momentum alone makes steps as long as several changes: 0.63 * 10, were they all in one direction
+
+STILL = 0.02  # of a copy's norm, that a meeting may move it by even if nobody trains it: else it could never follow the others
+ABSURD = 10.0  # times our norm: two copies of one run, trained apart for however long, do not differ so much
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +64,8 @@ class Moved:
     """To be subtracted from the copy."""
     distance: float
     """Of the two estimates: the Euclidean norm of their difference."""
+    slowed_to: float | None = None
+    """The elastic rate instead of the rule's own step, which would have been longer than the limit."""
 
 
 def tell(own_N: Tensor, known: Known | None, codec: Codec) -> tuple[bytes, Tensor]:
@@ -76,22 +84,65 @@ def hear(data: bytes, known: Known | None, numel: int, codec: Codec) -> Tensor:
     return heard_N
 
 
-def move(ours_N: Tensor, theirs_N: Tensor, known: Known | None, rule: str, alpha: float, ours_first: bool) -> Moved:
-    """How far this side moves, by what both now know: `known` is what they knew before. Raises: NonFiniteError."""
-    apart_N = ours_N - theirs_N
-    distance = float(torch.linalg.vector_norm(apart_N))
+def move(
+    ours_N: Tensor, theirs_N: Tensor, known: Known | None, rule: str, alpha: float, ours_first: bool, limit: float | None = None
+) -> Moved:
+    """How far this side moves, by what both now know: `known` is what they knew before. Raises: NonFiniteError.
+
+    `limit`: the Euclidean norm of the longest step of either side; None: any. Only one side decides by it: the other would not
+    get the same norm to the last bit on another machine. It is told `slowed_to`, and calls `move_at` with that.
+    """
     if rule != "nesterov":
-        step_N = alpha * apart_N
-        after = Known(ours_N - step_N, theirs_N + step_N)
+        moved = move_at(ours_N, theirs_N, alpha, ours_first)
+        longest = alpha * moved.distance
     else:
-        mean_N = (ours_N + theirs_N) / 2
-        if known is None or known.anchor_N is None:  # a first meeting has no change to follow: it only brings both together
-            after = Known(mean_N, mean_N, mean_N)
-        else:
-            change_N = known.anchor_N - mean_N
-            momentum_N = change_N if known.momentum_N is None else OUTER_MOMENTUM * known.momentum_N + change_N
-            anchor_N = known.anchor_N - OUTER_RATE * (change_N + OUTER_MOMENTUM * momentum_N)
-            after = Known(anchor_N, anchor_N, anchor_N, momentum_N)
-        step_N = ours_N - after.ours_N
+        moved = _outer(ours_N, theirs_N, known, ours_first)
+        longest = max(norm(moved.step_N), norm(theirs_N - moved.known.theirs_N))
+    if limit is None or longest <= limit:
+        return moved
+    return move_at(ours_N, theirs_N, min(alpha, limit / moved.distance) if moved.distance else 0.0, ours_first, slowed=True)
+
+
+def move_at(ours_N: Tensor, theirs_N: Tensor, alpha: float, ours_first: bool, slowed: bool = False) -> Moved:
+    """The elastic step. What an outer step has begun is forgotten. Raises: NonFiniteError."""
+    apart_N = ours_N - theirs_N
+    step_N = alpha * apart_N
     require_finite(step_N)
-    return Moved(after, after.digest(ours_first), step_N, distance)
+    after = Known(ours_N - step_N, theirs_N + step_N)
+    return Moved(after, after.digest(ours_first), step_N, norm(apart_N), alpha if slowed else None)
+
+
+def _outer(ours_N: Tensor, theirs_N: Tensor, known: Known | None, ours_first: bool) -> Moved:
+    mean_N = (ours_N + theirs_N) / 2
+    if known is None or known.anchor_N is None:  # a first meeting has no change to follow: it only brings both together
+        after = Known(mean_N, mean_N, mean_N)
+    else:
+        change_N = known.anchor_N - mean_N
+        momentum_N = change_N if known.momentum_N is None else OUTER_MOMENTUM * known.momentum_N + change_N
+        anchor_N = known.anchor_N - OUTER_RATE * (change_N + OUTER_MOMENTUM * momentum_N)
+        after = Known(anchor_N, anchor_N, anchor_N, momentum_N)
+    step_N = ours_N - after.ours_N
+    require_finite(step_N)
+    return Moved(after, after.digest(ours_first), step_N, norm(ours_N - theirs_N))
+
+
+def norm(x_N: Tensor) -> float:
+    """Euclidean; in fp64, where squares of what fp32 holds fit."""
+    return float(torch.linalg.vector_norm(x_N, dtype=torch.float64))
+
+
+def check_plausible(theirs_N: Tensor, ours_N: Tensor, travelled: float) -> None:
+    """Raises: DecodeError, if what another region says to hold cannot be the same shard of the same run."""
+    theirs, ours = norm(theirs_N), norm(ours_N)
+    if theirs > ABSURD * max(ours, travelled) > 0:
+        raise DecodeError(f"a copy of norm {theirs:.3g}, where ours has {ours:.3g} and has moved by {travelled:.3g} of late")
+
+
+def reach(own_N: Tensor, travelled: float, cap: float, rule: str) -> float | None:
+    """The longest step that this copy lets another one make it take: see `travelled` in services.links. None: any.
+
+    `cap`: factor on what its own training made it move; 0: no cap.
+    """
+    if not cap:
+        return None
+    return max(cap * travelled * (OUTER_REACH if rule == "nesterov" else 1.0), STILL * norm(own_N))

@@ -8,7 +8,8 @@ import torch
 import trio
 
 from legion_p2p.core.run import RoundSpec
-from legion_p2p.services.crossing import RegionCopy
+from legion_p2p.services.copies import RegionCopy
+from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import SimPeer, Swarm
 
 LOSSY = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", norm_cap=0.0, shard_elements=32, cross_every=2)
@@ -66,6 +67,24 @@ async def test_the_other_rules_bring_regions_together_as_well(rule, autojump_clo
         assert torch.dist(middle, mean) < 0.2 * alone  # the center is behind, and moves as well
 
 
+async def test_two_regions_that_ask_each_other_at_the_same_moment_meet(autojump_clock):
+    """Answers take longer than rounds, so both are due while they wait."""
+    rounds = msgspec.structs.replace(LOSSY, local_steps=5, cross_every=1)
+    world = World(delay_s=lambda a, b: 0.0025 if {a, b} <= east_ids or not {a, b} & east_ids else 0.06)
+    swarm = Swarm(round=rounds, step_s=0.02, world=world)
+    east_ids = {swarm.identity(name).peer_id for name in "ab"}
+    async with swarm:
+        east, _ = await two_regions(swarm)
+        await trio.sleep(4)
+        began, before = trio.current_time(), east[0].versions()
+
+        await trio.sleep(4)
+
+        n_rounds = sum(now - then for now, then in zip(east[0].versions(), before, strict=True))
+        met = sum(n_met(peer, after=began) for peer in east)
+        assert n_rounds > 60 and met > 0.4 * n_rounds  # every second round: an answer takes one
+
+
 async def test_a_meeting_moves_both_by_the_same_so_their_mean_stays(autojump_clock):
     """Nobody trains any more, and what they hold, with what owners have still to publish, is counted before and after."""
     async with Swarm(round=LOSSY, step_s=0.2) as swarm:
@@ -85,7 +104,7 @@ async def test_a_meeting_moves_both_by_the_same_so_their_mean_stays(autojump_clo
         distance = [torch.dist(copy(east, s), copy(west, s)) for s in range(2)]
         for region in (east, west):
             for peer in region:
-                for met in peer.engine.crossing._met.values():
+                for met in peer.engine.crossing.schedule._met.values():
                     met.last -= 100
                 for replica in peer.engine.shards.replicas.values():
                     replica.chain.version += 1  # as by rounds that changed nothing

@@ -155,7 +155,7 @@ def test_every_option_of_the_job_can_be_given(job_of, tmp_path):
     job = job_of(
         "--run", "demo", "--initial-peers", ADDRESS, OTHER, "--data", "texts", "--steps", "5", "--minutes", "1.5", "--out", "o",
         "--no-status", "--seed", "7", "--device", "cpu", "--threads", "2", "--identity", "key",
-        "--listen", "/ip4/127.0.0.1/tcp/0", "--announce", "/ip4/203.0.113.7/tcp/4710", "--weight", "0.5",
+        "--listen", "/ip4/127.0.0.1/tcp/0", "--announce", "/ip4/203.0.113.7/tcp/4710", "--weight", "0.5", "--volunteer-relay",
         "--wait-for-members", "3", "--finish-together", "--eval-every", "30",
         "--upload", "10mbit", "--download", "50mbit", "--quiet-hours", "22:00-07:00=2mbit", "--netem", "cable,loss=1%",
     )  # fmt: skip
@@ -165,6 +165,7 @@ def test_every_option_of_the_job_can_be_given(job_of, tmp_path):
     assert (job.seed, job.device, job.threads, job.identity) == (7, "cpu", 2, "key")
     assert (job.listen, job.announce) == (("/ip4/127.0.0.1/tcp/0",), ("/ip4/203.0.113.7/tcp/4710",))
     assert (job.weight, job.wait_for_members, job.finish_together, job.eval_every_s) == (0.5, 3, True, 30.0)
+    assert job.volunteer_relay
     assert (job.upload, job.download, job.quiet_hours, job.netem) == ("10mbit", "50mbit", "22:00-07:00=2mbit", "cable,loss=1%")
 
 

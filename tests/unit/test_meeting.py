@@ -5,11 +5,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from legion_p2p.core.distance import GROWING, MARGIN, MAX_RATE, DistanceGuard
+from legion_p2p.core.distance import GROWING, LEAST_TRUST, MARGIN, MAX_RATE, DistanceGuard
 from legion_p2p.core.matching import epoch_of, partner, patience
+from legion_p2p.errors import DecodeError
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.elastic import pairwise_bound
-from legion_p2p.tensor.meeting import Known, hear, move, tell
+from legion_p2p.tensor.meeting import STILL, Known, check_plausible, hear, move, move_at, norm, reach, tell
 
 LABELS = st.sets(st.text("abcdef", min_size=1, max_size=4), min_size=1, max_size=9)
 
@@ -41,7 +42,7 @@ def test_the_epoch_does_not_follow_one_liar() -> None:
 
 def test_one_of_a_pair_begins_and_the_other_only_if_it_does_not() -> None:
     assert patience("a", "b", 4) == 4
-    assert patience("b", "a", 4) == 8
+    assert patience("b", "a", 4) == 16
 
 
 def test_the_rate_grows_while_they_drift_apart_and_then_all_is_sent_anew() -> None:
@@ -58,6 +59,20 @@ def test_the_rate_grows_while_they_drift_apart_and_then_all_is_sent_anew() -> No
     for _ in range(3):
         guard.met(1.0)
     assert guard.rate(1.0) == 0.2
+
+
+def test_a_region_that_shortened_steps_bring_no_closer_is_trusted_less_until_they_do() -> None:
+    guard = DistanceGuard(0.2)
+    for _ in range(3):
+        guard.met(5.0, slowed=True)
+    assert guard.trust == 0.25
+
+    for _ in range(9):
+        guard.met(5.0, slowed=True)
+    assert guard.trust == LEAST_TRUST
+    for n in range(4):
+        guard.met(4.9 - 0.1 * n, slowed=True)
+    assert guard.trust == 1.0
 
 
 @given(st.integers(0, 10))
@@ -92,3 +107,46 @@ def test_both_know_the_same_bits_and_come_together(rule: str, name: str) -> None
 
     assert torch.dist(a, b) < (0.5 if sparse else 0.05) * apart
     assert torch.allclose((a + b) / 2, mean, atol=1e-5 if rule != "nesterov" else 0.2)
+
+
+@pytest.mark.parametrize("rule", ["elastic", "center", "nesterov"])
+def test_neither_goes_further_than_the_limit_and_both_still_move_alike(rule: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    a, b = torch.randn(1000, generator=generator), 100 * torch.randn(1000, generator=generator)
+    moved_a = move(a, b, None, rule, 0.3, True, limit=2.0)
+    assert moved_a.slowed_to is not None
+    moved_b = move_at(b, a, moved_a.slowed_to, False, slowed=True)
+
+    assert norm(moved_a.step_N) == pytest.approx(2.0)
+    assert torch.equal(moved_a.step_N, -moved_b.step_N)
+    assert moved_a.digest == moved_b.digest
+    assert move(a, b, None, rule, 0.3, True, limit=1e4).slowed_to is None
+    assert move(a, a, None, rule, 0.3, True, limit=0.0).slowed_to is None
+
+
+def test_a_slowed_outer_step_begins_its_momentum_anew() -> None:
+    at = Known(torch.zeros(4), torch.zeros(4), torch.zeros(4), torch.ones(4))
+
+    moved = move(torch.ones(4), 50 * torch.ones(4), at, "nesterov", 0.3, True, limit=1.0)
+
+    assert moved.known.anchor_N is None and moved.known.momentum_N is None
+    assert norm(moved.step_N) == pytest.approx(1.0)
+
+
+def test_what_training_alone_moves_decides_how_far_a_meeting_may() -> None:
+    own = torch.full((100,), 0.1)  # norm 1
+
+    assert reach(own, 2.0, 3.0, "elastic") == 6.0
+    assert reach(own, 0.0, 3.0, "elastic") == pytest.approx(STILL)
+    assert reach(own, 2.0, 3.0, "nesterov") == 18.0
+    assert reach(own, 2.0, 0.0, "elastic") is None
+
+
+def test_a_copy_that_cannot_be_of_the_same_run_is_refused() -> None:
+    own = torch.full((100,), 0.1)
+
+    check_plausible(9 * own, own, 0.0)
+    check_plausible(99 * own, own, 10.0)
+    check_plausible(99 * own, torch.zeros(100), 0.0)  # nothing was trained here yet: there is no measure
+    with pytest.raises(DecodeError, match="norm 11"):
+        check_plausible(11 * own, own, 0.0)

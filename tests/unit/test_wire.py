@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from legion_p2p.core import wire
 from legion_p2p.core.announcement import MAX_ANNOUNCEMENT_BYTES, Announcement, open_signed, sign
+from legion_p2p.core.distance import MAX_RATE
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.manifest import MAX_BLOCK_BYTES
 from legion_p2p.core.plan import MAX_SHARDS, ParamSpec
@@ -22,6 +23,7 @@ from legion_p2p.core.wire import (
     MAX_GET_CIDS,
     MAX_HAS_CIDS,
     MAX_INCLUDED,
+    MAX_NORM,
     MAX_PAYLOAD_BYTES,
     MAX_REASON_CHARS,
     MAX_UPDATES,
@@ -30,6 +32,7 @@ from legion_p2p.core.wire import (
     Accusation,
     Blocks,
     Busy,
+    Carry,
     Checkpoints,
     Compare,
     Compared,
@@ -83,7 +86,9 @@ REQUESTS: list[Message] = [
     GetUpdates("run", 1, 2, DIGEST, True),
     GetShard("run", 1),
     Handover("run", 1, 2, DIGEST, b"payload"),
-    Cross("run", 1, "west", 3, DIGEST, 0.5, False, "int8", b"payload"),
+    Cross("run", 1, "west", 3, DIGEST, 0.5, 2.5, False, "int8", b"payload"),
+    Cross("run", 1, "west", 3, b"", 0.5, None, True, "bf16", b"payload"),
+    Carry("run", 1, 3, "int8", b"payload"),
     HasBlocks((b"c" * 36,)),
     GetCheckpoints("run"),
     Compare("run", (State(0, 1, b"d" * 32),)),
@@ -99,6 +104,7 @@ REPLIES: list[Message] = [
     Updates((ONE_UPDATE, ONE_UPDATE), 7),
     ShardState(1, 2, DIGEST, (Inclusion("peer", 3),), b"payload", True),
     Crossed(b"payload"),
+    Crossed(b"payload", 0.01),
     Unknown(),
     HeldBlocks((5, 0)),
     Checkpoints((b"c" * 36,)),
@@ -169,7 +175,12 @@ def test_a_field_of_a_later_version_is_read_over(message: Message) -> None:
     assert decode(made, message) == message
 
 
-OPTIONAL = {(GetUpdates, "log_only"): False, (Handover, "momentum"): b""}
+OPTIONAL = {
+    (GetUpdates, "log_only"): False,
+    (Handover, "part"): "residual",
+    (Handover, "n_recent"): 0,
+    (Crossed, "slowed_to"): None,
+}
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=name)
@@ -220,6 +231,19 @@ LIMITS = [
     ("run", (Ping, Push, UpdateHeader), "r", ""),
     ("peer", (PingFor, Accusation), "p" * 64, "p" * 65),
     ("owner", (NotOwner, UpdateHeader), "p" * 64, "p" * 65),
+    ("rate", (Cross,), MAX_RATE, 1.001 * MAX_RATE),
+    ("rate", (Cross,), 1e-9, 0.0),
+    ("rate", (Cross,), 0.1, float("nan")),
+    ("limit", (Cross,), MAX_NORM, 1.001 * MAX_NORM),
+    ("limit", (Cross,), 0.0, -1e-9),
+    ("limit", (Cross,), None, float("nan")),
+    ("slowed_to", (Crossed,), MAX_RATE, 1.001 * MAX_RATE),
+    ("slowed_to", (Crossed,), 0.0, -1e-9),
+    ("number", (Carry,), COUNT, COUNT + 1),
+    ("exchange", (Cross,), COUNT, COUNT + 1),
+    ("region", (Cross,), "r" * 64, "r" * 65),
+    ("codec", (Cross, Carry), "c" * 64, "c" * 65),
+    ("payload", (Cross, Crossed, Carry), b"p" * MAX_PAYLOAD_BYTES, b"p" * (MAX_PAYLOAD_BYTES + 1)),
     ("at_version", (Updates,), UINT32, UINT32 + 1),
     ("at_version", (Updates,), None, -1),
     ("shard", (Push, GetUpdates, GetShard, Handover, ShardState, UpdateHeader), MAX_SHARDS - 1, MAX_SHARDS),
@@ -305,7 +329,8 @@ def test_a_bound_is_reached_and_not_exceeded(field: str, kind: type, largest: ob
         decode(msgpack.packb({**fields, field: beyond}), message)
 
 
-MAY_BE_NONE = {(Updates, "at_version")}
+MAY_BE_NONE = {(Updates, "at_version"), (Cross, "limit"), (Crossed, "slowed_to")}
+FRACTIONS = {(Cross, "limit")}
 
 
 @pytest.mark.parametrize("message", [*MESSAGES, HEADER], ids=name)
@@ -313,7 +338,8 @@ def test_a_field_of_another_type_is_refused(message: object) -> None:
     fields = fields_of(message)
     for field, value in fields.items():
         nothing = () if (type(message), field) in MAY_BE_NONE else (None,)
-        for other in (*nothing, 1.5, {"a": 1}, "text" if not isinstance(value, str) else 7, [[]]):
+        fraction = () if (type(message), field) in FRACTIONS else (1.5,)
+        for other in (*nothing, *fraction, {"a": 1}, "text" if not isinstance(value, str) else 7, [[]]):
             with pytest.raises(DecodeError):
                 decode(msgpack.packb({**fields, field: other}), message)
 

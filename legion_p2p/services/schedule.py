@@ -1,0 +1,164 @@
+"""Which region to meet about a shard, when, in which codec, and who speaks for whom: by what all announce."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import trio
+
+from legion_p2p.core.adapt import CodecCost
+from legion_p2p.core.announcement import Announcement, peer_of, version_at
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.intervals import Interval, Way, interval, rate_between
+from legion_p2p.core.matching import epoch_of, partner, patience
+from legion_p2p.core.membership import weights_of
+from legion_p2p.core.relays import speaker_of, spoken_share
+from legion_p2p.core.rendezvous import ownership
+from legion_p2p.services.links import CENTER, Link, Links, Met
+from legion_p2p.services.members import MemberService
+from legion_p2p.services.ports import Messenger
+from legion_p2p.services.replica import Replica
+from legion_p2p.services.shards import ShardService
+from legion_p2p.tensor import codec
+
+WHOLE = "bf16"  # codec of first meetings; what it rounds away is in the next difference
+SILENT = 4  # times the versions between two meetings, after which an owner whose relay brings nothing meets others itself
+
+
+class Schedule:
+    """Decides; nothing here waits."""
+
+    def __init__(self, shards: ShardService, members: MemberService, messenger: Messenger, links: Links) -> None:
+        self._shards = shards
+        self._members = members
+        self._messenger = messenger
+        self._links = links
+        self._rounds = shards.spec.round
+        self._met: dict[int, Met] = {}
+
+    def met(self, replica: Replica) -> Met:
+        """When this shard met others; from now on, if nothing is known."""
+        if replica.shard not in self._met:
+            self._met[replica.shard] = Met(replica.chain.version, trio.current_time())
+        return self._met[replica.shard]
+
+    def forget(self, shard: int) -> None:
+        """This peer does not speak for the shard."""
+        self._met.pop(shard, None)
+        self._links.forget_region(shard)
+
+    def clear(self) -> None:
+        self._met.clear()
+
+    def by_region(self) -> dict[str, list[Announcement]]:
+        """The members that may own, by region."""
+        members: dict[str, list[Announcement]] = {}
+        for announcement in self._members.everyone():
+            if announcement.ready and announcement.weight > 0 and announcement.region:
+                members.setdefault(announcement.region, []).append(announcement)
+        return members
+
+    # who
+
+    def owner(self, region: str, shard: int) -> PeerId | None:
+        """Of the shard in a region, or of its center variable."""
+        everyone = self._members.everyone()
+        if region == CENTER:
+            weights = {peer_of(a): a.weight for a in everyone if a.ready and a.weight > 0}
+        else:
+            weights = weights_of(everyone, region)
+        return ownership(self._shards.run, region, shard, weights).owner
+
+    def speaker(self, region: str, shard: int) -> PeerId | None:
+        """The owner, or the relay that meets other regions in its stead."""
+        owner = self.owner(region, shard)
+        if owner is None or region == CENTER:
+            return owner
+        in_region = [a for a in self._members.everyone() if a.region == region]
+        announced = next((a for a in in_region if a.peer_id == owner), None)
+        return owner if announced is None else speaker_of(self._shards.run, shard, announced, in_region)
+
+    def may_speak(self, peer: PeerId, region: str, shard: int) -> bool:
+        """Whether it is right for `peer` to meet us: an owner may always, for its relay may have failed it."""
+        return peer in (self.owner(region, shard), self.speaker(region, shard))
+
+    def volunteers(self, peer: PeerId) -> bool:
+        """Whether `peer` announces itself as a relay of this region."""
+        member = self._members.table.get(peer)
+        return member is not None and member.announcement.relay and member.announcement.region == self._shards.region
+
+    # when
+
+    def due(self, replica: Replica) -> str | None:
+        """The region to meet now; None: nobody."""
+        met, version, least = self.met(replica), replica.chain.version, self._rounds.cross_every
+        if version < max(met.last + least, met.not_before):
+            return None
+        mine = self._shards.region
+        members = self.by_region()
+        if not any(region != mine for region in members):
+            return None
+        if self._rounds.cross_rule == "center":
+            other, times = CENTER, 1
+        else:
+            versions = {region: _versions(announced, replica.shard) for region, announced in members.items()}
+            matched = partner(self._shards.run, replica.shard, epoch_of(versions, least), members.keys(), mine)
+            if matched is None:
+                return None
+            other, times = matched, patience(mine, matched, 1)
+        if replica.round is not None and self.speaker(mine, replica.shard) != self._shards.me:
+            times = SILENT
+        return other if version >= met.last + times * self.interval(replica, other).every else None
+
+    def is_too_early(self, replica: Replica, other: str) -> bool:
+        """Whether another region asks much more often than what lies between us carries: the sender may be draining us."""
+        met = self.met(replica)
+        if met.by_region.get(other) == replica.chain.version:
+            return True
+        every = self.interval(replica, other).every
+        return every > self._rounds.cross_every and 4 * (replica.chain.version - met.last) < every
+
+    # how
+
+    def interval(self, replica: Replica, other: str) -> Interval:
+        """What the next meeting with this region is in, and how many versions after the last."""
+        link = self._links.get(replica.shard, self._shards.region, other)
+        rounds = self._rounds
+        now = link.interval or Interval(rounds.cross_every, rounds.cross_codec)
+        if rounds.synchronous:
+            return now
+        ways = self._ways(replica.shard, other, link)
+        version_s = self.met(replica).version_s(replica.chain.version, trio.current_time())
+        bounds = (version_s, rounds.cross_every, max(rounds.cross_every, rounds.max_cross_every))
+        if link.known is None:
+            return interval(_costs(WHOLE), ways, *bounds, Interval(rounds.cross_every, WHOLE))
+        link.interval = interval(_costs(*rounds.allowed_cross_codecs()), ways, *bounds, now)
+        return link.interval
+
+    def _ways(self, shard: int, other: str, link: Link) -> list[Way]:
+        """There and back, between those who speak for both regions."""
+        everyone, mine = self._members.everyone(), self._shards.region
+        by_peer = {peer_of(a): a for a in everyone}
+        us, them = (by_peer.get(p) for p in (self._shards.me, self.speaker(other, shard)) if p is not None)
+        if us is None or them is None or us is them:
+            return []
+        measured, own = link.rate.rate_bps(trio.current_time()), self._messenger.bandwidth()
+        numel = self._shards.plan.numel
+        n_ours = numel * spoken_share(peer_of(us), [a for a in everyone if a.region == mine])
+        if other == CENTER:
+            n_theirs = numel * them.weight / sum(a.weight for a in everyone if a.ready) * len(self.by_region())
+        else:
+            n_theirs = numel * spoken_share(peer_of(them), [a for a in everyone if a.region == other])
+        return [
+            Way(n_ours, rate_between(us, them, measured, own.upload_bps, own.upload_limit_bps)),
+            Way(n_theirs, rate_between(them, us, measured, own.download_limit_bps)),
+        ]
+
+
+def _versions(announced: Sequence[Announcement], shard: int) -> list[int]:
+    versions = (version_at(a.marks, shard) for a in announced)
+    return [version for version in versions if version is not None]
+
+
+@lru_cache(maxsize=64)
+def _costs(*names: str) -> tuple[CodecCost, ...]:
+    return tuple(CodecCost(name, codec.get(name).bits_per_element) for name in names)
