@@ -51,7 +51,7 @@ BREAK_AFTER_S = 30.0  # of packets that vanish, until TCP gives the connection u
 CONFIRM_TIMEOUT_S = 5.0
 MAX_CONFIRMING = 6  # of those found, asked at once
 PROVIDER_LIFETIME_S = 60.0
-UPLINK_CHUNK_S = 0.02  # transfers take turns at a peer's uplink in such pieces of its rate
+UPLINK_CHUNK_S, UPLINK_CHUNK_BYTES = 0.02, 1448  # transfers take turns at a peer's uplink in such pieces, the larger one counts
 MAX_HELD = 1024  # messages that wait for a frozen peer
 
 Link = Callable[[PeerId, PeerId], float]
@@ -410,7 +410,7 @@ class _Uplink:
     async def _run(self) -> None:
         while queue := self._first or self._gifts:
             sending = queue.popleft()
-            piece = min(sending.n_bytes, max(1, int(self._bytes_s * UPLINK_CHUNK_S)))
+            piece = min(sending.n_bytes, max(UPLINK_CHUNK_BYTES, int(self._bytes_s * UPLINK_CHUNK_S)))
             queue.append(sending)
             await trio.sleep(piece / self._bytes_s)
             sending.n_bytes -= piece

@@ -11,7 +11,9 @@ import trio
 from legion_p2p.config import PeerConfig
 from legion_p2p.core.cids import DAG_CBOR, Cid
 from legion_p2p.core.keeping import CheckpointConfig
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.manifest import block_key, checkpoint_key
+from legion_p2p.core.rendezvous import shard_key
+from legion_p2p.core.run import RoundSpec, name_key, run_key
 from legion_p2p.core.wire import Blocks, GetBlocks, HasBlocks, decode_reply, encode
 from legion_p2p.errors import DiskFullError, MissingBlockError, RefusedError, UnreachableError
 from legion_p2p.observe.events import Events
@@ -172,6 +174,30 @@ async def test_a_checkpoint_is_fetched_from_all_who_have_its_blocks(tmp_path: Pa
         assert set(fetched.from_whom) == {peer.id for peer in swarm.living()} and not fetched.dropped
 
 
+async def test_peers_are_found_by_the_checkpoints_that_they_have_and_the_shards_they_own_not_by_block(
+    tmp_path: Path, autojump_clock
+):
+    async with swarm_in(tmp_path) as swarm:
+        await trained(swarm, "abc")
+        peers, run = swarm.living(), swarm.peers["a"].engine.run
+        seeker = swarm.world.join(swarm.identity("seeker")).discovery
+
+        async def found(key: str) -> set[str]:
+            return {contact.peer_id for contact in await seeker.find(key)}
+
+        assert await found(checkpoint_key(run)) == {peer.id for peer in peers}
+        for peer in peers:
+            kept = peer.engine._archive.kept
+            for cid in kept:
+                assert peer.id in await found(block_key(cid))
+            owned = {shard_key(run, peer.engine.region, shard) for shard in peer.engine.shards.owned()}
+            for key in owned:
+                assert await found(key) == {peer.id}
+            expected = {run_key(run), name_key("sim"), checkpoint_key(run), *map(block_key, kept)} | owned
+            assert peer.engine._advertise._provided == expected
+            assert len(list(peer.engine._archive.store)) > len(expected)
+
+
 async def test_a_fetch_that_was_stopped_goes_on(tmp_path: Path, autojump_clock):
     async with swarm_in(tmp_path) as swarm:
         root = await trained(swarm, "ab")
@@ -189,7 +215,9 @@ async def test_a_fetch_that_was_stopped_goes_on(tmp_path: Path, autojump_clock):
             Checkpoint(store, root)
 
 
-async def test_a_provider_that_lies_is_dropped_and_the_others_suffice(tmp_path: Path, autojump_clock, one_by_one):
+async def test_a_provider_that_lies_is_reported_and_dropped_and_the_others_suffice(
+    tmp_path: Path, autojump_clock, one_by_one, monkeypatch
+):
     class Liar:
         def __init__(self, honest):
             self.honest = honest
@@ -203,8 +231,12 @@ async def test_a_provider_that_lies_is_dropped_and_the_others_suffice(tmp_path: 
         liar = swarm.peers["b"]
         liar.engine._provider = Liar(liar.engine._provider)
         with BlockStore(tmp_path / "fetched") as store:
-            fetched = await fetcher(swarm, store).fetch(root)
+            fetching = fetcher(swarm, store)
+            reported = []
+            monkeypatch.setattr(fetching._messenger, "report", lambda peer, offence: reported.append(peer))
+            fetched = await fetching.fetch(root)
 
+            assert set(reported) == {liar.id}
             assert fetched.dropped == (liar.id,) and liar.id not in fetched.from_whom
             for _ in Checkpoint(store, root).parameters():
                 pass
