@@ -30,7 +30,7 @@ OF = {
     "diloco-top512": Method(3e-3, local_steps=5, push="topk512-2bit", update="topk512-2bit", outer="nesterov", outer_lr=0.7,
                             outer_momentum=0.5),
 }  # fmt: skip
-AFTER_ROUNDS = (0, 2, 5, 10, 20, 40)
+AFTER_ROUNDS = (0, 2, 5, 10, 20)
 
 
 def forget_owners(swarm):

@@ -87,7 +87,7 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outer_delay: Annotated[int, msgspec.Meta(ge=1, le=MAX_OUTER_DELAY)] = 4
     """Rounds between two changes of the momentum, for the delayed rule."""
 
-    cross_every: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 4
+    cross_every: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 2
     """Least rounds of a shard between two meetings of regions about it. More: fewer bytes across, and regions drift further
     apart."""
 
@@ -105,7 +105,7 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cross_codecs: _Codecs = ()
     """Codecs that they may use instead, as the link between two owners allows."""
 
-    moving_rate: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.3
+    moving_rate: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.5
     """Share of their difference that each of two regions goes when they meet. Higher: closer together, and less exploration."""
 
     norm_cap: _NonNegative = 3.0

@@ -125,12 +125,14 @@ class FrameStream:
                 await trio.sleep_until(frame.due)
             if not frame.abandoned:
                 frame.begun = True
-                if len(frame.body) <= JOIN_BYTES:
+                if frame.is_gift:
+                    await self._write_gift(frame)
+                elif len(frame.body) <= JOIN_BYTES:
                     await self._stream.write(frame.head + frame.body)
                 else:
                     await self._stream.write(frame.head)
                     # yamux cuts it into its own frames: a view spares the copies
-                    await (self._write_gift if frame.is_gift else self._stream.write)(memoryview(frame.body))
+                    await self._stream.write(memoryview(frame.body))
                 frame.written = True
                 self._count_sent(len(frame.head) + len(frame.body))
             if self._queue and self._queue[0] is frame:
@@ -138,8 +140,11 @@ class FrameStream:
                 self._claim()
             frame.done.set()
 
-    async def _write_gift(self, body: memoryview) -> None:
+    async def _write_gift(self, frame: Outgoing) -> None:
         """Raises: TooSlowError, if the other side does not take it."""
+        body = memoryview(frame.body)
+        with trio.fail_after(GIFT_STALL_S):
+            await self._stream.write(frame.head)
         while body:
             n_bytes = await self._way.wait()
             with trio.fail_after(GIFT_STALL_S):

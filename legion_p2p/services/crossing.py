@@ -148,7 +148,7 @@ class Crossing:
                 exchange=self._number(),
                 known=link.digest,
                 rate=link.guard.rate(self._bound(link.staleness)),
-                limit=None if longest is None else min(longest, MAX_NORM),
+                limit=None if longest is None else min(link.guard.trust * longest, MAX_NORM),
                 center=other == CENTER,
                 codec=codec,
                 payload=payload,
@@ -238,7 +238,8 @@ class Crossing:
                 longest = await self._compute(replica.numel, copy.reach, message.region, theirs, message.rate, cap)
             else:
                 longest = await self._compute(replica.numel, reach, own, travelled, cap, rule)
-            limit = min((x for x in (longest, message.limit) if x is not None), default=None)
+            allowed = [link.guard.trust * longest] if longest is not None else []
+            limit = min([*allowed, *([message.limit] if message.limit is not None else [])], default=None)
             payload, ours = await self._compute(replica.numel, tell, own, link.known, codec)
             first = mine < message.region
             moved = await self._compute(replica.numel, move, ours, theirs, link.known, rule, message.rate, first, limit)
@@ -288,7 +289,7 @@ class Crossing:
 
     def _note(self, link: Link, other: str, moved: Moved, version: int, message: Cross, replied: int) -> None:
         link.known, link.digest = moved.known, moved.digest
-        if link.guard.met(moved.distance):
+        if link.guard.met(moved.distance, moved.slowed_to is not None):
             link.forget()
             self._events.emit("cross.apart", shard=message.shard, region=other, distance=moved.distance)
         if moved.slowed_to is not None:

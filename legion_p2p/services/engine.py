@@ -340,7 +340,7 @@ class Engine(Participant):
                     self._step_forward()
                 self.events.emit("run.rejoined", run=self.run)
                 continue
-            await self.members.changed.wait()
+            await self.members.away.wait()
 
     async def _stay_near(self) -> None:
         """Measure where this peer is, and follow when another region has become its own."""

@@ -67,10 +67,21 @@ class Offer:
     base: Base
     n_signers: int
     """Members that published a checkpoint with this base."""
-    n_bytes: int
-    """To be fetched: blocks that are not here, and the updates since."""
+    n_block_bytes: int
+    """Of blocks that are not here."""
+    n_since_bytes: int
+    """Of the updates since."""
     judges: tuple[PeerId, ...]
     """Members that come from this state, those first who are furthest."""
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n_block_bytes + self.n_since_bytes
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """The lower the better. Blocks come from whoever has them, updates from those who train: these count double."""
+        return -self.n_signers, self.n_block_bytes + 2 * self.n_since_bytes
 
     @property
     def leaves(self) -> tuple[Cid, ...]:
@@ -128,10 +139,10 @@ class Weighing:
             missing = [sizes[leaf] for leaf in dict.fromkeys(leaves_of(state, base))] if since else []
             if not since or None in missing:
                 continue
-            n_bytes = sum(filter(None, missing)) + since[0][0]
-            offer = Offer(state, base, len(signers[state.base]), n_bytes, tuple(peer for _, peer in since))
+            judges = tuple(peer for _, peer in since)
+            offer = Offer(state, base, len(signers[state.base]), sum(filter(None, missing)), since[0][0], judges)
             known = best.get(state.shard)
-            if known is None or (-offer.n_signers, offer.n_bytes) < (-known.n_signers, known.n_bytes):
+            if known is None or offer.rank < known.rank:
                 best[state.shard] = offer
         chosen = {shard: offer for shard, offer in best.items() if offer.n_bytes <= 4 * self._plan.size(shard)}
         self._events.emit(

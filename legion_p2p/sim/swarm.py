@@ -81,7 +81,7 @@ class SimPeer:
         self.step_s = step_s
         self.rate = 0.005
         self.theta = torch.nn.Parameter(torch.zeros_like(target))
-        self.view = FlatView([("w", self.theta)]) if swarm.model is None else swarm.model(name)
+        self.view = FlatView([("w", self.theta.view(swarm.shape))]) if swarm.model is None else swarm.model(name)
         self.mailbox = SimMailbox()
         self.blocked_s = 0.0
         """How long it has waited for rounds, in a synchronous run."""
@@ -155,6 +155,7 @@ class Swarm:
         *,
         seed: int = 0,
         numel: int = 64,
+        shape: tuple[int, ...] = (),
         round: RoundSpec | None = None,
         config: PeerConfig | None = None,
         world: World | None = None,
@@ -165,14 +166,16 @@ class Swarm:
         model: Callable[[str], FlatView] | None = None,
     ) -> None:
         """`stores`: a folder in which every peer keeps checkpoints, under its name. `start`: the initial parameters, 1-D fp32 of
-        `numel`, zeros otherwise. `local_step`: changes `peer.theta` in place. `model`: gives by the name of a peer the parameters
-        that it trains instead; `local_step` then changes those, and `start` is as long as they are."""
+        `numel`, zeros otherwise. `shape`: of the one parameter, for what has one dimension is sent dense beside sparse codecs.
+        `local_step`: changes `peer.theta` in place. `model`: gives by the name of a peer the parameters that it trains instead;
+        `local_step` then changes those, and `start` is as long as they are."""
         self.start_at = torch.zeros(numel) if start is None else start
         self.local_step = local_step
         self.model = model
         self.world = world or World(seed)
         self.peers: dict[str, SimPeer] = {}
         self.numel = numel
+        self.shape = shape or (numel,)
         self.step_s = step_s
         self.round = round or RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", norm_cap=0.0, shard_elements=16)
         self.config = config or PeerConfig()
@@ -214,10 +217,18 @@ class Swarm:
         founds: bool | None = None,
         clock_off_s: float = 0.0,
         region: str = "",
+        relay: bool = False,
     ) -> SimPeer:
         """Start a peer; the first one founds the run. Returns when it is in the run."""
         peer = self.start(
-            name, step_s=step_s, weight=weight, training=training, founds=founds, clock_off_s=clock_off_s, region=region
+            name,
+            step_s=step_s,
+            weight=weight,
+            training=training,
+            founds=founds,
+            clock_off_s=clock_off_s,
+            region=region,
+            relay=relay,
         )
         await peer.joined.wait()
         return peer
@@ -232,6 +243,7 @@ class Swarm:
         founds: bool | None = None,
         clock_off_s: float = 0.0,
         region: str = "",
+        relay: bool = False,
     ) -> SimPeer:
         """Start a peer without waiting for it."""
         network = self.world.join(self.identity(name))
@@ -240,7 +252,7 @@ class Swarm:
         peer.clock_off_s = clock_off_s
         founds = not self.peers if founds is None else founds
         self.peers[name] = peer
-        config = msgspec.structs.replace(self.config, weight=weight, region=region or self.config.region)
+        config = msgspec.structs.replace(self.config, weight=weight, region=region or self.config.region, volunteer_relay=relay)
         self._nursery.start_soon(self._run, peer, founds, config)
         return peer
 

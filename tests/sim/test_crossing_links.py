@@ -1,0 +1,50 @@
+"""How often and in which codec two regions meet, by what the link between them carries; over the real engine, in virtual time."""
+
+import pytest
+import torch
+import trio
+
+from legion_p2p.core.intervals import SHARE
+from legion_p2p.core.run import RoundSpec
+from legion_p2p.sim.network import World
+from legion_p2p.sim.swarm import Swarm
+
+ROUND = RoundSpec(
+    local_steps=5, push_codec="int8", update_codec="int8", shard_elements=1 << 15, cross_every=2, cross_codec="int8",
+    cross_codecs=("int2",),
+)  # fmt: skip
+VERSION_S = 0.25
+SECONDS = 10
+
+
+async def met_over(mbit: float) -> tuple[list[dict], int, float, float]:
+    """The later meetings, versions made, share of the upload, and how far both regions are apart, of their targets."""
+    async with Swarm(round=ROUND, numel=1 << 16, step_s=VERSION_S / 5, world=World(rate_bytes_s=mbit * 1e6 / 8)) as swarm:
+        peers = [await swarm.add(name, region=region) for name, region in (("a", "east"), ("b", "west"))]
+        await trio.sleep(SECONDS)
+        from_s, from_versions = trio.current_time(), peers[0].versions()[0]
+        await trio.sleep(SECONDS)
+
+        asked = {e.fields["version"]: e for e in peers[0].events_named("cross.met") if e.at > from_s and e.fields["shard"] == 0}
+        met = [e.fields for peer in peers for e in peer.events_named("cross.met") if e.at > from_s]
+        uploaded = sum(fields["n_bytes"] for fields in met) / 4  # both directions, and each meeting is told of at both ends
+        share = 8 * uploaded / SECONDS / (mbit * 1e6)
+        apart = torch.dist(*(peer.engine.common_parameters() for peer in peers)) / torch.dist(*(peer.target for peer in peers))
+        return [e.fields for e in asked.values()], peers[0].versions()[0] - from_versions, share, float(apart)
+
+
+async def test_over_a_slow_link_regions_meet_more_rarely_and_in_a_sparser_codec(autojump_clock):
+    fast, fast_versions, fast_share, fast_apart = await met_over(100)
+    slow, slow_versions, slow_share, slow_apart = await met_over(1)
+
+    def every(met: list[dict]) -> float:
+        return (met[-1]["version"] - met[0]["version"]) / (len(met) - 1)
+
+    assert {fields["codec"] for fields in fast} == {"int8"}
+    assert {fields["codec"] for fields in slow} == {"int2"}
+    assert every(fast) == pytest.approx(2, abs=0.3)
+    assert every(slow) >= 4
+    assert fast_share < SHARE and slow_share < SHARE
+    assert slow_versions >= fast_versions - 1  # neither waits for the other region
+    assert not any(fields["whole"] for fields in fast + slow)
+    assert fast_apart < slow_apart < 0.5
