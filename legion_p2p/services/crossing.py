@@ -32,6 +32,7 @@ from legion_p2p.tensor.elastic import center_bound, pairwise_bound
 from legion_p2p.tensor.meeting import Moved, check_plausible, hear, move, move_at, norm, reach, tell
 
 MAX_STALENESS = 64
+STALE = 8  # times the versions between two meetings: a center that nobody met for longer would draw all back to what was
 RETRY = 4  # attempts in the time between two meetings: each costs what a meeting does
 ROUNDING = 1.001  # of norms, which no two machines add up alike
 
@@ -223,6 +224,7 @@ class Crossing:
             raise NetworkError(f"shard {message.shard}: this peer is just asking region {message.region} itself")
         codec = self._shards.codec_of(replica, message.codec)
         copy = await self._answering(replica, message)
+        link = self._links.get(message.shard, mine, message.region)  # a center that begins anew has new ones
         met = self.schedule.met(replica)
         async with copy.lock:
             if message.known != link.digest:
@@ -276,13 +278,18 @@ class Crossing:
             return own
         if self.schedule.owner(CENTER, message.shard) != self._shards.me:
             raise NetworkError(f"the center variable of shard {message.shard} is not owned by this peer")
-        center = self._centers.get(message.shard)
+        center, version = self._centers.get(message.shard), replica.chain.version
+        if center is not None and abs(version - center.met_at) > STALE * self._rounds.cross_every:
+            del self._centers[message.shard]
+            center = None
+            self._links.forget_center(message.shard)
         if center is None:  # the first that meets the center finds itself there
             codec = self._shards.codec_of(replica, WHOLE)
             if message.known:
                 return CenterCopy(replica.reference)  # of no use: the asker will be told to begin anew
             start = await self._compute(replica.numel, hear, message.payload, None, replica.numel, codec)
             center = self._centers.setdefault(message.shard, CenterCopy(start))
+        center.met_at = version
         return center
 
     # both

@@ -137,5 +137,11 @@ class Links:
         for key in [key for key in links if key[0] != CENTER]:
             del links[key]
 
+    def forget_center(self, shard: int) -> None:
+        """The center variable of the shard begins anew."""
+        links = self._links.get(shard, {})
+        for key in [key for key in links if key[0] == CENTER]:
+            del links[key]
+
     def clear(self) -> None:
         self._links.clear()
