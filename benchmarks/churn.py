@@ -54,13 +54,16 @@ class Task:
         return torch.tanh(x @ hidden.view(N_IN, N_HIDDEN) + bias) @ out
 
     def local_step(self, peer: SimPeer) -> None:
-        """One step of SGD on examples that nobody has seen."""
-        x = torch.randn(BATCH, N_IN, generator=self.random)
-        y = self.answer(x) + NOISE * torch.randn(BATCH, generator=self.random)
-        loss = mse_loss(self.student(peer.theta, x), y)
-        (gradient,) = torch.autograd.grad(loss, peer.theta)
+        """One step of SGD."""
+        (gradient,) = torch.autograd.grad(self.batch_loss(peer.theta), peer.theta)
         with torch.no_grad():
             peer.theta -= 0.05 * gradient
+
+    def batch_loss(self, theta: Tensor) -> Tensor:
+        """On examples that nobody has seen."""
+        x = torch.randn(BATCH, N_IN, generator=self.random)
+        y = self.answer(x) + NOISE * torch.randn(BATCH, generator=self.random)
+        return mse_loss(self.student(theta, x), y)
 
     def loss(self, theta: Tensor) -> float:
         with torch.no_grad():

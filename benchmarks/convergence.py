@@ -88,7 +88,7 @@ METHODS = {
 class Worker:
     """A model, its optimizer, its quarter of the text, and what its compression left over of each shard."""
 
-    def __init__(self, method, text, batch, seed, rank, n_shards):
+    def __init__(self, method, text, batch, seed, rank, n_shards, n_workers=N_WORKERS):
         self.model = GPT.from_preset("xxs", torch.Generator().manual_seed(seed))
         self.view = FlatView(self.model.named_parameters())
         if method.inner == "muon":
@@ -100,7 +100,7 @@ class Worker:
         else:
             self.optimizer = torch.optim.AdamW(self.model.parameters(), method.lr, BETAS, weight_decay=WEIGHT_DECAY, fused=True)
         self.residuals = [None] * n_shards
-        self.sources = [Windows(text, batch, seed, rank)]
+        self.sources = [Windows(text, batch, seed, rank, n_workers)]
 
     def step(self, lr):
         x_BT, y_BT = (torch.cat(parts) for parts in zip(*(source.draw() for source in self.sources), strict=True))
@@ -117,9 +117,9 @@ class Worker:
 class Windows:
     """Random windows out of one worker's part of the text."""
 
-    def __init__(self, text, batch, seed, rank):
-        quarter = len(text) // N_WORKERS
-        self.part = text[rank * quarter : (rank + 1) * quarter]
+    def __init__(self, text, batch, seed, rank, n_workers=N_WORKERS):
+        share = len(text) // n_workers
+        self.part = text[rank * share : (rank + 1) * share]
         self.batch = batch
         self.random = np.random.Generator(np.random.PCG64([seed, rank]))
 

@@ -1,9 +1,20 @@
-"""How long a newcomer takes to fetch the model, from one, two, or four donors with narrow links.
+"""What joining takes, and what it costs the others.
 
-    python benchmarks/joining.py --preset m --upload 50mbit
+    python benchmarks/joining.py donors --preset m --upload 50mbit
+    python benchmarks/joining.py crowd
+    python benchmarks/joining.py ramp
 
-Donors are processes of their own that hold the run's model and do not train; each may send `--upload` and no more. Measured in
-the joining process, from where imports are done to where it holds every shard, verified, and could make its first step.
+donors: How long a newcomer takes to fetch the model, from one, two, or four donors with narrow links. Donors are processes of
+their own that hold the run's model and do not train; each may send `--upload` and no more. Measured in the joining process, from
+where imports are done to where it holds every shard, verified, and could make its first step.
+
+crowd: How much twenty newcomers at once slow those who train. The real engine in virtual time: four peers train, each sends 10
+Mbit/s and no more, of which what training sends takes a quarter or half. Rounds a minute while all twenty fetch the model of
+1 Mi parameters, to rounds a minute before. `unbounded`: as it would be if shards were given to everybody who asks, at once,
+and as soon as anything else.
+
+ramp: The loss of the common model after newcomers came whose Adam has cold moments, with and without the ramp of their weight.
+The real engine in virtual time; the task of benchmarks/churn.py.
 """
 
 import argparse
@@ -13,8 +24,13 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 AIM = "four donors in at most a third of the time of one"
+CROWD_AIM = "at least 0.8"
+NUMEL, UP_BYTES_S, SHARD = 1 << 20, 1.25e6, 1 << 15
 
 
 def worker(address: str, args: argparse.Namespace) -> None:
@@ -69,8 +85,125 @@ def end(process: subprocess.Popen[str]) -> None:
     process.wait(60)
 
 
+@contextmanager
+def unbounded() -> Iterator[None]:
+    """Everything is small enough to be given at once."""
+    from legion_p2p.services import donors, giving
+
+    before = giving.FREE_BYTES, donors.PER_DONOR
+    giving.FREE_BYTES, donors.PER_DONOR = 1 << 40, 8
+    try:
+        yield
+    finally:
+        giving.FREE_BYTES, donors.PER_DONOR = before
+
+
+async def crowd(load: float, n_newcomers: int) -> dict[str, float]:
+    """Rounds a minute before and while newcomers fetch; `load`: the share of the connections that training takes."""
+    import trio
+
+    from legion_p2p.core.run import RoundSpec
+    from legion_p2p.sim.network import World
+    from legion_p2p.sim.swarm import Swarm
+
+    # Of int8, a member sends 3/4 of the model in pushes, and as an owner 1/4 of it to three others.
+    step_s = 1.5 * NUMEL / UP_BYTES_S / load / 10
+    spec = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", norm_cap=0.0, shard_elements=SHARD)
+    async with Swarm(numel=NUMEL, round=spec, step_s=step_s, world=World(delay_s=0.02, up_bytes_s=UP_BYTES_S)) as swarm:
+        trainers = [await swarm.add(f"p{i}") for i in range(4)]
+
+        def rounds() -> float:
+            return sum(sum(peer.versions()) for peer in trainers) / len(trainers) / trainers[0].engine.plan.n_shards
+
+        await trio.sleep(60 * step_s)
+        began, before = trio.current_time(), rounds()
+        await trio.sleep(100 * step_s)
+        alone = 60 * (rounds() - before) / (trio.current_time() - began)
+        began, before = trio.current_time(), rounds()
+        joining = {f"n{i}": swarm.start(f"n{i}", training=False, weight=0) for i in range(n_newcomers)}
+        first_s = 0.0
+        while joining:
+            await trio.sleep(0.1)
+            done = [n for n, p in joining.items() if len(p.events_named("shard.fetched")) >= trainers[0].engine.plan.n_shards]
+            for name in done:  # as a member it would be sent updates: that is not the cost of joining
+                first_s = first_s or trio.current_time() - began
+                await swarm.kill(name)
+                del joining[name]
+        took_s = trio.current_time() - began
+        crowded = 60 * (rounds() - before) / took_s
+        return {"alone": alone, "with newcomers": crowded, "ratio": crowded / alone, "first_s": first_s, "all_s": took_s}
+
+
+def crowds(args: argparse.Namespace) -> dict[str, Any]:
+    rows = []
+    for load in (0.25, 0.5):
+        rows.append({"load": load, **run(crowd, load, args.newcomers)})
+        with unbounded():
+            rows.append({"load": load, "unbounded": True, **run(crowd, load, args.newcomers)})
+    return {"newcomers": args.newcomers, "rows": rows, "aim": CROWD_AIM}
+
+
+async def after_a_join(seed: int, ramp_pushes: int) -> dict[str, float]:
+    """Four train; when the loss hardly falls any more, four come at once. Losses relative to just before."""
+    import trio
+    from churn import NUMEL, ROUND, Task
+
+    from legion_p2p.config import PeerConfig
+    from legion_p2p.core.round import RoundConfig
+    from legion_p2p.core.run import RoundSpec
+    from legion_p2p.sim.swarm import SimPeer, Swarm
+
+    import torch  # isort: skip
+
+    task, adams = Task(seed), {}
+
+    def step(peer: SimPeer) -> None:
+        adam = adams.setdefault(peer.id, torch.optim.Adam([peer.theta], lr=0.01))
+        loss = task.batch_loss(peer.theta)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+
+    config = PeerConfig(rounds=RoundConfig(ramp_pushes=ramp_pushes))
+    spec = RoundSpec(local_steps=10, **ROUND)
+    async with Swarm(seed=seed, numel=NUMEL, start=task.start, local_step=step, round=spec, step_s=0.5, config=config) as swarm:
+        old = [await swarm.add(f"p{i}") for i in range(4)]
+
+        async def losses(n: int) -> list[float]:
+            found = []
+            for _ in range(n):
+                await trio.sleep(2.5)
+                found.append(task.loss(old[0].engine.common_parameters()))
+            return found
+
+        await trio.sleep(600)
+        before = statistics.mean(await losses(8))
+        for i in range(4):
+            swarm.start(f"n{i}")
+        after = [loss / before for loss in await losses(48)]
+        return {"worst": max(after), "first minute": statistics.mean(after[:24]), "second minute": statistics.mean(after[24:])}
+
+
+def ramps(args: argparse.Namespace) -> dict[str, Any]:
+    rows = []
+    for ramp_pushes in (0, 4):
+        runs = [run(after_a_join, seed, ramp_pushes) for seed in range(args.repeat)]
+        spread = {k: [statistics.mean(r[k] for r in runs), statistics.stdev(r[k] for r in runs)] for k in runs[0]}
+        rows.append({"ramp_pushes": ramp_pushes, **spread})
+    return {"seeds": args.repeat, "loss relative to before (mean, standard deviation)": rows}
+
+
+def run(what: Any, *args: Any) -> Any:
+    import trio
+    from trio.testing import MockClock
+
+    return trio.run(what, *args, clock=MockClock(autojump_threshold=0))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=["donors", "crowd", "ramp"], default="donors")
+    parser.add_argument("--newcomers", type=int, default=20)
     parser.add_argument("--donors", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--preset", default="m")
     parser.add_argument("--upload", default="50mbit", help="of each donor")
@@ -80,6 +213,9 @@ def main() -> int:
     args = parser.parse_args()
     if args.worker is not None:
         worker(args.worker, args)
+        return 0
+    if args.part != "donors":
+        print(json.dumps((crowds if args.part == "crowd" else ramps)(args), indent=2))
         return 0
     rows = [measure(n, args) for n in args.donors]
     for row in rows:

@@ -23,13 +23,13 @@ import torch
 
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.leaves import decode_leaf, encode_leaf, split
 from legion_p2p.core.manifest import LEAF_ELEMENTS, Manifest, ShardState
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import RoundSpec, RunSpec, sign_spec
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader, encode
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.checkpoints import publish, put_base, put_node, put_spec, put_update
-from legion_p2p.store.leaves import decode_leaf, encode_leaf, split
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest, fp32_bytes
 from legion_p2p.train.checkpoint import Checkpoint

@@ -109,7 +109,7 @@ async def open_peer(
     disk = ThreadOffload(1)
     try:
         archive = open_archive(store, store_limit_bytes, whoami, keeping, events) if store else None
-    except BaseException:
+    except BaseException:  # an interrupt as well: the identity must not stay locked
         unlock()
         raise
     network_options = {"listen": listen, "initial_peers": contacts, "announce": announce, "link": link, "caps": caps}

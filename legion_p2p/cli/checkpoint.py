@@ -27,8 +27,12 @@ SHOWN_PROBLEMS = 20  # that `verify` lists; --json has all
 
 checkpoint = App(name="checkpoint", help="List, check, export, import and compare the checkpoints in a block store.")
 
-_Store = Annotated[str, Parameter(metavar="DIR")]
-_Json = Annotated[bool, Parameter(negative=())]
+_Cid = Annotated[str, Parameter(help="The checkpoint's CID.")]
+_Store = Annotated[str, Parameter(metavar="DIR", help="Folder of the block store. [default: store in the user's data folder]")]
+_NewStore = Annotated[
+    str, Parameter(metavar="DIR", help="Folder of the block store, made on first use. [default: store in the user's data folder]")
+]
+_Json = Annotated[bool, Parameter(negative=(), help="Print the result as one line of JSON, and show no progress.")]
 
 
 @checkpoint.command(name="list")
@@ -36,20 +40,18 @@ def list_(*, store: _Store = "", json: _Json = False) -> int:
     """List the checkpoints in the store, the newest first.
 
     Example: legion-ctl checkpoint list
-
-    Parameters
-    ----------
-    store
-        Folder of the block store. [default: store in the user's data folder]
-    json
-        Print an array of records on one line.
     """
     from legion_p2p.observe.human import bytes_text, clean, short_id, whole_text
     from legion_p2p.store.checkpoints import find_manifests
     from legion_p2p.store.summary import summarize
 
+    found = []
     with _opened(store) as blocks:
-        found = [summarize(blocks, cid, manifest) for cid, manifest in find_manifests(blocks).items()]
+        manifests = find_manifests(blocks)
+        with _progress("looking for blocks", len(manifests), json) as progress:
+            for cid, manifest in manifests.items():
+                found.append(summarize(blocks, cid, manifest))
+                progress(1)
     if json:
         return _print_json(found)
     if not found:
@@ -70,18 +72,8 @@ def list_(*, store: _Store = "", json: _Json = False) -> int:
 
 
 @checkpoint.command
-def show(cid: str, /, *, store: _Store = "", json: _Json = False) -> int:
-    """Show what a checkpoint says of itself and of its shards.
-
-    Parameters
-    ----------
-    cid
-        The checkpoint's CID.
-    store
-        Folder of the block store. [default: store in the user's data folder]
-    json
-        Print the record on one line.
-    """
+def show(cid: _Cid, /, *, store: _Store = "", json: _Json = False) -> int:
+    """Show what a checkpoint says of itself and of its shards."""
     from legion_p2p.observe.human import bytes_text, clean, whole_text
     from legion_p2p.store.checkpoints import get_manifest
     from legion_p2p.store.summary import summarize, summarize_shards
@@ -89,7 +81,8 @@ def show(cid: str, /, *, store: _Store = "", json: _Json = False) -> int:
     root = _cid(cid)
     with _opened(store) as blocks:
         manifest = get_manifest(blocks, root)
-        one, shards = summarize(blocks, root, manifest), summarize_shards(blocks, manifest)
+        with _progress("looking at shards", len(manifest.shards), json) as progress:
+            one, shards = summarize(blocks, root, manifest), summarize_shards(blocks, manifest, progress)
     if json:
         return _print_json({"checkpoint": one, "state": {k: _plain(v) for k, v in manifest.state.items()}, "shards": shards})
     lines = {
@@ -113,19 +106,10 @@ def show(cid: str, /, *, store: _Store = "", json: _Json = False) -> int:
 
 
 @checkpoint.command
-def verify(cid: str, /, *, store: _Store = "", json: _Json = False) -> int:
+def verify(cid: _Cid, /, *, store: _Store = "", json: _Json = False) -> int:
     """Read every block of a checkpoint, and make its parameters again: signatures, updates and digests have to fit.
 
     Exits with 1 if something is wrong, and says what.
-
-    Parameters
-    ----------
-    cid
-        The checkpoint's CID.
-    store
-        Folder of the block store. [default: store in the user's data folder]
-    json
-        Print the result on one line.
     """
     from legion_p2p.observe.human import bytes_text, clean, whole_text
     from legion_p2p.store.checkpoints import get_manifest
@@ -155,7 +139,7 @@ def verify(cid: str, /, *, store: _Store = "", json: _Json = False) -> int:
 
 @checkpoint.command
 def export(
-    cid: str,
+    cid: _Cid,
     /,
     *,
     safetensors: Annotated[str, Parameter(metavar="DIR")] = "",
@@ -171,8 +155,6 @@ def export(
 
     Parameters
     ----------
-    cid
-        The checkpoint's CID.
     safetensors
         Folder for model.safetensors, with a config.json that transformers loads where the model is a GPT-2.
     car
@@ -181,11 +163,9 @@ def export(
         Folder for a torch distributed checkpoint, which loads into any number of ranks.
     names
         Of the parameters in safetensors: run keeps the run's, gpt2 takes transformers', auto does so where the model is one.
-    store
-        Folder of the block store. [default: store in the user's data folder]
-    json
-        Print what was written on one line.
     """
+    from legion_p2p.observe.human import bytes_text
+
     if not (safetensors or car or dcp):
         raise UsageError("say what to write: --safetensors DIR, --car FILE or --dcp DIR")
     if names not in ("auto", "run", "gpt2"):
@@ -212,8 +192,15 @@ def export(
                 written["dcp"] = {"folder": dcp}
     if json:
         return _print_json({"cid": str(root), **written})
+    told = {
+        "car": "{file}: a CAR of {n_blocks:,} blocks, {size}",
+        "safetensors": "{folder}: safetensors, the parameters named as in {names}",
+        "dcp": "{folder}: a torch distributed checkpoint",
+    }
+    whose = {"gpt2": "transformers", "run": "the run"}
     for what, about in written.items():
-        print(f"{what}: {', '.join(str(value) for value in about.values())}")
+        more = {"size": bytes_text(about.get("n_bytes", 0)), "names": whose.get(about.get("names", ""), "")}
+        print(told[what].format(**{**about, **more}))
     return DONE
 
 
@@ -224,7 +211,7 @@ def import_(
     *,
     name: str = "",
     identity: Annotated[str, Parameter(metavar="FILE")] = "",
-    store: _Store = "",
+    store: _NewStore = "",
     json: _Json = False,
 ) -> int:
     """Put a checkpoint into the store: a CAR file, or a folder that `export` wrote or that holds a GPT-2 of transformers.
@@ -240,10 +227,6 @@ def import_(
         Of the run that begins with a model from elsewhere.
     identity
         Key file of this peer, made on first use, to sign with. [default: a new key that is forgotten afterwards]
-    store
-        Folder of the block store, made on first use. [default: store in the user's data folder]
-    json
-        Print the checkpoint's CID on one line, as a record.
     """
     source = Path(path).expanduser()
     if not source.exists():
@@ -255,7 +238,7 @@ def import_(
             from legion_p2p.train.export import import_folder
 
             signer = load_or_create_identity(identity) if identity else Identity.generate()
-            with _progress("storing parameters", None, json) as progress:
+            with _progress("storing parameters", None, json, "parameters") as progress:
                 roots = [import_folder(blocks, source, signer, name, progress)]
         else:
             roots = _import_car(blocks, source, json)
@@ -268,13 +251,13 @@ def import_(
 
 @checkpoint.command
 def fetch(
-    cid: str,
+    cid: _Cid,
     /,
     *,
     initial_peers: Annotated[
         tuple[str, ...], Parameter(consume_multiple=True, negative=(), converter=addresses_of_peers, metavar="ADDR...")
     ],
-    store: _Store = "",
+    store: _NewStore = "",
     json: _Json = False,
 ) -> int:
     """Fetch a checkpoint from all peers that have it. What is in the store already is not fetched again.
@@ -283,14 +266,8 @@ def fetch(
 
     Parameters
     ----------
-    cid
-        The checkpoint's CID.
     initial_peers
         Addresses of peers or bootstrap nodes to enter through; @FILE reads them from a file.
-    store
-        Folder of the block store, made on first use. [default: store in the user's data folder]
-    json
-        Print what was fetched on one line.
     """
     import trio
 
@@ -298,7 +275,7 @@ def fetch(
     from legion_p2p.observe.human import bytes_text, whole_text
 
     root, contacts = _cid(cid), parse_addresses(initial_peers)
-    with _opened(store, writing=True) as blocks, blocks.hold(), _progress("fetching blocks", None, json) as progress:
+    with _opened(store, writing=True) as blocks, blocks.hold(), _progress("fetching blocks", None, json, "bytes") as progress:
         blocks.pin(root, "fetched")  # before its blocks are here: what a fetch that is stopped has got stays
         fetched = trio.run(_fetch, root, contacts, blocks, progress)
     if json:
@@ -334,10 +311,6 @@ def diff(a: str, b: str, /, *, store: _Store = "", json: _Json = False) -> int:
         CID of the first.
     b
         CID of the second.
-    store
-        Folder of the block store. [default: store in the user's data folder]
-    json
-        Print the comparison on one line.
     """
     from legion_p2p.observe.human import bytes_text, clean, whole_text
     from legion_p2p.store.summary import blocks_of
@@ -448,25 +421,33 @@ def _cid(text: str) -> "Cid":
 
 
 @contextlib.contextmanager
-def _progress(what: str, total: int | None, quiet: bool) -> "Iterator[Callable[[int], None]]":
-    """A bar on stderr, where that is a terminal; it appears with the first progress."""
+def _progress(what: str, total: int | None, quiet: bool, unit: str = "") -> "Iterator[Callable[[int], None]]":
+    """A bar on stderr, where that is a terminal; it appears with the first progress. `total` None: nobody knows how much it is,
+    so it counts what is done, in `unit`s.
+    """
     from rich.console import Console
 
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         yield lambda n: None
         return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn(),
-                   console=console, transient=True)  # fmt: skip
-    tasks: list[Any] = []
+    from legion_p2p.observe.human import bytes_text, count_text
+
+    clock = TimeElapsedColumn() if total is None else TimeRemainingColumn()
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), clock, console=console,
+                   transient=True)  # fmt: skip
+    task, n_done = bar.add_task(what, total=total, done="", start=False), 0
 
     def advance(n: int) -> None:
-        if not tasks:
+        nonlocal n_done
+        if not n_done:
             bar.start()
-            tasks.append(bar.add_task(what, total=total))
-        bar.advance(tasks[0], n)
+            bar.start_task(task)
+        n_done += n
+        amount = bytes_text(n_done) if unit == "bytes" else f"{count_text(n_done)} {unit}"
+        bar.update(task, completed=n_done, done=amount if total is None else f"{100 * n_done / max(1, total):>3.0f} %")
 
     try:
         yield advance

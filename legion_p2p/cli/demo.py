@@ -7,6 +7,7 @@ imported before the training is done, and then only to look at the result.
 import contextlib
 import json as json_module
 import os
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ class Options:
     """Places, 120 ms away from each other, that the peers are spread over: they form regions. Linux only."""
     netem: Annotated[str, Parameter(converter=checked(parse_link), metavar="LINK")] = ""
     """Link to emulate at every peer: cable, dsl, ..., or settings."""
+    store: Annotated[str, Parameter(metavar="FOLDER")] = ""
+    """Folder for the checkpoints of the first peer, to try legion-ctl checkpoint on. [default: store in the folder of --out]"""
     lone: bool = True
     """Train the lone peer beside the swarm."""
     quiet: Annotated[bool, Parameter(negative=())] = False
@@ -74,14 +77,15 @@ def demo(options: Options = Options()) -> int:
         raise UsageError(f"--peers {options.peers}, at most {MAX_PEERS}: each is a process of its own")
     if options.regions > options.peers:
         raise UsageError(f"--regions {options.regions} with --peers {options.peers}: each needs a peer")
+    check_preset(options.preset)
+    out = make_folder(options.out)
     plan = Plan(
         n_peers=options.peers, minutes=options.minutes, preset=options.preset, seed=options.seed, lone=options.lone,
         steps=options.steps, n_regions=options.regions, netem=options.netem,
+        store=options.store or str(out / "store"),
         **{name: getattr(options, name) for name in ("local_steps", "learning_rate", "batch") if getattr(options, name)},
         **({"push_codec": options.codec, "update_codec": options.codec} if options.codec else {}),
     )  # fmt: skip
-    check_preset(options.preset)
-    out = make_folder(options.out)
     show = Show(plan, "none" if options.json or options.quiet else "view" if _can_draw() else "lines")
     with contextlib.ExitStack() as open_things:
         open_things.callback(show.close)
@@ -168,6 +172,14 @@ def told(summary: dict[str, Any], out: Path) -> list[str]:
     if summary["sample"]:
         written = summary["sample"].strip().splitlines()
         lines += ["", "the common model writes:", *(f"  | {human.clean(line).rstrip()}" for line in written)]
+    if summary["checkpoint"]:
+        store = shlex.join(["--store", summary["store"]])
+        lines += [
+            "", "checkpoints of the run are in a store; to look at them, and to take the model out:",
+            f"  legion-ctl checkpoint list {store}",
+            f"  legion-ctl checkpoint show {summary['checkpoint']} {store}",
+            f"  legion-ctl checkpoint export {summary['checkpoint']} --safetensors {shlex.quote(str(out / 'exported'))} {store}",
+        ]  # fmt: skip
     return [*lines, "", f"{human.seconds_text(summary['wall_s'])} in all; curves.png, summary.json and the rest are in {out}"]
 
 

@@ -65,6 +65,8 @@ def judge(plan: Plan, peers: list[Peer], lone: Peer | None, lost: list[str], out
         "bytes_in_region": sum(f["bytes_in_region"] for f in finished),
         "bytes_across": sum(f["bytes_across"] for f in finished),
         "lost": lost,
+        "store": plan.store,
+        "checkpoint": next((p.checkpoint for p in peers if p.checkpoint), ""),
         "rounds": n_rounds,
         "round_period_s": round(period_s, 4),
         "averaged_fraction": _mean(f for p in done for f in p.averaged),

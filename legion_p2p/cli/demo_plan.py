@@ -32,6 +32,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Places that the peers are spread over, 120 ms away from each other. They find their regions by themselves."""
     netem: str = ""
     """Link of every peer, as for legion-peer."""
+    store: str = ""
+    """Folder in which the first peer keeps checkpoints; empty: none does."""
 
     @property
     def shard_elements(self) -> int:
@@ -78,6 +80,8 @@ class Peer:
         self.step_times: list[float] = []
         self.rounds: list[tuple[int, float]] = []
         self.averaged: list[float] = []
+        self.checkpoint = ""
+        """CID of the newest that it has stored."""
         self.finished: Event | None = None
         self.exit_code: int | None = None
 

@@ -34,6 +34,7 @@ MIN_STEPS = 20
 STEPS_PER_EVAL = 160  # an evaluation takes as long as 8 steps of plain torch, at a peer 5: some 3 %
 MAX_EVALS = 30
 MAX_REPLACED = 2
+CHECKPOINTS = 4  # while training
 PEER, BOOTSTRAP, LONE = "legion_p2p.cli.peer", "legion_p2p.cli.bootstrap", "legion_p2p.cli.demo_lone"
 
 
@@ -172,6 +173,7 @@ class _Demo:
         ]  # fmt: skip
         if number == 1:
             args += ["--eval-every", f"{self.train_s / self._n_evals():.2f}"]
+            args += ["--store", self.plan.store, "--checkpoint-every", f"{max(1.0, self.train_s / CHECKPOINTS):.2f}"]
         peer.child.run(PEER, args)
 
     def _has_begun(self) -> bool:
@@ -223,6 +225,8 @@ class _Demo:
         elif name == "round.closed":
             peer.rounds.append((event["version"], event["at"]))
             peer.averaged.append(event.get("averaged_fraction", 1.0))
+        elif name == "checkpoint.stored":
+            peer.checkpoint = str(event["cid"])
         elif name in ("run.finished", "lone.finished"):
             peer.finished = event
             if peer is self.lone:

@@ -30,14 +30,15 @@ from legion_p2p.cli.common import (
 from legion_p2p.config import DEFAULT_LISTEN, DEFAULT_REGION, Job, NewRun, convert, new_run_of, read_new_run, read_toml
 from legion_p2p.core.caps import parse_quiet_hours
 from legion_p2p.core.keep import parse_keep
+from legion_p2p.core.placement import PlacementName
 from legion_p2p.core.presets import Links
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.run import InnerOptimizer
 from legion_p2p.core.units import parse_rate
 from legion_p2p.errors import ConfigError, LegionError, StoreError, UsageError
 from legion_p2p.observe import human
-from legion_p2p.observe.events import Events
-from legion_p2p.observe.metrics import JsonSink, PlainSink
+from legion_p2p.observe.events import HANDING_OVER, Events
+from legion_p2p.observe.metrics import JsonSink, PlainSink, handing_over_text
 from legion_p2p.observe.status import Status
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ class NewRunOptions:
     smaller, the largest few, as topk64-2bit or any other topk<k>-<bits>bit."""
     update_codec: Annotated[str | None, Parameter(metavar="NAME")] = None
     """The same for what comes back from owners to all members. [default: that of --codec]"""
+    placement: Annotated[PlacementName | None, Parameter()] = None
+    """Who owns which shards: the strongest claim by weight, only the heaviest members, or a stable matching."""
     optimizer: Annotated[InnerOptimizer | None, Parameter()] = None
     """What makes the local steps."""
     learning_rate: Annotated[float | None, Parameter(alias="--lr", validator=at_least(0))] = None
@@ -265,6 +268,7 @@ def _new_run(which: RunOptions, new: NewRunOptions, training: TrainOptions) -> N
         (data["round"], "update_codec", new.update_codec),
         (data["round"], "push_codecs", only),
         (data["round"], "update_codecs", () if new.update_codec else only),
+        (data["round"], "placement", new.placement),
         (data["inner"], "optimizer", new.optimizer),
         (data["inner"], "learning_rate", new.learning_rate),
         (data["inner"], "batch", new.batch),
@@ -458,6 +462,8 @@ class _Shown:
             self._plain = PlainSink(sys.stderr if output.quiet else stream, quiet=output.quiet)
 
     def on_event(self, event: Any) -> None:
+        if event.name == HANDING_OVER and self._view is not None:
+            self._view.note(handing_over_text(event))
         for sink in (self._json, self._plain, self._view.event if self._view else None):
             if sink is not None:
                 sink(event)

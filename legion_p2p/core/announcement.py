@@ -15,6 +15,7 @@ import msgspec
 from legion_p2p.core.coordinates import Coordinate
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS, Identity, PeerId, verify
 from legion_p2p.core.plan import MAX_SHARDS
+from legion_p2p.core.witnesses import MAX_TESTIMONIES, TESTIMONY_BYTES, unpack_testimonies
 from legion_p2p.errors import DecodeError
 
 MAX_ANNOUNCEMENT_BYTES = 48 * 1024  # 4096 shard marks of 8 bytes and a chunk bitmap of 1 KiB, with room; gossip carries 64 KiB
@@ -42,6 +43,8 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
     region: Annotated[str, msgspec.Meta(max_length=64)] = ""
     coordinate: Coordinate | None = None
     """Where it is, by the round trips that it measured."""
+    testimonies: Annotated[bytes, msgspec.Meta(max_length=MAX_TESTIMONIES * TESTIMONY_BYTES)] = b""
+    """Round trips to those that it is a witness of, packed: see `core.witnesses`."""
     weight: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 1.0
     """Share of the shards that it can carry, relative to others; 0 owns nothing."""
     ready: bool = False
@@ -116,6 +119,7 @@ def open_signed(data: bytes) -> Announcement:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as bad:
         raise DecodeError(f"announcement: {bad}") from bad
     verify(announcement.peer_id, _domain(signed.body), signed.signature)
+    unpack_testimonies(announcement.testimonies)
     if len(announcement.marks) % MARK_BYTES:
         raise DecodeError(f"marks of {len(announcement.marks)} bytes, must be a multiple of {MARK_BYTES}")
     return announcement

@@ -111,6 +111,15 @@ class Chain:
             return None
         return tuple(entry.update for v, entry in self._log.items() if v > version)
 
+    def bytes_since(self, version: int, digest: bytes) -> int | None:
+        """How many bytes `since` would give; None where it gives none."""
+        updates = self.since(version, digest)
+        return None if updates is None else sum(map(_size, updates))
+
+    def passed_otherwise(self, version: int, digest: bytes) -> bool:
+        """True if this chain was in that version with other bytes."""
+        return self._digests.get(version, digest) != digest
+
     def included(self) -> tuple[Inclusion, ...]:
         """The newest contribution of every member that this state contains."""
         return tuple(Inclusion(peer, seq) for peer, seq in sorted(self._included.items()))

@@ -1,5 +1,7 @@
 """What the network and the services above it say to each other: values only."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 
 import msgspec
@@ -12,6 +14,15 @@ class Lane(Enum):
 
     CONTROL = "control"
     BULK = "bulk"
+
+
+@dataclass(frozen=True)
+class Gift:
+    """A reply that can wait: a part of a download, not of the training. It is written in pieces, whenever nothing else waits."""
+
+    body: bytes
+    sent: Callable[[], None]
+    """Called once, when it is written, or never will be."""
 
 
 class Contact(msgspec.Struct, frozen=True):

@@ -8,12 +8,13 @@ moves nothing), and a gravity towards the origin (the whole cloud does not drift
 
     sample -> filtered -> coordinate moved, error updated
 
-Never happens: a coordinate or an error that is not finite, or beyond the bounds named here, whatever a stranger claims.
+Never happens: a coordinate or an error that is not finite, or beyond the bounds named here, whatever a stranger claims; one round
+trip that pulls the coordinate further than it could push it, or by more than MAX_PULL_S, whichever is more.
 """
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from random import Random
 from statistics import median_low
 from typing import Annotated
@@ -28,6 +29,8 @@ N_DIMENSIONS = 4
 MAX_COORDINATE_S = 10.0  # no two points on earth are further apart, satellites and full queues included
 MIN_HEIGHT_S = 1e-5
 MAX_RTT_S = 10.0
+MAX_PULL_S = 0.1  # how much too far a peer may seem: who claims to be 10 s away would else pull everybody there
+UNSETTLED = 0.75  # half of the largest error: such a coordinate tells nobody where its owner is
 MAX_PAIRS = 512  # peers whose last round trips are kept for the filter; those heard of longest ago are forgotten
 
 _Seconds = Annotated[float, msgspec.Meta(ge=-MAX_COORDINATE_S, le=MAX_COORDINATE_S)]
@@ -42,6 +45,9 @@ class CoordinateConfig(msgspec.Struct, frozen=True):
     """The same for the error (c_e)."""
     filter_size: int = 5
     """Round trips of a pair of which the lower median counts: delay is only ever added. More: steadier, later to see a change."""
+    kept: int = 16
+    """Round trips of a pair that are remembered, for the shortest of them. More: surer on a busy machine, later to see that
+    somebody has moved away."""
     filter_age_s: float = 600.0
     """Older ones are left out."""
     gravity_s: float = 0.5
@@ -82,30 +88,45 @@ class Locator:
         """Peers that were measured."""
         return len(self._samples)
 
-    def observe(self, peer: PeerId, theirs: Coordinate, rtt_s: float, now: float) -> None:
-        """A round trip to `peer`, which says it is at `theirs`. What cannot be a round trip is ignored."""
+    def sample(self, peer: PeerId, rtt_s: float, now: float) -> None:
+        """A round trip to `peer`. What cannot be one is ignored."""
         if not 0 < rtt_s <= MAX_RTT_S:
             return
-        self._move(theirs, self._filtered(peer, rtt_s, now))
-
-    def forget(self, peer: PeerId) -> None:
-        """It has left."""
-        self._samples.pop(peer, None)
-
-    def measured_s(self, peer: PeerId) -> float | None:
-        """The filtered round trip to `peer`, where there is one."""
-        samples = self._samples.get(peer)
-        return median_low(rtt_s for _, rtt_s in samples) if samples else None
-
-    def _filtered(self, peer: PeerId, rtt_s: float, now: float) -> float:
-        samples = self._samples.setdefault(peer, deque(maxlen=self._config.filter_size))
+        samples = self._samples.setdefault(peer, deque(maxlen=self._config.kept))
         self._samples.move_to_end(peer)
         while len(self._samples) > MAX_PAIRS:
             self._samples.popitem(last=False)
         samples.append((now, rtt_s))
         while now - samples[0][0] > self._config.filter_age_s:
             samples.popleft()
-        return median_low(rtt_s for _, rtt_s in samples)
+
+    def fit(self, peer: PeerId, theirs: Coordinate) -> None:
+        """Move towards where the round trips to `peer`, which says it is at `theirs`, would fit, if there are any."""
+        if (rtt_s := self.measured_s(peer)) is not None:
+            self._move(theirs, rtt_s)
+
+    def observe(self, peer: PeerId, theirs: Coordinate, rtt_s: float, now: float) -> None:
+        """`sample` and `fit`."""
+        self.sample(peer, rtt_s, now)
+        self.fit(peer, theirs)
+
+    def forget(self, peer: PeerId) -> None:
+        """It has left."""
+        self._samples.pop(peer, None)
+
+    def n_samples(self, peer: PeerId) -> int:
+        """Round trips to `peer` that are remembered."""
+        return len(self._samples.get(peer, ()))
+
+    def measured_s(self, peer: PeerId) -> float | None:
+        """The filtered round trip to `peer`, where there is one."""
+        last = list(self._samples.get(peer, ()))[-self._config.filter_size :]
+        return median_low(rtt_s for _, rtt_s in last) if last else None
+
+    def least_s(self, peer: PeerId) -> float | None:
+        """The shortest of the last round trips to `peer`: what a busy machine adds to most of them is not in it."""
+        samples = self._samples.get(peer)
+        return min(rtt_s for _, rtt_s in samples) if samples else None
 
     def _move(self, theirs: Coordinate, rtt_s: float) -> None:
         config, mine = self._config, self.coordinate
@@ -115,7 +136,7 @@ class Locator:
         gain = config.error_gain * weight
         error = min(max(off * gain + mine.error * (1 - gain), 1e-3), config.max_error)
 
-        force_s = config.gain * weight * (rtt_s - expected_s)
+        force_s = config.gain * weight * max(rtt_s - expected_s, -max(rtt_s, MAX_PULL_S))
         direction, distance_s = self._away_from(theirs)
         position = [x + force_s * u for x, u in zip(mine.position, direction, strict=True)]
         height = mine.height
@@ -141,37 +162,6 @@ class Locator:
         random = [self._rng.gauss(0, 1) for _ in range(N_DIMENSIONS)]
         length = math.hypot(*random) or 1.0
         return [r / length for r in random], 0.0
-
-
-class Witness(msgspec.Struct, frozen=True):
-    """Somebody's measured round trip to a peer, and where the witness is."""
-
-    coordinate: Coordinate
-    rtt_s: float
-
-
-MIN_WITNESSES = 3
-TOLERANCE_S = 0.020  # of the machine and of queues, whatever the distance
-TOLERANCE = 0.35  # of the round trip: the errors of two coordinates that are still settling
-AGREEING = 0.6  # share of the witnesses; a minority may lie, or be badly placed itself
-
-
-def is_believed(claimed: Coordinate, witnesses: Iterable[Witness]) -> bool | None:
-    """Whether a peer is where it says, by what others measured of it; None: too few did.
-
-    A peer can make its round trips longer, but not shorter than they are: so it cannot seem close to honest witnesses that are
-    far. Those near the claimed place tell most: of 5 witnesses 3 should be, and no one should be chosen by the peer itself.
-    Witnesses whose own coordinates are bad are left out.
-    """
-    fits = [_fits(claimed, w) for w in witnesses if 0 < w.rtt_s <= MAX_RTT_S and w.coordinate.error < DEFAULTS.max_error / 2]
-    if len(fits) < MIN_WITNESSES:
-        return None
-    return sum(fits) >= AGREEING * len(fits)
-
-
-def _fits(claimed: Coordinate, witness: Witness) -> bool:
-    off_s = abs(claimed.rtt_s(witness.coordinate) - witness.rtt_s)
-    return off_s <= max(TOLERANCE_S, TOLERANCE * witness.rtt_s)
 
 
 def _bounded(x: float, low: float, high: float) -> float:

@@ -8,6 +8,7 @@ from legion_p2p.core.run import RunSpec, SignedSpec
 from legion_p2p.errors import UsageError
 
 LOG_PER_BASE = 4  # in weights as fp32
+MIN_JOURNAL_BYTES = 64 << 20  # less is not worth a checkpoint of its own
 
 
 class StoredRun(msgspec.Struct, frozen=True):
@@ -47,6 +48,11 @@ def versions_between_bases(bits_per_element: float, most: int) -> int:
     than it spares, and a base takes the CPU to compress.
     """
     return max(1, min(most, round(LOG_PER_BASE * 32 / bits_per_element)))
+
+
+def most_journal_bytes(n_elements: int) -> int:
+    """How much a journal may have before a checkpoint has to be made of it: whole shards in it add up quickly."""
+    return max(MIN_JOURNAL_BYTES, LOG_PER_BASE * 4 * n_elements)
 
 
 def is_base_version(shard: int, n_shards: int, version: int, base_every: int) -> bool:

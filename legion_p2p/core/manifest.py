@@ -3,7 +3,7 @@
     Manifest   one point of a run, signed by who published it
      |- run      the bytes of the run's specification; their CID is the run's id
      `- shards   one for each shard of the plan, in order
-         |- base   a full state: leaves of the shard's fp32 bytes (store/leaves.py)
+         |- base   a full state: leaves of the shard's fp32 bytes (core/leaves.py)
          `- log    the updates since, one for each version: the very messages that were broadcast, cut into blocks
 
 The manifest before it is named as text, not as a link: whoever fetches or pins a checkpoint, with any IPFS client, should not
@@ -130,6 +130,15 @@ def decode_manifest(data: bytes) -> Manifest:
         Cid.parse(manifest.parent)
     verify(manifest.publisher, _signed_bytes(manifest), manifest.signature)
     return manifest
+
+
+def check_shard(shard: int, state: ShardState, base: Base) -> None:
+    """That a manifest's state of a shard and its base fit together. Raises: DecodeError."""
+    if state.shard != shard or state.version != base.version + len(state.log):
+        raise DecodeError(
+            f"shard {shard} of a manifest: says it is shard {state.shard} in version {state.version}, "
+            f"from a base in version {base.version} and {len(state.log)} updates"
+        )
 
 
 def checkpoint_key(run: str) -> str:

@@ -11,7 +11,7 @@ from statistics import median_high, median_low
 
 from legion_p2p.core.rendezvous import unit_hash
 
-LATE = 2  # the second of a pair waits this many times as long for the first to begin, then begins itself
+LATE = 4  # the second of a pair waits this many times as long, then begins itself: an answer may take longer than a round
 
 
 def epoch_of(versions: Mapping[str, Sequence[int]], every: int) -> int:

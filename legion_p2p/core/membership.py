@@ -119,8 +119,11 @@ class Membership:
         self._effects: deque[Effect] = deque()
         self._looked_at = now
         self._refuted_at = -math.inf
+        self._order: list[PeerId] | None = None  # sorted; None after somebody came or went
         self.incarnation = 0
         self.n_refused = 0
+        self.revision = 0
+        """Rises whenever an announcement or a liveness is another one than before."""
 
     # what happened
 
@@ -151,9 +154,12 @@ class Membership:
                 self.n_refused += 1
                 return False
             self._members[peer] = Member(announcement, Liveness.ALIVE, now, now)
+            self._order = None
+            self.revision += 1
             self._effects.append(Changed(peer, None, Liveness.ALIVE))
         else:
             self._members[peer] = msgspec.structs.replace(known, announcement=announcement)
+            self.revision += 1
             # A dead member's newer announcement, even passed on, was made after we lost it: worth a new chance.
             if direct or known.liveness is Liveness.DEAD:
                 self.heard(peer, now)
@@ -234,7 +240,9 @@ class Membership:
 
     def members(self) -> list[Member]:
         """All rows, the dead included, by peer id. This peer is not in its own table."""
-        return [self._members[peer] for peer in sorted(self._members)]
+        if self._order is None:
+            self._order = sorted(self._members)
+        return [self._members[peer] for peer in self._order]
 
     def counted(self) -> list[Member]:
         """Those that are not dead."""
@@ -254,9 +262,12 @@ class Membership:
         member = self._members[peer]
         self._effects.append(Changed(peer, member.liveness, liveness))
         self._members[peer] = msgspec.structs.replace(member, liveness=liveness, since=now)
+        self.revision += 1
 
     def _drop(self, peer: PeerId) -> None:
         member = self._members.pop(peer)
+        self._order = None
+        self.revision += 1
         self._effects.append(Changed(peer, member.liveness, None))
 
     def _pardon(self, asleep_s: float, now: float) -> None:

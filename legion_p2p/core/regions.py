@@ -9,8 +9,14 @@ A region is where its members are: at the median of their coordinates, so that a
     member -> another one that is nearer by `margin` and MIN_GAIN_S
     member -> the nearest within `radius_s`, or a new one, when its own is further than twice `radius_s`
 
-Everything but the first happens only after `patience` looks in a row that said the same: hysteresis. Of two regions that could
-join each other the one that ranks lower (fewer members, then the label) moves, so all agree on which, and none swap.
+Everything but the first happens only after `patience` looks in a row that said the same: hysteresis. Who is alone in its region
+leaves nobody behind, and moves at the first. Of two regions that could join each other the one that ranks lower (fewer members,
+then the label) moves, so all agree on which, and none swap.
+
+How far a region is: the median of the round trips to its members that this peer measured, the shortest of each; what the
+coordinates say, if it measured few of them and its own coordinate has settled; else nobody knows, and it neither joins nor leaves
+for that. A busy machine makes round trips longer and never shorter: a short one proves at once that somebody is near, and a long
+one counts only with FEW_SAMPLES beside it, or MANY_SAMPLES where it would have this peer leave its region.
 
 Never happens: a peer without a region after its first look; two who saw the same announcements and stand at the same place decide
 to merge or split differently.
@@ -18,17 +24,20 @@ to merge or split differently.
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
-from statistics import median
+from collections.abc import Collection, Iterable, Mapping
+from statistics import median, median_low
 
 import msgspec
 
-from legion_p2p.core.coordinates import MAX_COORDINATE_S, MIN_HEIGHT_S, N_DIMENSIONS, Coordinate
+from legion_p2p.core.coordinates import MAX_COORDINATE_S, MIN_HEIGHT_S, N_DIMENSIONS, ORIGIN, UNSETTLED, Coordinate
 from legion_p2p.core.identity import PeerId
 
 MIN_GAIN_S = 0.010  # a region that is nearer by less is not worth a move, whatever the share
 ROOM = 0.8  # of `max_members` that a merged region may fill: or it would split again soon
 LABEL_CHARS = 8
+FEW_SAMPLES = 5
+MANY_SAMPLES = 16
+MIN_MEASURED = 3  # members that were measured, or all where they are fewer, before their median counts: one may be slow, or lie
 
 
 class RegionConfig(msgspec.Struct, frozen=True):
@@ -60,12 +69,20 @@ class Placed(msgspec.Struct, frozen=True):
     coordinate: Coordinate
 
 
+class Measured(msgspec.Struct, frozen=True):
+    """The shortest of the last round trips to a member, and how many they are."""
+
+    least_s: float
+    n: int
+
+
 class Region(msgspec.Struct, frozen=True):
     """A region as its members announce it."""
 
     label: str
     members: tuple[Placed, ...]
-    middle: Coordinate
+    middle: Coordinate | None
+    """None: nobody is believed where it says it is."""
 
     @property
     def size(self) -> int:
@@ -77,14 +94,14 @@ class Region(msgspec.Struct, frozen=True):
         return self.size, self.label
 
 
-def regions_of(announced: Iterable[Placed]) -> dict[str, Region]:
-    """All regions that somebody is in, by label."""
+def regions_of(announced: Iterable[Placed], doubted: Collection[PeerId] = ()) -> dict[str, Region]:
+    """All regions that somebody is in, by label. The coordinates of `doubted` peers move no middle."""
     members: dict[str, list[Placed]] = {}
     for placed in announced:
         if placed.region:
             members.setdefault(placed.region, []).append(placed)
     return {
-        label: Region(label, tuple(sorted(found, key=lambda p: p.peer_id)), _middle(found))
+        label: Region(label, tuple(sorted(found, key=lambda p: p.peer_id)), _middle(found, doubted))
         for label, found in sorted(members.items())
     }
 
@@ -95,25 +112,31 @@ class RegionChoice:
     def __init__(self, me: PeerId, config: RegionConfig = DEFAULTS) -> None:
         self.region = ""
         self._me = me
-        self._config = config
+        self.config = config
         self._wish = ""
         self._n_wished = 0
         self._n_founded = 0
+        self._here = ORIGIN
+        self._measured: Mapping[PeerId, Measured] = {}
 
-    def look(self, coordinate: Coordinate, regions: Mapping[str, Region]) -> str:
+    def look(
+        self, coordinate: Coordinate, regions: Mapping[str, Region], measured: Mapping[PeerId, Measured] | None = None
+    ) -> str:
         """Once per announcement period, with everything announced, this peer included: the region to announce from now on."""
+        self._here, self._measured = coordinate, measured or {}
         if not self.region:
-            return self._move(self._nearest_or_new(coordinate, regions))
-        wish = self._wanted(coordinate, regions)
+            return self._move(self._nearest_or_new(regions))
+        wish = self._wanted(regions)
         if wish == self.region:
             self._wish, self._n_wished = "", 0
             return self.region
         self._n_wished = self._n_wished + 1 if wish == self._wish else 1
         self._wish = wish
-        return self._move(wish) if self._n_wished >= self._config.patience else self.region
+        patience = 1 if regions[self.region].size == 1 else self.config.patience
+        return self._move(wish) if self._n_wished >= patience else self.region
 
-    def _wanted(self, coordinate: Coordinate, regions: Mapping[str, Region]) -> str:
-        config, mine = self._config, regions.get(self.region)
+    def _wanted(self, regions: Mapping[str, Region]) -> str:
+        config, mine = self.config, regions.get(self.region)
         if mine is None:  # announced to nobody yet
             return self.region
         child = _child_label(mine)
@@ -122,36 +145,49 @@ class RegionChoice:
         into = self._merges_into(mine, regions)
         if into is not None:
             return into.label
-        here_s = _away_s(coordinate, mine)
-        near = self._nearest(coordinate, regions, config.max_members)
+        here_s = self._away_s(mine)
+        near = self._nearest(regions, config.max_members)
         if near is not None and near.label != mine.label:
-            there_s = _away_s(coordinate, near)
+            there_s = self._away_s(near)
             if there_s <= min(config.radius_s, (1 - config.margin) * here_s, here_s - MIN_GAIN_S):
                 return near.label
-        if here_s > 2 * config.radius_s and mine.size > 1:
-            return self._nearest_or_new(coordinate, {label: r for label, r in regions.items() if label != mine.label})
+        if 2 * config.radius_s < here_s < math.inf:
+            return self._nearest_or_new({label: r for label, r in regions.items() if label != mine.label})
         return self.region
 
-    def _nearest_or_new(self, coordinate: Coordinate, regions: Mapping[str, Region]) -> str:
-        near = self._nearest(coordinate, regions, self._config.max_members + 1)
-        if near is not None and _away_s(coordinate, near) <= self._config.radius_s:
+    def _nearest_or_new(self, regions: Mapping[str, Region]) -> str:
+        near = self._nearest(regions, self.config.max_members + 1)
+        if near is not None and self._away_s(near) <= self.config.radius_s:
             return near.label
         return new_label(self._me, self._n_founded)
 
-    def _nearest(self, coordinate: Coordinate, regions: Mapping[str, Region], most_members: int) -> Region | None:
+    def _nearest(self, regions: Mapping[str, Region], most_members: int) -> Region | None:
         open_ones = [r for r in regions.values() if r.size < most_members or r.label == self.region]
-        return min(open_ones, key=lambda r: (_away_s(coordinate, r), r.label), default=None)
+        return min(open_ones, key=lambda r: (self._away_s(r), r.label), default=None)
+
+    def _away_s(self, region: Region) -> float:
+        """The round trip to the others of a region; infinite where nobody knows."""
+        others = [p.peer_id for p in region.members if p.peer_id != self._me]
+        if not others:
+            return 0.0
+        enough = MANY_SAMPLES if region.label == self.region else FEW_SAMPLES
+        measured = [self._measured[peer] for peer in others if peer in self._measured]
+        if len(measured) >= min(MIN_MEASURED, len(others)):
+            sure = [m.least_s for m in measured if m.least_s <= self.config.radius_s or m.n >= enough]
+            return median_low(sure) if len(sure) >= min(MIN_MEASURED, len(others)) else math.inf
+        return _between_s(self._here, region.middle) if self._here.error < UNSETTLED else math.inf
 
     def _merges_into(self, mine: Region, regions: Mapping[str, Region]) -> Region | None:
         """The highest-ranking of those that this region should join; None: it stays."""
-        config = self._config
+        config, alone = self.config, mine.size == 1
         reach_s = config.reach_s if mine.size < config.min_members else config.merge_s
+        most = (1 if alone else ROOM) * config.max_members
         fitting = [
             other
             for other in regions.values()
             if other.rank > mine.rank
-            and other.size + mine.size <= ROOM * config.max_members
-            and mine.middle.rtt_s(other.middle) <= reach_s
+            and other.size + mine.size <= most
+            and (self._away_s(other) if alone else _between_s(mine.middle, other.middle)) <= reach_s
         ]
         return max(fitting, key=lambda r: r.rank, default=None)
 
@@ -160,7 +196,8 @@ class RegionChoice:
         positions = {p.peer_id: p.coordinate.position for p in region.members}
         if self._me not in positions:
             return False
-        a = max(positions, key=lambda p: (math.dist(positions[p], region.middle.position), p))
+        center = (region.middle or ORIGIN).position
+        a = max(positions, key=lambda p: (math.dist(positions[p], center), p))
         b = max(positions, key=lambda p: (math.dist(positions[p], positions[a]), p))
         axis = [y - x for x, y in zip(positions[a], positions[b], strict=True)]
         along = sorted((_dot(axis, at), p) for p, at in positions.items())
@@ -183,14 +220,18 @@ def _child_label(region: Region) -> str:
     return hashlib.sha256(f"legion/region/half of {region.label}".encode()).hexdigest()[:LABEL_CHARS]
 
 
-def _middle(members: list[Placed]) -> Coordinate:
-    position = tuple(median(p.coordinate.position[i] for p in members) for i in range(N_DIMENSIONS))
-    height = median(p.coordinate.height for p in members)
+def _middle(members: list[Placed], doubted: Collection[PeerId]) -> Coordinate | None:
+    believed = [p.coordinate for p in members if p.peer_id not in doubted]
+    if not believed:
+        return None
+    settled = [at for at in believed if at.error < UNSETTLED] or believed
+    position = tuple(median(at.position[i] for at in settled) for i in range(N_DIMENSIONS))
+    height = median(at.height for at in settled)
     return Coordinate(position, min(max(height, MIN_HEIGHT_S), MAX_COORDINATE_S), 0.0)
 
 
-def _away_s(coordinate: Coordinate, region: Region) -> float:
-    return coordinate.rtt_s(region.middle)
+def _between_s(a: Coordinate | None, b: Coordinate | None) -> float:
+    return a.rtt_s(b) if a is not None and b is not None else math.inf
 
 
 def _dot(a: list[float], b: tuple[float, ...]) -> float:

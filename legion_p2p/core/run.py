@@ -6,11 +6,13 @@ import msgspec
 
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity, verify
+from legion_p2p.core.placement import PlacementName
 from legion_p2p.core.plan import MAX_PARAMS, ParamSpec, ShardPlan, plan_for
 from legion_p2p.errors import DecodeError, UsageError
 
 MAX_SPEC_BYTES = 1 << 20  # 20,000 parameters with names of 40 characters
 MAX_RUN_NAME_CHARS = 100
+MAX_OUTER_DELAY = 10_000
 
 RunName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_RUN_NAME_CHARS, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*\Z")]
 _Small = Annotated[str, msgspec.Meta(max_length=64)]
@@ -82,10 +84,10 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outer_momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
     """Of the outer rules that have momentum."""
 
-    outer_delay: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 4
+    outer_delay: Annotated[int, msgspec.Meta(ge=1, le=MAX_OUTER_DELAY)] = 4
     """Rounds between two changes of the momentum, for the delayed rule."""
 
-    cross_every: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 4
+    cross_every: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 2
     """Least rounds of a shard between two meetings of regions about it. More: fewer bytes across, and regions drift further
     apart."""
 
@@ -103,7 +105,7 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cross_codecs: _Codecs = ()
     """Codecs that they may use instead, as the link between two owners allows."""
 
-    moving_rate: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.3
+    moving_rate: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.5
     """Share of their difference that each of two regions goes when they meet. Higher: closer together, and less exploration."""
 
     cross_reach: _NonNegative = 1.5
@@ -121,6 +123,9 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     shard_elements: Annotated[int, msgspec.Meta(ge=0, le=1 << 23)] = 0
     """Elements per shard; 0 chooses sixteen shards, fewer for a small model."""
+
+    placement: PlacementName = "rendezvous"
+    """How the members' weights become ownership of shards: see `legion_p2p.core.placement`."""
 
     def allowed_push_codecs(self) -> tuple[str, ...]:
         return _distinct(self.push_codec, *self.push_codecs, self.warmup_codec)

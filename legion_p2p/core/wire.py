@@ -4,7 +4,7 @@ Every field has a bound. Decoding checks types and bounds before anything is use
 whoever sent it is to blame. `type` names the message, so that any MessagePack reader can follow.
 """
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -12,7 +12,7 @@ from legion_p2p.core.announcement import MAX_ANNOUNCEMENT_BYTES
 from legion_p2p.core.distance import MAX_RATE
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, MAX_SHARDS
-from legion_p2p.core.run import MAX_SPEC_BYTES
+from legion_p2p.core.run import MAX_OUTER_DELAY, MAX_SPEC_BYTES
 from legion_p2p.errors import DecodeError
 
 MAX_PAYLOAD_BYTES = 4 * MAX_SHARD_ELEMENTS + 4096  # a shard as fp32, and a codec's header
@@ -26,6 +26,10 @@ MAX_NORM = 1e24  # of a shard: its elements are at most 3.4e38 in fp32, and woul
 MAX_HAS_CIDS = 8192  # in one question: 300 KiB
 MAX_GET_CIDS = 64
 MAX_BLOCKS_BYTES = 8 << 20  # in one answer: what a link of 8 Mbit/s carries in 8 s
+MAX_BLOCK_BYTES = 1 << 20
+MAX_CHECKPOINTS = 8  # that a peer tells of: it keeps the last three, and some of long ago
+MAX_COMPARED = 8192  # states in one question: two of every shard; half of a control frame
+MAX_BUSY_MS = 60_000
 
 T = TypeVar("T")
 
@@ -40,7 +44,10 @@ _Payload = Annotated[bytes, msgspec.Meta(max_length=MAX_PAYLOAD_BYTES)]
 _Signed = Annotated[bytes, msgspec.Meta(max_length=MAX_ANNOUNCEMENT_BYTES + 200)]
 _SignedList = Annotated[tuple[_Signed, ...], msgspec.Meta(max_length=MAX_EXCHANGED)]
 _Cid = Annotated[bytes, msgspec.Meta(min_length=36, max_length=36)]
-_Block = Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
+_Block = Annotated[bytes, msgspec.Meta(max_length=MAX_BLOCK_BYTES)]
+_Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_BLOCK_BYTES)]
+Part = Literal["residual", "momentum", "recent"]
+"""What only an owner has of a shard: see `Handover`."""
 _Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)]
 
 
@@ -218,9 +225,9 @@ class ShardState(Message, frozen=True, tag="shard_state"):
 
 
 class Handover(Message, frozen=True, tag="handover"):
-    """What only an owner has, for the one who owns the shard now: its error-feedback residual and its outer optimizer's momentum.
+    """A part of what only an owner has, for the one who owns the shard now. Answered with Held.
 
-    The first as fp32, the second as bf16 (both whole would not fit into one frame), empty for zeros. Answered with Held.
+    The residual of its error feedback, or what its outer optimizer remembers: one at a time, as two would not fit into one frame.
     """
 
     run: _Run
@@ -228,7 +235,10 @@ class Handover(Message, frozen=True, tag="handover"):
     version: _Version
     digest: _Digest
     payload: _Payload
-    momentum: _Payload = b""
+    """As fp32. Empty: there is nothing, the question is what the other one holds."""
+    part: Part = "residual"
+    n_recent: Annotated[int, msgspec.Meta(ge=0, le=MAX_OUTER_DELAY)] = 0
+    """Changes that `recent` is the sum of."""
 
 
 # between regions
@@ -292,9 +302,9 @@ class HasBlocks(Message, frozen=True, tag="has_blocks"):
 
 
 class HeldBlocks(Message, frozen=True, tag="held_blocks"):
-    """For each block asked for a byte: 1, if it is here."""
+    """For each block asked for how many bytes it has; 0: it is not here."""
 
-    held: Annotated[bytes, msgspec.Meta(max_length=MAX_HAS_CIDS)]
+    sizes: Annotated[tuple[_Size, ...], msgspec.Meta(max_length=MAX_HAS_CIDS)]
 
 
 class GetBlocks(Message, frozen=True, tag="get_blocks"):
@@ -307,6 +317,51 @@ class Blocks(Message, frozen=True, tag="blocks"):
     """Each block asked for, in order; empty where it is not here, or found no room in this answer."""
 
     blocks: Annotated[tuple[_Block, ...], msgspec.Meta(max_length=MAX_GET_CIDS)]
+
+
+class GetCheckpoints(Message, frozen=True, tag="get_checkpoints"):
+    """Which checkpoints of this run do you have? Answered with Checkpoints."""
+
+    run: _Run
+
+
+class Checkpoints(Message, frozen=True, tag="checkpoints"):
+    """Of their manifests, the newest first."""
+
+    cids: Annotated[tuple[_Cid, ...], msgspec.Meta(max_length=MAX_CHECKPOINTS)]
+
+
+# joining by a checkpoint
+
+
+class State(msgspec.Struct, frozen=True):
+    """A shard in one version."""
+
+    shard: _Shard
+    version: _Version
+    digest: _Digest
+
+
+class Compare(Message, frozen=True, tag="compare"):
+    """Which of these states does what you hold come from? Answered with Compared."""
+
+    run: _Run
+    states: Annotated[tuple[State, ...], msgspec.Meta(max_length=MAX_COMPARED)]
+
+
+class Compared(Message, frozen=True, tag="compared"):
+    """For each state how many bytes of updates lead from it to what I hold; or UNKNOWN; or OTHER: I was at another then."""
+
+    since: Annotated[tuple[Annotated[int, msgspec.Meta(ge=-2, le=MAX_COUNT)], ...], msgspec.Meta(max_length=MAX_COMPARED)]
+
+
+UNKNOWN, OTHER = -1, -2
+
+
+class Busy(Message, frozen=True, tag="busy"):
+    """So many are being served that there is no room for you. Ask others, or come again after so long."""
+
+    retry_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_BUSY_MS)]
 
 
 Request = (
@@ -322,10 +377,28 @@ Request = (
     | Handover
     | HasBlocks
     | GetBlocks
+    | GetCheckpoints
+    | Compare
     | Cross
     | Carry
 )
-Reply = SpecFound | Exchanged | Done | Pushed | NotOwner | Held | Updates | ShardState | HeldBlocks | Blocks | Crossed | Unknown
+Reply = (
+    SpecFound
+    | Exchanged
+    | Done
+    | Pushed
+    | NotOwner
+    | Held
+    | Updates
+    | ShardState
+    | HeldBlocks
+    | Blocks
+    | Checkpoints
+    | Compared
+    | Busy
+    | Crossed
+    | Unknown
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -23,6 +23,7 @@ DIAL_TIMEOUT_S = 5.0  # one attempt on one address, handshake included
 DIAL_STAGGER_S = 0.25  # head start of each address over the next (RFC 8305 says 250 ms)
 MAX_DIALS = 8  # attempts in flight; each costs both ends some 10 ms of CPU, and many at once only make all of them late
 REDIAL_PAUSE_S = 1.0  # after all addresses of a peer failed, requests to it fail at once for so long: no dial storms
+GIFT_STALL_S = 15.0  # 64 KiB of a download must be taken within so long: who does not read must not keep others from theirs
 FRAME_STALL_S = 30.0  # a frame that has begun must bring further bytes within so long
 WRITE_STALL_S = 15.0  # the kernel must take 64 KiB within so long, or the connection counts as dead
 

@@ -4,6 +4,7 @@ Reading never waits for anything but the network: yamux gives up on a reader tha
 happens in one task, from a queue: a frame is never cut short because whoever asked for it gave up.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable
 
@@ -11,22 +12,55 @@ import trio
 from libp2p.network.stream.net_stream import NetStream
 
 from legion_p2p.errors import DecodeError
-from legion_p2p.net.limits import FRAME_STALL_S
+from legion_p2p.net.limits import FRAME_STALL_S, GIFT_STALL_S
 from legion_p2p.net.wire import HEAD, check_head
 
 READ_BYTES = 1 << 18
 JOIN_BYTES = 1 << 15  # a body up to this size is written together with its head: one packet instead of two
 RECV_WINDOW_BYTES = {"control": 1 << 18, "bulk": 8 << 20}  # 8 MiB fill 500 Mbit/s at 130 ms; grows no further than needed
+PIECE_BYTES = 1 << 16  # of a download, between two looks at whether something else waits
+TRICKLE_BYTES, TRICKLE_S = 1 << 13, 0.25  # of all downloads together, while it does: 256 kbit/s, so that none stalls
+
+
+class RightOfWay:
+    """Lets what training sends go before what is downloaded from this peer, over all of its streams."""
+
+    def __init__(self) -> None:
+        self._n_first = 0
+        self._clear = trio.Event()
+        self._next_s = -math.inf
+
+    def enter(self) -> None:
+        """Something that goes first waits, or is being written."""
+        self._n_first += 1
+
+    def leave(self) -> None:
+        self._n_first -= 1
+        if not self._n_first:
+            self._clear.set()
+            self._clear = trio.Event()
+
+    async def wait(self) -> int:
+        """Until a download may go on; how many bytes of it may."""
+        if not self._n_first:
+            return PIECE_BYTES
+        self._next_s = max(self._next_s, trio.current_time()) + TRICKLE_S
+        with trio.move_on_at(self._next_s):
+            while self._n_first:
+                await self._clear.wait()
+            return PIECE_BYTES
+        return TRICKLE_BYTES
 
 
 class Outgoing:
     """A frame on its way."""
 
-    __slots__ = ("abandoned", "begun", "body", "done", "due", "head", "written")
+    __slots__ = ("abandoned", "begun", "body", "done", "due", "head", "is_gift", "written")
 
-    def __init__(self, head: bytes, body: bytes) -> None:
+    def __init__(self, head: bytes, body: bytes, is_gift: bool = False) -> None:
         self.head = head
         self.body = body
+        self.is_gift = is_gift
         self.begun = False
         self.written = False
         self.abandoned = False
@@ -40,13 +74,15 @@ class FrameStream:
 
     def __init__(
         self, stream: NetStream, lane: str, count_sent: Callable[[int], None], count_read: Callable[[int], None],
-        due: Callable[[int], float] | None = None,
+        way: RightOfWay, due: Callable[[int], float] | None = None,
     ) -> None:  # fmt: skip
-        """`due`: tells when a frame of so many bytes may be written, where that is not at once."""
+        """`way`: of all streams of this host; `due`: tells when a frame of so many bytes may be written, where not at once."""
         self._stream = stream
         self.lane = lane
         self._count_sent = count_sent
         self._count_read = count_read
+        self._way = way
+        self._claims = False
         self._due = due
         self._queue: deque[Outgoing] = deque()
         self._wake = trio.Event()
@@ -58,15 +94,16 @@ class FrameStream:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def put(self, head: bytes, body: bytes = b"") -> Outgoing:
-        """Queue a frame."""
-        frame = Outgoing(head, body)
+    def put(self, head: bytes, body: bytes = b"", *, is_gift: bool = False) -> Outgoing:
+        """Queue a frame; a gift lets all other bulk go first."""
+        frame = Outgoing(head, body, is_gift)
         if self._ended:
             frame.done.set()
         else:
             if self._due is not None:
                 frame.due = self._due(len(head) + len(body))
             self._queue.append(frame)
+            self._claim()
             self._wake.set()
         return frame
 
@@ -75,6 +112,7 @@ class FrameStream:
         self._ended = True
         while self._queue:
             self._queue.popleft().done.set()
+        self._claim()
 
     async def write_queued(self) -> None:
         """Write frames for ever."""
@@ -87,7 +125,9 @@ class FrameStream:
                 await trio.sleep_until(frame.due)
             if not frame.abandoned:
                 frame.begun = True
-                if len(frame.body) <= JOIN_BYTES:
+                if frame.is_gift:
+                    await self._write_gift(frame)
+                elif len(frame.body) <= JOIN_BYTES:
                     await self._stream.write(frame.head + frame.body)
                 else:
                     await self._stream.write(frame.head)
@@ -97,7 +137,28 @@ class FrameStream:
                 self._count_sent(len(frame.head) + len(frame.body))
             if self._queue and self._queue[0] is frame:
                 self._queue.popleft()
+                self._claim()
             frame.done.set()
+
+    async def _write_gift(self, frame: Outgoing) -> None:
+        """Raises: TooSlowError, if the other side does not take it."""
+        body = memoryview(frame.body)
+        with trio.fail_after(GIFT_STALL_S):
+            await self._stream.write(frame.head)
+        while body:
+            n_bytes = await self._way.wait()
+            with trio.fail_after(GIFT_STALL_S):
+                await self._stream.write(body[:n_bytes])
+            body = body[n_bytes:]
+
+    def _claim(self) -> None:
+        """Hold up the downloads of all streams, while what this one writes next is none."""
+        claims = self.lane == "bulk" and bool(self._queue) and not self._queue[0].is_gift
+        if claims and not self._claims:
+            self._way.enter()
+        elif self._claims and not claims:
+            self._way.leave()
+        self._claims = claims
 
     async def read_head(self) -> tuple[int, int]:
         """The next frame's sizes: (envelope, body). May wait for ever.

@@ -7,9 +7,9 @@ tried once more on a new stream. What a stranger sends wrongly costs it standing
 
 import logging
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import trio
 from libp2p.host.basic_host import BasicHost
@@ -17,7 +17,7 @@ from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
 
 from legion_p2p.core.bandwidth import MIN_TRANSFER_BYTES, RateEstimator
-from legion_p2p.core.contact import Bandwidth, Lane, Traffic
+from legion_p2p.core.contact import Bandwidth, Gift, Lane, Traffic
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import DecodeError, LegionError, RefusedError, RemoteProtocolError, UnreachableError, UsageError
 from legion_p2p.net.book import AddressBook
@@ -33,16 +33,17 @@ from legion_p2p.net.limits import (
     MAX_STREAMS_PER_LANE_IN,
     OPEN_TIMEOUT_S,
 )
-from legion_p2p.net.link import FrameStream, Outgoing
+from legion_p2p.net.link import FrameStream, Outgoing, RightOfWay
 from legion_p2p.net.netem import Shaper
 from legion_p2p.net.standing import Standing
 from legion_p2p.net.wire import VERSION, Envelope, Kind, UnknownVersion, decode, encode, refusal
 
 PROTOCOLS = {"control": "/legion/control/1", "bulk": "/legion/bulk/1"}
 PING_INTERVAL_S = 2.0  # a control request is accompanied by a ping unless there was one so shortly before
-RTT_GAIN = 1 / 8  # of a slower sample (RFC 6298); a faster one counts half, for delay is only ever added
+RTTS_KEPT = 5  # of each peer, of which the shortest counts: delay is only ever added
+MAX_RTT_PEERS = 4096
 
-Handler = Callable[[PeerId, bytes], Awaitable[bytes]]
+Handler = Callable[[PeerId, bytes], Awaitable[bytes | Gift]]
 
 log = logging.getLogger("legion_p2p.net")
 
@@ -61,6 +62,7 @@ class Messenger:
         self._standing = standing
         self._addresses = addresses
         self._shaper = shaper
+        self._way = RightOfWay()
         self._upload = RateEstimator(best=True)
         self._download = RateEstimator(best=False)
         self._services: dict[str, Handler] = {}
@@ -68,7 +70,7 @@ class Messenger:
         self._turns: dict[tuple[PeerId, str], _Turns] = {}
         self._n_handling: Counter[PeerId] = Counter()
         self._n_streams_in: Counter[tuple[PeerId, str]] = Counter()
-        self._rtt_s: dict[PeerId, float] = {}
+        self._rtts: dict[PeerId, deque[float]] = {}
         self._n_buffered = 0
         self._n_sent = 0
         self._n_received = 0
@@ -101,7 +103,7 @@ class Messenger:
         )
 
     def rtt_s(self, peer: PeerId) -> float | None:
-        return self._rtt_s.get(peer)
+        return min(self._rtts.get(peer, ()), default=None)
 
     def traffic(self) -> Traffic:
         return Traffic(sent_bytes=self._n_sent, received_bytes=self._n_received)
@@ -147,7 +149,7 @@ class Messenger:
             finally:
                 link.forget(pending)
                 if measured:
-                    self._upload.end(trio.current_time(), self._rtt_s.get(peer, 0.0))
+                    self._upload.end(trio.current_time(), self.rtt_s(peer) or 0.0)
             if isinstance(pending.error, UnreachableError) and not pending.frame.begun and not retried:
                 retried = True  # the stream broke before the request was on it: the other side cannot have seen it
                 continue
@@ -177,7 +179,9 @@ class Messenger:
                     await self._dialer.connect(link.peer)
                     with trio.fail_after(OPEN_TIMEOUT_S):
                         stream = await self._host.new_stream(ID.from_base58(link.peer), [PROTOCOLS[link.lane]])
-                    link.stream = FrameStream(stream, link.lane, self._count_sent, self._count_received, self._shape(link.lane))
+                    link.stream = FrameStream(
+                        stream, link.lane, self._count_sent, self._count_received, self._way, self._shape(link.lane)
+                    )
                     link.opened.set()
                     await _read_and_write(link.stream, lambda: self._read_replies(link))
                 except DecodeError as bad:
@@ -211,6 +215,8 @@ class Messenger:
                 raise DecodeError(f"answered in {unknown}") from unknown
             pending = link.pending.get(envelope.id)
             if envelope.kind == Kind.PONG:
+                if not 0 < envelope.id <= link.last_id:  # a guess, to seem nearer than it is
+                    raise DecodeError("a pong to a ping that was never sent")
                 await _skip(stream, body_bytes)
                 self._learn_rtt(link, envelope.id)
             elif envelope.kind not in (Kind.REPLY, Kind.REFUSAL):
@@ -232,15 +238,11 @@ class Messenger:
     def _learn_rtt(self, link: "_Link", ping_id: int) -> None:
         if link.ping_id != ping_id or link.ping_frame is None:
             return
-        sample_s = max(trio.current_time() - link.ping_sent_at, 1e-6)
         link.ping_frame = None
-        known_s = self._rtt_s.get(link.peer)
-        if known_s is None:
-            self._rtt_s[link.peer] = sample_s
-            while len(self._rtt_s) > 4096:
-                del self._rtt_s[next(iter(self._rtt_s))]
-        else:
-            self._rtt_s[link.peer] = known_s + (sample_s - known_s) * (0.5 if sample_s < known_s else RTT_GAIN)
+        rtts = self._rtts.setdefault(link.peer, deque(maxlen=RTTS_KEPT))
+        rtts.append(max(trio.current_time() - link.ping_sent_at, 1e-6))
+        while len(self._rtts) > MAX_RTT_PEERS:
+            del self._rtts[next(iter(self._rtts))]
 
     # requests of others
 
@@ -252,7 +254,7 @@ class Messenger:
             await _reset(raw)
             return
         self._n_streams_in[key] += 1
-        stream = FrameStream(raw, lane, self._count_sent, self._count_received, self._shape(lane))
+        stream = FrameStream(raw, lane, self._count_sent, self._count_received, self._way, self._shape(lane))
         try:
             await _read_and_write(stream, lambda: self._read_requests(stream, peer, lane))
         except DecodeError as bad:
@@ -338,17 +340,23 @@ class Messenger:
     ) -> None:
         body_bytes = len(body)
         try:
-            frame = await self._run_handler(stream, peer, lane, envelope, handler, body)
-            # the slot is taken until the reply is on its way: a peer that does not read gets no further ones
-            await frame.done.wait()
+            with ExitStack() as afterwards:
+                frame = await self._run_handler(stream, peer, lane, envelope, handler, body, afterwards)
+                # the slot is taken until the reply is on its way: a peer that does not read gets no further ones
+                await frame.done.wait()
         finally:
             self._done_handling(peer, body_bytes)
 
     async def _run_handler(
-        self, stream: FrameStream, peer: PeerId, lane: str, envelope: Envelope, handler: Handler, body: bytes
-    ) -> Outgoing:
+        self, stream: FrameStream, peer: PeerId, lane: str, envelope: Envelope, handler: Handler, body: bytes,
+        afterwards: ExitStack,
+    ) -> Outgoing:  # fmt: skip
         try:
             reply = await handler(peer, body)
+            is_gift = isinstance(reply, Gift)
+            if isinstance(reply, Gift):
+                afterwards.callback(reply.sent)
+                reply = reply.body
             if len(reply) > MAX_BODY_BYTES[lane]:
                 raise UsageError(f"reply of {len(reply)} bytes on the {lane} lane, limit is {MAX_BODY_BYTES[lane]}")
         except LegionError as refused:
@@ -356,7 +364,7 @@ class Messenger:
         except Exception:
             log.exception("a handler failed on a request of %s", peer)
             return _refuse(stream, envelope.id, "InternalError", "the other side failed to handle it; its log tells why")
-        return stream.put(encode(Envelope(VERSION, envelope.id, Kind.REPLY), len(reply)), reply)
+        return stream.put(encode(Envelope(VERSION, envelope.id, Kind.REPLY), len(reply)), reply, is_gift=is_gift)
 
     def _done_handling(self, peer: PeerId, body_bytes: int) -> None:
         self._n_buffered -= body_bytes

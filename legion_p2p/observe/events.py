@@ -15,6 +15,9 @@ import msgspec
 
 MAX_ERRORS_KEPT = 32  # what a status shows; older ones are in the metrics file
 
+HANDING_OVER = "run.handing_over"
+"""The event of a peer that leaves and has large shards to give away: `n_shards`, `left_bytes`, `remaining_s`."""
+
 Sink = Callable[["Event"], None]
 
 

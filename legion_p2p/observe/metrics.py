@@ -18,7 +18,7 @@ import msgspec
 
 from legion_p2p.errors import UsageError
 from legion_p2p.observe import human
-from legion_p2p.observe.events import Event
+from legion_p2p.observe.events import HANDING_OVER, Event
 from legion_p2p.observe.status import Status
 
 PROGRESS_EVERY_S = 10.0  # a log of a night stays below 4000 lines
@@ -211,6 +211,8 @@ def describe(event: Event) -> str:
     if event.name == JOIN_WITH:  # to be pasted, so as it is
         command = human.clean(str(event.fields.get("command", "")), MAX_COMMAND_CHARS)
         return f"{human.clock_text(event.at)} others join with: {command}"
+    if event.name == HANDING_OVER:
+        return f"{human.clock_text(event.at)} {handing_over_text(event)}"
     words = human.clean(event.name.replace(".", " ").replace("_", " "))
     fields = dict(event.fields)
     text = human.clean(human.short_ids(str(fields.pop("text", ""))), MAX_VALUE_CHARS)
@@ -218,6 +220,14 @@ def describe(event: Event) -> str:
     told = "; ".join(part for part in (text, rest) if part)
     mark = "error: " if event.is_error else ""
     return f"{human.clock_text(event.at)} {mark}{words}{': ' + told if told else ''}"
+
+
+def handing_over_text(event: Event) -> str:
+    """How long leaving will take."""
+    n_shards, remaining_s = int(event.fields["n_shards"]), event.fields["remaining_s"]
+    what = f"{human.whole_text(n_shards)} shard{'s' * (n_shards != 1)}, {human.bytes_text(event.fields['left_bytes'])}"
+    time_text = "" if remaining_s is None else f", about {human.duration_text(max(1.0, round(remaining_s)))}"
+    return f"handing over {what}{time_text}; Ctrl+C again leaves at once"
 
 
 def field_text(name: str, value: Any) -> str:

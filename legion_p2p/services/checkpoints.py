@@ -2,10 +2,10 @@
 
     an update is accepted          -> queued; one task appends what is queued to the journal
     the version is a base's turn   -> the shard is stored whole as well
-    `every_s` are over             -> a manifest of all shards
-    bytes came without an update   -> a manifest soon: what is stored does not lead there
+    bytes came without an update   -> the shard is appended whole, at most every WHOLE_EVERY_S: a swarm of one makes many such
+    `every_s` are over             -> a manifest of all shards; earlier, where the journal has grown large
     the disk refuses               -> an error event; what was queued is forgotten, and RETRY_S later all is stored anew
-    the disk is too slow           -> as if bytes had come without an update, once it has caught up
+    the disk is too slow           -> what does not fit into the queue is forgotten, and a manifest made soon
 
 Rounds never wait for any of it. What was appended is found again after a crash.
 """
@@ -19,7 +19,7 @@ import trio
 from torch import Tensor
 
 from legion_p2p.core.cids import Cid
-from legion_p2p.core.keeping import CheckpointConfig, is_base_version, versions_between_bases
+from legion_p2p.core.keeping import CheckpointConfig, is_base_version, most_journal_bytes, versions_between_bases
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader
 from legion_p2p.errors import DecodeError, LegionError, StoreError, UsageError
 from legion_p2p.observe.events import Events
@@ -34,7 +34,8 @@ from legion_p2p.tensor.flatten import fp32_bytes
 MAX_QUEUED_BYTES = 256 << 20  # waiting for the disk: what is behind by more is stored whole later, instead of filling the memory
 RETRY_S = 30.0  # after the disk refused: it may have room again
 SOON_S = 2.0  # until a manifest, when what is stored does not lead to what is held
-REST = 10  # after a manifest, so many times as long as it took: the disk and the CPU are for training
+WHOLE_EVERY_S = 0.25  # what a swarm of one loses when it is killed
+REST = 10  # after a manifest, or whole shards, so many times as long as that took: the disk and the CPU are for training
 STATE_EVERY_S = 1.0  # between two records of the trainer's state: a few KiB each
 MAX_MEMBERS = 256  # named in a manifest, to be waited for when resuming
 HASTY_S = 1.0  # on leaving, a manifest is made if the last one did not take longer
@@ -86,14 +87,16 @@ class CheckpointService:
         self._config = config
         bits = codec.get(shards.spec.round.update_codec).bits_per_element
         self._base_every = versions_between_bases(bits, config.base_every)
+        self._most_journal_bytes = most_journal_bytes(shards.plan.numel)
         self._step = step
         self._state = state
         self._wall_time = wall_time
-        self._queue: list[_Queued] = []
+        self._queue: list[_Queued | _Head] = []
         self._queued_bytes = 0
         self._bell = Bell()
         self._next_at = -math.inf
         self._not_before = -math.inf
+        self._whole_not_before = -math.inf
         self._state_at = -math.inf
         self._took_s = 0.0
         self._failing = False
@@ -102,19 +105,25 @@ class CheckpointService:
         self.stored_marks = b""
         """Of what the newest checkpoint holds, as in announcements."""
         shards.on_update = self._on_update
-        shards.on_replaced = self._soon
+        shards.on_replaced = self._on_replaced
 
     async def run_forever(self) -> None:
         while not self._leaving:
             now = trio.current_time()
-            due = now >= max(self._next_at, self._not_before)
-            if due or (self._queue and not self._failing):
-                await self._work(publish=due)
+            publish_at, write_at = max(self._next_at, self._not_before), self._write_at()
+            if now >= min(publish_at, write_at):
+                await self._work(publish=now >= publish_at)
             else:
-                with trio.move_on_at(max(self._next_at, self._not_before)):
+                with trio.move_on_at(min(publish_at, write_at)):
                     await self._bell.wait()
         await self._work(publish=self._took_s <= HASTY_S)
         self._left.set()
+
+    def _write_at(self) -> float:
+        """When to write what is queued: updates at once, whole shards not all of the time."""
+        if self._failing or not self._queue:
+            return math.inf
+        return self._whole_not_before if any(isinstance(one, _Head) for one in self._queue) else -math.inf
 
     async def finish(self) -> None:
         """Write what is queued, and a last manifest if that is quickly done. Returns when that is on the disk."""
@@ -125,14 +134,27 @@ class CheckpointService:
     def _on_update(self, replica: Replica, header: UpdateHeader, update: Update) -> None:
         """A shard has a new version, made by this update."""
         turn = is_base_version(header.shard, self._shards.plan.n_shards, header.version, self._base_every)
-        n_bytes = len(update.payload) + len(update.header) + 4 * replica.numel * turn
+        queued = _Queued(header, update, _head_of(replica) if turn else None)
         if self._failing:
             return
-        if self._queued_bytes + n_bytes > MAX_QUEUED_BYTES:
+        if self._queued_bytes + _size_of(queued) > MAX_QUEUED_BYTES:
             self._soon()
             return
-        self._queued_bytes += n_bytes
-        self._queue.append(_Queued(header, update, _head_of(replica) if turn else None))
+        self._queued_bytes += _size_of(queued)
+        self._queue.append(queued)
+        self._bell.ring()
+
+    def _on_replaced(self, replica: Replica) -> None:
+        """A shard has new bytes that no update led to: what is queued of it leads nowhere any more."""
+        if self._failing:
+            return
+        kept, gone = [], []
+        for one in self._queue:
+            shard = one.shard if isinstance(one, _Head) else one.header.shard
+            (gone if shard == replica.shard else kept).append(one)
+        self._queued_bytes -= sum(_size_of(one) for one in gone if isinstance(one, _Queued))
+        self._queue = kept
+        self._queue.append(_head_of(replica))
         self._bell.ring()
 
     def _soon(self) -> None:
@@ -153,6 +175,11 @@ class CheckpointService:
             if self._failing:
                 await self._disk(self._archive.recover)
             await self._disk(_write, self._archive, queued, step, state)
+            if any(isinstance(one, _Head) for one in queued):
+                now = trio.current_time()
+                self._whole_not_before = now + max(WHOLE_EVERY_S, REST * (now - began))
+                if self._archive.journal_bytes > self._most_journal_bytes:
+                    self._soon()
             if publish:
                 for head in heads:  # one at a time: on leaving, nobody waits for all of them
                     await self._disk(_put_if_missing, self._archive, head)
@@ -191,13 +218,24 @@ def _head_of(replica: Replica) -> _Head:
     return _Head(replica.shard, chain.version, chain.digest, chain.included(), replica.reference)
 
 
-def _write(archive: Archive, queued: Sequence[_Queued], step: int, state: Mapping[str, Any] | None) -> None:
+def _size_of(queued: _Queued) -> int:
+    base_bytes = 0 if queued.base is None else 4 * queued.base.reference.numel()
+    return len(queued.update.payload) + len(queued.update.header) + base_bytes
+
+
+def _write(archive: Archive, queued: Sequence[_Queued | _Head], step: int, state: Mapping[str, Any] | None) -> None:
     waiting: list[tuple[UpdateHeader, Update]] = []
     for one in queued:
-        waiting.append((one.header, one.update))
-        if one.base is not None:
+        if isinstance(one, _Queued):
+            waiting.append((one.header, one.update))
+            if one.base is None:
+                continue
+        if waiting:
             archive.append(waiting, step)
             waiting = []
+        if isinstance(one, _Head):
+            archive.append_whole(one.shard, one.version, one.digest, one.included, fp32_bytes(one.reference))
+        elif one.base is not None:
             _put_base(archive, one.base)
     if waiting or state is not None:
         archive.append(waiting, step, state)

@@ -5,6 +5,7 @@ sockets (`peer.py`) and in virtual time (`sim`).
 """
 
 import dataclasses
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -24,10 +25,12 @@ from legion_p2p.core.run import RunSpec, SignedSpec, run_id, sign_spec
 from legion_p2p.core.wire import (
     Accusation,
     Carry,
+    Checkpoints,
     Cross,
     Done,
     Exchange,
     GetBlocks,
+    GetCheckpoints,
     GetSpec,
     HasBlocks,
     Ping,
@@ -38,19 +41,21 @@ from legion_p2p.core.wire import (
     encode,
 )
 from legion_p2p.errors import CodecError, DecodeError, JoinError, MisfitError, NetworkError, RunExistsError, UnknownRunError
-from legion_p2p.observe.events import Events
+from legion_p2p.observe.events import HANDING_OVER, Events
 from legion_p2p.observe.status import Status
 from legion_p2p.services import telling
 from legion_p2p.services.advertise import AdvertiseService
 from legion_p2p.services.checkpoints import CheckpointService
 from legion_p2p.services.crossing import Crossing
+from legion_p2p.services.giving import Given
 from legion_p2p.services.groups import open_flat_nursery
-from legion_p2p.services.joining import SEARCH_S, FoundRun, fetch_shards, find_run
+from legion_p2p.services.joining import SEARCH_S, FoundRun, find_run
 from legion_p2p.services.mailbox import Mailbox
 from legion_p2p.services.members import MemberService
+from legion_p2p.services.newcomer import Newcomer, keep
 from legion_p2p.services.pacing import Pacer
 from legion_p2p.services.participant import Network, Participant
-from legion_p2p.services.ports import Archive, Offload
+from legion_p2p.services.ports import Archive, Gift, Offload
 from legion_p2p.services.regions import RegionService
 from legion_p2p.services.resuming import Restored, catch_up, gather, restore
 from legion_p2p.services.shards import ShardService
@@ -58,7 +63,13 @@ from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
 
 MAX_PROVIDED = 8  # checkpoints under which a peer is found in the DHT: each is renewed again and again
-LEAVE_S = 1.5  # an orderly leave takes at most this long, so that Ctrl+C ends in under 2 s
+HAND_OVER_S = 60.0  # to give away what only this peer has: 7 MB at 1 Mbit/s. With a small model it takes a few round trips
+FINISH_S = 0.5  # for the disk
+GOODBYE_S = 0.75
+LEAVE_S = HAND_OVER_S + FINISH_S + GOODBYE_S  # an orderly leave takes at most this long
+MAX_TOLD = 16  # members that are told at once that this one leaves
+TELL_AFTER_S = 1.0  # of handing over, until people hear how long it takes
+TELL_EVERY_S = 3.0
 MEMBERS_S = 30.0  # to hear of anybody who holds the model
 RETURN_S = 1.0  # who is on the way back first hears who stayed, and that the others who were away own nothing either
 FOUND_SEARCH_S = 3.0  # to notice that a run of the name exists already
@@ -127,21 +138,25 @@ class Engine(Participant):
             raise JoinError(f"run {found.spec.name!r} is known, but no member that holds the model answered in {MEMBERS_S:.0f} s")
         self.shards.move(await self.regions.first())
         self.members.announce_soon()
-        fetched = await fetch_shards(
-            self.run, found.spec, self.region, self.members, self.messenger, self._offload, self.events, start
-        )
-        if any(f.version for f in fetched):
+        newcomer = Newcomer(
+            self.run, found.spec, self.region, self.members, self.messenger, self.network.discovery, self._offload, self.events,
+            self._rng, self._archive, self._disk,
+        )  # fmt: skip
+        fetched = await newcomer.fetch(start)
+        if any(f.chain.version for f in fetched):
             self.shards.ramp_pushes = self.config.rounds.ramp_pushes
         for f in fetched:
-            self.shards.hold(f.shard, f.reference, f.version, f.digest, f.included)
-            self.shards.replicas[f.shard].chain.owner = f.peer
+            self.shards.hold_chain(f.shard, f.reference, f.chain)
         self._began_at_step = self.run_step()
-        await self._open_archive()
+        if self._archive is not None:
+            await self._open_archive()
+            await self._disk(keep, self._archive, fetched, self._began_at_step)
         await self._start(nursery)
         await self.shards.sync_all()  # versions that appeared while the rest was being fetched
         self.events.emit(
-            "run.joined", run=self.run, name=found.spec.name, n_donors=len({f.peer for f in fetched}), n_shards=len(fetched)
-        )
+            "run.joined", run=self.run, name=found.spec.name, n_donors=len(newcomer.donors), n_shards=len(fetched),
+            n_from_checkpoints=sum(f.stored is not None for f in fetched),
+        )  # fmt: skip
 
     async def stored(self, run: str) -> Restored | None:
         """The run of this name or id as this peer's archive has it. Raises: StoreError."""
@@ -188,21 +203,53 @@ class Engine(Participant):
             await self._disk(self._archive.open, self._signed_spec)
 
     async def leave(self) -> None:
-        """Leave in order: hand over what only this peer has, say goodbye. At most LEAVE_S seconds."""
+        """Leave in order: give away what only this peer has, for at most HAND_OVER_S, write down what is queued, say goodbye."""
         if self.leaving or self._members is None:
             return
         self.leaving = True
         self.mailbox.close("this peer has left the run")
-        with trio.move_on_after(LEAVE_S):
-            if self._shards is not None:
-                await self._shards.hand_over_all(LEAVE_S / 2)
-            if self.checkpoints is not None:
-                with trio.move_on_after(LEAVE_S / 3):
-                    await self.checkpoints.finish()
-            await self._members.leave(LEAVE_S / 2)
+        if self._shards is not None and self.ready:
+            with trio.move_on_after(HAND_OVER_S):
+                await self._hand_over()
+        self._left = True
+        if self.checkpoints is not None:
+            with trio.move_on_after(FINISH_S):
+                await self.checkpoints.finish()
+        with trio.move_on_after(GOODBYE_S):
+            await self._members.leave(GOODBYE_S)
             if self._advertise is not None:
                 await self._advertise.withdraw_all()
         self.events.emit("run.left", run=self.run)
+
+    async def _hand_over(self) -> None:
+        """Own nothing, and have all that only an owner has at the next ones."""
+        self.ready = False
+        self.members.announce_soon()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_of_hand_over)
+            nursery.start_soon(self.members.announce_now)
+            for member in self.members.in_region()[:MAX_TOLD]:  # an heir should not have to wait for gossip
+                nursery.start_soon(self.members.exchange_with, member.peer_id)
+            self.shards.on_members_changed()
+            await self.shards.hand_over_all()
+            nursery.cancel_scope.cancel()
+
+    async def _tell_of_hand_over(self) -> None:
+        """Where it takes longer than a moment, say how long."""
+        began = trio.current_time()
+        await trio.sleep(TELL_AFTER_S)
+        _, all_bytes = self.shards.to_hand_over
+        ends_at, seen_bytes = math.inf, -1
+        while True:
+            now = trio.current_time()
+            n_shards, left_bytes = self.shards.to_hand_over
+            done_bps = 8 * (all_bytes - left_bytes) / (now - began)
+            upload_bps = self.messenger.bandwidth().upload_bps or done_bps
+            if upload_bps and (left_bytes != seen_bytes or ends_at == math.inf):
+                ends_at, seen_bytes = now + 8 * left_bytes / upload_bps, left_bytes
+            remaining_s = None if ends_at == math.inf else round(max(0.0, ends_at - now), 1)
+            self.events.emit(HANDING_OVER, n_shards=n_shards, left_bytes=left_bytes, remaining_s=remaining_s)
+            await trio.sleep(TELL_EVERY_S)
 
     def _enter(self, signed: SignedSpec, spec: RunSpec) -> None:
         try:
@@ -240,6 +287,7 @@ class Engine(Participant):
             self._rng,
             rounds,
             "" if config.region == AUTO_REGION else config.region,
+            self.giving,
         )
         self._regions = RegionService(members, self.messenger, config.region)
         self._crossing = Crossing(self._shards, members, self.messenger, events, self._rng)
@@ -292,7 +340,7 @@ class Engine(Participant):
                     self._step_forward()
                 self.events.emit("run.rejoined", run=self.run)
                 continue
-            await self.members.changed.wait()
+            await self.members.away.wait()
 
     async def _stay_near(self) -> None:
         """Measure where this peer is, and follow when another region has become its own."""
@@ -323,7 +371,7 @@ class Engine(Participant):
 
     def _step_forward(self) -> None:
         """Own again."""
-        self.ready = True
+        self.ready = not self.leaving
         self.members.announce_soon()
         self.shards.on_members_changed()
 
@@ -340,7 +388,7 @@ class Engine(Participant):
 
     # answering
 
-    async def handle(self, peer: PeerId, body: bytes) -> bytes:
+    async def handle(self, peer: PeerId, body: bytes) -> bytes | Gift:
         """Answer any request of the protocol. Raises: LegionError, to be sent back."""
         try:
             message = decode_request(body)
@@ -349,15 +397,17 @@ class Engine(Participant):
             raise
         if isinstance(message, GetSpec):
             return encode(self._tell_spec(message))
-        if isinstance(message, GetBlocks | HasBlocks):
+        if isinstance(message, GetBlocks | HasBlocks | GetCheckpoints):
             if self._provider is None:
                 raise NetworkError("this peer keeps no checkpoints")
+            if isinstance(message, GetCheckpoints):
+                return encode(self._provider.checkpoints() if message.run == self.run else Checkpoints(()))
             try:
-                return encode(await self._provider.on_request(message))
+                return _outgoing(await self._provider.on_request(peer, message))
             except DecodeError as bad:
                 self.messenger.report(peer, str(bad))
                 raise
-        if self.leaving:  # no MisfitError: whoever pushes to us should try again, with our heir
+        if self._left:  # no MisfitError: whoever pushes to us should try again, with our heir
             raise NetworkError("this peer is leaving the run")
         if self._members is None or message_run(message) not in ("", self.run):
             raise MisfitError("this peer is not in that run")
@@ -368,9 +418,9 @@ class Engine(Participant):
             self.events.error("request.refused", f"{peer}: {bad}", peer=peer, kind=type(bad).__name__)
             raise
         self.members.heard(peer)
-        return encode(reply)
+        return _outgoing(reply)
 
-    async def _answer(self, peer: PeerId, message: object) -> Reply:
+    async def _answer(self, peer: PeerId, message: object) -> Reply | Given:
         members = self.members
         if isinstance(message, Exchange):
             return members.on_exchange(peer, message)
@@ -390,6 +440,10 @@ class Engine(Participant):
         if self._signed_spec is None or self.spec is None or message.run not in (self.spec.name, self.run):
             raise UnknownRunError(message.run, 0)
         return SpecFound(self._signed_spec.spec, self._signed_spec.signature)
+
+
+def _outgoing(reply: Reply | Given) -> bytes | Gift:
+    return Gift(encode(reply.reply), reply.over) if isinstance(reply, Given) else encode(reply)
 
 
 def message_run(message: object) -> str:

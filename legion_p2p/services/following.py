@@ -5,19 +5,26 @@ an owner follows only who can show updates that lead on from its own state.
 """
 
 import math
+from functools import partial
 
 import trio
 
-from legion_p2p.core.announcement import Mark, unpack_marks
+from legion_p2p.core.announcement import Mark, peer_of, unpack_marks
 from legion_p2p.core.chain import Chain, Step
 from legion_p2p.core.identity import PeerId, verify
 from legion_p2p.core.membership import Liveness
 from legion_p2p.core.wire import (
+    OTHER,
+    UNKNOWN,
+    Busy,
+    Compare,
+    Compared,
     GetShard,
     GetUpdates,
     Held,
     Reply,
     ShardState,
+    State,
     Update,
     UpdateHeader,
     Updates,
@@ -30,6 +37,7 @@ from legion_p2p.errors import (
     NetworkError,
     RefusedError,
 )
+from legion_p2p.services.giving import Given
 from legion_p2p.services.holding import Holding, log_bytes
 from legion_p2p.services.ports import Lane
 from legion_p2p.services.replica import Replica, advance
@@ -41,6 +49,7 @@ TRANSFER_DEADLINE_S = 120.0  # one shard is at most 32 MiB: 2.2 Mbit/s suffice
 CLAIM_DEADLINE_S = 2.0  # for a member that only says it is ahead to prove it: meanwhile the round waits
 MAX_CLAIM_PAUSE_S = 60.0  # between two looks at what a member claims whose claims come to nothing
 SETTLE_IN_S = 1.0  # between two attempts to fetch what a region has that this peer moves to
+MAX_BUSY_ANSWERS = 60  # in a row, to one question: a minute and more
 MAX_CLAIMS = 4096  # such pairs of member and shard that are remembered
 MAX_VERSION_JUMP = 1 << 24  # half a year of a version a second: who claims more would soon have used up all numbers
 
@@ -92,24 +101,25 @@ class Following(Holding):
 
     def _look_for_news(self) -> None:
         """Compare announced marks with ours; whoever is to be followed and differs is asked."""
+        owners = {shard: self.ownership(shard).owner for shard in self.replicas}
+        asked = set(owners.values())
+        owns = self.me in asked
         for announcement in self._members.everyone():
-            if announcement.peer_id == self.me or not announcement.ready or announcement.region != self.region:
+            peer = peer_of(announcement)
+            if peer == self.me or not (owns or peer in asked) or not announcement.ready or announcement.region != self.region:
                 continue
             marks = unpack_marks(announcement.marks)
             if len(marks) != self.plan.n_shards:
                 continue
-            peer = PeerId(announcement.peer_id)
             for shard, replica in self.replicas.items():
-                if self._is_news(replica, peer, marks[shard]):
+                if owners[shard] in (peer, self.me) and self._is_news(replica, peer, marks[shard]):
                     self._follow(replica, peer)
 
     def _is_news(self, replica: Replica, peer: PeerId, mark: Mark) -> bool:
-        owner = self.ownership(replica.shard).owner
+        """`peer` owns the shard; or this peer does, which may have been away, or taken over, and is behind its members."""
         ahead = mark.version > replica.chain.version
-        if owner == self.me:  # an owner that was away, or a standby that took over, may be behind the members
+        if self.ownership(replica.shard).owner == self.me:
             return ahead
-        if owner != peer:
-            return False
         if replica.chain.holds(mark) is False:
             return True
         if not ahead:
@@ -128,7 +138,7 @@ class Following(Holding):
             for shard, replica in self.replicas.items():
                 owner = self.ownership(shard).owner
                 if owner is not None and owner != self.me:
-                    nursery.start_soon(self._sync, replica, owner)
+                    nursery.start_soon(self._sync_patiently, replica, owner)
 
     async def settle_in(self) -> None:
         """After a move: take over every shard as the new region has it, if anybody there does. What was trained goes there."""
@@ -141,7 +151,7 @@ class Following(Holding):
                 for shard in waiting:
                     owner = self.ownership(shard).owner
                     if owner is not None:
-                        nursery.start_soon(self._sync, self.replicas[shard], owner)
+                        nursery.start_soon(self._sync_patiently, self.replicas[shard], owner)
             waiting = {shard for shard in waiting if self._is_still_at(self.replicas[shard], before[shard])}
             if waiting:
                 with trio.move_on_after(SETTLE_IN_S):
@@ -167,12 +177,21 @@ class Following(Holding):
 
     async def sync_with(self, shard: int, peer: PeerId) -> None:
         """Take over what `peer` holds of a shard, whoever made it: for who knows whom to believe."""
-        await self._sync(self.replicas[shard], peer, trusted=True)
+        await self._sync_patiently(self.replicas[shard], peer, trusted=True)
 
-    async def _sync(self, replica: Replica, peer: PeerId, *, log_only: bool = False, trusted: bool = False) -> None:
+    async def _sync_patiently(self, replica: Replica, peer: PeerId, *, trusted: bool = False) -> None:
+        """`_sync`, again and again while `peer` is busy."""
+        for _ in range(MAX_BUSY_ANSWERS):
+            retry_s = await self._sync(replica, peer, trusted=trusted)
+            if retry_s is None:
+                return
+            await trio.sleep(retry_s * self._rng.uniform(0.5, 1.5))  # not all of those who wait at the same moment
+
+    async def _sync(self, replica: Replica, peer: PeerId, *, log_only: bool = False, trusted: bool = False) -> float | None:
         """Fetch from `peer` what is missing here: updates, or where these do not reach and it is allowed, the whole shard.
 
-        From a member that only says that it is ahead, nothing but updates of those whose versions are to be followed.
+        From a member that only says that it is ahead, nothing but updates of those whose versions are to be followed. Returns
+        when to come again, if `peer` is busy.
         """
         trusted = trusted or self._may_make(replica, peer) or self._holds_what_most_hold(replica, peer)
         before = (replica.chain.version, replica.chain.digest)
@@ -190,6 +209,9 @@ class Following(Holding):
                         break
                     if await self._apply(replica, header, update) not in (Step.APPLY, Step.KNOWN):
                         break
+            elif isinstance(reply, Busy):
+                self._fruitless[peer, replica.shard] = (trio.current_time() + reply.retry_ms / 1000, 0.0)
+                return reply.retry_ms / 1000
             elif isinstance(reply, ShardState) and not request.log_only:
                 await self._adopt(replica, peer, reply)
             else:
@@ -198,13 +220,14 @@ class Following(Holding):
             pass  # it has nothing for us; its next announcement will tell
         except NetworkError as failed:
             self._events.emit("shard.sync_failed", shard=replica.shard, peer=peer, reason=str(failed))
-            return  # whether it lives is decided elsewhere
+            return None  # whether it lives is decided elsewhere
         except trio.TooSlowError:
             self._events.emit("shard.sync_failed", shard=replica.shard, peer=peer, reason="no answer in time")
         except (DecodeError, MisfitError) as bad:
             self._messenger.report(peer, f"bad state of shard {replica.shard}: {bad}")
             self._events.error("shard.sync_refused", f"shard {replica.shard}: {bad}", peer=peer)
         self._note_sync(replica, peer, trusted, came_forward=before != (replica.chain.version, replica.chain.digest))
+        return None
 
     def _follow(self, replica: Replica, peer: PeerId) -> None:
         """`peer` says that it is ahead: ask it, unless what it said before came to nothing a moment ago."""
@@ -276,21 +299,45 @@ class Following(Holding):
                 replica.round.advanced(state.version, state.included)
             self._mailbox.post(replica.shard, state.version, theirs)
             self._settle_if_included(replica)
-            self.on_replaced()
+            self.on_replaced(replica)
         self._events.emit("shard.fetched", shard=replica.shard, version=state.version, peer=peer)
 
-    async def _on_get_updates(self, message: GetUpdates) -> Reply:
+    async def _on_get_updates(self, peer: PeerId, message: GetUpdates) -> Reply | Given:
         replica = self.replica(message.shard)
-        async with replica.lock:  # a round that closes now should be in the answer
-            updates = replica.chain.since(message.version, message.digest)
-            if updates is not None:
-                return Updates(updates, message.version)
-            if message.log_only:
-                return Updates((), None)
-        return await self._state(replica, replica.chain.passed(message.version, message.digest))
 
-    async def _on_get_shard(self, message: GetShard) -> Reply:
-        return await self._state(self.replica(message.shard), ancestor=False)
+        async def answer() -> Reply:
+            async with replica.lock:  # a round that closes now should be in the answer
+                updates = replica.chain.since(message.version, message.digest)
+                if updates is not None:
+                    return Updates(updates, message.version)
+                if message.log_only:
+                    return Updates((), None)
+            return await self._state(replica, replica.chain.passed(message.version, message.digest))
+
+        n_bytes = replica.chain.bytes_since(message.version, message.digest)
+        if n_bytes is None:
+            n_bytes = 0 if message.log_only else 4 * replica.numel
+        return await self.giving.give(peer, n_bytes, answer, is_member=self._trains_here(peer))
+
+    async def _on_get_shard(self, peer: PeerId, message: GetShard) -> Reply | Given:
+        replica = self.replica(message.shard)
+        return await self.giving.give(
+            peer, 4 * replica.numel, partial(self._state, replica, ancestor=False), is_member=self._trains_here(peer)
+        )
+
+    def _on_compare(self, message: Compare) -> Compared:
+        return Compared(tuple(self._bytes_since(state) for state in message.states))
+
+    def _bytes_since(self, state: State) -> int:
+        chain = self.replica(state.shard).chain
+        n_bytes = chain.bytes_since(state.version, state.digest)
+        if n_bytes is not None:
+            return n_bytes
+        return OTHER if chain.passed_otherwise(state.version, state.digest) else UNKNOWN
+
+    def _trains_here(self, peer: PeerId) -> bool:
+        member = self._members.table.get(peer)
+        return member is not None and member.announcement.ready and member.liveness is not Liveness.DEAD
 
     async def _state(self, replica: Replica, ancestor: bool) -> ShardState:
         async with replica.lock:

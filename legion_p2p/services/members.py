@@ -5,7 +5,7 @@ Announcements go out by gossip and, to heal what gossip loses, in an exchange of
 
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 import trio
@@ -63,6 +63,8 @@ class MemberService:
         """Rings when somebody came, went, or announced something new."""
         self.was_away = False
         """The others went on without this peer since this was last looked at."""
+        self.away = Bell()
+        """Rings when `was_away` becomes true."""
         self._accusers: dict[PeerId, float] = {}  # who took this peer for dead, and when
         self._lost: dict[PeerId, float] = {}  # the dead and when they died, for longer than the table has them
         self._returned: dict[PeerId, float] = {}
@@ -70,6 +72,8 @@ class MemberService:
         self._wall_time = wall_time
         self._looked_at = (trio.current_time(), wall_time())
         self._probation: dict[PeerId, tuple[int, float]] = {}  # incarnation that is not trusted to be up to date; until when
+        self._everyone: tuple[Announcement, ...] = ()
+        self._everyone_at: tuple[int, int] | None = None  # revision of the table and of this peer's announcement
         self._identity = identity
         self._messenger = messenger
         self._gossip = gossip
@@ -88,12 +92,18 @@ class MemberService:
 
     # what others ask
 
-    def everyone(self) -> list[Announcement]:
+    def everyone(self) -> Sequence[Announcement]:
         """This peer's announcement, then those of all members that are not dead, by peer id.
 
         Who was taken for dead and is back counts as not ready until it says, in a new incarnation, that it has caught up.
         """
-        return [self.own(), *(self._trusted(m.announcement) for m in self.table.counted())]
+        own = self.own()
+        state = (self.table.revision, own.seq)
+        if self._everyone_at != state:  # asked for many times between two changes
+            others = [m.announcement for m in self.table.counted()]
+            self._everyone = (own, *(map(self._trusted, others) if self._probation else others))
+            self._everyone_at = state
+        return self._everyone
 
     def _trusted(self, announcement: Announcement) -> Announcement:
         doubt = self._probation.get(peer_of(announcement))
@@ -284,6 +294,7 @@ class MemberService:
             now = trio.current_time()
             if any(until <= now for _, until in self._probation.values()):
                 self._probation = {peer: doubt for peer, doubt in self._probation.items() if doubt[1] > now}
+                self._everyone_at = None
                 self.changed.ring()
             self.table.handle_timeout(now)
             self._work()
@@ -299,8 +310,12 @@ class MemberService:
         before, self._looked_at = self._looked_at, (trio.current_time(), self._wall_time())
         gap_s = max(now - then for now, then in zip(self._looked_at, before, strict=True))
         if gap_s > self.config.suspect_after_s + self.config.grace_s:
-            self.was_away = True
-            self.changed.ring()
+            self._note_absence()
+
+    def _note_absence(self) -> None:
+        self.was_away = True
+        self.away.ring()
+        self.changed.ring()
 
     def _work(self) -> None:
         """Carry out what the table asks for."""
@@ -335,8 +350,7 @@ class MemberService:
             self._accusers[accuser] = now
         if 2 * len(self._accusers) > len(others):
             self._accusers.clear()
-            self.was_away = True
-            self.changed.ring()
+            self._note_absence()
 
     def _judge_return(self, change: Changed) -> None:
         """After a split the smaller side was away: it follows the larger one, instead of pulling it back to its own state.
@@ -364,14 +378,16 @@ class MemberService:
         there = {peer for peer, at in self._lost.items() if abs(at - lost_at) < PROBATION_S} | self._returned.keys()
         here = {self.me, *(m.peer_id for m in self.in_region() if m.peer_id not in self._returned)}
         if len(there) > len(here) or (len(there) == len(here) and min(there) < min(here)):
-            self.was_away = True
+            self._note_absence()
             self._returned.clear()
             self._probation.clear()
+            self._everyone_at = None
             self._follows_until = now + PROBATION_S  # the rest of the larger side returns one by one
         elif now < self._follows_until:
             self._returned.pop(change.peer_id)
         else:
             self._probation[change.peer_id] = (member.announcement.incarnation, now + PROBATION_S)
+            self._everyone_at = None
 
     async def _probe(self, suspect: PeerId) -> None:
         helpers = [m.peer_id for m in self.table.counted() if m.liveness is Liveness.ALIVE and m.peer_id != suspect]

@@ -1,4 +1,4 @@
-"""Between an owner and its members: collecting pushes, closing rounds, publishing updates, taking over and handing over."""
+"""Between an owner and its members: collecting pushes, closing rounds, publishing updates, taking over."""
 
 import math
 from functools import partial
@@ -12,8 +12,6 @@ from legion_p2p.core.wire import (
     MAX_COUNT,
     MAX_INCLUDED,
     Failure,
-    Handover,
-    Held,
     Inclusion,
     NotOwner,
     Push,
@@ -28,12 +26,10 @@ from legion_p2p.errors import (
     DecodeError,
     NetworkError,
 )
-from legion_p2p.services.following import TRANSFER_DEADLINE_S, Following
+from legion_p2p.services.following import TRANSFER_DEADLINE_S
+from legion_p2p.services.handing import HandingOver
 from legion_p2p.services.ports import Lane
 from legion_p2p.services.replica import Replica, combine
-from legion_p2p.tensor import codec
-from legion_p2p.tensor.body import is_finite
-from legion_p2p.tensor.outer import OuterState
 
 MAX_UPDATES_IN_FLIGHT = 8  # to one member and shard; who is further behind fetches by itself
 LAST_WORDS_S = 2.0  # to collect what a dead owner published last, before going on from it
@@ -41,7 +37,7 @@ MAX_WITNESSES = 16  # members asked for that
 MAX_FAILED_NAMED = 256  # in one update: its header has room for thousands, and a liar can invent any number of members
 
 
-class Owning(Following):
+class Owning(HandingOver):
     """Owns the shards that rendezvous gives to this peer."""
 
     async def _keep(self, replica: Replica) -> None:
@@ -65,7 +61,7 @@ class Owning(Following):
             if before is not None and before != self.me and self._lives(before):
                 # Its view may lag behind ours: our announcement tells it to stop, and then its word is the last one.
                 await self._members.exchange_with(before)
-                await self._sync(replica, before)
+                await self._sync_patiently(replica, before)
             elif before is not None and before != self.me:
                 await self._gather_last_words(replica)
             if self.ownership(replica.shard).owner != self.me:
@@ -73,19 +69,11 @@ class Owning(Following):
             shard_round = ShardRound(
                 self._config, replica.chain.version, {PeerId(i.peer): i.seq for i in replica.chain.included()}
             )
-            replica.round = shard_round
+            replica.round, replica.owned_from = shard_round, replica.chain.version
             self._events.emit("shard.owned", shard=replica.shard, version=replica.chain.version)
             self._look_for_news()
         elif owner != self.me and replica.round is not None:
-            async with replica.lock:
-                replica.round = None
-                replica.arrived.clear()
-            self._settled.ring()
-            self._events.emit("shard.handed_over", shard=replica.shard, version=replica.chain.version, owner=owner)
-            if replica.pending is not None:
-                replica.pending.holder = None
-            if owner is not None:
-                await self._hand_over(replica, owner)
+            await self._step_down(replica)
         if replica.round is not None:
             replica.round.expect(self._expected(), trio.current_time())
 
@@ -104,51 +92,6 @@ class Owning(Following):
 
     def _expected(self) -> list[PeerId]:
         return [PeerId(a.peer_id) for a in self._members.everyone() if a.training and a.region == self.region]
-
-    async def _hand_over(self, replica: Replica, heir: PeerId) -> None:
-        async with replica.lock:
-            residual, replica.owner_residual = replica.owner_residual, None
-            momentum, replica.outer = replica.outer.momentum, OuterState()
-            version, digest_ = replica.chain.version, replica.chain.digest
-        if residual is not None and not bool(residual.any()):
-            residual = None
-        if residual is None and momentum is None:
-            return
-        try:
-            message = Handover(self.run, replica.shard, version, digest_, _encoded("fp32", residual), _encoded("bf16", momentum))
-            with trio.fail_after(TRANSFER_DEADLINE_S):
-                await self._ask(heir, message, Lane.BULK)
-        except (NetworkError, DecodeError, trio.TooSlowError) as failed:
-            if residual is not None:
-                async with replica.lock:  # not lost: it goes with this peer's own next push instead
-                    kept = replica.residual
-                    replica.residual = residual if kept is None else kept + residual
-            self._events.emit("shard.handover_failed", shard=replica.shard, owner=heir, reason=str(failed))
-
-    async def _on_handover(self, peer: PeerId, message: Handover) -> Held:
-        replica = self.replica(message.shard)
-        self._must_be_member(peer)
-        if message.digest not in (replica.chain.digest, *(m.base_digest for m in self._last_header(replica))):
-            self._events.emit("shard.handover_of_other_state", shard=replica.shard, peer=peer)
-        if not replica.chain.was_made_by(peer):
-            raise NetworkError(f"shard {replica.shard}: {peer} made none of its last versions, so it has nothing to hand over")
-        residual = codec.get("fp32").decode(message.payload, replica.numel) if message.payload else None
-        momentum = codec.get("bf16").decode(message.momentum, replica.numel) if message.momentum else None
-        async with replica.lock:
-            if residual is not None:
-                kept = replica.owner_residual
-                together = residual if kept is None else kept + residual
-                if not is_finite(together):
-                    raise CodecError("the residual leads to infinity")
-                replica.owner_residual = together
-            if momentum is not None and replica.outer.momentum is None:
-                replica.outer = OuterState(momentum)
-        return Held(replica.chain.version, replica.chain.digest)
-
-    @staticmethod
-    def _last_header(replica: Replica) -> tuple[UpdateHeader, ...]:
-        last = replica.chain.last()
-        return () if last is None else (last.header,)
 
     async def _on_push(self, peer: PeerId, message: Push) -> Reply:
         replica = self.replica(message.shard)
@@ -264,7 +207,3 @@ class Owning(Following):
             if not self._in_flight[peer, header.shard]:
                 del self._in_flight[peer, header.shard]
                 self._settled.ring()
-
-
-def _encoded(name: str, x: Tensor | None) -> bytes:
-    return b"" if x is None else codec.get(name).encode(x)

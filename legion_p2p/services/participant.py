@@ -18,6 +18,7 @@ from legion_p2p.observe.events import Events
 from legion_p2p.services.advertise import AdvertiseService
 from legion_p2p.services.checkpoints import CheckpointService
 from legion_p2p.services.crossing import Crossing
+from legion_p2p.services.giving import GiveService
 from legion_p2p.services.mailbox import Mailbox
 from legion_p2p.services.members import MemberService
 from legion_p2p.services.pacing import Pacer
@@ -94,7 +95,8 @@ class Participant:
         self._offload = offload
         self._archive = archive
         self._disk = disk or offload
-        self._provider = None if archive is None else ProvideService(archive, offload)
+        self.giving = GiveService(self.messenger)
+        self._provider = None if archive is None else ProvideService(archive, offload, self.giving)
         self._began_at_step = 0
         self._rng = rng
         self._wall_time = wall_time
@@ -108,6 +110,7 @@ class Participant:
         self._advertise: AdvertiseService | None = None
         self._pacer: Pacer | None = None
         self.leaving = False
+        self._left = False
         self._agreed: tuple[bytes, float] | None = None
         """The marks on which all agree, being done, and since when."""
 

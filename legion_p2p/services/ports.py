@@ -4,24 +4,25 @@ Two sets of implementations stand behind them: `net` (libp2p) and `sim.network` 
 Both pass the suite in tests/contract; services cannot tell them apart.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
 
 import trio
 
 from legion_p2p.core.cids import Cid
-from legion_p2p.core.contact import Bandwidth, Contact, Lane, Traffic
+from legion_p2p.core.contact import Bandwidth, Contact, Gift, Lane, Traffic
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.keeping import StoredRun
 from legion_p2p.core.manifest import Base
+from legion_p2p.core.manifest import ShardState as StoredShard
 from legion_p2p.core.run import SignedSpec
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader
 
 T = TypeVar("T")
 
-Handler = Callable[[PeerId, bytes], Awaitable[bytes]]
-"""Answers a request: (who asks, the request's body) -> the reply's body.
+Handler = Callable[[PeerId, bytes], Awaitable[bytes | Gift]]
+"""Answers a request: (who asks, the request's body) -> the reply's body; as a Gift, where all other bulk goes first.
 
 A LegionError that it raises reaches the caller as RefusedError, with its class name as `kind` and its text. Anything else reaches
 the caller as RefusedError of kind "InternalError", and this side's log; the host lives on.
@@ -56,7 +57,7 @@ class Messenger(Protocol):
         """Who there is a connection to now."""
 
     def rtt_s(self, peer: PeerId) -> float | None:
-        """The smoothed round-trip time of control requests, if there were any."""
+        """The shortest of the last few round trips of control requests, if there were any."""
 
     def traffic(self) -> Traffic:
         """What was sent and received so far."""
@@ -133,6 +134,12 @@ class Archive(Protocol):
     def size_of(self, cid: Cid) -> int | None:
         """Its bytes; None where it is not here."""
 
+    def put_all(self, blocks: Iterable[tuple[Cid, bytes | memoryview]]) -> None:
+        """Store blocks that were fetched. What no checkpoint comes to need is removed when one is made."""
+
+    def adopt(self, state: StoredShard) -> None:
+        """A shard is here as this says: all blocks of it are."""
+
     def append(self, updates: Sequence[tuple[UpdateHeader, Update]], step: int, state: Mapping[str, Any] | None = None) -> None:
         """Write updates that lead on from what is stored, and if given the trainer's state."""
 
@@ -141,6 +148,13 @@ class Archive(Protocol):
 
     def put_base(self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview) -> None:
         """Store a shard whole; `data` is its little-endian fp32 bytes."""
+
+    def append_whole(self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview) -> None:
+        """The same, quickly: the next checkpoint makes blocks of it."""
+
+    @property
+    def journal_bytes(self) -> int:
+        """What was written since the newest checkpoint."""
 
     def recover(self) -> None:
         """After a failed write: go on from what the newest checkpoint and the journal have, and remove what neither needs."""

@@ -7,11 +7,13 @@ import trio
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round import ramped_weight
 from legion_p2p.core.wire import (
+    MAX_COUNT,
     Inclusion,
     NotOwner,
     Push,
     Pushed,
     Reply,
+    UpdateHeader,
 )
 from legion_p2p.errors import (
     DecodeError,
@@ -19,7 +21,6 @@ from legion_p2p.errors import (
     NonFiniteError,
     RefusedError,
 )
-from legion_p2p.observe.status import RoundStatus
 from legion_p2p.services.following import TRANSFER_DEADLINE_S
 from legion_p2p.services.owning import Owning
 from legion_p2p.services.ports import Lane
@@ -27,6 +28,7 @@ from legion_p2p.services.replica import LocalChange, Pending, Replica, pack, reb
 
 RETRY_S = 1.0  # between attempts to reach an owner that does not answer; its death is decided by membership
 RESEND_AFTER_S = 10.0  # an owner that stopped being one for a moment forgot what it held; sent again, it counts once
+RESEND_REDIRECTED_S = 2.0  # one that is none by our own view, but said to be by others: it may stop being one at any moment
 RESEND_AFTER_VERSIONS = 3  # an owner that made this many versions without our push has lost it
 
 
@@ -87,16 +89,19 @@ class Pushing(Owning):
             replica.next_seq += 1
             replica.residual = replica.owner_residual = None
             replica.reference = made
+            before = replica.chain.digest
             replica.chain.rebased(digest_, self.me, included)
+            version = replica.chain.version
             replica.made_tokens += change.tokens
             if replica.round is not None:
                 replica.round.advanced(replica.chain.version, included)
             self._mailbox.post(replica.shard, replica.chain.version, None if made is change.local else made)
             self._mailbox.settle(replica.shard)
-            self.on_replaced()
-            self.rounds += 1
-            self.last_round = RoundStatus(replica.shard, replica.chain.version, 1.0, (), 1, 1)
-        self._events.emit("round.closed", shard=replica.shard, version=replica.chain.version, n_included=1, n_expected=1)
+            self.on_replaced(replica)
+        as_update = UpdateHeader(
+            self.run, replica.shard, version, before, digest_, self.me, "", included, (), 1, min(change.tokens, MAX_COUNT)
+        )
+        self._note_round(as_update, version)
 
     def _take_back(self, replica: Replica) -> None:
         """Local training diverged. The caller holds the lock."""
@@ -163,8 +168,9 @@ class Pushing(Owning):
             return
         if isinstance(reply, Pushed):
             pending.holder, pending.held_at_version = target, max(reply.version, replica.chain.version)
-            pending.not_before = trio.current_time() + RESEND_AFTER_S
-            pending.redirect = target if target != self.ownership(replica.shard).owner else None
+            redirected = target != self.ownership(replica.shard).owner
+            pending.redirect = target if redirected else None
+            pending.not_before = trio.current_time() + (RESEND_REDIRECTED_S if redirected else RESEND_AFTER_S)
             if reply.included and not replica.chain.includes(self.me, pending.seq):
                 self._follow(replica, target)
         elif isinstance(reply, NotOwner):

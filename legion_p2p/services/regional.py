@@ -5,7 +5,7 @@ from collections.abc import Callable
 import msgspec
 
 from legion_p2p.core.identity import PeerId
-from legion_p2p.services.ports import Bandwidth, Handler, Lane, Messenger, Traffic
+from legion_p2p.services.ports import Bandwidth, Gift, Handler, Lane, Messenger, Traffic
 
 
 class RegionTraffic(msgspec.Struct, frozen=True):
@@ -26,10 +26,10 @@ class RegionalMessenger:
         self._is_across = is_across
 
     def serve(self, handler: Handler) -> None:
-        async def counted(peer: PeerId, body: bytes) -> bytes:
+        async def counted(peer: PeerId, body: bytes) -> bytes | Gift:
             self._count(peer, len(body))
             reply = await handler(peer, body)
-            self._count(peer, len(reply))
+            self._count(peer, len(reply.body if isinstance(reply, Gift) else reply))
             return reply
 
         self._messenger.serve(counted)

@@ -1,9 +1,14 @@
 """Where this peer is, and which region it should be in: round trips measured by the way, and a look at what others announce.
 
 joining -> PROBED members are pinged, and the coordinate is fitted to their round trips before the first look
-each announcement period -> what round trips were measured anyway move the coordinate; a quiet member or two are pinged; a look
+each announcement period -> what round trips were measured anyway move the coordinate; those least known are pinged, and one of
+                            those that this peer is a witness of; a look
+
+Until the first look it announces no coordinate: others would measure themselves by one that means nothing. Who is doubted by its
+witnesses (core/witnesses.py) moves no coordinate and no region.
 """
 
+import math
 import random
 
 import trio
@@ -12,17 +17,18 @@ from legion_p2p.config import AUTO_REGION
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.coordinates import Coordinate, Locator
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.regions import Placed, RegionChoice, regions_of
+from legion_p2p.core.regions import FEW_SAMPLES, Measured, Placed, RegionChoice, regions_of
+from legion_p2p.core.witnesses import Account, doubted, pack_testimonies, subjects_of
 from legion_p2p.services.members import MemberService
 from legion_p2p.services.ports import Messenger
 
 PROBED = 16  # members that a newcomer measures: more would cost each member of a large run a ping for every newcomer
-PINGS = 5  # of a newcomer to each, of which the quickest counts: the first includes the making of the connection
+PINGS = FEW_SAMPLES  # of a newcomer to each; the first includes the making of the connection
 FITTINGS = 30  # passes over what a newcomer measured, after which its coordinate stands still: measured
 MAX_OBSERVED = 32  # round trips that are taken in each period
 SETTLED = 0.3  # a coordinate of less error moves once by each round trip, one of more UNSETTLED_PASSES times
 UNSETTLED_PASSES = 4
-QUIET_PINGED = 2  # members without a measured round trip that are pinged each period
+PINGED = 3  # members that are pinged each period: 500 bytes, and 200 members all in a few minutes
 
 
 class RegionService:
@@ -36,44 +42,51 @@ class RegionService:
         self._locator = Locator(self._rng)
         self._fixed = None if region == AUTO_REGION else region
         self._choice = RegionChoice(members.me)
+        self._placed = self._fixed is not None
+        self._subjects: list[PeerId] = []
+        self._doubted: frozenset[PeerId] = frozenset()
+        self._pinged_at: dict[PeerId, float] = {}
+        self._read: dict[PeerId, float] = {}  # what the messenger last said: only what is new is another sample
 
     @property
-    def coordinate(self) -> Coordinate:
-        return self._locator.coordinate
+    def coordinate(self) -> Coordinate | None:
+        """Where this peer is; None before it has looked around."""
+        return self._locator.coordinate if self._placed else None
+
+    @property
+    def testimonies(self) -> bytes:
+        """What this peer measured of those that it is a witness of, packed."""
+        measured = ((peer, self._locator.least_s(peer)) for peer in self._subjects)
+        return pack_testimonies([(peer, rtt_s) for peer, rtt_s in measured if rtt_s is not None])
 
     async def first(self) -> str:
         """The region to begin in, of those of the members known now."""
         if self._fixed is not None:
             return self._fixed
-        known = [m.announcement for m in self._members.table.counted() if m.announcement.coordinate is not None]
+        known = [m.peer_id for m in self._members.table.counted()]
         probed = self._rng.sample(known, min(PROBED, len(known)))
-        quickest: dict[PeerId, float] = {}
-
-        async def measure(peer: PeerId) -> None:
-            times = [await self._members.ping(peer) for _ in range(PINGS)]
-            if answered := [rtt_s for rtt_s in times if rtt_s is not None]:
-                quickest[peer] = min(answered)
-
         async with trio.open_nursery() as nursery:
-            for announcement in probed:
-                nursery.start_soon(measure, peer_of(announcement))
-        for _ in range(FITTINGS):
-            for announcement in probed:
-                if (rtt_s := quickest.get(peer_of(announcement))) is not None:
-                    self._observe(announcement, rtt_s)
+            for peer in probed:
+                nursery.start_soon(self._ping, peer, PINGS)
+        self._fit(FITTINGS)
+        self._placed = True
         return self.look()
 
     async def measure(self) -> None:
-        """Once per announcement period: take in the round trips known, and ping a few members that nothing is known of."""
-        others = [m.announcement for m in self._members.table.counted() if m.announcement.coordinate is not None]
-        quiet = [a for a in others if self._messenger.rtt_s(peer_of(a)) is None]
+        """Once per announcement period: take in the round trips known, and ping a few members that little is known of."""
+        others = [m.peer_id for m in self._members.table.counted()]
+        for peer in others:
+            rtt_s = self._messenger.rtt_s(peer)
+            if rtt_s is not None and rtt_s != self._read.get(peer):
+                self._read[peer] = rtt_s
+                self._locator.sample(peer, rtt_s, trio.current_time())
+        self._hear_witnesses()
+        subject = min(self._subjects, key=self._last_pinged, default=None)
+        least_known = sorted(others, key=lambda peer: (self._locator.n_samples(peer), self._last_pinged(peer), peer))
         async with trio.open_nursery() as nursery:
-            for announcement in self._rng.sample(quiet, min(QUIET_PINGED, len(quiet))):
-                nursery.start_soon(self._members.ping, peer_of(announcement))
-        for _ in range(1 if self.coordinate.error < SETTLED else UNSETTLED_PASSES):
-            for announcement in self._rng.sample(others, min(MAX_OBSERVED, len(others))):
-                if (rtt_s := self._messenger.rtt_s(peer_of(announcement))) is not None:
-                    self._observe(announcement, rtt_s)
+            for peer in dict.fromkeys([*least_known[:PINGED], *filter(None, [subject])]):
+                nursery.start_soon(self._ping, peer, 1)
+        self._fit(1 if self._locator.coordinate.error < SETTLED else UNSETTLED_PASSES)
 
     async def next_look(self) -> str:
         """After an announcement period: what `look` says then."""
@@ -85,15 +98,48 @@ class RegionService:
         """The region to be in from now on."""
         if self._fixed is not None:
             return self._fixed
-        announced = [a for a in self._members.everyone() if a.peer_id != self._members.me and a.coordinate is not None]
-        placed = [Placed(peer_of(a), a.region, a.coordinate) for a in announced if a.coordinate is not None]
-        placed.append(Placed(self._members.me, self._choice.region, self.coordinate))
-        return self._choice.look(self.coordinate, regions_of(placed))
+        here, others = self._locator.coordinate, self._others()
+        placed = [Placed(peer_of(a), a.region, a.coordinate) for a in others if a.coordinate is not None]
+        placed.append(Placed(self._members.me, self._choice.region, here))
+        return self._choice.look(here, regions_of(placed, self._doubted), self._measured(placed))
+
+    def is_doubted(self, peer: PeerId) -> bool:
+        """Its witnesses measured something else than the coordinate that it announces."""
+        return peer in self._doubted
 
     def forget(self, peer: PeerId) -> None:
         """It has left."""
         self._locator.forget(peer)
+        self._pinged_at.pop(peer, None)
+        self._read.pop(peer, None)
 
-    def _observe(self, announcement: Announcement, rtt_s: float) -> None:
-        if announcement.coordinate is not None:
-            self._locator.observe(peer_of(announcement), announcement.coordinate, rtt_s, trio.current_time())
+    def _measured(self, placed: list[Placed]) -> dict[PeerId, Measured]:
+        found = ((p.peer_id, self._locator.least_s(p.peer_id), self._locator.n_samples(p.peer_id)) for p in placed)
+        return {peer: Measured(least_s, n) for peer, least_s, n in found if least_s is not None}
+
+    def _others(self) -> list[Announcement]:
+        return [m.announcement for m in self._members.table.counted()]
+
+    def _last_pinged(self, peer: PeerId) -> float:
+        return self._pinged_at.get(peer, -math.inf)
+
+    def _hear_witnesses(self) -> None:
+        """Once per announcement period: whom to measure, and whom not to believe."""
+        accounts = [Account(peer_of(a), a.coordinate, a.testimonies) for a in self._others()]
+        accounts.append(Account(self._members.me, self.coordinate, self.testimonies))
+        self._subjects = subjects_of(self._members.me, accounts)
+        self._doubted = doubted(accounts)
+
+    async def _ping(self, peer: PeerId, n: int) -> None:
+        for _ in range(n):
+            self._pinged_at[peer] = trio.current_time()
+            if (rtt_s := await self._members.ping(peer)) is not None:
+                self._locator.sample(peer, rtt_s, trio.current_time())
+
+    def _fit(self, n_passes: int) -> None:
+        """Move the coordinate by the round trips to those who say where they are."""
+        others = self._others()
+        claims = {peer_of(a): a.coordinate for a in others if a.coordinate is not None and a.peer_id not in self._doubted}
+        for _ in range(n_passes):
+            for peer in self._rng.sample(sorted(claims), min(MAX_OBSERVED, len(claims))):
+                self._locator.fit(peer, claims[peer])

@@ -18,6 +18,7 @@ import trio
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.wire import (
+    Compare,
     GetShard,
     GetUpdates,
     Handover,
@@ -29,6 +30,7 @@ from legion_p2p.core.wire import (
 from legion_p2p.errors import (
     DecodeError,
 )
+from legion_p2p.services.giving import Given
 from legion_p2p.services.pushing import Pushing
 
 SETTLE_S = 0.05  # membership news of this long are looked at together
@@ -37,29 +39,25 @@ SETTLE_S = 0.05  # membership news of this long are looked at together
 class ShardService(Pushing):
     """All shards of a run at one peer: the service that runs them."""
 
-    async def on_request(self, peer: PeerId, message: Request) -> Reply:
+    async def on_request(self, peer: PeerId, message: Request) -> Reply | Given:
         """Answer a request about a shard. Raises: LegionError, to be sent back."""
         if isinstance(message, Push):
             return await self._on_push(peer, message)
         if isinstance(message, Update):
             return await self._on_update(peer, message)
         if isinstance(message, GetUpdates):
-            return await self._on_get_updates(message)
+            return await self._on_get_updates(peer, message)
         if isinstance(message, GetShard):
-            return await self._on_get_shard(message)
+            return await self._on_get_shard(peer, message)
+        if isinstance(message, Compare):
+            return self._on_compare(message)
         if isinstance(message, Handover):
             return await self._on_handover(peer, message)
         raise DecodeError(f"{type(message).__name__} is not about a shard")
 
     def on_members_changed(self) -> None:
         """Somebody came, went, or announced news: owners may differ, and somebody may be ahead of us."""
-        weights = {
-            PeerId(a.peer_id): a.weight for a in self._members.everyone() if a.ready and a.weight > 0 and a.region == self.region
-        }
-        owners_may_differ = weights != self._weights
-        if owners_may_differ:
-            self._weights = weights
-            self._owners.clear()
+        owners_may_differ = self._refresh_owners()
         self._look_for_news()
         for replica in self.replicas.values():
             if owners_may_differ or replica.round is not None:
@@ -80,15 +78,3 @@ class ShardService(Pushing):
                     self.on_members_changed()
             finally:
                 self._nursery = None
-
-    async def hand_over_all(self, deadline_s: float) -> None:
-        """Before leaving: give away what only an owner has."""
-        self.on_members_changed()
-        with trio.move_on_after(deadline_s):
-            async with trio.open_nursery() as nursery:
-                for shard, replica in self.replicas.items():
-                    heir = self.ownership(shard).standby
-                    if replica.round is not None and heir is not None:
-                        nursery.start_soon(self._hand_over, replica, heir)
-            while self._in_flight:  # the last updates: nobody else could deliver them
-                await self._settled.wait()

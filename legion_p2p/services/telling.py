@@ -20,6 +20,7 @@ def describe(part: Participant) -> Announcement:
         addresses=part.messenger.addresses()[:16],
         region=part.region,
         coordinate=part.regions.coordinate,
+        testimonies=part.regions.testimonies,
         weight=part.config.weight,
         ready=ready,
         training=progress.training and ready,

@@ -2,7 +2,8 @@
 
 `World` holds the peers and what lies between them; `World.join` gives a peer its messenger, discovery and gossip. Requests take
 the link's delay each way, bulk takes its turn at the link's rate, and every fault that the real network has can be had on
-demand:
+demand. Where peers have access links (`links`: core/link.py), all bulk of a peer shares its own; but a message passes
+the sender's and the receiver's one after the other, and none is interleaved with another. Control takes up no rate.
 
 | fault | what others see |
 |---|---|
@@ -18,15 +19,16 @@ The same seed gives the same run, to the last event, under `trio.testing.MockClo
 import heapq
 import math
 import random
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 
 import msgspec
 import trio
 
 from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.link import Line, LinkProfile, Way
 from legion_p2p.errors import ClosedError, DecodeError, LegionError, RefusedError, UnreachableError, UsageError
 from legion_p2p.net.book import AddressBook
 from legion_p2p.net.buffer import Buffer
@@ -42,13 +44,14 @@ from legion_p2p.net.limits import (
 )
 from legion_p2p.net.standing import Standing
 from legion_p2p.net.wire import VERSION, Envelope, Kind, encode
-from legion_p2p.services.ports import Bandwidth, Contact, Handler, Lane, Traffic
+from legion_p2p.services.ports import Bandwidth, Contact, Gift, Handler, Lane, Traffic
 
 FRAME_BYTES = len(encode(Envelope(VERSION, 1000, Kind.REQUEST), 0))  # of head and envelope, in the middle of a run
 BREAK_AFTER_S = 30.0  # of packets that vanish, until TCP gives the connection up
 CONFIRM_TIMEOUT_S = 5.0
 MAX_CONFIRMING = 6  # of those found, asked at once
 PROVIDER_LIFETIME_S = 60.0
+UPLINK_CHUNK_S, UPLINK_CHUNK_BYTES = 0.02, 1448  # transfers take turns at a peer's uplink in such pieces, the larger one counts
 MAX_HELD = 1024  # messages that wait for a frozen peer
 
 Link = Callable[[PeerId, PeerId], float]
@@ -59,23 +62,36 @@ class World:
     """All peers, and what lies between them. An async context manager: its peers' tasks end with it."""
 
     def __init__(
-        self, seed: int = 0, *, delay_s: float | Link = 0.005, rate_bytes_s: float | Link = math.inf, loss: float = 0.0
+        self,
+        seed: int = 0,
+        *,
+        delay_s: float | Link = 0.005,
+        rate_bytes_s: float | Link = math.inf,
+        up_bytes_s: float = math.inf,
+        loss: float = 0.0,
+        links: Mapping[PeerId, LinkProfile] | None = None,
     ) -> None:
-        """`delay_s`: one way; `rate_bytes_s`: of bulk; either may be a function of (from, to). `loss`: of requests, 0 to 1."""
+        """`delay_s`: one way; `rate_bytes_s`: of bulk between two peers; either may be a function of (from, to). `up_bytes_s`: of
+        all bulk that one peer sends. `loss`: of requests, 0 to 1. `links`: the access link of each peer, in place of these rates;
+        peers that join later are added to it before they do."""
         self.random = random.Random(seed)
         self.delay_s = delay_s
         self.rate_bytes_s = rate_bytes_s
+        self.up_bytes_s = up_bytes_s
         self.loss = loss
+        self.links = links
         self.corrupt: Corrupt | None = None
         """Called with (from, to, bytes) for each body and each gossip message; returns what arrives."""
         self.bandwidths: dict[PeerId, Bandwidth] = {}
-        """What peers find to have measured of their connections; nothing, where it is not said here."""
+        """What peers find to have measured of their connections; their limits, where it is not said here."""
         self._seed = seed
         self._peers: dict[PeerId, SimNetwork] = {}
         self._records: dict[str, dict[PeerId, tuple[float, tuple[str, ...]]]] = {}
         self._walls: list[tuple[frozenset[PeerId], frozenset[PeerId]]] = []
         self._changed = trio.Event()
         self._busy_until: dict[tuple[PeerId, PeerId], float] = {}
+        self._uplinks: dict[PeerId, _Uplink] = {}
+        self._access: dict[PeerId, _Access] = {}
         self._n_joined = 0
         self._nursery: trio.Nursery | None = None
         self._manager = trio.open_nursery()
@@ -83,6 +99,7 @@ class World:
         self._n_mailed = 0
         self._mail_came = trio.Event()
         self._routes: dict[tuple[str, PeerId], list[tuple[SimNetwork, float]]] = {}
+        self._wanting: dict[str, set[PeerId]] = {}
 
     async def __aenter__(self) -> "World":
         # trio shuffles what is runnable at the same instant; this is the switch it has for repeatable tests
@@ -129,6 +146,8 @@ class World:
         if self._nursery is not None:  # else the world has ended, and nobody is there to notice
             for other in sorted(network.messenger.links):
                 self._nursery.start_soon(self._notice_reset, self._peers[other], peer)
+            for exchange, asker in network.asked.items():
+                self._nursery.start_soon(_reset, self, exchange, asker, network)
 
     def freeze(self, peer: PeerId) -> None:
         """Stop it as by SIGSTOP: it neither answers nor gets anything out."""
@@ -158,17 +177,28 @@ class World:
 
     def delay(self, source: PeerId, target: PeerId) -> float:
         """One way."""
+        if self.links is not None:
+            one, other = self.links[source], self.links[target]
+            return (one.rtt_s + other.rtt_s + one.path_s(other.place)) / 2
         return self.delay_s(source, target) if callable(self.delay_s) else self.delay_s
 
     def is_blocked(self, a: PeerId, b: PeerId) -> bool:
         """Whether a partition separates them."""
         return any((a in one and b in other) or (b in one and a in other) for one, other in self._walls)
 
-    async def travel(self, source: PeerId, target: PeerId, n_bytes: int, lane: Lane) -> None:
+    async def travel(self, source: PeerId, target: PeerId, n_bytes: int, lane: Lane, *, is_gift: bool = False) -> None:
         """Return when the bytes have arrived.
 
         Raises: UnreachableError, if they never do.
         """
+        if lane.value == "bulk" and self.up_bytes_s < math.inf:
+            uplink = self._uplinks.setdefault(source, _Uplink(self.up_bytes_s, self.start))
+            await uplink.send(target, n_bytes, is_gift)
+        if self.links is not None and lane.value == "bulk":
+            await trio.sleep_until(self._access_of(source).up(target, self.links[target].place, n_bytes))
+            await trio.sleep_until(self._access_of(target).down(source, n_bytes))
+            await self._wait_through(source, target)
+            return
         wait_s = self.delay(source, target)
         if lane.value == "bulk":
             rate = self.rate_bytes_s(source, target) if callable(self.rate_bytes_s) else self.rate_bytes_s
@@ -178,6 +208,20 @@ class World:
             wait_s += begin + n_bytes / rate - now
         await trio.sleep(wait_s)
         await self._wait_through(source, target)
+
+    def limits_bps(self, peer: PeerId) -> tuple[float | None, float | None]:
+        """What its access link carries, up and down; None where nothing limits it."""
+        profile = None if self.links is None else self.links[peer]
+        if profile is None:
+            return None, None
+        up, down = (bps if math.isfinite(bps) else None for bps in (profile.up_bps, profile.down_bps))
+        return up, down
+
+    def _access_of(self, peer: PeerId) -> "_Access":
+        assert self.links is not None
+        if peer not in self._access:
+            self._access[peer] = _Access(self.links[peer], random.Random(f"{self._seed}/{peer}"))
+        return self._access[peer]
 
     async def _wait_through(self, source: PeerId, target: PeerId) -> None:
         """Wait while a frozen end holds things up, for ever, or a partition does, for as long as TCP tries."""
@@ -234,6 +278,7 @@ class World:
         self._changed.set()
         self._changed = trio.Event()
         self._routes.clear()
+        self._wanting.clear()
 
     # discovery
 
@@ -263,28 +308,61 @@ class World:
     def topics_changed(self) -> None:
         """Somebody subscribed or left."""
         self._routes.clear()
+        self._wanting.clear()
 
     def _route(self, topic: str, source: "SimNetwork") -> list[tuple["SimNetwork", float]]:
         """Whom a message reaches, and after how long: the fastest path over connections between subscribers."""
         key = (topic, source.peer_id)
         if key not in self._routes:
-            reached: dict[PeerId, float] = {}
-            frontier = [(0.0, source.peer_id)]
-            while frontier:
-                delay_s, at = heapq.heappop(frontier)
-                if at in reached:
-                    continue
-                reached[at] = delay_s
-                for to in sorted(self._peers[at].messenger.links):
-                    network = self.peer(to)
-                    if to not in reached and network is not None and not self.is_blocked(at, to) and network.gossip.wants(topic):
-                        # a frozen peer passes nothing on, but gets it when it thaws
-                        if self._peers[at].frozen:
-                            continue
-                        heapq.heappush(frontier, (delay_s + self.delay(at, to), to))
-            del reached[source.peer_id]
+            wanting = self._wanting.get(topic)
+            if wanting is None:
+                wanting = {peer for peer, network in self._peers.items() if network.alive and network.gossip.wants(topic)}
+                self._wanting[topic] = wanting
+            reached = (
+                self._flood(source, wanting) if callable(self.delay_s) else self._flood_evenly(source, wanting, self.delay_s)
+            )
             self._routes[key] = [(self._peers[peer], delay_s) for peer, delay_s in reached.items()]
         return self._routes[key]
+
+    def _flood(self, source: "SimNetwork", wanting: set[PeerId]) -> dict[PeerId, float]:
+        """Everybody that is reached, and when, in that order."""
+        reached: dict[PeerId, float] = {}
+        frontier = [(0.0, source.peer_id)]
+        while frontier:
+            delay_s, at = heapq.heappop(frontier)
+            if at in reached:
+                continue
+            reached[at] = delay_s
+            for to in self._next(at, wanting):
+                if to not in reached:
+                    heapq.heappush(frontier, (delay_s + self.delay(at, to), to))
+        del reached[source.peer_id]
+        return reached
+
+    def _flood_evenly(self, source: "SimNetwork", wanting: set[PeerId], hop_s: float) -> dict[PeerId, float]:
+        """`_flood`, where all connections are as fast as each other: quicker by far."""
+        reached: dict[PeerId, float] = {}
+        left = wanting - {source.peer_id}
+        frontier, delay_s = [source.peer_id], 0.0
+        while frontier and left:
+            delay_s += hop_s
+            here: set[PeerId] = set()
+            for at in frontier:
+                here.update(self._next(at, left - here))
+                if len(here) == len(left):
+                    break
+            left -= here
+            frontier = sorted(here)
+            reached.update(dict.fromkeys(frontier, delay_s))
+        return reached
+
+    def _next(self, at: PeerId, wanting: set[PeerId]) -> set[PeerId]:
+        """Whom of these it passes a message on to. A frozen peer passes nothing on, but gets it when it thaws."""
+        network = self._peers[at]
+        if network.frozen:
+            return set()
+        linked = network.messenger.links & wanting
+        return {to for to in linked if not self.is_blocked(at, to)} if self._walls else linked
 
     async def _deliver_mail(self) -> None:
         while True:
@@ -306,6 +384,79 @@ class World:
                 target.gossip.receive(topic, data)
 
 
+class _Uplink:
+    """A peer's way out: the connections that send take turns, and downloads go when nothing else does."""
+
+    def __init__(self, bytes_s: float, start: Callable[..., None]) -> None:
+        self._bytes_s = bytes_s
+        self._start = start
+        self._first: deque[_Sending] = deque()
+        self._gifts: deque[_Sending] = deque()
+        self._runs = False
+
+    async def send(self, target: PeerId, n_bytes: int, is_gift: bool) -> None:
+        sending = _Sending(target, n_bytes)
+        queue = self._gifts if is_gift else self._first
+        same = next((s for s in queue if s.target == target), None)
+        if same is None:
+            queue.append(sending)
+        else:
+            same.behind.append(sending)  # one connection sends one after the other
+        if not self._runs:
+            self._runs = True
+            self._start(self._run)
+        await sending.done.wait()
+
+    async def _run(self) -> None:
+        while queue := self._first or self._gifts:
+            sending = queue.popleft()
+            piece = min(sending.n_bytes, max(UPLINK_CHUNK_BYTES, int(self._bytes_s * UPLINK_CHUNK_S)))
+            queue.append(sending)
+            await trio.sleep(piece / self._bytes_s)
+            sending.n_bytes -= piece
+            if not sending.n_bytes:
+                queue.remove(sending)
+                sending.done.set()
+                if sending.behind:
+                    following = sending.behind.popleft()
+                    following.behind = sending.behind
+                    queue.append(following)
+        self._runs = False
+
+
+class _Sending:
+    """A message on its way out; `behind`: those to the same peer that follow it."""
+
+    def __init__(self, target: PeerId, n_bytes: int) -> None:
+        self.target = target
+        self.n_bytes = n_bytes
+        self.done = trio.Event()
+        self.behind: deque[_Sending] = deque()
+
+
+class _Access:
+    """One peer's access link, both ways, with a line for each other peer."""
+
+    def __init__(self, profile: LinkProfile, rng: random.Random) -> None:
+        self._profile = profile
+        self._ways = Way(profile, profile.up_bps, rng), Way(profile, profile.down_bps, rng)
+        self._lines: tuple[dict[PeerId, Line], dict[PeerId, Line]] = ({}, {})
+
+    def up(self, other: PeerId, place: int, n_bytes: int) -> float:
+        """When so many bytes that are sent now come to the access link of a peer at `place`."""
+        return self._due(0, other, self._profile.path_s(place), n_bytes)
+
+    def down(self, other: PeerId, n_bytes: int) -> float:
+        """When so many bytes that come to this link now are here."""
+        return self._due(1, other, 0.0, n_bytes)
+
+    def _due(self, direction: int, other: PeerId, path_s: float, n_bytes: int) -> float:
+        way, lines = self._ways[direction], self._lines[direction]
+        if other not in lines:
+            lines[other] = way.line(path_s)
+        return way.due(lines[other], n_bytes, trio.current_time())
+
+
 class SimNetwork:
     """What `open_network` gives, in a `World`."""
 
@@ -319,7 +470,10 @@ class SimNetwork:
         self.discovery = SimDiscovery(world, self)
         self.gossip = SimGossip(world, self)
         self.died = trio.Event()
+        self.asked: dict[_Exchange, PeerId] = {}
+        """Requests to this peer that are under way, and whose they are."""
         self._world = world
+        self._scopes: dict[trio.CancelScope, None] = {}
 
     @property
     def peer_id(self) -> PeerId:
@@ -344,6 +498,20 @@ class SimNetwork:
     def die(self) -> None:
         self.alive = False
         self.died.set()
+        for scope in self._scopes:
+            scope.cancel()
+
+    @contextmanager
+    def until_death(self) -> Iterator[None]:
+        """What is done here ends when this peer dies, without an error."""
+        with trio.CancelScope() as scope:
+            self._scopes[scope] = None
+            if not self.alive:
+                scope.cancel()
+            try:
+                yield
+            finally:
+                del self._scopes[scope]
 
 
 class SimMessenger:
@@ -385,7 +553,8 @@ class SimMessenger:
             exchange = _Exchange()
             # in a task of the world: what was sent is carried out even if the asker gives up
             self._world.start(self._exchange, exchange, peer, service, body, lane)
-            await self._world_or_death(exchange.done)
+            with self._network.until_death():
+                await exchange.done.wait()
             self._check_alive(peer)
             if exchange.error is not None:
                 raise exchange.error
@@ -404,7 +573,8 @@ class SimMessenger:
         return self._rtt_s.get(peer)
 
     def bandwidth(self) -> Bandwidth:
-        return self._world.bandwidths.get(self.peer_id, Bandwidth())
+        up_bps, down_bps = self._world.limits_bps(self.peer_id)
+        return self._world.bandwidths.get(self.peer_id, Bandwidth(upload_limit_bps=up_bps, download_limit_bps=down_bps))
 
     def traffic(self) -> Traffic:
         return Traffic(sent_bytes=self._sent, received_bytes=self._received)
@@ -448,80 +618,78 @@ class SimMessenger:
     async def _exchange(self, exchange: "_Exchange", peer: PeerId, service: str, body: bytes, lane: Lane) -> None:
         world, me = self._world, self.peer_id
         other = world._peers[peer]
+        outcome = _Exchange()
         breaks = world.random.random() < world.loss
         late = world.random.random() < 0.5
         begun_at = trio.current_time()
+        other.asked[exchange] = me
+        if not other.alive:
+            world.start(_reset, world, exchange, me, other)
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_fail_on_death, exchange, nursery.cancel_scope, world, me, other)
+            with exchange.scope:
                 self._sent += len(body) + FRAME_BYTES
                 await world.travel(me, peer, len(body), lane)
                 if breaks and not late:
                     raise UnreachableError(peer, "the connection broke")
                 body = world.arrives(me, peer, body)
                 handled_at = trio.current_time()
-                reply, error = await other.messenger._handle(me, service, body, lane)
+                await other.messenger._handle(outcome, me, service, body, lane)
                 busy_s = trio.current_time() - handled_at
                 if breaks:
                     raise UnreachableError(peer, "the connection broke")
-                await world.travel(peer, me, len(reply), lane)
-                self._received += len(reply) + FRAME_BYTES
-                exchange.reply, exchange.error = world.arrives(peer, me, reply), error
+                await world.travel(peer, me, len(outcome.reply), lane, is_gift=outcome.sent is not None)
+                self._received += len(outcome.reply) + FRAME_BYTES
+                exchange.reply, exchange.error = world.arrives(peer, me, outcome.reply), outcome.error
                 if lane.value == "control":
                     self._rtt_s[peer] = max(trio.current_time() - begun_at - busy_s, 1e-6)
-                nursery.cancel_scope.cancel()
-        except* UnreachableError as broken:
+        except UnreachableError as broken:
             exchange.error = UnreachableError(peer, "the connection broke")
-            exchange.error.__cause__ = broken.exceptions[0]
+            exchange.error.__cause__ = broken
             world.disconnect(me, peer)
         finally:
+            outcome.over()
+            del other.asked[exchange]
             exchange.done.set()
 
-    async def _handle(self, asker: PeerId, service: str, body: bytes, lane: Lane) -> tuple[bytes, Exception | None]:
-        """What a request leads to here: (reply, None) or (b"", the error that the asker gets)."""
+    async def _handle(self, outcome: "_Exchange", asker: PeerId, service: str, body: bytes, lane: Lane) -> None:
+        """What a request leads to here: `outcome` has the reply, or the error that the asker gets."""
         self._received += len(body) + FRAME_BYTES
         handler = self._services.get(service)
         if handler is None:
-            return b"", RefusedError(self.peer_id, "NotServingError", "this peer does not answer such requests yet")
+            outcome.error = RefusedError(self.peer_id, "NotServingError", "this peer does not answer such requests yet")
+            return
         if self._n_handling[asker] >= MAX_REQUESTS_IN:
-            return b"", RefusedError(self.peer_id, "BusyError", f"more than {MAX_REQUESTS_IN} requests at once")
-        outcome = _Exchange()
+            outcome.error = RefusedError(self.peer_id, "BusyError", f"more than {MAX_REQUESTS_IN} requests at once")
+            return
         self._n_handling[asker] += 1
-        self._world.start(self._run_handler, outcome, handler, asker, body, lane)
-        await outcome.done.wait()
+        try:
+            with self._network.until_death():
+                await self._run_handler(outcome, handler, asker, body, lane)
+        finally:
+            self._n_handling[asker] -= 1
+        if not self._network.alive:
+            await trio.sleep_forever()  # the asker learns of it by the reset
         self._sent += len(outcome.reply) + FRAME_BYTES
-        return outcome.reply, outcome.error
 
     async def _run_handler(self, outcome: "_Exchange", handler: Handler, asker: PeerId, body: bytes, lane: Lane) -> None:
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_cancel_on, self._network.died, nursery.cancel_scope)
-                try:
-                    reply = await handler(asker, body)
-                    if len(reply) > MAX_BODY_BYTES[lane.value]:
-                        limit = MAX_BODY_BYTES[lane.value]
-                        raise UsageError(f"reply of {len(reply)} bytes on the {lane.value} lane, limit is {limit}")
-                    outcome.reply = bytes(reply)
-                except LegionError as refused:
-                    outcome.error = RefusedError(self.peer_id, type(refused).__name__, str(refused))
-                except Exception:
-                    reason = "the other side failed to handle it; its log tells why"
-                    outcome.error = RefusedError(self.peer_id, "InternalError", reason)
-                nursery.cancel_scope.cancel()
-        finally:
-            self._n_handling[asker] -= 1
-            if self._network.alive:
-                outcome.done.set()
+            reply = await handler(asker, body)
+            if isinstance(reply, Gift):
+                outcome.give(reply)
+                reply = reply.body
+            if len(reply) > MAX_BODY_BYTES[lane.value]:
+                limit = MAX_BODY_BYTES[lane.value]
+                raise UsageError(f"reply of {len(reply)} bytes on the {lane.value} lane, limit is {limit}")
+            outcome.reply = bytes(reply)
+        except LegionError as refused:
+            outcome.error = RefusedError(self.peer_id, type(refused).__name__, str(refused))
+        except Exception:
+            reason = "the other side failed to handle it; its log tells why"
+            outcome.error = RefusedError(self.peer_id, "InternalError", reason)
 
     def _check_alive(self, peer: PeerId) -> None:
         if not self._network.alive:
             raise UnreachableError(peer, "this peer has left the network")
-
-    async def _world_or_death(self, done: trio.Event) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_on, self._network.died, nursery.cancel_scope)
-            await done.wait()
-            nursery.cancel_scope.cancel()
 
 
 class SimDiscovery:
@@ -635,25 +803,34 @@ class _Exchange:
 
     def __init__(self) -> None:
         self.done = trio.Event()
+        self.scope = trio.CancelScope()
         self.reply = b""
         self.error: Exception | None = None
+        self.sent: Callable[[], None] | None = None
+        """Of a reply that is a gift: to be called when it is on its way."""
+        self._is_over = False
+
+    def give(self, gift: Gift) -> None:
+        self.sent = gift.sent
+        if self._is_over:
+            gift.sent()
+
+    def over(self) -> None:
+        self._is_over = True
+        if self.sent is not None:
+            self.sent()
 
 
-async def _cancel_on(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel()
-
-
-async def _fail_on_death(exchange: _Exchange, scope: trio.CancelScope, world: World, me: PeerId, other: SimNetwork) -> None:
+async def _reset(world: World, exchange: _Exchange, me: PeerId, other: SimNetwork) -> None:
     """The other side's kernel resets the connection: known one delay later, unless the reset itself cannot get through."""
-    await other.died.wait()
     await trio.sleep(world.delay(other.peer_id, me))
     with trio.move_on_after(BREAK_AFTER_S):
-        while world.is_blocked(me, other.peer_id):
+        while world.is_blocked(me, other.peer_id) and not exchange.done.is_set():
             await world.wait_change()
-    exchange.error = UnreachableError(other.peer_id, "the connection broke")
-    world.disconnect(me, other.peer_id)
-    scope.cancel()
+    if not exchange.done.is_set():
+        exchange.error = UnreachableError(other.peer_id, "the connection broke")
+        world.disconnect(me, other.peer_id)
+        exchange.scope.cancel()
 
 
 def _check_key(key: str) -> None:

@@ -1,4 +1,5 @@
-"""Whole peers in a virtual world: the engine of `services` over the network of `sim.network`, each training a toy model.
+"""Whole peers in a virtual world: the engine of `services` over the network of `sim.network`, each training a toy model, or a
+real one in as much virtual time as is said.
 
 Every peer pulls its parameters towards a target of its own, so the common model should approach the mean of the targets: a swarm
 that loses contributions, or counts some twice, ends somewhere else. An hour takes seconds under trio's autojump clock.
@@ -22,6 +23,7 @@ from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import RoundSpec, RunSpec
 from legion_p2p.observe.events import Event, Events
+from legion_p2p.services.bell import Bell
 from legion_p2p.services.engine import Engine, Founding, running
 from legion_p2p.services.mailbox import Mailbox
 from legion_p2p.services.participant import Progress
@@ -31,6 +33,7 @@ from legion_p2p.store.archive import Archive
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
+from legion_p2p.train.optimizer import param_specs
 
 T = TypeVar("T")
 BEGAN_AT = 1.7e9  # wall time when virtual time is 0: clocks that are wrong by hours are still after 1970
@@ -48,8 +51,24 @@ def pull(peer: "SimPeer") -> None:
         peer.theta += peer.rate * (peer.target - peer.theta)
 
 
+class SimMailbox(Mailbox):
+    """One in whose world nobody may wait for a thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bell = Bell()
+
+    def post(self, shard: int, version: int, reference: Tensor | None) -> None:
+        super().post(shard, version, reference)
+        self.bell.ring()
+
+    def settle(self, shard: int, failure: str | None = None) -> None:
+        super().settle(shard, failure)
+        self.bell.ring()
+
+
 class SimPeer:
-    """One peer: its engine, and the toy that it trains."""
+    """One peer: its engine, and what it trains."""
 
     def __init__(self, swarm: "Swarm", name: str, network: SimNetwork, target: Tensor, step_s: float) -> None:
         self.name = name
@@ -62,6 +81,10 @@ class SimPeer:
         self.step_s = step_s
         self.rate = 0.005
         self.theta = torch.nn.Parameter(torch.zeros_like(target))
+        self.view = FlatView([("w", self.theta.view(swarm.shape))]) if swarm.model is None else swarm.model(name)
+        self.mailbox = SimMailbox()
+        self.blocked_s = 0.0
+        """How long it has waited for rounds, in a synchronous run."""
         self.trainee: Trainee
         self.training = True
         self.warming_up = False
@@ -73,6 +96,7 @@ class SimPeer:
         """How far its clock is ahead of everybody else's; more from one moment to the next: it was suspended."""
         self.joined = trio.Event()
         self.scope = trio.CancelScope()
+        self.training_scope = trio.CancelScope()
         self.ended = trio.Event()
         self._swarm = swarm
 
@@ -115,6 +139,12 @@ class SimPeer:
                 engine.report(Progress(trainee.steps, trainee.tokens, 1 / self.step_s, self.step_s, None, True))
             if due := trainee.due(engine.local_steps):
                 engine.contribute(trainee.hand_in(due, warming_up=self.warming_up))
+                if self._swarm.round.synchronous:
+                    began = trio.current_time()
+                    while trainee.busy:
+                        await self.mailbox.bell.wait()
+                        trainee.take_in()
+                    self.blocked_s += trio.current_time() - began
 
 
 class Swarm:
@@ -125,6 +155,7 @@ class Swarm:
         *,
         seed: int = 0,
         numel: int = 64,
+        shape: tuple[int, ...] = (),
         round: RoundSpec | None = None,
         config: PeerConfig | None = None,
         world: World | None = None,
@@ -132,14 +163,19 @@ class Swarm:
         stores: Path | None = None,
         start: Tensor | None = None,
         local_step: Callable[[SimPeer], None] = pull,
+        model: Callable[[str], FlatView] | None = None,
     ) -> None:
         """`stores`: a folder in which every peer keeps checkpoints, under its name. `start`: the initial parameters, 1-D fp32 of
-        `numel`, zeros otherwise. `local_step`: changes `peer.theta` in place."""
+        `numel`, zeros otherwise. `shape`: of the one parameter, for what has one dimension is sent dense beside sparse codecs.
+        `local_step`: changes `peer.theta` in place. `model`: gives by the name of a peer the parameters that it trains instead;
+        `local_step` then changes those, and `start` is as long as they are."""
         self.start_at = torch.zeros(numel) if start is None else start
         self.local_step = local_step
+        self.model = model
         self.world = world or World(seed)
         self.peers: dict[str, SimPeer] = {}
         self.numel = numel
+        self.shape = shape or (numel,)
         self.step_s = step_s
         self.round = round or RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", norm_cap=0.0, shard_elements=16)
         self.config = config or PeerConfig()
@@ -225,14 +261,14 @@ class Swarm:
         peer = self.peers.pop(name)
         self.world.kill(peer.id)
         if peer.joined.is_set():
-            peer.engine.checkpoints = None  # which would write a last one on the way out
+            peer.engine.leaving = True  # so that it does nothing on the way out
         peer.scope.cancel()
         await peer.ended.wait()
 
     async def leave(self, name: str) -> None:
         """In order."""
         peer = self.peers.pop(name)
-        peer.scope.cancel()
+        peer.training_scope.cancel()
 
     async def until(self, condition: Callable[[], bool], timeout_s: float, what: str = "") -> float:
         """Wait in virtual time; the seconds it took. Raises: AssertionError after `timeout_s`."""
@@ -282,16 +318,16 @@ class Swarm:
             async with self._opened(peer, founds, config) as engine:
                 peer.engine = engine
                 plan = engine.plan
-                view = FlatView([("w", peer.theta)])
-                local = LocalCopy(view, [plan.bounds(s) for s in range(plan.n_shards)], exact=True, mixing=self.round.mixing)
-                peer.trainee = Trainee(local, engine.mailbox, streaming=self.round.streaming)
+                local = LocalCopy(peer.view, [plan.bounds(s) for s in range(plan.n_shards)], exact=True, mixing=self.round.mixing)
+                peer.trainee = Trainee(local, engine.mailbox, streaming=self.round.streaming and not self.round.synchronous)
                 peer.joined.set()
-                await peer.train_forever()
+                with peer.training_scope:
+                    await peer.train_forever()
         peer.network.close()
 
     @asynccontextmanager
     async def _opened(self, peer: SimPeer, founds: bool, config: PeerConfig) -> AsyncIterator[Engine]:
-        params = (ParamSpec("w", (self.numel,)),)
+        params = param_specs(peer.view)
         founding = Founding(RunSpec("sim", "", params, self.round), self.start_at) if founds else None
         archive = None if self.stores is None else Archive(BlockStore(self.stores / peer.name), peer.network.identity)
         try:
@@ -303,7 +339,7 @@ class Swarm:
 
     @asynccontextmanager
     async def _running(
-        self, peer: SimPeer, params: tuple[ParamSpec, ...], founding: Founding | None, config: PeerConfig, archive: Archive | None
+        self, peer: SimPeer, params: Sequence[ParamSpec], founding: Founding | None, config: PeerConfig, archive: Archive | None
     ) -> AsyncIterator[Engine]:
         async with running(
             peer.network,
@@ -311,7 +347,7 @@ class Swarm:
             founding=founding,
             params=params,
             offload=inline,
-            mailbox=Mailbox(),
+            mailbox=peer.mailbox,
             events=peer.events,
             config=config,
             rng=random.Random(f"{self._seed}/{peer.name}"),

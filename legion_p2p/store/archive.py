@@ -1,14 +1,16 @@
 """A run on disk, as a peer that trains in it writes and reads it: a journal of updates, and checkpoints made of it.
 
-    an update comes        -> it is appended to the journal
-    a shard is put whole   -> its later updates build on that base
-    a checkpoint is made   -> the journal's updates become blocks, a manifest names all, and the journal begins anew
+    an update comes                     -> it is appended to the journal
+    bytes come that no update led to    -> the shard is appended whole; its later updates build on that
+    a shard is put whole                -> its later updates build on that base
+    a checkpoint is made                -> what the journal has becomes blocks, a manifest names all, and the journal begins anew
 
 So whatever was appended is found again: in the newest manifest, or in the journal. A shard whose stored updates do not reach its
-present state (the peer was away, the disk was full, a swarm of one replaced the bytes) is stored whole in the next checkpoint.
+present state (the disk was full, or too slow) is stored whole in the next checkpoint.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.keep import Keep, kept
 from legion_p2p.core.keeping import StoredRun
+from legion_p2p.core.leaves import decode_leaf, encode_leaf, leaf_sizes, split
 from legion_p2p.core.manifest import MAX_LOG, Base, Manifest, ShardState
 from legion_p2p.core.plan import ShardPlan
 from legion_p2p.core.run import SignedSpec, open_spec, run_id
@@ -34,6 +37,7 @@ from legion_p2p.store.checkpoints import (
     get_spec,
     publish,
     put_base,
+    put_leaves,
     put_node,
     put_spec,
     put_update,
@@ -53,19 +57,31 @@ class _UpdateRecord(msgspec.Struct, frozen=True, tag="u", array_like=True):
     message: bytes
 
 
+class _WholeRecord(msgspec.Struct, frozen=True, tag="w", array_like=True):
+    shard: int
+    version: int
+    digest: bytes
+    included: tuple[Inclusion, ...]
+    leaves: tuple[bytes, ...]
+
+
 class _StateRecord(msgspec.Struct, frozen=True, tag="s", array_like=True):
     step: int
     state: bytes
 
 
-_records: msgspec.msgpack.Decoder[_UpdateRecord | _StateRecord] = msgspec.msgpack.Decoder(_UpdateRecord | _StateRecord)
+_Record = _UpdateRecord | _WholeRecord | _StateRecord
+_records: msgspec.msgpack.Decoder[_Record] = msgspec.msgpack.Decoder(_Record)
 
 
 @dataclass
 class _Stored:
-    """A shard as far as it is stored: a base, the updates since that are blocks, and those that are in the journal only."""
+    """A shard as far as it is stored: a base, the updates since that are blocks, and those that are in the journal only.
 
-    base: Cid
+    The base is a block, or a place in the journal.
+    """
+
+    base: Cid | int
     version: int
     digest: bytes
     log: list[tuple[Cid, ...]] = field(default_factory=list)
@@ -128,8 +144,7 @@ class Archive:
         self.kept = tuple(cid for cid, _, _ in self._pinned())
         self._journal = Journal(self.store.path / "journal" / run_id(signed))
         for at, record in self._open_records():
-            if isinstance(record, _UpdateRecord):
-                self._chain(record, at)
+            self._take(record, at)
 
     def shard(self, shard: int) -> tuple[Base, bytes, Iterator[bytes], Iterator[bytes]]:
         """What a shard is made of: its base, its fp32 bytes, and the encoded updates since, in the checkpoint and after it.
@@ -137,9 +152,16 @@ class Archive:
         Raises: StoreError; DecodeError.
         """
         stored = self._shards[shard]
-        base = get_base(self.store, stored.base)
         assert self._plan is not None
-        return base, base_bytes(self.store, base, self._plan.size(shard)), *self._messages(stored)
+        n_elements = self._plan.size(shard)
+        if isinstance(stored.base, Cid):
+            base = get_base(self.store, stored.base)
+            return base, base_bytes(self.store, base, n_elements), *self._messages(stored)
+        whole = self._whole_at(stored.base)
+        data = b"".join(map(decode_leaf, whole.leaves, leaf_sizes(n_elements)))
+        if hashlib.sha256(data).digest() != whole.digest:
+            raise DecodeError(f"{self._opened().path}: shard {shard} is not what its digest says")
+        return Base(whole.version, whole.digest, whole.included, ()), data, *self._messages(stored)
 
     def last_state(self) -> tuple[int, dict[str, Any]]:
         """The step, and what else the trainer needs to go on, as last written. Raises: StoreError; DecodeError."""
@@ -169,12 +191,21 @@ class Archive:
 
     # writing
 
+    def put_all(self, blocks: Iterable[tuple[Cid, bytes | memoryview]]) -> None:
+        """Store blocks that were fetched: nothing is removed before a checkpoint is made. Raises: DiskFullError; QuotaError;
+        StoreError."""
+        self.store.put_all(blocks)
+
+    def adopt(self, state: ShardState) -> None:
+        """A shard is here as this says: all blocks of it are."""
+        self._shards[state.shard] = _Stored(state.base, state.version, state.digest, list(state.log))
+
     def append(self, updates: Sequence[tuple[UpdateHeader, Update]], step: int, state: Mapping[str, Any] | None = None) -> None:
         """Write updates that lead on from what is stored, and if given the trainer's state.
 
         Raises: DiskFullError; StoreError. Nothing is written then, and nothing harmed.
         """
-        records: list[_UpdateRecord | _StateRecord] = []
+        records: list[_Record] = []
         heads = {shard: (stored.version, stored.digest) for shard, stored in self._shards.items()}
         for h, update in updates:
             if heads.get(h.shard) == (h.version - 1, h.base_digest):
@@ -182,10 +213,19 @@ class Archive:
                 records.append(_UpdateRecord(h.shard, h.version, h.base_digest, h.digest, encode(update)))
         if state is not None:
             records.append(_StateRecord(step, dagcbor.encode(dict(state))))
-        places = self._opened().append([msgspec.msgpack.encode(record) for record in records])
-        for record, at in zip(records, places, strict=True):
-            if isinstance(record, _UpdateRecord):
-                self._chain(record, at)
+        self._append(records)
+
+    def append_whole(self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview) -> None:
+        """Write a shard whole, as `put_base` does, but quickly; the next checkpoint makes blocks of it.
+
+        Raises: DiskFullError; StoreError. Nothing is written then, and nothing harmed.
+        """
+        self._append([_WholeRecord(shard, version, digest, tuple(included), tuple(map(encode_leaf, split(data))))])
+
+    @property
+    def journal_bytes(self) -> int:
+        """What is in the journal."""
+        return 0 if self._journal is None else self._journal.size
 
     def remember(self, contacts: Sequence[tuple[str, tuple[str, ...]]]) -> None:
         """Write down where other members are: for a day on which no initial peer answers. Raises: DiskFullError; StoreError."""
@@ -224,6 +264,9 @@ class Archive:
         nodes = []
         for shard in range(len(self._shards)):
             stored = self._shards[shard]
+            if not isinstance(stored.base, Cid):
+                whole = self._whole_at(stored.base)
+                stored.base = put_leaves(self.store, whole.version, whole.digest, whole.included, whole.leaves)
             while stored.pending:  # one by one: if the disk is full half-way, the rest is still in the journal
                 stored.log.append(put_update(self.store, self._update_at(stored.pending[0])))
                 del stored.pending[0]
@@ -258,6 +301,18 @@ class Archive:
                 found.append((cid, manifest.step, label))
         return sorted(found, key=lambda one: (-one[1], one[0]))
 
+    def _append(self, records: Sequence[_Record]) -> None:
+        places = self._opened().append([msgspec.msgpack.encode(record) for record in records])
+        for record, at in zip(records, places, strict=True):
+            self._take(record, at)
+
+    def _take(self, record: _Record, at: int) -> None:
+        """A record that is in the journal counts from now on."""
+        if isinstance(record, _WholeRecord):
+            self._shards[record.shard] = _Stored(at, record.version, record.digest)
+        elif isinstance(record, _UpdateRecord):
+            self._chain(record, at)
+
     def _chain(self, record: _UpdateRecord, at: int) -> None:
         stored = self._shards.get(record.shard)
         if (
@@ -280,7 +335,13 @@ class Archive:
             raise DecodeError(f"{self._opened().path}: no update at byte {at}")
         return record.message
 
-    def _open_records(self) -> Iterator[tuple[int, _UpdateRecord | _StateRecord]]:
+    def _whole_at(self, at: int) -> _WholeRecord:
+        record = _decode(self._opened().read(at))
+        if not isinstance(record, _WholeRecord):
+            raise DecodeError(f"{self._opened().path}: no whole shard at byte {at}")
+        return record
+
+    def _open_records(self) -> Iterator[tuple[int, _Record]]:
         return ((at, _decode(data)) for at, data in self._opened().records())
 
     def _contacts_file(self) -> Path:
@@ -292,7 +353,7 @@ class Archive:
         return self._journal
 
 
-def _decode(data: bytes) -> _UpdateRecord | _StateRecord:
+def _decode(data: bytes) -> _Record:
     try:
         return _records.decode(data)
     except msgspec.DecodeError as bad:

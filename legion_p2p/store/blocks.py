@@ -343,7 +343,7 @@ class BlockStore:
                 while view:
                     view = view[file.write(view) :]
                 os.fsync(file.fileno())
-        except BaseException:
+        except BaseException:  # an interrupt as well: nobody else would remove the draft
             with contextlib.suppress(OSError):
                 draft.unlink(missing_ok=True)
             raise

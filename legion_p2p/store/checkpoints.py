@@ -3,15 +3,18 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 
+from legion_p2p.core import leaves
 from legion_p2p.core.cids import DAG_CBOR, Cid
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.keep import Keep, kept
+from legion_p2p.core.leaves import encode_leaf, split
 from legion_p2p.core.manifest import (
     MAX_LEAF_BYTES,
     Base,
     Manifest,
     Node,
     ShardState,
+    check_shard,
     decode_base,
     decode_manifest,
     decode_shard,
@@ -23,14 +26,18 @@ from legion_p2p.core.run import RunSpec, SignedSpec, open_spec
 from legion_p2p.core.wire import Inclusion
 from legion_p2p.errors import DecodeError, MissingBlockError
 from legion_p2p.store.blocks import BlockStore
-from legion_p2p.store.leaves import decode_leaf, encode_leaf, leaf_sizes, split
 
 
 def put_base(store: BlockStore, version: int, included: Iterable[Inclusion], data: bytes | memoryview) -> Cid:
     """Store a shard whole; `data` is its little-endian fp32 bytes. Put it, and what is to link to it, within `store.hold()`."""
-    blocks = [(Cid.of(leaf), leaf) for leaf in map(encode_leaf, split(data))]
+    return put_leaves(store, version, hashlib.sha256(data).digest(), included, map(encode_leaf, split(data)))
+
+
+def put_leaves(store: BlockStore, version: int, digest: bytes, included: Iterable[Inclusion], leaves: Iterable[bytes]) -> Cid:
+    """Store a shard whole that is in leaves already; `digest` is of its fp32 bytes."""
+    blocks = [(Cid.of(leaf), leaf) for leaf in leaves]
     store.put_all(blocks)
-    return put_node(store, Base(version, hashlib.sha256(data).digest(), tuple(included), tuple(cid for cid, _ in blocks)))
+    return put_node(store, Base(version, digest, tuple(included), tuple(cid for cid, _ in blocks)))
 
 
 def put_update(store: BlockStore, message: bytes) -> tuple[Cid, ...]:
@@ -88,26 +95,13 @@ def get_shards(store: BlockStore, manifest: Manifest, plan: ShardPlan) -> Iterat
     for i, cid in enumerate(manifest.shards):
         state = get_shard(store, cid)
         base = get_base(store, state.base)
-        if state.shard != i or state.version != base.version + len(state.log):
-            raise DecodeError(
-                f"shard {i} of a manifest: says it is shard {state.shard} in version {state.version}, "
-                f"from a base in version {base.version} and {len(state.log)} updates"
-            )
+        check_shard(i, state, base)
         yield state, base
 
 
 def base_bytes(store: BlockStore, base: Base, n_elements: int) -> bytes:
-    """A base's little-endian fp32 bytes, checked against its digest.
-
-    Raises: MissingBlockError; DecodeError.
-    """
-    sizes = leaf_sizes(n_elements)
-    if len(sizes) != len(base.leaves):
-        raise DecodeError(f"a base of {len(base.leaves)} leaves, {n_elements} elements are {len(sizes)}")
-    data = b"".join(decode_leaf(store.get(cid), size) for cid, size in zip(base.leaves, sizes, strict=True))
-    if hashlib.sha256(data).digest() != base.digest:
-        raise DecodeError(f"the leaves of a base in version {base.version} are not what its digest says")
-    return data
+    """A base's little-endian fp32 bytes, checked against its digest. Raises: MissingBlockError; DecodeError."""
+    return leaves.base_bytes(store.get, base, n_elements)
 
 
 def update_bytes(store: BlockStore, leaves: Iterable[Cid]) -> bytes:

@@ -63,10 +63,11 @@ def summarize(store: BlockStore, cid: Cid, manifest: Manifest | None = None) -> 
     )  # fmt: skip
 
 
-def summarize_shards(store: BlockStore, manifest: Manifest) -> list[ShardSummary]:
-    """Those that are here. Raises: DecodeError."""
+def summarize_shards(store: BlockStore, manifest: Manifest, progress: Callable[[int], None]) -> list[ShardSummary]:
+    """Those that are here; `progress` is told of each. Raises: DecodeError."""
     found = []
     for cid in manifest.shards:
+        progress(1)
         try:
             state = get_shard(store, cid)
             base = get_base(store, state.base)

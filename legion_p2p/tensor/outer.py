@@ -51,3 +51,13 @@ def outer_step(
     m = change if state.momentum is None else momentum * state.momentum + change
     step = m if rule == "sgd" else change + momentum * m
     return step * lr, OuterState(m)
+
+
+def carried_on(state: OuterState, before: OuterState, rounds: int, *, momentum: float = 0.9) -> OuterState:
+    """`state` as if it had begun with `before`, `rounds` rounds ago, instead of zeros: what rules remember is linear in that."""
+    m = before.momentum if rounds == 0 or before.momentum is None else before.momentum * momentum**rounds
+    return OuterState(_sum(m, state.momentum), _sum(before.recent, state.recent), before.n_recent + state.n_recent)
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b

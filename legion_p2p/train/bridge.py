@@ -2,8 +2,8 @@
 
 import atexit
 import os
+import sys
 import threading
-import weakref
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, TypeVar
@@ -11,13 +11,16 @@ from typing import Any, TypeVar
 import trio
 
 from legion_p2p.errors import ClosedError
-from legion_p2p.services.engine import Engine
+from legion_p2p.observe.events import HANDING_OVER, Event
+from legion_p2p.observe.metrics import handing_over_text
+from legion_p2p.services.engine import LEAVE_S, Engine
 
 T = TypeVar("T")
 Opener = Callable[[], AbstractAsyncContextManager[Engine]]
 
 POLL_S = 0.1
-CLOSE_S = 5.0  # an orderly leave takes 1.5 s; a thread that needs longer is left behind
+CLOSE_S = 5.0  # a peer with a small model has left after 2 s, on a busy machine; a larger one goes on leaving in the background
+AT_EXIT_S = LEAVE_S + 5.0  # a thread that needs longer is left behind
 
 
 class PeerThread:
@@ -84,15 +87,20 @@ class PeerThread:
         except (trio.RunFinishedError, trio.Cancelled):
             raise ClosedError("this peer has left its run") from None
 
-    def close(self) -> None:
-        """Leave the run in order. May be called twice, and from a forked child, where it does nothing."""
-        _open_threads.discard(self)
+    def close(self, wait_s: float = CLOSE_S) -> None:
+        """Leave the run in order, and wait for that, at most `wait_s`. What takes longer goes on in the background: large shards
+        on their way to their next owners. The end of the script waits for it.
+
+        May be called twice, and from a forked child, where it does nothing.
+        """
         if self._pid != os.getpid():
             return
         if self._token is not None and self._thread.is_alive():
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._request_stop)
-        self._thread.join(CLOSE_S)
+        self._thread.join(wait_s)
+        if not self._thread.is_alive():
+            _open_threads.discard(self)
 
     def _request_stop(self) -> None:
         # Once in the run, the way out is through the end of the block, so that there is still a network to say goodbye over.
@@ -128,11 +136,18 @@ class PeerThread:
                 await self._stop.wait()
 
 
-_open_threads: "weakref.WeakSet[PeerThread]" = weakref.WeakSet()
+_open_threads: set[PeerThread] = set()
 
 
 @atexit.register
 def _close_all() -> None:
-    """A script that just ends leaves its run in order."""
+    """A script that just ends leaves its run in order; people are told where that takes long."""
     for thread in list(_open_threads):
-        thread.close()
+        if thread.alive and thread._engine is not None:
+            thread._engine.events.add_sink(_tell_of_hand_over)
+        thread.close(AT_EXIT_S)
+
+
+def _tell_of_hand_over(event: Event) -> None:
+    if event.name == HANDING_OVER:
+        print(f"legion_p2p: {handing_over_text(event)}", file=sys.stderr, flush=True)

@@ -247,7 +247,9 @@ class SwarmOptimizer(torch.optim.Optimizer):
         self._thread.post(self._engine.report, self._extra)
 
     def close(self) -> None:
-        """Leave the run in order, in under 2 s. The inner optimizer goes on without a swarm."""
+        """Leave the run in order, which takes less than 2 s where the model is small. Large shards are given to their next owners
+        in the background, and the end of the script waits for that. The inner optimizer goes on without a swarm.
+        """
         self._thread.close()
 
     def __enter__(self) -> "SwarmOptimizer":

@@ -28,7 +28,7 @@ from legion_p2p.services.engine import Engine, Founding
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train import sizing
-from legion_p2p.train.bridge import Opener, PeerThread
+from legion_p2p.train.bridge import AT_EXIT_S, Opener, PeerThread
 from legion_p2p.train.corpus import Corpus, decode, open_text
 from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of, validation_batches
 from legion_p2p.train.gpt import GPT, GPTConfig, preset, shapes_of
@@ -286,7 +286,7 @@ class Trainer:
         try:
             return self._train(thread, out)
         finally:
-            thread.close()
+            thread.close(AT_EXIT_S)
 
     def _params_of(self, spec: RunSpec) -> tuple[ParamSpec, ...]:
         """The parameters of the model that a run describes, as it is joined."""

@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from legion_p2p.core.contact import Lane
+from legion_p2p.core.contact import Gift, Lane
 from legion_p2p.core.identity import Identity
 from legion_p2p.errors import CodecError, RefusedError, UnreachableError, UsageError
 from legion_p2p.net.limits import MAX_BODY_BYTES, MAX_REQUESTS_OUT, OFFENCE_THRESHOLD
@@ -306,3 +306,57 @@ async def test_a_few_offences_are_forgiven(swarm, clock):
 
 async def _is(condition: bool) -> bool:
     return condition
+
+
+async def test_a_gift_arrives_as_any_reply_and_its_giver_is_told_once(swarm, clock):
+    a, b = await swarm.start_connected(2)
+    told = []
+
+    async def tells(*peers):
+        async def are_told():
+            return told == list(peers)
+
+        await eventually(are_told)
+
+    async def handler(peer, body):
+        return Gift(b"gift " * 100_000, lambda: told.append(peer))
+
+    a.messenger.serve(handler)
+
+    with trio.fail_after(30):
+        assert await b.messenger.request(a.peer_id, b"", lane=Lane.BULK) == b"gift " * 100_000
+        await tells(b.peer_id)
+
+
+async def test_a_giver_is_told_also_when_the_gift_is_too_large_or_its_taker_is_gone(swarm, clock):
+    a, b, c = await swarm.start_connected(3)
+    told = []
+
+    async def tells(*peers):
+        async def are_told():
+            return told == list(peers)
+
+        await eventually(are_told)
+
+    asked = trio.Event()
+    answer = trio.Event()
+
+    async def handler(peer, body):
+        if body:
+            asked.set()
+            await answer.wait()
+        return Gift(bytes(0 if body else MAX_BODY_BYTES["control"] + 1), lambda: told.append(peer))
+
+    a.messenger.serve(handler)
+
+    with trio.fail_after(30):
+        with pytest.raises(RefusedError, match="limit"):
+            await b.messenger.request(a.peer_id, b"")
+        await tells(b.peer_id)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(c.messenger.request, a.peer_id, b"wait")
+            await asked.wait()
+            nursery.cancel_scope.cancel()
+        await c.kill()
+        answer.set()
+        await tells(b.peer_id, c.peer_id)

@@ -1,14 +1,20 @@
 """legion-demo from start to end, as real processes; and what is left of it when it is stopped in the middle."""
 
+import contextlib
+import io
 import json
 import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from processes import eventually
+
+from legion_p2p.cli import ctl
+from legion_p2p.cli.common import run_app
 
 KEYS = {
     "run", "n_peers", "local_steps", "tokens", "swarm_val_loss", "lone_val_loss", "digests", "sent_bytes", "received_bytes",
@@ -26,6 +32,13 @@ def nobody_of(family: list[psutil.Process]) -> bool:
 
 def family_of(demo) -> list[psutil.Process]:
     return psutil.Process(demo.pid).children(recursive=True)
+
+
+def checkpoint(what: str, cid: str, store: Path) -> Any:
+    """What legion-ctl checkpoint says of a store."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert run_app(ctl.app, ["checkpoint", what, *([cid] if cid else []), "--store", str(store), "--json"]) == 0
+    return json.loads(out.getvalue())
 
 
 @pytest.mark.timeout(170)
@@ -50,6 +63,11 @@ def test_two_peers_end_with_one_model_and_the_demo_leaves_what_it_promises(scrip
         events = [json.loads(line) for line in (out / f"peer-{n}" / "metrics.jsonl").read_text().splitlines()]
         assert {"step", "round.closed", "run.finished"} <= {event["event"] for event in events}
         assert (out / f"peer-{n}" / "model.safetensors").exists()
+    stored = checkpoint("show", summary["checkpoint"], out / "store")
+    assert stored["checkpoint"]["run_name"] == "demo" and stored["checkpoint"]["n_missing"] == 0
+    assert summary["checkpoint"] in [one["cid"] for one in checkpoint("list", "", out / "store")]
+    told = [str(m.get("text")) for m in demo.said]
+    assert any(f"export {summary['checkpoint']} --safetensors" in line for line in told)
     assert not (out / "bootstrap" / "identity.key").exists()
     eventually(lambda: nobody_of(family), 3)
     assert [path for path in demo.left_files() if "matplotlib" not in path] == []  # which keeps its list of fonts

@@ -5,6 +5,7 @@ import trio
 
 from legion_p2p.core.contact import Lane
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.link import LinkProfile
 from legion_p2p.errors import UnreachableError
 from legion_p2p.net.limits import DIAL_TIMEOUT_S
 from legion_p2p.sim.network import BREAK_AFTER_S, World
@@ -14,6 +15,10 @@ IDENTITIES = [Identity(bytes([n]) * 32) for n in range(6)]
 
 async def echo(peer, body):
     return body
+
+
+async def answer_nothing(peer, body):
+    return b""
 
 
 def join_all(world, n):
@@ -69,6 +74,32 @@ async def test_delays_may_differ_by_pair(autojump_clock):
         for peer, rtt_s in ((near, 0.02), (far, 0.4)):
             await a.messenger.request(peer, b"")
             assert a.messenger.rtt_s(peer) == pytest.approx(rtt_s)
+
+
+async def test_all_bulk_of_a_peer_shares_its_access_link(autojump_clock):
+    links = {
+        identity.peer_id: LinkProfile(up_bps=8e6, down_bps=32e6, inside_s=0.01, across_s=0.1, place=place)
+        for identity, place in zip(IDENTITIES, (1, 1, 2), strict=False)
+    }
+    async with World(links=links) as world:
+        a, near, far = join_all(world, 3)
+        for other, rtt_s in ((near, 0.01), (far, 0.1)):
+            await a.messenger.request(other.peer_id, b"")
+            assert a.messenger.rtt_s(other.peer_id) == pytest.approx(rtt_s)
+            other.messenger.serve(answer_nothing)
+        began, done = trio.current_time(), {}
+
+        async def bulk(other):
+            await a.messenger.request(other.peer_id, bytes(1_000_000), lane=Lane.BULK)
+            done[other] = trio.current_time() - began
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bulk, near)
+            await trio.sleep(0.001)
+            nursery.start_soon(bulk, far)
+
+        assert done == {near: pytest.approx(1.25 + 0.01), far: pytest.approx(2.25 + 0.1)}
+        assert a.messenger.bandwidth().upload_limit_bps == 8e6
 
 
 async def test_a_killed_peer_fails_requests_one_delay_later(autojump_clock):

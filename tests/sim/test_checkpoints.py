@@ -11,11 +11,13 @@ import trio
 from legion_p2p.config import PeerConfig
 from legion_p2p.core.cids import DAG_CBOR, Cid
 from legion_p2p.core.keeping import CheckpointConfig
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.manifest import block_key, checkpoint_key
+from legion_p2p.core.rendezvous import shard_key
+from legion_p2p.core.run import RoundSpec, name_key, run_key
 from legion_p2p.core.wire import Blocks, GetBlocks, HasBlocks, decode_reply, encode
 from legion_p2p.errors import DiskFullError, MissingBlockError, RefusedError, UnreachableError
 from legion_p2p.observe.events import Events
-from legion_p2p.services import checkpoints, providing
+from legion_p2p.services import checkpoints, fetching, providing
 from legion_p2p.services.fetching import Fetcher
 from legion_p2p.services.ports import Lane
 from legion_p2p.sim.swarm import SimPeer, Swarm, inline
@@ -31,6 +33,12 @@ CONFIG = PeerConfig(checkpoints=CheckpointConfig(every_s=8, base_every=8, gather
 def no_sync(monkeypatch):
     """Processes are killed here, not machines: nothing needs to wait for the disk."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.fixture
+def one_by_one(monkeypatch):
+    """Blocks are asked for singly, or the first to be asked has all of so few to send."""
+    monkeypatch.setattr(fetching, "BATCH", 1)
 
 
 def swarm_in(folder: Path) -> Swarm:
@@ -155,7 +163,7 @@ def fetcher(swarm: Swarm, store: BlockStore, **more) -> Fetcher:
     return Fetcher(network.messenger, network.discovery, store, inline, Events(), **more)
 
 
-async def test_a_checkpoint_is_fetched_from_all_who_have_its_blocks(tmp_path: Path, autojump_clock):
+async def test_a_checkpoint_is_fetched_from_all_who_have_its_blocks(tmp_path: Path, autojump_clock, one_by_one):
     async with swarm_in(tmp_path) as swarm:
         root = await trained(swarm, "abc")
         with BlockStore(tmp_path / "fetched") as store:
@@ -164,6 +172,30 @@ async def test_a_checkpoint_is_fetched_from_all_who_have_its_blocks(tmp_path: Pa
             common = swarm.peers["b"].engine.common_parameters()
             assert next(Checkpoint(store, root).parameters())[1].equal(common)
         assert set(fetched.from_whom) == {peer.id for peer in swarm.living()} and not fetched.dropped
+
+
+async def test_peers_are_found_by_the_checkpoints_that_they_have_and_the_shards_they_own_not_by_block(
+    tmp_path: Path, autojump_clock
+):
+    async with swarm_in(tmp_path) as swarm:
+        await trained(swarm, "abc")
+        peers, run = swarm.living(), swarm.peers["a"].engine.run
+        seeker = swarm.world.join(swarm.identity("seeker")).discovery
+
+        async def found(key: str) -> set[str]:
+            return {contact.peer_id for contact in await seeker.find(key)}
+
+        assert await found(checkpoint_key(run)) == {peer.id for peer in peers}
+        for peer in peers:
+            kept = peer.engine._archive.kept
+            for cid in kept:
+                assert peer.id in await found(block_key(cid))
+            owned = {shard_key(run, peer.engine.region, shard) for shard in peer.engine.shards.owned()}
+            for key in owned:
+                assert await found(key) == {peer.id}
+            expected = {run_key(run), name_key("sim"), checkpoint_key(run), *map(block_key, kept)} | owned
+            assert peer.engine._advertise._provided == expected
+            assert len(list(peer.engine._archive.store)) > len(expected)
 
 
 async def test_a_fetch_that_was_stopped_goes_on(tmp_path: Path, autojump_clock):
@@ -183,13 +215,15 @@ async def test_a_fetch_that_was_stopped_goes_on(tmp_path: Path, autojump_clock):
             Checkpoint(store, root)
 
 
-async def test_a_provider_that_lies_is_dropped_and_the_others_suffice(tmp_path: Path, autojump_clock):
+async def test_a_provider_that_lies_is_reported_and_dropped_and_the_others_suffice(
+    tmp_path: Path, autojump_clock, one_by_one, monkeypatch
+):
     class Liar:
         def __init__(self, honest):
             self.honest = honest
 
-        async def on_request(self, message):
-            reply = await self.honest.on_request(message)
+        async def on_request(self, peer, message):
+            reply = await self.honest.on_request(peer, message)
             return Blocks(tuple(b"lie" for _ in reply.blocks)) if isinstance(reply, Blocks) else reply
 
     async with swarm_in(tmp_path) as swarm:
@@ -197,8 +231,12 @@ async def test_a_provider_that_lies_is_dropped_and_the_others_suffice(tmp_path: 
         liar = swarm.peers["b"]
         liar.engine._provider = Liar(liar.engine._provider)
         with BlockStore(tmp_path / "fetched") as store:
-            fetched = await fetcher(swarm, store).fetch(root)
+            fetching = fetcher(swarm, store)
+            reported = []
+            monkeypatch.setattr(fetching._messenger, "report", lambda peer, offence: reported.append(peer))
+            fetched = await fetching.fetch(root)
 
+            assert set(reported) == {liar.id}
             assert fetched.dropped == (liar.id,) and liar.id not in fetched.from_whom
             for _ in Checkpoint(store, root).parameters():
                 pass
@@ -218,7 +256,7 @@ async def test_an_answer_has_its_limit_and_asks_of_nonsense_cost_standing(tmp_pa
         monkeypatch.setattr(providing, "MAX_BLOCKS_BYTES", 2 * size + 1)
         reply = await ask(GetBlocks((root.raw, Cid.of(b"nothing").raw, root.raw, root.raw)))
         assert [len(block) for block in reply.blocks] == [size, 0, size, 0]
-        assert (await ask(HasBlocks((root.raw, Cid.of(b"nothing").raw)))).held == b"\1\0"
+        assert (await ask(HasBlocks((root.raw, Cid.of(b"nothing").raw)))).sizes == (size, 0)
         for _ in range(20):
             with contextlib.suppress(RefusedError, UnreachableError):
                 await ask(GetBlocks((b"c" * 36,)))

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from legion_p2p.core.coordinates import MAX_COORDINATE_S, MIN_HEIGHT_S, ORIGIN, Coordinate, Locator, Witness, is_believed
+from legion_p2p.core.coordinates import MAX_COORDINATE_S, MIN_HEIGHT_S, ORIGIN, Coordinate, Locator
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.witnesses import Witness, is_believed
 
 N = 200
 ROUND_S = 2.0

@@ -9,6 +9,7 @@ import trio
 
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.services.copies import RegionCopy
+from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import SimPeer, Swarm
 
 LOSSY = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", norm_cap=0.0, shard_elements=32, cross_every=2)
@@ -64,6 +65,24 @@ async def test_the_other_rules_bring_regions_together_as_well(rule, autojump_clo
         alone = torch.dist(*(torch.stack([peer.target for peer in region]).mean(0) for region in (east, west)))
         assert apart(east, west) < 0.4 * alone
         assert torch.dist(middle, mean) < 0.2 * alone  # the center is behind, and moves as well
+
+
+async def test_two_regions_that_ask_each_other_at_the_same_moment_meet(autojump_clock):
+    """Answers take longer than rounds, so both are due while they wait."""
+    rounds = msgspec.structs.replace(LOSSY, local_steps=5, cross_every=1)
+    world = World(delay_s=lambda a, b: 0.0025 if {a, b} <= east_ids or not {a, b} & east_ids else 0.06)
+    swarm = Swarm(round=rounds, step_s=0.02, world=world)
+    east_ids = {swarm.identity(name).peer_id for name in "ab"}
+    async with swarm:
+        east, _ = await two_regions(swarm)
+        await trio.sleep(4)
+        began, before = trio.current_time(), east[0].versions()
+
+        await trio.sleep(4)
+
+        n_rounds = sum(now - then for now, then in zip(east[0].versions(), before, strict=True))
+        met = sum(n_met(peer, after=began) for peer in east)
+        assert n_rounds > 60 and met > 0.4 * n_rounds  # every second round: an answer takes one
 
 
 async def test_a_meeting_moves_both_by_the_same_so_their_mean_stays(autojump_clock):

@@ -1,4 +1,5 @@
-"""Two hundred peers in four places find their regions, each by itself, while a fifth of them is replaced every hour.
+"""Two hundred peers in four places find their regions, each by itself, while a fifth of them is replaced every hour; sixty do,
+while a tenth of them lie.
 
 Announcements are data here: what all announced in one period everybody sees in the next, which is the worst case for decisions
 that are made at the same time.
@@ -8,11 +9,13 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
-from legion_p2p.core.coordinates import Locator
+from legion_p2p.core.coordinates import Coordinate, Locator
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.regions import Placed, RegionChoice, regions_of
+from legion_p2p.core.witnesses import Account, doubted, pack_testimonies, witnesses_of
 
 PERIOD_S = 20.0
 PERIODS_PER_HOUR = 180
@@ -29,12 +32,21 @@ class Peer:
     locator: Locator
     choice: RegionChoice
     came: int
+    claims: Coordinate | None = None
+    """Where it says that it is, lying; None: it does not lie."""
+
+    @property
+    def coordinate(self) -> Coordinate:
+        return self.claims or self.locator.coordinate
 
 
 class Swarm:
     """Peers at four places; round trips between places as ACROSS_S, each peer's with a detour of its own, and its access link."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, doubting: bool = False) -> None:
+        """`doubting`: witnesses are asked whether each peer is where it says."""
+        self.doubting = doubting
+        self.doubted: frozenset[PeerId] = frozenset()
         self.random = random.Random(seed)
         self.places = range(len(ACROSS_S))
         self.peers: list[Peer] = []
@@ -43,14 +55,14 @@ class Swarm:
         self.n_made = 0
         self.n_moved: list[int] = []
 
-    def add(self, n: int) -> None:
+    def add(self, n: int, place: int | None = None) -> None:
         for _ in range(n):
             self.n_made += 1
             peer_id = PeerId(f"peer-{self.n_made}")
             rng = random.Random(self.n_made)
-            place = self.random.choice(self.places)
+            where = self.random.choice(self.places) if place is None else place
             peer = Peer(
-                peer_id, place, rng.uniform(0.002, 0.015), rng.uniform(0.95, 1.1), Locator(rng),
+                peer_id, where, rng.uniform(0.002, 0.015), rng.uniform(0.95, 1.1), Locator(rng),
                 RegionChoice(peer_id), self.period,
             )  # fmt: skip
             self.peers.append(peer)
@@ -67,20 +79,41 @@ class Swarm:
         asked = self.random.sample(others, min(16 if newcomer else n_heard, len(others)))
         for _ in range(8 if newcomer else 1):
             for other in asked:
-                peer.locator.observe(other.id, other.locator.coordinate, self.rtt_s(peer, other), self.period * PERIOD_S)
+                peer.locator.sample(other.id, self.rtt_s(peer, other), self.period * PERIOD_S)
+                if other.id not in self.doubted:
+                    peer.locator.fit(other.id, other.coordinate)
+
+    def look_into(self) -> None:
+        """Everybody measures one of those that it is a witness of; who is doubted then?"""
+        by_id = {p.id: p for p in self.peers}
+        accounts = [Account(p.id, p.coordinate) for p in self.peers]
+        chosen = witnesses_of(accounts)
+        spoken = []
+        for peer, account in zip(self.peers, accounts, strict=True):
+            subjects = [s for s, witnesses in chosen.items() if peer.id in witnesses]
+            for subject in sorted(subjects, key=peer.locator.n_samples)[:1]:
+                peer.locator.sample(subject, self.rtt_s(peer, by_id[subject]), self.period * PERIOD_S)
+            measured = ((s, peer.locator.least_s(s)) for s in subjects)
+            testimonies = pack_testimonies([(s, rtt_s) for s, rtt_s in measured if rtt_s])
+            spoken.append(msgspec.structs.replace(account, testimonies=testimonies))
+        self.doubted = doubted(spoken)
 
     def tick(self, n_heard: int = 1) -> None:
         """One announcement period."""
         self.period += 1
-        regions = regions_of(self.announced)
+        if self.doubting:
+            self.look_into()
+        regions = regions_of(self.announced, self.doubted)
         n_moved = 0
         for peer in self.peers:
             self.measure(peer, n_heard)
             before = peer.choice.region
+            if peer.claims is not None:
+                continue
             after = peer.choice.look(peer.locator.coordinate, regions)
             n_moved += bool(before) and before != after
         self.n_moved.append(n_moved)
-        self.announced = [Placed(p.id, p.choice.region, p.locator.coordinate) for p in self.peers]
+        self.announced = [Placed(p.id, p.choice.region, p.coordinate) for p in self.peers]
 
     def replace_one(self) -> Peer:
         gone = self.peers.pop(self.random.randrange(len(self.peers)))
@@ -92,7 +125,8 @@ class Swarm:
     def main_regions(self) -> dict[int, str]:
         """Where most of each place are."""
         return {
-            place: Counter(p.choice.region for p in self.peers if p.place == place).most_common(1)[0][0] for place in self.places
+            place: Counter(p.choice.region for p in self.peers if p.place == place).most_common(1)[0][0]
+            for place in sorted({p.place for p in self.peers})
         }
 
     def is_right(self, peer: Peer) -> bool:
@@ -121,3 +155,32 @@ def test_an_hour_of_two_hundred_peers_in_four_places():
     assert sum(right) >= 0.95 * N
     assert max(swarm.n_moved[settled:]) < 0.02 * N
     assert len({p.choice.region for p in swarm.peers}) < 5
+
+
+def sixty_of_whom_six_lie(*, doubting: bool) -> Swarm:
+    """Ten are at a third place, and six of these say after a while that they are with the many at the first."""
+    swarm = Swarm(seed=2, doubting=doubting)
+    for place, n in enumerate((26, 24, 10)):
+        swarm.add(n, place)
+    for _ in range(40):
+        swarm.tick(n_heard=4)
+    at_first = swarm.peers[0].locator
+    for _ in range(40):
+        for liar in swarm.peers[-6:]:  # always where the others are now: the honest move to fit a lie that stays the same
+            liar.claims = msgspec.structs.replace(at_first.coordinate, error=0.01)
+        swarm.tick(n_heard=4)
+    return swarm
+
+
+def test_who_lie_about_where_they_are_drag_nobody_along_when_witnesses_are_asked():
+    swarm = sixty_of_whom_six_lie(doubting=True)
+
+    honest = [p for p in swarm.peers if p.claims is None]
+    assert all(swarm.is_right(p) for p in honest) and len(set(swarm.main_regions().values())) == 3
+    assert sum(swarm.n_moved[-39:]) == 0
+    assert {p.id for p in swarm.peers if p.claims is not None} <= swarm.doubted
+    assert sum(p.id in swarm.doubted for p in honest) <= 3
+
+
+def test_and_would_drag_along_the_honest_of_their_region_if_they_were_believed():
+    assert sum(sixty_of_whom_six_lie(doubting=False).n_moved[-39:]) >= 4

@@ -2,15 +2,19 @@
 
 from collections import defaultdict
 
+import msgspec
+import pytest
 import trio
 
 from legion_p2p.config import AUTO_REGION, PeerConfig
+from legion_p2p.core.coordinates import Coordinate
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.core.wire import Cross, Push, Update, decode_request
 from legion_p2p.errors import DecodeError
+from legion_p2p.services.regions import RegionService
 from legion_p2p.sim.network import World
-from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm import SimPeer, Swarm
 
 LOSSY = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", norm_cap=0.0, shard_elements=32, cross_every=2)
 INSIDE_S, ACROSS_S = 0.0025, 0.06  # one way
@@ -19,14 +23,20 @@ INSIDE_S, ACROSS_S = 0.0025, 0.06  # one way
 class Places:
     """Peers named after places, such as "east-1": near each other at one place, and far from all others."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 1) -> None:
+        self.late_until = 0.0
+        """Until then most trips take longer: the machines are busy."""
         self.at: dict[PeerId, str] = {}
         self.sent: dict[tuple[str, bool], int] = defaultdict(int)
-        self.swarm = Swarm(round=LOSSY, step_s=0.2, config=PeerConfig(region=AUTO_REGION), world=World(1, delay_s=self.delay_s))
+        world = World(seed, delay_s=self.delay_s)
+        self.swarm = Swarm(round=LOSSY, step_s=0.2, config=PeerConfig(region=AUTO_REGION), world=world)
         self.swarm.world.corrupt = self.watch
 
     def delay_s(self, a: PeerId, b: PeerId) -> float:
-        return INSIDE_S if self.at.get(a) == self.at.get(b) else ACROSS_S
+        late_s = 0.0
+        if trio.current_time() < self.late_until and self.swarm.world.random.random() < 0.8:
+            late_s = self.swarm.world.random.expovariate(1 / 0.08)
+        return late_s + (INSIDE_S if self.at.get(a) == self.at.get(b) else ACROSS_S)
 
     def watch(self, source: PeerId, target: PeerId, data: bytes) -> bytes:
         """Count what kinds of requests pass within a place and between two."""
@@ -38,9 +48,12 @@ class Places:
             self.sent[type(message).__name__, self.at[source] != self.at[target]] += 1
         return data
 
-    async def add(self, name: str) -> str:
+    def start(self, name: str) -> SimPeer:
         self.at[self.swarm.identity(name).peer_id] = name.partition("-")[0]
-        return (await self.swarm.add(name)).engine.region
+        return self.swarm.start(name)
+
+    async def add(self, name: str) -> None:
+        await self.start(name).joined.wait()
 
     def found(self) -> dict[str, set[str]]:
         """The regions of the peers at each place."""
@@ -75,6 +88,22 @@ async def test_peers_of_three_places_find_their_regions_and_train_there(autojump
         assert status.bytes_in_region > 0 < status.bytes_across
 
 
+@pytest.mark.parametrize("seed", [4, 6])
+async def test_who_come_at_once_on_busy_machines_find_each_other_all_the_same(autojump_clock, seed):
+    places = Places(seed)
+    places.late_until = trio.current_time() + 15
+    async with places.swarm as swarm:
+        await places.add("east-1")
+        rest = [places.start(name) for name in ("west-1", "east-2", "west-2")]
+        for peer in rest:
+            await peer.joined.wait()
+
+        await swarm.until(places.is_right, 10, "two regions of two")
+        while trio.current_time() < places.late_until + 5:
+            await trio.sleep(1.0)
+            assert places.is_right()
+
+
 async def test_who_is_elsewhere_from_now_on_moves_to_the_region_there(autojump_clock):
     places = Places()
     async with places.swarm as swarm:
@@ -98,3 +127,30 @@ async def test_who_is_elsewhere_from_now_on_moves_to_the_region_there(autojump_c
             assert chain.version > version + 3
             assert chain.includes(moving.id, seqs[shard] + 2)  # its pushes are in the versions of its new region
         assert moving.events_named("region.moved")
+
+
+async def test_who_lie_about_where_they_are_take_nobody_along_who_is_with_them(autojump_clock, monkeypatch):
+    places = Places()
+    places.swarm.step_s = 5.0
+    liars: list[PeerId] = []
+    honest = RegionService.coordinate
+
+    def claimed(regions: RegionService) -> Coordinate | None:
+        """Liars are always where the first peer of the east is, and have no doubt about it."""
+        if regions._members.me not in liars:
+            return honest.fget(regions)
+        return msgspec.structs.replace(honest.fget(places.swarm.peers["east-1"].engine.regions), error=0.01)
+
+    monkeypatch.setattr(RegionService, "coordinate", property(claimed))
+    async with places.swarm as swarm:
+        for name in ("east-1", "west-1", "east-2", "west-2", "east-3", "west-3", "east-4", "east-5"):
+            await places.add(name)
+        await trio.sleep(20)
+        assert places.is_right()
+
+        liars += [swarm.peers[name].id for name in ("west-2", "west-3")]
+        await trio.sleep(30)
+
+        assert places.is_right()
+        assert not any(peer.events_named("region.moved") for peer in swarm.peers.values())
+        assert {liar: swarm.peers["east-2"].engine.regions.is_doubted(liar) for liar in liars} == dict.fromkeys(liars, True)

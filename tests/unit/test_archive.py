@@ -6,7 +6,7 @@ import pytest
 
 from legion_p2p.core.keep import Keep
 from legion_p2p.core.keeping import StoredRun
-from legion_p2p.core.wire import decode_header, decode_request
+from legion_p2p.core.wire import Inclusion, decode_header, decode_request
 from legion_p2p.errors import DiskFullError, QuotaError, StoreError
 from legion_p2p.store import journal as journal_module
 from legion_p2p.store.archive import DEFAULT_KEEP, Archive
@@ -95,6 +95,29 @@ def test_the_next_checkpoint_takes_the_journal_in_and_names_the_one_before(peer:
     assert opened.manifest.parent == str(first)
     assert [shard.equal(peer.run.reference(i)) for i, shard in enumerate(opened.shards())] == [True] * peer.run.plan.n_shards
     assert peer.again().cid == second and peer.holds_all()
+
+
+def test_a_shard_appended_whole_is_found_again_and_becomes_a_base_in_the_next_checkpoint(peer: Peer) -> None:
+    peer.put_bases()
+    peer.archive.publish(1, 1, {})
+    peer.updates(3)  # which this archive never saw
+    for shard in range(peer.run.plan.n_shards):
+        reference = peer.run.reference(shard)
+        included = (Inclusion(FOUNDER.peer_id, 7),)
+        peer.archive.append_whole(shard, peer.run.versions[shard], digest(reference), included, fp32_bytes(reference.clone()))
+    later = peer.updates()
+    peer.archive.append(later, 9)
+
+    peer.again()
+
+    assert peer.holds_all() and peer.archive.journal_bytes > 4 * 0.8 * peer.run.plan.numel
+    base, data, log, journal = peer.archive.shard(1)
+    assert (base.version, base.included[0].seq, len(data), list(log)) == (3, 7, 4 * peer.run.plan.size(1), [])
+    assert [decode_request(message) for message in journal] == [update for header, update in later if header.shard == 1]
+    root = peer.archive.publish(9, 9, {})
+    assert peer.archive.journal_bytes == 0
+    opened = Checkpoint(peer.archive.store, root)
+    assert all(shard.equal(peer.run.reference(i)) for i, shard in enumerate(opened.shards()))
 
 
 def test_updates_that_do_not_lead_on_are_not_taken(peer: Peer) -> None:

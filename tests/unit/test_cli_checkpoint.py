@@ -131,7 +131,7 @@ def test_export_and_import_bring_a_checkpoint_to_another_store(cli: Cli, run_and
     run, first, second = run_and_roots
     other = Cli(tmp_path / "other", capsys)
 
-    cli("export", second, "--car", tmp_path / "x.car")
+    assert "x.car: a CAR of" in cli("export", second, "--car", tmp_path / "x.car")
     assert other("import", tmp_path / "x.car").strip() == str(second)
     written = cli.json("export", second, "--safetensors", tmp_path / "st", "--dcp", tmp_path / "dcp", "--names", "run")
     by_folder = [other.json("import", tmp_path / kind)["cids"][0] for kind in ("st", "dcp")]

@@ -8,9 +8,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from legion_p2p.core.leaves import PLAIN, PLANES, decode_leaf, encode_leaf, leaf_sizes, split
 from legion_p2p.core.manifest import LEAF_ELEMENTS, MAX_LEAF_BYTES
 from legion_p2p.errors import DecodeError, UsageError
-from legion_p2p.store.leaves import PLAIN, PLANES, decode_leaf, encode_leaf, leaf_sizes, split
 
 GAUSSIAN = np.random.default_rng(0).normal(0, 0.02, LEAF_ELEMENTS).astype("<f4")
 widths = pytest.mark.parametrize("width", [2, 4])

@@ -42,7 +42,7 @@ def test_the_epoch_does_not_follow_one_liar() -> None:
 
 def test_one_of_a_pair_begins_and_the_other_only_if_it_does_not() -> None:
     assert patience("a", "b", 4) == 4
-    assert patience("b", "a", 4) == 8
+    assert patience("b", "a", 4) == 16
 
 
 def test_the_rate_grows_while_they_drift_apart_and_then_all_is_sent_anew() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from legion_p2p.errors import UsageError
-from legion_p2p.tensor.outer import RULES, OuterState, outer_step
+from legion_p2p.tensor.outer import RULES, OuterState, carried_on, outer_step
 
 
 def changes(n: int) -> list[torch.Tensor]:
@@ -74,6 +74,23 @@ def test_nothing_that_goes_in_is_changed(rule: str) -> None:
 
     assert torch.equal(one, kept[0]) and torch.equal(two, kept[1])
     assert before is None or torch.equal(state.momentum, before)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "nesterov"])
+def test_what_arrives_after_some_rounds_counts_as_if_it_had_been_there_from_the_start(rule: str) -> None:
+    early, late = changes(3), changes(4)
+    before, kept, since = OuterState(), OuterState(), OuterState()
+    for change in early:
+        _, before = outer_step(rule, change, before, lr=0.5, momentum=0.8)
+    kept = before
+    for change in late:
+        _, kept = outer_step(rule, change, kept, lr=0.5, momentum=0.8)
+        _, since = outer_step(rule, change, since, lr=0.5, momentum=0.8)
+
+    together = carried_on(since, before, len(late), momentum=0.8)
+
+    torch.testing.assert_close(together.momentum, kept.momentum)
+    assert carried_on(OuterState(), before, 0).momentum is before.momentum
 
 
 def test_an_unknown_rule_is_an_error_that_names_the_known_ones() -> None:

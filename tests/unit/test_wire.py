@@ -16,6 +16,9 @@ from legion_p2p.core.manifest import MAX_BLOCK_BYTES
 from legion_p2p.core.plan import MAX_SHARDS, ParamSpec
 from legion_p2p.core.run import MAX_SPEC_BYTES, RunSpec, SignedSpec, open_spec, sign_spec
 from legion_p2p.core.wire import (
+    MAX_BUSY_MS,
+    MAX_CHECKPOINTS,
+    MAX_COMPARED,
     MAX_EXCHANGED,
     MAX_GET_CIDS,
     MAX_HAS_CIDS,
@@ -24,9 +27,15 @@ from legion_p2p.core.wire import (
     MAX_PAYLOAD_BYTES,
     MAX_REASON_CHARS,
     MAX_UPDATES,
+    OTHER,
+    UNKNOWN,
     Accusation,
     Blocks,
+    Busy,
     Carry,
+    Checkpoints,
+    Compare,
+    Compared,
     Cross,
     Crossed,
     Done,
@@ -34,6 +43,7 @@ from legion_p2p.core.wire import (
     Exchanged,
     Failure,
     GetBlocks,
+    GetCheckpoints,
     GetShard,
     GetSpec,
     GetUpdates,
@@ -50,6 +60,7 @@ from legion_p2p.core.wire import (
     Pushed,
     ShardState,
     SpecFound,
+    State,
     Unknown,
     Update,
     UpdateHeader,
@@ -79,6 +90,8 @@ REQUESTS: list[Message] = [
     Cross("run", 1, "west", 3, b"", 0.5, None, True, "bf16", b"payload"),
     Carry("run", 1, 3, "int8", b"payload"),
     HasBlocks((b"c" * 36,)),
+    GetCheckpoints("run"),
+    Compare("run", (State(0, 1, b"d" * 32),)),
     GetBlocks((b"c" * 36, b"d" * 36)),
 ]
 REPLIES: list[Message] = [
@@ -93,7 +106,10 @@ REPLIES: list[Message] = [
     Crossed(b"payload"),
     Crossed(b"payload", 0.01),
     Unknown(),
-    HeldBlocks(b"\1\0"),
+    HeldBlocks((5, 0)),
+    Checkpoints((b"c" * 36,)),
+    Compared((0, UNKNOWN, OTHER)),
+    Busy(1500),
     Blocks((b"block", b"")),
 ]
 HEADER = UpdateHeader("run", 1, 2, DIGEST, DIGEST, "owner", "int8", (Inclusion("a", 1),), (Failure("b", "late"),), 2, 99)
@@ -159,7 +175,12 @@ def test_a_field_of_a_later_version_is_read_over(message: Message) -> None:
     assert decode(made, message) == message
 
 
-OPTIONAL = {(GetUpdates, "log_only"): False, (Handover, "momentum"): b"", (Crossed, "slowed_to"): None}
+OPTIONAL = {
+    (GetUpdates, "log_only"): False,
+    (Handover, "part"): "residual",
+    (Handover, "n_recent"): 0,
+    (Crossed, "slowed_to"): None,
+}
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=name)
@@ -199,6 +220,7 @@ def test_one_cut_short_or_with_something_behind_it_is_refused(message: object) -
 
 UINT32 = 0xFFFFFFFF
 COUNT = 1 << 62
+STATE = {"shard": 0, "version": 1, "digest": DIGEST}
 LIMITS = [
     (
         "run",
@@ -278,7 +300,16 @@ LIMITS = [
     ("cids", (HasBlocks,), [b"c" * 36] * MAX_HAS_CIDS, [b"c" * 36] * (MAX_HAS_CIDS + 1)),
     ("cids", (GetBlocks,), [b"c" * 36] * MAX_GET_CIDS, [b"c" * 36] * (MAX_GET_CIDS + 1)),
     ("cids", (HasBlocks, GetBlocks), [b"c" * 36], [b"c" * 37]),
-    ("held", (HeldBlocks,), bytes(MAX_HAS_CIDS), bytes(MAX_HAS_CIDS + 1)),
+    ("sizes", (HeldBlocks,), [0] * MAX_HAS_CIDS, [0] * (MAX_HAS_CIDS + 1)),
+    ("sizes", (HeldBlocks,), [MAX_BLOCK_BYTES], [MAX_BLOCK_BYTES + 1]),
+    ("sizes", (HeldBlocks,), [0], [-1]),
+    ("cids", (Checkpoints,), [b"c" * 36] * MAX_CHECKPOINTS, [b"c" * 36] * (MAX_CHECKPOINTS + 1)),
+    ("states", (Compare,), [STATE] * MAX_COMPARED, [STATE] * (MAX_COMPARED + 1)),
+    ("states", (Compare,), [{**STATE, "shard": MAX_SHARDS - 1}], [{**STATE, "shard": MAX_SHARDS}]),
+    ("since", (Compared,), [-2] * MAX_COMPARED, [-2] * (MAX_COMPARED + 1)),
+    ("since", (Compared,), [OTHER], [OTHER - 1]),
+    ("retry_ms", (Busy,), MAX_BUSY_MS, MAX_BUSY_MS + 1),
+    ("retry_ms", (Busy,), 0, -1),
     ("blocks", (Blocks,), [b"b" * MAX_BLOCK_BYTES], [b"b" * (MAX_BLOCK_BYTES + 1)]),
     ("blocks", (Blocks,), [b""] * MAX_GET_CIDS, [b""] * (MAX_GET_CIDS + 1)),
 ]

@@ -10,17 +10,20 @@ float is its exponent, and all top bytes together shrink to about a third; the o
 fp32 (width 4) and bf16 (width 2), little-endian. It decodes to as many as the reader expects, whatever a block claims.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import zstandard
 
-from legion_p2p.core.manifest import LEAF_ELEMENTS
+from legion_p2p.core.cids import Cid
+from legion_p2p.core.manifest import LEAF_ELEMENTS, Base
 from legion_p2p.errors import DecodeError, UsageError
 
 PLAIN, PLANES = 0, 1
 LEVEL = 1  # of zstd: 3 takes twice as long for less than one per cent
-_UNSIGNED = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_UNSIGNED: dict[int, Any] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 
 
 def encode_leaf(data: bytes | memoryview, width: int = 4) -> bytes:
@@ -28,7 +31,8 @@ def encode_leaf(data: bytes | memoryview, width: int = 4) -> bytes:
     turned_N = _floats(data, width)
     planes_WN = _turned(turned_N, width, left=True).view(np.uint8).reshape(-1, width).T
     compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
-    mask, parts = 0, []
+    mask = 0
+    parts: list[bytes] = []
     for i, plane_N in enumerate(planes_WN):
         plain = plane_N.tobytes()
         packed = compressor.compress(plain)
@@ -53,6 +57,7 @@ def decode_leaf(block: bytes | memoryview, n_elements: int, width: int = 4) -> b
         )
     planes_NW = np.empty((n_elements, width), np.uint8)
     at = 2
+    plane: bytes | memoryview
     for i in range(width):
         if block[1] >> i & 1:
             end = at + 4 + int.from_bytes(block[at : at + 4], "little")
@@ -64,7 +69,18 @@ def decode_leaf(block: bytes | memoryview, n_elements: int, width: int = 4) -> b
         planes_NW[:, i] = np.frombuffer(plane, np.uint8)
     if at != len(block):
         raise DecodeError(f"a leaf of {len(block)} bytes, of which its planes are {at}")
-    return _turned(planes_NW.reshape(-1).view(_UNSIGNED[width]), width, left=False).tobytes()
+    return bytes(_turned(planes_NW.reshape(-1).view(_UNSIGNED[width]), width, left=False))
+
+
+def base_bytes(get: Callable[[Cid], bytes], base: Base, n_elements: int) -> bytes:
+    """A base's little-endian fp32 bytes out of blocks, checked against its digest. Raises: DecodeError, and what `get` raises."""
+    sizes = leaf_sizes(n_elements)
+    if len(sizes) != len(base.leaves):
+        raise DecodeError(f"a base of {len(base.leaves)} leaves, {n_elements} elements are {len(sizes)}")
+    data = b"".join(decode_leaf(get(cid), size) for cid, size in zip(base.leaves, sizes, strict=True))
+    if hashlib.sha256(data).digest() != base.digest:
+        raise DecodeError(f"the leaves of a base in version {base.version} are not what its digest says")
+    return data
 
 
 def split(data: bytes | memoryview, width: int = 4) -> Iterator[memoryview]:
@@ -78,13 +94,13 @@ def leaf_sizes(n_elements: int) -> list[int]:
     return [min(LEAF_ELEMENTS, n_elements - at) for at in range(0, n_elements, LEAF_ELEMENTS)]
 
 
-def _floats(data: bytes | memoryview, width: int) -> np.ndarray:
+def _floats(data: bytes | memoryview, width: int) -> Any:
     if width not in _UNSIGNED or len(data) % width or len(data) > LEAF_ELEMENTS * width:
         raise UsageError(f"{len(data)} bytes of floats of {width} bytes, at most {LEAF_ELEMENTS} whole ones of 2 or 4")
     return np.frombuffer(data, _UNSIGNED[width])
 
 
-def _turned(bits_N: np.ndarray, width: int, *, left: bool) -> np.ndarray:
+def _turned(bits_N: Any, width: int, *, left: bool) -> Any:
     by, back = (1, 8 * width - 1) if left else (8 * width - 1, 1)
     return (bits_N << bits_N.dtype.type(by)) | (bits_N >> bits_N.dtype.type(back))
 

@@ -1,0 +1,128 @@
+"""Whether a peer is where it says, by what others measured of it.
+
+All peers stand on a ring, in the order of a hash of their ids. Of the next N_CANDIDATES after a peer the nearest to where it
+claims to be are its witnesses: they can tell best. Each measures the round trips to the peers that it is a witness of, and
+announces them.
+
+    claimed coordinate -> believed, while too few witnesses speak, or AGREEING of them agree
+                       -> doubted, where more than that measured something else: it counts for nothing
+
+Where most of those who can be judged would be doubted, nobody is: routes have changed, and all have to move.
+
+A peer can make its round trips longer, but not shorter than they are: so it cannot seem close to honest witnesses that are far.
+
+Never happens: a peer chooses who speaks about it, or about whom it speaks; fewer than MIN_WITNESSES, or a minority of 40 %, make
+others doubt a peer.
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+
+import msgspec
+
+from legion_p2p.core.coordinates import MAX_RTT_S, UNSETTLED, Coordinate
+from legion_p2p.core.identity import PeerId
+from legion_p2p.errors import DecodeError
+
+N_CANDIDATES = 16  # chance alone decides who they are: with a tenth of all lying, 5 of them or more do in one case of 60
+N_WITNESSES = 8
+MIN_WITNESSES = 3
+TOLERANCE_S = 0.020  # of the machine and of queues, whatever the distance
+TOLERANCE = 0.35  # of the round trip: the errors of two coordinates that are still settling
+AGREEING = 0.6  # share of the witnesses; a minority may lie, or be badly placed itself
+MAX_TESTIMONIES = 16  # in one announcement: twice what falls to each where regions are of one size
+_TESTIMONY = struct.Struct(">8sI")  # the start of the peer's hash; microseconds
+TESTIMONY_BYTES = _TESTIMONY.size
+
+
+class Witness(msgspec.Struct, frozen=True):
+    """Somebody's measured round trip to a peer, and where the witness is."""
+
+    coordinate: Coordinate
+    rtt_s: float
+
+
+class Account(msgspec.Struct, frozen=True):
+    """What a member announces of where it is, and what it measured of others, packed."""
+
+    peer_id: PeerId
+    coordinate: Coordinate | None
+    testimonies: bytes = b""
+
+
+def witnesses_of(accounts: Iterable[Account]) -> dict[PeerId, tuple[PeerId, ...]]:
+    """The witnesses of each peer. All who see the same announcements agree on them."""
+    claims = {account.peer_id: account.coordinate for account in accounts}
+    ring = sorted(claims, key=_mark)
+    n = min(N_CANDIDATES, len(ring) - 1)
+    found = {}
+    for at, peer in enumerate(ring):
+        candidates = [ring[(at + 1 + ahead) % len(ring)] for ahead in range(n)]
+        found[peer] = _nearest(claims[peer], {other: claims[other] for other in candidates})
+    return found
+
+
+def subjects_of(witness: PeerId, accounts: Iterable[Account]) -> list[PeerId]:
+    """Whom it is to measure, of all who announced; at most MAX_TESTIMONIES."""
+    return [peer for peer, witnesses in witnesses_of(accounts).items() if witness in witnesses][:MAX_TESTIMONIES]
+
+
+def doubted(accounts: Sequence[Account]) -> frozenset[PeerId]:
+    """Those of all members whose coordinate is not believed. All who see the same announcements agree."""
+    by_peer = {account.peer_id: account for account in accounts}
+    spoken = {peer: unpack_testimonies(account.testimonies) for peer, account in by_peer.items()}
+    verdicts = {}
+    for peer, chosen in witnesses_of(accounts).items():
+        claimed, mark = by_peer[peer].coordinate, _mark(peer)
+        said = [(by_peer[witness].coordinate, spoken[witness].get(mark)) for witness in chosen]
+        witnesses = [Witness(where, rtt_s) for where, rtt_s in said if where is not None and rtt_s is not None]
+        if claimed is not None and (verdict := is_believed(claimed, witnesses)) is not None:
+            verdicts[peer] = verdict
+    found = frozenset(peer for peer, verdict in verdicts.items() if not verdict)
+    return found if 2 * len(found) <= len(verdicts) else frozenset()
+
+
+def is_believed(claimed: Coordinate, witnesses: Iterable[Witness]) -> bool | None:
+    """Whether a peer is where it says; None: too few can tell, or it does not claim to know.
+
+    Witnesses that do not know where they are themselves are left out.
+    """
+    if claimed.error >= UNSETTLED:
+        return None
+    fits = [_fits(claimed, w) for w in witnesses if 0 < w.rtt_s <= MAX_RTT_S and w.coordinate.error < UNSETTLED]
+    if len(fits) < MIN_WITNESSES:
+        return None
+    return sum(fits) >= AGREEING * len(fits)
+
+
+def pack_testimonies(measured: Iterable[tuple[PeerId, float]]) -> bytes:
+    """Peers and the seconds of the round trip to them, of at most MAX_TESTIMONIES."""
+    return b"".join(
+        _TESTIMONY.pack(_mark(peer), round(1e6 * min(rtt_s, MAX_RTT_S))) for peer, rtt_s in list(measured)[:MAX_TESTIMONIES]
+    )
+
+
+def unpack_testimonies(packed: bytes) -> dict[bytes, float]:
+    """Seconds by the start of a peer's hash. Raises: DecodeError."""
+    if len(packed) % TESTIMONY_BYTES:
+        raise DecodeError(f"testimonies of {len(packed)} bytes, must be a multiple of {TESTIMONY_BYTES}")
+    return {mark: micros / 1e6 for mark, micros in _TESTIMONY.iter_unpack(packed)}
+
+
+def _nearest(claimed: Coordinate | None, others: Mapping[PeerId, Coordinate | None]) -> tuple[PeerId, ...]:
+    if claimed is None:
+        return ()
+    away_s = {peer: claimed.rtt_s(at) for peer, at in others.items() if at is not None}
+    return tuple(sorted(away_s, key=lambda peer: (away_s[peer], peer))[:N_WITNESSES])
+
+
+@lru_cache(maxsize=4096)
+def _mark(peer: PeerId) -> bytes:
+    return hashlib.sha256(f"legion/witness/{peer}".encode()).digest()[:8]
+
+
+def _fits(claimed: Coordinate, witness: Witness) -> bool:
+    off_s = abs(claimed.rtt_s(witness.coordinate) - witness.rtt_s)
+    return off_s <= max(TOLERANCE_S, TOLERANCE * witness.rtt_s)

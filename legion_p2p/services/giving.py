@@ -1,0 +1,47 @@
+"""Giving away shards and blocks, few at a time. Who is turned away is told when to come again, and asks others meanwhile."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+
+from legion_p2p.core.giving import FOR_MEMBERS, FREE_BYTES, Giving, GivingLimits
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.wire import Busy, Reply
+from legion_p2p.services.ports import Messenger
+
+
+@dataclass(frozen=True)
+class Given:
+    """A reply that is under way until `over` is called, once."""
+
+    reply: Reply
+    over: Callable[[], None]
+
+
+class GiveService:
+    """Decides what is given now."""
+
+    def __init__(self, messenger: Messenger) -> None:
+        self._messenger = messenger
+        self.to_newcomers = Giving(GivingLimits())
+        self.to_members = Giving(FOR_MEMBERS)
+
+    async def give(
+        self, peer: PeerId, n_bytes: int, make: Callable[[], Awaitable[Reply]], *, is_member: bool = False
+    ) -> Reply | Given:
+        """What `make` makes, of about so many bytes; or Busy. `is_member`: `peer` trains in this run."""
+        if n_bytes <= FREE_BYTES:
+            return await make()
+        giving = self.to_members if is_member else self.to_newcomers
+        if not giving.begin(peer, n_bytes):
+            return Busy(round(1000 * giving.retry_s(peer, self._messenger.bandwidth().upload_bps, trio.current_time())))
+
+        def over() -> None:
+            giving.end(peer, n_bytes)
+
+        try:
+            return Given(await make(), over)
+        except BaseException:
+            over()
+            raise

@@ -1,0 +1,167 @@
+"""Between an owner and the next one: giving away what only an owner has, and taking it from the one before.
+
+    it is not ours any more   -> the round is given up (its members push again), what only an owner has goes to the one after us
+    that fails, and we stay   -> the residual goes with this peer's own next push
+    that fails, and we leave  -> again, to whoever owns the shard then
+
+Whoever leaves has the next owner say, too, that it holds the newest version: nobody else may have it yet.
+"""
+
+from typing import Any
+
+import trio
+from torch import Tensor
+
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.wire import Handover, Held, Part, UpdateHeader
+from legion_p2p.errors import CodecError, DecodeError, NetworkError
+from legion_p2p.services.following import TRANSFER_DEADLINE_S, Following
+from legion_p2p.services.ports import Lane
+from legion_p2p.services.replica import Replica
+from legion_p2p.services.turns import Turns
+from legion_p2p.tensor import codec
+from legion_p2p.tensor.body import is_finite
+from legion_p2p.tensor.outer import OuterState, carried_on
+
+MAX_BYTES_AT_ONCE = 4 << 20  # of hand-overs on their way: more would share the link, and all of them end late
+AGAIN_S = 0.2  # between two attempts of one that leaves
+MAX_ATTEMPTS = 50  # some 10 s: time for all to learn who leaves and who does not
+
+
+class HandingOver(Following):
+    """Gives up shards, and takes over what others give up."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.leaving = False
+        self._turns = Turns(MAX_BYTES_AT_ONCE)
+        self._to_hand_over: dict[int, int] = {}  # bytes, by shard
+
+    @property
+    def to_hand_over(self) -> tuple[int, int]:
+        """How many shards have not arrived at their next owners yet, and how many bytes of them."""
+        return len(self._to_hand_over), sum(self._to_hand_over.values())
+
+    async def hand_over_all(self) -> None:
+        """Before leaving, when members know this peer as not ready: give everything away. Returns when it has arrived, or nobody
+        is there to take it.
+        """
+        self.leaving = True
+        async with trio.open_nursery() as nursery:
+            for replica in self.replicas.values():
+                nursery.start_soon(self._step_down, replica)
+        while self._to_hand_over:  # what the shards' own tasks began
+            await self._settled.wait()
+
+    async def _step_down(self, replica: Replica) -> None:
+        """Own the shard no longer."""
+        async with replica.lock:
+            if replica.round is None:
+                return
+            replica.round = None
+            replica.arrived.clear()
+            replica.taken_over.clear()
+            residual, replica.owner_residual = replica.owner_residual, None
+            outer, replica.outer = replica.outer, OuterState()
+            version, digest_ = replica.chain.version, replica.chain.digest
+            self._to_hand_over[replica.shard] = 0
+        self._settled.ring()
+        if replica.pending is not None:
+            replica.pending.holder = None
+        kept: dict[Part, Tensor | None] = {"residual": residual, "momentum": outer.momentum, "recent": outer.recent}
+        parts = {part: value for part, value in kept.items() if value is not None and bool(value.any())}
+        try:
+            await self._hand_over(replica, version, digest_, parts, outer.n_recent)
+        finally:
+            del self._to_hand_over[replica.shard]
+            self._settled.ring()
+
+    async def _hand_over(self, replica: Replica, version: int, digest_: bytes, parts: dict[Part, Tensor], n_recent: int) -> None:
+        """Give `parts` to who owns the shard now; they are taken out of the dict as they arrive."""
+        heir: PeerId | None = None
+        why = "nobody is there to own it"
+        for _ in range(MAX_ATTEMPTS):
+            heir = self.ownership(replica.shard).owner
+            if heir is None or heir == self.me:
+                break
+            try:
+                self._note_left(replica, parts)
+                for part, value in tuple(parts.items()):
+                    async with self._turns.take(4 * replica.numel):
+                        payload = await self.compute(replica.numel, codec.get("fp32").encode, value)
+                        await self._give(heir, Handover(self.run, replica.shard, version, digest_, payload, part, n_recent))
+                    del parts[part]
+                    self._note_left(replica, parts)
+                if not self.leaving or (holds := await self._ask_version(heir, replica.shard, version, digest_)) >= version:
+                    self._events.emit("shard.handed_over", shard=replica.shard, version=version, owner=heir)
+                    return
+                why = f"it is still at version {holds}"
+            except (NetworkError, DecodeError, trio.TooSlowError) as failed:
+                why = str(failed) or "no answer"
+            if not self.leaving:
+                break
+            await self._members.exchange_with(heir)  # it may be leaving, too, or not know yet that we do
+            self._refresh_owners()
+            await trio.sleep(AGAIN_S)
+        if "residual" in parts and not self.leaving:
+            async with replica.lock:  # not lost: it goes with this peer's own next push instead
+                kept = replica.residual
+                replica.residual = parts["residual"] if kept is None else kept + parts["residual"]
+        if parts or heir is not None:
+            self._events.emit("shard.handover_failed", shard=replica.shard, owner=heir, reason=why)
+
+    def _note_left(self, replica: Replica, parts: dict[Part, Tensor]) -> None:
+        self._to_hand_over[replica.shard] = 4 * replica.numel * len(parts)
+
+    async def _ask_version(self, heir: PeerId, shard: int, version: int, digest_: bytes) -> int:
+        return (await self._give(heir, Handover(self.run, shard, version, digest_, b""))).version
+
+    async def _give(self, heir: PeerId, message: Handover) -> Held:
+        with trio.fail_after(TRANSFER_DEADLINE_S):
+            reply = await self._ask(heir, message, Lane.BULK if message.payload else Lane.CONTROL)
+        if not isinstance(reply, Held):
+            raise DecodeError(f"a {type(reply).__name__} in answer to a hand-over")
+        return reply
+
+    async def _on_handover(self, peer: PeerId, message: Handover) -> Held:
+        replica = self.replica(message.shard)
+        self._must_be_member(peer)
+        if self.leaving:
+            raise NetworkError("this peer is leaving the run as well")
+        if not message.payload:
+            return Held(replica.chain.version, replica.chain.digest)
+        if message.digest not in (replica.chain.digest, *(m.base_digest for m in self._last_header(replica))):
+            self._events.emit("shard.handover_of_other_state", shard=replica.shard, peer=peer)
+        if not replica.chain.was_made_by(peer) and self.ownership(replica.shard).owner != peer:
+            raise NetworkError(f"shard {replica.shard}: {peer} made none of its last versions, so it has nothing to hand over")
+        value = codec.get("fp32").decode(message.payload, replica.numel)
+        async with replica.lock:
+            which = (peer, message.version, message.digest)
+            if replica.taken_over.get(message.part) != which:  # else our answer was lost, and it comes again
+                self._take_over(replica, message, value)
+                replica.taken_over[message.part] = which
+        return Held(replica.chain.version, replica.chain.digest)
+
+    def _take_over(self, replica: Replica, message: Handover, value: Tensor) -> None:
+        """The caller holds the lock. Raises: CodecError."""
+        if message.part == "residual":
+            kept = replica.owner_residual
+            together = value if kept is None else kept + value
+            if not is_finite(together):
+                raise CodecError("the residual leads to infinity")
+            replica.owner_residual = together
+            return
+        if replica.outer.momentum is not None and message.version > replica.owned_from:
+            return  # both owned it at the same time: what this one remembers is of the same rounds
+        recent = message.part == "recent"
+        before = OuterState(None, value, message.n_recent) if recent else OuterState(value)
+        rounds = 0 if replica.round is None else max(0, replica.chain.version - message.version)
+        together = carried_on(replica.outer, before, rounds, momentum=self.spec.round.outer_momentum)
+        if not all(is_finite(x) for x in (together.momentum, together.recent) if x is not None):
+            raise CodecError("the momentum leads to infinity")
+        replica.outer = together
+
+    @staticmethod
+    def _last_header(replica: Replica) -> tuple[UpdateHeader, ...]:
+        last = replica.chain.last()
+        return () if last is None else (last.header,)

@@ -1,0 +1,145 @@
+"""Leaving in order: what only an owner has arrives at the next one, however long that takes, in virtual time."""
+
+import pytest
+import trio
+
+from legion_p2p.core.run import RoundSpec
+from legion_p2p.errors import UnreachableError
+from legion_p2p.services import engine as engine_module
+from legion_p2p.sim.swarm import SimPeer, Swarm
+
+MBIT = 125_000.0  # bytes a second
+SMALL = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", norm_cap=0.0, shard_elements=16)
+MOVED = RoundSpec(
+    local_steps=5, push_codec="int8", update_codec="int8", norm_cap=0.0, shard_elements=640_000, outer="nesterov",
+    outer_learning_rate=0.7,
+)  # fmt: skip
+
+
+async def at_rest(swarm: Swarm, train_s: float) -> None:
+    """Train for a while, then stand still: a round that closed meanwhile would change what is handed over."""
+    await trio.sleep(train_s)
+    for peer in swarm.peers.values():
+        peer.hung = True
+    await trio.sleep(12)
+
+
+def owner_of(swarm: Swarm, shard: int = 0) -> SimPeer:
+    return next(p for p in swarm.living() if p.engine.shards.replicas[shard].round is not None)
+
+
+def names(peer: SimPeer) -> list[str]:
+    return [event.name for event in peer.log]
+
+
+async def test_a_shard_that_takes_long_arrives_whole_and_the_time_is_told(autojump_clock):
+    async with Swarm(round=MOVED, numel=640_000, step_s=1.0) as swarm:
+        for name in "abc":
+            await swarm.add(name)
+        await at_rest(swarm, 30)
+        leaver = owner_of(swarm)
+        replica = leaver.engine.shards.replicas[0]
+        residual, momentum = replica.owner_residual, replica.outer.momentum
+        assert residual.any() and momentum.any()
+        swarm.world.rate_bytes_s = lambda sender, to: MBIT if sender == leaver.id else 1e9
+        began = trio.current_time()
+
+        await swarm.leave(leaver.name)
+        await leaver.ended.wait()
+
+        heir = owner_of(swarm).engine.shards.replicas[0]
+        assert heir.owner_residual.equal(residual) and heir.outer.momentum.equal(momentum)
+        assert 40 < trio.current_time() - began < 60  # 20 s for each of the two
+        told = leaver.events_named("run.handing_over")
+        assert len(told) > 8 and told[0].fields["left_bytes"] == 2 * 4 * 640_000
+        later = [event.fields["remaining_s"] for event in told if event.fields["left_bytes"] == 4 * 640_000]
+        assert 15 < later[0] < 25 and later == sorted(later, reverse=True)
+        assert names(leaver).index("shard.handed_over") < names(leaver).index("run.left")
+
+
+async def test_what_arrived_though_its_answer_was_lost_counts_once(autojump_clock):
+    async with Swarm(round=SMALL) as swarm:
+        for name in "abc":
+            await swarm.add(name)
+        await at_rest(swarm, 20)
+        leaver = owner_of(swarm)
+        residual = leaver.engine.shards.replicas[0].owner_residual
+        assert residual.any()
+        give, n_given = leaver.engine.shards._give, 0
+
+        async def loses_the_first_answer(heir, message):
+            nonlocal n_given
+            held = await give(heir, message)
+            n_given += bool(message.payload) and message.shard == 0
+            if message.payload and message.shard == 0 and n_given == 1:
+                raise UnreachableError(heir, "the connection broke")
+            return held
+
+        leaver.engine.shards._give = loses_the_first_answer
+        await swarm.leave(leaver.name)
+        await leaver.ended.wait()
+
+        assert n_given == 2 and owner_of(swarm).engine.shards.replicas[0].owner_residual.equal(residual)
+
+
+async def test_a_hand_over_that_never_ends_is_cut_off(autojump_clock, monkeypatch):
+    monkeypatch.setattr(engine_module, "HAND_OVER_S", 10.0)
+    async with Swarm(round=MOVED, numel=640_000, step_s=1.0) as swarm:
+        for name in "abc":
+            await swarm.add(name)
+        await at_rest(swarm, 30)
+        leaver = owner_of(swarm)
+        swarm.world.rate_bytes_s = lambda sender, to: MBIT if sender == leaver.id else 1e9
+        began = trio.current_time()
+
+        await swarm.leave(leaver.name)
+        await leaver.ended.wait()
+
+        assert trio.current_time() - began < 12
+        await swarm.until(
+            lambda: all(leaver.id not in {m.peer_id for m in p.engine.members.table.counted()} for p in swarm.living()), 5
+        )
+
+
+@pytest.mark.parametrize("cancelled", [False, True], ids=["left", "cancelled"])
+async def test_with_a_small_model_leaving_takes_less_than_two_seconds(autojump_clock, cancelled):
+    """The shards first, each of which says that it has arrived; then goodbye. Nobody is taken for dead, and no round is lost."""
+    async with Swarm(round=SMALL) as swarm:
+        swarm.world.delay_s = 0.05
+        peers = [await swarm.add(name) for name in "abcd"]
+        await trio.sleep(20)
+        leaver = next(p for p in peers if p.engine.shards.owned())
+        owned = set(leaver.engine.shards.owned())
+        others = [p for p in peers if p is not leaver]
+        began = trio.current_time()
+
+        if cancelled:
+            swarm.peers.pop(leaver.name)
+            leaver.scope.cancel()
+        else:
+            await swarm.leave(leaver.name)
+        await leaver.ended.wait()
+
+        assert trio.current_time() - began < 2
+        handed_over = {event.fields["shard"] for event in leaver.events_named("shard.handed_over") if event.at >= began}
+        assert handed_over == owned and not leaver.events_named("shard.handover_failed")
+        assert max(i for i, name in enumerate(names(leaver)) if name == "shard.handed_over") < names(leaver).index("run.left")
+        versions = others[0].versions()
+        await swarm.until(lambda: all(p.versions()[s] > versions[s] + 2 for p in others for s in owned), 10, "rounds go on")
+        assert not any(p.events_named("member.dead") for p in others)
+        await swarm.settle()
+        assert swarm.agree()
+
+
+async def test_all_leave_at_once_and_nobody_waits_for_heirs_that_leave_as_well(autojump_clock):
+    async with Swarm(round=SMALL) as swarm:
+        peers = [await swarm.add(name) for name in "abcdef"]
+        await trio.sleep(20)
+        began = trio.current_time()
+
+        for peer in peers:
+            await swarm.leave(peer.name)
+        for peer in peers:
+            await peer.ended.wait()
+
+        assert trio.current_time() - began < 4

@@ -1,0 +1,31 @@
+"""A synchronous run in virtual time: every step that pushes waits for its round."""
+
+import pytest
+import trio
+
+from legion_p2p.core.run import RoundSpec
+from legion_p2p.sim.network import World
+from legion_p2p.sim.swarm import Swarm
+
+
+@pytest.mark.parametrize(("delay_s", "synchronous"), [(0.1, True), (0.001, True), (0.1, False)])
+async def test_training_waits_for_the_round_where_the_run_says_so(delay_s, synchronous, autojump_clock):
+    rounds = RoundSpec(
+        local_steps=5, push_codec="fp32", update_codec="fp32", quorum=1, synchronous=synchronous, shard_elements=32
+    )
+    async with Swarm(round=rounds, step_s=0.1, world=World(1, delay_s=delay_s)) as swarm:
+        a, b = await swarm.add("a"), await swarm.add("b")
+        await trio.sleep(20)
+        steps, blocked_s, versions = a.trainee.steps, a.blocked_s, a.versions()
+
+        await trio.sleep(20)
+
+        steps, n_rounds = a.trainee.steps - steps, a.versions()[0] - versions[0]
+        share = (a.blocked_s - blocked_s) / 20
+        assert share == pytest.approx(1 - steps * 0.1 / 20, abs=0.02)
+        if synchronous:
+            assert n_rounds == pytest.approx(steps / 5, abs=2)
+            assert share > 0.25 if delay_s == 0.1 else share < 0.1  # there and back, beside half a second of training
+        else:
+            assert share == 0 and steps > 195
+        assert b.trainee.steps > 0

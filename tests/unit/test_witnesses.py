@@ -1,0 +1,120 @@
+"""Who speaks about whom, and when somebody is not believed."""
+
+import random
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from legion_p2p.core.announcement import Announcement, open_signed, sign
+from legion_p2p.core.coordinates import MAX_RTT_S, Coordinate
+from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.witnesses import (
+    MAX_TESTIMONIES,
+    N_WITNESSES,
+    Account,
+    doubted,
+    pack_testimonies,
+    subjects_of,
+    unpack_testimonies,
+    witnesses_of,
+)
+from legion_p2p.errors import DecodeError
+
+PEERS = [PeerId(f"peer-{i}") for i in range(30)]
+
+
+def at(x_ms: float, error: float = 0.1) -> Coordinate:
+    return Coordinate((x_ms / 1000, 0.0, 0.0, 0.0), 0.001, error)
+
+
+def accounts(claims: dict[PeerId, Coordinate], true: dict[PeerId, Coordinate], liars: frozenset[PeerId] = frozenset()):
+    """What all announce; `liars` say of everybody that it is elsewhere."""
+    silent = [Account(peer, claim) for peer, claim in claims.items()]
+    said = []
+    for account in silent:
+        here, more_s = true[account.peer_id], 1.0 if account.peer_id in liars else 0.0
+        measured = [(subject, more_s + here.rtt_s(true[subject])) for subject in subjects_of(account.peer_id, silent)]
+        said.append(msgspec.structs.replace(account, testimonies=pack_testimonies(measured)))
+    return said
+
+
+def test_the_witnesses_of_a_peer_are_where_it_claims_to_be():
+    true = {peer: at(100 * (i % 3)) for i, peer in enumerate(PEERS)}
+    claims = true | {PEERS[0]: at(200)}
+
+    found = witnesses_of(accounts(claims, true))
+
+    assert all(len(set(who)) == N_WITNESSES and peer not in who for peer, who in found.items())
+    assert sum(true[witness] == claims[PEERS[0]] for witness in found[PEERS[0]]) >= 3
+    assert all(len(subjects_of(peer, accounts(claims, true))) <= MAX_TESTIMONIES for peer in PEERS)
+
+
+def test_among_few_everybody_is_a_witness_of_all_others():
+    few = dict.fromkeys(PEERS[:4], at(0))
+
+    assert sorted(subjects_of(PEERS[0], accounts(few, few))) == sorted(PEERS[1:4])
+    assert subjects_of(PEERS[0], accounts({PEERS[0]: at(0)}, few)) == []
+
+
+def test_who_claims_to_be_elsewhere_is_doubted_and_nobody_else_is():
+    true = {peer: at(100 * (i % 3)) for i, peer in enumerate(PEERS)}
+    claims = true | {PEERS[0]: at(300), PEERS[1]: at(9000)}
+
+    assert doubted(accounts(claims, true)) == {PEERS[0], PEERS[1]}
+
+
+@pytest.mark.parametrize("liar", PEERS[:10])
+def test_one_who_speaks_ill_of_all_makes_nobody_doubted(liar):
+    true = {peer: at(100 * (i % 3)) for i, peer in enumerate(PEERS)}
+
+    assert not doubted(accounts(true, true, frozenset([liar])))
+
+
+def test_of_four_one_who_speaks_ill_makes_nobody_doubted():
+    true = {peer: at(100 * (i % 2)) for i, peer in enumerate(PEERS[:4])}
+
+    assert not doubted(accounts(true, true, frozenset(PEERS[:1])))
+    assert doubted(accounts(true | {PEERS[1]: at(500)}, true)) == {PEERS[1]}
+
+
+def test_who_is_no_witness_is_not_heard():
+    true = dict.fromkeys(PEERS, at(0))
+    victim = PEERS[0]
+    said = accounts(true, true)
+    enemies = set(PEERS) - set(witnesses_of(said)[victim])
+    slander = pack_testimonies([(victim, 5.0)])
+    said = [msgspec.structs.replace(a, testimonies=slander) if a.peer_id in enemies else a for a in said]
+
+    assert len(enemies) > len(PEERS) / 2 and not doubted(said)
+
+
+def test_who_does_not_know_where_it_is_is_neither_doubted_nor_heard():
+    true = dict.fromkeys(PEERS[:5], at(0))
+
+    assert not doubted(accounts(true | {PEERS[0]: at(500, error=1.0)}, true))
+    assert not doubted(accounts({p: at(0, error=1.0) for p in PEERS[:5]} | {PEERS[0]: at(500)}, true))
+
+
+@given(st.lists(st.tuples(st.sampled_from(PEERS), st.floats(1e-6, 2 * MAX_RTT_S)), max_size=30, unique_by=lambda m: m[0]))
+def test_testimonies_come_back_as_far_as_they_fit(measured):
+    packed = pack_testimonies(measured)
+
+    assert list(unpack_testimonies(packed).values()) == pytest.approx(
+        [min(rtt_s, MAX_RTT_S) for _, rtt_s in measured[:MAX_TESTIMONIES]], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("n_bytes", [1, 13, 12 * (MAX_TESTIMONIES + 1)])
+def test_an_announcement_with_too_many_or_broken_testimonies_is_refused(n_bytes):
+    identity = Identity(random.Random(0).randbytes(32))
+    signed = sign(Announcement(identity.peer_id, "run", testimonies=bytes(n_bytes)), identity)
+
+    with pytest.raises(DecodeError):
+        open_signed(signed)
+
+
+@given(st.binary(max_size=MAX_TESTIMONIES).map(lambda b: b * 12))
+def test_whatever_others_say_nobody_stumbles(packed):
+    doubted([Account(peer, at(i), packed) for i, peer in enumerate(PEERS[:6])])
