@@ -176,12 +176,12 @@ async def after_a_join(seed: int, ramp_pushes: int) -> dict[str, float]:
                 found.append(task.loss(old[0].engine.common_parameters()))
             return found
 
-        await trio.sleep(600)
+        await trio.sleep(240)
         before = statistics.mean(await losses(8))
         for i in range(4):
             swarm.start(f"n{i}")
-        after = [loss / before for loss in await losses(48)]
-        return {"worst": max(after), "first minute": statistics.mean(after[:24]), "second minute": statistics.mean(after[24:])}
+        after = [loss / before for loss in await losses(24)]
+        return {"worst": max(after), "first half minute": statistics.mean(after[:12]), "second": statistics.mean(after[12:])}
 
 
 def ramps(args: argparse.Namespace) -> dict[str, Any]:
