@@ -53,12 +53,10 @@ class ShardService(Pushing):
 
     def on_members_changed(self) -> None:
         """Somebody came, went, or announced news: owners may differ, and somebody may be ahead of us."""
-        weights = {
-            PeerId(a.peer_id): a.weight for a in self._members.everyone() if a.ready and a.weight > 0 and a.region == self.region
-        }
-        owners_may_differ = weights != self._weights
+        weights = self._members.weights(self.region)
+        owners_may_differ = weights is not self._weights and weights != self._weights
+        self._weights = weights
         if owners_may_differ:
-            self._weights = weights
             self._owners.clear()
         self._look_for_news()
         for replica in self.replicas.values():
