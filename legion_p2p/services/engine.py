@@ -347,6 +347,7 @@ class Engine(Participant):
         """Measure where this peer is, and follow when another region has become its own."""
         while True:
             label = await self.regions.next_look()
+            self.weigh()
             if label != self.region:
                 await self._move(label)
 
