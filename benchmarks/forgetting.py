@@ -26,7 +26,6 @@ from legion_p2p.train.corpus import stdlib_text
 OF = {
     "muon-top512-lean": METHODS["muon-top512-lean"],
     "muon-top128": METHODS["muon-top128"],
-    "adamw-int8": Method(3e-3, local_steps=5, push="int8", update="int8"),
     "diloco-top512": Method(3e-3, local_steps=5, push="topk512-2bit", update="topk512-2bit", outer="nesterov", outer_lr=0.7,
                             outer_momentum=0.5),
 }  # fmt: skip
