@@ -100,10 +100,11 @@ async def test_a_push_that_its_owner_forgot_is_sent_again(autojump_clock):
 
         b.hung = True  # so that the round waits for its push
         await swarm.until(lambda: book.pending is not None and book.pending.holder == b.id, 10, "the owner holds the push")
-        b.engine.shards._owners[shard] = Ownership(a.id, b.id)
+        by_all = b.engine.shards.ownership
+        b.engine.shards.ownership = lambda s: Ownership(a.id, b.id) if s == shard else by_all(s)
         held.bell.ring()
         await swarm.until(lambda: held.round is None, 1, "forgotten")
-        b.engine.shards._owners.clear()
+        b.engine.shards.ownership = by_all
         held.bell.ring()
         forgotten = book.pending.seq
         a.max_steps, b.max_steps, b.hung = a.trainee.steps, b.trainee.steps, False
