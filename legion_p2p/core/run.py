@@ -108,9 +108,12 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     moving_rate: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.5
     """Share of their difference that each of two regions goes when they meet. Higher: closer together, and less exploration."""
 
+    cross_reach: _NonNegative = 1.5
+    """A meeting moves no region further than this many times what its own training did since the last one. Lower: safer, and two
+    that trained apart come together more gently; at 1 or less they may not come together at all. 0: no limit."""
+
     norm_cap: _NonNegative = 3.0
-    """A push counts with at most this many times the median norm, and a meeting of two regions moves neither by more than this
-    many times what its own training did since the last. Lower: safer, and unfair to unusual data. 0: no cap."""
+    """A push counts with at most this many times the median norm. Lower: safer, and unfair to unusual data. 0: no cap."""
 
     quorum: Annotated[float, msgspec.Meta(gt=0, le=1)] = 2 / 3
     """Share of the training members after which a round may close without the rest. 1: waits for all that live."""

@@ -37,7 +37,7 @@ class Schedule:
     def met(self, replica: Replica) -> Met:
         """When this shard met others; from now on, if nothing is known."""
         if replica.shard not in self._met:
-            self._met[replica.shard] = Met(replica.chain.version, trio.current_time())
+            self._met[replica.shard] = Met(replica.chain.version, trio.current_time(), every=self._rounds.cross_every)
         return self._met[replica.shard]
 
     def forget(self, shard: int) -> None:
