@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import msgspec
 from cyclopts import Group, Parameter
@@ -126,8 +126,8 @@ class NodeOptions:
     """Addresses to listen on."""
     announce: Annotated[tuple[str, ...], _MANY, Parameter(converter=listen_addresses, metavar="ADDR...")] = ()
     """Addresses that others should dial, where a router forwards a port to this machine."""
-    weight: Annotated[float, Parameter(validator=at_least(0))] = 1.0
-    """Share of the model's shards to take care of, relative to others; 0: none."""
+    weight: Annotated[float | Literal["auto"], Parameter(validator=at_least(0))] = 1.0
+    """Share of the model's shards to take care of, relative to others; 0: none; auto: 1 for each 10 Mbit/s of upload."""
     region: Annotated[str, Parameter(metavar="LABEL")] = DEFAULT_REGION
     """Average with the members of this label, and only now and then with other regions; auto: with those that are near."""
     volunteer_relay: Annotated[bool, Parameter(negative=())] = False

@@ -113,6 +113,15 @@ def policy(name: str) -> Policy:
     return POLICIES[name]
 
 
+UNIT_BPS = 10e6
+MIN_WEIGHT, MAX_WEIGHT = 0.1, 10.0  # what a connection that is measured wrongly, or lies, may be off by
+
+
+def weight_of(upload_bps: float) -> float:
+    """The weight of a peer whose upload carries so much: an owner sends every update to all members. 10 Mbit/s weigh 1."""
+    return min(max(upload_bps / UNIT_BPS, MIN_WEIGHT), MAX_WEIGHT)
+
+
 class SmoothedWeight:
     """The weight that a peer announces: what it measures of its own throughput, smoothed, and in steps.
 

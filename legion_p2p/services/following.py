@@ -102,11 +102,13 @@ class Following(Holding):
     def _look_for_news(self) -> None:
         """Compare announced marks with ours; whoever is to be followed and differs is asked."""
         owners = {shard: self.ownership(shard).owner for shard in self.replicas}
-        asked = set(owners.values())
-        owns = self.me in asked
-        for announcement in self._members.everyone():
+        if self.me in owners.values():
+            announcements = self._members.everyone()
+        else:
+            announcements = [a for peer in sorted({o for o in owners.values() if o}) if (a := self._members.announced(peer))]
+        for announcement in announcements:
             peer = peer_of(announcement)
-            if peer == self.me or not (owns or peer in asked) or not announcement.ready or announcement.region != self.region:
+            if peer == self.me or not announcement.ready or announcement.region != self.region:
                 continue
             marks = unpack_marks(announcement.marks)
             if len(marks) != self.plan.n_shards:

@@ -137,10 +137,8 @@ class Holding:
 
     def _refresh_owners(self) -> bool:
         """Look at the members again; whether owners may differ from before."""
-        weights = {
-            PeerId(a.peer_id): a.weight for a in self._members.everyone() if a.ready and a.weight > 0 and a.region == self.region
-        }
-        differ = weights != self._weights
+        weights = self._members.weights(self.region)
+        differ = weights is not self._weights and weights != self._weights
         self._weights = weights
         return differ
 

@@ -12,7 +12,7 @@ import trio
 
 from legion_p2p.core.announcement import Announcement, open_signed, peer_of, sign
 from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.core.membership import Accuse, Changed, Liveness, Member, Membership, MembershipConfig, Probe, Refute
+from legion_p2p.core.membership import Accuse, Changed, Liveness, Member, Membership, MembershipConfig, Probe, Refute, weights_of
 from legion_p2p.core.run import announce_topic
 from legion_p2p.core.wire import (
     MAX_EXCHANGED,
@@ -36,6 +36,8 @@ EXCHANGE_DEADLINE_S = 5.0
 PROBATION_S = 15.0  # twice the time to be declared dead; then two sides that each think the other was away meet after all
 MAX_LOST = 10_000  # names and times of the dead; who was cut off longest ago is forgotten first
 N_INDIRECT_PROBES = 2  # members asked to look at a suspect as well, in case only the path from here is broken
+N_WITNESSES = 3  # members told that another one is dead
+MAX_INVOLVED = 4  # suspects at once with which others are bothered: where more are silent, the others see that for themselves
 MAX_EXCHANGE_BYTES = 512 * 1024  # of announcements in one message: half a control frame
 
 
@@ -73,7 +75,11 @@ class MemberService:
         self._looked_at = (trio.current_time(), wall_time())
         self._probation: dict[PeerId, tuple[int, float]] = {}  # incarnation that is not trusted to be up to date; until when
         self._everyone: tuple[Announcement, ...] = ()
-        self._everyone_at: tuple[int, int] | None = None  # revision of the table and of this peer's announcement
+        self._everyone_at: tuple[object, ...] = ()  # what it was made from
+        self._weights: dict[PeerId, float] = {}
+        self._weights_at: tuple[object, ...] = ()
+        self._n_doubted = 0  # changes of the probation
+        self._n_asked_after = 0  # suspects and dead that are being asked, or told of
         self._identity = identity
         self._messenger = messenger
         self._gossip = gossip
@@ -98,12 +104,25 @@ class MemberService:
         Who was taken for dead and is back counts as not ready until it says, in a new incarnation, that it has caught up.
         """
         own = self.own()
-        state = (self.table.revision, own.seq)
+        state = (self.table.revision, self._n_doubted, own.seq)
         if self._everyone_at != state:  # asked for many times between two changes
             others = [m.announcement for m in self.table.counted()]
             self._everyone = (own, *(map(self._trusted, others) if self._probation else others))
             self._everyone_at = state
         return self._everyone
+
+    def weights(self, region: str) -> dict[PeerId, float]:
+        """Peer to weight, of those in `region` that hold the model and can carry shards. The same object until that changes."""
+        own = self.own()
+        state = (self.table.roles_revision, self._n_doubted, own.ready, own.weight, own.region, region)
+        if self._weights_at != state:
+            self._weights, self._weights_at = weights_of(self.everyone(), region), state
+        return self._weights
+
+    def announced(self, peer: PeerId) -> Announcement | None:
+        """As in `everyone`, of one of the others."""
+        member = self.table.get(peer)
+        return self._trusted(member.announcement) if member is not None and member.counts else None
 
     def _trusted(self, announcement: Announcement) -> Announcement:
         doubt = self._probation.get(peer_of(announcement))
@@ -294,7 +313,7 @@ class MemberService:
             now = trio.current_time()
             if any(until <= now for _, until in self._probation.values()):
                 self._probation = {peer: doubt for peer, doubt in self._probation.items() if doubt[1] > now}
-                self._everyone_at = None
+                self._n_doubted += 1
                 self.changed.ring()
             self.table.handle_timeout(now)
             self._work()
@@ -381,20 +400,26 @@ class MemberService:
             self._note_absence()
             self._returned.clear()
             self._probation.clear()
-            self._everyone_at = None
+            self._n_doubted += 1
             self._follows_until = now + PROBATION_S  # the rest of the larger side returns one by one
         elif now < self._follows_until:
             self._returned.pop(change.peer_id)
         else:
             self._probation[change.peer_id] = (member.announcement.incarnation, now + PROBATION_S)
-            self._everyone_at = None
+            self._n_doubted += 1
 
     async def _probe(self, suspect: PeerId) -> None:
-        helpers = [m.peer_id for m in self.table.counted() if m.liveness is Liveness.ALIVE and m.peer_id != suspect]
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._ping, suspect)
-            for helper in self._rng.sample(helpers, min(N_INDIRECT_PROBES, len(helpers))):
-                nursery.start_soon(self._ping_through, helper, suspect)
+        helpers: list[PeerId] = []
+        if self._n_asked_after < MAX_INVOLVED:
+            helpers = [m.peer_id for m in self.table.counted() if m.liveness is Liveness.ALIVE and m.peer_id != suspect]
+        self._n_asked_after += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._ping, suspect)
+                for helper in self._rng.sample(helpers, min(N_INDIRECT_PROBES, len(helpers))):
+                    nursery.start_soon(self._ping_through, helper, suspect)
+        finally:
+            self._n_asked_after -= 1
 
     async def _ping(self, suspect: PeerId) -> None:
         if await self._tell(suspect, Ping(self.run)):
@@ -406,11 +431,15 @@ class MemberService:
 
     async def _accuse(self, accusation: Accuse) -> None:
         message = Accusation(self.run, accusation.peer_id, accusation.incarnation)
-        others = [m.peer_id for m in self.table.counted()]
-        async with trio.open_nursery() as nursery:
-            # The accused hears it too, so that it can refute if it lives.
-            for peer in (accusation.peer_id, *self._rng.sample(others, min(3, len(others)))):
-                nursery.start_soon(self._tell, peer, message)
+        others = [m.peer_id for m in self.table.counted()] if self._n_asked_after < MAX_INVOLVED else []
+        self._n_asked_after += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                # The accused hears it too, so that it can refute if it lives.
+                for peer in (accusation.peer_id, *self._rng.sample(others, min(N_WITNESSES, len(others)))):
+                    nursery.start_soon(self._tell, peer, message)
+        finally:
+            self._n_asked_after -= 1
 
     async def _tell(self, peer: PeerId, message: Message) -> bool:
         """Send something whose answer says only that it arrived."""

@@ -6,6 +6,8 @@ import msgspec
 import pytest
 import trio
 
+from legion_p2p.config import AUTO_WEIGHT
+from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.placement import HEADROOM
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.sim.swarm import Swarm
@@ -47,3 +49,22 @@ async def test_every_shard_keeps_one_owner_through_a_join_and_a_death(autojump_c
             assert max(first.values()) <= HEADROOM * n_shards * 8 / 18 + 1
         await swarm.settle(60)
         assert swarm.agree()
+
+
+async def test_who_is_weighed_by_its_upload_owns_as_much_as_that_carries_and_wavering_moves_nothing(autojump_clock):
+    async with Swarm(round=ROUND, numel=160, step_s=2.0) as swarm:
+        for name, bps in (("fibre", 40e6), ("cable", 20e6), ("dsl", 5e6)):
+            swarm.world.bandwidths[swarm.identity(name).peer_id] = Bandwidth(upload_bps=bps)
+            await swarm.add(name, weight=AUTO_WEIGHT)
+        first = swarm.peers["fibre"]
+        await swarm.until(lambda: {m.peer_id for m in first.engine.members.in_region()} != set(), 10)
+        await trio.sleep(10)
+        weights = {a.peer_id: a.weight for a in first.engine.members.everyone()}
+        before = owned(swarm)
+
+        for n in range(20):  # a busy line measures less now and then
+            swarm.world.bandwidths[first.id] = Bandwidth(upload_bps=40e6 * (0.75 if n % 2 else 1.2))
+            await trio.sleep(2)
+
+        assert {swarm.peers[name].engine.weight for name in swarm.peers} == set(weights.values()) == {4.0, 2.0, 0.5}
+        assert owned(swarm) == before and before["fibre"] > before["dsl"]
