@@ -63,7 +63,7 @@ class Carrying:
                 await self.on_carry(owner, message)
             else:
                 with trio.fail_after(TRANSFER_DEADLINE_S):
-                    reply, _ = await self._shards.ask_owner(owner, message)
+                    reply = await self._shards.ask_owner(owner, message)
                 if not isinstance(reply, Held):
                     raise DecodeError(f"carried a step of shard {replica.shard}, got {type(reply).__name__}")
             copy.delivered()

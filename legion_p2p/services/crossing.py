@@ -158,13 +158,14 @@ class Crossing:
             link.asked = Asked(peer, message, link.known, ours, own, travelled, version)
         if peer == self._shards.me:
             return await self.on_cross(peer, link.asked.message)
-        with trio.fail_after(TRANSFER_DEADLINE_S):
-            reply, took_s = await self._shards.ask_owner(peer, link.asked.message)
-        if isinstance(reply, Crossed) and link.asked is not None:
-            now = trio.current_time()
-            link.rate.begin(now - took_s)
-            link.rate.moved(len(link.asked.message.payload) + len(reply.payload), now)
-            link.rate.end(now, self._messenger.rtt_s(peer) or 0.0)
+        rate, message = self.schedule.rate(peer), link.asked.message
+        rate.begin(trio.current_time())
+        try:
+            with trio.fail_after(TRANSFER_DEADLINE_S):
+                reply = await self._shards.ask_owner(peer, message)
+            rate.moved(len(message.payload), trio.current_time())
+        finally:
+            rate.end(trio.current_time(), self._messenger.rtt_s(peer) or 0.0)
         return reply
 
     async def _take_answer(self, replica: Replica, copy: Copy, link: Link, other: str, reply: Crossed) -> None:

@@ -224,14 +224,10 @@ class Holding:
         self._members.heard(peer)
         return decode_reply(raw)
 
-    async def ask_owner(self, peer: PeerId, message: Request) -> tuple[Reply, float]:
-        """Ask another owner, as one of few transfers at a time; also how many seconds it took to answer.
-
-        Raises: NetworkError; DecodeError.
-        """
+    async def ask_owner(self, peer: PeerId, message: Request) -> Reply:
+        """Ask another owner, as one of few transfers at a time. Raises: NetworkError; DecodeError."""
         async with self._transfers:
-            begun_at = trio.current_time()
-            return await self._ask(peer, message, Lane.BULK), trio.current_time() - begun_at
+            return await self._ask(peer, message, Lane.BULK)
 
     async def compute(self, n_elements: int, fn: Callable, *args):  # type: ignore[no-untyped-def, type-arg]
         return fn(*args) if n_elements <= INLINE_ELEMENTS else await self._offload(fn, *args)

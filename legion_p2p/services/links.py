@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from legion_p2p.core.bandwidth import RateEstimator
 from legion_p2p.core.distance import DistanceGuard
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.intervals import Interval
@@ -45,8 +44,6 @@ class Link:
     answered: tuple[int, Crossed] | None = None
     staleness: int = 0
     """Meetings' times that the last answer took."""
-    rate: RateEstimator = field(default_factory=lambda: RateEstimator(best=True))
-    """Of the meetings themselves."""
     interval: Interval | None = None
 
     def forget(self) -> None:

@@ -1,25 +1,26 @@
 """Which region to meet about a shard, when, in which codec, and who speaks for whom: by what all announce."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
 
 import trio
 
 from legion_p2p.core.adapt import CodecCost
 from legion_p2p.core.announcement import Announcement, peer_of, version_at
+from legion_p2p.core.bandwidth import RateEstimator
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.intervals import Interval, Way, interval, rate_between
 from legion_p2p.core.matching import epoch_of, partner, patience
 from legion_p2p.core.membership import weights_of
 from legion_p2p.core.relays import speaker_of, spoken_share
-from legion_p2p.services.links import CENTER, Link, Links, Met
+from legion_p2p.services.links import CENTER, Links, Met
 from legion_p2p.services.members import MemberService
 from legion_p2p.services.ports import Messenger
 from legion_p2p.services.replica import Replica
 from legion_p2p.services.shards import ShardService
-from legion_p2p.tensor import codec
 
 WHOLE = "bf16"  # codec of first meetings; what it rounds away is in the next difference
+MAX_RATES = 256  # peers of other regions to which a rate was measured
 SILENT = 4  # times the versions between two meetings, after which an owner whose relay brings nothing meets others itself
 
 
@@ -33,6 +34,7 @@ class Schedule:
         self._links = links
         self._rounds = shards.spec.round
         self._met: dict[int, Met] = {}
+        self._rates: OrderedDict[PeerId, RateEstimator] = OrderedDict()
 
     def met(self, replica: Replica) -> Met:
         """When this shard met others; from now on, if nothing is known."""
@@ -125,22 +127,34 @@ class Schedule:
         now = link.interval or Interval(rounds.cross_every, rounds.cross_codec)
         if rounds.synchronous:
             return now
-        ways = self._ways(replica.shard, other, link)
+        ways = self._ways(replica.shard, other)
         version_s = self.met(replica).version_s(replica.chain.version, trio.current_time())
         bounds = (version_s, rounds.cross_every, max(rounds.cross_every, rounds.max_cross_every))
         if link.known is None:
-            return interval(_costs(WHOLE), ways, *bounds, Interval(rounds.cross_every, WHOLE))
-        link.interval = interval(_costs(*rounds.allowed_cross_codecs()), ways, *bounds, now)
+            return interval(self._costs(replica, WHOLE), ways, *bounds, Interval(rounds.cross_every, WHOLE))
+        link.interval = interval(self._costs(replica, *rounds.allowed_cross_codecs()), ways, *bounds, now)
         return link.interval
 
-    def _ways(self, shard: int, other: str, link: Link) -> list[Way]:
+    def _costs(self, replica: Replica, *names: str) -> list[CodecCost]:
+        """As on this shard, of which small tensors stay dense."""
+        return [CodecCost(name, self._shards.codec_of(replica, name).bits_per_element) for name in names]
+
+    def rate(self, peer: PeerId) -> RateEstimator:
+        """Of what meetings sent to this peer, all shards together; their answers took part of the time, so it may be too low."""
+        rate = self._rates.setdefault(peer, RateEstimator(best=True))
+        self._rates.move_to_end(peer)
+        while len(self._rates) > MAX_RATES:
+            self._rates.popitem(last=False)
+        return rate
+
+    def _ways(self, shard: int, other: str) -> list[Way]:
         """There and back, between those who speak for both regions."""
         everyone, mine = self._members.everyone(), self._shards.region
         by_peer = {peer_of(a): a for a in everyone}
         us, them = (by_peer.get(p) for p in (self._shards.me, self.speaker(other, shard)) if p is not None)
         if us is None or them is None or us is them:
             return []
-        measured, own = link.rate.rate_bps(trio.current_time()), self._messenger.bandwidth()
+        measured, own = self.rate(peer_of(them)).rate_bps(trio.current_time()), self._messenger.bandwidth()
         numel = self._shards.plan.numel
         n_ours = numel * spoken_share(peer_of(us), [a for a in everyone if a.region == mine])
         if other == CENTER:
@@ -156,8 +170,3 @@ class Schedule:
 def _versions(announced: Sequence[Announcement], shard: int) -> list[int]:
     versions = (version_at(a.marks, shard) for a in announced)
     return [version for version in versions if version is not None]
-
-
-@lru_cache(maxsize=64)
-def _costs(*names: str) -> tuple[CodecCost, ...]:
-    return tuple(CodecCost(name, codec.get(name).bits_per_element) for name in names)

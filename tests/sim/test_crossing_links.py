@@ -11,7 +11,7 @@ from legion_p2p.sim.swarm import Swarm
 
 ROUND = RoundSpec(
     local_steps=5, push_codec="int8", update_codec="int8", shard_elements=1 << 15, cross_every=2, cross_codec="int8",
-    cross_codecs=("int2",),
+    cross_codecs=("int2",), dense_codec="",
 )  # fmt: skip
 VERSION_S = 0.25
 SECONDS = 10
@@ -47,4 +47,4 @@ async def test_over_a_slow_link_regions_meet_more_rarely_and_in_a_sparser_codec(
     assert fast_share < SHARE and slow_share < SHARE
     assert slow_versions >= fast_versions - 1  # neither waits for the other region
     assert not any(fields["whole"] for fields in fast + slow)
-    assert fast_apart < slow_apart < 0.5
+    assert fast_apart < slow_apart < 0.6

@@ -57,7 +57,7 @@ def local_step(peer: SimPeer) -> None:
 
 @pytest.mark.parametrize(("rule", "together_s"), [("elastic", 0), ("nesterov", 0), ("center", 6)])
 async def test_regions_that_trained_apart_come_together_without_a_jump_in_loss(rule, together_s, autojump_clock):
-    """`together_s`: before they are cut off. The center, which nobody moves then, must not draw them back to it."""
+    """`together_s`: before they are cut off from each other. The center, which nobody moves then, must not draw them back."""
     for seed, stream in enumerate(STREAMS.values()):
         stream.manual_seed(seed)
     spec = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", shard_elements=96, cross_every=2, cross_rule=rule)
