@@ -225,6 +225,36 @@ def table(runs: Mapping[str, dict], args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def draw(runs: Mapping[str, dict], args: argparse.Namespace, path: Path) -> None:
+    """Loss over virtual time, and at the end over what passes between the places."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), dpi=140)
+    for run in args.runs:
+        made = next((runs[k] for seed in args.seeds if (k := key(run, args, seed)) in runs), None)
+        if made is None:
+            continue
+        (line,) = left.plot([s for _, s, _ in made["curve"]], [x for *_, x in made["curve"]], label=run)
+        if not run.startswith("near"):
+            right.plot(made["bytes_across_per_token"], made["validation"], "o", color=line.get_color())
+            right.annotate(
+                run.replace(",", "\n").replace(":", "\n"), (made["bytes_across_per_token"], made["validation"]), (6, 0),
+                textcoords="offset points", fontsize=7, va="center",
+            )  # fmt: skip
+    left.set(xlabel="virtual seconds", ylabel="validation loss (nats per byte)")
+    left.legend(frameon=False, fontsize=7)
+    right.set(xlabel="bytes between the places, per token", ylabel="validation loss at the end")
+    right.margins(0.25)
+    for ax in (left, right):
+        ax.grid(color="#e6e6e6")
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
 def _is_number(runs: Mapping[int, dict], field: str) -> bool:
     return all(isinstance(run[field], int | float) for run in runs.values())
 
@@ -252,7 +282,7 @@ def main() -> int:
     parser.add_argument("--links", choices=SETTINGS, default="cable", help="settings of the run")
     parser.add_argument("--points", type=int, default=10, help="at which the loss is measured on the way and at the end")
     parser.add_argument("--lr", type=float, help="another rate, to sweep it")
-    parser.add_argument("--out", type=Path, default=Path("regions"), help="written: OUT.json")
+    parser.add_argument("--out", type=Path, default=Path("regions"), help="written: OUT.json and .png")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -269,6 +299,7 @@ def main() -> int:
             brief = {field: value for field, value in made.items() if field != "curve"}
             print(f"{run} seed {seed}: {json.dumps(brief)}", file=sys.stderr, flush=True)
     print(table(runs, args))
+    draw(runs, args, args.out.with_suffix(".png"))
     return 0
 
 

@@ -6,7 +6,7 @@ flags, a TOML file or LEGION_* variables, and the command line wins.
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -25,6 +25,9 @@ STATUS_PORTS = range(47110, 47174)
 AUTO_REGION = "auto"
 DEFAULT_REGION = "home"
 RegionLabel = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
+
+AUTO_WEIGHT = "auto"
+Weight = Annotated[float, msgspec.Meta(ge=0, le=1e9)] | Literal["auto"]
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -77,8 +80,8 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: tuple[str, ...] = DEFAULT_LISTEN
     announce: tuple[str, ...] = ()
     """Addresses that others should dial, where they differ from those listened on (port forwarding)."""
-    weight: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 1.0
-    """Share of the shards to own, relative to others; 0 owns nothing."""
+    weight: Weight = 1.0
+    """Share of the shards to own, relative to others; 0 owns nothing; auto: by what its upload carries."""
     region: RegionLabel = DEFAULT_REGION
     """Label of the region to average in, or auto: the nearest."""
     volunteer_relay: bool = False
@@ -110,7 +113,8 @@ class PeerConfig(msgspec.Struct, frozen=True):
     rounds: RoundConfig = RoundConfig()
     region: RegionLabel = DEFAULT_REGION
     """Label of the region, or AUTO_REGION: found by latency. All members of one region average with each other."""
-    weight: float = 1.0
+    weight: Weight = 1.0
+    """Share of the shards to own, relative to others; AUTO_WEIGHT: by its measured upload, smoothed."""
     volunteer_relay: bool = False
     """Meet other regions for owners of this one that have little upload: see core.relays."""
     checkpoints: CheckpointConfig = CheckpointConfig()

@@ -119,10 +119,10 @@ def checked(parse: Callable[[str], object]) -> Callable[[Any, Sequence[Token]], 
 
 
 def at_least(low: float) -> Callable[[Any, Any], None]:
-    """Validator of a finite number that is not below `low`; None passes."""
+    """Validator of a finite number that is not below `low`; None passes, and a word that may stand instead."""
 
     def check(_type: Any, value: Any) -> None:
-        if value is not None and not low <= value < math.inf:  # written so that NaN fails
+        if value is not None and not isinstance(value, str) and not low <= value < math.inf:  # written so that NaN fails
             raise ValueError(f"it must be a number of at least {low}")
 
     return check

@@ -158,13 +158,18 @@ def told(summary: dict[str, Any], out: Path) -> list[str]:
         lines.append(f"  of a lone peer after as many steps           {human.loss_text(alone)}  {verdict}")
         lines += ["", *_wrapped(summary["lone_note"])]
     lines += ["", "the common model at each peer:"]
-    for label, peer_id in summary["peers"].items():
-        lines.append(f"  {label}  {human.short_id(peer_id)}  {summary['digests'][peer_id][:32]}..")
+    region_of = {peer_id: region for region, peer_ids in summary["regions"].items() for peer_id in peer_ids}
+    several = len(summary["regions"]) > 1
+    for label, peer_id in sorted(summary["peers"].items(), key=lambda item: (region_of[item[1]], item[0])):
+        where = f"  region {region_of[peer_id]}" if several else ""
+        lines.append(f"  {label}  {human.short_id(peer_id)}{where}  {summary['digests'][peer_id][:32]}..")
     lines.append(f"  {summary['verdict']}")
     if summary["lost"]:
         lines += ["", f"lost on the way: {'; '.join(summary['lost'])}"]
+    both = summary["bytes_in_region"] + summary["bytes_across"]
+    share = f", {100 * summary['bytes_across'] / both:.0f} % of it between regions" if several and both else ""
     traffic = (
-        f"sent {human.bytes_text(summary['sent_bytes'])} in all, received {human.bytes_text(summary['received_bytes'])}; "
+        f"sent {human.bytes_text(summary['sent_bytes'])} in all{share}, received {human.bytes_text(summary['received_bytes'])}; "
         f"{human.count_text(summary['swarm_tokens_per_s'])} tokens/s all together"
         + (f", the lone peer {human.count_text(summary['lone_tokens_per_s'])}" if alone is not None else "")
     )

@@ -34,7 +34,8 @@ class Show:
             from legion_p2p import dashboard
 
             labels = tuple(f"peer-{n + 1}" for n in range(plan.n_peers))
-            title = f"legion_p2p demo: {plan.n_peers} peers, model {plan.preset}"
+            places = f" at {plan.n_regions} places" if plan.n_regions > 1 else ""
+            title = f"legion_p2p demo: {plan.n_peers} peers{places}, model {plan.preset}"
             self._view = dashboard.SwarmView(title, labels, console=Console(highlight=False))
             self._view.__enter__()
 
@@ -92,6 +93,9 @@ class Show:
         parts.append(f"round {human.whole_text(max(map(rounds_of, statuses)))}")
         parts.append(f"{human.count_text(sum(s.tokens_per_s for s in statuses))} tokens/s")
         parts.append(f"sent {human.bytes_text(sum(s.sent_bytes for s in statuses))}")
+        regions = sorted({s.region for s in statuses if s.region})
+        if len(regions) > 1:
+            parts.append(f"regions {' '.join(s.region or human.NOTHING for s in statuses)}")
         left = [s.remaining_s for s in statuses if s.remaining_s is not None]
         if left:
             parts.append(f"{human.seconds_text(max(left))} left")

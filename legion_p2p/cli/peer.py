@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import msgspec
 from cyclopts import Group, Parameter
@@ -30,6 +30,7 @@ from legion_p2p.cli.common import (
 from legion_p2p.config import DEFAULT_LISTEN, DEFAULT_REGION, Job, NewRun, convert, new_run_of, read_new_run, read_toml
 from legion_p2p.core.caps import parse_quiet_hours
 from legion_p2p.core.keep import parse_keep
+from legion_p2p.core.placement import PlacementName
 from legion_p2p.core.presets import Links
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.run import InnerOptimizer
@@ -83,6 +84,8 @@ class NewRunOptions:
     smaller, the largest few, as topk64-2bit or any other topk<k>-<bits>bit."""
     update_codec: Annotated[str | None, Parameter(metavar="NAME")] = None
     """The same for what comes back from owners to all members. [default: that of --codec]"""
+    placement: Annotated[PlacementName | None, Parameter()] = None
+    """Who owns which shards: the strongest claim by weight, only the heaviest members, or a stable matching."""
     optimizer: Annotated[InnerOptimizer | None, Parameter()] = None
     """What makes the local steps."""
     learning_rate: Annotated[float | None, Parameter(alias="--lr", validator=at_least(0))] = None
@@ -123,8 +126,8 @@ class NodeOptions:
     """Addresses to listen on."""
     announce: Annotated[tuple[str, ...], _MANY, Parameter(converter=listen_addresses, metavar="ADDR...")] = ()
     """Addresses that others should dial, where a router forwards a port to this machine."""
-    weight: Annotated[float, Parameter(validator=at_least(0))] = 1.0
-    """Share of the model's shards to take care of, relative to others; 0: none."""
+    weight: Annotated[float | Literal["auto"], Parameter(validator=at_least(0))] = 1.0
+    """Share of the model's shards to take care of, relative to others; 0: none; auto: 1 for each 10 Mbit/s of upload."""
     region: Annotated[str, Parameter(metavar="LABEL")] = DEFAULT_REGION
     """Average with the members of this label, and only now and then with other regions; auto: with those that are near."""
     volunteer_relay: Annotated[bool, Parameter(negative=())] = False
@@ -265,6 +268,7 @@ def _new_run(which: RunOptions, new: NewRunOptions, training: TrainOptions) -> N
         (data["round"], "update_codec", new.update_codec),
         (data["round"], "push_codecs", only),
         (data["round"], "update_codecs", () if new.update_codec else only),
+        (data["round"], "placement", new.placement),
         (data["inner"], "optimizer", new.optimizer),
         (data["inner"], "learning_rate", new.learning_rate),
         (data["inner"], "batch", new.batch),

@@ -4,8 +4,6 @@
     the distance grew GROWING times in a row -> STEP times the rate, up to MAX_RATE
     it grew as often once more -> what both know of each other is forgotten, so that the next meeting sends all of it anew
     it does not grow -> back towards the moving rate
-    the step had to be shortened, and still they came no closer -> half the trust: such steps become shorter yet
-    they came closer, or the step was within what is allowed -> twice the trust, up to all of it
 
 Never happens: a rate above what is stable for differences as old as those of the last meeting.
 """
@@ -15,7 +13,6 @@ STEP = 1.5
 GROWING = 3  # in a row: noise of the training alone makes two often
 TOLERANCE = 1.02  # distances that differ by less have not changed
 MAX_RATE = 0.5  # at which two meet in the middle; beyond it they would pass each other
-LEAST_TRUST = 1 / 16  # then what another region can do is far less than what training does
 MARGIN = 0.9  # of the bound: at it two no longer come together
 
 
@@ -27,21 +24,14 @@ class DistanceGuard:
         self._rate = FIRST * moving_rate
         self._last: float | None = None
         self._n_grown = 0
-        self.trust = 1.0
-        """Of the longest step that is taken, the share that this region may still ask for. One that trains as we do comes closer
-        by such steps: each is longer than what it trained since the last. Whom they bring no closer does not train, but pull."""
 
     def rate(self, bound: float) -> float:
         """The rate of the next meeting. `bound`: below it two come together, see tensor.elastic."""
         return min(self._rate, MAX_RATE, MARGIN * bound)
 
-    def met(self, distance: float, slowed: bool = False) -> bool:
-        """They met, at this distance. True: forget what both know of each other. `slowed`: the step had to be shortened."""
+    def met(self, distance: float) -> bool:
+        """They met, at this distance. True: forget what both know of each other."""
         last, self._last = self._last, distance
-        if slowed and last is not None and distance >= last:
-            self.trust = max(self.trust / 2, LEAST_TRUST)
-        else:
-            self.trust = min(2 * self.trust, 1.0)
         grew = last is not None and distance > TOLERANCE * last
         self._n_grown = self._n_grown + 1 if grew else 0
         if self._n_grown == 2 * GROWING:

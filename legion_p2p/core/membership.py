@@ -119,8 +119,13 @@ class Membership:
         self._effects: deque[Effect] = deque()
         self._looked_at = now
         self._refuted_at = -math.inf
+        self._order: list[PeerId] | None = None  # sorted; None after somebody came or went
         self.incarnation = 0
         self.n_refused = 0
+        self.revision = 0
+        """Rises whenever an announcement or a liveness is another one than before."""
+        self.roles_revision = 0
+        """Rises whenever somebody comes, goes, or has another weight, region or readiness."""
 
     # what happened
 
@@ -151,9 +156,12 @@ class Membership:
                 self.n_refused += 1
                 return False
             self._members[peer] = Member(announcement, Liveness.ALIVE, now, now)
+            self._order = None
+            self._count_change()
             self._effects.append(Changed(peer, None, Liveness.ALIVE))
         else:
             self._members[peer] = msgspec.structs.replace(known, announcement=announcement)
+            self._count_change(roles=_role(announcement) != _role(known.announcement))
             # A dead member's newer announcement, even passed on, was made after we lost it: worth a new chance.
             if direct or known.liveness is Liveness.DEAD:
                 self.heard(peer, now)
@@ -234,7 +242,9 @@ class Membership:
 
     def members(self) -> list[Member]:
         """All rows, the dead included, by peer id. This peer is not in its own table."""
-        return [self._members[peer] for peer in sorted(self._members)]
+        if self._order is None:
+            self._order = sorted(self._members)
+        return [self._members[peer] for peer in self._order]
 
     def counted(self) -> list[Member]:
         """Those that are not dead."""
@@ -254,10 +264,17 @@ class Membership:
         member = self._members[peer]
         self._effects.append(Changed(peer, member.liveness, liveness))
         self._members[peer] = msgspec.structs.replace(member, liveness=liveness, since=now)
+        self._count_change()
 
     def _drop(self, peer: PeerId) -> None:
         member = self._members.pop(peer)
+        self._order = None
+        self._count_change()
         self._effects.append(Changed(peer, member.liveness, None))
+
+    def _count_change(self, *, roles: bool = True) -> None:
+        self.revision += 1
+        self.roles_revision += roles
 
     def _pardon(self, asleep_s: float, now: float) -> None:
         for peer, member in self._members.items():
@@ -265,6 +282,10 @@ class Membership:
                 # Not beyond now: some were heard, or suspected, after this peer woke and before it looked at the clock.
                 heard_at, since = min(now, member.heard_at + asleep_s), min(now, member.since + asleep_s)
                 self._members[peer] = msgspec.structs.replace(member, heard_at=heard_at, since=since)
+
+
+def _role(announcement: Announcement) -> tuple[bool, float, str]:
+    return (announcement.ready, announcement.weight, announcement.region)
 
 
 def weights_of(announcements: Iterable[Announcement], region: str) -> dict[PeerId, float]:

@@ -11,24 +11,51 @@ Weights must not flicker: each change of one moves shards. So each peer smooths 
 
 import heapq
 import math
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from operator import truediv
+from typing import Literal
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.pace import Ewma
-from legion_p2p.core.rendezvous import Ownership, ranking, score, shard_key
+from legion_p2p.core.rendezvous import Ownership, log_hashes
 from legion_p2p.errors import UsageError
 
+PlacementName = Literal["rendezvous", "priority", "stable"]
 Policy = Callable[[str, str, int, Mapping[PeerId, float]], tuple[Ownership, ...]]
 """(run id, region, number of shards, weights of the region's members) -> who owns each shard."""
 
 HEADROOM = 1.25  # what a peer may own, of its fair share by weight; less room means longer searches and more moves
 PRIORITY_SHARE = 0.5  # of all weight that the peers of priority have together
 MIN_PRIORITY = 2  # an owner and a standby
+MAX_REGIONS = 64  # whose owners are remembered
+
+
+class Placement:
+    """Who owns what in one run, by the policy of its specification; remembered until a weight changes."""
+
+    def __init__(self, run_id: str, n_shards: int, name: PlacementName) -> None:
+        """Raises: UsageError, where no policy has this name."""
+        self._policy = policy(name)
+        self._run = run_id
+        self._n_shards = n_shards
+        self._known: OrderedDict[str, tuple[dict[PeerId, float], tuple[Ownership, ...]]] = OrderedDict()
+
+    def owners(self, region: str, weights: Mapping[PeerId, float]) -> tuple[Ownership, ...]:
+        """Owner and standby of each shard among the members of one region."""
+        known = self._known.get(region)
+        if known is None or known[0] != weights:
+            known = self._known[region] = dict(weights), self._policy(self._run, region, self._n_shards, weights)
+        self._known.move_to_end(region)
+        while len(self._known) > MAX_REGIONS:
+            self._known.popitem(last=False)
+        return known[1]
 
 
 def by_rendezvous(run_id: str, region: str, n_shards: int, weights: Mapping[PeerId, float]) -> tuple[Ownership, ...]:
     """The peer with the strongest claim owns, the next one stands by."""
-    return tuple(_first_two(ranking(shard_key(run_id, region, shard), weights)) for shard in range(n_shards))
+    peers, claims = _claims(run_id, region, n_shards, weights)
+    return tuple(_first_two(peers, claim) for claim in claims)
 
 
 def by_priority(run_id: str, region: str, n_shards: int, weights: Mapping[PeerId, float]) -> tuple[Ownership, ...]:
@@ -48,23 +75,25 @@ def by_stable_matching(run_id: str, region: str, n_shards: int, weights: Mapping
     The result is stable: no shard and peer both prefer each other to what they have. The standby is next in the shard's order.
     """
     capacity = capacities(n_shards, weights)
-    keys = [shard_key(run_id, region, shard) for shard in range(n_shards)]
-    wishes = [ranking(key, weights) for key in keys]
     if not capacity:
         return (Ownership(None, None),) * n_shards
-    held: dict[PeerId, list[tuple[float, int]]] = {peer: [] for peer in capacity}
+    peers, claims = _claims(run_id, region, n_shards, weights)
+    claims = list(claims)
+    wishes = [sorted(range(len(peers)), key=claim.__getitem__, reverse=True) for claim in claims]
+    held: list[list[tuple[float, int]]] = [[] for _ in peers]
     n_asked = [0] * n_shards
     free = list(range(n_shards))
     while free:
         shard = free.pop()
         peer = wishes[shard][n_asked[shard]]
         n_asked[shard] += 1
-        heapq.heappush(held[peer], (score(keys[shard], peer, weights[peer]), shard))
-        if len(held[peer]) > capacity[peer]:
+        heapq.heappush(held[peer], (claims[shard][peer], shard))
+        if len(held[peer]) > capacity[peers[peer]]:
             free.append(heapq.heappop(held[peer])[1])
-    owner = {shard: peer for peer, shards in held.items() for _, shard in shards}
+    owner = {shard: peer for peer, shards in enumerate(held) for _, shard in shards}
+    standby = [next((peer for peer in wishes[shard] if peer != owner[shard]), None) for shard in range(n_shards)]
     return tuple(
-        Ownership(owner[shard], next((peer for peer in wishes[shard] if peer != owner[shard]), None)) for shard in range(n_shards)
+        Ownership(peers[owner[shard]], None if second is None else peers[second]) for shard, second in enumerate(standby)
     )
 
 
@@ -82,6 +111,15 @@ def policy(name: str) -> Policy:
     if name not in POLICIES:
         raise UsageError(f"placement {name!r}: allowed are {', '.join(POLICIES)}")
     return POLICIES[name]
+
+
+UNIT_BPS = 10e6
+MIN_WEIGHT, MAX_WEIGHT = 0.1, 10.0  # what a connection that is measured wrongly, or lies, may be off by
+
+
+def weight_of(upload_bps: float) -> float:
+    """The weight of a peer whose upload carries so much: an owner sends every update to all members. 10 Mbit/s weigh 1."""
+    return min(max(upload_bps / UNIT_BPS, MIN_WEIGHT), MAX_WEIGHT)
 
 
 class SmoothedWeight:
@@ -105,5 +143,23 @@ class SmoothedWeight:
         return self.value
 
 
-def _first_two(ranked: list[PeerId]) -> Ownership:
-    return Ownership(ranked[0] if ranked else None, ranked[1] if len(ranked) > 1 else None)
+def _claims(
+    run_id: str, region: str, n_shards: int, weights: Mapping[PeerId, float]
+) -> tuple[list[PeerId], Iterable[list[float]]]:
+    """The peers of positive weight, and for each shard how strongly each claims it; of equal claims the first wins."""
+    peers = sorted((peer for peer, weight in weights.items() if weight > 0), reverse=True)
+    negative = [-weights[peer] for peer in peers]
+    if not peers:
+        return [], ([] for _ in range(n_shards))
+    rows = zip(*(log_hashes(run_id, region, n_shards, peer) for peer in peers), strict=True)
+    return peers, (list(map(truediv, negative, row)) for row in rows)
+
+
+def _first_two(peers: list[PeerId], claim: list[float]) -> Ownership:
+    if not peers:
+        return Ownership(None, None)
+    first = claim.index(max(claim))
+    if len(peers) == 1:
+        return Ownership(peers[0], None)
+    claim[first] = -math.inf
+    return Ownership(peers[first], peers[claim.index(max(claim))])

@@ -10,6 +10,7 @@ Links = Literal["lan", "fibre", "cable", "dsl"]
 DEFAULT_LINKS: Links = "cable"
 
 _MUON = {"optimizer": "muon", "learning_rate": 0.02}
+_ACROSS = {"cross_every": 1, "cross_codec": "topk512-2bit"}  # often and sparse: docs/records/regions.md
 
 LINKS: dict[str, dict[str, dict[str, Any]]] = {
     "lan": {"round": {"local_steps": 2, "push_codec": "int8", "update_codec": "int8"}, "inner": _MUON},
@@ -21,6 +22,7 @@ LINKS: dict[str, dict[str, dict[str, Any]]] = {
             "update_codec": "topk1024-4bit",
             "update_codecs": ("int4", "topk512-2bit"),
             "feedback_decay": 0.95,
+            **_ACROSS,
         },
         "inner": _MUON,
     },
@@ -32,6 +34,7 @@ LINKS: dict[str, dict[str, dict[str, Any]]] = {
             "update_codec": "topk512-2bit",
             "update_codecs": ("topk1024-4bit", "topk256-2bit"),
             "feedback_decay": 0.95,
+            **_ACROSS,
         },
         "inner": _MUON,
     },
@@ -43,6 +46,7 @@ LINKS: dict[str, dict[str, dict[str, Any]]] = {
             "update_codec": "topk512-2bit",
             "update_codecs": ("topk256-2bit", "topk128-2bit"),
             "feedback_decay": 0.95,
+            **_ACROSS,
         },
         "inner": _MUON,
     },

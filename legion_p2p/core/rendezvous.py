@@ -7,13 +7,18 @@ or leaves moves only its own share (Thaler and Ravishankar 1998; the weights: Sc
 
 import hashlib
 import math
+from array import array
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 import msgspec
 
 from legion_p2p.core.identity import PeerId
 
 _SCALE = 1.0 / (1 << 52)  # one bit less than a float holds, so that the largest number and a half is exact, and below 1
+
+
+MAX_REMEMBERED = 512  # peers, each in one region, whose hashes are kept: 8 bytes a shard
 
 
 class Ownership(msgspec.Struct, frozen=True):
@@ -32,6 +37,12 @@ def unit_hash(*parts: str) -> float:
 def score(key: str, peer: str, weight: float) -> float:
     """How strongly `peer` claims `key`; 0 for a weight of 0."""
     return -weight / math.log(unit_hash(key, peer)) if weight > 0 else 0.0
+
+
+@lru_cache(maxsize=MAX_REMEMBERED)
+def log_hashes(run_id: str, region: str, n_shards: int, peer: PeerId) -> "array[float]":
+    """ln(u) of a peer for each shard: what its claims have in common whatever it weighs. Hashing is what takes time."""
+    return array("d", [math.log(unit_hash(shard_key(run_id, region, shard), peer)) for shard in range(n_shards)])
 
 
 def ranking(key: str, weights: Mapping[PeerId, float]) -> list[PeerId]:

@@ -6,6 +6,7 @@ import msgspec
 
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity, verify
+from legion_p2p.core.placement import PlacementName
 from legion_p2p.core.plan import MAX_PARAMS, ParamSpec, ShardPlan, plan_for
 from legion_p2p.errors import DecodeError, UsageError
 
@@ -86,7 +87,7 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outer_delay: Annotated[int, msgspec.Meta(ge=1, le=MAX_OUTER_DELAY)] = 4
     """Rounds between two changes of the momentum, for the delayed rule."""
 
-    cross_every: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 4
+    cross_every: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 2
     """Least rounds of a shard between two meetings of regions about it. More: fewer bytes across, and regions drift further
     apart."""
 
@@ -104,12 +105,15 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cross_codecs: _Codecs = ()
     """Codecs that they may use instead, as the link between two owners allows."""
 
-    moving_rate: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.3
+    moving_rate: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.5
     """Share of their difference that each of two regions goes when they meet. Higher: closer together, and less exploration."""
 
+    cross_reach: _NonNegative = 1.5
+    """A meeting moves no region further than this many times what its own training did since the last one. Lower: safer, and two
+    that trained apart come together more gently; at 1 or less they may not come together at all. 0: no limit."""
+
     norm_cap: _NonNegative = 3.0
-    """A push counts with at most this many times the median norm, and a meeting of two regions moves neither by more than this
-    many times what its own training did since the last. Lower: safer, and unfair to unusual data. 0: no cap."""
+    """A push counts with at most this many times the median norm. Lower: safer, and unfair to unusual data. 0: no cap."""
 
     quorum: Annotated[float, msgspec.Meta(gt=0, le=1)] = 2 / 3
     """Share of the training members after which a round may close without the rest. 1: waits for all that live."""
@@ -119,6 +123,9 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     shard_elements: Annotated[int, msgspec.Meta(ge=0, le=1 << 23)] = 0
     """Elements per shard; 0 chooses sixteen shards, fewer for a small model."""
+
+    placement: PlacementName = "rendezvous"
+    """How the members' weights become ownership of shards: see `legion_p2p.core.placement`."""
 
     def allowed_push_codecs(self) -> tuple[str, ...]:
         return _distinct(self.push_codec, *self.push_codecs, self.warmup_codec)

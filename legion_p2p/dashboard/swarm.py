@@ -68,7 +68,8 @@ def render_swarm(swarm: Swarm, *, width: int = 80, height: int = 24, ascii_only:
     foot = [_rounds(swarm, width), *(line(human.shorten(human.clean(note), width), width=width) for note in swarm.notes)]
     room = height - len(head) - len(foot) - 4  # two blanks, the table's title, the last line of the terminal
     shown = rows[: max(1, room)]
-    table = fit_table(_COLUMNS, shown, width, ascii_only=ascii_only)
+    columns = _COLUMNS if len(_regions(swarm)) > 1 else tuple(c for c in _COLUMNS if c is not _REGION)
+    table = fit_table(columns, shown, width, ascii_only=ascii_only)
     curve = _curve(swarm, width, min(MAX_PLOT_LINES, room - len(shown) - 2))
     return Group(*head, Text(""), table, *foot, *([Text(""), *curve] if curve else []))
 
@@ -80,10 +81,28 @@ def _rounds(swarm: Swarm, width: int) -> Text:
         return line("no round yet", width=width)
     latest = max(told, key=rounds_of)
     averaged = f"last averaged {human.percent_text(latest.last_round.averaged_fraction)}" if latest.last_round else None
-    digests = [status.common_digest for status in told if status.common_digest]
-    agreed = max(map(digests.count, digests), default=0)
-    model = f"same model at {agreed} of {len(told)} peers at this moment" if agreed > 1 else None
+    agreed = [_agreed(members) for members in _regions(swarm).values()]
+    if len(agreed) > 1:
+        of_each = " and ".join(f"{n} of {of}" for n, of in agreed)
+        model = f"same model at {of_each} in {len(agreed)} regions"
+    else:
+        model = next((f"same model at {n} of {of} peers at this moment" for n, of in agreed if n > 1), None)
     return line(f"round {human.whole_text(rounds)}", averaged, model, width=width)
+
+
+def _regions(swarm: Swarm) -> dict[str, list[Status]]:
+    """Those who said which region they are in, by region."""
+    found: dict[str, list[Status]] = {}
+    for status in sorted((row.status for row in swarm.peers if row.status), key=lambda status: status.region):
+        if status.region:
+            found.setdefault(status.region, []).append(status)
+    return found
+
+
+def _agreed(members: list[Status]) -> tuple[int, int]:
+    """How many at most hold the same model, and of how many."""
+    digests = [status.common_digest for status in members if status.common_digest]
+    return max(map(digests.count, digests), default=0), len(members)
 
 
 def _curve(swarm: Swarm, width: int, height: int) -> list[Text]:
@@ -130,8 +149,10 @@ def _step_text(step: int, target: int | None) -> str:
     return human.whole_text(step) + (f"/{human.whole_text(target)}" if target else "")
 
 
+_REGION = Column("region", _of(lambda _: human.NOTHING, lambda s: s.region or human.NOTHING), 1, right=False, max_chars=8)
 _COLUMNS = (
     Column("peer", _label, 0, right=False, max_chars=24),
+    _REGION,
     Column("state", _state, 0, right=False, min_chars=8),
     Column(
         "step", _of(lambda m: _step_text(m.step, m.target_steps), lambda s: _step_text(s.step, s.target_steps)), 0, min_chars=6

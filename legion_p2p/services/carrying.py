@@ -112,11 +112,11 @@ class Carrying:
             own = copy.value()
             travelled = met.travelled(own)
             rounds, length = self._shards.spec.round, norm(step)
-            longest = reach(own, travelled, rounds.norm_cap, rounds.cross_rule)
+            longest = reach(own, travelled, rounds.cross_reach, rounds.cross_rule)
             if longest is not None and length > SLACK * longest:
                 raise DecodeError(f"shard {message.shard}: a step of norm {length:.3g}, at most {SLACK * longest:.3g} is taken")
             copy.subtract(step)
-            met.leave(own - step, travelled)
+            met.leave(own, own - step, copy.version)
             met.carried = (peer, message.number, copy.version)
         met.last, met.at_s = copy.version, trio.current_time()
         self._events.emit("cross.carried", shard=message.shard, version=copy.version, relay=peer, n_bytes=len(message.payload))

@@ -116,6 +116,8 @@ class CenterCopy:
         self.lock = trio.Lock()
         self.version = 0
         self.is_ours = True
+        self.met_at = 0
+        """The version of the shard in its owner's region when it was last met."""
         self._value = start
         self._wishes: dict[str, float] = {}
 

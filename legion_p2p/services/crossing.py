@@ -32,6 +32,7 @@ from legion_p2p.tensor.elastic import center_bound, pairwise_bound
 from legion_p2p.tensor.meeting import Moved, check_plausible, hear, move, move_at, norm, reach, tell
 
 MAX_STALENESS = 64
+STALE = 8  # times the versions between two meetings: a center that nobody met for longer would draw all back to what was
 RETRY = 4  # attempts in the time between two meetings: each costs what a meeting does
 ROUNDING = 1.001  # of norms, which no two machines add up alike
 
@@ -76,8 +77,8 @@ class Crossing:
                 self.schedule.forget(replica.shard)
             else:
                 met = self.schedule.met(replica)
-                if met.left_at is None:
-                    met.leave(copy.value())
+                if met.is_out_of_date(copy.version):
+                    await self._compute(replica.numel, met.look, copy.value(), copy.version)
                 if (other := self.schedule.due(replica)) is not None:
                     await self._meet(replica, copy, other)
             if not isinstance(copy, CarriedCopy):
@@ -107,7 +108,8 @@ class Crossing:
             link.forget()  # whether the one before has moved nobody can tell
         link.is_asking = True
         every = self.schedule.interval(replica, other).every
-        self.schedule.met(replica).not_before = replica.chain.version + max(1, every // RETRY)
+        met = self.schedule.met(replica)
+        met.every, met.not_before = every, replica.chain.version + max(1, every // RETRY)
         try:
             reply = await self._ask(replica, copy, link, peer, other)
             if isinstance(reply, Unknown):
@@ -139,7 +141,7 @@ class Crossing:
             codec = self.schedule.interval(replica, other).codec
             payload, ours = await self._compute(replica.numel, tell, own, link.known, self._shards.codec_of(replica, codec))
             travelled = await self._compute(replica.numel, self.schedule.met(replica).travelled, own)
-            cap, rule = self._rounds.norm_cap, self._rounds.cross_rule
+            cap, rule = self._rounds.cross_reach, self._rounds.cross_rule
             longest = await self._compute(replica.numel, reach, own, travelled, cap, rule)
             message = Cross(
                 run=self._shards.run,
@@ -148,7 +150,7 @@ class Crossing:
                 exchange=self._number(),
                 known=link.digest,
                 rate=link.guard.rate(self._bound(link.staleness)),
-                limit=None if longest is None else min(link.guard.trust * longest, MAX_NORM),
+                limit=None if longest is None else min(longest, MAX_NORM),
                 center=other == CENTER,
                 codec=codec,
                 payload=payload,
@@ -180,7 +182,7 @@ class Crossing:
         met = self.schedule.met(replica)
         every = self._rounds.cross_every if link.interval is None else link.interval.every
         link.staleness = min((copy.version - asked.version) // every, MAX_STALENESS)
-        met.leave(asked.own - moved.step_N, asked.travelled)
+        await self._compute(replica.numel, met.leave, asked.own, asked.own - moved.step_N, asked.version)
         met.note(other, copy.version, trio.current_time())
         self._note(link, other, moved, copy.version, message, len(reply.payload))
         replica.bell.ring()
@@ -222,6 +224,7 @@ class Crossing:
             raise NetworkError(f"shard {message.shard}: this peer is just asking region {message.region} itself")
         codec = self._shards.codec_of(replica, message.codec)
         copy = await self._answering(replica, message)
+        link = self._links.get(message.shard, mine, message.region)  # a center that begins anew has new ones
         met = self.schedule.met(replica)
         async with copy.lock:
             if message.known != link.digest:
@@ -233,13 +236,12 @@ class Crossing:
             own = copy.value()
             travelled = 0.0 if message.center else await self._compute(replica.numel, met.travelled, own)
             await self._compute(replica.numel, check_plausible, theirs, own, travelled)
-            cap, rule = self._rounds.norm_cap, self._rounds.cross_rule
+            cap, rule = self._rounds.cross_reach, self._rounds.cross_rule
             if isinstance(copy, CenterCopy):
                 longest = await self._compute(replica.numel, copy.reach, message.region, theirs, message.rate, cap)
             else:
                 longest = await self._compute(replica.numel, reach, own, travelled, cap, rule)
-            allowed = [link.guard.trust * longest] if longest is not None else []
-            limit = min([*allowed, *([message.limit] if message.limit is not None else [])], default=None)
+            limit = min((x for x in (longest, message.limit) if x is not None), default=None)
             payload, ours = await self._compute(replica.numel, tell, own, link.known, codec)
             first = mine < message.region
             moved = await self._compute(replica.numel, move, ours, theirs, link.known, rule, message.rate, first, limit)
@@ -249,7 +251,7 @@ class Crossing:
             reply = Crossed(payload, moved.slowed_to)
             link.answered = (message.exchange, reply)
             if not message.center:
-                met.leave(own - moved.step_N, travelled)
+                await self._compute(replica.numel, met.leave, own, own - moved.step_N, copy.version)
                 met.note(message.region, copy.version, trio.current_time())
         self._note(link, message.region, moved, copy.version, message, len(payload))
         replica.bell.ring()
@@ -276,20 +278,25 @@ class Crossing:
             return own
         if self.schedule.owner(CENTER, message.shard) != self._shards.me:
             raise NetworkError(f"the center variable of shard {message.shard} is not owned by this peer")
-        center = self._centers.get(message.shard)
+        center, version = self._centers.get(message.shard), replica.chain.version
+        if center is not None and abs(version - center.met_at) > STALE * self._rounds.cross_every:
+            del self._centers[message.shard]
+            center = None
+            self._links.forget_center(message.shard)
         if center is None:  # the first that meets the center finds itself there
             codec = self._shards.codec_of(replica, WHOLE)
             if message.known:
                 return CenterCopy(replica.reference)  # of no use: the asker will be told to begin anew
             start = await self._compute(replica.numel, hear, message.payload, None, replica.numel, codec)
             center = self._centers.setdefault(message.shard, CenterCopy(start))
+        center.met_at = version
         return center
 
     # both
 
     def _note(self, link: Link, other: str, moved: Moved, version: int, message: Cross, replied: int) -> None:
         link.known, link.digest = moved.known, moved.digest
-        if link.guard.met(moved.distance, moved.slowed_to is not None):
+        if link.guard.met(moved.distance):
             link.forget()
             self._events.emit("cross.apart", shard=message.shard, region=other, distance=moved.distance)
         if moved.slowed_to is not None:

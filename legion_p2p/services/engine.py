@@ -244,7 +244,8 @@ class Engine(Participant):
             now = trio.current_time()
             n_shards, left_bytes = self.shards.to_hand_over
             done_bps = 8 * (all_bytes - left_bytes) / (now - began)
-            upload_bps = self.messenger.bandwidth().upload_bps or done_bps
+            bandwidth = self.messenger.bandwidth()
+            upload_bps = bandwidth.upload_bps or bandwidth.upload_limit_bps or done_bps
             if upload_bps and (left_bytes != seen_bytes or ends_at == math.inf):
                 ends_at, seen_bytes = now + 8 * left_bytes / upload_bps, left_bytes
             remaining_s = None if ends_at == math.inf else round(max(0.0, ends_at - now), 1)
@@ -340,12 +341,13 @@ class Engine(Participant):
                     self._step_forward()
                 self.events.emit("run.rejoined", run=self.run)
                 continue
-            await self.members.changed.wait()
+            await self.members.away.wait()
 
     async def _stay_near(self) -> None:
         """Measure where this peer is, and follow when another region has become its own."""
         while True:
             label = await self.regions.next_look()
+            self.weigh()
             if label != self.region:
                 await self._move(label)
 

@@ -9,7 +9,7 @@ from functools import partial
 
 import trio
 
-from legion_p2p.core.announcement import Mark, unpack_marks
+from legion_p2p.core.announcement import Mark, peer_of, unpack_marks
 from legion_p2p.core.chain import Chain, Step
 from legion_p2p.core.identity import PeerId, verify
 from legion_p2p.core.membership import Liveness
@@ -101,24 +101,27 @@ class Following(Holding):
 
     def _look_for_news(self) -> None:
         """Compare announced marks with ours; whoever is to be followed and differs is asked."""
-        for announcement in self._members.everyone():
-            if announcement.peer_id == self.me or not announcement.ready or announcement.region != self.region:
+        owners = {shard: self.ownership(shard).owner for shard in self.replicas}
+        if self.me in owners.values():
+            announcements = self._members.everyone()
+        else:
+            announcements = [a for peer in sorted({o for o in owners.values() if o}) if (a := self._members.announced(peer))]
+        for announcement in announcements:
+            peer = peer_of(announcement)
+            if peer == self.me or not announcement.ready or announcement.region != self.region:
                 continue
             marks = unpack_marks(announcement.marks)
             if len(marks) != self.plan.n_shards:
                 continue
-            peer = PeerId(announcement.peer_id)
             for shard, replica in self.replicas.items():
-                if self._is_news(replica, peer, marks[shard]):
+                if owners[shard] in (peer, self.me) and self._is_news(replica, peer, marks[shard]):
                     self._follow(replica, peer)
 
     def _is_news(self, replica: Replica, peer: PeerId, mark: Mark) -> bool:
-        owner = self.ownership(replica.shard).owner
+        """`peer` owns the shard; or this peer does, which may have been away, or taken over, and is behind its members."""
         ahead = mark.version > replica.chain.version
-        if owner == self.me:  # an owner that was away, or a standby that took over, may be behind the members
+        if self.ownership(replica.shard).owner == self.me:
             return ahead
-        if owner != peer:
-            return False
         if replica.chain.holds(mark) is False:
             return True
         if not ahead:

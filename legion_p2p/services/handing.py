@@ -60,6 +60,7 @@ class HandingOver(Following):
                 return
             replica.round = None
             replica.arrived.clear()
+            replica.taken_over.clear()
             residual, replica.owner_residual = replica.owner_residual, None
             outer, replica.outer = replica.outer, OuterState()
             version, digest_ = replica.chain.version, replica.chain.digest
@@ -135,7 +136,10 @@ class HandingOver(Following):
             raise NetworkError(f"shard {replica.shard}: {peer} made none of its last versions, so it has nothing to hand over")
         value = codec.get("fp32").decode(message.payload, replica.numel)
         async with replica.lock:
-            self._take_over(replica, message, value)
+            which = (peer, message.version, message.digest)
+            if replica.taken_over.get(message.part) != which:  # else our answer was lost, and it comes again
+                self._take_over(replica, message, value)
+                replica.taken_over[message.part] = which
         return Held(replica.chain.version, replica.chain.digest)
 
     def _take_over(self, replica: Replica, message: Handover, value: Tensor) -> None:

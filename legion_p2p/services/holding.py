@@ -11,7 +11,8 @@ from legion_p2p.core.announcement import pack_marks
 from legion_p2p.core.chain import Chain
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.membership import Liveness
-from legion_p2p.core.rendezvous import Ownership, ownership
+from legion_p2p.core.placement import Placement
+from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.round import LATE, RoundConfig
 from legion_p2p.core.run import RunSpec
 from legion_p2p.core.wire import (
@@ -71,6 +72,7 @@ class Holding:
         self.run = run
         self.spec = spec
         self.plan = spec.plan()
+        self.placement = Placement(run, self.plan.n_shards, spec.round.placement)
         self.me = identity.peer_id
         self.region = region
         self.replicas: dict[int, Replica] = {}
@@ -93,7 +95,6 @@ class Holding:
         self._nursery: trio.Nursery | None = None
         self._settled = Bell()
         self._codecs: dict[tuple[int, str], Codec] = {}
-        self._owners: dict[int, Ownership] = {}
         self._weights: dict[PeerId, float] = {}
         self.on_update: Callable[[Replica, UpdateHeader, Update], None] = lambda replica, header, update: None
         """Told of every update that was accepted, whoever made it."""
@@ -132,26 +133,18 @@ class Holding:
 
     def ownership(self, shard: int) -> Ownership:
         """Owner and standby in this region, by the members known now."""
-        found = self._owners.get(shard)
-        if found is None:
-            found = self._owners[shard] = ownership(self.run, self.region, shard, self._weights)
-        return found
+        return self.placement.owners(self.region, self._weights)[shard]
 
     def _refresh_owners(self) -> bool:
         """Look at the members again; whether owners may differ from before."""
-        weights = {
-            PeerId(a.peer_id): a.weight for a in self._members.everyone() if a.ready and a.weight > 0 and a.region == self.region
-        }
-        differ = weights != self._weights
-        if differ:
-            self._weights = weights
-            self._owners.clear()
+        weights = self._members.weights(self.region)
+        differ = weights is not self._weights and weights != self._weights
+        self._weights = weights
         return differ
 
     def move(self, region: str) -> None:
         """This peer is in another region from now on, and owns nothing yet."""
         self.region = region
-        self._owners.clear()
         self._fruitless.clear()
 
     def owned(self) -> list[int]:

@@ -14,7 +14,9 @@ from legion_p2p.tensor.meeting import Known, norm
 
 CENTER = ""  # in place of a region's label: the center variable, which no region has; it sorts before all of them
 MAX_LINKS = 8  # other regions of which is kept what is known, two shards each; who met longest ago begins anew
-FADING = 0.5  # of what a copy travelled, from one meeting to the next: one quiet interval does not say that it stands still
+FADING = 0.5  # of what a copy moved by itself, from one meeting to the next: one quiet interval does not say that it stands still
+PATH_FADING = 0.9
+CATCH_UP = 12.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,17 +65,42 @@ class Met:
     """The version at which to try again, after a meeting that failed."""
     carried: tuple[PeerId, int, int] | None = None
     """From whom the owner took a relay's step last, its number, and at which version."""
-    left_at: Tensor | None = None
-    """The copy, as the last meeting left it, or as this peer began to speak for it."""
-    _travelled: float = 0.0
+    every: int = 0
+    """Versions between two meetings at the last one."""
+    _met_at: Tensor | None = None
+    _seen_at: Tensor | None = None
+    _seen: int = 0
+    _path: float = 0.0
+    _recent: float = 0.0
 
     def travelled(self, own: Tensor) -> float:
-        """How far the copy moved by itself since then, as a norm, or lately before."""
-        return max(self._travelled, norm(own - self.left_at) if self.left_at is not None else 0.0)
+        """How far the copy goes by itself between two meetings, as a norm; or a part of what it went since the last, if that was
+        long ago: two that were apart then come together in about CATCH_UP meetings."""
+        self._measure(own)
+        return max(self._recent, self._path / CATCH_UP)
 
-    def leave(self, after: Tensor, travelled: float = 0.0) -> None:
-        """A meeting left the copy at `after`, and it had travelled so far until then."""
-        self.left_at, self._travelled = after, FADING * travelled
+    def leave(self, own: Tensor, after: Tensor, version: int) -> None:
+        """A meeting moved the copy at this version."""
+        self._measure(own)
+        self._recent, self._path = FADING * self._recent, PATH_FADING * self._path
+        self._met_at = self._seen_at = after
+        self._seen = version
+
+    def is_out_of_date(self, version: int) -> bool:
+        """There was no meeting for long: `look` again."""
+        return self._seen_at is None or version >= self._seen + 2 * self.every
+
+    def look(self, own: Tensor, version: int) -> None:
+        """Measure anew how far it goes between two meetings."""
+        self._measure(own)
+        self._recent *= FADING
+        self._seen_at, self._seen = own, version
+        self._met_at = own if self._met_at is None else self._met_at
+
+    def _measure(self, own: Tensor) -> None:
+        if self._seen_at is not None and self._met_at is not None:
+            self._recent = max(self._recent, norm(own - self._seen_at))
+            self._path = max(self._path, norm(own - self._met_at))
 
     def note(self, region: str, version: int, now: float) -> None:
         """They met."""
@@ -108,6 +135,12 @@ class Links:
         """This peer does not speak for its region any more. What it knows as the center's owner stays."""
         links = self._links.get(shard, {})
         for key in [key for key in links if key[0] != CENTER]:
+            del links[key]
+
+    def forget_center(self, shard: int) -> None:
+        """The center variable of the shard begins anew."""
+        links = self._links.get(shard, {})
+        for key in [key for key in links if key[0] == CENTER]:
             del links[key]
 
     def clear(self) -> None:

@@ -5,14 +5,14 @@ Announcements go out by gossip and, to heal what gossip loses, in an exchange of
 
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 import trio
 
 from legion_p2p.core.announcement import Announcement, open_signed, peer_of, sign
 from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.core.membership import Accuse, Changed, Liveness, Member, Membership, MembershipConfig, Probe, Refute
+from legion_p2p.core.membership import Accuse, Changed, Liveness, Member, Membership, MembershipConfig, Probe, Refute, weights_of
 from legion_p2p.core.run import announce_topic
 from legion_p2p.core.wire import (
     MAX_EXCHANGED,
@@ -36,6 +36,8 @@ EXCHANGE_DEADLINE_S = 5.0
 PROBATION_S = 15.0  # twice the time to be declared dead; then two sides that each think the other was away meet after all
 MAX_LOST = 10_000  # names and times of the dead; who was cut off longest ago is forgotten first
 N_INDIRECT_PROBES = 2  # members asked to look at a suspect as well, in case only the path from here is broken
+N_WITNESSES = 3  # members told that another one is dead
+MAX_INVOLVED = 4  # suspects at once with which others are bothered: where more are silent, the others see that for themselves
 MAX_EXCHANGE_BYTES = 512 * 1024  # of announcements in one message: half a control frame
 
 
@@ -63,6 +65,8 @@ class MemberService:
         """Rings when somebody came, went, or announced something new."""
         self.was_away = False
         """The others went on without this peer since this was last looked at."""
+        self.away = Bell()
+        """Rings when `was_away` becomes true."""
         self._accusers: dict[PeerId, float] = {}  # who took this peer for dead, and when
         self._lost: dict[PeerId, float] = {}  # the dead and when they died, for longer than the table has them
         self._returned: dict[PeerId, float] = {}
@@ -70,6 +74,12 @@ class MemberService:
         self._wall_time = wall_time
         self._looked_at = (trio.current_time(), wall_time())
         self._probation: dict[PeerId, tuple[int, float]] = {}  # incarnation that is not trusted to be up to date; until when
+        self._everyone: tuple[Announcement, ...] = ()
+        self._everyone_at: tuple[object, ...] = ()  # what it was made from
+        self._weights: dict[PeerId, float] = {}
+        self._weights_at: tuple[object, ...] = ()
+        self._n_doubted = 0  # changes of the probation
+        self._n_asked_after = 0  # suspects and dead that are being asked, or told of
         self._identity = identity
         self._messenger = messenger
         self._gossip = gossip
@@ -88,12 +98,31 @@ class MemberService:
 
     # what others ask
 
-    def everyone(self) -> list[Announcement]:
+    def everyone(self) -> Sequence[Announcement]:
         """This peer's announcement, then those of all members that are not dead, by peer id.
 
         Who was taken for dead and is back counts as not ready until it says, in a new incarnation, that it has caught up.
         """
-        return [self.own(), *(self._trusted(m.announcement) for m in self.table.counted())]
+        own = self.own()
+        state = (self.table.revision, self._n_doubted, own.seq)
+        if self._everyone_at != state:  # asked for many times between two changes
+            others = [m.announcement for m in self.table.counted()]
+            self._everyone = (own, *(map(self._trusted, others) if self._probation else others))
+            self._everyone_at = state
+        return self._everyone
+
+    def weights(self, region: str) -> dict[PeerId, float]:
+        """Peer to weight, of those in `region` that hold the model and can carry shards. The same object until that changes."""
+        own = self.own()
+        state = (self.table.roles_revision, self._n_doubted, own.ready, own.weight, own.region, region)
+        if self._weights_at != state:
+            self._weights, self._weights_at = weights_of(self.everyone(), region), state
+        return self._weights
+
+    def announced(self, peer: PeerId) -> Announcement | None:
+        """As in `everyone`, of one of the others."""
+        member = self.table.get(peer)
+        return self._trusted(member.announcement) if member is not None and member.counts else None
 
     def _trusted(self, announcement: Announcement) -> Announcement:
         doubt = self._probation.get(peer_of(announcement))
@@ -284,6 +313,7 @@ class MemberService:
             now = trio.current_time()
             if any(until <= now for _, until in self._probation.values()):
                 self._probation = {peer: doubt for peer, doubt in self._probation.items() if doubt[1] > now}
+                self._n_doubted += 1
                 self.changed.ring()
             self.table.handle_timeout(now)
             self._work()
@@ -299,8 +329,12 @@ class MemberService:
         before, self._looked_at = self._looked_at, (trio.current_time(), self._wall_time())
         gap_s = max(now - then for now, then in zip(self._looked_at, before, strict=True))
         if gap_s > self.config.suspect_after_s + self.config.grace_s:
-            self.was_away = True
-            self.changed.ring()
+            self._note_absence()
+
+    def _note_absence(self) -> None:
+        self.was_away = True
+        self.away.ring()
+        self.changed.ring()
 
     def _work(self) -> None:
         """Carry out what the table asks for."""
@@ -335,8 +369,7 @@ class MemberService:
             self._accusers[accuser] = now
         if 2 * len(self._accusers) > len(others):
             self._accusers.clear()
-            self.was_away = True
-            self.changed.ring()
+            self._note_absence()
 
     def _judge_return(self, change: Changed) -> None:
         """After a split the smaller side was away: it follows the larger one, instead of pulling it back to its own state.
@@ -364,21 +397,29 @@ class MemberService:
         there = {peer for peer, at in self._lost.items() if abs(at - lost_at) < PROBATION_S} | self._returned.keys()
         here = {self.me, *(m.peer_id for m in self.in_region() if m.peer_id not in self._returned)}
         if len(there) > len(here) or (len(there) == len(here) and min(there) < min(here)):
-            self.was_away = True
+            self._note_absence()
             self._returned.clear()
             self._probation.clear()
+            self._n_doubted += 1
             self._follows_until = now + PROBATION_S  # the rest of the larger side returns one by one
         elif now < self._follows_until:
             self._returned.pop(change.peer_id)
         else:
             self._probation[change.peer_id] = (member.announcement.incarnation, now + PROBATION_S)
+            self._n_doubted += 1
 
     async def _probe(self, suspect: PeerId) -> None:
-        helpers = [m.peer_id for m in self.table.counted() if m.liveness is Liveness.ALIVE and m.peer_id != suspect]
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._ping, suspect)
-            for helper in self._rng.sample(helpers, min(N_INDIRECT_PROBES, len(helpers))):
-                nursery.start_soon(self._ping_through, helper, suspect)
+        helpers: list[PeerId] = []
+        if self._n_asked_after < MAX_INVOLVED:
+            helpers = [m.peer_id for m in self.table.counted() if m.liveness is Liveness.ALIVE and m.peer_id != suspect]
+        self._n_asked_after += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._ping, suspect)
+                for helper in self._rng.sample(helpers, min(N_INDIRECT_PROBES, len(helpers))):
+                    nursery.start_soon(self._ping_through, helper, suspect)
+        finally:
+            self._n_asked_after -= 1
 
     async def _ping(self, suspect: PeerId) -> None:
         if await self._tell(suspect, Ping(self.run)):
@@ -390,11 +431,15 @@ class MemberService:
 
     async def _accuse(self, accusation: Accuse) -> None:
         message = Accusation(self.run, accusation.peer_id, accusation.incarnation)
-        others = [m.peer_id for m in self.table.counted()]
-        async with trio.open_nursery() as nursery:
-            # The accused hears it too, so that it can refute if it lives.
-            for peer in (accusation.peer_id, *self._rng.sample(others, min(3, len(others)))):
-                nursery.start_soon(self._tell, peer, message)
+        others = [m.peer_id for m in self.table.counted()] if self._n_asked_after < MAX_INVOLVED else []
+        self._n_asked_after += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                # The accused hears it too, so that it can refute if it lives.
+                for peer in (accusation.peer_id, *self._rng.sample(others, min(N_WITNESSES, len(others)))):
+                    nursery.start_soon(self._tell, peer, message)
+        finally:
+            self._n_asked_after -= 1
 
     async def _tell(self, peer: PeerId, message: Message) -> bool:
         """Send something whose answer says only that it arrived."""

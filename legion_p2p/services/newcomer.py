@@ -22,7 +22,7 @@ from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.leaves import base_bytes
 from legion_p2p.core.manifest import ShardState as StoredShard
-from legion_p2p.core.rendezvous import ownership
+from legion_p2p.core.placement import Placement
 from legion_p2p.core.run import RunSpec
 from legion_p2p.core.wire import (
     Busy,
@@ -96,6 +96,7 @@ class Newcomer:
         self._run = run
         self._spec = spec
         self._plan = spec.plan()
+        self._placement = Placement(run, self._plan.n_shards, spec.round.placement)
         self._region = region
         self._members = members
         self._messenger = messenger
@@ -246,7 +247,7 @@ class Newcomer:
         """Who holds a shard: its owner first, its standby, then the rest."""
         ready = [m.announcement for m in self._members.table.counted() if m.announcement.ready]
         weights = {PeerId(a.peer_id): a.weight for a in ready if a.region == self._region and a.weight > 0}
-        owners = ownership(self._run, self._region, shard, weights)
+        owners = self._placement.owners(self._region, weights)[shard]
         first = [peer for peer in (owners.owner, owners.standby) if peer is not None]
         return [*first, *(PeerId(a.peer_id) for a in ready if a.peer_id not in first)]
 

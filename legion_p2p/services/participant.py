@@ -9,8 +9,9 @@ import msgspec
 import trio
 from torch import Tensor
 
-from legion_p2p.config import PeerConfig
+from legion_p2p.config import AUTO_WEIGHT, PeerConfig
 from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.placement import SmoothedWeight, weight_of
 from legion_p2p.core.plan import ShardPlan
 from legion_p2p.core.run import RunSpec, SignedSpec
 from legion_p2p.errors import JoinError
@@ -106,6 +107,7 @@ class Participant:
         self._shards: ShardService | None = None
         self._crossing: Crossing | None = None
         self._regions: RegionService | None = None
+        self._smoothed = SmoothedWeight()
         self._moving = trio.Lock()
         self._advertise: AdvertiseService | None = None
         self._pacer: Pacer | None = None
@@ -118,6 +120,19 @@ class Participant:
     def in_run(self) -> bool:
         """It knows the run's specification, and takes part or is about to."""
         return self.spec is not None and self._shards is not None
+
+    @property
+    def weight(self) -> float:
+        """What it announces: 1 while nothing is measured and nobody has set it."""
+        set_to = self.config.weight
+        return set_to if set_to != AUTO_WEIGHT else self._smoothed.value or 1.0
+
+    def weigh(self) -> None:
+        """Once per announcement period: take in what the upload carries now."""
+        bandwidth = self.messenger.bandwidth()
+        known = [bps for bps in (bandwidth.upload_bps, bandwidth.upload_limit_bps) if bps is not None]
+        if known:
+            self._smoothed.add(weight_of(min(known)))
 
     def uptime_s(self) -> float:
         """Since this object was made."""

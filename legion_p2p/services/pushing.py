@@ -28,6 +28,7 @@ from legion_p2p.services.replica import LocalChange, Pending, Replica, pack, reb
 
 RETRY_S = 1.0  # between attempts to reach an owner that does not answer; its death is decided by membership
 RESEND_AFTER_S = 10.0  # an owner that stopped being one for a moment forgot what it held; sent again, it counts once
+RESEND_REDIRECTED_S = 2.0  # one that is none by our own view, but said to be by others: it may stop being one at any moment
 RESEND_AFTER_VERSIONS = 3  # an owner that made this many versions without our push has lost it
 
 
@@ -167,8 +168,9 @@ class Pushing(Owning):
             return
         if isinstance(reply, Pushed):
             pending.holder, pending.held_at_version = target, max(reply.version, replica.chain.version)
-            pending.not_before = trio.current_time() + RESEND_AFTER_S
-            pending.redirect = target if target != self.ownership(replica.shard).owner else None
+            redirected = target != self.ownership(replica.shard).owner
+            pending.redirect = target if redirected else None
+            pending.not_before = trio.current_time() + (RESEND_REDIRECTED_S if redirected else RESEND_AFTER_S)
             if reply.included and not replica.chain.includes(self.me, pending.seq):
                 self._follow(replica, target)
         elif isinstance(reply, NotOwner):

@@ -12,6 +12,7 @@ from legion_p2p.core.chain import Chain
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round import Closed, ShardRound, staleness_weight
 from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.wire import Part
 from legion_p2p.errors import CodecError, NonFiniteError
 from legion_p2p.services.bell import Bell
 from legion_p2p.tensor.aggregate import Contribution, capped_weights, weighted_mean
@@ -86,6 +87,8 @@ class Replica:
     outer: OuterState = field(default_factory=OuterState)
     owned_from: int = 0
     """The version at which this peer began to own the shard; what it has as the owner begins there."""
+    taken_over: dict[Part, tuple[PeerId, int, bytes]] = field(default_factory=dict)
+    """The last hand-over of each part: from whom, and in which version and digest."""
     warming_up: bool = False
     """Somebody in the round that is open pushed in the warm-up codec."""
     made_tokens: int = 0

@@ -12,7 +12,6 @@ from legion_p2p.core.intervals import Interval, Way, interval, rate_between
 from legion_p2p.core.matching import epoch_of, partner, patience
 from legion_p2p.core.membership import weights_of
 from legion_p2p.core.relays import speaker_of, spoken_share
-from legion_p2p.core.rendezvous import ownership
 from legion_p2p.services.links import CENTER, Link, Links, Met
 from legion_p2p.services.members import MemberService
 from legion_p2p.services.ports import Messenger
@@ -38,7 +37,7 @@ class Schedule:
     def met(self, replica: Replica) -> Met:
         """When this shard met others; from now on, if nothing is known."""
         if replica.shard not in self._met:
-            self._met[replica.shard] = Met(replica.chain.version, trio.current_time())
+            self._met[replica.shard] = Met(replica.chain.version, trio.current_time(), every=self._rounds.cross_every)
         return self._met[replica.shard]
 
     def forget(self, shard: int) -> None:
@@ -66,7 +65,7 @@ class Schedule:
             weights = {peer_of(a): a.weight for a in everyone if a.ready and a.weight > 0}
         else:
             weights = weights_of(everyone, region)
-        return ownership(self._shards.run, region, shard, weights).owner
+        return self._shards.placement.owners(region, weights)[shard].owner
 
     def speaker(self, region: str, shard: int) -> PeerId | None:
         """The owner, or the relay that meets other regions in its stead."""

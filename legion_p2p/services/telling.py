@@ -21,7 +21,7 @@ def describe(part: Participant) -> Announcement:
         region=part.region,
         coordinate=part.regions.coordinate,
         testimonies=part.regions.testimonies,
-        weight=part.config.weight,
+        weight=part.weight,
         ready=ready,
         training=progress.training and ready,
         done=progress.done and part.nothing_pending(),

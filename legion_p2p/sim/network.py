@@ -20,8 +20,8 @@ import heapq
 import math
 import random
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 
 import msgspec
@@ -99,6 +99,7 @@ class World:
         self._n_mailed = 0
         self._mail_came = trio.Event()
         self._routes: dict[tuple[str, PeerId], list[tuple[SimNetwork, float]]] = {}
+        self._wanting: dict[str, set[PeerId]] = {}
 
     async def __aenter__(self) -> "World":
         # trio shuffles what is runnable at the same instant; this is the switch it has for repeatable tests
@@ -145,6 +146,8 @@ class World:
         if self._nursery is not None:  # else the world has ended, and nobody is there to notice
             for other in sorted(network.messenger.links):
                 self._nursery.start_soon(self._notice_reset, self._peers[other], peer)
+            for exchange, asker in network.asked.items():
+                self._nursery.start_soon(_reset, self, exchange, asker, network)
 
     def freeze(self, peer: PeerId) -> None:
         """Stop it as by SIGSTOP: it neither answers nor gets anything out."""
@@ -275,6 +278,7 @@ class World:
         self._changed.set()
         self._changed = trio.Event()
         self._routes.clear()
+        self._wanting.clear()
 
     # discovery
 
@@ -304,28 +308,61 @@ class World:
     def topics_changed(self) -> None:
         """Somebody subscribed or left."""
         self._routes.clear()
+        self._wanting.clear()
 
     def _route(self, topic: str, source: "SimNetwork") -> list[tuple["SimNetwork", float]]:
         """Whom a message reaches, and after how long: the fastest path over connections between subscribers."""
         key = (topic, source.peer_id)
         if key not in self._routes:
-            reached: dict[PeerId, float] = {}
-            frontier = [(0.0, source.peer_id)]
-            while frontier:
-                delay_s, at = heapq.heappop(frontier)
-                if at in reached:
-                    continue
-                reached[at] = delay_s
-                for to in sorted(self._peers[at].messenger.links):
-                    network = self.peer(to)
-                    if to not in reached and network is not None and not self.is_blocked(at, to) and network.gossip.wants(topic):
-                        # a frozen peer passes nothing on, but gets it when it thaws
-                        if self._peers[at].frozen:
-                            continue
-                        heapq.heappush(frontier, (delay_s + self.delay(at, to), to))
-            del reached[source.peer_id]
+            wanting = self._wanting.get(topic)
+            if wanting is None:
+                wanting = {peer for peer, network in self._peers.items() if network.alive and network.gossip.wants(topic)}
+                self._wanting[topic] = wanting
+            reached = (
+                self._flood(source, wanting) if callable(self.delay_s) else self._flood_evenly(source, wanting, self.delay_s)
+            )
             self._routes[key] = [(self._peers[peer], delay_s) for peer, delay_s in reached.items()]
         return self._routes[key]
+
+    def _flood(self, source: "SimNetwork", wanting: set[PeerId]) -> dict[PeerId, float]:
+        """Everybody that is reached, and when, in that order."""
+        reached: dict[PeerId, float] = {}
+        frontier = [(0.0, source.peer_id)]
+        while frontier:
+            delay_s, at = heapq.heappop(frontier)
+            if at in reached:
+                continue
+            reached[at] = delay_s
+            for to in self._next(at, wanting):
+                if to not in reached:
+                    heapq.heappush(frontier, (delay_s + self.delay(at, to), to))
+        del reached[source.peer_id]
+        return reached
+
+    def _flood_evenly(self, source: "SimNetwork", wanting: set[PeerId], hop_s: float) -> dict[PeerId, float]:
+        """`_flood`, where all connections are as fast as each other: quicker by far."""
+        reached: dict[PeerId, float] = {}
+        left = wanting - {source.peer_id}
+        frontier, delay_s = [source.peer_id], 0.0
+        while frontier and left:
+            delay_s += hop_s
+            here: set[PeerId] = set()
+            for at in frontier:
+                here.update(self._next(at, left - here))
+                if len(here) == len(left):
+                    break
+            left -= here
+            frontier = sorted(here)
+            reached.update(dict.fromkeys(frontier, delay_s))
+        return reached
+
+    def _next(self, at: PeerId, wanting: set[PeerId]) -> set[PeerId]:
+        """Whom of these it passes a message on to. A frozen peer passes nothing on, but gets it when it thaws."""
+        network = self._peers[at]
+        if network.frozen:
+            return set()
+        linked = network.messenger.links & wanting
+        return {to for to in linked if not self.is_blocked(at, to)} if self._walls else linked
 
     async def _deliver_mail(self) -> None:
         while True:
@@ -433,7 +470,10 @@ class SimNetwork:
         self.discovery = SimDiscovery(world, self)
         self.gossip = SimGossip(world, self)
         self.died = trio.Event()
+        self.asked: dict[_Exchange, PeerId] = {}
+        """Requests to this peer that are under way, and whose they are."""
         self._world = world
+        self._scopes: dict[trio.CancelScope, None] = {}
 
     @property
     def peer_id(self) -> PeerId:
@@ -458,6 +498,20 @@ class SimNetwork:
     def die(self) -> None:
         self.alive = False
         self.died.set()
+        for scope in self._scopes:
+            scope.cancel()
+
+    @contextmanager
+    def until_death(self) -> Iterator[None]:
+        """What is done here ends when this peer dies, without an error."""
+        with trio.CancelScope() as scope:
+            self._scopes[scope] = None
+            if not self.alive:
+                scope.cancel()
+            try:
+                yield
+            finally:
+                del self._scopes[scope]
 
 
 class SimMessenger:
@@ -499,7 +553,8 @@ class SimMessenger:
             exchange = _Exchange()
             # in a task of the world: what was sent is carried out even if the asker gives up
             self._world.start(self._exchange, exchange, peer, service, body, lane)
-            await self._world_or_death(exchange.done)
+            with self._network.until_death():
+                await exchange.done.wait()
             self._check_alive(peer)
             if exchange.error is not None:
                 raise exchange.error
@@ -567,9 +622,11 @@ class SimMessenger:
         breaks = world.random.random() < world.loss
         late = world.random.random() < 0.5
         begun_at = trio.current_time()
+        other.asked[exchange] = me
+        if not other.alive:
+            world.start(_reset, world, exchange, me, other)
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_fail_on_death, exchange, nursery.cancel_scope, world, me, other)
+            with exchange.scope:
                 self._sent += len(body) + FRAME_BYTES
                 await world.travel(me, peer, len(body), lane)
                 if breaks and not late:
@@ -585,13 +642,13 @@ class SimMessenger:
                 exchange.reply, exchange.error = world.arrives(peer, me, outcome.reply), outcome.error
                 if lane.value == "control":
                     self._rtt_s[peer] = max(trio.current_time() - begun_at - busy_s, 1e-6)
-                nursery.cancel_scope.cancel()
-        except* UnreachableError as broken:
+        except UnreachableError as broken:
             exchange.error = UnreachableError(peer, "the connection broke")
-            exchange.error.__cause__ = broken.exceptions[0]
+            exchange.error.__cause__ = broken
             world.disconnect(me, peer)
         finally:
             outcome.over()
+            del other.asked[exchange]
             exchange.done.set()
 
     async def _handle(self, outcome: "_Exchange", asker: PeerId, service: str, body: bytes, lane: Lane) -> None:
@@ -605,43 +662,34 @@ class SimMessenger:
             outcome.error = RefusedError(self.peer_id, "BusyError", f"more than {MAX_REQUESTS_IN} requests at once")
             return
         self._n_handling[asker] += 1
-        self._world.start(self._run_handler, outcome, handler, asker, body, lane)
-        await outcome.done.wait()
+        try:
+            with self._network.until_death():
+                await self._run_handler(outcome, handler, asker, body, lane)
+        finally:
+            self._n_handling[asker] -= 1
+        if not self._network.alive:
+            await trio.sleep_forever()  # the asker learns of it by the reset
         self._sent += len(outcome.reply) + FRAME_BYTES
 
     async def _run_handler(self, outcome: "_Exchange", handler: Handler, asker: PeerId, body: bytes, lane: Lane) -> None:
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_cancel_on, self._network.died, nursery.cancel_scope)
-                try:
-                    reply = await handler(asker, body)
-                    if isinstance(reply, Gift):
-                        outcome.give(reply)
-                        reply = reply.body
-                    if len(reply) > MAX_BODY_BYTES[lane.value]:
-                        limit = MAX_BODY_BYTES[lane.value]
-                        raise UsageError(f"reply of {len(reply)} bytes on the {lane.value} lane, limit is {limit}")
-                    outcome.reply = bytes(reply)
-                except LegionError as refused:
-                    outcome.error = RefusedError(self.peer_id, type(refused).__name__, str(refused))
-                except Exception:
-                    reason = "the other side failed to handle it; its log tells why"
-                    outcome.error = RefusedError(self.peer_id, "InternalError", reason)
-                nursery.cancel_scope.cancel()
-        finally:
-            self._n_handling[asker] -= 1
-            if self._network.alive:
-                outcome.done.set()
+            reply = await handler(asker, body)
+            if isinstance(reply, Gift):
+                outcome.give(reply)
+                reply = reply.body
+            if len(reply) > MAX_BODY_BYTES[lane.value]:
+                limit = MAX_BODY_BYTES[lane.value]
+                raise UsageError(f"reply of {len(reply)} bytes on the {lane.value} lane, limit is {limit}")
+            outcome.reply = bytes(reply)
+        except LegionError as refused:
+            outcome.error = RefusedError(self.peer_id, type(refused).__name__, str(refused))
+        except Exception:
+            reason = "the other side failed to handle it; its log tells why"
+            outcome.error = RefusedError(self.peer_id, "InternalError", reason)
 
     def _check_alive(self, peer: PeerId) -> None:
         if not self._network.alive:
             raise UnreachableError(peer, "this peer has left the network")
-
-    async def _world_or_death(self, done: trio.Event) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_on, self._network.died, nursery.cancel_scope)
-            await done.wait()
-            nursery.cancel_scope.cancel()
 
 
 class SimDiscovery:
@@ -755,6 +803,7 @@ class _Exchange:
 
     def __init__(self) -> None:
         self.done = trio.Event()
+        self.scope = trio.CancelScope()
         self.reply = b""
         self.error: Exception | None = None
         self.sent: Callable[[], None] | None = None
@@ -772,21 +821,16 @@ class _Exchange:
             self.sent()
 
 
-async def _cancel_on(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel()
-
-
-async def _fail_on_death(exchange: _Exchange, scope: trio.CancelScope, world: World, me: PeerId, other: SimNetwork) -> None:
+async def _reset(world: World, exchange: _Exchange, me: PeerId, other: SimNetwork) -> None:
     """The other side's kernel resets the connection: known one delay later, unless the reset itself cannot get through."""
-    await other.died.wait()
     await trio.sleep(world.delay(other.peer_id, me))
     with trio.move_on_after(BREAK_AFTER_S):
-        while world.is_blocked(me, other.peer_id):
+        while world.is_blocked(me, other.peer_id) and not exchange.done.is_set():
             await world.wait_change()
-    exchange.error = UnreachableError(other.peer_id, "the connection broke")
-    world.disconnect(me, other.peer_id)
-    scope.cancel()
+    if not exchange.done.is_set():
+        exchange.error = UnreachableError(other.peer_id, "the connection broke")
+        world.disconnect(me, other.peer_id)
+        exchange.scope.cancel()
 
 
 def _check_key(key: str) -> None:

@@ -18,7 +18,7 @@ import torch
 import trio
 from torch import Tensor
 
-from legion_p2p.config import PeerConfig
+from legion_p2p.config import PeerConfig, Weight
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import RoundSpec, RunSpec
@@ -212,7 +212,7 @@ class Swarm:
         name: str,
         *,
         step_s: float | None = None,
-        weight: float = 1.0,
+        weight: Weight = 1.0,
         training: bool = True,
         founds: bool | None = None,
         clock_off_s: float = 0.0,
@@ -238,7 +238,7 @@ class Swarm:
         name: str,
         *,
         step_s: float | None = None,
-        weight: float = 1.0,
+        weight: Weight = 1.0,
         training: bool = True,
         founds: bool | None = None,
         clock_off_s: float = 0.0,

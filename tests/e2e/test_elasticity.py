@@ -1,6 +1,7 @@
-"""Several peers killed in the same second: real processes, SIGKILL, real sockets."""
+"""Several peers killed in the same second, and one that is killed and started again all the time: real processes, SIGKILL."""
 
 import time
+from pathlib import Path
 
 from processes import Process, Workers, eventually
 from test_faults import begin, closed, name, report, stop
@@ -79,3 +80,29 @@ def test_half_of_six_peers_are_killed_in_the_same_second(bootstrap: str, workers
         worker.kill()
 
     survivors_go_on(survivors, set(ids[3:]), seen)
+
+
+def test_a_peer_that_is_killed_and_started_again_every_ten_seconds_stops_nobody(
+    bootstrap: str, workers: Workers, tmp_path: Path
+) -> None:
+    three = workers.take(3)
+    run = name()
+    begin(three, run, bootstrap, n=3)
+    for worker in three:
+        eventually(lambda worker=worker: len(closed(worker)) > 20)
+    seen = held_by_two(three)
+    identities = set()
+    until = time.monotonic() + 60
+
+    for _ in range(6):
+        (flapping,) = workers.take(1)
+        identities |= set(begin([flapping], run, bootstrap, first=3, identity=str(tmp_path / "key")))
+        eventually(lambda worker=flapping: closed(worker))
+        time.sleep(max(0.0, min(5.0, until - time.monotonic())))
+        before = len(closed(three[0]))
+        flapping.kill()
+        time.sleep(max(0.0, min(5.0, until - time.monotonic())))
+        eventually(lambda before=before: len(closed(three[0])) > before)
+
+    assert len(identities) == 1
+    survivors_go_on(three, identities, seen)

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from legion_p2p.core.run import RoundSpec, name_key, run_key
 from legion_p2p.core.wire import Blocks, GetBlocks, HasBlocks, decode_reply, encode
 from legion_p2p.errors import DiskFullError, MissingBlockError, RefusedError, UnreachableError
 from legion_p2p.observe.events import Events
-from legion_p2p.services import checkpoints, providing
+from legion_p2p.services import checkpoints, fetching, providing
 from legion_p2p.services.fetching import Fetcher
 from legion_p2p.services.ports import Lane
 from legion_p2p.sim.swarm import SimPeer, Swarm, inline
@@ -33,6 +35,12 @@ CONFIG = PeerConfig(checkpoints=CheckpointConfig(every_s=8, base_every=8, gather
 def no_sync(monkeypatch):
     """Processes are killed here, not machines: nothing needs to wait for the disk."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.fixture
+def one_by_one(monkeypatch):
+    """Blocks are asked for singly, or the first to be asked has all of so few to send."""
+    monkeypatch.setattr(fetching, "BATCH", 1)
 
 
 def swarm_in(folder: Path) -> Swarm:
@@ -157,7 +165,7 @@ def fetcher(swarm: Swarm, store: BlockStore, **more) -> Fetcher:
     return Fetcher(network.messenger, network.discovery, store, inline, Events(), **more)
 
 
-async def test_a_checkpoint_is_fetched_from_all_who_have_its_blocks(tmp_path: Path, autojump_clock):
+async def test_a_checkpoint_is_fetched_from_all_who_have_its_blocks(tmp_path: Path, autojump_clock, one_by_one):
     async with swarm_in(tmp_path) as swarm:
         root = await trained(swarm, "abc")
         with BlockStore(tmp_path / "fetched") as store:
@@ -209,7 +217,9 @@ async def test_a_fetch_that_was_stopped_goes_on(tmp_path: Path, autojump_clock):
             Checkpoint(store, root)
 
 
-async def test_a_provider_that_lies_is_reported_and_dropped_and_the_others_suffice(tmp_path: Path, autojump_clock, monkeypatch):
+async def test_a_provider_that_lies_is_reported_and_dropped_and_the_others_suffice(
+    tmp_path: Path, autojump_clock, one_by_one, monkeypatch
+):
     class Liar:
         def __init__(self, honest):
             self.honest = honest
@@ -260,6 +270,51 @@ async def test_what_nobody_has_is_an_error_that_names_it(tmp_path: Path, autojum
         await swarm.add("a")
         with BlockStore(tmp_path / "fetched") as store, pytest.raises(MissingBlockError, match="none of those"):
             await fetcher(swarm, store).fetch(Cid.of(b"nothing", DAG_CBOR))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a file system can be mounted by root alone")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+async def test_a_disk_that_is_really_full_harms_nothing_that_is_stored(small_disk: Path, autojump_clock, monkeypatch):
+    monkeypatch.setattr(checkpoints, "RETRY_S", 5.0)
+    async with swarm_in(small_disk) as swarm:
+        a, b = [await swarm.add(name) for name in "ab"]
+        await trio.sleep(10)
+        stored = list(zip(a.versions(), a.digests(), strict=True))
+        await trio.sleep(2)  # until it is written
+        with (small_disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(512))
+        before = min(a.versions())
+        await trio.sleep(20)
+
+        assert min(a.versions()) > before + 10
+        for peer in (a, b):
+            (failed,) = peer.events_named("checkpoint.failed")
+            assert "no space left on the disk of" in failed.fields["text"] and "training goes on" in failed.fields["text"]
+        with BlockStore(small_disk / "a", read_only=True) as store:
+            for cid in store.pins():
+                Checkpoint(store, cid)
+        for name in "ab":
+            await swarm.kill(name)
+
+    (small_disk / "filler").unlink()
+    async with swarm_in(small_disk) as swarm:
+        peers = await started(swarm, "ab")
+        assert all(reached(peer, stored) for peer in peers)
+        before = min(peers[0].versions())
+        await swarm.until(lambda: min(peers[0].versions()) > before + 3, 20, "the run goes on")
 
 
 async def test_a_full_disk_is_told_once_and_training_goes_on(tmp_path: Path, autojump_clock, monkeypatch):

@@ -245,8 +245,9 @@ async def test_a_codec_that_the_run_does_not_allow_is_refused_before_it_is_decod
     async with Swarm(round=LOSSY) as swarm:
         a, b = [await swarm.add(name) for name in "ab"]
         await trio.sleep(5)
-        shard = a.engine.shards.owned()[0]
-        push = Push(a.engine.run, shard, 0, 10_000, 1, 1, "fp32", b"not even a body")
+        if not a.engine.shards.owned():
+            a, b = b, a
+        push = Push(a.engine.run, a.engine.shards.owned()[0], 0, 10_000, 1, 1, "fp32", b"not even a body")
 
         with pytest.raises(RefusedError, match=f"push of {b.id} in codec 'fp32', this run allows int8"):
             await b.network.messenger.request(a.id, encode(push))
@@ -262,16 +263,18 @@ async def test_the_momentum_of_the_outer_optimizer_goes_with_the_shard(autojump_
     async with Swarm(round=rounds) as swarm:
         a, b = [await swarm.add(name) for name in "ab"]
         await trio.sleep(20)
+        a, b = (a, b) if b.engine.shards.owned() else (b, a)
         a.hung = b.hung = True  # a round that closed meanwhile would change the momentum
-        await trio.sleep(3)
         shard = b.engine.shards.owned()[0]
+        held = [peer.engine.shards.replicas[shard] for peer in (a, b)]
+        await swarm.until(lambda: not any(one.pending or one.offered for one in held), 60, "the last pushes are in an update")
         before = b.engine.shards.replicas[shard].outer.momentum
         assert before is not None and before.any()
 
-        await swarm.leave("b")
+        await swarm.leave(b.name)
         await swarm.until(lambda: a.engine.shards.replicas[shard].round is not None, 10, "the heir owns it")
         after = a.engine.shards.replicas[shard].outer.momentum
-        assert after is not None and torch.nn.functional.cosine_similarity(before, after, dim=0) > 0.9
+        assert after is not None and after.equal(before)
 
 
 async def test_a_slow_connection_makes_sparser_pushes_and_longer_rounds_and_a_quick_one_denser(autojump_clock):

@@ -4,6 +4,7 @@ import pytest
 import trio
 
 from legion_p2p.core.run import RoundSpec
+from legion_p2p.errors import UnreachableError
 from legion_p2p.services import engine as engine_module
 from legion_p2p.sim.swarm import SimPeer, Swarm
 
@@ -54,6 +55,31 @@ async def test_a_shard_that_takes_long_arrives_whole_and_the_time_is_told(autoju
         later = [event.fields["remaining_s"] for event in told if event.fields["left_bytes"] == 4 * 640_000]
         assert 15 < later[0] < 25 and later == sorted(later, reverse=True)
         assert names(leaver).index("shard.handed_over") < names(leaver).index("run.left")
+
+
+async def test_what_arrived_though_its_answer_was_lost_counts_once(autojump_clock):
+    async with Swarm(round=SMALL) as swarm:
+        for name in "abc":
+            await swarm.add(name)
+        await at_rest(swarm, 20)
+        leaver = owner_of(swarm)
+        residual = leaver.engine.shards.replicas[0].owner_residual
+        assert residual.any()
+        give, n_given = leaver.engine.shards._give, 0
+
+        async def loses_the_first_answer(heir, message):
+            nonlocal n_given
+            held = await give(heir, message)
+            n_given += bool(message.payload) and message.shard == 0
+            if message.payload and message.shard == 0 and n_given == 1:
+                raise UnreachableError(heir, "the connection broke")
+            return held
+
+        leaver.engine.shards._give = loses_the_first_answer
+        await swarm.leave(leaver.name)
+        await leaver.ended.wait()
+
+        assert n_given == 2 and owner_of(swarm).engine.shards.replicas[0].owner_residual.equal(residual)
 
 
 async def test_a_hand_over_that_never_ends_is_cut_off(autojump_clock, monkeypatch):

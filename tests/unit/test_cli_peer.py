@@ -3,6 +3,7 @@
 The trainer is replaced by a small one that behaves as the real one promises to; the end-to-end tests run the real one.
 """
 
+import io
 import json
 import os
 import pty
@@ -14,10 +15,11 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from legion_p2p.cli import peer as cli
 from legion_p2p.cli.common import exit_code_of, run_app
-from legion_p2p.config import DEFAULT_LISTEN, new_run_of
+from legion_p2p.config import DEFAULT_LISTEN, Job, new_run_of
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.run import InnerSpec
 from legion_p2p.errors import (
@@ -30,6 +32,8 @@ from legion_p2p.errors import (
     UnknownRunError,
     UsageError,
 )
+from legion_p2p.observe.events import HANDING_OVER, Event
+from legion_p2p.observe.status import Status
 from legion_p2p.store.identity import load_or_create_identity
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -384,6 +388,18 @@ def test_a_dry_run_says_what_the_job_takes_and_starts_nothing(tmp_path):
     assert "1.60 MB           156 B         1.28 s" in limited
     assert json.loads(as_json)["n_params"] == 800_000 and json.loads(as_json)["traffic"][0]["n_members"] == 100
     assert not (tmp_path / "o").exists() and not (tmp_path / "data").exists()
+
+
+def test_the_live_view_says_how_long_leaving_takes(monkeypatch):
+    monkeypatch.setattr(cli, "can_draw", lambda stream: True)
+    shown = cli._Shown(Job(run="demo", initial_peers=(ADDRESS,)), cli.OutputOptions(), io.StringIO())
+    shown.on_status(Status("me", (), None, "", "training", 3, (), (), 0, 0, None, ()))
+
+    shown.on_event(Event(HANDING_OVER, 0.0, {"n_shards": 3, "left_bytes": 12_300_000, "remaining_s": 11.7}))
+
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(shown._view.render(100, 24, False))
+    assert "handing over 3 shards, 12.3 MB, about 12 s; Ctrl+C again leaves at once" in stream.getvalue()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])

@@ -272,3 +272,17 @@ def test_a_record_from_the_wire_renders_like_the_one_that_was_sent():
 
     assert received == sent
     assert text(render_peer(received)) == text(render_peer(sent))
+
+
+def test_a_swarm_of_several_regions_shows_who_is_where_and_who_holds_the_same():
+    rows = tuple(
+        PeerRow(f"peer-{i + 1}", status(peer_id=IDS[i], region=region, common_digest=digest * 64))
+        for i, (region, digest) in enumerate([("1e74289a", "a"), ("3ccd0637", "b"), ("1e74289a", "a"), ("3ccd0637", "c")])
+    )
+
+    shown = text(render_swarm(Swarm("demo", peers=rows), width=110, height=24), width=110)
+    at_home = text(render_swarm(Swarm("demo", peers=rows[:1]), width=110, height=24), width=110)
+
+    assert "region" in shown and shown.count("1e74289a") == shown.count("3ccd0637") == 2
+    assert "same model at 2 of 2 and 1 of 2 in 2 regions" in shown
+    assert "region" not in at_home

@@ -6,7 +6,13 @@ from hypothesis import strategies as st
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.download import Download
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.keeping import is_base_version, versions_between_bases
+from legion_p2p.core.keeping import (
+    LOG_PER_BASE,
+    MIN_JOURNAL_BYTES,
+    is_base_version,
+    most_journal_bytes,
+    versions_between_bases,
+)
 from legion_p2p.core.round import ramped_weight
 
 A, B, C = PeerId("a"), PeerId("b"), PeerId("c")
@@ -99,3 +105,8 @@ def test_a_download_ends_whatever_providers_do(data: st.DataObject) -> None:
         for one in download.next_batch(peer, n):
             download.arrived(one)
     assert download.missing() == download.unobtainable()
+
+
+def test_a_journal_is_made_a_checkpoint_of_when_it_outweighs_the_weights_and_small_ones_are_left_alone() -> None:
+    assert most_journal_bytes(100) == MIN_JOURNAL_BYTES
+    assert most_journal_bytes(100_000_000) == 4 * LOG_PER_BASE * 100_000_000

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from legion_p2p.core.distance import GROWING, LEAST_TRUST, MARGIN, MAX_RATE, DistanceGuard
+from legion_p2p.core.distance import GROWING, MARGIN, MAX_RATE, DistanceGuard
 from legion_p2p.core.matching import epoch_of, partner, patience
 from legion_p2p.errors import DecodeError
 from legion_p2p.tensor import codec
@@ -59,20 +59,6 @@ def test_the_rate_grows_while_they_drift_apart_and_then_all_is_sent_anew() -> No
     for _ in range(3):
         guard.met(1.0)
     assert guard.rate(1.0) == 0.2
-
-
-def test_a_region_that_shortened_steps_bring_no_closer_is_trusted_less_until_they_do() -> None:
-    guard = DistanceGuard(0.2)
-    for _ in range(3):
-        guard.met(5.0, slowed=True)
-    assert guard.trust == 0.25
-
-    for _ in range(9):
-        guard.met(5.0, slowed=True)
-    assert guard.trust == LEAST_TRUST
-    for n in range(4):
-        guard.met(4.9 - 0.1 * n, slowed=True)
-    assert guard.trust == 1.0
 
 
 @given(st.integers(0, 10))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from legion_p2p.errors import UsageError
 from legion_p2p.observe import human
-from legion_p2p.observe.events import Event, Events
+from legion_p2p.observe.events import HANDING_OVER, Event, Events
 from legion_p2p.observe.metrics import BURST, PROGRESS_EVERY_S, JsonlSink, JsonSink, PlainSink, describe
 from legion_p2p.observe.status import MemberStatus, RoundStatus, Status
 
@@ -168,6 +168,15 @@ def test_a_strangers_text_cannot_act_on_the_terminal():
 
     assert "\x1b" not in line and "\n" not in line and "\r" not in line and "\x07" not in line and "\u202e" not in line
     assert "error: push refused: bad" in line
+
+
+def test_who_leaves_says_how_long_handing_over_takes():
+    fields = {"n_shards": 3, "left_bytes": 12_300_000, "remaining_s": 11.7}
+
+    line = describe(Event(HANDING_OVER, 0.0, fields))
+
+    assert line.endswith(" handing over 3 shards, 12.3 MB, about 12 s; Ctrl+C again leaves at once")
+    assert " handing over 1 shard, 12.3 MB; " in describe(Event(HANDING_OVER, 0.0, fields | {"n_shards": 1, "remaining_s": None}))
 
 
 def test_a_crowd_of_one_kind_does_not_hide_the_rest():

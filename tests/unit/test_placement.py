@@ -3,13 +3,24 @@
 import math
 import random
 from collections import Counter
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.placement import HEADROOM, POLICIES, SmoothedWeight, by_stable_matching, capacities, policy
+from legion_p2p.core.placement import (
+    HEADROOM,
+    MAX_REGIONS,
+    POLICIES,
+    Placement,
+    PlacementName,
+    SmoothedWeight,
+    by_stable_matching,
+    capacities,
+    policy,
+)
 from legion_p2p.core.rendezvous import ownership, score, shard_key
 from legion_p2p.errors import UsageError
 
@@ -151,6 +162,35 @@ def test_a_weight_that_wavers_is_announced_once_and_one_that_changes_again():
     assert len(wavering) <= 2
     assert 20 <= changed <= 45
     assert SmoothedWeight().value == 0.0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_remembered_is_what_would_be_computed_anew(name):
+    weights = members(12)
+    joined = weights | {PeerId("new"): 4.0}
+    lighter = weights | {PeerId("peer-0-0"): 0.5}
+    placement = Placement(RUN, 40, name)
+
+    for region, now in [("home", weights), ("home", joined), ("away", weights), ("home", lighter), ("home", dict(weights))]:
+        assert placement.owners(region, now) == policy(name)(RUN, region, 40, now)
+
+
+def test_as_long_as_weights_stay_nothing_is_computed_again(monkeypatch):
+    calls = []
+    monkeypatch.setitem(POLICIES, "stable", lambda *args: calls.append(args) or by_stable_matching(*args))
+    placement = Placement(RUN, 10, "stable")
+
+    for n in range(MAX_REGIONS + 1):
+        for _ in range(3):
+            placement.owners(f"region {n}", members(4))
+
+    assert len(calls) == MAX_REGIONS + 1
+    placement.owners("region 0", members(4))  # the one that was forgotten
+    assert len(calls) == MAX_REGIONS + 2
+
+
+def test_a_run_can_choose_every_policy_that_there_is():
+    assert set(get_args(PlacementName)) == set(POLICIES)
 
 
 def test_an_unknown_policy_is_refused_with_those_that_are_known():
