@@ -105,7 +105,7 @@ class Newcomer:
         self._events = events
         self._store: Store = store or Memory()
         self._turns = Donors(events, rng)
-        self._fetcher = Fetcher(messenger, discovery, self._store, self._disk, events, donors=self._turns)
+        self._fetcher = Fetcher(messenger, discovery, self._store, self._disk, events, self._note_progress, self._turns)
         self._weighing = Weighing(
             run, self._plan, region, members, messenger, discovery, self._fetcher, self._store, self._disk, events, rng
         )
@@ -125,6 +125,9 @@ class Newcomer:
                 if shard not in offers:
                     nursery.start_soon(self._fetch_whole, start, shard)
         return [self._fetched[shard] for shard in range(self._plan.n_shards)]
+
+    def _note_progress(self, n_bytes: int) -> None:
+        self._came_at = trio.current_time()
 
     # from checkpoints
 
@@ -231,7 +234,7 @@ class Newcomer:
                     got = got or await self._ask_for_shard(shard, peer)
                 if isinstance(got, FetchedShard):
                     self._fetched[shard] = got
-                    self._came_at = trio.current_time()
+                    self._note_progress(4 * self._plan.size(shard))
                 elif got is None or not self._turns.turned_away(peer, got):
                     failed.add(peer)
                 elif trio.current_time() - self._came_at > BUSY_PATIENCE_S:
