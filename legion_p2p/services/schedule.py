@@ -126,7 +126,7 @@ class Schedule:
         rounds = self._rounds
         now = link.interval or Interval(rounds.cross_every, rounds.cross_codec)
         if rounds.synchronous:
-            return now
+            return now if link.known is not None else Interval(now.every, WHOLE)
         ways = self._ways(replica.shard, other)
         version_s = self.met(replica).version_s(replica.chain.version, trio.current_time())
         bounds = (version_s, rounds.cross_every, max(rounds.cross_every, rounds.max_cross_every))

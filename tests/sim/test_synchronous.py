@@ -1,4 +1,4 @@
-"""A synchronous run in virtual time: every step that pushes waits for its round."""
+"""Synchronous runs in virtual time: every step that pushes waits for its round."""
 
 import pytest
 import trio
@@ -29,3 +29,22 @@ async def test_training_waits_for_the_round_where_the_run_says_so(delay_s, synch
         else:
             assert share == 0 and steps > 195
         assert b.trainee.steps > 0
+
+
+async def test_regions_of_a_synchronous_run_meet_and_nobody_waits_for_that(autojump_clock):
+    rounds = RoundSpec(
+        local_steps=5, push_codec="int8", update_codec="int8", quorum=1, synchronous=True, shard_elements=32, cross_every=2
+    )
+    far = {}
+    swarm = Swarm(round=rounds, step_s=0.1, world=World(1, delay_s=lambda a, b: 0.001 if far[a] == far[b] else 0.2))
+    far.update({swarm.identity(name).peer_id: name in "cd" for name in "abcd"})
+    async with swarm:
+        peers = [await swarm.add(name, region="west" if name in "cd" else "east") for name in "abcd"]
+        await trio.sleep(10)
+        blocked_s = peers[0].blocked_s
+
+        await trio.sleep(10)
+
+        assert sum(len(peer.events_named("cross.met")) for peer in peers) > 10
+        assert not any(peer.events_named("cross.refused")[5:] for peer in peers)
+        assert peers[0].blocked_s - blocked_s < 1
