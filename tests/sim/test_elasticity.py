@@ -4,17 +4,24 @@ Whatever happens: no version that two peers held is lost, though both die; none 
 the same.
 """
 
+import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
 
 from legion_p2p.config import PeerConfig
+from legion_p2p.core.keeping import CheckpointConfig
 from legion_p2p.core.membership import MembershipConfig
 from legion_p2p.core.run import RoundSpec
+from legion_p2p.errors import DiskFullError
 from legion_p2p.services import advertise
 from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.store.blocks import BlockStore
+from legion_p2p.store.journal import Journal
+from legion_p2p.train.checkpoint import Checkpoint
 
 LOSSY = RoundSpec(local_steps=4, push_codec="int8", update_codec="int8", shard_elements=16)
 TWO_SHARDS = RoundSpec(local_steps=4, push_codec="int8", update_codec="int8", shard_elements=32)
@@ -246,6 +253,34 @@ async def test_clocks_are_wrong_by_an_hour_until_their_peers_start_again(autojum
             await swarm.until(lambda: n_known(swarm.living()) == {50}, 20, "all know all")
             await swarm.until(swarm.owners_agree, 20, "one view of who owns what")
             await all_grow(swarm, swarm.living(), 30)
+
+
+async def test_the_disks_of_ten_of_fifty_are_full(tmp_path: Path, autojump_clock, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    append = Journal.append
+
+    def append_where_room_is(self, records):
+        if self.path.parents[1].name in full:
+            raise DiskFullError(f"no space left on the disk of {self.path}")
+        return append(self, records)
+
+    monkeypatch.setattr(Journal, "append", append_where_room_is)
+    full: set[str] = set()
+    config = PeerConfig(checkpoints=CheckpointConfig(every_s=8, base_every=8))
+    async with Swarm(round=ONE_SHARD, step_s=2 * STEP_S, stores=tmp_path, config=config) as swarm:
+        peers = await crowd(swarm, 50, step_s=2 * STEP_S)
+        owner = owner_of(swarm, 0)
+        struck = [owner, *[p for p in peers if p is not owner][:9]]
+
+        async with witnessed(swarm, peers, every_s=1.0):
+            full.update(peer.name for peer in struck)
+            await trio.sleep(10)
+            assert await all_grow(swarm, peers, 30) < 20
+            assert all((len(p.events_named("checkpoint.failed")) == 1) == (p in struck) for p in peers)
+        assert all("training goes on" in p.events_named("checkpoint.failed")[0].fields["text"] for p in struck)
+    for peer in struck:  # what was stored before is whole
+        with BlockStore(tmp_path / peer.name, read_only=True) as store:
+            assert store.pins() and all(Checkpoint(store, cid) for cid in store.pins())
 
 
 async def test_who_returns_makes_nobody_follow_because_others_died_long_before(autojump_clock):
