@@ -26,7 +26,7 @@ from legion_p2p.train.checkpoint import Checkpoint
 LOSSY = RoundSpec(local_steps=4, push_codec="int8", update_codec="int8", shard_elements=16)
 TWO_SHARDS = RoundSpec(local_steps=4, push_codec="int8", update_codec="int8", shard_elements=32)
 ONE_SHARD = RoundSpec(local_steps=4, push_codec="int8", update_codec="int8", shard_elements=64)
-PATIENT = PeerConfig(membership=MembershipConfig(announce_s=4.0, suspect_after_s=9.0, grace_s=4.0, probe_every_s=2.0))
+PATIENT = PeerConfig(membership=MembershipConfig(announce_s=4.0, suspect_after_s=9.0, grace_s=4.0, probe_every_s=10.0))
 STEP_S = 0.5  # rounds of two seconds: long enough that most of what happens, happens in the middle of one
 
 
@@ -36,7 +36,7 @@ async def crowd(swarm: Swarm, n: int, step_s: float = STEP_S) -> list[SimPeer]:
     for i in range(1, n):
         swarm.start(f"p{i}", step_s=step_s * (1 + i / (5 * n)))
     await swarm.until(lambda: n_known(swarm.living()) == {n}, 30, "all know all")
-    await swarm.until(lambda: min(min(p.versions()) for p in swarm.living()) >= 2, 60, "two rounds")
+    await swarm.until(lambda: min(min(p.versions()) for p in swarm.living()) >= 1, 20 + 12 * step_s, "a round")
     return list(swarm.living())
 
 
@@ -157,9 +157,9 @@ async def test_owner_and_standby_die_together(autojump_clock):
             assert await all_grow(swarm, survivors, 30) < 20
 
 
-@pytest.mark.parametrize(("n", "n_dead"), [(100, 20), (200, 100)])
-async def test_a_fifth_of_a_hundred_and_half_of_two_hundred_die_in_the_same_second(n, n_dead, autojump_clock):
-    async with Swarm(round=ONE_SHARD, step_s=2 * STEP_S) as swarm:
+@pytest.mark.parametrize(("n", "n_dead"), [(100, 50), (200, 40)])
+async def test_half_of_a_hundred_and_a_fifth_of_two_hundred_die_in_the_same_second(n, n_dead, autojump_clock):
+    async with Swarm(round=ONE_SHARD, step_s=2 * STEP_S, config=PATIENT) as swarm:
         peers = await crowd(swarm, n, step_s=2 * STEP_S)
         owner = owner_of(swarm, 0)
         doomed = [owner, *[p for p in peers if p is not owner][: n_dead - 1]]
@@ -168,8 +168,8 @@ async def test_a_fifth_of_a_hundred_and_half_of_two_hundred_die_in_the_same_seco
             await swarm.until(lambda: is_mid_round(owner, 0), 20, "in the middle of a round")
             for peer in doomed:
                 await swarm.kill(peer.name)
-            await swarm.until(lambda: n_known(survivors) == {n - n_dead}, 12, "the dead are dead")
-            assert await all_grow(swarm, survivors[:1], 40) < 30
+            await swarm.until(lambda: n_known(survivors) == {n - n_dead}, 20, "the dead are dead")
+            assert await all_grow(swarm, survivors[:1], 40) < 20
 
 
 async def test_peers_flap_every_ten_seconds_for_ten_minutes(autojump_clock, monkeypatch):
