@@ -1,25 +1,31 @@
-"""Fifty to two hundred peers that die, flap, sleep, are cut off or have a wrong clock: in virtual time, over the real engine.
+"""Peers that die, flap, sleep, are cut off or have a wrong clock, up to a hundred: in virtual time, over the real engine.
 
 Whatever happens: no version that two peers held is lost, though both die; none of those who stay goes back; at the end all hold
 the same.
 """
 
+import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
 
 from legion_p2p.config import PeerConfig
+from legion_p2p.core.keeping import CheckpointConfig
 from legion_p2p.core.membership import MembershipConfig
 from legion_p2p.core.run import RoundSpec
-from legion_p2p.services import advertise
+from legion_p2p.errors import DiskFullError
 from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.store.blocks import BlockStore
+from legion_p2p.store.journal import Journal
+from legion_p2p.train.checkpoint import Checkpoint
 
 LOSSY = RoundSpec(local_steps=4, push_codec="int8", update_codec="int8", shard_elements=16)
 TWO_SHARDS = RoundSpec(local_steps=4, push_codec="int8", update_codec="int8", shard_elements=32)
 ONE_SHARD = RoundSpec(local_steps=4, push_codec="int8", update_codec="int8", shard_elements=64)
-PATIENT = PeerConfig(membership=MembershipConfig(announce_s=4.0, suspect_after_s=9.0, grace_s=4.0, probe_every_s=2.0))
+PATIENT = PeerConfig(membership=MembershipConfig(announce_s=4.0, suspect_after_s=9.0, grace_s=4.0, probe_every_s=10.0))
 STEP_S = 0.5  # rounds of two seconds: long enough that most of what happens, happens in the middle of one
 
 
@@ -29,7 +35,7 @@ async def crowd(swarm: Swarm, n: int, step_s: float = STEP_S) -> list[SimPeer]:
     for i in range(1, n):
         swarm.start(f"p{i}", step_s=step_s * (1 + i / (5 * n)))
     await swarm.until(lambda: n_known(swarm.living()) == {n}, 30, "all know all")
-    await swarm.until(lambda: min(min(p.versions()) for p in swarm.living()) >= 2, 60, "two rounds")
+    await swarm.until(lambda: min(min(p.versions()) for p in swarm.living()) >= 1, 20 + 12 * step_s, "a round")
     return list(swarm.living())
 
 
@@ -150,9 +156,9 @@ async def test_owner_and_standby_die_together(autojump_clock):
             assert await all_grow(swarm, survivors, 30) < 20
 
 
-@pytest.mark.parametrize(("n", "n_dead"), [(100, 20), (200, 100)])
-async def test_a_fifth_of_a_hundred_and_half_of_two_hundred_die_in_the_same_second(n, n_dead, autojump_clock):
-    async with Swarm(round=ONE_SHARD, step_s=2 * STEP_S) as swarm:
+@pytest.mark.parametrize(("n", "n_dead"), [(50, 10), (100, 50)])
+async def test_a_fifth_of_fifty_and_half_of_a_hundred_die_in_the_same_second(n, n_dead, autojump_clock):
+    async with Swarm(round=ONE_SHARD, step_s=2 * STEP_S, config=PATIENT) as swarm:
         peers = await crowd(swarm, n, step_s=2 * STEP_S)
         owner = owner_of(swarm, 0)
         doomed = [owner, *[p for p in peers if p is not owner][: n_dead - 1]]
@@ -161,26 +167,24 @@ async def test_a_fifth_of_a_hundred_and_half_of_two_hundred_die_in_the_same_seco
             await swarm.until(lambda: is_mid_round(owner, 0), 20, "in the middle of a round")
             for peer in doomed:
                 await swarm.kill(peer.name)
-            await swarm.until(lambda: n_known(survivors) == {n - n_dead}, 12, "the dead are dead")
-            assert await all_grow(swarm, survivors[:1], 40) < 30
+            await swarm.until(lambda: n_known(survivors) == {n - n_dead}, 20, "the dead are dead")
+            assert await all_grow(swarm, survivors[:1], 40) < 20
 
 
-async def test_peers_flap_every_ten_seconds_for_ten_minutes(autojump_clock, monkeypatch):
-    """Five of fifty, killed or leaving in order, and back ten seconds later."""
-    monkeypatch.setattr(advertise, "LOOK_EVERY_S", 600.0)
-    async with Swarm(round=ONE_SHARD, step_s=5 * STEP_S, config=PATIENT) as swarm:
-        peers = await crowd(swarm, 45, step_s=5 * STEP_S)
-        before = peers[0].versions()
+async def test_peers_flap_every_ten_seconds_for_ten_minutes(autojump_clock):
+    async with Swarm(round=TWO_SHARDS, step_s=STEP_S) as swarm:
+        stay = [await swarm.add(f"stay{i}") for i in range(3)]
+        await trio.sleep(10)
+        before = stay[0].versions()
 
-        async with witnessed(swarm, peers, every_s=2.0):
+        async with witnessed(swarm, stay):
             for i in range(30):
-                flapping = [swarm.start(f"flap{k}") for k in range(5)]
+                flapping = await swarm.add(f"flap{i % 2}")
                 await trio.sleep(10)
-                for k, peer in enumerate(flapping):
-                    await (swarm.leave if (i + k) % 3 == 0 else swarm.kill)(peer.name)
+                await (swarm.leave if i % 3 == 0 else swarm.kill)(flapping.name)
                 await trio.sleep(10)
-            # 55 rounds fit in; after a death of the owner the shard stands still for some 20 s.
-            assert all(now - then > 30 for now, then in zip(peers[0].versions(), before, strict=True))
+            # 300 rounds fit in; about 8 s after each of the 20 deaths a shard of the dead one may stand still.
+            assert all(now - then > 150 for now, then in zip(stay[0].versions(), before, strict=True))
 
 
 async def test_a_network_splits_for_a_minute_and_heals(autojump_clock):
@@ -197,24 +201,24 @@ async def test_a_network_splits_for_a_minute_and_heals(autojump_clock):
             await all_grow(swarm, peers, 30)
 
 
-async def test_a_laptop_is_suspended_for_an_hour(autojump_clock, monkeypatch):
+async def test_a_laptop_is_suspended_for_an_hour(autojump_clock):
     """Longer than the others remember the dead."""
-    monkeypatch.setattr(advertise, "LOOK_EVERY_S", 600.0)
-    slow = MembershipConfig(announce_s=30.0, suspect_after_s=70.0, grace_s=45.0, probe_every_s=15.0)
-    async with Swarm(round=ONE_SHARD, step_s=30.0, config=PeerConfig(membership=slow)) as swarm:
-        peers = await crowd(swarm, 50, step_s=30.0)
+    async with Swarm(round=TWO_SHARDS, step_s=5.0) as swarm:
+        peers = [await swarm.add(name) for name in "abcd"]
+        await trio.sleep(60)
         laptop = owner_of(swarm, 0)
+        others = [p for p in peers if p is not laptop]
 
-        async with witnessed(swarm, peers, [laptop], every_s=20.0, settle_s=900.0) as others:
+        async with witnessed(swarm, others, every_s=2.0):
             swarm.world.freeze(laptop.id)
             laptop.training = False
             await trio.sleep(3600)
             assert all(p.engine.members.table.get(laptop.id) is None for p in others)
             swarm.world.thaw(laptop.id)
             laptop.training = True
-            await swarm.until(lambda: n_known(peers) == {50}, 120, "back")
-            await swarm.until(swarm.owners_agree, 120, "one view of who owns what")
-            await all_grow(swarm, peers, 600)
+            await swarm.until(lambda: len(laptop.engine.members.everyone()) == 4, 60, "back")
+            await swarm.until(swarm.owners_agree, 60, "one view of who owns what")
+            await all_grow(swarm, peers, 120)
 
 
 async def test_who_slept_while_its_own_clock_stood_still_follows_before_it_owns(autojump_clock):
@@ -246,6 +250,34 @@ async def test_clocks_are_wrong_by_an_hour_until_their_peers_start_again(autojum
             await swarm.until(lambda: n_known(swarm.living()) == {50}, 20, "all know all")
             await swarm.until(swarm.owners_agree, 20, "one view of who owns what")
             await all_grow(swarm, swarm.living(), 30)
+
+
+async def test_the_disks_of_ten_of_fifty_are_full(tmp_path: Path, autojump_clock, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    append = Journal.append
+
+    def append_where_room_is(self, records):
+        if self.path.parents[1].name in full:
+            raise DiskFullError(f"no space left on the disk of {self.path}")
+        return append(self, records)
+
+    monkeypatch.setattr(Journal, "append", append_where_room_is)
+    full: set[str] = set()
+    config = PeerConfig(checkpoints=CheckpointConfig(every_s=8, base_every=8))
+    async with Swarm(round=ONE_SHARD, step_s=2 * STEP_S, stores=tmp_path, config=config) as swarm:
+        peers = await crowd(swarm, 50, step_s=2 * STEP_S)
+        owner = owner_of(swarm, 0)
+        struck = [owner, *[p for p in peers if p is not owner][:9]]
+
+        async with witnessed(swarm, peers, every_s=1.0):
+            full.update(peer.name for peer in struck)
+            await trio.sleep(10)
+            assert await all_grow(swarm, peers, 30) < 20
+            assert all((len(p.events_named("checkpoint.failed")) == 1) == (p in struck) for p in peers)
+        assert all("training goes on" in p.events_named("checkpoint.failed")[0].fields["text"] for p in struck)
+    for peer in struck:  # what was stored before is whole
+        with BlockStore(tmp_path / peer.name, read_only=True) as store:
+            assert store.pins() and all(Checkpoint(store, cid) for cid in store.pins())
 
 
 async def test_who_returns_makes_nobody_follow_because_others_died_long_before(autojump_clock):
