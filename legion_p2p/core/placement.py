@@ -3,7 +3,7 @@
 | policy | who owns a shard | for |
 |---|---|---|
 | rendezvous | the strongest claim by weighted rendezvous hashing | the default: moves least, and each shard is decided alone |
-| priority | the same, among the strongest peers that together have half of all weight | few servers and many notebooks |
+| priority | the same, by the cubes of the weights: the strongest own nearly everything | few servers and many notebooks |
 | stable | a stable matching of shards and peers with room (Gale, Shapley 1962) | few shards: nobody far above its share |
 
 Weights must not flicker: each change of one moves shards. So each peer smooths its own before announcing it: `SmoothedWeight`.
@@ -26,8 +26,7 @@ Policy = Callable[[str, str, int, Mapping[PeerId, float]], tuple[Ownership, ...]
 """(run id, region, number of shards, weights of the region's members) -> who owns each shard."""
 
 HEADROOM = 1.25  # what a peer may own, of its fair share by weight; less room means longer searches and more moves
-PRIORITY_SHARE = 0.5  # of all weight that the peers of priority have together
-MIN_PRIORITY = 2  # an owner and a standby
+PRIORITY = 3.0  # exponent of the weights: one to ten leaves a thousandth
 MAX_REGIONS = 64  # whose owners are remembered
 
 
@@ -59,14 +58,13 @@ def by_rendezvous(run_id: str, region: str, n_shards: int, weights: Mapping[Peer
 
 
 def by_priority(run_id: str, region: str, n_shards: int, weights: Mapping[PeerId, float]) -> tuple[Ownership, ...]:
-    """Only the heaviest peers own: as few as have PRIORITY_SHARE of all weight."""
-    total = math.fsum(weight for weight in weights.values() if weight > 0)
-    chosen: dict[PeerId, float] = {}
-    for peer, weight in sorted(weights.items(), key=lambda item: (-item[1], item[0])):
-        if weight <= 0 or (len(chosen) >= MIN_PRIORITY and math.fsum(chosen.values()) >= PRIORITY_SHARE * total):
-            break
-        chosen[peer] = weight
-    return by_rendezvous(run_id, region, n_shards, chosen)
+    """As by rendezvous, with weights to the power of PRIORITY: who is ten times as strong owns a thousand times as much.
+
+    There is no line between those who may own and the rest, for crossing it would move many shards.
+    """
+    heaviest = max(weights.values(), default=0.0)
+    stretched = {peer: (weight / heaviest) ** PRIORITY for peer, weight in weights.items() if weight > 0}
+    return by_rendezvous(run_id, region, n_shards, stretched)
 
 
 def by_stable_matching(run_id: str, region: str, n_shards: int, weights: Mapping[PeerId, float]) -> tuple[Ownership, ...]:

@@ -14,6 +14,7 @@ from legion_p2p.core.placement import (
     HEADROOM,
     MAX_REGIONS,
     POLICIES,
+    PRIORITY,
     Placement,
     PlacementName,
     SmoothedWeight,
@@ -108,13 +109,14 @@ def test_with_many_shards_nobody_is_above_its_share_and_a_quarter(name):
     assert all(owned[peer] >= 0.6 * n_shards * weight / total for peer, weight in weights.items())
 
 
-def test_with_priority_the_strong_own_everything_by_their_weight():
+def test_with_priority_the_strong_own_nearly_everything():
     weights = {PeerId(f"server-{i}"): 10.0 for i in range(3)} | {PeerId(f"notebook-{i}"): 1.0 for i in range(20)}
 
     owned = Counter(owners("priority", 600, weights))
 
-    assert set(owned) == {"server-0", "server-1", "server-2"}
-    assert all(n <= HEADROOM * 200 for n in owned.values())
+    servers = [owned[PeerId(f"server-{i}")] for i in range(3)]
+    assert sum(servers) >= 0.98 * 600
+    assert all(n <= HEADROOM * 200 for n in servers)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -129,11 +131,11 @@ def test_one_that_joins_or_leaves_moves_two_nths_of_the_shards_at_most(name):
             n_moved = sum(a != b for a, b in zip(before, after, strict=True))
             moved.append(n_moved / n_shards)
             # a join is the same seen from the other side; who had much gives up much
-            moved_rates.append(n_moved / n_shards / max(1 / len(weights), weights[gone] / sum(weights.values())))
+            share = {peer: weight ** (PRIORITY if name == "priority" else 1) for peer, weight in weights.items()}
+            moved_rates.append(n_moved / n_shards / max(1 / len(weights), share[gone] / sum(share.values())))
 
-    assert sum(moved) / len(moved) <= (1.5 if name == "priority" else 1.2) / 20
-    if name != "priority":  # there, who crosses the line between the strong and the rest moves more
-        assert max(moved_rates) <= 2
+    assert sum(moved) / len(moved) <= 1.2 / 20
+    assert max(moved_rates) <= 2
 
 
 @pytest.mark.parametrize("name", ["rendezvous", "stable"])
