@@ -154,5 +154,6 @@ async def test_two_that_meet_first_after_long_approach_each_other_step_by_step(a
             await trio.sleep(2)
             distances.append(apart(east, west))
 
-        assert all(after <= 1.01 * before for before, after in itertools.pairwise(distances))
+        rounding = 1e-6 * far
+        assert all(after <= 1.01 * before or after < rounding for before, after in itertools.pairwise(distances))
         assert distances[-1] < 0.05 * far
