@@ -237,17 +237,16 @@ def draw(runs: Mapping[str, dict], args: argparse.Namespace, path: Path) -> None
         made = next((runs[k] for seed in args.seeds if (k := key(run, args, seed)) in runs), None)
         if made is None:
             continue
-        (line,) = left.plot([s for _, s, _ in made["curve"]], [x for *_, x in made["curve"]], label=run)
+        label = run.replace(",", "\n").replace(":", "\n")
+        (line,) = left.plot([s for _, s, _ in made["curve"]], [x for *_, x in made["curve"]], label=label)
         if not run.startswith("near"):
             right.plot(made["bytes_across_per_token"], made["validation"], "o", color=line.get_color())
-            right.annotate(
-                run.replace(",", "\n").replace(":", "\n"), (made["bytes_across_per_token"], made["validation"]), (6, 0),
-                textcoords="offset points", fontsize=7, va="center",
-            )  # fmt: skip
+            at = (made["bytes_across_per_token"], made["validation"])
+            right.annotate(label, at, (6, 0), textcoords="offset points", fontsize=7, va="center")
     left.set(xlabel="virtual seconds", ylabel="validation loss (nats per byte)")
-    left.legend(frameon=False, fontsize=7)
+    left.legend(frameon=False, fontsize=7, loc="upper right")
     right.set(xlabel="bytes between the places, per token", ylabel="validation loss at the end")
-    right.margins(0.25)
+    right.margins(0.4)
     for ax in (left, right):
         ax.grid(color="#e6e6e6")
         ax.spines[["top", "right"]].set_visible(False)
