@@ -40,9 +40,9 @@ def small_models_are_weighed(monkeypatch):
     monkeypatch.setattr(newcomer, "WORTH_WEIGHING_BYTES", 0)
 
 
-def swarm_in(folder: Path, **world: float) -> Swarm:
+def swarm_in(folder: Path, config: PeerConfig = CONFIG, **world: float) -> Swarm:
     return Swarm(
-        numel=1 << 16, shape=(1 << 8, 1 << 8), round=SPARSE, config=CONFIG, stores=folder, step_s=0.2, world=World(**world)
+        numel=1 << 16, shape=(1 << 8, 1 << 8), round=SPARSE, config=config, stores=folder, step_s=0.2, world=World(**world)
     )
 
 
@@ -166,17 +166,21 @@ async def test_a_provider_that_dies_midway_is_done_without(tmp_path: Path, autoj
 
 
 async def test_a_newcomer_that_was_killed_midway_goes_on_with_what_it_has(tmp_path: Path, autojump_clock):
-    async with swarm_in(tmp_path, up_bytes_s=8e3) as swarm:
+    # Bases outlive the attempts to join.
+    long = PeerConfig(checkpoints=CheckpointConfig(every_s=4, base_every=512, gather_s=4))
+    async with swarm_in(tmp_path, long, up_bytes_s=8e3) as swarm:
         await trained(swarm)
 
         first = swarm.start("d", founds=False)
         await swarm.until(lambda: (tmp_path / "d" / "STORE").exists() and n_leaves(tmp_path / "d") > 4, 60, "some blocks")
         assert not first.joined.is_set()
         await swarm.kill("d")
+        fresh = swarm.start("e", founds=False)
         again = await swarm.add("d", founds=False)
+        await fresh.joined.wait()
 
-        (before,), (after,) = first.events_named("join.weighed"), again.events_named("join.weighed")
-        assert after.fields["n_bytes"] < before.fields["n_bytes"]
+        (all_of_it,), (the_rest,) = fresh.events_named("join.weighed"), again.events_named("join.weighed")
+        assert the_rest.fields["n_bytes"] < all_of_it.fields["n_bytes"]
         await trio.sleep(1)
         await swarm.settle(240)
         assert swarm.agree()
