@@ -19,17 +19,20 @@ FIND_PYTHON = for p in $(if $(PYTHON),"$(PYTHON)",$(CANDIDATES)); do \
 	  echo "make: install one (https://www.python.org/downloads/, or: uv python install 3.12), or name it: make PYTHON=/path/to/python" >&2; \
 	  exit 1; }
 
-.PHONY: demo test lint clean help
+.PHONY: demo test test-long lint clean help
 .DELETE_ON_ERROR:
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed  ## install into .venv, and train a small model with four processes on this machine
 	$(BIN)/legion-demo $(DEMO_ARGS)
 
 test: lint  ## install into .venv, and run the checks and all tests
 	LEGION_IPFS_NODE="$${LEGION_IPFS_NODE:-$(abspath $(VENV))}" $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-long: $(VENV)/.installed-dev  ## the few tests of large swarms that take minutes each
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m long
 
 lint: $(VENV)/.installed-dev  ## ruff, mypy, and the layers
 	$(BIN)/ruff check --output-format concise .

@@ -38,6 +38,7 @@ MAX_LOST = 10_000  # names and times of the dead; who was cut off longest ago is
 N_INDIRECT_PROBES = 2  # members asked to look at a suspect as well, in case only the path from here is broken
 N_WITNESSES = 3  # members told that another one is dead
 MAX_INVOLVED = 4  # suspects at once with which others are bothered: where more are silent, the others see that for themselves
+SAMPLE = 16  # announcements in a regular exchange: gossip brings nearly all, and the rest comes in a few more of them
 MAX_EXCHANGE_BYTES = 512 * 1024  # of announcements in one message: half a control frame
 
 
@@ -195,7 +196,8 @@ class MemberService:
     # what others send
 
     def on_exchange(self, peer: PeerId, message: Exchange) -> Exchanged:
-        known = self._some_announcements(excluding=peer)  # before learning: what the asker sent, it does not need back
+        # Before learning: what the asker sent, it does not need back. Who knows few wants to hear of all.
+        known = self._some_announcements(peer, SAMPLE if len(message.announcements) >= SAMPLE else MAX_EXCHANGED - 1)
         self._take_all(peer, message.announcements)
         self.heard(peer)
         newest = self._signed.get(peer)
@@ -252,10 +254,10 @@ class MemberService:
                     nursery.start_soon(self._tell, member.peer_id, farewell)
 
     async def exchange_with(self, peer: PeerId) -> bool:
-        """Swap tables with `peer`; False if it did not answer."""
+        """Swap what is known of members with `peer`, in a large run a sample of it; False if it did not answer."""
         try:
             with trio.fail_after(EXCHANGE_DEADLINE_S):
-                reply = await self._ask(peer, Exchange(self.run, (self.signed_own(), *self._some_announcements(excluding=peer))))
+                reply = await self._ask(peer, Exchange(self.run, self._some_announcements(peer, SAMPLE)))
         except (NetworkError, DecodeError, trio.TooSlowError):
             return False
         if isinstance(reply, Exchanged):
@@ -463,12 +465,12 @@ class MemberService:
                 self._messenger.report(sender, f"bad announcement: {bad}")
                 self._events.emit("announcement.refused", peer=sender, reason=str(bad))
 
-    def _some_announcements(self, excluding: PeerId) -> tuple[bytes, ...]:
-        """This peer's own and a random sample of the living, as many as fit."""
+    def _some_announcements(self, excluding: PeerId, limit: int) -> tuple[bytes, ...]:
+        """This peer's own and a random sample of the living: `limit`, or as many as fit."""
         peers = [m.peer_id for m in self.table.counted() if m.peer_id != excluding and m.peer_id in self._signed]
         chosen = [self.signed_own()]
         size = len(chosen[0])
-        for peer in self._rng.sample(peers, min(MAX_EXCHANGED - 2, len(peers))):
+        for peer in self._rng.sample(peers, min(limit - 1, len(peers))):
             size += len(self._signed[peer])
             if size > MAX_EXCHANGE_BYTES:
                 break

@@ -1,4 +1,4 @@
-"""Peers that die, flap, sleep, are cut off or have a wrong clock, up to a hundred: in virtual time, over the real engine.
+"""Peers that die, flap, sleep, are cut off or have a wrong clock, up to two hundred: in virtual time, over the real engine.
 
 Whatever happens: no version that two peers held is lost, though both die; none of those who stay goes back; at the end all hold
 the same.
@@ -17,6 +17,7 @@ from legion_p2p.core.keeping import CheckpointConfig
 from legion_p2p.core.membership import MembershipConfig
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.errors import DiskFullError
+from legion_p2p.services import advertise
 from legion_p2p.sim.swarm import SimPeer, Swarm
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.journal import Journal
@@ -156,8 +157,12 @@ async def test_owner_and_standby_die_together(autojump_clock):
             assert await all_grow(swarm, survivors, 30) < 20
 
 
-@pytest.mark.parametrize(("n", "n_dead"), [(50, 10), (100, 50)])
-async def test_a_fifth_of_fifty_and_half_of_a_hundred_die_in_the_same_second(n, n_dead, autojump_clock):
+@pytest.mark.parametrize(
+    ("n", "n_dead"),
+    [(50, 10), (100, 50), pytest.param(200, 40, marks=pytest.mark.long), pytest.param(200, 100, marks=pytest.mark.long)],
+)
+async def test_a_fifth_or_half_of_all_die_in_the_same_second(n, n_dead, autojump_clock, monkeypatch):
+    monkeypatch.setattr(advertise, "LOOK_EVERY_S", 600.0)
     async with Swarm(round=ONE_SHARD, step_s=2 * STEP_S, config=PATIENT) as swarm:
         peers = await crowd(swarm, n, step_s=2 * STEP_S)
         owner = owner_of(swarm, 0)
@@ -185,6 +190,25 @@ async def test_peers_flap_every_ten_seconds_for_ten_minutes(autojump_clock):
                 await trio.sleep(10)
             # 300 rounds fit in; about 8 s after each of the 20 deaths a shard of the dead one may stand still.
             assert all(now - then > 150 for now, then in zip(stay[0].versions(), before, strict=True))
+
+
+@pytest.mark.long
+async def test_five_of_fifty_flap_every_ten_seconds_for_ten_minutes(autojump_clock, monkeypatch):
+    """Killed or leaving in order, and back ten seconds later."""
+    monkeypatch.setattr(advertise, "LOOK_EVERY_S", 600.0)
+    async with Swarm(round=ONE_SHARD, step_s=5 * STEP_S, config=PATIENT) as swarm:
+        peers = await crowd(swarm, 45, step_s=5 * STEP_S)
+        before = peers[0].versions()
+
+        async with witnessed(swarm, peers, every_s=2.0):
+            for i in range(30):
+                flapping = [swarm.start(f"flap{k}") for k in range(5)]
+                await trio.sleep(10)
+                for k, peer in enumerate(flapping):
+                    await (swarm.leave if (i + k) % 3 == 0 else swarm.kill)(peer.name)
+                await trio.sleep(10)
+            # 55 rounds fit in; after a death of the owner the shard stands still for some 20 s.
+            assert all(now - then > 30 for now, then in zip(peers[0].versions(), before, strict=True))
 
 
 async def test_a_network_splits_for_a_minute_and_heals(autojump_clock):
@@ -219,6 +243,27 @@ async def test_a_laptop_is_suspended_for_an_hour(autojump_clock):
             await swarm.until(lambda: len(laptop.engine.members.everyone()) == 4, 60, "back")
             await swarm.until(swarm.owners_agree, 60, "one view of who owns what")
             await all_grow(swarm, peers, 120)
+
+
+@pytest.mark.long
+async def test_one_of_fifty_is_suspended_for_an_hour(autojump_clock, monkeypatch):
+    """Longer than the others remember the dead."""
+    monkeypatch.setattr(advertise, "LOOK_EVERY_S", 600.0)
+    slow = MembershipConfig(announce_s=30.0, suspect_after_s=70.0, grace_s=45.0, probe_every_s=15.0)
+    async with Swarm(round=ONE_SHARD, step_s=30.0, config=PeerConfig(membership=slow)) as swarm:
+        peers = await crowd(swarm, 50, step_s=30.0)
+        laptop = owner_of(swarm, 0)
+
+        async with witnessed(swarm, peers, [laptop], every_s=20.0, settle_s=900.0) as others:
+            swarm.world.freeze(laptop.id)
+            laptop.training = False
+            await trio.sleep(3600)
+            assert all(p.engine.members.table.get(laptop.id) is None for p in others)
+            swarm.world.thaw(laptop.id)
+            laptop.training = True
+            await swarm.until(lambda: n_known(peers) == {50}, 120, "back")
+            await swarm.until(swarm.owners_agree, 120, "one view of who owns what")
+            await all_grow(swarm, peers, 600)
 
 
 async def test_who_slept_while_its_own_clock_stood_still_follows_before_it_owns(autojump_clock):
