@@ -19,7 +19,7 @@ The same seed gives the same run, to the last event, under `trio.testing.MockClo
 import heapq
 import math
 import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
@@ -28,7 +28,7 @@ import msgspec
 import trio
 
 from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.core.link import Line, LinkProfile, Way
+from legion_p2p.core.link import LinkProfile
 from legion_p2p.errors import ClosedError, DecodeError, LegionError, RefusedError, UnreachableError, UsageError
 from legion_p2p.net.book import AddressBook
 from legion_p2p.net.buffer import Buffer
@@ -45,13 +45,13 @@ from legion_p2p.net.limits import (
 from legion_p2p.net.standing import Standing
 from legion_p2p.net.wire import VERSION, Envelope, Kind, encode
 from legion_p2p.services.ports import Bandwidth, Contact, Gift, Handler, Lane, Traffic
+from legion_p2p.sim.access import Access, Uplink
 
 FRAME_BYTES = len(encode(Envelope(VERSION, 1000, Kind.REQUEST), 0))  # of head and envelope, in the middle of a run
 BREAK_AFTER_S = 30.0  # of packets that vanish, until TCP gives the connection up
 CONFIRM_TIMEOUT_S = 5.0
 MAX_CONFIRMING = 6  # of those found, asked at once
 PROVIDER_LIFETIME_S = 60.0
-UPLINK_CHUNK_S, UPLINK_CHUNK_BYTES = 0.02, 1448  # transfers take turns at a peer's uplink in such pieces, the larger one counts
 MAX_HELD = 1024  # messages that wait for a frozen peer
 
 Link = Callable[[PeerId, PeerId], float]
@@ -90,8 +90,8 @@ class World:
         self._walls: list[tuple[frozenset[PeerId], frozenset[PeerId]]] = []
         self._changed = trio.Event()
         self._busy_until: dict[tuple[PeerId, PeerId], float] = {}
-        self._uplinks: dict[PeerId, _Uplink] = {}
-        self._access: dict[PeerId, _Access] = {}
+        self._uplinks: dict[PeerId, Uplink] = {}
+        self._access: dict[PeerId, Access] = {}
         self._n_joined = 0
         self._nursery: trio.Nursery | None = None
         self._manager = trio.open_nursery()
@@ -192,7 +192,7 @@ class World:
         Raises: UnreachableError, if they never do.
         """
         if lane.value == "bulk" and self.up_bytes_s < math.inf:
-            uplink = self._uplinks.setdefault(source, _Uplink(self.up_bytes_s, self.start))
+            uplink = self._uplinks.setdefault(source, Uplink(self.up_bytes_s, self.start))
             await uplink.send(target, n_bytes, is_gift)
         if self.links is not None and lane.value == "bulk":
             await trio.sleep_until(self._access_of(source).up(target, self.links[target].place, n_bytes))
@@ -217,10 +217,10 @@ class World:
         up, down = (bps if math.isfinite(bps) else None for bps in (profile.up_bps, profile.down_bps))
         return up, down
 
-    def _access_of(self, peer: PeerId) -> "_Access":
+    def _access_of(self, peer: PeerId) -> Access:
         assert self.links is not None
         if peer not in self._access:
-            self._access[peer] = _Access(self.links[peer], random.Random(f"{self._seed}/{peer}"))
+            self._access[peer] = Access(self.links[peer], random.Random(f"{self._seed}/{peer}"))
         return self._access[peer]
 
     async def _wait_through(self, source: PeerId, target: PeerId) -> None:
@@ -382,79 +382,6 @@ class World:
                 target.held = [*target.held, (topic, data)][-MAX_HELD:]
             else:
                 target.gossip.receive(topic, data)
-
-
-class _Uplink:
-    """A peer's way out: the connections that send take turns, and downloads go when nothing else does."""
-
-    def __init__(self, bytes_s: float, start: Callable[..., None]) -> None:
-        self._bytes_s = bytes_s
-        self._start = start
-        self._first: deque[_Sending] = deque()
-        self._gifts: deque[_Sending] = deque()
-        self._runs = False
-
-    async def send(self, target: PeerId, n_bytes: int, is_gift: bool) -> None:
-        sending = _Sending(target, n_bytes)
-        queue = self._gifts if is_gift else self._first
-        same = next((s for s in queue if s.target == target), None)
-        if same is None:
-            queue.append(sending)
-        else:
-            same.behind.append(sending)  # one connection sends one after the other
-        if not self._runs:
-            self._runs = True
-            self._start(self._run)
-        await sending.done.wait()
-
-    async def _run(self) -> None:
-        while queue := self._first or self._gifts:
-            sending = queue.popleft()
-            piece = min(sending.n_bytes, max(UPLINK_CHUNK_BYTES, int(self._bytes_s * UPLINK_CHUNK_S)))
-            queue.append(sending)
-            await trio.sleep(piece / self._bytes_s)
-            sending.n_bytes -= piece
-            if not sending.n_bytes:
-                queue.remove(sending)
-                sending.done.set()
-                if sending.behind:
-                    following = sending.behind.popleft()
-                    following.behind = sending.behind
-                    queue.append(following)
-        self._runs = False
-
-
-class _Sending:
-    """A message on its way out; `behind`: those to the same peer that follow it."""
-
-    def __init__(self, target: PeerId, n_bytes: int) -> None:
-        self.target = target
-        self.n_bytes = n_bytes
-        self.done = trio.Event()
-        self.behind: deque[_Sending] = deque()
-
-
-class _Access:
-    """One peer's access link, both ways, with a line for each other peer."""
-
-    def __init__(self, profile: LinkProfile, rng: random.Random) -> None:
-        self._profile = profile
-        self._ways = Way(profile, profile.up_bps, rng), Way(profile, profile.down_bps, rng)
-        self._lines: tuple[dict[PeerId, Line], dict[PeerId, Line]] = ({}, {})
-
-    def up(self, other: PeerId, place: int, n_bytes: int) -> float:
-        """When so many bytes that are sent now come to the access link of a peer at `place`."""
-        return self._due(0, other, self._profile.path_s(place), n_bytes)
-
-    def down(self, other: PeerId, n_bytes: int) -> float:
-        """When so many bytes that come to this link now are here."""
-        return self._due(1, other, 0.0, n_bytes)
-
-    def _due(self, direction: int, other: PeerId, path_s: float, n_bytes: int) -> float:
-        way, lines = self._ways[direction], self._lines[direction]
-        if other not in lines:
-            lines[other] = way.line(path_s)
-        return way.due(lines[other], n_bytes, trio.current_time())
 
 
 class SimNetwork:

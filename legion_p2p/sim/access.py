@@ -1,0 +1,85 @@
+"""What a simulated peer's own connection lets through: one rate shared by all that it sends, or a whole emulated link."""
+
+import random
+from collections import deque
+from collections.abc import Callable
+
+import trio
+
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.link import Line, LinkProfile, Way
+
+UPLINK_CHUNK_S, UPLINK_CHUNK_BYTES = 0.02, 1448  # transfers take turns at a peer's uplink in such pieces, the larger one counts
+
+
+class Uplink:
+    """A peer's way out: the connections that send take turns, and downloads go when nothing else does."""
+
+    def __init__(self, bytes_s: float, start: Callable[..., None]) -> None:
+        self._bytes_s = bytes_s
+        self._start = start
+        self._first: deque[_Sending] = deque()
+        self._gifts: deque[_Sending] = deque()
+        self._runs = False
+
+    async def send(self, target: PeerId, n_bytes: int, is_gift: bool) -> None:
+        sending = _Sending(target, n_bytes)
+        queue = self._gifts if is_gift else self._first
+        same = next((s for s in queue if s.target == target), None)
+        if same is None:
+            queue.append(sending)
+        else:
+            same.behind.append(sending)  # one connection sends one after the other
+        if not self._runs:
+            self._runs = True
+            self._start(self._run)
+        await sending.done.wait()
+
+    async def _run(self) -> None:
+        while queue := self._first or self._gifts:
+            sending = queue.popleft()
+            piece = min(sending.n_bytes, max(UPLINK_CHUNK_BYTES, int(self._bytes_s * UPLINK_CHUNK_S)))
+            queue.append(sending)
+            await trio.sleep(piece / self._bytes_s)
+            sending.n_bytes -= piece
+            if not sending.n_bytes:
+                queue.remove(sending)
+                sending.done.set()
+                if sending.behind:
+                    following = sending.behind.popleft()
+                    following.behind = sending.behind
+                    queue.append(following)
+        self._runs = False
+
+
+class _Sending:
+    """A message on its way out; `behind`: those to the same peer that follow it."""
+
+    def __init__(self, target: PeerId, n_bytes: int) -> None:
+        self.target = target
+        self.n_bytes = n_bytes
+        self.done = trio.Event()
+        self.behind: deque[_Sending] = deque()
+
+
+class Access:
+    """One peer's access link, both ways, with a line for each other peer."""
+
+    def __init__(self, profile: LinkProfile, rng: random.Random) -> None:
+        self._profile = profile
+        self._ways = Way(profile, profile.up_bps, rng), Way(profile, profile.down_bps, rng)
+        self._lines: tuple[dict[PeerId, Line], dict[PeerId, Line]] = ({}, {})
+
+    def up(self, other: PeerId, place: int, n_bytes: int) -> float:
+        """When so many bytes that are sent now come to the access link of a peer at `place`."""
+        return self._due(0, other, self._profile.path_s(place), n_bytes)
+
+    def down(self, other: PeerId, n_bytes: int) -> float:
+        """When so many bytes that come to this link now are here."""
+        return self._due(1, other, 0.0, n_bytes)
+
+    def _due(self, direction: int, other: PeerId, path_s: float, n_bytes: int) -> float:
+        way, lines = self._ways[direction], self._lines[direction]
+        if other not in lines:
+            lines[other] = way.line(path_s)
+        return way.due(lines[other], n_bytes, trio.current_time())
