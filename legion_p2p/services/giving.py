@@ -42,6 +42,6 @@ class GiveService:
 
         try:
             return Given(await make(), over)
-        except BaseException:
+        except BaseException:  # cancelled as well: its place must come free
             over()
             raise

@@ -20,38 +20,31 @@ import heapq
 import math
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
-import msgspec
 import trio
 
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.link import LinkProfile
-from legion_p2p.errors import ClosedError, DecodeError, LegionError, RefusedError, UnreachableError, UsageError
+from legion_p2p.errors import ClosedError, LegionError, RefusedError, UnreachableError, UsageError
 from legion_p2p.net.book import AddressBook
-from legion_p2p.net.buffer import Buffer
 from legion_p2p.net.limits import (
     DIAL_TIMEOUT_S,
     MAX_BODY_BYTES,
-    MAX_GOSSIP_BYTES,
-    MAX_KEY_CHARS,
-    MAX_KEYS_PROVIDED,
     MAX_REQUESTS_IN,
     MAX_REQUESTS_OUT,
-    MAX_TOPIC_CHARS,
 )
 from legion_p2p.net.standing import Standing
 from legion_p2p.net.wire import VERSION, Envelope, Kind, encode
 from legion_p2p.services.ports import Bandwidth, Contact, Gift, Handler, Lane, Traffic
 from legion_p2p.sim.access import Access, Uplink
+from legion_p2p.sim.discovery import PROVIDER_LIFETIME_S, SimDiscovery
+from legion_p2p.sim.gossip import SimGossip
 
 FRAME_BYTES = len(encode(Envelope(VERSION, 1000, Kind.REQUEST), 0))  # of head and envelope, in the middle of a run
 BREAK_AFTER_S = 30.0  # of packets that vanish, until TCP gives the connection up
-CONFIRM_TIMEOUT_S = 5.0
-MAX_CONFIRMING = 6  # of those found, asked at once
-PROVIDER_LIFETIME_S = 60.0
 MAX_HELD = 1024  # messages that wait for a frozen peer
 
 Link = Callable[[PeerId, PeerId], float]
@@ -619,112 +612,6 @@ class SimMessenger:
             raise UnreachableError(peer, "this peer has left the network")
 
 
-class SimDiscovery:
-    """See services.ports.Discovery."""
-
-    def __init__(self, world: World, network: SimNetwork) -> None:
-        self._world = world
-        self._network = network
-        self._provided: dict[str, trio.CancelScope] = {}
-        network.messenger.serve_internally("discovery", self._answer)
-
-    async def provide(self, key: str) -> None:
-        _check_key(key)
-        if key in self._provided:
-            return
-        if len(self._provided) >= MAX_KEYS_PROVIDED:
-            raise UsageError(f"more than {MAX_KEYS_PROVIDED} keys provided by one peer")
-        scope = self._provided[key] = trio.CancelScope()
-        await trio.sleep(2 * self._world.delay(self._network.peer_id, self._network.peer_id))
-        self._world.start(self._renew, key, scope)
-        await trio.lowlevel.checkpoint()
-
-    async def withdraw(self, key: str) -> None:
-        _check_key(key)
-        scope = self._provided.pop(key, None)
-        if scope is not None:
-            scope.cancel()
-        await trio.lowlevel.checkpoint()
-
-    async def find(self, key: str, limit: int = 20) -> tuple[Contact, ...]:
-        _check_key(key)
-        me = self._network.peer_id
-        await trio.sleep(2 * self._world.delay(me, me))
-        confirmed: dict[PeerId, Contact] = {}
-        candidates = [contact for contact in self._world.recorded(key) if contact.peer_id != me]
-        self._world.random.shuffle(candidates)
-        while candidates and len(confirmed) < limit:
-            async with trio.open_nursery() as nursery:
-                for contact in candidates[:MAX_CONFIRMING]:
-                    nursery.start_soon(self._confirm, key, contact, confirmed)
-            del candidates[:MAX_CONFIRMING]
-        return tuple(confirmed[peer] for peer in sorted(confirmed))[:limit]
-
-    async def _confirm(self, key: str, contact: Contact, confirmed: dict[PeerId, Contact]) -> None:
-        messenger = self._network.messenger
-        messenger._book.hear(contact.peer_id, contact.addresses)
-        with trio.move_on_after(CONFIRM_TIMEOUT_S):
-            try:
-                if await messenger.call(contact.peer_id, "discovery", msgspec.msgpack.encode(key)) == b"yes":
-                    confirmed[contact.peer_id] = Contact(contact.peer_id, messenger._book.of(contact.peer_id))
-            except LegionError:
-                return  # not there, or not providing: not found
-
-    async def _answer(self, peer: PeerId, body: bytes) -> bytes:
-        try:
-            key = msgspec.msgpack.decode(body, type=str)
-        except msgspec.DecodeError as bad:
-            raise DecodeError(f"not a question: {bad}") from bad
-        return b"yes" if key in self._provided else b"no"
-
-    async def _renew(self, key: str, scope: trio.CancelScope) -> None:
-        with scope:
-            while self._network.alive:
-                if not self._network.frozen:
-                    self._world.record(key, self._network)
-                with trio.move_on_after(PROVIDER_LIFETIME_S / 3):
-                    await self._network.died.wait()
-
-
-class SimGossip:
-    """See services.ports.Gossip."""
-
-    def __init__(self, world: World, network: SimNetwork) -> None:
-        self._world = world
-        self._network = network
-        self._buffers: dict[str, list[Buffer]] = {}
-
-    async def publish(self, topic: str, data: bytes) -> None:
-        _check_topic(topic)
-        if len(data) > MAX_GOSSIP_BYTES:
-            raise UsageError(f"message of {len(data)} bytes, limit for gossip is {MAX_GOSSIP_BYTES}")
-        await trio.lowlevel.checkpoint()
-        if self._network.alive and not self._network.frozen:
-            self._world.publish(self._network, topic, bytes(data))
-
-    @asynccontextmanager
-    async def subscribe(self, topic: str) -> AsyncIterator[trio.MemoryReceiveChannel[bytes]]:
-        _check_topic(topic)
-        buffer = Buffer()
-        self._buffers.setdefault(topic, []).append(buffer)
-        self._world.topics_changed()
-        try:
-            yield buffer.receive
-        finally:
-            self._buffers[topic].remove(buffer)
-            if not self._buffers[topic]:
-                del self._buffers[topic]
-            self._world.topics_changed()
-            buffer.close()
-
-    def wants(self, topic: str) -> bool:
-        return topic in self._buffers
-
-    def receive(self, topic: str, data: bytes) -> None:
-        for buffer in self._buffers.get(topic, ()):
-            buffer.put(data)
-
-
 class _Exchange:
     """A request under way, and what came of it."""
 
@@ -758,13 +645,3 @@ async def _reset(world: World, exchange: _Exchange, me: PeerId, other: SimNetwor
         exchange.error = UnreachableError(other.peer_id, "the connection broke")
         world.disconnect(me, other.peer_id)
         exchange.scope.cancel()
-
-
-def _check_key(key: str) -> None:
-    if not 0 < len(key) <= MAX_KEY_CHARS:
-        raise UsageError(f"key of {len(key)} characters, 1 to {MAX_KEY_CHARS} are allowed")
-
-
-def _check_topic(topic: str) -> None:
-    if not 0 < len(topic) <= MAX_TOPIC_CHARS:
-        raise UsageError(f"topic of {len(topic)} characters, 1 to {MAX_TOPIC_CHARS} are allowed")

@@ -1,0 +1,58 @@
+"""Gossip in a simulated world: one peer's end of it. Who hears what, and when, the world decides."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from legion_p2p.errors import UsageError
+from legion_p2p.net.buffer import Buffer
+from legion_p2p.net.limits import MAX_GOSSIP_BYTES, MAX_TOPIC_CHARS
+
+if TYPE_CHECKING:
+    from legion_p2p.sim.network import SimNetwork, World
+
+
+class SimGossip:
+    """See services.ports.Gossip."""
+
+    def __init__(self, world: "World", network: "SimNetwork") -> None:
+        self._world = world
+        self._network = network
+        self._buffers: dict[str, list[Buffer]] = {}
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        _check_topic(topic)
+        if len(data) > MAX_GOSSIP_BYTES:
+            raise UsageError(f"message of {len(data)} bytes, limit for gossip is {MAX_GOSSIP_BYTES}")
+        await trio.lowlevel.checkpoint()
+        if self._network.alive and not self._network.frozen:
+            self._world.publish(self._network, topic, bytes(data))
+
+    @asynccontextmanager
+    async def subscribe(self, topic: str) -> AsyncIterator[trio.MemoryReceiveChannel[bytes]]:
+        _check_topic(topic)
+        buffer = Buffer()
+        self._buffers.setdefault(topic, []).append(buffer)
+        self._world.topics_changed()
+        try:
+            yield buffer.receive
+        finally:
+            self._buffers[topic].remove(buffer)
+            if not self._buffers[topic]:
+                del self._buffers[topic]
+            self._world.topics_changed()
+            buffer.close()
+
+    def wants(self, topic: str) -> bool:
+        return topic in self._buffers
+
+    def receive(self, topic: str, data: bytes) -> None:
+        for buffer in self._buffers.get(topic, ()):
+            buffer.put(data)
+
+
+def _check_topic(topic: str) -> None:
+    if not 0 < len(topic) <= MAX_TOPIC_CHARS:
+        raise UsageError(f"topic of {len(topic)} characters, 1 to {MAX_TOPIC_CHARS} are allowed")
