@@ -21,6 +21,7 @@ import msgspec
 
 from legion_p2p.core.announcement import Mark, mark_of
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.stake import first
 from legion_p2p.core.wire import MAX_UPDATES, Inclusion, Update, UpdateHeader
 
 MAX_LOG_ENTRIES = MAX_UPDATES  # what one reply can carry
@@ -127,6 +128,10 @@ class Chain:
     def newest(self, peer: PeerId) -> int:
         """The number of the newest contribution of `peer` that this state contains; -1 where it contains none."""
         return self._included.get(peer, -1)
+
+    def first(self, members: Iterable[PeerId]) -> frozenset[PeerId]:
+        """See core.stake."""
+        return first(members, self._included, self.version)
 
     def includes(self, peer: PeerId, seq: int) -> bool:
         return seq <= self.newest(peer)

@@ -16,13 +16,17 @@ class Lane(Enum):
     BULK = "bulk"
 
 
+LAST = 1 << 16  # the rank of downloads: before them goes all that has a rank of its own
+
+
 @dataclass(frozen=True)
 class Gift:
-    """A reply that can wait: a part of a download, not of the training. It is written in pieces, whenever nothing else waits."""
+    """A reply of which is to be known when it is on its way: most of them can wait, as parts of a download."""
 
     body: bytes
     sent: Callable[[], None]
     """Called once, when it is written, or never will be."""
+    rank: int = LAST
 
 
 class Contact(msgspec.Struct, frozen=True):

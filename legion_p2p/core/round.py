@@ -2,10 +2,12 @@
 
     collecting -> closed, when every member that is waited for has pushed
                -> closed, when a quorum has, and a grace period has passed that follows the spread of earlier arrivals
+               -> closed, when all seniors have (core/stake.py), and the moment is over that newcomers are waited for
                -> closed, when `patience` periods of earlier rounds have passed since the first push (never where quorum is 1)
 
 A push of an older version joins this round with a weight that falls with its staleness; nothing is turned away for being late.
-A member that missed `absent_after` rounds is not waited for until it pushes again: a slow or stuck one delays nobody twice.
+Of those who have hardly contributed yet a few are waited for, the rest is not. A member that missed `absent_after` rounds is not
+waited for until it pushes again: a slow or stuck one delays nobody twice.
 A contribution is known by (peer, seq): sent twice it counts once, and what an earlier update included is never included again.
 
 Never happens: a round closes empty; two contributions of one member in one round; a duration that a user has to guess.
@@ -19,6 +21,7 @@ import msgspec
 
 from legion_p2p.core.chain import MAX_TRACKED
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.stake import first, seniors
 from legion_p2p.core.wire import Failure, Inclusion
 
 LATE = "did not push in time"  # such a push is not lost: it joins the next round
@@ -38,6 +41,10 @@ class RoundConfig(msgspec.Struct, frozen=True):
 
     max_grace_periods: float = 0.5
     """Grace is at most this share of a round's period, so that a straggler costs at most that."""
+
+    courtesy_periods: float = 0.1
+    """Share of a round's period to wait for newcomers who go first, when all seniors are there. More: they find into step sooner,
+    and cost the others more meanwhile."""
 
     patience_periods: float = 4.0
     """A round without a quorum closes after this many periods."""
@@ -107,7 +114,7 @@ class Pace:
         self._closed_at: float | None = None
 
     def closed(self, arrivals: Iterable[float], now: float) -> None:
-        """A round closed whose pushes came at `arrivals`."""
+        """A round closed whose pushes came at `arrivals`, as far as known here."""
         if self._closed_at is not None:
             self.period_s = self._smooth(self.period_s, now - self._closed_at)
         self._closed_at = now
@@ -117,9 +124,14 @@ class Pace:
 
     def grace_s(self) -> float:
         """Seconds to wait for the rest once a quorum is there."""
-        if self.period_s is None or self.spread_s is None:
+        if self.period_s is None:
             return self.config.first_grace_s
-        return min(self.config.grace_spreads * self.spread_s, self.config.max_grace_periods * self.period_s)
+        longest_s = self.config.max_grace_periods * self.period_s
+        return longest_s if self.spread_s is None else min(self.config.grace_spreads * self.spread_s, longest_s)
+
+    def courtesy_s(self) -> float:
+        """Seconds to wait for newcomers once all others are there."""
+        return self.config.first_grace_s if self.period_s is None else self.config.courtesy_periods * self.period_s
 
     def patience_s(self) -> float:
         """Seconds to wait for a quorum after the first push."""
@@ -134,14 +146,16 @@ class Pace:
 class ShardRound:
     """Collects contributions to one shard, version after version, while this peer owns it."""
 
-    def __init__(self, config: RoundConfig, version: int, included: Mapping[PeerId, int]) -> None:
+    def __init__(self, config: RoundConfig, version: int, included: Mapping[PeerId, int], pace: Pace | None = None) -> None:
+        """`pace`: of the versions before, as this peer saw them come."""
         self.config = config
-        self.pace = Pace(config)
+        self.pace = pace or Pace(config)
         self.version = version
         self._included = dict(included)
         self._waiting: dict[PeerId, Contribution] = {}
         self._expected: frozenset[PeerId] = frozenset()
         self._missed: dict[PeerId, int] = {}
+        self._known: tuple[frozenset[PeerId], frozenset[PeerId]] | None = None
         self._quorum_at: float | None = None
         self._failures: dict[PeerId, str] = {}
 
@@ -154,6 +168,7 @@ class ShardRound:
         """These members are training now."""
         self._expected = frozenset(members)
         self._missed = {peer: n for peer, n in self._missed.items() if peer in self._expected}
+        self._known = None
         self._check_quorum(now)
 
     def push(self, contribution: Contribution, now: float) -> Verdict:
@@ -165,7 +180,8 @@ class ShardRound:
         if held is not None and held.seq >= contribution.seq:
             return Verdict.REPEATED
         self._waiting[peer] = contribution
-        self._missed.pop(peer, None)
+        if self._missed.pop(peer, None) is not None:
+            self._known = None
         self._failures.pop(peer, None)
         self._check_quorum(now)
         return Verdict.ACCEPTED
@@ -192,6 +208,9 @@ class ShardRound:
         deadline = min(c.at for c in self._waiting.values()) + self.pace.patience_s()
         if self._quorum_at is not None:
             deadline = min(deadline, self._quorum_at + self.pace.grace_s())
+        seniors = self._look()[1]
+        if seniors and seniors <= self._waiting.keys():
+            deadline = min(deadline, max(self._waiting[p].at for p in seniors) + self.pace.courtesy_s())
         return deadline
 
     def close(self, now: float) -> Closed:
@@ -202,6 +221,7 @@ class ShardRound:
         for peer in self._expected - here:
             failed.setdefault(peer, LATE)
             self._missed[peer] = self._missed.get(peer, 0) + 1
+        self._known = None
         self.pace.closed((c.at for c in contributions), now)
         self._waiting = {}
         self._failures = {}
@@ -212,6 +232,7 @@ class ShardRound:
     def advanced(self, version: int, included: Iterable[Inclusion]) -> None:
         """The shard has a new version, made here or elsewhere, with these contributions in it."""
         self.version = version
+        self._known = None
         for inclusion in included:
             peer = PeerId(inclusion.peer)
             self._included[peer] = max(inclusion.seq, self._included.pop(peer, -1))
@@ -223,8 +244,18 @@ class ShardRound:
         self._forget_lost_quorum()
 
     def waited_for(self) -> frozenset[PeerId]:
-        """Members that are training and not known as absent."""
-        return frozenset(p for p in self._expected if self._missed.get(p, 0) < self.config.absent_after)
+        """Members that are training and not known as absent; those of them who go first, unless all have to be in."""
+        return self._look()[0]
+
+    def _look(self) -> tuple[frozenset[PeerId], frozenset[PeerId]]:
+        """Who is waited for, and the seniors among them."""
+        if self._known is None:  # asked for at every push, and the same for most of a round
+            present = frozenset(p for p in self._expected if self._missed.get(p, 0) < self.config.absent_after)
+            if self.config.quorum >= 1:
+                self._known = present, present
+            else:
+                self._known = first(present, self._included, self.version), seniors(present, self._included, self.version)
+        return self._known
 
     def _complete(self) -> bool:
         return self.waited_for() <= self._waiting.keys()

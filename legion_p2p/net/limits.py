@@ -7,7 +7,7 @@ MAX_BULK_FRAME_BYTES = (64 << 20) + 4096  # a shard of 16 Mi parameters in fp32,
 MAX_BODY_BYTES = {"control": MAX_CONTROL_FRAME_BYTES - 4096, "bulk": MAX_BULK_FRAME_BYTES - 4096}
 
 MAX_REQUESTS_OUT = {"control": 64, "bulk": 8}  # in flight to one peer on a lane; further ones wait for their turn
-MAX_REQUESTS_IN = 96  # handlers running for one peer: what an honest one may send (64 + 8), and slack; further are refused
+MAX_REQUESTS_IN = 96  # handlers running for one peer: what an honest one may send (64 + 8 + 8), and slack; further are refused
 MAX_REQUESTS_IN_TOTAL = 2048  # handlers running for all peers together
 MAX_BUFFERED_BYTES = 512 << 20  # of requests being received from all peers together: 8 of the largest; beyond it: refused
 MAX_QUEUED_PONGS = 64  # a peer that pings without reading our answers gets no more of them

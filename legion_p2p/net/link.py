@@ -2,10 +2,13 @@
 
 Reading never waits for anything but the network: yamux gives up on a reader that lets its window stay empty for 5 s. Writing
 happens in one task, from a queue: a frame is never cut short because whoever asked for it gave up.
+
+Bulk has ranks. Rank 0 is written at once; of the others a piece at a time, while nothing of a lower rank waits on any stream of
+this host, and at a trickle while something does. A frame that is held up is as urgent as the most urgent one behind it.
 """
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 import trio
@@ -18,49 +21,57 @@ from legion_p2p.net.wire import HEAD, check_head
 READ_BYTES = 1 << 18
 JOIN_BYTES = 1 << 15  # a body up to this size is written together with its head: one packet instead of two
 RECV_WINDOW_BYTES = {"control": 1 << 18, "bulk": 8 << 20}  # 8 MiB fill 500 Mbit/s at 130 ms; grows no further than needed
-PIECE_BYTES = 1 << 16  # of a download, between two looks at whether something else waits
-TRICKLE_BYTES, TRICKLE_S = 1 << 13, 0.25  # of all downloads together, while it does: 256 kbit/s, so that none stalls
+PIECE_BYTES = 1 << 16  # of what can wait, between two looks at whether something else waits
+TRICKLE_BYTES, TRICKLE_S = 1 << 13, 0.25  # of all of that together, while it does: 256 kbit/s, so that nothing stalls
 
 
 class RightOfWay:
-    """Lets what training sends go before what is downloaded from this peer, over all of its streams."""
+    """Lets what has a lower rank go before the rest, over all streams of this host."""
 
     def __init__(self) -> None:
-        self._n_first = 0
-        self._clear = trio.Event()
+        self._waiting: Counter[int] = Counter()
+        self._changed = trio.Event()
         self._next_s = -math.inf
 
-    def enter(self) -> None:
-        """Something that goes first waits, or is being written."""
-        self._n_first += 1
+    def enter(self, rank: int) -> None:
+        """Something of this rank waits, or is being written."""
+        self._waiting[rank] += 1
+        self._change()
 
-    def leave(self) -> None:
-        self._n_first -= 1
-        if not self._n_first:
-            self._clear.set()
-            self._clear = trio.Event()
+    def leave(self, rank: int) -> None:
+        self._waiting[rank] -= 1
+        if not self._waiting[rank]:
+            del self._waiting[rank]
+        self._change()
 
-    async def wait(self) -> int:
-        """Until a download may go on; how many bytes of it may."""
-        if not self._n_first:
+    async def wait(self, rank: Callable[[], int]) -> int:
+        """Until something of this rank may go on; how many bytes of it may. Its rank may change meanwhile."""
+        if self._is_clear(rank()):
             return PIECE_BYTES
         self._next_s = max(self._next_s, trio.current_time()) + TRICKLE_S
         with trio.move_on_at(self._next_s):
-            while self._n_first:
-                await self._clear.wait()
+            while not self._is_clear(rank()):
+                await self._changed.wait()
             return PIECE_BYTES
         return TRICKLE_BYTES
+
+    def _is_clear(self, rank: int) -> bool:
+        return min(self._waiting, default=rank) >= rank
+
+    def _change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
 
 class Outgoing:
     """A frame on its way."""
 
-    __slots__ = ("abandoned", "begun", "body", "done", "due", "head", "is_gift", "written")
+    __slots__ = ("abandoned", "begun", "body", "done", "due", "head", "rank", "written")
 
-    def __init__(self, head: bytes, body: bytes, is_gift: bool = False) -> None:
+    def __init__(self, head: bytes, body: bytes, rank: int = 0) -> None:
         self.head = head
         self.body = body
-        self.is_gift = is_gift
+        self.rank = rank
         self.begun = False
         self.written = False
         self.abandoned = False
@@ -82,7 +93,7 @@ class FrameStream:
         self._count_sent = count_sent
         self._count_read = count_read
         self._way = way
-        self._claims = False
+        self._claimed: int | None = None
         self._due = due
         self._queue: deque[Outgoing] = deque()
         self._wake = trio.Event()
@@ -94,15 +105,18 @@ class FrameStream:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def put(self, head: bytes, body: bytes = b"", *, is_gift: bool = False) -> Outgoing:
-        """Queue a frame; a gift lets all other bulk go first."""
-        frame = Outgoing(head, body, is_gift)
+    def put(self, head: bytes, body: bytes = b"", *, rank: int = 0) -> Outgoing:
+        """Queue a frame, before those of a higher rank that are not begun."""
+        frame = Outgoing(head, body, rank)
         if self._ended:
             frame.done.set()
         else:
             if self._due is not None:
                 frame.due = self._due(len(head) + len(body))
-            self._queue.append(frame)
+            at = len(self._queue)
+            while at and not self._queue[at - 1].begun and self._queue[at - 1].rank > rank:
+                at -= 1
+            self._queue.insert(at, frame)
             self._claim()
             self._wake.set()
         return frame
@@ -120,13 +134,17 @@ class FrameStream:
             while not self._queue:
                 self._wake = trio.Event()
                 await self._wake.wait()
+            n_bytes = await self._way.wait(self._rank) if self._queue[0].rank else 0
+            if not self._queue:  # the stream ended meanwhile
+                continue
             frame = self._queue[0]
             if self._due is not None:
+                frame.begun = True
                 await trio.sleep_until(frame.due)
             if not frame.abandoned:
                 frame.begun = True
-                if frame.is_gift:
-                    await self._write_gift(frame)
+                if frame.rank:
+                    await self._write_in_turn(frame, n_bytes)
                 elif len(frame.body) <= JOIN_BYTES:
                     await self._stream.write(frame.head + frame.body)
                 else:
@@ -140,25 +158,31 @@ class FrameStream:
                 self._claim()
             frame.done.set()
 
-    async def _write_gift(self, frame: Outgoing) -> None:
-        """Raises: TooSlowError, if the other side does not take it."""
+    async def _write_in_turn(self, frame: Outgoing, n_bytes: int) -> None:
+        """`n_bytes` at once, the rest as others let it. Raises: TooSlowError, if the other side does not take it."""
         body = memoryview(frame.body)
         with trio.fail_after(GIFT_STALL_S):
-            await self._stream.write(frame.head)
+            await self._stream.write(frame.head + bytes(body[:n_bytes]))
+        body = body[n_bytes:]
         while body:
-            n_bytes = await self._way.wait()
+            n_bytes = await self._way.wait(self._rank)
             with trio.fail_after(GIFT_STALL_S):
                 await self._stream.write(body[:n_bytes])
             body = body[n_bytes:]
 
+    def _rank(self) -> int:
+        """The lowest of all that waits here: what is begun is finished first, and must not hold up what is more urgent."""
+        return min((frame.rank for frame in self._queue), default=0)
+
     def _claim(self) -> None:
-        """Hold up the downloads of all streams, while what this one writes next is none."""
-        claims = self.lane == "bulk" and bool(self._queue) and not self._queue[0].is_gift
-        if claims and not self._claims:
-            self._way.enter()
-        elif self._claims and not claims:
-            self._way.leave()
-        self._claims = claims
+        """Hold up what has a higher rank on all streams."""
+        rank = self._rank() if self.lane == "bulk" and self._queue else None
+        if rank != self._claimed:
+            if self._claimed is not None:
+                self._way.leave(self._claimed)
+            if rank is not None:
+                self._way.enter(rank)
+            self._claimed = rank
 
     async def read_head(self) -> tuple[int, int]:
         """The next frame's sizes: (envelope, body). May wait for ever.

@@ -67,7 +67,7 @@ class Messenger:
         self._download = RateEstimator(best=False)
         self._services: dict[str, Handler] = {}
         self._links: dict[tuple[PeerId, str], _Link] = {}
-        self._turns: dict[tuple[PeerId, str], _Turns] = {}
+        self._turns: dict[tuple[PeerId, str, bool], _Turns] = {}
         self._n_handling: Counter[PeerId] = Counter()
         self._n_streams_in: Counter[tuple[PeerId, str]] = Counter()
         self._rtts: dict[PeerId, deque[float]] = {}
@@ -87,8 +87,8 @@ class Messenger:
         """Answer requests of another part of the network layer."""
         self._services[service] = handler
 
-    async def request(self, peer: PeerId, body: bytes, *, lane: Lane = Lane.CONTROL) -> bytes:
-        return await self.call(peer, "", body, lane.value)
+    async def request(self, peer: PeerId, body: bytes, *, lane: Lane = Lane.CONTROL, rank: int = 0) -> bytes:
+        return await self.call(peer, "", body, lane.value, rank)
 
     def add_addresses(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
         self._book.add(peer, addresses)
@@ -119,26 +119,26 @@ class Messenger:
 
     # requests to others
 
-    async def call(self, peer: PeerId, service: str, body: bytes, lane: str = "control") -> bytes:
+    async def call(self, peer: PeerId, service: str, body: bytes, lane: str = "control", rank: int = 0) -> bytes:
         """`request`, to any service."""
         if len(body) > MAX_BODY_BYTES[lane]:
             raise UsageError(f"request of {len(body)} bytes on the {lane} lane, limit is {MAX_BODY_BYTES[lane]}")
-        key = (peer, lane)
+        key = (peer, lane, rank > 0)  # what can wait takes no place from what cannot
         turns = self._turns.setdefault(key, _Turns(MAX_REQUESTS_OUT[lane]))
         turns.n_users += 1
         try:
             async with turns.slots:
-                return await self._call_in_turn(peer, service, body, lane)
+                return await self._call_in_turn(peer, service, body, lane, rank)
         finally:
             turns.n_users -= 1
             if not turns.n_users and self._turns.get(key) is turns:
                 del self._turns[key]
 
-    async def _call_in_turn(self, peer: PeerId, service: str, body: bytes, lane: str) -> bytes:
+    async def _call_in_turn(self, peer: PeerId, service: str, body: bytes, lane: str, rank: int) -> bytes:
         retried = False
         while True:
             link = await self._open_link(peer, lane)
-            pending = link.send(service, body)
+            pending = link.send(service, body, rank)
             measured = lane == "bulk" and len(body) >= MIN_TRANSFER_BYTES
             if measured:
                 self._upload.begin(trio.current_time())
@@ -353,10 +353,10 @@ class Messenger:
     ) -> Outgoing:  # fmt: skip
         try:
             reply = await handler(peer, body)
-            is_gift = isinstance(reply, Gift)
+            rank = 0
             if isinstance(reply, Gift):
                 afterwards.callback(reply.sent)
-                reply = reply.body
+                reply, rank = reply.body, reply.rank
             if len(reply) > MAX_BODY_BYTES[lane]:
                 raise UsageError(f"reply of {len(reply)} bytes on the {lane} lane, limit is {MAX_BODY_BYTES[lane]}")
         except LegionError as refused:
@@ -364,7 +364,7 @@ class Messenger:
         except Exception:
             log.exception("a handler failed on a request of %s", peer)
             return _refuse(stream, envelope.id, "InternalError", "the other side failed to handle it; its log tells why")
-        return stream.put(encode(Envelope(VERSION, envelope.id, Kind.REPLY), len(reply)), reply, is_gift=is_gift)
+        return stream.put(encode(Envelope(VERSION, envelope.id, Kind.REPLY), len(reply)), reply, rank=rank)
 
     def _done_handling(self, peer: PeerId, body_bytes: int) -> None:
         self._n_buffered -= body_bytes
@@ -458,7 +458,7 @@ class _Link:
         self.ping_frame: Outgoing | None = None
         self.ping_sent_at = float("-inf")
 
-    def send(self, service: str, body: bytes) -> _Pending:
+    def send(self, service: str, body: bytes, rank: int = 0) -> _Pending:
         """Queue a request, and now and then a ping before it."""
         now = trio.current_time()
         if self.lane == "control" and now - self.ping_sent_at > PING_INTERVAL_S and not len(self.stream):
@@ -468,7 +468,7 @@ class _Link:
             self.ping_frame = self.stream.put(encode(Envelope(VERSION, self.ping_id, Kind.PING), 0))
         self.last_id += 1
         head = encode(Envelope(VERSION, self.last_id, Kind.REQUEST, service=service), len(body))
-        pending = _Pending(self.last_id, self.stream.put(head, body))
+        pending = _Pending(self.last_id, self.stream.put(head, body, rank=rank))
         if pending.frame.done.is_set():  # the stream has ended between opening and now
             pending.error = self._broken()
             pending.done.set()

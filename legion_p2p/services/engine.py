@@ -445,7 +445,7 @@ class Engine(Participant):
 
 
 def _outgoing(reply: Reply | Given) -> bytes | Gift:
-    return Gift(encode(reply.reply), reply.over) if isinstance(reply, Given) else encode(reply)
+    return Gift(encode(reply.reply), reply.over, reply.rank) if isinstance(reply, Given) else encode(reply)
 
 
 def message_run(message: object) -> str:

@@ -11,6 +11,7 @@ import trio
 
 from legion_p2p.core.announcement import Mark, peer_of, unpack_marks
 from legion_p2p.core.chain import Chain, Step
+from legion_p2p.core.contact import LAST
 from legion_p2p.core.identity import PeerId, verify
 from legion_p2p.core.membership import Liveness
 from legion_p2p.core.wire import (
@@ -96,6 +97,7 @@ class Following(Holding):
             self._accept(replica, header, update, made)
             if header.owner != self.me:
                 replica.made_tokens = 0
+                replica.pace.closed((), trio.current_time())
         self._note_round(header, header.version)
         return step
 
@@ -198,10 +200,11 @@ class Following(Holding):
         trusted = trusted or self._may_make(replica, peer) or self._holds_what_most_hold(replica, peer)
         before = (replica.chain.version, replica.chain.digest)
         request = GetUpdates(self.run, replica.shard, *before, log_only or not trusted)
+        waited_for = self.ownership(replica.shard).owner == self.me
         try:
-            async with self._transfers:
+            async with self._urgent if waited_for else self._transfers:
                 with trio.fail_after(TRANSFER_DEADLINE_S if trusted else CLAIM_DEADLINE_S):
-                    reply = await self._ask(peer, request, Lane.BULK)
+                    reply = await self._ask(peer, request, Lane.BULK, 0 if waited_for else LAST)
             if isinstance(reply, Updates):
                 for update in reply.updates:
                     header = self._open_update(peer, update)
@@ -309,7 +312,9 @@ class Following(Holding):
 
         async def answer() -> Reply:
             async with replica.lock:  # a round that closes now should be in the answer
-                updates = replica.chain.since(message.version, message.digest)
+                updates = None if whole else replica.chain.since(message.version, message.digest)
+                if replica.round is not None and self._trains_here(peer):
+                    replica.held[peer] = replica.chain.version
                 if updates is not None:
                     return Updates(updates, message.version)
                 if message.log_only:
@@ -317,9 +322,13 @@ class Following(Holding):
             return await self._state(replica, replica.chain.passed(message.version, message.digest))
 
         n_bytes = replica.chain.bytes_since(message.version, message.digest)
-        if n_bytes is None:
-            n_bytes = 0 if message.log_only else 4 * replica.numel
-        return await self.giving.give(peer, n_bytes, answer, is_member=self._trains_here(peer))
+        members = self._members_here()
+        first = peer == self.ownership(replica.shard).owner or peer in replica.chain.first(members)
+        spare = peer in members and not first  # whoever lives on what is left over takes what is fewest bytes
+        whole = not message.log_only and (n_bytes is None or (spare and n_bytes > 4 * replica.numel))
+        if whole or n_bytes is None:
+            n_bytes = 4 * replica.numel if whole else 0
+        return await self.giving.give(peer, n_bytes, answer, is_member=self._trains_here(peer), first=first)
 
     async def _on_get_shard(self, peer: PeerId, message: GetShard) -> Reply | Given:
         replica = self.replica(message.shard)

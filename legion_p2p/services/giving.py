@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import trio
 
+from legion_p2p.core.contact import LAST
 from legion_p2p.core.giving import FOR_MEMBERS, FREE_BYTES, Giving, GivingLimits
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.wire import Busy, Reply
@@ -17,6 +18,7 @@ class Given:
 
     reply: Reply
     over: Callable[[], None]
+    rank: int = LAST
 
 
 class GiveService:
@@ -26,14 +28,17 @@ class GiveService:
         self._messenger = messenger
         self.to_newcomers = Giving(GivingLimits())
         self.to_members = Giving(FOR_MEMBERS)
+        self.to_first = Giving(FOR_MEMBERS)
 
     async def give(
-        self, peer: PeerId, n_bytes: int, make: Callable[[], Awaitable[Reply]], *, is_member: bool = False
+        self, peer: PeerId, n_bytes: int, make: Callable[[], Awaitable[Reply]], *, is_member: bool = False, first: bool = False
     ) -> Reply | Given:
-        """What `make` makes, of about so many bytes; or Busy. `is_member`: `peer` trains in this run."""
+        """What `make` makes, of about so many bytes; or Busy. `is_member`: `peer` trains in this run. `first`: the others wait
+        for what it does with it."""
+        rank = 0 if first else LAST
         if n_bytes <= FREE_BYTES:
-            return await make()
-        giving = self.to_members if is_member else self.to_newcomers
+            return Given(await make(), lambda: None, rank)
+        giving = self.to_first if first else self.to_members if is_member else self.to_newcomers
         if not giving.begin(peer, n_bytes):
             return Busy(round(1000 * giving.retry_s(peer, self._messenger.bandwidth().upload_bps, trio.current_time())))
 
@@ -41,7 +46,7 @@ class GiveService:
             giving.end(peer, n_bytes)
 
         try:
-            return Given(await make(), over)
+            return Given(await make(), over, rank)
         except BaseException:  # cancelled as well: its place must come free
             over()
             raise

@@ -13,7 +13,7 @@ from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.membership import Liveness
 from legion_p2p.core.placement import Placement
 from legion_p2p.core.rendezvous import Ownership
-from legion_p2p.core.round import LATE, RoundConfig
+from legion_p2p.core.round import LATE, Pace, RoundConfig
 from legion_p2p.core.run import RunSpec
 from legion_p2p.core.wire import (
     Inclusion,
@@ -47,7 +47,7 @@ INLINE_ELEMENTS = 1 << 15  # below this, arithmetic is quicker than a hop to ano
 
 
 def log_bytes(numel: int) -> int:
-    """How many bytes of updates to keep: twice the shard, for who needs more fetches it whole; and room for headers."""
+    """How many bytes of updates to keep: twice the shard, for who may not be given it whole; and room for headers."""
     return min(8 * numel + (64 << 10), MAX_LOG_BYTES)
 
 
@@ -91,6 +91,7 @@ class Holding:
         self._rng = rng
         self._config = config
         self._transfers = trio.CapacityLimiter(MAX_CONCURRENT_TRANSFERS)
+        self._urgent = trio.CapacityLimiter(MAX_CONCURRENT_TRANSFERS)
         self._in_flight: Counter[tuple[PeerId, int]] = Counter()
         self._nursery: trio.Nursery | None = None
         self._settled = Bell()
@@ -109,7 +110,7 @@ class Holding:
 
     def hold_chain(self, shard: int, reference: Tensor, chain: Chain) -> None:
         """Begin to hold a shard at the end of this chain."""
-        replica = Replica(shard, reference, chain)
+        replica = Replica(shard, reference, chain, Pace(self._config))
         replica.next_seq = 1 + chain.newest(self.me)
         self.replicas[shard] = replica
         self._mailbox.post(shard, chain.version, reference)
@@ -205,6 +206,10 @@ class Holding:
             raise NetworkError(f"shard {shard} is not held here yet")
         return replica
 
+    def _members_here(self) -> list[PeerId]:
+        """Of this region, and up to date: who is sent updates."""
+        return [PeerId(a.peer_id) for a in self._members.everyone() if a.ready and a.region == self.region]
+
     def _must_be_member(self, peer: PeerId) -> None:
         if not self._members.is_known(peer):
             raise RemoteProtocolError(peer, "not a known member of this run: send an announcement first")
@@ -215,9 +220,9 @@ class Holding:
         member = self._members.table.get(peer)
         return member is not None and member.liveness is not Liveness.DEAD
 
-    async def _ask(self, peer: PeerId, message: Request, lane: Lane) -> Reply:
+    async def _ask(self, peer: PeerId, message: Request, lane: Lane, rank: int = 0) -> Reply:
         try:
-            raw = await self._messenger.request(peer, encode(message), lane=lane)
+            raw = await self._messenger.request(peer, encode(message), lane=lane, rank=rank)
         except UnreachableError:
             self._members.lost(peer)
             raise

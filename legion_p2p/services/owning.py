@@ -6,12 +6,15 @@ from functools import partial
 import trio
 from torch import Tensor
 
+from legion_p2p.core.announcement import unpack_marks
+from legion_p2p.core.contact import LAST
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round import Contribution, ShardRound, Verdict
 from legion_p2p.core.wire import (
     MAX_COUNT,
     MAX_INCLUDED,
     Failure,
+    Held,
     Inclusion,
     NotOwner,
     Push,
@@ -64,11 +67,11 @@ class Owning(HandingOver):
                 await self._sync_patiently(replica, before)
             elif before is not None and before != self.me:
                 await self._gather_last_words(replica)
+            await self._catch_up_with_former(replica)
             if self.ownership(replica.shard).owner != self.me:
                 return
-            shard_round = ShardRound(
-                self._config, replica.chain.version, {PeerId(i.peer): i.seq for i in replica.chain.included()}
-            )
+            newest = {PeerId(i.peer): i.seq for i in replica.chain.included()}
+            shard_round = ShardRound(self._config, replica.chain.version, newest, replica.pace)
             replica.round, replica.owned_from = shard_round, replica.chain.version
             self._events.emit("shard.owned", shard=replica.shard, version=replica.chain.version)
             self._look_for_news()
@@ -76,6 +79,20 @@ class Owning(HandingOver):
             await self._step_down(replica)
         if replica.round is not None:
             replica.round.expect(self._expected(), trio.current_time())
+
+    async def _catch_up_with_former(self, replica: Replica) -> None:
+        """Who stands by now owned the shard before this peer came, which may have been behind, and have it from elsewhere."""
+        former = self.ownership(replica.shard).standby
+        if former is None or not self._is_said_to_be_ahead(replica, former):
+            return
+        if former != replica.chain.owner:
+            await self._members.exchange_with(former)
+        await self._sync_patiently(replica, former, trusted=True)
+
+    def _is_said_to_be_ahead(self, replica: Replica, peer: PeerId) -> bool:
+        announced = self._members.announced(peer)
+        marks = () if announced is None or not announced.ready else unpack_marks(announced.marks)
+        return len(marks) == self.plan.n_shards and marks[replica.shard].version > replica.chain.version
 
     async def own_nothing(self) -> None:
         """Until every round that this peer kept is closed for good: its members know it as not ready, so it owns nothing."""
@@ -187,18 +204,22 @@ class Owning(HandingOver):
     def _publish(self, replica: Replica, update: Update, header: UpdateHeader) -> None:
         if self._nursery is None:
             return
-        for announcement in self._members.everyone():
-            peer = PeerId(announcement.peer_id)
-            if peer == self.me or announcement.region != self.region or not announcement.ready:
+        members = self._members_here()
+        first = replica.chain.first(members)
+        replica.held = {peer: replica.held[peer] for peer in members if peer in replica.held}
+        for peer in members:
+            if peer == self.me or self._in_flight[peer, replica.shard] >= (MAX_UPDATES_IN_FLIGHT if peer in first else 1):
                 continue
-            if self._in_flight[peer, replica.shard] < MAX_UPDATES_IN_FLIGHT:
+            if peer in first or replica.held.get(peer, header.version) >= header.version - 1:
                 self._in_flight[peer, replica.shard] += 1
-                self._nursery.start_soon(self._deliver, peer, update, header)
+                self._nursery.start_soon(self._deliver, replica, peer, update, header, 0 if peer in first else LAST)
 
-    async def _deliver(self, peer: PeerId, update: Update, header: UpdateHeader) -> None:
+    async def _deliver(self, replica: Replica, peer: PeerId, update: Update, header: UpdateHeader, rank: int) -> None:
         try:
             with trio.fail_after(TRANSFER_DEADLINE_S):
-                await self._ask(peer, update, Lane.BULK)
+                reply = await self._ask(peer, update, Lane.BULK, rank)
+            if isinstance(reply, Held):
+                replica.held[peer] = reply.version
         except (NetworkError, DecodeError, trio.TooSlowError):
             # It learns from announcements that it is behind, and fetches.
             self._events.emit("update.undelivered", shard=header.shard, version=header.version, peer=peer)

@@ -5,7 +5,7 @@ from functools import lru_cache
 import msgspec
 
 from legion_p2p.core.adapt import Choice, CodecCost, Load, choose
-from legion_p2p.core.announcement import Announcement
+from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.pace import local_steps, ramped
 from legion_p2p.core.run import RoundSpec
@@ -40,9 +40,14 @@ class Pacer:
         self._choice = choice
 
     def _load(self, others: "list[Announcement]") -> Load:
-        owned = sum(self._shards.plan.size(shard) for shard in self._shards.owned())
-        n_followers = sum(a.ready and a.region == self._shards.region for a in others)
-        return Load(self._shards.plan.numel - owned if n_followers else 0, owned * n_followers)
+        """Updates to those who do not go first take up only what is left over: see core.stake."""
+        owned = {shard: self._shards.plan.size(shard) for shard in self._shards.owned()}
+        followers = [peer_of(a) for a in others if a.ready and a.region == self._shards.region]
+        me = self._shards.me
+        n_updates = sum(
+            size * len(self._shards.replicas[shard].chain.first([me, *followers]) - {me}) for shard, size in owned.items()
+        )
+        return Load(self._shards.plan.numel - sum(owned.values()) if followers else 0, n_updates)
 
 
 def paced(

@@ -38,10 +38,11 @@ class Messenger(Protocol):
     def serve(self, handler: Handler) -> None:
         """Answer all requests with `handler` from now on. Before the first call they are refused."""
 
-    async def request(self, peer: PeerId, body: bytes, *, lane: Lane = Lane.CONTROL) -> bytes:
+    async def request(self, peer: PeerId, body: bytes, *, lane: Lane = Lane.CONTROL, rank: int = 0) -> bytes:
         """Send `body` and wait for the reply. Connects first where needed. Deadlines are the caller's.
 
-        A request may have been carried out even if this is cancelled or raises UnreachableError.
+        `rank`, of bulk: 0 is sent at once, any other only while nothing of a lower rank waits, to whomever. A request may have
+        been carried out even if this is cancelled or raises UnreachableError.
 
         Raises: UnreachableError; RefusedError, if the other's handler refused; RemoteProtocolError, if it answered garbage;
         UsageError, if `body` is larger than a frame may be.

@@ -34,9 +34,9 @@ class RegionalMessenger:
 
         self._messenger.serve(counted)
 
-    async def request(self, peer: PeerId, body: bytes, *, lane: Lane = Lane.CONTROL) -> bytes:
+    async def request(self, peer: PeerId, body: bytes, *, lane: Lane = Lane.CONTROL, rank: int = 0) -> bytes:
         self._count(peer, len(body))
-        reply = await self._messenger.request(peer, body, lane=lane)
+        reply = await self._messenger.request(peer, body, lane=lane, rank=rank)
         self._count(peer, len(reply))
         return reply
 

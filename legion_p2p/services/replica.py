@@ -10,7 +10,7 @@ from torch import Tensor
 
 from legion_p2p.core.chain import Chain
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.round import Closed, ShardRound, staleness_weight
+from legion_p2p.core.round import Closed, Pace, ShardRound, staleness_weight
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.core.wire import Part
 from legion_p2p.errors import CodecError, NonFiniteError
@@ -66,6 +66,8 @@ class Replica:
     shard: int
     reference: Tensor
     chain: Chain
+    pace: Pace
+    """Of its versions, as they came here."""
     lock: trio.Lock = field(default_factory=trio.Lock)
     bell: Bell = field(default_factory=Bell)
     """Rings when the shard's task should look again."""
@@ -83,6 +85,8 @@ class Replica:
     round: ShardRound | None = None
     arrived: dict[PeerId, Tensor] = field(default_factory=dict)
     """What each contribution in the round decodes to."""
+    held: dict[PeerId, int] = field(default_factory=dict)
+    """The version that a member had, last time that this peer heard of it."""
     owner_residual: Tensor | None = None
     outer: OuterState = field(default_factory=OuterState)
     owned_from: int = 0

@@ -1,5 +1,6 @@
 """What a simulated peer's own connection lets through: one rate shared by all that it sends, or a whole emulated link."""
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable
@@ -13,18 +14,17 @@ UPLINK_CHUNK_S, UPLINK_CHUNK_BYTES = 0.02, 1448  # transfers take turns at a pee
 
 
 class Uplink:
-    """A peer's way out: the connections that send take turns, and downloads go when nothing else does."""
+    """A peer's way out: the connections that send take turns, those of a lower rank before all others."""
 
     def __init__(self, bytes_s: float, start: Callable[..., None]) -> None:
         self._bytes_s = bytes_s
         self._start = start
-        self._first: deque[_Sending] = deque()
-        self._gifts: deque[_Sending] = deque()
+        self._queues: dict[int, deque[_Sending]] = {}  # by rank
         self._runs = False
 
-    async def send(self, target: PeerId, n_bytes: int, is_gift: bool) -> None:
+    async def send(self, target: PeerId, n_bytes: int, rank: int) -> None:
         sending = _Sending(target, n_bytes)
-        queue = self._gifts if is_gift else self._first
+        queue = self._queues.setdefault(rank, deque())
         same = next((s for s in queue if s.target == target), None)
         if same is None:
             queue.append(sending)
@@ -36,7 +36,9 @@ class Uplink:
         await sending.done.wait()
 
     async def _run(self) -> None:
-        while queue := self._first or self._gifts:
+        while self._queues:
+            rank = min(self._queues)
+            queue = self._queues[rank]
             sending = queue.popleft()
             piece = min(sending.n_bytes, max(UPLINK_CHUNK_BYTES, int(self._bytes_s * UPLINK_CHUNK_S)))
             queue.append(sending)
@@ -49,6 +51,8 @@ class Uplink:
                     following = sending.behind.popleft()
                     following.behind = sending.behind
                     queue.append(following)
+                if not queue:
+                    del self._queues[rank]
         self._runs = False
 
 
@@ -63,11 +67,11 @@ class _Sending:
 
 
 class Access:
-    """One peer's access link, both ways, with a line for each other peer."""
+    """One peer's access link, both ways, with a line for each other peer. Its rate upwards is an `Uplink`'s."""
 
     def __init__(self, profile: LinkProfile, rng: random.Random) -> None:
         self._profile = profile
-        self._ways = Way(profile, profile.up_bps, rng), Way(profile, profile.down_bps, rng)
+        self._ways = Way(profile, math.inf, rng), Way(profile, profile.down_bps, rng)
         self._lines: tuple[dict[PeerId, Line], dict[PeerId, Line]] = ({}, {})
 
     def up(self, other: PeerId, place: int, n_bytes: int) -> float:

@@ -3,7 +3,8 @@
 `World` holds the peers and what lies between them; `World.join` gives a peer its messenger, discovery and gossip. Requests take
 the link's delay each way, bulk takes its turn at the link's rate, and every fault that the real network has can be had on
 demand. Where peers have access links (`links`: core/link.py), all bulk of a peer shares its own; but a message passes
-the sender's and the receiver's one after the other, and none is interleaved with another. Control takes up no rate.
+the sender's and the receiver's one after the other. What a peer sends takes turns by rank and by receiver; what it receives does
+not. Control takes up no rate.
 
 | fault | what others see |
 |---|---|
@@ -179,14 +180,13 @@ class World:
         """Whether a partition separates them."""
         return any((a in one and b in other) or (b in one and a in other) for one, other in self._walls)
 
-    async def travel(self, source: PeerId, target: PeerId, n_bytes: int, lane: Lane, *, is_gift: bool = False) -> None:
-        """Return when the bytes have arrived.
+    async def travel(self, source: PeerId, target: PeerId, n_bytes: int, lane: Lane, rank: int = 0) -> None:
+        """Return when the bytes have arrived. `rank`: see `Messenger.request`.
 
         Raises: UnreachableError, if they never do.
         """
-        if lane.value == "bulk" and self.up_bytes_s < math.inf:
-            uplink = self._uplinks.setdefault(source, Uplink(self.up_bytes_s, self.start))
-            await uplink.send(target, n_bytes, is_gift)
+        if lane.value == "bulk" and (uplink := self._uplink_of(source)) is not None:
+            await uplink.send(target, n_bytes, rank)
         if self.links is not None and lane.value == "bulk":
             await trio.sleep_until(self._access_of(source).up(target, self.links[target].place, n_bytes))
             await trio.sleep_until(self._access_of(target).down(source, n_bytes))
@@ -209,6 +209,12 @@ class World:
             return None, None
         up, down = (bps if math.isfinite(bps) else None for bps in (profile.up_bps, profile.down_bps))
         return up, down
+
+    def _uplink_of(self, peer: PeerId) -> Uplink | None:
+        bytes_s = self.up_bytes_s if self.links is None else self.links[peer].up_bps / 8
+        if bytes_s == math.inf:
+            return None
+        return self._uplinks.setdefault(peer, Uplink(bytes_s, self.start))
 
     def _access_of(self, peer: PeerId) -> Access:
         assert self.links is not None
@@ -444,7 +450,7 @@ class SimMessenger:
         self._services: dict[str, Handler] = {}
         self._book = AddressBook()
         self._standing = Standing()
-        self._turns: dict[tuple[PeerId, Lane], trio.Semaphore] = {}
+        self._turns: dict[tuple[PeerId, Lane, bool], trio.Semaphore] = {}
         self._n_handling: Counter[PeerId] = Counter()
         self._rtt_s: dict[PeerId, float] = {}
         self._sent = 0
@@ -459,20 +465,20 @@ class SimMessenger:
         """Answer requests of another part of the network layer."""
         self._services[service] = handler
 
-    async def request(self, peer: PeerId, body: bytes, *, lane: Lane = Lane.CONTROL) -> bytes:
-        return await self.call(peer, "", body, lane)
+    async def request(self, peer: PeerId, body: bytes, *, lane: Lane = Lane.CONTROL, rank: int = 0) -> bytes:
+        return await self.call(peer, "", body, lane, rank)
 
-    async def call(self, peer: PeerId, service: str, body: bytes, lane: Lane = Lane.CONTROL) -> bytes:
+    async def call(self, peer: PeerId, service: str, body: bytes, lane: Lane = Lane.CONTROL, rank: int = 0) -> bytes:
         """`request`, to any service."""
         if len(body) > MAX_BODY_BYTES[lane.value]:
             raise UsageError(f"request of {len(body)} bytes on the {lane.value} lane, limit is {MAX_BODY_BYTES[lane.value]}")
-        slots = self._turns.setdefault((peer, lane), trio.Semaphore(MAX_REQUESTS_OUT[lane.value]))
+        slots = self._turns.setdefault((peer, lane, rank > 0), trio.Semaphore(MAX_REQUESTS_OUT[lane.value]))
         async with slots:
             self._check_alive(peer)
             await self._connect(peer)
             exchange = _Exchange()
             # in a task of the world: what was sent is carried out even if the asker gives up
-            self._world.start(self._exchange, exchange, peer, service, body, lane)
+            self._world.start(self._exchange, exchange, peer, service, body, lane, rank)
             with self._network.until_death():
                 await exchange.done.wait()
             self._check_alive(peer)
@@ -535,7 +541,7 @@ class SimMessenger:
             return
         raise UnreachableError(peer, f"no answer in {DIAL_TIMEOUT_S:.0f} s")
 
-    async def _exchange(self, exchange: "_Exchange", peer: PeerId, service: str, body: bytes, lane: Lane) -> None:
+    async def _exchange(self, exchange: "_Exchange", peer: PeerId, service: str, body: bytes, lane: Lane, rank: int) -> None:
         world, me = self._world, self.peer_id
         other = world._peers[peer]
         outcome = _Exchange()
@@ -548,7 +554,7 @@ class SimMessenger:
         try:
             with exchange.scope:
                 self._sent += len(body) + FRAME_BYTES
-                await world.travel(me, peer, len(body), lane)
+                await world.travel(me, peer, len(body), lane, rank)
                 if breaks and not late:
                     raise UnreachableError(peer, "the connection broke")
                 body = world.arrives(me, peer, body)
@@ -557,7 +563,7 @@ class SimMessenger:
                 busy_s = trio.current_time() - handled_at
                 if breaks:
                     raise UnreachableError(peer, "the connection broke")
-                await world.travel(peer, me, len(outcome.reply), lane, is_gift=outcome.sent is not None)
+                await world.travel(peer, me, len(outcome.reply), lane, outcome.rank)
                 self._received += len(outcome.reply) + FRAME_BYTES
                 exchange.reply, exchange.error = world.arrives(peer, me, outcome.reply), outcome.error
                 if lane.value == "control":
@@ -620,12 +626,13 @@ class _Exchange:
         self.scope = trio.CancelScope()
         self.reply = b""
         self.error: Exception | None = None
+        self.rank = 0
         self.sent: Callable[[], None] | None = None
         """Of a reply that is a gift: to be called when it is on its way."""
         self._is_over = False
 
     def give(self, gift: Gift) -> None:
-        self.sent = gift.sent
+        self.sent, self.rank = gift.sent, gift.rank
         if self._is_over:
             gift.sent()
 

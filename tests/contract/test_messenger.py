@@ -1,9 +1,11 @@
 """What services may rely on when they send requests."""
 
+from functools import partial
+
 import pytest
 import trio
 
-from legion_p2p.core.contact import Gift, Lane
+from legion_p2p.core.contact import LAST, Gift, Lane
 from legion_p2p.core.identity import Identity
 from legion_p2p.errors import CodecError, RefusedError, UnreachableError, UsageError
 from legion_p2p.net.limits import MAX_BODY_BYTES, MAX_REQUESTS_OUT, OFFENCE_THRESHOLD
@@ -360,3 +362,29 @@ async def test_a_giver_is_told_also_when_the_gift_is_too_large_or_its_taker_is_g
         await c.kill()
         answer.set()
         await tells(b.peer_id, c.peer_id)
+
+
+async def test_what_can_wait_takes_no_place_from_what_cannot(swarm, clock):
+    a, b = await swarm.start_connected(2)
+    handled, answer = [], trio.Event()
+
+    async def handler(peer, body):
+        handled.append(body)
+        if body == b"can wait":
+            await answer.wait()
+        return body
+
+    a.messenger.serve(handler)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(MAX_REQUESTS_OUT["bulk"] + 1):
+            nursery.start_soon(partial(b.messenger.request, a.peer_id, b"can wait", lane=Lane.BULK, rank=LAST))
+
+        async def all_places_are_taken():
+            return handled.count(b"can wait") == MAX_REQUESTS_OUT["bulk"]
+
+        await eventually(all_places_are_taken)
+        with trio.fail_after(30):
+            assert await b.messenger.request(a.peer_id, b"cannot", lane=Lane.BULK) == b"cannot"
+        answer.set()
+    assert handled.count(b"can wait") == MAX_REQUESTS_OUT["bulk"] + 1

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from legion_p2p.errors import DiskFullError, MissingBlockError, RefusedError, Un
 from legion_p2p.observe.events import Events
 from legion_p2p.services import checkpoints, fetching, providing
 from legion_p2p.services.fetching import Fetcher
+from legion_p2p.services.giving import Given
 from legion_p2p.services.ports import Lane
 from legion_p2p.sim.swarm import SimPeer, Swarm, inline
 from legion_p2p.store.blocks import BlockStore
@@ -225,8 +227,10 @@ async def test_a_provider_that_lies_is_reported_and_dropped_and_the_others_suffi
             self.honest = honest
 
         async def on_request(self, peer, message):
-            reply = await self.honest.on_request(peer, message)
-            return Blocks(tuple(b"lie" for _ in reply.blocks)) if isinstance(reply, Blocks) else reply
+            answer = await self.honest.on_request(peer, message)
+            if isinstance(answer, Given) and isinstance(answer.reply, Blocks):
+                return replace(answer, reply=Blocks(tuple(b"lie" for _ in answer.reply.blocks)))
+            return answer
 
     async with swarm_in(tmp_path) as swarm:
         root = await trained(swarm, "abc")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from legion_p2p.core.chain import Chain
+from legion_p2p.core.round import Pace, RoundConfig
 from legion_p2p.core.wire import Carry
 from legion_p2p.services.copies import CarriedCopy, CenterCopy, RegionCopy
 from legion_p2p.services.replica import Replica
@@ -14,7 +15,7 @@ N = 1 << 13
 
 
 def replica(reference: torch.Tensor) -> Replica:
-    return Replica(0, reference, Chain(0, b"d" * 32, 1 << 20))
+    return Replica(0, reference, Chain(0, b"d" * 32, 1 << 20), Pace(RoundConfig()))
 
 
 @pytest.mark.parametrize("name", ["int8", "topk512-4bit", "topk64-2bit"])

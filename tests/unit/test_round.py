@@ -241,3 +241,47 @@ def test_every_accepted_contribution_is_in_exactly_one_version_unless_its_sender
         assert not one & other
     assert accepted <= set().union(*versions, waiting)
     assert waiting <= accepted
+
+
+def after_many_rounds(*newcomers: PeerId) -> ShardRound:
+    """A and B have made a hundred rounds, a second each; of `newcomers` each has pushed to ten of them."""
+    shard_round = ShardRound(CONFIG, 100, {A: 99, B: 99, **dict.fromkeys(newcomers, 9)})
+    shard_round.expect([A, B, *newcomers], 0.0)
+    for i in range(20):
+        for peer in (A, B):
+            push(shard_round, peer, 100 + i, float(i), version=100 + i)
+        for peer in newcomers:
+            push(shard_round, peer, 10 + i, float(i), version=100 + i)
+        close(shard_round, float(i))
+    return shard_round
+
+
+def test_newcomers_are_waited_for_only_a_moment_once_the_others_are_there() -> None:
+    shard_round = after_many_rounds(C, PeerId("D"))
+    push(shard_round, A, 120, 19.7)
+    before = shard_round.next_deadline()
+    push(shard_round, B, 120, 20.0)
+
+    courtesy_s = CONFIG.courtesy_periods * 1.0
+    assert C in shard_round.waited_for() and before == pytest.approx(19.7 + CONFIG.min_patience_s)
+    assert shard_round.next_deadline() == pytest.approx(20.0 + courtesy_s, abs=0.01)
+
+
+def test_a_crowd_of_newcomers_is_not_waited_for() -> None:
+    crowd = [PeerId(f"n{i}") for i in range(20)]
+    shard_round = after_many_rounds(*crowd)
+
+    assert {A, B} < shard_round.waited_for() and len(shard_round.waited_for()) == 4
+
+
+def test_a_new_owner_knows_the_pace_of_the_rounds_before() -> None:
+    pace = Pace(CONFIG)
+    for i in range(10):
+        pace.closed((), float(i))
+
+    shard_round = ShardRound(CONFIG, 10, {}, pace)
+    shard_round.expect([A, B, C], 10.0)
+    push(shard_round, A, 0, 10.0)
+    push(shard_round, B, 0, 10.0)
+
+    assert shard_round.next_deadline() == pytest.approx(10.0 + CONFIG.max_grace_periods * 1.0)
