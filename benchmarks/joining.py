@@ -2,6 +2,8 @@
 
     python benchmarks/joining.py donors --preset m --upload 50mbit
     python benchmarks/joining.py crowd
+    python benchmarks/joining.py stay
+    python benchmarks/joining.py crowd-real
     python benchmarks/joining.py ramp
 
 donors: How long a newcomer takes to fetch the model, from one, two, or four donors with narrow links. Donors are processes of
@@ -13,6 +15,14 @@ Mbit/s and no more, of which what training sends takes a quarter or half. Rounds
 a quarter of a million parameters, to rounds a minute before. `unbounded`: as it would be if shards were given to everybody who
 asks, at once, and as soon as anything else.
 
+stay: The same, and the newcomers stay: they train as well, or only follow and own nothing. Four have trained for four minutes.
+Rounds a minute, as the versions of the four rise and as their pushes are taken in, whichever is less, relative to before: until
+all have joined, and in the minute after; and how many versions the newcomers are behind at its end. Also over home connections of
+cable (20 Mbit/s up, 250 down). `--equals`: as it would be if newcomers went first like those who train already.
+
+crowd-real: Processes over loopback: four train a small model, each sends `--upload` and no more; then others come at once, each a
+process of its own: newcomers that train as well, or as many that only compute the same and join nothing, for all share the cores.
+
 ramp: The loss of the common model after newcomers came whose Adam has cold moments, with and without the ramp of their weight.
 The real engine in virtual time; the task of benchmarks/churn.py.
 """
@@ -20,17 +30,24 @@ The real engine in virtual time; the task of benchmarks/churn.py.
 import argparse
 import importlib
 import json
+import math
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
+
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.link import LinkProfile
+from legion_p2p.core.profiles import CABLE
 
 AIM = "four donors in at most a third of the time of one"
 CROWD_AIM = "at least 0.8"
 NUMEL, UP_BYTES_S, SHARD = 1 << 18, 1.25e6, 1 << 15
+REAL_SIDE = 512  # of the matrix that is trained over loopback: as many parameters
 
 
 def worker(address: str, args: argparse.Namespace) -> None:
@@ -134,6 +151,85 @@ async def crowd(load: float, n_newcomers: int) -> dict[str, float]:
         return {"alone": alone, "with newcomers": crowded, "ratio": crowded / alone, "first_s": first_s, "all_s": took_s}
 
 
+class EverybodyHas(dict[PeerId, LinkProfile]):
+    """The same access link for all."""
+
+    def __missing__(self, peer: PeerId) -> LinkProfile:
+        return CABLE
+
+
+@contextmanager
+def equals() -> Iterator[None]:
+    """Everybody goes first."""
+    from legion_p2p.core import stake
+
+    before, stake.FEW_ROUNDS = stake.FEW_ROUNDS, 1 << 40
+    try:
+        yield
+    finally:
+        stake.FEW_ROUNDS = before
+
+
+async def stay(load: float, n_newcomers: int, n_shards: int, training: bool, cable: bool) -> dict[str, float]:
+    """Rounds a minute of those who trained before, relative to before: while newcomers come, and in the minute after."""
+    import trio
+
+    from legion_p2p.core.run import RoundSpec
+    from legion_p2p.sim.network import World
+    from legion_p2p.sim.swarm import Swarm
+
+    world = World(links=EverybodyHas()) if cable else World(delay_s=0.02, up_bytes_s=UP_BYTES_S)
+    step_s = 1.5 * NUMEL / (CABLE.up_bps / 8 if cable else UP_BYTES_S) / load / 10
+    spec = RoundSpec(
+        local_steps=10, push_codec="int8", update_codec="int8", norm_cap=0.0, shard_elements=math.ceil(NUMEL / n_shards)
+    )
+    async with Swarm(numel=NUMEL, round=spec, step_s=step_s, world=world) as swarm:
+        trainers = [await swarm.add(f"p{i}") for i in range(4)]
+
+        def made() -> tuple[float, float]:
+            """Rounds so far: by versions, and by pushes."""
+            versions = sum(sum(peer.versions()) for peer in trainers)
+            pushes = sum(replica.n_pushed for peer in trainers for replica in peer.engine.shards.replicas.values())
+            return versions / 4 / n_shards, pushes / 4 / n_shards
+
+        async def rounds_a_minute(condition: Callable[[], bool]) -> float:
+            began, before = trio.current_time(), made()
+            while not condition():  # noqa: ASYNC110
+                await trio.sleep(0.5)
+            return min(60 * (b - a) / (trio.current_time() - began) for a, b in zip(before, made(), strict=True))
+
+        def after(seconds: float) -> Callable[[], bool]:
+            until = trio.current_time() + seconds
+            return lambda: trio.current_time() >= until
+
+        await trio.sleep(210)
+        alone = await rounds_a_minute(after(30))
+        began = trio.current_time()
+        newcomers = [swarm.start(f"n{i}", training=training, weight=float(training)) for i in range(n_newcomers)]
+        too_long = after(120)
+        coming = await rounds_a_minute(lambda: all(p.joined.is_set() for p in newcomers) or too_long())
+        took_s = trio.current_time() - began
+        staying = await rounds_a_minute(after(60))
+        newest = [max(versions) for versions in zip(*(p.versions() for p in trainers), strict=True)]
+        behind = [newest[s] - v for p in newcomers if p.joined.is_set() for s, v in enumerate(p.versions())]
+        return {
+            "alone": alone, "coming": coming / alone, "staying": staying / alone, "all_s": took_s,
+            "joined": sum(p.joined.is_set() for p in newcomers), "behind": statistics.mean(behind) if behind else math.nan,
+        }  # fmt: skip
+
+
+def stays(args: argparse.Namespace) -> dict[str, Any]:
+    rows = []
+    for load, n_shards, training, cable in (
+        (0.5, 8, True, False), (0.5, 8, False, False), (0.25, 8, True, False), (0.25, 8, False, False),
+        (0.5, 48, True, False), (0.25, 48, True, False), (0.5, 8, True, True), (0.25, 8, False, True),
+    ):  # fmt: skip
+        case = {"load": load, "shards": n_shards, "newcomers train": training, "cable": cable, "equals": args.equals}
+        with equals() if args.equals else nullcontext():
+            rows.append(shown({**case, **run(stay, load, args.newcomers, n_shards, training, cable)}))
+    return {"newcomers": args.newcomers, "rows": rows, "aim": CROWD_AIM}
+
+
 def crowds(args: argparse.Namespace) -> dict[str, Any]:
     rows = []
     for load in (0.5, 0.25):
@@ -141,6 +237,84 @@ def crowds(args: argparse.Namespace) -> dict[str, Any]:
         with unbounded():
             rows.append(shown({"load": load, "unbounded": True, **run(crowd, load, args.newcomers)}))
     return {"newcomers": args.newcomers, "rows": rows, "aim": CROWD_AIM}
+
+
+def crowd_worker(address: str, args: argparse.Namespace) -> None:
+    """Trains; at each line from outside tells its rounds. `idle`: by itself."""
+    import torch
+
+    import legion_p2p as legion
+
+    importlib.import_module("legion_p2p.net.host")
+    torch.set_num_threads(1)
+    model = torch.nn.Linear(REAL_SIDE, REAL_SIDE, bias=False)
+    inner = torch.optim.SGD(model.parameters(), lr=0.01)
+    rounds = {"local_steps": 10, "push_codec": "int8", "update_codec": "int8", "shard_elements": SHARD}
+    done = threading.Event()
+
+    def train(step: Callable[[], object]) -> None:
+        while not done.is_set():
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            step()
+            done.wait(args.step_s)
+
+    if address == "idle":
+        print(json.dumps({}), flush=True)
+        training = threading.Thread(target=train, args=(inner.step,))
+        training.start()
+        sys.stdin.readline()
+    else:
+        how: dict[str, Any] = {"new_run": True, **rounds} if address == "found" else {"initial_peers": [address]}
+        how["upload_limit"] = "" if args.unlimited else args.upload
+        with legion.Optimizer(inner, model, run="crowd", listen=("/ip4/127.0.0.1/tcp/0",), **how) as opt:
+            where = next(a for a in opt.status.addresses if "127.0.0.1" in a)
+            print(json.dumps({"address": where}), flush=True)
+            training = threading.Thread(target=train, args=(opt.step,))
+            training.start()
+            while sys.stdin.readline().strip() == "rounds":
+                print(json.dumps({"rounds": statistics.mean(shard.version for shard in opt.status.shards)}), flush=True)
+            done.set()
+            training.join()
+    done.set()
+    training.join()
+
+
+def crowd_real(args: argparse.Namespace) -> dict[str, Any]:
+    rows = [shown({"others": what, **measure_crowd(what, args)}) for what in ("idle", "newcomers")]
+    return {"upload": args.upload, "step_s": args.step_s, "newcomers": args.newcomers, "rows": rows}
+
+
+def measure_crowd(what: str, args: argparse.Namespace) -> dict[str, float]:
+    """Rounds a minute of four that train, before and after others came."""
+    more = ("--crowd", "--step-s", str(args.step_s))
+    trainers = [start("found", args, *more)]
+    address = told(trainers[0])["address"]
+    for _ in range(3):
+        trainers.append(start(address, args, *more))
+        told(trainers[-1])
+
+    def rounds_a_minute(seconds: float) -> float:
+        def rounds() -> float:
+            for process in trainers:
+                process.stdin.write("rounds\n")
+                process.stdin.flush()
+            return statistics.mean(told(process)["rounds"] for process in trainers)
+
+        began, before = time.perf_counter(), rounds()
+        time.sleep(seconds)
+        return 60 * (rounds() - before) / (time.perf_counter() - began)
+
+    time.sleep(10)
+    alone = rounds_a_minute(30)
+    others = [start("idle" if what == "idle" else address, args, *more) for _ in range(args.newcomers)]
+    coming = rounds_a_minute(30)
+    for process in others:
+        told(process)
+    staying = rounds_a_minute(30)
+    for process in (*others, *trainers):
+        end(process)
+    return {"alone": alone, "coming": coming / alone, "staying": staying / alone}
 
 
 async def after_a_join(seed: int, ramp_pushes: int) -> dict[str, float]:
@@ -208,20 +382,24 @@ def run(what: Any, *args: Any) -> Any:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", choices=["donors", "crowd", "ramp"], default="donors")
+    parser.add_argument("part", nargs="?", choices=["donors", "crowd", "stay", "crowd-real", "ramp"], default="donors")
     parser.add_argument("--newcomers", type=int, default=20)
     parser.add_argument("--donors", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--preset", default="m")
-    parser.add_argument("--upload", default="50mbit", help="of each donor")
+    parser.add_argument("--upload", default="50mbit", help="of each donor; of each that trains")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--equals", action="store_true", help="with stay: nobody goes first")
+    parser.add_argument("--step-s", type=float, default=0.2, help="with crowd-real: seconds between local steps")
+    parser.add_argument("--crowd", action="store_true")
     parser.add_argument("--worker")
     parser.add_argument("--unlimited", action="store_true")
     args = parser.parse_args()
     if args.worker is not None:
-        worker(args.worker, args)
+        (crowd_worker if args.crowd else worker)(args.worker, args)
         return 0
     if args.part != "donors":
-        print(json.dumps((crowds if args.part == "crowd" else ramps)(args), indent=2))
+        part = {"crowd": crowds, "stay": stays, "crowd-real": crowd_real, "ramp": ramps}[args.part]
+        print(json.dumps(part(args), indent=2))
         return 0
     rows = [measure(n, args) for n in args.donors]
     for row in rows:
