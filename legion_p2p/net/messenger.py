@@ -140,8 +140,9 @@ class Messenger:
             link = await self._open_link(peer, lane)
             pending = link.send(service, body)
             measured = lane == "bulk" and len(body) >= MIN_TRANSFER_BYTES
+            began = trio.current_time()
             if measured:
-                self._upload.begin(trio.current_time())
+                self._upload.begin(began)
             try:
                 await pending.done.wait()
                 if measured and pending.error is None:
@@ -149,7 +150,8 @@ class Messenger:
             finally:
                 link.forget(pending)
                 if measured:
-                    self._upload.end(trio.current_time(), self.rtt_s(peer) or 0.0)
+                    came = pending.done.is_set() and pending.error is None
+                    self._upload.end(trio.current_time(), began if came else None, self.rtt_s(peer) or 0.0)
             if isinstance(pending.error, UnreachableError) and not pending.frame.begun and not retried:
                 retried = True  # the stream broke before the request was on it: the other side cannot have seen it
                 continue
@@ -412,11 +414,12 @@ class Messenger:
         if lane != "bulk" or n_bytes < MIN_TRANSFER_BYTES:
             yield
             return
-        self._download.begin(trio.current_time())
+        began = trio.current_time()
+        self._download.begin(began)
         try:
             yield
         finally:
-            self._download.end(trio.current_time())
+            self._download.end(trio.current_time(), began)
 
 
 class _Turns:

@@ -110,7 +110,7 @@ class Carrying:
             if not copy.is_ours:
                 raise NetworkError(f"shard {message.shard} is no longer owned by this peer")
             own = copy.value()
-            travelled = met.travelled(own)
+            travelled = met.travelled(own, copy.version)
             rounds, length = self._shards.spec.round, norm(step)
             longest = reach(own, travelled, rounds.cross_reach, rounds.cross_rule)
             if longest is not None and length > SLACK * longest:
