@@ -37,7 +37,7 @@ PROBATION_S = 15.0  # twice the time to be declared dead; then two sides that ea
 MAX_LOST = 10_000  # names and times of the dead; who was cut off longest ago is forgotten first
 N_INDIRECT_PROBES = 2  # members asked to look at a suspect as well, in case only the path from here is broken
 N_WITNESSES = 3  # members told that another one is dead
-MAX_INVOLVED = 4  # suspects at once with which others are bothered: where more are silent, the others see that for themselves
+MAX_INVOLVED = 4  # silent at once with whom others are bothered: where more are, the others see that for themselves
 SAMPLE = 16  # announcements in a regular exchange: gossip brings nearly all, and the rest comes in a few more of them
 MAX_EXCHANGE_BYTES = 512 * 1024  # of announcements in one message: half a control frame
 
@@ -80,7 +80,6 @@ class MemberService:
         self._weights: dict[PeerId, float] = {}
         self._weights_at: tuple[object, ...] = ()
         self._n_doubted = 0  # changes of the probation
-        self._n_asked_after = 0  # suspects and dead that are being asked, or told of
         self._identity = identity
         self._messenger = messenger
         self._gossip = gossip
@@ -411,17 +410,12 @@ class MemberService:
             self._n_doubted += 1
 
     async def _probe(self, suspect: PeerId) -> None:
-        helpers: list[PeerId] = []
-        if self._n_asked_after < MAX_INVOLVED:
-            helpers = [m.peer_id for m in self.table.counted() if m.liveness is Liveness.ALIVE and m.peer_id != suspect]
-        self._n_asked_after += 1
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._ping, suspect)
-                for helper in self._rng.sample(helpers, min(N_INDIRECT_PROBES, len(helpers))):
-                    nursery.start_soon(self._ping_through, helper, suspect)
-        finally:
-            self._n_asked_after -= 1
+        counted = self.table.counted() if self._few_are_silent() else []
+        helpers = [m.peer_id for m in counted if m.liveness is Liveness.ALIVE and m.peer_id != suspect]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._ping, suspect)
+            for helper in self._rng.sample(helpers, min(N_INDIRECT_PROBES, len(helpers))):
+                nursery.start_soon(self._ping_through, helper, suspect)
 
     async def _ping(self, suspect: PeerId) -> None:
         if await self._tell(suspect, Ping(self.run)):
@@ -433,15 +427,16 @@ class MemberService:
 
     async def _accuse(self, accusation: Accuse) -> None:
         message = Accusation(self.run, accusation.peer_id, accusation.incarnation)
-        others = [m.peer_id for m in self.table.counted()] if self._n_asked_after < MAX_INVOLVED else []
-        self._n_asked_after += 1
-        try:
-            async with trio.open_nursery() as nursery:
-                # The accused hears it too, so that it can refute if it lives.
-                for peer in (accusation.peer_id, *self._rng.sample(others, min(N_WITNESSES, len(others)))):
-                    nursery.start_soon(self._tell, peer, message)
-        finally:
-            self._n_asked_after -= 1
+        others = [m.peer_id for m in self.table.counted()] if self._few_are_silent() else []
+        async with trio.open_nursery() as nursery:
+            # The accused hears it too, so that it can refute if it lives.
+            for peer in (accusation.peer_id, *self._rng.sample(others, min(N_WITNESSES, len(others)))):
+                nursery.start_soon(self._tell, peer, message)
+
+    def _few_are_silent(self) -> bool:
+        """So few suspects, and dead of a moment ago, that others are to be bothered with one of them."""
+        since = trio.current_time() - self.config.grace_s
+        return sum(m.liveness is not Liveness.ALIVE and m.since >= since for m in self.table.members()) <= MAX_INVOLVED
 
     async def _tell(self, peer: PeerId, message: Message) -> bool:
         """Send something whose answer says only that it arrived."""
