@@ -39,19 +39,30 @@ class HandingOver(Following):
 
     @property
     def to_hand_over(self) -> tuple[int, int]:
-        """How many shards have not arrived at their next owners yet, and how many bytes of them."""
-        return len(self._to_hand_over), sum(self._to_hand_over.values())
+        """Of how many shards something has not arrived at an owner yet, and how many bytes."""
+        pushing = [replica for replica in self.replicas.values() if self._is_pushing(replica)]
+        n_bytes = sum(len(replica.pending.payload) for replica in pushing if replica.pending is not None)
+        return len(self._to_hand_over.keys() | {r.shard for r in pushing}), sum(self._to_hand_over.values()) + n_bytes
 
     async def hand_over_all(self) -> None:
-        """Before leaving, when members know this peer as not ready: give everything away. Returns when it has arrived, or nobody
-        is there to take it.
+        """Before leaving, when members know this peer as not ready: give everything away, its last pushes as well.
+
+        Returns when it has arrived, or nobody is there to take it.
         """
         self.leaving = True
         async with trio.open_nursery() as nursery:
             for replica in self.replicas.values():
                 nursery.start_soon(self._step_down, replica)
-        while self._to_hand_over:  # what the shards' own tasks began
-            await self._settled.wait()
+        while self.to_hand_over[0]:  # what the shards' own tasks began
+            with trio.move_on_after(AGAIN_S):
+                await self._settled.wait()
+
+    def _is_pushing(self, replica: Replica) -> bool:
+        """A push of this peer's own has still to come to an owner, who brings it into an update though this peer is gone."""
+        if self._nursery is None or self.ownership(replica.shard).owner in (None, self.me):
+            return False  # nobody is there to take it, or, in a peer that was cancelled, to bring it
+        pending = replica.pending
+        return replica.offered is not None if pending is None else pending.holder in (None, self.me)
 
     async def _step_down(self, replica: Replica) -> None:
         """Own the shard no longer."""

@@ -187,6 +187,11 @@ class Participant:
         for change in changes:
             self.shards.contribute(change)
 
+    def push_last(self) -> None:
+        """What is handed in from now on is the last that this peer pushes."""
+        if self._pacer is not None:
+            self._pacer.push_last([m.announcement for m in self.members.table.counted()], self.messenger.bandwidth())
+
     def report(self, progress: Progress) -> None:
         """The newest from the training thread; changes of training and done are announced at once."""
         before, self.progress = self.progress, progress

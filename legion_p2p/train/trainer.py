@@ -333,7 +333,7 @@ class Trainer:
         began = self._evaluated_at = time.monotonic()
         reason = self._loop(model, opt, data, spec, corpus, began)
         if reason == "stopped":
-            opt.flush(STOP_FLUSH_S)
+            opt.flush(STOP_FLUSH_S, last=True)
             opt.report(training=False, done=True)
         else:
             self._finish(opt)
@@ -424,7 +424,7 @@ class Trainer:
         return {"target_steps": self.job.steps or None, "remaining_s": None if math.isinf(left) else max(0.0, left)}
 
     def _finish(self, opt: SwarmOptimizer) -> None:
-        opt.flush(30.0)
+        opt.flush(30.0, last=True)
         opt.report(training=False, done=True)
         while self.job.finish_together and not self.stop.requested and not opt.all_done:
             opt.wait_briefly()

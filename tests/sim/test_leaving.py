@@ -1,8 +1,10 @@
 """Leaving in order: what only an owner has arrives at the next one, however long that takes, in virtual time."""
 
+import msgspec
 import pytest
 import trio
 
+from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.errors import UnreachableError
 from legion_p2p.services import engine as engine_module
@@ -55,6 +57,49 @@ async def test_a_shard_that_takes_long_arrives_whole_and_the_time_is_told(autoju
         later = [event.fields["remaining_s"] for event in told if event.fields["left_bytes"] == 4 * 640_000]
         assert 15 < later[0] < 25 and later == sorted(later, reverse=True)
         assert names(leaver).index("shard.handed_over") < names(leaver).index("run.left")
+
+
+@pytest.mark.parametrize("owns", [False, True], ids=["a member", "the owner"])
+async def test_a_push_that_was_on_its_way_when_its_peer_left_comes_into_an_update(autojump_clock, owns):
+    async with Swarm(round=msgspec.structs.replace(MOVED, outer="average"), numel=640_000, step_s=1.0) as swarm:
+        for name in "abc":
+            await swarm.add(name)
+        await trio.sleep(30)
+        leaver = next(p for p in swarm.living() if (p.engine.shards.replicas[0].round is not None) is owns)
+        replica = leaver.engine.shards.replicas[0]
+        swarm.world.rate_bytes_s = lambda sender, to: MBIT if sender == leaver.id else 1e9
+        await swarm.until(lambda: replica.pending is None, 20, "the one before has arrived")
+        await swarm.until(lambda: replica.pending is not None, 20, "another one begins its way of 5 s")
+        seq = replica.pending.seq
+
+        await swarm.leave(leaver.name)
+        await leaver.ended.wait()
+
+        others = [p.engine.shards.replicas[0].chain for p in swarm.living()]
+        await swarm.until(lambda: all(chain.includes(leaver.id, seq) for chain in others), 30, "it is in an update")
+
+
+@pytest.mark.parametrize(("upload_bps", "is_dense"), [(None, True), (1e6, True), (1e4, False)], ids=["unknown", "quick", "slow"])
+async def test_what_compression_left_out_goes_with_the_last_push_where_the_link_allows_it(autojump_clock, upload_bps, is_dense):
+    sparse = RoundSpec(local_steps=10, push_codec="topk64-2bit", update_codec="int8", norm_cap=0.0)
+    async with Swarm(round=sparse, numel=1 << 14, shape=(128, 128)) as swarm:
+        peers = [await swarm.add(name) for name in "ab"]
+        await trio.sleep(20)
+        last = next(p for p in peers if len(p.engine.shards.owned()) < p.engine.plan.n_shards)
+        swarm.world.bandwidths[last.id] = Bandwidth(upload_bps=upload_bps)
+        left_out = norm(last)
+        assert left_out > 0
+
+        last.engine.push_last()
+        last.max_steps = last.trainee.steps + 5
+        await swarm.until(lambda: last.engine.progress.done, 20, "pushed the rest")
+
+        assert (norm(last) < 0.05 * left_out) is is_dense
+
+
+def norm(peer: SimPeer) -> float:
+    """Of what compression has left out of all pushes so far."""
+    return sum(float(r.residual.norm()) for r in peer.engine.shards.replicas.values() if r.residual is not None)
 
 
 async def test_what_arrived_though_its_answer_was_lost_counts_once(autojump_clock):
