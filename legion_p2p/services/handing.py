@@ -7,6 +7,7 @@
 Whoever leaves has the next owner say, too, that it holds the newest version: nobody else may have it yet.
 """
 
+import math
 from typing import Any
 
 import trio
@@ -26,6 +27,8 @@ from legion_p2p.tensor.outer import OuterState, carried_on
 MAX_BYTES_AT_ONCE = 4 << 20  # of hand-overs on their way: more would share the link, and all of them end late
 AGAIN_S = 0.2  # between two attempts of one that leaves
 MAX_ATTEMPTS = 50  # some 10 s: time for all to learn who leaves and who does not
+PRECISE_S = 30.0  # all of it in a byte an element is worth more than a part of it exactly: what takes longer goes in that
+PRECISE, COARSE = "fp32", "int8"
 
 
 class HandingOver(Following):
@@ -36,6 +39,7 @@ class HandingOver(Following):
         self.leaving = False
         self._turns = Turns(MAX_BYTES_AT_ONCE)
         self._to_hand_over: dict[int, int] = {}  # bytes, by shard
+        self._hand_over_codec = PRECISE
 
     @property
     def to_hand_over(self) -> tuple[int, int]:
@@ -50,6 +54,9 @@ class HandingOver(Following):
         Returns when it has arrived, or nobody is there to take it.
         """
         self.leaving = True
+        n_bytes = sum(4 * r.numel * len(_kept(r)) for r in self.replicas.values() if r.round is not None)
+        if 8 * n_bytes > PRECISE_S * (self._messenger.bandwidth().known_upload_bps or math.inf):
+            self._hand_over_codec = COARSE
         async with trio.open_nursery() as nursery:
             for replica in self.replicas.values():
                 nursery.start_soon(self._step_down, replica)
@@ -72,17 +79,15 @@ class HandingOver(Following):
             replica.round = None
             replica.arrived.clear()
             replica.taken_over.clear()
-            residual, replica.owner_residual = replica.owner_residual, None
-            outer, replica.outer = replica.outer, OuterState()
+            parts, n_recent = _kept(replica), replica.outer.n_recent
+            replica.owner_residual, replica.outer = None, OuterState()
             version, digest_ = replica.chain.version, replica.chain.digest
             self._to_hand_over[replica.shard] = 0
         self._settled.ring()
         if replica.pending is not None:
             replica.pending.holder = None
-        kept: dict[Part, Tensor | None] = {"residual": residual, "momentum": outer.momentum, "recent": outer.recent}
-        parts = {part: value for part, value in kept.items() if value is not None and bool(value.any())}
         try:
-            await self._hand_over(replica, version, digest_, parts, outer.n_recent)
+            await self._hand_over(replica, version, digest_, parts, n_recent)
         finally:
             del self._to_hand_over[replica.shard]
             self._settled.ring()
@@ -98,9 +103,10 @@ class HandingOver(Following):
             try:
                 self._note_left(replica, parts)
                 for part, value in tuple(parts.items()):
-                    async with self._turns.take(4 * replica.numel):
-                        payload = await self.compute(replica.numel, codec.get("fp32").encode, value)
-                        await self._give(heir, Handover(self.run, replica.shard, version, digest_, payload, part, n_recent))
+                    async with self._turns.take(self._part_bytes(replica)):
+                        name = self._hand_over_codec
+                        payload = await self.compute(replica.numel, codec.get(name).encode, value)
+                        await self._give(heir, Handover(self.run, replica.shard, version, digest_, payload, part, n_recent, name))
                     del parts[part]
                     self._note_left(replica, parts)
                 if not self.leaving or (holds := await self._ask_version(heir, replica.shard, version, digest_)) >= version:
@@ -122,7 +128,10 @@ class HandingOver(Following):
             self._events.emit("shard.handover_failed", shard=replica.shard, owner=heir, reason=why)
 
     def _note_left(self, replica: Replica, parts: dict[Part, Tensor]) -> None:
-        self._to_hand_over[replica.shard] = 4 * replica.numel * len(parts)
+        self._to_hand_over[replica.shard] = self._part_bytes(replica) * len(parts)
+
+    def _part_bytes(self, replica: Replica) -> int:
+        return int(codec.get(self._hand_over_codec).bits_per_element * replica.numel / 8)
 
     async def _ask_version(self, heir: PeerId, shard: int, version: int, digest_: bytes) -> int:
         return (await self._give(heir, Handover(self.run, shard, version, digest_, b""))).version
@@ -145,7 +154,9 @@ class HandingOver(Following):
             self._events.emit("shard.handover_of_other_state", shard=replica.shard, peer=peer)
         if not replica.chain.was_made_by(peer) and self.ownership(replica.shard).owner != peer:
             raise NetworkError(f"shard {replica.shard}: {peer} made none of its last versions, so it has nothing to hand over")
-        value = codec.get("fp32").decode(message.payload, replica.numel)
+        if message.codec not in (PRECISE, COARSE):
+            raise CodecError(f"hand-over in codec {message.codec!r}, {PRECISE} and {COARSE} are allowed")
+        value = await self.compute(replica.numel, codec.get(message.codec).decode, message.payload, replica.numel)
         async with replica.lock:
             which = (peer, message.version, message.digest)
             if replica.taken_over.get(message.part) != which:  # else our answer was lost, and it comes again
@@ -176,3 +187,11 @@ class HandingOver(Following):
     def _last_header(replica: Replica) -> tuple[UpdateHeader, ...]:
         last = replica.chain.last()
         return () if last is None else (last.header,)
+
+
+def _kept(replica: Replica) -> dict[Part, Tensor]:
+    """What only its owner has, what matters most first."""
+    kept: dict[Part, Tensor | None] = {
+        "residual": replica.owner_residual, "momentum": replica.outer.momentum, "recent": replica.outer.recent,
+    }  # fmt: skip
+    return {part: value for part, value in kept.items() if value is not None and bool(value.any())}

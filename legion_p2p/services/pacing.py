@@ -35,8 +35,8 @@ class Pacer:
         reference = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, max([step, *(a.run_step for a in others)]))
         least, most = min(rounds.min_local_steps, reference), max(rounds.max_local_steps, reference)
         steps = local_steps(reference, step_s, [a.step_s for a in others if a.training], least, most)
-        limits = [bps for bps in (bandwidth.upload_bps, bandwidth.upload_limit_bps) if bps is not None]
-        choice, self.local_steps = paced(rounds, steps, most, step_s, self._load(others), min(limits, default=None), self._choice)
+        upload_bps = bandwidth.known_upload_bps
+        choice, self.local_steps = paced(rounds, steps, most, step_s, self._load(others), upload_bps, self._choice)
         if (choice.push_codec, choice.update_codec) != (self._choice.push_codec, self._choice.update_codec):
             self._events.emit("link.adapted", **msgspec.structs.asdict(choice), local_steps=self.local_steps)
             self._shards.update_codec = choice.update_codec
@@ -49,8 +49,7 @@ class Pacer:
         densest codec that the connection carries in a moment.
         """
         self._is_last = True
-        limits = [bps for bps in (bandwidth.upload_bps, bandwidth.upload_limit_bps) if bps is not None]
-        budget = LAST_PUSH_S * min(limits, default=GUESSED_BPS)
+        budget = LAST_PUSH_S * (bandwidth.known_upload_bps or GUESSED_BPS)
         costs = sorted(_costs(*self._rounds.allowed_push_codecs()), key=lambda cost: cost.bits_per_element)
         elements = self._load(others).push_elements
         now = codec.get(self._shards.push_codec).bits_per_element

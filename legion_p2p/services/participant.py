@@ -129,10 +129,9 @@ class Participant:
 
     def weigh(self) -> None:
         """Once per announcement period: take in what the upload carries now."""
-        bandwidth = self.messenger.bandwidth()
-        known = [bps for bps in (bandwidth.upload_bps, bandwidth.upload_limit_bps) if bps is not None]
-        if known:
-            self._smoothed.add(weight_of(min(known)))
+        upload_bps = self.messenger.bandwidth().known_upload_bps
+        if upload_bps is not None:
+            self._smoothed.add(weight_of(upload_bps))
 
     def uptime_s(self) -> float:
         """Since this object was made."""

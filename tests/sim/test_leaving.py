@@ -59,6 +59,28 @@ async def test_a_shard_that_takes_long_arrives_whole_and_the_time_is_told(autoju
         assert names(leaver).index("shard.handed_over") < names(leaver).index("run.left")
 
 
+async def test_what_would_not_arrive_in_time_arrives_in_fewer_bytes(autojump_clock):
+    async with Swarm(round=MOVED, numel=640_000, step_s=1.0) as swarm:
+        for name in "abc":
+            await swarm.add(name)
+        await at_rest(swarm, 30)
+        leaver = owner_of(swarm)
+        replica = leaver.engine.shards.replicas[0]
+        residual, momentum = replica.owner_residual, replica.outer.momentum
+        swarm.world.rate_bytes_s = lambda sender, to: MBIT / 2 if sender == leaver.id else 1e9  # 82 s, precisely
+        swarm.world.bandwidths[leaver.id] = Bandwidth(upload_bps=0.5e6)
+        began = trio.current_time()
+
+        await swarm.leave(leaver.name)
+        await leaver.ended.wait()
+
+        heir = owner_of(swarm).engine.shards.replicas[0]
+        assert float((heir.owner_residual - residual).norm()) < 0.01 * float(residual.norm())
+        assert float((heir.outer.momentum - momentum).norm()) < 0.01 * float(momentum.norm())
+        assert trio.current_time() - began < 25
+        assert leaver.events_named("run.handing_over")[0].fields["left_bytes"] < 2 * 1.1 * 640_000
+
+
 @pytest.mark.parametrize("owns", [False, True], ids=["a member", "the owner"])
 async def test_a_push_that_was_on_its_way_when_its_peer_left_comes_into_an_update(autojump_clock, owns):
     async with Swarm(round=msgspec.structs.replace(MOVED, outer="average"), numel=640_000, step_s=1.0) as swarm:

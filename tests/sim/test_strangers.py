@@ -515,12 +515,12 @@ async def test_only_who_made_versions_of_a_shard_hands_it_over_and_only_what_is_
         ones = encoded(torch.ones(N_ELEMENTS))
         big = encoded(torch.full((N_ELEMENTS,), 3e38))
 
-        def handover(payload: bytes, shard: int = 0, version: int = 0) -> Handover:
-            return Handover(liar.run, shard, version, b"d" * 32, payload)
+        def handover(payload: bytes, shard: int = 0, version: int = 0, codec: str = "fp32") -> Handover:
+            return Handover(liar.run, shard, version, b"d" * 32, payload, codec=codec)
 
-        async def from_owner(payload: bytes, version: int = 0) -> str:
+        async def from_owner(payload: bytes, version: int = 0, codec: str = "fp32") -> str:
             try:
-                await member.engine.shards.on_request(owner.id, handover(payload, version=version))
+                await member.engine.shards.on_request(owner.id, handover(payload, version=version, codec=codec))
             except LegionError as refused:
                 return type(refused).__name__
             return ""
@@ -531,12 +531,12 @@ async def test_only_who_made_versions_of_a_shard_hands_it_over_and_only_what_is_
             kinds += [await liar.refused(peer, handover(ones)) for peer in (owner, member)]
             kinds += [await liar.refused(owner, handover(ones, shard=2))]
             of_owner = [await from_owner(p) for p in (raw_payload(float("nan")), ones[:-4], big, big)]
-            of_owner += [await from_owner(big, version=1)]
+            of_owner += [await from_owner(big, version=1), await from_owner(ones, codec="topk64-2bit")]
             member.engine.shards.replicas[0].owner_residual = None
             await trio.sleep(5)
 
         assert kinds == ["RemoteProtocolError", "NetworkError", "NetworkError", "DecodeError"]
-        assert of_owner == ["CodecError", "CodecError", "", "", "CodecError"], (
+        assert of_owner == ["CodecError", "CodecError", "", "", "CodecError", "CodecError"], (
             "what comes again counts once; twice 3e38 is infinite"
         )
         await ends_equal(swarm, liar)
