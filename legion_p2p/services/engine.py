@@ -214,6 +214,7 @@ class Engine(Answering):
                 nursery.start_soon(self.members.exchange_with, member.peer_id)
             self.shards.on_members_changed()
             await self.shards.hand_over_all()
+            await self.crossing.carrying.finish_all()
             nursery.cancel_scope.cancel()
 
     async def _tell_of_hand_over(self) -> None:
