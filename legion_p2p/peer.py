@@ -287,7 +287,7 @@ class Optimizer(SwarmOptimizer):
         try:
             _check_rounds(thread.engine, round_fields)
             super().__init__(inner, view, thread, tokens_per_step=tokens_per_step)
-        except BaseException:
+        except BaseException:  # Ctrl+C as well: the peer would stay in the run
             thread.close()
             raise
 
@@ -434,7 +434,7 @@ def plan_job(job: Job) -> Plan:
     def look_up() -> None:
         try:
             found.append(trio.run(_look_up, job))
-        except BaseException as failed:
+        except BaseException as failed:  # whatever it is: it is raised again in the thread that waits for this one
             found.append(failed)
 
     # In a thread: the main one's signal handling belongs to the caller.

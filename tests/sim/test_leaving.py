@@ -18,12 +18,15 @@ MOVED = RoundSpec(
 )  # fmt: skip
 
 
-async def at_rest(swarm: Swarm, train_s: float) -> None:
-    """Train for a while, then stand still: a round that closed meanwhile would change what is handed over."""
+async def owner_at_rest(swarm: Swarm, train_s: float = 30) -> SimPeer:
+    """The owner of shard 0, of three that have trained for a while. A round that closed now would change what is handed over."""
+    for name in "abc":
+        await swarm.add(name)
     await trio.sleep(train_s)
     for peer in swarm.peers.values():
         peer.hung = True
     await trio.sleep(12)
+    return owner_of(swarm)
 
 
 def owner_of(swarm: Swarm, shard: int = 0) -> SimPeer:
@@ -36,10 +39,7 @@ def names(peer: SimPeer) -> list[str]:
 
 async def test_a_shard_that_takes_long_arrives_whole_and_the_time_is_told(autojump_clock):
     async with Swarm(round=MOVED, numel=640_000, step_s=1.0) as swarm:
-        for name in "abc":
-            await swarm.add(name)
-        await at_rest(swarm, 30)
-        leaver = owner_of(swarm)
+        leaver = await owner_at_rest(swarm)
         replica = leaver.engine.shards.replicas[0]
         residual, momentum = replica.owner_residual, replica.outer.momentum
         assert residual.any() and momentum.any()
@@ -61,10 +61,7 @@ async def test_a_shard_that_takes_long_arrives_whole_and_the_time_is_told(autoju
 
 async def test_what_would_not_arrive_in_time_arrives_in_fewer_bytes(autojump_clock):
     async with Swarm(round=MOVED, numel=640_000, step_s=1.0) as swarm:
-        for name in "abc":
-            await swarm.add(name)
-        await at_rest(swarm, 30)
-        leaver = owner_of(swarm)
+        leaver = await owner_at_rest(swarm)
         replica = leaver.engine.shards.replicas[0]
         residual, momentum = replica.owner_residual, replica.outer.momentum
         swarm.world.rate_bytes_s = lambda sender, to: MBIT / 2 if sender == leaver.id else 1e9  # 82 s, precisely
@@ -126,10 +123,7 @@ def norm(peer: SimPeer) -> float:
 
 async def test_what_arrived_though_its_answer_was_lost_counts_once(autojump_clock):
     async with Swarm(round=SMALL) as swarm:
-        for name in "abc":
-            await swarm.add(name)
-        await at_rest(swarm, 20)
-        leaver = owner_of(swarm)
+        leaver = await owner_at_rest(swarm, train_s=20)
         residual = leaver.engine.shards.replicas[0].owner_residual
         assert residual.any()
         give, n_given = leaver.engine.shards._give, 0
@@ -152,10 +146,7 @@ async def test_what_arrived_though_its_answer_was_lost_counts_once(autojump_cloc
 async def test_a_hand_over_that_never_ends_is_cut_off(autojump_clock, monkeypatch):
     monkeypatch.setattr(engine_module, "HAND_OVER_S", 10.0)
     async with Swarm(round=MOVED, numel=640_000, step_s=1.0) as swarm:
-        for name in "abc":
-            await swarm.add(name)
-        await at_rest(swarm, 30)
-        leaver = owner_of(swarm)
+        leaver = await owner_at_rest(swarm)
         swarm.world.rate_bytes_s = lambda sender, to: MBIT if sender == leaver.id else 1e9
         began = trio.current_time()
 
