@@ -40,8 +40,9 @@ from legion_p2p.services.ports import Offload
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.averaging import AverageResult, average_once
 from legion_p2p.train.bridge import Opener, PeerThread
+from legion_p2p.train.described import Plan, described, plan_of
 from legion_p2p.train.optimizer import SwarmOptimizer, param_specs, trainable
-from legion_p2p.train.trainer import Outcome, Plan, Stop, Trainer, described, plan_of
+from legion_p2p.train.trainer import Outcome, Stop, Trainer
 
 PLANNED_CROWDS = (2, 10, 100)  # numbers of members that a plan looks at where the job names none
 
