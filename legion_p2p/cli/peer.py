@@ -1,7 +1,7 @@
 """legion-peer: join a run, or found one, and train.
 
-What the user wants comes as a `Job` (peer_options.py), this module shows how it goes, and `legion_p2p.peer.run_job` does it. Neither
-torch nor libp2p is imported before the job is known to make sense.
+What the user wants comes as a `Job` (peer_options.py), this module shows how it goes, and `legion_p2p.peer.run_job` does it.
+Neither torch nor libp2p is imported before the job is known to make sense.
 """
 
 import contextlib
