@@ -1,12 +1,12 @@
 """What it costs two regions to meet for the first time after they trained apart for long.
 
-    python benchmarks/reunion.py --apart 500 --after 300
-    python benchmarks/reunion.py --apart 500 --behind 400    the second region has trained 100 steps when they meet
+    python benchmarks/reunion.py --apart 800 --after 600
+    python benchmarks/reunion.py --apart 800 --after 600 --behind 600    the second region has made 200 steps when they meet
 
 The reference work as in benchmarks/regions.py: the real engine over the network of legion_p2p.sim, real training, virtual time.
 Two places, each a region, begin from the same founder's model with a wall between them, which falls when the first has made
 `--apart` steps. Their losses are measured every `--every` steps. Jump: the highest loss of a region after the wall fell, to its
-lowest before.
+lowest before. Every finished run is kept in the JSON, and not repeated.
 """
 
 import argparse
@@ -28,6 +28,8 @@ from legion_p2p.services.participant import Progress
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.corpus import stdlib_text
 from legion_p2p.train.gpt import GPT
+
+FIELDS = ("peers", "apart", "behind", "after", "links")
 
 
 async def meet(run: str, args: argparse.Namespace, texts: tuple[np.ndarray, np.ndarray], seed: int) -> dict:
@@ -90,6 +92,33 @@ async def meet(run: str, args: argparse.Namespace, texts: tuple[np.ndarray, np.n
         }
 
 
+def draw(found: dict[str, dict], path: Path) -> None:
+    """Losses of both regions, and how far they are apart, over steps since the wall fell."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (above, below) = plt.subplots(2, 1, figsize=(8, 7), dpi=140, sharex=True, height_ratios=(2, 1))
+    for i, (key, made) in enumerate(found.items()):
+        color = f"C{i}"
+        steps, one, other, apart = zip(*made["curve"], strict=True)
+        rule, fields = key.split()[0], dict(part.split("=") for part in key.split()[1:])
+        label = f"{rule}, apart for {fields['apart']}, behind by {fields['behind']}, seed {fields['seed']}"
+        above.plot(steps, one, color=color, label=label)
+        above.plot(steps, other, color=color, linestyle=":")
+        below.plot(steps, apart, color=color)
+    above.set(ylabel="validation loss (nats per byte)")
+    above.legend(frameon=False, fontsize=7)
+    below.set(xlabel="steps since they can reach each other", ylabel="distance, of the norm", ylim=(0, None))
+    for ax in (above, below):
+        ax.axvline(0, color="#888888", linewidth=0.8)
+        ax.grid(color="#e6e6e6")
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", nargs="+", default=["elastic"], metavar="RULE[:FIELD=VALUE,...]")
@@ -104,18 +133,21 @@ def main() -> int:
     parser.add_argument("--link", default="cable", help="as legion-peer --netem has it")
     parser.add_argument("--links", default="cable", help="settings of the run, as in benchmarks/regions.py")
     parser.add_argument("--lr", type=float, help="another rate")
-    parser.add_argument("--out", type=Path, default=Path("reunion.json"))
+    parser.add_argument("--out", type=Path, default=Path("reunion"), help="written: OUT.json and .png")
     args = parser.parse_args()
     args.scale = 1.0
     torch.set_num_threads(1)
     texts = tuple(np.frombuffer(text, np.uint8) for text in stdlib_text())
-    found = {}
+    kept = args.out.with_suffix(".json")
+    found = json.loads(kept.read_text()) if kept.exists() else {}
     for run in args.runs:
         for seed in args.seeds:
-            made = trio.run(meet, run, args, texts, seed, clock=MockClock(autojump_threshold=0))
-            found[f"{run} {args.links} apart={args.apart} behind={args.behind} seed={seed}"] = made
-            print(run, seed, json.dumps({k: v for k, v in made.items() if k != "curve"}), file=sys.stderr, flush=True)
-    args.out.write_text(json.dumps(found))
+            key = " ".join([run, *(f"{field}={getattr(args, field)}" for field in FIELDS), f"seed={seed}"])
+            if key not in found:
+                found[key] = trio.run(meet, run, args, texts, seed, clock=MockClock(autojump_threshold=0))
+                kept.write_text(json.dumps(found))
+            print(key, json.dumps({field: value for field, value in found[key].items() if field != "curve"}), flush=True)
+    draw(found, args.out.with_suffix(".png"))
     return 0
 
 

@@ -117,8 +117,9 @@ async def test_a_meeting_moves_both_by_the_same_so_their_mean_stays(autojump_clo
             assert torch.allclose((copy(east, s) + copy(west, s)) / 2, before[s], atol=1e-6)
 
 
-async def test_a_region_that_is_cut_off_goes_on_and_comes_back(autojump_clock):
-    async with Swarm(round=LOSSY, step_s=0.2) as swarm:
+@pytest.mark.parametrize("rule", ["elastic", "center", "nesterov"])
+async def test_a_region_that_is_cut_off_goes_on_and_comes_back(rule, autojump_clock):
+    async with Swarm(round=msgspec.structs.replace(LOSSY, cross_rule=rule), step_s=0.2) as swarm:
         east, west = await two_regions(swarm)
         await trio.sleep(40)
         near = apart(east, west)
