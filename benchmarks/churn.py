@@ -2,6 +2,7 @@
 
     python benchmarks/churn.py
     python benchmarks/churn.py --only loss --seeds 1
+    python benchmarks/churn.py --only leaving
 
 The real engine in virtual time, over the network of legion_p2p.sim (5 ms each way); peers are killed without a word, and others
 start in their place. The model is a network of one hidden layer that learns what a larger one says, from noisy answers: small,
@@ -32,26 +33,28 @@ N_IN, N_HIDDEN, N_TEACHER, BATCH = 8, 24, 64, 16
 NUMEL = N_IN * N_HIDDEN + 2 * N_HIDDEN
 NOISE = 0.1  # standard deviation of what is added to the answers trained on
 ROUND = {"push_codec": "int8", "update_codec": "int8", "shard_elements": 60}
+WIDE = (32, 124, 256, 64)  # the same four of the model whose pushes are sparse
 KNOWN = {"goodput at 20 % churn per hour": 0.88}
 
 
 class Task:
     """The teacher, and the loss of a student given by its flat parameters."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, sizes: tuple[int, int, int, int] = (N_IN, N_HIDDEN, N_TEACHER, BATCH)) -> None:
+        self.n_in, self.n_hidden, n_teacher, self.batch = sizes
         self.random = torch.Generator().manual_seed(seed)
-        self.hidden = torch.randn(N_IN, N_TEACHER, generator=self.random) / N_IN**0.5
-        self.out = torch.randn(N_TEACHER, generator=self.random) / N_TEACHER**0.5
-        self.x = torch.randn(2048, N_IN, generator=self.random)
+        self.hidden = torch.randn(self.n_in, n_teacher, generator=self.random) / self.n_in**0.5
+        self.out = torch.randn(n_teacher, generator=self.random) / n_teacher**0.5
+        self.x = torch.randn(2048, self.n_in, generator=self.random)
         self.y = self.answer(self.x)
-        self.start = torch.randn(NUMEL, generator=self.random) / N_IN**0.5
+        self.start = torch.randn((self.n_in + 2) * self.n_hidden, generator=self.random) / self.n_in**0.5
 
     def answer(self, x: Tensor) -> Tensor:
         return torch.tanh(x @ self.hidden) @ self.out
 
     def student(self, theta: Tensor, x: Tensor) -> Tensor:
-        hidden, bias, out = theta.split([N_IN * N_HIDDEN, N_HIDDEN, N_HIDDEN])
-        return torch.tanh(x @ hidden.view(N_IN, N_HIDDEN) + bias) @ out
+        hidden, bias, out = theta.split([self.n_in * self.n_hidden, self.n_hidden, self.n_hidden])
+        return torch.tanh(x @ hidden.view(self.n_in, self.n_hidden) + bias) @ out
 
     def local_step(self, peer: SimPeer) -> None:
         """One step of SGD."""
@@ -61,8 +64,8 @@ class Task:
 
     def batch_loss(self, theta: Tensor) -> Tensor:
         """On examples that nobody has seen."""
-        x = torch.randn(BATCH, N_IN, generator=self.random)
-        y = self.answer(x) + NOISE * torch.randn(BATCH, generator=self.random)
+        x = torch.randn(self.batch, self.n_in, generator=self.random)
+        y = self.answer(x) + NOISE * torch.randn(self.batch, generator=self.random)
         return mse_loss(self.student(theta, x), y)
 
     def loss(self, theta: Tensor) -> float:
@@ -162,6 +165,59 @@ def loss_under_churn(seeds: int, n_peers: int, until_steps: int) -> dict[str, An
     }  # fmt: skip
 
 
+async def curve_of_leavers(
+    seed: int, codec: str, n_peers: int, until_steps: int, leave_every_s: float | None, push_last: bool
+) -> list[tuple[int, float]]:
+    """As `curve`, but they push what they have and leave in order; with or without telling that it is their last push."""
+    task, rng = Task(seed, WIDE), random.Random(seed)
+    books, points = Books(task), []
+    rounds = RoundSpec(local_steps=10, push_codec=codec, update_codec="int8", feedback_decay=0.95, dense_below=0)
+    async with Swarm(
+        seed=seed, numel=task.start.numel(), shape=(task.n_in + 2, task.n_hidden), start=task.start, local_step=books.step,
+        round=rounds, step_s=0.5,
+    ) as swarm, trio.open_nursery() as nursery:  # fmt: skip
+
+        async def leave(peer: SimPeer) -> None:
+            if push_last:
+                peer.engine.push_last()
+            peer.max_steps = peer.trainee.steps
+            await swarm.until(lambda: peer.engine.progress.done, 60, "the rest is in an update")
+            await swarm.leave(peer.name)
+
+        async def come_and_go(every_s: float) -> None:
+            n = 0
+            while True:
+                await trio.sleep(every_s * rng.uniform(0.5, 1.5))
+                leaver = rng.choice([peer for peer in swarm.living() if peer.max_steps is None])
+                swarm.start(f"new{n}", step_s=leaver.step_s)
+                nursery.start_soon(leave, leaver)
+                n += 1
+
+        for i in range(n_peers):
+            await swarm.add(f"p{i}")
+        if leave_every_s is not None:
+            nursery.start_soon(come_and_go, leave_every_s)
+        while books.n_steps < until_steps:
+            await trio.sleep(2.5)
+            points.append((books.n_steps, task.loss(swarm.living()[0].engine.common_parameters())))
+        nursery.cancel_scope.cancel()
+    return points
+
+
+def loss_of_leavers(codec: str, seeds: int, n_peers: int = 8, until_steps: int = 1600) -> dict[str, Any]:
+    """All of the peers a minute, against nobody: the loss at nine tenths, relative to that, with and without a last push."""
+    ratios: dict[bool, list[float]] = {False: [], True: []}
+    for seed in range(seeds):
+        calm = at_tokens(run(curve_of_leavers, seed, codec, n_peers, until_steps, None, False), until_steps * 9 // 10)
+        for push_last, row in ratios.items():
+            points = run(curve_of_leavers, seed, codec, n_peers, until_steps, 60 / n_peers, push_last)
+            row.append(at_tokens(points, until_steps * 9 // 10) / calm)
+    return {"codec": codec, "peers": n_peers, "seeds": seeds, "leave_per_minute": 1.0} | {
+        name: {"mean": round(statistics.mean(row), 4), "of_each_seed": [round(ratio, 4) for ratio in row]}
+        for name, row in (("as any push", ratios[False]), ("as the last push", ratios[True]))
+    }
+
+
 async def goodput(seed: int, n_peers: int, hours: float, n_stragglers: int) -> dict[str, Any]:
     """Steps of 5 s, rounds of 100 s; announcements five times rarer than by default, so that an hour takes a minute of CPU."""
     task, rng = Task(seed), random.Random(seed)
@@ -226,7 +282,7 @@ def run(fn: Callable[..., Any], *args: Any) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=("loss", "goodput", "standstill"))
+    parser.add_argument("--only", choices=("loss", "leaving", "goodput", "standstill"))
     parser.add_argument("--peers", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6000, help="of all peers together, in each run of the loss")
@@ -239,6 +295,8 @@ def main() -> None:
         found["standstill"] = run(standstill, 0, 10)
     if args.only in (None, "loss"):
         found["loss"] = loss_under_churn(args.seeds, args.peers, args.steps)
+    if args.only in (None, "leaving"):
+        found["leaving"] = [loss_of_leavers(codec, args.seeds) for codec in ("topk512-2bit", "topk128-2bit")]
     if args.only in (None, "goodput"):
         found["goodput"] = [run(goodput, 0, args.peers, args.hours, n) for n in (0, args.peers // 5)]
     found["cpu_s"] = round(time.process_time() - began, 1)

@@ -40,8 +40,9 @@ from legion_p2p.services.ports import Offload
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.averaging import AverageResult, average_once
 from legion_p2p.train.bridge import Opener, PeerThread
+from legion_p2p.train.described import Plan, described, plan_of
 from legion_p2p.train.optimizer import SwarmOptimizer, param_specs, trainable
-from legion_p2p.train.trainer import Outcome, Plan, Stop, Trainer, described, plan_of
+from legion_p2p.train.trainer import Outcome, Stop, Trainer
 
 PLANNED_CROWDS = (2, 10, 100)  # numbers of members that a plan looks at where the job names none
 
@@ -287,7 +288,7 @@ class Optimizer(SwarmOptimizer):
         try:
             _check_rounds(thread.engine, round_fields)
             super().__init__(inner, view, thread, tokens_per_step=tokens_per_step)
-        except BaseException:
+        except BaseException:  # Ctrl+C as well: the peer would stay in the run
             thread.close()
             raise
 
@@ -434,7 +435,7 @@ def plan_job(job: Job) -> Plan:
     def look_up() -> None:
         try:
             found.append(trio.run(_look_up, job))
-        except BaseException as failed:
+        except BaseException as failed:  # whatever it is: it is raised again in the thread that waits for this one
             found.append(failed)
 
     # In a thread: the main one's signal handling belongs to the caller.

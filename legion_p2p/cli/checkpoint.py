@@ -5,7 +5,6 @@ Works on the files alone, except for `fetch`; no peer has to run, and one that d
 """
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,11 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from legion_p2p.cli.common import DONE, FAILED, addresses_of_peers
+from legion_p2p.cli.output import print_json, print_table, progress_bar, table_of
 from legion_p2p.errors import DecodeError, LegionError, MisfitError, StoreError, UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from legion_p2p.core.cids import Cid
     from legion_p2p.services.fetching import Fetched
     from legion_p2p.store.blocks import BlockStore
@@ -48,12 +46,12 @@ def list_(*, store: _Store = "", json: _Json = False) -> int:
     found = []
     with _opened(store) as blocks:
         manifests = find_manifests(blocks)
-        with _progress("looking for blocks", len(manifests), json) as progress:
+        with progress_bar("looking for blocks", len(manifests), json) as progress:
             for cid, manifest in manifests.items():
                 found.append(summarize(blocks, cid, manifest))
                 progress(1)
     if json:
-        return _print_json(found)
+        return print_json(found)
     if not found:
         print(f"there is no checkpoint in {blocks.path}")
         return DONE
@@ -81,10 +79,10 @@ def show(cid: _Cid, /, *, store: _Store = "", json: _Json = False) -> int:
     root = _cid(cid)
     with _opened(store) as blocks:
         manifest = get_manifest(blocks, root)
-        with _progress("looking at shards", len(manifest.shards), json) as progress:
+        with progress_bar("looking at shards", len(manifest.shards), json) as progress:
             one, shards = summarize(blocks, root, manifest), summarize_shards(blocks, manifest, progress)
     if json:
-        return _print_json({"checkpoint": one, "state": {k: _plain(v) for k, v in manifest.state.items()}, "shards": shards})
+        return print_json({"checkpoint": one, "state": {k: _plain(v) for k, v in manifest.state.items()}, "shards": shards})
     lines = {
         "checkpoint": one.cid, "run": f"{one.run}  {clean(one.run_name or '(its specification is not here)')}",
         "step": whole_text(one.step), "published by": f"{one.publisher}, {_date_text(one.created_s)}",
@@ -94,14 +92,14 @@ def show(cid: _Cid, /, *, store: _Store = "", json: _Json = False) -> int:
     }  # fmt: skip
     for name, text in lines.items():
         print(f"{name:<13} {text}")
-    table = _table("shard", "version", "base", "updates since", "base bytes", "log bytes", "digest")
+    table = table_of("shard", "version", "base", "updates since", "base bytes", "log bytes", "digest")
     for shard in shards:
         table.add_row(
             str(shard.shard), whole_text(shard.version), whole_text(shard.base_version),
             whole_text(shard.version - shard.base_version), bytes_text(shard.base_bytes), bytes_text(shard.log_bytes),
             shard.digest[:16],
         )  # fmt: skip
-    _print(table)
+    print_table(table)
     return DONE
 
 
@@ -120,12 +118,12 @@ def verify(cid: _Cid, /, *, store: _Store = "", json: _Json = False) -> int:
         get_manifest(blocks, root)
         here = blocks_of(blocks, root)
         n_blocks, n_bytes = len(here), sum(here.values())
-        with _progress("reading blocks", n_bytes, json) as progress:
+        with progress_bar("reading blocks", n_bytes, json) as progress:
             problems = damage_of(blocks, root, progress)
         if not problems:
             problems = _misfits(blocks, root, json)
     if json:
-        _print_json({"cid": str(root), "ok": not problems, "n_blocks": n_blocks, "n_bytes": n_bytes, "problems": problems})
+        print_json({"cid": str(root), "ok": not problems, "n_blocks": n_blocks, "n_bytes": n_bytes, "problems": problems})
     elif problems:
         print(f"{root} is damaged or incomplete:")
         for problem in problems[:SHOWN_PROBLEMS]:
@@ -181,17 +179,17 @@ def export(
 
             opened = Checkpoint(blocks, root)
             if safetensors:
-                with _progress("writing safetensors", opened.plan.numel, json) as progress:
+                with progress_bar("writing safetensors", opened.plan.numel, json) as progress:
                     written["safetensors"] = {
                         "folder": safetensors,
                         "names": export_safetensors(opened, safetensors, names, progress),
                     }
             if dcp:
-                with _progress("writing a distributed checkpoint", opened.plan.numel, json) as progress:
+                with progress_bar("writing a distributed checkpoint", opened.plan.numel, json) as progress:
                     export_dcp(opened, dcp, progress)
                 written["dcp"] = {"folder": dcp}
     if json:
-        return _print_json({"cid": str(root), **written})
+        return print_json({"cid": str(root), **written})
     told = {
         "car": "{file}: a CAR of {n_blocks:,} blocks, {size}",
         "safetensors": "{folder}: safetensors, the parameters named as in {names}",
@@ -238,12 +236,12 @@ def import_(
             from legion_p2p.train.export import import_folder
 
             signer = load_or_create_identity(identity) if identity else Identity.generate()
-            with _progress("storing parameters", None, json, "parameters") as progress:
+            with progress_bar("storing parameters", None, json, "parameters") as progress:
                 roots = [import_folder(blocks, source, signer, name, progress)]
         else:
             roots = _import_car(blocks, source, json)
     if json:
-        return _print_json({"cids": [str(root) for root in roots]})
+        return print_json({"cids": [str(root) for root in roots]})
     for root in roots:
         print(root)
     return DONE
@@ -275,11 +273,11 @@ def fetch(
     from legion_p2p.observe.human import bytes_text, whole_text
 
     root, contacts = _cid(cid), parse_addresses(initial_peers)
-    with _opened(store, writing=True) as blocks, blocks.hold(), _progress("fetching blocks", None, json, "bytes") as progress:
+    with _opened(store, writing=True) as blocks, blocks.hold(), progress_bar("fetching blocks", None, json, "bytes") as progress:
         blocks.pin(root, "fetched")  # before its blocks are here: what a fetch that is stopped has got stays
         fetched = trio.run(_fetch, root, contacts, blocks, progress)
     if json:
-        return _print_json({"cid": str(root), "fetched": fetched})
+        return print_json({"cid": str(root), "fetched": fetched})
     for peer in fetched.dropped:
         print(f"{peer} sent other bytes than it was asked for, and was not asked again")
     print(
@@ -323,7 +321,7 @@ def diff(a: str, b: str, /, *, store: _Store = "", json: _Json = False) -> int:
             raise MisfitError(f"{a} and {b} have different parameters: they cannot be compared")
         pairs = list(zip(first.manifest.shards, second.manifest.shards, strict=False))
         in_a, in_b = blocks_of(blocks, first.cid), blocks_of(blocks, second.cid)
-        with _progress("comparing", first.plan.numel, json) as progress:
+        with progress_bar("comparing", first.plan.numel, json) as progress:
             changes = changes_between(first, second, progress)
     result = {
         "same_run": first.manifest.run == second.manifest.run, "steps": second.manifest.step - first.manifest.step,
@@ -333,7 +331,7 @@ def diff(a: str, b: str, /, *, store: _Store = "", json: _Json = False) -> int:
         "only_b_bytes": sum(in_b[cid] for cid in in_b.keys() - in_a.keys()), "parameters": changes,
     }  # fmt: skip
     if json:
-        return _print_json(result)
+        return print_json(result)
     print(f"{result['steps']:+,} steps; {result['n_shards_changed']} of {result['n_shards']} shards differ")
     print(
         f"blocks: {bytes_text(result['shared_bytes'])} in both, {bytes_text(result['only_a_bytes'])} only in A, "
@@ -342,10 +340,10 @@ def diff(a: str, b: str, /, *, store: _Store = "", json: _Json = False) -> int:
     moved = sorted((one for one in changes if one.changed), key=lambda one: one.relative, reverse=True)
     print(f"parameters: {whole_text(len(moved))} of {whole_text(len(changes))} differ")
     if moved:
-        table = _table("parameter", "elements that differ", "|B - A| / |A|", "largest change")
+        table = table_of("parameter", "elements that differ", "|B - A| / |A|", "largest change")
         for one in moved[:MOST_CHANGED]:
             table.add_row(clean(one.name), f"{one.changed:,} of {one.numel:,}", f"{one.relative:.3g}", f"{one.largest:.3g}")
-        _print(table)
+        print_table(table)
     return DONE
 
 
@@ -355,7 +353,7 @@ def _misfits(blocks: "BlockStore", root: "Cid", quiet: bool) -> list[str]:
 
     try:
         opened = Checkpoint(blocks, root)
-        with _progress("applying updates", opened.plan.numel, quiet) as progress:
+        with progress_bar("applying updates", opened.plan.numel, quiet) as progress:
             for _ in opened.shards(progress):
                 pass
     except (DecodeError, StoreError) as bad:
@@ -369,7 +367,7 @@ def _export_car(blocks: "BlockStore", root: "Cid", path: Path, quiet: bool) -> d
 
     draft = path.with_name(f"{path.name}.part")
     try:
-        with open(draft, "wb") as file, _progress("writing CAR", sum(blocks_of(blocks, root).values()), quiet) as progress:
+        with open(draft, "wb") as file, progress_bar("writing CAR", sum(blocks_of(blocks, root).values()), quiet) as progress:
             n_blocks = write_car(blocks, root, file, progress)
             n_bytes = file.tell()
         draft.replace(path)
@@ -386,7 +384,7 @@ def _import_car(blocks: "BlockStore", path: Path, quiet: bool) -> "list[Cid]":
     from legion_p2p.store.checkpoints import get_manifest
 
     try:
-        with open(path, "rb") as file, _progress("reading CAR", path.stat().st_size, quiet) as progress, blocks.hold():
+        with open(path, "rb") as file, progress_bar("reading CAR", path.stat().st_size, quiet) as progress, blocks.hold():
             roots = read_car(blocks, file, progress)
             for root in roots:
                 get_manifest(blocks, root)
@@ -418,67 +416,6 @@ def _cid(text: str) -> "Cid":
         return Cid.parse(text)
     except LegionError as bad:
         raise UsageError(f"{bad}; legion-ctl checkpoint list shows those of checkpoints") from bad
-
-
-@contextlib.contextmanager
-def _progress(what: str, total: int | None, quiet: bool, unit: str = "") -> "Iterator[Callable[[int], None]]":
-    """A bar on stderr, where that is a terminal; it appears with the first progress. `total` None: nobody knows how much it is,
-    so it counts what is done, in `unit`s.
-    """
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda n: None
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    from legion_p2p.observe.human import bytes_text, count_text
-
-    clock = TimeElapsedColumn() if total is None else TimeRemainingColumn()
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), clock, console=console,
-                   transient=True)  # fmt: skip
-    task, n_done = bar.add_task(what, total=total, done="", start=False), 0
-
-    def advance(n: int) -> None:
-        nonlocal n_done
-        if not n_done:
-            bar.start()
-            bar.start_task(task)
-        n_done += n
-        amount = bytes_text(n_done) if unit == "bytes" else f"{count_text(n_done)} {unit}"
-        bar.update(task, completed=n_done, done=amount if total is None else f"{100 * n_done / max(1, total):>3.0f} %")
-
-    try:
-        yield advance
-    finally:
-        bar.stop()
-
-
-def _table(*columns: str) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, no_wrap=i == 0, overflow="fold")
-    return table
-
-
-def _print(table: "Table") -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a file has no width: let every column be there
-        console = Console(highlight=False, width=200)
-    console.print(table)
-
-
-def _print_json(value: Any) -> int:
-    import msgspec
-
-    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
-    return DONE
 
 
 def _plain(value: Any) -> Any:

@@ -16,9 +16,10 @@ from legion_p2p.core.chunks import ChunkLedger
 from legion_p2p.core.identity import Identity
 from legion_p2p.train.corpus import Corpus, open_text
 from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of
+from legion_p2p.train.described import spec_of
 from legion_p2p.train.gpt import GPT
 from legion_p2p.train.inner import inner_optimizer
-from legion_p2p.train.trainer import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, STEP_EVENT_EVERY_S, evaluate, learning_rate, spec_of
+from legion_p2p.train.trainer import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, STEP_EVENT_EVERY_S, evaluate, learning_rate
 
 WARM_UP_STEPS = 3  # torch plans its kernels in the first ones
 

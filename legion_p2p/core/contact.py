@@ -46,6 +46,11 @@ class Bandwidth(msgspec.Struct, frozen=True):
     """Set by the user or by an emulated link, and in force now."""
     download_limit_bps: float | None = None
 
+    @property
+    def known_upload_bps(self) -> float | None:
+        """What is to be reckoned with: the lower of the two, where any is known."""
+        return min((bps for bps in (self.upload_bps, self.upload_limit_bps) if bps is not None), default=None)
+
 
 class Traffic(msgspec.Struct, frozen=True):
     """Bytes of request and reply frames since start, headers included."""

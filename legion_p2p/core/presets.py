@@ -10,46 +10,29 @@ Links = Literal["lan", "fibre", "cable", "dsl"]
 DEFAULT_LINKS: Links = "cable"
 
 _MUON = {"optimizer": "muon", "learning_rate": 0.02}
-_ACROSS = {"cross_every": 1, "cross_codec": "topk512-2bit"}  # often and sparse: docs/records/regions.md
+
+
+def _sparse(pushes: tuple[str, ...], updates: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """The first codecs, and those that may take their place; between regions often and sparse: docs/records/regions.md."""
+    codecs = {"push_codec": pushes[0], "push_codecs": pushes[1:], "update_codec": updates[0], "update_codecs": updates[1:]}
+    across = {"cross_every": 1, "cross_codec": "topk512-2bit"}
+    return {"round": {"local_steps": 5, **codecs, "feedback_decay": 0.95, **across}, "inner": _MUON}
+
 
 LINKS: dict[str, dict[str, dict[str, Any]]] = {
     "lan": {"round": {"local_steps": 2, "push_codec": "int8", "update_codec": "int8"}, "inner": _MUON},
-    "fibre": {
-        "round": {
-            "local_steps": 5,
-            "push_codec": "topk512-2bit",
-            "push_codecs": ("int4", "topk256-2bit", "topk128-2bit"),
-            "update_codec": "topk1024-4bit",
-            "update_codecs": ("int4", "topk512-2bit"),
-            "feedback_decay": 0.95,
-            **_ACROSS,
-        },
-        "inner": _MUON,
-    },
-    "cable": {
-        "round": {
-            "local_steps": 5,
-            "push_codec": "topk512-2bit",
-            "push_codecs": ("topk256-2bit", "topk128-2bit", "topk64-2bit"),
-            "update_codec": "topk512-2bit",
-            "update_codecs": ("topk1024-4bit", "topk256-2bit"),
-            "feedback_decay": 0.95,
-            **_ACROSS,
-        },
-        "inner": _MUON,
-    },
-    "dsl": {
-        "round": {
-            "local_steps": 5,
-            "push_codec": "topk128-2bit",
-            "push_codecs": ("topk256-2bit", "topk64-2bit", "topk32-2bit"),
-            "update_codec": "topk512-2bit",
-            "update_codecs": ("topk256-2bit", "topk128-2bit"),
-            "feedback_decay": 0.95,
-            **_ACROSS,
-        },
-        "inner": _MUON,
-    },
+    "fibre": _sparse(
+        ("topk512-2bit", "int4", "topk256-2bit", "topk128-2bit"),
+        ("topk1024-4bit", "int4", "topk512-2bit"),
+    ),
+    "cable": _sparse(
+        ("topk512-2bit", "topk256-2bit", "topk128-2bit", "topk64-2bit"),
+        ("topk512-2bit", "topk1024-4bit", "topk256-2bit"),
+    ),
+    "dsl": _sparse(
+        ("topk128-2bit", "topk256-2bit", "topk64-2bit", "topk32-2bit"),
+        ("topk512-2bit", "topk256-2bit", "topk128-2bit"),
+    ),
 }
 """Fields of RoundSpec and InnerSpec that differ from their defaults. lan: a gigabit and a millisecond; fibre: 100 Mbit/s up and
 more; cable: about 20; dsl: about 5."""

@@ -61,7 +61,8 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Codec of pushes, and of the updates made of them, while a member's inner optimizer says that it is warming up."""
 
     dense_codec: _Codec = "int8"
-    """Codec of small and one-dimensional tensors where the others' bits are fewer; empty: no exception is made for them."""
+    """Codec of small and one-dimensional tensors where the others' bits are fewer, and of a member's last pushes where its link
+    allows it; empty: no exception is made for them."""
 
     dense_below: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 4096
     """Tensors of fewer elements are small."""
@@ -128,7 +129,7 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the members' weights become ownership of shards: see `legion_p2p.core.placement`."""
 
     def allowed_push_codecs(self) -> tuple[str, ...]:
-        return _distinct(self.push_codec, *self.push_codecs, self.warmup_codec)
+        return _distinct(self.push_codec, *self.push_codecs, self.warmup_codec, self.dense_codec)
 
     def allowed_update_codecs(self) -> tuple[str, ...]:
         return _distinct(self.update_codec, *self.update_codecs, self.warmup_codec)

@@ -235,10 +235,12 @@ class Handover(Message, frozen=True, tag="handover"):
     version: _Version
     digest: _Digest
     payload: _Payload
-    """As fp32. Empty: there is nothing, the question is what the other one holds."""
+    """Empty: there is nothing, the question is what the other one holds."""
     part: Part = "residual"
     n_recent: Annotated[int, msgspec.Meta(ge=0, le=MAX_OUTER_DELAY)] = 0
     """Changes that `recent` is the sum of."""
+    codec: _Codec = "fp32"
+    """Another one where time is short."""
 
 
 # between regions

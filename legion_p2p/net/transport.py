@@ -208,7 +208,7 @@ def _bind(host: str, port: int) -> trio.SocketListener:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))
         sock.listen(BACKLOG)
-    except BaseException:
+    except BaseException:  # whatever it is, an address that is no such thing or Ctrl+C: nobody else would close it
         sock.close()
         raise
     listening = trio.socket.from_stdlib_socket(sock)

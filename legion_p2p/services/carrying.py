@@ -3,7 +3,8 @@
 the relay met another region   -> the step is compressed, and what that leaves out goes with the next one
 the owner puts it into its residual, once a version at most -> it reaches the members inside the next ordinary updates
 no answer                      -> the same message again at the next version: it counts once
-the relay speaks no longer     -> all that is left, in one last message
+the relay speaks no longer     -> all that is left, in one last message; also when it leaves in order
+the relay dies                 -> what was left is lost, about a step: the other region has moved its part of it, this one not
 """
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from legion_p2p.services.shards import ShardService
 from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.meeting import norm, reach
 
+LAST_STEP_S = 5.0  # that a relay which leaves waits for owners to have room for its last step, which they take once a version
 SLACK = 4.0  # on the longest step that the owner takes from a relay: it may be several meetings' left over, or the last word
 
 
@@ -83,6 +85,19 @@ class Carrying:
         if replica.shard in self._copies and await self.deliver(replica, WHOLE) == WHOLE:
             self._copies.pop(replica.shard, None)
 
+    async def finish_all(self) -> None:
+        """This peer leaves: finish with every shard, at its next version where the owner has taken a step in this one already."""
+        with trio.move_on_after(LAST_STEP_S):
+            async with trio.open_nursery() as nursery:
+                for shard in self._copies:
+                    nursery.start_soon(self._finish_soon, self._shards.replica(shard))
+
+    async def _finish_soon(self, replica: Replica) -> None:
+        await self.finish(replica)
+        while replica.shard in self._copies:
+            await replica.bell.wait()
+            await self.finish(replica)
+
     def clear(self) -> None:
         self._copies.clear()
 
@@ -110,7 +125,7 @@ class Carrying:
             if not copy.is_ours:
                 raise NetworkError(f"shard {message.shard} is no longer owned by this peer")
             own = copy.value()
-            travelled = met.travelled(own)
+            travelled = met.travelled(own, copy.version)
             rounds, length = self._shards.spec.round, norm(step)
             longest = reach(own, travelled, rounds.cross_reach, rounds.cross_rule)
             if longest is not None and length > SLACK * longest:

@@ -109,7 +109,8 @@ class Crossing:
         link.is_asking = True
         every = self.schedule.interval(replica, other).every
         met = self.schedule.met(replica)
-        met.every, met.not_before = every, replica.chain.version + max(1, every // RETRY)
+        met.every = every if link.known is not None else self._rounds.cross_every
+        met.not_before = replica.chain.version + max(1, every // RETRY)
         try:
             reply = await self._ask(replica, copy, link, peer, other)
             if isinstance(reply, Unknown):
@@ -140,7 +141,7 @@ class Crossing:
                 own, version = copy.value(), copy.version
             codec = self.schedule.interval(replica, other).codec
             payload, ours = await self._compute(replica.numel, tell, own, link.known, self._shards.codec_of(replica, codec))
-            travelled = await self._compute(replica.numel, self.schedule.met(replica).travelled, own)
+            travelled = await self._compute(replica.numel, self.schedule.met(replica).travelled, own, version)
             cap, rule = self._rounds.cross_reach, self._rounds.cross_rule
             longest = await self._compute(replica.numel, reach, own, travelled, cap, rule)
             message = Cross(
@@ -158,14 +159,9 @@ class Crossing:
             link.asked = Asked(peer, message, link.known, ours, own, travelled, version)
         if peer == self._shards.me:
             return await self.on_cross(peer, link.asked.message)
-        rate, message = self.schedule.rate(peer), link.asked.message
-        rate.begin(trio.current_time())
-        try:
-            with trio.fail_after(TRANSFER_DEADLINE_S):
-                reply = await self._shards.ask_owner(peer, message)
-            rate.moved(len(message.payload), trio.current_time())
-        finally:
-            rate.end(trio.current_time(), self._messenger.rtt_s(peer) or 0.0)
+        with self.schedule.measuring(peer, link.asked.message) as measure, trio.fail_after(TRANSFER_DEADLINE_S):
+            reply = await self._shards.ask_owner(peer, link.asked.message)
+            measure(reply)
         return reply
 
     async def _take_answer(self, replica: Replica, copy: Copy, link: Link, other: str, reply: Crossed) -> None:
@@ -235,7 +231,7 @@ class Crossing:
             link.asked = None  # the other side has not moved for it, or it would know something else
             theirs = await self._compute(replica.numel, hear, message.payload, link.known, replica.numel, codec)
             own = copy.value()
-            travelled = 0.0 if message.center else await self._compute(replica.numel, met.travelled, own)
+            travelled = 0.0 if message.center else await self._compute(replica.numel, met.travelled, own, copy.version)
             await self._compute(replica.numel, check_plausible, theirs, own, travelled)
             cap, rule = self._rounds.cross_reach, self._rounds.cross_rule
             if isinstance(copy, CenterCopy):

@@ -22,40 +22,22 @@ from legion_p2p.core.manifest import block_key, checkpoint_key
 from legion_p2p.core.membership import Changed, Liveness
 from legion_p2p.core.plan import ParamSpec, check_fit
 from legion_p2p.core.run import RunSpec, SignedSpec, run_id, sign_spec
-from legion_p2p.core.wire import (
-    Accusation,
-    Carry,
-    Checkpoints,
-    Cross,
-    Done,
-    Exchange,
-    GetBlocks,
-    GetCheckpoints,
-    GetSpec,
-    HasBlocks,
-    Ping,
-    PingFor,
-    Reply,
-    SpecFound,
-    decode_request,
-    encode,
-)
-from legion_p2p.errors import CodecError, DecodeError, JoinError, MisfitError, NetworkError, RunExistsError, UnknownRunError
+from legion_p2p.errors import CodecError, JoinError, MisfitError, RunExistsError, UnknownRunError
 from legion_p2p.observe.events import HANDING_OVER, Events
 from legion_p2p.observe.status import Status
 from legion_p2p.services import telling
 from legion_p2p.services.advertise import AdvertiseService
+from legion_p2p.services.answering import Answering
 from legion_p2p.services.checkpoints import CheckpointService
 from legion_p2p.services.crossing import Crossing
-from legion_p2p.services.giving import Given
 from legion_p2p.services.groups import open_flat_nursery
 from legion_p2p.services.joining import SEARCH_S, FoundRun, find_run
 from legion_p2p.services.mailbox import Mailbox
 from legion_p2p.services.members import MemberService
 from legion_p2p.services.newcomer import Newcomer, keep
 from legion_p2p.services.pacing import Pacer
-from legion_p2p.services.participant import Network, Participant
-from legion_p2p.services.ports import Archive, Gift, Offload
+from legion_p2p.services.participant import Network
+from legion_p2p.services.ports import Archive, Offload
 from legion_p2p.services.regions import RegionService
 from legion_p2p.services.resuming import Restored, catch_up, gather, restore
 from legion_p2p.services.shards import ShardService
@@ -87,7 +69,7 @@ class Founding:
     parameters: Tensor
 
 
-class Engine(Participant):
+class Engine(Answering):
     """A member of a run. Made by `running`."""
 
     # joining and leaving
@@ -232,6 +214,7 @@ class Engine(Participant):
                 nursery.start_soon(self.members.exchange_with, member.peer_id)
             self.shards.on_members_changed()
             await self.shards.hand_over_all()
+            await self.crossing.carrying.finish_all()
             nursery.cancel_scope.cancel()
 
     async def _tell_of_hand_over(self) -> None:
@@ -387,70 +370,6 @@ class Engine(Participant):
     def status(self) -> Status:
         """What this peer knows now."""
         return telling.status(self)
-
-    # answering
-
-    async def handle(self, peer: PeerId, body: bytes) -> bytes | Gift:
-        """Answer any request of the protocol. Raises: LegionError, to be sent back."""
-        try:
-            message = decode_request(body)
-        except DecodeError as bad:
-            self.messenger.report(peer, str(bad))
-            raise
-        if isinstance(message, GetSpec):
-            return encode(self._tell_spec(message))
-        if isinstance(message, GetBlocks | HasBlocks | GetCheckpoints):
-            if self._provider is None:
-                raise NetworkError("this peer keeps no checkpoints")
-            if isinstance(message, GetCheckpoints):
-                return encode(self._provider.checkpoints() if message.run == self.run else Checkpoints(()))
-            try:
-                return _outgoing(await self._provider.on_request(peer, message))
-            except DecodeError as bad:
-                self.messenger.report(peer, str(bad))
-                raise
-        if self._left:  # no MisfitError: whoever pushes to us should try again, with our heir
-            raise NetworkError("this peer is leaving the run")
-        if self._members is None or message_run(message) not in ("", self.run):
-            raise MisfitError("this peer is not in that run")
-        try:
-            reply = await self._answer(peer, message)
-        except DecodeError as bad:
-            self.messenger.report(peer, str(bad))
-            self.events.error("request.refused", f"{peer}: {bad}", peer=peer, kind=type(bad).__name__)
-            raise
-        self.members.heard(peer)
-        return _outgoing(reply)
-
-    async def _answer(self, peer: PeerId, message: object) -> Reply | Given:
-        members = self.members
-        if isinstance(message, Exchange):
-            return members.on_exchange(peer, message)
-        if isinstance(message, Ping):
-            return Done()
-        if isinstance(message, PingFor):
-            return await members.on_ping_for(message)
-        if isinstance(message, Accusation):
-            return members.on_accusation(peer, message)
-        if isinstance(message, Cross):
-            return await self.crossing.on_cross(peer, message)
-        if isinstance(message, Carry):
-            return await self.crossing.on_carry(peer, message)
-        return await self.shards.on_request(peer, message)  # type: ignore[arg-type]
-
-    def _tell_spec(self, message: GetSpec) -> SpecFound:
-        if self._signed_spec is None or self.spec is None or message.run not in (self.spec.name, self.run):
-            raise UnknownRunError(message.run, 0)
-        return SpecFound(self._signed_spec.spec, self._signed_spec.signature)
-
-
-def _outgoing(reply: Reply | Given) -> bytes | Gift:
-    return Gift(encode(reply.reply), reply.over, reply.rank) if isinstance(reply, Given) else encode(reply)
-
-
-def message_run(message: object) -> str:
-    """The run that a request is about; empty where the message itself carries it elsewhere (an update's header)."""
-    return getattr(message, "run", "")
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@
 Whoever leaves has the next owner say, too, that it holds the newest version: nobody else may have it yet.
 """
 
+import math
 from typing import Any
 
 import trio
@@ -26,6 +27,8 @@ from legion_p2p.tensor.outer import OuterState, carried_on
 MAX_BYTES_AT_ONCE = 4 << 20  # of hand-overs on their way: more would share the link, and all of them end late
 AGAIN_S = 0.2  # between two attempts of one that leaves
 MAX_ATTEMPTS = 50  # some 10 s: time for all to learn who leaves and who does not
+PRECISE_S = 30.0  # all of it in a byte an element is worth more than a part of it exactly: what takes longer goes in that
+PRECISE, COARSE = "fp32", "int8"
 
 
 class HandingOver(Following):
@@ -36,22 +39,37 @@ class HandingOver(Following):
         self.leaving = False
         self._turns = Turns(MAX_BYTES_AT_ONCE)
         self._to_hand_over: dict[int, int] = {}  # bytes, by shard
+        self._hand_over_codec = PRECISE
 
     @property
     def to_hand_over(self) -> tuple[int, int]:
-        """How many shards have not arrived at their next owners yet, and how many bytes of them."""
-        return len(self._to_hand_over), sum(self._to_hand_over.values())
+        """Of how many shards something has not arrived at an owner yet, and how many bytes."""
+        pushing = [replica for replica in self.replicas.values() if self._is_pushing(replica)]
+        n_bytes = sum(len(replica.pending.payload) for replica in pushing if replica.pending is not None)
+        return len(self._to_hand_over.keys() | {r.shard for r in pushing}), sum(self._to_hand_over.values()) + n_bytes
 
     async def hand_over_all(self) -> None:
-        """Before leaving, when members know this peer as not ready: give everything away. Returns when it has arrived, or nobody
-        is there to take it.
+        """Before leaving, when members know this peer as not ready: give everything away, its last pushes as well.
+
+        Returns when it has arrived, or nobody is there to take it.
         """
         self.leaving = True
+        n_bytes = sum(4 * r.numel * len(_kept(r)) for r in self.replicas.values() if r.round is not None)
+        if 8 * n_bytes > PRECISE_S * (self._messenger.bandwidth().known_upload_bps or math.inf):
+            self._hand_over_codec = COARSE
         async with trio.open_nursery() as nursery:
             for replica in self.replicas.values():
                 nursery.start_soon(self._step_down, replica)
-        while self._to_hand_over:  # what the shards' own tasks began
-            await self._settled.wait()
+        while self.to_hand_over[0]:  # what the shards' own tasks began
+            with trio.move_on_after(AGAIN_S):
+                await self._settled.wait()
+
+    def _is_pushing(self, replica: Replica) -> bool:
+        """A push of this peer's own has still to come to an owner, who brings it into an update though this peer is gone."""
+        if self._nursery is None or self.ownership(replica.shard).owner in (None, self.me):
+            return False  # nobody is there to take it, or, in a peer that was cancelled, to bring it
+        pending = replica.pending
+        return replica.offered is not None if pending is None else pending.holder in (None, self.me)
 
     async def _step_down(self, replica: Replica) -> None:
         """Own the shard no longer."""
@@ -61,17 +79,15 @@ class HandingOver(Following):
             replica.round = None
             replica.arrived.clear()
             replica.taken_over.clear()
-            residual, replica.owner_residual = replica.owner_residual, None
-            outer, replica.outer = replica.outer, OuterState()
+            parts, n_recent = _kept(replica), replica.outer.n_recent
+            replica.owner_residual, replica.outer = None, OuterState()
             version, digest_ = replica.chain.version, replica.chain.digest
             self._to_hand_over[replica.shard] = 0
         self._settled.ring()
         if replica.pending is not None:
             replica.pending.holder = None
-        kept: dict[Part, Tensor | None] = {"residual": residual, "momentum": outer.momentum, "recent": outer.recent}
-        parts = {part: value for part, value in kept.items() if value is not None and bool(value.any())}
         try:
-            await self._hand_over(replica, version, digest_, parts, outer.n_recent)
+            await self._hand_over(replica, version, digest_, parts, n_recent)
         finally:
             del self._to_hand_over[replica.shard]
             self._settled.ring()
@@ -87,9 +103,10 @@ class HandingOver(Following):
             try:
                 self._note_left(replica, parts)
                 for part, value in tuple(parts.items()):
-                    async with self._turns.take(4 * replica.numel):
-                        payload = await self.compute(replica.numel, codec.get("fp32").encode, value)
-                        await self._give(heir, Handover(self.run, replica.shard, version, digest_, payload, part, n_recent))
+                    async with self._turns.take(self._part_bytes(replica)):
+                        name = self._hand_over_codec
+                        payload = await self.compute(replica.numel, codec.get(name).encode, value)
+                        await self._give(heir, Handover(self.run, replica.shard, version, digest_, payload, part, n_recent, name))
                     del parts[part]
                     self._note_left(replica, parts)
                 if not self.leaving or (holds := await self._ask_version(heir, replica.shard, version, digest_)) >= version:
@@ -111,7 +128,10 @@ class HandingOver(Following):
             self._events.emit("shard.handover_failed", shard=replica.shard, owner=heir, reason=why)
 
     def _note_left(self, replica: Replica, parts: dict[Part, Tensor]) -> None:
-        self._to_hand_over[replica.shard] = 4 * replica.numel * len(parts)
+        self._to_hand_over[replica.shard] = self._part_bytes(replica) * len(parts)
+
+    def _part_bytes(self, replica: Replica) -> int:
+        return int(codec.get(self._hand_over_codec).bits_per_element * replica.numel / 8)
 
     async def _ask_version(self, heir: PeerId, shard: int, version: int, digest_: bytes) -> int:
         return (await self._give(heir, Handover(self.run, shard, version, digest_, b""))).version
@@ -134,7 +154,9 @@ class HandingOver(Following):
             self._events.emit("shard.handover_of_other_state", shard=replica.shard, peer=peer)
         if not replica.chain.was_made_by(peer) and self.ownership(replica.shard).owner != peer:
             raise NetworkError(f"shard {replica.shard}: {peer} made none of its last versions, so it has nothing to hand over")
-        value = codec.get("fp32").decode(message.payload, replica.numel)
+        if message.codec not in (PRECISE, COARSE):
+            raise CodecError(f"hand-over in codec {message.codec!r}, {PRECISE} and {COARSE} are allowed")
+        value = await self.compute(replica.numel, codec.get(message.codec).decode, message.payload, replica.numel)
         async with replica.lock:
             which = (peer, message.version, message.digest)
             if replica.taken_over.get(message.part) != which:  # else our answer was lost, and it comes again
@@ -165,3 +187,11 @@ class HandingOver(Following):
     def _last_header(replica: Replica) -> tuple[UpdateHeader, ...]:
         last = replica.chain.last()
         return () if last is None else (last.header,)
+
+
+def _kept(replica: Replica) -> dict[Part, Tensor]:
+    """What only its owner has, what matters most first."""
+    kept: dict[Part, Tensor | None] = {
+        "residual": replica.owner_residual, "momentum": replica.outer.momentum, "recent": replica.outer.recent,
+    }  # fmt: skip
+    return {part: value for part, value in kept.items() if value is not None and bool(value.any())}

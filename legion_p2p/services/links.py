@@ -14,8 +14,7 @@ from legion_p2p.tensor.meeting import Known, norm
 CENTER = ""  # in place of a region's label: the center variable, which no region has; it sorts before all of them
 MAX_LINKS = 8  # other regions of which is kept what is known, two shards each; who met longest ago begins anew
 FADING = 0.5  # of what a copy moved by itself, from one meeting to the next: one quiet interval does not say that it stands still
-PATH_FADING = 0.9
-CATCH_UP = 12.0
+REMEMBERED = 4.0  # versions
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,23 +63,21 @@ class Met:
     """From whom the owner took a relay's step last, its number, and at which version."""
     every: int = 0
     """Versions between two meetings at the last one."""
-    _met_at: Tensor | None = None
+    _version_s: float | None = None
     _seen_at: Tensor | None = None
     _seen: int = 0
-    _path: float = 0.0
     _recent: float = 0.0
 
-    def travelled(self, own: Tensor) -> float:
-        """How far the copy goes by itself between two meetings, as a norm; or a part of what it went since the last, if that was
-        long ago: two that were apart then come together in about CATCH_UP meetings."""
-        self._measure(own)
-        return max(self._recent, self._path / CATCH_UP)
+    def travelled(self, own: Tensor, version: int) -> float:
+        """How far the copy goes by itself between two meetings, as a norm."""
+        self._measure(own, version)
+        return self._recent
 
     def leave(self, own: Tensor, after: Tensor, version: int) -> None:
         """A meeting moved the copy at this version."""
-        self._measure(own)
-        self._recent, self._path = FADING * self._recent, PATH_FADING * self._path
-        self._met_at = self._seen_at = after
+        self._measure(own, version)
+        self._recent *= FADING
+        self._seen_at = after
         self._seen = version
 
     def is_out_of_date(self, version: int) -> bool:
@@ -89,25 +86,29 @@ class Met:
 
     def look(self, own: Tensor, version: int) -> None:
         """Measure anew how far it goes between two meetings."""
-        self._measure(own)
+        self._measure(own, version)
         self._recent *= FADING
         self._seen_at, self._seen = own, version
-        self._met_at = own if self._met_at is None else self._met_at
 
-    def _measure(self, own: Tensor) -> None:
-        if self._seen_at is not None and self._met_at is not None:
-            self._recent = max(self._recent, norm(own - self._seen_at))
-            self._path = max(self._path, norm(own - self._met_at))
+    def _measure(self, own: Tensor, version: int) -> None:
+        if self._seen_at is not None:
+            times = max(1.0, (version - self._seen) / (2 * self.every))  # a meeting that gets no answer holds up looking
+            self._recent = max(self._recent, norm(own - self._seen_at) / times)
 
     def note(self, region: str, version: int, now: float) -> None:
         """They met."""
+        self._version_s = self.version_s(version, now)
         self.last, self.at_s, self.by_region[region] = version, now, version
         while len(self.by_region) > 4 * MAX_LINKS:
             del self.by_region[next(iter(self.by_region))]
 
     def version_s(self, version: int, now: float) -> float | None:
-        """How long a version takes, by those since the last meeting."""
-        return (now - self.at_s) / (version - self.last) if version > self.last else None
+        """How long a version takes: by those since the last meeting, and by REMEMBERED of those before, for the first one after a
+        meeting may come in the same instant."""
+        if self._version_s is None:
+            return (now - self.at_s) / (version - self.last) if version > self.last else None
+        n_new = max(0, version - self.last)
+        return (now - self.at_s + REMEMBERED * self._version_s) / (n_new + REMEMBERED) if n_new else self._version_s
 
 
 class Links:

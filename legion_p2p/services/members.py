@@ -3,13 +3,13 @@
 Announcements go out by gossip and, to heal what gossip loses, in an exchange of tables with one random member at a time.
 """
 
-import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 import trio
 
+from legion_p2p.core.absence import Absence
 from legion_p2p.core.announcement import Announcement, open_signed, peer_of, sign
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.membership import Accuse, Changed, Liveness, Member, Membership, MembershipConfig, Probe, Refute, weights_of
@@ -33,11 +33,9 @@ from legion_p2p.services.bell import Bell
 from legion_p2p.services.ports import Gossip, Lane, Messenger
 
 EXCHANGE_DEADLINE_S = 5.0
-PROBATION_S = 15.0  # twice the time to be declared dead; then two sides that each think the other was away meet after all
-MAX_LOST = 10_000  # names and times of the dead; who was cut off longest ago is forgotten first
 N_INDIRECT_PROBES = 2  # members asked to look at a suspect as well, in case only the path from here is broken
 N_WITNESSES = 3  # members told that another one is dead
-MAX_INVOLVED = 4  # suspects at once with which others are bothered: where more are silent, the others see that for themselves
+MAX_INVOLVED = 4  # silent at once with whom others are bothered: where more are, the others see that for themselves
 SAMPLE = 16  # announcements in a regular exchange: gossip brings nearly all, and the rest comes in a few more of them
 MAX_EXCHANGE_BYTES = 512 * 1024  # of announcements in one message: half a control frame
 
@@ -68,19 +66,12 @@ class MemberService:
         """The others went on without this peer since this was last looked at."""
         self.away = Bell()
         """Rings when `was_away` becomes true."""
-        self._accusers: dict[PeerId, float] = {}  # who took this peer for dead, and when
-        self._lost: dict[PeerId, float] = {}  # the dead and when they died, for longer than the table has them
-        self._returned: dict[PeerId, float] = {}
-        self._follows_until = -math.inf
         self._wall_time = wall_time
-        self._looked_at = (trio.current_time(), wall_time())
-        self._probation: dict[PeerId, tuple[int, float]] = {}  # incarnation that is not trusted to be up to date; until when
+        self._absence = Absence(self.me, config.suspect_after_s + config.grace_s, self._clocks())
         self._everyone: tuple[Announcement, ...] = ()
         self._everyone_at: tuple[object, ...] = ()  # what it was made from
         self._weights: dict[PeerId, float] = {}
         self._weights_at: tuple[object, ...] = ()
-        self._n_doubted = 0  # changes of the probation
-        self._n_asked_after = 0  # suspects and dead that are being asked, or told of
         self._identity = identity
         self._messenger = messenger
         self._gossip = gossip
@@ -105,17 +96,17 @@ class MemberService:
         Who was taken for dead and is back counts as not ready until it says, in a new incarnation, that it has caught up.
         """
         own = self.own()
-        state = (self.table.revision, self._n_doubted, own.seq)
+        state = (self.table.revision, self._absence.n_doubted, own.seq)
         if self._everyone_at != state:  # asked for many times between two changes
             others = [m.announcement for m in self.table.counted()]
-            self._everyone = (own, *(map(self._trusted, others) if self._probation else others))
+            self._everyone = (own, *map(self._absence.trusted, others))
             self._everyone_at = state
         return self._everyone
 
     def weights(self, region: str) -> dict[PeerId, float]:
         """Peer to weight, of those in `region` that hold the model and can carry shards. The same object until that changes."""
         own = self.own()
-        state = (self.table.roles_revision, self._n_doubted, own.ready, own.weight, own.region, region)
+        state = (self.table.roles_revision, self._absence.n_doubted, own.ready, own.weight, own.region, region)
         if self._weights_at != state:
             self._weights, self._weights_at = weights_of(self.everyone(), region), state
         return self._weights
@@ -123,13 +114,7 @@ class MemberService:
     def announced(self, peer: PeerId) -> Announcement | None:
         """As in `everyone`, of one of the others."""
         member = self.table.get(peer)
-        return self._trusted(member.announcement) if member is not None and member.counts else None
-
-    def _trusted(self, announcement: Announcement) -> Announcement:
-        doubt = self._probation.get(peer_of(announcement))
-        if doubt is None or announcement.incarnation > doubt[0]:
-            return announcement
-        return msgspec.structs.replace(announcement, ready=False)
+        return self._absence.trusted(member.announcement) if member is not None and member.counts else None
 
     def own(self) -> Announcement:
         if self._own is None:
@@ -222,8 +207,9 @@ class MemberService:
 
     def on_accusation(self, accuser: PeerId, message: Accusation) -> Done:
         now = trio.current_time()
-        if message.peer == self.me and message.incarnation == self.table.incarnation:
-            self._note_accuser(accuser, now)
+        is_meant = message.peer == self.me and message.incarnation == self.table.incarnation
+        if is_meant and self._absence.accused_by(accuser, self._ids_in_region(), now):
+            self._note_absence()
         self.table.accused(PeerId(message.peer), message.incarnation, now)
         self._work()
         return Done()
@@ -313,9 +299,7 @@ class MemberService:
             await trio.sleep(tick_s)
             self._notice_absence()
             now = trio.current_time()
-            if any(until <= now for _, until in self._probation.values()):
-                self._probation = {peer: doubt for peer, doubt in self._probation.items() if doubt[1] > now}
-                self._n_doubted += 1
+            if self._absence.end_probation(now):
                 self.changed.ring()
             self.table.handle_timeout(now)
             self._work()
@@ -323,15 +307,11 @@ class MemberService:
     # inner steps
 
     def _notice_absence(self) -> None:
-        """Suspended or stopped for so long that the others took this peer for dead: it was away.
-
-        Both clocks are looked at, for the monotonic one stands still while a machine sleeps (Linux, macOS). A wall clock that is
-        set right by more than that looks the same, and costs no more than following for a moment.
-        """
-        before, self._looked_at = self._looked_at, (trio.current_time(), self._wall_time())
-        gap_s = max(now - then for now, then in zip(self._looked_at, before, strict=True))
-        if gap_s > self.config.suspect_after_s + self.config.grace_s:
+        if self._absence.look(self._clocks()):
             self._note_absence()
+
+    def _clocks(self) -> tuple[float, float]:
+        return trio.current_time(), self._wall_time()
 
     def _note_absence(self) -> None:
         self.was_away = True
@@ -362,66 +342,33 @@ class MemberService:
         if rang:
             self.changed.ring()
 
-    def _note_accuser(self, accuser: PeerId, now: float) -> None:
-        """One that takes us for dead may err, or lie. Where most of the region do, it went on without us."""
-        others = {m.peer_id for m in self.in_region()}
-        patience_s = self.config.suspect_after_s + self.config.grace_s
-        self._accusers = {p: at for p, at in self._accusers.items() if p in others and now - at < patience_s}
-        if accuser in others:
-            self._accusers[accuser] = now
-        if 2 * len(self._accusers) > len(others):
-            self._accusers.clear()
-            self._note_absence()
-
     def _judge_return(self, change: Changed) -> None:
-        """After a split the smaller side was away: it follows the larger one, instead of pulling it back to its own state.
-
-        Only within a region: regions that were cut off from each other go on as they are, and come together as regions do.
-        """
-        member = self.table.get(change.peer_id)
+        """Only within a region: regions that were cut off from each other go on as they are, and come together as regions do."""
+        peer, now = change.peer_id, trio.current_time()
+        member = self.table.get(peer)
         if member is not None and member.announcement.region != self.own().region:
             return
-        now = trio.current_time()
-        if change.after is not Liveness.ALIVE:
-            if change.after is not Liveness.SUSPECT:
-                self._returned.pop(change.peer_id, None)
-            if change.after is Liveness.DEAD:
-                self._lost[change.peer_id] = now
-            while len(self._lost) > MAX_LOST:
-                del self._lost[next(iter(self._lost))]
-            return
-        lost_at = self._lost.pop(change.peer_id, None)
-        if lost_at is None or member is None or not member.announcement.ready:
-            return  # who was started again follows by itself, before it says that it is ready
-        self._returned = {peer: at for peer, at in self._returned.items() if now - at < PROBATION_S}
-        self._returned[change.peer_id] = now
-        # Only those lost at the same time are on the other side: whoever died at another is nowhere.
-        there = {peer for peer, at in self._lost.items() if abs(at - lost_at) < PROBATION_S} | self._returned.keys()
-        here = {self.me, *(m.peer_id for m in self.in_region() if m.peer_id not in self._returned)}
-        if len(there) > len(here) or (len(there) == len(here) and min(there) < min(here)):
-            self._note_absence()
-            self._returned.clear()
-            self._probation.clear()
-            self._n_doubted += 1
-            self._follows_until = now + PROBATION_S  # the rest of the larger side returns one by one
-        elif now < self._follows_until:
-            self._returned.pop(change.peer_id)
-        else:
-            self._probation[change.peer_id] = (member.announcement.incarnation, now + PROBATION_S)
-            self._n_doubted += 1
+        if change.after is Liveness.DEAD:
+            self._absence.died(peer, now)
+        elif change.after is None:
+            self._absence.gone(peer)
+        elif change.after is Liveness.ALIVE:
+            lost_at = self._absence.lives(peer)
+            if lost_at is None or member is None or not member.announcement.ready:
+                return  # who was started again follows by itself, before it says that it is ready
+            if self._absence.returned(peer, member.announcement.incarnation, lost_at, self._ids_in_region(), now):
+                self._note_absence()
+
+    def _ids_in_region(self) -> list[PeerId]:
+        return [member.peer_id for member in self.in_region()]
 
     async def _probe(self, suspect: PeerId) -> None:
-        helpers: list[PeerId] = []
-        if self._n_asked_after < MAX_INVOLVED:
-            helpers = [m.peer_id for m in self.table.counted() if m.liveness is Liveness.ALIVE and m.peer_id != suspect]
-        self._n_asked_after += 1
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._ping, suspect)
-                for helper in self._rng.sample(helpers, min(N_INDIRECT_PROBES, len(helpers))):
-                    nursery.start_soon(self._ping_through, helper, suspect)
-        finally:
-            self._n_asked_after -= 1
+        counted = self.table.counted() if self._few_are_silent() else []
+        helpers = [m.peer_id for m in counted if m.liveness is Liveness.ALIVE and m.peer_id != suspect]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._ping, suspect)
+            for helper in self._rng.sample(helpers, min(N_INDIRECT_PROBES, len(helpers))):
+                nursery.start_soon(self._ping_through, helper, suspect)
 
     async def _ping(self, suspect: PeerId) -> None:
         if await self._tell(suspect, Ping(self.run)):
@@ -433,15 +380,16 @@ class MemberService:
 
     async def _accuse(self, accusation: Accuse) -> None:
         message = Accusation(self.run, accusation.peer_id, accusation.incarnation)
-        others = [m.peer_id for m in self.table.counted()] if self._n_asked_after < MAX_INVOLVED else []
-        self._n_asked_after += 1
-        try:
-            async with trio.open_nursery() as nursery:
-                # The accused hears it too, so that it can refute if it lives.
-                for peer in (accusation.peer_id, *self._rng.sample(others, min(N_WITNESSES, len(others)))):
-                    nursery.start_soon(self._tell, peer, message)
-        finally:
-            self._n_asked_after -= 1
+        others = [m.peer_id for m in self.table.counted()] if self._few_are_silent() else []
+        async with trio.open_nursery() as nursery:
+            # The accused hears it too, so that it can refute if it lives.
+            for peer in (accusation.peer_id, *self._rng.sample(others, min(N_WITNESSES, len(others)))):
+                nursery.start_soon(self._tell, peer, message)
+
+    def _few_are_silent(self) -> bool:
+        """So few suspects, and dead of a moment ago, that others are to be bothered with one of them."""
+        since = trio.current_time() - self.config.grace_s
+        return sum(m.liveness is not Liveness.ALIVE and m.since >= since for m in self.table.members()) <= MAX_INVOLVED
 
     async def _tell(self, peer: PeerId, message: Message) -> bool:
         """Send something whose answer says only that it arrived."""

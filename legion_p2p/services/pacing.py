@@ -14,6 +14,8 @@ from legion_p2p.services.shards import ShardService
 from legion_p2p.tensor import codec
 
 LEAST_STRETCH = 1.2  # what lies below is within the error of the measurement
+LAST_PUSH_S = 1.0  # that all last pushes together may take to send
+GUESSED_BPS = 10e6  # while nothing was measured
 
 
 class Pacer:
@@ -25,6 +27,7 @@ class Pacer:
         self._shards = shards
         self._events = events
         self._choice = Choice(rounds.push_codec, rounds.update_codec)
+        self._is_last = False
 
     def update(self, step: int, step_s: float, others: "list[Announcement]", bandwidth: Bandwidth) -> None:
         """`step` is that of the run, `step_s` this peer's own; `others` are the announcements of all that count as members."""
@@ -32,12 +35,27 @@ class Pacer:
         reference = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, max([step, *(a.run_step for a in others)]))
         least, most = min(rounds.min_local_steps, reference), max(rounds.max_local_steps, reference)
         steps = local_steps(reference, step_s, [a.step_s for a in others if a.training], least, most)
-        limits = [bps for bps in (bandwidth.upload_bps, bandwidth.upload_limit_bps) if bps is not None]
-        choice, self.local_steps = paced(rounds, steps, most, step_s, self._load(others), min(limits, default=None), self._choice)
+        upload_bps = bandwidth.known_upload_bps
+        choice, self.local_steps = paced(rounds, steps, most, step_s, self._load(others), upload_bps, self._choice)
         if (choice.push_codec, choice.update_codec) != (self._choice.push_codec, self._choice.update_codec):
             self._events.emit("link.adapted", **msgspec.structs.asdict(choice), local_steps=self.local_steps)
-            self._shards.push_codec, self._shards.update_codec = choice.push_codec, choice.update_codec
+            self._shards.update_codec = choice.update_codec
+            if not self._is_last:
+                self._shards.push_codec = choice.push_codec
         self._choice = choice
+
+    def push_last(self, others: "list[Announcement]", bandwidth: Bandwidth) -> None:
+        """What this peer pushes from now on is the last: what compression leaves out of it would be lost. So it goes in the
+        densest codec that the connection carries in a moment.
+        """
+        self._is_last = True
+        budget = LAST_PUSH_S * (bandwidth.known_upload_bps or GUESSED_BPS)
+        costs = sorted(_costs(*self._rounds.allowed_push_codecs()), key=lambda cost: cost.bits_per_element)
+        elements = self._load(others).push_elements
+        now = codec.get(self._shards.push_codec).bits_per_element
+        for cost in costs:
+            if now < cost.bits_per_element and elements * cost.bits_per_element <= budget:
+                self._shards.push_codec = cost.name
 
     def _load(self, others: "list[Announcement]") -> Load:
         """Updates to those who do not go first take up only what is left over: see core.stake."""

@@ -129,10 +129,9 @@ class Participant:
 
     def weigh(self) -> None:
         """Once per announcement period: take in what the upload carries now."""
-        bandwidth = self.messenger.bandwidth()
-        known = [bps for bps in (bandwidth.upload_bps, bandwidth.upload_limit_bps) if bps is not None]
-        if known:
-            self._smoothed.add(weight_of(min(known)))
+        upload_bps = self.messenger.bandwidth().known_upload_bps
+        if upload_bps is not None:
+            self._smoothed.add(weight_of(upload_bps))
 
     def uptime_s(self) -> float:
         """Since this object was made."""
@@ -186,6 +185,11 @@ class Participant:
         """Hand in local changes, at most one per settled shard."""
         for change in changes:
             self.shards.contribute(change)
+
+    def push_last(self) -> None:
+        """What is handed in from now on is the last that this peer pushes."""
+        if self._pacer is not None:
+            self._pacer.push_last([m.announcement for m in self.members.table.counted()], self.messenger.bandwidth())
 
     def report(self, progress: Progress) -> None:
         """The newest from the training thread; changes of training and done are announced at once."""

@@ -1,7 +1,8 @@
 """Which region to meet about a shard, when, in which codec, and who speaks for whom: by what all announce."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import trio
 
@@ -13,6 +14,7 @@ from legion_p2p.core.intervals import Interval, Way, interval, rate_between
 from legion_p2p.core.matching import epoch_of, partner, patience
 from legion_p2p.core.membership import weights_of
 from legion_p2p.core.relays import speaker_of, spoken_share
+from legion_p2p.core.wire import Cross, Crossed, Reply
 from legion_p2p.services.links import CENTER, Links, Met
 from legion_p2p.services.members import MemberService
 from legion_p2p.services.ports import Messenger
@@ -141,11 +143,29 @@ class Schedule:
 
     def rate(self, peer: PeerId) -> RateEstimator:
         """Of what meetings sent to this peer, all shards together; their answers took part of the time, so it may be too low."""
-        rate = self._rates.setdefault(peer, RateEstimator(best=True))
+        rate = self._rates.setdefault(peer, RateEstimator(best=True, n_samples=3))
         self._rates.move_to_end(peer)
         while len(self._rates) > MAX_RATES:
             self._rates.popitem(last=False)
         return rate
+
+    @contextmanager
+    def measuring(self, peer: PeerId, message: Cross) -> Iterator[Callable[[Reply], None]]:
+        """Measures how fast a meeting goes, unless most of what it takes is the delay. Its answer takes part of the time."""
+        rate, began, rtt_s = self.rate(peer), trio.current_time(), self._messenger.rtt_s(peer) or 0.0
+        rate.begin(began)
+        tells = False
+
+        def came(reply: Reply) -> None:
+            nonlocal tells
+            if isinstance(reply, Crossed) and trio.current_time() - began > 2 * rtt_s:
+                tells = True
+                rate.moved(len(message.payload), trio.current_time())
+
+        try:
+            yield came
+        finally:
+            rate.end(trio.current_time(), began if tells else None, rtt_s)
 
     def _ways(self, shard: int, other: str) -> list[Way]:
         """There and back, between those who speak for both regions."""

@@ -207,29 +207,9 @@ class Swarm:
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big"))
         return torch.randn(self.numel, generator=generator)
 
-    async def add(
-        self,
-        name: str,
-        *,
-        step_s: float | None = None,
-        weight: Weight = 1.0,
-        training: bool = True,
-        founds: bool | None = None,
-        clock_off_s: float = 0.0,
-        region: str = "",
-        relay: bool = False,
-    ) -> SimPeer:
-        """Start a peer; the first one founds the run. Returns when it is in the run."""
-        peer = self.start(
-            name,
-            step_s=step_s,
-            weight=weight,
-            training=training,
-            founds=founds,
-            clock_off_s=clock_off_s,
-            region=region,
-            relay=relay,
-        )
+    async def add(self, name: str, **how: Any) -> SimPeer:
+        """`start`, and wait until it is in the run."""
+        peer = self.start(name, **how)
         await peer.joined.wait()
         return peer
 
@@ -245,7 +225,7 @@ class Swarm:
         region: str = "",
         relay: bool = False,
     ) -> SimPeer:
-        """Start a peer without waiting for it."""
+        """Start a peer without waiting for it; the first one founds the run."""
         network = self.world.join(self.identity(name))
         peer = SimPeer(self, name, network, self.target(name), step_s or self.step_s)
         peer.training = training

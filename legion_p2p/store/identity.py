@@ -101,7 +101,7 @@ def _load(path: Path) -> StoredIdentity:
         if not _lock(file):
             raise StoreError(f"the identity {path} is in use by another process; end that one, or name another file")
         return StoredIdentity(_seed_in(file.read(MAX_FILE_BYTES), path), file)
-    except BaseException:
+    except BaseException:  # Ctrl+C as well: the file is locked as long as it is open
         file.close()
         raise
 

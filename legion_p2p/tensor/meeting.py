@@ -32,7 +32,7 @@ OUTER_RATE = 0.7  # of DiLoCo, section 3.1
 OUTER_MOMENTUM = 0.9
 OUTER_REACH = 3.0  # its momentum alone makes steps as long as several changes: 0.63 * 10, were they all in one direction
 
-STILL = 0.02  # of a copy's norm, that a meeting may move it by even if nobody trains it: else it could never follow the others
+STILL = 0.005  # of a copy's norm, that a meeting may move it by even if nobody trains it: else it could never follow the others
 ABSURD = 10.0  # times our norm: two copies of one run, trained apart for however long, do not differ so much
 
 

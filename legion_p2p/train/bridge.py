@@ -118,7 +118,7 @@ class PeerThread:
     def _run(self) -> None:
         try:
             trio.run(self._main)
-        except BaseException as failed:
+        except BaseException as failed:  # whatever it is: it is raised in the thread that opened this one
             self._failure = failed
             if self._engine is not None:
                 self._engine.mailbox.close(f"the network's thread failed: {failed!r}")

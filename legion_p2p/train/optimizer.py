@@ -199,8 +199,13 @@ class SwarmOptimizer(torch.optim.Optimizer):
             time.sleep(0.02)
             self._check_open()
 
-    def flush(self, timeout_s: float | None = None) -> bool:
-        """Push what was trained since the last push and wait until an update contains it; False after `timeout_s`."""
+    def flush(self, timeout_s: float | None = None, *, last: bool = False) -> bool:
+        """Push what was trained since the last push and wait until an update contains it; False after `timeout_s`.
+
+        `last`: no training follows, so what compression left out before goes with it as far as the connection allows.
+        """
+        if last:
+            self._thread.post(self._engine.push_last)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while self._thread.alive and self._engine.mailbox.closed is None:
             self._trainee.take_in()
@@ -215,7 +220,7 @@ class SwarmOptimizer(torch.optim.Optimizer):
 
     def finish(self, *, together: bool = False, timeout_s: float | None = None) -> str:
         """End training: push the rest; where `together`, serve on until every member is done. The common model's digest."""
-        self.flush(timeout_s)
+        self.flush(timeout_s, last=True)
         self.report(training=False, done=True)
         while together and self._thread.alive and not self._thread.call(self._engine.all_done):
             self._wait_once()
@@ -247,9 +252,13 @@ class SwarmOptimizer(torch.optim.Optimizer):
         self._thread.post(self._engine.report, self._extra)
 
     def close(self) -> None:
-        """Leave the run in order, which takes less than 2 s where the model is small. Large shards are given to their next owners
-        in the background, and the end of the script waits for that. The inner optimizer goes on without a swarm.
+        """Leave the run in order, which takes less than 2 s where the model is small. What was trained since the last push, and
+        large shards that go to their next owners, are sent in the background; the end of the script waits for that. The inner
+        optimizer goes on without a swarm.
         """
+        if self._thread.alive and self._engine.mailbox.closed is None:
+            self._thread.post(self._engine.push_last)
+            self._push()
         self._thread.close()
 
     def __enter__(self) -> "SwarmOptimizer":

@@ -4,38 +4,35 @@ import math
 import shlex
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from legion_p2p.config import Job, NewRun
+from legion_p2p.config import Job
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.chunks import ChunkLedger
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, ParamSpec
+from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import InnerSpec, RunSpec
-from legion_p2p.errors import ClosedError, CodecError, ConfigError, DecodeError, MisfitError, StoreError, UsageError
+from legion_p2p.errors import ClosedError, DecodeError, MisfitError, StoreError, UsageError
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.metrics import JOIN_WITH, JsonlSink
 from legion_p2p.observe.status import Status
 from legion_p2p.services.engine import Engine, Founding
-from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import FlatView
-from legion_p2p.train import sizing
 from legion_p2p.train.bridge import AT_EXIT_S, Opener, PeerThread
 from legion_p2p.train.corpus import Corpus, decode, open_text
 from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of, validation_batches
-from legion_p2p.train.gpt import GPT, GPTConfig, preset, shapes_of
+from legion_p2p.train.described import model_of, spec_of
+from legion_p2p.train.gpt import GPT
 from legion_p2p.train.inner import inner_optimizer
 from legion_p2p.train.optimizer import SwarmOptimizer, param_specs, trainable
 from legion_p2p.train.resume import restore_state, training_state
-from legion_p2p.train.sizing import COPIES_HELD
 
 STOP_FLUSH_S = 0.5  # what an orderly leave grants the last push
 EVAL_WINDOWS = 96  # while training; at the end it is FINAL_EVAL_WINDOWS
@@ -72,112 +69,6 @@ class Outcome(msgspec.Struct, frozen=True):
     sent_bytes: int = 0
     received_bytes: int = 0
     blocked_fraction: float = 0.0
-
-
-class PlannedTraffic(msgspec.Struct, frozen=True):
-    """What one round takes of a peer among so many members, in the mean over them; and of the one that owns most shards."""
-
-    n_members: int
-    sent_bytes: int
-    received_bytes: int
-    most_sent_bytes: int
-    sent_bytes_per_token: float
-    send_s: float | None
-    """Over the upload that the job is limited to; None where it is not."""
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """What a job would take, for --dry-run. Bytes of pushes and updates are of all shards once."""
-
-    run: str
-    n_params: int
-    n_shards: int
-    shard_elements: int
-    memory_bytes: int
-    push_codec: str
-    update_codec: str
-    push_bytes_per_round: int
-    update_bytes_per_round: int
-    local_steps: int
-    tokens_per_step: int
-    traffic: tuple[PlannedTraffic, ...] = ()
-
-
-def model_of(spec: RunSpec) -> GPTConfig:
-    """The configuration of the run's built-in model, checked against what the run says of its parameters.
-
-    Raises: MisfitError, if the run has no built-in model, or one that this version does not know, or that is too large for here.
-    """
-    if spec.model is None:
-        raise MisfitError(f"run {spec.name!r} trains a model of its members' own: join it with legion_p2p.Optimizer")
-    try:
-        config = msgspec.convert(spec.model, GPTConfig)
-    except (msgspec.ValidationError, ConfigError) as bad:
-        raise MisfitError(f"run {spec.name!r} has a model that this version cannot build: {bad}") from bad
-    needed = COPIES_HELD * 4 * sum(p.numel for p in spec.params)
-    available = psutil.virtual_memory().available
-    if needed > available:
-        raise MisfitError(
-            f"run {spec.name!r} needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free here"
-        )
-    return config
-
-
-def described(new_run: NewRun) -> RunSpec:
-    """The specification of a run to found, its founder not yet filled in. Raises: ConfigError."""
-    config = msgspec.convert({**msgspec.to_builtins(preset(new_run.preset)), **new_run.model}, GPTConfig)
-    spec = RunSpec(
-        name=new_run.name,
-        founder="",
-        params=shapes_of(config),
-        round=new_run.round,
-        inner=new_run.inner,
-        model=msgspec.to_builtins(config),
-        data=new_run.data,
-        seed=new_run.seed,
-    )
-    try:
-        for name in spec.round.codecs():
-            codec.get(name)
-    except CodecError as bad:
-        raise ConfigError(str(bad)) from bad
-    spec.plan()
-    return spec
-
-
-def spec_of(new_run: NewRun) -> tuple[RunSpec, GPT]:
-    """The specification of a run to found, and its model as it starts. Raises: ConfigError."""
-    spec = described(new_run)
-    return spec, GPT(msgspec.convert(spec.model, GPTConfig), torch.Generator().manual_seed(new_run.seed))
-
-
-def plan_of(spec: RunSpec, crowds: Sequence[int], upload_bps: float | None) -> Plan:
-    """What a run takes of one peer, with each of these numbers of members. Raises: UsageError."""
-    plan = spec.plan()
-    tokens_per_step = spec.inner.batch * int((spec.model or {}).get("context", 0))
-    traffic = []
-    for n_members in crowds:
-        sizing.check_members(n_members)
-        frames = sizing.frames_of(spec, n_members, spec.round.push_codec, spec.round.update_codec)
-        _, mean, most = (sizing.traffic_of(frames, n_members, n) for n in sizing.shares(plan.n_shards, n_members))
-        per_token = mean.sent_bytes / max(1, spec.round.local_steps * tokens_per_step)
-        send_s = None if upload_bps is None else 8 * mean.sent_bytes / upload_bps
-        traffic.append(PlannedTraffic(n_members, mean.sent_bytes, mean.received_bytes, most.sent_bytes, per_token, send_s))
-    alone = sizing.frames_of(spec, 1, spec.round.push_codec, spec.round.update_codec)
-    return Plan(
-        run=spec.name,
-        n_params=plan.numel,
-        n_shards=plan.n_shards,
-        shard_elements=min(plan.shard_elements, MAX_SHARD_ELEMENTS),
-        memory_bytes=COPIES_HELD * 4 * plan.numel,
-        push_codec=spec.round.push_codec,
-        update_codec=spec.round.update_codec,
-        push_bytes_per_round=alone.pushes,
-        update_bytes_per_round=alone.updates,
-        local_steps=spec.round.local_steps,
-        tokens_per_step=tokens_per_step,
-        traffic=tuple(traffic),
-    )
 
 
 def learning_rate(inner: InnerSpec, own_step: int, run_step: int) -> float:
@@ -333,7 +224,7 @@ class Trainer:
         began = self._evaluated_at = time.monotonic()
         reason = self._loop(model, opt, data, spec, corpus, began)
         if reason == "stopped":
-            opt.flush(STOP_FLUSH_S)
+            opt.flush(STOP_FLUSH_S, last=True)
             opt.report(training=False, done=True)
         else:
             self._finish(opt)
@@ -424,7 +315,7 @@ class Trainer:
         return {"target_steps": self.job.steps or None, "remaining_s": None if math.isinf(left) else max(0.0, left)}
 
     def _finish(self, opt: SwarmOptimizer) -> None:
-        opt.flush(30.0)
+        opt.flush(30.0, last=True)
         opt.report(training=False, done=True)
         while self.job.finish_together and not self.stop.requested and not opt.all_done:
             opt.wait_briefly()

@@ -240,6 +240,29 @@ def test_after_it_is_closed_step_says_so_and_the_inner_optimizer_goes_on(wrap: W
     inner.step()
 
 
+def test_what_was_trained_since_the_last_push_goes_with_who_closes(wrap: Wrap) -> None:
+    stays = wrap(adam(model := model_of()), model)
+    leaves = legion.Optimizer(
+        adam(model := model_of()),
+        model,
+        run=stays.status.run.name,
+        initial_peers=stays.status.addresses,
+        listen=LISTEN,
+        status=False,
+    )
+    before, me = stays.common_digest(), leaves.status.peer_id
+    loss_of(model, 1, 0).backward()
+    leaves.step()
+
+    leaves.close()
+
+    deadline = time.monotonic() + 30
+    while stays.common_digest() == before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    chains = [replica.chain for replica in stays._engine.shards.replicas.values()]
+    assert [chain.newest(me) for chain in chains] == [0] * len(chains)
+
+
 def test_a_model_whose_parameters_the_inner_optimizer_lacks_is_refused() -> None:
     model = model_of()
 

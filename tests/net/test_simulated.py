@@ -8,7 +8,8 @@ from legion_p2p.core.identity import Identity
 from legion_p2p.core.link import LinkProfile
 from legion_p2p.errors import UnreachableError
 from legion_p2p.net.limits import DIAL_TIMEOUT_S
-from legion_p2p.sim.network import BREAK_AFTER_S, World
+from legion_p2p.sim.messenger import BREAK_AFTER_S
+from legion_p2p.sim.network import World
 
 IDENTITIES = [Identity(bytes([n]) * 32) for n in range(6)]
 

@@ -1,5 +1,6 @@
 """How often and in which codec two regions meet, by what the link between them carries; over the real engine, in virtual time."""
 
+import msgspec
 import pytest
 import torch
 import trio
@@ -48,3 +49,27 @@ async def test_over_a_slow_link_regions_meet_more_rarely_and_in_a_sparser_codec(
     assert slow_versions >= fast_versions - 1  # neither waits for the other region
     assert not any(fields["whole"] for fields in fast + slow)
     assert fast_apart < slow_apart < 0.6
+
+
+async def test_regions_that_meet_first_after_a_cut_meet_as_often_as_their_link_carries(autojump_clock):
+    """Neither the attempts while it is, nor the delay of an ocean, are taken for a narrow link."""
+    rounds = msgspec.structs.replace(ROUND, cross_every=1, cross_codecs=(), shard_elements=1 << 12)
+    world = World(delay_s=0.06, rate_bytes_s=20e6 / 8)
+    async with Swarm(round=rounds, numel=1 << 14, step_s=0.05, world=world) as swarm:
+        peers = []
+        for name, region in (("a", "east"), ("b", "west")):
+            peers.append(await swarm.add(name, region=region))
+            peers[-1].hung = True
+        swarm.world.partition({peers[0].id}, {peers[1].id})
+        for peer in peers:
+            peer.hung = False
+        await trio.sleep(30)
+        swarm.world.heal()
+        await trio.sleep(10)
+        from_s, from_versions = trio.current_time(), sum(peers[0].versions())
+
+        await trio.sleep(20)
+
+        n_versions = sum(peers[0].versions()) - from_versions
+        n_met = sum(e.at > from_s for e in peers[0].events_named("cross.met"))
+        assert n_met > 0.4 * n_versions  # an answer takes about a version

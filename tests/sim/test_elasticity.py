@@ -176,6 +176,16 @@ async def test_a_fifth_or_half_of_all_die_in_the_same_second(n, n_dead, autojump
             assert await all_grow(swarm, survivors[:1], 40) < 20
 
 
+async def flap_for_ten_minutes(swarm: Swarm, n: int, n_names: int) -> None:
+    """Every twenty seconds `n` peers start, which ten seconds later are killed, or leave in order."""
+    for i in range(30):
+        flapping = [swarm.start(f"flap{(i * n + k) % n_names}") for k in range(n)]
+        await trio.sleep(10)
+        for k, peer in enumerate(flapping):
+            await (swarm.leave if (i + k) % 3 == 0 else swarm.kill)(peer.name)
+        await trio.sleep(10)
+
+
 async def test_peers_flap_every_ten_seconds_for_ten_minutes(autojump_clock):
     async with Swarm(round=TWO_SHARDS, step_s=STEP_S) as swarm:
         stay = [await swarm.add(f"stay{i}") for i in range(3)]
@@ -183,30 +193,20 @@ async def test_peers_flap_every_ten_seconds_for_ten_minutes(autojump_clock):
         before = stay[0].versions()
 
         async with witnessed(swarm, stay):
-            for i in range(30):
-                flapping = await swarm.add(f"flap{i % 2}")
-                await trio.sleep(10)
-                await (swarm.leave if i % 3 == 0 else swarm.kill)(flapping.name)
-                await trio.sleep(10)
+            await flap_for_ten_minutes(swarm, 1, 2)
             # 300 rounds fit in; about 8 s after each of the 20 deaths a shard of the dead one may stand still.
             assert all(now - then > 150 for now, then in zip(stay[0].versions(), before, strict=True))
 
 
 @pytest.mark.long
 async def test_five_of_fifty_flap_every_ten_seconds_for_ten_minutes(autojump_clock, monkeypatch):
-    """Killed or leaving in order, and back ten seconds later."""
     monkeypatch.setattr(advertise, "LOOK_EVERY_S", 600.0)
     async with Swarm(round=ONE_SHARD, step_s=5 * STEP_S, config=PATIENT) as swarm:
         peers = await crowd(swarm, 45, step_s=5 * STEP_S)
         before = peers[0].versions()
 
         async with witnessed(swarm, peers, every_s=2.0):
-            for i in range(30):
-                flapping = [swarm.start(f"flap{k}") for k in range(5)]
-                await trio.sleep(10)
-                for k, peer in enumerate(flapping):
-                    await (swarm.leave if (i + k) % 3 == 0 else swarm.kill)(peer.name)
-                await trio.sleep(10)
+            await flap_for_ten_minutes(swarm, 5, 5)
             # 55 rounds fit in; after a death of the owner the shard stands still for some 20 s.
             assert all(now - then > 30 for now, then in zip(peers[0].versions(), before, strict=True))
 
@@ -225,8 +225,21 @@ async def test_a_network_splits_for_a_minute_and_heals(autojump_clock):
             await all_grow(swarm, peers, 30)
 
 
-async def test_a_laptop_is_suspended_for_an_hour(autojump_clock):
+async def suspend_for_an_hour(swarm: Swarm, laptop: SimPeer, back_within_s: float, grow_within_s: float) -> None:
     """Longer than the others remember the dead."""
+    everyone = swarm.living()
+    swarm.world.freeze(laptop.id)
+    laptop.training = False
+    await trio.sleep(3600)
+    assert all(p.engine.members.table.get(laptop.id) is None for p in everyone if p is not laptop)
+    swarm.world.thaw(laptop.id)
+    laptop.training = True
+    await swarm.until(lambda: n_known(everyone) == {len(everyone)}, back_within_s, "back")
+    await swarm.until(swarm.owners_agree, back_within_s, "one view of who owns what")
+    await all_grow(swarm, everyone, grow_within_s)
+
+
+async def test_a_laptop_is_suspended_for_an_hour(autojump_clock):
     async with Swarm(round=TWO_SHARDS, step_s=5.0) as swarm:
         peers = [await swarm.add(name) for name in "abcd"]
         await trio.sleep(60)
@@ -234,36 +247,19 @@ async def test_a_laptop_is_suspended_for_an_hour(autojump_clock):
         others = [p for p in peers if p is not laptop]
 
         async with witnessed(swarm, others, every_s=2.0):
-            swarm.world.freeze(laptop.id)
-            laptop.training = False
-            await trio.sleep(3600)
-            assert all(p.engine.members.table.get(laptop.id) is None for p in others)
-            swarm.world.thaw(laptop.id)
-            laptop.training = True
-            await swarm.until(lambda: len(laptop.engine.members.everyone()) == 4, 60, "back")
-            await swarm.until(swarm.owners_agree, 60, "one view of who owns what")
-            await all_grow(swarm, peers, 120)
+            await suspend_for_an_hour(swarm, laptop, back_within_s=60, grow_within_s=120)
 
 
 @pytest.mark.long
 async def test_one_of_fifty_is_suspended_for_an_hour(autojump_clock, monkeypatch):
-    """Longer than the others remember the dead."""
     monkeypatch.setattr(advertise, "LOOK_EVERY_S", 600.0)
     slow = MembershipConfig(announce_s=30.0, suspect_after_s=70.0, grace_s=45.0, probe_every_s=15.0)
     async with Swarm(round=ONE_SHARD, step_s=30.0, config=PeerConfig(membership=slow)) as swarm:
         peers = await crowd(swarm, 50, step_s=30.0)
         laptop = owner_of(swarm, 0)
 
-        async with witnessed(swarm, peers, [laptop], every_s=20.0, settle_s=900.0) as others:
-            swarm.world.freeze(laptop.id)
-            laptop.training = False
-            await trio.sleep(3600)
-            assert all(p.engine.members.table.get(laptop.id) is None for p in others)
-            swarm.world.thaw(laptop.id)
-            laptop.training = True
-            await swarm.until(lambda: n_known(peers) == {50}, 120, "back")
-            await swarm.until(swarm.owners_agree, 120, "one view of who owns what")
-            await all_grow(swarm, peers, 600)
+        async with witnessed(swarm, peers, [laptop], every_s=20.0, settle_s=900.0):
+            await suspend_for_an_hour(swarm, laptop, back_within_s=120, grow_within_s=600)
 
 
 async def test_who_slept_while_its_own_clock_stood_still_follows_before_it_owns(autojump_clock):

@@ -1,8 +1,10 @@
 """Leaving in order: what only an owner has arrives at the next one, however long that takes, in virtual time."""
 
+import msgspec
 import pytest
 import trio
 
+from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.errors import UnreachableError
 from legion_p2p.services import engine as engine_module
@@ -16,12 +18,15 @@ MOVED = RoundSpec(
 )  # fmt: skip
 
 
-async def at_rest(swarm: Swarm, train_s: float) -> None:
-    """Train for a while, then stand still: a round that closed meanwhile would change what is handed over."""
+async def owner_at_rest(swarm: Swarm, train_s: float = 30) -> SimPeer:
+    """The owner of shard 0, of three that have trained for a while. A round that closed now would change what is handed over."""
+    for name in "abc":
+        await swarm.add(name)
     await trio.sleep(train_s)
     for peer in swarm.peers.values():
         peer.hung = True
     await trio.sleep(12)
+    return owner_of(swarm)
 
 
 def owner_of(swarm: Swarm, shard: int = 0) -> SimPeer:
@@ -34,10 +39,7 @@ def names(peer: SimPeer) -> list[str]:
 
 async def test_a_shard_that_takes_long_arrives_whole_and_the_time_is_told(autojump_clock):
     async with Swarm(round=MOVED, numel=640_000, step_s=1.0) as swarm:
-        for name in "abc":
-            await swarm.add(name)
-        await at_rest(swarm, 30)
-        leaver = owner_of(swarm)
+        leaver = await owner_at_rest(swarm)
         replica = leaver.engine.shards.replicas[0]
         residual, momentum = replica.owner_residual, replica.outer.momentum
         assert residual.any() and momentum.any()
@@ -57,12 +59,71 @@ async def test_a_shard_that_takes_long_arrives_whole_and_the_time_is_told(autoju
         assert names(leaver).index("shard.handed_over") < names(leaver).index("run.left")
 
 
-async def test_what_arrived_though_its_answer_was_lost_counts_once(autojump_clock):
-    async with Swarm(round=SMALL) as swarm:
+async def test_what_would_not_arrive_in_time_arrives_in_fewer_bytes(autojump_clock):
+    async with Swarm(round=MOVED, numel=640_000, step_s=1.0) as swarm:
+        leaver = await owner_at_rest(swarm)
+        replica = leaver.engine.shards.replicas[0]
+        residual, momentum = replica.owner_residual, replica.outer.momentum
+        swarm.world.rate_bytes_s = lambda sender, to: MBIT / 2 if sender == leaver.id else 1e9  # 82 s, precisely
+        swarm.world.bandwidths[leaver.id] = Bandwidth(upload_bps=0.5e6)
+        began = trio.current_time()
+
+        await swarm.leave(leaver.name)
+        await leaver.ended.wait()
+
+        heir = owner_of(swarm).engine.shards.replicas[0]
+        assert float((heir.owner_residual - residual).norm()) < 0.01 * float(residual.norm())
+        assert float((heir.outer.momentum - momentum).norm()) < 0.01 * float(momentum.norm())
+        assert trio.current_time() - began < 25
+        assert leaver.events_named("run.handing_over")[0].fields["left_bytes"] < 2 * 1.1 * 640_000
+
+
+@pytest.mark.parametrize("owns", [False, True], ids=["a member", "the owner"])
+async def test_a_push_that_was_on_its_way_when_its_peer_left_comes_into_an_update(autojump_clock, owns):
+    async with Swarm(round=msgspec.structs.replace(MOVED, outer="average"), numel=640_000, step_s=1.0) as swarm:
         for name in "abc":
             await swarm.add(name)
-        await at_rest(swarm, 20)
-        leaver = owner_of(swarm)
+        await trio.sleep(30)
+        leaver = next(p for p in swarm.living() if (p.engine.shards.replicas[0].round is not None) is owns)
+        replica = leaver.engine.shards.replicas[0]
+        swarm.world.rate_bytes_s = lambda sender, to: MBIT if sender == leaver.id else 1e9
+        await swarm.until(lambda: replica.pending is None, 20, "the one before has arrived")
+        await swarm.until(lambda: replica.pending is not None, 20, "another one begins its way of 5 s")
+        seq = replica.pending.seq
+
+        await swarm.leave(leaver.name)
+        await leaver.ended.wait()
+
+        others = [p.engine.shards.replicas[0].chain for p in swarm.living()]
+        await swarm.until(lambda: all(chain.includes(leaver.id, seq) for chain in others), 30, "it is in an update")
+
+
+@pytest.mark.parametrize(("upload_bps", "is_dense"), [(None, True), (1e6, True), (1e4, False)], ids=["unknown", "quick", "slow"])
+async def test_what_compression_left_out_goes_with_the_last_push_where_the_link_allows_it(autojump_clock, upload_bps, is_dense):
+    sparse = RoundSpec(local_steps=10, push_codec="topk64-2bit", update_codec="int8", norm_cap=0.0)
+    async with Swarm(round=sparse, numel=1 << 14, shape=(128, 128)) as swarm:
+        peers = [await swarm.add(name) for name in "ab"]
+        await trio.sleep(20)
+        last = next(p for p in peers if len(p.engine.shards.owned()) < p.engine.plan.n_shards)
+        swarm.world.bandwidths[last.id] = Bandwidth(upload_bps=upload_bps)
+        left_out = norm(last)
+        assert left_out > 0
+
+        last.engine.push_last()
+        last.max_steps = last.trainee.steps + 5
+        await swarm.until(lambda: last.engine.progress.done, 20, "pushed the rest")
+
+        assert (norm(last) < 0.05 * left_out) is is_dense
+
+
+def norm(peer: SimPeer) -> float:
+    """Of what compression has left out of all pushes so far."""
+    return sum(float(r.residual.norm()) for r in peer.engine.shards.replicas.values() if r.residual is not None)
+
+
+async def test_what_arrived_though_its_answer_was_lost_counts_once(autojump_clock):
+    async with Swarm(round=SMALL) as swarm:
+        leaver = await owner_at_rest(swarm, train_s=20)
         residual = leaver.engine.shards.replicas[0].owner_residual
         assert residual.any()
         give, n_given = leaver.engine.shards._give, 0
@@ -85,10 +146,7 @@ async def test_what_arrived_though_its_answer_was_lost_counts_once(autojump_cloc
 async def test_a_hand_over_that_never_ends_is_cut_off(autojump_clock, monkeypatch):
     monkeypatch.setattr(engine_module, "HAND_OVER_S", 10.0)
     async with Swarm(round=MOVED, numel=640_000, step_s=1.0) as swarm:
-        for name in "abc":
-            await swarm.add(name)
-        await at_rest(swarm, 30)
-        leaver = owner_of(swarm)
+        leaver = await owner_at_rest(swarm)
         swarm.world.rate_bytes_s = lambda sender, to: MBIT if sender == leaver.id else 1e9
         began = trio.current_time()
 

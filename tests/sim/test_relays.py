@@ -116,6 +116,24 @@ async def test_a_relay_that_brings_nothing_is_replaced_by_the_owner(autojump_clo
         assert n_met(west) > 2
 
 
+async def test_a_relay_that_leaves_gives_away_what_it_has_not_delivered(autojump_clock):
+    sparse = msgspec.structs.replace(ROUND, cross_codec="topk64-2bit", shard_elements=0)
+    async with Swarm(round=sparse, numel=1 << 13, shape=(128, 64), step_s=0.2) as swarm:
+        _, west, big = await two_regions(swarm)
+        await trio.sleep(20)
+        (copy,) = big.engine.crossing.carrying._copies.values()
+        left = float(copy.undelivered.norm())
+        owner = next(p for p in west if p.engine.shards.owned())
+        began = trio.current_time()
+
+        await swarm.leave(big.name)
+        await big.ended.wait()
+
+        assert float(copy.undelivered.norm()) < 0.05 * left
+        assert any(event.at >= began for event in owner.events_named("cross.carried"))
+        assert trio.current_time() - began < 5
+
+
 async def _never(*args: object) -> str:
     return ""
 

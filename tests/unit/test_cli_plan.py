@@ -14,8 +14,8 @@ from legion_p2p.dashboard.forecast import render_forecast
 from legion_p2p.errors import ConfigError
 from legion_p2p.observe import human
 from legion_p2p.peer import plan_job
+from legion_p2p.train.described import described
 from legion_p2p.train.sizing import Connection, Forecast, forecast
-from legion_p2p.train.trainer import described
 
 
 def shown(made: Forecast, width: int) -> str:

@@ -179,6 +179,7 @@ OPTIONAL = {
     (GetUpdates, "log_only"): False,
     (Handover, "part"): "residual",
     (Handover, "n_recent"): 0,
+    (Handover, "codec"): "fp32",
     (Crossed, "slowed_to"): None,
 }
 
@@ -258,7 +259,7 @@ LIMITS = [
     ("local_steps", (Push,), COUNT, COUNT + 1),
     ("incarnation", (Accusation,), COUNT, COUNT + 1),
     ("incarnation", (Accusation,), 0, -1),
-    ("codec", (Push, UpdateHeader), "c" * 64, "c" * 65),
+    ("codec", (Push, Handover, UpdateHeader), "c" * 64, "c" * 65),
     ("digest", (Held, GetUpdates, Handover, ShardState, UpdateHeader), DIGEST, DIGEST + b"d"),
     ("digest", (Held, GetUpdates, Handover, ShardState, UpdateHeader), DIGEST, DIGEST[:-1]),
     ("base_digest", (UpdateHeader,), DIGEST, DIGEST + b"d"),

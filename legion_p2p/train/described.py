@@ -1,0 +1,122 @@
+"""What a run trains, as its specification describes it; and what it would take of a peer."""
+
+from collections.abc import Sequence
+
+import msgspec
+import psutil
+import torch
+
+from legion_p2p.config import NewRun
+from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
+from legion_p2p.core.run import RunSpec
+from legion_p2p.errors import CodecError, ConfigError, MisfitError
+from legion_p2p.tensor import codec
+from legion_p2p.train import sizing
+from legion_p2p.train.gpt import GPT, GPTConfig, preset, shapes_of
+from legion_p2p.train.sizing import COPIES_HELD
+
+
+class PlannedTraffic(msgspec.Struct, frozen=True):
+    """What one round takes of a peer among so many members, in the mean over them; and of the one that owns most shards."""
+
+    n_members: int
+    sent_bytes: int
+    received_bytes: int
+    most_sent_bytes: int
+    sent_bytes_per_token: float
+    send_s: float | None
+    """Over the upload that the job is limited to; None where it is not."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a job would take, for --dry-run. Bytes of pushes and updates are of all shards once."""
+
+    run: str
+    n_params: int
+    n_shards: int
+    shard_elements: int
+    memory_bytes: int
+    push_codec: str
+    update_codec: str
+    push_bytes_per_round: int
+    update_bytes_per_round: int
+    local_steps: int
+    tokens_per_step: int
+    traffic: tuple[PlannedTraffic, ...] = ()
+
+
+def model_of(spec: RunSpec) -> GPTConfig:
+    """The configuration of the run's built-in model, checked against what the run says of its parameters.
+
+    Raises: MisfitError, if the run has no built-in model, or one that this version does not know, or that is too large for here.
+    """
+    if spec.model is None:
+        raise MisfitError(f"run {spec.name!r} trains a model of its members' own: join it with legion_p2p.Optimizer")
+    try:
+        config = msgspec.convert(spec.model, GPTConfig)
+    except (msgspec.ValidationError, ConfigError) as bad:
+        raise MisfitError(f"run {spec.name!r} has a model that this version cannot build: {bad}") from bad
+    needed = COPIES_HELD * 4 * sum(p.numel for p in spec.params)
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise MisfitError(
+            f"run {spec.name!r} needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free here"
+        )
+    return config
+
+
+def described(new_run: NewRun) -> RunSpec:
+    """The specification of a run to found, its founder not yet filled in. Raises: ConfigError."""
+    config = msgspec.convert({**msgspec.to_builtins(preset(new_run.preset)), **new_run.model}, GPTConfig)
+    spec = RunSpec(
+        name=new_run.name,
+        founder="",
+        params=shapes_of(config),
+        round=new_run.round,
+        inner=new_run.inner,
+        model=msgspec.to_builtins(config),
+        data=new_run.data,
+        seed=new_run.seed,
+    )
+    try:
+        for name in spec.round.codecs():
+            codec.get(name)
+    except CodecError as bad:
+        raise ConfigError(str(bad)) from bad
+    spec.plan()
+    return spec
+
+
+def spec_of(new_run: NewRun) -> tuple[RunSpec, GPT]:
+    """The specification of a run to found, and its model as it starts. Raises: ConfigError."""
+    spec = described(new_run)
+    return spec, GPT(msgspec.convert(spec.model, GPTConfig), torch.Generator().manual_seed(new_run.seed))
+
+
+def plan_of(spec: RunSpec, crowds: Sequence[int], upload_bps: float | None) -> Plan:
+    """What a run takes of one peer, with each of these numbers of members. Raises: UsageError."""
+    plan = spec.plan()
+    tokens_per_step = spec.inner.batch * int((spec.model or {}).get("context", 0))
+    traffic = []
+    for n_members in crowds:
+        sizing.check_members(n_members)
+        frames = sizing.frames_of(spec, n_members, spec.round.push_codec, spec.round.update_codec)
+        _, mean, most = (sizing.traffic_of(frames, n_members, n) for n in sizing.shares(plan.n_shards, n_members))
+        per_token = mean.sent_bytes / max(1, spec.round.local_steps * tokens_per_step)
+        send_s = None if upload_bps is None else 8 * mean.sent_bytes / upload_bps
+        traffic.append(PlannedTraffic(n_members, mean.sent_bytes, mean.received_bytes, most.sent_bytes, per_token, send_s))
+    alone = sizing.frames_of(spec, 1, spec.round.push_codec, spec.round.update_codec)
+    return Plan(
+        run=spec.name,
+        n_params=plan.numel,
+        n_shards=plan.n_shards,
+        shard_elements=min(plan.shard_elements, MAX_SHARD_ELEMENTS),
+        memory_bytes=COPIES_HELD * 4 * plan.numel,
+        push_codec=spec.round.push_codec,
+        update_codec=spec.round.update_codec,
+        push_bytes_per_round=alone.pushes,
+        update_bytes_per_round=alone.updates,
+        local_steps=spec.round.local_steps,
+        tokens_per_step=tokens_per_step,
+        traffic=tuple(traffic),
+    )

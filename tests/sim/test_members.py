@@ -1,0 +1,197 @@
+"""Knowing each other in a crowd, in virtual time: what the service of members alone says and asks, without shards or training."""
+
+import hashlib
+import random
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from legion_p2p.core.announcement import Announcement
+from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.membership import Liveness, MembershipConfig
+from legion_p2p.core.wire import Accusation, Done, Exchange, Exchanged, Message, PingFor, decode_request, encode
+from legion_p2p.observe.events import Events
+from legion_p2p.services.members import MAX_INVOLVED, N_INDIRECT_PROBES, N_WITNESSES, SAMPLE, MemberService
+from legion_p2p.services.ports import Lane
+from legion_p2p.sim.gossip import SimGossip
+from legion_p2p.sim.network import World
+
+CONFIG = MembershipConfig()
+FOUND_DEAD_S = CONFIG.suspect_after_s + CONFIG.grace_s + 1.0  # and a look at the clock now and then
+
+
+class Peer:
+    """A peer that does nothing but know others."""
+
+    def __init__(self, world: World, number: int) -> None:
+        network = world.join(Identity(hashlib.sha256(b"%d" % number).digest()))
+        self.id = network.peer_id
+        self.asked: list[tuple[PeerId, Message]] = []
+        self.exchanged: list[int] = []
+        """How many announcements each exchange that it was asked for brought either way."""
+        self._messenger = network.messenger
+        self.members = MemberService(
+            "run", network.identity, self, network.gossip, Events(), random.Random(number), CONFIG,
+            lambda: Announcement(self.id, "run", addresses=self.addresses(), ready=True), lambda: 1.7e9,
+        )  # fmt: skip
+        self._messenger.serve(self._answer)
+
+    async def request(self, peer: PeerId, body: bytes, *, lane: Lane) -> bytes:
+        self.asked.append((peer, decode_request(body)))
+        return await self._messenger.request(peer, body, lane=lane)
+
+    def addresses(self) -> tuple[str, ...]:
+        return self._messenger.addresses()
+
+    def add_addresses(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
+        self._messenger.add_addresses(peer, addresses)
+
+    async def _answer(self, peer: PeerId, body: bytes) -> bytes:
+        message = decode_request(body)
+        reply: Exchanged | Done = Done()
+        if isinstance(message, Exchange):
+            reply = self.members.on_exchange(peer, message)
+            self.exchanged += [len(message.announcements), len(reply.announcements)]
+        elif isinstance(message, PingFor):
+            reply = await self.members.on_ping_for(message)
+        elif isinstance(message, Accusation):
+            reply = self.members.on_accusation(peer, message)
+        self.members.heard(peer)
+        return encode(reply)
+
+
+@asynccontextmanager
+async def crowd(n: int) -> AsyncIterator[tuple[World, list[Peer]]]:
+    """`n` peers, each of which has met the first of them."""
+    async with World() as world, trio.open_nursery() as nursery:
+        peers = [Peer(world, i) for i in range(n)]
+        for peer in peers:
+            await nursery.start(peer.members.run_forever)
+            if peer is not peers[0]:
+                peer.add_addresses(peers[0].id, peers[0].addresses())
+                await peer.members.exchange_with(peers[0].id)
+        yield world, peers
+        nursery.cancel_scope.cancel()
+
+
+async def until(condition: Callable[[], bool], timeout_s: float) -> None:
+    ends_at = trio.current_time() + timeout_s
+    while not condition():
+        assert trio.current_time() < ends_at
+        await trio.sleep(0.1)
+
+
+async def declared_dead(by: Iterable[Peer], watched_s: float) -> set[PeerId]:
+    """Whom any of them takes for dead at any moment from now on."""
+    declared: set[PeerId] = set()
+    ends_at = trio.current_time() + watched_s
+    while trio.current_time() < ends_at:
+        await trio.sleep(0.1)
+        declared.update(m.peer_id for peer in by for m in peer.members.table.members() if m.liveness is Liveness.DEAD)
+    return declared
+
+
+def all_know(peers: Iterable[Peer], n: int) -> bool:
+    return {len(peer.members.everyone()) for peer in peers} == {n}
+
+
+def forget_requests(peers: Iterable[Peer]) -> None:
+    for peer in peers:
+        peer.asked.clear()
+
+
+def n_asked_through_others(peer: Peer) -> int:
+    return sum(isinstance(message, PingFor) for _, message in peer.asked)
+
+
+def n_told(peer: Peer) -> int:
+    """How often it told somebody else that one is dead."""
+    return sum(isinstance(message, Accusation) and to != message.peer for to, message in peer.asked)
+
+
+@pytest.mark.parametrize("how", [World.kill, World.freeze], ids=["killed", "silent"])
+@pytest.mark.parametrize("n_dead", [8, 20], ids=["a fifth", "half"])
+async def test_many_who_die_at_once_are_found_dead_and_nobody_else_and_few_are_bothered_with_it(autojump_clock, how, n_dead):
+    async with crowd(40) as (world, peers):
+        await until(lambda: all_know(peers, 40), 20)
+        dead, living = peers[:n_dead], peers[n_dead:]
+        one, other = living[:2]  # do not reach each other, though both live
+        forget_requests(peers)
+
+        world.partition({one.id}, {other.id})
+        for peer in dead:
+            how(world, peer.id)
+        declared = await declared_dead(living, FOUND_DEAD_S + 2 * CONFIG.announce_s)
+
+        assert declared == {peer.id for peer in dead}
+        assert all_know(living, len(living))
+        for peer in living:
+            assert n_asked_through_others(peer) <= MAX_INVOLVED * N_INDIRECT_PROBES
+            assert n_told(peer) <= MAX_INVOLVED * N_WITNESSES
+
+
+async def test_who_is_cut_off_suspects_everybody_and_asks_nobody_else_and_all_come_back(autojump_clock):
+    async with crowd(40) as (world, peers):
+        await until(lambda: all_know(peers, 40), 20)
+        alone, *others = peers
+        forget_requests(peers)
+
+        world.partition({alone.id}, {peer.id for peer in others})
+        await until(lambda: all_know([alone], 1) and all_know(others, 39), FOUND_DEAD_S + CONFIG.announce_s)
+
+        assert n_asked_through_others(alone) <= MAX_INVOLVED * N_INDIRECT_PROBES
+        assert n_told(alone) <= MAX_INVOLVED * N_WITNESSES
+        world.heal()
+        await until(lambda: all_know(peers, 40), 10)
+
+
+async def test_others_are_asked_after_few_suspects_again_and_again(autojump_clock):
+    async with crowd(12) as (world, peers):
+        await until(lambda: all_know(peers, 12), 20)
+        silent, living = peers[:MAX_INVOLVED], peers[MAX_INVOLVED:]
+        forget_requests(peers)
+
+        for peer in silent:
+            world.freeze(peer.id)
+        await until(lambda: all_know(living, len(living)), FOUND_DEAD_S + CONFIG.announce_s)
+
+        for peer in living:
+            assert n_asked_through_others(peer) >= 2 * len(silent) * N_INDIRECT_PROBES  # the first probe is not the only one
+            assert n_told(peer) == len(silent) * N_WITNESSES
+
+
+async def test_in_a_crowd_an_exchange_carries_a_sample_and_a_newcomer_hears_of_all_in_its_first(autojump_clock):
+    async with crowd(60) as (world, peers):
+        await until(lambda: all_know(peers, 60), 20)
+        for peer in peers:
+            peer.exchanged.clear()
+        await trio.sleep(20)
+        exchanged = [n for peer in peers for n in peer.exchanged]
+        newcomer = Peer(world, 60)
+        newcomer.add_addresses(peers[7].id, peers[7].addresses())
+
+        await newcomer.members.exchange_with(peers[7].id)
+
+        assert len(exchanged) > 2 * 60 * 20 / (3 * CONFIG.announce_s)
+        assert max(exchanged) <= SAMPLE + 1  # one more: the asker's own, where it is from an earlier life
+        assert all_know([newcomer], 61)
+
+
+async def test_by_exchanges_alone_all_of_a_crowd_hear_of_all_and_take_nobody_for_dead_but_the_dead(autojump_clock, monkeypatch):
+    """As if gossip brought nothing."""
+
+    async def publish(self: SimGossip, topic: str, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(SimGossip, "publish", publish)
+    async with crowd(2 * SAMPLE) as (world, peers):
+        await until(lambda: all_know(peers, len(peers)), 60)
+        dead, *living = peers
+
+        world.kill(dead.id)
+        declared = await declared_dead(living, 20)
+
+        assert declared == {dead.id}
+        await until(lambda: all_know(living, len(living)), 60)  # until all have its last word, older ones may revive it
