@@ -189,7 +189,7 @@ class Following(Holding):
             retry_s = await self._sync(replica, peer, trusted=trusted)
             if retry_s is None:
                 return
-            await trio.sleep(retry_s * self._rng.uniform(0.5, 1.5))  # not all of those who wait at the same moment
+            await trio.sleep(retry_s * self._rng.uniform(1.0, 1.5))  # not all who wait come at the same moment
 
     async def _sync(self, replica: Replica, peer: PeerId, *, log_only: bool = False, trusted: bool = False) -> float | None:
         """Fetch from `peer` what is missing here: updates, or where these do not reach and it is allowed, the whole shard.

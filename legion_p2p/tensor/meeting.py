@@ -98,6 +98,8 @@ def move(
     else:
         moved = _outer(ours_N, theirs_N, known, ours_first)
         longest = max(norm(moved.step_N), norm(theirs_N - moved.known.theirs_N))
+    if limit is not None and rule == "nesterov" and (known is None or known.anchor_N is None):
+        limit /= OUTER_REACH  # there is no momentum yet
     if limit is None or longest <= limit:
         return moved
     return move_at(ours_N, theirs_N, min(alpha, limit / moved.distance) if moved.distance else 0.0, ours_first, slowed=True)

@@ -22,11 +22,11 @@ class Occupied:
         self.at_s: list[float] = []
         give = peer.engine.giving.give
 
-        async def give_later(asker, n_bytes, make, *, is_member=False):
+        async def give_later(asker, n_bytes, make, **how):
             if len(self.at_s) < times and (whom is None or asker == whom.id):
                 self.at_s.append(trio.current_time())
                 return Busy(round(1000 * RETRY_S))
-            return await give(asker, n_bytes, make, is_member=is_member)
+            return await give(asker, n_bytes, make, **how)
 
         peer.engine.giving.give = give_later
 
@@ -57,8 +57,8 @@ async def test_a_member_that_is_behind_asks_its_owner_again_but_not_before_it_wa
         occupied = Occupied(owner, behind, times=3)
         deliver = owner.engine.shards._deliver
 
-        async def lose(peer, update, header):
-            return None if peer == behind.id else await deliver(peer, update, header)
+        async def lose(replica, peer, *args):
+            return None if peer == behind.id else await deliver(replica, peer, *args)
 
         owner.engine.shards._deliver = lose
         version = owner.versions()[0]

@@ -121,7 +121,7 @@ def test_a_full_disk_is_said_clearly_and_harms_nothing(store: BlockStore, monkey
 
 
 def test_a_failed_block_does_not_undo_those_before_it(tmp_path: Path) -> None:
-    blocks = [(Cid.of(data), data) for data in (b"12345", b"67890", b"!")]
+    blocks = [(Cid.of(data), data) for data in (b"12345", b"67890", b"more than the quota")]
     with BlockStore(tmp_path / "store", quota_bytes=10) as store:
         with pytest.raises(QuotaError):
             store.put_all(blocks)

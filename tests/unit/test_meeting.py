@@ -10,7 +10,7 @@ from legion_p2p.core.matching import epoch_of, partner, patience
 from legion_p2p.errors import DecodeError
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.elastic import pairwise_bound
-from legion_p2p.tensor.meeting import STILL, Known, check_plausible, hear, move, move_at, norm, reach, tell
+from legion_p2p.tensor.meeting import OUTER_REACH, STILL, Known, check_plausible, hear, move, move_at, norm, reach, tell
 
 LABELS = st.sets(st.text("abcdef", min_size=1, max_size=4), min_size=1, max_size=9)
 
@@ -103,7 +103,8 @@ def test_neither_goes_further_than_the_limit_and_both_still_move_alike(rule: str
     assert moved_a.slowed_to is not None
     moved_b = move_at(b, a, moved_a.slowed_to, False, slowed=True)
 
-    assert norm(moved_a.step_N) == pytest.approx(2.0)
+    # as long as three changes only where there is a momentum
+    assert norm(moved_a.step_N) == pytest.approx(2.0 if rule != "nesterov" else 2.0 / OUTER_REACH)
     assert torch.equal(moved_a.step_N, -moved_b.step_N)
     assert moved_a.digest == moved_b.digest
     assert move(a, b, None, rule, 0.3, True, limit=1e4).slowed_to is None
