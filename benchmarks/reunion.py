@@ -5,8 +5,8 @@
 
 The reference work as in benchmarks/regions.py: the real engine over the network of legion_p2p.sim, real training, virtual time.
 Two places, each a region, begin from the same founder's model with a wall between them, which falls when the first has made
-`--apart` steps. Their losses are measured every `--every` steps. Jump: the highest loss of a region after the wall fell, to its
-lowest before. Every finished run is kept in the JSON, and not repeated.
+`--apart` steps. Their losses are measured every `--every` steps. Rise: of a region's loss after the wall fell, over the lowest
+that it ever had until then. Every finished run is kept in the JSON, and not repeated.
 """
 
 import argparse
@@ -78,13 +78,14 @@ async def meet(run: str, args: argparse.Namespace, texts: tuple[np.ndarray, np.n
             curve.append((at - args.apart, *now(), apart()))
             at += args.every
         rows = np.array(curve)
-        before, after = rows[rows[:, 0] <= 0], rows[rows[:, 0] > 0]
+        met_at = int((rows[:, 0] <= 0).sum())
+        rises = rows[:, 1:3] / np.minimum.accumulate(rows[:, 1:3]) - 1
         met = [event.fields["rate"] for peer in swarm.living() for event in peer.events_named("cross.met")]
         return {
-            "before": before[-1, 1:3].tolist(),
-            "jump": [float(after[:, k].max() / before[:, k].min() - 1) for k in (1, 2)],
-            "after": after[-1, 1:3].tolist(),
-            "apart": [float(before[-1, 3]), float(after[-1, 3])],
+            "before": rows[met_at - 1, 1:3].tolist(),
+            "rise": rises[met_at:].max(0).tolist(),
+            "after": rows[-1, 1:3].tolist(),
+            "apart": rows[[met_at - 1, -1], 3].tolist(),
             "n_met": len(met) // 2,
             "mean_rate": statistics.fmean(met) if met else None,
             "curve": curve,
