@@ -133,7 +133,7 @@ async def test_a_region_that_is_cut_off_goes_on_and_comes_back(rule, autojump_cl
         assert far > 2 * near
         swarm.world.heal()
 
-        await swarm.until(lambda: apart(east, west) < 1.5 * near, 240, "near each other again")
+        await swarm.until(lambda: apart(east, west) < 1.5 * near, 300, "near each other again")
         assert not any(peer.events_named("run.rejoining") for peer in swarm.living())  # each region went on as it was
 
 
