@@ -179,7 +179,7 @@ class Answering:
                 raise UsageError(f"reply of {len(reply)} bytes on the {lane} lane, limit is {MAX_BODY_BYTES[lane]}")
         except LegionError as refused:
             return _refuse(stream, envelope.id, type(refused).__name__, str(refused))
-        except Exception:
+        except Exception:  # a mistake of ours, which a stranger may have provoked: it must not end the peer
             log.exception("a handler failed on a request of %s", peer)
             return _refuse(stream, envelope.id, "InternalError", "the other side failed to handle it; its log tells why")
         return stream.put(encode(Envelope(VERSION, envelope.id, Kind.REPLY), len(reply)), reply, rank=rank)

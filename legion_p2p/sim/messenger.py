@@ -190,7 +190,7 @@ class SimMessenger:
             outcome.reply = bytes(reply)
         except LegionError as refused:
             outcome.error = RefusedError(self.peer_id, type(refused).__name__, str(refused))
-        except Exception:
+        except Exception:  # as over a real network: a handler that fails ends nobody
             reason = "the other side failed to handle it; its log tells why"
             outcome.error = RefusedError(self.peer_id, "InternalError", reason)
 
