@@ -227,7 +227,7 @@ def handing_over_text(event: Event) -> str:
     n_shards, remaining_s = int(event.fields["n_shards"]), event.fields["remaining_s"]
     what = f"{human.whole_text(n_shards)} shard{'s' * (n_shards != 1)}, {human.bytes_text(event.fields['left_bytes'])}"
     time_text = "" if remaining_s is None else f", about {human.duration_text(max(1.0, round(remaining_s)))}"
-    return f"handing over {what}{time_text}; Ctrl+C again leaves at once"
+    return f"handing over {what}{time_text}; Ctrl+C leaves at once"
 
 
 def field_text(name: str, value: Any) -> str:

@@ -56,11 +56,9 @@ def start(tmp_path):
 def test_it_prints_one_line_and_leaves_on_a_signal(start, number, code):
     node = start("--port", "0")
     addresses = node.addresses()
-    began = time.monotonic()
 
     returned, out, err = node.end(number)
 
-    assert time.monotonic() - began < 10
     assert returned == code
     assert out == ""
     assert "leaving" in err

@@ -95,10 +95,8 @@ def test_a_child_that_ignores_sigterm_is_killed(tmp_path, monkeypatch):
         child.run("deaf", [])
         while family.inbox.get(timeout=20)[1]["event"] != "deaf":
             pass
-        began = time.monotonic()
 
     assert child.popen.returncode == -signal.SIGKILL
-    assert time.monotonic() - began < 2
 
 
 def test_a_child_sees_no_variable_that_would_change_its_options(monkeypatch):

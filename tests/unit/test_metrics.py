@@ -175,7 +175,7 @@ def test_who_leaves_says_how_long_handing_over_takes():
 
     line = describe(Event(HANDING_OVER, 0.0, fields))
 
-    assert line.endswith(" handing over 3 shards, 12.3 MB, about 12 s; Ctrl+C again leaves at once")
+    assert line.endswith(" handing over 3 shards, 12.3 MB, about 12 s; Ctrl+C leaves at once")
     assert " handing over 1 shard, 12.3 MB; " in describe(Event(HANDING_OVER, 0.0, fields | {"n_shards": 1, "remaining_s": None}))
 
 
