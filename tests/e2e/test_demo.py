@@ -5,7 +5,6 @@ import io
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 

@@ -5,7 +5,6 @@ import queue
 import signal
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
