@@ -6,6 +6,7 @@ an owner follows only who can show updates that lead on from its own state.
 
 import math
 from functools import partial
+from typing import Any
 
 import trio
 
@@ -183,19 +184,27 @@ class Following(Holding):
         """Take over what `peer` holds of a shard, whoever made it: for who knows whom to believe."""
         await self._sync_patiently(self.replicas[shard], peer, trusted=True)
 
-    async def _sync_patiently(self, replica: Replica, peer: PeerId, *, trusted: bool = False) -> None:
+    async def _sync_patiently(self, replica: Replica, peer: PeerId, **how: Any) -> None:
         """`_sync`, again and again while `peer` is busy."""
         for _ in range(MAX_BUSY_ANSWERS):
-            retry_s = await self._sync(replica, peer, trusted=trusted)
+            retry_s = await self._sync(replica, peer, **how)
             if retry_s is None:
                 return
             await trio.sleep(retry_s * self._rng.uniform(1.0, 1.5))  # not all who wait come at the same moment
 
-    async def _sync(self, replica: Replica, peer: PeerId, *, log_only: bool = False, trusted: bool = False) -> float | None:
+    async def _sync(
+        self,
+        replica: Replica,
+        peer: PeerId,
+        *,
+        log_only: bool = False,
+        trusted: bool = False,
+        within_s: float = CLAIM_DEADLINE_S,
+    ) -> float | None:
         """Fetch from `peer` what is missing here: updates, or where these do not reach and it is allowed, the whole shard.
 
-        From a member that only says that it is ahead, nothing but updates of those whose versions are to be followed. Returns
-        when to come again, if `peer` is busy.
+        From a member that only says that it is ahead, nothing but updates of those whose versions are to be followed, and only
+        `within_s`. Returns when to come again, if `peer` is busy.
         """
         trusted = trusted or self._may_make(replica, peer) or self._holds_what_most_hold(replica, peer)
         before = (replica.chain.version, replica.chain.digest)
@@ -203,7 +212,7 @@ class Following(Holding):
         waited_for = self.ownership(replica.shard).owner == self.me
         try:
             async with self._urgent if waited_for else self._transfers:
-                with trio.fail_after(TRANSFER_DEADLINE_S if trusted else CLAIM_DEADLINE_S):
+                with trio.fail_after(TRANSFER_DEADLINE_S if trusted else within_s):
                     reply = await self._ask(peer, request, Lane.BULK, 0 if waited_for else LAST)
             if isinstance(reply, Updates):
                 for update in reply.updates:

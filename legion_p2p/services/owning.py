@@ -1,7 +1,6 @@
 """Between an owner and its members: collecting pushes, closing rounds, publishing updates, taking over."""
 
 import math
-from functools import partial
 
 import trio
 from torch import Tensor
@@ -9,6 +8,7 @@ from torch import Tensor
 from legion_p2p.core.announcement import unpack_marks
 from legion_p2p.core.contact import LAST
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
 from legion_p2p.core.round import Contribution, ShardRound, Verdict
 from legion_p2p.core.wire import (
     MAX_COUNT,
@@ -37,6 +37,7 @@ from legion_p2p.services.replica import Replica, combine
 MAX_UPDATES_IN_FLIGHT = 8  # to one member and shard; who is further behind fetches by itself
 LAST_WORDS_S = 2.0  # to collect what a dead owner published last, before going on from it
 MAX_WITNESSES = 16  # members asked for that
+MAX_AHEAD = 4  # of them, that say they have it: they get the time that sending it takes
 MAX_FAILED_NAMED = 256  # in one update: its header has room for thousands, and a liar can invent any number of members
 
 
@@ -102,10 +103,20 @@ class Owning(HandingOver):
     async def _gather_last_words(self, replica: Replica) -> None:
         """The owner before us is dead. What it published last may have reached others only."""
         others = [m.peer_id for m in self._members.in_region() if m.announcement.ready]
-        with trio.move_on_after(LAST_WORDS_S):
-            async with trio.open_nursery() as nursery:
-                for peer in self._rng.sample(others, min(MAX_WITNESSES, len(others))):
-                    nursery.start_soon(partial(self._sync, replica, peer, log_only=True))
+        ahead = [peer for peer in others if self._is_said_to_be_ahead(replica, peer)]
+        ahead = self._rng.sample(ahead, min(MAX_AHEAD, len(ahead)))
+        rest = [peer for peer in others if peer not in ahead]  # who has it may not have said so yet
+        update_bytes = self.codec_of(replica, self.update_codec).bits_per_element * replica.numel / 8
+        update_s = LAST_WORDS_S + TRANSFER_DEADLINE_S * update_bytes / (4 * MAX_SHARD_ELEMENTS)
+        async with trio.open_nursery() as nursery:
+            for peer in ahead:
+                nursery.start_soon(self._hear_last_words, replica, peer, update_s)
+            for peer in self._rng.sample(rest, min(MAX_WITNESSES - len(ahead), len(rest))):
+                nursery.start_soon(self._hear_last_words, replica, peer, LAST_WORDS_S)
+
+    async def _hear_last_words(self, replica: Replica, witness: PeerId, within_s: float) -> None:
+        with trio.move_on_after(within_s):
+            await self._sync_patiently(replica, witness, log_only=True, within_s=within_s)
 
     def _expected(self) -> list[PeerId]:
         return [PeerId(a.peer_id) for a in self._members.everyone() if a.training and a.region == self.region]

@@ -17,7 +17,7 @@ FOR_EVER = 1_000_000
 class Occupied:
     """A peer that turns somebody away, and when it did."""
 
-    def __init__(self, peer: SimPeer, whom: SimPeer | None = None, times: int = FOR_EVER) -> None:
+    def __init__(self, peer: SimPeer, whom: SimPeer | None = None, times: int = FOR_EVER, retry_s: float = RETRY_S) -> None:
         """`whom`: everybody, where nobody is named."""
         self.at_s: list[float] = []
         give = peer.engine.giving.give
@@ -25,7 +25,7 @@ class Occupied:
         async def give_later(asker, n_bytes, make, **how):
             if len(self.at_s) < times and (whom is None or asker == whom.id):
                 self.at_s.append(trio.current_time())
-                return Busy(round(1000 * RETRY_S))
+                return Busy(round(1000 * retry_s))
             return await give(asker, n_bytes, make, **how)
 
         peer.engine.giving.give = give_later
