@@ -88,7 +88,7 @@ def test_no_process_outlives_a_demo_that_is_stopped(script, tmp_path, way):
 
 @pytest.mark.timeout(170)
 def test_a_peer_that_dies_is_named_and_the_others_go_on(script, tmp_path):
-    demo = script("-m", "legion_p2p.cli.demo", "--peers", "3", "--no-lone", "--steps", "80", "--out", str(tmp_path / "out"))
+    demo = script("-m", "legion_p2p.cli.demo", "--peers", "3", "--no-lone", "--steps", "60", "--out", str(tmp_path / "out"))
     eventually(lambda: any("training" in str(m.get("text")) for m in demo.said))
 
     next(p for p in family_of(demo) if "peer-3" in p.cmdline()).kill()
