@@ -220,10 +220,11 @@ async def stay(load: float, n_newcomers: int, n_shards: int, training: bool, cab
 
 def stays(args: argparse.Namespace) -> dict[str, Any]:
     rows = []
-    for load, n_shards, training, cable in (
+    cases = (
         (0.5, 8, True, False), (0.5, 8, False, False), (0.25, 8, True, False), (0.25, 8, False, False),
         (0.5, 48, True, False), (0.25, 48, True, False), (0.5, 8, True, True), (0.25, 8, False, True),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for load, n_shards, training, cable in cases if args.cases is None else [cases[i] for i in args.cases]:
         case = {"load": load, "shards": n_shards, "newcomers train": training, "cable": cable, "equals": args.equals}
         with equals() if args.equals else nullcontext():
             rows.append(shown({**case, **run(stay, load, args.newcomers, n_shards, training, cable)}))
@@ -305,7 +306,7 @@ def measure_crowd(what: str, args: argparse.Namespace) -> dict[str, float]:
         time.sleep(seconds)
         return 60 * (rounds() - before) / (time.perf_counter() - began)
 
-    time.sleep(10)
+    time.sleep(args.before_s)
     alone = rounds_a_minute(30)
     others = [start("idle" if what == "idle" else address, args, *more) for _ in range(args.newcomers)]
     coming = rounds_a_minute(30)
@@ -390,6 +391,8 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--equals", action="store_true", help="with stay: nobody goes first")
     parser.add_argument("--step-s", type=float, default=0.2, help="with crowd-real: seconds between local steps")
+    parser.add_argument("--before-s", type=float, default=120.0, help="with crowd-real: seconds of training before others come")
+    parser.add_argument("--cases", type=int, nargs="+", help="with stay: only these of its cases, from 0 on")
     parser.add_argument("--crowd", action="store_true")
     parser.add_argument("--worker")
     parser.add_argument("--unlimited", action="store_true")

@@ -241,6 +241,9 @@ class Handover(Message, frozen=True, tag="handover"):
     """Changes that `recent` is the sum of."""
     codec: _Codec = "fp32"
     """Another one where time is short."""
+    header: Annotated[bytes, msgspec.Meta(max_length=1 << 20)] = b""
+    """Of the last update of the shard that the sender made: who fetched the shard whole has never seen one."""
+    signature: Annotated[bytes, msgspec.Meta(max_length=64)] = b""
 
 
 # between regions

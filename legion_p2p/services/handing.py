@@ -14,7 +14,7 @@ import trio
 from torch import Tensor
 
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.wire import Handover, Held, Part, UpdateHeader
+from legion_p2p.core.wire import Handover, Held, Part, Update, UpdateHeader
 from legion_p2p.errors import CodecError, DecodeError, NetworkError
 from legion_p2p.services.following import TRANSFER_DEADLINE_S, Following
 from legion_p2p.services.ports import Lane
@@ -25,8 +25,9 @@ from legion_p2p.tensor.body import is_finite
 from legion_p2p.tensor.outer import OuterState, carried_on
 
 MAX_BYTES_AT_ONCE = 4 << 20  # of hand-overs on their way: more would share the link, and all of them end late
-AGAIN_S = 0.2  # between two attempts of one that leaves
+AGAIN_S = 0.2  # between two attempts
 MAX_ATTEMPTS = 50  # some 10 s: time for all to learn who leaves and who does not
+ATTEMPTS_OF_ONE_THAT_STAYS = 5  # time for a newcomer to catch up with what it owns from now on
 PRECISE_S = 30.0  # all of it in a byte an element is worth more than a part of it exactly: what takes longer goes in that
 PRECISE, COARSE = "fp32", "int8"
 
@@ -96,7 +97,9 @@ class HandingOver(Following):
         """Give `parts` to who owns the shard now; they are taken out of the dict as they arrive."""
         heir: PeerId | None = None
         why = "nobody is there to own it"
-        for _ in range(MAX_ATTEMPTS):
+        last = replica.chain.last()
+        made = last.update if last is not None and last.header.owner == self.me else Update(b"", b"", b"")
+        for attempt in range(MAX_ATTEMPTS):
             heir = self.ownership(replica.shard).owner
             if heir is None or heir == self.me:
                 break
@@ -106,7 +109,8 @@ class HandingOver(Following):
                     async with self._turns.take(self._part_bytes(replica)):
                         name = self._hand_over_codec
                         payload = await self.compute(replica.numel, codec.get(name).encode, value)
-                        await self._give(heir, Handover(self.run, replica.shard, version, digest_, payload, part, n_recent, name))
+                        what = (self.run, replica.shard, version, digest_, payload, part, n_recent, name)
+                        await self._give(heir, Handover(*what, made.header, made.signature))
                     del parts[part]
                     self._note_left(replica, parts)
                 if not self.leaving or (holds := await self._ask_version(heir, replica.shard, version, digest_)) >= version:
@@ -115,7 +119,7 @@ class HandingOver(Following):
                 why = f"it is still at version {holds}"
             except (NetworkError, DecodeError, trio.TooSlowError) as failed:
                 why = str(failed) or "no answer"
-            if not self.leaving:
+            if not self.leaving and attempt >= ATTEMPTS_OF_ONE_THAT_STAYS:
                 break
             await self._members.exchange_with(heir)  # it may be leaving, too, or not know yet that we do
             self._refresh_owners()
@@ -152,7 +156,7 @@ class HandingOver(Following):
             return Held(replica.chain.version, replica.chain.digest)
         if message.digest not in (replica.chain.digest, *(m.base_digest for m in self._last_header(replica))):
             self._events.emit("shard.handover_of_other_state", shard=replica.shard, peer=peer)
-        if not replica.chain.was_made_by(peer) and self.ownership(replica.shard).owner != peer:
+        if not (self._has_made(replica, peer, message) or self.ownership(replica.shard).owner == peer):
             raise NetworkError(f"shard {replica.shard}: {peer} made none of its last versions, so it has nothing to hand over")
         if message.codec not in (PRECISE, COARSE):
             raise CodecError(f"hand-over in codec {message.codec!r}, {PRECISE} and {COARSE} are allowed")
@@ -163,6 +167,13 @@ class HandingOver(Following):
                 self._take_over(replica, message, value)
                 replica.taken_over[message.part] = which
         return Held(replica.chain.version, replica.chain.digest)
+
+    def _has_made(self, replica: Replica, peer: PeerId, message: Handover) -> bool:
+        """Whether `peer` made the version that is held, or one that led to it. Raises: LegionError, for a forged proof."""
+        if replica.chain.was_made_by(peer) or not message.header:
+            return replica.chain.was_made_by(peer)
+        header = self._open_update(peer, Update(message.header, message.signature, b""))
+        return header.owner == peer and header.shard == replica.shard and replica.chain.passed(header.version, header.digest)
 
     def _take_over(self, replica: Replica, message: Handover, value: Tensor) -> None:
         """The caller holds the lock. Raises: CodecError."""

@@ -256,6 +256,24 @@ async def test_a_codec_that_the_run_does_not_allow_is_refused_before_it_is_decod
         assert all(not e.events_named("shard.lost") for e in (a, b))
 
 
+@pytest.mark.parametrize("seed", range(2))
+async def test_in_a_crowd_of_newcomers_each_shard_takes_its_momentum_along(seed, autojump_clock):
+    """They have fetched the shards whole, and have no update that shows who owned them."""
+    spec = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", norm_cap=0.0, shard_elements=64, outer="nesterov")
+    async with Swarm(seed=seed, numel=64 * 16, round=spec, step_s=0.2) as swarm:
+        old = [await swarm.add(f"p{i}") for i in range(4)]
+        await trio.sleep(30)
+        new = [swarm.start(f"n{i}") for i in range(10)]
+        await swarm.until(lambda: all(p.joined.is_set() for p in new) and swarm.owners_agree(), 30, "all have joined")
+        await trio.sleep(10)
+
+        owned = {shard for peer in new for shard in peer.engine.shards.owned()}
+        assert len(owned) > 5
+        assert not [event for peer in (*old, *new) for event in peer.events_named("shard.handover_failed")]
+        given = [event.fields["shard"] for peer in (*old, *new) for event in peer.events_named("shard.handed_over")]
+        assert owned <= set(given)
+
+
 async def test_the_momentum_of_the_outer_optimizer_goes_with_the_shard(autojump_clock):
     rounds = RoundSpec(
         local_steps=10, push_codec="fp32", update_codec="fp32", shard_elements=16, outer="nesterov", outer_learning_rate=0.7

@@ -215,12 +215,18 @@ async def test_only_who_made_versions_of_a_shard_hands_it_over_and_only_what_is_
             await liar.become_member()
             kinds += [await liar.refused(peer, handover(ones)) for peer in (owner, member)]
             kinds += [await liar.refused(owner, handover(ones, shard=2))]
+            made = owner.engine.shards.replicas[0].chain.last().update
+            stolen = msgspec.structs.replace(handover(ones), header=made.header, signature=made.signature)
+            made_up = liar.update(owner, torch.ones(N_ELEMENTS))
+            own = msgspec.structs.replace(stolen, header=made_up.header, signature=made_up.signature)
+            unsigned = msgspec.structs.replace(own, signature=made.signature)
+            kinds += [await liar.refused(owner, proof) for proof in (stolen, own, unsigned)]
             of_owner = [await from_owner(p) for p in (raw_payload(float("nan")), ones[:-4], big, big)]
             of_owner += [await from_owner(big, version=1), await from_owner(ones, codec="topk64-2bit")]
             member.engine.shards.replicas[0].owner_residual = None
             await trio.sleep(5)
 
-        assert kinds == ["RemoteProtocolError", "NetworkError", "NetworkError", "DecodeError"]
+        assert kinds == ["RemoteProtocolError", *["NetworkError"] * 2, "DecodeError", *["NetworkError"] * 2, "SignatureError"]
         assert of_owner == ["CodecError", "CodecError", "", "", "CodecError", "CodecError"], (
             "what comes again counts once; twice 3e38 is infinite"
         )

@@ -180,6 +180,8 @@ OPTIONAL = {
     (Handover, "part"): "residual",
     (Handover, "n_recent"): 0,
     (Handover, "codec"): "fp32",
+    (Handover, "header"): b"",
+    (Handover, "signature"): b"",
     (Crossed, "slowed_to"): None,
 }
 
