@@ -286,14 +286,22 @@ def crowd_real(args: argparse.Namespace) -> dict[str, Any]:
     return {"upload": args.upload, "step_s": args.step_s, "newcomers": args.newcomers, "rows": rows}
 
 
-def measure_crowd(what: str, args: argparse.Namespace) -> dict[str, float]:
-    """Rounds a minute of four that train, before and after others came."""
+def measure_crowd(what: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Rounds a minute of four that train, before and after others came; and how busy the cores were, all processes together."""
+    import psutil
+
     more = ("--crowd", "--step-s", str(args.step_s))
     trainers = [start("found", args, *more)]
     address = told(trainers[0])["address"]
     for _ in range(3):
         trainers.append(start(address, args, *more))
         told(trainers[-1])
+
+    others: list[subprocess.Popen[str]] = []
+    busy: list[float] = []
+
+    def cpu_s() -> float:
+        return sum(sum(psutil.Process(p.pid).cpu_times()[:2]) for p in (*trainers, *others))
 
     def rounds_a_minute(seconds: float) -> float:
         def rounds() -> float:
@@ -302,20 +310,22 @@ def measure_crowd(what: str, args: argparse.Namespace) -> dict[str, float]:
                 process.stdin.flush()
             return statistics.mean(told(process)["rounds"] for process in trainers)
 
-        began, before = time.perf_counter(), rounds()
+        began, before, cpu_before = time.perf_counter(), rounds(), cpu_s()
         time.sleep(seconds)
-        return 60 * (rounds() - before) / (time.perf_counter() - began)
+        made, took_s = rounds() - before, time.perf_counter() - began
+        busy.append(round((cpu_s() - cpu_before) / took_s / (psutil.cpu_count() or 1), 2))
+        return 60 * made / took_s
 
     time.sleep(args.before_s)
     alone = rounds_a_minute(30)
-    others = [start("idle" if what == "idle" else address, args, *more) for _ in range(args.newcomers)]
+    others += [start("idle" if what == "idle" else address, args, *more) for _ in range(args.newcomers)]
     coming = rounds_a_minute(30)
     for process in others:
         told(process)
     staying = rounds_a_minute(30)
     for process in (*others, *trainers):
         end(process)
-    return {"alone": alone, "coming": coming / alone, "staying": staying / alone}
+    return {"alone": alone, "coming": coming / alone, "staying": staying / alone, "cores busy": busy}
 
 
 async def after_a_join(seed: int, ramp_pushes: int) -> dict[str, float]:
