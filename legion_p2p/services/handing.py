@@ -11,11 +11,12 @@ import math
 from typing import Any
 
 import trio
+from msgspec.structs import replace
 from torch import Tensor
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.wire import Handover, Held, Part, Update, UpdateHeader
-from legion_p2p.errors import CodecError, DecodeError, NetworkError
+from legion_p2p.errors import CodecError, DecodeError, NetworkError, RefusedError
 from legion_p2p.services.following import TRANSFER_DEADLINE_S, Following
 from legion_p2p.services.ports import Lane
 from legion_p2p.services.replica import Replica
@@ -80,25 +81,25 @@ class HandingOver(Following):
             replica.round = None
             replica.arrived.clear()
             replica.taken_over.clear()
-            parts, n_recent = _kept(replica), replica.outer.n_recent
+            parts, chain, last = _kept(replica), replica.chain, replica.chain.last()
+            nothing = Handover(self.run, replica.shard, chain.version, chain.digest, b"", n_recent=replica.outer.n_recent)
+            if last is not None and last.header.owner == self.me:
+                nothing = replace(nothing, header=last.update.header, signature=last.update.signature)
             replica.owner_residual, replica.outer = None, OuterState()
-            version, digest_ = replica.chain.version, replica.chain.digest
             self._to_hand_over[replica.shard] = 0
         self._settled.ring()
         if replica.pending is not None:
             replica.pending.holder = None
         try:
-            await self._hand_over(replica, version, digest_, parts, n_recent)
+            await self._hand_over(replica, nothing, parts)
         finally:
             del self._to_hand_over[replica.shard]
             self._settled.ring()
 
-    async def _hand_over(self, replica: Replica, version: int, digest_: bytes, parts: dict[Part, Tensor], n_recent: int) -> None:
-        """Give `parts` to who owns the shard now; they are taken out of the dict as they arrive."""
+    async def _hand_over(self, replica: Replica, nothing: Handover, parts: dict[Part, Tensor]) -> None:
+        """Give `parts` to who owns the shard now; they are taken out of the dict as they arrive. `nothing`: without a payload."""
         heir: PeerId | None = None
         why = "nobody is there to own it"
-        last = replica.chain.last()
-        made = last.update if last is not None and last.header.owner == self.me else Update(b"", b"", b"")
         for attempt in range(MAX_ATTEMPTS):
             heir = self.ownership(replica.shard).owner
             if heir is None or heir == self.me:
@@ -109,17 +110,16 @@ class HandingOver(Following):
                     async with self._turns.take(self._part_bytes(replica)):
                         name = self._hand_over_codec
                         payload = await self.compute(replica.numel, codec.get(name).encode, value)
-                        what = (self.run, replica.shard, version, digest_, payload, part, n_recent, name)
-                        await self._give(heir, Handover(*what, made.header, made.signature))
+                        await self._give(heir, replace(nothing, payload=payload, part=part, codec=name))
                     del parts[part]
                     self._note_left(replica, parts)
-                if not self.leaving or (holds := await self._ask_version(heir, replica.shard, version, digest_)) >= version:
-                    self._events.emit("shard.handed_over", shard=replica.shard, version=version, owner=heir)
+                if not self.leaving or (holds := (await self._give(heir, nothing)).version) >= nothing.version:
+                    self._events.emit("shard.handed_over", shard=replica.shard, version=nothing.version, owner=heir)
                     return
-                why = f"it is still at version {holds}"
+                why, may_change = f"it is still at version {holds}", True
             except (NetworkError, DecodeError, trio.TooSlowError) as failed:
-                why = str(failed) or "no answer"
-            if not self.leaving and attempt >= ATTEMPTS_OF_ONE_THAT_STAYS:
+                why, may_change = str(failed) or "no answer", isinstance(failed, RefusedError)
+            if not self.leaving and (attempt >= ATTEMPTS_OF_ONE_THAT_STAYS or not may_change):
                 break
             await self._members.exchange_with(heir)  # it may be leaving, too, or not know yet that we do
             self._refresh_owners()
@@ -136,9 +136,6 @@ class HandingOver(Following):
 
     def _part_bytes(self, replica: Replica) -> int:
         return int(codec.get(self._hand_over_codec).bits_per_element * replica.numel / 8)
-
-    async def _ask_version(self, heir: PeerId, shard: int, version: int, digest_: bytes) -> int:
-        return (await self._give(heir, Handover(self.run, shard, version, digest_, b""))).version
 
     async def _give(self, heir: PeerId, message: Handover) -> Held:
         with trio.fail_after(TRANSFER_DEADLINE_S):
