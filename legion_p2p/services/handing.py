@@ -10,8 +10,8 @@ Whoever leaves has the next owner say, too, that it holds the newest version: no
 import math
 from typing import Any
 
+import msgspec
 import trio
-from msgspec.structs import replace
 from torch import Tensor
 
 from legion_p2p.core.identity import PeerId
@@ -84,7 +84,7 @@ class HandingOver(Following):
             parts, chain, last = _kept(replica), replica.chain, replica.chain.last()
             nothing = Handover(self.run, replica.shard, chain.version, chain.digest, b"", n_recent=replica.outer.n_recent)
             if last is not None and last.header.owner == self.me:
-                nothing = replace(nothing, header=last.update.header, signature=last.update.signature)
+                nothing = msgspec.structs.replace(nothing, header=last.update.header, signature=last.update.signature)
             replica.owner_residual, replica.outer = None, OuterState()
             self._to_hand_over[replica.shard] = 0
         self._settled.ring()
@@ -110,7 +110,7 @@ class HandingOver(Following):
                     async with self._turns.take(self._part_bytes(replica)):
                         name = self._hand_over_codec
                         payload = await self.compute(replica.numel, codec.get(name).encode, value)
-                        await self._give(heir, replace(nothing, payload=payload, part=part, codec=name))
+                        await self._give(heir, msgspec.structs.replace(nothing, payload=payload, part=part, codec=name))
                     del parts[part]
                     self._note_left(replica, parts)
                 if not self.leaving or (holds := (await self._give(heir, nothing)).version) >= nothing.version:
