@@ -120,7 +120,7 @@ def train(
     steps: int = 0,
     n: int = 1,
     width: int = 16,
-    step_s: float = 0.02,
+    step_s: float = 0.04,
     also: tuple[str, ...] = (),
     together: bool = True,
     new_run: bool | None = None,
