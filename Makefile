@@ -3,9 +3,8 @@
 
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Not compiled ahead: most modules of what is installed are never imported.
 PIP_INSTALL = test -t 1 || quiet=--quiet; \
-	$(BIN)/python -m pip install $${quiet:-} --disable-pip-version-check --no-input --no-compile -c constraints.txt
+	$(BIN)/python -m pip install $${quiet:-} --disable-pip-version-check --no-input -c constraints.txt
 DEMO_ARGS ?=
 # Files of tests side by side: most of the end-to-end ones wait.
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
