@@ -100,6 +100,7 @@ class HandingOver(Following):
         """Give `parts` to who owns the shard now; they are taken out of the dict as they arrive. `nothing`: without a payload."""
         heir: PeerId | None = None
         why = "nobody is there to own it"
+        question = msgspec.structs.replace(nothing, header=b"", signature=b"")  # a header may be too long for the control lane
         for attempt in range(MAX_ATTEMPTS):
             heir = self.ownership(replica.shard).owner
             if heir is None or heir == self.me:
@@ -113,7 +114,7 @@ class HandingOver(Following):
                         await self._give(heir, msgspec.structs.replace(nothing, payload=payload, part=part, codec=name))
                     del parts[part]
                     self._note_left(replica, parts)
-                if not self.leaving or (holds := (await self._give(heir, nothing)).version) >= nothing.version:
+                if not self.leaving or (holds := (await self._give(heir, question)).version) >= nothing.version:
                     self._events.emit("shard.handed_over", shard=replica.shard, version=nothing.version, owner=heir)
                     return
                 why, may_change = f"it is still at version {holds}", True

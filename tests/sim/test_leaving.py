@@ -6,6 +6,7 @@ import trio
 
 from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.wire import Handover
 from legion_p2p.errors import UnreachableError
 from legion_p2p.services import engine as engine_module
 from legion_p2p.sim.swarm import SimPeer, Swarm
@@ -35,6 +36,26 @@ def owner_of(swarm: Swarm, shard: int = 0) -> SimPeer:
 
 def names(peer: SimPeer) -> list[str]:
     return [event.name for event in peer.log]
+
+
+async def test_who_leaves_asks_its_heir_in_few_bytes_whatever_its_last_update_named(autojump_clock):
+    """The header that shows who owned the shard may be a megabyte long, and goes with what is handed over only."""
+    async with Swarm(round=MOVED, numel=64, step_s=1.0) as swarm:
+        leaver = await owner_at_rest(swarm)
+        shards, sent = leaver.engine.shards, []
+        ask = shards._ask
+
+        async def record(peer, message, *how):
+            sent.append(message)
+            return await ask(peer, message, *how)
+
+        shards._ask = record
+        await swarm.leave(leaver.name)
+        await leaver.ended.wait()
+
+        given = [message for message in sent if isinstance(message, Handover)]
+        assert {bool(message.payload) for message in given} == {True, False}
+        assert all(bool(message.header) == bool(message.signature) == bool(message.payload) for message in given)
 
 
 async def test_a_shard_that_takes_long_arrives_whole_and_the_time_is_told(autojump_clock):
