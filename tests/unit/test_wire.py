@@ -275,7 +275,7 @@ LIMITS = [
     ),
     ("announcement", (NotOwner,), b"x" * (MAX_ANNOUNCEMENT_BYTES + 200), b"x" * (MAX_ANNOUNCEMENT_BYTES + 201)),
     ("spec", (SpecFound,), b"x" * MAX_SPEC_BYTES, b"x" * (MAX_SPEC_BYTES + 1)),
-    ("signature", (SpecFound, Update), b"s" * 64, b"s" * 65),
+    ("signature", (SpecFound, Update, Handover), b"s" * 64, b"s" * 65),
     ("header", (Update, Handover), b"h" * (1 << 20), b"h" * ((1 << 20) + 1)),
     ("updates", (Updates,), [_plain(ONE_UPDATE)] * MAX_UPDATES, [_plain(ONE_UPDATE)] * (MAX_UPDATES + 1)),
     (
