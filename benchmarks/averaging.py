@@ -35,7 +35,7 @@ def average_peer(rank, n_peers, elements, codec, address, barrier, results):
 
     import legion_p2p as legion
     from legion_p2p.core.plan import ParamSpec
-    from legion_p2p.services.replica import LocalChange
+    from legion_p2p.services.shards.replica import LocalChange
 
     torch.set_num_threads(1)
     values = torch.full((elements,), float(rank + 1))
@@ -43,7 +43,7 @@ def average_peer(rank, n_peers, elements, codec, address, barrier, results):
     params = (ParamSpec("x", (elements,)),)
     founding = None
     if rank == 0:
-        founding = legion.Founding(legion.RunSpec("bench", "", params, rounds), torch.zeros(elements))
+        founding = legion.RunCreation(legion.RunSpec("bench", "", params, rounds), torch.zeros(elements))
 
     async def main():
         contacts = () if rank == 0 else (address.get(),)
@@ -74,7 +74,7 @@ def average_peer(rank, n_peers, elements, codec, address, barrier, results):
                 engine.shards.contribute(LocalChange(shard, held.chain.version, held.reference, values[first:end], 1, 1))
             for held in engine.shards.replicas.values():
                 while held.chain.version < 1:
-                    await held.bell.wait()
+                    await held.notify.wait()
             wall, cpu = time.perf_counter() - began, cpu_s() - cpu
             await trio.to_thread.run_sync(barrier.wait)
             mean = (n_peers + 1) / 2

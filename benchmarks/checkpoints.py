@@ -22,8 +22,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 from legion_p2p.core.identity import Identity
-from legion_p2p.core.keep import Keep
 from legion_p2p.core.plan import ParamSpec
+from legion_p2p.core.retention import Retention
 from legion_p2p.core.run import RoundSpec, RunSpec, run_id, sign_spec
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader, encode
 from legion_p2p.store.archive import Archive
@@ -88,7 +88,7 @@ def measure(name, numel, folder):
     owner = Owner(name, numel)
     full_bytes = 4 * numel
     with BlockStore(folder) as store:
-        archive = Archive(store, owner.identity, Keep(last=100))
+        archive = Archive(store, owner.identity, Retention(last=100))
         archive.open(owner.signed)
         base_s, _ = timed(lambda: owner.put_bases(archive))
         archive.publish(0, 0, {})

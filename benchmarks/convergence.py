@@ -32,8 +32,8 @@ import torch
 from legion_p2p.core.plan import plan_for
 from legion_p2p.core.round import Closed, Contribution
 from legion_p2p.core.run import RoundSpec, RunSpec
-from legion_p2p.services.codecs import shard_codec
-from legion_p2p.services.replica import LocalChange, combine, pack
+from legion_p2p.services.shards.codecs import shard_codec
+from legion_p2p.services.shards.replica import LocalChange, combine, pack
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.outer import OuterState
 from legion_p2p.train.corpus import stdlib_text

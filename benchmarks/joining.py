@@ -40,8 +40,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from legion_p2p.core.access_link import LinkProfile
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.link import LinkProfile
 from legion_p2p.core.profiles import CABLE
 
 AIM = "four donors in at most a third of the time of one"
@@ -105,14 +105,15 @@ def end(process: subprocess.Popen[str]) -> None:
 @contextmanager
 def unbounded() -> Iterator[None]:
     """Everything is small enough to be given at once."""
-    from legion_p2p.services import donors, giving
+    from legion_p2p.services import upload_slots
+    from legion_p2p.services.checkpoint import providers
 
-    before = giving.FREE_BYTES, donors.PER_DONOR
-    giving.FREE_BYTES, donors.PER_DONOR = 1 << 40, 8
+    before = upload_slots.FREE_BYTES, providers.PER_DONOR
+    upload_slots.FREE_BYTES, providers.PER_DONOR = 1 << 40, 8
     try:
         yield
     finally:
-        giving.FREE_BYTES, donors.PER_DONOR = before
+        upload_slots.FREE_BYTES, providers.PER_DONOR = before
 
 
 async def crowd(load: float, n_newcomers: int) -> dict[str, float]:
@@ -161,13 +162,13 @@ class EverybodyHas(dict[PeerId, LinkProfile]):
 @contextmanager
 def equals() -> Iterator[None]:
     """Everybody goes first."""
-    from legion_p2p.core import stake
+    from legion_p2p.core import contribution
 
-    before, stake.FEW_ROUNDS = stake.FEW_ROUNDS, 1 << 40
+    before, contribution.FEW_ROUNDS = contribution.FEW_ROUNDS, 1 << 40
     try:
         yield
     finally:
-        stake.FEW_ROUNDS = before
+        contribution.FEW_ROUNDS = before
 
 
 async def stay(load: float, n_newcomers: int, n_shards: int, training: bool, cable: bool) -> dict[str, float]:

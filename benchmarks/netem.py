@@ -21,8 +21,8 @@ import trio
 from libp2p.network.connection.raw_connection import RawConnection
 from multiaddr import Multiaddr
 
+from legion_p2p.core.access_link import NO_LINK
 from legion_p2p.core.caps import parse_caps
-from legion_p2p.core.link import NO_LINK
 from legion_p2p.core.profiles import PROFILES, parse_link
 from legion_p2p.core.units import rate_text
 from legion_p2p.net.netem import Shaper

@@ -23,10 +23,10 @@ import torch
 
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity
-from legion_p2p.core.leaves import decode_leaf, encode_leaf, split
 from legion_p2p.core.manifest import LEAF_ELEMENTS, Manifest, ShardState
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import RoundSpec, RunSpec, sign_spec
+from legion_p2p.core.shard_chunks import decode_chunk, encode_chunk, split
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader, encode
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.checkpoints import publish, put_base, put_node, put_spec, put_update
@@ -94,10 +94,10 @@ def planes(name: str, values: torch.Tensor) -> list[dict[str, object]]:
         data = bytes(fp32_bytes(values) if width == 4 else values.to(torch.bfloat16).view(torch.int16).numpy().tobytes())
         parts = list(split(data, width))
         before = time.perf_counter()
-        leaves = [encode_leaf(part, width) for part in parts]
+        leaves = [encode_chunk(part, width) for part in parts]
         between = time.perf_counter()
         for leaf, part in zip(leaves, parts, strict=True):
-            decode_leaf(leaf, len(part) // width, width)
+            decode_chunk(leaf, len(part) // width, width)
         after = time.perf_counter()
         rows.append({
             "values": name, "type": kind, "of_plain": round(sum(map(len, leaves)) / len(data), 4),

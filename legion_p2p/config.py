@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from legion_p2p.core.keeping import CheckpointConfig
+from legion_p2p.core.checkpoint_policy import CheckpointConfig
 from legion_p2p.core.membership import MembershipConfig
 from legion_p2p.core.presets import DEFAULT_LINKS, LINKS, Links
 from legion_p2p.core.round import RoundConfig

@@ -70,7 +70,7 @@ class RunExistsError(JoinError):
     """Founding was asked for, but a run of this name is there already. Join it, or choose another name."""
 
 
-class MisfitError(LegionError):
+class IncompatibleModelError(LegionError):
     """This peer does not fit the run: its model differs from the run's. Build the model that the run describes."""
 
 

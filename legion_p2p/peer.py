@@ -16,27 +16,27 @@ import torch
 import trio
 from torch import Tensor, nn
 
+from legion_p2p.concurrency.nurseries import open_flat_nursery
 from legion_p2p.config import DEFAULT_LISTEN, Job, PeerConfig, convert
+from legion_p2p.core.access_link import NO_LINK
 from legion_p2p.core.addresses import parse_addresses
 from legion_p2p.core.caps import parse_caps
+from legion_p2p.core.checkpoint_policy import CheckpointConfig
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity
-from legion_p2p.core.keep import Keep, parse_keep
-from legion_p2p.core.keeping import CheckpointConfig
-from legion_p2p.core.link import NO_LINK
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.presets import LINKS, Links
 from legion_p2p.core.profiles import parse_link
+from legion_p2p.core.retention import Retention, parse_retention
 from legion_p2p.core.run import RoundSpec, RunName, RunSpec
 from legion_p2p.core.units import parse_rate
-from legion_p2p.errors import MisfitError, NoContactError, NonFiniteError, UsageError
+from legion_p2p.errors import IncompatibleModelError, NoContactError, NonFiniteError, UsageError
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import Status
-from legion_p2p.services.engine import Engine, Founding, Params, running
-from legion_p2p.services.groups import open_flat_nursery
-from legion_p2p.services.joining import SEARCH_S, find_run
-from legion_p2p.services.mailbox import Mailbox
 from legion_p2p.services.ports import Offload
+from legion_p2p.services.run.discovery import SEARCH_S, find_run
+from legion_p2p.services.run.engine import Engine, Params, RunCreation, running
+from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.averaging import AverageResult, average_once
 from legion_p2p.train.bridge import Opener, PeerThread
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 async def open_peer(
     run: str = "",
     *,
-    founding: Founding | None = None,
+    founding: RunCreation | None = None,
     params: Params = None,
     initial_peers: Iterable[str] = (),
     listen: Sequence[str] = DEFAULT_LISTEN,
@@ -87,7 +87,7 @@ async def open_peer(
     store, goes on from there, and `initial_peers` may be empty or dead. `store_limit_bytes`: of its blocks; None: no limit.
     `keep`: which checkpoints stay ("last=3,every=100"). `volunteer_relay`: meet other regions for owners with little upload.
 
-    Raises: NoContactError; UnknownRunError, AmbiguousRunError, RunExistsError; MisfitError; UsageError.
+    Raises: NoContactError; UnknownRunError, AmbiguousRunError, RunExistsError; IncompatibleModelError; UsageError.
     """
     from legion_p2p.net.host import open_network
     from legion_p2p.net.offload import ThreadOffload
@@ -105,7 +105,7 @@ async def open_peer(
         raise UsageError(f"{' '.join(initial_peers)} holds no address; a line as legion-bootstrap prints it would do")
     link = parse_link(netem) if netem else NO_LINK
     caps = parse_caps(upload_limit, download_limit, quiet_hours)
-    keeping = parse_keep(keep)
+    keeping = parse_retention(keep)
     whoami, unlock = _identity(identity)
     disk = ThreadOffload(1)
     try:
@@ -171,7 +171,7 @@ async def _join(network: Any, run: str, archive: Any, disk: Offload, events: Eve
         events.emit("run.nobody_answers", text=str(nobody))
 
 
-def open_archive(path: str | Path, limit_bytes: int | None, identity: Identity, keep: Keep, events: Events) -> "Archive":
+def open_archive(path: str | Path, limit_bytes: int | None, identity: Identity, keep: Retention, events: Events) -> "Archive":
     """The checkpoints in a folder, for one peer. Raises: StoreError."""
     from legion_p2p.store.archive import Archive
     from legion_p2p.store.blocks import BlockStore
@@ -216,7 +216,8 @@ class Optimizer(SwarmOptimizer):
         local_steps, synchronous, push_codec, update_codec, ...: fields of RoundSpec. Who founds a run chooses them; for who
             joins they are what it expects, and a run that has others is refused.
 
-    Raises: NoContactError, if no initial peer answers; UnknownRunError; MisfitError, naming the first parameter that differs;
+    Raises: NoContactError, if no initial peer answers; UnknownRunError; IncompatibleModelError, naming the first
+    parameter that differs;
     UsageError.
     """
 
@@ -259,7 +260,7 @@ class Optimizer(SwarmOptimizer):
         if new_run:
             spec = RunSpec(name=convert_name(run), founder="", params=params, round=wanted, seed=seed)
             spec.plan()
-            founding = Founding(spec, view.snapshot())
+            founding = RunCreation(spec, view.snapshot())
 
         def opener() -> AbstractAsyncContextManager[Engine]:
             return open_peer(
@@ -330,7 +331,8 @@ def average(
         gather_s: seconds until all must have found each other.
         upload_limit, download_limit, quiet_hours, netem: as in `open_peer`.
 
-    Raises: JoinError, if fewer came; NonFiniteError; MisfitError, naming the first tensor that differs; otherwise as `Optimizer`.
+    Raises: JoinError, if fewer came; NonFiniteError; IncompatibleModelError, naming the first tensor that differs; otherwise as
+    `Optimizer`.
     """
     named = [(str(i), tensor.detach()) for i, tensor in enumerate(tensors)]
     view = FlatView(named)
@@ -345,11 +347,11 @@ def average(
     if new_run:
         rounds = RoundSpec(local_steps=1, push_codec=codec, update_codec=codec, norm_cap=0.0, quorum=1.0, synchronous=True)
         spec = RunSpec(name=convert_name(run), founder="", params=params, round=rounds)
-        founding = Founding(spec, torch.zeros_like(values))
+        founding = RunCreation(spec, torch.zeros_like(values))
 
     def fit(spec: RunSpec) -> Sequence[ParamSpec]:
         if spec.round.push_codec != codec or spec.round.quorum < 1:
-            raise MisfitError(f"run {run!r} averages with codec {spec.round.push_codec!r}, asked for was {codec!r}")
+            raise IncompatibleModelError(f"run {run!r} averages with codec {spec.round.push_codec!r}, asked for was {codec!r}")
         return params
 
     def opener() -> AbstractAsyncContextManager[Engine]:
@@ -392,12 +394,12 @@ def convert_name(name: str) -> str:
 
 
 def _check_rounds(engine: Engine, expected: dict[str, Any]) -> None:
-    """Check that a run averages as the caller expects. Raises: MisfitError, naming what differs."""
+    """Check that a run averages as the caller expects. Raises: IncompatibleModelError, naming what differs."""
     assert engine.spec is not None
     for name, value in expected.items():
         actual = getattr(engine.spec.round, name)
         if actual != value:
-            raise MisfitError(f"run {engine.spec.name!r} has {name} {actual!r}, expected was {value!r}")
+            raise IncompatibleModelError(f"run {engine.spec.name!r} has {name} {actual!r}, expected was {value!r}")
 
 
 def _check_covers(inner: torch.optim.Optimizer, view: FlatView) -> None:
@@ -419,7 +421,8 @@ def run_job(
 ) -> Outcome:
     """Do what `legion-peer` does: join or found the job's run, train, leave. Blocks; call `stop.request()` to end it in order.
 
-    Raises: LegionError of any kind: JoinError if the run or the network is to blame, MisfitError, UsageError, StoreError.
+    Raises: LegionError of any kind: JoinError if the run or the network is to blame, IncompatibleModelError, UsageError,
+    StoreError.
     """
     return Trainer(job, partial(_opener_of, job), events, stop, on_status, status_every_s).run()
 
@@ -457,7 +460,7 @@ async def _look_up(job: Job) -> RunSpec:
         return found.spec
 
 
-def _opener_of(job: Job, *, founding: Founding | None, params: Params, events: Events) -> Opener:
+def _opener_of(job: Job, *, founding: RunCreation | None, params: Params, events: Events) -> Opener:
     def opener() -> AbstractAsyncContextManager[Engine]:
         return open_peer(
             "" if founding else job.run,

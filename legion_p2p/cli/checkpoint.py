@@ -13,11 +13,11 @@ from cyclopts import App, Parameter
 
 from legion_p2p.cli.common import DONE, FAILED, addresses_of_peers
 from legion_p2p.cli.output import print_json, print_table, progress_bar, table_of
-from legion_p2p.errors import DecodeError, LegionError, MisfitError, StoreError, UsageError
+from legion_p2p.errors import DecodeError, IncompatibleModelError, LegionError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from legion_p2p.core.cids import Cid
-    from legion_p2p.services.fetching import Fetched
+    from legion_p2p.services.checkpoint.fetch import Fetched
     from legion_p2p.store.blocks import BlockStore
 
 MOST_CHANGED = 10  # parameters that `diff` lists
@@ -292,7 +292,7 @@ async def _fetch(root: "Cid", contacts: Any, blocks: "BlockStore", progress: "Ca
     from legion_p2p.net.host import open_network
     from legion_p2p.net.offload import ThreadOffload
     from legion_p2p.observe.events import Events
-    from legion_p2p.services.fetching import Fetcher
+    from legion_p2p.services.checkpoint.fetch import Fetcher
 
     async with open_network(Identity.generate(), listen=(), initial_peers=contacts) as network:
         await network.join()
@@ -318,7 +318,7 @@ def diff(a: str, b: str, /, *, store: _Store = "", json: _Json = False) -> int:
     with _opened(store) as blocks:
         first, second = (Checkpoint(blocks, root) for root in roots)
         if first.spec.params != second.spec.params:
-            raise MisfitError(f"{a} and {b} have different parameters: they cannot be compared")
+            raise IncompatibleModelError(f"{a} and {b} have different parameters: they cannot be compared")
         pairs = list(zip(first.manifest.shards, second.manifest.shards, strict=False))
         in_a, in_b = blocks_of(blocks, first.cid), blocks_of(blocks, second.cid)
         with progress_bar("comparing", first.plan.numel, json) as progress:

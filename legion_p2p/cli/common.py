@@ -22,9 +22,9 @@ from cyclopts.config import Dict, Env
 
 from legion_p2p.errors import (
     ConfigError,
+    IncompatibleModelError,
     JoinError,
     LegionError,
-    MisfitError,
     NetworkError,
     NoContactError,
     UnknownRunError,
@@ -189,7 +189,7 @@ def exit_code_of(bad: LegionError) -> int:
         return USAGE
     if isinstance(bad, JoinError | NetworkError):
         return NOT_JOINED
-    return MISFIT if isinstance(bad, MisfitError) else FAILED
+    return MISFIT if isinstance(bad, IncompatibleModelError) else FAILED
 
 
 def hint_for(bad: LegionError, command: str) -> str:

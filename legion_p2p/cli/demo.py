@@ -70,8 +70,8 @@ class Options:
 @app.default
 def demo(options: Options = Options()) -> int:
     from legion_p2p.cli.demo_plan import Plan
-    from legion_p2p.cli.demo_show import Show
-    from legion_p2p.cli.demo_swarm import DemoError, Interrupted, conduct
+    from legion_p2p.cli.demo_swarm import DemoError, Interrupted, run_demo
+    from legion_p2p.cli.demo_view import DemoView
 
     if options.peers > MAX_PEERS:
         raise UsageError(f"--peers {options.peers}, at most {MAX_PEERS}: each is a process of its own")
@@ -86,12 +86,12 @@ def demo(options: Options = Options()) -> int:
         **{name: getattr(options, name) for name in ("local_steps", "learning_rate", "batch") if getattr(options, name)},
         **({"push_codec": options.codec, "update_codec": options.codec} if options.codec else {}),
     )  # fmt: skip
-    show = Show(plan, "none" if options.json or options.quiet else "view" if _can_draw() else "lines")
+    show = DemoView(plan, "none" if options.json or options.quiet else "view" if _can_draw() else "lines")
     with contextlib.ExitStack() as open_things:
         open_things.callback(show.close)
         signals = open_things.enter_context(Signals(before_exit=show.close_at_once))
         try:
-            summary = conduct(plan, out, show, signals)
+            summary = run_demo(plan, out, show, signals)
         except Interrupted:
             show.close()
             print(f"legion-demo: stopped; what there is so far is in {out}", file=sys.stderr)

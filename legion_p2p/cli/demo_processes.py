@@ -81,7 +81,7 @@ class Child:
         self._inbox.put((self, {"event": ENDED, "code": self.popen.wait()}))
 
 
-class Family:
+class ProcessGroup:
     """All children of one demo, and what they say. Leaving the context ends every one of them."""
 
     def __init__(self) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 
 from legion_p2p.cli.common import Signals
 from legion_p2p.cli.demo_plan import ALONE, LOOPBACK, RUN_NAME, Peer, Plan
-from legion_p2p.cli.demo_processes import ENDED, LINE, Child, Event, Family, poll_status
-from legion_p2p.cli.demo_show import Show
+from legion_p2p.cli.demo_processes import ENDED, LINE, Child, Event, ProcessGroup, poll_status
+from legion_p2p.cli.demo_view import DemoView
 from legion_p2p.observe import human
 from legion_p2p.observe.status import Status
 
@@ -46,13 +46,13 @@ class Interrupted(Exception):
     """Somebody pressed Ctrl+C, or the like."""
 
 
-def conduct(plan: Plan, out: Path, show: Show, signals: Signals) -> dict[str, Any]:
+def run_demo(plan: Plan, out: Path, show: DemoView, signals: Signals) -> dict[str, Any]:
     """Run the demo; what came of it, as it stands in summary.json. Every process it started has ended when this returns.
 
     Raises: DemoError; Interrupted.
     """
     began = time.monotonic()
-    with Family() as family:
+    with ProcessGroup() as family:
         demo = _Demo(plan, out, show, family, began)
         signals.orderly(lambda _: demo.interrupt())
         demo.train()
@@ -60,19 +60,19 @@ def conduct(plan: Plan, out: Path, show: Show, signals: Signals) -> dict[str, An
         raise Interrupted
     # from here on no process is left, and nothing is lost when this one ends at once
     signals.orderly(lambda number: _leave(show, number))
-    from legion_p2p.cli.demo_judge import judge
+    from legion_p2p.cli.demo_evaluation import judge
 
     show.phase("judging")
     return judge(plan, list(demo.peers.values()), demo.lone, demo.lost, out, began)
 
 
-def _leave(show: Show, number: int) -> None:
+def _leave(show: DemoView, number: int) -> None:
     show.close_at_once()
     os._exit(128 + number)
 
 
 class _Demo:
-    def __init__(self, plan: Plan, out: Path, show: Show, family: Family, began: float) -> None:
+    def __init__(self, plan: Plan, out: Path, show: DemoView, family: ProcessGroup, began: float) -> None:
         self.plan = plan
         self.out = out
         self.show = show

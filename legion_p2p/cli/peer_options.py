@@ -10,10 +10,10 @@ from cyclopts import Group, Parameter
 from legion_p2p.cli.common import addresses_of_peers, at_least, checked, listen_addresses
 from legion_p2p.config import DEFAULT_LISTEN, DEFAULT_REGION, Job, NewRun, convert, new_run_of, read_new_run, read_toml
 from legion_p2p.core.caps import parse_quiet_hours
-from legion_p2p.core.keep import parse_keep
 from legion_p2p.core.placement import PlacementName
 from legion_p2p.core.presets import Links
 from legion_p2p.core.profiles import parse_link
+from legion_p2p.core.retention import parse_retention
 from legion_p2p.core.run import InnerOptimizer
 from legion_p2p.core.units import parse_rate
 from legion_p2p.errors import ConfigError, UsageError
@@ -113,7 +113,7 @@ class StoreOptions:
     """Where checkpoints are kept, to go on from and for others to fetch; none: nowhere. [default: beside the identity]"""
     store_limit: Annotated[float, Parameter(metavar="GB", validator=at_least(0))] = 20.0
     """Most that they may take of the disk, in GB; 0: no limit."""
-    keep: Annotated[str, Parameter(metavar="WHAT", converter=checked(parse_keep))] = "last=3"
+    keep: Annotated[str, Parameter(metavar="WHAT", converter=checked(parse_retention))] = "last=3"
     """Which checkpoints stay: last=3 the newest three, every=100 also one for every 100 steps."""
     checkpoint_every: Annotated[float, Parameter(metavar="SECONDS", validator=at_least(1))] = 60.0
     """Seconds between two checkpoints. What comes in between is kept too, in a journal."""

@@ -20,8 +20,8 @@ from enum import Enum
 import msgspec
 
 from legion_p2p.core.announcement import Mark, mark_of
+from legion_p2p.core.contribution import first
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.stake import first
 from legion_p2p.core.wire import MAX_UPDATES, Inclusion, Update, UpdateHeader
 
 MAX_LOG_ENTRIES = MAX_UPDATES  # what one reply can carry

@@ -3,7 +3,7 @@
     Manifest   one point of a run, signed by who published it
      |- run      the bytes of the run's specification; their CID is the run's id
      `- shards   one for each shard of the plan, in order
-         |- base   a full state: leaves of the shard's fp32 bytes (core/leaves.py)
+         |- base   a full state: leaves of the shard's fp32 bytes (core/shard_chunks.py)
          `- log    the updates since, one for each version: the very messages that were broadcast, cut into blocks
 
 The manifest before it is named as text, not as a link: whoever fetches or pins a checkpoint, with any IPFS client, should not

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import msgspec
 
-from legion_p2p.errors import MisfitError, UsageError
+from legion_p2p.errors import IncompatibleModelError, UsageError
 
 MAX_PARAMS = 20_000  # tensors in a model; GPT-2 124M has 148, a 70B Llama 723
 MAX_NAME_CHARS = 300
@@ -43,16 +43,16 @@ class ParamSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def check_fit(ours: Sequence[ParamSpec], runs: Sequence[ParamSpec]) -> None:
     """Check that a model with parameters `ours` can train in a run with parameters `runs`.
 
-    Raises: MisfitError, naming the first parameter that differs.
+    Raises: IncompatibleModelError, naming the first parameter that differs.
     """
     for i, (our, its) in enumerate(zip(ours, runs, strict=False)):
         if our != its:
-            raise MisfitError(f"parameter {i} differs: this model has {our}, the run has {its}")
+            raise IncompatibleModelError(f"parameter {i} differs: this model has {our}, the run has {its}")
     if len(ours) != len(runs):
         shorter, longer = sorted((ours, runs), key=len)
         extra = longer[len(shorter)]
         who = "this model" if longer is ours else "the run"
-        raise MisfitError(
+        raise IncompatibleModelError(
             f"this model has {len(ours)} parameters, the run has {len(runs)}: only {who} has {extra}, and those after it"
         )
 

@@ -8,8 +8,8 @@ import re
 
 import msgspec
 
+from legion_p2p.core.access_link import NO_LINK, LinkProfile
 from legion_p2p.core.contact import Lane
-from legion_p2p.core.link import NO_LINK, LinkProfile
 from legion_p2p.core.units import parse_duration, parse_rate, parse_share
 from legion_p2p.errors import UsageError
 

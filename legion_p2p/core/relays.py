@@ -17,7 +17,7 @@ from legion_p2p.core.rendezvous import ranking
 MIN_GAIN = 4.0  # a volunteer's upload, of the owner's: below it another peer between the two would cost more than it brings
 
 
-def speaker_of(run_id: str, shard: int, owner: Announcement, members: Sequence[Announcement]) -> PeerId:
+def representative_of(run_id: str, shard: int, owner: Announcement, members: Sequence[Announcement]) -> PeerId:
     """Who meets other regions about this shard. `members`: those of the owner's region."""
     weights = {peer_of(a): _steps(a.upload_bps) for a in _relays_for(owner, members)}
     ranked = ranking(f"legion/relay/{run_id}/{owner.region}/{shard}", weights)

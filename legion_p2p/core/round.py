@@ -2,7 +2,7 @@
 
     collecting -> closed, when every member that is waited for has pushed
                -> closed, when a quorum has, and a grace period has passed that follows the spread of earlier arrivals
-               -> closed, when all seniors have (core/stake.py), and the moment is over that newcomers are waited for
+               -> closed, when all seniors have (core/contribution.py), and the moment is over that newcomers are waited for
                -> closed, when `patience` periods of earlier rounds have passed since the first push (never where quorum is 1)
 
 A push of an older version joins this round with a weight that falls with its staleness; nothing is turned away for being late.
@@ -20,8 +20,8 @@ from enum import Enum
 import msgspec
 
 from legion_p2p.core.chain import MAX_TRACKED
+from legion_p2p.core.contribution import established, first
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.stake import first, seniors
 from legion_p2p.core.wire import Failure, Inclusion
 
 LATE = "did not push in time"  # such a push is not lost: it joins the next round
@@ -208,9 +208,9 @@ class ShardRound:
         deadline = min(c.at for c in self._waiting.values()) + self.pace.patience_s()
         if self._quorum_at is not None:
             deadline = min(deadline, self._quorum_at + self.pace.grace_s())
-        seniors = self._look()[1]
-        if seniors and seniors <= self._waiting.keys():
-            deadline = min(deadline, max(self._waiting[p].at for p in seniors) + self.pace.courtesy_s())
+        established = self._look()[1]
+        if established and established <= self._waiting.keys():
+            deadline = min(deadline, max(self._waiting[p].at for p in established) + self.pace.courtesy_s())
         return deadline
 
     def close(self, now: float) -> Closed:
@@ -254,7 +254,7 @@ class ShardRound:
             if self.config.quorum >= 1:
                 self._known = present, present
             else:
-                self._known = first(present, self._included, self.version), seniors(present, self._included, self.version)
+                self._known = first(present, self._included, self.version), established(present, self._included, self.version)
         return self._known
 
     def _complete(self) -> bool:

@@ -249,10 +249,10 @@ class Handover(Message, frozen=True, tag="handover"):
 # between regions
 
 
-class Cross(Message, frozen=True, tag="cross"):
+class SyncRequest(Message, frozen=True, tag="cross"):
     """From the owner of a shard in one region to its owner in another, or of its center variable: what I hold, compressed.
 
-    Tell me what you hold, and move as I shall. Answered with Crossed, or with Unknown.
+    Tell me what you hold, and move as I shall. Answered with SyncReply, or with Unknown.
     """
 
     run: _Run
@@ -273,7 +273,7 @@ class Cross(Message, frozen=True, tag="cross"):
     payload: _Payload
 
 
-class Crossed(Message, frozen=True, tag="crossed"):
+class SyncReply(Message, frozen=True, tag="crossed"):
     """The answering side's half of the meeting, in the asker's codec; it has moved already."""
 
     payload: _Payload
@@ -286,7 +286,7 @@ class Unknown(Message, frozen=True, tag="unknown"):
     """What `known` names is not known here: begin anew, with the whole."""
 
 
-class Carry(Message, frozen=True, tag="carry"):
+class RelayRequest(Message, frozen=True, tag="carry"):
     """From a relay to the owner of a shard in its region: subtract this, for I have met another region. Answered with Held."""
 
     run: _Run
@@ -347,14 +347,14 @@ class State(msgspec.Struct, frozen=True):
     digest: _Digest
 
 
-class Compare(Message, frozen=True, tag="compare"):
-    """Which of these states does what you hold come from? Answered with Compared."""
+class AncestryQuery(Message, frozen=True, tag="compare"):
+    """Which of these states does what you hold come from? Answered with AncestryReply."""
 
     run: _Run
     states: Annotated[tuple[State, ...], msgspec.Meta(max_length=MAX_COMPARED)]
 
 
-class Compared(Message, frozen=True, tag="compared"):
+class AncestryReply(Message, frozen=True, tag="compared"):
     """For each state how many bytes of updates lead from it to what I hold; or UNKNOWN; or OTHER: I was at another then."""
 
     since: Annotated[tuple[Annotated[int, msgspec.Meta(ge=-2, le=MAX_COUNT)], ...], msgspec.Meta(max_length=MAX_COMPARED)]
@@ -383,9 +383,9 @@ Request = (
     | HasBlocks
     | GetBlocks
     | GetCheckpoints
-    | Compare
-    | Cross
-    | Carry
+    | AncestryQuery
+    | SyncRequest
+    | RelayRequest
 )
 Reply = (
     SpecFound
@@ -399,9 +399,9 @@ Reply = (
     | HeldBlocks
     | Blocks
     | Checkpoints
-    | Compared
+    | AncestryReply
     | Busy
-    | Crossed
+    | SyncReply
     | Unknown
 )
 

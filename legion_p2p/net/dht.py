@@ -26,7 +26,7 @@ from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
 from legion_p2p.core.identity import PeerId
-from legion_p2p.net.book import AddressBook
+from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.limits import MAX_PROVIDER_KEYS, MAX_PROVIDER_RATE, NetConfig
 from legion_p2p.net.patches import KAD_PROTOCOL
 

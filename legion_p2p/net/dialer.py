@@ -20,7 +20,7 @@ from multiaddr import Multiaddr
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import UnreachableError
-from legion_p2p.net.book import AddressBook, dialable
+from legion_p2p.net.address_book import AddressBook, dialable
 from legion_p2p.net.limits import (
     DIAL_STAGGER_S,
     DIAL_TIMEOUT_S,

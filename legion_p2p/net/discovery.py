@@ -20,7 +20,7 @@ from libp2p.peer.peerinfo import PeerInfo
 from legion_p2p.core.contact import Contact
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import DecodeError, LegionError, UsageError
-from legion_p2p.net.book import AddressBook
+from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.dht import ALPHA, Dht, K, multihash_of
 from legion_p2p.net.dialer import jittered
 from legion_p2p.net.limits import MAX_ADDRESSES_PER_PEER, MAX_KEY_CHARS, MAX_KEYS_PROVIDED, NetConfig

@@ -26,13 +26,13 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
+from legion_p2p.core.access_link import NO_LINK, LinkProfile
 from legion_p2p.core.addresses import parse_peer_address, split_address
 from legion_p2p.core.caps import NO_CAPS, Caps
 from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.core.link import NO_LINK, LinkProfile
 from legion_p2p.errors import NetworkError, NoContactError, UsageError
+from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.bitswap import Bitswap, Blocks
-from legion_p2p.net.book import AddressBook
 from legion_p2p.net.dht import Dht
 from legion_p2p.net.dialer import Dialer, is_loopback, jittered, own_hosts
 from legion_p2p.net.discovery import Discovery
@@ -41,7 +41,7 @@ from legion_p2p.net.limits import HANDSHAKE_TIMEOUT_S, MAX_CONNECTIONS, MAX_INBO
 from legion_p2p.net.messenger import Messenger
 from legion_p2p.net.netem import Shaper
 from legion_p2p.net.patches import SturdyManager
-from legion_p2p.net.standing import Standing
+from legion_p2p.net.peer_score import PeerScore
 from legion_p2p.net.transport import Listener, Sockets, Transport
 
 DEFAULTS = NetConfig()
@@ -200,7 +200,7 @@ class _Parts:
         self.sockets = Sockets(shaper)
         self.is_open = True
         self.book = AddressBook()
-        self.standing = Standing()
+        self.standing = PeerScore()
         self.shaper = shaper
         self.listening = _Listening(announced)
         self.host = _make_host(identity, Transport(nursery, self.sockets), self.listening)
@@ -354,7 +354,7 @@ def _make_host(identity: Identity, transport: Transport, listening: _Listening) 
     return host
 
 
-def _guard(swarm: Swarm, standing: Standing) -> None:
+def _guard(swarm: Swarm, standing: PeerScore) -> None:
     """Put our own checks in front of the swarm's two entries: connections and streams."""
     # dials whomever it heard of until there are 256 connections, whatever its configuration says
     swarm.auto_connector.start = swarm.auto_connector.stop = swarm.auto_connector.maybe_connect = _nothing

@@ -19,13 +19,13 @@ from legion_p2p.core.bandwidth import MIN_TRANSFER_BYTES, RateEstimator
 from legion_p2p.core.contact import Bandwidth, Lane, Traffic
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import DecodeError, RefusedError, RemoteProtocolError, UnreachableError, UsageError
-from legion_p2p.net.answering import PROTOCOLS, Answering, read_and_write, reset, skip
-from legion_p2p.net.book import AddressBook
+from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.dialer import Dialer
+from legion_p2p.net.frames import FrameStream, Outgoing
 from legion_p2p.net.limits import GARBAGE_OFFENCES, MAX_BODY_BYTES, MAX_REQUESTS_OUT, OPEN_TIMEOUT_S
-from legion_p2p.net.link import FrameStream, Outgoing
 from legion_p2p.net.netem import Shaper
-from legion_p2p.net.standing import Standing
+from legion_p2p.net.peer_score import PeerScore
+from legion_p2p.net.server import PROTOCOLS, Answering, read_and_write, reset, skip
 from legion_p2p.net.wire import VERSION, Envelope, Kind, UnknownVersion, decode, encode
 
 PING_INTERVAL_S = 2.0  # a control request is accompanied by a ping unless there was one so shortly before
@@ -39,7 +39,7 @@ class Messenger(Answering):
     """See services.ports.Messenger."""
 
     def __init__(
-        self, host: BasicHost, nursery: trio.Nursery, dialer: Dialer, book: AddressBook, standing: Standing,
+        self, host: BasicHost, nursery: trio.Nursery, dialer: Dialer, book: AddressBook, standing: PeerScore,
         addresses: Callable[[], tuple[str, ...]], shaper: Shaper | None,
     ) -> None:  # fmt: skip
         super().__init__(host, nursery, standing, shaper)

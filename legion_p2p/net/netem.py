@@ -21,8 +21,8 @@ from random import Random
 import trio
 from libp2p.io.exceptions import ConnectionClosedError
 
+from legion_p2p.core.access_link import Line, LinkProfile, Way
 from legion_p2p.core.caps import NO_CAPS, Caps
-from legion_p2p.core.link import Line, LinkProfile, Way
 from legion_p2p.net.limits import WRITE_STALL_S
 from legion_p2p.net.transport import Socket, Sockets
 
@@ -133,7 +133,7 @@ class _Feeder:
         for line in self.way.poll():
             channel = self.channels.get(line)
             if channel is not None:
-                channel.ring()
+                channel.notify()
         if self.way.next_time() is not None:
             self._wake.set()
 
@@ -144,7 +144,7 @@ class _Channel:
     def __init__(self, feeder: _Feeder, path_s: float) -> None:
         self._feeder = feeder
         self._way = feeder.way
-        self._bell = trio.Event()
+        self._changed_notify = trio.Event()
         self._room = trio.Event()
         self.line = self._way.line(path_s)
         self.ended = False
@@ -175,20 +175,20 @@ class _Channel:
                 return data
             if self.ended and self.line.is_empty:
                 return b""
-            self._bell = trio.Event()
+            self._changed_notify = trio.Event()
             due = self.line.next_due()
             with trio.move_on_at(math.inf if due is None else due - EARLY_S):
-                await self._bell.wait()
+                await self._changed_notify.wait()
 
-    def ring(self) -> None:
-        self._bell.set()
+    def notify(self) -> None:
+        self._changed_notify.set()
         if self.line.is_open:
             self._room.set()
 
     def end(self) -> None:
         """Nothing more will come; what is on its way still does."""
         self.ended = True
-        self._bell.set()
+        self._changed_notify.set()
         self._room.set()
 
     def drop(self) -> list[memoryview]:

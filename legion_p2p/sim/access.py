@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import trio
 
+from legion_p2p.core.access_link import Line, LinkProfile, Way
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.link import Line, LinkProfile, Way
 
 UPLINK_CHUNK_S, UPLINK_CHUNK_BYTES = 0.02, 1448  # transfers take turns at a peer's uplink in such pieces, the larger one counts
 

@@ -8,9 +8,9 @@ import trio
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import LegionError, RefusedError, UnreachableError, UsageError
-from legion_p2p.net.book import AddressBook
+from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.limits import DIAL_TIMEOUT_S, MAX_BODY_BYTES, MAX_REQUESTS_IN, MAX_REQUESTS_OUT
-from legion_p2p.net.standing import Standing
+from legion_p2p.net.peer_score import PeerScore
 from legion_p2p.net.wire import VERSION, Envelope, Kind, encode
 from legion_p2p.services.ports import Bandwidth, Gift, Handler, Lane, Traffic
 
@@ -30,7 +30,7 @@ class SimMessenger:
         self._address = address
         self._services: dict[str, Handler] = {}
         self._book = AddressBook()
-        self._standing = Standing()
+        self._standing = PeerScore()
         self._turns: dict[tuple[PeerId, Lane, bool], trio.Semaphore] = {}
         self._n_handling: Counter[PeerId] = Counter()
         self._rtt_s: dict[PeerId, float] = {}

@@ -2,7 +2,7 @@
 
 `World` holds the peers and what lies between them; `World.join` gives a peer its messenger, discovery and gossip. Requests take
 the link's delay each way, bulk takes its turn at the link's rate, and every fault that the real network has can be had on
-demand. Where peers have access links (`links`: core/link.py), all bulk of a peer shares its own; but a message passes
+demand. Where peers have access links (`links`: core/access_link.py), all bulk of a peer shares its own; but a message passes
 the sender's and the receiver's one after the other. What a peer sends takes turns by rank and by receiver; what it receives does
 not. Control takes up no rate.
 
@@ -26,8 +26,8 @@ from types import TracebackType
 
 import trio
 
+from legion_p2p.core.access_link import LinkProfile
 from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.core.link import LinkProfile
 from legion_p2p.errors import ClosedError, UnreachableError, UsageError
 from legion_p2p.services.ports import Bandwidth, Contact, Lane
 from legion_p2p.sim.access import Access, Uplink

@@ -18,16 +18,16 @@ import torch
 import trio
 from torch import Tensor
 
+from legion_p2p.concurrency.notify import Notify
 from legion_p2p.config import PeerConfig, Weight
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import RoundSpec, RunSpec
 from legion_p2p.observe.events import Event, Events
-from legion_p2p.services.bell import Bell
-from legion_p2p.services.engine import Engine, Founding, running
-from legion_p2p.services.mailbox import Mailbox
-from legion_p2p.services.participant import Progress
-from legion_p2p.services.trainee import Trainee
+from legion_p2p.services.run.engine import Engine, RunCreation, running
+from legion_p2p.services.run.participant import Progress
+from legion_p2p.services.shards.local_trainer import LocalTrainer
+from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.sim.network import SimNetwork, World
 from legion_p2p.store.archive import Archive
 from legion_p2p.store.blocks import BlockStore
@@ -56,15 +56,15 @@ class SimMailbox(Mailbox):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bell = Bell()
+        self.notify = Notify()
 
     def post(self, shard: int, version: int, reference: Tensor | None) -> None:
         super().post(shard, version, reference)
-        self.bell.ring()
+        self.notify.notify()
 
     def settle(self, shard: int, failure: str | None = None) -> None:
         super().settle(shard, failure)
-        self.bell.ring()
+        self.notify.notify()
 
 
 class SimPeer:
@@ -85,7 +85,7 @@ class SimPeer:
         self.mailbox = SimMailbox()
         self.blocked_s = 0.0
         """How long it has waited for rounds, in a synchronous run."""
-        self.trainee: Trainee
+        self.trainee: LocalTrainer
         self.training = True
         self.warming_up = False
         """As an inner optimizer says of itself."""
@@ -142,7 +142,7 @@ class SimPeer:
                 if self._swarm.round.synchronous:
                     began = trio.current_time()
                     while trainee.busy:
-                        await self.mailbox.bell.wait()
+                        await self.mailbox.notify.wait()
                         trainee.take_in()
                     self.blocked_s += trio.current_time() - began
 
@@ -299,7 +299,7 @@ class Swarm:
                 peer.engine = engine
                 plan = engine.plan
                 local = LocalCopy(peer.view, [plan.bounds(s) for s in range(plan.n_shards)], exact=True, mixing=self.round.mixing)
-                peer.trainee = Trainee(local, engine.mailbox, streaming=self.round.streaming and not self.round.synchronous)
+                peer.trainee = LocalTrainer(local, engine.mailbox, streaming=self.round.streaming and not self.round.synchronous)
                 peer.joined.set()
                 with peer.training_scope:
                     await peer.train_forever()
@@ -308,7 +308,7 @@ class Swarm:
     @asynccontextmanager
     async def _opened(self, peer: SimPeer, founds: bool, config: PeerConfig) -> AsyncIterator[Engine]:
         params = param_specs(peer.view)
-        founding = Founding(RunSpec("sim", "", params, self.round), self.start_at) if founds else None
+        founding = RunCreation(RunSpec("sim", "", params, self.round), self.start_at) if founds else None
         archive = None if self.stores is None else Archive(BlockStore(self.stores / peer.name), peer.network.identity)
         try:
             async with self._running(peer, params, founding, config, archive) as engine:
@@ -319,7 +319,12 @@ class Swarm:
 
     @asynccontextmanager
     async def _running(
-        self, peer: SimPeer, params: Sequence[ParamSpec], founding: Founding | None, config: PeerConfig, archive: Archive | None
+        self,
+        peer: SimPeer,
+        params: Sequence[ParamSpec],
+        founding: RunCreation | None,
+        config: PeerConfig,
+        archive: Archive | None,
     ) -> AsyncIterator[Engine]:
         async with running(
             peer.network,

@@ -18,14 +18,14 @@ from typing import Any
 import msgspec
 
 from legion_p2p.core import dagcbor
+from legion_p2p.core.checkpoint_policy import StoredRun
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.core.keep import Keep, kept
-from legion_p2p.core.keeping import StoredRun
-from legion_p2p.core.leaves import decode_leaf, encode_leaf, leaf_sizes, split
 from legion_p2p.core.manifest import MAX_LOG, Base, Manifest, ShardState
 from legion_p2p.core.plan import ShardPlan
+from legion_p2p.core.retention import Retention, kept
 from legion_p2p.core.run import SignedSpec, open_spec, run_id
+from legion_p2p.core.shard_chunks import chunk_sizes, decode_chunk, encode_chunk, split
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader, encode
 from legion_p2p.errors import DecodeError, StoreError
 from legion_p2p.store.blocks import BlockStore
@@ -37,7 +37,7 @@ from legion_p2p.store.checkpoints import (
     get_spec,
     publish,
     put_base,
-    put_leaves,
+    put_chunks,
     put_node,
     put_spec,
     put_update,
@@ -45,7 +45,7 @@ from legion_p2p.store.checkpoints import (
 )
 from legion_p2p.store.journal import Journal
 
-DEFAULT_KEEP = Keep(last=3)
+DEFAULT_KEEP = Retention(last=3)
 LABEL = "kept by this peer"  # pins with this label are pruned; whatever else is pinned stays
 
 
@@ -91,7 +91,7 @@ class _Stored:
 class Archive:
     """The checkpoints of one run at one peer. Not thread-safe, except for `get` and `size_of`: one caller at a time."""
 
-    def __init__(self, store: BlockStore, identity: Identity, keep: Keep = DEFAULT_KEEP) -> None:
+    def __init__(self, store: BlockStore, identity: Identity, keep: Retention = DEFAULT_KEEP) -> None:
         self.store = store
         self.identity = identity
         self.keep = keep
@@ -158,7 +158,7 @@ class Archive:
             base = get_base(self.store, stored.base)
             return base, base_bytes(self.store, base, n_elements), *self._messages(stored)
         whole = self._whole_at(stored.base)
-        data = b"".join(map(decode_leaf, whole.leaves, leaf_sizes(n_elements)))
+        data = b"".join(map(decode_chunk, whole.leaves, chunk_sizes(n_elements)))
         if hashlib.sha256(data).digest() != whole.digest:
             raise DecodeError(f"{self._opened().path}: shard {shard} is not what its digest says")
         return Base(whole.version, whole.digest, whole.included, ()), data, *self._messages(stored)
@@ -220,7 +220,7 @@ class Archive:
 
         Raises: DiskFullError; StoreError. Nothing is written then, and nothing harmed.
         """
-        self._append([_WholeRecord(shard, version, digest, tuple(included), tuple(map(encode_leaf, split(data))))])
+        self._append([_WholeRecord(shard, version, digest, tuple(included), tuple(map(encode_chunk, split(data))))])
 
     @property
     def journal_bytes(self) -> int:
@@ -266,7 +266,7 @@ class Archive:
             stored = self._shards[shard]
             if not isinstance(stored.base, Cid):
                 whole = self._whole_at(stored.base)
-                stored.base = put_leaves(self.store, whole.version, whole.digest, whole.included, whole.leaves)
+                stored.base = put_chunks(self.store, whole.version, whole.digest, whole.included, whole.leaves)
             while stored.pending:  # one by one: if the disk is full half-way, the rest is still in the journal
                 stored.log.append(put_update(self.store, self._update_at(stored.pending[0])))
                 del stored.pending[0]

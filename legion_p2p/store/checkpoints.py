@@ -3,11 +3,9 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 
-from legion_p2p.core import leaves
+from legion_p2p.core import shard_chunks
 from legion_p2p.core.cids import DAG_CBOR, Cid
 from legion_p2p.core.identity import Identity
-from legion_p2p.core.keep import Keep, kept
-from legion_p2p.core.leaves import encode_leaf, split
 from legion_p2p.core.manifest import (
     MAX_LEAF_BYTES,
     Base,
@@ -22,7 +20,9 @@ from legion_p2p.core.manifest import (
     sign_manifest,
 )
 from legion_p2p.core.plan import ShardPlan
+from legion_p2p.core.retention import Retention, kept
 from legion_p2p.core.run import RunSpec, SignedSpec, open_spec
+from legion_p2p.core.shard_chunks import encode_chunk, split
 from legion_p2p.core.wire import Inclusion
 from legion_p2p.errors import DecodeError, MissingBlockError
 from legion_p2p.store.blocks import BlockStore
@@ -30,10 +30,10 @@ from legion_p2p.store.blocks import BlockStore
 
 def put_base(store: BlockStore, version: int, included: Iterable[Inclusion], data: bytes | memoryview) -> Cid:
     """Store a shard whole; `data` is its little-endian fp32 bytes. Put it, and what is to link to it, within `store.hold()`."""
-    return put_leaves(store, version, hashlib.sha256(data).digest(), included, map(encode_leaf, split(data)))
+    return put_chunks(store, version, hashlib.sha256(data).digest(), included, map(encode_chunk, split(data)))
 
 
-def put_leaves(store: BlockStore, version: int, digest: bytes, included: Iterable[Inclusion], leaves: Iterable[bytes]) -> Cid:
+def put_chunks(store: BlockStore, version: int, digest: bytes, included: Iterable[Inclusion], leaves: Iterable[bytes]) -> Cid:
     """Store a shard whole that is in leaves already; `digest` is of its fp32 bytes."""
     blocks = [(Cid.of(leaf), leaf) for leaf in leaves]
     store.put_all(blocks)
@@ -101,7 +101,7 @@ def get_shards(store: BlockStore, manifest: Manifest, plan: ShardPlan) -> Iterat
 
 def base_bytes(store: BlockStore, base: Base, n_elements: int) -> bytes:
     """A base's little-endian fp32 bytes, checked against its digest. Raises: MissingBlockError; DecodeError."""
-    return leaves.base_bytes(store.get, base, n_elements)
+    return shard_chunks.base_bytes(store.get, base, n_elements)
 
 
 def update_bytes(store: BlockStore, leaves: Iterable[Cid]) -> bytes:
@@ -121,7 +121,7 @@ def find_manifests(store: BlockStore) -> dict[Cid, Manifest]:
     return dict(sorted(found.items(), key=lambda item: (item[1].run, -item[1].step, -item[1].created_s, item[0])))
 
 
-def prune(store: BlockStore, run: Cid, keep: Keep) -> tuple[int, int]:
+def prune(store: BlockStore, run: Cid, keep: Retention) -> tuple[int, int]:
     """Unpin the checkpoints of a run that `keep` lets go, and remove what nothing else needs. Returns how many blocks that
     were, and their bytes. Checkpoints that are not pinned are not counted among those kept.
 

@@ -55,7 +55,7 @@ class Known:
 
 
 @dataclass(frozen=True, eq=False)
-class Moved:
+class ElasticStep:
     """What a meeting comes to at one side."""
 
     known: Known
@@ -86,7 +86,7 @@ def hear(data: bytes, known: Known | None, numel: int, codec: Codec) -> Tensor:
 
 def move(
     ours_N: Tensor, theirs_N: Tensor, known: Known | None, rule: str, alpha: float, ours_first: bool, limit: float | None = None
-) -> Moved:
+) -> ElasticStep:
     """How far this side moves, by what both now know: `known` is what they knew before. Raises: NonFiniteError.
 
     `limit`: the Euclidean norm of the longest step of either side; None: any. Only one side decides by it: the other would not
@@ -105,16 +105,16 @@ def move(
     return move_at(ours_N, theirs_N, min(alpha, limit / moved.distance) if moved.distance else 0.0, ours_first, slowed=True)
 
 
-def move_at(ours_N: Tensor, theirs_N: Tensor, alpha: float, ours_first: bool, slowed: bool = False) -> Moved:
+def move_at(ours_N: Tensor, theirs_N: Tensor, alpha: float, ours_first: bool, slowed: bool = False) -> ElasticStep:
     """The elastic step. What an outer step has begun is forgotten. Raises: NonFiniteError."""
     apart_N = ours_N - theirs_N
     step_N = alpha * apart_N
     require_finite(step_N)
     after = Known(ours_N - step_N, theirs_N + step_N)
-    return Moved(after, after.digest(ours_first), step_N, norm(apart_N), alpha if slowed else None)
+    return ElasticStep(after, after.digest(ours_first), step_N, norm(apart_N), alpha if slowed else None)
 
 
-def _outer(ours_N: Tensor, theirs_N: Tensor, known: Known | None, ours_first: bool) -> Moved:
+def _outer(ours_N: Tensor, theirs_N: Tensor, known: Known | None, ours_first: bool) -> ElasticStep:
     mean_N = (ours_N + theirs_N) / 2
     if known is None or known.anchor_N is None:  # a first meeting has no change to follow: it only brings both together
         after = Known(mean_N, mean_N, mean_N)
@@ -125,7 +125,7 @@ def _outer(ours_N: Tensor, theirs_N: Tensor, known: Known | None, ours_first: bo
         after = Known(anchor_N, anchor_N, anchor_N, momentum_N)
     step_N = ours_N - after.ours_N
     require_finite(step_N)
-    return Moved(after, after.digest(ours_first), step_N, norm(ours_N - theirs_N))
+    return ElasticStep(after, after.digest(ours_first), step_N, norm(ours_N - theirs_N))
 
 
 def norm(x_N: Tensor) -> float:

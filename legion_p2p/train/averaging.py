@@ -19,11 +19,11 @@ from torch import Tensor
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import JoinError, NetworkError
-from legion_p2p.services.engine import Engine
-from legion_p2p.services.participant import Progress
-from legion_p2p.services.replica import LocalChange, Replica
+from legion_p2p.services.run.engine import Engine
+from legion_p2p.services.run.participant import Progress
+from legion_p2p.services.shards.replica import LocalChange, Replica
 
-LOOK_EVERY_S = 0.1  # a shard's bell may be rung for somebody else
+LOOK_EVERY_S = 0.1  # a shard's notify may be rung for somebody else
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,7 @@ class _Outcome:
 async def _follow(replica: Replica, outcome: _Outcome) -> None:
     while replica.chain.version < 1:
         with trio.move_on_after(LOOK_EVERY_S):
-            await replica.bell.wait()
+            await replica.notify.wait()
     chain, last = replica.chain, replica.chain.last()
     outcome.version, outcome.reference, outcome.digest = chain.version, replica.reference, chain.digest
     outcome.included = {inclusion.peer for inclusion in chain.included()}

@@ -13,7 +13,7 @@ import trio
 from legion_p2p.errors import ClosedError
 from legion_p2p.observe.events import HANDING_OVER, Event
 from legion_p2p.observe.metrics import handing_over_text
-from legion_p2p.services.engine import LEAVE_S, Engine
+from legion_p2p.services.run.engine import LEAVE_S, Engine
 
 T = TypeVar("T")
 Opener = Callable[[], AbstractAsyncContextManager[Engine]]

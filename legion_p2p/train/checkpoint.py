@@ -10,7 +10,7 @@ from legion_p2p.core.cids import Cid
 from legion_p2p.core.manifest import Base, ShardState
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.errors import DecodeError
-from legion_p2p.services.replay import replay
+from legion_p2p.services.checkpoint.replay import replay
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.checkpoints import base_bytes, get_manifest, get_shards, get_spec, update_bytes
 from legion_p2p.tensor.flatten import digest, from_fp32_bytes

@@ -9,7 +9,7 @@ import torch
 from legion_p2p.config import NewRun
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
 from legion_p2p.core.run import RunSpec
-from legion_p2p.errors import CodecError, ConfigError, MisfitError
+from legion_p2p.errors import CodecError, ConfigError, IncompatibleModelError
 from legion_p2p.tensor import codec
 from legion_p2p.train import sizing
 from legion_p2p.train.gpt import GPT, GPTConfig, preset, shapes_of
@@ -48,18 +48,19 @@ class Plan(msgspec.Struct, frozen=True):
 def model_of(spec: RunSpec) -> GPTConfig:
     """The configuration of the run's built-in model, checked against what the run says of its parameters.
 
-    Raises: MisfitError, if the run has no built-in model, or one that this version does not know, or that is too large for here.
+    Raises: IncompatibleModelError, if the run has no built-in model, or one that this version does not know, or that is too
+    large for here.
     """
     if spec.model is None:
-        raise MisfitError(f"run {spec.name!r} trains a model of its members' own: join it with legion_p2p.Optimizer")
+        raise IncompatibleModelError(f"run {spec.name!r} trains a model of its members' own: join it with legion_p2p.Optimizer")
     try:
         config = msgspec.convert(spec.model, GPTConfig)
     except (msgspec.ValidationError, ConfigError) as bad:
-        raise MisfitError(f"run {spec.name!r} has a model that this version cannot build: {bad}") from bad
+        raise IncompatibleModelError(f"run {spec.name!r} has a model that this version cannot build: {bad}") from bad
     needed = COPIES_HELD * 4 * sum(p.numel for p in spec.params)
     available = psutil.virtual_memory().available
     if needed > available:
-        raise MisfitError(
+        raise IncompatibleModelError(
             f"run {spec.name!r} needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free here"
         )
     return config

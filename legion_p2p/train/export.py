@@ -24,7 +24,7 @@ from legion_p2p.core.identity import Identity
 from legion_p2p.core.manifest import Manifest, ShardState
 from legion_p2p.core.plan import ParamSpec, check_fit
 from legion_p2p.core.run import RunSpec, SignedSpec, open_spec, sign_spec
-from legion_p2p.errors import DecodeError, LegionError, MisfitError, StoreError, UsageError
+from legion_p2p.errors import DecodeError, IncompatibleModelError, LegionError, StoreError, UsageError
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.checkpoints import publish, put_base, put_node, put_spec
 from legion_p2p.tensor.body import is_finite
@@ -161,7 +161,7 @@ def import_folder(
     its config.json, and a new run named `name` begins with it, at step 0. A distributed checkpoint is read by torch, which trusts
     it (its index is a pickle): import only what you trust.
 
-    Raises: UsageError, if there is nothing to import; MisfitError; DecodeError; StoreError.
+    Raises: UsageError, if there is nothing to import; IncompatibleModelError; DecodeError; StoreError.
     """
     folder = Path(folder)
     with _telling(folder):
@@ -216,16 +216,18 @@ def _from_safetensors(folder: Path, spec: RunSpec) -> Iterator[Tensor]:
             for param in sorted(params, key=lambda param: param.source is not None):  # those that must be zero, before anything
                 name = param.name.removeprefix(prefix)
                 if name not in there:
-                    raise MisfitError(f"{folder / WEIGHTS} has no parameter {name}, which the run has")
+                    raise IncompatibleModelError(f"{folder / WEIGHTS} has no parameter {name}, which the run has")
                 value = file.get_tensor(name)
                 if tuple(value.shape) != param.shape or not value.is_floating_point():
-                    raise MisfitError(
+                    raise IncompatibleModelError(
                         f"{name} in {folder / WEIGHTS} is {value.dtype} {list(value.shape)}, not {list(param.shape)}"
                     )
                 if param.source is not None:
                     yield (value.T if param.transposed else value).to(torch.float32).contiguous()
                 elif value.any():
-                    raise MisfitError(f"{name} in {folder / WEIGHTS} is not zero, and the run's model has no such parameter")
+                    raise IncompatibleModelError(
+                        f"{name} in {folder / WEIGHTS} is not zero, and the run's model has no such parameter"
+                    )
     except SafetensorError as bad:
         raise DecodeError(f"{folder / WEIGHTS}: {bad}") from bad
 
@@ -267,7 +269,9 @@ def _spec_of_gpt2(folder: Path, identity: Identity, name: str) -> RunSpec:
     try:
         said = json.loads((folder / "config.json").read_bytes())
         if said["model_type"] != "gpt2":
-            raise MisfitError(f"{folder / 'config.json'} says {str(said['model_type'])[:40]!r}, only gpt2 is known here")
+            raise IncompatibleModelError(
+                f"{folder / 'config.json'} says {str(said['model_type'])[:40]!r}, only gpt2 is known here"
+            )
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             untied = "lm_head.weight" in file.keys() and not said.get("tie_word_embeddings", True)  # noqa: SIM118 (no mapping)
         config = config_from_gpt2(said, tied=not untied)

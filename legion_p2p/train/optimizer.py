@@ -17,9 +17,9 @@ from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.errors import ClosedError, UsageError
 from legion_p2p.observe.status import Status
-from legion_p2p.services.engine import Engine
-from legion_p2p.services.participant import Progress
-from legion_p2p.services.trainee import Trainee
+from legion_p2p.services.run.engine import Engine
+from legion_p2p.services.run.participant import Progress
+from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
 from legion_p2p.train.bridge import PeerThread
@@ -62,7 +62,7 @@ class SwarmOptimizer(torch.optim.Optimizer):
         exact = all(p.dtype == torch.float32 for p in _unique(inner))
         self.local = LocalCopy(view, [plan.bounds(shard) for shard in range(plan.n_shards)], exact, rounds.mixing)
         self.synchronous = rounds.synchronous
-        self._trainee = Trainee(self.local, engine.mailbox, streaming=rounds.streaming and not rounds.synchronous)
+        self._trainee = LocalTrainer(self.local, engine.mailbox, streaming=rounds.streaming and not rounds.synchronous)
         self._trainee.take_in()
 
     # torch.optim.Optimizer, by way of the inner one

@@ -27,9 +27,9 @@ from legion_p2p.core.wire import Held, Inclusion, Message, Push, Pushed, Update,
 from legion_p2p.errors import UsageError
 from legion_p2p.net import wire
 from legion_p2p.net.wire import Envelope, Kind
-from legion_p2p.services.codecs import shard_codec
-from legion_p2p.services.following import TRANSFER_DEADLINE_S
-from legion_p2p.services.pacing import paced
+from legion_p2p.services.run.pacing import paced
+from legion_p2p.services.shards.codecs import shard_codec
+from legion_p2p.services.shards.follower import TRANSFER_DEADLINE_S
 from legion_p2p.tensor.body import HEADER
 from legion_p2p.tensor.mixed import Mixed
 

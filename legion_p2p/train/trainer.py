@@ -19,11 +19,11 @@ from legion_p2p.core.chunks import ChunkLedger
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import InnerSpec, RunSpec
-from legion_p2p.errors import ClosedError, DecodeError, MisfitError, StoreError, UsageError
+from legion_p2p.errors import ClosedError, DecodeError, IncompatibleModelError, StoreError, UsageError
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.metrics import JOIN_WITH, JsonlSink
 from legion_p2p.observe.status import Status
-from legion_p2p.services.engine import Engine, Founding
+from legion_p2p.services.run.engine import Engine, RunCreation
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.bridge import AT_EXIT_S, Opener, PeerThread
 from legion_p2p.train.corpus import Corpus, decode, open_text
@@ -163,7 +163,7 @@ class Trainer:
         founding = None
         if job.new_run is not None:
             spec, self._model = spec_of(job.new_run)
-            founding = Founding(spec, FlatView(trainable(self._model)).snapshot())
+            founding = RunCreation(spec, FlatView(trainable(self._model)).snapshot())
             self._corpus_of(spec)  # a text that cannot be read should not leave a run behind
         try:
             thread = PeerThread(
@@ -201,7 +201,7 @@ class Trainer:
         corpus = open_text(source, context)
         vocab_size = int((spec.model or {}).get("vocab_size", 256))
         if corpus.vocab_size > vocab_size:
-            raise MisfitError(f"{source}: token ids up to {corpus.vocab_size - 1}, the run's model knows {vocab_size}")
+            raise IncompatibleModelError(f"{source}: token ids up to {corpus.vocab_size - 1}, the run's model knows {vocab_size}")
         return corpus
 
     def _train(self, thread: PeerThread, out: Path | None) -> Outcome:

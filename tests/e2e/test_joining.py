@@ -32,7 +32,7 @@ def test_a_model_that_differs_is_refused_with_the_first_parameter_that_does(run:
     other.tell(do="join", run=name, peers=[address], width=64, extra=3)
     too_large = other.failure()
 
-    assert misfit["failed"] == too_large["failed"] == "MisfitError"
+    assert misfit["failed"] == too_large["failed"] == "IncompatibleModelError"
     assert misfit["text"] == "parameter 0 differs: this model has 0.weight [32, 8], the run has 0.weight [64, 8]"
     assert "only this model has 5.weight [3, 1]" in too_large["text"]
     stop([member])

@@ -47,10 +47,10 @@ from legion_p2p.net.limits import MAX_BULK_FRAME_BYTES, MAX_CONTROL_FRAME_BYTES,
 from legion_p2p.net.messenger import PROTOCOLS
 from legion_p2p.net.wire import VERSION
 from legion_p2p.peer import open_peer
-from legion_p2p.services.engine import Engine, Founding
-from legion_p2p.services.participant import Progress
 from legion_p2p.services.ports import Lane
-from legion_p2p.services.trainee import Trainee
+from legion_p2p.services.run.engine import Engine, RunCreation
+from legion_p2p.services.run.participant import Progress
+from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
@@ -69,7 +69,7 @@ async def train(engine: Engine) -> None:
     theta = torch.nn.Parameter(torch.zeros(NUMEL))
     plan = engine.plan
     local = LocalCopy(FlatView([("w", theta)]), [plan.bounds(s) for s in range(plan.n_shards)], exact=True)
-    trainee = Trainee(local, engine.mailbox)
+    trainee = LocalTrainer(local, engine.mailbox)
     while True:
         await trio.sleep(0.02)
         trainee.take_in()
@@ -137,7 +137,7 @@ class Victim:
 
     async def _main(self) -> None:
         self._token, self._end = trio.lowlevel.current_trio_token(), trio.Event()
-        founding = Founding(RunSpec("strangers", "", PARAMS, ROUND), torch.zeros(NUMEL))
+        founding = RunCreation(RunSpec("strangers", "", PARAMS, ROUND), torch.zeros(NUMEL))
         async with open_peer(founding=founding, listen=LOOPBACK, status=False) as self.engine, trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(train, self.engine)

@@ -11,7 +11,7 @@ from libp2p.peer.id import ID
 
 from legion_p2p.core.contact import Lane
 from legion_p2p.errors import RefusedError, RemoteProtocolError, UnreachableError
-from legion_p2p.net import answering
+from legion_p2p.net import server
 from legion_p2p.net.limits import (
     GARBAGE_OFFENCES,
     MAX_BULK_FRAME_BYTES,
@@ -193,7 +193,7 @@ async def test_more_requests_than_allowed_are_refused_and_the_rest_is_answered()
 
 
 async def test_what_does_not_fit_into_the_buffers_is_refused_and_read_on(monkeypatch):
-    monkeypatch.setattr(answering, "MAX_BUFFERED_BYTES", 1 << 20)
+    monkeypatch.setattr(server, "MAX_BUFFERED_BYTES", 1 << 20)
     async with opened() as victim, opened(of=victim) as asker:
         with trio.fail_after(20), pytest.raises(RefusedError) as refused:
             await asker.messenger.request(victim.messenger.peer_id, bytes(4 << 20), lane=Lane.BULK)

@@ -4,8 +4,8 @@ import pytest
 import trio
 
 from legion_p2p.core.contact import LAST
+from legion_p2p.net.frames import PIECE_BYTES, TRICKLE_BYTES, TRICKLE_S, FrameStream, RightOfWay
 from legion_p2p.net.limits import GIFT_STALL_S
-from legion_p2p.net.link import PIECE_BYTES, TRICKLE_BYTES, TRICKLE_S, FrameStream, RightOfWay
 
 GIFT = bytes(4 * PIECE_BYTES)
 

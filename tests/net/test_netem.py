@@ -8,9 +8,9 @@ import trio
 import trio.lowlevel
 from libp2p.io.exceptions import ConnectionClosedError
 
+from legion_p2p.core.access_link import MAX_WAITING_BYTES, QUEUE_S, LinkProfile
 from legion_p2p.core.caps import NO_CAPS, Caps, QuietHours, parse_caps
 from legion_p2p.core.contact import Bandwidth, Lane
-from legion_p2p.core.link import MAX_WAITING_BYTES, QUEUE_S, LinkProfile
 from legion_p2p.core.profiles import PROFILES, parse_link
 from legion_p2p.net.netem import ShapedSocket, Shaper, place_of
 from legion_p2p.net.transport import Sockets

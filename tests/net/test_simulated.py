@@ -3,9 +3,9 @@
 import pytest
 import trio
 
+from legion_p2p.core.access_link import LinkProfile
 from legion_p2p.core.contact import Lane
 from legion_p2p.core.identity import Identity
-from legion_p2p.core.link import LinkProfile
 from legion_p2p.errors import UnreachableError
 from legion_p2p.net.limits import DIAL_TIMEOUT_S
 from legion_p2p.sim.messenger import BREAK_AFTER_S

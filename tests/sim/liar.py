@@ -26,7 +26,7 @@ from legion_p2p.core.wire import (
     decode_request,
     encode,
 )
-from legion_p2p.errors import MisfitError, RefusedError
+from legion_p2p.errors import IncompatibleModelError, RefusedError
 from legion_p2p.services.ports import Lane
 from legion_p2p.sim.swarm import SimPeer, Swarm
 from legion_p2p.tensor import codec
@@ -68,7 +68,7 @@ class Liar:
             return encode(Exchanged(()))
         if isinstance(message, GetUpdates):
             await trio.sleep_forever()  # says nothing, and stays connected
-        raise MisfitError("no")
+        raise IncompatibleModelError("no")
 
     def n_asked(self, kind: type) -> int:
         return sum(isinstance(message, kind) for message in self.asked)

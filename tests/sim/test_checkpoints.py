@@ -12,18 +12,19 @@ import pytest
 import trio
 
 from legion_p2p.config import PeerConfig
+from legion_p2p.core.checkpoint_policy import CheckpointConfig
 from legion_p2p.core.cids import DAG_CBOR, Cid
-from legion_p2p.core.keeping import CheckpointConfig
 from legion_p2p.core.manifest import block_key, checkpoint_key
 from legion_p2p.core.rendezvous import shard_key
 from legion_p2p.core.run import RoundSpec, name_key, run_key
 from legion_p2p.core.wire import Blocks, GetBlocks, HasBlocks, decode_reply, encode
 from legion_p2p.errors import DiskFullError, MissingBlockError, RefusedError, UnreachableError
 from legion_p2p.observe.events import Events
-from legion_p2p.services import checkpoints, fetching, providing
-from legion_p2p.services.fetching import Fetcher
-from legion_p2p.services.giving import Given
+from legion_p2p.services.checkpoint import fetch as fetch_module
+from legion_p2p.services.checkpoint import serve, writer
+from legion_p2p.services.checkpoint.fetch import Fetcher
 from legion_p2p.services.ports import Lane
+from legion_p2p.services.upload_slots import ThrottledReply
 from legion_p2p.sim.swarm import SimPeer, Swarm, inline
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.journal import Journal
@@ -42,7 +43,7 @@ def no_sync(monkeypatch):
 @pytest.fixture
 def one_by_one(monkeypatch):
     """Blocks are asked for singly, or the first to be asked has all of so few to send."""
-    monkeypatch.setattr(fetching, "BATCH", 1)
+    monkeypatch.setattr(fetch_module, "BATCH", 1)
 
 
 def swarm_in(folder: Path) -> Swarm:
@@ -228,7 +229,7 @@ async def test_a_provider_that_lies_is_reported_and_dropped_and_the_others_suffi
 
         async def on_request(self, peer, message):
             answer = await self.honest.on_request(peer, message)
-            if isinstance(answer, Given) and isinstance(answer.reply, Blocks):
+            if isinstance(answer, ThrottledReply) and isinstance(answer.reply, Blocks):
                 return replace(answer, reply=Blocks(tuple(b"lie" for _ in answer.reply.blocks)))
             return answer
 
@@ -259,7 +260,7 @@ async def test_an_answer_has_its_limit_and_asks_of_nonsense_cost_standing(tmp_pa
         async def ask(message):
             return decode_reply(await stranger.messenger.request(donor.id, encode(message), lane=Lane.BULK))
 
-        monkeypatch.setattr(providing, "MAX_BLOCKS_BYTES", 2 * size + 1)
+        monkeypatch.setattr(serve, "MAX_BLOCKS_BYTES", 2 * size + 1)
         reply = await ask(GetBlocks((root.raw, Cid.of(b"nothing").raw, root.raw, root.raw)))
         assert [len(block) for block in reply.blocks] == [size, 0, size, 0]
         assert (await ask(HasBlocks((root.raw, Cid.of(b"nothing").raw)))).sizes == (size, 0)
@@ -291,7 +292,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_a_disk_that_is_really_full_harms_nothing_that_is_stored(small_disk: Path, autojump_clock, monkeypatch):
-    monkeypatch.setattr(checkpoints, "RETRY_S", 5.0)
+    monkeypatch.setattr(writer, "RETRY_S", 5.0)
     async with swarm_in(small_disk) as swarm:
         a, b = [await swarm.add(name) for name in "ab"]
         await trio.sleep(10)
@@ -325,7 +326,7 @@ async def test_a_full_disk_is_told_once_and_training_goes_on(tmp_path: Path, aut
     async with swarm_in(tmp_path) as swarm:
         a, b = [await swarm.add(name) for name in "ab"]
         await trio.sleep(10)
-        monkeypatch.setattr(checkpoints, "RETRY_S", 5.0)
+        monkeypatch.setattr(writer, "RETRY_S", 5.0)
         append = Journal.append
 
         def full(self, records):

@@ -8,7 +8,7 @@ import torch
 import trio
 
 from legion_p2p.core.run import RoundSpec
-from legion_p2p.services.copies import RegionCopy
+from legion_p2p.services.inter_region.copies import RegionCopy
 from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import SimPeer, Swarm
 
@@ -108,7 +108,7 @@ async def test_a_meeting_moves_both_by_the_same_so_their_mean_stays(autojump_clo
                     met.last -= 100
                 for replica in peer.engine.shards.replicas.values():
                     replica.chain.version += 1  # as by rounds that changed nothing
-                    replica.bell.ring()
+                    replica.notify.notify()
         await trio.sleep(10)
 
         assert sum(n_met(peer) for peer in swarm.living()) > meetings

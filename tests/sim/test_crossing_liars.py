@@ -5,7 +5,7 @@ import torch
 import trio
 
 from legion_p2p.core.run import RoundSpec
-from legion_p2p.core.wire import Cross, Crossed, encode
+from legion_p2p.core.wire import SyncReply, SyncRequest, encode
 from legion_p2p.errors import RefusedError
 from legion_p2p.sim.swarm import SimPeer, Swarm
 from legion_p2p.tensor import codec
@@ -23,7 +23,7 @@ async def honest_and_liar(swarm: Swarm) -> tuple[SimPeer, SimPeer]:
 
 def whole(liar: SimPeer, value: torch.Tensor, *, number: int, name: str = "bf16") -> bytes:
     payload = codec.get(name).encode(value)
-    return encode(Cross(liar.engine.run, 0, "west", number, b"", 0.5, None, False, name, payload))
+    return encode(SyncRequest(liar.engine.run, 0, "west", number, b"", 0.5, None, False, name, payload))
 
 
 async def test_an_absurd_copy_is_refused_and_whoever_sent_it_is_reported_until_it_is_kept_out(autojump_clock):
@@ -73,9 +73,9 @@ async def test_an_answer_that_moves_us_further_than_we_agreed_to_is_not_followed
     async with Swarm(round=ROUND, step_s=0.2) as swarm:
         honest, liar = await honest_and_liar(swarm)
 
-        async def lie(peer: str, message: Cross) -> Crossed:
+        async def lie(peer: str, message: SyncRequest) -> SyncReply:
             own = honest.engine.common_parameters()
-            return Crossed(codec.get(message.codec).encode(4 * own.norm() * torch.ones(64) / 8))
+            return SyncReply(codec.get(message.codec).encode(4 * own.norm() * torch.ones(64) / 8))
 
         liar.engine.crossing.on_cross = lie
         liar.engine.crossing.schedule.due = lambda replica: None

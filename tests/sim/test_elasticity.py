@@ -13,11 +13,11 @@ import pytest
 import trio
 
 from legion_p2p.config import PeerConfig
-from legion_p2p.core.keeping import CheckpointConfig
+from legion_p2p.core.checkpoint_policy import CheckpointConfig
 from legion_p2p.core.membership import MembershipConfig
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.errors import DiskFullError
-from legion_p2p.services import advertise
+from legion_p2p.services.run import advertise
 from legion_p2p.sim.swarm import SimPeer, Swarm
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.journal import Journal

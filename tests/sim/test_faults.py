@@ -8,8 +8,8 @@ import trio
 from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.core.wire import GetSpec, Push, encode
-from legion_p2p.errors import JoinError, MisfitError, RefusedError, RunExistsError, UnknownRunError
-from legion_p2p.services.engine import Founding, running
+from legion_p2p.errors import IncompatibleModelError, JoinError, RefusedError, RunExistsError, UnknownRunError
+from legion_p2p.services.run.engine import RunCreation, running
 from legion_p2p.sim.swarm import Swarm
 
 LOSSY = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", shard_elements=16)
@@ -165,7 +165,7 @@ async def test_founding_a_name_that_is_taken_is_an_error(autojump_clock):
         network = swarm.world.join(swarm.identity("second"))
         network.messenger.add_addresses(a.id, a.network.messenger.addresses())
         await network.messenger.request(a.id, encode(GetSpec("sim")))  # a contact
-        founding = Founding(a.engine.spec, torch.zeros(swarm.numel))
+        founding = RunCreation(a.engine.spec, torch.zeros(swarm.numel))
 
         with pytest.raises(RunExistsError, match="exists"):
             async with running_alone(network, founding=founding):
@@ -179,7 +179,7 @@ async def test_a_model_that_differs_is_refused_by_its_first_difference(autojump_
         await swarm.add("a")
         network = swarm.world.join(swarm.identity("other"))
 
-        with pytest.raises(MisfitError, match=r"parameter 0 differs: this model has w \[63\], the run has w \[64\]"):
+        with pytest.raises(IncompatibleModelError, match=r"parameter 0 differs: this model has w \[63\], the run has w \[64\]"):
             async with running_alone(network, run="sim", params=(ParamSpec("w", (63,)),)):
                 pass
 
@@ -201,7 +201,7 @@ def running_alone(network, **how):
 
     from legion_p2p.config import PeerConfig
     from legion_p2p.observe.events import Events
-    from legion_p2p.services.mailbox import Mailbox
+    from legion_p2p.services.shards.mailbox import Mailbox
     from legion_p2p.sim.swarm import inline
 
     return running(

@@ -149,7 +149,7 @@ async def test_an_update_is_followed_only_from_whom_it_may_come(autojump_clock):
             ("DecodeError", *case("no header", lambda liar: Update(b"\x80", b"s" * 64, b""))),
             ("DecodeError", *case("no such shard", lambda liar: liar.update(victim, ones, claims_shard=99))),
             ("CodecError", *case("another codec", lambda liar: liar.update(victim, ones, codec="int8"))),
-            ("MisfitError", *case("another run", lambda liar: liar.update(victim, ones, run="another"))),
+            ("IncompatibleModelError", *case("another run", lambda liar: liar.update(victim, ones, run="another"))),
         ]
         liars = []
 
@@ -260,7 +260,7 @@ async def test_a_lone_peer_that_diverges_goes_back_to_what_it_had(autojump_clock
 
 def test_a_round_whose_pushes_are_too_large_together_makes_no_version() -> None:
     from legion_p2p.core.round import Closed, Contribution
-    from legion_p2p.services.replica import combine
+    from legion_p2p.services.shards.replica import combine
 
     big = torch.full((4,), -3e38)
     closed = Closed(0, (Contribution(PeerId("liar"), 0, 0, 1, 0.0),), 1, ())
@@ -274,7 +274,7 @@ def test_a_round_whose_pushes_are_too_large_together_makes_no_version() -> None:
 
 
 def test_an_update_that_leads_to_infinity_is_refused() -> None:
-    from legion_p2p.services.replica import advance
+    from legion_p2p.services.shards.replica import advance
 
     with pytest.raises(CodecError, match="infinity"):
         advance(torch.full((4,), 3e38), encoded(torch.full((4,), -3e38)), codec.get("fp32"))

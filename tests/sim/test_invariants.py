@@ -102,9 +102,9 @@ async def test_a_push_that_its_owner_forgot_is_sent_again(autojump_clock, monkey
         await swarm.until(lambda: book.pending is not None and book.pending.holder == b.id, 10, "the owner holds the push")
         with monkeypatch.context() as mistake:
             mistake.setattr(b.engine.shards, "ownership", lambda _: Ownership(a.id, b.id))
-            held.bell.ring()
+            held.notify.notify()
             await swarm.until(lambda: held.round is None, 1, "forgotten")
-        held.bell.ring()
+        held.notify.notify()
         forgotten = book.pending.seq
         a.max_steps, b.max_steps, b.hung = a.trainee.steps, b.trainee.steps, False
 

@@ -8,17 +8,17 @@ import pytest
 import trio
 
 from legion_p2p.config import PeerConfig
+from legion_p2p.core.checkpoint_policy import CheckpointConfig
 from legion_p2p.core.cids import RAW, Cid
-from legion_p2p.core.giving import GivingLimits
 from legion_p2p.core.identity import Identity
-from legion_p2p.core.keeping import CheckpointConfig
-from legion_p2p.core.leaves import encode_leaf
 from legion_p2p.core.manifest import decode_base, decode_manifest, decode_shard, encode_node, sign_manifest
 from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.shard_chunks import encode_chunk
+from legion_p2p.core.upload_slots import UploadSlotLimits
 from legion_p2p.core.wire import GetShard
 from legion_p2p.errors import NetworkError
-from legion_p2p.services import giving as services_giving
-from legion_p2p.services import newcomer
+from legion_p2p.services import upload_slots as services_slots
+from legion_p2p.services.run import state_sync
 from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import SimPeer, Swarm
 from legion_p2p.store.blocks import BlockStore
@@ -37,7 +37,7 @@ def no_sync(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def small_models_are_weighed(monkeypatch):
-    monkeypatch.setattr(newcomer, "WORTH_WEIGHING_BYTES", 0)
+    monkeypatch.setattr(state_sync, "WORTH_WEIGHING_BYTES", 0)
 
 
 def swarm_in(folder: Path, config: PeerConfig = CONFIG, **world: float) -> Swarm:
@@ -104,7 +104,7 @@ def forge(donor: SimPeer, signer: Identity, *, wrong_digest: bool) -> Cid:
     for cid in true.shards:
         state = decode_shard(archive.get(cid))
         base = decode_base(archive.get(state.base))
-        leaf = archive.store.put(encode_leaf(b"\x01\x02\x03\x04" * (1 << 14)))
+        leaf = archive.store.put(encode_chunk(b"\x01\x02\x03\x04" * (1 << 14)))
         false = msgspec.structs.replace(base, leaves=(leaf,))
         state = msgspec.structs.replace(state, base=archive.store.put(encode_node(false), "dag-cbor"))
         if wrong_digest:
@@ -188,7 +188,7 @@ async def test_a_newcomer_that_was_killed_midway_goes_on_with_what_it_has(tmp_pa
 
 
 async def test_twenty_newcomers_at_once_slow_training_by_less_than_a_fifth(autojump_clock, monkeypatch):
-    monkeypatch.setattr(services_giving, "FREE_BYTES", 1 << 10)  # as in large models: no shard is small
+    monkeypatch.setattr(services_slots, "FREE_BYTES", 1 << 10)  # as in large models: no shard is small
     dense = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", norm_cap=0.0, shard_elements=1 << 13)
     # Training fills half of each connection; twenty models through what is left of four take a dozen rounds.
     async with Swarm(numel=1 << 16, round=dense, step_s=0.075, world=World(up_bytes_s=250e3)) as swarm:
@@ -216,5 +216,5 @@ async def test_twenty_newcomers_at_once_slow_training_by_less_than_a_fifth(autoj
         crowd_per_s = (rounds() - before) / (trio.current_time() - began)
 
         assert trio.current_time() - began > 5
-        assert most_given == GivingLimits().max_gifts
+        assert most_given == UploadSlotLimits().max_gifts
         assert crowd_per_s > 0.8 * alone_per_s, (crowd_per_s, alone_per_s)

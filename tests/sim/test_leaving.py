@@ -8,7 +8,7 @@ from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.core.wire import Handover
 from legion_p2p.errors import UnreachableError
-from legion_p2p.services import engine as engine_module
+from legion_p2p.services.run import engine as engine_module
 from legion_p2p.sim.swarm import SimPeer, Swarm
 
 MBIT = 125_000.0  # bytes a second

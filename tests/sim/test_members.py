@@ -13,7 +13,7 @@ from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.membership import Liveness, MembershipConfig
 from legion_p2p.core.wire import Accusation, Done, Exchange, Exchanged, Message, PingFor, decode_request, encode
 from legion_p2p.observe.events import Events
-from legion_p2p.services.members import MAX_INVOLVED, N_INDIRECT_PROBES, N_WITNESSES, SAMPLE, MemberService
+from legion_p2p.services.membership.service import MAX_INVOLVED, N_INDIRECT_PROBES, N_WITNESSES, SAMPLE, MemberService
 from legion_p2p.services.ports import Lane
 from legion_p2p.sim.gossip import SimGossip
 from legion_p2p.sim.network import World

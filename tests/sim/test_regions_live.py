@@ -10,9 +10,9 @@ from legion_p2p.config import AUTO_REGION, PeerConfig
 from legion_p2p.core.coordinates import Coordinate
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.run import RoundSpec
-from legion_p2p.core.wire import Cross, Push, Update, decode_request
+from legion_p2p.core.wire import Push, SyncRequest, Update, decode_request
 from legion_p2p.errors import DecodeError
-from legion_p2p.services.regions import RegionService
+from legion_p2p.services.membership.regions import RegionService
 from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import SimPeer, Swarm
 
@@ -44,7 +44,7 @@ class Places:
             message = decode_request(data)
         except DecodeError:  # a reply, or gossip
             return data
-        if isinstance(message, Push | Update | Cross):
+        if isinstance(message, Push | Update | SyncRequest):
             self.sent[type(message).__name__, self.at[source] != self.at[target]] += 1
         return data
 
@@ -82,7 +82,7 @@ async def test_peers_of_three_places_find_their_regions_and_train_there(autojump
         assert places.is_right()
         assert places.sent["Push", False] > 50 and places.sent["Update", False] > 50
         assert places.sent["Push", True] == places.sent["Update", True] == 0
-        assert places.sent["Cross", True] > 10 and places.sent["Cross", False] == 0
+        assert places.sent["SyncRequest", True] > 10 and places.sent["SyncRequest", False] == 0
         truth = {peer.id: peer.engine.region for peer in swarm.peers.values()}
         for peer in swarm.peers.values():
             assert {member.peer_id: member.region for member in peer.engine.status().members} == truth

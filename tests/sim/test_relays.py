@@ -7,9 +7,9 @@ import trio
 
 from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.run import RoundSpec
-from legion_p2p.core.wire import Carry, encode
+from legion_p2p.core.wire import RelayRequest, encode
 from legion_p2p.errors import RefusedError
-from legion_p2p.services.copies import RegionCopy
+from legion_p2p.services.inter_region.copies import RegionCopy
 from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import SimPeer, Swarm
 from legion_p2p.tensor import codec
@@ -82,7 +82,7 @@ async def test_with_a_relay_the_mean_of_both_stays(autojump_clock):
             for replica in peer.engine.shards.replicas.values():
                 peer.engine.crossing.schedule.met(replica).last -= 100
                 replica.chain.version += 1  # as by a round that changed nothing
-                replica.bell.ring()
+                replica.notify.notify()
         await trio.sleep(10)
 
         after = copies(east, west, big)
@@ -147,12 +147,12 @@ async def test_what_a_lying_relay_brings_is_refused_and_moves_nothing(autojump_c
         lie = codec.get("int8").encode(1e6 * torch.ones(32))
         for number in range(3):
             with pytest.raises(RefusedError, match="a step of norm") as refused:
-                await big.engine.messenger.request(owner.id, encode(Carry(big.engine.run, 0, number, "int8", lie)))
+                await big.engine.messenger.request(owner.id, encode(RelayRequest(big.engine.run, 0, number, "int8", lie)))
             assert refused.value.kind == "DecodeError"
         with pytest.raises(RefusedError, match="this run allows bf16, int8"):
-            await big.engine.messenger.request(owner.id, encode(Carry(big.engine.run, 0, 9, "fp32", lie)))
+            await big.engine.messenger.request(owner.id, encode(RelayRequest(big.engine.run, 0, 9, "fp32", lie)))
         with pytest.raises(RefusedError, match="not a relay"):
-            await west[0].engine.messenger.request(west[1].id, encode(Carry(big.engine.run, 0, 9, "int8", lie)))
+            await west[0].engine.messenger.request(west[1].id, encode(RelayRequest(big.engine.run, 0, 9, "int8", lie)))
         assert apart(east, west) < 1.1 * near
 
 

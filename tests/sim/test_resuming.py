@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from legion_p2p.config import PeerConfig
-from legion_p2p.core.keeping import CheckpointConfig
+from legion_p2p.core.checkpoint_policy import CheckpointConfig
 from legion_p2p.core.run import RoundSpec
-from legion_p2p.services import checkpoints
+from legion_p2p.services.checkpoint import writer
 from legion_p2p.sim.swarm import SimPeer, Swarm
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.train.checkpoint import Checkpoint
@@ -47,7 +47,7 @@ async def test_one_that_trained_alone_loses_no_more_than_the_last_moment(tmp_pat
         peer = await swarm.add("a")
         await trio.sleep(40)
         stored = states(peer)
-        await trio.sleep(checkpoints.WHOLE_EVERY_S)
+        await trio.sleep(writer.WHOLE_EVERY_S)
         await swarm.kill("a")
     assert min(version for version, _ in stored) > 30
 
@@ -67,7 +67,7 @@ async def test_others_join_one_that_was_alone_and_all_of_it_is_found_again(tmp_p
         await swarm.add("b")
         await trio.sleep(20)
         stored = states(alone)
-        await trio.sleep(checkpoints.WHOLE_EVERY_S)
+        await trio.sleep(writer.WHOLE_EVERY_S)
         for name in "ab":
             await swarm.kill(name)
     shutil.rmtree(tmp_path / "b")

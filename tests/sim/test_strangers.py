@@ -90,7 +90,7 @@ async def test_messages_about_another_run_are_refused_and_nobody_is_blamed(autoj
             unknown = await liar.refused(peers[0], GetSpec("no such run"))
             await trio.sleep(5)
 
-        assert set(kinds) == {"MisfitError"} and unknown == "UnknownRunError"
+        assert set(kinds) == {"IncompatibleModelError"} and unknown == "UnknownRunError"
         assert not any(liar.is_out(peer) for peer in peers)
         await ends_equal(swarm)
 

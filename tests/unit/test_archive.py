@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from legion_p2p.core.keep import Keep
-from legion_p2p.core.keeping import StoredRun
+from legion_p2p.core.checkpoint_policy import StoredRun
+from legion_p2p.core.retention import Retention
 from legion_p2p.core.wire import Inclusion, decode_header, decode_request
 from legion_p2p.errors import DiskFullError, QuotaError, StoreError
 from legion_p2p.store import journal as journal_module
@@ -26,7 +26,7 @@ def no_sync(monkeypatch):
 class Peer:
     """A peer whose shards change, and its archive."""
 
-    def __init__(self, folder: Path, keep: Keep = DEFAULT_KEEP) -> None:
+    def __init__(self, folder: Path, keep: Retention = DEFAULT_KEEP) -> None:
         self.run = Run()
         self.folder = folder
         self.scratch = BlockStore(folder / "scratch")
@@ -133,7 +133,7 @@ def test_updates_that_do_not_lead_on_are_not_taken(peer: Peer) -> None:
 
 
 def test_old_checkpoints_are_pruned_and_others_pins_stay(tmp_path: Path) -> None:
-    peer = Peer(tmp_path, Keep(last=2, every=10))
+    peer = Peer(tmp_path, Retention(last=2, every=10))
     theirs = peer.run
     theirs.put_bases(peer.archive.store)
     imported = theirs.publish(peer.archive.store, step=3)

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from legion_p2p.core.cids import DAG_CBOR, Cid
-from legion_p2p.core.keep import parse_keep
 from legion_p2p.core.manifest import MAX_LEAF_BYTES
+from legion_p2p.core.retention import parse_retention
 from legion_p2p.core.run import run_id
 from legion_p2p.errors import DecodeError, MissingBlockError, SignatureError
 from legion_p2p.store.blocks import BlockStore
@@ -122,7 +122,7 @@ def test_pruning_keeps_what_the_policy_says_and_other_runs(store: BlockStore) ->
         roots[step] = run.publish(store, step, str(roots[step - 10]))
     _, others_root = checkpointed(store, shard_elements=900)
 
-    n_blocks, n_bytes = prune(store, Cid.of(run.signed.spec), parse_keep("last=1,every=40"))
+    n_blocks, n_bytes = prune(store, Cid.of(run.signed.spec), parse_retention("last=1,every=40"))
 
     assert set(store.pins()) == {roots[10], roots[40], roots[50], others_root}
     assert n_blocks == 4 and n_bytes > 0  # two manifests, and the states of shard 0 that only they had

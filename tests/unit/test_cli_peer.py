@@ -24,9 +24,9 @@ from legion_p2p.core.identity import Identity
 from legion_p2p.core.run import InnerSpec
 from legion_p2p.errors import (
     ConfigError,
+    IncompatibleModelError,
     JoinError,
     LegionError,
-    MisfitError,
     NetworkError,
     NoContactError,
     UnknownRunError,
@@ -72,7 +72,7 @@ def plan_job(job):
 def run_job(job, *, events, stop, on_status=None, status_every_s=0.5):
     name = job.run or job.new_run.name
     if name == "unknown": raise UnknownRunError(name, 2)
-    if name == "misfit": raise MisfitError("parameter 'wte.weight' is (256, 64) here and (256, 128) in the run")
+    if name == "misfit": raise IncompatibleModelError("parameter 'wte.weight' is (256, 64) here and (256, 128) in the run")
     if name == "broken": raise RuntimeError("a bug")
     events.emit("run.joined", run="bafkrei", name=name, identity=job.identity, status=job.status)
     me = MemberStatus("{PEER}", "home", "ALIVE", 1, 10.0)
@@ -312,7 +312,7 @@ def test_a_bad_value_in_the_file_is_named_with_the_file(content, told, capsys, t
     ("bad", "code"),
     [
         (UsageError("x"), 2), (ConfigError("x"), 2), (JoinError("x"), 3), (NoContactError({"a": "b"}), 3),
-        (UnknownRunError("x", 1), 3), (NetworkError("x"), 3), (MisfitError("x"), 4), (LegionError("x"), 1),
+        (UnknownRunError("x", 1), 3), (NetworkError("x"), 3), (IncompatibleModelError("x"), 4), (LegionError("x"), 1),
     ],
 )  # fmt: skip
 def test_every_error_has_its_exit_code(bad, code):

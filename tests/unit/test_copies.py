@@ -5,9 +5,9 @@ import torch
 
 from legion_p2p.core.chain import Chain
 from legion_p2p.core.round import Pace, RoundConfig
-from legion_p2p.core.wire import Carry
-from legion_p2p.services.copies import CarriedCopy, CenterCopy, RegionCopy
-from legion_p2p.services.replica import Replica
+from legion_p2p.core.wire import RelayRequest
+from legion_p2p.services.inter_region.copies import CenterCopy, RegionCopy, RelayEstimate
+from legion_p2p.services.shards.replica import Replica
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.feedback import compress
 
@@ -23,13 +23,13 @@ def test_a_relay_follows_the_owners_copy_while_updates_bring_the_step_little_by_
     generator = torch.Generator().manual_seed(1)
     start, step = torch.randn(N, generator=generator), torch.randn(N, generator=generator)
     owners, relays = replica(start), replica(start)
-    own, carried = RegionCopy(owners), CarriedCopy(relays)
+    own, carried = RegionCopy(owners), RelayEstimate(relays)
     chosen = codec.get(name)
 
     carried.subtract(step)
     assert torch.dist(carried.value(), start - step) < 1e-4
     packed = compress(codec.get("bf16"), None, carried.undelivered)
-    carried.in_delivery = (Carry("run", 0, 1, "bf16", packed.data), packed.sent)
+    carried.in_delivery = (RelayRequest("run", 0, 1, "bf16", packed.data), packed.sent)
     carried.delivered()
     own.subtract(packed.sent)
     lags, off = [], []

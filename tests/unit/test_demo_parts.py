@@ -14,7 +14,7 @@ import pytest
 from legion_p2p.cli import demo, demo_processes
 from legion_p2p.cli.common import run_app
 from legion_p2p.cli.demo_plan import Plan
-from legion_p2p.cli.demo_processes import ENDED, Family
+from legion_p2p.cli.demo_processes import ENDED, ProcessGroup
 from legion_p2p.config import NewRun
 from legion_p2p.dashboard.plot import draw_demo
 from legion_p2p.errors import ConfigError, UsageError
@@ -22,7 +22,7 @@ from legion_p2p.errors import ConfigError, UsageError
 
 def test_help_imports_neither_torch_nor_libp2p():
     code = (
-        "import sys; from legion_p2p.cli import demo, demo_swarm, demo_show; from legion_p2p.cli.common import run_app\n"
+        "import sys; from legion_p2p.cli import demo, demo_swarm, demo_view; from legion_p2p.cli.common import run_app\n"
         "run_app(demo.app, ['--help']); sys.exit(any(m in sys.modules for m in ('torch', 'libp2p', 'matplotlib')))"
     )
 
@@ -64,7 +64,7 @@ def test_a_preset_that_cannot_be_shown_is_refused_before_anything_starts(tmp_pat
 
 
 def test_a_child_does_what_it_is_told_and_ends_with_its_family(tmp_path):
-    with Family() as family:
+    with ProcessGroup() as family:
         child = family.start("one", tmp_path / "log.txt", preload=False)
         _, loaded = family.inbox.get(timeout=20)
         child.run("json.tool", ["--help"])
@@ -89,7 +89,7 @@ def test_a_child_that_ignores_sigterm_is_killed(tmp_path, monkeypatch):
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-    with Family() as family:
+    with ProcessGroup() as family:
         child = family.start("deaf", tmp_path / "log.txt", preload=False)
         child.run("deaf", [])
         while family.inbox.get(timeout=20)[1]["event"] != "deaf":
@@ -119,7 +119,7 @@ def test_curves_are_drawn_with_and_without_a_lone_peer(tmp_path, lone):
 
 
 def test_no_order_is_lost_on_a_child_that_has_ended(tmp_path):
-    with Family() as family:
+    with ProcessGroup() as family:
         child = family.start("one", Path(tmp_path / "log.txt"), preload=False)
         family.inbox.get(timeout=20)
         child.signal(signal.SIGKILL)

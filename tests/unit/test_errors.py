@@ -30,7 +30,7 @@ WITH_FIELDS = [
     AmbiguousRunError("tiny", ("id1", "id2")),
     UnreachableError("peer", "no answer"),
     RemoteProtocolError("peer", "garbage"),
-    RefusedError("peer", "MisfitError", "not in that run"),
+    RefusedError("peer", "IncompatibleModelError", "not in that run"),
     MissingBlockError("bafkreiblock", "it is not in the store"),
 ]
 

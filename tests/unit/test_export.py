@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity
-from legion_p2p.errors import DecodeError, MisfitError, MissingBlockError, StoreError, UsageError
+from legion_p2p.errors import DecodeError, IncompatibleModelError, MissingBlockError, StoreError, UsageError
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.checkpoints import get_manifest
 from legion_p2p.train.checkpoint import Checkpoint, cut
@@ -223,7 +223,7 @@ def test_what_does_not_fit_is_not_imported(store: BlockStore, out: Path, damage:
     export_safetensors(Checkpoint(store, root), out)
     tensors = load_file(out / "model.safetensors")
     before = set(store.pins())
-    expected: type[Exception] = MisfitError
+    expected: type[Exception] = IncompatibleModelError
     if damage == "shape":
         tensors["transformer.wpe.weight"] = torch.zeros(9, 16)
     elif damage == "missing":

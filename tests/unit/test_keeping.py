@@ -3,16 +3,16 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from legion_p2p.core.cids import Cid
-from legion_p2p.core.download import Download
-from legion_p2p.core.identity import PeerId
-from legion_p2p.core.keeping import (
+from legion_p2p.core.checkpoint_policy import (
     LOG_PER_BASE,
     MIN_JOURNAL_BYTES,
     is_base_version,
     most_journal_bytes,
     versions_between_bases,
 )
+from legion_p2p.core.cids import Cid
+from legion_p2p.core.download import Download
+from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round import ramped_weight
 
 A, B, C = PeerId("a"), PeerId("b"), PeerId("c")

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from legion_p2p.services.mailbox import Delivery, Mailbox, Settled
+from legion_p2p.services.shards.mailbox import Delivery, Mailbox, Settled
 
 ONE, TWO = torch.ones(1), torch.full((1,), 2.0)
 

@@ -17,7 +17,7 @@ from legion_p2p.core.plan import (
     check_fit,
     plan_for,
 )
-from legion_p2p.errors import MisfitError, UsageError
+from legion_p2p.errors import IncompatibleModelError, UsageError
 
 W, B = ParamSpec("w", (3, 4)), ParamSpec("b", (4,))
 
@@ -91,7 +91,7 @@ def test_a_model_with_the_same_parameters_fits() -> None:
     ],
 )
 def test_the_first_parameter_that_differs_is_named(ours: list[ParamSpec], runs: list[ParamSpec], told: str) -> None:
-    with pytest.raises(MisfitError, match=told):
+    with pytest.raises(IncompatibleModelError, match=told):
         check_fit(ours, runs)
 
 

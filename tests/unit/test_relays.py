@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from legion_p2p.core.announcement import Announcement, peer_of
-from legion_p2p.core.relays import MIN_GAIN, speaker_of, spoken_share
+from legion_p2p.core.relays import MIN_GAIN, representative_of, spoken_share
 
 
 def member(name: str, upload_bps: float = 0.0, relay: bool = False, weight: float = 1.0, ready: bool = True) -> Announcement:
@@ -17,7 +17,7 @@ BIG, BIGGER = member("big", 100e6, relay=True), member("bigger", 800e6, relay=Tr
 
 
 def speakers(owner: Announcement, *others: Announcement) -> list[str]:
-    return [speaker_of("run", shard, owner, [owner, *others]) for shard in range(200)]
+    return [representative_of("run", shard, owner, [owner, *others]) for shard in range(200)]
 
 
 def test_without_volunteers_or_measurements_every_owner_speaks_for_itself() -> None:

@@ -1,0 +1,62 @@
+"""Giving blocks to those who fetch checkpoints."""
+
+import trio
+
+from legion_p2p.core.cids import Cid
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.wire import MAX_BLOCKS_BYTES, MAX_CHECKPOINTS, Blocks, Checkpoints, GetBlocks, HasBlocks, HeldBlocks, Reply
+from legion_p2p.errors import StoreError
+from legion_p2p.services.ports import Archive, Offload
+from legion_p2p.services.upload_slots import ThrottledReply, UploadSlotService
+
+MAX_SERVED = 4  # answers being made at once; more only make each of them slower
+
+
+class ProvideService:
+    """Answers requests for blocks, of whomever."""
+
+    def __init__(self, archive: Archive, offload: Offload, giving: UploadSlotService) -> None:
+        self._archive = archive
+        self._offload = offload
+        self._giving = giving
+        self._served = trio.CapacityLimiter(MAX_SERVED)
+        self.sent_blocks = 0
+        self.sent_bytes = 0
+
+    async def on_request(self, peer: PeerId, message: GetBlocks | HasBlocks) -> Reply | ThrottledReply:
+        """Raises: DecodeError, if what is asked for is no CID."""
+        cids = [Cid.from_bytes(raw) for raw in message.cids]
+        async with self._served:
+            sizes = await self._offload(_sizes, self._archive, cids)
+        if isinstance(message, HasBlocks):
+            return HeldBlocks(sizes)
+
+        async def read() -> Blocks:
+            async with self._served:
+                blocks = await self._offload(_read, self._archive, cids)
+            self.sent_blocks += sum(map(bool, blocks))
+            self.sent_bytes += sum(map(len, blocks))
+            return Blocks(blocks)
+
+        return await self._giving.give(peer, min(sum(sizes), MAX_BLOCKS_BYTES), read)
+
+    def checkpoints(self) -> Checkpoints:
+        """Of the run that this peer is in, the newest first."""
+        return Checkpoints(tuple(cid.raw for cid in self._archive.kept[:MAX_CHECKPOINTS]))
+
+
+def _sizes(archive: Archive, cids: list[Cid]) -> tuple[int, ...]:
+    return tuple(archive.size_of(cid) or 0 for cid in cids)
+
+
+def _read(archive: Archive, cids: list[Cid]) -> tuple[bytes, ...]:
+    blocks: list[bytes] = []
+    room = MAX_BLOCKS_BYTES
+    for cid in cids:
+        try:
+            data = archive.get(cid) if (archive.size_of(cid) or 0) <= room else b""
+        except StoreError:
+            data = b""
+        room -= len(data)
+        blocks.append(data)
+    return tuple(blocks)

@@ -1,0 +1,433 @@
+"""Keeps the table of members true: announces this peer, listens to others, probes the silent.
+
+Announcements go out by gossip and, to heal what gossip loses, in an exchange of tables with one random member at a time.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+import trio
+
+from legion_p2p.concurrency.notify import Notify
+from legion_p2p.core.absence import Absence
+from legion_p2p.core.announcement import Announcement, open_signed, peer_of, sign
+from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.membership import Accuse, Changed, Liveness, Member, Membership, MembershipConfig, Probe, Refute, weights_of
+from legion_p2p.core.run import announce_topic
+from legion_p2p.core.wire import (
+    MAX_EXCHANGED,
+    Accusation,
+    Done,
+    Exchange,
+    Exchanged,
+    Message,
+    Ping,
+    PingFor,
+    Reply,
+    decode_reply,
+    encode,
+)
+from legion_p2p.errors import DecodeError, NetworkError, UnreachableError
+from legion_p2p.observe.events import Events
+from legion_p2p.services.ports import Gossip, Lane, Messenger
+
+EXCHANGE_DEADLINE_S = 5.0
+N_INDIRECT_PROBES = 2  # members asked to look at a suspect as well, in case only the path from here is broken
+N_WITNESSES = 3  # members told that another one is dead
+MAX_INVOLVED = 4  # silent at once with whom others are bothered: where more are, the others see that for themselves
+SAMPLE = 16  # announcements in a regular exchange: gossip brings nearly all, and the rest comes in a few more of them
+MAX_EXCHANGE_BYTES = 512 * 1024  # of announcements in one message: half a control frame
+
+
+class MemberService:
+    """The members of one run, as seen by this peer."""
+
+    def __init__(
+        self,
+        run: str,
+        identity: Identity,
+        messenger: Messenger,
+        gossip: Gossip,
+        events: Events,
+        rng: random.Random,
+        config: MembershipConfig,
+        describe: Callable[[], Announcement],
+        wall_time: Callable[[], float],
+    ) -> None:
+        self.run = run
+        self.me = identity.peer_id
+        self.config = config
+        self.table = Membership(self.me, config, trio.current_time())
+        self.table.incarnation = int(wall_time())
+        self.changed = Notify()
+        """Rings when somebody came, went, or announced something new."""
+        self.was_away = False
+        """The others went on without this peer since this was last looked at."""
+        self.away = Notify()
+        """Rings when `was_away` becomes true."""
+        self._wall_time = wall_time
+        self._absence = Absence(self.me, config.suspect_after_s + config.grace_s, self._clocks())
+        self._everyone: tuple[Announcement, ...] = ()
+        self._everyone_at: tuple[object, ...] = ()  # what it was made from
+        self._weights: dict[PeerId, float] = {}
+        self._weights_at: tuple[object, ...] = ()
+        self._identity = identity
+        self._messenger = messenger
+        self._gossip = gossip
+        self._events = events
+        self._rng = rng
+        self._describe = describe
+        self._seq = 0
+        self._signed: dict[PeerId, bytes] = {}
+        self._own: Announcement | None = None
+        self._leaving = False
+        self._hurry = Notify()
+        self._hurried = False
+        self._nursery: trio.Nursery | None = None
+        self.listeners: list[Callable[[Changed], None]] = []
+        self.announcement_listeners: list[Callable[[Announcement], None]] = []
+
+    # what others ask
+
+    def everyone(self) -> Sequence[Announcement]:
+        """This peer's announcement, then those of all members that are not dead, by peer id.
+
+        Who was taken for dead and is back counts as not ready until it says, in a new incarnation, that it has caught up.
+        """
+        own = self.own()
+        state = (self.table.revision, self._absence.n_doubted, own.seq)
+        if self._everyone_at != state:  # asked for many times between two changes
+            others = [m.announcement for m in self.table.counted()]
+            self._everyone = (own, *map(self._absence.trusted, others))
+            self._everyone_at = state
+        return self._everyone
+
+    def weights(self, region: str) -> dict[PeerId, float]:
+        """Peer to weight, of those in `region` that hold the model and can carry shards. The same object until that changes."""
+        own = self.own()
+        state = (self.table.roles_revision, self._absence.n_doubted, own.ready, own.weight, own.region, region)
+        if self._weights_at != state:
+            self._weights, self._weights_at = weights_of(self.everyone(), region), state
+        return self._weights
+
+    def announced(self, peer: PeerId) -> Announcement | None:
+        """As in `everyone`, of one of the others."""
+        member = self.table.get(peer)
+        return self._absence.trusted(member.announcement) if member is not None and member.counts else None
+
+    def own(self) -> Announcement:
+        if self._own is None:
+            self._renew()
+        assert self._own is not None
+        return self._own
+
+    def in_region(self) -> list[Member]:
+        """The others of this peer's own region that are not dead."""
+        region = self.own().region
+        return [m for m in self.table.counted() if m.announcement.region == region]
+
+    def is_known(self, peer: PeerId) -> bool:
+        return peer == self.me or self.table.get(peer) is not None
+
+    def alone(self) -> bool:
+        """Nobody else is in the run, as far as known."""
+        return not self.table.counted()
+
+    def introduce(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
+        """`peer` may be found there."""
+        if peer != self.me:
+            self._messenger.add_addresses(peer, addresses)
+
+    def heard(self, peer: PeerId) -> None:
+        """Any message came from `peer`."""
+        self.table.heard(peer, trio.current_time())
+        self._work()
+
+    def lost(self, peer: PeerId) -> None:
+        """`peer` could not be reached."""
+        self.table.lost(peer, trio.current_time())
+        self._work()
+
+    def take(self, signed: bytes, *, direct: bool) -> Announcement:
+        """Check an announcement and put it in the table.
+
+        Raises: DecodeError, SignatureError.
+        """
+        announcement = open_signed(signed)
+        if announcement.run != self.run:
+            raise DecodeError(f"announcement of run {announcement.run}, this is {self.run}")
+        peer = peer_of(announcement)
+        if self.table.announced(announcement, trio.current_time(), direct=direct):
+            if announcement.leaving:
+                self._signed.pop(peer, None)
+            elif self.table.get(peer) is not None:
+                self._signed[peer] = signed
+                self._messenger.add_addresses(peer, announcement.addresses)
+                for listener in self.announcement_listeners:
+                    listener(announcement)
+            self.changed.notify()
+        self._work()
+        return announcement
+
+    def signed_of(self, peer: PeerId) -> bytes | None:
+        """The signed announcement of a member, to pass on."""
+        return self.signed_own() if peer == self.me else self._signed.get(peer)
+
+    def signed_own(self) -> bytes:
+        self.own()
+        return self._signed_own
+
+    # what others send
+
+    def on_exchange(self, peer: PeerId, message: Exchange) -> Exchanged:
+        # Before learning: what the asker sent, it does not need back. Who knows few wants to hear of all.
+        known = self._some_announcements(peer, SAMPLE if len(message.announcements) >= SAMPLE else MAX_EXCHANGED - 1)
+        self._take_all(peer, message.announcements)
+        self.heard(peer)
+        newest = self._signed.get(peer)
+        if newest is not None and newest not in message.announcements:
+            known = (*known[: MAX_EXCHANGED - 1], newest)  # from an earlier life, with a clock ahead: it has to outbid that
+        return Exchanged(known)
+
+    async def on_ping_for(self, message: PingFor) -> Done:
+        suspect = PeerId(message.peer)
+        if suspect == self.me or not self.is_known(suspect):  # nobody is to be reached through us but members
+            raise UnreachableError(suspect, "it is no other member that I know of")
+        with trio.move_on_after(self.config.grace_s) as scope:
+            try:
+                await self._messenger.request(suspect, encode(Ping(self.run)))
+            except UnreachableError:
+                self.lost(suspect)  # an heir that has nothing on its way to a dead owner would learn of it seconds later
+                raise
+        if scope.cancelled_caught:
+            raise UnreachableError(suspect, f"no answer in {self.config.grace_s:.1f} s")
+        self.heard(suspect)
+        return Done()
+
+    def on_accusation(self, accuser: PeerId, message: Accusation) -> Done:
+        now = trio.current_time()
+        is_meant = message.peer == self.me and message.incarnation == self.table.incarnation
+        if is_meant and self._absence.accused_by(accuser, self._ids_in_region(), now):
+            self._note_absence()
+        self.table.accused(PeerId(message.peer), message.incarnation, now)
+        self._work()
+        return Done()
+
+    # what this peer does
+
+    def announce_soon(self) -> None:
+        """Announce at once instead of at the next regular time: something changed that others act on."""
+        self._hurried = True
+        self._own = None
+        self._hurry.notify()
+        self.changed.notify()
+
+    async def announce_now(self) -> None:
+        self._renew()
+        await self._gossip.publish(announce_topic(self.run), self._signed_own)
+
+    async def leave(self, deadline_s: float) -> None:
+        """Tell everybody that this peer goes; at most `deadline_s`."""
+        self._leaving = True  # all that is announced from here on says so: a later word would bring this peer back to life
+        self._renew()
+        signed = self._signed_own
+        farewell = Exchange(self.run, (signed,))
+        with trio.move_on_after(deadline_s):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._gossip.publish, announce_topic(self.run), signed)
+                for member in self.table.counted()[:MAX_EXCHANGED]:
+                    nursery.start_soon(self._tell, member.peer_id, farewell)
+
+    async def exchange_with(self, peer: PeerId) -> bool:
+        """Swap what is known of members with `peer`, in a large run a sample of it; False if it did not answer."""
+        try:
+            with trio.fail_after(EXCHANGE_DEADLINE_S):
+                reply = await self._ask(peer, Exchange(self.run, self._some_announcements(peer, SAMPLE)))
+        except (NetworkError, DecodeError, trio.TooSlowError):
+            return False
+        if isinstance(reply, Exchanged):
+            self._take_all(peer, reply.announcements)
+            self.heard(peer)
+        return True
+
+    async def run_forever(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as nursery, self._gossip.subscribe(announce_topic(self.run)) as heard:
+            self._nursery = nursery
+            try:
+                nursery.start_soon(self._announce_regularly)
+                nursery.start_soon(self._exchange_regularly)
+                nursery.start_soon(self._look_at_clock)
+                task_status.started()
+                async for signed in heard:
+                    try:
+                        self.take(signed, direct=True)
+                    except DecodeError as bad:
+                        self._events.emit("announcement.refused", reason=str(bad))
+            finally:
+                self._nursery = None  # a peer that leaves still answers and asks, but starts nothing
+
+    async def ping(self, peer: PeerId) -> float | None:
+        """Seconds until `peer` answered, its own haste included; None: it did not."""
+        began = trio.current_time()
+        if not await self._tell(peer, Ping(self.run)):
+            return None
+        self.heard(peer)
+        return trio.current_time() - began
+
+    # tasks
+
+    async def _announce_regularly(self) -> None:
+        while True:
+            self._hurried = False
+            self._notice_absence()
+            await self.announce_now()
+            with trio.move_on_after(self.config.announce_s * self._rng.uniform(0.85, 1.0)):
+                if not self._hurried:
+                    await self._hurry.wait()
+
+    async def _exchange_regularly(self) -> None:
+        while True:
+            await trio.sleep(self.config.announce_s * self._rng.uniform(1.0, 2.0))
+            counted = self.table.counted()
+            if counted:
+                await self.exchange_with(self._rng.choice(counted).peer_id)
+
+    async def _look_at_clock(self) -> None:
+        tick_s = min(0.5, self.config.grace_s / 4)
+        while True:
+            await trio.sleep(tick_s)
+            self._notice_absence()
+            now = trio.current_time()
+            if self._absence.end_probation(now):
+                self.changed.notify()
+            self.table.handle_timeout(now)
+            self._work()
+
+    # inner steps
+
+    def _notice_absence(self) -> None:
+        if self._absence.look(self._clocks()):
+            self._note_absence()
+
+    def _clocks(self) -> tuple[float, float]:
+        return trio.current_time(), self._wall_time()
+
+    def _note_absence(self) -> None:
+        self.was_away = True
+        self.away.notify()
+        self.changed.notify()
+
+    def _work(self) -> None:
+        """Carry out what the table asks for."""
+        rang = False
+        while (effect := self.table.poll()) is not None:
+            if isinstance(effect, Changed):
+                rang = True
+                self._judge_return(effect)
+                before, after = (side.value if side else "absent" for side in (effect.before, effect.after))
+                self._events.emit("member.changed", peer=effect.peer_id, before=before, after=after)
+                for listener in self.listeners:
+                    listener(effect)
+            elif isinstance(effect, Refute):
+                self.table.incarnation = max(self.table.incarnation, effect.incarnation)
+                self._events.emit("member.refuted", incarnation=self.table.incarnation)
+                self.announce_soon()
+                rang = True
+            elif self._nursery is not None:
+                if isinstance(effect, Probe):
+                    self._nursery.start_soon(self._probe, effect.peer_id)
+                elif isinstance(effect, Accuse):
+                    self._nursery.start_soon(self._accuse, effect)
+        if rang:
+            self.changed.notify()
+
+    def _judge_return(self, change: Changed) -> None:
+        """Only within a region: regions that were cut off from each other go on as they are, and come together as regions do."""
+        peer, now = change.peer_id, trio.current_time()
+        member = self.table.get(peer)
+        if member is not None and member.announcement.region != self.own().region:
+            return
+        if change.after is Liveness.DEAD:
+            self._absence.died(peer, now)
+        elif change.after is None:
+            self._absence.gone(peer)
+        elif change.after is Liveness.ALIVE:
+            lost_at = self._absence.lives(peer)
+            if lost_at is None or member is None or not member.announcement.ready:
+                return  # who was started again follows by itself, before it says that it is ready
+            if self._absence.returned(peer, member.announcement.incarnation, lost_at, self._ids_in_region(), now):
+                self._note_absence()
+
+    def _ids_in_region(self) -> list[PeerId]:
+        return [member.peer_id for member in self.in_region()]
+
+    async def _probe(self, suspect: PeerId) -> None:
+        counted = self.table.counted() if self._few_are_silent() else []
+        helpers = [m.peer_id for m in counted if m.liveness is Liveness.ALIVE and m.peer_id != suspect]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._ping, suspect)
+            for helper in self._rng.sample(helpers, min(N_INDIRECT_PROBES, len(helpers))):
+                nursery.start_soon(self._ping_through, helper, suspect)
+
+    async def _ping(self, suspect: PeerId) -> None:
+        if await self._tell(suspect, Ping(self.run)):
+            self.heard(suspect)
+
+    async def _ping_through(self, helper: PeerId, suspect: PeerId) -> None:
+        if await self._tell(helper, PingFor(self.run, suspect)):
+            self.heard(suspect)
+
+    async def _accuse(self, accusation: Accuse) -> None:
+        message = Accusation(self.run, accusation.peer_id, accusation.incarnation)
+        others = [m.peer_id for m in self.table.counted()] if self._few_are_silent() else []
+        async with trio.open_nursery() as nursery:
+            # The accused hears it too, so that it can refute if it lives.
+            for peer in (accusation.peer_id, *self._rng.sample(others, min(N_WITNESSES, len(others)))):
+                nursery.start_soon(self._tell, peer, message)
+
+    def _few_are_silent(self) -> bool:
+        """So few suspects, and dead of a moment ago, that others are to be bothered with one of them."""
+        since = trio.current_time() - self.config.grace_s
+        return sum(m.liveness is not Liveness.ALIVE and m.since >= since for m in self.table.members()) <= MAX_INVOLVED
+
+    async def _tell(self, peer: PeerId, message: Message) -> bool:
+        """Send something whose answer says only that it arrived."""
+        with trio.move_on_after(self.config.grace_s):
+            try:
+                await self._ask(peer, message)
+            except (NetworkError, DecodeError):
+                return False
+            return True
+        return False
+
+    async def _ask(self, peer: PeerId, message: Message) -> Reply:
+        return decode_reply(await self._messenger.request(peer, encode(message), lane=Lane.CONTROL))
+
+    def _take_all(self, sender: PeerId, announcements: Iterable[bytes]) -> None:
+        for signed in announcements:
+            try:
+                announcement = open_signed(signed)
+                self.take(signed, direct=peer_of(announcement) == sender)
+            except DecodeError as bad:
+                self._messenger.report(sender, f"bad announcement: {bad}")
+                self._events.emit("announcement.refused", peer=sender, reason=str(bad))
+
+    def _some_announcements(self, excluding: PeerId, limit: int) -> tuple[bytes, ...]:
+        """This peer's own and a random sample of the living: `limit`, or as many as fit."""
+        peers = [m.peer_id for m in self.table.counted() if m.peer_id != excluding and m.peer_id in self._signed]
+        chosen = [self.signed_own()]
+        size = len(chosen[0])
+        for peer in self._rng.sample(peers, min(limit - 1, len(peers))):
+            size += len(self._signed[peer])
+            if size > MAX_EXCHANGE_BYTES:
+                break
+            chosen.append(self._signed[peer])
+        return tuple(chosen)
+
+    def _renew(self) -> None:
+        self._seq += 1
+        self._own = msgspec.structs.replace(
+            self._describe(), incarnation=self.table.incarnation, seq=self._seq, leaving=self._leaving
+        )
+        self._signed_own = sign(self._own, self._identity)

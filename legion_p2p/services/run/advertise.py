@@ -1,0 +1,109 @@
+"""Being found, and finding: provider records for the run and for the shards that this peer owns, and a look for members unknown.
+
+The DHT is slow and costs CPU on everybody's side, so ownership is advertised some seconds after it changed, in batches, and
+members are looked up rarely: gossip and exchanges carry everything that is frequent.
+"""
+
+import random
+from collections.abc import Callable
+
+import trio
+
+from legion_p2p.core.rendezvous import shard_key
+from legion_p2p.core.run import RunSpec, name_key, run_key
+from legion_p2p.errors import NetworkError
+from legion_p2p.observe.events import Events
+from legion_p2p.services.membership.service import MemberService
+from legion_p2p.services.ports import Discovery, Messenger
+from legion_p2p.services.shards.service import ShardService
+
+SETTLE_S = 2.0  # joins come in bursts: advertise once they are over
+FIRST_LOOKS_S = (1.0, 3.0, 8.0)  # after joining: others may have joined in the same second and know each other as little
+LOOK_EVERY_S = 30.0
+FIND_DEADLINE_S = 15.0
+MAX_PROVIDES_AT_ONCE = 4
+
+
+class AdvertiseService:
+    """Keeps the DHT in step with what this peer owns."""
+
+    def __init__(
+        self,
+        run: str,
+        spec: RunSpec,
+        discovery: Discovery,
+        messenger: Messenger,
+        members: MemberService,
+        shards: ShardService,
+        events: Events,
+        rng: random.Random,
+        more: Callable[[], set[str]] = set,
+    ) -> None:
+        """`more`: further keys under which this peer is to be found."""
+        self._run = run
+        self._spec = spec
+        self._discovery = discovery
+        self._messenger = messenger
+        self._members = members
+        self._shards = shards
+        self._events = events
+        self._rng = rng
+        self._more = more
+        self._provided: set[str] = set()
+
+    async def run_forever(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look_for_members)
+            while True:
+                await self._bring_up_to_date()
+                await self._members.changed.wait()
+                await trio.sleep(SETTLE_S)
+
+    def wanted(self) -> set[str]:
+        """The keys under which this peer should be found now."""
+        keys = {run_key(self._run), name_key(self._spec.name)}
+        keys.update(shard_key(self._run, self._shards.region, shard) for shard in self._shards.owned())
+        return keys | self._more()
+
+    async def withdraw_all(self) -> None:
+        """No longer be found under anything."""
+        for key in sorted(self._provided):
+            await self._discovery.withdraw(key)
+        self._provided.clear()
+
+    async def _bring_up_to_date(self) -> None:
+        wanted = self.wanted()
+        for key in sorted(self._provided - wanted):
+            await self._discovery.withdraw(key)
+            self._provided.discard(key)
+        limiter = trio.CapacityLimiter(MAX_PROVIDES_AT_ONCE)
+
+        async def provide(key: str) -> None:
+            async with limiter:
+                try:
+                    await self._discovery.provide(key)
+                except NetworkError as failed:
+                    self._events.emit("advertise.failed", key=key, reason=str(failed))
+            self._provided.add(key)
+
+        # The run's own keys first: being found matters more than saying what one owns.
+        run_keys = [key for key in sorted(wanted - self._provided) if not key.startswith("legion/shard/")]
+        for batch in (run_keys, sorted(wanted - self._provided - set(run_keys))):
+            async with trio.open_nursery() as nursery:
+                for key in batch:
+                    nursery.start_soon(provide, key)
+
+    async def _look_for_members(self) -> None:
+        waits = iter(FIRST_LOOKS_S)
+        while True:
+            await trio.sleep(next(waits, LOOK_EVERY_S) * self._rng.uniform(0.8, 1.2))
+            contacts = ()
+            with trio.move_on_after(FIND_DEADLINE_S):
+                try:
+                    contacts = await self._discovery.find(run_key(self._run))
+                except NetworkError as failed:
+                    self._events.emit("look.failed", reason=str(failed))
+            for contact in contacts:
+                if not self._members.is_known(contact.peer_id):
+                    self._messenger.add_addresses(contact.peer_id, contact.addresses)
+                    await self._members.exchange_with(contact.peer_id)

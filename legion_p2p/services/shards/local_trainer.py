@@ -1,0 +1,94 @@
+"""The training side's books: what it has taken in, what it has handed in, and which shards are still on their way.
+
+Used by the optimizer in the training thread, and by simulated peers.
+
+When a shard is pushed: `local_steps` steps after its last push; and where that push waited long for others to arrive, not much
+earlier than `local_steps` after the version that it waited for. So members who began at different moments come to push together,
+without a word. Shards begin staggered over the steps of a round, which makes the traffic even (Streaming DiLoCo, 2501.18512).
+"""
+
+from collections.abc import Sequence
+
+from legion_p2p.services.shards.mailbox import Mailbox
+from legion_p2p.services.shards.replica import LocalChange
+from legion_p2p.tensor.local import LocalCopy
+
+LEAD = 4  # a push may come this fraction of a round earlier than a whole round after the last version
+
+
+class LocalTrainer:
+    """Between a model that is being trained and the mailbox. Not thread-safe: it belongs to the training side."""
+
+    def __init__(self, local: LocalCopy, mailbox: Mailbox, *, streaming: bool = False) -> None:
+        self.local = local
+        self.mailbox = mailbox
+        self.streaming = streaming
+        self.steps = 0
+        self.tokens = 0
+        self.last_failure: str | None = None
+        """Why the last contribution that failed did."""
+        n_shards = len(local.bounds)
+        self._busy: set[int] = set()
+        self._handed_in = [(0, 0)] * n_shards
+        # Steps and tokens at each shard's last hand-in: a busy shard's change goes on growing.
+        self._pushed_at = [0] * n_shards
+        self._settled_at = [0] * n_shards
+        self._local_steps = 0
+
+    @property
+    def busy(self) -> bool:
+        """Contributions are on their way that no update contains yet."""
+        return bool(self._busy)
+
+    @property
+    def all_handed_in(self) -> bool:
+        return all(self.steps == steps for steps, _ in self._handed_in)
+
+    def stepped(self, tokens: int) -> None:
+        """One local step was made."""
+        self.steps += 1
+        self.tokens += tokens
+
+    def take_in(self) -> None:
+        """Take in what has come: new versions into the model, news of contributions into the books."""
+        deliveries, settled = self.mailbox.drain()
+        for delivery in deliveries:
+            self.local.take(delivery.shard, delivery.version, delivery.reference)
+        for news in settled:
+            self._busy.discard(news.shard)
+            self._settled_at[news.shard] = self.steps
+            if news.failure is not None:
+                self.last_failure = news.failure
+
+    def due(self, local_steps: int) -> list[int]:
+        """The shards to hand in now, at `local_steps` a round."""
+        if local_steps != self._local_steps:
+            self._stagger(local_steps)
+        lead = local_steps // LEAD
+        return [
+            shard
+            for shard, (pushed_at, settled_at) in enumerate(zip(self._pushed_at, self._settled_at, strict=True))
+            if shard not in self._busy and self.steps - max(pushed_at, settled_at - lead) >= local_steps
+        ]
+
+    def hand_in(self, shards: Sequence[int] | None = None, *, warming_up: bool = False) -> list[LocalChange]:
+        """What changed in `shards` (all) that are not busy, for the engine; they are busy from now on."""
+        wanted = range(len(self.local.bounds)) if shards is None else shards
+        ready = [s for s in wanted if s not in self._busy and self._handed_in[s][0] < self.steps]
+        changes = []
+        for shard, (base, local) in self.local.hand_in(ready).items():
+            steps, tokens = self._handed_in[shard]
+            version = self.local.versions[shard]
+            changes.append(LocalChange(shard, version, base, local, self.tokens - tokens, self.steps - steps, warming_up))
+            self._handed_in[shard] = (self.steps, self.tokens)
+            self._pushed_at[shard] = self.steps
+            self._busy.add(shard)
+        return changes
+
+    def _stagger(self, local_steps: int) -> None:
+        """Move each shard's turn to where it lies in rounds of the new length."""
+        if self.streaming:
+            n_shards = len(self.local.bounds)
+            for shard in range(n_shards):
+                self._pushed_at[shard] += shard * local_steps // n_shards - shard * self._local_steps // n_shards
+        self._local_steps = local_steps

@@ -1,0 +1,176 @@
+"""One shard as this peer holds it: the reference copy, its chain, and what is on its way.
+
+Tensors here are 1-D fp32 on the CPU and never changed in place: whoever was handed one may go on reading it.
+"""
+
+from dataclasses import dataclass, field
+
+import trio
+from torch import Tensor
+
+from legion_p2p.concurrency.notify import Notify
+from legion_p2p.core.chain import Chain
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.round import Closed, Pace, ShardRound, staleness_weight
+from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.wire import Part
+from legion_p2p.errors import CodecError, NonFiniteError
+from legion_p2p.tensor.aggregate import Contribution, capped_weights, weighted_mean
+from legion_p2p.tensor.body import is_finite, require_finite
+from legion_p2p.tensor.codec import Codec
+from legion_p2p.tensor.feedback import compress
+from legion_p2p.tensor.flatten import digest
+from legion_p2p.tensor.outer import OuterState, outer_step
+
+
+@dataclass(frozen=True, eq=False)
+class LocalChange:
+    """What the training thread hands in for one shard: where its unpushed change started, and where it is now."""
+
+    shard: int
+    version: int
+    """The newest version that `local` has taken in."""
+    base: Tensor
+    local: Tensor
+    tokens: int
+    steps: int
+    warming_up: bool = False
+    """The inner optimizer wants it precise."""
+
+
+@dataclass(eq=False)
+class Pending:
+    """A push that no update contains yet. It is sent again whenever it may have been lost."""
+
+    seq: int
+    version: int
+    tokens: int
+    steps: int
+    codec: str
+    payload: bytes
+    sent: Tensor
+    """What the payload decodes to, for the case that this peer is the owner."""
+    holder: PeerId | None = None
+    """The owner that said it has it, or has been told to hold it."""
+    held_at_version: int = 0
+    redirect: PeerId | None = None
+    """Who owns the shard according to the peer that we asked."""
+    not_before: float = 0.0
+    attempts: int = 0
+
+
+@dataclass(eq=False)
+class Replica:
+    """All that is known here of one shard. Changed only by whoever holds `lock`."""
+
+    shard: int
+    reference: Tensor
+    chain: Chain
+    pace: Pace
+    """Of its versions, as they came here."""
+    lock: trio.Lock = field(default_factory=trio.Lock)
+    notify: Notify = field(default_factory=Notify)
+    """Rings when the shard's task should look again."""
+
+    # as a member
+    offered: LocalChange | None = None
+    pending: Pending | None = None
+    residual: Tensor | None = None
+    next_seq: int = 0
+    n_pushed: int = 0
+    extra_tokens: int = 0
+    """Weight, beside its own, of what the residual took over from a chain that was given up."""
+
+    # as the owner
+    round: ShardRound | None = None
+    arrived: dict[PeerId, Tensor] = field(default_factory=dict)
+    """What each contribution in the round decodes to."""
+    held: dict[PeerId, int] = field(default_factory=dict)
+    """The version that a member had, last time that this peer heard of it."""
+    owner_residual: Tensor | None = None
+    outer: OuterState = field(default_factory=OuterState)
+    owned_from: int = 0
+    """The version at which this peer began to own the shard; what it has as the owner begins there."""
+    taken_over: dict[Part, tuple[PeerId, int, bytes]] = field(default_factory=dict)
+    """The last hand-over of each part: from whom, and in which version and digest."""
+    warming_up: bool = False
+    """Somebody in the round that is open pushed in the warm-up codec."""
+    made_tokens: int = 0
+    """Tokens in the versions that this peer itself made since it last followed somebody else's."""
+
+    # catching up
+    sync_from: PeerId | None = None
+    behind_at: int = 0
+    """The version at which this shard was first seen to be behind its owner."""
+    behind_since: float | None = None
+
+    @property
+    def numel(self) -> int:
+        return self.reference.numel()
+
+
+@dataclass(frozen=True, eq=False)
+class Combined:
+    """What a closed round comes to; `payload` is None where no contribution was usable."""
+
+    payload: bytes | None
+    reference: Tensor
+    digest: bytes
+    owner_residual: Tensor | None
+    outer: OuterState
+    used: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...]
+
+
+def combine(
+    reference: Tensor,
+    owner_residual: Tensor | None,
+    outer: OuterState,
+    closed: Closed,
+    values: dict[PeerId, Tensor],
+    spec: RoundSpec,
+    codec: Codec,
+) -> Combined:
+    """Aggregate a closed round and make the next reference: `b += outer(A); B = compress(b); b -= B; y -= B`."""
+    tokens = capped_weights([float(c.tokens) for c in closed.contributions])
+    contributions = [
+        Contribution(c.peer, weight * staleness_weight(closed.version - c.version), values[c.peer])
+        for c, weight in zip(closed.contributions, tokens, strict=True)
+    ]
+    result = weighted_mean(contributions, spec.norm_cap or None, reference.numel())
+    if not result.used:
+        return Combined(None, reference, b"", owner_residual, outer, (), result.refused)
+    step, outer_after = outer_step(
+        spec.outer, result.mean, outer, lr=spec.outer_learning_rate, momentum=spec.outer_momentum, delay=spec.outer_delay
+    )
+    try:
+        packed = compress(codec, owner_residual, step)
+        made = reference - packed.sent
+        require_finite(made)
+    except NonFiniteError:  # finite pushes, too large together: nothing of them may enter, and what is left over neither
+        too_large = tuple((source, "together with the others it exceeds what numbers can hold") for source in result.used)
+        return Combined(None, reference, b"", None, OuterState(), (), result.refused + too_large)
+    return Combined(packed.data, made, digest(made), packed.residual, outer_after, result.used, result.refused)
+
+
+def rebase(change: LocalChange, *leftovers: Tensor | None) -> tuple[Tensor, bytes]:
+    """The local parameters as the next reference, with what compression had left over, and its digest. Raises: NonFiniteError."""
+    made = change.local
+    for leftover in leftovers:
+        made = made if leftover is None else made - leftover
+    require_finite(made)
+    return made, digest(made)
+
+
+def advance(reference: Tensor, payload: bytes, codec: Codec) -> tuple[Tensor, bytes]:
+    """Apply an update: the next reference and its digest. Raises: CodecError."""
+    made = reference - codec.decode(payload, reference.numel())
+    if not is_finite(made):
+        raise CodecError("the update leads to NaN or infinity")
+    return made, digest(made)
+
+
+def pack(change: LocalChange, residual: Tensor | None, codec: Codec, decay: float) -> tuple[bytes, Tensor, Tensor]:
+    """A member's compressed change: payload, what it decodes to, and the residual. Raises: NonFiniteError."""
+    packed = compress(codec, residual, change.base - change.local, decay)
+    return packed.data, packed.sent, packed.residual

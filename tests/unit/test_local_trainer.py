@@ -1,0 +1,84 @@
+"""When a shard is handed in, by the training side's own books."""
+
+import itertools
+
+import torch
+
+from legion_p2p.services.shards.local_trainer import LocalTrainer
+from legion_p2p.services.shards.mailbox import Mailbox
+from legion_p2p.tensor.flatten import FlatView
+from legion_p2p.tensor.local import LocalCopy
+
+N_SHARDS = 4
+
+
+def trainee(streaming: bool) -> LocalTrainer:
+    local = LocalCopy(FlatView([("w", torch.nn.Parameter(torch.zeros(8)))]), [(i, i + 2) for i in range(0, 8, 2)], exact=True)
+    made = LocalTrainer(local, Mailbox(), streaming=streaming)
+    for shard in range(N_SHARDS):
+        made.mailbox.post(shard, 0, torch.zeros(2))
+    made.take_in()
+    return made
+
+
+def run(one: LocalTrainer, n_steps: int, local_steps: int, answer_after: int = 0) -> dict[int, list[int]]:
+    """Steps at which each shard was handed in, where each answer comes `answer_after` steps later."""
+    pushes: dict[int, list[int]] = {shard: [] for shard in range(N_SHARDS)}
+    answers: list[tuple[int, int]] = []
+    for _ in range(n_steps):
+        one.stepped(1)
+        for _, shard in [a for a in answers if a[0] <= one.steps]:
+            one.mailbox.settle(shard)
+        answers = [a for a in answers if a[0] > one.steps]
+        one.take_in()
+        for change in one.hand_in(one.due(local_steps)):
+            pushes[change.shard].append(one.steps)
+            answers.append((one.steps + 1 + answer_after, change.shard))
+    return pushes
+
+
+def test_all_shards_are_pushed_at_once_where_there_is_no_streaming() -> None:
+    assert run(trainee(streaming=False), 24, 8) == {shard: [8, 16, 24] for shard in range(N_SHARDS)}
+
+
+def test_streaming_staggers_the_shards_over_the_steps_of_a_round() -> None:
+    pushes = run(trainee(streaming=True), 32, 8)
+
+    assert pushes == {0: [8, 16, 24, 32], 1: [10, 18, 26], 2: [12, 20, 28], 3: [14, 22, 30]}
+
+
+def test_it_stays_staggered_when_rounds_become_longer() -> None:
+    one = trainee(streaming=True)
+    run(one, 20, 1)
+    pushes = run(one, 40, 8)
+
+    turns = {steps[-1] % 8 for steps in pushes.values()}
+    assert len(turns) == N_SHARDS
+
+
+def test_a_member_that_waits_for_others_comes_to_push_when_they_do() -> None:
+    """Its push lies six of eight steps at the owner, for the others began later. From then on its round begins with theirs."""
+    one = trainee(streaming=False)
+    first = run(one, 14, 8, answer_after=5)[0]
+    later = run(one, 40, 8)[0]
+
+    assert first == [8]
+    assert later[0] == 14 + 8 - 2  # a quarter of a round sooner than a whole one after the version came
+    assert [b - a for a, b in itertools.pairwise(later)] == [8] * (len(later) - 1)
+
+
+def test_a_shard_on_its_way_is_not_handed_in_again_and_its_change_goes_on_growing() -> None:
+    one = trainee(streaming=False)
+    for _ in range(30):
+        one.stepped(3)
+        one.hand_in(one.due(8))
+    assert one.busy and one.due(8) == []
+
+    one.mailbox.settle(0)
+    one.take_in()
+    assert one.due(8) == []  # for it waited long
+    for _ in range(6):
+        one.stepped(3)
+    (change,) = one.hand_in(one.due(8))
+
+    assert (change.shard, change.steps, change.tokens) == (0, 28, 84)
