@@ -20,7 +20,7 @@ class Occupied:
     def __init__(self, peer: SimPeer, whom: SimPeer | None = None, times: int = FOR_EVER, retry_s: float = RETRY_S) -> None:
         """`whom`: everybody, where nobody is named."""
         self.at_s: list[float] = []
-        give = peer.engine.giving.give
+        give = peer.engine.upload_slots.give
 
         async def give_later(asker, n_bytes, make, **how):
             if len(self.at_s) < times and (whom is None or asker == whom.id):
@@ -28,7 +28,7 @@ class Occupied:
                 return Busy(round(1000 * retry_s))
             return await give(asker, n_bytes, make, **how)
 
-        peer.engine.giving.give = give_later
+        peer.engine.upload_slots.give = give_later
 
 
 def pauses(times: list[float]) -> list[float]:

@@ -209,7 +209,7 @@ async def test_twenty_newcomers_at_once_slow_training_by_less_than_a_fifth(autoj
         joining = {f"n{i}": swarm.start(f"n{i}", training=False, weight=0) for i in range(20)}
         while joining:
             await trio.sleep(0.1)
-            most_given = max(most_given, *(peer.engine.giving.to_newcomers.n_gifts for peer in trainers))
+            most_given = max(most_given, *(peer.engine.upload_slots.to_newcomers.n_gifts for peer in trainers))
             for name in [name for name, peer in joining.items() if holds_all(peer)]:
                 await swarm.kill(name)  # as a member it would be sent updates: that is not the cost of joining
                 del joining[name]

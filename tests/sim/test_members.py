@@ -12,11 +12,11 @@ from legion_p2p.core.announcement import Announcement
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.membership import Liveness, MembershipConfig
 from legion_p2p.core.wire import Accusation, Done, Exchange, Exchanged, Message, PingFor, decode_request, encode
-from legion_p2p.observe.events import Events
 from legion_p2p.services.membership.service import MAX_INVOLVED, N_INDIRECT_PROBES, N_WITNESSES, SAMPLE, MemberService
 from legion_p2p.services.ports import Lane
 from legion_p2p.sim.gossip import SimGossip
 from legion_p2p.sim.network import World
+from tests.context_of import context_of
 
 CONFIG = MembershipConfig()
 FOUND_DEAD_S = CONFIG.suspect_after_s + CONFIG.grace_s + 1.0  # and a look at the clock now and then
@@ -32,10 +32,8 @@ class Peer:
         self.exchanged: list[int] = []
         """How many announcements each exchange that it was asked for brought either way."""
         self._messenger = network.messenger
-        self.members = MemberService(
-            "run", network.identity, self, network.gossip, Events(), random.Random(number), CONFIG,
-            lambda: Announcement(self.id, "run", addresses=self.addresses(), ready=True), lambda: 1.7e9,
-        )  # fmt: skip
+        ctx = context_of(network.identity, self, gossip=network.gossip, rng=random.Random(number))  # type: ignore[arg-type]
+        self.members = MemberService(ctx, lambda: Announcement(self.id, "run", addresses=self.addresses(), ready=True))
         self._messenger.serve(self._answer)
 
     async def request(self, peer: PeerId, body: bytes, *, lane: Lane) -> bytes:

@@ -12,7 +12,6 @@ before anything large is fetched. Of a shard's bases the one prevails that most 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from random import Random
 
 import trio
 
@@ -28,7 +27,6 @@ from legion_p2p.core.manifest import (
     decode_manifest,
     decode_shard,
 )
-from legion_p2p.core.plan import ShardPlan
 from legion_p2p.core.shard_chunks import chunk_sizes
 from legion_p2p.core.wire import (
     MAX_COMPARED,
@@ -46,8 +44,8 @@ from legion_p2p.core.wire import (
 from legion_p2p.errors import DecodeError, MissingBlockError, NetworkError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.checkpoint.fetch import Fetcher, Store
+from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
-from legion_p2p.services.ports import Discovery, Messenger, Offload
 
 ASK_DEADLINE_S = 5.0
 FIND_DEADLINE_S = 2.0  # for the DHT to name more who have checkpoints: the members that are known suffice in most runs
@@ -95,31 +93,19 @@ def chunks_of(state: ShardState, base: Base) -> tuple[Cid, ...]:
 class CheckpointSelection:
     """Looks for checkpoints of one run, through a fetcher that gets the nodes."""
 
-    def __init__(
-        self,
-        run: str,
-        plan: ShardPlan,
-        region: str,
-        members: MemberService,
-        messenger: Messenger,
-        discovery: Discovery,
-        fetcher: Fetcher,
-        store: Store,
-        disk: Offload,
-        events: Events,
-        rng: Random,
-    ) -> None:
-        self._run = run
-        self._plan = plan
+    def __init__(self, ctx: PeerContext, members: MemberService, region: str, fetcher: Fetcher, store: Store) -> None:
+        """`region`: that of this peer, where states are confirmed. `store`: where `fetcher` puts blocks."""
+        self._run = ctx.run
+        self._plan = ctx.plan
         self._region = region
         self._members = members
-        self._messenger = messenger
-        self._discovery = discovery
+        self._messenger = ctx.messenger
+        self._discovery = ctx.discovery
         self._fetcher = fetcher
         self._store = store
-        self._disk = disk
-        self._events = events
-        self._rng = rng
+        self._disk = ctx.disk
+        self._events = ctx.events
+        self._rng = ctx.rng
 
     async def weigh(self) -> dict[int, Candidate]:
         """For each shard that is better built on a checkpoint: on which. Raises: StoreError."""

@@ -19,13 +19,13 @@ import trio
 from torch import Tensor
 
 from legion_p2p.concurrency.notify import Notify
-from legion_p2p.core.checkpoint_policy import CheckpointConfig, is_base_version, most_journal_bytes, versions_between_bases
+from legion_p2p.core.checkpoint_policy import is_base_version, most_journal_bytes, versions_between_bases
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader
 from legion_p2p.errors import DecodeError, LegionError, StoreError, UsageError
-from legion_p2p.observe.events import Events
+from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
-from legion_p2p.services.ports import Archive, Offload
+from legion_p2p.services.ports import Archive
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.service import ShardService
 from legion_p2p.tensor import codec
@@ -67,30 +67,27 @@ class CheckpointService:
 
     def __init__(
         self,
+        ctx: PeerContext,
         archive: Archive,
-        disk: Offload,
-        shards: ShardService,
         members: MemberService,
-        events: Events,
-        config: CheckpointConfig,
+        shards: ShardService,
         step: Callable[[], int],
         state: State,
-        wall_time: Callable[[], float],
     ) -> None:
         """`step` and `state` tell where the training is: of the run, and what else the trainer needs to go on."""
         self.newest: Cid | None = archive.newest
         self._archive = archive
-        self._disk = disk
+        self._disk = ctx.disk
         self._shards = shards
         self._members = members
-        self._events = events
-        self._config = config
-        bits = codec.get(shards.spec.round.update_codec).bits_per_element
-        self._base_every = versions_between_bases(bits, config.base_every)
-        self._most_journal_bytes = most_journal_bytes(shards.plan.numel)
+        self._events = ctx.events
+        self._config = ctx.config.checkpoints
+        bits = codec.get(ctx.spec.round.update_codec).bits_per_element
+        self._base_every = versions_between_bases(bits, self._config.base_every)
+        self._most_journal_bytes = most_journal_bytes(ctx.plan.numel)
         self._step = step
         self._state = state
-        self._wall_time = wall_time
+        self._wall_time = ctx.wall_time
         self._queue: list[_Queued | _Head] = []
         self._queued_bytes = 0
         self._changed_notify = Notify()

@@ -12,20 +12,17 @@ A relay (core/relays.py) does all this on behalf of the owner, and brings it wha
 (services/inter_region/relay.py).
 """
 
-import random
-
 import trio
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.wire import MAX_NORM, Held, RelayRequest, Reply, SyncReply, SyncRequest, Unknown
 from legion_p2p.errors import CodecError, DecodeError, NetworkError, NonFiniteError, RefusedError, RemoteProtocolError
-from legion_p2p.observe.events import Events
+from legion_p2p.services.context import PeerContext
 from legion_p2p.services.inter_region.copies import CenterCopy, Copy, RegionCopy, RelayEstimate
 from legion_p2p.services.inter_region.links import CENTER, Asked, Link, Links
 from legion_p2p.services.inter_region.relay import RelayService
 from legion_p2p.services.inter_region.schedule import WHOLE, Schedule
 from legion_p2p.services.membership.service import MemberService
-from legion_p2p.services.ports import Messenger
 from legion_p2p.services.shards.follower import TRANSFER_DEADLINE_S
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.service import ShardService
@@ -41,19 +38,17 @@ ROUNDING = 1.001  # of norms, which no two machines add up alike
 class RegionSync:
     """Keeps the regions of a run together."""
 
-    def __init__(
-        self, shards: ShardService, members: MemberService, messenger: Messenger, events: Events, rng: random.Random
-    ) -> None:
+    def __init__(self, ctx: PeerContext, members: MemberService, shards: ShardService) -> None:
         self._shards = shards
         self._members = members
-        self._messenger = messenger
-        self._events = events
-        self._rng = rng
+        self._messenger = ctx.messenger
+        self._events = ctx.events
+        self._rng = ctx.rng
         self._rounds = shards.spec.round
         self._links = Links(self._rounds.moving_rate)
         self._centers: dict[int, CenterCopy] = {}
-        self.schedule = Schedule(shards, members, messenger, self._links)
-        self.carrying = RelayService(shards, self.schedule, events, self._number)
+        self.schedule = Schedule(shards, members, ctx.messenger, self._links)
+        self.carrying = RelayService(shards, self.schedule, ctx.events, self._number)
         self.n_met = 0
 
     async def run_forever(self) -> None:

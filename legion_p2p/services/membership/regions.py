@@ -19,8 +19,8 @@ from legion_p2p.core.coordinates import Coordinate, Locator
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.regions import FEW_SAMPLES, Measured, Placed, RegionChoice, regions_of
 from legion_p2p.core.witnesses import Account, doubted, pack_testimonies, subjects_of
+from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
-from legion_p2p.services.ports import Messenger
 
 PROBED = 16  # members that a newcomer measures: more would cost each member of a large run a ping for every newcomer
 PINGS = FEW_SAMPLES  # of a newcomer to each; the first includes the making of the connection
@@ -34,13 +34,12 @@ PINGED = 3  # members that are pinged each period: 500 bytes, and 200 members al
 class RegionService:
     """The network coordinate of this peer, and its choice of a region."""
 
-    def __init__(self, members: MemberService, messenger: Messenger, region: str) -> None:
-        """`region`: a label to stay in, or AUTO_REGION."""
+    def __init__(self, ctx: PeerContext, members: MemberService) -> None:
         self._members = members
-        self._messenger = messenger
+        self._messenger = ctx.messenger
         self._rng = random.Random(members.me)
         self._locator = Locator(self._rng)
-        self._fixed = None if region == AUTO_REGION else region
+        self._fixed = None if ctx.config.region == AUTO_REGION else ctx.config.region
         self._choice = RegionChoice(members.me)
         self._placed = self._fixed is not None
         self._subjects: list[PeerId] = []

@@ -3,7 +3,6 @@
 Announcements go out by gossip and, to heal what gossip loses, in an exchange of tables with one random member at a time.
 """
 
-import random
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
@@ -12,8 +11,8 @@ import trio
 from legion_p2p.concurrency.notify import Notify
 from legion_p2p.core.absence import Absence
 from legion_p2p.core.announcement import Announcement, open_signed, peer_of, sign
-from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.core.membership import Accuse, Changed, Liveness, Member, Membership, MembershipConfig, Probe, Refute, weights_of
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.membership import Accuse, Changed, Liveness, Member, Membership, Probe, Refute, weights_of
 from legion_p2p.core.run import announce_topic
 from legion_p2p.core.wire import (
     MAX_EXCHANGED,
@@ -29,8 +28,8 @@ from legion_p2p.core.wire import (
     encode,
 )
 from legion_p2p.errors import DecodeError, NetworkError, UnreachableError
-from legion_p2p.observe.events import Events
-from legion_p2p.services.ports import Gossip, Lane, Messenger
+from legion_p2p.services.context import PeerContext
+from legion_p2p.services.ports import Lane
 
 EXCHANGE_DEADLINE_S = 5.0
 N_INDIRECT_PROBES = 2  # members asked to look at a suspect as well, in case only the path from here is broken
@@ -43,40 +42,30 @@ MAX_EXCHANGE_BYTES = 512 * 1024  # of announcements in one message: half a contr
 class MemberService:
     """The members of one run, as seen by this peer."""
 
-    def __init__(
-        self,
-        run: str,
-        identity: Identity,
-        messenger: Messenger,
-        gossip: Gossip,
-        events: Events,
-        rng: random.Random,
-        config: MembershipConfig,
-        describe: Callable[[], Announcement],
-        wall_time: Callable[[], float],
-    ) -> None:
-        self.run = run
-        self.me = identity.peer_id
-        self.config = config
+    def __init__(self, ctx: PeerContext, describe: Callable[[], Announcement]) -> None:
+        """`describe`: what this peer announces now, but for its order in time."""
+        self.run = ctx.run
+        self.me = ctx.me
+        self.config = config = ctx.config.membership
         self.table = Membership(self.me, config, trio.current_time())
-        self.table.incarnation = int(wall_time())
+        self.table.incarnation = int(ctx.wall_time())
         self.changed = Notify()
         """Rings when somebody came, went, or announced something new."""
         self.was_away = False
         """The others went on without this peer since this was last looked at."""
         self.away = Notify()
         """Rings when `was_away` becomes true."""
-        self._wall_time = wall_time
+        self._wall_time = ctx.wall_time
         self._absence = Absence(self.me, config.suspect_after_s + config.grace_s, self._clocks())
         self._everyone: tuple[Announcement, ...] = ()
         self._everyone_at: tuple[object, ...] = ()  # what it was made from
         self._weights: dict[PeerId, float] = {}
         self._weights_at: tuple[object, ...] = ()
-        self._identity = identity
-        self._messenger = messenger
-        self._gossip = gossip
-        self._events = events
-        self._rng = rng
+        self._identity = ctx.identity
+        self._messenger = ctx.messenger
+        self._gossip = ctx.gossip
+        self._events = ctx.events
+        self._rng = ctx.rng
         self._describe = describe
         self._seq = 0
         self._signed: dict[PeerId, bytes] = {}

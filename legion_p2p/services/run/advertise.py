@@ -4,17 +4,15 @@ The DHT is slow and costs CPU on everybody's side, so ownership is advertised so
 members are looked up rarely: gossip and exchanges carry everything that is frequent.
 """
 
-import random
 from collections.abc import Callable
 
 import trio
 
 from legion_p2p.core.rendezvous import shard_key
-from legion_p2p.core.run import RunSpec, name_key, run_key
+from legion_p2p.core.run import name_key, run_key
 from legion_p2p.errors import NetworkError
-from legion_p2p.observe.events import Events
+from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
-from legion_p2p.services.ports import Discovery, Messenger
 from legion_p2p.services.shards.service import ShardService
 
 SETTLE_S = 2.0  # joins come in bursts: advertise once they are over
@@ -29,25 +27,20 @@ class AdvertiseService:
 
     def __init__(
         self,
-        run: str,
-        spec: RunSpec,
-        discovery: Discovery,
-        messenger: Messenger,
+        ctx: PeerContext,
         members: MemberService,
         shards: ShardService,
-        events: Events,
-        rng: random.Random,
         more: Callable[[], set[str]] = set,
     ) -> None:
         """`more`: further keys under which this peer is to be found."""
-        self._run = run
-        self._spec = spec
-        self._discovery = discovery
-        self._messenger = messenger
+        self._run = ctx.run
+        self._name = ctx.spec.name
+        self._discovery = ctx.discovery
+        self._messenger = ctx.messenger
         self._members = members
         self._shards = shards
-        self._events = events
-        self._rng = rng
+        self._events = ctx.events
+        self._rng = ctx.rng
         self._more = more
         self._provided: set[str] = set()
 
@@ -61,7 +54,7 @@ class AdvertiseService:
 
     def wanted(self) -> set[str]:
         """The keys under which this peer should be found now."""
-        keys = {run_key(self._run), name_key(self._spec.name)}
+        keys = {run_key(self._run), name_key(self._name)}
         keys.update(shard_key(self._run, self._shards.region, shard) for shard in self._shards.owned())
         return keys | self._more()
 

@@ -17,7 +17,7 @@ import trio
 from torch import Tensor
 
 from legion_p2p.concurrency.nurseries import open_flat_nursery
-from legion_p2p.config import AUTO_REGION, PeerConfig
+from legion_p2p.config import PeerConfig
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.manifest import block_key, checkpoint_key
 from legion_p2p.core.membership import Changed, Liveness
@@ -27,6 +27,7 @@ from legion_p2p.errors import CodecError, IncompatibleModelError, JoinError, Run
 from legion_p2p.observe.events import HANDING_OVER, Events
 from legion_p2p.observe.status import Status
 from legion_p2p.services.checkpoint.writer import CheckpointService
+from legion_p2p.services.context import PeerContext
 from legion_p2p.services.inter_region.sync import RegionSync
 from legion_p2p.services.membership.regions import RegionService
 from legion_p2p.services.membership.service import MemberService
@@ -120,10 +121,8 @@ class Engine(Answering):
             raise JoinError(f"run {found.spec.name!r} is known, but no member that holds the model answered in {MEMBERS_S:.0f} s")
         self.shards.move(await self.regions.first())
         self.members.announce_soon()
-        newcomer = StateSync(
-            self.run, found.spec, self.region, self.members, self.messenger, self.network.discovery, self._offload, self.events,
-            self._rng, self._archive, self._disk,
-        )  # fmt: skip
+        assert self._ctx is not None
+        newcomer = StateSync(self._ctx, self.members, self.region, self._archive)
         fetched = await newcomer.fetch(start)
         if any(f.chain.version for f in fetched):
             self.shards.ramp_pushes = self.config.rounds.ramp_pushes
@@ -244,42 +243,29 @@ class Engine(Answering):
         self._signed_spec = signed
         self.spec = spec
         self.run = run_id(signed)
-        network, events, config = self.network, self.events, self.config
-        members = MemberService(
-            self.run,
-            network.identity,
-            self.messenger,
-            network.gossip,
-            events,
-            self._rng,
-            config.membership,
-            lambda: status_of.describe(self),
-            self._wall_time,
+        network = self.network
+        self._ctx = ctx = PeerContext(
+            run=self.run,
+            spec=spec,
+            identity=network.identity,
+            config=self.config,
+            messenger=self.messenger,
+            discovery=network.discovery,
+            gossip=network.gossip,
+            offload=self._offload,
+            disk=self._disk,
+            upload_slots=self.upload_slots,
+            events=self.events,
+            rng=self._rng,
+            wall_time=self._wall_time,
         )
+        self._members = members = MemberService(ctx, lambda: status_of.describe(self))
         members.listeners.append(self._on_member_changed)
-        rounds = msgspec.structs.replace(config.rounds, quorum=spec.round.quorum)
-        self._members = members
-        self._shards = ShardService(
-            self.run,
-            spec,
-            network.identity,
-            self.messenger,
-            self._offload,
-            members,
-            self.mailbox,
-            events,
-            self._rng,
-            rounds,
-            "" if config.region == AUTO_REGION else config.region,
-            self.giving,
-        )
-        self._regions = RegionService(members, self.messenger, config.region)
-        self._crossing = RegionSync(self._shards, members, self.messenger, events, self._rng)
-        self._pacer = Pacer(spec.round, self._shards, events)
-        self._advertise = AdvertiseService(
-            self.run, spec, network.discovery, self.messenger, members, self._shards, events, self._rng,
-            self._checkpoint_keys,
-        )  # fmt: skip
+        self._shards = ShardService(ctx, members, self.mailbox)
+        self._regions = RegionService(ctx, members)
+        self._crossing = RegionSync(ctx, members, self._shards)
+        self._pacer = Pacer(spec.round, self._shards, self.events)
+        self._advertise = AdvertiseService(ctx, members, self._shards, self._checkpoint_keys)
 
     def _checkpoint_keys(self) -> set[str]:
         kept = () if self._archive is None else self._archive.kept[:MAX_PROVIDED]
@@ -301,11 +287,10 @@ class Engine(Answering):
         nursery.start_soon(self._return_when_away)
         nursery.start_soon(self._stay_near)
         if self._archive is not None:
-            config, archive = self.config.checkpoints, self._archive
+            assert self._ctx is not None
             self.checkpoints = CheckpointService(
-                archive, self._disk, self.shards, self.members, self.events, config, self.run_step, lambda: self.trainer_state(),
-                self._wall_time,
-            )  # fmt: skip
+                self._ctx, self._archive, self.members, self.shards, self.run_step, lambda: self.trainer_state()
+            )
             nursery.start_soon(self.checkpoints.run_forever)
 
     async def _return_when_away(self) -> None:

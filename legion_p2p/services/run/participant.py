@@ -18,6 +18,7 @@ from legion_p2p.errors import JoinError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.checkpoint.serve import ProvideService
 from legion_p2p.services.checkpoint.writer import CheckpointService
+from legion_p2p.services.context import PeerContext
 from legion_p2p.services.inter_region.sync import RegionSync
 from legion_p2p.services.inter_region.traffic import RegionalMessenger
 from legion_p2p.services.membership.regions import RegionService
@@ -96,8 +97,8 @@ class Participant:
         self._offload = offload
         self._archive = archive
         self._disk = disk or offload
-        self.giving = UploadSlotService(self.messenger)
-        self._provider = None if archive is None else ProvideService(archive, offload, self.giving)
+        self.upload_slots = UploadSlotService(self.messenger)
+        self._provider = None if archive is None else ProvideService(archive, offload, self.upload_slots)
         self._began_at_step = 0
         self._rng = rng
         self._wall_time = wall_time
@@ -105,6 +106,7 @@ class Participant:
         self._signed_spec: SignedSpec | None = None
         self._members: MemberService | None = None
         self._shards: ShardService | None = None
+        self._ctx: PeerContext | None = None
         self._crossing: RegionSync | None = None
         self._regions: RegionService | None = None
         self._smoothed = SmoothedWeight()

@@ -11,7 +11,6 @@ A newcomer with a store keeps the blocks there: stopped while joining, it goes o
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from random import Random
 
 import trio
 from torch import Tensor, float32, frombuffer
@@ -23,7 +22,6 @@ from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.manifest import ShardState as StoredShard
 from legion_p2p.core.placement import Placement
-from legion_p2p.core.run import RunSpec
 from legion_p2p.core.shard_chunks import base_bytes
 from legion_p2p.core.wire import (
     Busy,
@@ -39,13 +37,13 @@ from legion_p2p.core.wire import (
     encode,
 )
 from legion_p2p.errors import DecodeError, JoinError, NetworkError, StoreError
-from legion_p2p.observe.events import Events
 from legion_p2p.services.checkpoint.fetch import Fetcher, Memory, Store
 from legion_p2p.services.checkpoint.providers import ProviderScheduler
 from legion_p2p.services.checkpoint.replay import replay
 from legion_p2p.services.checkpoint.select import Candidate, CheckpointSelection
+from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
-from legion_p2p.services.ports import Archive, Discovery, Lane, Messenger, Offload
+from legion_p2p.services.ports import Archive, Lane
 from legion_p2p.services.shards.states import log_bytes
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
@@ -76,39 +74,24 @@ class FetchedShard:
 class StateSync:
     """One peer's way to the model of a run."""
 
-    def __init__(
-        self,
-        run: str,
-        spec: RunSpec,
-        region: str,
-        members: MemberService,
-        messenger: Messenger,
-        discovery: Discovery,
-        offload: Offload,
-        events: Events,
-        rng: Random,
-        store: Store | None = None,
-        disk: Offload | None = None,
-    ) -> None:
-        """`store`: where blocks are kept; in memory, while they are needed, without one. `disk`: through which it is used."""
+    def __init__(self, ctx: PeerContext, members: MemberService, region: str, store: Store | None = None) -> None:
+        """`region`: that of this peer. `store`: where blocks are kept; without one, in memory while they are needed."""
         self.donors: set[PeerId] = set()
         """Who sent something of the model."""
-        self._run = run
-        self._spec = spec
-        self._plan = spec.plan()
-        self._placement = Placement(run, self._plan.n_shards, spec.round.placement)
+        self._run = ctx.run
+        self._spec = ctx.spec
+        self._plan = ctx.plan
+        self._placement = Placement(ctx.run, self._plan.n_shards, ctx.spec.round.placement)
         self._region = region
         self._members = members
-        self._messenger = messenger
-        self._offload = offload
-        self._disk = disk or offload
-        self._events = events
+        self._messenger = ctx.messenger
+        self._offload = ctx.offload
+        self._disk = ctx.disk
+        self._events = ctx.events
         self._store: Store = store or Memory()
-        self._turns = ProviderScheduler(events, rng)
-        self._fetcher = Fetcher(messenger, discovery, self._store, self._disk, events, self._note_progress, self._turns)
-        self._weighing = CheckpointSelection(
-            run, self._plan, region, members, messenger, discovery, self._fetcher, self._store, self._disk, events, rng
-        )
+        self._turns = ProviderScheduler(ctx.events, ctx.rng)
+        self._fetcher = Fetcher(ctx.messenger, ctx.discovery, self._store, ctx.disk, ctx.events, self._note_progress, self._turns)
+        self._selection = CheckpointSelection(ctx, members, region, self._fetcher, self._store)
         self._limiter = trio.CapacityLimiter(MAX_CONCURRENT_FETCHES)
         self._fetched: dict[int, FetchedShard] = {}
         self._came_at = trio.current_time()
@@ -137,7 +120,7 @@ class StateSync:
         if 4 * n_elements < WORTH_WEIGHING_BYTES or not any(mark.version for mark in marks):
             return {}
         try:
-            return await self._weighing.weigh()
+            return await self._selection.weigh()
         except StoreError as failed:
             self._events.error("join.no_store", f"blocks cannot be kept, so every shard is fetched whole: {failed}")
             return {}

@@ -337,11 +337,11 @@ class Following(Holding):
         whole = not message.log_only and (n_bytes is None or (spare and n_bytes > 4 * replica.numel))
         if whole or n_bytes is None:
             n_bytes = 4 * replica.numel if whole else 0
-        return await self.giving.give(peer, n_bytes, answer, is_member=self._trains_here(peer), first=first)
+        return await self.upload_slots.give(peer, n_bytes, answer, is_member=self._trains_here(peer), first=first)
 
     async def _on_get_shard(self, peer: PeerId, message: GetShard) -> Reply | ThrottledReply:
         replica = self.replica(message.shard)
-        return await self.giving.give(
+        return await self.upload_slots.give(
             peer, 4 * replica.numel, partial(self._state, replica, ancestor=False), is_member=self._trains_here(peer)
         )
 

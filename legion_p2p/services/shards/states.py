@@ -1,21 +1,21 @@
 """The shards as this peer holds them: the copies, who owns them, and what every conversation about them needs."""
 
-import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import msgspec
 import trio
 from torch import Tensor
 
 from legion_p2p.concurrency.notify import Notify
+from legion_p2p.config import AUTO_REGION
 from legion_p2p.core.announcement import pack_marks
 from legion_p2p.core.chain import Chain
-from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.identity import PeerId
 from legion_p2p.core.membership import Liveness
 from legion_p2p.core.placement import Placement
 from legion_p2p.core.rendezvous import Ownership
-from legion_p2p.core.round import LATE, Pace, RoundConfig
-from legion_p2p.core.run import RunSpec
+from legion_p2p.core.round import LATE, Pace
 from legion_p2p.core.wire import (
     Inclusion,
     Reply,
@@ -31,14 +31,13 @@ from legion_p2p.errors import (
     RemoteProtocolError,
     UnreachableError,
 )
-from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import FailedPush, RoundStatus
+from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
-from legion_p2p.services.ports import Lane, Messenger, Offload
+from legion_p2p.services.ports import Lane
 from legion_p2p.services.shards.codecs import shard_codec
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.services.shards.replica import Replica
-from legion_p2p.services.upload_slots import UploadSlotService
 from legion_p2p.tensor.codec import Codec
 
 MAX_CONCURRENT_TRANSFERS = 32  # each holds at most one shard in memory
@@ -54,27 +53,13 @@ def log_bytes(numel: int) -> int:
 class Holding:
     """Every shard of a run at one peer. The conversations about them are in the classes below it, down to ShardService."""
 
-    def __init__(
-        self,
-        run: str,
-        spec: RunSpec,
-        identity: Identity,
-        messenger: Messenger,
-        offload: Offload,
-        members: MemberService,
-        mailbox: Mailbox,
-        events: Events,
-        rng: random.Random,
-        config: RoundConfig,
-        region: str,
-        giving: UploadSlotService,
-    ) -> None:
-        self.run = run
-        self.spec = spec
-        self.plan = spec.plan()
-        self.placement = Placement(run, self.plan.n_shards, spec.round.placement)
-        self.me = identity.peer_id
-        self.region = region
+    def __init__(self, ctx: PeerContext, members: MemberService, mailbox: Mailbox) -> None:
+        self.run = ctx.run
+        self.spec = spec = ctx.spec
+        self.plan = ctx.plan
+        self.placement = Placement(ctx.run, self.plan.n_shards, spec.round.placement)
+        self.me = ctx.me
+        self.region = "" if ctx.config.region == AUTO_REGION else ctx.config.region
         self.replicas: dict[int, Replica] = {}
         self.push_codec = spec.round.push_codec
         self.update_codec = spec.round.update_codec
@@ -82,14 +67,14 @@ class Holding:
         """Pushes of this peer that count less than their tokens: it came into a run that was under way."""
         self.rounds = 0
         self.last_round: RoundStatus | None = None
-        self._identity = identity
-        self._messenger = messenger
-        self._offload = offload
+        self._identity = ctx.identity
+        self._messenger = ctx.messenger
+        self._offload = ctx.offload
         self._members = members
         self._mailbox = mailbox
-        self._events = events
-        self._rng = rng
-        self._config = config
+        self._events = ctx.events
+        self._rng = ctx.rng
+        self._config = msgspec.structs.replace(ctx.config.rounds, quorum=spec.round.quorum)
         self._transfers = trio.CapacityLimiter(MAX_CONCURRENT_TRANSFERS)
         self._urgent = trio.CapacityLimiter(MAX_CONCURRENT_TRANSFERS)
         self._in_flight: Counter[tuple[PeerId, int]] = Counter()
@@ -101,7 +86,7 @@ class Holding:
         """Told of every update that was accepted, whoever made it."""
         self.on_replaced: Callable[[Replica], None] = lambda replica: None
         """Told when a shard has new bytes that no update led to."""
-        self.giving = giving
+        self.upload_slots = ctx.upload_slots
         self._fruitless: dict[tuple[PeerId, int], tuple[float, float]] = {}  # not to be asked before; the pause until then
 
     def hold(self, shard: int, reference: Tensor, version: int, digest_: bytes, included: Sequence[Inclusion] = ()) -> None:

@@ -1,0 +1,48 @@
+"""What every service of one peer in one run is built on, passed as one value."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from legion_p2p.config import PeerConfig
+from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.plan import ShardPlan
+from legion_p2p.core.run import RunSpec
+from legion_p2p.observe.events import Events
+from legion_p2p.services.ports import Discovery, Gossip, Messenger, Offload
+from legion_p2p.services.upload_slots import UploadSlotService
+
+
+@dataclass(frozen=True, eq=False)
+class PeerContext:
+    """One peer in one run: who it is, what it runs on, and how it should behave.
+
+    A service takes it whole, and the other services that it talks to as further arguments.
+    """
+
+    run: str
+    """The run's id."""
+    spec: RunSpec
+    identity: Identity
+    config: PeerConfig
+    messenger: Messenger
+    discovery: Discovery
+    gossip: Gossip
+    offload: Offload
+    """Runs arithmetic on large tensors."""
+    disk: Offload
+    """Runs whatever waits for the disk, one call at a time."""
+    upload_slots: UploadSlotService
+    events: Events
+    rng: random.Random
+    wall_time: Callable[[], float]
+
+    @cached_property
+    def me(self) -> PeerId:
+        return self.identity.peer_id
+
+    @cached_property
+    def plan(self) -> ShardPlan:
+        """How the parameters are cut into shards."""
+        return self.spec.plan()

@@ -1,0 +1,45 @@
+"""A `PeerContext` for tests that build one service alone."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from legion_p2p.config import PeerConfig
+from legion_p2p.core.identity import Identity
+from legion_p2p.core.plan import ParamSpec
+from legion_p2p.core.run import RoundSpec, RunSpec
+from legion_p2p.observe.events import Events
+from legion_p2p.services.context import PeerContext
+from legion_p2p.services.ports import Messenger
+from legion_p2p.services.upload_slots import UploadSlotService
+
+SPEC = RunSpec("test", "", (ParamSpec("w", (64,)),), RoundSpec(push_codec="fp32", update_codec="fp32", shard_elements=16))
+
+
+async def inline(fn: Callable[..., Any], *args: Any) -> Any:
+    """The Offload port without threads."""
+    await trio.lowlevel.checkpoint()
+    return fn(*args)
+
+
+def context_of(identity: Identity, messenger: Messenger, **parts: Any) -> PeerContext:
+    """`parts`: fields of the context that the test is about. Those without a default (`discovery`, `gossip`) are missing unless
+    they are given: a service under test that touches one of them fails.
+    """
+    missing: Any = None
+    defaults: dict[str, Any] = {
+        "run": "run",
+        "spec": SPEC,
+        "config": PeerConfig(),
+        "discovery": missing,
+        "gossip": missing,
+        "offload": inline,
+        "disk": inline,
+        "upload_slots": UploadSlotService(messenger),
+        "events": Events(),
+        "rng": random.Random(identity.peer_id),
+        "wall_time": lambda: 1.7e9,
+    }
+    return PeerContext(identity=identity, messenger=messenger, **{**defaults, **parts})
