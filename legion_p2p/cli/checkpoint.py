@@ -323,19 +323,19 @@ def diff(a: str, b: str, /, *, store: _Store = "", json: _Json = False) -> int:
         in_a, in_b = blocks_of(blocks, first.cid), blocks_of(blocks, second.cid)
         with progress_bar("comparing", first.plan.numel, json) as progress:
             changes = changes_between(first, second, progress)
+    shared_bytes = sum(in_a[cid] for cid in in_a.keys() & in_b.keys())
+    only_a_bytes = sum(in_a[cid] for cid in in_a.keys() - in_b.keys())
+    only_b_bytes = sum(in_b[cid] for cid in in_b.keys() - in_a.keys())
     result = {
         "same_run": first.manifest.run == second.manifest.run, "steps": second.manifest.step - first.manifest.step,
         "n_shards": len(pairs), "n_shards_changed": sum(x != y for x, y in pairs),
-        "shared_bytes": sum(in_a[cid] for cid in in_a.keys() & in_b.keys()),
-        "only_a_bytes": sum(in_a[cid] for cid in in_a.keys() - in_b.keys()),
-        "only_b_bytes": sum(in_b[cid] for cid in in_b.keys() - in_a.keys()), "parameters": changes,
+        "shared_bytes": shared_bytes, "only_a_bytes": only_a_bytes, "only_b_bytes": only_b_bytes, "parameters": changes,
     }  # fmt: skip
     if json:
         return print_json(result)
     print(f"{result['steps']:+,} steps; {result['n_shards_changed']} of {result['n_shards']} shards differ")
     print(
-        f"blocks: {bytes_text(result['shared_bytes'])} in both, {bytes_text(result['only_a_bytes'])} only in A, "
-        f"{bytes_text(result['only_b_bytes'])} only in B"
+        f"blocks: {bytes_text(shared_bytes)} in both, {bytes_text(only_a_bytes)} only in A, {bytes_text(only_b_bytes)} only in B"
     )
     moved = sorted((one for one in changes if one.changed), key=lambda one: one.relative, reverse=True)
     print(f"parameters: {whole_text(len(moved))} of {whole_text(len(changes))} differ")

@@ -79,12 +79,16 @@ def demo(options: Options = Options()) -> int:
         raise UsageError(f"--regions {options.regions} with --peers {options.peers}: each needs a peer")
     check_preset(options.preset)
     out = make_folder(options.out)
+    chosen: dict[str, Any] = {
+        name: getattr(options, name) for name in ("local_steps", "learning_rate", "batch") if getattr(options, name)
+    }
+    if options.codec:
+        chosen |= {"push_codec": options.codec, "update_codec": options.codec}
     plan = Plan(
         n_peers=options.peers, minutes=options.minutes, preset=options.preset, seed=options.seed, lone=options.lone,
         steps=options.steps, n_regions=options.regions, netem=options.netem,
         store=options.store or str(out / "store"),
-        **{name: getattr(options, name) for name in ("local_steps", "learning_rate", "batch") if getattr(options, name)},
-        **({"push_codec": options.codec, "update_codec": options.codec} if options.codec else {}),
+        **chosen,
     )  # fmt: skip
     show = DemoView(plan, "none" if options.json or options.quiet else "view" if _can_draw() else "lines")
     with contextlib.ExitStack() as open_things:

@@ -2,8 +2,18 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Protocol, TypeVar
 
 import trio
+
+T_contra = TypeVar("T_contra", contravariant=True)
+
+
+class TaskStatus(Protocol[T_contra]):
+    """What `nursery.start` hands to a task: trio's own type, which the stubs that type checkers find do not know."""
+
+    def started(self, value: T_contra, /) -> None:
+        """The task runs, and `nursery.start` returns `value`."""
 
 
 @asynccontextmanager

@@ -49,8 +49,9 @@ def fit_table(columns: Sequence[Column], rows: Sequence[Any], width: int, *, asc
         shown.remove(max(shown, key=lambda i: (columns[i].rank, i)))
     table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, show_edge=False, safe_box=ascii_only, header_style="bold")
     for i in shown:
-        justify = "right" if columns[i].right else "left"
-        table.add_column(columns[i].title, no_wrap=True, overflow="crop", justify=justify, width=needs[i])
+        table.add_column(
+            columns[i].title, no_wrap=True, overflow="crop", justify="right" if columns[i].right else "left", width=needs[i]
+        )
     for row_idx in range(len(rows)):
         table.add_row(*(styled(texts[i][row_idx]) for i in shown))
     return table

@@ -1,7 +1,7 @@
 """What a run would take of its peers, as `legion-ctl plan` prints it."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -58,9 +58,13 @@ def _table(costs: Sequence["RoundCost"], width: int, ascii_only: bool) -> Table:
     rows = list(zip(*map(_cells, costs), strict=True))
     columns = [
         Column("one round of a peer", lambda row: row[0][0], 0, right=False, max_chars=40),
-        *(Column(name, lambda row, i=i: row[i][1], rank, min_chars=12, max_chars=20) for i, (name, rank) in enumerate(names)),
+        *(Column(name, _figure_of(i), rank, min_chars=12, max_chars=20) for i, (name, rank) in enumerate(names)),
     ]
     return fit_table(columns, rows, width, ascii_only=ascii_only)
+
+
+def _figure_of(peer_idx: int) -> Callable[[Sequence[tuple[str, str]]], str]:
+    return lambda row: row[peer_idx][1]
 
 
 def _cells(cost: "RoundCost") -> list[tuple[str, str]]:

@@ -82,6 +82,7 @@ def _rounds(swarm: Swarm, width: int) -> Text:
     latest = max(told, key=rounds_of)
     averaged = f"last averaged {human.percent_text(latest.last_round.averaged_fraction)}" if latest.last_round else None
     agreed = [_agreed(members) for members in _regions(swarm).values()]
+    model: str | None
     if len(agreed) > 1:
         of_each = " and ".join(f"{n} of {of}" for n, of in agreed)
         model = f"same model at {of_each} in {len(agreed)} regions"

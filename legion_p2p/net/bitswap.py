@@ -18,9 +18,9 @@ from typing import Protocol
 
 import trio
 import varint
-from libp2p.abc import IHost
+from libp2p.abc import IHost, INetStream
 from libp2p.bitswap.pb.bitswap_pb2 import Message
-from libp2p.network.stream.net_stream import NetStream
+from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
 from libp2p.utils import read_varint_prefixed_bytes_limited
 
@@ -37,7 +37,8 @@ from legion_p2p.net.limits import (
     OPEN_TIMEOUT_S,
 )
 
-PROTOCOL = "/ipfs/bitswap/1.2.0"
+PROTOCOL = TProtocol("/ipfs/bitswap/1.2.0")
+CLOSE_S = 1.0  # to end a stream in order; the connection lives on either way
 
 log = logging.getLogger("legion_p2p.net")
 
@@ -69,7 +70,7 @@ class Bitswap:
         self.sent_bytes = 0
         host.set_stream_handler(PROTOCOL, self._receive)
 
-    async def _receive(self, stream: NetStream) -> None:
+    async def _receive(self, stream: INetStream) -> None:
         """Read wantlists until the client ends its stream."""
         peer = stream.muxed_conn.peer_id
         try:
@@ -86,7 +87,7 @@ class Bitswap:
         except Exception as ended:  # libp2p raises many kinds, also where a stream ends properly
             log.debug("a bitswap stream of %s ended: %r", peer, ended)
         finally:
-            with trio.move_on_after(1.0, shield=True):
+            with trio.CancelScope(deadline=trio.current_time() + CLOSE_S, shield=True):
                 await stream.close()
 
     def _note(self, peer: ID, wantlist: Message.Wantlist) -> None:
@@ -113,7 +114,7 @@ class Bitswap:
 
     async def _answer(self, peer: ID, wants: OrderedDict[Cid, Message.Wantlist.Entry]) -> None:
         """Send all that `peer` wants, until it wants nothing more."""
-        stream = None
+        stream: INetStream | None = None
         try:
             async with self._served:
                 with trio.fail_after(OPEN_TIMEOUT_S):
@@ -129,7 +130,7 @@ class Bitswap:
         finally:
             del self._wants[peer]
             if stream is not None:
-                with trio.move_on_after(1.0, shield=True):
+                with trio.CancelScope(deadline=trio.current_time() + CLOSE_S, shield=True):
                     try:
                         await stream.close()
                     except Exception as failed:

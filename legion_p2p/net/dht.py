@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import trio
 import varint
+from libp2p.abc import INetStream
 from libp2p.host.basic_host import BasicHost
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
@@ -182,7 +183,7 @@ class Dht:
         """Store at `peer` that this peer provides `keys`; how many of them it acknowledged."""
         record, _ = env_to_send_in_RPC(self._host)
         addresses = [address.to_bytes() for address in self._host.get_addrs()]
-        messages = []
+        messages: list[Message] = []
         for key in keys:
             message = Message()
             message.type = Message.MessageType.ADD_PROVIDER
@@ -198,7 +199,7 @@ class Dht:
     async def ask(self, peer: ID, questions: Sequence[Message]) -> list[Message]:
         """Put questions to one node, on one stream; the answers, fewer if it fails in between."""
         answers: list[Message] = []
-        stream = None
+        stream: INetStream | None = None
         with trio.move_on_after(RPC_TIMEOUT_S + 0.02 * len(questions)):
             try:
                 stream = await self._host.new_stream(peer, [KAD_PROTOCOL])
@@ -215,7 +216,7 @@ class Dht:
             except Exception as failed:
                 log.debug("DHT node %s: %r", peer, failed)
         if stream is not None:
-            with trio.move_on_after(1.0, shield=True):
+            with trio.CancelScope(deadline=trio.current_time() + 1.0, shield=True):
                 try:
                     await (stream.close() if len(answers) == len(questions) else stream.reset())
                 except Exception as failed:

@@ -29,6 +29,7 @@ from legion_p2p.net.limits import (
     MAX_KNOWN_PEERS,
     REDIAL_PAUSE_S,
 )
+from legion_p2p.net.patches import replace_attributes
 from legion_p2p.net.transport import reason_of
 
 log = logging.getLogger("legion_p2p.net")
@@ -46,7 +47,7 @@ class Dialer:
         self._dialing: dict[PeerId, _Dial] = {}
         self._failed: OrderedDict[PeerId, tuple[float, frozenset[str], str]] = OrderedDict()
         self._slots = trio.CapacityLimiter(MAX_DIALS)
-        swarm.dial_peer = self._dial_for_libp2p
+        replace_attributes(swarm, dial_peer=self._dial_for_libp2p)
 
     def connections(self, peer: PeerId) -> list[INetConn]:
         """The open ones."""

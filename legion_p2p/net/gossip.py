@@ -16,6 +16,7 @@ from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
+from libp2p.pubsub.subscription import TrioSubscriptionAPI
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import UsageError
@@ -47,7 +48,7 @@ def make_pubsub(host: BasicHost, config: NetConfig) -> tuple[Pubsub, GossipSub]:
         degree_low=4,
         degree_high=12,
         heartbeat_initial_delay=0.1,
-        heartbeat_interval=config.gossip_heartbeat_s,
+        heartbeat_interval=config.gossip_heartbeat_s,  # type: ignore[arg-type]
         # a peer that comes back is let in again soon
         prune_back_off=5,
         unsubscribe_back_off=2,
@@ -137,6 +138,7 @@ class Gossip:
                 rates = _Rates()
                 self._pubsub.set_topic_validator(topic, lambda peer, message: self._valid(rates, peer, message), False)
                 subscription = await self._pubsub.subscribe(topic)
+                assert isinstance(subscription, TrioSubscriptionAPI)
                 entry = self._topics[topic] = _Topic(subscription.receive_channel)
                 self._nursery.start_soon(entry.pump, self._me)
             entry.buffers.append(buffer)

@@ -7,15 +7,19 @@ milliseconds, however unresponsive the others are.
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from typing import cast
 
 import trio
 from libp2p import generate_peer_id_from, new_host
-from libp2p.abc import IMuxedConn
+from libp2p.abc import IMuxedConn, INetStream
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
+from libp2p.io.abc import ReadWriteCloser
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.peerstore import PeerStore
@@ -40,7 +44,7 @@ from legion_p2p.net.gossip import Gossip, make_pubsub
 from legion_p2p.net.limits import HANDSHAKE_TIMEOUT_S, MAX_CONNECTIONS, MAX_INBOUND_STREAMS, MAX_KNOWN_PEERS, NetConfig
 from legion_p2p.net.messenger import Messenger
 from legion_p2p.net.netem import Shaper
-from legion_p2p.net.patches import SturdyManager
+from legion_p2p.net.patches import SturdyManager, replace_attributes
 from legion_p2p.net.peer_score import PeerScore
 from legion_p2p.net.transport import Listener, Sockets, Transport
 
@@ -203,8 +207,9 @@ class _Parts:
         self.standing = PeerScore()
         self.shaper = shaper
         self.listening = _Listening(announced)
-        self.host = _make_host(identity, Transport(nursery, self.sockets), self.listening)
-        self.swarm: Swarm = self.host.get_network()
+        self.peerstore = PeerStore(max_peers=MAX_KNOWN_PEERS, max_records=MAX_KNOWN_PEERS)
+        self.host = _make_host(identity, Transport(nursery, self.sockets), self.listening, self.peerstore)
+        self.swarm = _swarm_of(self.host)
         _guard(self.swarm, self.standing)
         self.dialer = Dialer(self.swarm, nursery, self.book, self._is_refused)
         self.dht = Dht(self.host, config, self.book)
@@ -225,6 +230,7 @@ class _Parts:
         """Free everything that the operating system knows of; asks nobody."""
         self.is_open = False
         for listener in self.swarm.listeners.values():
+            assert isinstance(listener, Listener)  # `_listen` makes all of them
             listener.close_now()
         for scope in tuple(self.host._identify_tasks):
             scope.cancel()
@@ -279,7 +285,7 @@ class _Parts:
     async def _sweep(self) -> None:
         while True:
             await trio.sleep(PEERSTORE_SWEEP_S)
-            self.host.get_peerstore()._cleanup_expired_records()
+            self.peerstore._cleanup_expired_records()
 
     def _is_refused(self, peer: PeerId) -> bool:
         return self.standing.is_refused(peer, trio.current_time())
@@ -323,15 +329,15 @@ class _Listening:
         return tuple(f"/{family}/{h}/{protocol}/{port}" for h in [*hosts, "127.0.0.1" if family == "ip4" else "::1"])
 
 
-def _make_host(identity: Identity, transport: Transport, listening: _Listening) -> BasicHost:
+def _make_host(identity: Identity, transport: Transport, listening: _Listening, peerstore: PeerStore) -> BasicHost:
     key_pair = create_new_key_pair(identity.seed)
     assert str(generate_peer_id_from(key_pair)) == identity.peer_id
     host = new_host(
         key_pair=key_pair,
         # Noise and yamux only: the default also offers plaintext
         sec_opt={NOISE: Noise(key_pair, noise_privkey=create_noise_key_pair().private_key)},
-        muxer_opt={YAMUX: Yamux},
-        peerstore_opt=PeerStore(max_peers=MAX_KNOWN_PEERS, max_records=MAX_KNOWN_PEERS),
+        muxer_opt={TProtocol(YAMUX): Yamux},
+        peerstore_opt=peerstore,
         transports=[transport],
         disable_identify_address_discovery=True,
         connection_config=ConnectionConfig(
@@ -346,24 +352,30 @@ def _make_host(identity: Identity, transport: Transport, listening: _Listening) 
             inbound_stream_protocol_negotiation_timeout=NEGOTIATION_TIMEOUT_S,
         ),
     )
-    host.get_addrs = lambda: listening.multiaddrs(identity.peer_id)
-    swarm = host.get_network()
+    assert isinstance(host, BasicHost)
+    replace_attributes(host, get_addrs=lambda: listening.multiaddrs(identity.peer_id))
+    swarm = _swarm_of(host)
     swarm.retry_config = RetryConfig(max_retries=0)
     # limits per IP address and per minute that a fleet behind one NAT exceeds, and that leak; ours are in legion_p2p.net.limits
     swarm.set_resource_manager(None)
     return host
 
 
+def _swarm_of(host: BasicHost) -> Swarm:
+    swarm = host.get_network()
+    assert isinstance(swarm, Swarm)  # what `new_host` makes where no QUIC is asked for
+    return swarm
+
+
 def _guard(swarm: Swarm, standing: PeerScore) -> None:
     """Put our own checks in front of the swarm's two entries: connections and streams."""
     # dials whomever it heard of until there are 256 connections, whatever its configuration says
-    swarm.auto_connector.start = swarm.auto_connector.stop = swarm.auto_connector.maybe_connect = _nothing
-    swarm.auto_connector.run_background_task = _nothing
+    replace_attributes(swarm.auto_connector, start=_nothing, stop=_nothing, maybe_connect=_nothing, run_background_task=_nothing)
     n_streams: dict[object, int] = {}
     handle = swarm.common_stream_handler
     add_conn = swarm.add_conn
 
-    async def guarded_stream_handler(stream) -> None:
+    async def guarded_stream_handler(stream: INetStream) -> None:
         # an exception out of here would end the host (LIBP2P.md, 1), and a stranger may open streams without end
         peer = stream.muxed_conn.peer_id
         n_streams[peer] = n_streams.get(peer, 0) + 1
@@ -384,9 +396,9 @@ def _guard(swarm: Swarm, standing: PeerScore) -> None:
             if not n_streams[peer]:
                 del n_streams[peer]
 
-    async def guarded_add_conn(muxed_conn: IMuxedConn, direction: str = "unknown"):
+    async def guarded_add_conn(muxed_conn: IMuxedConn, direction: str = "unknown") -> SwarmConn:
         if standing.is_refused(PeerId(str(muxed_conn.peer_id)), trio.current_time()):
-            await muxed_conn.secured_conn.close()
+            await cast(Yamux, muxed_conn).secured_conn.close()
             raise SwarmException("refused for its offences")
         return await add_conn(muxed_conn, direction)
 
@@ -396,23 +408,21 @@ def _guard(swarm: Swarm, standing: PeerScore) -> None:
             await notify_all(method, *args)
 
     notify_all = swarm._notify
-    swarm._notify = notify
-    swarm.common_stream_handler = guarded_stream_handler
-    swarm.add_conn = guarded_add_conn
+    replace_attributes(swarm, _notify=notify, common_stream_handler=guarded_stream_handler, add_conn=guarded_add_conn)
 
 
 async def _nothing(*_: object) -> None:
     """In place of what libp2p would do of its own accord."""
 
 
-async def _accept(swarm: Swarm, stream, where: Multiaddr) -> None:
+async def _accept(swarm: Swarm, stream: ReadWriteCloser, where: Multiaddr) -> None:
     """Authenticate an inbound connection, and stay until it ends.
 
     libp2p's own waits until the host ends: each connection that ever came in keeps its place, and after 300 of them none gets in.
     """
     raw = RawConnection(stream, False)
     muxed = await swarm.upgrade_inbound_raw_conn(raw, where)
-    await muxed.event_closed.wait()
+    await cast(Yamux, muxed).event_closed.wait()
 
 
 def _listen_address(address: str) -> str:

@@ -91,8 +91,10 @@ class Shaper:
             for feeder in (self._up, self._down)
         )
         wrapped = ShapedSocket(stream, owner, up, down)
-        for task in ([wrapped.write_due] if up else []) + ([wrapped.read_ahead] if down else []):
-            self._nursery.start_soon(task)
+        if up is not None:
+            self._nursery.start_soon(wrapped.write_due, up)
+        if down is not None:
+            self._nursery.start_soon(wrapped.read_ahead, down)
         return wrapped
 
     def _obey(self) -> None:
@@ -237,10 +239,10 @@ class ShapedSocket(Socket):
                 raise ConnectionClosedError(f"connection closed: {self._broken}", transport="tcp")
             return b""
 
-    async def write_due(self) -> None:
+    async def write_due(self, up: _Channel) -> None:
         """Hand on what has come through the up way, until the connection ends."""
         while not self._closed:
-            data = await self._up.take(READ_BYTES)
+            data = await up.take(READ_BYTES)
             self._writing = True
             with trio.move_on_after(WRITE_STALL_S) as stall:
                 try:
@@ -253,18 +255,18 @@ class ShapedSocket(Socket):
                 self._break(f"nothing taken for {WRITE_STALL_S:.0f} s")
             self._writing = False
 
-    async def read_ahead(self) -> None:
+    async def read_ahead(self, down: _Channel) -> None:
         """Let what arrives into the down way, until the connection ends."""
         try:
             while data := await self.stream.receive_some(READ_BYTES):
-                await self._down.put(data)
+                await down.put(data)
             self._broken = "ended by the other side"
         except trio.BrokenResourceError as broken:
             self._broken = str(broken)
         except trio.ClosedResourceError:  # closed here, and why is known
             return
-        await trio.sleep(self._down.line.delay_s)
-        self._down.end()
+        await trio.sleep(down.line.delay_s)
+        down.end()
 
     def _break(self, reason: str) -> None:
         self._broken = reason

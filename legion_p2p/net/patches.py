@@ -5,9 +5,12 @@ Importing this module applies all of it, once per process. tests/net/test_patche
 
 import logging
 import types
+from collections.abc import Sequence
+from typing import Any
 
 import libp2p.io.utils
 import trio
+from libp2p.custom_types import TProtocol
 from libp2p.io.exceptions import IOException
 from libp2p.kad_dht import common, kad_dht, peer_routing, provider_store, value_store
 from libp2p.network.connection import swarm_connection
@@ -15,17 +18,26 @@ from libp2p.network.stream import net_stream
 from libp2p.network.swarm import _NegativePeerCache
 from libp2p.protocol_muxer import multiselect_client
 from libp2p.protocol_muxer.exceptions import MultiselectClientError, MultiselectCommunicatorError
+from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.pubsub import pubsub
 from libp2p.stream_muxer import rw_lock
 from libp2p.stream_muxer.yamux import yamux
+from libp2p.tools.anyio_service.api import AsyncFn
 from libp2p.tools.anyio_service.exceptions import LifecycleError
 from libp2p.tools.anyio_service.trio_manager import TrioManager
 from libp2p.utils.varint import encode_delim
 
-KAD_PROTOCOL = "/legion/kad/1.0.0"
+KAD_PROTOCOL = TProtocol("/legion/kad/1.0.0")
 UNREAD_SLACK_BYTES = 1 << 20  # what an honest sender may overrun its window by: py-libp2p's accounting is not exact
 
 log = logging.getLogger("legion_p2p.net")
+
+
+def replace_attributes(where: object, **new: object) -> None:
+    """Set attributes of a module or class of libp2p. Raises: AttributeError, if a name is gone: the change would do nothing."""
+    for name, value in new.items():
+        getattr(where, name)
+        setattr(where, name, value)
 
 
 def _isolate_dht() -> None:
@@ -34,7 +46,7 @@ def _isolate_dht() -> None:
     The parameter `protocol_prefix` does not reach the wire: every module uses the constant that it imported.
     """
     for module in (common, kad_dht, peer_routing, provider_store, value_store):
-        module.PROTOCOL_ID = KAD_PROTOCOL
+        replace_attributes(module, PROTOCOL_ID=KAD_PROTOCOL)
 
 
 def _route_logging() -> None:
@@ -47,7 +59,7 @@ def _route_logging() -> None:
         # libp2p has set this for itself; multiaddr tells about each part of each address
         logger.setLevel(logging.WARNING)
     # logs to the root logger, which would set it up to print on stderr
-    swarm_connection.logging = logging.getLogger("libp2p.network.connection")
+    replace_attributes(swarm_connection, logging=logging.getLogger("libp2p.network.connection"))
 
 
 class _AsDebug(logging.Handler):
@@ -67,15 +79,15 @@ def _read_patiently() -> None:
 
 def _forget_failures() -> None:
     """A peer whose addresses failed once is not dialed for 60 s: it would miss a restarted bootstrap. Our dialer paces itself."""
-    _NegativePeerCache.is_blocked = lambda self, peer_id: False
-    _NegativePeerCache.mark_failed = lambda self, peer_id: None
+    replace_attributes(_NegativePeerCache, is_blocked=lambda self, peer_id: False, mark_failed=lambda self, peer_id: None)
 
 
 def _bound_unread() -> None:
     """yamux only warns of a peer that ignores its window: unread streams would grow without bound. Close such a connection."""
 
     def get(stream: yamux.YamuxStream) -> int:
-        return stream.__dict__["recv_window"]
+        window: int = stream.__dict__["recv_window"]
+        return window
 
     def put(stream: yamux.YamuxStream, value: int) -> None:
         stream.__dict__["recv_window"] = value
@@ -85,7 +97,7 @@ def _bound_unread() -> None:
                 # the one exception that makes its read loop close the connection
                 raise trio.TooSlowError
 
-    yamux.YamuxStream.recv_window = property(get, put)
+    yamux.YamuxStream.recv_window = property(get, put)  # type: ignore[assignment]
 
 
 def _update_windows_rarely() -> None:
@@ -101,7 +113,7 @@ def _update_windows_rarely() -> None:
             increment = stream._grow_to_delta(buffered) + stream._apply_autotune_epoch(buffered)
         await stream.send_window_update(increment)
 
-    yamux.YamuxStream._auto_tune_and_send_window_update = update
+    replace_attributes(yamux.YamuxStream, _auto_tune_and_send_window_update=update)
 
 
 class QuickLock:
@@ -143,15 +155,21 @@ class _Trio(types.ModuleType):
 
 def _lock_quickly() -> None:
     """trio's locks yield even when they are free: four out of five steps of the event loop under load were such yields."""
-    yamux.trio = net_stream.trio = _Trio(Lock=QuickLock)
-    rw_lock.trio = _Trio(Lock=QuickLock, Semaphore=QuickLock)
+    for module in (yamux, net_stream):
+        replace_attributes(module, trio=_Trio(Lock=QuickLock))
+    replace_attributes(rw_lock, trio=_Trio(Lock=QuickLock, Semaphore=QuickLock))
 
 
 def _negotiate_in_one_step() -> None:
     """Name the protocol together with the greeting, as go-libp2p does: one round trip for a new stream instead of two."""
     step_by_step = multiselect_client.MultiselectClient.select_one_of
 
-    async def select_one_of(self, protocols, communicator, negotiate_timeout=30):
+    async def select_one_of(
+        self: multiselect_client.MultiselectClient,
+        protocols: Sequence[TProtocol],
+        communicator: MultiselectCommunicator,
+        negotiate_timeout: int = 30,
+    ) -> TProtocol:
         if len(protocols) != 1:
             return await step_by_step(self, protocols, communicator, negotiate_timeout)
         greeting = multiselect_client.MULTISELECT_PROTOCOL_ID
@@ -166,7 +184,7 @@ def _negotiate_in_one_step() -> None:
             return protocols[0]
         raise MultiselectClientError(f"no answer in {negotiate_timeout} s when {protocols[0]} was asked for")
 
-    multiselect_client.MultiselectClient.select_one_of = select_one_of
+    replace_attributes(multiselect_client.MultiselectClient, select_one_of=select_one_of)
 
 
 def _widen_subscriptions() -> None:
@@ -182,7 +200,9 @@ class SturdyManager(TrioManager):
     registered as children of the task that started them either: that search is linear, and stops with an error at 1000 children.
     """
 
-    def run_task(self, async_fn, *args, daemon=False, name=None, _internal=False):
+    def run_task(
+        self, async_fn: AsyncFn, *args: Any, daemon: bool = False, name: str | None = None, _internal: bool = False
+    ) -> None:
         async def guarded() -> None:
             while True:
                 try:

@@ -5,7 +5,9 @@ REFUSAL_S, with a clean record. At most MAX_SCORED_PEERS are remembered: the rec
 so that inventing identities displaces records but never grows memory.
 """
 
+import math
 from collections import OrderedDict
+from typing import Any
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.net.limits import MAX_SCORED_PEERS, OFFENCE_HALF_LIFE_S, OFFENCE_THRESHOLD, REFUSAL_S
@@ -34,7 +36,7 @@ class PeerScore:
     def score(self, peer: PeerId, now: float) -> float:
         """What its offences add up to now."""
         score, when = self._score.get(peer, (0.0, now))
-        return score * 0.5 ** ((now - when) / OFFENCE_HALF_LIFE_S)
+        return score * math.exp2(-(now - when) / OFFENCE_HALF_LIFE_S)
 
     def is_refused(self, peer: PeerId, now: float) -> bool:
         """Whether it is to be kept out."""
@@ -47,6 +49,6 @@ class PeerScore:
         return False
 
 
-def _trim(records: OrderedDict) -> None:
+def _trim(records: OrderedDict[PeerId, Any]) -> None:
     while len(records) > MAX_SCORED_PEERS:
         records.popitem(last=False)

@@ -16,6 +16,7 @@ import h11
 import msgspec
 import trio
 
+from legion_p2p.concurrency.nurseries import TaskStatus
 from legion_p2p.config import STATUS_PORTS
 from legion_p2p.errors import NetworkError
 from legion_p2p.net.forks import keep_from_children
@@ -37,7 +38,7 @@ async def serve_status(
     get_status: Callable[[], Status],
     *,
     ports: Iterable[int] = STATUS_PORTS,
-    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+    task_status: TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve what `get_status` returns on the first free of `ports`, or on any free one when all are taken, until cancelled.
 
@@ -129,7 +130,7 @@ async def _reply(connection: h11.Connection, stream: trio.SocketStream, code: in
     await stream.send_eof()
 
 
-async def _next_event(connection: h11.Connection, stream: trio.abc.ReceiveStream) -> h11.Event | type[h11.PAUSED]:
+async def _next_event(connection: h11.Connection, stream: trio.abc.ReceiveStream) -> object:
     while True:
         event = connection.next_event()
         if event is not h11.NEED_DATA:

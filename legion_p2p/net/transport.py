@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import trio
 from libp2p.abc import IListener, IRawConnection
+from libp2p.custom_types import THandler
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
@@ -71,8 +72,8 @@ class Socket(TrioTCPStream):
 
     def __init__(self, stream: trio.SocketStream, owner: Sockets) -> None:
         super().__init__(stream)
-        self.read_lock = QuickLock()
-        self.write_lock = QuickLock()
+        self.read_lock = QuickLock()  # type: ignore[assignment]
+        self.write_lock = QuickLock()  # type: ignore[assignment]
         self._owner = owner
 
     async def write(self, data: bytes) -> None:
@@ -128,14 +129,14 @@ class Transport(TCP):
             raise OpenConnectionError(reason_of(failed)) from failed
         return RawConnection(await self._sockets.connected(stream, host), True)
 
-    def create_listener(self, handler_function) -> "Listener":
+    def create_listener(self, handler_function: THandler) -> "Listener":  # type: ignore[override]
         return Listener(handler_function, self._nursery, self._sockets)
 
 
 class Listener(IListener):
     """Accepts on one address; never on a port that somebody listens on already."""
 
-    def __init__(self, handler, nursery: trio.Nursery, sockets: Sockets) -> None:
+    def __init__(self, handler: THandler, nursery: trio.Nursery, sockets: Sockets) -> None:
         self._handler = handler
         self._nursery = nursery
         self._sockets = sockets

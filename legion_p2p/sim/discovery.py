@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
+from legion_p2p.core.contact import Contact
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import DecodeError, LegionError, UsageError
 from legion_p2p.net.limits import MAX_KEY_CHARS, MAX_KEYS_PROVIDED
-from legion_p2p.services.ports import Contact
 
 if TYPE_CHECKING:
     from legion_p2p.sim.network import SimNetwork, World

@@ -123,7 +123,7 @@ class BlockStore:
                 each = map if pool is None else pool.map
                 try:
                     while some:
-                        list(each(lambda block: self._write(*block, folders), some))
+                        list(each(lambda block: self._write(block[0], block[1], folders), some))
                         some = list(itertools.islice(waiting, WRITERS))
                 finally:
                     list(each(sync_folder, folders))

@@ -96,7 +96,7 @@ def export_dcp(checkpoint: Checkpoint, folder: str | os.PathLike[str], progress:
 
     Raises: MissingBlockError; DecodeError; StoreError.
     """
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     folder = _folder(folder)
     whole = folder / "whole.part"
@@ -108,9 +108,9 @@ def export_dcp(checkpoint: Checkpoint, folder: str | os.PathLike[str], progress:
             for shard in checkpoint.shards(progress):
                 flat[at : at + len(shard)] = shard
                 at += len(shard)
-            views = zip(checkpoint.spec.params, flat.split([p.numel for p in checkpoint.spec.params]), strict=True)
+            views = zip(checkpoint.spec.params, torch.split(flat, [p.numel for p in checkpoint.spec.params]), strict=True)
             with warnings.catch_warnings(action="ignore"):  # that there is one process only
-                dcp.save({p.name: view.view(p.shape) for p, view in views}, checkpoint_id=folder, no_dist=True)
+                save({p.name: view.view(p.shape) for p, view in views}, checkpoint_id=folder, no_dist=True)
         finally:
             whole.unlink(missing_ok=True)
         _write_side(checkpoint, folder, "run")
@@ -233,10 +233,11 @@ def _from_safetensors(folder: Path, spec: RunSpec) -> Iterator[Tensor]:
 
 
 def _from_dcp(folder: Path, spec: RunSpec) -> Iterator[Tensor]:
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     try:
-        listed = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        listed = FileSystemReader(folder).read_metadata().state_dict_metadata
     except Exception as bad:  # it unpickles: anything can come out
         raise DecodeError(f"{folder} is no torch distributed checkpoint: {bad!r}") from bad
     there = {name: tuple(meta.size) for name, meta in listed.items() if hasattr(meta, "size")}
@@ -244,7 +245,7 @@ def _from_dcp(folder: Path, spec: RunSpec) -> Iterator[Tensor]:
     for param in spec.params:
         value = torch.empty(param.shape)
         with warnings.catch_warnings(action="ignore"):  # that there is one process only
-            dcp.load({param.name: value}, checkpoint_id=folder, no_dist=True)
+            load({param.name: value}, checkpoint_id=folder, no_dist=True)
         yield value
 
 

@@ -155,7 +155,8 @@ class GPT(nn.Module):
         x_BTD = self.dropout(x_BTD)
         for block in self.blocks:
             x_BTD = block(x_BTD, rotation)
-        return self.norm(x_BTD)
+        hidden_BTD: Tensor = self.norm(x_BTD)
+        return hidden_BTD
 
     def _to_logits(self, x: Tensor) -> Tensor:
         # tied by use, not by a second name: so each parameter is listed once, wherever parameters are counted or flattened
@@ -184,7 +185,8 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, rotation: Tensor | None) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        return x_BTD
 
 
 class Attention(nn.Module):
@@ -205,7 +207,8 @@ class Attention(nn.Module):
             q_BHTE, k_BHTE = _rotate(q_BHTE, rotation), _rotate(k_BHTE, rotation)
         p_dropout = self.p_dropout if self.training else 0.0
         y_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, dropout_p=p_dropout, is_causal=True)
-        return self.dropout(self.out(y_BHTE.transpose(1, 2).reshape(B, T, D)))
+        y_BTD: Tensor = self.dropout(self.out(y_BHTE.transpose(1, 2).reshape(B, T, D)))
+        return y_BTD
 
 
 class MLP(nn.Module):
@@ -218,7 +221,8 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.dropout(self.out(F.gelu(self.inner(x_BTD), approximate="tanh")))
+        y_BTD: Tensor = self.dropout(self.out(F.gelu(self.inner(x_BTD), approximate="tanh")))
+        return y_BTD
 
 
 def preset(name: str, **changes: Any) -> GPTConfig:
