@@ -10,7 +10,7 @@ before anything large is fetched. Of a shard's bases the one prevails that most 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -90,6 +90,27 @@ def chunks_of(state: ShardState, base: Base) -> tuple[Cid, ...]:
     return (*base.leaves, *(leaf for update in state.log for leaf in update))
 
 
+def named_roots(lists: Mapping[PeerId, Sequence[bytes]], report: Callable[[PeerId, str], None]) -> dict[Cid, set[PeerId]]:
+    """The checkpoints that members named, each list newest first, and who named each: the newest of every list before the second.
+
+    At most MAX_ROOTS checkpoints. Every member that names one of these counts, so that all of them are reported if it is
+    no checkpoint of this run. `report` is told of names that are no CIDs.
+    """
+    roots: dict[Cid, set[PeerId]] = {}
+    for i in range(max(map(len, lists.values()), default=0)):
+        for peer, names in lists.items():
+            if i >= len(names):
+                continue
+            try:
+                cid = Cid.from_bytes(names[i])
+            except DecodeError as bad:
+                report(peer, f"named a checkpoint by what is no CID: {bad}")
+                continue
+            if cid.codec == DAG_CBOR and (cid in roots or len(roots) < MAX_ROOTS):
+                roots.setdefault(cid, set()).add(peer)
+    return roots
+
+
 class CheckpointSelection:
     """Looks for checkpoints of one run, through a fetcher that gets the nodes."""
 
@@ -148,17 +169,9 @@ class CheckpointSelection:
                     self._messenger.add_addresses(contact.peer_id, contact.addresses)
                     self._fetcher.providers.add(contact.peer_id)
             told |= await self._ask_all(self._fetcher.providers - asked, GetCheckpoints(self._run))
-        roots: dict[Cid, set[PeerId]] = {}
         lists = {peer: reply.cids for peer, reply in told.items() if isinstance(reply, Checkpoints)}
         self._fetcher.providers.update(lists)
-        for i in range(max(map(len, lists.values()), default=0)):
-            for peer, cids in lists.items():
-                if i < len(cids) and (cids[i] in roots or len(roots) < MAX_ROOTS):
-                    try:
-                        roots.setdefault(Cid.from_bytes(cids[i]), set()).add(peer)
-                    except DecodeError as bad:
-                        self._messenger.report(peer, f"told of a checkpoint that is none: {bad}")
-        return {cid: peers for cid, peers in roots.items() if cid.codec == DAG_CBOR}
+        return named_roots(lists, self._messenger.report)
 
     async def _believable(self, roots: dict[Cid, set[PeerId]]) -> list[Manifest]:
         """The manifests that are worth a look, the newest of each publisher first."""
