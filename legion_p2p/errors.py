@@ -87,6 +87,15 @@ class UnreachableError(NetworkError):
         super().__init__(f"{peer_id} cannot be reached: {reason}")
 
 
+class NoAnswerError(NetworkError):
+    """A peer did not answer within the time that the caller gave it. It may be busy, stopped or cut off: ask another one."""
+
+    def __init__(self, peer_id: str, within_s: float) -> None:
+        self.peer_id = peer_id
+        self.within_s = within_s
+        super().__init__(f"{peer_id} did not answer in {within_s:g} s")
+
+
 class RemoteProtocolError(NetworkError):
     """A remote peer broke the protocol. It is to blame; drop what it sent and score it."""
 

@@ -4,7 +4,10 @@ Every field has a bound. Decoding checks types and bounds before anything is use
 whoever sent it is to blame. `type` names the message, so that any MessagePack reader can follow.
 """
 
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Iterable
+from functools import cache, reduce
+from operator import or_
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar, cast, get_args
 
 import msgspec
 
@@ -32,6 +35,7 @@ MAX_COMPARED = 8192  # states in one question: two of every shard; half of a con
 MAX_BUSY_MS = 60_000
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _Id = Annotated[str, msgspec.Meta(max_length=MAX_PEER_ID_CHARS)]
 _Run = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
@@ -52,16 +56,29 @@ _Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)]
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type"):
-    """The base of all of them."""
+    """The base of requests and replies."""
+
+
+class Request(Message, Generic[R], frozen=True):
+    """A message that is answered by one of the messages R: `class GetShard(Request[ShardState | Busy], ...)`."""
+
+    @classmethod
+    def answered_by(cls, request: Self, reply: R) -> bool:
+        """Whether `reply` is of a type that answers `request`."""
+        return isinstance(reply, reply_types(cls))
+
+
+class Done(Message, frozen=True, tag="done"):
+    pass
+
+
+class Busy(Message, frozen=True, tag="busy"):
+    """So many are being served that there is no room for you. Ask others, or come again after so long."""
+
+    retry_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_BUSY_MS)]
 
 
 # finding and knowing each other
-
-
-class GetSpec(Message, frozen=True, tag="get_spec"):
-    """Which runs of this name or id do you know? Any peer of a run answers, with SpecFound."""
-
-    run: _Run
 
 
 class SpecFound(Message, frozen=True, tag="spec_found"):
@@ -69,31 +86,37 @@ class SpecFound(Message, frozen=True, tag="spec_found"):
     signature: Annotated[bytes, msgspec.Meta(max_length=64)]
 
 
-class Exchange(Message, frozen=True, tag="exchange"):
-    """Here are announcements that I know; send me yours. The sender's own comes first."""
+class GetSpec(Request[SpecFound], frozen=True, tag="get_spec"):
+    """Which runs of this name or id do you know? Any peer of a run answers, with SpecFound."""
 
     run: _Run
-    announcements: _SignedList
 
 
 class Exchanged(Message, frozen=True, tag="exchanged"):
     announcements: _SignedList
 
 
-class Ping(Message, frozen=True, tag="ping"):
+class Exchange(Request[Exchanged], frozen=True, tag="exchange"):
+    """Here are announcements that I know; send me yours. The sender's own comes first."""
+
+    run: _Run
+    announcements: _SignedList
+
+
+class Ping(Request[Done], frozen=True, tag="ping"):
     """Do you live? Answered with Done."""
 
     run: _Run
 
 
-class PingFor(Message, frozen=True, tag="ping_for"):
+class PingFor(Request[Done], frozen=True, tag="ping_for"):
     """Ask `peer` for me whether it lives. Answered with Done if it does, refused if it does not answer."""
 
     run: _Run
     peer: _Id
 
 
-class Accusation(Message, frozen=True, tag="accusation"):
+class Accusation(Request[Done], frozen=True, tag="accusation"):
     """`peer`, in this incarnation, seems dead to me. A hint to look, not evidence."""
 
     run: _Run
@@ -101,26 +124,7 @@ class Accusation(Message, frozen=True, tag="accusation"):
     incarnation: _Count
 
 
-class Done(Message, frozen=True, tag="done"):
-    pass
-
-
 # the life of a shard
-
-
-class Push(Message, frozen=True, tag="push"):
-    """A member's compressed change of a shard since `version`, for the shard's owner."""
-
-    run: _Run
-    shard: _Shard
-    version: _Version
-    seq: _Count
-    """Number of this contribution of this member to this shard; sent again, it counts once."""
-    tokens: Annotated[int, msgspec.Meta(ge=1, le=1 << 62)]
-    """Its weight: of no tokens there is nothing to push."""
-    local_steps: _Count
-    codec: _Codec
-    payload: _Payload
 
 
 class Pushed(Message, frozen=True, tag="pushed"):
@@ -135,6 +139,21 @@ class NotOwner(Message, frozen=True, tag="not_owner"):
 
     owner: _Id
     announcement: _Signed
+
+
+class Push(Request[Pushed | NotOwner], frozen=True, tag="push"):
+    """A member's compressed change of a shard since `version`, for the shard's owner."""
+
+    run: _Run
+    shard: _Shard
+    version: _Version
+    seq: _Count
+    """Number of this contribution of this member to this shard; sent again, it counts once."""
+    tokens: Annotated[int, msgspec.Meta(ge=1, le=1 << 62)]
+    """Its weight: of no tokens there is nothing to push."""
+    local_steps: _Count
+    codec: _Codec
+    payload: _Payload
 
 
 class Inclusion(msgspec.Struct, frozen=True):
@@ -173,14 +192,6 @@ class UpdateHeader(msgspec.Struct, frozen=True):
         return len(self.included) / max(1, self.expected, len(self.included))
 
 
-class Update(Message, frozen=True, tag="update"):
-    """The owner's compressed change of a shard. Answered with Held."""
-
-    header: Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
-    signature: Annotated[bytes, msgspec.Meta(max_length=64)]
-    payload: _Payload
-
-
 class Held(Message, frozen=True, tag="held"):
     """What the answering peer holds of the shard now."""
 
@@ -188,28 +199,18 @@ class Held(Message, frozen=True, tag="held"):
     digest: _Digest
 
 
-class GetUpdates(Message, frozen=True, tag="get_updates"):
-    """Send what comes after the state that I hold. Answered with Updates, or with ShardState where the log is too short."""
+class Update(Request[Held], frozen=True, tag="update"):
+    """The owner's compressed change of a shard. Answered with Held."""
 
-    run: _Run
-    shard: _Shard
-    version: _Version
-    digest: _Digest
-    log_only: bool = False
-    """Answer with Updates in any case, empty ones where the log is too short."""
+    header: Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
+    signature: Annotated[bytes, msgspec.Meta(max_length=64)]
+    payload: _Payload
 
 
 class Updates(Message, frozen=True, tag="updates"):
     updates: Annotated[tuple[Update, ...], msgspec.Meta(max_length=MAX_UPDATES)]
     at_version: Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)] | None
     """The asker's version, where its state is on this chain; None where the log does not reach it."""
-
-
-class GetShard(Message, frozen=True, tag="get_shard"):
-    """Send the whole shard. Answered with ShardState."""
-
-    run: _Run
-    shard: _Shard
 
 
 class ShardState(Message, frozen=True, tag="shard_state"):
@@ -224,7 +225,25 @@ class ShardState(Message, frozen=True, tag="shard_state"):
     """The asker's state lies in the history of this one, so nothing of it is missing here."""
 
 
-class Handover(Message, frozen=True, tag="handover"):
+class GetUpdates(Request[Updates | ShardState | Busy], frozen=True, tag="get_updates"):
+    """Send what comes after the state that I hold. Answered with Updates, or with ShardState where the log is too short."""
+
+    run: _Run
+    shard: _Shard
+    version: _Version
+    digest: _Digest
+    log_only: bool = False
+    """Answer with Updates in any case, empty ones where the log is too short."""
+
+
+class GetShard(Request[ShardState | Busy], frozen=True, tag="get_shard"):
+    """Send the whole shard. Answered with ShardState."""
+
+    run: _Run
+    shard: _Shard
+
+
+class Handover(Request[Held], frozen=True, tag="handover"):
     """A part of what only an owner has, for the one who owns the shard now. Answered with Held.
 
     The residual of its error feedback, or what its outer optimizer remembers: one at a time, as two would not fit into one frame.
@@ -249,7 +268,20 @@ class Handover(Message, frozen=True, tag="handover"):
 # between regions
 
 
-class SyncRequest(Message, frozen=True, tag="cross"):
+class SyncReply(Message, frozen=True, tag="crossed"):
+    """The answering side's half of the meeting, in the asker's codec; it has moved already."""
+
+    payload: _Payload
+    slowed_to: Annotated[float, msgspec.Meta(ge=0, le=MAX_RATE)] | None = None
+    """Both move elastically at this rate, at most that asked for: the run's rule would move one of them too far. None: they do
+    as asked."""
+
+
+class Unknown(Message, frozen=True, tag="unknown"):
+    """What `known` names is not known here: begin anew, with the whole."""
+
+
+class SyncRequest(Request[SyncReply | Unknown], frozen=True, tag="cross"):
     """From the owner of a shard in one region to its owner in another, or of its center variable: what I hold, compressed.
 
     Tell me what you hold, and move as I shall. Answered with SyncReply, or with Unknown.
@@ -273,20 +305,7 @@ class SyncRequest(Message, frozen=True, tag="cross"):
     payload: _Payload
 
 
-class SyncReply(Message, frozen=True, tag="crossed"):
-    """The answering side's half of the meeting, in the asker's codec; it has moved already."""
-
-    payload: _Payload
-    slowed_to: Annotated[float, msgspec.Meta(ge=0, le=MAX_RATE)] | None = None
-    """Both move elastically at this rate, at most that asked for: the run's rule would move one of them too far. None: they do
-    as asked."""
-
-
-class Unknown(Message, frozen=True, tag="unknown"):
-    """What `known` names is not known here: begin anew, with the whole."""
-
-
-class RelayRequest(Message, frozen=True, tag="carry"):
+class RelayRequest(Request[Held], frozen=True, tag="carry"):
     """From a relay to the owner of a shard in its region: subtract this, for I have met another region. Answered with Held."""
 
     run: _Run
@@ -300,22 +319,16 @@ class RelayRequest(Message, frozen=True, tag="carry"):
 # blocks of checkpoints, for anybody
 
 
-class HasBlocks(Message, frozen=True, tag="has_blocks"):
-    """Which of these blocks do you have? Any peer with a store answers, with HeldBlocks."""
-
-    cids: Annotated[tuple[_Cid, ...], msgspec.Meta(max_length=MAX_HAS_CIDS)]
-
-
 class HeldBlocks(Message, frozen=True, tag="held_blocks"):
     """For each block asked for how many bytes it has; 0: it is not here."""
 
     sizes: Annotated[tuple[_Size, ...], msgspec.Meta(max_length=MAX_HAS_CIDS)]
 
 
-class GetBlocks(Message, frozen=True, tag="get_blocks"):
-    """Send these blocks. Answered with Blocks."""
+class HasBlocks(Request[HeldBlocks], frozen=True, tag="has_blocks"):
+    """Which of these blocks do you have? Any peer with a store answers, with HeldBlocks."""
 
-    cids: Annotated[tuple[_Cid, ...], msgspec.Meta(max_length=MAX_GET_CIDS)]
+    cids: Annotated[tuple[_Cid, ...], msgspec.Meta(max_length=MAX_HAS_CIDS)]
 
 
 class Blocks(Message, frozen=True, tag="blocks"):
@@ -324,16 +337,22 @@ class Blocks(Message, frozen=True, tag="blocks"):
     blocks: Annotated[tuple[_Block, ...], msgspec.Meta(max_length=MAX_GET_CIDS)]
 
 
-class GetCheckpoints(Message, frozen=True, tag="get_checkpoints"):
-    """Which checkpoints of this run do you have? Answered with Checkpoints."""
+class GetBlocks(Request[Blocks | Busy], frozen=True, tag="get_blocks"):
+    """Send these blocks. Answered with Blocks."""
 
-    run: _Run
+    cids: Annotated[tuple[_Cid, ...], msgspec.Meta(max_length=MAX_GET_CIDS)]
 
 
 class Checkpoints(Message, frozen=True, tag="checkpoints"):
     """Of their manifests, the newest first."""
 
     cids: Annotated[tuple[_Cid, ...], msgspec.Meta(max_length=MAX_CHECKPOINTS)]
+
+
+class GetCheckpoints(Request[Checkpoints], frozen=True, tag="get_checkpoints"):
+    """Which checkpoints of this run do you have? Answered with Checkpoints."""
+
+    run: _Run
 
 
 # joining by a checkpoint
@@ -347,13 +366,6 @@ class State(msgspec.Struct, frozen=True):
     digest: _Digest
 
 
-class AncestryQuery(Message, frozen=True, tag="compare"):
-    """Which of these states does what you hold come from? Answered with AncestryReply."""
-
-    run: _Run
-    states: Annotated[tuple[State, ...], msgspec.Meta(max_length=MAX_COMPARED)]
-
-
 class AncestryReply(Message, frozen=True, tag="compared"):
     """For each state how many bytes of updates lead from it to what I hold; or UNKNOWN; or OTHER: I was at another then."""
 
@@ -363,51 +375,41 @@ class AncestryReply(Message, frozen=True, tag="compared"):
 UNKNOWN, OTHER = -1, -2
 
 
-class Busy(Message, frozen=True, tag="busy"):
-    """So many are being served that there is no room for you. Ask others, or come again after so long."""
+class AncestryQuery(Request[AncestryReply], frozen=True, tag="compare"):
+    """Which of these states does what you hold come from? Answered with AncestryReply."""
 
-    retry_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_BUSY_MS)]
+    run: _Run
+    states: Annotated[tuple[State, ...], msgspec.Meta(max_length=MAX_COMPARED)]
 
 
-Request = (
-    GetSpec
-    | Exchange
-    | Ping
-    | PingFor
-    | Accusation
-    | Push
-    | Update
-    | GetUpdates
-    | GetShard
-    | Handover
-    | HasBlocks
-    | GetBlocks
-    | GetCheckpoints
-    | AncestryQuery
-    | SyncRequest
-    | RelayRequest
+REQUESTS: tuple[type[Request[Any]], ...] = tuple(
+    kind for kind in vars().values() if isinstance(kind, type) and issubclass(kind, Request) and kind is not Request
 )
-Reply = (
-    SpecFound
-    | Exchanged
-    | Done
-    | Pushed
-    | NotOwner
-    | Held
-    | Updates
-    | ShardState
-    | HeldBlocks
-    | Blocks
-    | Checkpoints
-    | AncestryReply
-    | Busy
-    | SyncReply
-    | Unknown
-)
+"""Every request of the protocol."""
+
+Reply = Message
+"""Any reply, where the request does not say which."""
+
+
+@cache
+def reply_types(kind: type[Request[Any]]) -> tuple[type[Message], ...]:
+    """The messages that answer requests of this kind."""
+    (named,) = get_args(kind.__orig_bases__[0])  # type: ignore[attr-defined]  # of the class statement: Request[named]
+    return get_args(named) or (named,)
+
+
+def decoder_of(kinds: Iterable[type[Any]]) -> "msgspec.msgpack.Decoder[Any]":
+    """Decodes messages of these kinds and no others."""
+    return msgspec.msgpack.Decoder(reduce(or_, kinds))
+
+
+REPLIES = tuple(dict.fromkeys(reply for kind in REQUESTS for reply in reply_types(kind)))
+"""Everything that answers one of them."""
 
 _encoder = msgspec.msgpack.Encoder()
-_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
-_replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+_reply_decoder = cache(lambda kind: decoder_of(reply_types(kind)))
+_requests = decoder_of(REQUESTS)
+_replies = decoder_of(REPLIES)
 _headers = msgspec.msgpack.Decoder(UpdateHeader)
 
 
@@ -416,22 +418,35 @@ def encode(message: Message | UpdateHeader) -> bytes:
     return _encoder.encode(message)
 
 
-def decode_request(data: bytes) -> Request:
+class Encoded(Generic[R]):
+    """A request as bytes, so that one that goes to many peers is encoded once."""
+
+    def __init__(self, request: Request[R]) -> None:
+        self.kind = type(request)
+        self.body = encode(request)
+
+    def decode_reply(self, data: bytes) -> R:
+        """The reply to it. Raises: DecodeError, also where the message is of a type that does not answer it."""
+        return cast("R", decode_with(_reply_decoder(self.kind), data, f"reply to {self.kind.__name__}"))
+
+
+def decode_request(data: bytes) -> Request[Any]:
     """Raises: DecodeError."""
-    return _decode(_requests, data, "request")
+    return cast("Request[Any]", decode_with(_requests, data, "request"))
 
 
 def decode_reply(data: bytes) -> Reply:
-    """Raises: DecodeError."""
-    return _decode(_replies, data, "reply")
+    """Any reply, where the request is not at hand. Raises: DecodeError."""
+    return cast("Reply", decode_with(_replies, data, "reply"))
 
 
 def decode_header(data: bytes) -> UpdateHeader:
     """Raises: DecodeError."""
-    return _decode(_headers, data, "update header")
+    return decode_with(_headers, data, "update header")
 
 
-def _decode(decoder: "msgspec.msgpack.Decoder[T]", data: bytes, what: str) -> T:
+def decode_with(decoder: "msgspec.msgpack.Decoder[T]", data: bytes, what: str) -> T:
+    """Raises: DecodeError, whatever is wrong with `data`; it calls it `what`."""
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as bad:
