@@ -4,8 +4,8 @@
 flags, a TOML file or LEGION_* variables, and the command line wins.
 """
 
+import re
 import tomllib
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -15,7 +15,9 @@ from legion_p2p.core.membership import MembershipConfig
 from legion_p2p.core.presets import DEFAULT_LINKS, LINKS, Links
 from legion_p2p.core.round import RoundConfig
 from legion_p2p.core.run import InnerSpec, RoundSpec, RunName
-from legion_p2p.errors import ConfigError
+from legion_p2p.errors import ConfigError, StoreError, UsageError
+from legion_p2p.files.paths import shown, user_path
+from legion_p2p.files.reading import read_text
 
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/0",)
 DEFAULT_BOOTSTRAP_PORT = 4710
@@ -147,15 +149,11 @@ def read_toml(path: str, kind: type[T]) -> T:
     Raises: ConfigError, naming the file, the field and what is allowed.
     """
     try:
-        raw = Path(path).read_bytes()
-    except OSError as bad:
-        raise ConfigError(f"{path}: {bad.strerror or bad}") from bad
-    if len(raw) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path}: {len(raw)} bytes, at most {MAX_CONFIG_BYTES}")
-    try:
-        return convert(tomllib.loads(raw.decode()), kind)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ConfigError) as bad:
-        raise ConfigError(f"{path}: {bad}") from bad
+        return convert(tomllib.loads(read_text(user_path(path), MAX_CONFIG_BYTES)), kind)
+    except StoreError as bad:  # it names the file
+        raise ConfigError(str(bad)) from bad
+    except (tomllib.TOMLDecodeError, UsageError) as bad:
+        raise ConfigError(f"{shown(path)}: {bad}") from bad
 
 
 def convert(data: dict[str, Any], kind: type[T]) -> T:
@@ -163,4 +161,14 @@ def convert(data: dict[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as bad:
-        raise ConfigError(str(bad)) from bad
+        raise ConfigError(_in_words(str(bad))) from bad
+
+
+def _in_words(complaint: str) -> str:
+    """msgspec's complaint, with what a regular expression allows said in words: ours are a first character, then a class."""
+
+    def said(found: re.Match[str]) -> str:
+        signs = " ".join(c for c in found["signs"] if not c.isalnum())
+        return f"only letters, digits and {signs} are allowed, and a letter or digit first"
+
+    return re.sub(r"Expected `str` matching regex '\^\[A-Za-z0-9\]\[A-Za-z0-9(?P<signs>[^\]]*)\][^']*'", said, complaint)

@@ -5,16 +5,22 @@ by hand, so that `--help` and a typing mistake do not cost the second that impor
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 from legion_p2p.core.identity import PeerId, public_key_of
-from legion_p2p.errors import DecodeError, UsageError
+from legion_p2p.errors import DecodeError, StoreError, UsageError
+from legion_p2p.files.paths import Kind, kind_of, shown, user_path
+from legion_p2p.files.reading import read_text
 
 FORM = "/ip4/HOST/tcp/PORT/p2p/PEER_ID"
 MAX_ADDRESS_CHARS = 512  # a DNS name has at most 253, a peer id 52; much more than both is not an address
 MAX_ADDRESSES = 1000  # in one list; a bootstrap file of more is a mistake
 MAX_INCLUDE_DEPTH = 4  # an @file may name further files, but not itself for ever
+MAX_INCLUDED_FILES = 100  # nor many that each name many
+MAX_FILE_BYTES = 1 << 20  # of an address file: more than MAX_ADDRESSES addresses with a comment each
+FLAG = "--initial-peers"
 
 MAX_HOST_CHARS = 253
 
@@ -66,45 +72,80 @@ def parse_peer_address(address: str) -> tuple[str, PeerId]:
 def parse_addresses(words: Iterable[str]) -> tuple[str, ...]:
     """Peers' addresses from the command line: each word an address, several separated by blanks or commas, or `@file`.
 
-    In a file: an address or more per line; what follows a `#` is a comment; blank lines do not matter; `@other` includes another
-    file, relative to the first. Duplicates are dropped, order is kept.
+    The name of a file may contain blanks where a file of that name exists. In a file: an address or more per line; what follows
+    a `#` is a comment; blank lines do not matter; `@other` includes another file, relative to the first. A line that a command of
+    this project printed will do as it is: of a line with `--initial-peers`, the words after it up to the next option count.
+    Duplicates are dropped, order is kept.
 
     Raises: UsageError, naming the file and the line.
     """
     found: dict[str, None] = {}
+    files = _Files()
     for word in words:
-        for address in _expand(word, source="", folder="", depth=0):
+        for address in files.expand(word, source="", folder=Path(), depth=0):
             found.setdefault(address)
             if len(found) > MAX_ADDRESSES:
                 raise UsageError(f"more than {MAX_ADDRESSES} addresses")
     return tuple(found)
 
 
-def _expand(text: str, source: str, folder: str, depth: int) -> Iterable[str]:
-    for word in text.replace(",", " ").split():
-        if word.startswith("@"):
-            yield from _read(word[1:], source, folder, depth + 1)
-            continue
+class _Files:
+    """The address files of one command line."""
+
+    def __init__(self) -> None:
+        self._n_read = 0
+
+    def expand(self, text: str, source: str, folder: Path, depth: int) -> Iterator[str]:
+        whole = text.strip()
+        if whole.startswith("@") and _is_there(folder, whole[1:]):
+            yield from self._read(whole[1:], source, folder, depth + 1)
+            return
+        for word in text.replace(",", " ").split():
+            if word.startswith("@"):
+                yield from self._read(word[1:], source, folder, depth + 1)
+                continue
+            try:
+                parse_peer_address(word)
+            except UsageError as bad:
+                raise UsageError(f"{source}{bad}") from bad
+            yield word
+
+    def _read(self, name: str, source: str, folder: Path, depth: int) -> Iterator[str]:
+        self._n_read += 1
+        if depth > MAX_INCLUDE_DEPTH or self._n_read > MAX_INCLUDED_FILES:
+            raise UsageError(
+                f"{source}@{shown(name)} includes further files more than {MAX_INCLUDE_DEPTH} deep, or more than "
+                f"{MAX_INCLUDED_FILES} of them"
+            )
         try:
-            parse_peer_address(word)
-        except UsageError as bad:
-            raise UsageError(f"{source}{bad}") from bad
-        yield word
+            path = folder / user_path(name)
+            lines = read_text(path, MAX_FILE_BYTES).splitlines()
+        except (StoreError, UsageError) as bad:
+            raise UsageError(f"{source}@{shown(name)}: {bad}") from bad
+        for number, line in enumerate(lines, start=1):
+            whole = line.strip()
+            said = whole if whole.startswith("@") and _is_there(path.parent, whole[1:]) else line.partition("#")[0]
+            yield from self.expand(_addresses_in(said), f"{shown(path)}, line {number}: ", path.parent, depth)
 
 
-def _read(name: str, source: str, folder: str, depth: int) -> Iterable[str]:
-    path = name if name.startswith("/") or not folder else f"{folder}/{name}"
-    if depth > MAX_INCLUDE_DEPTH:
-        raise UsageError(f"{source}@{name} includes further files more than {MAX_INCLUDE_DEPTH} deep")
+def _is_there(folder: Path, name: str) -> bool:
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = file.read().splitlines()
-    except (OSError, UnicodeDecodeError) as bad:
-        reason = bad.strerror if isinstance(bad, OSError) else "it is not text"
-        raise UsageError(f"{source}cannot read the address file {path}: {reason}") from bad
-    inner = path.rpartition("/")[0]
-    for number, line in enumerate(lines, start=1):
-        yield from _expand(line.partition("#")[0], f"{path}, line {number}: ", inner, depth)
+        return kind_of(folder / user_path(name)) is not Kind.MISSING
+    except (StoreError, UsageError):
+        return False
+
+
+def _addresses_in(line: str) -> str:
+    """What a line says, without the command around it that this project's commands print."""
+    _, flag, rest = line.replace(f"{FLAG}=", f"{FLAG} ").partition(FLAG)
+    if not flag:
+        return line
+    words = []
+    for word in rest.split():
+        if word.startswith("--"):
+            break
+        words.append(word.strip("'\""))
+    return " ".join(words)
 
 
 def _check_host(address: str, family: str, host: str) -> None:

@@ -1,6 +1,7 @@
 """Addresses as people write them."""
 
 import contextlib
+import os
 
 import pytest
 from hypothesis import given
@@ -74,15 +75,65 @@ def test_a_bad_line_is_named(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UsageError, match=r"cannot read the address file .*none\.txt"):
+    with pytest.raises(UsageError, match=r"@.*none\.txt: .*there is no such file"):
         parse_addresses([f"@{tmp_path}/none.txt"])
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path):
-    (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
+    for raw, told in ((b"\xff\xfe\x00", "not text in UTF-8"), (b"\x1f\x8b\x08", "it is gzip"), (bytes(20), "binary data")):
+        (tmp_path / "x").write_bytes(raw)
 
-    with pytest.raises(UsageError, match="it is not text"):
-        parse_addresses([f"@{tmp_path}/x"])
+        with pytest.raises(UsageError, match=told):
+            parse_addresses([f"@{tmp_path}/x"])
+
+
+def test_a_file_may_have_blanks_in_its_name_and_stand_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my peers, all.txt").write_text(f"{GOOD[0]}\n@more of them.txt\n@so # named.txt\n")
+    (tmp_path / "more of them.txt").write_text(GOOD[1])
+    (tmp_path / "so # named.txt").write_text(GOOD[2])
+
+    assert parse_addresses(["@~/my peers, all.txt"]) == tuple(GOOD[:3])
+    assert parse_addresses([f"@{tmp_path}/more of them.txt"]) == (GOOD[1],)
+    assert parse_addresses([f"@{tmp_path}/my peers, all.txt", GOOD[3]]) == tuple(GOOD[:4])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path, encoding, end):
+    (tmp_path / "p.txt").write_bytes(f"# gewählt{end}{GOOD[0]}{end}{GOOD[1]}{end}".encode(encoding))
+
+    assert parse_addresses([f"@{tmp_path}/p.txt"]) == tuple(GOOD[:2])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"--initial-peers {GOOD[0]} {GOOD[1]}",
+        f"--initial-peers={GOOD[0]},{GOOD[1]}",
+        f"12:00:00 others join with: legion-peer --run stories --initial-peers {GOOD[0]} {GOOD[1]}",
+        f"to come back: legion-peer --initial-peers {GOOD[0]} '{GOOD[1]}' --run 'stories'",
+    ],
+)
+def test_a_line_that_a_command_printed_is_taken_as_it_is(tmp_path, line):
+    (tmp_path / "p.txt").write_text(line + "\n")
+
+    assert parse_addresses([f"@{tmp_path}/p.txt"]) == tuple(GOOD[:2])
+
+
+def test_a_pipe_that_nobody_writes_to_holds_no_address(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+
+    assert parse_addresses([f"@{tmp_path}/pipe"]) == ()
+
+
+def test_files_that_each_include_many_are_refused(tmp_path):
+    for n in range(4):
+        (tmp_path / str(n)).write_text(f"@{n + 1}\n" * 40)
+    (tmp_path / "4").write_text("")
+
+    with pytest.raises(UsageError, match="more than 100 of them"):
+        parse_addresses([f"@{tmp_path}/0"])
 
 
 def test_a_file_that_includes_itself_is_refused(tmp_path):

@@ -51,7 +51,7 @@ def test_a_new_run_is_read_with_its_tables(tmp_path: Path) -> None:
         ('[new_run]\nname = "tiny"\n[new_run.round]\nquorum = 0', r"new_run.round.quorum"),
         ("[new_run]", r"name"),
         ("steps = ", r"Invalid value"),
-        (b"run = '\xff'", r"utf-8"),
+        (b"run = '\xff'", r"UTF-8"),
     ],
 )
 def test_what_is_not_allowed_is_refused_naming_the_file_and_the_field(text: str | bytes, told: str, tmp_path: Path) -> None:
@@ -106,3 +106,19 @@ def test_what_is_accepted_is_within_bounds(data: dict) -> None:
 
     assert job.steps >= 0 and job.seed <= 1 << 62
     assert 0 <= job.weight <= 1e9 and job.minutes >= 0 and not math.isnan(job.eval_every_s)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_file_that_an_editor_on_windows_saved_is_read(tmp_path: Path, encoding: str) -> None:
+    path = written(tmp_path, "run = 'stories'\r\nsteps = 3\r\n".encode(encoding))
+
+    assert read_toml(path, Job) == Job(run="stories", steps=3)
+
+
+def test_a_configuration_is_read_from_the_home_folder_and_from_a_name_with_blanks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my job.toml").write_text("steps = 3")
+
+    assert read_toml("~/my job.toml", Job).steps == 3

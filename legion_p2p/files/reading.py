@@ -1,0 +1,71 @@
+"""Opening files that a user names.
+
+A file is opened without waiting for anybody (a named pipe without a writer would block for ever), looked at when it is open, so
+that nothing changes between the look and the use, and read no further than a limit.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from legion_p2p.errors import StoreError
+from legion_p2p.files.content import decode_text
+from legion_p2p.files.paths import Kind, kind_of_mode, shown
+
+_READABLE_ONCE = (Kind.PIPE, Kind.STREAM_DEVICE)
+
+
+@contextmanager
+def opened(path: Path, *, streams: bool = False) -> Iterator[BinaryIO]:
+    """A file, open for reading. `streams`: a pipe will do as well, and the terminal, as in `--config <(command)`.
+
+    Raises: StoreError, naming the file and what stands there instead. What reading in the block fails with becomes one, too.
+    """
+    try:
+        with _open(path, streams) as file:
+            yield file
+    except OSError as failed:
+        raise StoreError(f"cannot read {shown(path)}: {reason_of(failed)}") from failed
+
+
+def read_limited(path: Path, max_bytes: int) -> bytes:
+    """All of a small file, or of a pipe. Raises: StoreError, also where it is larger than `max_bytes`."""
+    with opened(path, streams=True) as file:
+        raw = file.read(max_bytes + 1)
+    if len(raw) > max_bytes:
+        raise StoreError(f"{shown(path)} is too large for such a file: it may have at most {max_bytes} bytes")
+    return raw
+
+
+def read_text(path: Path, max_bytes: int) -> str:
+    """The text of a small file that a person or another command wrote. Raises: StoreError."""
+    raw = read_limited(path, max_bytes)
+    try:
+        return decode_text(raw)
+    except ValueError as bad:
+        raise StoreError(f"{shown(path)}: {bad}") from bad
+
+
+def reason_of(failed: OSError) -> str:
+    """Why the system refused, in its words but for the few that mislead."""
+    if isinstance(failed, FileNotFoundError):
+        return "there is no such file or folder"
+    if isinstance(failed, PermissionError):
+        return "permission denied; look who owns it, and as which user this runs"
+    return (failed.strerror or str(failed)).lower()
+
+
+def _open(path: Path, streams: bool) -> BinaryIO:
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        kind = kind_of_mode(os.fstat(fd).st_mode)
+        if kind is not Kind.FILE and not (streams and kind in _READABLE_ONCE):
+            raise StoreError(f"{shown(path)} is {kind.value}, not a file")
+        if kind is not Kind.FILE and hasattr(os, "set_blocking"):
+            os.set_blocking(fd, True)
+        return os.fdopen(fd, "rb")
+    except BaseException:  # an interrupt as well: nobody else would close it
+        os.close(fd)
+        raise
