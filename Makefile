@@ -34,10 +34,11 @@ test: lint  ## install into .venv, and run the checks and all tests
 test-long: $(VENV)/.installed-dev  ## the few tests of large swarms that take minutes each
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m long
 
-lint: $(VENV)/.installed-dev  ## ruff, mypy, and the layers
+lint: $(VENV)/.installed-dev  ## ruff, mypy, the layers, and independence of the process's state
 	$(BIN)/ruff check --output-format concise .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/check_process_state.py
 
 clean:  ## remove .venv and everything made by the commands above
 	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -5,10 +5,10 @@ and then refuses to dial for a minute. This one takes its place, for our own req
 """
 
 import logging
-import random
 from collections import OrderedDict
 from collections.abc import Callable
 from ipaddress import ip_address
+from random import SystemRandom
 
 import psutil
 import trio
@@ -33,6 +33,7 @@ from legion_p2p.net.patches import replace_attributes
 from legion_p2p.net.transport import reason_of
 
 log = logging.getLogger("legion_p2p.net")
+_random = SystemRandom()  # the module's own generator is the user's, whose seed may be the same at all peers
 
 
 class Dialer:
@@ -184,4 +185,4 @@ def is_loopback(address: str) -> bool:
 
 def jittered(pause_s: float) -> float:
     """Between half and all of it: peers that lost the same node do not come back in one wave."""
-    return pause_s * random.uniform(0.5, 1.0)
+    return pause_s * _random.uniform(0.5, 1.0)

@@ -9,8 +9,8 @@ then on every third of a record's lifetime. All keys that are due go together, o
 """
 
 import logging
-import random
 from collections.abc import Awaitable, Callable, Iterable
+from random import SystemRandom
 
 import msgspec
 import trio
@@ -103,7 +103,7 @@ class Discovery:
             nursery.start_soon(search.confirm_candidates, nursery)
             search.add(PeerId(str(info.peer_id)) for info in self._held_here(place))
             connected = sorted(self._messenger.connected())
-            search.add(random.sample(connected, min(len(connected), MAX_CONNECTED_ASKED)))
+            search.add(SystemRandom().sample(connected, min(len(connected), MAX_CONNECTED_ASKED)))
             await self._look_up(place, search)
             await search.settled()
             if not search.confirmed:

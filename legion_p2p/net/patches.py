@@ -4,11 +4,14 @@ Importing this module applies all of it, once per process. tests/net/test_patche
 """
 
 import logging
+import random
+import sys
 import types
 from collections.abc import Sequence
 from typing import Any
 
 import libp2p.io.utils
+import libp2p.pubsub.gossipsub
 import trio
 from libp2p.custom_types import TProtocol
 from libp2p.io.exceptions import IOException
@@ -192,6 +195,15 @@ def _widen_subscriptions() -> None:
     pubsub.SUBSCRIPTION_CHANNEL_SIZE = 1024
 
 
+def _draw_apart() -> None:
+    """Python's global random state is the user's: libp2p would move it on from another thread, so that a seeded data loader drew
+    other numbers in each run, and peers that all call random.seed(0) would draw alike.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.startswith("libp2p.") and vars(module).get("random") is random:
+            module.random = random.SystemRandom()  # type: ignore[attr-defined]
+
+
 class SturdyManager(TrioManager):
     """Runs libp2p's services; no task of theirs takes the host down.
 
@@ -228,3 +240,4 @@ _update_windows_rarely()
 _lock_quickly()
 _negotiate_in_one_step()
 _widen_subscriptions()
+_draw_apart()

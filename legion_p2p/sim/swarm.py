@@ -169,7 +169,7 @@ class Swarm:
         `numel`, zeros otherwise. `shape`: of the one parameter, for what has one dimension is sent dense beside sparse codecs.
         `local_step`: changes `peer.theta` in place. `model`: gives by the name of a peer the parameters that it trains instead;
         `local_step` then changes those, and `start` is as long as they are."""
-        self.start_at = torch.zeros(numel) if start is None else start
+        self.start_at = torch.zeros(numel, dtype=torch.float32, device="cpu") if start is None else start
         self.local_step = local_step
         self.model = model
         self.world = world or World(seed)
@@ -205,7 +205,7 @@ class Swarm:
 
     def target(self, name: str) -> Tensor:
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big"))
-        return torch.randn(self.numel, generator=generator)
+        return torch.randn(self.numel, generator=generator, dtype=torch.float32, device="cpu")
 
     async def add(self, name: str, **how: Any) -> SimPeer:
         """`start`, and wait until it is in the run."""

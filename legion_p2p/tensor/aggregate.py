@@ -63,7 +63,7 @@ def weighted_mean(contributions: Sequence[Contribution], norm_cap: float | None 
     if norm_cap is not None:
         factors = _cap_factors([_norm(c.value) for c in usable], norm_cap)
 
-    mean_N = torch.zeros(numel, dtype=torch.float64)
+    mean_N = torch.zeros(numel, dtype=torch.float64, device="cpu")
     if usable:
         # relative weights first: the sum of the weights themselves could overflow
         heaviest = max(c.weight for c in usable)

@@ -122,7 +122,7 @@ class Blockwise:
         if random is None:
             steps_KB.round_()
         else:
-            steps_KB.add_(torch.rand(steps_KB.shape, generator=random, device=steps_KB.device)).floor_()
+            steps_KB.add_(torch.rand(steps_KB.shape, generator=random, dtype=torch.float32, device=steps_KB.device)).floor_()
         q_KB.copy_(steps_KB.clamp_(-self.largest_step, self.largest_step))
         return scale_K1.flatten()
 

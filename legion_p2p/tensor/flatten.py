@@ -50,7 +50,7 @@ class FlatView:
     def read_slice(self, start: int, end: int) -> Tensor:
         """A copy of elements [start, end): 1-D fp32 on the CPU."""
         self._check(start, end)
-        out = torch.empty(end - start, dtype=torch.float32)
+        out = torch.empty(end - start, dtype=torch.float32, device="cpu")
         for p, a, b, at in self._pieces(start, end):
             out[at : at + b - a].copy_(p.detach().reshape(-1)[a:b])
         return out

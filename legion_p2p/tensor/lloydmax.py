@@ -76,7 +76,7 @@ class LloydMax:
         if not bool(((scale_K == 0) | ((scale_K >= LOWEST_SCALE) & (scale_K <= HIGHEST_SCALE))).all()):
             raise CodecError(f"{self.name} body has a scale that is neither 0 nor in 2**-100 to 2**126")
         code_N = packing.unpack(body.read(raw, "uint8", n_packed, 2 * n_blocks), self.bits, numel)
-        values = torch.tensor([*self.levels, *(-level for level in self.levels)])
+        values = torch.tensor([*self.levels, *(-level for level in self.levels)], dtype=torch.float32, device="cpu")
         x_N = values.index_select(0, code_N.int())
         scale_K1 = (scale_K << 16).view(torch.float32)[:, None]
         start = 0
@@ -96,7 +96,11 @@ class LloydMax:
         level_KB = torch.zeros_like(code_KB)
         for low, high in zip(self.levels, self.levels[1:], strict=False):
             level_KB += (unit_KB > (low + high) / 2).view(torch.uint8)
-        value_KB = torch.tensor(self.levels, device=x_KB.device).index_select(0, level_KB.flatten().int()).view_as(x_KB)
+        value_KB = (
+            torch.tensor(self.levels, dtype=torch.float32, device=x_KB.device)
+            .index_select(0, level_KB.flatten().int())
+            .view_as(x_KB)
+        )
         scale_K = (unit_KB * value_KB).sum(dim=1) / value_KB.square().sum(dim=1) * (rms_K1 * largest_K1).flatten()
         torch.add(level_KB, x_KB < 0, alpha=len(self.levels), out=code_KB)
         bits_K = scale_K.to(torch.bfloat16).view(torch.int16).clamp_max(HIGHEST_SCALE)

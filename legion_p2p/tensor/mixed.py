@@ -62,7 +62,7 @@ class Mixed:
         parts = raw[_LENGTH_BYTES:]
         if n_main > len(parts):
             raise CodecError(f"a main part of {n_main} bytes in {len(parts)}")
-        out = torch.empty(numel)
+        out = torch.empty(numel, dtype=torch.float32, device="cpu")
         _scatter(out, self._rest, self._main.decode(parts[:n_main], numel - self._n_dense))
         _scatter(out, self.ranges, self._dense.decode(parts[n_main:], self._n_dense))
         return out

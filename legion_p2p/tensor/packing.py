@@ -56,7 +56,7 @@ def unpack(packed: Tensor, width: int, n: int) -> Tensor:
 
     Raises: CodecError, if there is anything but zeros in the padding.
     """
-    numbers_N = torch.zeros(n, dtype=torch.int32 if width > 8 else torch.uint8)
+    numbers_N = torch.zeros(n, dtype=torch.int32 if width > 8 else torch.uint8, device="cpu")
     offset = 0
     for start, bits in _pieces(width):
         per_byte = 8 // bits

@@ -137,7 +137,7 @@ class TopK:
         code_N = packing.unpack(body.read(raw, "uint8", at_gaps - at_codes, at_codes), self.bits, n_sent)
         gap_N = packing.read_rice(raw[at_gaps:], b, n_sent)
 
-        x_N = torch.zeros(numel)
+        x_N = torch.zeros(numel, dtype=torch.float32, device="cpu")
         chunk = sent = 0
         for x_CB in _chunks(x_N):
             c, k = len(x_CB), self._sent_of(x_CB.shape[1])

@@ -66,9 +66,9 @@ class Checkpoint:
 def cut(pieces: Iterable[Tensor], sizes: Iterable[int]) -> Iterator[Tensor]:
     """The same elements in pieces of other sizes, 1-D; at most one piece of either kind is held. There are enough of them."""
     waiting = iter(pieces)
-    rest = torch.empty(0)
+    rest = torch.empty(0, dtype=torch.float32, device="cpu")
     for size in sizes:
-        out = torch.empty(size)
+        out = torch.empty(size, dtype=torch.float32, device="cpu")
         filled = 0
         while filled < size:
             if not len(rest):

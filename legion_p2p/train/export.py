@@ -103,7 +103,7 @@ def export_dcp(checkpoint: Checkpoint, folder: str | os.PathLike[str], progress:
     with _telling(folder):
         try:
             # backed by a file: torch writes one tensor at a time, and the system decides what of it is in memory
-            flat = torch.from_file(str(whole), shared=True, size=checkpoint.plan.numel, dtype=torch.float32)
+            flat = torch.from_file(str(whole), shared=True, size=checkpoint.plan.numel, dtype=torch.float32, device="cpu")
             at = 0
             for shard in checkpoint.shards(progress):
                 flat[at : at + len(shard)] = shard
@@ -120,7 +120,7 @@ def _values(checkpoint: Checkpoint, params: Iterable[Gpt2Param], progress: Progr
     from_run = checkpoint.parameters(progress)
     for param in params:
         if param.source is None:
-            yield torch.zeros(param.shape)
+            yield torch.zeros(param.shape, dtype=torch.float32, device="cpu")
         else:
             value = next(from_run)[1]
             yield value.T.contiguous() if param.transposed else value
@@ -243,7 +243,7 @@ def _from_dcp(folder: Path, spec: RunSpec) -> Iterator[Tensor]:
     there = {name: tuple(meta.size) for name, meta in listed.items() if hasattr(meta, "size")}
     check_fit([ParamSpec(p.name, there[p.name]) for p in spec.params if p.name in there], spec.params)
     for param in spec.params:
-        value = torch.empty(param.shape)
+        value = torch.empty(param.shape, dtype=torch.float32, device="cpu")
         with warnings.catch_warnings(action="ignore"):  # that there is one process only
             load({param.name: value}, checkpoint_id=folder, no_dist=True)
         yield value

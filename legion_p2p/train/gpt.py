@@ -86,6 +86,7 @@ class GPT(nn.Module):
             self.norm = nn.LayerNorm(config.width, bias=config.bias)
             if not config.tied:
                 self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.to(torch.float32)  # whatever the process's default is: peers that agree on a config start from the same bits
         if shapes_only:
             return
         self.to_empty(device="cpu")
@@ -260,8 +261,8 @@ def shapes_of(config: GPTConfig) -> tuple[ParamSpec, ...]:
 def _rotation(config: GPTConfig) -> Tensor:
     """Cosines and sines of the angles of each position and frequency: (2, T, E / 2)."""
     half = config.width // config.n_head // 2
-    frequency = 10_000.0 ** (-torch.arange(half, dtype=torch.float32) / half)
-    angle = torch.outer(torch.arange(config.context, dtype=torch.float32), frequency)
+    frequency = 10_000.0 ** (-torch.arange(half, dtype=torch.float32, device="cpu") / half)
+    angle = torch.outer(torch.arange(config.context, dtype=torch.float32, device="cpu"), frequency)
     return torch.stack([angle.cos(), angle.sin()])
 
 

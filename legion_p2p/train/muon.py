@@ -156,9 +156,10 @@ def orthogonalize(x_SRC: Tensor) -> Tensor:
     y_SRC = x_SRC / x_SRC.norm(dim=(1, 2), keepdim=True).clamp_min(TINY)
     if y_SRC.is_cuda:
         y_SRC = y_SRC.bfloat16()
-    for _ in range(ITERATIONS):
-        gram_SRR = torch.bmm(y_SRC, y_SRC.mT)
-        y_SRC = torch.baddbmm(y_SRC, torch.baddbmm(gram_SRR, gram_SRR, gram_SRR, beta=b, alpha=c), y_SRC, beta=a)
+    with torch.autocast(y_SRC.device.type, enabled=False):  # a step inside the caller's autocast block gives the same bits
+        for _ in range(ITERATIONS):
+            gram_SRR = torch.bmm(y_SRC, y_SRC.mT)
+            y_SRC = torch.baddbmm(y_SRC, torch.baddbmm(gram_SRR, gram_SRR, gram_SRR, beta=b, alpha=c), y_SRC, beta=a)
     return y_SRC.to(x_SRC.dtype)
 
 

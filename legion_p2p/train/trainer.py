@@ -106,7 +106,7 @@ def sample_text(model: GPT, seed: int, prompt: str = "\ndef ", n: int = SAMPLE_C
     if model.config.vocab_size != 256:
         return ""
     device = next(model.parameters()).device
-    idx = torch.tensor([list(prompt.encode())], device=device)
+    idx = torch.tensor([list(prompt.encode())], dtype=torch.int64, device=device)
     generator = torch.Generator(device=device).manual_seed(seed)
     return decode(model.generate(idx, n, temperature=0.8, top_k=40, generator=generator)[0].tolist())
 
@@ -116,7 +116,7 @@ def choose_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, dtype=torch.float32, device=name)
     except (RuntimeError, AssertionError) as bad:
         raise UsageError(f"device {name!r}: {str(bad).splitlines()[0]}") from bad
     return name

@@ -1,5 +1,7 @@
 """What is changed in libp2p is really changed, in the version that is installed."""
 
+import random
+import sys
 from importlib.metadata import version
 
 import pytest
@@ -57,3 +59,20 @@ async def test_nobody_is_dialed_of_libp2ps_own_accord():
         await a._host.get_network().auto_connector.maybe_connect()
 
         assert b.peer_id not in a.messenger.connected()
+
+
+async def test_pythons_random_state_is_neither_moved_nor_read():
+    async with opened():
+        drawing = [
+            name for name, module in sys.modules.items() if name.startswith("libp2p") and vars(module).get("random") is random
+        ]
+    random.seed(0)
+    expected = random.random()
+    random.seed(0)
+
+    async with opened() as a, opened(of=a) as b:
+        await a.discovery.provide("key")
+        await b.discovery.find("key")
+
+    assert drawing == []
+    assert random.random() == expected
