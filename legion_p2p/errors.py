@@ -139,6 +139,10 @@ class DiskFullError(StoreError):
     """The disk has no room left. What is stored is unharmed; free some space, then try again."""
 
 
+class NotSavedError(StoreError):
+    """What was to be written at the end could not be written where it was asked for, and is elsewhere: the message says where."""
+
+
 class MissingBlockError(StoreError):
     """The store lacks a block, or had to move it aside because it was damaged. Fetch it from somebody who has it."""
 

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
-from legion_p2p.cli.common import SOURCES_HELP, addresses_of_peers, listen_addresses, make_app, run_app
+from legion_p2p.cli.common import SOURCES_HELP, addresses_of_peers, listen_addresses, make_app
+from legion_p2p.cli.running import run_app
 from legion_p2p.config import DEFAULT_BOOTSTRAP_PORT
 from legion_p2p.errors import UsageError
+from legion_p2p.files.paths import user_data_folder
 
 if TYPE_CHECKING:
     from legion_p2p.core.identity import Identity
@@ -70,9 +72,7 @@ def bootstrap(options: Options = Options()) -> int:
 
 
 def default_identity_path() -> Path:
-    from platformdirs import user_data_dir
-
-    return Path(user_data_dir("legion_p2p")) / "bootstrap.key"
+    return user_data_folder() / "bootstrap.key"
 
 
 async def _serve(identity: "Identity", listen: tuple[str, ...], options: Options) -> int:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from legion_p2p.cli.common import DONE, FAILED, addresses_of_peers
+from legion_p2p.cli.common import addresses_of_peers
+from legion_p2p.cli.failures import DONE, FAILED
 from legion_p2p.cli.output import print_json, print_table, progress_bar, table_of
 from legion_p2p.errors import DecodeError, IncompatibleModelError, LegionError, StoreError, UsageError
+from legion_p2p.files.paths import user_data_folder, user_path
 
 if TYPE_CHECKING:
     from legion_p2p.core.cids import Cid
@@ -400,11 +402,9 @@ def _import_car(blocks: "BlockStore", path: Path, quiet: bool) -> "list[Cid]":
 
 @contextlib.contextmanager
 def _opened(folder: str, *, writing: bool = False) -> "Iterator[BlockStore]":
-    from platformdirs import user_data_dir
-
     from legion_p2p.store.blocks import BlockStore
 
-    path = folder or Path(user_data_dir("legion_p2p")) / "store"
+    path = user_path(folder) if folder else user_data_folder() / "store"
     with BlockStore(path, read_only=not writing) as blocks:
         yield blocks
 

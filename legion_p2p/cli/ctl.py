@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from legion_p2p.cli.checkpoint import checkpoint
-from legion_p2p.cli.common import DONE, make_app, run_app
+from legion_p2p.cli.common import make_app
+from legion_p2p.cli.failures import DONE
 from legion_p2p.cli.plan import plan
+from legion_p2p.cli.running import run_and_exit
 from legion_p2p.config import STATUS_PORTS
 from legion_p2p.errors import NetworkError, UsageError
 
@@ -133,7 +135,7 @@ def _watch(host: str, port: int, as_json: bool) -> int:
 
 def main() -> None:
     """The console script."""
-    sys.exit(run_app(app))
+    run_and_exit(app)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,10 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from legion_p2p.cli.common import DONE, FAILED, SOURCES_HELP, Signals, at_least, checked, make_app, run_and_exit
+from legion_p2p.cli.common import SOURCES_HELP, at_least, checked, make_app
+from legion_p2p.cli.failures import DONE, FAILED
+from legion_p2p.cli.running import run_and_exit
+from legion_p2p.cli.signals import Signals
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.errors import ConfigError, UsageError
 

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from legion_p2p.cli.common import Signals
 from legion_p2p.cli.demo_plan import ALONE, LOOPBACK, RUN_NAME, Peer, Plan
 from legion_p2p.cli.demo_processes import ENDED, LINE, Child, Event, ProcessGroup, poll_status
 from legion_p2p.cli.demo_view import DemoView
+from legion_p2p.cli.signals import Signals
 from legion_p2p.observe import human
 from legion_p2p.observe.status import Status
 

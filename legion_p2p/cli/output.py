@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from legion_p2p.cli.common import DONE
+from legion_p2p.cli.failures import DONE
 
 if TYPE_CHECKING:
     from rich.table import Table

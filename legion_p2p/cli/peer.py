@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
-from legion_p2p.cli.common import DONE, SOURCES_HELP, Signals, make_app, run_and_exit
+from legion_p2p.cli.common import SOURCES_HELP, make_app
+from legion_p2p.cli.failures import DONE
 from legion_p2p.cli.peer_options import (
     NewRunOptions,
     NodeOptions,
@@ -24,8 +25,11 @@ from legion_p2p.cli.peer_options import (
     TrainOptions,
     make_job,
 )
+from legion_p2p.cli.running import run_and_exit
+from legion_p2p.cli.signals import Signals
 from legion_p2p.config import Job
 from legion_p2p.errors import LegionError, StoreError, UsageError
+from legion_p2p.files.paths import user_data_folder, user_path
 from legion_p2p.observe import human
 from legion_p2p.observe.events import HANDING_OVER, Events
 from legion_p2p.observe.metrics import JsonSink, PlainSink, handing_over_text
@@ -69,9 +73,7 @@ def pick_identity_slot(folder: Path | None = None) -> Path:
     from legion_p2p.store.identity import is_identity_free
 
     if folder is None:
-        import platformdirs
-
-        folder = Path(platformdirs.user_data_dir("legion_p2p"))
+        folder = user_data_folder()
     for slot in range(1, MAX_IDENTITY_SLOTS + 1):
         path = folder / ("peer.key" if slot == 1 else f"peer-{slot}.key")
         if is_identity_free(path):
@@ -86,7 +88,7 @@ def store_beside(identity: str) -> str:
     """
     if not identity:
         return ""
-    key = Path(identity).expanduser()
+    key = user_path(identity)
     return str(key.with_name("store" if key.stem == "peer" else f"store-{key.stem}"))
 
 

@@ -1,7 +1,6 @@
 """What a person may set of `legion-peer`, and the job that it comes to."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -17,6 +16,7 @@ from legion_p2p.core.retention import parse_retention
 from legion_p2p.core.run import InnerOptimizer
 from legion_p2p.core.units import parse_rate
 from legion_p2p.errors import ConfigError, UsageError
+from legion_p2p.files.paths import Kind, kind_of, shown, user_path
 
 EPHEMERAL = NOWHERE = "none"
 
@@ -204,7 +204,8 @@ def _new_run(which: RunOptions, new: NewRunOptions, training: TrainOptions) -> N
         data = {"name": which.new_run, "seed": training.seed, "round": {}, "inner": {}}
         if training.data:
             # a path means nothing to others: they learn its name, and bring their own
-            data["data"] = Path(training.data).resolve().name if Path(training.data).exists() else training.data
+            path = user_path(training.data)
+            data["data"] = training.data if kind_of(path) is Kind.MISSING else shown(path.resolve().name)
     if which.run and which.run != data["name"]:
         raise UsageError(f"--run {which.run} joins a run, --new-run founds one named {data['name']}: give one of them")
     only = None if new.codec is None else ()

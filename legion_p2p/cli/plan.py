@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 from cyclopts import Parameter
 
-from legion_p2p.cli.common import DONE, at_least, checked
+from legion_p2p.cli.common import at_least, checked
+from legion_p2p.cli.failures import DONE
 from legion_p2p.config import new_run_of
 from legion_p2p.core.presets import DEFAULT_LINKS, Links
 from legion_p2p.core.run import InnerSpec, RunSpec

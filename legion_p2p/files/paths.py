@@ -69,7 +69,10 @@ def user_data_folder() -> Path:
     """The folder for this user's keys and stores. Raises: UsageError, if the user has no home folder."""
     import platformdirs
 
-    folder = Path(platformdirs.user_data_dir("legion_p2p"))
+    try:
+        folder = Path(platformdirs.user_data_dir("legion_p2p"))
+    except RuntimeError:  # newer versions say so themselves
+        folder = Path()
     if not folder.is_absolute():  # an unknown user without HOME: `~` stays as it is, and would be made in the working folder
         raise UsageError("this user has no home folder: set HOME, or name the files with --identity FILE and --store FOLDER")
     return folder

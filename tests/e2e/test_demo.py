@@ -13,7 +13,7 @@ import pytest
 from processes import eventually
 
 from legion_p2p.cli import ctl
-from legion_p2p.cli.common import run_app
+from legion_p2p.cli.running import run_app
 
 KEYS = {
     "run", "n_peers", "local_steps", "tokens", "swarm_val_loss", "lone_val_loss", "digests", "sent_bytes", "received_bytes",

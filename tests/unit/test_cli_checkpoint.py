@@ -7,7 +7,8 @@ import pytest
 from safetensors.torch import load_file
 
 from legion_p2p.cli import ctl
-from legion_p2p.cli.common import DONE, FAILED, MISFIT, USAGE, run_app
+from legion_p2p.cli.failures import DONE, FAILED, MISFIT, USAGE
+from legion_p2p.cli.running import run_app
 from legion_p2p.core.cids import Cid
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.train.gpt import GPTConfig

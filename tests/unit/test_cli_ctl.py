@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from legion_p2p.cli import ctl
-from legion_p2p.cli.common import run_app
+from legion_p2p.cli.running import run_app
 from legion_p2p.errors import UsageError
 from legion_p2p.net import status_http
 from legion_p2p.net.status_http import serve_status
@@ -159,7 +159,7 @@ def test_watching_repeats_until_the_peer_has_gone_or_ctrl_c():
 
 def test_help_is_quick_and_light():
     code = (
-        "import sys; from legion_p2p.cli.ctl import app; from legion_p2p.cli.common import run_app; "
+        "import sys; from legion_p2p.cli.ctl import app; from legion_p2p.cli.running import run_app; "
         "run_app(app, ['status', '--help']); "
         "print('LOADED', [m for m in ('torch', 'libp2p', 'numpy', 'trio') if m in sys.modules])"
     )

@@ -18,7 +18,8 @@ import pytest
 from rich.console import Console
 
 from legion_p2p.cli import peer as cli
-from legion_p2p.cli.common import exit_code_of, run_app
+from legion_p2p.cli.failures import exit_code_of
+from legion_p2p.cli.running import run_app
 from legion_p2p.config import DEFAULT_LISTEN, Job, new_run_of
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.run import InnerSpec
@@ -141,7 +142,7 @@ def failure_of(capsys, *words):
 
 def test_help_is_grouped_and_needs_neither_torch_nor_libp2p(tmp_path):
     code = (
-        "import sys; from legion_p2p.cli.peer import app; from legion_p2p.cli.common import run_app; run_app(app, ['--help']); "
+        "import sys; from legion_p2p.cli.peer import app; from legion_p2p.cli.running import run_app; run_app(app, ['--help']); "
         "print('LOADED', [m for m in ('torch', 'libp2p', 'numpy', 'trio', 'multiaddr') if m in sys.modules])"
     )
 

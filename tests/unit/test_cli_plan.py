@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from legion_p2p.cli import ctl
-from legion_p2p.cli.common import run_app
+from legion_p2p.cli.running import run_app
 from legion_p2p.config import Job, NewRun
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.dashboard.forecast import render_forecast

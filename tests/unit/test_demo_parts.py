@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from legion_p2p.cli import demo, demo_processes
-from legion_p2p.cli.common import run_app
 from legion_p2p.cli.demo_plan import Plan
 from legion_p2p.cli.demo_processes import ENDED, ProcessGroup
+from legion_p2p.cli.running import run_app
 from legion_p2p.config import NewRun
 from legion_p2p.dashboard.plot import draw_demo
 from legion_p2p.errors import ConfigError, UsageError
@@ -22,7 +22,7 @@ from legion_p2p.errors import ConfigError, UsageError
 
 def test_help_imports_neither_torch_nor_libp2p():
     code = (
-        "import sys; from legion_p2p.cli import demo, demo_swarm, demo_view; from legion_p2p.cli.common import run_app\n"
+        "import sys; from legion_p2p.cli import demo, demo_swarm, demo_view; from legion_p2p.cli.running import run_app\n"
         "run_app(demo.app, ['--help']); sys.exit(any(m in sys.modules for m in ('torch', 'libp2p', 'matplotlib')))"
     )
 

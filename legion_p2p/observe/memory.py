@@ -1,0 +1,51 @@
+"""How much memory this process has, and may have: by the machine, by its control group (a container), by its own limits."""
+
+import contextlib
+from pathlib import Path
+
+import msgspec
+import psutil
+
+_CGROUP_MAX = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_NOW = Path("/sys/fs/cgroup/memory.current")
+_CGROUP1_MAX = Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_CGROUP1_NOW = Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")
+_NO_LIMIT = 1 << 60  # version 1 of control groups writes a number about as large where there is none
+
+
+class FreeMemory(msgspec.Struct, frozen=True):
+    """Bytes that the process may still take, and what bounds them, in words."""
+
+    n_bytes: int
+    bound_by: str
+
+
+def used_memory() -> int:
+    """Bytes of memory that the process has now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def free_memory() -> FreeMemory:
+    """The least of what the machine, the control group and the process's own limit leave."""
+    bounds = [FreeMemory(psutil.virtual_memory().available, "the machine's free memory")]
+    bounds += filter(None, (_by_limit(), _by_group(_CGROUP_MAX, _CGROUP_NOW), _by_group(_CGROUP1_MAX, _CGROUP1_NOW)))
+    return min(bounds, key=lambda bound: bound.n_bytes)
+
+
+def _by_limit() -> FreeMemory | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return None
+    return FreeMemory(limit - int(psutil.Process().memory_info().vms), "its limit on address space, ulimit -v")
+
+
+def _by_group(limit: Path, now: Path) -> FreeMemory | None:
+    with contextlib.suppress(OSError, ValueError):
+        n_bytes = int(limit.read_text())  # "max": no limit, and no number
+        if n_bytes < _NO_LIMIT:
+            return FreeMemory(n_bytes - int(now.read_text()), "the limit of its container or control group")
+    return None
