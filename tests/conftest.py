@@ -4,8 +4,14 @@ import os
 
 import pytest
 import torch
+from hypothesis import settings
+from leftovers import pytest_configure, pytest_unconfigure
+
+__all__ = ["pytest_configure", "pytest_unconfigure", "pytest_xdist_auto_num_workers"]
 
 torch.set_num_threads(1)
+settings.register_profile("any machine", deadline=None)  # a busy machine is not a failure
+settings.load_profile("any machine")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

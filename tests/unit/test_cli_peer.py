@@ -106,7 +106,22 @@ def environment(tmp_path, **more):
 def start(tmp_path, *words, code=DRIVER, **kwargs):
     env = environment(tmp_path, **kwargs.pop("env", {}))
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | kwargs
-    return subprocess.Popen([sys.executable, "-c", code, *words], env=env, cwd=tmp_path, **pipes)
+    process = subprocess.Popen([sys.executable, "-c", code, *words], env=env, cwd=tmp_path, **pipes)
+    _started.append(process)
+    return process
+
+
+_started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def none_goes_on():
+    """A command that a failed test started does not slow the next tests down."""
+    yield
+    while _started:
+        process = _started.pop()
+        process.kill()
+        process.wait()
 
 
 def run(tmp_path, *words, **kwargs):
@@ -418,6 +433,24 @@ def test_the_first_signal_leaves_in_order(number, code, tmp_path):
     assert process.returncode == code
     assert "left run demo: " in out and "to come back: " in out
     assert err == "legion-peer: leaving the run; Ctrl+C again leaves at once\n"
+
+
+def test_under_nohup_it_survives_the_terminal_and_still_leaves_in_order_when_interrupted(tmp_path):
+    def as_nohup_and_an_ampersand_do():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    process = start(tmp_path, "--new-run", "demo", "--identity", "none", preexec_fn=as_nohup_and_an_ampersand_do)
+    process.stdout.readline()
+
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    went_on = process.poll() is None and select.select([process.stderr], [], [], 0)[0] == []
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=10)
+
+    assert went_on
+    assert process.returncode == 130 and "left run demo" in out
 
 
 def test_a_second_signal_leaves_at_once_even_from_a_trainer_that_does_not_listen(tmp_path):
