@@ -40,7 +40,7 @@ from legion_p2p.core.access_link import LinkProfile
 from legion_p2p.core.presets import LINKS
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.run import RoundSpec
-from legion_p2p.services.run.participant import Progress
+from legion_p2p.services.run.progress import Progress
 from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import SimPeer, Swarm
 from legion_p2p.tensor.flatten import FlatView

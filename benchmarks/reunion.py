@@ -24,7 +24,7 @@ from convergence import evaluate
 from regions import PLACES, SPREAD, Peers, mean_steps
 from trio.testing import MockClock
 
-from legion_p2p.services.run.participant import Progress
+from legion_p2p.services.run.progress import Progress
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.corpus import stdlib_text
 from legion_p2p.train.gpt import GPT

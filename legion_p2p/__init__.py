@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Engine": "legion_p2p.services.run.engine",
+    "Run": "legion_p2p.services.run.run",
     "Events": "legion_p2p.observe.events",
-    "RunCreation": "legion_p2p.services.run.engine",
+    "RunCreation": "legion_p2p.services.run.joiner",
     "LegionError": "legion_p2p.errors",
     "MuonAdamW": "legion_p2p.train.muon",
     "OneBitAdam": "legion_p2p.train.onebit",
     "Optimizer": "legion_p2p.peer",
     "PeerConfig": "legion_p2p.config",
-    "Progress": "legion_p2p.services.run.participant",
+    "Progress": "legion_p2p.services.run.progress",
     "RoundSpec": "legion_p2p.core.run",
     "RunSpec": "legion_p2p.core.run",
     "Status": "legion_p2p.observe.status",
@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from legion_p2p.observe.events import Events
     from legion_p2p.observe.status import Status
     from legion_p2p.peer import Optimizer, open_peer
-    from legion_p2p.services.run.engine import Engine, RunCreation
-    from legion_p2p.services.run.participant import Progress
+    from legion_p2p.services.run.joiner import RunCreation
+    from legion_p2p.services.run.progress import Progress
+    from legion_p2p.services.run.run import Run
     from legion_p2p.train.muon import MuonAdamW
     from legion_p2p.train.onebit import OneBitAdam
 

@@ -35,7 +35,10 @@ from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import Status
 from legion_p2p.services.ports import Offload
 from legion_p2p.services.run.discovery import SEARCH_S, find_run
-from legion_p2p.services.run.engine import Engine, Params, RunCreation, running
+from legion_p2p.services.run.joiner import Params, RunCreation, creating, joining
+from legion_p2p.services.run.lobby import PeerParts
+from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.averaging import AverageResult, average_once
@@ -69,12 +72,11 @@ async def open_peer(
     status: bool = True,
     search_s: float = SEARCH_S,
     start: Tensor | None = None,
-    early: Callable[[Engine], None] | None = None,
     store: str | Path = "",
     store_limit_bytes: int | None = None,
     keep: str = "last=3",
     volunteer_relay: bool = False,
-) -> AsyncIterator[Engine]:
+) -> AsyncIterator[Run]:
     """A peer in a run, for as long as the block lasts. Under trio.
 
     `run` is the name or id of a run to join; or `founding` describes one to found. `params` are those of the model that shall
@@ -128,24 +130,20 @@ async def open_peer(
             network, network_scope = await nursery.start(host)
             try:
                 await _join(network, run, archive, disk, events)
-                async with running(
+                parts = PeerParts(
                     network,
-                    run=run,
-                    founding=founding,
-                    params=params,
                     offload=ThreadOffload(),
                     mailbox=Mailbox(),
                     events=events,
                     config=config,
                     rng=random.Random(),
-                    search_s=search_s,
-                    start=start,
-                    early=early,
                     archive=archive,
                     disk=disk,
-                ) as engine:
+                )
+                entering = creating(parts, founding) if founding else joining(parts, run, params, search_s=search_s, start=start)
+                async with entering as engine:
                     if status:
-                        where = await nursery.start(partial(serve_status, engine.status))
+                        where = await nursery.start(partial(serve_status, partial(status_of, engine)))
                         events.emit("status.served", address=where)
                     yield engine
             finally:
@@ -262,7 +260,7 @@ class Optimizer(SwarmOptimizer):
             spec.plan()
             founding = RunCreation(spec, view.snapshot())
 
-        def opener() -> AbstractAsyncContextManager[Engine]:
+        def opener() -> AbstractAsyncContextManager[Run]:
             return open_peer(
                 "" if founding else run,
                 founding=founding,
@@ -354,7 +352,7 @@ def average(
             raise IncompatibleModelError(f"run {run!r} averages with codec {spec.round.push_codec!r}, asked for was {codec!r}")
         return params
 
-    def opener() -> AbstractAsyncContextManager[Engine]:
+    def opener() -> AbstractAsyncContextManager[Run]:
         return open_peer(
             "" if founding else run,
             founding=founding,
@@ -393,7 +391,7 @@ def convert_name(name: str) -> str:
         raise UsageError(f"run name {name!r}: allowed are {allowed}") from None
 
 
-def _check_rounds(engine: Engine, expected: dict[str, Any]) -> None:
+def _check_rounds(engine: Run, expected: dict[str, Any]) -> None:
     """Check that a run averages as the caller expects. Raises: IncompatibleModelError, naming what differs."""
     assert engine.spec is not None
     for name, value in expected.items():
@@ -461,7 +459,7 @@ async def _look_up(job: Job) -> RunSpec:
 
 
 def _opener_of(job: Job, *, founding: RunCreation | None, params: Params, events: Events) -> Opener:
-    def opener() -> AbstractAsyncContextManager[Engine]:
+    def opener() -> AbstractAsyncContextManager[Run]:
         return open_peer(
             "" if founding else job.run,
             founding=founding,

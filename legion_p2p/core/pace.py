@@ -5,7 +5,7 @@ does as many of its own steps as fit (the dynamic local updates of Liu et al. 20
 """
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MAX_SPEEDUP = 8  # a peer eight times the median does eight times the steps; beyond that it would drift too far
 
@@ -28,6 +28,14 @@ def local_steps(reference: int, own_step_s: float, others_step_s: Iterable[float
         return min(max(reference, least), most)
     period_s = reference * statistics.median_low(measured)  # of two peers the quicker one: the slow one does less
     return min(max(round(min(period_s / own_step_s, MAX_SPEEDUP * reference)), least), most)
+
+
+def run_step(own: int, others: Sequence[int]) -> int:
+    """Steps of the run: those that this peer has counted, or what most of the others announce, if that is more.
+
+    The highest announcement is not believed: newcomers take the step over and announce it, so one lie would last for ever.
+    """
+    return max(own, statistics.median_low(others) if others else 0)
 
 
 class Ewma:

@@ -21,11 +21,14 @@ from torch import Tensor
 from legion_p2p.concurrency.notify import Notify
 from legion_p2p.config import PeerConfig, Weight
 from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import RoundSpec, RunSpec
 from legion_p2p.observe.events import Event, Events
-from legion_p2p.services.run.engine import Engine, RunCreation, running
-from legion_p2p.services.run.participant import Progress
+from legion_p2p.observe.status import Status
+from legion_p2p.services.run.joiner import RunCreation, creating, joining
+from legion_p2p.services.run.lobby import PeerParts
+from legion_p2p.services.run.progress import Progress
+from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.sim.network import SimNetwork, World
@@ -76,7 +79,7 @@ class SimPeer:
         self.events = Events(wall_time=trio.current_time)
         self.log: list[Event] = []
         self.events.add_sink(self.log.append)
-        self.engine: Engine
+        self.engine: Run
         self.target = target
         self.step_s = step_s
         self.rate = 0.005
@@ -103,6 +106,9 @@ class SimPeer:
     @property
     def id(self) -> PeerId:
         return self.network.identity.peer_id
+
+    def status(self) -> Status:
+        return status_of(self.engine)
 
     def wall_time(self) -> float:
         return BEGAN_AT + trio.current_time() + self.clock_off_s
@@ -220,20 +226,20 @@ class Swarm:
         step_s: float | None = None,
         weight: Weight = 1.0,
         training: bool = True,
-        founds: bool | None = None,
+        creates: bool | None = None,
         clock_off_s: float = 0.0,
         region: str = "",
         relay: bool = False,
     ) -> SimPeer:
-        """Start a peer without waiting for it; the first one founds the run."""
+        """Start a peer without waiting for it; the first one creates the run."""
         network = self.world.join(self.identity(name))
         peer = SimPeer(self, name, network, self.target(name), step_s or self.step_s)
         peer.training = training
         peer.clock_off_s = clock_off_s
-        founds = not self.peers if founds is None else founds
+        creates = not self.peers if creates is None else creates
         self.peers[name] = peer
         config = msgspec.structs.replace(self.config, weight=weight, region=region or self.config.region, volunteer_relay=relay)
-        self._nursery.start_soon(self._run, peer, founds, config)
+        self._nursery.start_soon(self._run, peer, creates, config)
         return peer
 
     async def kill(self, name: str) -> None:
@@ -241,7 +247,7 @@ class Swarm:
         peer = self.peers.pop(name)
         self.world.kill(peer.id)
         if peer.joined.is_set():
-            peer.engine.leaving = True  # so that it does nothing on the way out
+            peer.engine.presence.leave()  # so that it does nothing on the way out
         peer.scope.cancel()
         await peer.ended.wait()
 
@@ -287,15 +293,15 @@ class Swarm:
         # Every one is asked every time: each counts for how long the others have agreed with it.
         await self.until(lambda: {peer.engine.all_done() for peer in self.living()} == {True}, timeout_s, "all done and equal")
 
-    async def _run(self, peer: SimPeer, founds: bool, config: PeerConfig) -> None:
+    async def _run(self, peer: SimPeer, creates: bool, config: PeerConfig) -> None:
         try:
-            await self._live(peer, founds, config)
+            await self._live(peer, creates, config)
         finally:
             peer.ended.set()
 
-    async def _live(self, peer: SimPeer, founds: bool, config: PeerConfig) -> None:
+    async def _live(self, peer: SimPeer, creates: bool, config: PeerConfig) -> None:
         with peer.scope:
-            async with self._opened(peer, founds, config) as engine:
+            async with self._opened(peer, creates, config) as engine:
                 peer.engine = engine
                 plan = engine.plan
                 local = LocalCopy(peer.view, [plan.bounds(s) for s in range(plan.n_shards)], exact=True, mixing=self.round.mixing)
@@ -306,31 +312,11 @@ class Swarm:
         peer.network.close()
 
     @asynccontextmanager
-    async def _opened(self, peer: SimPeer, founds: bool, config: PeerConfig) -> AsyncIterator[Engine]:
+    async def _opened(self, peer: SimPeer, creates: bool, config: PeerConfig) -> AsyncIterator[Run]:
         params = param_specs(peer.view)
-        founding = RunCreation(RunSpec("sim", "", params, self.round), self.start_at) if founds else None
         archive = None if self.stores is None else Archive(BlockStore(self.stores / peer.name), peer.network.identity)
-        try:
-            async with self._running(peer, params, founding, config, archive) as engine:
-                yield engine
-        finally:
-            if archive is not None:
-                archive.close()
-
-    @asynccontextmanager
-    async def _running(
-        self,
-        peer: SimPeer,
-        params: Sequence[ParamSpec],
-        founding: RunCreation | None,
-        config: PeerConfig,
-        archive: Archive | None,
-    ) -> AsyncIterator[Engine]:
-        async with running(
+        parts = PeerParts(
             peer.network,
-            run="" if founding else "sim",
-            founding=founding,
-            params=params,
             offload=inline,
             mailbox=peer.mailbox,
             events=peer.events,
@@ -338,5 +324,14 @@ class Swarm:
             rng=random.Random(f"{self._seed}/{peer.name}"),
             wall_time=peer.wall_time,
             archive=archive,
-        ) as engine:
-            yield engine
+        )
+        try:
+            if creates:
+                entering = creating(parts, RunCreation(RunSpec("sim", "", params, self.round), self.start_at))
+            else:
+                entering = joining(parts, "sim", params)
+            async with entering as run:
+                yield run
+        finally:
+            if archive is not None:
+                archive.close()

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import JoinError, NetworkError
-from legion_p2p.services.run.engine import Engine
-from legion_p2p.services.run.participant import Progress
+from legion_p2p.services.run.progress import Progress
+from legion_p2p.services.run.run import Run
 from legion_p2p.services.shards.replica import LocalChange, Replica
 
 LOOK_EVERY_S = 0.1  # a shard's notify may be rung for somebody else
@@ -55,7 +55,7 @@ class Mean:
     received_bytes: int
 
 
-async def average_once(engine: Engine, values: Tensor, n_peers: int, gather_s: float) -> Mean:
+async def average_once(engine: Run, values: Tensor, n_peers: int, gather_s: float) -> Mean:
     """Average `values` (1-D fp32) with everybody in a run of zeros. In the peer's thread.
 
     Raises: JoinError, if fewer than `n_peers` came within `gather_s`, or the round is over already; NetworkError, if this peer
@@ -131,12 +131,12 @@ async def _follow(replica: Replica, outcome: _Outcome) -> None:
     outcome.told = {} if last is None else {f.peer: f.reason for f in last.header.failed}
 
 
-def _taking_part(engine: Engine) -> set[PeerId]:
+def _taking_part(engine: Run) -> set[PeerId]:
     """Members that hold the zeros and are about to push, or have pushed."""
     return {PeerId(a.peer_id) for a in engine.members.everyone() if a.ready and (a.training or a.done)}
 
 
-async def _meet(engine: Engine) -> None:
+async def _meet(engine: Run) -> None:
     """Tell everybody known at once: gossip may take seconds to find its mesh."""
     async with trio.open_nursery() as nursery:
         for member in engine.members.table.counted():

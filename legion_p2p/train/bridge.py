@@ -13,10 +13,11 @@ import trio
 from legion_p2p.errors import ClosedError
 from legion_p2p.observe.events import HANDING_OVER, Event
 from legion_p2p.observe.metrics import handing_over_text
-from legion_p2p.services.run.engine import LEAVE_S, Engine
+from legion_p2p.services.run.leaving import LEAVE_S
+from legion_p2p.services.run.run import Run
 
 T = TypeVar("T")
-Opener = Callable[[], AbstractAsyncContextManager[Engine]]
+Opener = Callable[[], AbstractAsyncContextManager[Run]]
 
 POLL_S = 0.1
 CLOSE_S = 5.0  # a peer with a small model has left after 2 s, on a busy machine; a larger one goes on leaving in the background
@@ -35,7 +36,7 @@ class PeerThread:
         self._opener = opener
         self._ready = threading.Event()
         self._failure: BaseException | None = None
-        self._engine: Engine | None = None
+        self._engine: Run | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._thread = threading.Thread(target=self._run, name="legion-peer", daemon=True)
         self._thread.start()
@@ -52,7 +53,7 @@ class PeerThread:
         _open_threads.add(self)
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Run:
         """The engine. Reading plain attributes is safe from any thread; everything else goes through `call` or `post`."""
         if self._engine is None:
             raise ClosedError("this peer has not joined a run")

@@ -17,8 +17,9 @@ from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.errors import ClosedError, UsageError
 from legion_p2p.observe.status import Status
-from legion_p2p.services.run.engine import Engine
-from legion_p2p.services.run.participant import Progress
+from legion_p2p.services.run.progress import Progress
+from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
@@ -152,7 +153,7 @@ class SwarmOptimizer(torch.optim.Optimizer):
     @property
     def status(self) -> Status:
         """What the peer knows now."""
-        return self._thread.call(self._engine.status)
+        return self._thread.call(status_of, self._engine)
 
     @property
     def blocked_s(self) -> float:
@@ -270,7 +271,7 @@ class SwarmOptimizer(torch.optim.Optimizer):
     # inner steps
 
     @property
-    def _engine(self) -> Engine:
+    def _engine(self) -> Run:
         return self._thread.engine
 
     def _count_training(self) -> int:

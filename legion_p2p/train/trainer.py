@@ -23,7 +23,8 @@ from legion_p2p.errors import ClosedError, DecodeError, IncompatibleModelError, 
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.metrics import JOIN_WITH, JsonlSink
 from legion_p2p.observe.status import Status
-from legion_p2p.services.run.engine import Engine, RunCreation
+from legion_p2p.services.run.joiner import RunCreation
+from legion_p2p.services.run.run import Run
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.bridge import AT_EXIT_S, Opener, PeerThread
 from legion_p2p.train.corpus import Corpus, decode, open_text
@@ -230,7 +231,7 @@ class Trainer:
             self._finish(opt)
         return self._conclude(model, opt, corpus, engine, thread, out, reason)
 
-    def _share_of(self, corpus: Corpus, spec: RunSpec, context: int, engine: Engine, thread: PeerThread) -> ChunkedWindows:
+    def _share_of(self, corpus: Corpus, spec: RunSpec, context: int, engine: Run, thread: PeerThread) -> ChunkedWindows:
         chunk_tokens = default_chunk_tokens(len(corpus.train), context)
         ledger = ChunkLedger(n_chunks_of(len(corpus.train), chunk_tokens), engine.me)
         living: list[PeerId] = []
@@ -256,14 +257,14 @@ class Trainer:
         thread.call(begin)
         return data
 
-    def _go_on(self, engine: Engine, data: ChunkedWindows) -> None:
+    def _go_on(self, engine: Run, data: ChunkedWindows) -> None:
         """Read on where this peer stopped, if it resumes; and let checkpoints say where it is from now on."""
         if engine.restored is not None:
             try:
                 restore_state(engine.restored.state, engine.me, data)
             except DecodeError as bad:
                 self.events.emit("data.begins_anew", reason=str(bad))
-        engine.trainer_state = lambda: training_state(engine.me, data)
+        engine.checkpoints.trainer_state = lambda: training_state(engine.me, data)
 
     def _wait_for_members(self, opt: SwarmOptimizer) -> None:
         while self.job.wait_for_members and not self.stop.requested:
@@ -322,7 +323,7 @@ class Trainer:
             self._show(opt)
 
     def _conclude(
-        self, model: GPT, opt: SwarmOptimizer, corpus: Corpus, engine: Engine, thread: PeerThread, out: Path | None, reason: str
+        self, model: GPT, opt: SwarmOptimizer, corpus: Corpus, engine: Run, thread: PeerThread, out: Path | None, reason: str
     ) -> Outcome:
         flat = opt.common_parameters()
         digest = opt.common_digest()
@@ -333,7 +334,7 @@ class Trainer:
             val_loss = evaluate(model, corpus, FINAL_EVAL_WINDOWS, self._device)
         if out is not None:
             load_flat(model, flat)
-            self._save(model, out, {"run": engine.run, "digest": digest, "step": str(opt.steps)})
+            self._save(model, out, {"run": engine.id, "digest": digest, "step": str(opt.steps)})
         self.events.emit(
             "run.finished",
             reason=reason,

@@ -30,7 +30,7 @@ def test_a_peer_that_is_interrupted_gives_its_shards_away_and_then_leaves(tmp_pa
     founding = ("--new-run", name, "--preset", "xxs", "--local-steps", "3", "--batch", "1")
     peers = [start(tmp_path, 0, *founding, "--initial-peers", bootstrap)]
     try:
-        peers[0].wait_for("run.founded")
+        peers[0].wait_for("run.created")
         peers += [start(tmp_path, i, "--run", name, "--initial-peers", bootstrap) for i in (1, 2)]
         for peer in peers[1:]:
             peer.wait_for("run.joined")

@@ -50,7 +50,7 @@ def test_a_run_whose_peers_were_all_killed_goes_on_from_their_disks(tmp_path: Pa
     address = f"/ip4/127.0.0.1/tcp/{ports[0]}/p2p/{peer_id(tmp_path, 0)}"
     peers = [start(tmp_path, 0, ports[0], "--new-run", name, "--preset", "xxs", "--local-steps", "3", "--batch", "1")]
     try:
-        peers[0].wait_for("run.founded")
+        peers[0].wait_for("run.created")
         peers += [start(tmp_path, i, ports[i], "--run", name, "--initial-peers", address) for i in (1, 2)]
         for peer in peers[1:]:
             peer.wait_for("run.joined")

@@ -48,8 +48,9 @@ from legion_p2p.net.messenger import PROTOCOLS
 from legion_p2p.net.wire import VERSION
 from legion_p2p.peer import open_peer
 from legion_p2p.services.ports import Lane
-from legion_p2p.services.run.engine import Engine, RunCreation
-from legion_p2p.services.run.participant import Progress
+from legion_p2p.services.run.joiner import RunCreation
+from legion_p2p.services.run.progress import Progress
+from legion_p2p.services.run.run import Run
 from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import FlatView
@@ -64,7 +65,7 @@ TYPED |= {"BusyError", "NotServingError", "UnknownVersionError"}  # the messenge
 QUIET = NetConfig(dht_server=False)
 
 
-async def train(engine: Engine) -> None:
+async def train(engine: Run) -> None:
     """Pull a toy model towards ones, step by step."""
     theta = torch.nn.Parameter(torch.zeros(NUMEL))
     plan = engine.plan
@@ -86,7 +87,7 @@ class Victim:
     """A peer that founded a run and trains, in a thread with an event loop of its own."""
 
     def __init__(self) -> None:
-        self.engine: Engine
+        self.engine: Run
         self._token: trio.lowlevel.TrioToken
         self._ready = threading.Event()
         self._end: trio.Event
@@ -239,7 +240,7 @@ class Stranger:
             await self._gone.wait()
 
     async def become_member(self) -> None:
-        own = Announcement(self.network.peer_id, self._victim.engine.run, 1, 1)
+        own = Announcement(self.network.peer_id, self._victim.engine.id, 1, 1)
         hello = Exchange(own.run, (sign(own, self.network.identity),))
         assert await ask(self.network, self._victim, encode(hello)) == ""
 
@@ -265,10 +266,7 @@ def test_no_request_body_ends_the_host_and_each_is_answered_or_refused_with_a_ty
             if not now:
                 now.append(await victim.meet())
                 await now[0].become_member()
-            if isinstance(what, bytes):
-                body = what
-            else:
-                body = what[1](valid_messages(victim.engine.run, now[0].network.peer_id)[what[0]])
+            body = what if isinstance(what, bytes) else what[1](valid_messages(victim.engine.id, now[0].network.peer_id)[what[0]])
             try:
                 kinds.add(await ask(now[0].network, victim, body, lane))
             except UnreachableError:
@@ -332,7 +330,7 @@ def test_frames_too_large_or_not_even_frames_cost_the_connection_and_not_the_hos
 
 
 def test_an_envelope_of_an_unknown_version_is_refused_by_name_and_the_stream_goes_on(victim: Victim) -> None:
-    ping = encode(Ping(victim.engine.run))
+    ping = encode(Ping(victim.engine.id))
 
     async def main() -> bytes:
         async with stranger(victim) as network:
@@ -351,7 +349,7 @@ def test_an_exception_in_a_handler_is_an_answer_and_ends_nothing(victim: Victim,
 
     async def main() -> tuple[str, str]:
         async with stranger(victim) as network:
-            shard = encode(GetShard(victim.engine.run, 0))
+            shard = encode(GetShard(victim.engine.id, 0))
             with monkeypatch.context() as bug:
                 bug.setattr(victim.engine.shards, "on_request", broken)
                 while_broken = await ask(network, victim, shard, Lane.BULK)

@@ -48,7 +48,7 @@ class Liar:
         self.id: PeerId = self.identity.peer_id
         self.network = swarm.world.join(self.identity)
         self.honest = list(swarm.living())
-        self.run = self.honest[0].engine.run
+        self.run = self.honest[0].engine.id
         self.asked: list[Message] = []
         self.answers: dict[type, Callable[[], Reply]] = {}
         self._seq = 0

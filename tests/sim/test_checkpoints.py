@@ -63,7 +63,7 @@ async def killed_at_once(folder: Path, names: str, train_s: float = 25) -> list[
 
 
 async def started(swarm: Swarm, names: str, training: bool = True) -> list[SimPeer]:
-    peers = [swarm.start(name, founds=False, training=training) for name in names]
+    peers = [swarm.start(name, creates=False, training=training) for name in names]
     for peer in peers:
         await peer.joined.wait()
     return peers
@@ -81,7 +81,7 @@ async def test_a_swarm_that_was_killed_at_once_goes_on_where_it_was(tmp_path: Pa
     async with swarm_in(tmp_path) as swarm:
         peers = await started(swarm, "abc")
 
-        assert len({peer.engine.run for peer in peers}) == 1
+        assert len({peer.engine.id for peer in peers}) == 1
         assert all(reached(peer, before) for peer in peers)
         newest = [version for version, _ in before]
         await swarm.until(lambda: all(min(p.versions()) > max(newest) + 3 for p in peers), 60, "versions go on")
@@ -123,7 +123,7 @@ async def test_one_that_comes_back_alone_founds_no_second_run(tmp_path: Path, au
         await trio.sleep(20)
         late, other = await started(swarm, "bc")
 
-        assert first.engine.run == late.engine.run == other.engine.run
+        assert first.engine.id == late.engine.id == other.engine.id
         assert late.engine.restored is not None
         await swarm.settle()
         assert swarm.agree()
@@ -184,7 +184,7 @@ async def test_peers_are_found_by_the_checkpoints_that_they_have_and_the_shards_
 ):
     async with swarm_in(tmp_path) as swarm:
         await trained(swarm, "abc")
-        peers, run = swarm.living(), swarm.peers["a"].engine.run
+        peers, run = swarm.living(), swarm.peers["a"].engine.id
         seeker = swarm.world.join(swarm.identity("seeker")).discovery
 
         async def found(key: str) -> set[str]:
@@ -192,15 +192,15 @@ async def test_peers_are_found_by_the_checkpoints_that_they_have_and_the_shards_
 
         assert await found(checkpoint_key(run)) == {peer.id for peer in peers}
         for peer in peers:
-            kept = peer.engine._archive.kept
+            kept = peer.engine.lobby.parts.archive.kept
             for cid in kept:
                 assert peer.id in await found(block_key(cid))
             owned = {shard_key(run, peer.engine.region, shard) for shard in peer.engine.shards.owned()}
             for key in owned:
                 assert await found(key) == {peer.id}
             expected = {run_key(run), name_key("sim"), checkpoint_key(run), *map(block_key, kept)} | owned
-            assert peer.engine._advertise._provided == expected
-            assert len(list(peer.engine._archive.store)) > len(expected)
+            assert peer.engine.advertise._provided == expected
+            assert len(list(peer.engine.lobby.parts.archive.store)) > len(expected)
 
 
 async def test_a_fetch_that_was_stopped_goes_on(tmp_path: Path, autojump_clock):
@@ -236,7 +236,7 @@ async def test_a_provider_that_lies_is_reported_and_dropped_and_the_others_suffi
     async with swarm_in(tmp_path) as swarm:
         root = await trained(swarm, "abc")
         liar = swarm.peers["b"]
-        liar.engine._provider = Liar(liar.engine._provider)
+        liar.engine.lobby.provider = Liar(liar.engine.lobby.provider)
         with BlockStore(tmp_path / "fetched") as store:
             fetching = fetcher(swarm, store)
             reported = []
@@ -255,7 +255,7 @@ async def test_an_answer_has_its_limit_and_asks_of_nonsense_cost_standing(tmp_pa
         donor = swarm.peers["a"]
         stranger = swarm.world.join(swarm.identity("stranger"))
         stranger.messenger.add_addresses(donor.id, donor.network.messenger.addresses())
-        size = len(donor.engine._archive.get(root))
+        size = len(donor.engine.lobby.parts.archive.get(root))
 
         async def ask(message):
             return decode_reply(await stranger.messenger.request(donor.id, encode(message), lane=Lane.BULK))

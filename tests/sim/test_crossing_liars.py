@@ -23,13 +23,13 @@ async def honest_and_liar(swarm: Swarm) -> tuple[SimPeer, SimPeer]:
 
 def whole(liar: SimPeer, value: torch.Tensor, *, number: int, name: str = "bf16") -> bytes:
     payload = codec.get(name).encode(value)
-    return encode(SyncRequest(liar.engine.run, 0, "west", number, b"", 0.5, None, False, name, payload))
+    return encode(SyncRequest(liar.engine.id, 0, "west", number, b"", 0.5, None, False, name, payload))
 
 
 async def test_an_absurd_copy_is_refused_and_whoever_sent_it_is_reported_until_it_is_kept_out(autojump_clock):
     async with Swarm(round=ROUND, step_s=0.2) as swarm:
         honest, liar = await honest_and_liar(swarm)
-        liar.engine.crossing.schedule.due = lambda replica: None
+        liar.engine.region_sync.schedule.due = lambda replica: None
         before = honest.engine.common_parameters()
         with pytest.raises(RefusedError, match="a copy of norm") as refused:
             await liar.engine.messenger.request(honest.id, whole(liar, 1e6 * torch.ones(64), number=1))
@@ -56,7 +56,7 @@ async def test_a_copy_far_from_ours_moves_us_no_further_than_our_own_training_di
     async with Swarm(round=ROUND, step_s=0.2) as swarm:
         honest, liar = await honest_and_liar(swarm)
         for peer in (honest, liar):
-            peer.engine.crossing.schedule.due = lambda replica: None
+            peer.engine.region_sync.schedule.due = lambda replica: None
         await trio.sleep(5)
         for number in range(12):
             far = 5 * honest.engine.common_parameters().norm() * torch.ones(64) / 8
@@ -77,8 +77,8 @@ async def test_an_answer_that_moves_us_further_than_we_agreed_to_is_not_followed
             own = honest.engine.common_parameters()
             return SyncReply(codec.get(message.codec).encode(4 * own.norm() * torch.ones(64) / 8))
 
-        liar.engine.crossing.on_cross = lie
-        liar.engine.crossing.schedule.due = lambda replica: None
+        liar.engine.region_sync.on_request = lie
+        liar.engine.region_sync.schedule.due = lambda replica: None
         await trio.sleep(60)
 
         failed = honest.events_named("cross.failed")

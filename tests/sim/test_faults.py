@@ -9,7 +9,8 @@ from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.core.wire import GetSpec, Push, encode
 from legion_p2p.errors import IncompatibleModelError, JoinError, RefusedError, RunExistsError, UnknownRunError
-from legion_p2p.services.run.engine import RunCreation, running
+from legion_p2p.services.run.joiner import RunCreation, creating, joining
+from legion_p2p.services.run.lobby import PeerParts
 from legion_p2p.sim.swarm import Swarm
 
 LOSSY = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", shard_elements=16)
@@ -154,7 +155,7 @@ async def test_an_unknown_name_is_an_error_and_founds_nothing(autojump_clock):
         network = swarm.world.join(swarm.identity("lost"))
 
         with pytest.raises(UnknownRunError, match=r"no peer knows a run named 'sym'.*new-run"):
-            async with running_alone(network, run="sym"):
+            async with joining(parts_of(network), "sym"):
                 pass
 
 
@@ -168,7 +169,7 @@ async def test_founding_a_name_that_is_taken_is_an_error(autojump_clock):
         founding = RunCreation(a.engine.spec, torch.zeros(swarm.numel))
 
         with pytest.raises(RunExistsError, match="exists"):
-            async with running_alone(network, founding=founding):
+            async with creating(parts_of(network), founding):
                 pass
 
 
@@ -180,23 +181,23 @@ async def test_a_model_that_differs_is_refused_by_its_first_difference(autojump_
         network = swarm.world.join(swarm.identity("other"))
 
         with pytest.raises(IncompatibleModelError, match=r"parameter 0 differs: this model has w \[63\], the run has w \[64\]"):
-            async with running_alone(network, run="sim", params=(ParamSpec("w", (63,)),)):
+            async with joining(parts_of(network), "sim", (ParamSpec("w", (63,)),)):
                 pass
 
 
 async def test_joining_a_run_of_which_nobody_holds_the_model_says_so(autojump_clock):
     async with Swarm() as swarm:
         a = await swarm.add("a")
-        a.engine.ready = False
+        a.engine.presence.suspend()
         a.engine.members.announce_soon()
         network = swarm.world.join(swarm.identity("late"))
 
         with pytest.raises(JoinError, match="no member that holds the model"):
-            async with running_alone(network, run="sim"):
+            async with joining(parts_of(network), "sim"):
                 pass
 
 
-def running_alone(network, **how):
+def parts_of(network):
     import random
 
     from legion_p2p.config import PeerConfig
@@ -204,7 +205,7 @@ def running_alone(network, **how):
     from legion_p2p.services.shards.mailbox import Mailbox
     from legion_p2p.sim.swarm import inline
 
-    return running(
+    return PeerParts(
         network,
         offload=inline,
         mailbox=Mailbox(),
@@ -212,7 +213,6 @@ def running_alone(network, **how):
         config=PeerConfig(),
         rng=random.Random(1),
         wall_time=trio.current_time,
-        **how,
     )
 
 
@@ -247,7 +247,7 @@ async def test_a_codec_that_the_run_does_not_allow_is_refused_before_it_is_decod
         await trio.sleep(5)
         if not a.engine.shards.owned():
             a, b = b, a
-        push = Push(a.engine.run, a.engine.shards.owned()[0], 0, 10_000, 1, 1, "fp32", b"not even a body")
+        push = Push(a.engine.id, a.engine.shards.owned()[0], 0, 10_000, 1, 1, "fp32", b"not even a body")
 
         with pytest.raises(RefusedError, match=f"push of {b.id} in codec 'fp32', this run allows int8"):
             await b.network.messenger.request(a.id, encode(push))
@@ -307,8 +307,8 @@ async def test_a_slow_connection_makes_sparser_pushes_and_longer_rounds_and_a_qu
             peer.network.messenger.bandwidth = lambda bps=carries[peer.id]: Bandwidth(upload_limit_bps=bps)
         await trio.sleep(30)
 
-        assert a.engine.status().push_codec == "fp32" and a.engine.local_steps == 10
-        assert slow.engine.status().push_codec == "sign" and slow.engine.status().update_codec == "sign"
+        assert a.status().push_codec == "fp32" and a.engine.local_steps == 10
+        assert slow.status().push_codec == "sign" and slow.status().update_codec == "sign"
         assert 10 < slow.engine.local_steps <= 40
         assert slow.events_named("link.adapted")
         await swarm.settle()

@@ -98,7 +98,7 @@ async def test_what_a_newcomer_built_on_is_kept_and_led_on_to_its_first_checkpoi
 
 def forge(donor: SimPeer, signer: Identity, *, wrong_digest: bool) -> Cid:
     """A manifest of a far later step and of other bytes, all that `donor` tells of; whether it says so before it is fetched."""
-    archive = donor.engine._archive
+    archive = donor.engine.lobby.parts.archive
     true = decode_manifest(archive.get(archive.newest))
     nodes = []
     for cid in true.shards:
@@ -154,7 +154,7 @@ async def test_a_provider_that_dies_midway_is_done_without(tmp_path: Path, autoj
     async with swarm_in(tmp_path, up_bytes_s=8e3) as swarm:
         await trained(swarm)
 
-        joining = swarm.start("d", founds=False)
+        joining = swarm.start("d", creates=False)
         await swarm.until(lambda: (tmp_path / "d" / "STORE").exists() and n_leaves(tmp_path / "d") > 1, 60, "some blocks")
         assert not joining.joined.is_set()
         await swarm.kill("b")
@@ -171,13 +171,13 @@ async def test_a_newcomer_that_was_killed_midway_goes_on_with_what_it_has(tmp_pa
     async with swarm_in(tmp_path, long, up_bytes_s=8e3) as swarm:
         await trained(swarm)
 
-        first = swarm.start("d", founds=False)
+        first = swarm.start("d", creates=False)
         # More than training adds until it is weighed again.
         await swarm.until(lambda: (tmp_path / "d" / "STORE").exists() and n_leaves(tmp_path / "d") > 40, 60, "some blocks")
         assert not first.joined.is_set()
         await swarm.kill("d")
-        fresh = swarm.start("e", founds=False)
-        again = await swarm.add("d", founds=False)
+        fresh = swarm.start("e", creates=False)
+        again = await swarm.add("d", creates=False)
         await fresh.joined.wait()
 
         (all_of_it,), (the_rest,) = fresh.events_named("join.weighed"), again.events_named("join.weighed")

@@ -8,7 +8,7 @@ from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.core.wire import Handover
 from legion_p2p.errors import UnreachableError
-from legion_p2p.services.run import engine as engine_module
+from legion_p2p.services.run import leaving
 from legion_p2p.sim.swarm import SimPeer, Swarm
 
 MBIT = 125_000.0  # bytes a second
@@ -165,7 +165,7 @@ async def test_what_arrived_though_its_answer_was_lost_counts_once(autojump_cloc
 
 
 async def test_a_hand_over_that_never_ends_is_cut_off(autojump_clock, monkeypatch):
-    monkeypatch.setattr(engine_module, "HAND_OVER_S", 10.0)
+    monkeypatch.setattr(leaving, "HAND_OVER_S", 10.0)
     async with Swarm(round=MOVED, numel=640_000, step_s=1.0) as swarm:
         leaver = await owner_at_rest(swarm)
         swarm.world.rate_bytes_s = lambda sender, to: MBIT if sender == leaver.id else 1e9

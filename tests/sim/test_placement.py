@@ -71,5 +71,5 @@ async def test_who_is_weighed_by_its_upload_owns_as_much_as_that_carries_and_wav
             swarm.world.bandwidths[first.id] = Bandwidth(upload_bps=40e6 * (0.75 if n % 2 else 1.2))
             await trio.sleep(2)
 
-        assert {swarm.peers[name].engine.weight for name in swarm.peers} == set(weights.values()) == {4.0, 2.0, 0.5}
+        assert {swarm.peers[name].engine.weight.value for name in swarm.peers} == set(weights.values()) == {4.0, 2.0, 0.5}
         assert owned(swarm) == before and before["fibre"] > before["dsl"]

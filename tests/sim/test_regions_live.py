@@ -85,9 +85,9 @@ async def test_peers_of_three_places_find_their_regions_and_train_there(autojump
         assert places.sent["SyncRequest", True] > 10 and places.sent["SyncRequest", False] == 0
         truth = {peer.id: peer.engine.region for peer in swarm.peers.values()}
         for peer in swarm.peers.values():
-            assert {member.peer_id: member.region for member in peer.engine.status().members} == truth
-            assert {truth[shard.owner] for shard in peer.engine.status().shards} == {peer.engine.region}
-        status = swarm.peers["east-1"].engine.status()
+            assert {member.peer_id: member.region for member in peer.status().members} == truth
+            assert {truth[shard.owner] for shard in peer.status().shards} == {peer.engine.region}
+        status = swarm.peers["east-1"].status()
         assert status.bytes_in_region > 0 < status.bytes_across
 
 

@@ -49,7 +49,7 @@ def copies(east: list[SimPeer], west: list[SimPeer], big: SimPeer) -> torch.Tens
         for region in (east, west):
             (owner,) = [p for p in region if p.engine.shards.ownership(shard).owner == p.id]
             whole.append(RegionCopy(owner.engine.shards.replicas[shard]).value())
-        whole[-1] = whole[-1] - big.engine.crossing.carrying.copy(big.engine.shards.replicas[shard]).undelivered
+        whole[-1] = whole[-1] - big.engine.region_sync.relay.copy(big.engine.shards.replicas[shard]).undelivered
     return torch.stack([torch.cat(whole[::2]), torch.cat(whole[1::2])])
 
 
@@ -80,7 +80,7 @@ async def test_with_a_relay_the_mean_of_both_stays(autojump_clock):
         before, meetings = copies(east, west, big), n_met([big])
         for peer in swarm.living():
             for replica in peer.engine.shards.replicas.values():
-                peer.engine.crossing.schedule.met(replica).last -= 100
+                peer.engine.region_sync.schedule.met(replica).last -= 100
                 replica.chain.version += 1  # as by a round that changed nothing
                 replica.notify.notify()
         await trio.sleep(10)
@@ -96,7 +96,7 @@ async def test_when_the_relay_dies_in_a_meeting_the_owners_go_on_themselves(auto
         east, west, big = await two_regions(swarm, other="zone")
         await trio.sleep(25)
         near = apart(east, west)
-        links = big.engine.crossing._links
+        links = big.engine.region_sync._links
         await swarm.until(lambda: any(link.is_asking for of in links._links.values() for link in of.values()), 30)
         await swarm.kill("big")
         killed_at = trio.current_time()
@@ -109,8 +109,8 @@ async def test_when_the_relay_dies_in_a_meeting_the_owners_go_on_themselves(auto
 async def test_a_relay_that_brings_nothing_is_replaced_by_the_owner(autojump_clock):
     async with Swarm(round=ROUND, step_s=0.2) as swarm:
         _, west, big = await two_regions(swarm)
-        big.engine.crossing.schedule.due = lambda replica: None
-        big.engine.crossing.carrying.deliver = _never
+        big.engine.region_sync.schedule.due = lambda replica: None
+        big.engine.region_sync.relay.deliver = _never
         await trio.sleep(40)
 
         assert n_met(west) > 2
@@ -121,7 +121,7 @@ async def test_a_relay_that_leaves_gives_away_what_it_has_not_delivered(autojump
     async with Swarm(round=sparse, numel=1 << 13, shape=(128, 64), step_s=0.2) as swarm:
         _, west, big = await two_regions(swarm)
         await trio.sleep(20)
-        (copy,) = big.engine.crossing.carrying._copies.values()
+        (copy,) = big.engine.region_sync.relay._copies.values()
         left = float(copy.undelivered.norm())
         owner = next(p for p in west if p.engine.shards.owned())
         began = trio.current_time()
@@ -147,12 +147,12 @@ async def test_what_a_lying_relay_brings_is_refused_and_moves_nothing(autojump_c
         lie = codec.get("int8").encode(1e6 * torch.ones(32))
         for number in range(3):
             with pytest.raises(RefusedError, match="a step of norm") as refused:
-                await big.engine.messenger.request(owner.id, encode(RelayRequest(big.engine.run, 0, number, "int8", lie)))
+                await big.engine.messenger.request(owner.id, encode(RelayRequest(big.engine.id, 0, number, "int8", lie)))
             assert refused.value.kind == "DecodeError"
         with pytest.raises(RefusedError, match="this run allows bf16, int8"):
-            await big.engine.messenger.request(owner.id, encode(RelayRequest(big.engine.run, 0, 9, "fp32", lie)))
+            await big.engine.messenger.request(owner.id, encode(RelayRequest(big.engine.id, 0, 9, "fp32", lie)))
         with pytest.raises(RefusedError, match="not a relay"):
-            await west[0].engine.messenger.request(west[1].id, encode(RelayRequest(big.engine.run, 0, 9, "int8", lie)))
+            await west[0].engine.messenger.request(west[1].id, encode(RelayRequest(big.engine.id, 0, 9, "int8", lie)))
         assert apart(east, west) < 1.1 * near
 
 
@@ -161,7 +161,7 @@ async def test_a_relay_that_steps_down_gives_away_what_it_has_not_delivered(auto
     async with Swarm(round=sparse, step_s=0.2) as swarm:
         _, west, big = await two_regions(swarm)
         await trio.sleep(20)
-        carried = big.engine.crossing.carrying
+        carried = big.engine.region_sync.relay
         await swarm.until(lambda: any(copy.undelivered.norm() > 0 for copy in carried._copies.values()), 30)
         swarm.world.bandwidths[big.id] = LITTLE
         big.engine.members.announce_soon()

@@ -35,7 +35,7 @@ def states(peer: SimPeer) -> list[tuple[int, bytes]]:
 
 
 async def started(swarm: Swarm, names: str, **more) -> list[SimPeer]:
-    peers = [swarm.start(name, founds=False, **more) for name in names]
+    peers = [swarm.start(name, creates=False, **more) for name in names]
     for peer in peers:
         await peer.joined.wait()
     return peers
@@ -94,7 +94,7 @@ async def test_each_region_goes_on_with_its_own_chains(tmp_path: Path, autojump_
     assert stored["x"] != stored["y"]
 
     async with swarm_in(tmp_path) as swarm:
-        peers = [swarm.start(name, founds=False, region=region) for name, region in zip("abcd", "xxyy", strict=True)]
+        peers = [swarm.start(name, creates=False, region=region) for name, region in zip("abcd", "xxyy", strict=True)]
         for peer in peers:
             await peer.joined.wait()
 

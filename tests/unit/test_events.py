@@ -91,7 +91,7 @@ def test_fields_may_be_called_name_and_text() -> None:
     seen: list[Event] = []
     events.add_sink(seen.append)
 
-    events.emit("run.founded", name="tiny", self=1)
+    events.emit("run.created", name="tiny", self=1)
 
     assert seen[0].fields == {"name": "tiny", "self": 1}
 

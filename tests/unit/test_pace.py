@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from legion_p2p.core.pace import MAX_SPEEDUP, Ewma, local_steps, ramped
+from legion_p2p.core.pace import MAX_SPEEDUP, Ewma, local_steps, ramped, run_step
 
 seconds = st.floats(0, 1e15, allow_subnormal=True)
 
@@ -66,3 +66,14 @@ def test_local_steps_ramp_up_by_equal_factors_and_end_at_the_runs() -> None:
 
     assert steps == [1, 2, 4, 8, 16, 32, 64, 64, 64]
     assert ramped(1, 10, 0, 0) == 10
+
+
+def test_the_step_of_the_run_is_the_own_count_or_what_most_others_announce() -> None:
+    assert run_step(7, []) == 7
+    assert run_step(7, [3, 5]) == 7
+    assert run_step(7, [9, 10, 11]) == 10
+
+
+def test_one_that_announces_a_huge_step_is_not_believed() -> None:
+    assert run_step(7, [9, 1 << 60]) == 9
+    assert run_step(7, [1 << 60, 9, 10]) == 10

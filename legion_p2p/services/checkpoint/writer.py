@@ -75,7 +75,8 @@ class CheckpointService:
         state: State,
     ) -> None:
         """`step` and `state` tell where the training is: of the run, and what else the trainer needs to go on."""
-        self.newest: Cid | None = archive.newest
+        self.newest: Cid | None = None
+        """The newest checkpoint of the run in the archive."""
         self._archive = archive
         self._disk = ctx.disk
         self._shards = shards
@@ -101,10 +102,14 @@ class CheckpointService:
         self._left = trio.Event()
         self.stored_marks = b""
         """Of what the newest checkpoint holds, as in announcements."""
-        shards.on_update = self._on_update
-        shards.on_replaced = self._on_replaced
+        self._following = False
 
     async def run_forever(self) -> None:
+        """Follow the shards from now on. The archive is open, and the shards are held."""
+        self.newest = self._archive.newest
+        self._following = True
+        self._shards.on_update = self._on_update
+        self._shards.on_replaced = self._on_replaced
         while not self._leaving:
             now = trio.current_time()
             publish_at, write_at = max(self._next_at, self._not_before), self._write_at()
@@ -124,6 +129,8 @@ class CheckpointService:
 
     async def finish(self) -> None:
         """Write what is queued, and a last manifest if that is quickly done. Returns when that is on the disk."""
+        if not self._following:
+            return
         self._leaving = True
         self._changed_notify.notify()
         await self._left.wait()

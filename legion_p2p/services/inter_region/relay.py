@@ -62,7 +62,7 @@ class RelayService:
                     copy.in_delivery = (RelayRequest(self._shards.run, replica.shard, self._number(), codec_name, payload), sent)
             message = copy.in_delivery[0]
             if owner == self._shards.me:
-                await self.on_carry(owner, message)
+                await self.on_request(owner, message)
             else:
                 with trio.fail_after(TRANSFER_DEADLINE_S):
                     reply = await self._shards.ask_owner(owner, message)
@@ -84,6 +84,7 @@ class RelayService:
         """This peer does not speak for the shard any more: give away what is left, then forget it."""
         if replica.shard in self._copies and await self.deliver(replica, WHOLE) == WHOLE:
             self._copies.pop(replica.shard, None)
+            replica.notify.notify()  # `finish_all` may be waiting for what another task has just delivered
 
     async def finish_all(self) -> None:
         """This peer leaves: finish with every shard, at its next version where the owner has taken a step in this one already."""
@@ -103,7 +104,7 @@ class RelayService:
 
     # the owner's
 
-    async def on_carry(self, peer: PeerId, message: RelayRequest) -> Held:
+    async def on_request(self, peer: PeerId, message: RelayRequest) -> Held:
         """Take a step from a relay. Raises: LegionError, to be sent back; then nothing has moved."""
         replica = self._shards.replica(message.shard)
         if peer != self._shards.me and not self._schedule.volunteers(peer):

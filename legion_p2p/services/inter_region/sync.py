@@ -15,7 +15,7 @@ A relay (core/relays.py) does all this on behalf of the owner, and brings it wha
 import trio
 
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.wire import MAX_NORM, Held, RelayRequest, Reply, SyncReply, SyncRequest, Unknown
+from legion_p2p.core.wire import MAX_NORM, Reply, SyncReply, SyncRequest, Unknown
 from legion_p2p.errors import CodecError, DecodeError, NetworkError, NonFiniteError, RefusedError, RemoteProtocolError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.inter_region.copies import CenterCopy, Copy, RegionCopy, RelayEstimate
@@ -48,25 +48,21 @@ class RegionSync:
         self._links = Links(self._rounds.moving_rate)
         self._centers: dict[int, CenterCopy] = {}
         self.schedule = Schedule(shards, members, ctx.messenger, self._links)
-        self.carrying = RelayService(shards, self.schedule, ctx.events, self._number)
+        self.relay = RelayService(shards, self.schedule, ctx.events, self._number)
         self.n_met = 0
 
     async def run_forever(self) -> None:
         async with trio.open_nursery() as nursery:
             for replica in self._shards.replicas.values():
-                nursery.start_soon(self._cross_when_due, replica)
+                nursery.start_soon(self._sync_when_due, replica)
 
     def forget(self) -> None:
         """This peer has moved to another region: what it knew as an owner is no longer its own."""
         self._links.clear()
         self.schedule.clear()
-        self.carrying.clear()
+        self.relay.clear()
 
-    async def on_carry(self, peer: PeerId, message: RelayRequest) -> Held:
-        """Take from a relay what a shard of this peer moved by. Raises: LegionError, to be sent back."""
-        return await self.carrying.on_carry(peer, message)
-
-    async def _cross_when_due(self, replica: Replica) -> None:
+    async def _sync_when_due(self, replica: Replica) -> None:
         while True:
             copy = self._copy_of(replica)
             if copy is None:
@@ -78,9 +74,9 @@ class RegionSync:
                 if (other := self.schedule.due(replica)) is not None:
                     await self._meet(replica, copy, other)
             if not isinstance(copy, RelayEstimate):
-                await self.carrying.finish(replica)
+                await self.relay.finish(replica)
             elif copy.is_due:
-                await self.carrying.deliver(replica, self._rounds.cross_codec)
+                await self.relay.deliver(replica, self._rounds.cross_codec)
             await replica.notify.wait()
 
     def _copy_of(self, replica: Replica) -> Copy | None:
@@ -88,7 +84,7 @@ class RegionSync:
         if replica.round is not None:
             return RegionCopy(replica)
         is_relay = self._members.own().relay and self.schedule.speaker(self._shards.region, replica.shard) == self._shards.me
-        return self.carrying.copy(replica) if is_relay else None
+        return self.relay.copy(replica) if is_relay else None
 
     def _number(self) -> int:
         return self._rng.getrandbits(62)
@@ -154,7 +150,7 @@ class RegionSync:
             )
             link.asked = Asked(peer, message, link.known, ours, own, travelled, version)
         if peer == self._shards.me:
-            return await self.on_cross(peer, link.asked.message)
+            return await self.on_request(peer, link.asked.message)
         with self.schedule.measuring(peer, link.asked.message) as measure, trio.fail_after(TRANSFER_DEADLINE_S):
             reply = await self._shards.ask_owner(peer, link.asked.message)
             measure(reply)
@@ -203,7 +199,7 @@ class RegionSync:
 
     # answering
 
-    async def on_cross(self, peer: PeerId, message: SyncRequest) -> Reply:
+    async def on_request(self, peer: PeerId, message: SyncRequest) -> Reply:
         """Meet the owner of a shard in another region. Raises: LegionError, to be sent back; then nothing has moved."""
         replica = self._shards.replica(message.shard)
         mine = CENTER if message.center else self._shards.region

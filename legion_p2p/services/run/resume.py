@@ -79,12 +79,14 @@ def _restore_shard(archive: Archive, stored: StoredRun, shard: int, events: Even
     return reference, chain
 
 
-async def gather(restored: Restored, archive: Archive, disk: Offload, members: MemberService, gather_s: float) -> bool:
-    """Wait until all who were members are here again, or somebody is ready, or `gather_s` are over.
+async def gather(
+    restored: Restored, remembered: Iterable[tuple[str, tuple[str, ...]]], members: MemberService, gather_s: float
+) -> bool:
+    """Wait until all former members are here again, or somebody is ready, or `gather_s` are over.
 
-    True, if somebody is ready: the run goes on already.
+    `remembered`: former members, and the addresses at which they last were. True, if somebody is ready: the run goes on already.
     """
-    for peer, addresses in await disk(archive.remembered):
+    for peer, addresses in remembered:
         members.introduce(PeerId(peer), addresses)
     expected = {PeerId(m) for m in str(restored.state.get("members", "")).split()} - {members.me}
     with trio.move_on_after(gather_s):

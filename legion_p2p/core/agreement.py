@@ -1,0 +1,31 @@
+"""When all members of a run have finished with the same model.
+
+OPEN -> AGREED once this peer and all others are done, and those of its region announce the versions that it holds
+AGREED -> OPEN as soon as one of them is not done, or the versions differ
+
+A peer believes it after an announcement's time in AGREED: an announcement may be older than what its sender has been sent since.
+Members on probation or on their way back count as well, because what they have still to push would change the model.
+"""
+
+from collections.abc import Sequence
+
+from legion_p2p.core.announcement import Announcement
+
+
+class Agreement:
+    """What one peer knows of it."""
+
+    def __init__(self, wait_s: float) -> None:
+        """`wait_s`: how long all must agree; the time between two announcements of a member."""
+        self._wait_s = wait_s
+        self._agreed: tuple[bytes, float] | None = None  # on which marks, and since when
+
+    def look(self, done: bool, marks: bytes, region: str, others: Sequence[Announcement], now: float) -> bool:
+        """Whether all have finished. `done`: this peer has; `marks`, `region`: its own; `others`: all other members."""
+        agreed = done and all(a.done and (a.marks == marks or a.region != region) for a in others)
+        if not agreed:
+            self._agreed = None
+            return False
+        if self._agreed is None or self._agreed[0] != marks:
+            self._agreed = (marks, now)
+        return not others or now - self._agreed[1] >= self._wait_s

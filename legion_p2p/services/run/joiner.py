@@ -1,0 +1,259 @@
+"""Entering a run: by finding it, by creating it, or by going on with what this peer's disk has of it.
+
+    create                                  -> a run of that name must not exist; its first member holds the initial parameters
+    join a run that somebody in reach is in -> its specification; its members; the model, from them; then take part
+    join a run that is stored here          -> the model, from the disk; what the others have newer; then take part
+    nobody in reach knows the run           -> go on with what is stored; if nothing is, an error: never a second run by accident
+
+The peer knows nothing of libp2p or of threads: a network, an offload and a mailbox are handed in, so the same peer runs over
+sockets (`peer.py`) and in virtual time (`sim`).
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+import msgspec
+import trio
+from torch import Tensor
+
+from legion_p2p.concurrency.nurseries import open_flat_nursery
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.plan import ParamSpec, check_fit
+from legion_p2p.core.run import RunSpec, SignedSpec, run_id, sign_spec
+from legion_p2p.errors import CodecError, IncompatibleModelError, JoinError, RunExistsError, UnknownRunError
+from legion_p2p.services.context import PeerContext
+from legion_p2p.services.inter_region.traffic import RegionalMessenger
+from legion_p2p.services.membership.service import MemberService
+from legion_p2p.services.run.discovery import SEARCH_S, FoundRun, find_run
+from legion_p2p.services.run.dispatch import answer, answer_before
+from legion_p2p.services.run.leaving import leave
+from legion_p2p.services.run.lobby import Lobby, PeerParts
+from legion_p2p.services.run.resume import Restored, catch_up, gather, restore
+from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.state_sync import StateSync
+from legion_p2p.services.run.status import describe
+from legion_p2p.tensor import codec
+from legion_p2p.tensor.flatten import digest
+
+MEMBERS_S = 30.0  # to hear of anybody who holds the model
+SHORT_SEARCH_S = 3.0  # to notice that a run of the name exists already, or that somebody is in the run that is stored here
+
+Params = Sequence[ParamSpec] | Callable[[RunSpec], Sequence[ParamSpec]] | None
+"""Parameters of the model that shall train: given, or made once the run's specification is known, or not checked."""
+
+
+@dataclass(frozen=True)
+class RunCreation:
+    """A run to create: all of its specification but the founder, and the initial parameters (1-D fp32)."""
+
+    spec: RunSpec
+    parameters: Tensor
+
+
+@asynccontextmanager
+async def creating(parts: PeerParts, creation: RunCreation) -> AsyncIterator[Run]:
+    """Create a run, and be in it for as long as the block lasts; leave in order at the end, also when cancelled.
+
+    Raises: RunExistsError, if others have one of this name; UsageError.
+    """
+    async with _in_run(parts, lambda joiner: joiner.create(creation)) as run:
+        yield run
+
+
+@asynccontextmanager
+async def joining(
+    parts: PeerParts, run: str, params: Params = None, *, search_s: float = SEARCH_S, start: Tensor | None = None
+) -> AsyncIterator[Run]:
+    """Join the run of this name or id, or go on with it where it is stored; leave in order at the end, also when cancelled.
+
+    `search_s`: for how long to look for it. `start`: parameters that the run may have started from (1-D fp32): shards that are
+    still at them are not fetched.
+
+    Raises: UnknownRunError; AmbiguousRunError; IncompatibleModelError; JoinError, if nobody has the model; StoreError.
+    """
+    async with _in_run(parts, lambda joiner: joiner.join(run, params, search_s, start)) as entered:
+        yield entered
+
+
+@asynccontextmanager
+async def _in_run(parts: PeerParts, enter: "Callable[[Joiner], Awaitable[Run]]") -> AsyncIterator[Run]:
+    async with open_flat_nursery() as nursery:
+        joiner = Joiner(Lobby(parts), nursery)
+        try:
+            yield await enter(joiner)
+        finally:
+            with trio.CancelScope(shield=True):
+                await joiner.leave()
+            nursery.cancel_scope.cancel()
+
+
+class Joiner:
+    """Brings one peer into one run. What the run consists of runs in `nursery`."""
+
+    def __init__(self, lobby: Lobby, nursery: trio.Nursery) -> None:
+        self._lobby = lobby
+        self._parts = lobby.parts
+        self._network = lobby.parts.network
+        self._events = lobby.parts.events
+        self._disk = lobby.parts.disk or lobby.parts.offload
+        self._nursery = nursery
+        self._run: Run | None = None
+        """The run that was entered: it has to be left, also if joining failed half-way."""
+        self._network.messenger.serve(partial(answer_before, lobby))
+
+    async def create(self, creation: RunCreation) -> Run:
+        """Create a run. Raises: RunExistsError, if others have one of this name; UsageError."""
+        nonce = f"{self._parts.rng.getrandbits(64):016x}"
+        spec = msgspec.structs.replace(creation.spec, founder=self._network.identity.peer_id, nonce=nonce)
+        if self._network.messenger.connected():
+            try:
+                known = await self._find(spec.name, SHORT_SEARCH_S)
+            except UnknownRunError:
+                pass
+            else:
+                raise RunExistsError(
+                    f"a run named {spec.name!r} exists (id {known.id}): join it with --run {spec.name}, or choose another name"
+                )
+        run = self._enter(sign_spec(spec, self._network.identity), spec)
+        run.shards.move(await run.regions.first())
+        await self._nursery.start(run.members.run_forever)
+        for shard in range(run.plan.n_shards):
+            start, end = run.plan.bounds(shard)
+            reference = creation.parameters[start:end].clone()
+            run.shards.hold(shard, reference, 0, await self._parts.offload(digest, reference))
+        await run.checkpoints.open(run.signed)
+        await self._take_part(run)
+        self._events.emit("run.created", run=run.id, name=spec.name)
+        return run
+
+    async def join(self, name: str, params: Params = None, search_s: float = SEARCH_S, start: Tensor | None = None) -> Run:
+        """Join the run of this name or id, with those that are in it and with what is stored of it here.
+
+        Raises: UnknownRunError; AmbiguousRunError; IncompatibleModelError; JoinError, if nobody has the model; StoreError.
+        """
+        restored = await self._stored(name)
+        if restored is not None:  # no long search for what is here already, and none at all where nobody can be asked
+            search_s = SHORT_SEARCH_S if self._network.messenger.connected() else 0.0
+        try:
+            found = await self._find(name, search_s)
+        except UnknownRunError:
+            if restored is None:
+                raise
+            return await self._resume(restored, (), params)
+        if restored is not None and found.id != str(restored.stored.manifest.run):
+            restored = await self._stored(found.id)
+        if restored is not None:
+            return await self._resume(restored, found.contacts, params)
+        return await self._join(found, params, start)
+
+    async def leave(self) -> None:
+        """Leave the run that was entered, if there is one: see leaving.py."""
+        if self._run is not None:
+            await leave(self._run)
+
+    async def _find(self, name: str, search_s: float) -> FoundRun:
+        return await find_run(name, self._network.messenger, self._network.discovery, self._events, search_s=search_s)
+
+    async def _stored(self, name: str) -> Restored | None:
+        """The run of this name or id as this peer's archive has it."""
+        archive = self._parts.archive
+        return None if archive is None else await restore(archive, self._disk, name, self._events)
+
+    async def _join(self, found: FoundRun, params: Params, start: Tensor | None) -> Run:
+        _check_model(params, found.spec)
+        run = self._enter(found.signed, found.spec)
+        await self._nursery.start(run.members.run_forever)
+        for contact in found.contacts:
+            await run.members.exchange_with(contact)
+        with trio.move_on_after(MEMBERS_S) as scope:
+            while not any(m.announcement.ready for m in run.members.table.counted()):
+                await run.members.changed.wait()
+        if scope.cancelled_caught:
+            raise JoinError(f"run {run.spec.name!r} is known, but no member that holds the model answered in {MEMBERS_S:.0f} s")
+        run.shards.move(await run.regions.first())
+        run.members.announce_soon()
+        sync = StateSync(run.ctx, run.members, run.region, run.checkpoints.store)
+        fetched = await sync.fetch(start)
+        if any(f.chain.version for f in fetched):
+            run.shards.ramp_pushes = run.ctx.config.rounds.ramp_pushes
+        for f in fetched:
+            run.shards.hold_chain(f.shard, f.reference, f.chain)
+        run.steps.began_at = run.run_step()
+        await run.checkpoints.open(run.signed)
+        await run.checkpoints.adopt(fetched, run.steps.began_at)
+        await self._take_part(run)
+        await run.shards.sync_all()  # versions that appeared while the rest was being fetched
+        self._events.emit(
+            "run.joined", run=run.id, name=run.spec.name, n_donors=len(sync.donors), n_shards=len(fetched),
+            n_from_checkpoints=sum(f.stored is not None for f in fetched),
+        )  # fmt: skip
+        return run
+
+    async def _resume(self, restored: Restored, contacts: Sequence[PeerId], params: Params) -> Run:
+        """Go on with a run from where this peer's archive has it; where others are further, from there."""
+        stored = restored.stored
+        _check_model(params, stored.spec)
+        run = self._enter(stored.signed, stored.spec, restored)
+        run.steps.began_at = restored.step
+        for shard, (reference, chain) in enumerate(restored.shards):
+            run.shards.hold_chain(shard, reference, chain)
+        self._events.emit(
+            "run.resuming", run=run.id, name=run.spec.name, manifest=str(stored.cid), step=restored.step,
+            version=max(chain.version for _, chain in restored.shards),
+        )  # fmt: skip
+        await self._nursery.start(run.members.run_forever)
+        self._nursery.start_soon(run.advertise.run_forever)  # the others that resume must find this peer before it is ready
+        for contact in contacts:
+            await run.members.exchange_with(contact)
+        run.shards.move(await run.regions.first())
+        run.members.announce_soon()
+        goes_on = await gather(restored, await run.checkpoints.remembered(), run.members, run.ctx.config.checkpoints.gather_s)
+        run.shards.on_members_changed()
+        await catch_up(restored, run.members, run.shards, self._events)
+        if goes_on:
+            run.shards.ramp_pushes = run.ctx.config.rounds.ramp_pushes
+        run.steps.began_at = run.run_step()
+        await run.take_part(self._nursery)
+        self._events.emit("run.resumed", run=run.id, name=run.spec.name, step=run.steps.began_at)
+        return run
+
+    async def _take_part(self, run: Run) -> None:
+        await run.take_part(self._nursery)
+        self._nursery.start_soon(run.advertise.run_forever)
+
+    def _enter(self, signed: SignedSpec, spec: RunSpec, restored: Restored | None = None) -> Run:
+        """From here on this peer answers as a member of the run. Raises: IncompatibleModelError."""
+        try:
+            for name in spec.round.codecs():
+                codec.get(name)
+        except CodecError as unknown:
+            raise IncompatibleModelError(f"run {spec.name!r} needs another version of this program: {unknown}") from unknown
+        run: Run
+        messenger = RegionalMessenger(self._network.messenger, lambda peer: run.is_across(peer))
+        ctx = PeerContext(
+            run=run_id(signed),
+            spec=spec,
+            identity=self._network.identity,
+            config=self._parts.config,
+            messenger=messenger,
+            discovery=self._network.discovery,
+            gossip=self._network.gossip,
+            offload=self._parts.offload,
+            disk=self._disk,
+            upload_slots=self._lobby.upload_slots,
+            events=self._events,
+            rng=self._parts.rng,
+            wall_time=self._parts.wall_time,
+        )
+        members = MemberService(ctx, lambda: describe(run))
+        resumed_from = None if restored is None else replace(restored, shards=())  # the tensors are held by the shards
+        self._run = run = Run(self._lobby, ctx, signed, messenger, members, resumed_from)
+        messenger.serve(partial(answer, run))
+        return run
+
+
+def _check_model(params: Params, spec: RunSpec) -> None:
+    if params is not None:
+        check_fit(params(spec) if callable(params) else params, spec.params)

@@ -1,0 +1,87 @@
+"""A peer before it is in a run: it has a network and a disk, and can give blocks of its checkpoints to others."""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from legion_p2p.config import PeerConfig
+from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.wire import Checkpoints, GetBlocks, HasBlocks, Reply
+from legion_p2p.errors import NetworkError
+from legion_p2p.observe.events import Events
+from legion_p2p.services.checkpoint.serve import ProvideService
+from legion_p2p.services.ports import Archive, Discovery, Gossip, Messenger, Offload
+from legion_p2p.services.shards.mailbox import Mailbox
+from legion_p2p.services.upload_slots import ThrottledReply, UploadSlotService
+
+
+class Network(Protocol):
+    """What a peer runs on."""
+
+    @property
+    def identity(self) -> Identity: ...
+
+    @property
+    def messenger(self) -> Messenger: ...
+
+    @property
+    def discovery(self) -> Discovery: ...
+
+    @property
+    def gossip(self) -> Gossip: ...
+
+    def addresses(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class PeerParts:
+    """What a peer is made of, whatever run it takes part in."""
+
+    network: Network
+    offload: Offload
+    """Runs arithmetic on large tensors."""
+    mailbox: Mailbox
+    events: Events
+    config: PeerConfig
+    rng: random.Random
+    wall_time: Callable[[], float] = time.time
+    archive: Archive | None = None
+    """Where checkpoints are kept; None: nowhere."""
+    disk: Offload | None = None
+    """Runs what waits for the disk; None: `offload` does."""
+
+
+class BlockProvider(Protocol):
+    """Answers questions about checkpoints."""
+
+    async def on_request(self, peer: PeerId, message: GetBlocks | HasBlocks) -> Reply | ThrottledReply: ...
+
+    def checkpoints(self) -> Checkpoints: ...
+
+
+class NoBlocks:
+    """The provider of a peer that keeps no checkpoints."""
+
+    async def on_request(self, peer: PeerId, message: GetBlocks | HasBlocks) -> Reply | ThrottledReply:
+        raise NetworkError("this peer keeps no checkpoints")
+
+    def checkpoints(self) -> Checkpoints:
+        raise NetworkError("this peer keeps no checkpoints")
+
+
+class Lobby:
+    """A peer that is in no run yet."""
+
+    def __init__(self, parts: PeerParts) -> None:
+        self.parts = parts
+        self.upload_slots = UploadSlotService(parts.network.messenger)
+        self.provider: BlockProvider = (
+            NoBlocks() if parts.archive is None else ProvideService(parts.archive, parts.offload, self.upload_slots)
+        )
+        self._opened_at_s = parts.wall_time()
+
+    def uptime_s(self) -> float:
+        """Since this peer was made."""
+        return self.parts.wall_time() - self._opened_at_s

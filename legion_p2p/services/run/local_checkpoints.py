@@ -1,0 +1,80 @@
+"""The checkpoints of a run that this peer keeps on its disk; none, if it has no store."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from legion_p2p.core.cids import Cid
+from legion_p2p.core.manifest import block_key, checkpoint_key
+from legion_p2p.core.run import SignedSpec
+from legion_p2p.services.checkpoint.fetch import Store
+from legion_p2p.services.checkpoint.writer import CheckpointService
+from legion_p2p.services.context import PeerContext
+from legion_p2p.services.membership.service import MemberService
+from legion_p2p.services.ports import Archive
+from legion_p2p.services.run.state_sync import FetchedShard, keep
+from legion_p2p.services.shards.service import ShardService
+
+MAX_PROVIDED = 8  # checkpoints under which a peer is found in the DHT: each record is renewed again and again
+
+
+class LocalCheckpoints:
+    """Opens the archive for the run, fills it from what was fetched, and has it written while the peer trains."""
+
+    def __init__(
+        self,
+        ctx: PeerContext,
+        archive: Archive | None,
+        members: MemberService,
+        shards: ShardService,
+        step: Callable[[], int],
+    ) -> None:
+        """`step`: of the run, now."""
+        self.trainer_state: Callable[[], Mapping[str, Any]] = dict
+        """What the training thread needs to go on after a restart. Called in the peer's thread."""
+        self.store: Store | None = archive
+        """Where blocks that are fetched can be kept."""
+        self._run = ctx.run
+        self._disk = ctx.disk
+        self._archive = archive
+        self._writer = (
+            None if archive is None else CheckpointService(ctx, archive, members, shards, step, lambda: self.trainer_state())
+        )
+
+    @property
+    def newest(self) -> Cid | None:
+        """The newest checkpoint of this run here."""
+        return None if self._writer is None else self._writer.newest
+
+    @property
+    def stored_marks(self) -> bytes:
+        """Of what the newest checkpoint holds, as in announcements."""
+        return b"" if self._writer is None else self._writer.stored_marks
+
+    async def open(self, signed: SignedSpec) -> None:
+        """Begin to keep checkpoints of the run, or go on from those that there are. Raises: StoreError."""
+        if self._archive is not None:
+            await self._disk(self._archive.open, signed)
+
+    async def adopt(self, fetched: Sequence[FetchedShard], step: int) -> None:
+        """Go on from shards whose blocks were fetched into the store. Raises: StoreError."""
+        if self._archive is not None:
+            await self._disk(keep, self._archive, fetched, step)
+
+    async def remembered(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Members of the run, and the addresses at which they last were."""
+        return [] if self._archive is None else await self._disk(self._archive.remembered)
+
+    def keys(self) -> set[str]:
+        """The DHT keys under which this peer should be found because of its checkpoints."""
+        kept = () if self._archive is None else self._archive.kept[:MAX_PROVIDED]
+        return {checkpoint_key(self._run), *map(block_key, kept)} if kept else set()
+
+    async def run_forever(self) -> None:
+        """Write down what this peer holds, while it trains."""
+        if self._writer is not None:
+            await self._writer.run_forever()
+
+    async def finish(self) -> None:
+        """Write what is queued. Returns when it is on the disk."""
+        if self._writer is not None:
+            await self._writer.finish()

@@ -1,0 +1,51 @@
+"""How far the training is, as the training thread says."""
+
+import msgspec
+
+from legion_p2p.core.pace import run_step
+from legion_p2p.services.membership.service import MemberService
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What the training thread says of itself. Replaced as a whole, never changed."""
+
+    step: int = 0
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+    step_s: float = 0.0
+    loss: float | None = None
+    training: bool = False
+    done: bool = False
+    epoch: int = 0
+    chunks: bytes = b""
+    blocked_fraction: float = 0.0
+    target_steps: int | None = None
+    remaining_s: float | None = None
+    state: str = ""
+    run_step: int = 0
+    """Step of the run, where the trainer counts that; otherwise the peer counts it by `step`."""
+
+    def changes_what_others_do(self, before: "Progress") -> bool:
+        """Whether the others should hear of it at once."""
+        return _urgent(self) != _urgent(before)
+
+
+def _urgent(progress: Progress) -> tuple[bool, bool, int, bytes]:
+    return progress.training, progress.done, progress.epoch, progress.chunks
+
+
+class StepCount:
+    """The newest progress, and the step of the run that follows from it."""
+
+    def __init__(self, began_at: int = 0) -> None:
+        """`began_at`: the step of the run at which this peer began to train."""
+        self.began_at = began_at
+        self.progress = Progress()
+
+    def own(self) -> int:
+        """The step of the run, as this peer has counted it."""
+        return max(self.progress.run_step, self.began_at + self.progress.step)
+
+    def of_run(self, members: MemberService) -> int:
+        """The step of the run, by all that is known: see `core.pace.run_step`."""
+        return run_step(self.own(), [m.announcement.run_step for m in members.table.counted() if m.announcement.ready])

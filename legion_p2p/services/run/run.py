@@ -1,0 +1,186 @@
+"""One peer's part in one run: the services that it consists of, and what the trainer does with them.
+
+Every part is there from the first moment. How a run is entered stands in joiner.py, how it is left in leaving.py; what a peer
+answers and what it says of itself are functions over a `Run`, in dispatch.py and status.py.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+import trio
+from torch import Tensor
+
+from legion_p2p.core.agreement import Agreement
+from legion_p2p.core.announcement import Announcement
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.membership import Changed, Liveness
+from legion_p2p.core.plan import ShardPlan
+from legion_p2p.core.presence import Presence
+from legion_p2p.core.run import RunSpec, SignedSpec
+from legion_p2p.services.context import PeerContext
+from legion_p2p.services.inter_region.sync import RegionSync
+from legion_p2p.services.inter_region.traffic import RegionalMessenger
+from legion_p2p.services.membership.regions import RegionService
+from legion_p2p.services.membership.service import MemberService
+from legion_p2p.services.run.advertise import AdvertiseService
+from legion_p2p.services.run.gate import OwnershipGate
+from legion_p2p.services.run.lobby import Lobby
+from legion_p2p.services.run.local_checkpoints import LocalCheckpoints
+from legion_p2p.services.run.moving import MoveService
+from legion_p2p.services.run.pacing import Pacer
+from legion_p2p.services.run.progress import Progress, StepCount
+from legion_p2p.services.run.resume import Restored
+from legion_p2p.services.run.returning import ReturnService
+from legion_p2p.services.run.weight import OwnWeight
+from legion_p2p.services.shards.replica import LocalChange
+from legion_p2p.services.shards.service import ShardService
+
+MAX_GREETED = 16  # members that a peer which joins exchanges announcements with at once: gossip brings the rest
+
+
+class Run:
+    """A peer in a run. Made by `services.run.joiner`. Under trio: other threads may only read its plain attributes."""
+
+    def __init__(
+        self,
+        lobby: Lobby,
+        ctx: PeerContext,
+        signed: SignedSpec,
+        messenger: RegionalMessenger,
+        members: MemberService,
+        restored: Restored | None = None,
+    ) -> None:
+        """`messenger` is that of `ctx`. `restored`: what this peer resumes from; None: it created or joined the run."""
+        self.lobby = lobby
+        self.ctx = ctx
+        self.signed = signed
+        self.messenger = messenger
+        self.members = members
+        self.restored = restored
+        self.network = lobby.parts.network
+        self.mailbox = lobby.parts.mailbox
+        self.upload_slots = lobby.upload_slots
+        self.events = ctx.events
+        self.me: PeerId = ctx.me
+        self.id = ctx.run
+        self.spec: RunSpec = ctx.spec
+        self.plan: ShardPlan = ctx.plan
+        self.steps = StepCount()
+        self.weight = OwnWeight(ctx.config.weight, messenger)
+        self.shards = ShardService(ctx, members, self.mailbox)
+        self.gate = OwnershipGate(members, self.shards)
+        self.regions = RegionService(ctx, members)
+        self.region_sync = RegionSync(ctx, members, self.shards)
+        self.pacer = Pacer(ctx.spec.round, self.shards, ctx.events)
+        self.checkpoints = LocalCheckpoints(ctx, lobby.parts.archive, members, self.shards, self.run_step)
+        self.advertise = AdvertiseService(ctx, members, self.shards, self.checkpoints.keys)
+        self.returning = ReturnService(ctx, members, self.shards, self.gate)
+        self.moving = MoveService(ctx, members, self.shards, self.regions, self.region_sync, self.gate, self.weight)
+        self._agreement = Agreement(ctx.config.membership.announce_s)
+        members.listeners.append(self._on_member_changed)
+
+    async def take_part(self, nursery: trio.Nursery) -> None:
+        """Own shards and train from now on; every shard is held. What else a member does runs in `nursery`."""
+        self.presence.joined()
+        await nursery.start(self.shards.run_forever)
+        await self.members.announce_now()
+        # Gossip takes a second to find its mesh; the members that give up shards to this one should know at once.
+        async with trio.open_nursery() as exchanges:
+            for member in self.members.table.counted()[:MAX_GREETED]:
+                exchanges.start_soon(self.members.exchange_with, member.peer_id)
+        self.shards.on_members_changed()
+        nursery.start_soon(self.region_sync.run_forever)
+        nursery.start_soon(self.returning.run_forever)
+        nursery.start_soon(self.moving.run_forever)
+        nursery.start_soon(self.checkpoints.run_forever)
+
+    # what can be read at any time
+
+    @property
+    def presence(self) -> Presence:
+        return self.gate.presence
+
+    @property
+    def progress(self) -> Progress:
+        return self.steps.progress
+
+    @property
+    def region(self) -> str:
+        """Label of the region that this peer is in; empty before it has chosen one."""
+        return self.shards.region
+
+    @property
+    def local_steps(self) -> int:
+        """Steps to the next push, for this peer now."""
+        return self.pacer.local_steps
+
+    def is_across(self, peer: PeerId) -> bool:
+        """Whether `peer` is a member of another region."""
+        member = self.members.table.get(peer)
+        return member is not None and member.announcement.region != self.region
+
+    # for the trainer
+
+    def contribute(self, changes: Sequence[LocalChange]) -> None:
+        """Hand in local changes, at most one per settled shard."""
+        for change in changes:
+            self.shards.contribute(change)
+
+    def push_last(self) -> None:
+        """What is handed in from now on is the last that this peer pushes."""
+        self.pacer.push_last(self._others(), self.messenger.bandwidth())
+
+    def report(self, progress: Progress) -> None:
+        """The newest from the training thread. What others act on is announced at once."""
+        before, self.steps.progress = self.steps.progress, progress
+        if progress.changes_what_others_do(before):
+            self.members.announce_soon()
+        self._update_local_steps()
+
+    def run_step(self) -> int:
+        """The step that the run has come to."""
+        return self.steps.of_run(self.members)
+
+    def common_parameters(self) -> Tensor:
+        """The region's common copy, flat: 1-D fp32."""
+        return torch.cat([self.shards.replicas[shard].reference for shard in range(self.plan.n_shards)])
+
+    def common_digest(self) -> str:
+        """One digest over those of all shards, in hex."""
+        whole = hashlib.sha256()
+        for shard in sorted(self.shards.replicas):
+            whole.update(self.shards.replicas[shard].chain.digest)
+        return whole.hexdigest()
+
+    async def wait_for_members(self, n: int) -> None:
+        """Until the run has `n` members that hold the model, this peer included."""
+        while sum(a.ready for a in self.members.everyone()) < n:
+            await self.members.changed.wait()
+
+    def all_done(self) -> bool:
+        """Every member has trained all it wanted to, and all of this region hold the same model: see `core.agreement`."""
+        done = self.progress.done and self.nothing_pending()
+        return self._agreement.look(done, self.shards.marks(), self.region, self._others(), trio.current_time())
+
+    def nothing_pending(self) -> bool:
+        """Nothing that this peer trained, or collected as an owner, has still to come into an update."""
+        return all(
+            r.pending is None and r.offered is None and (r.round is None or not r.round.waiting)
+            for r in self.shards.replicas.values()
+        )
+
+    # inner steps
+
+    def _others(self) -> list[Announcement]:
+        return [member.announcement for member in self.members.table.counted()]
+
+    def _on_member_changed(self, change: Changed) -> None:
+        if change.after is None:
+            self.regions.forget(change.peer_id)
+        if change.after is Liveness.DEAD:
+            self.events.error("member.dead", f"{change.peer_id} does not answer and is taken for dead", peer=change.peer_id)
+        self._update_local_steps()
+
+    def _update_local_steps(self) -> None:
+        self.pacer.update(self.steps.own(), self.progress.step_s, self._others(), self.messenger.bandwidth())
