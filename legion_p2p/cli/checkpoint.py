@@ -5,6 +5,7 @@ Works on the files alone, except for `fetch`; no peer has to run, and one that d
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,9 +14,12 @@ from cyclopts import App, Parameter
 
 from legion_p2p.cli.common import addresses_of_peers
 from legion_p2p.cli.failures import DONE, FAILED
-from legion_p2p.cli.output import print_json, print_table, progress_bar, table_of
-from legion_p2p.errors import DecodeError, IncompatibleModelError, LegionError, StoreError, UsageError
-from legion_p2p.files.paths import user_data_folder, user_path
+from legion_p2p.cli.output import is_stdout, print_json, print_table, progress_bar, table_of
+from legion_p2p.errors import DecodeError, IncompatibleModelError, LegionError, MissingBlockError, StoreError, UsageError
+from legion_p2p.files.content import COMPRESSED, PROBE_BYTES, SAFETENSORS, description_of, format_of
+from legion_p2p.files.paths import Kind, kind_of, shown, user_data_folder, user_path
+from legion_p2p.files.reading import opened
+from legion_p2p.files.writing import replacing
 
 if TYPE_CHECKING:
     from legion_p2p.core.cids import Cid
@@ -168,13 +172,16 @@ def export(
 
     if not (safetensors or car or dcp):
         raise UsageError("say what to write: --safetensors DIR, --car FILE or --dcp DIR")
+    if safetensors and dcp and user_path(safetensors).absolute() == user_path(dcp).absolute():
+        raise UsageError(f"--safetensors and --dcp both name {shown(safetensors)}: a folder holds one format")
+    told_on = sys.stderr if car and is_stdout(user_path(car)) else sys.stdout  # or the summary would end up in the CAR
     if names not in ("auto", "run", "gpt2"):
         raise UsageError(f"--names {names}: it is auto, run or gpt2")
     root = _cid(cid)
     written: dict[str, Any] = {}
     with _opened(store) as blocks:
         if car:
-            written["car"] = {"file": car, **_export_car(blocks, root, Path(car).expanduser(), json)}
+            written["car"] = {"file": car, **_export_car(blocks, root, user_path(car), json)}
         if safetensors or dcp:
             from legion_p2p.train.checkpoint import Checkpoint
             from legion_p2p.train.export import export_dcp, export_safetensors
@@ -191,7 +198,7 @@ def export(
                     export_dcp(opened, dcp, progress)
                 written["dcp"] = {"folder": dcp}
     if json:
-        return print_json({"cid": str(root), **written})
+        return print_json({"cid": str(root), **written}, told_on)
     told = {
         "car": "{file}: a CAR of {n_blocks:,} blocks, {size}",
         "safetensors": "{folder}: safetensors, the parameters named as in {names}",
@@ -200,7 +207,7 @@ def export(
     whose = {"gpt2": "transformers", "run": "the run"}
     for what, about in written.items():
         more = {"size": bytes_text(about.get("n_bytes", 0)), "names": whose.get(about.get("names", ""), "")}
-        print(told[what].format(**{**about, **more}))
+        print(told[what].format(**{**about, **more}), file=told_on)
     return DONE
 
 
@@ -228,14 +235,14 @@ def import_(
     identity
         Key file of this peer, made on first use, to sign with. [default: a new key that is forgotten afterwards]
     """
-    source = Path(path).expanduser()
-    if not source.exists():
-        raise UsageError(f"there is no file or folder {path}")
+    source = user_path(path)
+    if kind_of(source) is Kind.MISSING:
+        raise UsageError(f"there is no file or folder {shown(path)}")
     with _opened(store, writing=True) as blocks:
-        if source.is_dir():
+        if kind_of(source) is Kind.FOLDER:
             from legion_p2p.core.identity import Identity
             from legion_p2p.store.identity import load_or_create_identity
-            from legion_p2p.train.export import import_folder
+            from legion_p2p.train.imports import import_folder
 
             signer = load_or_create_identity(identity) if identity else Identity.generate()
             with progress_bar("storing parameters", None, json, "parameters") as progress:
@@ -367,37 +374,53 @@ def _export_car(blocks: "BlockStore", root: "Cid", path: Path, quiet: bool) -> d
     from legion_p2p.store.car import write_car
     from legion_p2p.store.summary import blocks_of
 
-    draft = path.with_name(f"{path.name}.part")
-    try:
-        with open(draft, "wb") as file, progress_bar("writing CAR", sum(blocks_of(blocks, root).values()), quiet) as progress:
-            n_blocks = write_car(blocks, root, file, progress)
-            n_bytes = file.tell()
-        draft.replace(path)
-    except OSError as failed:
-        raise StoreError(f"cannot write {path}: {failed.strerror or failed}; free space there, or name another file") from failed
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
+    n_bytes = 0
+    with replacing(path) as file, progress_bar("writing CAR", sum(blocks_of(blocks, root).values()), quiet) as progress:
+
+        def written(n: int) -> None:
+            nonlocal n_bytes
+            n_bytes += n
+            progress(n)
+
+        n_blocks = write_car(blocks, root, file, written)
     return {"n_blocks": n_blocks, "n_bytes": n_bytes}
 
 
 def _import_car(blocks: "BlockStore", path: Path, quiet: bool) -> "list[Cid]":
-    from legion_p2p.store.car import read_car
+    from legion_p2p.store.car import looks_like_car, read_car
     from legion_p2p.store.checkpoints import get_manifest
 
-    try:
-        with open(path, "rb") as file, progress_bar("reading CAR", path.stat().st_size, quiet) as progress, blocks.hold():
+    where = shown(path)
+    with opened(path, streams=True) as file, progress_bar("reading CAR", _size_of(path), quiet) as progress, blocks.hold():
+        head = file.peek(PROBE_BYTES)[:PROBE_BYTES]
+        if not looks_like_car(head):
+            raise DecodeError(f"{where} is {description_of(head)}, where a CAR file is expected{_instead(head)}")
+        try:
             roots = read_car(blocks, file, progress)
             for root in roots:
                 get_manifest(blocks, root)
                 for _ in blocks.walk(root):  # all of it has to be there
                     pass
-                blocks.pin(root, f"imported from {path.name}"[:100])
-    except OSError as failed:
-        raise StoreError(f"cannot read {path}: {failed.strerror or failed}") from failed
+                blocks.pin(root, f"imported from {shown(path.name)}"[:100])
+        except MissingBlockError as missing:
+            raise DecodeError(f"{where} holds a part of a checkpoint only: block {missing.cid} is not in it") from missing
+        except DecodeError as bad:
+            raise DecodeError(f"{where}: {bad}") from bad
     if not roots:
-        raise UsageError(f"{path} names no root: nothing in it is known to be a checkpoint")
+        raise UsageError(f"{where} names no root: nothing in it is known to be a checkpoint")
     return list(roots)
+
+
+def _size_of(path: Path) -> int | None:
+    return path.stat().st_size if kind_of(path) is Kind.FILE else None
+
+
+def _instead(head: bytes) -> str:
+    """What to do with something that people take for a CAR file."""
+    kind = format_of(head)
+    if kind in COMPRESSED:
+        return "; unpack it first"
+    return "; give the folder that it is in" if kind == SAFETENSORS else ""
 
 
 @contextlib.contextmanager
@@ -413,7 +436,7 @@ def _cid(text: str) -> "Cid":
     from legion_p2p.core.cids import Cid
 
     try:
-        return Cid.parse(text)
+        return Cid.parse(text.strip().removeprefix("ipfs://").removeprefix("/ipfs/"))
     except LegionError as bad:
         raise UsageError(f"{bad}; legion-ctl checkpoint list shows those of checkpoints") from bad
 

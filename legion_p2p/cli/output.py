@@ -1,9 +1,11 @@
 """How `legion-ctl checkpoint` shows what it does and what came of it: bars, tables, JSON. rich is imported when it is needed."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 from legion_p2p.cli.failures import DONE
 
@@ -67,9 +69,17 @@ def print_table(table: "Table") -> None:
     console.print(table)
 
 
-def print_json(value: Any) -> int:
-    """One line of it on stdout; the exit code of what has succeeded."""
+def is_stdout(path: Path) -> bool:
+    """Whether writing to `path` writes to stdout, as with /dev/stdout."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(sys.stdout.fileno()))
+    except (OSError, ValueError):
+        return False
+
+
+def print_json(value: Any, stream: TextIO | None = None) -> int:
+    """One line of it on stdout, or on another stream; the exit code of what has succeeded."""
     import msgspec
 
-    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    (stream or sys.stdout).write(msgspec.json.encode(value).decode() + "\n")
     return DONE

@@ -1,6 +1,8 @@
 """What is in a file, by its first bytes: for messages that say what was given instead of what was expected."""
 
 GIT_LFS = "a git-lfs pointer, not the file itself (`git lfs pull` fetches that)"
+SAFETENSORS = "a file of safetensors"
+COMPRESSED = ("gzip", "zstandard", "bzip2", "xz")
 PROBE_BYTES = 8192  # of a file; git decides from as many whether it is text
 
 _MAGIC: tuple[tuple[bytes, str], ...] = (
@@ -45,7 +47,9 @@ def format_of(head: bytes) -> str | None:
     if head[:2] == b"\x80\x02" or (head[:1] == b"\x80" and head[1:2] in (b"\x03", b"\x04", b"\x05")):
         return "a pickle"
     if len(head) > 9 and 2 <= int.from_bytes(head[:8], "little") <= 100 << 20 and head[8:9] == b"{" and b"\0" in head[:8]:
-        return "a safetensors file"
+        return SAFETENSORS
+    if b"eroots" in head[:16]:
+        return "a CAR file"
     return None
 
 

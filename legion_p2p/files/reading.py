@@ -7,8 +7,8 @@ that nothing changes between the look and the use, and read no further than a li
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from legion_p2p.errors import StoreError
 from legion_p2p.files.content import decode_text
@@ -18,7 +18,7 @@ _READABLE_ONCE = (Kind.PIPE, Kind.STREAM_DEVICE)
 
 
 @contextmanager
-def opened(path: Path, *, streams: bool = False) -> Iterator[BinaryIO]:
+def opened(path: Path, *, streams: bool = False) -> Iterator[BufferedReader]:
     """A file, open for reading. `streams`: a pipe will do as well, and the terminal, as in `--config <(command)`.
 
     Raises: StoreError, naming the file and what stands there instead. What reading in the block fails with becomes one, too.
@@ -57,7 +57,7 @@ def reason_of(failed: OSError) -> str:
     return (failed.strerror or str(failed)).lower()
 
 
-def _open(path: Path, streams: bool) -> BinaryIO:
+def _open(path: Path, streams: bool) -> BufferedReader:
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
     try:
         kind = kind_of_mode(os.fstat(fd).st_mode)

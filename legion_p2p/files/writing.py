@@ -20,6 +20,7 @@ from legion_p2p.files.paths import Kind, kind_of, shown
 from legion_p2p.files.reading import reason_of
 
 _DRAFT = re.compile(r"\.legion-(?P<name>[0-9a-f]{12})-(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8}\.part")
+_ZEROS_AT_A_TIME = 1 << 20
 _TO_STREAM = (Kind.PIPE, Kind.STREAM_DEVICE)
 
 
@@ -76,7 +77,7 @@ def make_folder(path: Path) -> Path:
     with telling(path):
         kind = kind_of(path)
         if kind not in (Kind.FOLDER, Kind.MISSING):
-            raise StoreError(f"{shown(path)} is {kind.value}, not a folder; name another one")
+            raise StoreError(f"{shown(path)} is {kind.value}, not a folder; name another folder")
         path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -90,6 +91,22 @@ def telling(path: Path) -> Iterator[None]:
         if is_full(failed):
             raise DiskFullError(f"no space left for {shown(path)}; free some space there, or name another place") from failed
         raise StoreError(f"cannot write {shown(path)}: {reason_of(failed)}") from failed
+
+
+def take_room(file: IO[bytes], n_bytes: int) -> None:
+    """Let an empty file have so many bytes on the disk, not only in its length. Raises: OSError, if they are not there."""
+    try:
+        os.posix_fallocate(file.fileno(), 0, max(1, n_bytes))
+        return
+    except AttributeError:  # not on macOS and Windows
+        pass
+    except OSError as failed:
+        if failed.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # some file systems
+            raise
+    zeros = bytes(min(n_bytes, _ZEROS_AT_A_TIME))
+    for at in range(0, n_bytes, _ZEROS_AT_A_TIME):
+        file.write(zeros[: n_bytes - at])
+    file.flush()
 
 
 def is_full(failed: OSError) -> bool:

@@ -7,7 +7,7 @@ Written and read block by block, whatever the size of the file.
 """
 
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import IO
 
 import varint
 
@@ -25,7 +25,7 @@ Progress = Callable[[int], None]
 """Called with the bytes of each block that is done."""
 
 
-def write_car(store: BlockStore, root: Cid, file: BinaryIO, progress: Progress = lambda n_bytes: None) -> int:
+def write_car(store: BlockStore, root: Cid, file: IO[bytes], progress: Progress = lambda n_bytes: None) -> int:
     """Write `root` and all that it links to; returns the number of blocks.
 
     Raises: MissingBlockError, DecodeError, after part of the file is written; OSError.
@@ -41,7 +41,12 @@ def write_car(store: BlockStore, root: Cid, file: BinaryIO, progress: Progress =
     return n_blocks
 
 
-def read_car(store: BlockStore, file: BinaryIO, progress: Progress = lambda n_bytes: None) -> tuple[Cid, ...]:
+def looks_like_car(head: bytes) -> bool:
+    """Whether a file that begins with these bytes can be a CAR: a map in DAG-CBOR that names roots and a version."""
+    return b"eroots" in head[:16] or b"gversion" in head[:16]
+
+
+def read_car(store: BlockStore, file: IO[bytes], progress: Progress = lambda n_bytes: None) -> tuple[Cid, ...]:
     """Store every block of a CAR file, each checked against its name; returns the roots, which are neither pinned nor known
     to be complete. Those before a bad one stay. Call it within `store.hold()`, and pin the roots there.
 
@@ -60,7 +65,7 @@ def read_car(store: BlockStore, file: BinaryIO, progress: Progress = lambda n_by
     return roots
 
 
-def _blocks(file: BinaryIO) -> Iterator[tuple[Cid, bytes]]:
+def _blocks(file: IO[bytes]) -> Iterator[tuple[Cid, bytes]]:
     while section := _section(file, CID_BYTES + MAX_BLOCK_BYTES, "a block"):
         cid, data = Cid.from_bytes(section[:CID_BYTES]), section[CID_BYTES:]
         if not cid.names(data):
@@ -79,7 +84,7 @@ def _roots(header: bytes) -> tuple[Cid, ...]:
     return tuple(roots)
 
 
-def _section(file: BinaryIO, limit: int, what: str) -> bytes:
+def _section(file: IO[bytes], limit: int, what: str) -> bytes:
     """The next length and as many bytes; empty at the end of the file."""
     size = shift = 0
     while True:

@@ -1,4 +1,4 @@
-"""The built-in GPT in the names, shapes and configuration of `transformers.GPT2LMHeadModel`.
+"""The built-in GPT in the names and shapes of `transformers.GPT2LMHeadModel`.
 
 GPT-2's linear layers are stored transposed there (`Conv1D`), and have biases always: a GPT without gets zeros.
 """
@@ -6,7 +6,6 @@ GPT-2's linear layers are stored transposed there (`Conv1D`), and have biases al
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import msgspec
 
@@ -27,8 +26,8 @@ _PARTS = (
     (r"norm\.(weight|bias)", r"transformer.ln_f.\1", False),
     (r"head\.weight", "lm_head.weight", False),
 )
-_GPT2_TEXT_VOCABULARY = 50257
-_END_OF_TEXT = 50256
+_BUFFERS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
+"""The causal mask, which old files of GPT-2 carry beside the parameters."""
 
 
 class Gpt2Param(msgspec.Struct, frozen=True):
@@ -61,6 +60,11 @@ def gpt2_layout(spec: RunSpec) -> tuple[GPTConfig, tuple[Gpt2Param, ...]] | None
     return config, (*made, *zeros)
 
 
+def is_mask(name: str) -> bool:
+    """Whether a tensor there is no parameter, but the causal mask."""
+    return _BUFFERS.fullmatch(name) is not None
+
+
 def gpt_params(config: GPTConfig) -> Sequence[ParamSpec]:
     """The built-in GPT's parameters, as a run's specification lists them, without making the model."""
     width = config.width
@@ -81,26 +85,6 @@ def gpt_params(config: GPTConfig) -> Sequence[ParamSpec]:
         params += linear(f"blocks.{i}.mlp.inner", 4 * width, width) + linear(f"blocks.{i}.mlp.out", width, 4 * width)
     params += norm("norm")
     return params if config.tied else [*params, ParamSpec("head.weight", (config.vocab_size, width))]
-
-
-def gpt2_config(config: GPTConfig) -> dict[str, Any]:
-    """The config.json that transformers reads."""
-    end = _END_OF_TEXT if config.vocab_size == _GPT2_TEXT_VOCABULARY else None
-    return {
-        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": config.vocab_size,
-        "n_positions": config.context, "n_embd": config.width, "n_layer": config.n_layer, "n_head": config.n_head,
-        "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": config.tied,
-        "resid_pdrop": config.dropout, "embd_pdrop": config.dropout, "attn_pdrop": 0.0 + config.dropout,
-        "bos_token_id": end, "eos_token_id": end, "dtype": "float32", "torch_dtype": "float32",
-    }  # fmt: skip
-
-
-def config_from_gpt2(said: dict[str, Any], tied: bool) -> GPTConfig:
-    """The built-in GPT's configuration for a GPT-2's. Raises: KeyError; TypeError; ConfigError."""
-    return GPTConfig(
-        n_layer=int(said["n_layer"]), n_head=int(said["n_head"]), width=int(said["n_embd"]), context=int(said["n_positions"]),
-        vocab_size=int(said["vocab_size"]), bias=True, dropout=float(said.get("resid_pdrop", 0.0)), tied=tied,
-    )  # fmt: skip
 
 
 def model_fields(config: GPTConfig) -> dict[str, int | float | str | bool]:

@@ -1,6 +1,10 @@
 """legion-ctl checkpoint: what it prints, writes and refuses, on real stores."""
 
 import json
+import os
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -209,3 +213,97 @@ def test_a_checkpoint_that_is_not_there_is_missing(cli: Cli, run_and_roots, tmp_
     for words in (("show", gone), ("verify", gone), ("diff", gone, gone), ("export", gone, "--car", tmp_path / "x.car")):
         assert "missing" in cli(*words, code=FAILED)
     assert not list(tmp_path.glob("x.car*"))
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_car_goes_to_stdout_and_nothing_else_does(cli: Cli, run_and_roots, tmp_path: Path, as_json: bool) -> None:
+    words = ["checkpoint", "export", str(run_and_roots[1]), "--car", "/dev/stdout", "--store", str(cli.store)]
+    line = [sys.executable, "-m", "legion_p2p.cli.ctl", *words, *(["--json"] if as_json else [])]
+
+    done = subprocess.run(line, capture_output=True, timeout=120, check=True)
+    (tmp_path / "x.car").write_bytes(done.stdout)
+
+    assert cli("import", tmp_path / "x.car").strip() == str(run_and_roots[1])
+    assert b"a CAR of" in done.stderr or as_json
+
+
+def test_a_device_and_a_link_stay_what_they_are_when_a_car_is_written_to_them(cli: Cli, run_and_roots, tmp_path: Path) -> None:
+    (tmp_path / "link.car").symlink_to("elsewhere.car")
+
+    cli("export", run_and_roots[1], "--car", "/dev/null")
+    cli("export", run_and_roots[1], "--car", tmp_path / "link.car")
+
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert (tmp_path / "link.car").is_symlink() and (tmp_path / "elsewhere.car").stat().st_size > 1000
+    assert "stays as it is" in cli("export", run_and_roots[1], "--car", tmp_path, code=FAILED)
+    assert "no space left" in cli("export", run_and_roots[1], "--car", "/dev/full", code=FAILED)
+
+
+def test_a_car_is_read_from_a_pipe(cli: Cli, run_and_roots, tmp_path: Path) -> None:
+    cli("export", run_and_roots[1], "--car", tmp_path / "x.car")
+    words = f"{sys.executable} -m legion_p2p.cli.ctl checkpoint import /dev/stdin --store {tmp_path / 'other'}"
+
+    done = subprocess.run(
+        ["sh", "-c", f"cat {tmp_path / 'x.car'} | {words}"], capture_output=True, text=True, timeout=120, check=True
+    )
+
+    assert done.stdout.strip() == str(run_and_roots[1])
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (b"", "is empty, where a CAR file is expected"),
+        (b"some words", "is plain text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-lfs pointer"),
+        (b"\x1f\x8b" + bytes(99), "is gzip, where a CAR file is expected; unpack it first"),
+        (b"\x30" + bytes(7) + b"{" + bytes(99), "a file of safetensors, where a CAR file is expected; give the folder"),
+        (bytes(99), "binary data of no known format"),
+    ],
+)
+def test_an_import_says_what_a_file_is_and_what_was_expected(cli: Cli, tmp_path: Path, raw: bytes, told: str) -> None:
+    (tmp_path / "x").write_bytes(raw)
+
+    assert told in cli("import", tmp_path / "x", code=FAILED)
+
+
+def test_a_car_that_lacks_blocks_names_itself_and_the_first_of_them(cli: Cli, run_and_roots, tmp_path: Path, capsys) -> None:
+    cli("export", run_and_roots[1], "--car", tmp_path / "x.car")
+    data = (tmp_path / "x.car").read_bytes()
+    (tmp_path / "less.car").write_bytes(data[: data.rindex(b"\x01\x55\x12\x20") - 2])
+
+    told = Cli(tmp_path / "other", capsys)("import", tmp_path / "less.car", code=FAILED)
+
+    assert "less.car holds a part of a checkpoint only: block" in told
+
+
+def test_one_folder_never_holds_two_formats(cli: Cli, run_and_roots, tmp_path: Path) -> None:
+    both = ("--safetensors", tmp_path / "x", "--dcp", tmp_path / "x")
+    assert "a folder holds one format" in cli("export", run_and_roots[1], *both, code=USAGE)
+
+    cli("export", run_and_roots[1], "--dcp", tmp_path / "x")
+
+    assert "another format" in cli("export", run_and_roots[1], "--safetensors", tmp_path / "x", code=FAILED)
+
+
+def test_a_cid_is_taken_as_ipfs_tools_print_it(cli: Cli, run_and_roots) -> None:
+    for prefix in ("ipfs://", "/ipfs/", " "):
+        assert str(run_and_roots[1]) in cli("show", f"{prefix}{run_and_roots[1]}")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
+@pytest.mark.parametrize("kind", ["--car", "--safetensors", "--dcp"])
+def test_a_full_disk_is_said_and_nothing_is_left_on_it(cli: Cli, run_and_roots, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "disk").mkdir()
+    target = tmp_path / "disk" / "x"
+    line = f"{sys.executable} -m legion_p2p.cli.ctl checkpoint export {run_and_roots[1]} {kind} {target} --store {cli.store}"
+    small = (
+        f"mount -t tmpfs -o size=12k none {tmp_path / 'disk'} || exit 77; {line}; echo code $?; find {tmp_path / 'disk'} -type f"
+    )
+
+    done = subprocess.run(["unshare", "-m", "sh", "-c", small], capture_output=True, text=True, timeout=120)
+    if done.returncode == 77 or "code" not in done.stdout:
+        pytest.skip(f"nothing can be mounted here: {done.stderr}")
+
+    assert done.stdout.split() == ["code", "1"], done.stdout + done.stderr
+    assert "no space left" in done.stderr and "Traceback" not in done.stderr

@@ -11,13 +11,14 @@ from safetensors.torch import load_file, save_file
 
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity
-from legion_p2p.errors import DecodeError, IncompatibleModelError, MissingBlockError, StoreError, UsageError
+from legion_p2p.errors import DecodeError, IncompatibleModelError, LegionError, MissingBlockError, StoreError, UsageError
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.checkpoints import get_manifest
 from legion_p2p.train.checkpoint import Checkpoint, cut
-from legion_p2p.train.export import export_dcp, export_safetensors, import_folder
+from legion_p2p.train.export import export_dcp, export_safetensors
 from legion_p2p.train.gpt import GPT, PRESETS, GPTConfig
 from legion_p2p.train.gpt2_names import gpt2_layout, gpt_params
+from legion_p2p.train.imports import import_folder
 from tests.checkpoint_of import TINY, Run, checkpointed
 
 OTHER = Identity(b"o" * 32)
@@ -268,3 +269,65 @@ def test_a_folder_that_cannot_be_written_is_named(store: BlockStore, tmp_path: P
 
     with pytest.raises(StoreError, match="name another folder"):
         export_safetensors(Checkpoint(store, root), tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "told"),
+    [
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-lfs pointer"),
+        ("config.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-lfs pointer"),
+        ("model.safetensors", b"", "is empty"),
+        ("config.json", b"", "is not JSON"),
+        ("config.json", b"[1]", "holds a JSON list"),
+        ("config.json", b"{}", "model_type is missing"),
+        ("config.json", b'{"model_type": "gpt2"}', "n_layer is missing"),
+    ],
+)
+def test_a_file_that_is_something_else_is_named(store: BlockStore, out: Path, name: str, raw: bytes, told: str) -> None:
+    _, root = checkpointed(store)
+    export_safetensors(Checkpoint(store, root), out)
+    (out / "legion.json").unlink()
+    (out / name).write_bytes(raw)
+
+    with pytest.raises(LegionError, match=f"{name}.*{told}"):
+        import_folder(store, out, OTHER, "new")
+
+
+def test_a_configuration_with_a_byte_order_mark_is_read(store: BlockStore, out: Path) -> None:
+    _, root = checkpointed(store)
+    export_safetensors(Checkpoint(store, root), out)
+    (out / "legion.json").unlink()
+    (out / "config.json").write_bytes(b"\xef\xbb\xbf" + (out / "config.json").read_bytes())
+
+    import_folder(store, out, OTHER, "new")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("model.safetensors.index.json", "in several files"), ("pytorch_model.bin", "are a pickle")]
+)
+def test_another_way_to_store_a_model_is_told_with_the_remedy(store: BlockStore, out: Path, name: str, told: str) -> None:
+    out.mkdir()
+    (out / name).write_text("{}")
+    (out / "config.json").write_text("{}")
+
+    with pytest.raises(UsageError, match=told):
+        import_folder(store, out, OTHER, "new")
+
+
+@pytest.mark.parametrize("named", ["another", "equal head", "other head"])
+def test_a_tensor_that_the_model_has_not_is_refused_by_name(store: BlockStore, out: Path, named: str) -> None:
+    run, root = checkpointed(store)
+    export_safetensors(Checkpoint(store, root), out)
+    tensors = load_file(out / "model.safetensors")
+    if named == "another":
+        tensors["transformer.h.0.crossattention.c_attn.weight"] = torch.ones(2, 2)
+    else:
+        tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone() + (named == "other head")
+    save_file(tensors, out / "model.safetensors")
+
+    if named == "equal head":
+        again = import_folder(store, out, OTHER)
+        assert_equal({p.name: value for p, value in Checkpoint(store, again).parameters()}, params_of(run))
+    else:
+        with pytest.raises(IncompatibleModelError, match=r"crossattention|lm_head\.weight"):
+            import_folder(store, out, OTHER)
