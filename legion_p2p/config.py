@@ -131,7 +131,12 @@ def new_run_of(data: dict[str, Any]) -> NewRun:
     inner = data.get("inner", {})
     if inner.get("optimizer", chosen["inner"]["optimizer"]) == chosen["inner"]["optimizer"]:  # another one has other rates
         inner = {**chosen["inner"], **inner}
-    return convert({**data, "round": {**chosen["round"], **data.get("round", {})}, "inner": inner}, NewRun)
+    new_run = convert({**data, "round": {**chosen["round"], **data.get("round", {})}, "inner": inner}, NewRun)
+    try:
+        new_run.round.check()
+    except UsageError as bad:
+        raise ConfigError(str(bad)) from bad
+    return new_run
 
 
 def read_new_run(path: str) -> NewRun:

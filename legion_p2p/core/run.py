@@ -25,6 +25,12 @@ _NonNegative = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
 OuterRule = Literal["average", "sgd", "nesterov", "delayed-nesterov"]
 CrossRule = Literal["elastic", "center", "nesterov"]
+AggregationRule = Literal[
+    "mean", "norm-cap", "trimmed-mean", "median", "krum", "multi-krum", "bulyan", "geometric-median", "centered-clip",
+    "nearest-neighbours",
+]  # fmt: skip
+COORDINATE_RULES: tuple[AggregationRule, ...] = ("trimmed-mean", "median", "bulyan")
+DEFAULT_RULE: AggregationRule = "norm-cap"
 
 
 class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,8 +119,21 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A meeting moves no region further than this many times what its own training did since the last one. Lower: safer, and two
     that trained apart come together more gently; at 1 or less they may not come together at all. 0: no limit."""
 
-    norm_cap: _NonNegative = 3.0
-    """A push counts with at most this many times the median norm. Lower: safer, and unfair to unusual data. 0: no cap."""
+    aggregation: AggregationRule | Literal["auto"] = "auto"
+    """How an owner combines the pushes of a round: see `legion_p2p.tensor.robust.rules`. mean: by tokens, exactly, where all
+    members are trusted. auto: mean where the run is synchronous, and else DEFAULT_RULE."""
+
+    norm_cap: _NonNegative = 1.0
+    """A push counts with at most this many times the median norm; not in mean. Lower: safer, and unfair to unusual data. 0: no
+    cap."""
+
+    weight_cap: _Positive = 1.5
+    """A push weighs at most this many times the median of the tokens claimed; not in mean. Higher: more of what fast members
+    train counts, and a member that lies about its tokens counts for more."""
+
+    hostile_share: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] = 0.2
+    """Share of the pushes of a round that the rule is to withstand, where it has to know. Higher: safer, and fewer honest pushes
+    count."""
 
     quorum: Annotated[float, msgspec.Meta(gt=0, le=1)] = 2 / 3
     """Share of the training members after which a round may close without the rest. 1: waits for all that live."""
@@ -127,6 +146,21 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     placement: PlacementName = "rendezvous"
     """How the members' weights become ownership of shards: see `legion_p2p.core.placement`."""
+
+    def check(self) -> None:
+        """Raises: UsageError, where fields that are right by themselves do not fit together."""
+        sparse = next((name for name in self.allowed_push_codecs() if is_sparse(name)), None)
+        if self.rule() in COORDINATE_RULES and sparse is not None:
+            raise UsageError(
+                f"round.aggregation {self.rule()!r} looks at each coordinate alone, where most pushes in {sparse!r} are zero: "
+                "choose another rule, or codecs that are not sparse"
+            )
+
+    def rule(self) -> AggregationRule:
+        """How pushes are combined."""
+        if self.aggregation != "auto":
+            return self.aggregation
+        return "mean" if self.synchronous else DEFAULT_RULE
 
     def allowed_push_codecs(self) -> tuple[str, ...]:
         return _distinct(self.push_codec, *self.push_codecs, self.warmup_codec, self.dense_codec)
@@ -142,6 +176,11 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return _distinct(
             *self.allowed_push_codecs(), *self.allowed_update_codecs(), self.dense_codec, *self.allowed_cross_codecs()
         )
+
+
+def is_sparse(codec: str) -> bool:
+    """Whether a push in this codec names only some of its coordinates."""
+    return codec.startswith("topk")
 
 
 def _distinct(*names: str) -> tuple[str, ...]:
@@ -204,6 +243,7 @@ def sign_spec(spec: RunSpec, identity: Identity) -> SignedSpec:
     """The founder's signature. Raises: UsageError, if `identity` is not the founder or the specification too large."""
     if spec.founder != identity.peer_id:
         raise UsageError(f"only the founder {spec.founder} can sign this run, not {identity.peer_id}")
+    spec.round.check()
     if looks_like_run_id(spec.name):
         raise UsageError(f"the name {spec.name!r} looks like a run's id: choose another")
     body = _encoder.encode(spec)
@@ -225,6 +265,7 @@ def open_spec(signed: SignedSpec) -> RunSpec:
         raise DecodeError(f"run specification: the name {spec.name!r} looks like a run's id")
     verify(spec.founder, signed.spec, signed.signature)
     try:
+        spec.round.check()
         spec.plan()
     except UsageError as bad:
         raise DecodeError(f"run specification: {bad}") from bad

@@ -1,8 +1,9 @@
-"""Combining what the members of a region push: a weighted mean with capped norms.
+"""The mean of what the members of a region push, by weight, with capped norms; and what every other rule needs as well.
 
-The same contributions give the same bits, in whatever order they arrived and on whatever machine: a standby recomputes and
-compares digests. Therefore members are summed in the order of their names, in fp64, by elementwise operations only. Library
-reductions (`sum`, `norm`) add in an order that depends on vector width and threads, and `add_(alpha=)` fuses on some machines.
+The same contributions give the same bits, in whatever order they arrived and on whatever machine, so that a peer that has them
+can recompute an update. Therefore members are summed in the order of their names, in fp64, by elementwise operations only.
+Library reductions (`sum`, `norm`) add in an order that depends on vector width and threads, and `add_(alpha=)` fuses on some
+machines.
 """
 
 import math
@@ -16,8 +17,6 @@ from torch import Tensor
 from legion_p2p.errors import UsageError
 from legion_p2p.tensor.body import is_finite
 from legion_p2p.tensor.flatten import digest
-
-WEIGHT_CAP = 4.0  # a member that claims more tokens than 4 times the median one gains nothing by it
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +55,11 @@ def weighted_mean(contributions: Sequence[Contribution], norm_cap: float | None 
     """
     if norm_cap is not None and not norm_cap > 0:
         raise UsageError(f"norm_cap {norm_cap}, must be positive")
-    numel = _common_numel(contributions, numel)
-    usable, refused = _sift(contributions)
-    usable = _in_fixed_order(usable)
+    numel = common_numel(contributions, numel)
+    usable, refused = usable_in_order(contributions)
     factors = [1.0] * len(usable)
     if norm_cap is not None:
-        factors = _cap_factors([_norm(c.value) for c in usable], norm_cap)
+        factors = cap_factors([norm(c.value) for c in usable], norm_cap)
 
     mean_N = torch.zeros(numel, dtype=torch.float64, device="cpu")
     if usable:
@@ -75,11 +73,11 @@ def weighted_mean(contributions: Sequence[Contribution], norm_cap: float | None 
     return Aggregated(
         mean=mean_N.to(torch.float32),
         used=tuple(c.source for c in usable),
-        refused=tuple(sorted(refused)),
+        refused=refused,
     )
 
 
-def capped_weights(tokens: Sequence[float], cap: float = WEIGHT_CAP) -> tuple[float, ...]:
+def capped_weights(tokens: Sequence[float], cap: float) -> tuple[float, ...]:
     """min(tokens, cap * median): what a member claims to have trained cannot be checked, only limited.
 
     The median is over positive finite claims, the lower of the middle two. Claims that are neither positive nor finite are left
@@ -92,7 +90,7 @@ def capped_weights(tokens: Sequence[float], cap: float = WEIGHT_CAP) -> tuple[fl
     return tuple(min(t, limit) if math.isfinite(t) and t > 0 else t for t in tokens)
 
 
-def _common_numel(contributions: Sequence[Contribution], numel: int | None) -> int:
+def common_numel(contributions: Sequence[Contribution], numel: int | None) -> int:
     shapes = {tuple(c.value.shape) for c in contributions}
     dtypes = {c.value.dtype for c in contributions}
     if numel is not None:
@@ -103,7 +101,8 @@ def _common_numel(contributions: Sequence[Contribution], numel: int | None) -> i
     return shapes.pop()[0] if shapes else 0
 
 
-def _sift(contributions: Sequence[Contribution]) -> tuple[list[Contribution], list[tuple[str, str]]]:
+def usable_in_order(contributions: Sequence[Contribution]) -> tuple[list[Contribution], tuple[tuple[str, str], ...]]:
+    """Those that can be used, in the order in which they are summed; and of the others (source, reason), sorted."""
     usable, refused = [], []
     for c in contributions:
         if not (math.isfinite(c.weight) and c.weight > 0):
@@ -112,7 +111,7 @@ def _sift(contributions: Sequence[Contribution]) -> tuple[list[Contribution], li
             refused.append((c.source, "value carries NaN or infinity"))
         else:
             usable.append(c)
-    return usable, refused
+    return _in_fixed_order(usable), tuple(sorted(refused))
 
 
 def _in_fixed_order(contributions: list[Contribution]) -> list[Contribution]:
@@ -126,7 +125,7 @@ def _in_fixed_order(contributions: list[Contribution]) -> list[Contribution]:
     return sorted(contributions, key=key)
 
 
-def _norm(x_N: Tensor) -> float:
+def norm(x_N: Tensor) -> float:
     """The Euclidean norm, the same bits on every machine: adds halves on top of each other until one element is left."""
     # squares of fp32 fit: (3.4e38)^2 = 1.2e77, and 2^32 of them are far from fp64's 1.8e308
     rest = x_N.to(torch.float64).square_()
@@ -139,12 +138,12 @@ def _norm(x_N: Tensor) -> float:
     return math.sqrt(float(rest.sum()))
 
 
-def _cap_factors(norms: list[float], norm_cap: float) -> list[float]:
-    moving = [norm for norm in norms if norm > 0]
+def cap_factors(norms: list[float], norm_cap: float) -> list[float]:
+    moving = [length for length in norms if length > 0]
     if not moving:
         return [1.0] * len(norms)
     limit = norm_cap * _lower_median(moving)
-    return [1.0 if norm <= limit else limit / norm for norm in norms]
+    return [1.0 if length <= limit else limit / length for length in norms]
 
 
 def _lower_median(values: list[float]) -> float:

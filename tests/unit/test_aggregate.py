@@ -165,14 +165,14 @@ def test_values_of_different_lengths_are_a_mistake_of_the_caller() -> None:
             weighted_mean([push("a", [1.0])], norm_cap=cap)
 
 
-def test_a_claim_of_tokens_counts_four_times_the_median_at_most() -> None:
-    assert capped_weights([100, 100, 120, 10**9]) == (100, 100, 120, 400)
+def test_a_claim_of_tokens_counts_as_many_times_the_median_as_the_cap_says() -> None:
+    assert capped_weights([100, 100, 120, 10**9], cap=4.0) == (100, 100, 120, 400)
     assert capped_weights([100, 100, 120, 10**9], cap=1.0) == (100, 100, 100, 100)
-    assert capped_weights([]) == ()
+    assert capped_weights([], cap=1.5) == ()
 
 
 def test_impossible_claims_neither_move_the_median_nor_are_hidden() -> None:
-    weights = capped_weights([math.inf, 0.0, -5.0, 10.0, 1000.0])
+    weights = capped_weights([math.inf, 0.0, -5.0, 10.0, 1000.0], cap=4.0)
 
     assert weights == (math.inf, 0.0, -5.0, 10.0, 40.0)
-    assert math.isnan(capped_weights([math.nan])[0])
+    assert math.isnan(capped_weights([math.nan], cap=4.0)[0])

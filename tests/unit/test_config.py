@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from legion_p2p.config import MAX_CONFIG_BYTES, Job, NewRun, convert, read_toml
+from legion_p2p.config import MAX_CONFIG_BYTES, Job, NewRun, convert, new_run_of, read_toml
 from legion_p2p.errors import ConfigError, UsageError
 
 
@@ -122,3 +122,10 @@ def test_a_configuration_is_read_from_the_home_folder_and_from_a_name_with_blank
     (tmp_path / "my job.toml").write_text("steps = 3")
 
     assert read_toml("~/my job.toml", Job).steps == 3
+
+
+def test_a_rule_that_does_not_go_with_the_codecs_that_the_links_choose_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"round.aggregation 'median'.*'topk512-2bit'"):
+        new_run_of({"name": "tiny", "links": "cable", "round": {"aggregation": "median"}})
+
+    assert new_run_of({"name": "tiny", "links": "lan", "round": {"aggregation": "median"}}).round.rule() == "median"

@@ -17,10 +17,12 @@ from legion_p2p.core.round import Closed, Contribution
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.services.shards.replica import combine
 from legion_p2p.tensor import codec
+from legion_p2p.tensor.aggregate import Contribution as Pushed
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
 from legion_p2p.tensor.mixed import Mixed
 from legion_p2p.tensor.outer import OuterState
+from legion_p2p.tensor.robust import rules
 from legion_p2p.train.checkpoint import cut
 from legion_p2p.train.gpt import GPT, preset
 from legion_p2p.train.muon import MuonAdamW
@@ -95,7 +97,12 @@ def piecewise() -> list[object]:
     return [piece.numpy().tobytes() for piece in cut([values(1, 10), values(2, 20)], [7, 23])]
 
 
-@pytest.mark.parametrize("work", [coded, combined, trained, piecewise])
+def aggregated() -> list[object]:
+    pushes = [Pushed(name, 1.0 + i / 7, values(i)) for i, name in enumerate("abcdefg")]
+    return [rules.aggregate(pushes, rules.Rule(name)).mean.numpy().tobytes() for name in rules.names()]
+
+
+@pytest.mark.parametrize("work", [coded, combined, trained, piecewise, aggregated])
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_bits_do_not_depend_on_the_defaults_of_the_process(work: Callable[[], list[object]], setting: str) -> None:
     expected = work()

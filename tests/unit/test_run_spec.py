@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from typing import get_args
 
 import base58
 import msgpack
@@ -13,8 +14,11 @@ from hypothesis import strategies as st
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import (
+    COORDINATE_RULES,
+    DEFAULT_RULE,
     MAX_RUN_NAME_CHARS,
     MAX_SPEC_BYTES,
+    AggregationRule,
     RoundSpec,
     RunName,
     RunSpec,
@@ -127,6 +131,9 @@ def test_one_that_is_too_large_is_neither_signed_nor_packed_by_others() -> None:
         ("round", {"outer_learning_rate": float("nan")}),
         ("round", {"outer_learning_rate": float("inf")}),
         ("round", {"norm_cap": -1.0}),
+        ("round", {"weight_cap": 0}),
+        ("round", {"hostile_share": 0.5}),
+        ("round", {"aggregation": "best"}),
         ("round", {"local_steps": 0}),
         ("round", {"shard_elements": (1 << 23) + 1}),
         ("round", {"surprise": 1}),
@@ -141,6 +148,32 @@ def test_one_that_is_too_large_is_neither_signed_nor_packed_by_others() -> None:
 def test_what_does_not_fit_is_refused_though_it_is_signed(field: str, value: object) -> None:
     with pytest.raises(DecodeError):
         open_spec(signed_as_is({**fields_of(spec_of()), field: value}))
+
+
+@pytest.mark.parametrize("rule", COORDINATE_RULES)
+@pytest.mark.parametrize(
+    "codecs", [{"push_codec": "topk64-2bit"}, {"push_codecs": ("int4", "topk128-2bit")}, {"warmup_codec": "topk8-8bit"}]
+)
+def test_a_rule_that_looks_at_coordinates_is_refused_where_pushes_may_be_sparse(rule: str, codecs: dict) -> None:
+    spec = spec_of(round=RoundSpec(aggregation=rule, **codecs))
+
+    with pytest.raises(UsageError, match=rf"round.aggregation '{rule}' looks at each coordinate alone.*topk"):
+        sign_spec(spec, FOUNDER)
+    with pytest.raises(DecodeError, match=f"'{rule}'"):
+        open_spec(signed_as_is(fields_of(spec)))
+
+
+@pytest.mark.parametrize("rule", get_args(AggregationRule))
+def test_every_rule_goes_with_dense_pushes_and_sparse_updates(rule: str) -> None:
+    spec = spec_of(round=RoundSpec(aggregation=rule, push_codec="int4", update_codec="topk64-2bit"))
+
+    assert open_spec(sign_spec(spec, FOUNDER)).round.rule() == rule
+
+
+def test_unless_it_says_otherwise_a_synchronous_run_averages_exactly_and_others_are_on_their_guard() -> None:
+    assert RoundSpec(synchronous=True).rule() == "mean"
+    assert RoundSpec(synchronous=True, aggregation="krum").rule() == "krum"
+    assert RoundSpec().rule() == DEFAULT_RULE != "mean"
 
 
 @pytest.mark.parametrize("missing", ["name", "founder", "params"])

@@ -15,12 +15,13 @@ from legion_p2p.core.round import Closed, Pace, ShardRound, staleness_weight
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.core.wire import Part
 from legion_p2p.errors import CodecError, NonFiniteError
-from legion_p2p.tensor.aggregate import Contribution, capped_weights, weighted_mean
+from legion_p2p.tensor.aggregate import Contribution, capped_weights
 from legion_p2p.tensor.body import is_finite, require_finite
 from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.feedback import compress
 from legion_p2p.tensor.flatten import digest
 from legion_p2p.tensor.outer import OuterState, outer_step
+from legion_p2p.tensor.robust.rules import Rule, aggregate
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,12 +133,14 @@ def combine(
     codec: Codec,
 ) -> Combined:
     """Aggregate a closed round and make the next reference: `b += outer(A); B = compress(b); b -= B; y -= B`."""
-    tokens = capped_weights([float(c.tokens) for c in closed.contributions])
+    rule = Rule(spec.rule(), spec.norm_cap or None, spec.hostile_share)
+    tokens = [float(c.tokens) for c in closed.contributions]
+    weights = tokens if rule.name == "mean" else capped_weights(tokens, spec.weight_cap)
     contributions = [
         Contribution(c.peer, weight * staleness_weight(closed.version - c.version), values[c.peer])
-        for c, weight in zip(closed.contributions, tokens, strict=True)
+        for c, weight in zip(closed.contributions, weights, strict=True)
     ]
-    result = weighted_mean(contributions, spec.norm_cap or None, reference.numel())
+    result = aggregate(contributions, rule, reference.numel())
     if not result.used:
         return Combined(None, reference, b"", owner_residual, outer, (), result.refused)
     step, outer_after = outer_step(
