@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+WRITTEN = [path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "reference"]  # that is generated
+PAGES = sorted([*ROOT.glob("*.md"), *WRITTEN, *(ROOT / "tests").glob("*.md")])
 COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -142,6 +143,13 @@ def test_every_test_that_the_map_names_exists() -> None:
 
     assert len(named) >= 5
     assert [name for name in sorted(named) if f"def {name}(" not in sources] == []
+
+
+def test_every_target_of_the_makefile_has_a_line_in_its_help() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+
+    assert set(re.findall(r"^([a-z-]+):.*## \S", makefile, re.MULTILINE)) == set(phony.split())
 
 
 def test_the_commands_of_the_readme_are_those_of_the_makefile() -> None:
