@@ -1,21 +1,20 @@
-"""Text to train on, as one array of tokens for training and one for validation.
+"""Text to train on, as tokens for training and for validation.
 
 Sources, as `open_text` takes them:
 
     "stdlib"       the Python standard library of the running interpreter: the reference text, on every machine already
     a folder       all text files below it
-    a text file    its bytes, mapped into memory
-    a .bin file    token ids that `write_tokens` wrote, mapped into memory
+    a text file    its bytes; packed with gzip, zstandard, bzip2 or xz it is unpacked, UTF-16 becomes UTF-8
+    a .bin file    token ids that `write_tokens` wrote
 
 Tokens are bytes (vocabulary 256), but in a .bin. What is held back for validation is decided by content where there are several
-files (one twentieth of them, by hash, so that nobody chooses), and is the last twentieth of a single one, which stays mapped.
+files (one twentieth of them, by hash, so that nobody chooses), and is the last twentieth of a single one.
 """
 
 import hashlib
 import os
-import struct
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,26 +22,24 @@ import numpy as np
 import numpy.typing as npt
 
 from legion_p2p.errors import StoreError
-
-Tokens = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+from legion_p2p.files.content import PROBE_BYTES, UTF8_MARK, is_binary, wide_encoding_of
+from legion_p2p.files.paths import Kind, kind_of, shown, user_path
+from legion_p2p.files.reading import opened
+from legion_p2p.train.text_files import files_below, packed_as, plain_text, read_file, read_folder
+from legion_p2p.train.tokens import MAGIC, Tokens, blocks_of, check_vocabulary, open_tokens, part_of, tokens_in
 
 BYTE_VOCABULARY = 256
-MAX_FOLDER_BYTES = 4 << 30  # a folder is read into memory; more belongs into a .bin, which is mapped
+MAX_FOLDER_BYTES = 4 << 30  # a folder, or what is unpacked, is held in memory; more belongs into a .bin, which is not
 VALIDATION_SHARE = 0.05
 
 # not the text of the library: its tests, what is installed beside it, and a copy of Python 2's grammar tools
 _NOT_STDLIB = frozenset({"test", "tests", "idle_test", "site-packages", "lib2to3", "__pycache__"})
-_TEXT_PROBE_BYTES = 8192  # a zero byte within these means binary: git's rule
 _HASH_BLOCK = 1 << 20  # tokens at a time
-
-_BIN_HEADER = struct.Struct("<8sBxxxIQ")
-"""Magic, bytes per token (1 or 2), three zeros, vocabulary size, number of tokens; then the tokens. All little-endian."""
-_BIN_MAGIC = b"LGTOKENS"
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """A text, split. Arrays may be mapped files: read-only."""
+    """A text, split. What is large is read from its file when it is needed."""
 
     name: str
     train: Tokens
@@ -50,6 +47,8 @@ class Corpus:
     vocab_size: int
     digest: bytes
     """SHA-256 over type, lengths and all tokens: peers with equal digests have the same text, split alike."""
+    left_out: str = ""
+    """What of a folder is no text, in words; empty: nothing."""
 
 
 def encode(text: str) -> npt.NDArray[np.uint8]:
@@ -72,8 +71,8 @@ def stdlib_text(root: Path | None = None) -> tuple[bytes, bytes]:
     Raises: StoreError, if the files are not there: some distributions ship them as a zip, or not at all.
     """
     root = root or Path(sysconfig.get_paths()["stdlib"])
-    files = [p for p in _files_below(root) if p.suffix == ".py" and not _NOT_STDLIB.intersection(p.relative_to(root).parts)]
-    train, validation = _split_by_hash(_read(p) for p in files)
+    files = [p for p in files_below(root) if p.suffix == ".py" and not _NOT_STDLIB.intersection(p.relative_to(root).parts)]
+    train, validation = _split_by_hash(read_file(p, MAX_FOLDER_BYTES) for p in files)
     if not train or not validation:
         raise StoreError(f"{root} holds no source of the Python standard library: give a folder or file of text instead")
     return train, validation
@@ -84,86 +83,62 @@ def open_text(source: str | Path, context: int = 1) -> Corpus:
 
     Raises: StoreError, if it is missing, empty, too small or too large, or cannot be read.
     """
-    path = Path(source)
-    vocab_size = BYTE_VOCABULARY
+    vocab_size, left_out = BYTE_VOCABULARY, ""
     train: Tokens
     validation: Tokens
     if source == "stdlib":
         name = "stdlib"
         train, validation = map(_bytes_array, stdlib_text())
-    elif not path.exists():
-        raise StoreError(f'{path} does not exist: give "stdlib", a folder, a text file or a .bin of tokens')
-    elif path.is_dir():
-        name = path.resolve().name
-        train, validation = map(_bytes_array, _folder_text(path))
     else:
-        name = path.name
-        tokens, vocab_size = _map_tokens(path) if path.suffix == ".bin" else (_map_bytes(path), BYTE_VOCABULARY)
-        n_train = len(tokens) - int(len(tokens) * VALIDATION_SHARE)
-        train, validation = tokens[:n_train], tokens[n_train:]
+        path = user_path(source)
+        kind = kind_of(path)
+        name = shown(path.resolve().name if kind is Kind.FOLDER else path.name)
+        if kind is Kind.MISSING:
+            raise StoreError(f'{shown(path)} does not exist: give "stdlib", a folder, a text file or a .bin of tokens')
+        if kind is Kind.FOLDER:
+            train, validation, left_out = _folder_text(path)
+        else:
+            tokens, vocab_size = _file_tokens(path)
+            n_train = len(tokens) - int(len(tokens) * VALIDATION_SHARE)
+            train, validation = part_of(tokens, 0, n_train), part_of(tokens, n_train, len(tokens))
     if min(len(train), len(validation)) < context + 1:
         raise StoreError(
-            f"{source}: {len(train)} training and {len(validation)} validation tokens, "
+            f"{shown(source)}: {len(train)} training and {len(validation)} validation tokens, "
             f"context {context} needs {context + 1} of each: give more text"
         )
-    return Corpus(name, train, validation, vocab_size, _digest(source, train, validation, vocab_size))
+    return Corpus(name, train, validation, vocab_size, _digest(source, train, validation, vocab_size), left_out)
 
 
-def write_tokens(path: Path, tokens: Tokens, vocab_size: int) -> None:
-    """Write token ids (uint8 or uint16) as a .bin for `open_text`. Whole or not at all: an interrupted one leaves no file.
-
-    Raises: StoreError, if they do not fit the vocabulary, or the disk refuses.
-    """
-    if tokens.dtype not in (np.uint8, np.uint16) or not 0 < vocab_size <= 256**tokens.dtype.itemsize:
-        raise StoreError(f"{path}: vocabulary of {vocab_size} in {tokens.dtype}, must be uint8 or uint16 and fit")
-    if len(tokens) and int(tokens.max()) >= vocab_size:
-        raise StoreError(f"{path}: token {int(tokens.max())} in a vocabulary of {vocab_size}")
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as out:
-            out.write(_BIN_HEADER.pack(_BIN_MAGIC, tokens.dtype.itemsize, vocab_size, len(tokens)))
-            out.write(np.ascontiguousarray(tokens, tokens.dtype.newbyteorder("<")).data)
-        partial.replace(path)
-    except OSError as refused:
-        raise StoreError(f"{path} cannot be written: {refused.strerror}") from refused
+def _file_tokens(path: Path) -> tuple[Tokens, int]:
+    """The tokens of a single file, and the size of their vocabulary."""
+    where = shown(path)
+    with opened(path) as probe:
+        head = probe.read(PROBE_BYTES)
+    if not head:
+        raise StoreError(f"{where} is empty")
+    if path.suffix.lower() != ".bin" and not head.startswith(MAGIC):
+        if packed_as(head) or wide_encoding_of(head) or is_binary(head):
+            return _bytes_array(plain_text(read_file(path, MAX_FOLDER_BYTES), where, MAX_FOLDER_BYTES)), BYTE_VOCABULARY
+        file = open(path, "rb")  # noqa: SIM115 (tokens are read from it as long as anybody has them)
+        begin = len(UTF8_MARK) if head.startswith(UTF8_MARK) else 0
+        n_tokens = os.fstat(file.fileno()).st_size - begin
+        return open_tokens(path, file, begin, n_tokens, np.dtype(np.uint8), BYTE_VOCABULARY), BYTE_VOCABULARY
+    return tokens_in(path, open(path, "rb"))
 
 
-def _files_below(root: Path) -> Iterator[Path]:
-    """Regular files, hidden ones and links left out: a link may lead anywhere, or in a circle."""
-
-    def fail(error: OSError) -> None:
-        raise StoreError(f"{error.filename} cannot be read: {error.strerror}") from error
-
-    for folder, subfolders, names in os.walk(root, onerror=fail):
-        subfolders[:] = [s for s in subfolders if not s.startswith(".")]
-        for name in names:
-            path = Path(folder, name)
-            if not name.startswith(".") and path.is_file() and not path.is_symlink():
-                yield path
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as refused:
-        raise StoreError(f"{path} cannot be read: {refused.strerror}") from refused
-
-
-def _folder_text(root: Path) -> tuple[bytes, bytes]:
-    files = list(_files_below(root))
-    n_bytes = sum(p.stat().st_size for p in files)
-    if n_bytes > MAX_FOLDER_BYTES:
-        raise StoreError(f"{root} holds {n_bytes} bytes, limit is {MAX_FOLDER_BYTES}: make a .bin of it (write_tokens)")
-    texts = [text for p in files if (text := _read(p)) and b"\0" not in text[:_TEXT_PROBE_BYTES]]
-    if not texts:
-        raise StoreError(f"{root} holds no text files")
-    train, validation = _split_by_hash(texts)
+def _folder_text(root: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], str]:
+    """Training and validation text of a folder, and what of it is no text."""
+    found = read_folder(root, MAX_FOLDER_BYTES)
+    left_out = found.left_out_text()
+    if not found.texts:
+        raise StoreError(f"{shown(root)} holds no text files" + (f", but {left_out}" if left_out else ""))
+    train, validation = _split_by_hash(found.texts)
     if not train or not validation:
         # of a few files chance may put all on one side: then the last twentieth of their text is held back
         text = train or validation
         n_train = len(text) - int(len(text) * VALIDATION_SHARE)
         train, validation = text[:n_train], text[n_train:]
-    return train, validation
+    return _bytes_array(train), _bytes_array(validation), left_out
 
 
 def _split_by_hash(texts: Iterable[bytes]) -> tuple[bytes, bytes]:
@@ -181,37 +156,11 @@ def _bytes_array(text: bytes) -> npt.NDArray[np.uint8]:
     return np.frombuffer(text, np.uint8)
 
 
-def _map_bytes(path: Path) -> npt.NDArray[np.uint8]:
-    try:
-        if path.stat().st_size == 0:
-            raise StoreError(f"{path} is empty")
-        return np.memmap(path, np.uint8, "r")
-    except OSError as refused:
-        raise StoreError(f"{path} cannot be read: {refused.strerror}") from refused
-
-
-def _map_tokens(path: Path) -> tuple[Tokens, int]:
-    """The tokens of a .bin and the size of their vocabulary."""
-    raw = _map_bytes(path)
-    if len(raw) < _BIN_HEADER.size or bytes(raw[:8]) != _BIN_MAGIC:
-        raise StoreError(f"{path} is no file of tokens: write it with legion_p2p.train.corpus.write_tokens")
-    _, token_bytes, vocab_size, n_tokens = _BIN_HEADER.unpack(bytes(raw[: _BIN_HEADER.size]))
-    if token_bytes not in (1, 2) or not 0 < vocab_size <= 256**token_bytes:
-        raise StoreError(f"{path}: {token_bytes} bytes per token for a vocabulary of {vocab_size}")
-    if len(raw) != _BIN_HEADER.size + token_bytes * n_tokens:
-        raise StoreError(f"{path}: {len(raw)} bytes for {n_tokens} tokens, was it cut off? Write it again")
-    tokens = raw[_BIN_HEADER.size :]
-    # the header's length is even, so the view is aligned
-    return (tokens if token_bytes == 1 else tokens.view(np.dtype("<u2"))), int(vocab_size)
-
-
 def _digest(source: str | Path, train: Tokens, validation: Tokens, vocab_size: int) -> bytes:
     """See Corpus.digest. It reads everything once, so here is where a token outside the vocabulary is found."""
     sha256 = hashlib.sha256(f"{train.dtype.itemsize} {vocab_size} {len(train)} {len(validation)}\n".encode())
     for tokens in (train, validation):
-        for start in range(0, len(tokens), _HASH_BLOCK):
-            block = tokens[start : start + _HASH_BLOCK]
-            if vocab_size < 256**block.itemsize and int(block.max()) >= vocab_size:
-                raise StoreError(f"{source}: token {int(block.max())} in a vocabulary of {vocab_size}")
+        for block in blocks_of(tokens, _HASH_BLOCK):
+            check_vocabulary(block, vocab_size, shown(source))
             sha256.update(block.data)
     return sha256.digest()

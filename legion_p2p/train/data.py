@@ -20,7 +20,7 @@ from torch import Tensor
 from legion_p2p.core.chunks import ChunkLedger, LedgerState
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import DecodeError, StoreError, UsageError
-from legion_p2p.train.corpus import Tokens
+from legion_p2p.train.tokens import Tokens, rows_of
 
 DEFAULT_CHUNKS = 256  # of the 11 MB reference text 44 kB each: for 32 peers eight open chunks each
 DEFAULT_OPEN_CHUNKS = 8
@@ -87,7 +87,6 @@ class ChunkedWindows:
         self._max_open = open_chunks
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._open: list[_OpenChunk] = []
-        self._within = np.arange(context + 1)
         self._lock = threading.Lock()
 
     def __iter__(self) -> "ChunkedWindows":
@@ -96,7 +95,7 @@ class ChunkedWindows:
     def __next__(self) -> Batch:
         with self._lock:
             starts = [self._next_start() for _ in range(self._batch)]
-        return _windows(self._tokens, np.array(starts), self._within)
+        return _windows(self._tokens, np.array(starts), self._context)
 
     def heard(self, peer: PeerId, epoch: int, bitmap: bytes) -> None:
         """Another peer's announcement. What this peer gives up for it is not read any further.
@@ -204,12 +203,10 @@ def validation_batches(tokens: Tokens, context: int, n_windows: int = 384, batch
     if last_start < 0:
         raise StoreError(f"validation text of {len(tokens)} tokens, context {context} needs {context + 1}")
     starts = np.linspace(0, last_start, n_windows).astype(np.int64)
-    within = np.arange(context + 1)
     for i in range(0, n_windows, batch):
-        yield _windows(tokens, starts[i : i + batch], within)
+        yield _windows(tokens, starts[i : i + batch], context)
 
 
-def _windows(tokens: Tokens, starts: npt.NDArray[np.int64], within: npt.NDArray[np.int64]) -> Batch:
-    # copies just the windows, out of a mapped file too
-    windows = torch.from_numpy(tokens[starts[:, None] + within].astype(np.int64))
+def _windows(tokens: Tokens, starts: npt.NDArray[np.int64], context: int) -> Batch:
+    windows = torch.from_numpy(rows_of(tokens, starts, context + 1))
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
