@@ -28,7 +28,7 @@ from legion_p2p.cli.peer_options import (
 from legion_p2p.cli.running import run_and_exit
 from legion_p2p.cli.signals import Signals
 from legion_p2p.config import Job
-from legion_p2p.errors import LegionError, StoreError, UsageError
+from legion_p2p.errors import LegionError, NotSavedError, StoreError, UsageError
 from legion_p2p.files.paths import user_data_folder, user_path
 from legion_p2p.observe import human
 from legion_p2p.observe.events import HANDING_OVER, Events
@@ -156,6 +156,10 @@ def _train(job: Job, output: OutputOptions, *, picks_identity: bool, picks_store
     if not output.json and not output.quiet:
         with contextlib.suppress(OSError):
             print("\n".join(farewell_lines(job, outcome, shown.status, wall_s)), flush=True)
+    if outcome.text_problem:
+        raise StoreError(outcome.text_problem)
+    if outcome.save_problem:
+        raise NotSavedError(outcome.save_problem)
     return 128 + signals.caught if signals.caught and outcome.reason == "stopped" else DONE
 
 
@@ -204,7 +208,7 @@ def farewell_lines(job: Job, outcome: Any, status: Status | None, wall_s: float)
     if outcome.digest:
         lines.append(f"common model {outcome.digest}")
     lines.append(f"sent {human.bytes_text(outcome.sent_bytes)}, received {human.bytes_text(outcome.received_bytes)}")
-    if job.out:
+    if job.out and not outcome.save_problem:
         lines.append(f"written to {job.out}")
     contacts = job.initial_peers[:2] or _addresses_of_others(status)
     if contacts:
@@ -247,7 +251,10 @@ class _Shown:
             self._view.note(handing_over_text(event))
         for sink in (self._json, self._plain, self._view.event if self._view else None):
             if sink is not None:
-                sink(event)
+                try:
+                    sink(event)
+                except OSError:
+                    self._reader_has_gone()
 
     def on_status(self, status: Status) -> None:
         self.status = status
@@ -256,8 +263,13 @@ class _Shown:
         elif self._plain is not None:
             try:
                 self._plain.progress(status)
-            except OSError:  # the reader of the pipe has gone; training goes on
-                self._plain = None
+            except OSError:
+                self._reader_has_gone()
+
+    def _reader_has_gone(self) -> None:
+        """Whoever read the lines (`| head -1`), or the disk that they went to, takes no more: training goes on without."""
+        self._json = self._plain = None
+        self.note("nobody reads stdout any more; training goes on, and Ctrl+C ends it")
 
     def note(self, text: str) -> None:
         if self._view is not None:

@@ -53,9 +53,14 @@ def replacing_by_name(path: Path) -> Iterator[Path]:
 def write_whole(path: Path, data: bytes) -> None:
     """Replace a file by these bytes. Raises: StoreError; DiskFullError."""
     with replacing(path) as file:
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
+        write_all(file, data)
+
+
+def write_all(file: IO[bytes], data: bytes | bytearray | memoryview) -> None:
+    """Write every byte; a pipe or a device takes as many at a time as it likes. Raises: OSError."""
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[file.write(view) :]
 
 
 def check_target(path: Path) -> Path:

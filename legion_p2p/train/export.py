@@ -7,12 +7,10 @@ Written parameter by parameter, so that a model may be larger than memory, and w
 import contextlib
 import json
 import os
-import struct
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -21,10 +19,10 @@ from legion_p2p.core.plan import ParamSpec
 from legion_p2p.errors import StoreError, UsageError
 from legion_p2p.files.paths import shown, user_path
 from legion_p2p.files.writing import make_folder, replacing, take_room, telling, write_whole
-from legion_p2p.tensor.flatten import fp32_bytes
 from legion_p2p.train.checkpoint import Checkpoint, Progress, no_progress
 from legion_p2p.train.gpt2_config import gpt2_config
 from legion_p2p.train.gpt2_names import Gpt2Param, gpt2_layout
+from legion_p2p.train.safetensors_file import write_safetensors
 from legion_p2p.train.side_file import CONFIG, DCP_INDEX, WEIGHTS, side_of, write_side
 
 
@@ -47,7 +45,7 @@ def export_safetensors(
         names, params = "gpt2", layout[1]
     folder = _folder(folder, DCP_INDEX)
     with replacing(folder / WEIGHTS) as file:
-        _write_safetensors(file, params, _values(checkpoint, params, progress))
+        write_safetensors(file, [(p.name, p.shape) for p in params], _values(checkpoint, params, progress))
         if layout is not None:
             write_whole(folder / CONFIG, (json.dumps(gpt2_config(layout[0]), indent=2) + "\n").encode())
         write_side(folder, side_of(checkpoint, names))
@@ -107,21 +105,6 @@ def _values(checkpoint: Checkpoint, params: Iterable[Gpt2Param], progress: Progr
         else:
             value = next(from_run)[1]
             yield value.T.contiguous() if param.transposed else value
-
-
-def _write_safetensors(file: IO[bytes], params: Iterable[Gpt2Param], values: Iterable[Tensor]) -> None:
-    """The format of safetensors, written tensor by tensor: length of the header, header, data. Its library wants all at once."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for param in params:
-        size = 4 * ParamSpec(param.name, param.shape).numel
-        header[param.name] = {"dtype": "F32", "shape": param.shape, "data_offsets": [at, at + size]}
-        at += size
-    raw = json.dumps(header).encode()
-    raw += b" " * (-len(raw) % 8)  # so that the data is aligned
-    file.write(struct.pack("<Q", len(raw)) + raw)
-    for value in values:
-        file.write(fp32_bytes(value))
 
 
 def _folder(folder: str | os.PathLike[str], of_another_format: str) -> Path:

@@ -1,14 +1,18 @@
-"""Reading safetensors tensor by tensor, with plain reads of checked lengths.
+"""Files of safetensors, read and written tensor by tensor, with plain reads of checked lengths.
 
-The format's own library maps the file into memory. A file that is cut off while it is read (another program writes it, a network
-disk loses it) then ends the process with SIGBUS; here it is an error that names the file.
+The format's own library wants all tensors at once for writing, and maps the file into memory for reading. A file that is cut off
+while it is read (another program writes it, a network disk loses it) then ends the process with SIGBUS; here it is an error that
+names the file.
 """
 
+import json
+import math
 import os
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import IO, Annotated, Any, BinaryIO
 
 import msgspec
 import torch
@@ -18,6 +22,8 @@ from legion_p2p.errors import DecodeError
 from legion_p2p.files.content import GIT_LFS, description_of, format_of
 from legion_p2p.files.paths import shown
 from legion_p2p.files.reading import opened
+from legion_p2p.files.writing import write_all
+from legion_p2p.tensor.flatten import fp32_bytes
 
 MAX_HEADER_BYTES = 100 << 20  # the limit of the format's own library
 _LENGTH_BYTES = 8
@@ -86,12 +92,8 @@ class SafetensorsFile:
         if not begin <= end <= n_data:
             raise DecodeError(f"{self._where} has {n_data} bytes of tensors, and {name} would end at {end}: it was cut off")
         dtype = _DTYPES.get(entry.dtype)
-        if dtype is not None:
-            numel = 1
-            for n in entry.shape:
-                numel *= n
-            if numel * dtype.itemsize != end - begin:
-                raise DecodeError(f"{self._where}: {name} of shape {list(entry.shape)} in {end - begin} bytes of {entry.dtype}")
+        if dtype is not None and math.prod(entry.shape) * dtype.itemsize != end - begin:
+            raise DecodeError(f"{self._where}: {name} of shape {list(entry.shape)} in {end - begin} bytes of {entry.dtype}")
 
     def _read_at(self, at: int, n_bytes: int, what: str) -> bytes:
         self._file.seek(at)
@@ -106,3 +108,23 @@ def open_safetensors(path: Path) -> Iterator[SafetensorsFile]:
     """Open a file of safetensors. Raises: StoreError, if it cannot be read; DecodeError, if it is something else."""
     with opened(path) as file:
         yield SafetensorsFile(path, file)
+
+
+def write_safetensors(
+    file: IO[bytes],
+    shapes: Sequence[tuple[str, tuple[int, ...]]],
+    values: Iterable[Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write fp32 tensors of these names and shapes, one at a time, as they come. Raises: OSError."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    at = 0
+    for name, shape in shapes:
+        size = 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)  # so that the data is aligned
+    write_all(file, struct.pack("<Q", len(raw)) + raw)
+    for value in values:
+        write_all(file, fp32_bytes(value))

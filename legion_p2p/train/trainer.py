@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from legion_p2p.core.chunks import ChunkLedger
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import InnerSpec, RunSpec
-from legion_p2p.errors import ClosedError, DecodeError, IncompatibleModelError, StoreError, UsageError
+from legion_p2p.errors import ClosedError, DecodeError, IncompatibleModelError, NotSavedError, StoreError, UsageError
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.metrics import JOIN_WITH, JsonlSink
 from legion_p2p.observe.status import Status
@@ -34,11 +33,14 @@ from legion_p2p.train.gpt import GPT
 from legion_p2p.train.inner import inner_optimizer
 from legion_p2p.train.optimizer import SwarmOptimizer, param_specs, trainable
 from legion_p2p.train.resume import restore_state, training_state
+from legion_p2p.train.saving import check_out, save_model
 
 STOP_FLUSH_S = 0.5  # what an orderly leave grants the last push
 EVAL_WINDOWS = 96  # while training; at the end it is FINAL_EVAL_WINDOWS
 FINAL_EVAL_WINDOWS = 384
 STEP_EVENT_EVERY_S = 0.5
+UNFINISHED = ("stopped", "data")
+"""Reasons to leave at once, without a last evaluation, and without waiting for others."""
 SAMPLE_CHARS = 300
 
 MakeOpener = Callable[..., Opener]
@@ -60,7 +62,7 @@ class Stop:
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How it ended. `reason` is "steps", "minutes" or "stopped"."""
+    """How it ended. `reason` is "steps", "minutes", "stopped", or "data" where the text could not be read any more."""
 
     steps: int
     tokens: int
@@ -70,6 +72,12 @@ class Outcome(msgspec.Struct, frozen=True):
     sent_bytes: int = 0
     received_bytes: int = 0
     blocked_fraction: float = 0.0
+    saved_to: str = ""
+    """File of the model; empty: it is in none that was asked for."""
+    save_problem: str = ""
+    """Why it is not where it was asked for, and where it is."""
+    text_problem: str = ""
+    """Why the text could not be read any more."""
 
 
 def learning_rate(inner: InnerSpec, own_step: int, run_step: int) -> float:
@@ -149,17 +157,15 @@ class Trainer:
         self._noted_at = 0.0
         self._evaluated_at = time.monotonic()
         self._warned_of_text: set[str] = set()
+        self._text_problem = ""
+        self._n_steps = 0
 
     def run(self) -> Outcome:
         job = self.job
         if job.threads:
             torch.set_num_threads(job.threads)
-        out = Path(job.out) if job.out else None
+        out = check_out(job.out) if job.out else None
         if out is not None:
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-            except OSError as bad:
-                raise StoreError(f"{out}: {bad.strerror}: choose another --out") from bad
             self.events.add_sink(JsonlSink(out / "metrics.jsonl"))
         founding = None
         if job.new_run is not None:
@@ -177,6 +183,9 @@ class Trainer:
             return Outcome(0, 0, None, "", "stopped")
         try:
             return self._train(thread, out)
+        except Exception:
+            self._rescue(out)
+            raise
         finally:
             thread.close(AT_EXIT_S)
 
@@ -224,7 +233,7 @@ class Trainer:
         self._run_step = thread.call(engine.run_step)
         began = self._evaluated_at = time.monotonic()
         reason = self._loop(model, opt, data, spec, corpus, began)
-        if reason == "stopped":
+        if reason in UNFINISHED:
             opt.flush(STOP_FLUSH_S, last=True)
             opt.report(training=False, done=True)
         else:
@@ -278,14 +287,18 @@ class Trainer:
         job = self.job
         deadline = began + 60 * job.minutes if job.minutes else math.inf
         smoothed: float | None = None
-        while not self.stop.requested:
+        while not self.stop.requested and not self._text_problem:
             if job.steps and opt.steps >= job.steps:
                 return "steps"
             if time.monotonic() >= deadline:
                 return "minutes"
             for group in opt.param_groups:
                 group["lr"] = learning_rate(spec.inner, opt.steps, self._run_step + opt.steps)
-            x, y = next(data)
+            try:
+                x, y = next(data)
+            except StoreError as bad:
+                self._text_problem = str(bad)
+                break
             _, loss = model(x.to(self._device), y.to(self._device))
             loss.backward()
             if spec.inner.clip:
@@ -302,11 +315,12 @@ class Trainer:
             )
             opt.step()
             opt.zero_grad()
+            self._n_steps = opt.steps
             self._note_step(opt, smoothed)
             self._show(opt)
             if job.eval_every_s and time.monotonic() - self._evaluated_at >= job.eval_every_s:
                 self._note_eval(model, opt, corpus, EVAL_WINDOWS)
-        return "stopped"
+        return "data" if self._text_problem else "stopped"
 
     def _remaining(self, opt: SwarmOptimizer, began: float, deadline: float) -> dict[str, Any]:
         elapsed = time.monotonic() - began
@@ -328,13 +342,9 @@ class Trainer:
         flat = opt.common_parameters()
         digest = opt.common_digest()
         status = opt.status
-        val_loss = None
-        if reason != "stopped":
-            load_flat(model, flat)
-            val_loss = evaluate(model, corpus, FINAL_EVAL_WINDOWS, self._device)
-        if out is not None:
-            load_flat(model, flat)
-            self._save(model, out, {"run": engine.id, "digest": digest, "step": str(opt.steps)})
+        load_flat(model, flat)
+        saved_to, save_problem = self._save(model, out, {"run": engine.id, "digest": digest, "step": str(opt.steps)})
+        val_loss = None if reason in UNFINISHED else self._evaluate(model, corpus, FINAL_EVAL_WINDOWS)
         self.events.emit(
             "run.finished",
             reason=reason,
@@ -352,21 +362,27 @@ class Trainer:
         )
         self._show(opt, force=True)
         return Outcome(
-            opt.steps, opt.tokens, val_loss, digest, reason, status.sent_bytes, status.received_bytes, opt.blocked_fraction
-        )
+            opt.steps, opt.tokens, val_loss, digest, reason, status.sent_bytes, status.received_bytes, opt.blocked_fraction,
+            saved_to, save_problem, self._text_problem,
+        )  # fmt: skip
 
-    def _save(self, model: GPT, out: Path, metadata: dict[str, str]) -> None:
-        """The common model, whole or not at all."""
-        path = out / "model.safetensors"
-        # A tied output matrix is the embedding: it is stored once.
-        tensors = {name: p.detach().cpu().contiguous() for name, p in trainable(model)}
-        temporary = path.with_suffix(".tmp")
+    def _save(self, model: GPT, out: Path | None, metadata: dict[str, str]) -> tuple[str, str]:
+        """Where the model is, and what is wrong with that; empty: nothing."""
+        if out is None:
+            return "", ""
         try:
-            safetensors.torch.save_file(tensors, str(temporary), metadata)
-            temporary.replace(path)
-        except OSError as bad:
-            temporary.unlink(missing_ok=True)
-            self.events.error("model.not_saved", f"{path}: {bad.strerror or bad}")
+            # A tied output matrix is the embedding: it is stored once.
+            return str(save_model(list(trainable(model)), out, metadata)), ""
+        except NotSavedError as bad:
+            self.events.error("model.not_saved", str(bad))
+            return "", str(bad)
+
+    def _rescue(self, out: Path | None) -> None:
+        """The peer fails. What it has trained itself is all that there is of the model, unless a store has more."""
+        if self._model is not None and self._n_steps:
+            path, _ = self._save(self._model, out, {"step": str(self._n_steps), "of": "this peer alone"})
+            if path:
+                self.events.emit("model.rescued", text=f"this peer's own parameters are in {path}")
 
     def _note_step(self, opt: SwarmOptimizer, loss: float) -> None:
         now = time.monotonic()
@@ -377,10 +393,19 @@ class Trainer:
     def _note_eval(self, model: GPT, opt: SwarmOptimizer, corpus: Corpus, n_windows: int) -> None:
         mine = opt.local.view.snapshot()
         load_flat(model, opt.common_parameters())
-        val_loss = evaluate(model, corpus, n_windows, self._device)
+        val_loss = self._evaluate(model, corpus, n_windows)
         load_flat(model, mine)
         self._evaluated_at = time.monotonic()
-        self.events.emit("eval", step=opt.steps, tokens=opt.tokens, val_loss=round(val_loss, 5))
+        if val_loss is not None:
+            self.events.emit("eval", step=opt.steps, tokens=opt.tokens, val_loss=round(val_loss, 5))
+
+    def _evaluate(self, model: GPT, corpus: Corpus, n_windows: int) -> float | None:
+        """The loss on held-out text; None where that could not be read."""
+        try:
+            return evaluate(model, corpus, n_windows, self._device)
+        except StoreError as bad:
+            self._text_problem = str(bad)
+            return None
 
     def _show(self, opt: SwarmOptimizer, *, force: bool = False) -> None:
         now = time.monotonic()
