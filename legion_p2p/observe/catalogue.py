@@ -53,6 +53,8 @@ FIELDS = {
     "retry_s": "seconds until it may be asked again",
     "rounds": "rounds of all shards together",
     "run": "id of the run",
+    "save_problem": "why the model is not where it was asked for, and where it is; empty: it is there, or was not asked for",
+    "saved_to": "file of the model; empty: none was asked for, or it is elsewhere",
     "sent_bytes": "bytes sent over the network since the start",
     "shard": "index of the shard, from 0",
     "step": "optimizer steps of this peer; for a checkpoint, the run's",
@@ -61,6 +63,7 @@ FIELDS = {
     "stored": "version of the shard in the checkpoint",
     "stretch": "factor on the local steps, at least 1",
     "text": "what happened, in words",
+    "text_problem": "why the text could not be read any more; empty: it could",
     "tokens": "tokens trained by this peer, or contained in what is described",
     "tokens_per_s": "training speed, smoothed",
     "update_codec": "codec of this peer's updates from now on",
@@ -111,7 +114,8 @@ EVENTS = (
     _event("eval", "The loss on held-out text was measured.", "step tokens val_loss"),
     _event("data.begins_anew", "The stored position in the text does not fit; reading starts from the beginning.", "reason"),
     _event("data.other_text", "A member trains on another text than this peer.", "peer reason"),
-    _error("model.not_saved", "The model's file could not be written at the end."),
+    _error("model.not_saved", "The model could not be written where it was asked for; the text says where it is."),
+    _event("model.rescued", "The peer failed, and its own parameters are in a file.", "text"),
     # rounds and shards
     _event("round.closed", "A round of a shard closed, and this peer holds its result.",
            "shard version n_included n_expected digest averaged_fraction failed owner"),
@@ -169,6 +173,6 @@ EVENTS = (
     # the process
     _event("status.served", "The status can be read at this address.", "address"),
     _event("peer.left", "The command has ended in order.", "run steps tokens val_loss digest reason sent_bytes received_bytes "
-           "blocked_fraction wall_s"),
+           "blocked_fraction wall_s saved_to save_problem text_problem"),
     _error("peer.failed", "The command ended with an error.", "kind"),
 )  # fmt: skip
