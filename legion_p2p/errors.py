@@ -123,6 +123,10 @@ class CodecError(DecodeError):
     """A compressed tensor does not match its header, or its codec is unknown."""
 
 
+class SelfCheckError(LegionError):
+    """This peer was about to send what others would refuse. A value that it was given is to blame, which the message names."""
+
+
 class SignatureError(DecodeError):
     """A signature does not match the bytes and the peer that it claims to be of."""
 

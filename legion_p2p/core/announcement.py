@@ -16,7 +16,7 @@ from legion_p2p.core.coordinates import Coordinate
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS, Identity, PeerId, verify
 from legion_p2p.core.plan import MAX_SHARDS
 from legion_p2p.core.witnesses import MAX_TESTIMONIES, TESTIMONY_BYTES, unpack_testimonies
-from legion_p2p.errors import DecodeError
+from legion_p2p.errors import DecodeError, SelfCheckError
 
 MAX_ANNOUNCEMENT_BYTES = 48 * 1024  # 4096 shard marks of 8 bytes and a chunk bitmap of 1 KiB, with room; gossip carries 64 KiB
 MAX_OPENED = 512  # checked announcements that are remembered: some hundred bytes each as a rule, 24 MiB at worst
@@ -100,8 +100,14 @@ _signed = msgspec.msgpack.Decoder(Signed)
 
 
 def sign(announcement: Announcement, identity: Identity) -> bytes:
-    """The bytes of a signed announcement."""
+    """The bytes of a signed announcement. Raises: SelfCheckError, if others would refuse it."""
     body = _encoder.encode(announcement)
+    try:
+        _announcement.decode(body)
+    except msgspec.DecodeError as bad:
+        raise SelfCheckError(f"this peer's announcement would be refused by the others: {bad}") from bad
+    if len(body) > MAX_ANNOUNCEMENT_BYTES:
+        raise SelfCheckError(f"this peer's announcement has {len(body)} bytes, others take {MAX_ANNOUNCEMENT_BYTES}")
     return _encoder.encode(Signed(body, identity.sign(_domain(body))))
 
 

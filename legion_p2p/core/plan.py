@@ -15,6 +15,7 @@ from legion_p2p.errors import IncompatibleModelError, UsageError
 MAX_PARAMS = 20_000  # tensors in a model; GPT-2 124M has 148, a 70B Llama 723
 MAX_NAME_CHARS = 300
 MAX_DIMS = 8
+FIXED_DIGEST_BYTES = 8  # two models that differ by chance differ here; nobody gains by making them collide
 MAX_SHARDS = 4096  # eight bytes each in every announcement: 32 KiB, half of what gossip carries
 MAX_SHARD_ELEMENTS = 1 << 23  # 32 MiB as fp32: two of them fit into one frame, with room
 MIN_SHARD_ELEMENTS = 1 << 16  # chosen: below 64 KiB as int8 a request costs more CPU than its bytes
@@ -38,6 +39,35 @@ class ParamSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __str__(self) -> str:
         return f"{self.name} {list(self.shape)}"
+
+
+class FixedSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tensor of the model that is not trained in the run: a frozen parameter, or a buffer of floats."""
+
+    name: _Name
+    shape: _Shape
+    digest: Annotated[bytes, msgspec.Meta(min_length=FIXED_DIGEST_BYTES, max_length=FIXED_DIGEST_BYTES)]
+    """The start of the SHA-256 of its type and bytes."""
+
+
+def check_fixed(ours: Sequence[FixedSpec], runs: Sequence[FixedSpec]) -> None:
+    """Check that what both models have beside their trained parameters is the same. What only one of them lists is not compared.
+
+    Raises: IncompatibleModelError, naming the first that differs.
+    """
+    its_of = {its.name: its for its in runs}
+    differ = [our for our in ours if our.name in its_of and its_of[our.name] != our]
+    if differ:
+        first, its = differ[0], its_of[differ[0].name]
+        if first.shape != its.shape:
+            what = f"{first.name} has the shape {list(first.shape)}, in the run it has {list(its.shape)}"
+        else:
+            what = f"{first.name} {list(first.shape)} has other values than the model that the run was founded with"
+        more = f" (and {len(differ) - 1} more)" if len(differ) > 1 else ""
+        raise IncompatibleModelError(
+            f"{what}{more}: it is not trained in the run, so it would stay different. Load what the founder loaded; or found the "
+            f'run with untrained="average", which averages buffers, or untrained="own", which does not compare'
+        )
 
 
 def check_fit(ours: Sequence[ParamSpec], runs: Sequence[ParamSpec]) -> None:

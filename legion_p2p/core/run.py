@@ -3,14 +3,17 @@
 from typing import Annotated, Literal
 
 import msgspec
+import zstandard
 
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity, verify
 from legion_p2p.core.placement import PlacementName
-from legion_p2p.core.plan import MAX_PARAMS, ParamSpec, ShardPlan, plan_for
+from legion_p2p.core.plan import MAX_PARAMS, FixedSpec, ParamSpec, ShardPlan, plan_for
 from legion_p2p.errors import DecodeError, UsageError
 
-MAX_SPEC_BYTES = 1 << 20  # 20,000 parameters with names of 40 characters
+MAX_SPEC_BYTES = (1 << 20) - (16 << 10)  # it travels in one control frame and is stored as one block, each of 1 MiB
+MAX_SPEC_TEXT_BYTES = 8 << 20  # unpacked: 20,000 parameters with names of 300 characters
+PACKED_FROM_BYTES = 64 << 10  # below, packing saves less than it costs to explain
 MAX_RUN_NAME_CHARS = 100
 MAX_OUTER_DELAY = 10_000
 
@@ -31,6 +34,7 @@ AggregationRule = Literal[
 ]  # fmt: skip
 COORDINATE_RULES: tuple[AggregationRule, ...] = ("trimmed-mean", "median", "bulyan")
 DEFAULT_RULE: AggregationRule = "norm-cap"
+Untrained = Literal["same", "average", "own"]
 
 
 class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,13 +143,19 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Share of the training members after which a round may close without the rest. 1: waits for all that live."""
 
     synchronous: bool = False
-    """True: step() waits for the round. For equivalence with data parallelism, and for a LAN."""
+    """True: step() waits for the round, which waits for every member; all make the same number of steps, and their weights are
+    not capped. For equivalence with data parallelism among members that trust each other, and for a LAN."""
 
     shard_elements: Annotated[int, msgspec.Meta(ge=0, le=1 << 23)] = 0
     """Elements per shard; 0 chooses sixteen shards, fewer for a small model."""
 
     placement: PlacementName = "rendezvous"
     """How the members' weights become ownership of shards: see `legion_p2p.core.placement`."""
+
+    untrained: Untrained = "same"
+    """What a model has beside its trained parameters, which are frozen parameters and buffers of floats. "same": whoever joins
+    must have the same as the founder at the start; what a peer changes of them stays its own. "average": the same, but float
+    buffers (such as BatchNorm's running statistics) are averaged like parameters. "own": they are not looked at."""
 
     def check(self) -> None:
         """Raises: UsageError, where fields that are right by themselves do not fit together."""
@@ -221,6 +231,8 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: Annotated[str, msgspec.Meta(max_length=200)] = ""
     """What the run trains on, in words or the name of a built-in corpus."""
     seed: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
+    fixed: Annotated[tuple[FixedSpec, ...], msgspec.Meta(max_length=MAX_PARAMS)] = ()
+    """What the founder's model has beside the parameters of the run, with digests: see `RoundSpec.untrained`."""
     nonce: Annotated[str, msgspec.Meta(max_length=64)] = ""
     """Keeps two runs of one name and one content apart."""
 
@@ -229,7 +241,7 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SignedSpec(msgspec.Struct, frozen=True):
-    """A specification as it travels: the very bytes that were signed."""
+    """A specification as it travels: the very bytes that were signed. A long one is packed with Zstandard."""
 
     spec: Annotated[bytes, msgspec.Meta(max_length=MAX_SPEC_BYTES)]
     signature: Annotated[bytes, msgspec.Meta(max_length=64)]
@@ -246,10 +258,18 @@ def sign_spec(spec: RunSpec, identity: Identity) -> SignedSpec:
     spec.round.check()
     if looks_like_run_id(spec.name):
         raise UsageError(f"the name {spec.name!r} looks like a run's id: choose another")
-    body = _encoder.encode(spec)
+    text = _encoder.encode(spec)
+    if len(text) > MAX_SPEC_TEXT_BYTES:
+        raise UsageError(f"run specification of {len(text)} bytes, at most {MAX_SPEC_TEXT_BYTES}")
+    body = text if len(text) < PACKED_FROM_BYTES else zstandard.ZstdCompressor(level=19).compress(text)
     if len(body) > MAX_SPEC_BYTES:
-        raise UsageError(f"run specification of {len(body)} bytes, at most {MAX_SPEC_BYTES}")
-    return SignedSpec(body, identity.sign(body))
+        raise UsageError(f"run specification of {len(body)} bytes, packed, at most {MAX_SPEC_BYTES}: shorten parameters' names")
+    signed = SignedSpec(body, identity.sign(body))
+    try:
+        open_spec(signed)  # as everybody will who joins: what they would refuse is better refused here
+    except DecodeError as bad:
+        raise UsageError(str(bad)) from bad
+    return signed
 
 
 def open_spec(signed: SignedSpec) -> RunSpec:
@@ -258,7 +278,7 @@ def open_spec(signed: SignedSpec) -> RunSpec:
     Raises: DecodeError; SignatureError.
     """
     try:
-        spec = _decoder.decode(signed.spec)
+        spec = _decoder.decode(_unpacked(signed.spec))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as bad:
         raise DecodeError(f"run specification: {bad}") from bad
     if looks_like_run_id(spec.name):
@@ -270,6 +290,19 @@ def open_spec(signed: SignedSpec) -> RunSpec:
     except UsageError as bad:
         raise DecodeError(f"run specification: {bad}") from bad
     return spec
+
+
+def _unpacked(body: bytes) -> bytes:
+    """Raises: DecodeError."""
+    if not body.startswith(zstandard.FRAME_HEADER):
+        return body
+    try:
+        size = zstandard.frame_content_size(body)
+        if not 0 <= size <= MAX_SPEC_TEXT_BYTES:
+            raise DecodeError(f"run specification of {size} bytes, unpacked, at most {MAX_SPEC_TEXT_BYTES}")
+        return zstandard.ZstdDecompressor(max_window_size=MAX_SPEC_TEXT_BYTES).decompress(body, allow_extra_data=False)
+    except zstandard.ZstdError as bad:
+        raise DecodeError(f"run specification: {bad}") from bad
 
 
 def run_id(signed: SignedSpec) -> str:

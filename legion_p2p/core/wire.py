@@ -16,7 +16,7 @@ from legion_p2p.core.distance import MAX_RATE
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, MAX_SHARDS
 from legion_p2p.core.run import MAX_OUTER_DELAY, MAX_SPEC_BYTES
-from legion_p2p.errors import DecodeError
+from legion_p2p.errors import DecodeError, SelfCheckError
 
 MAX_PAYLOAD_BYTES = 4 * MAX_SHARD_ELEMENTS + 4096  # a shard as fp32, and a codec's header
 MAX_EXCHANGED = 64  # announcements in one exchange: with small models about 64 KiB
@@ -407,6 +407,7 @@ REPLIES = tuple(dict.fromkeys(reply for kind in REQUESTS for reply in reply_type
 """Everything that answers one of them."""
 
 _encoder = msgspec.msgpack.Encoder()
+_decoder_of_one = cache(msgspec.msgpack.Decoder)
 _reply_decoder = cache(lambda kind: decoder_of(reply_types(kind)))
 _requests = decoder_of(REQUESTS)
 _replies = decoder_of(REPLIES)
@@ -414,8 +415,16 @@ _headers = msgspec.msgpack.Decoder(UpdateHeader)
 
 
 def encode(message: Message | UpdateHeader) -> bytes:
-    """The MessagePack bytes of a message."""
-    return _encoder.encode(message)
+    """The MessagePack bytes of a message.
+
+    Raises: SelfCheckError, if its receiver would refuse it: there it would count as misbehaviour, and nobody here would know.
+    """
+    body = _encoder.encode(message)
+    try:
+        _decoder_of_one(type(message)).decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as bad:
+        raise SelfCheckError(f"{type(message).__name__} that its receiver would refuse: {bad}") from bad
+    return body
 
 
 class Encoded(Generic[R]):

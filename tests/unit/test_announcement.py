@@ -20,7 +20,7 @@ from legion_p2p.core.announcement import (
 )
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.plan import MAX_SHARDS
-from legion_p2p.errors import DecodeError, SignatureError
+from legion_p2p.errors import DecodeError, SelfCheckError, SignatureError
 
 ALICE, BOB = Identity(b"a" * 32), Identity(b"b" * 32)
 FULL = Announcement(
@@ -202,3 +202,23 @@ def test_a_mark_is_version_and_the_start_of_the_digest() -> None:
 
 def test_a_version_beyond_the_last_does_not_stop_whoever_announces_it() -> None:
     assert unpack_marks(pack_marks([Mark(1 << 40, 7)])) == (Mark(0xFFFFFFFF, 7),)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": -1},
+        {"tokens": (1 << 62) + 1},
+        {"step_s": float("inf")},
+        {"step_s": float("nan")},
+        {"tokens_per_s": 1e16},
+        {"loss": "0.5"},
+        {"region": "r" * 65},
+        {"addresses": ("/ip4/" + "1" * 300,)},
+        {"chunks": b"c" * 1025},
+    ],
+)
+def test_one_that_others_would_refuse_is_not_signed(changes: dict) -> None:
+    """They would count it as misbehaviour, and the peer would vanish for them without hearing why."""
+    with pytest.raises(SelfCheckError, match="would be refused by the others"):
+        sign(msgspec.structs.replace(FULL, **changes), ALICE)

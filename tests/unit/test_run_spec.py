@@ -2,22 +2,27 @@
 
 import base64
 import hashlib
+import math
+import tracemalloc
+from random import Random
 from typing import get_args
 
 import base58
 import msgpack
 import msgspec
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from legion_p2p.core.identity import Identity
-from legion_p2p.core.plan import ParamSpec
+from legion_p2p.core.plan import MAX_PARAMS, ParamSpec
 from legion_p2p.core.run import (
     COORDINATE_RULES,
     DEFAULT_RULE,
     MAX_RUN_NAME_CHARS,
     MAX_SPEC_BYTES,
+    MAX_SPEC_TEXT_BYTES,
     AggregationRule,
     RoundSpec,
     RunName,
@@ -31,6 +36,7 @@ from legion_p2p.core.run import (
     run_key,
     sign_spec,
 )
+from legion_p2p.core.wire import SpecFound, encode
 from legion_p2p.errors import DecodeError, SignatureError, UsageError
 
 FOUNDER, OTHER = Identity(b"f" * 32), Identity(b"o" * 32)
@@ -102,10 +108,67 @@ def test_a_single_changed_byte_is_refused() -> None:
 
 
 def test_one_that_is_too_large_is_neither_signed_nor_packed_by_others() -> None:
-    many = tuple(ParamSpec("p" * 290 + f"{i}", (1,)) for i in range(4000))
+    # names that cannot be packed: random ones
+    random = Random(1)
+    many = tuple(ParamSpec(f"{random.getrandbits(1100):0275x}", (1,)) for i in range(12_000))
 
-    with pytest.raises(UsageError, match=f"at most {MAX_SPEC_BYTES}"):
+    with pytest.raises(UsageError, match=f"at most {MAX_SPEC_BYTES}: shorten"):
         sign_spec(spec_of(params=many), FOUNDER)
+    even_more = tuple(ParamSpec("p" * 290 + f"{i}", (1,)) for i in range(MAX_PARAMS))
+    with pytest.raises(UsageError, match=r"at most (8388608|20000)"):
+        sign_spec(spec_of(params=(*even_more, *even_more)), FOUNDER)
+
+
+def test_nineteen_thousand_parameters_with_long_names_are_a_run() -> None:
+    names = (
+        f"model.layers.{i // 128:03}.mixture.experts.{i % 128:03}.{['gate', 'up', 'down'][i % 3]}.weight" for i in range(19_000)
+    )
+    spec = spec_of(params=tuple(ParamSpec(name.ljust(60, "_"), (256, 64)) for name in names))
+
+    signed = sign_spec(spec, FOUNDER)
+
+    assert len(msgpack.packb(fields_of(spec))) > 1_500_000
+    assert len(signed.spec) < MAX_SPEC_BYTES
+    assert open_spec(signed) == spec
+    assert SignedSpec(bytes(signed.spec), signed.signature) == signed
+    encode(SpecFound(signed.spec, signed.signature))
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        zstandard.ZstdCompressor().compress(b"\0" * (MAX_SPEC_TEXT_BYTES + 1)),
+        zstandard.ZstdCompressor(write_content_size=False).compress(b"\0" * (1 << 26)),
+        zstandard.ZstdCompressor().compress(b"\0" * 1000)[:-3],
+        zstandard.ZstdCompressor().compress(b"\0" * 1000) + b"more",
+        zstandard.FRAME_HEADER,
+    ],
+)
+def test_a_packed_one_takes_no_more_memory_than_a_specification_may(packed: bytes) -> None:
+    tracemalloc.start()
+    with pytest.raises(DecodeError, match="run specification"):
+        open_spec(SignedSpec(packed, FOUNDER.sign(packed)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 2 * MAX_SPEC_TEXT_BYTES
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"round": RoundSpec(local_steps=10**9)},
+        {"round": RoundSpec(quorum=math.nan)},
+        {"seed": -1},
+        {"data": "d" * 201},
+        {"params": (ParamSpec("", (1,)),)},
+        {"params": (ParamSpec("n" * 301, (1,)),)},
+        {"name": "two words"},
+    ],
+)
+def test_what_others_would_refuse_is_refused_before_it_is_signed(changes: dict) -> None:
+    with pytest.raises(UsageError, match="run specification"):
+        sign_spec(spec_of(**changes), FOUNDER)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ from legion_p2p.core.wire import (
     decode_request,
     encode,
 )
-from legion_p2p.errors import DecodeError
+from legion_p2p.errors import DecodeError, SelfCheckError
 
 PEER = Identity(b"p" * 32)
 DIGEST = b"d" * 32
@@ -431,3 +431,18 @@ def test_well_formed_nonsense_in_any_field_is_read_or_refused_with_a_decode_erro
     for read in READERS:
         with suppress(DecodeError):
             read(msgpack.packb(fields))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Push("run", 0, 1, 1, 0, 1, "int8", b""),
+        Push("run", 0, 1, 1, 1 << 63, 1, "int8", b""),
+        Push("run", MAX_SHARDS, 1, 1, 1, 1, "int8", b""),
+        Ping("r" * 101),
+        SpecFound(b"s" * (MAX_SPEC_BYTES + 1), b""),
+    ],
+)
+def test_what_its_receiver_would_refuse_is_not_sent(message: object) -> None:
+    with pytest.raises(SelfCheckError, match=f"{type(message).__name__} that its receiver would refuse"):
+        encode(message)  # type: ignore[arg-type]
