@@ -41,7 +41,7 @@ from legion_p2p.train.data import validation_batches
 from legion_p2p.train.gpt import GPT
 from legion_p2p.train.muon import MuonAdamW
 from legion_p2p.train.onebit import OneBitAdam
-from legion_p2p.train.optimizer import param_specs
+from legion_p2p.train.parameters import param_specs
 
 N_WORKERS = 4
 WARM_UP_STEPS = 50

@@ -8,6 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def describe_failure(failure: BaseException) -> str:
+    """One line: the message of an error that was raised on purpose, else with the kind of exception and where it came from."""
+    text = " ".join(str(failure).split())
+    if isinstance(failure, LegionError):
+        return text
+    frame = failure.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    where = "" if frame is None else f" ({frame.tb_frame.f_code.co_filename.rpartition('/')[2]}:{frame.tb_lineno})"
+    return f"{type(failure).__name__}: {text}{where}"
+
+
 class LegionError(Exception):
     """The base of all of them."""
 

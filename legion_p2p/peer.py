@@ -44,7 +44,9 @@ from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.averaging import AverageResult, average_once
 from legion_p2p.train.bridge import Opener, PeerThread
 from legion_p2p.train.described import Plan, described, plan_of
-from legion_p2p.train.optimizer import SwarmOptimizer, param_specs, trainable
+from legion_p2p.train.inner_list import as_one
+from legion_p2p.train.optimizer import SwarmOptimizer, check_wrappable
+from legion_p2p.train.parameters import ModelView, param_specs
 from legion_p2p.train.trainer import Outcome, Stop, Trainer
 
 PLANNED_CROWDS = (2, 10, 100)  # numbers of members that a plan looks at where the job names none
@@ -200,7 +202,7 @@ class Optimizer(SwarmOptimizer):
     model's parameters by the run's. With `new_run=True` it founds the run instead, with this model's parameters as the start.
 
     Args:
-        inner: the optimizer that makes the local steps. It must hold all trainable parameters of `model`.
+        inner: the optimizer that makes the local steps, or a list of several. It holds all trainable parameters of `model`.
         model: a module, or its (name, parameter) pairs. The parameters that require gradients are the run's.
         run: name or id of the run.
         initial_peers: addresses of any peers or bootstrap nodes, or "@file".
@@ -221,14 +223,14 @@ class Optimizer(SwarmOptimizer):
 
     def __init__(
         self,
-        inner: torch.optim.Optimizer,
+        inner: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         model: nn.Module | Iterable[tuple[str, Tensor]],
         *,
         run: str,
         initial_peers: Iterable[str] = (),
         new_run: bool | None = None,
         links: Links | None = None,
-        tokens_per_step: int = 1,
+        tokens_per_step: Any = 1,
         identity: str | Identity | None = None,
         listen: Sequence[str] = DEFAULT_LISTEN,
         announce: Sequence[str] = (),
@@ -247,16 +249,18 @@ class Optimizer(SwarmOptimizer):
         seed: int = 0,
         **round_fields: Any,
     ) -> None:
-        view = FlatView(trainable(model))
-        _check_covers(inner, view)
-        params = param_specs(view)
+        inner = as_one(inner)
+        own = ModelView(model)
+        check_wrappable(inner, FlatView(own.trained))
         initial_peers = (initial_peers,) if isinstance(initial_peers, str) else tuple(initial_peers)
         if not initial_peers and not new_run and not store:
             raise UsageError("no initial_peers to find the run through; new_run=True founds it")
         wanted = convert({**(LINKS[_known_links(links)]["round"] if links else {}), **round_fields}, RoundSpec)
         founding = None
         if new_run:
-            spec = RunSpec(name=convert_name(run), founder="", params=params, round=wanted, seed=seed)
+            view = FlatView(own.in_run(wanted.untrained))
+            fixed = () if wanted.untrained == "own" else own.fixed()
+            spec = RunSpec(name=convert_name(run), founder="", params=param_specs(view), round=wanted, seed=seed, fixed=fixed)
             spec.plan()
             founding = RunCreation(spec, view.snapshot())
 
@@ -264,7 +268,7 @@ class Optimizer(SwarmOptimizer):
             return open_peer(
                 "" if founding else run,
                 founding=founding,
-                params=params,
+                params=own.fit,
                 initial_peers=initial_peers,
                 listen=listen,
                 announce=announce,
@@ -286,7 +290,8 @@ class Optimizer(SwarmOptimizer):
         thread = PeerThread(opener)
         try:
             _check_rounds(thread.engine, round_fields)
-            super().__init__(inner, view, thread, tokens_per_step=tokens_per_step)
+            view = FlatView(own.in_run(thread.engine.spec.round.untrained))
+            super().__init__(inner, view, thread, tokens_per_step=tokens_per_step, name_of=own.name_of)
         except BaseException:  # Ctrl+C as well: the peer would stay in the run
             thread.close()
             raise
@@ -398,15 +403,6 @@ def _check_rounds(engine: Run, expected: dict[str, Any]) -> None:
         actual = getattr(engine.spec.round, name)
         if actual != value:
             raise IncompatibleModelError(f"run {engine.spec.name!r} has {name} {actual!r}, expected was {value!r}")
-
-
-def _check_covers(inner: torch.optim.Optimizer, view: FlatView) -> None:
-    held = {id(p) for group in inner.param_groups for p in group["params"]}
-    missing = [name for name, p in zip(view.names, view.parameters, strict=True) if id(p) not in held]
-    if missing:
-        raise UsageError(
-            f"the inner optimizer does not hold {missing[0]}, a trainable parameter of the model ({len(missing)} are missing)"
-        )
 
 
 def run_job(

@@ -22,6 +22,7 @@ MAX_ANNOUNCEMENT_BYTES = 48 * 1024  # 4096 shard marks of 8 bytes and a chunk bi
 MAX_OPENED = 512  # checked announcements that are remembered: some hundred bytes each as a rule, 24 MiB at worst
 MAX_ADDRESSES = 16
 MAX_ADDRESS_CHARS = 200
+MAX_TROUBLE_CHARS = 400  # one sentence with what helps
 MARK_BYTES = 8
 
 _Id = Annotated[str, msgspec.Meta(max_length=MAX_PEER_ID_CHARS)]
@@ -74,6 +75,8 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
     epoch: _Count = 0
     chunks: Annotated[bytes, msgspec.Meta(max_length=1024)] = b""
     """Bitmap of the chunks of data that it has claimed in `epoch`."""
+    trouble: Annotated[str, msgspec.Meta(max_length=MAX_TROUBLE_CHARS)] = ""
+    """Why it has nothing to push, in words for people; empty while all is well."""
 
     @property
     def order(self) -> tuple[int, int]:

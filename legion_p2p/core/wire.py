@@ -415,7 +415,12 @@ _headers = msgspec.msgpack.Decoder(UpdateHeader)
 
 
 def encode(message: Message | UpdateHeader) -> bytes:
-    """The MessagePack bytes of a message.
+    """The MessagePack bytes of a message. Nothing is checked: what goes to other peers passes `encode_checked`."""
+    return _encoder.encode(message)
+
+
+def encode_checked(message: Message | UpdateHeader) -> bytes:
+    """The bytes of a message that is about to be sent.
 
     Raises: SelfCheckError, if its receiver would refuse it: there it would count as misbehaviour, and nobody here would know.
     """
@@ -432,7 +437,7 @@ class Encoded(Generic[R]):
 
     def __init__(self, request: Request[R]) -> None:
         self.kind = type(request)
-        self.body = encode(request)
+        self.body = encode_checked(request)
 
     def decode_reply(self, data: bytes) -> R:
         """The reply to it. Raises: DecodeError, also where the message is of a type that does not answer it."""

@@ -46,6 +46,11 @@ class Events:
         with self._lock:
             self._sinks.append(sink)
 
+    @property
+    def has_sinks(self) -> bool:
+        """Somebody listens."""
+        return bool(self._sinks)
+
     def emit(self, name: str, /, **fields: Any) -> None:
         self._send(Event(name, self._wall_time(), fields))
 

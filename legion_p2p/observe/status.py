@@ -83,6 +83,8 @@ class Status(msgspec.Struct, frozen=True):
     loss: float | None = None
     tokens: int = 0
     tokens_per_s: float = 0.0
+    run_step: int = 0
+    """Steps of the run, by this member's count and what most others say."""
     local_steps: int = 0
     target_steps: int | None = None
     remaining_s: float | None = None

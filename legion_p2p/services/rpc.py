@@ -21,7 +21,7 @@ import trio
 from legion_p2p.core.contact import LAST, Gift, Lane
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority, ThrottledReply
-from legion_p2p.core.wire import REQUESTS, Encoded, Message, Request, decode_with, decoder_of, encode
+from legion_p2p.core.wire import REQUESTS, Encoded, Message, Request, decode_with, decoder_of, encode_checked
 from legion_p2p.errors import DecodeError, NetworkError, NoAnswerError, RemoteProtocolError, UnreachableError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.ports import Messenger
@@ -161,7 +161,7 @@ class Dispatcher:
     def _encoded(request: Request[Any], reply: Message) -> bytes:
         if not request.answered_by(request, reply):
             raise TypeError(f"{type(reply).__name__} does not answer {type(request).__name__}")
-        return encode(reply)
+        return encode_checked(reply)
 
 
 class Scope:

@@ -36,7 +36,7 @@ from legion_p2p.store.archive import Archive
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
-from legion_p2p.train.optimizer import param_specs
+from legion_p2p.train.parameters import param_specs
 
 T = TypeVar("T")
 BEGAN_AT = 1.7e9  # wall time when virtual time is 0: clocks that are wrong by hours are still after 1970

@@ -56,6 +56,19 @@ class FlatView:
         return out
 
     @torch.no_grad()
+    def rounded(self, start: int, values: Tensor) -> Tensor:
+        """`values`, as they would be read after having been written to the elements from `start` on."""
+        self._check(start, start + len(values))
+        out = torch.empty(len(values), dtype=torch.float32, device="cpu")
+        for p, a, b, at in self._pieces(start, start + len(values)):
+            out[at : at + b - a].copy_(values[at : at + b - a].to(p.dtype))
+        return out
+
+    def types(self) -> tuple[torch.dtype, ...]:
+        """Those that the parameters have now: `model.bfloat16()` changes them under our hands."""
+        return tuple(p.dtype for p in self._params)
+
+    @torch.no_grad()
     def assign_slice(self, start: int, values: Tensor) -> None:
         """Write `values` (1-D, any device) to the elements from `start` on, in place, rounded to the type of each parameter."""
         if values.ndim != 1:

@@ -25,8 +25,27 @@ class LocalCopy:
         self.exact = exact
         """All parameters are fp32: a reference is stored as it is. Others round it, and rounding must not count as training."""
         self.mixing = mixing
+        self._types = view.types()
         self.versions = [-1] * len(self.bounds)
         self._bases: list[Tensor | None] = [None] * len(self.bounds)
+
+    def follow_types(self) -> None:
+        """Call before `take` and `hand_in`: where the model was converted to another type meanwhile, the rounding that this did
+        does not count as training.
+        """
+        types = self.view.types()
+        if types == self._types:
+            return
+        self._types = types
+        self.exact = all(kind == torch.float32 for kind in types)
+        for shard, base in enumerate(self._bases):
+            if base is not None:
+                self._bases[shard] = self.view.rounded(self.bounds[shard][0], base)
+
+    def differs(self, shard: int) -> bool:
+        """Something moved the shard's parameters since the last call of `hand_in`, or of `take` where none was."""
+        base = self._bases[shard]
+        return base is not None and not torch.equal(self.view.read_slice(*self.bounds[shard]), base)
 
     def take(self, shard: int, version: int, reference: Tensor | None) -> None:
         """A shard has a new version; `reference` None: its bytes are those that were handed in with the last push."""

@@ -1,4 +1,8 @@
-"""A peer in a thread of its own, for callers in ordinary synchronous code, or in a notebook whose asyncio loop runs already."""
+"""A peer in a thread of its own, for callers in ordinary synchronous code, or in a notebook whose asyncio loop runs already.
+
+If anything in that thread fails, the peer leaves its run, and the first failure is the cause of the ClosedError that every later
+call raises. It is printed in one line when the script ends, for scripts that never called again.
+"""
 
 import atexit
 import os
@@ -10,7 +14,8 @@ from typing import Any, TypeVar
 
 import trio
 
-from legion_p2p.errors import ClosedError
+from legion_p2p.concurrency.nurseries import root_of
+from legion_p2p.errors import ClosedError, describe_failure
 from legion_p2p.observe.events import HANDING_OVER, Event
 from legion_p2p.observe.metrics import handing_over_text
 from legion_p2p.services.run.leaving import LEAVE_S
@@ -35,7 +40,8 @@ class PeerThread:
         self._pid = os.getpid()
         self._opener = opener
         self._ready = threading.Event()
-        self._failure: BaseException | None = None
+        self._failure: BaseException | None = None  # that ended the thread, as it left trio
+        self._cause: BaseException | None = None
         self._engine: Run | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._thread = threading.Thread(target=self._run, name="legion-peer", daemon=True)
@@ -63,14 +69,38 @@ class PeerThread:
     def alive(self) -> bool:
         return self._pid == os.getpid() and self._thread.is_alive()
 
+    @property
+    def cause(self) -> BaseException | None:
+        """The failure that made the peer leave; None where it lives, or has left because it was asked to."""
+        return self._cause if self._cause is not None or self._engine is None else self._engine.mailbox.cause
+
+    def closed(self, otherwise: str) -> ClosedError:
+        """The error to raise, from `cause`, where the peer is needed and has left."""
+        return ClosedError((None if self._engine is None else self._engine.mailbox.closed) or otherwise)
+
     def post(self, fn: Callable[..., Any], *args: Any) -> None:
-        """Run `fn` in the peer's thread soon, without waiting for it. Ignored once the peer has left."""
+        """Run `fn` in the peer's thread soon, without waiting for it. Ignored once the peer has left.
+
+        If it fails the peer leaves its run, as with any failure in that thread.
+        """
         self._check()
         assert self._token is not None
         try:
-            self._token.run_sync_soon(fn, *args)
+            self._token.run_sync_soon(self._posted, fn, args)
         except trio.RunFinishedError:
             return
+
+    def _posted(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        try:
+            fn(*args)
+        except Exception as failed:  # trio would take it for a fault of its own, and end without leaving the run
+            self._fail(failed)
+
+    def _fail(self, failure: BaseException) -> None:
+        """In the peer's thread: leave, and say why."""
+        self._cause = self.cause or failure
+        self.engine.mailbox.fail(failure)
+        self._stop.set()
 
     def call(self, fn: Callable[..., T], *args: Any) -> T:
         """Run `fn` in the peer's thread and wait for its result. Raises: ClosedError, after the peer has left."""
@@ -78,7 +108,7 @@ class PeerThread:
         try:
             return trio.from_thread.run_sync(fn, *args, trio_token=self._token)
         except (trio.RunFinishedError, trio.Cancelled):
-            raise ClosedError("this peer has left its run") from None
+            raise self.closed("this peer has left its run") from self.cause
 
     def wait(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Run the async `fn` in the peer's thread and wait for its result. Raises: ClosedError, after the peer has left."""
@@ -86,7 +116,7 @@ class PeerThread:
         try:
             return trio.from_thread.run(fn, *args, trio_token=self._token)
         except (trio.RunFinishedError, trio.Cancelled):
-            raise ClosedError("this peer has left its run") from None
+            raise self.closed("this peer has left its run") from self.cause
 
     def close(self, wait_s: float = CLOSE_S) -> None:
         """Leave the run in order, and wait for that, at most `wait_s`. What takes longer goes on in the background: large shards
@@ -122,8 +152,11 @@ class PeerThread:
         except BaseException as failed:  # whatever it is: it is raised in the thread that opened this one
             self._failure = failed
             if self._engine is not None:
-                self._engine.mailbox.close(f"the network's thread failed: {failed!r}")
+                self._cause = self.cause or root_of(failed)
+                self._engine.mailbox.fail(self._cause)
         finally:
+            if self._cause is not None:
+                _failed.append(self)
             self._ready.set()
 
     async def _main(self) -> None:
@@ -138,6 +171,7 @@ class PeerThread:
 
 
 _open_threads: set[PeerThread] = set()
+_failed: list[PeerThread] = []
 
 
 @atexit.register
@@ -147,6 +181,10 @@ def _close_all() -> None:
         if thread.alive and thread._engine is not None:
             thread._engine.events.add_sink(_tell_of_hand_over)
         thread.close(AT_EXIT_S)
+    for thread in _failed:
+        if thread.cause is not None:
+            print(f"legion_p2p: a peer left its run early: {describe_failure(thread.cause)}", file=sys.stderr, flush=True)
+    _failed.clear()
 
 
 def _tell_of_hand_over(event: Event) -> None:

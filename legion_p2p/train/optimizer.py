@@ -1,21 +1,20 @@
 """The torch optimizer that trains in a swarm: the user's own one inside, the peer beside it.
 
-`step()` lets the inner optimizer step, takes in what has arrived from the swarm, and every so many steps hands the local change
-over. It never waits for the network, except in a synchronous run, where it waits for the round by choice.
+`step()` lets the inner optimizer step, applies the updates that have arrived from the swarm, and every so many steps hands over
+the local change. It never waits for the network, except in a synchronous run, where it waits for the round by choice.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from legion_p2p.core.pace import Ewma
-from legion_p2p.core.plan import ParamSpec
-from legion_p2p.core.run import RoundSpec
-from legion_p2p.errors import ClosedError, UsageError
+from legion_p2p.core.wire import MAX_COUNT
+from legion_p2p.errors import UsageError
 from legion_p2p.observe.status import Status
 from legion_p2p.services.run.progress import Progress
 from legion_p2p.services.run.run import Run
@@ -24,20 +23,13 @@ from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
 from legion_p2p.train.bridge import PeerThread
+from legion_p2p.train.guard import InnerGuard, NameOf
+from legion_p2p.train.notices import DivergedMembers, tell, text_of_divergence
+from legion_p2p.train.values import MAX_TOKENS_PER_STEP, loss_in, progressed, seconds, whole
 
 REPORT_EVERY_S = 0.5  # how often the training thread tells the network's what it has done
 WAIT_SLICE_S = 0.2  # so that Ctrl+C gets through while waiting
-
-
-def trainable(model: nn.Module | Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-    """The parameters that a run is about: those that require gradients, in the model's order, tied ones once."""
-    named = model.named_parameters() if isinstance(model, nn.Module) else model
-    return [(name, p) for name, p in named if p.requires_grad]
-
-
-def param_specs(view: FlatView) -> tuple[ParamSpec, ...]:
-    """Names and shapes as they stand in a run's specification."""
-    return tuple(ParamSpec(name, shape) for name, shape in zip(view.names, view.shapes, strict=True))
+REFUSALS = 2  # in a row, after which divergence is told: one is a batch that was out of line
 
 
 class SwarmOptimizer(torch.optim.Optimizer):
@@ -46,9 +38,19 @@ class SwarmOptimizer(torch.optim.Optimizer):
     It is a torch.optim.Optimizer: param_groups, state, state_dict, zero_grad, hooks and lr schedulers are the inner optimizer's.
     """
 
-    def __init__(self, inner: torch.optim.Optimizer, view: FlatView, thread: PeerThread, *, tokens_per_step: int = 1) -> None:
+    def __init__(
+        self,
+        inner: torch.optim.Optimizer,
+        view: FlatView,
+        thread: PeerThread,
+        *,
+        tokens_per_step: Any = 1,
+        name_of: NameOf = lambda tensor: None,
+    ) -> None:
+        """`name_of`: what a tensor is called in the model, for messages. Raises: UsageError."""
         # No super().__init__: it would copy the groups, and the inner optimizer should stay the one that holds them.
         self.inner = inner
+        check_wrappable(inner, view)
         self.tokens_per_step = tokens_per_step
         self._step_s = Ewma(0.1)
         self._blocked_s = 0.0
@@ -59,12 +61,21 @@ class SwarmOptimizer(torch.optim.Optimizer):
         self._thread = thread
         engine = self._thread.engine
         plan = engine.plan
-        rounds = engine.spec.round if engine.spec else RoundSpec()
-        exact = all(p.dtype == torch.float32 for p in _unique(inner))
+        rounds = engine.spec.round
+        exact = all(kind == torch.float32 for kind in view.types())
         self.local = LocalCopy(view, [plan.bounds(shard) for shard in range(plan.n_shards)], exact, rounds.mixing)
         self.synchronous = rounds.synchronous
-        self._trainee = LocalTrainer(self.local, engine.mailbox, streaming=rounds.streaming and not rounds.synchronous)
-        self._trainee.take_in()
+        self._trainer = LocalTrainer(self.local, engine.mailbox, streaming=rounds.streaming and not rounds.synchronous)
+        self._guard = InnerGuard(inner, view, name_of)
+        self._told_of_divergence = False
+        self._apply_updates()
+        self._first_step = self._thread.call(engine.run_step)
+        others = DivergedMembers(engine.me, engine.events)
+        self._thread.call(engine.members.announcement_listeners.append, others.heard)
+        _live.add(self)
+        # A notebook's cell that runs again drops the optimizer of before: its peer leaves.
+        self._dropped = weakref.finalize(self, _leave, thread, self._guard)
+        self._dropped.atexit = False  # which the bridge sees to, and it waits
 
     # torch.optim.Optimizer, by way of the inner one
 
@@ -72,19 +83,31 @@ class SwarmOptimizer(torch.optim.Optimizer):
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
         return self.inner.param_groups
 
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.inner.param_groups = groups
+
     @property
     def state(self) -> Any:  # type: ignore[override]
         return self.inner.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.inner.state = state
 
     @property
     def defaults(self) -> dict[str, Any]:  # type: ignore[override]
         return self.inner.defaults
 
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self.inner.defaults = defaults
+
     def __getattr__(self, name: str) -> Any:
         # The hook tables and flags that torch keeps on an optimizer live on the inner one.
-        if name == "inner":
+        if name in ("inner", "_guard"):
             raise AttributeError(name)
-        return getattr(self.inner, name)
+        return self._guard.attribute(name)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -118,37 +141,54 @@ class SwarmOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One local step; then take in what has come, and hand in the local change where it is time.
 
-        Raises: ClosedError, if the peer has left or its thread has failed.
+        Raises: ClosedError, if the peer has left, from the failure that made it leave; UsageError, if something moves the
+        parameters that the run does not see: see `train.guard`.
         """
-        loss = self.inner.step() if closure is None else self.inner.step(closure)
-        began = time.perf_counter()
         self._check_open()
-        self._trainee.stepped(self.tokens_per_step)
-        self._trainee.take_in()
-        if due := self._trainee.due(self._engine.local_steps):
+        if not self.steps:
+            self._first_step = self._thread.call(self._engine.run_step)
+        result = self._guard.step(closure)
+        began = time.perf_counter()
+        self._trainer.stepped(self._tokens_per_step)
+        self._apply_updates()
+        if due := self._trainer.due(self._engine.local_steps):
             self._push(due)
             if self.synchronous:
                 self._wait_for_round()
-        if loss is not None and closure is not None:
-            self.note(loss=float(loss.detach() if isinstance(loss, Tensor) else loss))
+        if closure is not None and (loss := loss_in(result)) is not None:
+            self.note(loss=loss)
         self._account(began)
-        return loss
+        return result
 
     # what a training loop may use
 
     @property
+    def tokens_per_step(self) -> int:
+        """Weight of one local step relative to those of other members. A loop whose batches differ sets it before each step."""
+        return self._tokens_per_step
+
+    @tokens_per_step.setter
+    def tokens_per_step(self, tokens: Any) -> None:
+        self._tokens_per_step = whole(tokens, "tokens_per_step", 1, MAX_TOKENS_PER_STEP)
+
+    @property
     def steps(self) -> int:
         """Local steps made."""
-        return self._trainee.steps
+        return self._trainer.steps
+
+    @property
+    def run_step(self) -> int:
+        """The run's step, for schedules: what the run had come to when this peer made its first step, and its own steps since."""
+        return self._first_step + self.steps if self.steps else self._thread.call(self._engine.run_step)
 
     @property
     def tokens(self) -> int:
-        return self._trainee.tokens
+        return self._trainer.tokens
 
     @property
     def last_failure(self) -> str | None:
         """Why the last contribution that failed did."""
-        return self._trainee.last_failure
+        return self._trainer.last_failure
 
     @property
     def status(self) -> Status:
@@ -165,11 +205,15 @@ class SwarmOptimizer(torch.optim.Optimizer):
         """Share of the wall time that step() spent on the swarm instead of training."""
         return self._blocked_s / max(1e-9, time.perf_counter() - self._started_at)
 
-    def note(self, *, loss: float | None = None, **more: Any) -> None:
-        """Tell the swarm's displays what only the loop knows: the loss, and for trainers any other field of Progress."""
+    def note(self, *, loss: Any = None, **more: Any) -> None:
+        """Tell the swarm's displays what only the loop knows: the loss (a number, or a tensor of one), and for trainers any other
+        field of Progress.
+
+        Raises: UsageError, if it is no finite number.
+        """
         if loss is not None:
             more["loss"] = loss
-        self._extra = msgspec.structs.replace(self._extra, **more)
+        self._extra = progressed(self._extra, more)
 
     def speed(self) -> dict[str, float]:
         """Tokens and seconds per step, smoothed."""
@@ -182,14 +226,14 @@ class SwarmOptimizer(torch.optim.Optimizer):
         if self._engine.mailbox.closed is None:
             time.sleep(0.02)
 
-    def wait_for_members(self, n: int, timeout_s: float | None = None) -> None:
+    def wait_for_members(self, n: Any, timeout_s: Any = None) -> None:
         """Wait until the run has `n` members that train, or are about to, as this one says from now on.
 
         From here on the others' rounds wait for this peer, so that not even the first one closes without it.
 
         Raises: UsageError after `timeout_s`; ClosedError.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        n, deadline = whole(n, "n", 1), _deadline(timeout_s)
         self._check_open()
         self.report(training=True)
         while (have := self._thread.call(self._count_training)) < n:
@@ -200,32 +244,25 @@ class SwarmOptimizer(torch.optim.Optimizer):
             time.sleep(0.02)
             self._check_open()
 
-    def flush(self, timeout_s: float | None = None, *, last: bool = False) -> bool:
+    def flush(self, timeout_s: Any = None, *, last: bool = False) -> bool:
         """Push what was trained since the last push and wait until an update contains it; False after `timeout_s`.
 
-        `last`: no training follows, so what compression left out before goes with it as far as the connection allows.
+        `last`: no training follows, so what compression left out before goes with it as far as the connection allows; and what
+        moved the parameters without a step goes with it, too.
         """
-        if last:
-            self._thread.post(self._engine.push_last)
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while self._thread.alive and self._engine.mailbox.closed is None:
-            self._trainee.take_in()
-            if not self._trainee.busy:
-                if self._trainee.all_handed_in:
-                    return True
-                self._push()
-            if deadline is not None and time.monotonic() > deadline:
-                return False
-            self._wait_once()
-        return False
+        return self._flush(_deadline(timeout_s), last)
 
-    def finish(self, *, together: bool = False, timeout_s: float | None = None) -> str:
-        """End training: push the rest; where `together`, serve on until every member is done. The common model's digest."""
-        self.flush(timeout_s, last=True)
+    def finish(self, *, together: bool = False, timeout_s: Any = None) -> str:
+        """End training: push the rest; where `together`, serve on until every member is done. The common model's digest.
+
+        `timeout_s` bounds all of it: what is not done then stays as it is.
+        """
+        deadline = _deadline(timeout_s)
+        self._flush(deadline, last=True)
         self.report(training=False, done=True)
-        while together and self._thread.alive and not self._thread.call(self._engine.all_done):
-            self._wait_once()
-        self._trainee.take_in()
+        while together and self._thread.alive and not self._thread.call(self._engine.all_done) and not _is_over(deadline):
+            self._wait_once(deadline)
+        self._apply_updates()
         return self.common_digest()
 
     @property
@@ -246,10 +283,10 @@ class SwarmOptimizer(torch.optim.Optimizer):
         elapsed = max(1e-9, time.perf_counter() - self._started_at)
         step_s = self._step_s.value or 0.0
         rate = self.tokens_per_step / step_s if step_s > 0 else self.tokens / elapsed
-        base = {"step": self.steps, "tokens": self.tokens, "tokens_per_s": rate, "step_s": step_s}
+        base = {"step": self.steps, "tokens": min(self.tokens, MAX_COUNT), "tokens_per_s": rate, "step_s": step_s}
         base["blocked_fraction"] = self.blocked_fraction
         base["training"] = self.steps > 0
-        self._extra = msgspec.structs.replace(self._extra, **(base | changes))
+        self._extra = progressed(self._extra, base | changes)
         self._thread.post(self._engine.report, self._extra)
 
     def close(self) -> None:
@@ -259,7 +296,10 @@ class SwarmOptimizer(torch.optim.Optimizer):
         """
         if self._thread.alive and self._engine.mailbox.closed is None:
             self._thread.post(self._engine.push_last)
+            self._count_unseen()
             self._push()
+        _live.discard(self)
+        self._guard.release()
         self._thread.close()
 
     def __enter__(self) -> "SwarmOptimizer":
@@ -278,28 +318,60 @@ class SwarmOptimizer(torch.optim.Optimizer):
         return sum(a.ready and (a.training or a.done) for a in self._engine.members.everyone())
 
     def _check_open(self) -> None:
-        reason = self._engine.mailbox.closed
-        if reason is not None:
-            raise ClosedError(reason)
-        if not self._thread.alive:
-            self._thread.post(lambda: None)  # raises for a fork, by name
-            raise ClosedError("the network's thread has ended")
+        if self._engine.mailbox.closed is None and self._thread.alive:
+            return
+        self._thread.post(lambda: None)  # raises for a fork, by name
+        raise self._thread.closed("the network's thread has ended") from self._thread.cause
 
     def _push(self, shards: Sequence[int] | None = None) -> None:
         """Hand in the changes of `shards` (all) whose last one is settled; the others' go on growing until the next time."""
-        changes = self._trainee.hand_in(shards, warming_up=getattr(self.inner, "warming_up", False))
+        changes = self._trainer.hand_in(shards, warming_up=getattr(self.inner, "warming_up", False))
         if changes:
             self._thread.post(self._engine.contribute, changes)
 
     def _wait_for_round(self) -> None:
-        while self._trainee.busy:
+        while self._trainer.busy:
             self._wait_once()
             self._check_open()
 
-    def _wait_once(self) -> None:
+    def _wait_once(self, deadline: float | None = None) -> None:
         if self._thread.alive:  # not in a forked process, where the mailbox's lock may be held for ever
-            self._engine.mailbox.wait(WAIT_SLICE_S)
-            self._trainee.take_in()
+            left_s = WAIT_SLICE_S if deadline is None else min(WAIT_SLICE_S, max(0.0, deadline - time.monotonic()))
+            self._engine.mailbox.wait(left_s)
+            self._apply_updates()
+
+    def _flush(self, deadline: float | None, last: bool) -> bool:
+        if last:
+            self._thread.post(self._engine.push_last)
+            self._count_unseen()
+        while self._thread.alive and self._engine.mailbox.closed is None:
+            self._apply_updates()
+            if not self._trainer.busy:
+                if self._trainer.all_handed_in:
+                    return True
+                self._push()
+            if _is_over(deadline):
+                return False
+            self._wait_once(deadline)
+        return False
+
+    def _apply_updates(self) -> None:
+        self.local.follow_types()
+        if self._trainer.take_in():
+            self._guard.updated()
+        if self._trainer.refusals >= REFUSALS and not self._told_of_divergence:
+            self._told_of_divergence = True
+            text = text_of_divergence(self.inner)
+            tell(self._engine.events, "training.diverged", text)
+            self.report(trouble=text)
+        elif self._told_of_divergence and not self._trainer.refusals:
+            self._told_of_divergence = False
+            self.report(trouble="")
+
+    def _count_unseen(self) -> None:
+        """Whatever moved the parameters without a step of this optimizer counts as one, so that it is pushed."""
+        if self._trainer.moved_unseen:
+            self._trainer.stepped(self._tokens_per_step)
 
     def _account(self, began: float) -> None:
         now = time.perf_counter()
@@ -312,5 +384,43 @@ class SwarmOptimizer(torch.optim.Optimizer):
             self.report()
 
 
-def _unique(inner: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in inner.param_groups for p in group["params"]]
+_live: "weakref.WeakSet[SwarmOptimizer]" = weakref.WeakSet()
+
+
+def check_wrappable(inner: Any, view: FlatView) -> None:
+    """Check that `inner` can train the parameters of `view` in a run, and nobody else does.
+
+    Raises: UsageError.
+    """
+    if isinstance(inner, SwarmOptimizer):
+        raise UsageError("this optimizer is in a run already: wrapped again, each of its changes would count twice")
+    own = {id(p) for p in view.parameters}
+    for other in list(_live):
+        if other._thread.alive and other._engine.mailbox.closed is None:
+            shared = [name for name, p in zip(other.local.view.names, other.local.view.parameters, strict=True) if id(p) in own]
+            if shared:
+                raise UsageError(
+                    f"parameter {shared[0]} is trained in a run already, by another legion_p2p optimizer of this process: "
+                    f"close() that one first"
+                )
+    held = {id(p) for group in inner.param_groups for p in group["params"]}
+    missing = [name for name, p in zip(view.names, view.parameters, strict=True) if p.requires_grad and id(p) not in held]
+    if missing:
+        raise UsageError(
+            f"the inner optimizer does not hold {missing[0]}, a trainable parameter of the model ({len(missing)} are missing)"
+        )
+
+
+def _leave(thread: PeerThread, guard: InnerGuard) -> None:
+    """In the background: whoever drops an optimizer is not to wait for that."""
+    guard.release()
+    thread.close(0.0)
+
+
+def _deadline(timeout_s: Any) -> float | None:
+    limit_s = seconds(timeout_s, "timeout_s")
+    return None if limit_s is None else time.monotonic() + limit_s
+
+
+def _is_over(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline

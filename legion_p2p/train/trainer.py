@@ -31,7 +31,8 @@ from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks
 from legion_p2p.train.described import model_of, spec_of
 from legion_p2p.train.gpt import GPT
 from legion_p2p.train.inner import inner_optimizer
-from legion_p2p.train.optimizer import SwarmOptimizer, param_specs, trainable
+from legion_p2p.train.optimizer import SwarmOptimizer
+from legion_p2p.train.parameters import param_specs, trainable
 from legion_p2p.train.resume import restore_state, training_state
 from legion_p2p.train.saving import check_out, save_model
 

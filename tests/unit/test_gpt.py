@@ -8,7 +8,7 @@ import torch
 from legion_p2p.errors import ConfigError, UsageError
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.gpt import GPT, INIT_STD, PRESETS, GPTConfig, of_size, preset, shapes_of
-from legion_p2p.train.optimizer import param_specs, trainable
+from legion_p2p.train.parameters import param_specs, trainable
 
 TINY = GPTConfig(n_layer=2, n_head=2, width=16, context=12, vocab_size=11)
 ROTARY = GPTConfig(n_layer=2, n_head=2, width=16, context=12, vocab_size=11, positions="rotary", bias=True, tied=False)

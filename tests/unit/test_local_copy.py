@@ -208,3 +208,55 @@ def test_with_mixing_the_parameters_go_part_of_the_way_and_nothing_is_pushed_twi
     assert handed_change(local, 0).tolist() == [0.5] * 4
     local.take(0, 2, full(10.0))
     assert weights[0].tolist() == [0.5 * (4.875 + 10.0)] * 4
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_rounding_of_a_conversion_does_not_count_as_training(kind: torch.dtype) -> None:
+    model = torch.nn.Linear(40, 10)
+    view = FlatView(model.named_parameters())
+    local = LocalCopy(view, [(0, 200), (200, view.numel)], exact=True)
+    start = view.snapshot()
+    for shard, (a, b) in enumerate(local.bounds):
+        local.take(shard, 0, start[a:b])
+
+    model.to(kind)
+    local.follow_types()
+    pushed = [base - mine for base, mine in local.hand_in([0, 1]).values()]
+
+    assert not any(bool(change.any()) for change in pushed)
+    with torch.no_grad():
+        model.weight += 0.5
+    local.follow_types()
+    moved = torch.cat([mine - base for base, mine in local.hand_in([0, 1]).values()])
+    assert torch.allclose(moved[:400], torch.full((400,), 0.5), atol=0.01)
+    assert not moved[400:].any()
+
+
+def test_what_was_trained_before_a_conversion_is_still_pushed() -> None:
+    model = torch.nn.Linear(40, 10, bias=False)
+    view = FlatView(model.named_parameters())
+    local = LocalCopy(view, [(0, view.numel)], exact=True)
+    local.take(0, 0, view.snapshot())
+    with torch.no_grad():
+        model.weight.add_(0.25)
+
+    model.bfloat16()
+    local.follow_types()
+    base, mine = local.hand_in([0])[0]
+
+    assert (mine - base).mean() == pytest.approx(0.25, abs=1e-3)
+
+
+def test_a_shard_that_something_moved_differs() -> None:
+    p = torch.nn.Parameter(torch.zeros(4))
+    local = LocalCopy(FlatView([("p", p)]), [(0, 2), (2, 4)], exact=True)
+    assert not local.differs(0)  # nothing was taken in yet
+    for shard in (0, 1):
+        local.take(shard, 0, torch.ones(2))
+
+    with torch.no_grad():
+        p[3] = 5.0
+
+    assert (local.differs(0), local.differs(1)) == (False, True)
+    local.hand_in([0, 1])
+    assert (local.differs(0), local.differs(1)) == (False, False)

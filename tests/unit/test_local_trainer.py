@@ -5,7 +5,7 @@ import itertools
 import torch
 
 from legion_p2p.services.shards.local_trainer import LocalTrainer
-from legion_p2p.services.shards.mailbox import Mailbox
+from legion_p2p.services.shards.mailbox import NON_FINITE, Mailbox
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
 
@@ -82,3 +82,46 @@ def test_a_shard_on_its_way_is_not_handed_in_again_and_its_change_goes_on_growin
     (change,) = one.hand_in(one.due(8))
 
     assert (change.shard, change.steps, change.tokens) == (0, 28, 84)
+
+
+def test_divergence_is_counted_until_it_has_gone_well_for_a_while() -> None:
+    one = trainee(streaming=False)
+
+    def settled(shard: int, *failures: str | None) -> int:
+        for failure in failures:
+            one.mailbox.settle(shard, failure)
+        one.take_in()
+        return one.refusals
+
+    assert settled(0, NON_FINITE) == 1
+    assert settled(1, NON_FINITE, "the owner found it unusable") == 1
+    assert settled(0, None, NON_FINITE) == 2  # a push of nothing, right after the parameters were taken back, heals nothing
+    assert settled(0, None, None) == 2
+    assert settled(0, None) == 1
+    assert settled(1, None, None, None) == 0
+
+
+def test_what_moved_without_a_step_is_seen() -> None:
+    one = trainee(streaming=False)
+    p = one.local.view.parameters[0]
+    assert not one.moved_unseen
+
+    with torch.no_grad():
+        p[5] = 1.0
+    assert one.moved_unseen
+    one.stepped(1)
+    assert not one.moved_unseen  # it goes with that step
+    one.hand_in()
+    assert not one.moved_unseen
+
+
+def test_taking_in_tells_whether_the_model_moved() -> None:
+    one = trainee(streaming=False)
+
+    assert not one.take_in()
+    one.mailbox.settle(0)
+    assert not one.take_in()
+    one.mailbox.post(0, 1, None)
+    assert not one.take_in()
+    one.mailbox.post(0, 2, torch.ones(2))
+    assert one.take_in()

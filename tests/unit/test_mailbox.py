@@ -150,3 +150,19 @@ def test_the_training_side_always_ends_with_the_newest_version_and_the_newest_by
     drain()
 
     assert held == posted
+
+
+def test_the_first_failure_that_closes_it_stays_its_cause() -> None:
+    mailbox, first = Mailbox(), ValueError("first")
+    mailbox.close("failed", first)
+    mailbox.close("this peer has left the run")
+    mailbox.close("failed again", KeyError("second"))
+
+    assert (mailbox.closed, mailbox.cause) == ("failed", first)
+
+
+def test_who_leaves_because_it_was_asked_to_has_no_cause() -> None:
+    mailbox = Mailbox()
+    mailbox.close("this peer has left the run")
+
+    assert (mailbox.closed, mailbox.cause) == ("this peer has left the run", None)

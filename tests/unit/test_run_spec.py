@@ -36,7 +36,7 @@ from legion_p2p.core.run import (
     run_key,
     sign_spec,
 )
-from legion_p2p.core.wire import SpecFound, encode
+from legion_p2p.core.wire import SpecFound, encode_checked
 from legion_p2p.errors import DecodeError, SignatureError, UsageError
 
 FOUNDER, OTHER = Identity(b"f" * 32), Identity(b"o" * 32)
@@ -131,7 +131,7 @@ def test_nineteen_thousand_parameters_with_long_names_are_a_run() -> None:
     assert len(signed.spec) < MAX_SPEC_BYTES
     assert open_spec(signed) == spec
     assert SignedSpec(bytes(signed.spec), signed.signature) == signed
-    encode(SpecFound(signed.spec, signed.signature))
+    encode_checked(SpecFound(signed.spec, signed.signature))
 
 
 @pytest.mark.parametrize(

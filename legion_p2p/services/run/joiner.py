@@ -79,7 +79,7 @@ async def joining(
 
 @asynccontextmanager
 async def _in_run(parts: PeerParts, enter: "Callable[[Joiner], Awaitable[Run]]") -> AsyncIterator[Run]:
-    async with open_flat_nursery() as nursery:
+    async with open_flat_nursery(parts.mailbox.fail) as nursery:
         joiner = Joiner(Lobby(parts), nursery)
         try:
             yield await enter(joiner)

@@ -28,7 +28,7 @@ async def leave(run: Run) -> None:
     if not run.presence.leave():
         return
     run.mailbox.close("this peer has left the run")
-    if was_ready:
+    if was_ready and run.mailbox.cause is None:  # a peer that has failed may hand over for a minute, and give nothing
         with trio.move_on_after(HAND_OVER_S):
             await _hand_over(run)
     run.presence.gone()

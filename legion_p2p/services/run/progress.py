@@ -24,14 +24,16 @@ class Progress(msgspec.Struct, frozen=True):
     state: str = ""
     run_step: int = 0
     """Step of the run, where the trainer counts that; otherwise the peer counts it by `step`."""
+    trouble: str = ""
+    """Why this peer has nothing to push, in words for the others' users; empty while all is well."""
 
     def changes_what_others_do(self, before: "Progress") -> bool:
         """Whether the others should hear of it at once."""
         return _urgent(self) != _urgent(before)
 
 
-def _urgent(progress: Progress) -> tuple[bool, bool, int, bytes]:
-    return progress.training, progress.done, progress.epoch, progress.chunks
+def _urgent(progress: Progress) -> tuple[bool, bool, int, bytes, str]:
+    return progress.training, progress.done, progress.epoch, progress.chunks, progress.trouble
 
 
 class StepCount:

@@ -4,7 +4,7 @@ import os
 
 import msgspec
 
-from legion_p2p.core.announcement import Announcement, peer_of
+from legion_p2p.core.announcement import MAX_TROUBLE_CHARS, Announcement, peer_of
 from legion_p2p.core.identity import PeerId
 from legion_p2p.observe.status import ErrorStatus, MemberStatus, RunStatus, ShardStatus, Status
 from legion_p2p.services.run.lobby import Lobby
@@ -44,6 +44,7 @@ def describe(run: Run) -> Announcement:
         marks=run.shards.marks(),
         epoch=progress.epoch,
         chunks=progress.chunks,
+        trouble=progress.trouble[:MAX_TROUBLE_CHARS],
     )
 
 
@@ -96,6 +97,7 @@ def status_of(run: Run) -> Status:
         tokens=progress.tokens,
         tokens_per_s=progress.tokens_per_s,
         local_steps=run.local_steps,
+        run_step=run.run_step(),
         target_steps=progress.target_steps,
         remaining_s=progress.remaining_s,
         common_digest=run.common_digest(),

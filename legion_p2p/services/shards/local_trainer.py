@@ -9,10 +9,11 @@ without a word. Shards begin staggered over the steps of a round, which makes th
 
 from collections.abc import Sequence
 
-from legion_p2p.services.shards.mailbox import Mailbox
+from legion_p2p.services.shards.mailbox import NON_FINITE, Mailbox, Settled
 from legion_p2p.services.shards.replica import LocalChange
 from legion_p2p.tensor.local import LocalCopy
 
+WELL_AGAIN = 3  # contributions accepted in a row; one may be of a moment in which the parameters had just been taken back
 LEAD = 4  # a push may come this fraction of a round earlier than a whole round after the last version
 
 
@@ -34,6 +35,8 @@ class LocalTrainer:
         self._pushed_at = [0] * n_shards
         self._settled_at = [0] * n_shards
         self._local_steps = 0
+        self._refusals = [0] * n_shards
+        self._accepted = [0] * n_shards
 
     @property
     def busy(self) -> bool:
@@ -44,21 +47,43 @@ class LocalTrainer:
     def all_handed_in(self) -> bool:
         return all(self.steps == steps for steps, _ in self._handed_in)
 
+    @property
+    def refusals(self) -> int:
+        """How often contributions to one shard were refused because training had diverged there, since it last went well."""
+        return max(self._refusals)
+
+    @property
+    def moved_unseen(self) -> bool:
+        """The parameters differ from what was handed in or taken in last, and no step was counted since."""
+        unseen = (s for s, (steps, _) in enumerate(self._handed_in) if steps == self.steps and s not in self._busy)
+        return any(self.local.differs(shard) for shard in unseen)
+
     def stepped(self, tokens: int) -> None:
         """One local step was made."""
         self.steps += 1
         self.tokens += tokens
 
-    def take_in(self) -> None:
-        """Take in what has come: new versions into the model, news of contributions into the books."""
+    def take_in(self) -> bool:
+        """Take in what has come: new versions into the model, news of contributions into the books. True if the model moved."""
         deliveries, settled = self.mailbox.drain()
         for delivery in deliveries:
             self.local.take(delivery.shard, delivery.version, delivery.reference)
         for news in settled:
             self._busy.discard(news.shard)
             self._settled_at[news.shard] = self.steps
+            self._note_outcome(news)
             if news.failure is not None:
                 self.last_failure = news.failure
+        return any(delivery.reference is not None for delivery in deliveries)
+
+    def _note_outcome(self, news: Settled) -> None:
+        if news.failure == NON_FINITE:
+            self._refusals[news.shard] += 1
+            self._accepted[news.shard] = 0
+        elif news.failure is None:
+            self._accepted[news.shard] += 1
+            if self._accepted[news.shard] >= WELL_AGAIN:
+                self._refusals[news.shard] = 0
 
     def due(self, local_steps: int) -> list[int]:
         """The shards to hand in now, at `local_steps` a round."""

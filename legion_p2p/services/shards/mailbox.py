@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from legion_p2p.errors import describe_failure
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+NON_FINITE = "local parameters are not finite"
+"""Why a contribution failed that came from training which diverged."""
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -36,6 +41,7 @@ class Mailbox:
         self._deliveries: dict[int, Delivery] = {}
         self._settled: list[Settled] = []
         self._closed: str | None = None
+        self._cause: BaseException | None = None
 
     def post(self, shard: int, version: int, reference: "Tensor | None") -> None:
         with self._changed:
@@ -51,15 +57,25 @@ class Mailbox:
             self._settled.append(Settled(shard, failure))
             self._changed.notify_all()
 
-    def close(self, reason: str) -> None:
-        """Nothing more will come; whoever waits is told so."""
+    def close(self, reason: str, cause: BaseException | None = None) -> None:
+        """Nothing more will come; the training side, which may wait, learns why. The first close with a cause counts."""
         with self._changed:
-            self._closed = reason
+            if self._cause is None:
+                self._closed, self._cause = reason, cause
             self._changed.notify_all()
+
+    def fail(self, failure: BaseException) -> None:
+        """Something in the network's thread has failed, and ends it: whoever waits is told what."""
+        self.close(f"this peer failed: {describe_failure(failure)}", failure)
 
     @property
     def closed(self) -> str | None:
         return self._closed
+
+    @property
+    def cause(self) -> BaseException | None:
+        """The failure that closed it; None where the peer left because it was asked to."""
+        return self._cause
 
     def drain(self) -> tuple[Collection[Delivery], Collection[Settled]]:
         """All that has come, oldest shard first."""

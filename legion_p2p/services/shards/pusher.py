@@ -23,6 +23,7 @@ from legion_p2p.errors import (
 )
 from legion_p2p.services.ports import Lane
 from legion_p2p.services.shards.follower import TRANSFER_DEADLINE_S
+from legion_p2p.services.shards.mailbox import NON_FINITE
 from legion_p2p.services.shards.owner import Owning
 from legion_p2p.services.shards.replica import LocalChange, Pending, Replica, pack, rebase
 
@@ -106,10 +107,10 @@ class Pushing(Owning):
     def _take_back(self, replica: Replica) -> None:
         """Local training diverged. The caller holds the lock."""
         text = f"shard {replica.shard}: the local parameters are not finite; taken back to the common model"
-        self._events.error("push.non_finite", text)
+        self._events.emit("push.non_finite", text=text)  # the training side tells the user, once
         replica.residual = None  # it may be what is not finite, and would be so for ever
         self._mailbox.post(replica.shard, replica.chain.version, replica.reference)
-        self._mailbox.settle(replica.shard, "local parameters are not finite")
+        self._mailbox.settle(replica.shard, NON_FINITE)
 
     def _should_send(self, replica: Replica, now: float) -> bool:
         pending = replica.pending
