@@ -305,7 +305,8 @@ class Trainer:
             if spec.inner.clip:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), spec.inner.clip)
             value = float(loss.detach())
-            smoothed = value if smoothed is None else 0.9 * smoothed + 0.1 * value
+            if math.isfinite(value):  # what has diverged is told of elsewhere, and one such value would spoil all later ones
+                smoothed = value if smoothed is None else 0.9 * smoothed + 0.1 * value
             epoch, chunks = data.announcement()
             opt.note(
                 loss=smoothed,
@@ -385,11 +386,12 @@ class Trainer:
             if path:
                 self.events.emit("model.rescued", text=f"this peer's own parameters are in {path}")
 
-    def _note_step(self, opt: SwarmOptimizer, loss: float) -> None:
+    def _note_step(self, opt: SwarmOptimizer, loss: float | None) -> None:
         now = time.monotonic()
         if now - self._noted_at >= STEP_EVENT_EVERY_S or opt.steps == 1:
             self._noted_at = now
-            self.events.emit("step", step=opt.steps, tokens=opt.tokens, loss=round(loss, 4), **opt.speed())
+            shown = None if loss is None else round(loss, 4)
+            self.events.emit("step", step=opt.steps, tokens=opt.tokens, loss=shown, **opt.speed())
 
     def _note_eval(self, model: GPT, opt: SwarmOptimizer, corpus: Corpus, n_windows: int) -> None:
         mine = opt.local.view.snapshot()
