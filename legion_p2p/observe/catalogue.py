@@ -123,7 +123,8 @@ EVENTS = (
            "push_codec update_codec stretch local_steps"),
     _event("push.failed", "A push did not arrive, and will be sent again.", "shard owner reason"),
     _error("push.refused", "An owner refused a push; its content is dropped.", "peer"),
-    _error("push.non_finite", "The change to push contains NaN or infinity, and is not sent: the model has diverged here."),
+    _event("push.non_finite", "A change holds NaN or infinity: the shard was taken back to the common model.", "shard"),
+    _error("training.diverged", "Changes were not finite twice: training has diverged here, and what helps against it."),
     _event("update.undelivered", "A member did not take an update; it will fetch it.", "shard version peer"),
     _event("shard.owned", "This peer became the owner of a shard.", "shard version"),
     _event("shard.handed_over", "The next owner has everything that it needs of a shard.", "shard version owner"),
@@ -139,6 +140,7 @@ EVENTS = (
     _event("shard.merged", "What this peer trained alone will reach the others with its next push.", "shard tokens owner"),
     # members
     _event("member.changed", "A member came, became suspect or dead, or left.", "peer before after"),
+    _error("member.diverged", "A member announces that its training has diverged, so that it pushes nothing.", "peer"),
     _error("member.dead", "A member did not answer, and is considered dead.", "peer"),
     _event("member.refuted", "This peer was reported as gone, and contradicts.", "incarnation"),
     _event("announcement.refused", "An announcement is malformed, forged or not believed.", "peer reason"),

@@ -11,9 +11,8 @@ from legion_p2p.observe.events import Events
 MAX_TOLD_MEMBERS = 64  # of whose trouble this peer tells: a stranger may invent any number of members
 
 
-def tell(events: Events, name: str, text: str, **fields: object) -> None:
-    """Say it once; the caller sees to that."""
-    events.error(name, text, **fields)
+def show(events: Events, text: str) -> None:
+    """Print what has just become an event, unless somebody listens to those."""
     if not events.has_sinks:
         print(f"legion_p2p: {text}", file=sys.stderr, flush=True)
 
@@ -34,7 +33,8 @@ class DivergedMembers:
         elif peer != self._me and peer not in self._told and len(self._told) < MAX_TOLD_MEMBERS:
             self._told.add(peer)
             text = f"member {peer} pushes nothing any more: {announcement.trouble}"
-            tell(self._events, "member.diverged", text, peer=peer)
+            self._events.error("member.diverged", text, peer=peer)
+            show(self._events, text)
 
 
 def text_of_divergence(inner: torch.optim.Optimizer) -> str:

@@ -24,7 +24,7 @@ from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
 from legion_p2p.train.bridge import PeerThread
 from legion_p2p.train.guard import InnerGuard, NameOf
-from legion_p2p.train.notices import DivergedMembers, tell, text_of_divergence
+from legion_p2p.train.notices import DivergedMembers, show, text_of_divergence
 from legion_p2p.train.values import MAX_TOKENS_PER_STEP, loss_in, progressed, seconds, whole
 
 REPORT_EVERY_S = 0.5  # how often the training thread tells the network's what it has done
@@ -362,7 +362,8 @@ class SwarmOptimizer(torch.optim.Optimizer):
         if self._trainer.refusals >= REFUSALS and not self._told_of_divergence:
             self._told_of_divergence = True
             text = text_of_divergence(self.inner)
-            tell(self._engine.events, "training.diverged", text)
+            self._engine.events.error("training.diverged", text)
+            show(self._engine.events, text)
             self.report(trouble=text)
         elif self._told_of_divergence and not self._trainer.refusals:
             self._told_of_divergence = False

@@ -106,8 +106,7 @@ class Pushing(Owning):
 
     def _take_back(self, replica: Replica) -> None:
         """Local training diverged. The caller holds the lock."""
-        text = f"shard {replica.shard}: the local parameters are not finite; taken back to the common model"
-        self._events.emit("push.non_finite", text=text)  # the training side tells the user, once
+        self._events.emit("push.non_finite", shard=replica.shard)  # the training side tells the user, once
         replica.residual = None  # it may be what is not finite, and would be so for ever
         self._mailbox.post(replica.shard, replica.chain.version, replica.reference)
         self._mailbox.settle(replica.shard, NON_FINITE)
