@@ -1,10 +1,10 @@
-"""How often the owners of a shard in two regions meet, and in which codec, by what lies between them.
+"""How often two regions sync a shard, and in which codec, by what the connection between their representatives carries.
 
-    the densest of the run's codecs that takes at most SHARE of the time between two meetings, at the shortest of these
-    none does -> the sparsest, and twice the time between two meetings, and again, up to the longest that the run allows
+    the densest of the run's codecs that takes at most SHARE of the time between two syncs, at the shortest interval
+    none does -> the sparsest, and twice the interval, and again, up to the longest that the run allows
 
-Both sides compute it from what both announce, so they agree but for what they measured themselves, and for how long their rounds
-take: who waits longer is asked by the other, and answers.
+Both sides compute it from what both announce, so they agree except for what they measured themselves, and for how long their
+rounds take: the side that waits longer is asked by the other, and answers.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,26 +14,26 @@ import msgspec
 from legion_p2p.core.adapt import KEEP, CodecCost
 from legion_p2p.core.announcement import Announcement
 
-SHARE = 0.25  # of the time in which a connection is busy with meetings: the rest is the region's own, which train by it
+SHARE = 0.25  # of the time in which a connection is busy with syncs: the rest belongs to the training of its own region
 
 
-class Way(msgspec.Struct, frozen=True):
+class Direction(msgspec.Struct, frozen=True):
     """One direction between two owners."""
 
     n_elements: float
-    """Of all shards that the sender has to tell of between two meetings of one."""
+    """Of all shards that the sender has to tell of between two syncs of one."""
     rate_bps: float | None
     """None: not known."""
 
 
 class Interval(msgspec.Struct, frozen=True):
     every: int
-    """Versions between two meetings of a shard: the run's least, times a power of two."""
+    """Versions between two syncs of a shard: the run's least, times a power of two."""
     codec: str
 
 
 def interval(
-    codecs: Sequence[CodecCost], ways: Iterable[Way], version_s: float | None, least: int, most: int, now: Interval
+    codecs: Sequence[CodecCost], ways: Iterable[Direction], version_s: float | None, least: int, most: int, now: Interval
 ) -> Interval:
     """For versions of `version_s` seconds. `now` stays where nothing is known, and while a change would gain little."""
     per_bit_s = max((way.n_elements / way.rate_bps for way in ways if way.rate_bps), default=0.0)

@@ -1,9 +1,9 @@
-"""Which region a shard's owner meets next: a random matching of the regions, one a shard and epoch, that all compute alike.
+"""Which region a shard syncs with next: a random matching of the regions, one per shard and epoch, that all compute alike.
 
-Regions are put into an order by hashing, and neighbours in it meet: the first and the second, the third and the fourth, and so
-on; where their number is odd the last one sits out. All who see the same regions and the same epoch agree; who sees others meets
-somebody as well, which does no harm: each meeting stands for itself. An epoch is `every` versions long, and is counted from the
-versions that are announced, by medians, so that neither one member nor one region can push it on alone.
+Regions are put into an order by hashing, and neighbours in it sync: the first and the second, the third and the fourth, and so
+on; where their number is odd the last one sits out. All peers that see the same regions and the same epoch agree; a peer that
+sees others syncs with somebody as well, which does no harm: each sync stands for itself. An epoch is `every` versions long, and
+is counted from the versions that are announced, by medians, so that neither one member nor one region can push it on alone.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -12,6 +12,7 @@ from statistics import median_high, median_low
 from legion_p2p.core.rendezvous import unit_hash
 
 LATE = 4  # the second of a pair waits this many times as long, then begins itself: an answer may take longer than a round
+SILENT = 4  # times the versions between two syncs, after which an owner whose relay brings nothing syncs by itself
 
 
 def epoch_of(versions: Mapping[str, Sequence[int]], every: int) -> int:
@@ -21,7 +22,7 @@ def epoch_of(versions: Mapping[str, Sequence[int]], every: int) -> int:
 
 
 def partner(run_id: str, shard: int, epoch: int, regions: Collection[str], mine: str) -> str | None:
-    """The region that `mine` meets in this epoch; None: nobody."""
+    """The region that `mine` syncs with in this epoch; None: no region."""
     order = sorted(
         set(regions) | {mine}, key=lambda region: (unit_hash("legion/meet", run_id, str(shard), str(epoch), region), region)
     )
@@ -31,5 +32,5 @@ def partner(run_id: str, shard: int, epoch: int, regions: Collection[str], mine:
 
 
 def patience(mine: str, other: str, every: int) -> int:
-    """After how many versions since their last meeting `mine` begins one: the region whose label sorts first does, as a rule."""
+    """After how many versions since its last sync `mine` begins one: as a rule the region whose label sorts first does."""
     return every if mine < other else LATE * every

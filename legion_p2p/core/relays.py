@@ -1,10 +1,10 @@
-"""Who speaks for a shard between regions: its owner, or a relay, a member with much upload that has volunteered.
+"""Which peer represents a shard towards other regions: its owner, or a relay: a member with much upload that volunteered.
 
 A relay holds the same reference, bit for bit, so it can tell the other region how the shard stands without a byte from the owner;
 the owner gets from it only what the shard moved by. (To pass the owner's own messages on would cost it as much as sending them.)
 
 All compute it alike, from announcements. It is decided shard by shard, by rendezvous weighted by upload, so one volunteer that
-comes or goes changes only its own share. Where nobody has volunteered, or nothing was measured, every owner speaks for itself.
+comes or goes changes only its own share. Where no peer has volunteered, or nothing was measured, every owner represents itself.
 """
 
 import math
@@ -18,20 +18,20 @@ MIN_GAIN = 4.0  # a volunteer's upload, of the owner's: below it another peer be
 
 
 def representative_of(run_id: str, shard: int, owner: Announcement, members: Sequence[Announcement]) -> PeerId:
-    """Who meets other regions about this shard. `members`: those of the owner's region."""
+    """The peer that syncs with other regions about this shard. `members`: those of the owner's region."""
     weights = {peer_of(a): _steps(a.upload_bps) for a in _relays_for(owner, members)}
     ranked = ranking(f"legion/relay/{run_id}/{owner.region}/{shard}", weights)
     return ranked[0] if ranked else peer_of(owner)
 
 
-def spoken_share(peer: PeerId, members: Sequence[Announcement]) -> float:
-    """The share of its region's shards that `peer` speaks for, as to be expected by the weights of their owners."""
+def represented_share(peer: PeerId, members: Sequence[Announcement]) -> float:
+    """The share of its region's shards that `peer` represents, as to be expected by the weights of their owners."""
     owners = [a for a in members if a.ready and a.weight > 0]
-    spoken = 0.0
+    represented = 0.0
     for owner in owners:
-        speakers = [peer_of(a) for a in _relays_for(owner, members)] or [peer_of(owner)]
-        spoken += owner.weight * speakers.count(peer) / len(speakers)
-    return spoken / math.fsum(a.weight for a in owners) if owners else 0.0
+        representatives = [peer_of(a) for a in _relays_for(owner, members)] or [peer_of(owner)]
+        represented += owner.weight * representatives.count(peer) / len(representatives)
+    return represented / math.fsum(a.weight for a in owners) if owners else 0.0
 
 
 def _relays_for(owner: Announcement, members: Sequence[Announcement]) -> list[Announcement]:
@@ -42,5 +42,5 @@ def _relays_for(owner: Announcement, members: Sequence[Announcement]) -> list[An
 
 
 def _steps(upload_bps: float) -> float:
-    """Rounded down to a power of two: a measurement that wavers should not change who speaks."""
+    """Rounded down to a power of two: a measurement that wavers should not change the representative."""
     return 2.0 ** math.floor(math.log2(upload_bps)) if upload_bps >= 1 else 0.0

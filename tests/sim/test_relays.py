@@ -80,7 +80,7 @@ async def test_with_a_relay_the_mean_of_both_stays(autojump_clock):
         before, meetings = copies(east, west, big), n_met([big])
         for peer in swarm.living():
             for replica in peer.engine.shards.replicas.values():
-                peer.engine.region_sync.schedule.met(replica).last -= 100
+                peer.engine.region_sync.schedule.last_sync(replica).times.last -= 100
                 replica.chain.version += 1  # as by a round that changed nothing
                 replica.notify.notify()
         await trio.sleep(10)
@@ -96,8 +96,8 @@ async def test_when_the_relay_dies_in_a_meeting_the_owners_go_on_themselves(auto
         east, west, big = await two_regions(swarm, other="zone")
         await trio.sleep(25)
         near = apart(east, west)
-        links = big.engine.region_sync._links
-        await swarm.until(lambda: any(link.is_asking for of in links._links.values() for link in of.values()), 30)
+        pairs = big.engine.region_sync.pairs
+        await swarm.until(lambda: any(pair.is_asking for of in pairs._states.values() for pair in of.values()), 30)
         await swarm.kill("big")
         killed_at = trio.current_time()
         await trio.sleep(25)

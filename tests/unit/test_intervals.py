@@ -6,14 +6,14 @@ from hypothesis import strategies as st
 
 from legion_p2p.core.adapt import KEEP, CodecCost
 from legion_p2p.core.announcement import Announcement
-from legion_p2p.core.intervals import SHARE, Interval, Way, interval, rate_between
+from legion_p2p.core.intervals import SHARE, Direction, Interval, interval, rate_between
 
 DENSE, SPARSE = CodecCost("dense", 8.0), CodecCost("sparse", 0.25)
 BASE = Interval(4, "dense")
 
 
 def chosen(bps: float | None, now: Interval = BASE, version_s: float | None = 1.0, most: int = 64) -> Interval:
-    return interval((SPARSE, DENSE), [Way(1_000_000, bps), Way(1_000_000, 1e12)], version_s, 4, most, now)
+    return interval((SPARSE, DENSE), [Direction(1_000_000, bps), Direction(1_000_000, 1e12)], version_s, 4, most, now)
 
 
 def test_a_fast_link_takes_the_densest_codec_as_often_as_the_run_allows() -> None:
@@ -31,7 +31,7 @@ def test_what_does_not_fit_at_all_goes_as_rarely_as_the_run_allows() -> None:
 
 
 def test_the_slower_of_both_directions_counts() -> None:
-    ways = [Way(1_000_000, 1e9), Way(1_000_000, 1e6)]
+    ways = [Direction(1_000_000, 1e9), Direction(1_000_000, 1e6)]
 
     assert interval((DENSE, SPARSE), ways, 1.0, 4, 64, BASE) == Interval(4, "sparse")
 

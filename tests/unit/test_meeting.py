@@ -50,14 +50,14 @@ def test_the_rate_grows_while_they_drift_apart_and_then_all_is_sent_anew() -> No
     assert guard.rate(1.0) == 0.05
 
     for distance in (1.0, 0.9, 0.8):
-        assert not guard.met(distance)
+        assert not guard.synced(distance)
     assert guard.rate(1.0) == 0.2
 
-    apart = [guard.met(1.0 + n) for n in range(2 * GROWING)]
+    apart = [guard.synced(1.0 + n) for n in range(2 * GROWING)]
     assert apart == [False] * (2 * GROWING - 1) + [True]
     assert 0.2 < guard.rate(1.0) <= MAX_RATE
     for _ in range(3):
-        guard.met(1.0)
+        guard.synced(1.0)
     assert guard.rate(1.0) == 0.2
 
 
@@ -65,7 +65,7 @@ def test_the_rate_grows_while_they_drift_apart_and_then_all_is_sent_anew() -> No
 def test_the_rate_is_below_the_bound_for_the_staleness_seen(staleness: int) -> None:
     guard = DistanceGuard(0.5)
     for _ in range(4):
-        guard.met(1.0)
+        guard.synced(1.0)
 
     assert guard.rate(pairwise_bound(staleness)) <= MARGIN * pairwise_bound(staleness)
 

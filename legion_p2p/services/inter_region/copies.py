@@ -1,6 +1,6 @@
-"""What meets another region in the name of a shard: its owner's copy, a relay's idea of that, or the center variable.
+"""The copies of a shard that are synced with other regions: the owner's, a relay's estimate of that, or the center variable.
 
-Nothing here waits. Who moves a copy holds its lock.
+Nothing here waits. Whoever moves a copy holds its lock.
 """
 
 import statistics
@@ -15,10 +15,12 @@ from legion_p2p.services.shards.replica import Replica
 from legion_p2p.tensor.meeting import norm, reach
 
 LEFT_OVER = 0.25  # of a step, that may wait for the next one; a dense codec leaves less, a sparse one takes some messages
-MAX_WISHES = 64  # regions whose last wish the center remembers
+MAX_WISHES = 64  # regions of which the center remembers how far they last wished to move it
 
 
 class Copy(Protocol):
+    """One side of a sync."""
+
     lock: trio.Lock
 
     @property
@@ -26,7 +28,7 @@ class Copy(Protocol):
 
     @property
     def is_ours(self) -> bool:
-        """This peer still speaks for it."""
+        """This peer still represents it."""
 
     def value(self) -> Tensor: ...
 
@@ -116,8 +118,8 @@ class CenterCopy:
         self.lock = trio.Lock()
         self.version = 0
         self.is_ours = True
-        self.met_at = 0
-        """The version of the shard in its owner's region when it was last met."""
+        self.synced_at = 0
+        """The version of the shard in its owner's region at the last sync with the center."""
         self._value = start
         self._wishes: dict[str, float] = {}
 

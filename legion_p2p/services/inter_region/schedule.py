@@ -1,4 +1,7 @@
-"""Which region to meet about a shard, when, in which codec, and who speaks for whom: by what all announce."""
+"""Which region to sync with about a shard, when, in which codec, and which peer represents which region: by what all announce.
+
+Nothing here waits. The rules are in core/matching.py, core/sync_times.py, core/intervals.py and core/relays.py.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -10,47 +13,49 @@ from legion_p2p.core.adapt import CodecCost
 from legion_p2p.core.announcement import Announcement, peer_of, version_at
 from legion_p2p.core.bandwidth import RateEstimator
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.intervals import Interval, Way, interval, rate_between
-from legion_p2p.core.matching import epoch_of, partner, patience
+from legion_p2p.core.intervals import Direction, Interval, interval, rate_between
+from legion_p2p.core.matching import SILENT, epoch_of, partner, patience
 from legion_p2p.core.membership import weights_of
-from legion_p2p.core.relays import representative_of, spoken_share
-from legion_p2p.core.wire import Reply, SyncReply, SyncRequest
-from legion_p2p.services.inter_region.links import CENTER, LastSync, Links
+from legion_p2p.core.relays import representative_of, represented_share
+from legion_p2p.core.sync_times import SyncTimes
+from legion_p2p.core.wire import Message, SyncReply, SyncRequest
+from legion_p2p.services.context import PeerContext
+from legion_p2p.services.inter_region.pairs import CENTER, LastSync, PairStates
 from legion_p2p.services.membership.service import MemberService
-from legion_p2p.services.ports import Messenger
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.service import ShardService
+from legion_p2p.tensor.travel import Travel
 
-WHOLE = "bf16"  # codec of first meetings; what it rounds away is in the next difference
+WHOLE = "bf16"  # codec of the first sync of two regions; what it rounds away is in the next difference
 MAX_RATES = 256  # peers of other regions to which a rate was measured
-SILENT = 4  # times the versions between two meetings, after which an owner whose relay brings nothing meets others itself
 
 
 class Schedule:
-    """Decides; nothing here waits."""
+    """The syncs of one peer's shards."""
 
-    def __init__(self, shards: ShardService, members: MemberService, messenger: Messenger, links: Links) -> None:
+    def __init__(self, ctx: PeerContext, members: MemberService, shards: ShardService, pairs: PairStates) -> None:
         self._shards = shards
         self._members = members
-        self._messenger = messenger
-        self._links = links
-        self._rounds = shards.spec.round
-        self._met: dict[int, LastSync] = {}
+        self._messenger = ctx.messenger
+        self._pairs = pairs
+        self._rounds = ctx.spec.round
+        self._last: dict[int, LastSync] = {}
         self._rates: OrderedDict[PeerId, RateEstimator] = OrderedDict()
 
-    def met(self, replica: Replica) -> LastSync:
-        """When this shard met others; from now on, if nothing is known."""
-        if replica.shard not in self._met:
-            self._met[replica.shard] = LastSync(replica.chain.version, trio.current_time(), every=self._rounds.cross_every)
-        return self._met[replica.shard]
+    def last_sync(self, replica: Replica) -> LastSync:
+        """The last sync of this shard; counted from now on, if nothing is known."""
+        if replica.shard not in self._last:
+            times = SyncTimes(replica.chain.version, trio.current_time())
+            self._last[replica.shard] = LastSync(times, Travel(self._rounds.cross_every))
+        return self._last[replica.shard]
 
     def forget(self, shard: int) -> None:
-        """This peer does not speak for the shard."""
-        self._met.pop(shard, None)
-        self._links.forget_region(shard)
+        """This peer does not represent its region for the shard."""
+        self._last.pop(shard, None)
+        self._pairs.forget_region(shard)
 
     def clear(self) -> None:
-        self._met.clear()
+        self._last.clear()
 
     def by_region(self) -> dict[str, list[Announcement]]:
         """The members that may own, by region."""
@@ -60,7 +65,7 @@ class Schedule:
                 members.setdefault(announcement.region, []).append(announcement)
         return members
 
-    # who
+    # with whom
 
     def owner(self, region: str, shard: int) -> PeerId | None:
         """Of the shard in a region, or of its center variable."""
@@ -71,8 +76,8 @@ class Schedule:
             weights = weights_of(everyone, region)
         return self._shards.placement.owners(region, weights)[shard].owner
 
-    def speaker(self, region: str, shard: int) -> PeerId | None:
-        """The owner, or the relay that meets other regions in its stead."""
+    def representative(self, region: str, shard: int) -> PeerId | None:
+        """The owner, or the relay that syncs with other regions on its behalf."""
         owner = self.owner(region, shard)
         if owner is None or region == CENTER:
             return owner
@@ -80,11 +85,11 @@ class Schedule:
         announced = next((a for a in in_region if a.peer_id == owner), None)
         return owner if announced is None else representative_of(self._shards.run, shard, announced, in_region)
 
-    def may_speak(self, peer: PeerId, region: str, shard: int) -> bool:
-        """Whether it is right for `peer` to meet us: an owner may always, for its relay may have failed it."""
-        return peer in (self.owner(region, shard), self.speaker(region, shard))
+    def may_represent(self, peer: PeerId, region: str, shard: int) -> bool:
+        """Whether this peer syncs with `peer` about the shard: with an owner always, because its relay may have failed it."""
+        return peer in (self.owner(region, shard), self.representative(region, shard))
 
-    def volunteers(self, peer: PeerId) -> bool:
+    def is_relay(self, peer: PeerId) -> bool:
         """Whether `peer` announces itself as a relay of this region."""
         member = self._members.table.get(peer)
         return member is not None and member.announcement.relay and member.announcement.region == self._shards.region
@@ -92,57 +97,54 @@ class Schedule:
     # when
 
     def due(self, replica: Replica) -> str | None:
-        """The region to meet now; None: nobody."""
-        met, version, least = self.met(replica), replica.chain.version, self._rounds.cross_every
-        if version < max(met.last + least, met.not_before):
+        """The region to sync with now; None: no region."""
+        times, version, least = self.last_sync(replica).times, replica.chain.version, self._rounds.cross_every
+        if not times.is_open(version, least):
             return None
         mine = self._shards.region
         members = self.by_region()
         if not any(region != mine for region in members):
             return None
         if self._rounds.cross_rule == "center":
-            other, times = CENTER, 1
+            other, factor = CENTER, 1
         else:
             versions = {region: _versions(announced, replica.shard) for region, announced in members.items()}
             matched = partner(self._shards.run, replica.shard, epoch_of(versions, least), members.keys(), mine)
             if matched is None:
                 return None
-            other, times = matched, patience(mine, matched, 1)
-        if replica.round is not None and self.speaker(mine, replica.shard) != self._shards.me:
-            times = SILENT
-        return other if version >= met.last + times * self.interval(replica, other).every else None
+            other, factor = matched, patience(mine, matched, 1)
+        if replica.round is not None and self.representative(mine, replica.shard) != self._shards.me:
+            factor = SILENT
+        return other if times.is_due(version, factor * self.interval(replica, other).every) else None
 
     def is_too_early(self, replica: Replica, other: str) -> bool:
-        """Whether another region asks much more often than what lies between us carries: the sender may be draining us."""
-        met = self.met(replica)
-        if met.by_region.get(other) == replica.chain.version:
-            return True
+        """Whether another region asks for a sync much more often than the connection carries."""
         every = self.interval(replica, other).every
-        return every > self._rounds.cross_every and 4 * (replica.chain.version - met.last) < every
+        return self.last_sync(replica).times.is_too_early(other, replica.chain.version, every, self._rounds.cross_every)
 
     # how
 
     def interval(self, replica: Replica, other: str) -> Interval:
-        """What the next meeting with this region is in, and how many versions after the last."""
-        link = self._links.get(replica.shard, self._shards.region, other)
+        """What the next sync with this region is encoded in, and how many versions after the last it comes."""
+        pair = self._pairs.get(replica.shard, self._shards.region, other)
         rounds = self._rounds
-        now = link.interval or Interval(rounds.cross_every, rounds.cross_codec)
+        now = pair.interval or Interval(rounds.cross_every, rounds.cross_codec)
         if rounds.synchronous:
-            return now if link.known is not None else Interval(now.every, WHOLE)
+            return now if pair.known is not None else Interval(now.every, WHOLE)
         ways = self._ways(replica.shard, other)
-        version_s = self.met(replica).version_s(replica.chain.version, trio.current_time())
+        version_s = self.last_sync(replica).times.version_s(replica.chain.version, trio.current_time())
         bounds = (version_s, rounds.cross_every, max(rounds.cross_every, rounds.max_cross_every))
-        if link.known is None:
+        if pair.known is None:
             return interval(self._costs(replica, WHOLE), ways, *bounds, Interval(rounds.cross_every, WHOLE))
-        link.interval = interval(self._costs(replica, *rounds.allowed_cross_codecs()), ways, *bounds, now)
-        return link.interval
+        pair.interval = interval(self._costs(replica, *rounds.allowed_cross_codecs()), ways, *bounds, now)
+        return pair.interval
 
     def _costs(self, replica: Replica, *names: str) -> list[CodecCost]:
         """As on this shard, of which small tensors stay dense."""
         return [CodecCost(name, self._shards.codec_of(replica, name).bits_per_element) for name in names]
 
     def rate(self, peer: PeerId) -> RateEstimator:
-        """Of what meetings sent to this peer, all shards together; their answers took part of the time, so it may be too low."""
+        """How quickly syncs send to this peer, all shards together. Their answers take part of the time: it may be too low."""
         rate = self._rates.setdefault(peer, RateEstimator(best=True, n_samples=3))
         self._rates.move_to_end(peer)
         while len(self._rates) > MAX_RATES:
@@ -150,13 +152,13 @@ class Schedule:
         return rate
 
     @contextmanager
-    def measuring(self, peer: PeerId, message: SyncRequest) -> Iterator[Callable[[Reply], None]]:
-        """Measures how fast a meeting goes, unless most of what it takes is the delay. Its answer takes part of the time."""
+    def measuring(self, peer: PeerId, message: SyncRequest) -> Iterator[Callable[[Message], None]]:
+        """Measures how quickly a sync goes, unless most of what it takes is the delay; give what is yielded the reply."""
         rate, began, rtt_s = self.rate(peer), trio.current_time(), self._messenger.rtt_s(peer) or 0.0
         rate.begin(began)
         tells = False
 
-        def came(reply: Reply) -> None:
+        def came(reply: Message) -> None:
             nonlocal tells
             if isinstance(reply, SyncReply) and trio.current_time() - began > 2 * rtt_s:
                 tells = True
@@ -167,23 +169,23 @@ class Schedule:
         finally:
             rate.end(trio.current_time(), began if tells else None, rtt_s)
 
-    def _ways(self, shard: int, other: str) -> list[Way]:
-        """There and back, between those who speak for both regions."""
+    def _ways(self, shard: int, other: str) -> list[Direction]:
+        """There and back, between the representatives of both regions."""
         everyone, mine = self._members.everyone(), self._shards.region
         by_peer = {peer_of(a): a for a in everyone}
-        us, them = (by_peer.get(p) for p in (self._shards.me, self.speaker(other, shard)) if p is not None)
+        us, them = (by_peer.get(p) for p in (self._shards.me, self.representative(other, shard)) if p is not None)
         if us is None or them is None or us is them:
             return []
         measured, own = self.rate(peer_of(them)).rate_bps(trio.current_time()), self._messenger.bandwidth()
         numel = self._shards.plan.numel
-        n_ours = numel * spoken_share(peer_of(us), [a for a in everyone if a.region == mine])
+        n_ours = numel * represented_share(peer_of(us), [a for a in everyone if a.region == mine])
         if other == CENTER:
             n_theirs = numel * them.weight / sum(a.weight for a in everyone if a.ready) * len(self.by_region())
         else:
-            n_theirs = numel * spoken_share(peer_of(them), [a for a in everyone if a.region == other])
+            n_theirs = numel * represented_share(peer_of(them), [a for a in everyone if a.region == other])
         return [
-            Way(n_ours, rate_between(us, them, measured, own.upload_bps, own.upload_limit_bps)),
-            Way(n_theirs, rate_between(them, us, measured, own.download_limit_bps)),
+            Direction(n_ours, rate_between(us, them, measured, own.upload_bps, own.upload_limit_bps)),
+            Direction(n_theirs, rate_between(them, us, measured, own.download_limit_bps)),
         ]
 
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import msgspec
 
+from legion_p2p.core.contact import Bandwidth, Gift, Lane, Traffic
 from legion_p2p.core.identity import PeerId
-from legion_p2p.services.ports import Bandwidth, Gift, Handler, Lane, Messenger, Traffic
+from legion_p2p.services.ports import Handler, Messenger
 
 
 class RegionTraffic(msgspec.Struct, frozen=True):

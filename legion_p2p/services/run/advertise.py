@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import trio
 
+from legion_p2p.core.contact import Contact
 from legion_p2p.core.rendezvous import shard_key
 from legion_p2p.core.run import name_key, run_key
 from legion_p2p.errors import NetworkError
@@ -90,7 +91,7 @@ class AdvertiseService:
         waits = iter(FIRST_LOOKS_S)
         while True:
             await trio.sleep(next(waits, LOOK_EVERY_S) * self._rng.uniform(0.8, 1.2))
-            contacts = ()
+            contacts: tuple[Contact, ...] = ()
             with trio.move_on_after(FIND_DEADLINE_S):
                 try:
                     contacts = await self._discovery.find(run_key(self._run))

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import trio
 
+from legion_p2p.core.contact import Contact
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.run import RunSpec, SignedSpec, looks_like_run_id, name_key, open_spec, run_id, run_key
 from legion_p2p.core.wire import GetSpec, SpecFound, decode_reply, encode
 from legion_p2p.errors import AmbiguousRunError, DecodeError, NetworkError, RefusedError, UnknownRunError
 from legion_p2p.observe.events import Events
-from legion_p2p.services.ports import Contact, Discovery, Messenger
+from legion_p2p.services.ports import Discovery, Messenger
 
 ASK_DEADLINE_S = 5.0
 SEARCH_S = 15.0  # a run founded a moment ago takes seconds to show in the DHT; a name typed wrong should not take minutes

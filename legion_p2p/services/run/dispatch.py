@@ -10,7 +10,9 @@ A request that cannot be read, or that carries what is not allowed, is reported:
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from legion_p2p.core.contact import Gift
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.wire import (
     Accusation,
@@ -32,7 +34,7 @@ from legion_p2p.core.wire import (
     encode,
 )
 from legion_p2p.errors import DecodeError, IncompatibleModelError, NetworkError, UnknownRunError
-from legion_p2p.services.ports import Gift, Messenger
+from legion_p2p.services.ports import Messenger
 from legion_p2p.services.run.lobby import Lobby
 from legion_p2p.services.run.run import Run
 from legion_p2p.services.upload_slots import ThrottledReply
@@ -74,7 +76,7 @@ async def answer(run: Run, peer: PeerId, body: bytes) -> bytes | Gift:
     return _outgoing(reply)
 
 
-async def _answer(run: Run, peer: PeerId, message: Request) -> Reply | ThrottledReply:
+async def _answer(run: Run, peer: PeerId, message: Request[Any]) -> Reply | ThrottledReply:
     if isinstance(message, Exchange):
         return run.members.on_exchange(peer, message)
     if isinstance(message, Ping):
@@ -103,7 +105,7 @@ def _outgoing(reply: Reply | ThrottledReply) -> bytes | Gift:
     return Gift(encode(reply.reply), reply.over, reply.rank) if isinstance(reply, ThrottledReply) else encode(reply)
 
 
-def _run_of(message: Request) -> str:
+def _run_of(message: Request[Any]) -> str:
     """The run that a request is about; empty where the message itself carries it elsewhere (an update's header)."""
     run: str = getattr(message, "run", "")
     return run

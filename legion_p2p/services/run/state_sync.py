@@ -11,6 +11,7 @@ A newcomer with a store keeps the blocks there: stopped while joining, it goes o
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import trio
 from torch import Tensor, float32, frombuffer
@@ -19,6 +20,7 @@ from legion_p2p.concurrency.nurseries import open_flat_nursery
 from legion_p2p.core.announcement import unpack_marks
 from legion_p2p.core.chain import Chain, Entry
 from legion_p2p.core.cids import Cid
+from legion_p2p.core.contact import Lane
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.manifest import ShardState as StoredShard
 from legion_p2p.core.placement import Placement
@@ -43,7 +45,7 @@ from legion_p2p.services.checkpoint.replay import replay
 from legion_p2p.services.checkpoint.select import Candidate, CheckpointSelection
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
-from legion_p2p.services.ports import Archive, Lane
+from legion_p2p.services.ports import Archive
 from legion_p2p.services.shards.states import log_bytes
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
@@ -162,12 +164,12 @@ class StateSync:
             if isinstance(reply, Busy):
                 self._turns.turned_away(judge, reply)
             elif isinstance(reply, Updates) and reply.at_version is not None:
-                reference, entries, bad = await self._offload(self._advanced, shard, chain, reference, reply.updates)
+                reference, entries, wrong = await self._offload(self._advanced, shard, chain, reference, reply.updates)
                 since += entries
-                if bad is None:
+                if wrong is None:
                     self.donors.add(judge)
                     break
-                self._messenger.report(judge, f"bad updates of shard {shard}: {bad}")
+                self._messenger.report(judge, f"bad updates of shard {shard}: {wrong}")
         chain.owner = chain.owner or offer.judges[0]
         self._fetched[shard] = FetchedShard(shard, reference, chain, offer.state, tuple(since))
         self._events.emit("shard.built", shard=shard, base=offer.base.version, stored=offer.state.version, version=chain.version)
@@ -213,8 +215,8 @@ class StateSync:
             untried = [peer for peer in holders if peer not in failed]
             if untried:
                 async with self._limiter, self._turns.turn(untried) as peer:
-                    got = None if guess is None else await self._at_start(shard, guess, peer)
-                    got = got or await self._ask_for_shard(shard, peer)
+                    at_start = None if guess is None else await self._at_start(shard, guess, peer)
+                    got = at_start or await self._ask_for_shard(shard, peer)
                 if isinstance(got, FetchedShard):
                     self._fetched[shard] = got
                     self._note_progress(4 * self._plan.size(shard))
@@ -277,7 +279,7 @@ class StateSync:
         self.donors.add(peer)
         return FetchedShard(shard, reference, Chain(version, digest_, log_bytes(reference.numel()), included, peer))
 
-    async def _ask(self, peer: PeerId, message: Request, deadline_s: float, lane: Lane = Lane.BULK) -> Reply:
+    async def _ask(self, peer: PeerId, message: Request[Any], deadline_s: float, lane: Lane = Lane.BULK) -> Reply:
         with trio.fail_after(deadline_s):
             return decode_reply(await self._messenger.request(peer, encode(message), lane=lane))
 

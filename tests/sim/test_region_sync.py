@@ -104,8 +104,8 @@ async def test_a_meeting_moves_both_by_the_same_so_their_mean_stays(autojump_clo
         distance = [torch.dist(copy(east, s), copy(west, s)) for s in range(2)]
         for region in (east, west):
             for peer in region:
-                for met in peer.engine.region_sync.schedule._met.values():
-                    met.last -= 100
+                for met in peer.engine.region_sync.schedule._last.values():
+                    met.times.last -= 100
                 for replica in peer.engine.shards.replicas.values():
                     replica.chain.version += 1  # as by rounds that changed nothing
                     replica.notify.notify()

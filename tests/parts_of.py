@@ -1,0 +1,52 @@
+"""Peers of a run without training: `PeerParts` over the network in memory, for tests of how runs are entered and left."""
+
+import hashlib
+import random
+
+import torch
+
+from legion_p2p.config import PeerConfig
+from legion_p2p.core.identity import Identity
+from legion_p2p.core.plan import ParamSpec
+from legion_p2p.core.run import RoundSpec, RunSpec
+from legion_p2p.observe.events import Event, Events
+from legion_p2p.services.ports import Archive
+from legion_p2p.services.run.joiner import RunCreation
+from legion_p2p.services.run.lobby import PeerParts
+from legion_p2p.services.shards.mailbox import Mailbox
+from legion_p2p.sim.network import World
+from tests.context_of import inline
+
+NUMEL = 64
+PARAMS = (ParamSpec("w", (NUMEL,)),)
+ROUND = RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", norm_cap=0.0, shard_elements=16)
+
+
+def identity_of(name: str) -> Identity:
+    return Identity(hashlib.sha256(name.encode()).digest())
+
+
+def parts_of(world: World, name: str, *, archive: Archive | None = None, config: PeerConfig | None = None) -> PeerParts:
+    """A peer of that name, which joins the world."""
+    return PeerParts(
+        world.join(identity_of(name)),
+        offload=inline,
+        mailbox=Mailbox(),
+        events=Events(),
+        config=config or PeerConfig(),
+        rng=random.Random(name),
+        wall_time=lambda: 1.7e9,
+        archive=archive,
+    )
+
+
+def log_of(parts: PeerParts) -> list[Event]:
+    """Everything that the peer emits from now on."""
+    log: list[Event] = []
+    parts.events.add_sink(log.append)
+    return log
+
+
+def creation_of(name: str = "run", start: torch.Tensor | None = None, rounds: RoundSpec = ROUND) -> RunCreation:
+    """A run of NUMEL parameters in four shards."""
+    return RunCreation(RunSpec(name, "", PARAMS, rounds), torch.arange(float(NUMEL)) if start is None else start)
