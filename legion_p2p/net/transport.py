@@ -8,7 +8,7 @@ import logging
 import re
 import socket
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import trio
 from libp2p.abc import IListener, IRawConnection
@@ -27,18 +27,25 @@ from legion_p2p.net.forks import keep_from_children
 from legion_p2p.net.limits import MAX_CONNECTIONS, MAX_HANDSHAKES, WRITE_STALL_S
 from legion_p2p.net.patches import QuickLock
 
-if TYPE_CHECKING:
-    from legion_p2p.net.netem import Shaper
-
 BACKLOG = 256  # connections the kernel keeps for us while the loop is busy: all peers of a run that start in the same second
 
 log = logging.getLogger("legion_p2p.net")
 
 
+class Shaping(Protocol):
+    """What makes sockets behave like those of an emulated link: net/netem.py."""
+
+    def connect_s(self, host: str) -> float:
+        """How long connecting to `host` takes."""
+
+    def shaped(self, stream: trio.SocketStream, owner: "Sockets", dialed: str) -> "Socket":
+        """A socket whose bytes go through the link."""
+
+
 class Sockets:
     """All open sockets of one host, so that leaving never waits for a peer."""
 
-    def __init__(self, shaper: "Shaper | None" = None) -> None:
+    def __init__(self, shaper: Shaping | None = None) -> None:
         self._shaper = shaper
         self._open: set[Socket] = set()
 

@@ -13,11 +13,10 @@ from legion_p2p.errors import CodecError, UsageError
 from legion_p2p.tensor import topk
 from legion_p2p.tensor.blockwise import INT2, INT3, INT4, INT8, UNBIASED
 from legion_p2p.tensor.dense import BF16, FP16, FP32
-from legion_p2p.tensor.feedback import Compressed, compress
 from legion_p2p.tensor.lloydmax import GAUSS2, GAUSS3, GAUSS4, SIGN
 from legion_p2p.tensor.topk import READY_MADE
 
-__all__ = ["Codec", "Compressed", "compress", "get", "names", "register"]
+__all__ = ["Codec", "get", "names", "register"]
 
 
 class Codec(Protocol):

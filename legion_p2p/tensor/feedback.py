@@ -12,14 +12,12 @@ and gauss2 to gauss4, which have no zero, and "-unbiased" may lose half a unit i
 1e-7 of the largest sum. On a grid that fp32 holds without rounding, nothing is lost at all.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from legion_p2p.errors import UsageError
-
-if TYPE_CHECKING:
-    from legion_p2p.tensor.codec import Codec
+from legion_p2p.tensor.codec import Codec
 
 
 class Compressed(NamedTuple):
@@ -32,7 +30,7 @@ class Compressed(NamedTuple):
     """To be passed in the next time. 1-D fp32 on the device of the input."""
 
 
-def compress(codec: "Codec", residual: Tensor | None, x: Tensor, decay: float = 1.0) -> Compressed:
+def compress(codec: Codec, residual: Tensor | None, x: Tensor, decay: float = 1.0) -> Compressed:
     """Encode `decay * residual + x`, and keep what the codec leaves out.
 
     `residual` None stands for zeros: the first round. Neither it nor `x` is changed, so whoever could not deliver `data` goes on

@@ -5,6 +5,7 @@ import torch
 
 from legion_p2p.errors import NonFiniteError, UsageError
 from legion_p2p.tensor import codec
+from legion_p2p.tensor.feedback import compress
 
 N_ROUNDS = 100
 
@@ -22,7 +23,7 @@ def test_the_residual_is_what_the_formula_says_bit_for_bit(name: str, decay: flo
     c = codec.get(name)
     residual = torch.zeros(1000)
     for x in changes(1000)[:10]:
-        data, sent, new_residual = codec.compress(c, residual, x, decay)
+        data, sent, new_residual = compress(c, residual, x, decay)
 
         assert torch.equal(sent, c.decode(data, 1000))
         assert torch.equal(new_residual, decay * residual + x - sent)
@@ -42,7 +43,7 @@ def test_what_was_sent_plus_what_is_kept_equals_what_came_in(name: str) -> None:
 
     for x in changes(1000):
         wanted = residual + x
-        _, sent, residual = codec.compress(codec.get(name), residual, x)
+        _, sent, residual = compress(codec.get(name), residual, x)
         # half a unit in the last place of residual + x; and of e - q, which most codecs spare (Sterbenz)
         lost_at_most += wanted.abs().double() * 2.0**-24
         if name in NEAREST_OF_LEVELS_WITH_ZERO:
@@ -71,7 +72,7 @@ def test_on_a_grid_that_fp32_holds_nothing_at_all_is_lost(name: str) -> None:
     for _ in range(N_ROUNDS):
         # multiples of 1/64 in 2 to 4, whose sums stay below 2**10: 24 bits of `grid` hold them
         x = torch.randint(128, 256, (5000,), generator=g) / 64 * (torch.randint(0, 2, (5000,), generator=g) * 2 - 1)
-        _, sent, residual = codec.compress(codec.get(name), residual, x)
+        _, sent, residual = compress(codec.get(name), residual, x)
         assert torch.equal(sent, (sent / grid).round() * grid)  # levels are bf16: eight bits
         total_in += x.double()
         total_sent += sent.double()
@@ -84,7 +85,7 @@ def test_a_lossless_codec_keeps_nothing_and_loses_nothing() -> None:
     residual = None
 
     for x in changes(1000):
-        _, sent, residual = codec.compress(codec.get("fp32"), residual, x)
+        _, sent, residual = compress(codec.get("fp32"), residual, x)
 
         assert torch.equal(sent, x)
         assert not residual.any()
@@ -95,7 +96,7 @@ def test_a_value_too_small_to_be_sent_is_sent_later() -> None:
     residual, total_sent = None, torch.zeros(2)
 
     for _ in range(20):
-        _, sent, residual = codec.compress(codec.get("int8"), residual, x)
+        _, sent, residual = compress(codec.get("int8"), residual, x)
         total_sent += sent
 
     assert total_sent[1].item() == pytest.approx(20e-3, abs=0.5 / 127)
@@ -104,7 +105,7 @@ def test_a_value_too_small_to_be_sent_is_sent_later() -> None:
 def test_neither_the_residual_nor_the_change_is_touched() -> None:
     residual, x = torch.ones(5), torch.full((5,), 0.3)
 
-    codec.compress(codec.get("int8"), residual, x, 0.5)
+    compress(codec.get("int8"), residual, x, 0.5)
 
     assert residual.tolist() == [1.0] * 5
     assert torch.equal(x, torch.full((5,), 0.3))
@@ -112,11 +113,11 @@ def test_neither_the_residual_nor_the_change_is_touched() -> None:
 
 def test_a_diverged_change_is_not_sent() -> None:
     with pytest.raises(NonFiniteError):
-        codec.compress(codec.get("int8"), torch.full((2,), 3e38), torch.full((2,), 3e38))
+        compress(codec.get("int8"), torch.full((2,), 3e38), torch.full((2,), 3e38))
 
 
 def test_a_decay_that_would_grow_the_residual_and_a_residual_of_another_shape_are_refused() -> None:
     with pytest.raises(UsageError, match="decay"):
-        codec.compress(codec.get("fp32"), None, torch.ones(2), 1.5)
+        compress(codec.get("fp32"), None, torch.ones(2), 1.5)
     with pytest.raises(UsageError, match="residual of shape"):
-        codec.compress(codec.get("fp32"), torch.ones(1), torch.ones(2))
+        compress(codec.get("fp32"), torch.ones(1), torch.ones(2))

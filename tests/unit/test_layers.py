@@ -3,11 +3,14 @@
 import subprocess
 import sys
 import tomllib
+from collections.abc import Collection, Mapping
 from pathlib import Path
+
+import grimp
 
 ROOT = Path(__file__).parents[2]
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
-LAYERS = next(contract["layers"] for contract in CONTRACTS if contract["type"] == "layers")
+LAYERS, SERVICE_LAYERS = (contract["layers"] for contract in CONTRACTS if contract["type"] == "layers")
 
 
 def test_every_import_keeps_to_the_layers(tmp_path: Path) -> None:
@@ -32,5 +35,38 @@ def test_every_module_has_a_layer() -> None:
 def test_the_map_for_newcomers_draws_the_same_layers() -> None:
     drawn = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
 
-    for line in LAYERS:
+    for line in (*LAYERS, *SERVICE_LAYERS):
         assert line in drawn
+
+
+def test_modules_in_a_circle_are_found() -> None:
+    imports = {"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": {"e"}, "e": set()}
+
+    assert circles(imports) == [["a", "b", "c"]]
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = grimp.build_graph("legion_p2p", exclude_type_checking_imports=True, cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+
+    assert len(imports) > 150
+    assert circles(imports) == []
+
+
+def circles(imports: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """The groups of more than one module in which each module leads to every other one."""
+    reached = {module: _reached_from(module, imports) for module in imports}
+    in_circles = [module for module in imports if module in reached[module]]
+    groups = {tuple(sorted(other for other in reached[module] if module in reached[other])) for module in in_circles}
+    return [list(group) for group in sorted(groups)]
+
+
+def _reached_from(module: str, imports: Mapping[str, Collection[str]]) -> set[str]:
+    reached: set[str] = set()
+    to_visit = [*imports[module]]
+    while to_visit:
+        other = to_visit.pop()
+        if other not in reached:
+            reached.add(other)
+            to_visit += imports[other]
+    return reached
