@@ -19,7 +19,7 @@ from tests.context_of import inline
 
 NUMEL = 64
 PARAMS = (ParamSpec("w", (NUMEL,)),)
-ROUND = RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", norm_cap=0.0, shard_elements=16)
+ROUND = RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", norm_cap=0.0, shard_elements=4)
 
 
 def identity_of(name: str) -> Identity:
@@ -48,5 +48,5 @@ def log_of(parts: PeerParts) -> list[Event]:
 
 
 def creation_of(name: str = "run", start: torch.Tensor | None = None, rounds: RoundSpec = ROUND) -> RunCreation:
-    """A run of NUMEL parameters in four shards."""
+    """A run of NUMEL parameters in sixteen shards: that of two peers one owns none is unlikely."""
     return RunCreation(RunSpec(name, "", PARAMS, rounds), torch.arange(float(NUMEL)) if start is None else start)

@@ -122,7 +122,7 @@ async def test_what_cannot_be_read_is_reported_and_refused(autojump_clock: objec
 
         with pytest.raises(RefusedError):
             await stranger.messenger.request(run.me, b"\xc1garbage")
-        with pytest.raises(RefusedError, match="there are 4"):
+        with pytest.raises(RefusedError, match="there are 16"):
             await ask(stranger, run.me, GetShard(run.id, 99))
 
         assert set(reported) == {stranger.peer_id} and len(reported) == 2
@@ -188,7 +188,7 @@ async def test_the_status_names_the_state_the_members_and_the_shards(autojump_cl
         assert status.run is not None and status.run.id == run.id and status.region == "home"
         (member,) = status.members
         assert member.peer_id == run.me and member.shards_owned == run.plan.n_shards and member.ready
-        assert [(row.shard, row.version, row.owner) for row in status.shards] == [(s, 0, run.me) for s in range(4)]
+        assert [(row.shard, row.version, row.owner) for row in status.shards] == [(s, 0, run.me) for s in range(16)]
         assert status.common_digest == run.common_digest()
 
         run.presence.suspend()
