@@ -23,7 +23,7 @@ import torch
 
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity
-from legion_p2p.core.manifest import LEAF_ELEMENTS, Manifest, ShardState
+from legion_p2p.core.manifest import LEAF_ELEMENTS, Manifest, StoredShard
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import RoundSpec, RunSpec, sign_spec
 from legion_p2p.core.shard_chunks import decode_chunk, encode_chunk, split
@@ -134,7 +134,7 @@ def increments(folder: Path, name: str, states: list[torch.Tensor], model: GPT) 
                 )
                 logs[i].append(put_update(store, encode(Update(header, me.sign(header), payload))))
             nodes = tuple(
-                put_node(store, ShardState(i, version, digest(reference[where].clone()), bases[i], tuple(logs[i])))
+                put_node(store, StoredShard(i, version, digest(reference[where].clone()), bases[i], tuple(logs[i])))
                 for i, where in enumerate(shards)
             )
             root = publish(store, Manifest(run, signed.signature, version, nodes, me.peer_id, 0, parent), me)

@@ -9,7 +9,7 @@ from legion_p2p.core.addresses import parse_addresses
 from legion_p2p.core.identity import Identity
 
 if TYPE_CHECKING:
-    from legion_p2p.net.host import Network
+    from legion_p2p.net.host import Libp2pNetwork
 
 DEFAULT_LISTEN = (f"/ip4/0.0.0.0/tcp/{DEFAULT_BOOTSTRAP_PORT}",)
 
@@ -21,7 +21,7 @@ async def open_bootstrap(
     identity: str | Identity | None = None,
     initial_peers: Iterable[str] = (),
     announce: Sequence[str] = (),
-) -> "AsyncIterator[Network]":
+) -> "AsyncIterator[Libp2pNetwork]":
     """A bootstrap node for as long as the block lasts. Under trio.
 
     Its `addresses()` are what peers give as `initial_peers`. With a key file as `identity` they survive a restart. Other nodes

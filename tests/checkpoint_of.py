@@ -5,7 +5,7 @@ import torch
 
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.core.manifest import Manifest, ShardState
+from legion_p2p.core.manifest import Manifest, StoredShard
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import RoundSpec, RunSpec, SignedSpec, sign_spec
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader, encode
@@ -64,7 +64,7 @@ class Run:
     def publish(self, store: BlockStore, step: int = 10, parent: str = "", publisher: Identity = FOUNDER, **changes) -> Cid:
         run = put_spec(store, self.signed)
         shards = tuple(
-            put_node(store, ShardState(i, self.versions[i], digest(self.reference(i)), self.bases[i], tuple(self.logs[i])))
+            put_node(store, StoredShard(i, self.versions[i], digest(self.reference(i)), self.bases[i], tuple(self.logs[i])))
             for i in range(self.plan.n_shards)
         )
         manifest = Manifest(run, self.signed.signature, step, shards, PeerId(publisher.peer_id), 1_700_000_000 + step, parent)

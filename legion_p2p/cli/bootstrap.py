@@ -23,7 +23,7 @@ from legion_p2p.files.paths import user_data_folder
 
 if TYPE_CHECKING:
     from legion_p2p.core.identity import Identity
-    from legion_p2p.net.host import Network
+    from legion_p2p.net.host import Libp2pNetwork
 
 STATUS_EVERY_S = 60.0  # without a change, on a terminal or not
 STATUS_AFTER_CHANGE_S = 2.0  # peers come in waves: one line per wave
@@ -99,7 +99,7 @@ async def _serve(identity: "Identity", listen: tuple[str, ...], options: Options
     return 128 + caught
 
 
-async def _tell(network: "Network", note: "Notes") -> None:
+async def _tell(network: "Libp2pNetwork", note: "Notes") -> None:
     """How many peers are connected, when it changes and now and then."""
     import trio
 

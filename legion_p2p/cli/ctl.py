@@ -19,7 +19,7 @@ from legion_p2p.config import STATUS_PORTS
 from legion_p2p.errors import NetworkError, UsageError
 
 if TYPE_CHECKING:
-    from legion_p2p.net.status_http import Probe
+    from legion_p2p.net.status_http import FoundPeer
     from legion_p2p.observe.status import Status
 
 WATCH_EVERY_S = 1.0
@@ -85,7 +85,7 @@ async def _only_peer() -> tuple[str, int]:
     )
 
 
-def _in_a_line(probe: "Probe") -> str:
+def _in_a_line(probe: "FoundPeer") -> str:
     from legion_p2p.observe.human import clean, whole_text
 
     status = probe.status

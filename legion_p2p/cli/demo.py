@@ -38,7 +38,7 @@ app = make_app("legion-demo", HELP, help_epilogue=SOURCES_HELP)
 
 @Parameter(name="*", group=Group.create_ordered("Options"))
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class DemoOptions:
     peers: Annotated[int, Parameter(validator=at_least(1))] = 3
     """Peers in the swarm."""
     minutes: Annotated[float, Parameter(validator=at_least(0.1))] = 3.0
@@ -71,8 +71,8 @@ class Options:
 
 
 @app.default
-def demo(options: Options = Options()) -> int:
-    from legion_p2p.cli.demo_plan import Plan
+def demo(options: DemoOptions = DemoOptions()) -> int:
+    from legion_p2p.cli.demo_plan import DemoPlan
     from legion_p2p.cli.demo_swarm import DemoError, Interrupted, run_demo
     from legion_p2p.cli.demo_view import DemoView
 
@@ -87,7 +87,7 @@ def demo(options: Options = Options()) -> int:
     }
     if options.codec:
         chosen |= {"push_codec": options.codec, "update_codec": options.codec}
-    plan = Plan(
+    plan = DemoPlan(
         n_peers=options.peers, minutes=options.minutes, preset=options.preset, seed=options.seed, lone=options.lone,
         steps=options.steps, n_regions=options.regions, netem=options.netem,
         store=options.store or str(out / "store"),

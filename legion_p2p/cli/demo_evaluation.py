@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 
 from legion_p2p.cli.common import version_text
-from legion_p2p.cli.demo_plan import ALONE, RUN_NAME, Peer, Plan
+from legion_p2p.cli.demo_plan import ALONE, RUN_NAME, DemoPlan, Peer
 
 
-def judge(plan: Plan, peers: list[Peer], lone: Peer | None, lost: list[str], out: Path, began: float) -> dict[str, Any]:
+def judge(plan: DemoPlan, peers: list[Peer], lone: Peer | None, lost: list[str], out: Path, began: float) -> dict[str, Any]:
     """Compare, evaluate, draw; write curves.json, curves.png and summary.json into `out`; what stands in the last."""
     done = [p for p in peers if p.finished is not None]
     regions = {p.label: str((p.finished or {}).get("region", "")) for p in done}

@@ -13,7 +13,7 @@ N_PARAMS = {"xxs": 252_384, "s": 836_736, "m": 4_852_992, "l": 25_567_744}  # he
 MIN_SHARDS = 10  # so that each of three peers almost surely owns some; sixteen cost small models more than their training
 
 
-class Plan(msgspec.Struct, frozen=True):
+class DemoPlan(msgspec.Struct, frozen=True):
     """What to do. The defaults of the training were chosen by measurement: docs/records/demo.md."""
 
     n_peers: int

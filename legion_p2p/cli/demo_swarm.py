@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from legion_p2p.cli.demo_plan import ALONE, LOOPBACK, RUN_NAME, Peer, Plan
+from legion_p2p.cli.demo_plan import ALONE, LOOPBACK, RUN_NAME, DemoPlan, Peer
 from legion_p2p.cli.demo_processes import ENDED, LINE, Child, Event, ProcessGroup, poll_status
 from legion_p2p.cli.demo_view import DemoView
 from legion_p2p.cli.signals import Signals
@@ -46,7 +46,7 @@ class Interrupted(Exception):
     """Somebody pressed Ctrl+C, or the like."""
 
 
-def run_demo(plan: Plan, out: Path, show: DemoView, signals: Signals) -> dict[str, Any]:
+def run_demo(plan: DemoPlan, out: Path, show: DemoView, signals: Signals) -> dict[str, Any]:
     """Run the demo; what came of it, as it stands in summary.json. Every process it started has ended when this returns.
 
     Raises: DemoError; Interrupted.
@@ -72,7 +72,7 @@ def _leave(show: DemoView, number: int) -> None:
 
 
 class _Demo:
-    def __init__(self, plan: Plan, out: Path, show: DemoView, family: ProcessGroup, began: float) -> None:
+    def __init__(self, plan: DemoPlan, out: Path, show: DemoView, family: ProcessGroup, began: float) -> None:
         self.plan = plan
         self.out = out
         self.show = show

@@ -9,7 +9,7 @@ from legion_p2p.observe.metrics import rounds_of
 from legion_p2p.observe.status import Status
 
 if TYPE_CHECKING:
-    from legion_p2p.cli.demo_plan import Plan
+    from legion_p2p.cli.demo_plan import DemoPlan
     from legion_p2p.dashboard import SwarmView
 
 LINE_EVERY_S = 10.0
@@ -19,7 +19,7 @@ MAX_NOTES = 3
 class DemoView:
     """Told by the conductor from any thread; `close()` may be called again and again."""
 
-    def __init__(self, plan: "Plan", kind: str) -> None:
+    def __init__(self, plan: "DemoPlan", kind: str) -> None:
         self._began = time.monotonic()
         self._line_at = self._began
         self._lines = kind == "lines"

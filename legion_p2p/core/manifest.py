@@ -53,7 +53,7 @@ class Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     leaves: Annotated[tuple[Cid, ...], msgspec.Meta(min_length=1, max_length=MAX_BASE_LEAVES)]
 
 
-class ShardState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class StoredShard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A shard in one version: its base, and the updates since."""
 
     shard: Annotated[int, msgspec.Meta(ge=0, lt=MAX_SHARDS)]
@@ -86,8 +86,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: Annotated[int, msgspec.Meta(ge=FORMAT, le=FORMAT)] = FORMAT
 
 
-Node = Base | ShardState | Manifest
-T = TypeVar("T", Base, ShardState, Manifest)
+Node = Base | StoredShard | Manifest
+T = TypeVar("T", Base, StoredShard, Manifest)
 
 
 def sign_manifest(manifest: Manifest, identity: Identity) -> Manifest:
@@ -117,9 +117,9 @@ def decode_base(data: bytes) -> Base:
     return _decode(data, Base)
 
 
-def decode_shard(data: bytes) -> ShardState:
+def decode_shard(data: bytes) -> StoredShard:
     """Raises: DecodeError."""
-    return _decode(data, ShardState)
+    return _decode(data, StoredShard)
 
 
 def decode_manifest(data: bytes) -> Manifest:
@@ -132,7 +132,7 @@ def decode_manifest(data: bytes) -> Manifest:
     return manifest
 
 
-def check_shard(shard: int, state: ShardState, base: Base) -> None:
+def check_shard(shard: int, state: StoredShard, base: Base) -> None:
     """That a manifest's state of a shard and its base fit together. Raises: DecodeError."""
     if state.shard != shard or state.version != base.version + len(state.log):
         raise DecodeError(

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +23,17 @@ STYLES = {
     "alive": "green", "suspect": "yellow", "dead": "red", "training": "green", "waiting": "yellow", "joining": "yellow",
     "done": "cyan", "leaving": "yellow", "error": "red",
 }  # fmt: skip
+
+
+class Screen:
+    """Draws again at every refresh of rich's Live, with the size that the terminal has at that moment."""
+
+    def __init__(self, render: Callable[[int, int, bool], RenderableType]) -> None:
+        """`render` takes the width, the height, and whether only ASCII can be shown."""
+        self._render = render
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._render(options.max_width, console.height, options.ascii_only)
 
 
 class Column(msgspec.Struct, frozen=True):

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from legion_p2p.dashboard.fit import Column, bar, ends, fit_table, line, sparkline
+from legion_p2p.dashboard.fit import Column, Screen, bar, ends, fit_table, line, sparkline
 from legion_p2p.observe import human
 from legion_p2p.observe.events import Event
 from legion_p2p.observe.metrics import JOIN_WITH, describe, rounds_of
@@ -188,7 +188,7 @@ class LiveView:
         self._recent: deque[str] = deque(maxlen=MAX_RECENT)
         self._note = ""
         self._live = Live(
-            _Screen(self), console=self.console, refresh_per_second=refresh_per_s, transient=False, vertical_overflow="crop"
+            Screen(self.render), console=self.console, refresh_per_second=refresh_per_s, transient=False, vertical_overflow="crop"
         )
 
     def update(self, status: Status) -> None:
@@ -231,13 +231,3 @@ class LiveView:
         if self.console.is_terminal:
             self.console.file.write("\x1b[?25h\n")
             self.console.file.flush()
-
-
-class _Screen:
-    """Asks the view anew at every refresh, with the terminal's size of that moment."""
-
-    def __init__(self, view: "LiveView") -> None:
-        self._view = view
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self._view.render(options.max_width, console.height, options.ascii_only)

@@ -7,11 +7,11 @@ from types import TracebackType
 from typing import Self
 
 import msgspec
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from legion_p2p.dashboard.fit import Column, bar, ends, fit_table, line, plot
+from legion_p2p.dashboard.fit import Column, Screen, bar, ends, fit_table, line, plot
 from legion_p2p.dashboard.live import REFRESH_PER_S, History, fraction_done
 from legion_p2p.observe import human
 from legion_p2p.observe.metrics import rounds_of
@@ -40,7 +40,7 @@ class PeerRow(msgspec.Struct, frozen=True):
     """What to show without a status, or when the process has ended."""
 
 
-class Swarm(msgspec.Struct, frozen=True):
+class SwarmStatus(msgspec.Struct, frozen=True):
     """All that the swarm's view shows. Curves are (step, loss)."""
 
     title: str
@@ -55,7 +55,7 @@ class Swarm(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
 
-def render_swarm(swarm: Swarm, *, width: int = 80, height: int = 24, ascii_only: bool = False) -> RenderableType:
+def render_swarm(swarm: SwarmStatus, *, width: int = 80, height: int = 24, ascii_only: bool = False) -> RenderableType:
     """The swarm in at most `height` lines of `width` characters."""
     clock = f"{human.seconds_text(swarm.elapsed_s)} elapsed"
     if swarm.remaining_s is not None:
@@ -74,7 +74,7 @@ def render_swarm(swarm: Swarm, *, width: int = 80, height: int = 24, ascii_only:
     return Group(*head, Text(""), table, *foot, *([Text(""), *curve] if curve else []))
 
 
-def _rounds(swarm: Swarm, width: int) -> Text:
+def _rounds(swarm: SwarmStatus, width: int) -> Text:
     told = [row.status for row in swarm.peers if row.status is not None]
     rounds = max(map(rounds_of, told), default=0)
     if not rounds:
@@ -91,7 +91,7 @@ def _rounds(swarm: Swarm, width: int) -> Text:
     return line(f"round {human.whole_text(rounds)}", averaged, model, width=width)
 
 
-def _regions(swarm: Swarm) -> dict[str, list[Status]]:
+def _regions(swarm: SwarmStatus) -> dict[str, list[Status]]:
     """Those who said which region they are in, by region."""
     found: dict[str, list[Status]] = {}
     for status in sorted((row.status for row in swarm.peers if row.status), key=lambda status: status.region):
@@ -106,7 +106,7 @@ def _agreed(members: list[Status]) -> tuple[int, int]:
     return max(map(digests.count, digests), default=0), len(members)
 
 
-def _curve(swarm: Swarm, width: int, height: int) -> list[Text]:
+def _curve(swarm: SwarmStatus, width: int, height: int) -> list[Text]:
     curves = [(LONE_MARK, swarm.lone_curve), (SWARM_MARK, swarm.swarm_curve)]
     x_max = max((row.status.target_steps or 0 for row in swarm.peers if row.status), default=0)
     drawn = plot(curves, width, height, x_max)
@@ -198,7 +198,7 @@ class SwarmView:
         self._phase = ""
         self._notes: tuple[str, ...] = ()
         self._live = Live(
-            _Screen(self), console=self.console, refresh_per_second=refresh_per_s, transient=False, vertical_overflow="crop"
+            Screen(self.render), console=self.console, refresh_per_second=refresh_per_s, transient=False, vertical_overflow="crop"
         )
 
     def update(self, label: str, status: Status | None = None, state: str = "") -> None:
@@ -222,7 +222,7 @@ class SwarmView:
         with self._lock:
             self._phase, self._notes = text, notes
 
-    def snapshot(self) -> Swarm:
+    def snapshot(self) -> SwarmStatus:
         """All that is shown at this moment."""
         with self._lock:
             elapsed_s = self._monotonic() - self._began
@@ -234,10 +234,13 @@ class SwarmView:
                 done = [share for status in told if (share := fraction_done(status)) is not None]
                 left = [status.remaining_s for status in told if status.remaining_s is not None]
                 fraction, remaining_s = min(done, default=None), max(left, default=None)
-            return Swarm(
+            return SwarmStatus(
                 self._title, self._phase, tuple(self._rows.values()), self._lone,
                 tuple(self._swarm_curve.points), tuple(self._lone_curve.points), elapsed_s, fraction, remaining_s, self._notes,
             )  # fmt: skip
+
+    def render(self, width: int, height: int, ascii_only: bool) -> RenderableType:
+        return render_swarm(self.snapshot(), width=width, height=height, ascii_only=ascii_only)
 
     def __enter__(self) -> Self:
         self._began = self._monotonic()
@@ -246,13 +249,3 @@ class SwarmView:
 
     def __exit__(self, kind: type[BaseException] | None, bad: BaseException | None, where: TracebackType | None) -> None:
         self._live.stop()
-
-
-class _Screen:
-    """Asks the view anew at every refresh, with the terminal's size of that moment."""
-
-    def __init__(self, view: SwarmView) -> None:
-        self._view = view
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield render_swarm(self._view.snapshot(), width=options.max_width, height=console.height, ascii_only=options.ascii_only)

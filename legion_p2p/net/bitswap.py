@@ -43,7 +43,7 @@ CLOSE_S = 1.0  # to end a stream in order; the connection lives on either way
 log = logging.getLogger("legion_p2p.net")
 
 
-class Blocks(Protocol):
+class BlockSource(Protocol):
     """Where blocks come from. Both may wait for the disk, and are called on other threads."""
 
     def get(self, cid: Cid) -> bytes:
@@ -56,7 +56,7 @@ class Blocks(Protocol):
 class Bitswap:
     """Answers what others want."""
 
-    def __init__(self, host: IHost, nursery: trio.Nursery, blocks: Blocks, report: Callable[[PeerId, str], None]) -> None:
+    def __init__(self, host: IHost, nursery: trio.Nursery, blocks: BlockSource, report: Callable[[PeerId, str], None]) -> None:
         """`report` is told of peers that do not keep to the protocol. Make it before connections are: clients ask once, when they
         connect, which protocols are spoken here.
         """

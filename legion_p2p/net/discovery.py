@@ -62,7 +62,7 @@ class _Provided:
         self.targets_until = now
 
 
-class Discovery:
+class Libp2pDiscovery:
     """See services.ports.Discovery."""
 
     def __init__(
@@ -259,7 +259,7 @@ class Discovery:
 class _Search:
     """The candidates of one `find`, each once; confirmed as they come."""
 
-    def __init__(self, discovery: Discovery, place: bytes, limit: int) -> None:
+    def __init__(self, discovery: Libp2pDiscovery, place: bytes, limit: int) -> None:
         self._discovery = discovery
         self._place = place
         self._limit = limit

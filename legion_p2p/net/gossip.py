@@ -73,7 +73,7 @@ def make_pubsub(host: BasicHost, config: NetConfig) -> tuple[Pubsub, GossipSub]:
     return pubsub, router
 
 
-class Gossip:
+class Libp2pGossip:
     """See services.ports.Gossip."""
 
     def __init__(self, pubsub: Pubsub, nursery: trio.Nursery, report: Callable[[PeerId, str], None]) -> None:

@@ -36,11 +36,11 @@ from legion_p2p.core.caps import NO_CAPS, Caps
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.errors import NetworkError, NoContactError, UsageError
 from legion_p2p.net.address_book import AddressBook
-from legion_p2p.net.bitswap import Bitswap, Blocks
+from legion_p2p.net.bitswap import Bitswap, BlockSource
 from legion_p2p.net.dht import Dht
 from legion_p2p.net.dialer import Dialer, is_loopback, jittered, own_hosts
-from legion_p2p.net.discovery import Discovery
-from legion_p2p.net.gossip import Gossip, make_pubsub
+from legion_p2p.net.discovery import Libp2pDiscovery
+from legion_p2p.net.gossip import Libp2pGossip, make_pubsub
 from legion_p2p.net.limits import HANDSHAKE_TIMEOUT_S, MAX_CONNECTIONS, MAX_INBOUND_STREAMS, MAX_KNOWN_PEERS, NetConfig
 from legion_p2p.net.messenger import Messenger
 from legion_p2p.net.netem import Shaper
@@ -59,7 +59,7 @@ PEERSTORE_SWEEP_S = 300
 logger = logging.getLogger("legion_p2p.net")
 
 
-class Network:
+class Libp2pNetwork:
     """A peer's messenger, discovery and gossip. Made by `open_network`."""
 
     def __init__(
@@ -70,8 +70,8 @@ class Network:
         self.dial_reports: dict[str, str | None] = {f"{where}/p2p/{peer}": "not tried yet" for where, peer in initial}
         """Of each initial peer: why the last attempt failed, or None while it is connected."""
         self.messenger: Messenger
-        self.discovery: Discovery
-        self.gossip: Gossip
+        self.discovery: Libp2pDiscovery
+        self.gossip: Libp2pGossip
         self.bitswap: Bitswap | None = None
         """Serves blocks to any IPFS client; None where there is no store."""
         self._host = host
@@ -156,9 +156,9 @@ async def open_network(
     log: Callable[[str], None] | None = None,
     link: LinkProfile = NO_LINK,
     caps: Caps = NO_CAPS,
-    blocks: Blocks | None = None,
-) -> AsyncIterator[Network]:
-    """Listen, and yield the `Network`. Nobody is contacted before `join()` or the first request.
+    blocks: BlockSource | None = None,
+) -> AsyncIterator[Libp2pNetwork]:
+    """Listen, and yield the `Libp2pNetwork`. Nobody is contacted before `join()` or the first request.
 
     `listen`: multiaddrs without /p2p/; an empty sequence listens nowhere. `announce`: addresses to tell others instead of those
     found out here (a public address that is forwarded to this machine). `log`: told in a line when a contact is made or lost.
@@ -257,14 +257,14 @@ class _Parts:
         identity: Identity,
         initial: Sequence[tuple[str, PeerId]],
         report: Callable[[str], None],
-        blocks: Blocks | None,
-    ) -> Network:
-        network = Network(identity, self.host, self.dialer, initial, self.config, self.nursery, self.listening, report)
+        blocks: BlockSource | None,
+    ) -> Libp2pNetwork:
+        network = Libp2pNetwork(identity, self.host, self.dialer, initial, self.config, self.nursery, self.listening, report)
         network.messenger = Messenger(
             self.host, self.nursery, self.dialer, self.book, self.standing, self.listening.addresses, self.shaper
         )
-        network.discovery = Discovery(network.messenger, self.dht, self.book, self.config, self.listening.addresses)
-        network.gossip = Gossip(self.pubsub, self.nursery, network.messenger.report)
+        network.discovery = Libp2pDiscovery(network.messenger, self.dht, self.book, self.config, self.listening.addresses)
+        network.gossip = Libp2pGossip(self.pubsub, self.nursery, network.messenger.report)
         if blocks is not None:
             network.bitswap = Bitswap(self.host, self.nursery, blocks, network.messenger.report)
         for where, peer in initial:

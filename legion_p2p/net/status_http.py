@@ -138,7 +138,7 @@ async def _next_event(connection: h11.Connection, stream: trio.abc.ReceiveStream
         connection.receive_data(await stream.receive_some(65536))
 
 
-class Probe(msgspec.Struct, frozen=True):
+class FoundPeer(msgspec.Struct, frozen=True):
     """What answered at a status address: a status, or why there is none."""
 
     address: str
@@ -146,17 +146,17 @@ class Probe(msgspec.Struct, frozen=True):
     problem: str = ""
 
 
-async def find_peers(ports: Iterable[int] = STATUS_PORTS) -> tuple[Probe, ...]:
+async def find_peers(ports: Iterable[int] = STATUS_PORTS) -> tuple[FoundPeer, ...]:
     """Every port of this machine on which a peer may serve its status and somebody listens, in order of the ports."""
-    found: dict[int, Probe] = {}
+    found: dict[int, FoundPeer] = {}
 
     async def probe(port: int) -> None:
         address = f"{LOOPBACK}:{port}"
         try:
-            found[port] = Probe(address, await fetch_status(LOOPBACK, port))
+            found[port] = FoundPeer(address, await fetch_status(LOOPBACK, port))
         except NetworkError as bad:
             if not isinstance(bad.__cause__, ConnectionRefusedError):
-                found[port] = Probe(address, None, str(bad))
+                found[port] = FoundPeer(address, None, str(bad))
 
     async with trio.open_nursery() as nursery:
         for port in ports:

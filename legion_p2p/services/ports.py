@@ -14,8 +14,7 @@ from legion_p2p.core.checkpoint_policy import StoredRun
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.contact import Bandwidth, Contact, Gift, Lane, Traffic
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.manifest import Base
-from legion_p2p.core.manifest import ShardState as StoredShard
+from legion_p2p.core.manifest import Base, StoredShard
 from legion_p2p.core.run import SignedSpec
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader
 

@@ -21,7 +21,7 @@ from legion_p2p.core import dagcbor
 from legion_p2p.core.checkpoint_policy import StoredRun
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.core.manifest import MAX_LOG, Base, Manifest, ShardState
+from legion_p2p.core.manifest import MAX_LOG, Base, Manifest, StoredShard
 from legion_p2p.core.plan import ShardPlan
 from legion_p2p.core.retention import Retention, kept
 from legion_p2p.core.run import SignedSpec, open_spec, run_id
@@ -196,7 +196,7 @@ class Archive:
         StoreError."""
         self.store.put_all(blocks)
 
-    def adopt(self, state: ShardState) -> None:
+    def adopt(self, state: StoredShard) -> None:
         """A shard is here as this says: all blocks of it are."""
         self._shards[state.shard] = _Stored(state.base, state.version, state.digest, list(state.log))
 
@@ -271,7 +271,7 @@ class Archive:
                 stored.log.append(put_update(self.store, self._update_at(stored.pending[0])))
                 del stored.pending[0]
             log = tuple(stored.log)
-            nodes.append(put_node(self.store, ShardState(shard, stored.version, stored.digest, stored.base, log)))
+            nodes.append(put_node(self.store, StoredShard(shard, stored.version, stored.digest, stored.base, log)))
         parent = "" if self.newest is None else str(self.newest)
         me = PeerId(self.identity.peer_id)
         manifest = Manifest(self._run, self._signed.signature, step, tuple(nodes), me, created_s, parent, dict(state))

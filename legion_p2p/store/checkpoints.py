@@ -11,7 +11,7 @@ from legion_p2p.core.manifest import (
     Base,
     Manifest,
     Node,
-    ShardState,
+    StoredShard,
     check_shard,
     decode_base,
     decode_manifest,
@@ -69,7 +69,7 @@ def get_manifest(store: BlockStore, cid: Cid) -> Manifest:
     return decode_manifest(_node(store, cid))
 
 
-def get_shard(store: BlockStore, cid: Cid) -> ShardState:
+def get_shard(store: BlockStore, cid: Cid) -> StoredShard:
     """Raises: MissingBlockError; DecodeError."""
     return decode_shard(_node(store, cid))
 
@@ -85,7 +85,7 @@ def get_spec(store: BlockStore, manifest: Manifest) -> tuple[SignedSpec, RunSpec
     return signed, open_spec(signed)
 
 
-def get_shards(store: BlockStore, manifest: Manifest, plan: ShardPlan) -> Iterator[tuple[ShardState, Base]]:
+def get_shards(store: BlockStore, manifest: Manifest, plan: ShardPlan) -> Iterator[tuple[StoredShard, Base]]:
     """Every shard's state and base, in order; that they fit together and into the plan is checked.
 
     Raises: MissingBlockError; DecodeError.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from legion_p2p.core.cids import Cid
-from legion_p2p.core.manifest import Base, ShardState
+from legion_p2p.core.manifest import Base, StoredShard
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.errors import DecodeError
 from legion_p2p.services.checkpoint.replay import replay
@@ -34,11 +34,11 @@ class Checkpoint:
         self.signed, self.spec = get_spec(store, self.manifest)
         self.plan = self.spec.plan()
 
-    def states(self) -> Iterator[tuple[ShardState, Base]]:
+    def states(self) -> Iterator[tuple[StoredShard, Base]]:
         """Every shard's state and base, in order. Raises: MissingBlockError; DecodeError."""
         return get_shards(self.store, self.manifest, self.plan)
 
-    def shard(self, state: ShardState, base: Base) -> Tensor:
+    def shard(self, state: StoredShard, base: Base) -> Tensor:
         """A shard in the version of `state`: 1-D fp32. Raises: MissingBlockError; DecodeError; SignatureError."""
         n_elements = self.plan.size(state.shard)
         reference = from_fp32_bytes(base_bytes(self.store, base, n_elements))

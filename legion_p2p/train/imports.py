@@ -19,7 +19,7 @@ from torch import Tensor
 from legion_p2p.core import dagcbor
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity
-from legion_p2p.core.manifest import Manifest, ShardState
+from legion_p2p.core.manifest import Manifest, StoredShard
 from legion_p2p.core.plan import ParamSpec, check_fit
 from legion_p2p.core.run import RunSpec, SignedSpec, open_spec, sign_spec
 from legion_p2p.errors import DecodeError, IncompatibleModelError, LegionError, UsageError
@@ -77,7 +77,7 @@ def import_folder(
                 if not is_finite(flat):
                     raise DecodeError(f"{shown(folder)}: there is NaN or infinity in shard {shard}")
                 base = put_base(store, version, (), fp32_bytes(flat))
-                shards.append(put_node(store, ShardState(shard, version, digest(flat), base)))
+                shards.append(put_node(store, StoredShard(shard, version, digest(flat), base)))
                 progress(len(flat))
             manifest = msgspec.structs.replace(manifest, shards=tuple(shards))
             return publish(store, manifest, identity, f"imported from {shown(folder.name)}"[:100])

@@ -61,7 +61,7 @@ class Frames(msgspec.Struct, frozen=True):
     held: int
 
 
-class Traffic(msgspec.Struct, frozen=True):
+class RoundTraffic(msgspec.Struct, frozen=True):
     """Bytes of one peer in one round."""
 
     push_bytes: int
@@ -81,7 +81,7 @@ class RoundCost(msgspec.Struct, frozen=True):
     local_steps: int
     tokens: int
     """That this peer trains on in the round."""
-    traffic: Traffic
+    traffic: RoundTraffic
     sent_bytes_per_token: float
     compute_s: float
     send_s: float
@@ -219,18 +219,18 @@ def frames_of(spec: RunSpec, n_members: int, push_codec: str, update_codec: str)
     )
 
 
-def traffic_of(frames: Frames, n_members: int, owned_shards: float) -> Traffic:
+def traffic_of(frames: Frames, n_members: int, owned_shards: float) -> RoundTraffic:
     """One round of a member that owns so many shards."""
     others = n_members - 1
     if not others:
-        return Traffic(0, 0, 0, 0, 0)
+        return RoundTraffic(0, 0, 0, 0, 0)
     share = owned_shards / frames.n_shards
     not_owned = frames.n_shards - owned_shards
     pushes, updates = (1 - share) * frames.pushes, share * frames.updates * others
     replies = owned_shards * others * frames.pushed + not_owned * frames.held
     received = share * frames.pushes * others + (1 - share) * frames.updates
     received += not_owned * frames.pushed + owned_shards * others * frames.held
-    return Traffic(round(pushes), round(updates), round(replies), round(pushes + updates + replies), round(received))
+    return RoundTraffic(round(pushes), round(updates), round(replies), round(pushes + updates + replies), round(received))
 
 
 def announcement_bytes(n_shards: int) -> int:

@@ -42,7 +42,7 @@ from legion_p2p.core.wire import (
     encode,
 )
 from legion_p2p.errors import LegionError, RefusedError, UnreachableError
-from legion_p2p.net.host import Network, open_network
+from legion_p2p.net.host import Libp2pNetwork, open_network
 from legion_p2p.net.limits import MAX_BULK_FRAME_BYTES, MAX_CONTROL_FRAME_BYTES, NetConfig
 from legion_p2p.net.messenger import PROTOCOLS
 from legion_p2p.net.wire import VERSION
@@ -163,7 +163,7 @@ async def stranger(victim: Victim):
         yield network
 
 
-async def ask(network: Network, victim: Victim, body: bytes, lane: Lane = Lane.CONTROL) -> str:
+async def ask(network: Libp2pNetwork, victim: Victim, body: bytes, lane: Lane = Lane.CONTROL) -> str:
     """The kind of refusal; "" if it was answered."""
     try:
         decode_reply(await network.messenger.request(victim.id, body, lane=lane))
@@ -230,7 +230,7 @@ class Stranger:
     """A host whose task is the victim's, as a hypothesis example may end before it does."""
 
     def __init__(self, victim: Victim) -> None:
-        self.network: Network
+        self.network: Libp2pNetwork
         self._victim = victim
         self._gone = trio.Event()
 
@@ -294,7 +294,7 @@ def frame(envelope: object, body: bytes = b"") -> bytes:
     return struct.pack(">IH", 2 + len(packed) + len(body), len(packed)) + packed + body
 
 
-async def send_raw(network: Network, victim: Victim, lane: Lane, data: bytes, until: bytes | None = None) -> bytes:
+async def send_raw(network: Libp2pNetwork, victim: Victim, lane: Lane, data: bytes, until: bytes | None = None) -> bytes:
     """What comes back on a bare libp2p stream until the other side ends it, or `until` has come."""
     answer = b""
     try:

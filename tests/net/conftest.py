@@ -6,7 +6,7 @@ from typing import Any
 import trio
 
 from legion_p2p.core.identity import Identity
-from legion_p2p.net.host import Network, open_network
+from legion_p2p.net.host import Libp2pNetwork, open_network
 from legion_p2p.net.limits import NetConfig
 
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
@@ -14,7 +14,7 @@ QUICK = NetConfig(redial_max_s=1.0)
 
 
 @asynccontextmanager
-async def opened(identity: Identity | None = None, *, of: Network | None = None, **kwargs: Any):
+async def opened(identity: Identity | None = None, *, of: Libp2pNetwork | None = None, **kwargs: Any):
     """A network on loopback that echoes; `of`: it joins through that one."""
     kwargs.setdefault("listen", LOOPBACK)
     kwargs.setdefault("config", QUICK)

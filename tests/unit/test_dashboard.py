@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from legion_p2p.core.identity import Identity
-from legion_p2p.dashboard import LiveView, LoneProgress, PeerRow, Swarm, SwarmView, render_peer, render_status, render_swarm
+from legion_p2p.dashboard import LiveView, LoneProgress, PeerRow, SwarmStatus, SwarmView, render_peer, render_status, render_swarm
 from legion_p2p.dashboard.fit import bar, plot, sparkline
 from legion_p2p.dashboard.live import History
 from legion_p2p.observe.events import Event
@@ -102,7 +102,7 @@ def test_nothing_wraps_and_all_fits_on_the_screen(n, width, height):
     assert f"{IDS[0][-8:]} (me)" in shown
     assert ("more members" in shown) == ((n == 40 and height < 60) or (n == 4 and height == 12))
     peers = tuple(PeerRow(f"peer-{i}", crowd) for i in range(min(n, 6)))
-    swarm = Swarm("demo", "phase " * 40, peers, LoneProgress(5, 2.0), fraction=0.5,
+    swarm = SwarmStatus("demo", "phase " * 40, peers, LoneProgress(5, 2.0), fraction=0.5,
                   swarm_curve=((1.0, 5.0), (2.0, 4.0)), lone_curve=((1.0, 5.5), (2.0, 4.5)), notes=("n" * 300,))  # fmt: skip
     lines = text(render_swarm(swarm, width=width, height=height), width=width).splitlines()
     assert len(lines) < max(height, 14)
@@ -170,7 +170,7 @@ def test_the_swarm_at_80_columns():
     peers = tuple(
         PeerRow(f"peer-{i + 1}", status(n=3, peer_id=IDS[i], members=tuple(member(j) for j in range(3)))) for i in range(2)
     )
-    swarm = Swarm(
+    swarm = SwarmStatus(
         "demo", "training together", (*peers, PeerRow("peer-3")), LoneProgress(600, 3.1, 21000.0, 5000),
         tuple((float(i), 5.0 - i / 400) for i in range(1000)), tuple((float(i), 5.5 - i / 600) for i in range(500)),
         elapsed_s=83.0, fraction=0.42, remaining_s=115.0, notes=("all output is in legion-demo/",),
@@ -280,8 +280,8 @@ def test_a_swarm_of_several_regions_shows_who_is_where_and_who_holds_the_same():
         for i, (region, digest) in enumerate([("1e74289a", "a"), ("3ccd0637", "b"), ("1e74289a", "a"), ("3ccd0637", "c")])
     )
 
-    shown = text(render_swarm(Swarm("demo", peers=rows), width=110, height=24), width=110)
-    at_home = text(render_swarm(Swarm("demo", peers=rows[:1]), width=110, height=24), width=110)
+    shown = text(render_swarm(SwarmStatus("demo", peers=rows), width=110, height=24), width=110)
+    at_home = text(render_swarm(SwarmStatus("demo", peers=rows[:1]), width=110, height=24), width=110)
 
     assert "region" in shown and shown.count("1e74289a") == shown.count("3ccd0637") == 2
     assert "same model at 2 of 2 and 1 of 2 in 2 regions" in shown

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from legion_p2p.cli import demo, demo_processes
-from legion_p2p.cli.demo_plan import Plan
+from legion_p2p.cli.demo_plan import DemoPlan
 from legion_p2p.cli.demo_processes import ENDED, ProcessGroup
 from legion_p2p.cli.running import run_app
 from legion_p2p.config import NewRun
@@ -33,7 +33,7 @@ def test_help_imports_neither_torch_nor_libp2p():
 
 
 def test_the_specification_that_it_writes_is_one():
-    plan = Plan(n_peers=3, minutes=3, preset="xxs", seed=7, lone=True)
+    plan = DemoPlan(n_peers=3, minutes=3, preset="xxs", seed=7, lone=True)
 
     spec = msgspec.convert(tomllib.loads(plan.spec_text(1234)), NewRun)
 

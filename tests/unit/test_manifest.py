@@ -17,7 +17,7 @@ from legion_p2p.core.manifest import (
     MAX_STATE_ENTRIES,
     Base,
     Manifest,
-    ShardState,
+    StoredShard,
     decode_base,
     decode_manifest,
     decode_shard,
@@ -32,7 +32,7 @@ ME, OTHER = Identity(b"m" * 32), Identity(b"o" * 32)
 RUN, LEAF, NODE = Cid.of(b"spec"), Cid.of(b"leaf"), Cid.of(b"node", DAG_CBOR)
 MANIFEST = Manifest(RUN, b"s" * 64, 70, (NODE,), ME.peer_id, 1_700_000_000, str(NODE), {"rng": b"\0\1", "lr": 0.5, "text": "é"})
 BASE = Base(3, b"d" * 32, (Inclusion("peer", 9),), (LEAF, LEAF))
-SHARD = ShardState(0, 5, b"e" * 32, NODE, ((LEAF,), (LEAF, RUN)))
+SHARD = StoredShard(0, 5, b"e" * 32, NODE, ((LEAF,), (LEAF, RUN)))
 
 
 def fields(data: bytes, **changes: object) -> bytes:

@@ -20,7 +20,7 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.manifest import (
     Base,
     Manifest,
-    ShardState,
+    StoredShard,
     check_shard,
     checkpoint_key,
     decode_base,
@@ -61,7 +61,7 @@ MAX_NODE_SHARE = 1 / 16  # of the model's bytes: what a manifest's nodes may tak
 class Candidate:
     """A shard as a checkpoint has it."""
 
-    state: ShardState
+    state: StoredShard
     base: Base
     n_signers: int
     """Members that published a checkpoint with this base."""
@@ -86,7 +86,7 @@ class Candidate:
         return chunks_of(self.state, self.base)
 
 
-def chunks_of(state: ShardState, base: Base) -> tuple[Cid, ...]:
+def chunks_of(state: StoredShard, base: Base) -> tuple[Cid, ...]:
     return (*base.leaves, *(leaf for update in state.log for leaf in update))
 
 
@@ -203,10 +203,10 @@ class CheckpointSelection:
                 f"run {manifest.run} in {len(manifest.shards)} shards, this is {self._run} in {self._plan.n_shards}"
             )
 
-    async def _look_into(self, manifests: Sequence[Manifest]) -> list[tuple[Manifest, ShardState, Base]]:
+    async def _look_into(self, manifests: Sequence[Manifest]) -> list[tuple[Manifest, StoredShard, Base]]:
         """The shards of those manifests that are whole down to the bases."""
         shards = await self._fetch_nodes(cid for manifest in manifests for cid in manifest.shards)
-        states: dict[Cid, ShardState] = {}
+        states: dict[Cid, StoredShard] = {}
         for cid, data in shards.items():
             with _noted(self._events, cid):
                 states[cid] = decode_shard(data)
@@ -293,5 +293,5 @@ class _noted:
         return False
 
 
-def _state(state: ShardState) -> State:
+def _state(state: StoredShard) -> State:
     return State(state.shard, state.version, state.digest)

@@ -22,7 +22,7 @@ from legion_p2p.core.chain import Chain, Entry
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.contact import Lane
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.manifest import ShardState as StoredShard
+from legion_p2p.core.manifest import StoredShard
 from legion_p2p.core.placement import Placement
 from legion_p2p.core.shard_chunks import base_bytes
 from legion_p2p.core.wire import (

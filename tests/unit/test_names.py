@@ -1,0 +1,55 @@
+"""Each thing has a name of its own: no two classes of the package share one, and no import goes in a circle."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+# Classes that still share a name. The list only shrinks.
+SHARED = {"Archive", "Contribution", "Exchange", "Failure", "Kind", "Liveness", "Messenger", "ThrottledReply"}
+
+
+def trees() -> dict[str, ast.Module]:
+    """The syntax of every module, by its dotted name."""
+    found = {}
+    for path in sorted((ROOT / "legion_p2p").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+def shared_names() -> dict[str, list[str]]:
+    """Names of more than one class, and the modules of these."""
+    where: dict[str, list[str]] = defaultdict(list)
+    for module, tree in trees().items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                where[node.name].append(module)
+    return {name: modules for name, modules in where.items() if len(modules) > 1}
+
+
+def imports_of(tree: ast.Module, known: set[str]) -> set[str]:
+    """Modules of the package that a module imports when it is loaded: not in functions, and not for type checkers only."""
+    found: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found & known
+
+
+def test_no_two_classes_share_a_name() -> None:
+    assert {name: modules for name, modules in shared_names().items() if name not in SHARED} == {}
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    found = trees()
+    left = {name: imports_of(tree, set(found)) for name, tree in found.items()}
+
+    while leaves := [name for name, imports in left.items() if not imports & set(left)]:
+        for name in leaves:
+            del left[name]
+
+    assert sorted(left) == []
