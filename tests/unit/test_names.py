@@ -1,4 +1,4 @@
-"""Each thing has a name of its own: no two classes of the package share one, and no import goes in a circle."""
+"""Each thing has a name of its own: no two classes of the package share one."""
 
 import ast
 from collections import defaultdict
@@ -29,27 +29,5 @@ def shared_names() -> dict[str, list[str]]:
     return {name: modules for name, modules in where.items() if len(modules) > 1}
 
 
-def imports_of(tree: ast.Module, known: set[str]) -> set[str]:
-    """Modules of the package that a module imports when it is loaded: not in functions, and not for type checkers only."""
-    found: set[str] = set()
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found & known
-
-
 def test_no_two_classes_share_a_name() -> None:
     assert {name: modules for name, modules in shared_names().items() if name not in SHARED} == {}
-
-
-def test_no_import_goes_in_a_circle() -> None:
-    found = trees()
-    left = {name: imports_of(tree, set(found)) for name, tree in found.items()}
-
-    while leaves := [name for name, imports in left.items() if not imports & set(left)]:
-        for name in leaves:
-            del left[name]
-
-    assert sorted(left) == []
