@@ -1,42 +1,55 @@
-"""Whose transfer is next, where several large ones share one connection."""
+"""Waiting for a slot: a semaphore over peers."""
 
-import heapq
-import itertools
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import trio
 
 from legion_p2p.concurrency.notify import Notify
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.slots import Slot, SlotLimits, Slots
 
 
-class Turns:
-    """The smallest first, as many at a time as have few bytes together: when time runs out, most have arrived whole."""
+class PeerSemaphore:
+    """Lets few things be under way at a time, of all and of each peer. What may begin when: core/slots.py."""
 
-    def __init__(self, max_bytes: int) -> None:
-        """`max_bytes`: that may be under way at once; a larger one is alone."""
-        self._max_bytes = max_bytes
-        self._under_way = 0
-        self._waiting: list[tuple[int, int]] = []
-        self._order = itertools.count()
-        self._changed_notify = Notify()
+    def __init__(self, limits: SlotLimits) -> None:
+        self._slots = Slots(limits)
+        self._changed = Notify()
+
+    @property
+    def is_unused(self) -> bool:
+        """Nobody has a slot or waits for one."""
+        return self._slots.is_unused
 
     @asynccontextmanager
-    async def take(self, n_bytes: int) -> AsyncIterator[None]:
-        """Wait until it is the turn of a transfer of so many bytes; the next ones come when the block ends."""
-        turn = (n_bytes, next(self._order))
-        heapq.heappush(self._waiting, turn)
+    async def slot(self, peers: Sequence[PeerId], n_bytes: int = 0) -> AsyncIterator[PeerId]:
+        """Wait for a slot with one of `peers`, for something of this many bytes; the block knows which, and has the slot until it
+        ends."""
+        slot = self._slots.ask(peers, n_bytes)
         try:
-            await trio.lowlevel.checkpoint()  # those that begin in the same moment are compared first
-            while turn != self._waiting[0] or (self._under_way and self._under_way + n_bytes > self._max_bytes):
-                await self._changed_notify.wait()
+            if n_bytes:
+                await trio.lowlevel.checkpoint()  # whatever is asked for in the same moment is compared by size first
+            self._admit()
+            while slot.peer is None:
+                deadline = self._slots.next_deadline(trio.current_time())
+                with trio.move_on_at(math.inf if deadline is None else deadline):
+                    await self._changed.wait()
+                self._admit()
+            yield slot.peer
         finally:
-            self._waiting.remove(turn)
-            heapq.heapify(self._waiting)
-            self._changed_notify.notify()
-        self._under_way += n_bytes
-        try:
-            yield
-        finally:
-            self._under_way -= n_bytes
-            self._changed_notify.notify()
+            self._slots.end(slot)
+            self._admit()
+
+    def rest(self, peer: PeerId, until: float) -> None:
+        """Give no slot with `peer` before then."""
+        self._slots.rest(peer, until)
+
+    def _admit(self) -> None:
+        now = trio.current_time()
+        began: Slot | None = None
+        while (slot := self._slots.poll(now)) is not None:
+            began = slot
+        if began is not None:
+            self._changed.notify()

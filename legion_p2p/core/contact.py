@@ -1,32 +1,19 @@
 """What the network and the services above it say to each other: values only."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.priority import ThrottledReply
 
+Handler = Callable[[PeerId, bytes], Awaitable[bytes | ThrottledReply[bytes]]]
+"""Answers a request: (the peer that asks, the request's body) -> the reply's body.
 
-class Lane(Enum):
-    """Which of a peer's streams carries a request: bulk never delays control."""
-
-    CONTROL = "control"
-    BULK = "bulk"
-
-
-LAST = 1 << 16  # the rank of downloads: before them goes all that has a rank of its own
-
-
-@dataclass(frozen=True)
-class Gift:
-    """A reply of which is to be known when it is on its way: most of them can wait, as parts of a download."""
-
-    body: bytes
-    sent: Callable[[], None]
-    """Called once, when it is written, or never will be."""
-    rank: int = LAST
+Plain bytes are sent with the priority of rounds, a ThrottledReply with its own. A LegionError that the handler raises reaches the
+asker as RefusedError, with its class name as `kind` and its text. Anything else reaches the asker as RefusedError of kind
+"InternalError", and this side's log; the host lives on.
+"""
 
 
 class Contact(msgspec.Struct, frozen=True):

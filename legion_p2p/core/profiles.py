@@ -9,7 +9,7 @@ import re
 import msgspec
 
 from legion_p2p.core.access_link import NO_LINK, LinkProfile
-from legion_p2p.core.contact import Lane
+from legion_p2p.core.priority import Priority
 from legion_p2p.core.units import parse_duration, parse_rate, parse_share
 from legion_p2p.errors import UsageError
 
@@ -127,7 +127,7 @@ def _with(profile: LinkProfile, key: str, value: str) -> LinkProfile:
 
 def _with_lane(profile: LinkProfile, lane: str, key: str, value: str) -> LinkProfile:
     """Messages of one lane only: `bulk.up=5mbit`, `control.delay=20ms`."""
-    if lane not in {known.value for known in Lane} or key not in LANE_KEYS:
+    if lane not in {known.lane for known in Priority} or key not in LANE_KEYS:
         raise UsageError(f"of the lanes control and bulk, {', '.join(LANE_KEYS)} can be set, such as bulk.loss=1%")
     lanes = dict(profile.lanes)
     before = lanes.get(lane, NO_LINK)

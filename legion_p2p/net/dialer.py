@@ -5,8 +5,6 @@ and then refuses to dial for a minute. This one takes its place, for our own req
 """
 
 import logging
-from collections import OrderedDict
-from collections.abc import Callable
 from ipaddress import ip_address
 from random import SystemRandom
 
@@ -18,6 +16,7 @@ from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import UnreachableError
 from legion_p2p.net.address_book import AddressBook, dialable
@@ -30,6 +29,7 @@ from legion_p2p.net.limits import (
     REDIAL_PAUSE_S,
 )
 from legion_p2p.net.patches import replace_attributes
+from legion_p2p.net.peer_score import REFUSED, Refusals
 from legion_p2p.net.transport import reason_of
 
 log = logging.getLogger("legion_p2p.net")
@@ -39,14 +39,14 @@ _random = SystemRandom()  # the module's own generator is the user's, whose seed
 class Dialer:
     """Connections to peers by id. One dial per peer at a time; all its addresses race, each with a head start over the next."""
 
-    def __init__(self, swarm: Swarm, nursery: trio.Nursery, book: AddressBook, is_refused: Callable[[PeerId], bool]) -> None:
+    def __init__(self, swarm: Swarm, nursery: trio.Nursery, book: AddressBook, refusals: Refusals) -> None:
         self._swarm = swarm
         self._nursery = nursery
         self._book = book
-        self._is_refused = is_refused
+        self._refusals = refusals
         self._me = PeerId(str(swarm.get_peer_id()))
         self._dialing: dict[PeerId, _Dial] = {}
-        self._failed: OrderedDict[PeerId, tuple[float, frozenset[str], str]] = OrderedDict()
+        self._failed: BoundedMap[PeerId, tuple[float, frozenset[str], str]] = BoundedMap(MAX_KNOWN_PEERS)
         self._slots = trio.CapacityLimiter(MAX_DIALS)
         replace_attributes(swarm, dial_peer=self._dial_for_libp2p)
 
@@ -61,8 +61,8 @@ class Dialer:
         """
         if peer == self._me:
             raise UnreachableError(peer, "that is this peer itself")
-        if self._is_refused(peer):
-            raise UnreachableError(peer, "it is refused here for a while, for its offences")
+        if self._refusals.is_refused(peer):
+            raise UnreachableError(peer, REFUSED)
         if self.connections(peer):
             return
         addresses = self.addresses(peer)
@@ -125,8 +125,6 @@ class Dialer:
             if not self.connections(peer):
                 dial.reason = "; ".join(f"{address}: {reason}" for address, reason in reasons.items()) or "no answer"
                 self._failed[peer] = (trio.current_time(), frozenset(addresses), dial.reason)
-                while len(self._failed) > MAX_KNOWN_PEERS:
-                    self._failed.popitem(last=False)
         finally:
             del self._dialing[peer]
             dial.done.set()

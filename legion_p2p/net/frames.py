@@ -1,77 +1,66 @@
-"""One stream between two messengers: frames out of a queue, frames into callbacks.
+"""One stream between two messengers: frames out of a queue, frames in for a reader.
 
 Reading never waits for anything but the network: yamux gives up on a reader that lets its window stay empty for 5 s. Writing
 happens in one task, from a queue: a frame is never cut short because whoever asked for it gave up.
 
-Bulk has ranks. Rank 0 is written at once; of the others a piece at a time, while nothing of a lower rank waits on any stream of
-this host, and at a trickle while something does. A frame that is held up is as urgent as the most urgent one behind it.
+What goes first is decided in core/priority.py. Rounds are written at once. What can wait is written a piece at a time, as the
+gate of this host lets it pass, and at a trickle while something more urgent waits on any stream.
 """
 
-import math
-from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 from libp2p.network.stream.net_stream import NetStream
 
+from legion_p2p.concurrency.notify import Notify
+from legion_p2p.core.priority import PIECE_BYTES, TRICKLE_BYTES, Priority, PriorityGate, PriorityQueue
 from legion_p2p.errors import DecodeError
-from legion_p2p.net.limits import FRAME_STALL_S, GIFT_STALL_S
+from legion_p2p.net.counters import Counters
+from legion_p2p.net.limits import DOWNLOAD_STALL_S, FRAME_STALL_S
 from legion_p2p.net.wire import HEAD, check_head
 
 READ_BYTES = 1 << 18
 JOIN_BYTES = 1 << 15  # a body up to this size is written together with its head: one packet instead of two
 RECV_WINDOW_BYTES = {"control": 1 << 18, "bulk": 8 << 20}  # 8 MiB fill 500 Mbit/s at 130 ms; grows no further than needed
-PIECE_BYTES = 1 << 16  # of what can wait, between two looks at whether something else waits
-TRICKLE_BYTES, TRICKLE_S = 1 << 13, 0.25  # of all of that together, while it does: 256 kbit/s, so that nothing stalls
 
 
-class RightOfWay:
-    """Lets what has a lower rank go before the rest, over all streams of this host."""
+class UploadGate:
+    """The priority gate of one host: its streams wait here before they write what can wait."""
 
     def __init__(self) -> None:
-        self._waiting: Counter[int] = Counter()
-        self._changed = trio.Event()
-        self._next_s = -math.inf
+        self._gate = PriorityGate()
+        self._changed = Notify()
 
-    def enter(self, rank: int) -> None:
-        """Something of this rank waits, or is being written."""
-        self._waiting[rank] += 1
-        self._change()
+    def claim(self, before: Priority | None, after: Priority | None) -> None:
+        """The most urgent that a stream has to write was `before`, and is `after`; None: nothing."""
+        if before is not None:
+            self._gate.leave(before)
+        if after is not None:
+            self._gate.enter(after)
+        self._changed.notify()
 
-    def leave(self, rank: int) -> None:
-        self._waiting[rank] -= 1
-        if not self._waiting[rank]:
-            del self._waiting[rank]
-        self._change()
-
-    async def wait(self, rank: Callable[[], int]) -> int:
-        """Until something of this rank may go on; how many bytes of it may. Its rank may change meanwhile."""
-        if self._is_clear(rank()):
-            return PIECE_BYTES
-        self._next_s = max(self._next_s, trio.current_time()) + TRICKLE_S
-        with trio.move_on_at(self._next_s):
-            while not self._is_clear(rank()):
-                await self._changed.wait()
-            return PIECE_BYTES
-        return TRICKLE_BYTES
-
-    def _is_clear(self, rank: int) -> bool:
-        return min(self._waiting, default=rank) >= rank
-
-    def _change(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+    async def wait(self, urgency: Callable[[], Priority]) -> int:
+        """Wait until something as urgent as this may be written; how many bytes of it. Its urgency may change meanwhile."""
+        if not self._gate.is_open(urgency()):
+            with trio.move_on_at(self._gate.reserve_trickle(trio.current_time())) as trickle:
+                while not self._gate.is_open(urgency()):
+                    await self._changed.wait()
+            if trickle.cancelled_caught:
+                return TRICKLE_BYTES
+        self._gate.passed(urgency())
+        self._changed.notify()
+        return PIECE_BYTES
 
 
 class Outgoing:
     """A frame on its way."""
 
-    __slots__ = ("abandoned", "begun", "body", "done", "due", "head", "rank", "written")
+    __slots__ = ("abandoned", "begun", "body", "done", "due", "head", "priority", "written")
 
-    def __init__(self, head: bytes, body: bytes, rank: int = 0) -> None:
+    def __init__(self, head: bytes, body: bytes, priority: Priority) -> None:
         self.head = head
         self.body = body
-        self.rank = rank
+        self.priority = priority
         self.begun = False
         self.written = False
         self.abandoned = False
@@ -84,105 +73,103 @@ class FrameStream:
     """Frames on a libp2p stream."""
 
     def __init__(
-        self, stream: NetStream, lane: str, count_sent: Callable[[int], None], count_read: Callable[[int], None],
-        way: RightOfWay, due: Callable[[int], float] | None = None,
-    ) -> None:  # fmt: skip
-        """`way`: of all streams of this host; `due`: tells when a frame of so many bytes may be written, where not at once."""
+        self, stream: NetStream, lane: str, counters: Counters, gate: UploadGate, due: Callable[[int], float] | None = None
+    ) -> None:
+        """`gate`: of all streams of this host; `due`: tells when a frame of so many bytes may be written, where not at once."""
         self._stream = stream
         self.lane = lane
-        self._count_sent = count_sent
-        self._count_read = count_read
-        self._way = way
-        self._claimed: int | None = None
+        self._counters = counters
+        self._gate = gate
+        self._claimed: Priority | None = None
         self._due = due
-        self._queue: deque[Outgoing] = deque()
-        self._wake = trio.Event()
+        self._queue: PriorityQueue[Outgoing] = PriorityQueue()
+        self._put = Notify()
         self._ended = False
         self._rest = memoryview(b"")
-        self.n_read = 0
-        stream.muxed_stream.target_recv_window = RECV_WINDOW_BYTES[lane]
+        stream.muxed_stream.target_recv_window = RECV_WINDOW_BYTES[lane]  # type: ignore[attr-defined]  # of net/patches.py
 
     def __len__(self) -> int:
         return len(self._queue)
 
-    def put(self, head: bytes, body: bytes = b"", *, rank: int = 0) -> Outgoing:
-        """Queue a frame, before those of a higher rank that are not begun."""
-        frame = Outgoing(head, body, rank)
+    def put(self, head: bytes, body: bytes = b"", priority: Priority = Priority.CONTROL) -> Outgoing:
+        """Queue a frame, before those of a lower priority that have not begun. A stream for control knows no other priority."""
+        frame = Outgoing(head, body, Priority.CONTROL if self.lane == "control" else priority)
         if self._ended:
             frame.done.set()
         else:
             if self._due is not None:
                 frame.due = self._due(len(head) + len(body))
-            at = len(self._queue)
-            while at and not self._queue[at - 1].begun and self._queue[at - 1].rank > rank:
-                at -= 1
-            self._queue.insert(at, frame)
+            self._queue.put(frame, frame.priority)
             self._claim()
-            self._wake.set()
+            self._put.notify()
         return frame
 
     def end(self) -> None:
         """Nothing more will be written; what is queued never was."""
         self._ended = True
         while self._queue:
-            self._queue.popleft().done.set()
+            self._queue.pop().done.set()
         self._claim()
 
     async def write_queued(self) -> None:
         """Write frames for ever."""
         while True:
             while not self._queue:
-                self._wake = trio.Event()
-                await self._wake.wait()
-            n_bytes = await self._way.wait(self._rank) if self._queue[0].rank else 0
+                await self._put.wait()
+            n_bytes = await self._gate.wait(self._urgency) if self._queue.first().priority > Priority.ROUND else 0
             if not self._queue:  # the stream ended meanwhile
                 continue
-            frame = self._queue[0]
+            frame = self._queue.first()
             if self._due is not None:
-                frame.begun = True
+                self._begin(frame)
                 await trio.sleep_until(frame.due)
             if not frame.abandoned:
-                frame.begun = True
-                if frame.rank:
-                    await self._write_in_turn(frame, n_bytes)
-                elif len(frame.body) <= JOIN_BYTES:
-                    await self._stream.write(frame.head + frame.body)
-                else:
-                    await self._stream.write(frame.head)
-                    # yamux cuts it into its own frames: a view spares the copies
-                    await self._stream.write(memoryview(frame.body))
+                self._begin(frame)
+                await self._write(frame, n_bytes)
                 frame.written = True
-                self._count_sent(len(frame.head) + len(frame.body))
-            if self._queue and self._queue[0] is frame:
-                self._queue.popleft()
+                self._counters.sent(len(frame.head) + len(frame.body))
+            if self._queue and self._queue.first() is frame:
+                self._queue.pop()
                 self._claim()
             frame.done.set()
 
-    async def _write_in_turn(self, frame: Outgoing, n_bytes: int) -> None:
-        """`n_bytes` at once, the rest as others let it. Raises: TooSlowError, if the other side does not take it."""
+    def _begin(self, frame: Outgoing) -> None:
+        frame.begun = True
+        self._queue.begin()
+
+    async def _write(self, frame: Outgoing, n_bytes: int) -> None:
+        """A frame that can wait: `n_bytes` of it at once, the rest as others let it.
+
+        Raises: TooSlowError, if the other side does not take that.
+        """
         body = memoryview(frame.body)
-        with trio.fail_after(GIFT_STALL_S):
+        if frame.priority <= Priority.ROUND:
+            if len(body) <= JOIN_BYTES:
+                await self._stream.write(frame.head + frame.body)
+            else:
+                await self._stream.write(frame.head)
+                # yamux cuts it into its own frames: a view spares the copies
+                await self._stream.write(body)  # type: ignore[arg-type]
+            return
+        with trio.fail_after(DOWNLOAD_STALL_S):
             await self._stream.write(frame.head + bytes(body[:n_bytes]))
         body = body[n_bytes:]
         while body:
-            n_bytes = await self._way.wait(self._rank)
-            with trio.fail_after(GIFT_STALL_S):
-                await self._stream.write(body[:n_bytes])
+            n_bytes = await self._gate.wait(self._urgency)
+            with trio.fail_after(DOWNLOAD_STALL_S):
+                await self._stream.write(body[:n_bytes])  # type: ignore[arg-type]
             body = body[n_bytes:]
 
-    def _rank(self) -> int:
-        """The lowest of all that waits here: what is begun is finished first, and must not hold up what is more urgent."""
-        return min((frame.rank for frame in self._queue), default=0)
+    def _urgency(self) -> Priority:
+        """That of all that waits here: what is begun is finished first, and must not hold up what is more urgent."""
+        return self._queue.urgency or Priority.CONTROL
 
     def _claim(self) -> None:
-        """Hold up what has a higher rank on all streams."""
-        rank = self._rank() if self.lane == "bulk" and self._queue else None
-        if rank != self._claimed:
-            if self._claimed is not None:
-                self._way.leave(self._claimed)
-            if rank is not None:
-                self._way.enter(rank)
-            self._claimed = rank
+        """Hold up what is less urgent, on all streams."""
+        urgency = self._queue.urgency if self.lane == "bulk" else None
+        if urgency is not self._claimed:
+            self._gate.claim(self._claimed, urgency)
+            self._claimed = urgency
 
     async def read_head(self) -> tuple[int, int]:
         """The next frame's sizes: (envelope, body). May wait for ever.
@@ -200,7 +187,7 @@ class FrameStream:
 
         Raises: DecodeError, if the stream ends or stalls before; whatever libp2p raises.
         """
-        chunks = []
+        chunks: list[memoryview] = []
         while size:
             chunk = await self.read_some(size)
             chunks.append(chunk)
@@ -219,6 +206,11 @@ class FrameStream:
         chunk, self._rest = self._rest[:most], self._rest[most:]
         return chunk
 
+    async def skip(self, n_bytes: int) -> None:
+        """Read this many bytes, and forget them."""
+        while n_bytes:
+            n_bytes -= len(await self.read_some(n_bytes))
+
     async def _read(self) -> bytes:
         try:
             data = await self._stream.read(READ_BYTES)
@@ -226,5 +218,23 @@ class FrameStream:
             if type(error).__name__ in ("StreamEOF", "MuxedStreamEOF"):
                 return b""
             raise
-        self._count_read(len(data))
+        self._counters.received(len(data))
         return data
+
+
+async def read_and_write(stream: FrameStream, read: Callable[[], Awaitable[None]]) -> None:
+    """Read and write until either ends or fails; raises the first failure, by itself."""
+    failures: list[Exception] = []
+    async with trio.open_nursery() as nursery:
+
+        async def until_end(side: Callable[[], Awaitable[None]]) -> None:
+            try:
+                await side()
+            except Exception as failed:
+                failures.append(failed)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(until_end, read)
+        nursery.start_soon(until_end, stream.write_queued)
+    if failures:
+        raise failures[0]

@@ -45,7 +45,7 @@ from legion_p2p.net.limits import HANDSHAKE_TIMEOUT_S, MAX_CONNECTIONS, MAX_INBO
 from legion_p2p.net.messenger import Messenger
 from legion_p2p.net.netem import Shaper
 from legion_p2p.net.patches import SturdyManager, replace_attributes
-from legion_p2p.net.peer_score import PeerScore
+from legion_p2p.net.peer_score import REFUSED, Refusals
 from legion_p2p.net.transport import Listener, Sockets, Transport
 
 DEFAULTS = NetConfig()
@@ -127,8 +127,8 @@ class Libp2pNetwork:
                 reason = None
             elif peer == self.peer_id:
                 reason = "that is this peer itself"
-            elif self.messenger.is_refused(peer):
-                reason = "it is refused here for a while, for its offences"
+            elif self.messenger.refusals.is_refused(peer):
+                reason = REFUSED
             else:
                 reason = await self._dialer.try_address(peer, where)
             if reason != self.dial_reports[address]:
@@ -204,14 +204,14 @@ class _Parts:
         self.sockets = Sockets(shaper)
         self.is_open = True
         self.book = AddressBook()
-        self.standing = PeerScore()
+        self.refusals = Refusals()
         self.shaper = shaper
         self.listening = _Listening(announced)
         self.peerstore = PeerStore(max_peers=MAX_KNOWN_PEERS, max_records=MAX_KNOWN_PEERS)
         self.host = _make_host(identity, Transport(nursery, self.sockets), self.listening, self.peerstore)
         self.swarm = _swarm_of(self.host)
-        _guard(self.swarm, self.standing)
-        self.dialer = Dialer(self.swarm, nursery, self.book, self._is_refused)
+        _guard(self.swarm, self.refusals)
+        self.dialer = Dialer(self.swarm, nursery, self.book, self.refusals)
         self.dht = Dht(self.host, config, self.book)
         self.pubsub, self.router = make_pubsub(self.host, config)
 
@@ -261,7 +261,7 @@ class _Parts:
     ) -> Libp2pNetwork:
         network = Libp2pNetwork(identity, self.host, self.dialer, initial, self.config, self.nursery, self.listening, report)
         network.messenger = Messenger(
-            self.host, self.nursery, self.dialer, self.book, self.standing, self.listening.addresses, self.shaper
+            self.host, self.nursery, self.dialer, self.book, self.refusals, self.listening.addresses, self.shaper
         )
         network.discovery = Libp2pDiscovery(network.messenger, self.dht, self.book, self.config, self.listening.addresses)
         network.gossip = Libp2pGossip(self.pubsub, self.nursery, network.messenger.report)
@@ -286,9 +286,6 @@ class _Parts:
         while True:
             await trio.sleep(PEERSTORE_SWEEP_S)
             self.peerstore._cleanup_expired_records()
-
-    def _is_refused(self, peer: PeerId) -> bool:
-        return self.standing.is_refused(peer, trio.current_time())
 
 
 class _Listening:
@@ -367,7 +364,7 @@ def _swarm_of(host: BasicHost) -> Swarm:
     return swarm
 
 
-def _guard(swarm: Swarm, standing: PeerScore) -> None:
+def _guard(swarm: Swarm, refusals: Refusals) -> None:
     """Put our own checks in front of the swarm's two entries: connections and streams."""
     # dials whomever it heard of until there are 256 connections, whatever its configuration says
     replace_attributes(swarm.auto_connector, start=_nothing, stop=_nothing, maybe_connect=_nothing, run_background_task=_nothing)
@@ -397,9 +394,9 @@ def _guard(swarm: Swarm, standing: PeerScore) -> None:
                 del n_streams[peer]
 
     async def guarded_add_conn(muxed_conn: IMuxedConn, direction: str = "unknown") -> SwarmConn:
-        if standing.is_refused(PeerId(str(muxed_conn.peer_id)), trio.current_time()):
+        if refusals.is_refused(PeerId(str(muxed_conn.peer_id))):
             await cast(Yamux, muxed_conn).secured_conn.close()
-            raise SwarmException("refused for its offences")
+            raise SwarmException(f"not accepted: {REFUSED}")
         return await add_conn(muxed_conn, direction)
 
     async def notify(method: str, *args: object) -> None:

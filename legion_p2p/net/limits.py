@@ -6,8 +6,8 @@ MAX_CONTROL_FRAME_BYTES = 1 << 20  # announcements and plans take kilobytes; wha
 MAX_BULK_FRAME_BYTES = (64 << 20) + 4096  # a shard of 16 Mi parameters in fp32, and the envelope in front of it
 MAX_BODY_BYTES = {"control": MAX_CONTROL_FRAME_BYTES - 4096, "bulk": MAX_BULK_FRAME_BYTES - 4096}
 
-MAX_REQUESTS_OUT = {"control": 64, "bulk": 8}  # in flight to one peer on a lane; further ones wait for their turn
-MAX_REQUESTS_IN = 96  # handlers running for one peer: what an honest one may send (64 + 8 + 8), and slack; further are refused
+MAX_REQUESTS_OUT = {"control": 64, "bulk": 8}  # in flight to one peer, of each priority on the lane; further ones wait for a slot
+MAX_REQUESTS_IN = 96  # handlers running for one peer: what an honest one may send (64 + 3 * 8), and slack; further are refused
 MAX_REQUESTS_IN_TOTAL = 2048  # handlers running for all peers together
 MAX_BUFFERED_BYTES = 512 << 20  # of requests being received from all peers together: 8 of the largest; beyond it: refused
 MAX_QUEUED_PONGS = 64  # a peer that pings without reading our answers gets no more of them
@@ -23,18 +23,18 @@ DIAL_TIMEOUT_S = 5.0  # one attempt on one address, handshake included
 DIAL_STAGGER_S = 0.25  # head start of each address over the next (RFC 8305 says 250 ms)
 MAX_DIALS = 8  # attempts in flight; each costs both ends some 10 ms of CPU, and many at once only make all of them late
 REDIAL_PAUSE_S = 1.0  # after all addresses of a peer failed, requests to it fail at once for so long: no dial storms
-GIFT_STALL_S = 15.0  # 64 KiB of a download must be taken within so long: who does not read must not keep others from theirs
+DOWNLOAD_STALL_S = 15.0  # 64 KiB of what can wait must be taken within this time: a peer that does not read holds up others
 FRAME_STALL_S = 30.0  # a frame that has begun must bring further bytes within so long
 WRITE_STALL_S = 15.0  # the kernel must take 64 KiB within so long, or the connection counts as dead
 
 MAX_KNOWN_PEERS = 4096  # in the address book; the ones heard of longest ago are forgotten
 MAX_ADDRESSES_PER_PEER = 8  # a host with more interfaces than this has others that work
 
-OFFENCE_HALF_LIFE_S = 60.0  # an offence counts half after so long: a bug in an honest peer does not add up over days
-OFFENCE_THRESHOLD = 8.0  # offences that cost the connection; garbage on the wire counts as GARBAGE_OFFENCES of them
-GARBAGE_OFFENCES = 3.0  # what no honest version of this program can send: the third time is the last
+SCORE_HALF_LIFE_S = 60.0  # misbehaviour counts half after this time: a bug in an honest peer does not add up over days
+MAX_SCORE = 8.0  # of a peer that is not refused yet; most misbehaviour counts 1, garbage on the wire GARBAGE_SCORE
+GARBAGE_SCORE = 3.0  # for what no honest version of this program can send: the third time is the last
 REFUSAL_S = 120.0  # how long such a peer is refused afterwards; its identity is free, its address is not, so no longer
-MAX_SCORED_PEERS = 4096  # whose offences are remembered
+MAX_SCORED_PEERS = 4096  # whose misbehaviour is remembered
 
 MAX_GOSSIP_BYTES = 64 << 10  # of one message; larger ones multiply by the mesh degree at every hop
 MAX_GOSSIP_RATE_HZ = 32.0  # messages per topic from one origin; an announcement every 2 s needs 0.5

@@ -6,7 +6,7 @@ u32 length of what follows | u16 length of the envelope | envelope | body
 The envelope is a MessagePack array whose first two entries are, in every version for ever, the version and the request's id; so a
 peer can refuse a version that it does not know by name. The body follows raw: a shard of 64 MiB is neither copied nor parsed.
 
-The side that opened the stream sends REQUEST and PING; the other REPLY, REFUSAL and PONG. Anything else is an offence.
+The side that opened the stream sends REQUEST and PING; the other REPLY, REFUSAL and PONG. Anything else is misbehaviour.
 """
 
 import struct
@@ -17,7 +17,7 @@ import msgspec
 from legion_p2p.errors import DecodeError
 from legion_p2p.net.limits import MAX_BULK_FRAME_BYTES, MAX_CONTROL_FRAME_BYTES
 
-VERSION = 1
+VERSION = 2
 HEAD = struct.Struct(">IH")
 MAX_ENVELOPE_BYTES = 2048  # a reason of MAX_REASON_CHARS in the worst encoding, and the fixed fields
 MAX_REASON_CHARS = 400

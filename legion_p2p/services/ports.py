@@ -4,7 +4,7 @@ Two sets of implementations stand behind them: `net` (libp2p) and `sim.network` 
 Both pass the suite in tests/contract; services cannot tell them apart.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
 
@@ -12,20 +12,14 @@ import trio
 
 from legion_p2p.core.checkpoint_policy import StoredRun
 from legion_p2p.core.cids import Cid
-from legion_p2p.core.contact import Bandwidth, Contact, Gift, Lane, Traffic
+from legion_p2p.core.contact import Bandwidth, Contact, Handler, Traffic
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.manifest import Base, StoredShard
+from legion_p2p.core.priority import Priority
 from legion_p2p.core.run import SignedSpec
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader
 
 T = TypeVar("T")
-
-Handler = Callable[[PeerId, bytes], Awaitable[bytes | Gift]]
-"""Answers a request: (who asks, the request's body) -> the reply's body; as a Gift, where all other bulk goes first.
-
-A LegionError that it raises reaches the caller as RefusedError, with its class name as `kind` and its text. Anything else reaches
-the caller as RefusedError of kind "InternalError", and this side's log; the host lives on.
-"""
 
 
 class Messenger(Protocol):
@@ -37,11 +31,11 @@ class Messenger(Protocol):
     def serve(self, handler: Handler) -> None:
         """Answer all requests with `handler` from now on. Before the first call they are refused."""
 
-    async def request(self, peer: PeerId, body: bytes, *, lane: Lane = Lane.CONTROL, rank: int = 0) -> bytes:
+    async def request(self, peer: PeerId, body: bytes, priority: Priority = Priority.CONTROL) -> bytes:
         """Send `body` and wait for the reply. Connects first where needed. Deadlines are the caller's.
 
-        `rank`, of bulk: 0 is sent at once, any other only while nothing of a lower rank waits, to whomever. A request may have
-        been carried out even if this is cancelled or raises UnreachableError.
+        What goes first where the upload is not enough for everything: see Priority. A request may have been carried out even if
+        this is cancelled or raises UnreachableError. Services use `Rpc.ask` instead.
 
         Raises: UnreachableError; RefusedError, if the other's handler refused; RemoteProtocolError, if it answered garbage;
         UsageError, if `body` is larger than a frame may be.
@@ -54,7 +48,7 @@ class Messenger(Protocol):
         """Where this peer listens, without the trailing /p2p/ part."""
 
     def connected(self) -> frozenset[PeerId]:
-        """Who there is a connection to now."""
+        """The peers that there is a connection to now."""
 
     def rtt_s(self, peer: PeerId) -> float | None:
         """The shortest of the last few round trips of control requests, if there were any."""
@@ -65,8 +59,8 @@ class Messenger(Protocol):
     def bandwidth(self) -> Bandwidth:
         """How fast sending and receiving have proved to be, and what limits them."""
 
-    def report(self, peer: PeerId, offence: str) -> None:
-        """Count an offence against `peer`. Too many in a short time, and it is disconnected and refused for a while."""
+    def report(self, peer: PeerId, misbehaviour: str) -> None:
+        """Count misbehaviour against `peer`. After much in a short time it is disconnected, and refused for a while."""
 
 
 class Discovery(Protocol):

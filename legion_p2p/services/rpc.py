@@ -18,7 +18,6 @@ from typing import Any, Protocol, TypeVar
 
 import trio
 
-from legion_p2p.core.contact import LAST, Gift, Lane
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority, ThrottledReply
 from legion_p2p.core.wire import REQUESTS, Encoded, Message, Request, decode_with, decoder_of, encode_checked
@@ -68,10 +67,9 @@ class Rpc:
         Raises: NetworkError; UsageError, if the request is larger than a frame may be.
         """
         encoded = request if isinstance(request, Encoded) else Encoded(request)
-        lane, rank = Lane.CONTROL if priority is Priority.CONTROL else Lane.BULK, LAST if priority > Priority.ROUND else 0
         try:
             with trio.move_on_after(within_s) as deadline:
-                data = await self._messenger.request(peer, encoded.body, lane=lane, rank=rank)
+                data = await self._messenger.request(peer, encoded.body, priority)
         except UnreachableError:
             if self._liveness is not None:
                 self._liveness.lost(peer)
@@ -133,7 +131,7 @@ class Dispatcher:
         """For handlers that share a condition: see `Scope`."""
         return Scope(self, check, answered)
 
-    async def handle(self, peer: PeerId, body: bytes) -> bytes | Gift:
+    async def handle(self, peer: PeerId, body: bytes) -> bytes | ThrottledReply[bytes]:
         """Answer a request.
 
         Raises: LegionError, to be sent back as a refusal. The asker is reported if its request cannot be decoded, or if the
@@ -152,7 +150,7 @@ class Dispatcher:
         if not isinstance(reply, ThrottledReply):
             return self._encoded(message, reply)
         try:
-            return Gift(self._encoded(message, reply.reply), reply.sent, LAST if reply.priority > Priority.ROUND else 0)
+            return ThrottledReply(self._encoded(message, reply.reply), reply.sent, reply.priority)
         except BaseException:  # the slot must come free
             reply.sent()
             raise

@@ -9,22 +9,24 @@ import trio
 
 from legion_p2p.core.access_link import Line, LinkProfile, Way
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.priority import Priority, PriorityGate
 
 UPLINK_CHUNK_S, UPLINK_CHUNK_BYTES = 0.02, 1448  # transfers take turns at a peer's uplink in such pieces, the larger one counts
 
 
 class Uplink:
-    """A peer's way out: the connections that send take turns, those of a lower rank before all others."""
+    """A peer's way out: what goes first is decided in core/priority.py; of equal priority the connections take turns."""
 
     def __init__(self, bytes_s: float, start: Callable[..., None]) -> None:
         self._bytes_s = bytes_s
         self._start = start
-        self._queues: dict[int, deque[_Sending]] = {}  # by rank
+        self._queues: dict[Priority, deque[_Sending]] = {}
+        self._gate = PriorityGate()
         self._runs = False
 
-    async def send(self, target: PeerId, n_bytes: int, rank: int) -> None:
+    async def send(self, target: PeerId, n_bytes: int, priority: Priority) -> None:
         sending = _Sending(target, n_bytes)
-        queue = self._queues.setdefault(rank, deque())
+        queue = self._queues.setdefault(priority, deque())
         same = next((s for s in queue if s.target == target), None)
         if same is None:
             queue.append(sending)
@@ -37,8 +39,9 @@ class Uplink:
 
     async def _run(self) -> None:
         while self._queues:
-            rank = min(self._queues)
-            queue = self._queues[rank]
+            priority = self._gate.choose(self._queues)
+            self._gate.passed(priority)
+            queue = self._queues[priority]
             sending = queue.popleft()
             piece = min(sending.n_bytes, max(UPLINK_CHUNK_BYTES, int(self._bytes_s * UPLINK_CHUNK_S)))
             queue.append(sending)
@@ -52,7 +55,7 @@ class Uplink:
                     following.behind = sending.behind
                     queue.append(following)
                 if not queue:
-                    del self._queues[rank]
+                    del self._queues[priority]
         self._runs = False
 
 

@@ -61,11 +61,11 @@ class SimDiscovery:
 
     async def _confirm(self, key: str, contact: Contact, confirmed: dict[PeerId, Contact]) -> None:
         messenger = self._network.messenger
-        messenger._book.hear(contact.peer_id, contact.addresses)
+        messenger.book.hear(contact.peer_id, contact.addresses)
         with trio.move_on_after(CONFIRM_TIMEOUT_S):
             try:
                 if await messenger.call(contact.peer_id, "discovery", msgspec.msgpack.encode(key)) == b"yes":
-                    confirmed[contact.peer_id] = Contact(contact.peer_id, messenger._book.of(contact.peer_id))
+                    confirmed[contact.peer_id] = Contact(contact.peer_id, messenger.book.of(contact.peer_id))
             except LegionError:
                 return  # not there, or not providing: not found
 

@@ -28,21 +28,21 @@ class SimGossip:
             raise UsageError(f"message of {len(data)} bytes, limit for gossip is {MAX_GOSSIP_BYTES}")
         await trio.lowlevel.checkpoint()
         if self._network.alive and not self._network.frozen:
-            self._world.publish(self._network, topic, bytes(data))
+            self._world.mail.publish(self._network, topic, bytes(data))
 
     @asynccontextmanager
     async def subscribe(self, topic: str) -> AsyncIterator[trio.MemoryReceiveChannel[bytes]]:
         _check_topic(topic)
         buffer = Buffer()
         self._buffers.setdefault(topic, []).append(buffer)
-        self._world.topics_changed()
+        self._world.mail.peers_changed()
         try:
             yield buffer.receive
         finally:
             self._buffers[topic].remove(buffer)
             if not self._buffers[topic]:
                 del self._buffers[topic]
-            self._world.topics_changed()
+            self._world.mail.peers_changed()
             buffer.close()
 
     def wants(self, topic: str) -> bool:

@@ -3,8 +3,8 @@
 `World` holds the peers and what lies between them; `World.join` gives a peer its messenger, discovery and gossip. Requests take
 the link's delay each way, bulk takes its turn at the link's rate, and every fault that the real network has can be had on
 demand. Where peers have access links (`links`: core/access_link.py), all bulk of a peer shares its own; but a message passes
-the sender's and the receiver's one after the other. What a peer sends takes turns by rank and by receiver; what it receives does
-not. Control takes up no rate.
+the sender's and the receiver's one after the other. What a peer sends takes turns by priority and by receiver; what it receives
+does not. Control takes up no rate.
 
 | fault | what others see |
 |---|---|
@@ -17,25 +17,30 @@ not. Control takes up no rate.
 The same seed gives the same run, to the last event, under `trio.testing.MockClock(autojump_threshold=0)`.
 """
 
-import heapq
 import math
 import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from types import TracebackType
+from typing import Any
 
 import trio
 
+from legion_p2p.concurrency.notify import Notify
 from legion_p2p.core.access_link import LinkProfile
+from legion_p2p.core.contact import Bandwidth, Contact
 from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.priority import Priority
 from legion_p2p.errors import ClosedError, UnreachableError, UsageError
-from legion_p2p.services.ports import Bandwidth, Contact, Lane
+from legion_p2p.net.peer_score import Refusals
 from legion_p2p.sim.access import Access, Uplink
+from legion_p2p.sim.client import reset
 from legion_p2p.sim.discovery import PROVIDER_LIFETIME_S, SimDiscovery
+from legion_p2p.sim.exchange import BREAK_AFTER_S, Exchange
 from legion_p2p.sim.gossip import SimGossip
-from legion_p2p.sim.messenger import BREAK_AFTER_S, Exchange, SimMessenger, reset
-
-MAX_HELD = 1024  # messages that wait for a frozen peer
+from legion_p2p.sim.mail import Mail
+from legion_p2p.sim.messenger import SimMessenger
 
 Link = Callable[[PeerId, PeerId], float]
 Corrupt = Callable[[PeerId, PeerId, bytes], bytes]
@@ -71,25 +76,23 @@ class World:
         self._peers: dict[PeerId, SimNetwork] = {}
         self._records: dict[str, dict[PeerId, tuple[float, tuple[str, ...]]]] = {}
         self._walls: list[tuple[frozenset[PeerId], frozenset[PeerId]]] = []
-        self._changed = trio.Event()
+        self.changed = Notify()
+        """Somebody joined, left, froze or thawed, or a wall was put up or taken down."""
+        self.mail = Mail(self)
         self._busy_until: dict[tuple[PeerId, PeerId], float] = {}
         self._uplinks: dict[PeerId, Uplink] = {}
         self._access: dict[PeerId, Access] = {}
         self._n_joined = 0
         self._nursery: trio.Nursery | None = None
         self._manager = trio.open_nursery()
-        self._mail: list[tuple[float, int, SimNetwork, str, bytes]] = []
-        self._n_mailed = 0
-        self._mail_came = trio.Event()
-        self._routes: dict[tuple[str, PeerId], list[tuple[SimNetwork, float]]] = {}
-        self._wanting: dict[str, set[PeerId]] = {}
 
     async def __aenter__(self) -> "World":
         # trio shuffles what is runnable at the same instant; this is the switch it has for repeatable tests
-        trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True
-        trio._core._run._r.seed(self._seed)
+        trio_run: Any = import_module("trio._core._run")
+        trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True
+        trio_run._r.seed(self._seed)
         self._nursery = await self._manager.__aenter__()
-        self._nursery.start_soon(self._deliver_mail)
+        self._nursery.start_soon(self.mail.deliver)
         return self
 
     async def __aexit__(
@@ -127,7 +130,7 @@ class World:
         network.die()
         self._change()
         if self._nursery is not None:  # else the world has ended, and nobody is there to notice
-            for other in sorted(network.messenger.links):
+            for other in sorted(network.connections):
                 self._nursery.start_soon(self._notice_reset, self._peers[other], peer)
             for exchange, asker in network.asked.items():
                 self._nursery.start_soon(reset, self, exchange, asker, network)
@@ -169,27 +172,33 @@ class World:
         """Whether a partition separates them."""
         return any((a in one and b in other) or (b in one and a in other) for one, other in self._walls)
 
-    async def travel(self, source: PeerId, target: PeerId, n_bytes: int, lane: Lane, rank: int = 0) -> None:
-        """Return when the bytes have arrived. `rank`: see `Messenger.request`.
+    @property
+    def is_split(self) -> bool:
+        """Whether there is any partition."""
+        return bool(self._walls)
+
+    async def travel(self, source: PeerId, target: PeerId, n_bytes: int, priority: Priority) -> None:
+        """Return when the bytes have arrived. Control takes up no rate.
 
         Raises: UnreachableError, if they never do.
         """
-        if lane.value == "bulk" and (uplink := self._uplink_of(source)) is not None:
-            await uplink.send(target, n_bytes, rank)
-        if self.links is not None and lane.value == "bulk":
+        is_bulk = priority is not Priority.CONTROL
+        if is_bulk and (uplink := self._uplink_of(source)) is not None:
+            await uplink.send(target, n_bytes, priority)
+        if self.links is not None and is_bulk:
             await trio.sleep_until(self._access_of(source).up(target, self.links[target].place, n_bytes))
             await trio.sleep_until(self._access_of(target).down(source, n_bytes))
-            await self._wait_through(source, target)
+            await self.wait_through(source, target)
             return
         wait_s = self.delay(source, target)
-        if lane.value == "bulk":
+        if is_bulk:
             rate = self.rate_bytes_s(source, target) if callable(self.rate_bytes_s) else self.rate_bytes_s
             now = trio.current_time()
             begin = max(now, self._busy_until.get((source, target), now))
             self._busy_until[source, target] = begin + n_bytes / rate
             wait_s += begin + n_bytes / rate - now
         await trio.sleep(wait_s)
-        await self._wait_through(source, target)
+        await self.wait_through(source, target)
 
     def limits_bps(self, peer: PeerId) -> tuple[float | None, float | None]:
         """What its access link carries, up and down; None where nothing limits it."""
@@ -211,28 +220,32 @@ class World:
             self._access[peer] = Access(self.links[peer], random.Random(f"{self._seed}/{peer}"))
         return self._access[peer]
 
-    async def _wait_through(self, source: PeerId, target: PeerId) -> None:
+    async def wait_through(self, source: PeerId, target: PeerId) -> None:
         """Wait while a frozen end holds things up, for ever, or a partition does, for as long as TCP tries."""
         while True:
             if self.is_blocked(source, target):
                 with trio.move_on_after(BREAK_AFTER_S) as patience:
                     while self.is_blocked(source, target):
-                        await self._changed.wait()
+                        await self.changed.wait()
                 if patience.cancelled_caught:
                     raise UnreachableError(target, "the connection broke")
             elif self._peers[source].frozen or self._peers[target].frozen:
-                await self._changed.wait()
+                await self.changed.wait()
             else:
                 return
-
-    async def wait_change(self) -> None:
-        """Until somebody joins, leaves, freezes, thaws, or a wall is put up or taken down."""
-        await self._changed.wait()
 
     def peer(self, peer: PeerId) -> "SimNetwork | None":
         """It, if it is alive."""
         network = self._peers.get(peer)
         return network if network is not None and network.alive else None
+
+    def networks(self) -> Iterable["SimNetwork"]:
+        """All peers that ever joined."""
+        return self._peers.values()
+
+    def network_of(self, peer: PeerId) -> "SimNetwork":
+        """A peer that joined once, dead or alive."""
+        return self._peers[peer]
 
     def arrives(self, source: PeerId, target: PeerId, data: bytes) -> bytes:
         """What becomes of bytes on the way."""
@@ -247,15 +260,15 @@ class World:
     def connect(self, a: PeerId, b: PeerId) -> None:
         """Note a connection between two peers."""
         for one, other in ((a, b), (b, a)):
-            self._peers[one].messenger.links.add(other)
-        self._routes.clear()
+            self._peers[one].connections.add(other)
+        self.mail.connections_changed()
 
     def disconnect(self, a: PeerId, b: PeerId) -> None:
         """Note that it is over."""
         for one, other in ((a, b), (b, a)):
             if one in self._peers:
-                self._peers[one].messenger.links.discard(other)
-        self._routes.clear()
+                self._peers[one].connections.discard(other)
+        self.mail.connections_changed()
 
     async def _notice_reset(self, network: "SimNetwork", dead: PeerId) -> None:
         await trio.sleep(self.delay(dead, network.peer_id))
@@ -263,10 +276,8 @@ class World:
             self.disconnect(network.peer_id, dead)
 
     def _change(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
-        self._routes.clear()
-        self._wanting.clear()
+        self.changed.notify()
+        self.mail.peers_changed()
 
     # discovery
 
@@ -283,94 +294,6 @@ class World:
             del records[peer]
         return [Contact(peer, addresses) for peer, (_, addresses) in sorted(records.items())]
 
-    # gossip
-
-    def publish(self, source: "SimNetwork", topic: str, data: bytes) -> None:
-        """Pass a message on along connections between subscribers, at the links' delays."""
-        for target, delay_s in self._route(topic, source):
-            arrived = self.arrives(source.peer_id, target.peer_id, data)
-            self._n_mailed += 1
-            heapq.heappush(self._mail, (trio.current_time() + delay_s, self._n_mailed, target, topic, arrived))
-        self._mail_came.set()
-
-    def topics_changed(self) -> None:
-        """Somebody subscribed or left."""
-        self._routes.clear()
-        self._wanting.clear()
-
-    def _route(self, topic: str, source: "SimNetwork") -> list[tuple["SimNetwork", float]]:
-        """Whom a message reaches, and after how long: the fastest path over connections between subscribers."""
-        key = (topic, source.peer_id)
-        if key not in self._routes:
-            wanting = self._wanting.get(topic)
-            if wanting is None:
-                wanting = {peer for peer, network in self._peers.items() if network.alive and network.gossip.wants(topic)}
-                self._wanting[topic] = wanting
-            reached = (
-                self._flood(source, wanting) if callable(self.delay_s) else self._flood_evenly(source, wanting, self.delay_s)
-            )
-            self._routes[key] = [(self._peers[peer], delay_s) for peer, delay_s in reached.items()]
-        return self._routes[key]
-
-    def _flood(self, source: "SimNetwork", wanting: set[PeerId]) -> dict[PeerId, float]:
-        """Everybody that is reached, and when, in that order."""
-        reached: dict[PeerId, float] = {}
-        frontier = [(0.0, source.peer_id)]
-        while frontier:
-            delay_s, at = heapq.heappop(frontier)
-            if at in reached:
-                continue
-            reached[at] = delay_s
-            for to in self._next(at, wanting):
-                if to not in reached:
-                    heapq.heappush(frontier, (delay_s + self.delay(at, to), to))
-        del reached[source.peer_id]
-        return reached
-
-    def _flood_evenly(self, source: "SimNetwork", wanting: set[PeerId], hop_s: float) -> dict[PeerId, float]:
-        """`_flood`, where all connections are as fast as each other: quicker by far."""
-        reached: dict[PeerId, float] = {}
-        left = wanting - {source.peer_id}
-        frontier, delay_s = [source.peer_id], 0.0
-        while frontier and left:
-            delay_s += hop_s
-            here: set[PeerId] = set()
-            for at in frontier:
-                here.update(self._next(at, left - here))
-                if len(here) == len(left):
-                    break
-            left -= here
-            frontier = sorted(here)
-            reached.update(dict.fromkeys(frontier, delay_s))
-        return reached
-
-    def _next(self, at: PeerId, wanting: set[PeerId]) -> set[PeerId]:
-        """Whom of these it passes a message on to. A frozen peer passes nothing on, but gets it when it thaws."""
-        network = self._peers[at]
-        if network.frozen:
-            return set()
-        linked = network.messenger.links & wanting
-        return {to for to in linked if not self.is_blocked(at, to)} if self._walls else linked
-
-    async def _deliver_mail(self) -> None:
-        while True:
-            while not self._mail:
-                self._mail_came = trio.Event()
-                await self._mail_came.wait()
-            due = self._mail[0][0]
-            if due > trio.current_time():
-                self._mail_came = trio.Event()
-                with trio.move_on_at(due):
-                    await self._mail_came.wait()
-                continue
-            _, _, target, topic, data = heapq.heappop(self._mail)
-            if not target.alive:
-                continue
-            if target.frozen:
-                target.held = [*target.held, (topic, data)][-MAX_HELD:]
-            else:
-                target.gossip.receive(topic, data)
-
 
 class SimNetwork:
     """What `open_network` gives, in a `World`."""
@@ -381,7 +304,12 @@ class SimNetwork:
         self.frozen = False
         self.held: list[tuple[str, bytes]] = []
         self.dial_reports: dict[str, str | None] = {}
-        self.messenger = SimMessenger(world, self, address)
+        self.address = address
+        self.connections: set[PeerId] = set()
+        self.n_sent = self.n_received = 0
+        self.refusals = Refusals()
+        self.refusals.refused.add(lambda peer: world.disconnect(self.peer_id, peer))
+        self.messenger = SimMessenger(world, self, self.refusals)
         self.discovery = SimDiscovery(world, self)
         self.gossip = SimGossip(world, self)
         self.died = trio.Event()

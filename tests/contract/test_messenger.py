@@ -5,10 +5,10 @@ from functools import partial
 import pytest
 import trio
 
-from legion_p2p.core.contact import LAST, Gift, Lane
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.priority import Priority, ThrottledReply
 from legion_p2p.errors import CodecError, RefusedError, UnreachableError, UsageError
-from legion_p2p.net.limits import MAX_BODY_BYTES, MAX_REQUESTS_OUT, OFFENCE_THRESHOLD
+from legion_p2p.net.limits import MAX_BODY_BYTES, MAX_REQUESTS_OUT, MAX_SCORE
 from tests.contract.conftest import echo, eventually
 
 
@@ -99,7 +99,7 @@ async def test_25_megabytes_arrive_whole_while_control_goes_on(swarm, clock):
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ping)
-            reply = await b.messenger.request(a.peer_id, body, lane=Lane.BULK)
+            reply = await b.messenger.request(a.peer_id, body, priority=Priority.ROUND)
             nursery.cancel_scope.cancel()
 
     assert len(reply) == len(body)
@@ -109,12 +109,12 @@ async def test_25_megabytes_arrive_whole_while_control_goes_on(swarm, clock):
     assert b.messenger.traffic().received_bytes > len(body)
 
 
-@pytest.mark.parametrize("lane", list(Lane), ids=lambda lane: lane.value)
-async def test_a_request_over_the_limit_is_the_askers_mistake(swarm, clock, lane):
+@pytest.mark.parametrize("priority", list(Priority), ids=lambda priority: priority.name)
+async def test_a_request_over_the_limit_is_the_askers_mistake(swarm, clock, priority):
     a, b = await swarm.start_connected(2)
 
     with pytest.raises(UsageError, match="limit is"):
-        await b.messenger.request(a.peer_id, bytes(MAX_BODY_BYTES[lane.value] + 1), lane=lane)
+        await b.messenger.request(a.peer_id, bytes(MAX_BODY_BYTES[priority.lane] + 1), priority)
     assert await b.messenger.request(a.peer_id, bytes(MAX_BODY_BYTES["control"])) == bytes(MAX_BODY_BYTES["control"])
 
 
@@ -244,11 +244,11 @@ async def test_giving_up_a_request_does_not_disturb_the_next(swarm, clock):
         return body
 
     a.messenger.serve(handler)
-    for lane in Lane:
+    for priority in Priority:
         with trio.move_on_after(0.05):
-            await b.messenger.request(a.peer_id, b"slow" + bytes(MAX_BODY_BYTES["control"] - 4), lane=lane)
+            await b.messenger.request(a.peer_id, b"slow" + bytes(MAX_BODY_BYTES["control"] - 4), priority)
 
-        assert await b.messenger.request(a.peer_id, b"next", lane=lane) == b"next"
+        assert await b.messenger.request(a.peer_id, b"next", priority) == b"next"
 
 
 async def test_a_peer_that_restarts_elsewhere_is_reached_again(swarm, clock):
@@ -285,10 +285,10 @@ async def test_the_round_trip_time_leaves_out_the_handler(swarm, clock, kind):
         assert b.messenger.rtt_s(a.peer_id) == pytest.approx(0.01)
 
 
-async def test_a_peer_with_too_many_offences_is_kept_out(swarm, clock):
+async def test_a_peer_with_too_high_a_score_is_kept_out(swarm, clock):
     a, b = await swarm.start_connected(2)
 
-    for _ in range(int(OFFENCE_THRESHOLD) + 1):
+    for _ in range(int(MAX_SCORE) + 1):
         a.messenger.report(b.peer_id, "sent nonsense")
 
     await eventually(lambda: _is(b.peer_id not in a.messenger.connected()))
@@ -299,10 +299,10 @@ async def test_a_peer_with_too_many_offences_is_kept_out(swarm, clock):
             await b.messenger.request(a.peer_id, b"")
 
 
-async def test_a_few_offences_are_forgiven(swarm, clock):
+async def test_a_few_mistakes_are_forgiven(swarm, clock):
     a, b = await swarm.start_connected(2)
 
-    for _ in range(int(OFFENCE_THRESHOLD) - 1):
+    for _ in range(int(MAX_SCORE) - 1):
         a.messenger.report(b.peer_id, "sent nonsense")
 
     assert await b.messenger.request(a.peer_id, b"still") == b"still"
@@ -312,7 +312,7 @@ async def _is(condition: bool) -> bool:
     return condition
 
 
-async def test_a_gift_arrives_as_any_reply_and_its_giver_is_told_once(swarm, clock):
+async def test_a_throttled_reply_arrives_as_any_and_its_sender_is_told_once(swarm, clock):
     a, b = await swarm.start_connected(2)
     told = []
 
@@ -323,16 +323,16 @@ async def test_a_gift_arrives_as_any_reply_and_its_giver_is_told_once(swarm, clo
         await eventually(are_told)
 
     async def handler(peer, body):
-        return Gift(b"gift " * 100_000, lambda: told.append(peer))
+        return ThrottledReply(b"reply " * 100_000, lambda: told.append(peer))
 
     a.messenger.serve(handler)
 
     with trio.fail_after(30):
-        assert await b.messenger.request(a.peer_id, b"", lane=Lane.BULK) == b"gift " * 100_000
+        assert await b.messenger.request(a.peer_id, b"", priority=Priority.ROUND) == b"reply " * 100_000
         await tells(b.peer_id)
 
 
-async def test_a_giver_is_told_also_when_the_gift_is_too_large_or_its_taker_is_gone(swarm, clock):
+async def test_a_sender_is_told_also_when_the_reply_is_too_large_or_its_asker_is_gone(swarm, clock):
     a, b, c = await swarm.start_connected(3)
     told = []
 
@@ -349,7 +349,7 @@ async def test_a_giver_is_told_also_when_the_gift_is_too_large_or_its_taker_is_g
         if body:
             asked.set()
             await answer.wait()
-        return Gift(bytes(0 if body else MAX_BODY_BYTES["control"] + 1), lambda: told.append(peer))
+        return ThrottledReply(bytes(0 if body else MAX_BODY_BYTES["control"] + 1), lambda: told.append(peer))
 
     a.messenger.serve(handler)
 
@@ -380,13 +380,13 @@ async def test_what_can_wait_takes_no_place_from_what_cannot(swarm, clock):
 
     async with trio.open_nursery() as nursery:
         for _ in range(MAX_REQUESTS_OUT["bulk"] + 1):
-            nursery.start_soon(partial(b.messenger.request, a.peer_id, b"can wait", lane=Lane.BULK, rank=LAST))
+            nursery.start_soon(partial(b.messenger.request, a.peer_id, b"can wait", priority=Priority.DOWNLOAD))
 
         async def all_places_are_taken():
             return handled.count(b"can wait") == MAX_REQUESTS_OUT["bulk"]
 
         await eventually(all_places_are_taken)
         with trio.fail_after(30):
-            assert await b.messenger.request(a.peer_id, b"cannot", lane=Lane.BULK) == b"cannot"
+            assert await b.messenger.request(a.peer_id, b"cannot", priority=Priority.ROUND) == b"cannot"
         answer.set()
     assert handled.count(b"can wait") == MAX_REQUESTS_OUT["bulk"] + 1

@@ -21,6 +21,7 @@ from legion_p2p import errors
 from legion_p2p.core.announcement import Announcement, sign
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.plan import ParamSpec
+from legion_p2p.core.priority import Priority
 from legion_p2p.core.run import RoundSpec, RunSpec
 from legion_p2p.core.wire import (
     Accusation,
@@ -47,7 +48,6 @@ from legion_p2p.net.limits import MAX_BULK_FRAME_BYTES, MAX_CONTROL_FRAME_BYTES,
 from legion_p2p.net.messenger import PROTOCOLS
 from legion_p2p.net.wire import VERSION
 from legion_p2p.peer import open_peer
-from legion_p2p.services.ports import Lane
 from legion_p2p.services.run.joiner import RunCreation
 from legion_p2p.services.run.progress import Progress
 from legion_p2p.services.run.run import Run
@@ -163,10 +163,10 @@ async def stranger(victim: Victim):
         yield network
 
 
-async def ask(network: Libp2pNetwork, victim: Victim, body: bytes, lane: Lane = Lane.CONTROL) -> str:
+async def ask(network: Libp2pNetwork, victim: Victim, body: bytes, priority: Priority = Priority.CONTROL) -> str:
     """The kind of refusal; "" if it was answered."""
     try:
-        decode_reply(await network.messenger.request(victim.id, body, lane=lane))
+        decode_reply(await network.messenger.request(victim.id, body, priority))
     except RefusedError as refused:
         return refused.kind
     return ""
@@ -249,7 +249,7 @@ class Stranger:
 
 
 BODIES = st.lists(
-    st.tuples(st.sampled_from(list(Lane)), st.binary(max_size=200) | st.tuples(st.integers(0, 12), changes())),
+    st.tuples(st.sampled_from(list(Priority)), st.binary(max_size=200) | st.tuples(st.integers(0, 12), changes())),
     min_size=1,
     max_size=6,
 )
@@ -262,13 +262,13 @@ def test_no_request_body_ends_the_host_and_each_is_answered_or_refused_with_a_ty
 
     async def send(bodies: list) -> None:
         nonlocal n_kept_out
-        for lane, what in bodies:
+        for priority, what in bodies:
             if not now:
                 now.append(await victim.meet())
                 await now[0].become_member()
             body = what if isinstance(what, bytes) else what[1](valid_messages(victim.engine.id, now[0].network.peer_id)[what[0]])
             try:
-                kinds.add(await ask(now[0].network, victim, body, lane))
+                kinds.add(await ask(now[0].network, victim, body, priority))
             except UnreachableError:
                 n_kept_out += 1
                 await now.pop().send_away()
@@ -294,11 +294,11 @@ def frame(envelope: object, body: bytes = b"") -> bytes:
     return struct.pack(">IH", 2 + len(packed) + len(body), len(packed)) + packed + body
 
 
-async def send_raw(network: Libp2pNetwork, victim: Victim, lane: Lane, data: bytes, until: bytes | None = None) -> bytes:
+async def send_raw(network: Libp2pNetwork, victim: Victim, priority: Priority, data: bytes, until: bytes | None = None) -> bytes:
     """What comes back on a bare libp2p stream until the other side ends it, or `until` has come."""
     answer = b""
     try:
-        stream = await network._host.new_stream(ID.from_base58(victim.id), [PROTOCOLS[lane.value]])
+        stream = await network._host.new_stream(ID.from_base58(victim.id), [PROTOCOLS[priority.lane]])
         await stream.write(data)
         if until is None:
             await stream.close_write()
@@ -310,18 +310,18 @@ async def send_raw(network: Libp2pNetwork, victim: Victim, lane: Lane, data: byt
     return answer
 
 
-@pytest.mark.parametrize("lane", list(Lane), ids=lambda lane: lane.value)
-def test_frames_too_large_or_not_even_frames_cost_the_connection_and_not_the_host(lane: Lane, victim: Victim) -> None:
-    limit = {Lane.CONTROL: MAX_CONTROL_FRAME_BYTES, Lane.BULK: MAX_BULK_FRAME_BYTES}[lane]
+@pytest.mark.parametrize("priority", [Priority.CONTROL, Priority.ROUND], ids=lambda priority: priority.lane)
+def test_frames_too_large_or_not_even_frames_cost_the_connection_and_not_the_host(priority: Priority, victim: Victim) -> None:
+    limit = {"control": MAX_CONTROL_FRAME_BYTES, "bulk": MAX_BULK_FRAME_BYTES}[priority.lane]
     garbage = [struct.pack(">IH", limit + 1, 8) + bytes(64), b"GET / HTTP/1.1\r\n\r\n", struct.pack(">IH", 1 << 31, 1)]
 
     async def main() -> tuple[list[bytes], bool]:
         async with stranger(victim) as network:
-            answers = [await send_raw(network, victim, lane, data) for data in garbage]
+            answers = [await send_raw(network, victim, priority, data) for data in garbage]
             with trio.fail_after(10):
                 while network.peer_id in victim.engine.network.messenger.connected():  # noqa: ASYNC110
                     await trio.sleep(0.02)
-            return answers, victim.engine.network.messenger.is_refused(network.peer_id)
+            return answers, victim.engine.network.messenger.refusals.is_refused(network.peer_id)
 
     answers, is_out = victim.call(main)
 
@@ -335,7 +335,9 @@ def test_an_envelope_of_an_unknown_version_is_refused_by_name_and_the_stream_goe
     async def main() -> bytes:
         async with stranger(victim) as network:
             newer = frame([VERSION + 1, 7, "whatever", {"later": 1}], b"body")
-            return await send_raw(network, victim, Lane.CONTROL, newer + frame([VERSION, 8, 0, "", "", ""], ping), encode(Done()))
+            return await send_raw(
+                network, victim, Priority.CONTROL, newer + frame([VERSION, 8, 0, "", "", ""], ping), encode(Done())
+            )
 
     answer = victim.call(main)
 
@@ -352,8 +354,8 @@ def test_an_exception_in_a_handler_is_an_answer_and_ends_nothing(victim: Victim,
             shard = encode(GetShard(victim.engine.id, 0))
             with monkeypatch.context() as bug:
                 bug.setattr(victim.engine.shards, "on_request", broken)
-                while_broken = await ask(network, victim, shard, Lane.BULK)
-            return while_broken, await ask(network, victim, shard, Lane.BULK)
+                while_broken = await ask(network, victim, shard, Priority.DOWNLOAD)
+            return while_broken, await ask(network, victim, shard, Priority.DOWNLOAD)
 
     assert victim.call(main) == ("InternalError", "")
     victim.call(a_proper_peer_joins_and_trains, victim)

@@ -1,4 +1,4 @@
-"""What strangers send: nothing of it ends the host, and garbage costs them their standing."""
+"""What strangers send: nothing of it ends the host, and garbage raises their score."""
 
 import struct
 
@@ -9,18 +9,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from libp2p.peer.id import ID
 
-from legion_p2p.core.contact import Lane
+from legion_p2p.core.priority import Priority
 from legion_p2p.errors import RefusedError, RemoteProtocolError, UnreachableError
 from legion_p2p.net import server
 from legion_p2p.net.limits import (
-    GARBAGE_OFFENCES,
+    GARBAGE_SCORE,
     MAX_BULK_FRAME_BYTES,
     MAX_CONTROL_FRAME_BYTES,
     MAX_INBOUND_STREAMS,
     MAX_REQUESTS_IN,
     MAX_STREAMS_PER_LANE_IN,
 )
-from legion_p2p.net.messenger import PROTOCOLS
+from legion_p2p.net.streams import PROTOCOLS
 from legion_p2p.net.wire import VERSION, Envelope, Kind, encode, refusal
 from tests.net.conftest import echo, eventually, opened
 
@@ -32,7 +32,7 @@ def frame(envelope: bytes, body: bytes = b"") -> bytes:
 
 
 def score(network, stranger) -> float:
-    return network.messenger._standing.score(stranger.messenger.peer_id, trio.current_time())
+    return network.messenger.refusals.score(stranger.messenger.peer_id)
 
 
 async def stream_to(stranger, victim, protocol):
@@ -57,8 +57,8 @@ async def send(stranger, victim, lane, data: bytes) -> bytes:
 async def still_answers(victim) -> None:
     async with opened(of=victim) as friend:
         with trio.fail_after(10):
-            for lane in Lane:
-                assert await friend.messenger.request(victim.messenger.peer_id, b"alive?", lane=lane) == b"alive?"
+            for priority in Priority:
+                assert await friend.messenger.request(victim.messenger.peer_id, b"alive?", priority) == b"alive?"
 
 
 GARBAGE = {
@@ -82,13 +82,13 @@ GARBAGE = {
 
 @pytest.mark.parametrize("lane", LANES)
 @pytest.mark.parametrize("what", GARBAGE)
-async def test_garbage_costs_the_stream_and_standing_but_not_the_host(what, lane):
+async def test_garbage_costs_the_stream_and_raises_the_score_but_not_the_host(what, lane):
     if what == "a huge length on control" and lane == "bulk":
         pytest.skip("that is no garbage on the bulk lane")
     async with opened() as victim, opened(of=victim) as stranger:
         await send(stranger, victim, lane, GARBAGE[what])
 
-        await eventually(lambda: score(victim, stranger) > 0.9 * GARBAGE_OFFENCES)
+        await eventually(lambda: score(victim, stranger) > 0.9 * GARBAGE_SCORE)
         await still_answers(victim)
 
 
@@ -121,14 +121,14 @@ async def test_garbage_three_times_and_the_stranger_is_kept_out():
             await send(stranger, victim, "control", b"\xff" * 100)
 
         await eventually(lambda: stranger.messenger.peer_id not in victim.messenger.connected())
-        assert victim.messenger.is_refused(stranger.messenger.peer_id)
+        assert victim.messenger.refusals.is_refused(stranger.messenger.peer_id)
         with trio.fail_after(20), pytest.raises(UnreachableError):
             while True:
                 await stranger.messenger.request(victim.messenger.peer_id, b"")
         await still_answers(victim)
 
 
-async def test_an_unknown_version_is_refused_by_name_and_is_no_offence():
+async def test_an_unknown_version_is_refused_by_name_and_is_no_misbehaviour():
     async with opened() as victim, opened(of=victim) as stranger:
         newer = frame(msgspec.msgpack.encode([VERSION + 1, 7, "whatever", 3]), b"body")
 
@@ -151,10 +151,10 @@ async def test_an_answer_that_is_garbage_is_a_remote_protocol_error():
         with trio.fail_after(10), pytest.raises(RemoteProtocolError) as error:
             await asker.messenger.request(liar.messenger.peer_id, b"")
         assert error.value.peer_id == liar.messenger.peer_id
-        assert score(asker, liar) > 0.9 * GARBAGE_OFFENCES
+        assert score(asker, liar) > 0.9 * GARBAGE_SCORE
 
 
-async def test_a_reply_to_a_request_that_was_never_sent_is_an_offence():
+async def test_a_reply_to_a_request_that_was_never_sent_is_misbehaviour():
     async with opened() as liar, opened(of=liar) as asker:
 
         async def invent(stream):
@@ -196,11 +196,11 @@ async def test_what_does_not_fit_into_the_buffers_is_refused_and_read_on(monkeyp
     monkeypatch.setattr(server, "MAX_BUFFERED_BYTES", 1 << 20)
     async with opened() as victim, opened(of=victim) as asker:
         with trio.fail_after(20), pytest.raises(RefusedError) as refused:
-            await asker.messenger.request(victim.messenger.peer_id, bytes(4 << 20), lane=Lane.BULK)
+            await asker.messenger.request(victim.messenger.peer_id, bytes(4 << 20), priority=Priority.ROUND)
         assert refused.value.kind == "BusyError"
 
-        assert await asker.messenger.request(victim.messenger.peer_id, b"small", lane=Lane.BULK) == b"small"
-        assert victim.messenger._n_buffered == 0
+        assert await asker.messenger.request(victim.messenger.peer_id, b"small", priority=Priority.ROUND) == b"small"
+        assert victim.messenger._server._n_buffered == 0
 
 
 async def test_streams_without_end_are_cut_off():
@@ -208,7 +208,7 @@ async def test_streams_without_end_are_cut_off():
         streams = [await stream_to(stranger, victim, PROTOCOLS["control"]) for _ in range(MAX_STREAMS_PER_LANE_IN + 3)]
 
         await eventually(lambda: score(victim, stranger) > 2.5)
-        assert victim.messenger._n_streams_in[stranger.messenger.peer_id, "control"] <= MAX_STREAMS_PER_LANE_IN
+        assert victim.messenger._server._n_streams[stranger.messenger.peer_id, "control"] <= MAX_STREAMS_PER_LANE_IN
         del streams
         await still_answers(victim)
 

@@ -227,7 +227,7 @@ async def test_leaving_does_not_wait_for_a_silent_peer():
         with trio.fail_after(10):
             async with opened(of=a) as b, trio.open_nursery() as nursery:
                 nursery.start_soon(b.messenger.request, a.peer_id, b"never answered")
-                await eventually(lambda: a.messenger._n_handling)
+                await eventually(lambda: a.messenger._server._handling.n_items)
                 nursery.cancel_scope.cancel()
         release.set()
 

@@ -10,7 +10,8 @@ from libp2p.io.exceptions import ConnectionClosedError
 
 from legion_p2p.core.access_link import MAX_WAITING_BYTES, QUEUE_S, LinkProfile
 from legion_p2p.core.caps import NO_CAPS, Caps, QuietHours, parse_caps
-from legion_p2p.core.contact import Bandwidth, Lane
+from legion_p2p.core.contact import Bandwidth
+from legion_p2p.core.priority import Priority
 from legion_p2p.core.profiles import PROFILES, parse_link
 from legion_p2p.net.netem import ShapedSocket, Shaper, place_of
 from legion_p2p.net.transport import Sockets
@@ -244,7 +245,7 @@ async def test_requests_pass_links_with_delay_loss_and_little_rate():
         opened(link=link, listen=["/ip4/127.1.0.1/tcp/0"]) as a,
         opened(of=a, link=parse_link("rtt=10ms,place=2,across=20ms")) as b,
     ):
-        reply = await b.messenger.request(a.peer_id, body, lane=Lane.BULK)
+        reply = await b.messenger.request(a.peer_id, body, priority=Priority.ROUND)
         began = trio.current_time()
         await b.messenger.request(a.peer_id, b"hello")
         took_s = trio.current_time() - began
@@ -263,7 +264,7 @@ async def test_a_messenger_tells_what_its_link_carries_and_what_limits_it():
     async with opened() as a, opened(of=a, caps=parse_caps(upload="8mbit", download="20mbit")) as b:
         before = b.messenger.bandwidth()
         for _ in range(3):
-            await b.messenger.request(a.peer_id, bytes(200_000), lane=Lane.BULK)
+            await b.messenger.request(a.peer_id, bytes(200_000), priority=Priority.ROUND)
         after = b.messenger.bandwidth()
 
     assert before == Bandwidth(None, None, 8e6, 20e6)
@@ -276,7 +277,7 @@ async def test_messages_of_one_lane_can_be_delayed_and_the_others_are_not():
     async with opened() as a, opened(of=a, link=link) as b:
         began = trio.current_time()
         for _ in range(2):
-            assert await b.messenger.request(a.peer_id, b"hello", lane=Lane.BULK) == b"hello"
+            assert await b.messenger.request(a.peer_id, b"hello", priority=Priority.ROUND) == b"hello"
         took_s = trio.current_time() - began
 
     assert took_s >= 0.6

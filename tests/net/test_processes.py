@@ -9,7 +9,7 @@ import sys
 import pytest
 import trio
 
-from legion_p2p.core.contact import Lane
+from legion_p2p.core.priority import Priority
 from legion_p2p.errors import UnreachableError
 from tests.net.conftest import eventually, opened
 
@@ -105,4 +105,4 @@ async def test_a_stopped_peer_holds_up_neither_the_loop_nor_leaving(other):
 
 async def _try(network, peer, body):
     with contextlib.suppress(UnreachableError):
-        await network.messenger.request(peer, body, lane=Lane.BULK)
+        await network.messenger.request(peer, body, priority=Priority.ROUND)

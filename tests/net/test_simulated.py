@@ -4,11 +4,11 @@ import pytest
 import trio
 
 from legion_p2p.core.access_link import LinkProfile
-from legion_p2p.core.contact import Lane
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.priority import Priority
 from legion_p2p.errors import UnreachableError
 from legion_p2p.net.limits import DIAL_TIMEOUT_S
-from legion_p2p.sim.messenger import BREAK_AFTER_S
+from legion_p2p.sim.exchange import BREAK_AFTER_S
 from legion_p2p.sim.network import World
 
 IDENTITIES = [Identity(bytes([n]) * 32) for n in range(6)]
@@ -54,7 +54,7 @@ async def test_bulk_takes_its_turn_at_the_links_rate_and_control_does_not_wait(a
         done = []
 
         async def bulk():
-            await a.messenger.request(b.peer_id, bytes(1_000_000), lane=Lane.BULK)
+            await a.messenger.request(b.peer_id, bytes(1_000_000), priority=Priority.ROUND)
             done.append(trio.current_time() - began)
 
         async with trio.open_nursery() as nursery:
@@ -91,7 +91,7 @@ async def test_all_bulk_of_a_peer_shares_its_access_link(autojump_clock):
         began, done = trio.current_time(), {}
 
         async def bulk(other):
-            await a.messenger.request(other.peer_id, bytes(1_000_000), lane=Lane.BULK)
+            await a.messenger.request(other.peer_id, bytes(1_000_000), priority=Priority.ROUND)
             done[other] = trio.current_time() - began
 
         async with trio.open_nursery() as nursery:

@@ -10,6 +10,7 @@ import trio
 
 from legion_p2p.core.announcement import Announcement, sign
 from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.priority import Priority
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.core.wire import (
     Done,
@@ -27,7 +28,6 @@ from legion_p2p.core.wire import (
     encode,
 )
 from legion_p2p.errors import IncompatibleModelError, RefusedError
-from legion_p2p.services.ports import Lane
 from legion_p2p.sim.swarm import SimPeer, Swarm
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
@@ -84,20 +84,20 @@ class Liar:
         for peer in self.honest:
             assert isinstance(await self.ask(peer, Exchange(self.run, (signed,))), Exchanged)
 
-    async def ask(self, peer: SimPeer, message: Message | bytes, lane: Lane = Lane.BULK) -> Reply:
+    async def ask(self, peer: SimPeer, message: Message | bytes, priority: Priority = Priority.ROUND) -> Reply:
         body = message if isinstance(message, bytes) else encode(message)
-        return decode_reply(await self.network.messenger.request(peer.id, body, lane=lane))
+        return decode_reply(await self.network.messenger.request(peer.id, body, priority))
 
-    async def refused(self, peer: SimPeer, message: Message | bytes, lane: Lane = Lane.BULK) -> str:
+    async def refused(self, peer: SimPeer, message: Message | bytes, priority: Priority = Priority.ROUND) -> str:
         """The kind of error that this is refused with; "" if it is not."""
         try:
-            await self.ask(peer, message, lane)
+            await self.ask(peer, message, priority)
         except RefusedError as refused:
             return refused.kind
         return ""
 
     def is_out(self, peer: SimPeer) -> bool:
-        return peer.network.messenger.is_refused(self.id)
+        return peer.network.messenger.refusals.is_refused(self.id)
 
     def push(self, shard: int = 0, payload: bytes | None = None, **fields: object) -> Push:
         payload = encoded(torch.full((N_ELEMENTS,), 0.01)) if payload is None else payload
@@ -169,4 +169,4 @@ async def ends_equal(swarm: Swarm, liar: Liar | None = None) -> None:
     for peer in peers:
         assert_sane(peer)
         assert torch.isfinite(peer.theta.detach()).all()
-        assert not any(peer.network.messenger.is_refused(other.id) for other in peers), "no honest peer is blamed"
+        assert not any(peer.network.messenger.refusals.is_refused(other.id) for other in peers), "no honest peer is blamed"

@@ -22,11 +22,11 @@ class Occupied:
         self.at_s: list[float] = []
         give = peer.engine.upload_slots.give
 
-        async def give_later(asker, n_bytes, make, **how):
+        async def give_later(asker, n_bytes, make, *how):
             if len(self.at_s) < times and (whom is None or asker == whom.id):
                 self.at_s.append(trio.current_time())
                 return Busy(round(1000 * retry_s))
-            return await give(asker, n_bytes, make, **how)
+            return await give(asker, n_bytes, make, *how)
 
         peer.engine.upload_slots.give = give_later
 

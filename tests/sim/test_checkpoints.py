@@ -15,6 +15,7 @@ from legion_p2p.config import PeerConfig
 from legion_p2p.core.checkpoint_policy import CheckpointConfig
 from legion_p2p.core.cids import DAG_CBOR, Cid
 from legion_p2p.core.manifest import block_key, checkpoint_key
+from legion_p2p.core.priority import Priority
 from legion_p2p.core.rendezvous import shard_key
 from legion_p2p.core.run import RoundSpec, name_key, run_key
 from legion_p2p.core.wire import Blocks, GetBlocks, HasBlocks, decode_reply, encode
@@ -23,7 +24,6 @@ from legion_p2p.observe.events import Events
 from legion_p2p.services.checkpoint import fetch as fetch_module
 from legion_p2p.services.checkpoint import serve, writer
 from legion_p2p.services.checkpoint.fetch import Fetcher
-from legion_p2p.services.ports import Lane
 from legion_p2p.services.upload_slots import ThrottledReply
 from legion_p2p.sim.swarm import SimPeer, Swarm, inline
 from legion_p2p.store.blocks import BlockStore
@@ -258,7 +258,7 @@ async def test_an_answer_has_its_limit_and_asks_of_nonsense_cost_standing(tmp_pa
         size = len(donor.engine.lobby.parts.archive.get(root))
 
         async def ask(message):
-            return decode_reply(await stranger.messenger.request(donor.id, encode(message), lane=Lane.BULK))
+            return decode_reply(await stranger.messenger.request(donor.id, encode(message), priority=Priority.ROUND))
 
         monkeypatch.setattr(serve, "MAX_BLOCKS_BYTES", 2 * size + 1)
         reply = await ask(GetBlocks((root.raw, Cid.of(b"nothing").raw, root.raw, root.raw)))
@@ -267,7 +267,7 @@ async def test_an_answer_has_its_limit_and_asks_of_nonsense_cost_standing(tmp_pa
         for _ in range(20):
             with contextlib.suppress(RefusedError, UnreachableError):
                 await ask(GetBlocks((b"c" * 36,)))
-        assert donor.network.messenger.is_refused(stranger.peer_id)
+        assert donor.network.messenger.refusals.is_refused(stranger.peer_id)
 
 
 async def test_what_nobody_has_is_an_error_that_names_it(tmp_path: Path, autojump_clock):

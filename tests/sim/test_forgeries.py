@@ -115,7 +115,7 @@ async def test_who_announces_versions_that_nobody_made_is_not_followed(lie, is_o
                 await trio.sleep(2)
 
         assert liar.n_asked(GetUpdates) >= 1
-        n_blamed = sum(peer.network.messenger._standing.score(liar.id, trio.current_time()) > 0 for peer in swarm.living())
+        n_blamed = sum(peer.network.messenger.refusals.score(liar.id) > 0 for peer in swarm.living())
         assert (n_blamed + sum(liar.is_out(peer) for peer in swarm.living()) > 0) == is_out
         assert liar.n_asked(GetUpdates) <= 16  # two shards, a handful each in 20 s
         await ends_equal(swarm, liar)

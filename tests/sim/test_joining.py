@@ -12,9 +12,9 @@ from legion_p2p.core.checkpoint_policy import CheckpointConfig
 from legion_p2p.core.cids import RAW, Cid
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.manifest import decode_base, decode_manifest, decode_shard, encode_node, sign_manifest
+from legion_p2p.core.priority import Priority
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.core.shard_chunks import encode_chunk
-from legion_p2p.core.upload_slots import UploadSlotLimits
 from legion_p2p.core.wire import GetShard
 from legion_p2p.errors import NetworkError
 from legion_p2p.services import upload_slots as services_slots
@@ -209,12 +209,12 @@ async def test_twenty_newcomers_at_once_slow_training_by_less_than_a_fifth(autoj
         joining = {f"n{i}": swarm.start(f"n{i}", training=False, weight=0) for i in range(20)}
         while joining:
             await trio.sleep(0.1)
-            most_given = max(most_given, *(peer.engine.upload_slots.to_newcomers.n_gifts for peer in trainers))
+            most_given = max(most_given, *(peer.engine.upload_slots.n_under_way(Priority.DOWNLOAD) for peer in trainers))
             for name in [name for name, peer in joining.items() if holds_all(peer)]:
                 await swarm.kill(name)  # as a member it would be sent updates: that is not the cost of joining
                 del joining[name]
         crowd_per_s = (rounds() - before) / (trio.current_time() - began)
 
         assert trio.current_time() - began > 5
-        assert most_given == UploadSlotLimits().max_gifts
+        assert most_given == services_slots.TO_OTHERS.max_items
         assert crowd_per_s > 0.8 * alone_per_s, (crowd_per_s, alone_per_s)

@@ -11,9 +11,9 @@ import trio
 from legion_p2p.core.announcement import Announcement
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.membership import Liveness, MembershipConfig
+from legion_p2p.core.priority import Priority
 from legion_p2p.core.wire import Accusation, Done, Exchange, Exchanged, Message, PingFor, decode_request, encode
 from legion_p2p.services.membership.service import MAX_INVOLVED, N_INDIRECT_PROBES, N_WITNESSES, SAMPLE, MemberService
-from legion_p2p.services.ports import Lane
 from legion_p2p.sim.gossip import SimGossip
 from legion_p2p.sim.network import World
 from tests.context_of import context_of
@@ -36,9 +36,9 @@ class Peer:
         self.members = MemberService(ctx, lambda: Announcement(self.id, "run", addresses=self.addresses(), ready=True))
         self._messenger.serve(self._answer)
 
-    async def request(self, peer: PeerId, body: bytes, *, lane: Lane) -> bytes:
+    async def request(self, peer: PeerId, body: bytes, priority: Priority = Priority.CONTROL) -> bytes:
         self.asked.append((peer, decode_request(body)))
-        return await self._messenger.request(peer, body, lane=lane)
+        return await self._messenger.request(peer, body, priority)
 
     def addresses(self) -> tuple[str, ...]:
         return self._messenger.addresses()

@@ -37,11 +37,11 @@ async def test_an_absurd_copy_is_refused_and_whoever_sent_it_is_reported_until_i
         assert refused.value.kind == "DecodeError"
         assert honest.events_named("request.refused")
         for number in range(2, 40):
-            if honest.network.messenger.is_refused(liar.id):
+            if honest.network.messenger.refusals.is_refused(liar.id):
                 break
             with pytest.raises(RefusedError):
                 await liar.engine.messenger.request(honest.id, whole(liar, 1e30 * torch.ones(64), number=number))
-        assert honest.network.messenger.is_refused(liar.id)
+        assert honest.network.messenger.refusals.is_refused(liar.id)
         assert torch.dist(honest.engine.common_parameters(), before) < 0.1 * before.norm()
 
 

@@ -14,6 +14,7 @@ import trio
 
 from legion_p2p.core.announcement import Announcement, open_signed, sign
 from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.priority import Priority
 from legion_p2p.core.run import announce_topic
 from legion_p2p.core.wire import (
     MAX_EXCHANGED,
@@ -33,7 +34,6 @@ from legion_p2p.core.wire import (
     decode_header,
 )
 from legion_p2p.errors import LegionError, UnreachableError
-from legion_p2p.services.ports import Lane
 from legion_p2p.sim.swarm import SimPeer, Swarm
 from tests.sim.liar import (
     CAPPED,
@@ -62,7 +62,7 @@ async def test_random_bytes_are_refused_and_whoever_sends_them_is_disconnected(a
                 kinds = []
                 with pytest.raises(UnreachableError):
                     for _ in range(30):
-                        kinds.append(await liar.refused(peer, rng.randbytes(rng.randrange(200)), rng.choice(list(Lane))))
+                        kinds.append(await liar.refused(peer, rng.randbytes(rng.randrange(200)), rng.choice(list(Priority))))
                 assert set(kinds) == {"DecodeError"} and 5 <= len(kinds) <= 10
                 assert liar.is_out(peer)
             await trio.sleep(5)
@@ -126,7 +126,7 @@ async def test_a_malformed_push_is_refused_and_never_averaged(round, autojump_cl
                 await liar.become_member()
                 bad = liar.push(**{"payload": good, "codec": round.push_codec, **fields})
                 assert await liar.refused(owner, bad) == kind, name
-                assert owner.network.messenger._standing.score(liar.id, trio.current_time()) > 0, name
+                assert owner.network.messenger.refusals.score(liar.id) > 0, name
             outsider = Liar(swarm, "no member")
             assert await outsider.refused(owner, outsider.push(payload=good, codec=round.push_codec)) == "RemoteProtocolError"
             with pytest.raises(UnreachableError):
@@ -184,7 +184,7 @@ async def test_nobody_is_announced_by_anybody_else(autojump_clock):
 
         assert isinstance(answered, Exchanged)
         assert all(peer.engine.members.table.get(a.id).counts for peer in (b, c))
-        assert b.network.messenger._standing.score(liar.id, trio.current_time()) > 0
+        assert b.network.messenger.refusals.score(liar.id) > 0
         assert liar.is_out(c) and not liar.is_out(a)
         reasons = [e.fields["reason"] for e in a.events_named("announcement.refused")]
         assert len(reasons) == 4 and "not signed by" in reasons[0]
@@ -240,7 +240,7 @@ async def test_a_flood_of_questions_stops_nobody(autojump_clock):
         kinds: list[str] = []
 
         async def ask(peer: SimPeer, message: Message) -> None:
-            kinds.append(await liar.refused(peer, message, random.Random(len(kinds)).choice(list(Lane))))
+            kinds.append(await liar.refused(peer, message, random.Random(len(kinds)).choice(list(Priority))))
 
         with goes_on(swarm):
             for _ in range(5):
@@ -287,7 +287,7 @@ async def test_accusing_everybody_all_the_time_moves_nobody(autojump_clock):
                     for accused in peers:
                         incarnation = accused.engine.members.table.incarnation
                         for lie in (incarnation, 1 << 62):
-                            assert await liar.refused(peer, Accusation(liar.run, accused.id, lie), Lane.CONTROL) == ""
+                            assert await liar.refused(peer, Accusation(liar.run, accused.id, lie), Priority.CONTROL) == ""
                 await trio.sleep(0.1)
 
         for peer, before in zip(peers, incarnations, strict=True):

@@ -34,7 +34,7 @@ from legion_p2p.errors import (
     RemoteProtocolError,
     UnreachableError,
 )
-from legion_p2p.net.limits import OFFENCE_THRESHOLD
+from legion_p2p.net.limits import MAX_SCORE
 from legion_p2p.observe.events import Event, Events
 from legion_p2p.services.rpc import Dispatcher, Rpc
 from legion_p2p.sim.network import SimNetwork, World
@@ -95,7 +95,7 @@ def raising(error: Exception) -> Callable[[PeerId, Any], Awaitable[Any]]:
 
 
 def count_offences(network: SimNetwork, peer: PeerId) -> int:
-    return round(network.messenger._standing.score(peer, trio.current_time()))  # they fade within minutes
+    return round(network.messenger.refusals.score(peer))  # they fade within minutes
 
 
 async def test_a_new_message_is_one_class_and_one_handler(pair: Pair) -> None:
@@ -215,7 +215,7 @@ async def test_a_request_that_its_handler_finds_garbage_costs_the_asker(pair: Pa
 
 
 async def test_a_request_without_a_handler_is_refused_and_costs_nothing(pair: Pair) -> None:
-    for _ in range(int(OFFENCE_THRESHOLD) + 1):
+    for _ in range(int(MAX_SCORE) + 1):
         with pytest.raises(RefusedError, match="does not answer GetSpec"):
             await pair.rpc.ask(pair.peer, GetSpec("run"))
 

@@ -10,7 +10,7 @@ import trio
 from legion_p2p.config import PeerConfig
 from legion_p2p.core.announcement import unpack_marks
 from legion_p2p.core.cids import Cid
-from legion_p2p.core.contact import Bandwidth, Lane
+from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.departure import NOTICE_AFTER_S, NOTICE_EVERY_S
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.run import run_key
@@ -48,7 +48,7 @@ async def a_run_and_a_stranger() -> AsyncIterator[tuple[PeerParts, Run, SimNetwo
 
 
 async def ask(stranger: SimNetwork, peer: PeerId, message: Any) -> Any:
-    return decode_reply(await stranger.messenger.request(peer, encode(message), lane=Lane.CONTROL))
+    return decode_reply(await stranger.messenger.request(peer, encode(message)))
 
 
 # before a run

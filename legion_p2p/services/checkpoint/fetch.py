@@ -21,6 +21,7 @@ from legion_p2p.core.cids import DAG_CBOR, Cid
 from legion_p2p.core.download import Download
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.manifest import block_key, checkpoint_key, decode_manifest, links_of
+from legion_p2p.core.priority import Priority
 from legion_p2p.core.wire import (
     MAX_HAS_CIDS,
     Blocks,
@@ -36,7 +37,7 @@ from legion_p2p.core.wire import (
 from legion_p2p.errors import DecodeError, MissingBlockError, NetworkError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.checkpoint.providers import PER_DONOR, ProviderScheduler
-from legion_p2p.services.ports import Discovery, Lane, Messenger, Offload
+from legion_p2p.services.ports import Discovery, Messenger, Offload
 
 BATCH = 8  # blocks in a request: 2 MiB of leaves, so that a slow provider holds up little
 REQUEST_DEADLINE_S = 60.0
@@ -210,7 +211,7 @@ class Fetcher:
         async def ask(peer: PeerId) -> None:
             for at in range(0, len(wanted), MAX_HAS_CIDS):
                 some = wanted[at : at + MAX_HAS_CIDS]
-                reply = await self._request(peer, HasBlocks(tuple(cid.raw for cid in some)), Lane.CONTROL, ASK_DEADLINE_S)
+                reply = await self._request(peer, HasBlocks(tuple(cid.raw for cid in some)), Priority.CONTROL, ASK_DEADLINE_S)
                 if not isinstance(reply, HeldBlocks) or len(reply.sizes) != len(some):
                     return  # a bootstrap node, or a peer without a store
                 held = {cid: size for cid, size in zip(some, reply.sizes, strict=True) if size}
@@ -255,7 +256,7 @@ class Fetcher:
                     nursery.start_soon(drain, peer)
 
     async def _fetch_batch(self, download: Download, peer: PeerId, batch: tuple[Cid, ...]) -> bool:
-        reply = await self._request(peer, GetBlocks(tuple(cid.raw for cid in batch)), Lane.BULK, REQUEST_DEADLINE_S)
+        reply = await self._request(peer, GetBlocks(tuple(cid.raw for cid in batch)), Priority.DOWNLOAD, REQUEST_DEADLINE_S)
         if isinstance(reply, Busy):
             download.release(peer, batch)
             return self._donors.turned_away(peer, reply)
@@ -282,10 +283,10 @@ class Fetcher:
             download.lacks(peer, (cid for cid in batch if cid not in sent))
         return bool(right)
 
-    async def _request(self, peer: PeerId, message: Request, lane: Lane, deadline_s: float) -> Reply | None:
+    async def _request(self, peer: PeerId, message: Request, priority: Priority, deadline_s: float) -> Reply | None:
         try:
             with trio.fail_after(deadline_s):
-                return decode_reply(await self._messenger.request(peer, encode(message), lane=lane))
+                return decode_reply(await self._messenger.request(peer, encode(message), priority))
         except (NetworkError, trio.TooSlowError):
             return None
         except DecodeError as bad:

@@ -4,10 +4,11 @@ import trio
 
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.priority import ThrottledReply
 from legion_p2p.core.wire import MAX_BLOCKS_BYTES, MAX_CHECKPOINTS, Blocks, Checkpoints, GetBlocks, HasBlocks, HeldBlocks, Reply
 from legion_p2p.errors import StoreError
 from legion_p2p.services.ports import Archive, Offload
-from legion_p2p.services.upload_slots import ThrottledReply, UploadSlotService
+from legion_p2p.services.upload_slots import UploadSlotService
 
 MAX_SERVED = 4  # answers being made at once; more only make each of them slower
 

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from legion_p2p.core.contact import Bandwidth, Gift, Lane, Traffic
+from legion_p2p.core.contact import Bandwidth, Handler, Traffic
 from legion_p2p.core.identity import PeerId
-from legion_p2p.services.ports import Handler, Messenger
+from legion_p2p.core.priority import Priority, ThrottledReply
+from legion_p2p.services.ports import Messenger
 
 
 class RegionTraffic(msgspec.Struct, frozen=True):
@@ -27,17 +28,17 @@ class RegionalMessenger:
         self._is_across = is_across
 
     def serve(self, handler: Handler) -> None:
-        async def counted(peer: PeerId, body: bytes) -> bytes | Gift:
+        async def counted(peer: PeerId, body: bytes) -> bytes | ThrottledReply[bytes]:
             self._count(peer, len(body))
             reply = await handler(peer, body)
-            self._count(peer, len(reply.body if isinstance(reply, Gift) else reply))
+            self._count(peer, len(reply.reply if isinstance(reply, ThrottledReply) else reply))
             return reply
 
         self._messenger.serve(counted)
 
-    async def request(self, peer: PeerId, body: bytes, *, lane: Lane = Lane.CONTROL, rank: int = 0) -> bytes:
+    async def request(self, peer: PeerId, body: bytes, priority: Priority = Priority.CONTROL) -> bytes:
         self._count(peer, len(body))
-        reply = await self._messenger.request(peer, body, lane=lane, rank=rank)
+        reply = await self._messenger.request(peer, body, priority)
         self._count(peer, len(reply))
         return reply
 
@@ -59,8 +60,8 @@ class RegionalMessenger:
     def bandwidth(self) -> Bandwidth:
         return self._messenger.bandwidth()
 
-    def report(self, peer: PeerId, offence: str) -> None:
-        self._messenger.report(peer, offence)
+    def report(self, peer: PeerId, misbehaviour: str) -> None:
+        self._messenger.report(peer, misbehaviour)
 
     def _count(self, peer: PeerId, n_bytes: int) -> None:
         now = self.regional

@@ -29,7 +29,6 @@ from legion_p2p.core.wire import (
 )
 from legion_p2p.errors import DecodeError, NetworkError, UnreachableError
 from legion_p2p.services.context import PeerContext
-from legion_p2p.services.ports import Lane
 
 EXCHANGE_DEADLINE_S = 5.0
 N_INDIRECT_PROBES = 2  # members asked to look at a suspect as well, in case only the path from here is broken
@@ -391,7 +390,7 @@ class MemberService:
         return False
 
     async def _ask(self, peer: PeerId, message: Message) -> Reply:
-        return decode_reply(await self._messenger.request(peer, encode(message), lane=Lane.CONTROL))
+        return decode_reply(await self._messenger.request(peer, encode(message)))
 
     def _take_all(self, sender: PeerId, announcements: Iterable[bytes]) -> None:
         for signed in announcements:

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from legion_p2p.core.contact import Gift
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.priority import ThrottledReply
 from legion_p2p.core.wire import (
     Accusation,
     Checkpoints,
@@ -37,10 +37,9 @@ from legion_p2p.errors import DecodeError, IncompatibleModelError, NetworkError,
 from legion_p2p.services.ports import Messenger
 from legion_p2p.services.run.lobby import Lobby
 from legion_p2p.services.run.run import Run
-from legion_p2p.services.upload_slots import ThrottledReply
 
 
-async def answer_before(lobby: Lobby, peer: PeerId, body: bytes) -> bytes | Gift:
+async def answer_before(lobby: Lobby, peer: PeerId, body: bytes) -> bytes | ThrottledReply[bytes]:
     """Answer as a peer that is in no run yet. Raises: LegionError, to be sent back."""
     with _reporting(lobby.parts.network.messenger, peer):
         message = decode_request(body)
@@ -51,7 +50,7 @@ async def answer_before(lobby: Lobby, peer: PeerId, body: bytes) -> bytes | Gift
     raise IncompatibleModelError("this peer is not in that run")
 
 
-async def answer(run: Run, peer: PeerId, body: bytes) -> bytes | Gift:
+async def answer(run: Run, peer: PeerId, body: bytes) -> bytes | ThrottledReply[bytes]:
     """Answer as a member of a run. Raises: LegionError, to be sent back."""
     with _reporting(run.messenger, peer):
         message = decode_request(body)
@@ -76,7 +75,7 @@ async def answer(run: Run, peer: PeerId, body: bytes) -> bytes | Gift:
     return _outgoing(reply)
 
 
-async def _answer(run: Run, peer: PeerId, message: Request[Any]) -> Reply | ThrottledReply:
+async def _answer(run: Run, peer: PeerId, message: Request[Any]) -> Reply | ThrottledReply[Reply]:
     if isinstance(message, Exchange):
         return run.members.on_exchange(peer, message)
     if isinstance(message, Ping):
@@ -101,8 +100,8 @@ def _reporting(messenger: Messenger, peer: PeerId) -> Iterator[None]:
         raise
 
 
-def _outgoing(reply: Reply | ThrottledReply) -> bytes | Gift:
-    return Gift(encode(reply.reply), reply.over, reply.rank) if isinstance(reply, ThrottledReply) else encode(reply)
+def _outgoing(reply: Reply | ThrottledReply[Reply]) -> bytes | ThrottledReply[bytes]:
+    return ThrottledReply(encode(reply.reply), reply.sent, reply.priority) if isinstance(reply, ThrottledReply) else encode(reply)
 
 
 def _run_of(message: Request[Any]) -> str:

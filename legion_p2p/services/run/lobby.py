@@ -8,13 +8,14 @@ from typing import Protocol
 
 from legion_p2p.config import PeerConfig
 from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.priority import ThrottledReply
 from legion_p2p.core.wire import Checkpoints, GetBlocks, HasBlocks, Reply
 from legion_p2p.errors import NetworkError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.checkpoint.serve import ProvideService
 from legion_p2p.services.ports import Archive, Discovery, Gossip, Messenger, Offload
 from legion_p2p.services.shards.mailbox import Mailbox
-from legion_p2p.services.upload_slots import ThrottledReply, UploadSlotService
+from legion_p2p.services.upload_slots import UploadSlotService
 
 
 class Network(Protocol):
@@ -56,7 +57,7 @@ class PeerParts:
 class BlockProvider(Protocol):
     """Answers questions about checkpoints."""
 
-    async def on_request(self, peer: PeerId, message: GetBlocks | HasBlocks) -> Reply | ThrottledReply: ...
+    async def on_request(self, peer: PeerId, message: GetBlocks | HasBlocks) -> Reply | ThrottledReply[Reply]: ...
 
     def checkpoints(self) -> Checkpoints: ...
 
@@ -64,7 +65,7 @@ class BlockProvider(Protocol):
 class NoBlocks:
     """The provider of a peer that keeps no checkpoints."""
 
-    async def on_request(self, peer: PeerId, message: GetBlocks | HasBlocks) -> Reply | ThrottledReply:
+    async def on_request(self, peer: PeerId, message: GetBlocks | HasBlocks) -> Reply | ThrottledReply[Reply]:
         raise NetworkError("this peer keeps no checkpoints")
 
     def checkpoints(self) -> Checkpoints:

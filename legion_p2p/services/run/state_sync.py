@@ -20,10 +20,10 @@ from legion_p2p.concurrency.nurseries import open_flat_nursery
 from legion_p2p.core.announcement import unpack_marks
 from legion_p2p.core.chain import Chain, Entry
 from legion_p2p.core.cids import Cid
-from legion_p2p.core.contact import Lane
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.manifest import StoredShard
 from legion_p2p.core.placement import Placement
+from legion_p2p.core.priority import Priority
 from legion_p2p.core.shard_chunks import base_bytes
 from legion_p2p.core.wire import (
     Busy,
@@ -244,7 +244,7 @@ class StateSync:
         start_digest = await self._offload(digest, guess)
         try:
             reply = await self._ask(
-                peer, GetUpdates(self._run, shard, 0, start_digest, log_only=True), ASK_DEADLINE_S, Lane.CONTROL
+                peer, GetUpdates(self._run, shard, 0, start_digest, log_only=True), ASK_DEADLINE_S, Priority.CONTROL
             )
         except (NetworkError, DecodeError, trio.TooSlowError):
             return None
@@ -279,9 +279,9 @@ class StateSync:
         self.donors.add(peer)
         return FetchedShard(shard, reference, Chain(version, digest_, log_bytes(reference.numel()), included, peer))
 
-    async def _ask(self, peer: PeerId, message: Request[Any], deadline_s: float, lane: Lane = Lane.BULK) -> Reply:
+    async def _ask(self, peer: PeerId, message: Request[Any], deadline_s: float, priority: Priority = Priority.DOWNLOAD) -> Reply:
         with trio.fail_after(deadline_s):
-            return decode_reply(await self._messenger.request(peer, encode(message), lane=lane))
+            return decode_reply(await self._messenger.request(peer, encode(message), priority))
 
 
 def _groups(offers: Mapping[int, Candidate], size: Callable[[int], int]) -> Iterator[list[int]]:

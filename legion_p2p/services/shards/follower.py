@@ -12,9 +12,9 @@ import trio
 
 from legion_p2p.core.announcement import Mark, peer_of, unpack_marks
 from legion_p2p.core.chain import Chain, Step
-from legion_p2p.core.contact import LAST
 from legion_p2p.core.identity import PeerId, verify
 from legion_p2p.core.membership import Liveness
+from legion_p2p.core.priority import Priority, ThrottledReply
 from legion_p2p.core.wire import (
     OTHER,
     UNKNOWN,
@@ -39,10 +39,8 @@ from legion_p2p.errors import (
     NetworkError,
     RefusedError,
 )
-from legion_p2p.services.ports import Lane
 from legion_p2p.services.shards.replica import Replica, advance
 from legion_p2p.services.shards.states import Holding, log_bytes
-from legion_p2p.services.upload_slots import ThrottledReply
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
 from legion_p2p.tensor.outer import OuterState
@@ -213,7 +211,7 @@ class Following(Holding):
         try:
             async with self._urgent if waited_for else self._transfers:
                 with trio.fail_after(TRANSFER_DEADLINE_S if trusted else within_s):
-                    reply = await self._ask(peer, request, Lane.BULK, 0 if waited_for else LAST)
+                    reply = await self._ask(peer, request, Priority.ROUND if waited_for else Priority.CATCH_UP)
             if isinstance(reply, Updates):
                 for update in reply.updates:
                     header = self._open_update(peer, update)
@@ -337,12 +335,13 @@ class Following(Holding):
         whole = not message.log_only and (n_bytes is None or (spare and n_bytes > 4 * replica.numel))
         if whole or n_bytes is None:
             n_bytes = 4 * replica.numel if whole else 0
-        return await self.upload_slots.give(peer, n_bytes, answer, is_member=self._trains_here(peer), first=first)
+        priority = Priority.ROUND if first else self._priority_of(peer)
+        return await self.upload_slots.give(peer, n_bytes, answer, priority)
 
     async def _on_get_shard(self, peer: PeerId, message: GetShard) -> Reply | ThrottledReply:
         replica = self.replica(message.shard)
         return await self.upload_slots.give(
-            peer, 4 * replica.numel, partial(self._state, replica, ancestor=False), is_member=self._trains_here(peer)
+            peer, 4 * replica.numel, partial(self._state, replica, ancestor=False), self._priority_of(peer)
         )
 
     def _on_compare(self, message: AncestryQuery) -> AncestryReply:
@@ -354,6 +353,9 @@ class Following(Holding):
         if n_bytes is not None:
             return n_bytes
         return OTHER if chain.passed_otherwise(state.version, state.digest) else UNKNOWN
+
+    def _priority_of(self, peer: PeerId) -> Priority:
+        return Priority.CATCH_UP if self._trains_here(peer) else Priority.DOWNLOAD
 
     def _trains_here(self, peer: PeerId) -> bool:
         member = self._members.table.get(peer)

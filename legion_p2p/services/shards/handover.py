@@ -14,11 +14,12 @@ import msgspec
 import trio
 from torch import Tensor
 
-from legion_p2p.concurrency.semaphore import Turns
+from legion_p2p.concurrency.semaphore import PeerSemaphore
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.priority import Priority
+from legion_p2p.core.slots import SlotLimits
 from legion_p2p.core.wire import Handover, Held, Part, Update, UpdateHeader
 from legion_p2p.errors import CodecError, DecodeError, NetworkError, RefusedError
-from legion_p2p.services.ports import Lane
 from legion_p2p.services.shards.follower import TRANSFER_DEADLINE_S, Following
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.tensor import codec
@@ -39,7 +40,7 @@ class HandingOver(Following):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.leaving = False
-        self._turns = Turns(MAX_BYTES_AT_ONCE)
+        self._semaphore = PeerSemaphore(SlotLimits(max_bytes=MAX_BYTES_AT_ONCE))
         self._to_hand_over: dict[int, int] = {}  # bytes, by shard
         self._hand_over_codec = PRECISE
 
@@ -108,7 +109,7 @@ class HandingOver(Following):
             try:
                 self._note_left(replica, parts)
                 for part, value in tuple(parts.items()):
-                    async with self._turns.take(self._part_bytes(replica)):
+                    async with self._semaphore.slot([heir], self._part_bytes(replica)):
                         name = self._hand_over_codec
                         payload = await self.compute(replica.numel, codec.get(name).encode, value)
                         await self._give(heir, msgspec.structs.replace(nothing, payload=payload, part=part, codec=name))
@@ -140,7 +141,7 @@ class HandingOver(Following):
 
     async def _give(self, heir: PeerId, message: Handover) -> Held:
         with trio.fail_after(TRANSFER_DEADLINE_S):
-            reply = await self._ask(heir, message, Lane.BULK if message.payload else Lane.CONTROL)
+            reply = await self._ask(heir, message, Priority.ROUND if message.payload else Priority.CONTROL)
         if not isinstance(reply, Held):
             raise DecodeError(f"a {type(reply).__name__} in answer to a hand-over")
         return reply

@@ -6,9 +6,9 @@ import trio
 from torch import Tensor
 
 from legion_p2p.core.announcement import unpack_marks
-from legion_p2p.core.contact import LAST
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
+from legion_p2p.core.priority import Priority
 from legion_p2p.core.round import Contribution, ShardRound, Verdict
 from legion_p2p.core.wire import (
     MAX_COUNT,
@@ -29,7 +29,6 @@ from legion_p2p.errors import (
     DecodeError,
     NetworkError,
 )
-from legion_p2p.services.ports import Lane
 from legion_p2p.services.shards.follower import TRANSFER_DEADLINE_S
 from legion_p2p.services.shards.handover import HandingOver
 from legion_p2p.services.shards.replica import Replica, combine
@@ -223,12 +222,13 @@ class Owning(HandingOver):
                 continue
             if peer in first or replica.held.get(peer, header.version) >= header.version - 1:
                 self._in_flight[peer, replica.shard] += 1
-                self._nursery.start_soon(self._deliver, replica, peer, update, header, 0 if peer in first else LAST)
+                priority = Priority.ROUND if peer in first else Priority.CATCH_UP
+                self._nursery.start_soon(self._deliver, replica, peer, update, header, priority)
 
-    async def _deliver(self, replica: Replica, peer: PeerId, update: Update, header: UpdateHeader, rank: int) -> None:
+    async def _deliver(self, replica: Replica, peer: PeerId, update: Update, header: UpdateHeader, priority: Priority) -> None:
         try:
             with trio.fail_after(TRANSFER_DEADLINE_S):
-                reply = await self._ask(peer, update, Lane.BULK, rank)
+                reply = await self._ask(peer, update, priority)
             if isinstance(reply, Held):
                 replica.held[peer] = reply.version
         except (NetworkError, DecodeError, trio.TooSlowError):

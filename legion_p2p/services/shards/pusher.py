@@ -5,6 +5,7 @@ import math
 import trio
 
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.priority import Priority
 from legion_p2p.core.round import ramped_weight
 from legion_p2p.core.wire import (
     MAX_COUNT,
@@ -21,7 +22,6 @@ from legion_p2p.errors import (
     NonFiniteError,
     RefusedError,
 )
-from legion_p2p.services.ports import Lane
 from legion_p2p.services.shards.follower import TRANSFER_DEADLINE_S
 from legion_p2p.services.shards.mailbox import NON_FINITE
 from legion_p2p.services.shards.owner import Owning
@@ -210,6 +210,6 @@ class Pushing(Owning):
     async def _ask_quietly(self, peer: PeerId, message: Push) -> "Reply | Exception":
         """Errors as values: they would leave a nursery as a group."""
         try:
-            return await self._ask(peer, message, Lane.BULK)
+            return await self._ask(peer, message, Priority.ROUND)
         except (NetworkError, DecodeError) as failed:
             return failed

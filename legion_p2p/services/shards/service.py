@@ -17,6 +17,7 @@ The invariants of docs/ARCHITECTURE.md are kept here and tested in tests/sim.
 import trio
 
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.priority import ThrottledReply
 from legion_p2p.core.wire import (
     AncestryQuery,
     GetShard,
@@ -31,7 +32,6 @@ from legion_p2p.errors import (
     DecodeError,
 )
 from legion_p2p.services.shards.pusher import Pushing
-from legion_p2p.services.upload_slots import ThrottledReply
 
 SETTLE_S = 0.05  # membership news of this long are looked at together
 

@@ -14,6 +14,7 @@ from legion_p2p.core.chain import Chain
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.membership import Liveness
 from legion_p2p.core.placement import Placement
+from legion_p2p.core.priority import Priority
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.round import LATE, Pace
 from legion_p2p.core.wire import (
@@ -34,7 +35,6 @@ from legion_p2p.errors import (
 from legion_p2p.observe.status import FailedPush, RoundStatus
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
-from legion_p2p.services.ports import Lane
 from legion_p2p.services.shards.codecs import shard_codec
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.services.shards.replica import Replica
@@ -205,9 +205,9 @@ class Holding:
         member = self._members.table.get(peer)
         return member is not None and member.liveness is not Liveness.DEAD
 
-    async def _ask(self, peer: PeerId, message: Request, lane: Lane, rank: int = 0) -> Reply:
+    async def _ask(self, peer: PeerId, message: Request, priority: Priority) -> Reply:
         try:
-            raw = await self._messenger.request(peer, encode(message), lane=lane, rank=rank)
+            raw = await self._messenger.request(peer, encode(message), priority)
         except UnreachableError:
             self._members.lost(peer)
             raise
@@ -217,7 +217,7 @@ class Holding:
     async def ask_owner(self, peer: PeerId, message: Request) -> Reply:
         """Ask another owner, as one of few transfers at a time. Raises: NetworkError; DecodeError."""
         async with self._transfers:
-            return await self._ask(peer, message, Lane.BULK)
+            return await self._ask(peer, message, Priority.ROUND)
 
     async def compute(self, n_elements: int, fn: Callable, *args):  # type: ignore[no-untyped-def, type-arg]
         return fn(*args) if n_elements <= INLINE_ELEMENTS else await self._offload(fn, *args)

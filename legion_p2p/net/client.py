@@ -1,0 +1,238 @@
+"""The half of the messenger that asks: the streams that this side opened, and the requests on them.
+
+For each peer and lane there is at most one such stream. One that breaks fails its outstanding requests at once; a request that
+had not been written yet is tried once more on a new stream.
+"""
+
+import logging
+from collections import deque
+
+import trio
+from libp2p.host.basic_host import BasicHost
+from libp2p.network.stream.net_stream import NetStream
+from libp2p.peer.id import ID
+
+from legion_p2p.concurrency.semaphore import PeerSemaphore
+from legion_p2p.core.bounded import BoundedMap
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.priority import Priority
+from legion_p2p.core.slots import SlotLimits
+from legion_p2p.errors import DecodeError, RefusedError, RemoteProtocolError, UnreachableError, UsageError
+from legion_p2p.net.dialer import Dialer
+from legion_p2p.net.frames import FrameStream, Outgoing, read_and_write
+from legion_p2p.net.limits import GARBAGE_SCORE, MAX_BODY_BYTES, MAX_REQUESTS_OUT, OPEN_TIMEOUT_S
+from legion_p2p.net.peer_score import REFUSED
+from legion_p2p.net.streams import PROTOCOLS, SharedParts, reset
+from legion_p2p.net.wire import VERSION, Envelope, Kind, UnknownVersion, decode, encode
+
+PING_INTERVAL_S = 2.0  # a control request is accompanied by a ping unless there was one so shortly before
+RTTS_KEPT = 5  # of each peer, of which the shortest counts: delay is only ever added
+MAX_RTT_PEERS = 4096
+
+log = logging.getLogger("legion_p2p.net")
+
+
+class Client:
+    """Sends requests, and takes their replies."""
+
+    def __init__(self, host: BasicHost, nursery: trio.Nursery, dialer: Dialer, parts: SharedParts) -> None:
+        self._host = host
+        self._nursery = nursery
+        self._dialer = dialer
+        self._parts = parts
+        self._streams: dict[tuple[PeerId, str], RequestStream] = {}
+        self._slots = {priority: PeerSemaphore(SlotLimits(max_per_peer=MAX_REQUESTS_OUT[priority.lane])) for priority in Priority}
+        self._rtts: BoundedMap[PeerId, deque[float]] = BoundedMap(MAX_RTT_PEERS)
+        parts.refusals.refused.add(self._drop)
+
+    def rtt_s(self, peer: PeerId) -> float | None:
+        """The shortest of the last few round trips to it."""
+        return min(self._rtts.get(peer, ()), default=None)
+
+    async def call(self, peer: PeerId, service: str, body: bytes, priority: Priority = Priority.CONTROL) -> bytes:
+        """`request` of services.ports.Messenger, to any service of the other side."""
+        limit = MAX_BODY_BYTES[priority.lane]
+        if len(body) > limit:
+            raise UsageError(f"request of {len(body)} bytes on the {priority.lane} lane, limit is {limit}")
+        async with self._slots[priority].slot((peer,)):
+            return await self._call_in_turn(peer, service, body, priority)
+
+    async def _call_in_turn(self, peer: PeerId, service: str, body: bytes, priority: Priority) -> bytes:
+        retried = False
+        while True:
+            stream = await self._opened(peer, priority.lane)
+            pending = stream.send(service, body, priority)
+            with self._parts.counters.sending(priority.lane, len(body), lambda: self.rtt_s(peer)) as upload:
+                try:
+                    await pending.done.wait()
+                finally:
+                    stream.forget(pending)
+                    upload.has_arrived = pending.done.is_set() and pending.error is None
+            if isinstance(pending.error, UnreachableError) and not pending.frame.begun and not retried:
+                retried = True  # the stream broke before the request was on it: the other side cannot have seen it
+                continue
+            if pending.error is not None:
+                raise pending.error
+            return pending.reply
+
+    async def _opened(self, peer: PeerId, lane: str) -> "RequestStream":
+        if self._parts.refusals.is_refused(peer):
+            raise UnreachableError(peer, REFUSED)
+        key = (peer, lane)
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = self._streams[key] = RequestStream(peer, lane)
+            # in a task of its own: it outlives the request that asked for it
+            self._nursery.start_soon(self._run, stream)
+        await stream.opened.wait()
+        if stream.frames is None:
+            raise UnreachableError(peer, stream.reason)
+        return stream
+
+    async def _run(self, stream: "RequestStream") -> None:
+        raw: NetStream | None = None
+        try:
+            with stream.scope:
+                try:
+                    await self._dialer.connect(stream.peer)
+                    with trio.fail_after(OPEN_TIMEOUT_S):
+                        opened = await self._host.new_stream(ID.from_base58(stream.peer), [PROTOCOLS[stream.lane]])
+                    assert isinstance(opened, NetStream)  # what a BasicHost opens
+                    raw = opened
+                    frames = stream.frames = self._parts.frames(raw, stream.lane)
+                    stream.opened.set()
+                    await read_and_write(frames, lambda: self._read_replies(stream, frames))
+                except DecodeError as bad:
+                    stream.error = RemoteProtocolError(stream.peer, str(bad))
+                    self._parts.refusals.report(stream.peer, str(bad), GARBAGE_SCORE)
+                except UnreachableError as failed:
+                    stream.reason = failed.reason
+                except trio.TooSlowError:
+                    stream.reason = f"it did not answer in {OPEN_TIMEOUT_S:.0f} s"
+                except Exception as failed:
+                    stream.reason = "the connection broke"
+                    log.debug("stream to %s on %s: %r", stream.peer, stream.lane, failed)
+        finally:
+            if self._streams.get((stream.peer, stream.lane)) is stream:
+                del self._streams[stream.peer, stream.lane]
+            stream.fail()
+            if raw is not None:
+                await reset(raw)
+
+    async def _read_replies(self, stream: "RequestStream", frames: FrameStream) -> None:
+        while True:
+            try:
+                envelope_bytes, body_bytes = await frames.read_head()
+            except EOFError:
+                stream.reason = "it ended the stream"
+                return
+            try:
+                envelope = decode(await frames.read_exactly(envelope_bytes))
+            except UnknownVersion as unknown:
+                raise DecodeError(f"answered in {unknown}") from unknown
+            pending = stream.pending.get(envelope.id)
+            if envelope.kind == Kind.PONG:
+                if not 0 < envelope.id <= stream.last_id:  # a guess, to seem nearer than it is
+                    raise DecodeError("a pong to a ping that was never sent")
+                await frames.skip(body_bytes)
+                self._learn_rtt(stream, envelope.id)
+            elif envelope.kind not in (Kind.REPLY, Kind.REFUSAL):
+                raise DecodeError(f"a {envelope.kind.name} where only replies belong")
+            elif pending is None:  # its asker gave up meanwhile
+                if not 0 < envelope.id <= stream.last_id:
+                    raise DecodeError("a reply to a request that was never sent")
+                await frames.skip(body_bytes)
+            else:
+                with self._parts.counters.receiving(stream.lane, body_bytes):
+                    body = await frames.read_exactly(body_bytes)
+                if envelope.kind == Kind.REFUSAL:
+                    pending.error = RefusedError(stream.peer, envelope.error, envelope.reason)
+                else:
+                    pending.reply = body
+                stream.forget(pending)
+                pending.done.set()
+
+    def _learn_rtt(self, stream: "RequestStream", ping_id: int) -> None:
+        if stream.ping_id != ping_id or stream.ping_frame is None:
+            return
+        stream.ping_frame = None
+        rtts = self._rtts.setdefault(stream.peer, deque(maxlen=RTTS_KEPT))
+        rtts.append(max(trio.current_time() - stream.ping_sent_at, 1e-6))
+
+    def _drop(self, peer: PeerId) -> None:
+        """It is refused from now on: end the streams to it."""
+        for lane in PROTOCOLS:
+            stream = self._streams.get((peer, lane))
+            if stream is not None:
+                stream.reason = REFUSED
+                stream.scope.cancel()
+
+
+class PendingRequest:
+    """A request that waits for its reply."""
+
+    __slots__ = ("done", "error", "frame", "id", "reply")
+
+    def __init__(self, request_id: int, frame: Outgoing) -> None:
+        self.id = request_id
+        self.frame = frame
+        self.done = trio.Event()
+        self.reply = b""
+        self.error: Exception | None = None
+
+
+class RequestStream:
+    """The stream that this side opens to a peer on a lane, from the first request to its end."""
+
+    def __init__(self, peer: PeerId, lane: str) -> None:
+        self.peer = peer
+        self.lane = lane
+        self.opened = trio.Event()
+        """Set when `frames` is there, or `reason` says why it is not."""
+        self.frames: FrameStream | None = None
+        self.reason = "this peer is leaving"
+        self.error: Exception | None = None
+        self.scope = trio.CancelScope()
+        self.pending: dict[int, PendingRequest] = {}
+        self.last_id = 0
+        self.ping_id = 0
+        self.ping_frame: Outgoing | None = None
+        self.ping_sent_at = float("-inf")
+
+    def send(self, service: str, body: bytes, priority: Priority) -> PendingRequest:
+        """Queue a request, and now and then a ping before it. The stream is open."""
+        frames = self.frames
+        assert frames is not None
+        now = trio.current_time()
+        if self.lane == "control" and now - self.ping_sent_at > PING_INTERVAL_S and not len(frames):
+            self.last_id += 1
+            self.ping_id = self.last_id
+            self.ping_sent_at = now
+            self.ping_frame = frames.put(encode(Envelope(VERSION, self.ping_id, Kind.PING), 0))
+        self.last_id += 1
+        head = encode(Envelope(VERSION, self.last_id, Kind.REQUEST, service=service), len(body))
+        pending = PendingRequest(self.last_id, frames.put(head, body, priority))
+        if pending.frame.done.is_set():  # the stream has ended between opening and now
+            pending.error = self._broken()
+            pending.done.set()
+        else:
+            self.pending[pending.id] = pending
+        return pending
+
+    def forget(self, pending: PendingRequest) -> None:
+        """Its asker has the reply, or gave up. If it was not begun yet, it is not sent at all."""
+        pending.frame.abandoned = not pending.frame.begun
+        self.pending.pop(pending.id, None)
+
+    def fail(self) -> None:
+        """Tell everybody who waits that it is over."""
+        if self.frames is not None:
+            self.frames.end()
+        self.opened.set()
+        for pending in tuple(self.pending.values()):
+            pending.error = self._broken()
+            pending.done.set()
+        self.pending.clear()
+
+    def _broken(self) -> Exception:
+        return self.error or UnreachableError(self.peer, self.reason)

@@ -1,0 +1,79 @@
+"""What a peer sends and receives by its messenger, and how fast that proves to be."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import trio
+
+from legion_p2p.core.bandwidth import MIN_TRANSFER_BYTES, RateEstimator
+from legion_p2p.core.contact import Bandwidth, Traffic
+
+
+@dataclass
+class Upload:
+    """A body on its way. Whoever sends it says whether it has arrived."""
+
+    has_arrived: bool = False
+
+
+class Counters:
+    """The counters that the two halves of a messenger share."""
+
+    def __init__(self, limits_bps: Callable[[], tuple[float, float]] | None) -> None:
+        """`limits_bps`: what limits upload and download now; None: nothing does."""
+        self._limits_bps = limits_bps
+        self._upload = RateEstimator(best=True)
+        self._download = RateEstimator(best=False)
+        self._n_sent = 0
+        self._n_received = 0
+
+    def sent(self, n_bytes: int) -> None:
+        """These bytes were written to some stream."""
+        self._n_sent += n_bytes
+
+    def received(self, n_bytes: int) -> None:
+        """These bytes were read from some stream."""
+        self._n_received += n_bytes
+        if self._download.is_busy:
+            self._download.moved(n_bytes, trio.current_time())
+
+    def traffic(self) -> Traffic:
+        return Traffic(sent_bytes=self._n_sent, received_bytes=self._n_received)
+
+    def bandwidth(self) -> Bandwidth:
+        now = trio.current_time()
+        limits = (math.inf, math.inf) if self._limits_bps is None else self._limits_bps()
+        up_bps, down_bps = (None if limit == math.inf else limit for limit in limits)
+        return Bandwidth(self._upload.rate_bps(now), self._download.rate_bps(now), up_bps, down_bps)
+
+    @contextmanager
+    def sending(self, lane: str, n_bytes: int, rtt_s: Callable[[], float | None]) -> Iterator[Upload]:
+        """A body of this size is sent and confirmed; the confirmation takes one round trip more, while nothing moves."""
+        upload = Upload()
+        if lane != "bulk" or n_bytes < MIN_TRANSFER_BYTES:
+            yield upload
+            return
+        began = trio.current_time()
+        self._upload.begin(began)
+        try:
+            yield upload
+        finally:
+            now = trio.current_time()
+            if upload.has_arrived:
+                self._upload.moved(n_bytes, now)
+            self._upload.end(now, began if upload.has_arrived else None, rtt_s() or 0.0)
+
+    @contextmanager
+    def receiving(self, lane: str, n_bytes: int) -> Iterator[None]:
+        """A body of this size is being read."""
+        if lane != "bulk" or n_bytes < MIN_TRANSFER_BYTES:
+            yield
+            return
+        began = trio.current_time()
+        self._download.begin(began)
+        try:
+            yield
+        finally:
+            self._download.end(trio.current_time(), began)

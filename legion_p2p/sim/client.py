@@ -1,0 +1,138 @@
+"""One simulated peer's end of its own requests, with the limits and errors of the real one."""
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from legion_p2p.concurrency.semaphore import PeerSemaphore
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.priority import Priority
+from legion_p2p.core.slots import SlotLimits
+from legion_p2p.errors import UnreachableError, UsageError
+from legion_p2p.net.address_book import AddressBook
+from legion_p2p.net.limits import DIAL_TIMEOUT_S, MAX_BODY_BYTES, MAX_REQUESTS_OUT
+from legion_p2p.net.peer_score import REFUSED, Refusals
+from legion_p2p.sim.exchange import BREAK_AFTER_S, FRAME_BYTES, Exchange
+
+if TYPE_CHECKING:
+    from legion_p2p.sim.network import SimNetwork, World
+
+
+class SimClient:
+    """Sends requests, and takes their replies."""
+
+    def __init__(self, world: "World", network: "SimNetwork", book: AddressBook, refusals: Refusals) -> None:
+        self._world = world
+        self._network = network
+        self._book = book
+        self._refusals = refusals
+        self._slots = {priority: PeerSemaphore(SlotLimits(max_per_peer=MAX_REQUESTS_OUT[priority.lane])) for priority in Priority}
+        self._rtt_s: dict[PeerId, float] = {}
+
+    def rtt_s(self, peer: PeerId) -> float | None:
+        """The last round trip to it."""
+        return self._rtt_s.get(peer)
+
+    async def call(self, peer: PeerId, service: str, body: bytes, priority: Priority = Priority.CONTROL) -> bytes:
+        """`request` of services.ports.Messenger, to any service of the other side."""
+        limit = MAX_BODY_BYTES[priority.lane]
+        if len(body) > limit:
+            raise UsageError(f"request of {len(body)} bytes on the {priority.lane} lane, limit is {limit}")
+        async with self._slots[priority].slot((peer,)):
+            self._check_alive(peer)
+            await self._connect(peer)
+            exchange = Exchange()
+            # in a task of the world: what was sent is carried out even if the asker gives up
+            self._world.start(self._exchange, exchange, peer, service, body, priority)
+            with self._network.until_death():
+                await exchange.done.wait()
+            self._check_alive(peer)
+            if exchange.error is not None:
+                raise exchange.error
+            return exchange.reply
+
+    async def _connect(self, peer: PeerId) -> None:
+        me = self._network.peer_id
+        if peer == me:
+            raise UnreachableError(peer, "that is this peer itself")
+        if self._refusals.is_refused(peer):
+            raise UnreachableError(peer, REFUSED)
+        if peer in self._network.connections:
+            return
+        known = self._book.of(peer)
+        if not known:
+            raise UnreachableError(peer, "no address of it is known, and it is not connected")
+        with trio.move_on_after(DIAL_TIMEOUT_S):
+            await self._dial(peer, known)
+            return
+        raise UnreachableError(peer, f"no answer in {DIAL_TIMEOUT_S:.0f} s")
+
+    async def _dial(self, peer: PeerId, known: tuple[str, ...]) -> None:
+        world, me = self._world, self._network.peer_id
+        await world.wait_through(me, me)
+        await trio.sleep(2 * world.delay(me, peer))
+        other = world.peer(peer)
+        while other is None or world.is_blocked(me, peer) or other.frozen:
+            if other is None and not world.is_blocked(me, peer):
+                raise UnreachableError(peer, "connection refused")
+            await world.changed.wait()
+            other = world.peer(peer)
+        if other.address not in known:
+            raise UnreachableError(peer, "connection refused")
+        if other.refusals.is_refused(me):
+            raise UnreachableError(peer, "the connection was closed at once")
+        world.connect(me, peer)
+
+    async def _exchange(self, exchange: Exchange, peer: PeerId, service: str, body: bytes, priority: Priority) -> None:
+        world, network, me = self._world, self._network, self._network.peer_id
+        other = world.network_of(peer)
+        outcome = Exchange()
+        breaks = world.random.random() < world.loss
+        late = world.random.random() < 0.5
+        begun_at = trio.current_time()
+        other.asked[exchange] = me
+        if not other.alive:
+            world.start(reset, world, exchange, me, other)
+        try:
+            with exchange.scope:
+                network.n_sent += len(body) + FRAME_BYTES
+                await world.travel(me, peer, len(body), priority)
+                if breaks and not late:
+                    raise UnreachableError(peer, "the connection broke")
+                arrived = world.arrives(me, peer, body)
+                other.n_received += len(arrived) + FRAME_BYTES
+                handled_at = trio.current_time()
+                await other.messenger.server.handle(outcome, me, service, arrived, priority.lane)
+                other.n_sent += len(outcome.reply) + FRAME_BYTES
+                busy_s = trio.current_time() - handled_at
+                if breaks:
+                    raise UnreachableError(peer, "the connection broke")
+                await world.travel(peer, me, len(outcome.reply), outcome.priority if priority else priority)
+                network.n_received += len(outcome.reply) + FRAME_BYTES
+                exchange.reply, exchange.error = world.arrives(peer, me, outcome.reply), outcome.error
+                if priority is Priority.CONTROL:
+                    self._rtt_s[peer] = max(trio.current_time() - begun_at - busy_s, 1e-6)
+        except UnreachableError as broken:
+            exchange.error = UnreachableError(peer, "the connection broke")
+            exchange.error.__cause__ = broken
+            world.disconnect(me, peer)
+        finally:
+            outcome.over()
+            del other.asked[exchange]
+            exchange.done.set()
+
+    def _check_alive(self, peer: PeerId) -> None:
+        if not self._network.alive:
+            raise UnreachableError(peer, "this peer has left the network")
+
+
+async def reset(world: "World", exchange: Exchange, me: PeerId, other: "SimNetwork") -> None:
+    """The other side's kernel resets the connection: known one delay later, unless the reset itself cannot get through."""
+    await trio.sleep(world.delay(other.peer_id, me))
+    with trio.move_on_after(BREAK_AFTER_S):
+        while world.is_blocked(me, other.peer_id) and not exchange.done.is_set():
+            await world.changed.wait()
+    if not exchange.done.is_set():
+        exchange.error = UnreachableError(other.peer_id, "the connection broke")
+        world.disconnect(me, other.peer_id)
+        exchange.scope.cancel()

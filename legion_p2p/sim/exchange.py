@@ -1,0 +1,38 @@
+"""A request under way in a simulated world, and what becomes of it."""
+
+from typing import Final
+
+import trio
+
+from legion_p2p.core.priority import Priority, ThrottledReply
+from legion_p2p.net.wire import VERSION, Envelope, Kind, encode
+
+FRAME_BYTES: Final = len(encode(Envelope(VERSION, 1000, Kind.REQUEST), 0))  # of head and envelope, in the middle of a run
+BREAK_AFTER_S = 30.0  # of packets that vanish, until TCP gives the connection up
+
+
+class Exchange:
+    """One request and its reply, or the error in its place."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.scope = trio.CancelScope()
+        """Cancelled when the other side's kernel resets the connection."""
+        self.reply = b""
+        self.error: Exception | None = None
+        self.priority = Priority.ROUND
+        """Of the reply."""
+        self._throttled: ThrottledReply[bytes] | None = None
+        self._is_over = False
+
+    def throttle(self, reply: ThrottledReply[bytes]) -> None:
+        """The reply holds an upload slot until `over`."""
+        self._throttled, self.priority = reply, reply.priority
+        if self._is_over:
+            reply.sent()
+
+    def over(self) -> None:
+        """The reply has arrived, or never will."""
+        self._is_over = True
+        if self._throttled is not None:
+            self._throttled.sent()

@@ -1,0 +1,114 @@
+"""Gossip between simulated peers: whom a message reaches over their connections, and when."""
+
+import heapq
+import math
+from typing import TYPE_CHECKING
+
+import trio
+
+from legion_p2p.concurrency.notify import Notify
+from legion_p2p.core.identity import PeerId
+
+if TYPE_CHECKING:
+    from legion_p2p.sim.network import SimNetwork, World
+
+MAX_HELD = 1024  # messages that wait for a frozen peer
+
+
+class Mail:
+    """All gossip that is on its way in one world."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+        self._due: list[tuple[float, int, SimNetwork, str, bytes]] = []
+        self._n_sent = 0
+        self._came = Notify()
+        self._routes: dict[tuple[str, PeerId], list[tuple[SimNetwork, float]]] = {}
+        self._wanting: dict[str, set[PeerId]] = {}
+
+    def publish(self, source: "SimNetwork", topic: str, data: bytes) -> None:
+        """Pass a message on along connections between subscribers, at their delays."""
+        now = trio.current_time()
+        for target, delay_s in self._route(topic, source):
+            arrived = self._world.arrives(source.peer_id, target.peer_id, data)
+            self._n_sent += 1
+            heapq.heappush(self._due, (now + delay_s, self._n_sent, target, topic, arrived))
+        self._came.notify()
+
+    def connections_changed(self) -> None:
+        """Messages may take other ways from now on."""
+        self._routes.clear()
+
+    def peers_changed(self) -> None:
+        """Somebody came, went, stopped or goes on, subscribed or no longer listens."""
+        self._routes.clear()
+        self._wanting.clear()
+
+    async def deliver(self) -> None:
+        """Hand over each message when it is due, for ever."""
+        while True:
+            due_at = self._due[0][0] if self._due else math.inf
+            if due_at > trio.current_time():
+                with trio.move_on_at(due_at):
+                    await self._came.wait()
+                continue
+            _, _, target, topic, data = heapq.heappop(self._due)
+            if not target.alive:
+                continue
+            if target.frozen:
+                target.held = [*target.held, (topic, data)][-MAX_HELD:]
+            else:
+                target.gossip.receive(topic, data)
+
+    def _route(self, topic: str, source: "SimNetwork") -> list[tuple["SimNetwork", float]]:
+        """Whom a message reaches, and after how long: the fastest path over connections between subscribers."""
+        key = (topic, source.peer_id)
+        if key not in self._routes:
+            world = self._world
+            wanting = self._wanting.get(topic)
+            if wanting is None:
+                wanting = self._wanting[topic] = {n.peer_id for n in world.networks() if n.alive and n.gossip.wants(topic)}
+            hop_s = world.delay_s
+            reached = self._flood(source, wanting) if callable(hop_s) else self._flood_evenly(source, wanting, hop_s)
+            self._routes[key] = [(world.network_of(peer), delay_s) for peer, delay_s in reached.items()]
+        return self._routes[key]
+
+    def _flood(self, source: "SimNetwork", wanting: set[PeerId]) -> dict[PeerId, float]:
+        """Everybody that is reached, and when, in that order."""
+        reached: dict[PeerId, float] = {}
+        frontier = [(0.0, source.peer_id)]
+        while frontier:
+            delay_s, at = heapq.heappop(frontier)
+            if at in reached:
+                continue
+            reached[at] = delay_s
+            for to in self._next(at, wanting):
+                if to not in reached:
+                    heapq.heappush(frontier, (delay_s + self._world.delay(at, to), to))
+        del reached[source.peer_id]
+        return reached
+
+    def _flood_evenly(self, source: "SimNetwork", wanting: set[PeerId], hop_s: float) -> dict[PeerId, float]:
+        """`_flood`, where all connections are as fast as each other: quicker by far."""
+        reached: dict[PeerId, float] = {}
+        left = wanting - {source.peer_id}
+        frontier, delay_s = [source.peer_id], 0.0
+        while frontier and left:
+            delay_s += hop_s
+            here: set[PeerId] = set()
+            for at in frontier:
+                here.update(self._next(at, left - here))
+                if len(here) == len(left):
+                    break
+            left -= here
+            frontier = sorted(here)
+            reached.update(dict.fromkeys(frontier, delay_s))
+        return reached
+
+    def _next(self, at: PeerId, wanting: set[PeerId]) -> set[PeerId]:
+        """Whom of these it passes a message on to. A frozen peer passes nothing on, but gets it when it thaws."""
+        network = self._world.network_of(at)
+        if network.frozen:
+            return set()
+        connected = network.connections & wanting
+        return {to for to in connected if not self._world.is_blocked(at, to)} if self._world.is_split else connected

@@ -1,0 +1,65 @@
+"""One simulated peer's end of the requests of others, with the limits and errors of the real one."""
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from legion_p2p.core.contact import Handler
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.priority import ThrottledReply
+from legion_p2p.core.slots import SlotLimits, Slots
+from legion_p2p.errors import LegionError, RefusedError, UsageError
+from legion_p2p.net.limits import MAX_BODY_BYTES, MAX_REQUESTS_IN, MAX_REQUESTS_IN_TOTAL
+from legion_p2p.sim.exchange import Exchange
+
+if TYPE_CHECKING:
+    from legion_p2p.sim.network import SimNetwork
+
+
+class SimServer:
+    """Answers requests."""
+
+    def __init__(self, network: "SimNetwork") -> None:
+        self._network = network
+        self._services: dict[str, Handler] = {}
+        self._handling = Slots(SlotLimits(max_items=MAX_REQUESTS_IN_TOTAL, max_per_peer=MAX_REQUESTS_IN))
+
+    def serve(self, service: str, handler: Handler) -> None:
+        """Answer requests to this service from now on; "" is the application."""
+        self._services[service] = handler
+
+    async def handle(self, outcome: Exchange, asker: PeerId, service: str, body: bytes, lane: str) -> None:
+        """What a request leads to here: `outcome` gets the reply, or the error that the asker gets. Ends never, if this peer dies
+        meanwhile: the asker learns of that by a reset."""
+        handler = self._services.get(service)
+        if handler is None:
+            outcome.error = RefusedError(self._network.peer_id, "NotServingError", "this peer does not answer such requests yet")
+            return
+        slot = self._handling.begin(asker)
+        if slot is None:
+            reason = f"more than {MAX_REQUESTS_IN} requests at once, or many of others"
+            outcome.error = RefusedError(self._network.peer_id, "BusyError", reason)
+            return
+        try:
+            with self._network.until_death():
+                await self._run_handler(outcome, handler, asker, body, lane)
+        finally:
+            self._handling.end(slot)
+        if not self._network.alive:
+            await trio.sleep_forever()
+
+    async def _run_handler(self, outcome: Exchange, handler: Handler, asker: PeerId, body: bytes, lane: str) -> None:
+        try:
+            reply = await handler(asker, body)
+            if isinstance(reply, ThrottledReply):
+                outcome.throttle(reply)
+                reply = reply.reply
+            limit = MAX_BODY_BYTES[lane]
+            if len(reply) > limit:
+                raise UsageError(f"reply of {len(reply)} bytes on the {lane} lane, limit is {limit}")
+            outcome.reply = bytes(reply)
+        except LegionError as refused:
+            outcome.error = RefusedError(self._network.peer_id, type(refused).__name__, str(refused))
+        except Exception:  # as over a real network: a handler that fails ends nobody
+            reason = "the other side failed to handle it; its log tells why"
+            outcome.error = RefusedError(self._network.peer_id, "InternalError", reason)
