@@ -166,6 +166,10 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 "choose another rule, or codecs that are not sparse"
             )
 
+    def waits_for(self) -> float:
+        """The share of the training members that a round waits for."""
+        return 1.0 if self.synchronous else self.quorum
+
     def rule(self) -> AggregationRule:
         """How pushes are combined."""
         if self.aggregation != "auto":

@@ -520,6 +520,92 @@ def test_a_late_joiner_knows_the_runs_step(wrap: Wrap) -> None:
     assert (b.steps, b.run_step) == (3, 33)
 
 
+# synchronous runs
+
+
+EXACT = {"push_codec": "fp32", "update_codec": "fp32", "synchronous": True, "local_steps": 1}
+
+
+def batch(peer: int, step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(100 * peer + step)
+    x = torch.randn(BATCHES[peer], 8, generator=generator) * (1 + 3 * peer)
+    return x, x[:, :1].sin()
+
+
+BATCHES = (4, 8, 64)
+STEPS = 8
+
+
+def exactly() -> Tensor:
+    """The same in one process: the gradient is that of all samples."""
+    model = model_of()
+    opt = sgd(model)
+    for step in range(STEPS):
+        opt.zero_grad()
+        for peer, n in enumerate(BATCHES):
+            x, y = batch(peer, step)
+            (nn.functional.mse_loss(model(x), y) * n / sum(BATCHES)).backward()
+        opt.step()
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+
+@pytest.mark.parametrize("local_steps", [1, 2])
+def test_batches_of_any_size_and_a_fast_peer_average_exactly(wrap: Wrap, local_steps: int) -> None:
+    models = [model_of() for _ in BATCHES]
+    opts = [wrap(sgd(models[0]), models[0], **{**EXACT, "local_steps": local_steps}, tokens_per_step=BATCHES[0])]
+    opts += [wrap(sgd(m), m, of=opts[0], tokens_per_step=n) for m, n in zip(models[1:], BATCHES[1:], strict=True)]
+    failed: list[BaseException] = []
+
+    def work(peer: int) -> None:
+        try:
+            opts[peer].wait_for_members(len(BATCHES), 60)
+            for step in range(STEPS):
+                opts[peer].zero_grad()
+                x, y = batch(peer, step)
+                nn.functional.mse_loss(models[peer](x), y).backward()
+                time.sleep(0.0 if peer == 0 else 0.15)  # the first is many times as fast as the others
+                opts[peer].step()
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(peer,)) for peer in range(len(BATCHES))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert failed == []
+    assert [opt.status.local_steps for opt in opts] == [local_steps] * 3
+    made = [opt.common_parameters() for opt in opts]
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+    assert max(r.chain.version for r in opts[0]._engine.shards.replicas.values()) == STEPS // local_steps
+    if local_steps == 1:
+        assert float((made[0] - exactly()).abs().max()) < 1e-6
+
+
+def test_the_same_seeds_make_the_same_synchronous_run_again(wrap: Wrap) -> None:
+    def once() -> str:
+        models = [model_of(), model_of()]
+        a = wrap(torch.optim.AdamW(models[0].parameters(), lr=0.01), models[0], synchronous=True, local_steps=4)
+        b = wrap(torch.optim.AdamW(models[1].parameters(), lr=0.01), models[1], of=a)
+        digests: list[str] = []
+
+        def work(opt: legion.Optimizer, seed: int) -> None:
+            opt.wait_for_members(2, 60)  # from here on no round closes without the other
+            train(opt, models[seed], 10, seed)
+            digests.append(opt.finish(together=True, timeout_s=60))
+
+        threads = [threading.Thread(target=work, args=args) for args in ((a, 0), (b, 1))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        (digest,) = set(digests)
+        return digest
+
+    assert once() == once()
+
+
 # the process
 
 

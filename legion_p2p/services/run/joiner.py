@@ -177,7 +177,7 @@ class Joiner:
         sync = StateSync(run.ctx, run.members, run.region, run.checkpoints.store)
         fetched = await sync.fetch(start)
         if any(f.chain.version for f in fetched):
-            run.shards.ramp_pushes = run.ctx.config.rounds.ramp_pushes
+            _ramp_pushes(run)
         for f in fetched:
             run.shards.hold_chain(f.shard, f.reference, f.chain)
         run.steps.began_at = run.run_step()
@@ -213,7 +213,7 @@ class Joiner:
         run.shards.on_members_changed()
         await catch_up(restored, run.members, run.shards, self._events)
         if goes_on:
-            run.shards.ramp_pushes = run.ctx.config.rounds.ramp_pushes
+            _ramp_pushes(run)
         run.steps.began_at = run.run_step()
         await run.take_part(self._nursery)
         self._events.emit("run.resumed", run=run.id, name=run.spec.name, step=run.steps.began_at)
@@ -252,6 +252,11 @@ class Joiner:
         self._run = run = Run(self._lobby, ctx, signed, messenger, members, resumed_from)
         messenger.serve(partial(answer, run))
         return run
+
+
+def _ramp_pushes(run: Run) -> None:
+    """The moments of its inner optimizer are cold: its first pushes count less, unless the run averages exactly."""
+    run.shards.ramp_pushes = 0 if run.spec.round.synchronous else run.ctx.config.rounds.ramp_pushes
 
 
 def _check_model(params: Params, spec: RunSpec) -> None:

@@ -33,6 +33,9 @@ class Pacer:
         """`step` is that of the run, `step_s` this peer's own; `others` are the announcements of all that count as members."""
         rounds = self._rounds
         reference = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, max([step, *(a.run_step for a in others)]))
+        if rounds.synchronous:  # all wait for all: whoever did more steps in a round would count for more than its tokens
+            self.local_steps = reference
+            return
         least, most = min(rounds.min_local_steps, reference), max(rounds.max_local_steps, reference)
         steps = local_steps(reference, step_s, [a.step_s for a in others if a.training], least, most)
         upload_bps = bandwidth.known_upload_bps

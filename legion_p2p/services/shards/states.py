@@ -74,7 +74,7 @@ class Holding:
         self._mailbox = mailbox
         self._events = ctx.events
         self._rng = ctx.rng
-        self._config = msgspec.structs.replace(ctx.config.rounds, quorum=spec.round.quorum)
+        self._config = msgspec.structs.replace(ctx.config.rounds, quorum=spec.round.waits_for())
         self._transfers = trio.CapacityLimiter(MAX_CONCURRENT_TRANSFERS)
         self._urgent = trio.CapacityLimiter(MAX_CONCURRENT_TRANSFERS)
         self._in_flight: Counter[tuple[PeerId, int]] = Counter()
