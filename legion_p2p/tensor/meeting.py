@@ -141,7 +141,7 @@ def check_plausible(theirs_N: Tensor, ours_N: Tensor, travelled: float) -> None:
 
 
 def reach(own_N: Tensor, travelled: float, cap: float, rule: str) -> float | None:
-    """The longest step that this copy lets another one make it take: see `travelled` in services.links. None: any.
+    """The longest step that this copy lets another one make it take: see `tensor.travel`. None: any.
 
     `cap`: factor on what its own training made it move; 0: no cap.
     """

@@ -32,8 +32,8 @@ class RegionSync:
         self.schedule = Schedule(ctx, members, shards, self.pairs)
         parts = SyncParts(shards, self.pairs, self.schedule, ctx.events, ctx.rng, self._copy_of)
         self.relay = RelayService(parts)
-        self._responder = SyncResponder(ctx, members, parts)
-        self._requester = SyncRequester(ctx, parts, self._responder)
+        self.responder = SyncResponder(ctx, members, parts)
+        self.requester = SyncRequester(ctx, parts, self.responder)
         self._parts = parts
         self._members = members
         self._shards = shards
@@ -52,7 +52,7 @@ class RegionSync:
 
     async def on_request(self, peer: PeerId, message: SyncRequest) -> SyncReply | Unknown:
         """Sync a shard with another region that asks for it. Raises: LegionError, to be sent back; then nothing has moved."""
-        return await self._responder.on_request(peer, message)
+        return await self.responder.on_request(peer, message)
 
     async def _sync_when_due(self, replica: Replica) -> None:
         while True:
@@ -64,7 +64,7 @@ class RegionSync:
                 if travel.is_out_of_date(copy.version):
                     await self._parts.compute(replica, travel.look, copy.value(), copy.version)
                 if (other := self.schedule.due(replica)) is not None:
-                    await self._requester.sync(replica, copy, other)
+                    await self.requester.sync(replica, copy, other)
             if not isinstance(copy, RelayEstimate):
                 await self.relay.finish(replica)
             elif copy.is_due:
