@@ -11,7 +11,7 @@ from legion_p2p.core.identity import Identity
 if TYPE_CHECKING:
     from legion_p2p.net.host import Libp2pNetwork
 
-DEFAULT_LISTEN = (f"/ip4/0.0.0.0/tcp/{DEFAULT_BOOTSTRAP_PORT}",)
+DEFAULT_LISTEN = (f"/ip4/0.0.0.0/tcp/{DEFAULT_BOOTSTRAP_PORT}", f"/ip6/::/tcp/{DEFAULT_BOOTSTRAP_PORT}")
 
 
 @asynccontextmanager

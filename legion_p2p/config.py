@@ -19,7 +19,7 @@ from legion_p2p.errors import ConfigError, StoreError, UsageError
 from legion_p2p.files.paths import shown, user_path
 from legion_p2p.files.reading import read_text
 
-DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/0",)
+DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0")
 DEFAULT_BOOTSTRAP_PORT = 4710
 STATUS_PORTS = range(47110, 47174)
 """Loopback ports on which peers serve their status: the first free one. `legion-ctl` looks there; no file has to tell."""

@@ -30,7 +30,7 @@ from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.retention import Retention, parse_retention
 from legion_p2p.core.run import RoundSpec, RunName, RunSpec
 from legion_p2p.core.units import parse_rate
-from legion_p2p.errors import IncompatibleModelError, NoContactError, NonFiniteError, UsageError
+from legion_p2p.errors import IncompatibleModelError, NetworkError, NoContactError, NonFiniteError, UsageError
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import Status
 from legion_p2p.services.ports import Offload
@@ -118,7 +118,7 @@ async def open_peer(
         unlock()
         raise
     network_options = {"listen": listen, "initial_peers": contacts, "announce": announce, "link": link, "caps": caps}
-    network_options["blocks"] = archive
+    network_options |= {"blocks": archive, "warn": lambda text: events.error("network.scarce", text)}
 
     async def host(task_status: trio.TaskStatus[tuple[Any, trio.CancelScope]]) -> None:
         # Shielded: a caller that is cancelled still has a network to leave the run over.
@@ -145,8 +145,11 @@ async def open_peer(
                 entering = creating(parts, founding) if founding else joining(parts, run, params, search_s=search_s, start=start)
                 async with entering as engine:
                     if status:
-                        where = await nursery.start(partial(serve_status, partial(status_of, engine)))
-                        events.emit("status.served", address=where)
+                        try:
+                            where = await nursery.start(partial(serve_status, partial(status_of, engine)))
+                            events.emit("status.served", address=where)
+                        except NetworkError as bad:  # a machine without 127.0.0.1; training needs no status
+                            events.emit("status.not_served", text=f"{bad}; legion-ctl cannot look at this peer")
                     yield engine
             finally:
                 network_scope.cancel()

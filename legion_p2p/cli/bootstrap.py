@@ -43,7 +43,7 @@ _MANY = Parameter(consume_multiple=True, negative=())
 @dataclass(frozen=True, kw_only=True)
 class Options:
     port: int = DEFAULT_BOOTSTRAP_PORT
-    """TCP port to listen on, at all IPv4 addresses of this machine; 0: any free one."""
+    """TCP port to listen on, at all addresses of this machine; 0: any free one."""
     listen: Annotated[tuple[str, ...], _MANY, Parameter(converter=listen_addresses, metavar="ADDR...")] = ()
     """Addresses to listen on instead, as /ip4/HOST/tcp/PORT."""
     announce: Annotated[tuple[str, ...], _MANY, Parameter(converter=listen_addresses, metavar="ADDR...")] = ()
@@ -67,7 +67,7 @@ def bootstrap(options: Options = Options()) -> int:
     from legion_p2p.store.identity import load_or_create_identity
 
     identity = load_or_create_identity(options.identity or default_identity_path())
-    listen = options.listen or (f"/ip4/0.0.0.0/tcp/{options.port}",)
+    listen = options.listen or (f"/ip4/0.0.0.0/tcp/{options.port}", f"/ip6/::/tcp/{options.port}")
     return trio.run(_serve, identity, listen, options)
 
 

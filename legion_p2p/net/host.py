@@ -4,6 +4,7 @@ Everything runs in one nursery that `open_network` owns. Leaving closes all sock
 milliseconds, however unresponsive the others are.
 """
 
+import errno
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -35,6 +36,7 @@ from legion_p2p.core.addresses import parse_peer_address, split_address
 from legion_p2p.core.caps import NO_CAPS, Caps
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.errors import NetworkError, NoContactError, UsageError
+from legion_p2p.net.accepting import Scarcity, Warn, descriptor_limit
 from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.bitswap import Bitswap, BlockSource
 from legion_p2p.net.dht import Dht
@@ -49,7 +51,8 @@ from legion_p2p.net.peer_score import REFUSED, Refusals
 from legion_p2p.net.transport import Listener, Sockets, Transport
 
 DEFAULTS = NetConfig()
-LISTEN_ANYWHERE = ("/ip4/0.0.0.0/tcp/0",)
+LISTEN_ANYWHERE = ("/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0")
+NO_SUCH_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)  # of a machine without IPv6, or without IPv4
 REDIAL_FIRST_S = 0.5
 STILL_THERE_S = 1.0  # how often a lost initial peer is noticed
 NEGOTIATION_TIMEOUT_S = 15.0  # for a stream's protocol: giving up early on a busy machine only adds to its work
@@ -126,7 +129,7 @@ class Libp2pNetwork:
             if self._dialer.connections(peer):
                 reason = None
             elif peer == self.peer_id:
-                reason = "that is this peer itself"
+                reason = "that address ends in this peer's own id: it is this peer itself, or another one with a copy of its key"
             elif self.messenger.refusals.is_refused(peer):
                 reason = REFUSED
             else:
@@ -157,13 +160,15 @@ async def open_network(
     link: LinkProfile = NO_LINK,
     caps: Caps = NO_CAPS,
     blocks: BlockSource | None = None,
+    warn: Warn = logger.warning,
 ) -> AsyncIterator[Libp2pNetwork]:
     """Listen, and yield the `Libp2pNetwork`. Nobody is contacted before `join()` or the first request.
 
     `listen`: multiaddrs without /p2p/; an empty sequence listens nowhere. `announce`: addresses to tell others instead of those
     found out here (a public address that is forwarded to this machine). `log`: told in a line when a contact is made or lost.
     `link`: the link to emulate. `caps`: limits on all traffic together.
-    `blocks`: served to any IPFS client that asks for them by their CIDs.
+    `blocks`: served to any IPFS client that asks for them by their CIDs. `warn`: told in a line what a person should change on
+    this machine. Of several addresses to listen on, those of a family that this machine lacks are left out.
 
     Raises: UsageError, if an address cannot be one; NetworkError, if it cannot be listened on.
     """
@@ -176,7 +181,7 @@ async def open_network(
         async with trio.open_nursery() as nursery:
             if shaper is not None:
                 shaper.start(nursery)
-            parts = _Parts(identity, announced, config, nursery, shaper)
+            parts = _Parts(identity, announced, config, nursery, shaper, Scarcity(descriptor_limit(), warn))
             try:
                 await parts.start(where_to)
                 yield parts.network(identity, initial, log or (lambda line: None), blocks)
@@ -197,8 +202,9 @@ class _Parts:
     """libp2p's objects, put together."""
 
     def __init__(
-        self, identity: Identity, announced: Sequence[str], config: NetConfig, nursery: trio.Nursery, shaper: Shaper | None
-    ) -> None:
+        self, identity: Identity, announced: Sequence[str], config: NetConfig, nursery: trio.Nursery, shaper: Shaper | None,
+        scarcity: Scarcity,
+    ) -> None:  # fmt: skip
         self.config = config
         self.nursery = nursery
         self.sockets = Sockets(shaper)
@@ -208,7 +214,8 @@ class _Parts:
         self.shaper = shaper
         self.listening = _Listening(announced)
         self.peerstore = PeerStore(max_peers=MAX_KNOWN_PEERS, max_records=MAX_KNOWN_PEERS)
-        self.host = _make_host(identity, Transport(nursery, self.sockets), self.listening, self.peerstore)
+        self.scarcity = scarcity
+        self.host = _make_host(identity, Transport(nursery, self.sockets, scarcity), self.listening, self.peerstore)
         self.swarm = _swarm_of(self.host)
         _guard(self.swarm, self.refusals)
         self.dialer = Dialer(self.swarm, nursery, self.book, self.refusals)
@@ -223,8 +230,16 @@ class _Parts:
             await manager.wait_started()
         await self.swarm.event_background_nursery_created.wait()
         await self.pubsub.wait_until_ready()
+        lacking: list[NetworkError] = []
         for where in where_to:
-            await self._listen(where)
+            try:
+                await self._listen(where)
+            except NetworkError as failed:
+                if not _lacks_family(failed):
+                    raise
+                lacking.append(failed)
+        if lacking and not self.swarm.listeners:
+            raise lacking[0]
 
     def close_now(self) -> None:
         """Free everything that the operating system knows of; asks nobody."""
@@ -244,7 +259,9 @@ class _Parts:
             logger.error("a service of libp2p ended: %r", error)
 
     async def _listen(self, where: str) -> None:
-        listener = Listener(lambda stream: _accept(self.swarm, stream, Multiaddr(where)), self.nursery, self.sockets)
+        listener = Listener(
+            lambda stream: _accept(self.swarm, stream, Multiaddr(where)), self.nursery, self.sockets, self.scarcity
+        )
         try:
             await listener.listen(Multiaddr(where))
         except OpenConnectionError as failed:
@@ -305,7 +322,7 @@ class _Listening:
         if not found:
             for address in self.bound:
                 found.update(dict.fromkeys(self._expand(address)))
-        return tuple(sorted(found, key=is_loopback))
+        return tuple(sorted(found, key=lambda a: (is_loopback(a), is_loopback(a) and a.startswith("/ip4/"))))
 
     def multiaddrs(self, peer: PeerId) -> list[Multiaddr]:
         """With /p2p/. Kept ready: libp2p asks for each message that it sends."""
@@ -406,6 +423,12 @@ def _guard(swarm: Swarm, refusals: Refusals) -> None:
 
     notify_all = swarm._notify
     replace_attributes(swarm, _notify=notify, common_stream_handler=guarded_stream_handler, add_conn=guarded_add_conn)
+
+
+def _lacks_family(failed: NetworkError) -> bool:
+    """Whether an address could not be listened on because this machine has no such addresses."""
+    cause = failed.__cause__
+    return cause is not None and isinstance(cause.__cause__, OSError) and cause.__cause__.errno in NO_SUCH_FAMILY
 
 
 async def _nothing(*_: object) -> None:

@@ -19,6 +19,7 @@ import trio
 from legion_p2p.concurrency.nurseries import TaskStatus
 from legion_p2p.config import STATUS_PORTS
 from legion_p2p.errors import NetworkError
+from legion_p2p.net.accepting import Scarcity, accept_forever
 from legion_p2p.net.forks import keep_from_children
 from legion_p2p.observe.status import STATUS_VERSION, Status
 
@@ -65,7 +66,7 @@ async def serve_status(
 
     host, port = listener.socket.getsockname()[:2]
     task_status.started(f"{host}:{port}")
-    await trio.serve_listeners(handle, [listener])
+    await accept_forever(listener, handle, Scarcity(None, lambda text: None))
 
 
 async def _listen(ports: Iterable[int]) -> trio.SocketListener:

@@ -23,8 +23,9 @@ from multiaddr import Multiaddr
 
 from legion_p2p.core.addresses import split_address
 from legion_p2p.errors import UsageError
+from legion_p2p.net.accepting import Scarcity, accept_forever
 from legion_p2p.net.forks import keep_from_children
-from legion_p2p.net.limits import MAX_CONNECTIONS, MAX_HANDSHAKES, WRITE_STALL_S
+from legion_p2p.net.limits import WRITE_STALL_S
 from legion_p2p.net.patches import QuickLock
 
 BACKLOG = 256  # connections the kernel keeps for us while the loop is busy: all peers of a run that start in the same second
@@ -122,10 +123,11 @@ class Socket(TrioTCPStream):
 class Transport(TCP):
     """Dials and listens. Its tasks run in the nursery that it is given."""
 
-    def __init__(self, nursery: trio.Nursery, sockets: Sockets) -> None:
+    def __init__(self, nursery: trio.Nursery, sockets: Sockets, scarcity: Scarcity) -> None:
         super().__init__()
         self._nursery = nursery
         self._sockets = sockets
+        self._scarcity = scarcity
 
     async def dial(self, maddr: Multiaddr) -> IRawConnection:
         # names go to the operating system, not to libp2p's DNS client, which knows neither /etc/hosts nor the names of a LAN
@@ -137,20 +139,20 @@ class Transport(TCP):
         return RawConnection(await self._sockets.connected(stream, host), True)
 
     def create_listener(self, handler_function: THandler) -> "Listener":  # type: ignore[override]
-        return Listener(handler_function, self._nursery, self._sockets)
+        return Listener(handler_function, self._nursery, self._sockets, self._scarcity)
 
 
 class Listener(IListener):
     """Accepts on one address; never on a port that somebody listens on already."""
 
-    def __init__(self, handler: THandler, nursery: trio.Nursery, sockets: Sockets) -> None:
+    def __init__(self, handler: THandler, nursery: trio.Nursery, sockets: Sockets, scarcity: Scarcity) -> None:
         self._handler = handler
         self._nursery = nursery
         self._sockets = sockets
+        self._scarcity = scarcity
         self._listeners: list[trio.SocketListener] = []
         self._addresses: tuple[Multiaddr, ...] = ()
         self._scope = trio.CancelScope()
-        self._n_accepted = 0
 
     async def listen(self, maddr: Multiaddr) -> None:
         try:
@@ -162,20 +164,19 @@ class Listener(IListener):
 
     async def _accept(self) -> None:
         with self._scope:
-            await trio.serve_listeners(self._serve, self._listeners)
+            (listener,) = self._listeners
+            await accept_forever(listener, self._serve, self._scarcity)
 
     async def _serve(self, stream: trio.SocketStream) -> None:
-        if self._n_accepted >= MAX_CONNECTIONS + MAX_HANDSHAKES:
+        if not self._scarcity.admits(len(self._sockets)):
             await trio.aclose_forcefully(stream)
             return
-        self._n_accepted += 1
         wrapped = self._sockets.wrap(stream)
         try:
             await self._handler(wrapped)
         except Exception as error:
             log.debug("inbound connection failed: %r", error)
         finally:
-            self._n_accepted -= 1
             wrapped.close_now()
 
     def get_addrs(self) -> tuple[Multiaddr, ...]:

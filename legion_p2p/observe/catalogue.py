@@ -114,6 +114,8 @@ EVENTS = (
     _event("eval", "The loss on held-out text was measured.", "step tokens val_loss"),
     _event("data.begins_anew", "The stored position in the text does not fit; reading starts from the beginning.", "reason"),
     _event("data.other_text", "A member trains on another text than this peer.", "peer reason"),
+    _error("network.scarce", "This process may open too few files, so connections are turned away; the text says what helps."),
+    _event("status.not_served", "The status is not served, so legion-ctl cannot look at this peer.", "text"),
     _error("model.not_saved", "The model could not be written where it was asked for; the text says where it is."),
     _event("model.rescued", "The peer failed, and its own parameters are in a file.", "text"),
     # rounds and shards

@@ -25,6 +25,9 @@ from typing import Any, NoReturn, Self
 from legion_p2p.core.cids import DAG_CBOR, RAW, Cid
 from legion_p2p.core.manifest import MAX_BLOCK_BYTES, links_of
 from legion_p2p.errors import DecodeError, DiskFullError, MissingBlockError, QuotaError, StoreError
+from legion_p2p.files.paths import shown, user_path
+from legion_p2p.files.reading import reason_of
+from legion_p2p.files.writing import is_full, sync_folder
 
 try:
     import fcntl
@@ -60,7 +63,7 @@ class BlockStore:
 
         Raises: StoreError, if it is no store, in use by another process, or cannot be read or made.
         """
-        self.path = Path(path).expanduser()
+        self.path = user_path(path)
         self.quota_bytes = quota_bytes
         self.read_only = read_only
         self._on_corrupt = on_corrupt
@@ -400,21 +403,10 @@ class BlockStore:
         return sum(entry.stat().st_size for folder in (self.path / "blocks").glob("?") for entry in os.scandir(folder))
 
 
-def sync_folder(folder: Path) -> None:
-    """Let renames in it survive a power failure."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def raise_as_store_error(failed: OSError, where: Path) -> NoReturn:
     """Raises: DiskFullError; StoreError."""
-    if failed.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(failed):
         raise DiskFullError(
             f"no space left on the disk of {where}; what is stored is unharmed: free some space there, or name another store"
         ) from failed
-    raise StoreError(f"cannot use the block store {where}: {failed.strerror or failed}") from failed
+    raise StoreError(f"cannot use the block store {shown(where)}: {reason_of(failed)}") from failed

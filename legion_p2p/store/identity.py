@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from legion_p2p.core.identity import SEED_BYTES, Identity
-from legion_p2p.errors import StoreError
+from legion_p2p.errors import DiskFullError, StoreError
+from legion_p2p.files.content import decode_text
+from legion_p2p.files.paths import Kind, kind_of, shown, user_path
+from legion_p2p.files.reading import opened, reason_of
+from legion_p2p.files.writing import is_full
 
 try:
     import fcntl
@@ -39,25 +43,30 @@ def load_or_create_identity(path: str | os.PathLike[str]) -> StoredIdentity:
 
     Raises: StoreError, if the file is damaged, readable by others, in use by another peer, or cannot be read or made.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     try:
         _make_folders(path.parent)
         if not path.exists():
             _create(path, Identity.generate())
         return _load(path)
     except OSError as failed:
-        raise StoreError(f"cannot use the identity file {path}: {failed.strerror or failed}") from failed
+        if is_full(failed):
+            raise DiskFullError(
+                f"no space left for the identity file {shown(path)}; free some there, or name another file"
+            ) from failed
+        raise StoreError(f"cannot use the identity file {shown(path)}: {reason_of(failed)}") from failed
 
 
 def is_identity_free(path: str | os.PathLike[str]) -> bool:
-    """Whether the identity may be used: the file is not there yet, or nobody holds it."""
-    try:
-        file = open(Path(path).expanduser(), "rb")  # noqa: SIM115
-    except FileNotFoundError:
+    """Whether the identity may be used: the file is not there yet, or nobody holds it.
+
+    Raises: StoreError, if it is there and may not be read. That is no reason to take another one silently: it is another user's,
+    as after a run with sudo, or something else stands there.
+    """
+    where = user_path(path)
+    if kind_of(where) is Kind.MISSING:
         return True
-    except OSError:
-        return False
-    with file:
+    with opened(where) as file:
         return _lock(file)
 
 
@@ -91,11 +100,11 @@ def _create(path: Path, identity: Identity) -> None:
 
 
 def _load(path: Path) -> StoredIdentity:
+    if kind_of(path) is not Kind.FILE:
+        raise StoreError(f"the identity file {shown(path)} is not a regular file; move it away, or name another one")
     file = open(path, "rb")  # noqa: SIM115 (it stays open, for the lock)
     try:
         mode = os.fstat(file.fileno()).st_mode
-        if not stat.S_ISREG(mode):
-            raise StoreError(f"the identity file {path} is not a regular file; move it away, or name another one")
         if os.name == "posix" and mode & 0o077:
             raise StoreError(f"the identity file {path} can be read by others (mode {stat.S_IMODE(mode):04o}): chmod 600 {path}")
         if not _lock(file):
@@ -108,7 +117,7 @@ def _load(path: Path) -> StoredIdentity:
 
 def _seed_in(content: bytes, path: Path) -> bytes:
     try:
-        lines = [line.strip() for line in content.decode("ascii").splitlines()]
+        lines = [line.strip() for line in decode_text(content).splitlines()]
         (seed,) = [bytes.fromhex(line) for line in lines if line and not line.startswith("#")]
         if len(seed) != SEED_BYTES:
             raise ValueError

@@ -1,12 +1,16 @@
 """The key file."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
+from legion_p2p.cli.peer import pick_identity_slot
 from legion_p2p.core.identity import Identity
 from legion_p2p.errors import StoreError
 from legion_p2p.store.identity import is_identity_free, load_or_create_identity
@@ -117,3 +121,42 @@ def test_many_processes_that_start_together_make_one_identity(tmp_path):
 
 def test_an_identity_that_is_not_there_yet_is_free(tmp_path):
     assert is_identity_free(tmp_path / "none")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
+def test_a_key_of_another_user_is_no_key_in_use():
+    """As after a run with sudo: taking the next free one silently would be another peer with another store."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        folder.chmod(0o755)
+        load_or_create_identity(folder / "peer.key").release()
+        os.seteuid(65534)
+        try:
+            with pytest.raises(StoreError, match=r"peer\.key: permission denied"):
+                is_identity_free(folder / "peer.key")
+            with pytest.raises(StoreError, match=r"peer\.key: permission denied"):
+                load_or_create_identity(folder / "peer.key")
+            with pytest.raises(StoreError, match=r"peer\.key: permission denied"):
+                pick_identity_slot(folder)
+        finally:
+            os.seteuid(0)
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_a_key_that_an_editor_on_windows_saved_is_the_same(tmp_path):
+    first = load_or_create_identity(tmp_path / "key")
+    first.release()
+    text = (tmp_path / "key").read_text()
+
+    (tmp_path / "key").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+
+    assert load_or_create_identity(tmp_path / "key").peer_id == first.peer_id
+
+
+def test_a_pipe_is_no_identity_and_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+
+    for use in (is_identity_free, load_or_create_identity):
+        with pytest.raises(StoreError, match="pipe"):
+            use(tmp_path / "pipe")
