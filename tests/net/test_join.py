@@ -275,5 +275,5 @@ async def test_connections_that_ended_do_not_use_up_room():
                 pass
         (listener,) = boot._host.get_network().listeners.values()
 
-        await eventually(lambda: listener._n_accepted == 0)
+        await eventually(lambda: len(listener._sockets) == 0)
         await eventually(lambda: not boot.messenger.connected())
