@@ -125,14 +125,49 @@ def test_toml_in_the_pages_is_toml(page: Path) -> None:
         tomllib.loads(text)
 
 
-def test_every_public_module_path_in_the_map_exists() -> None:
-    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"(?<![\w/])((?:core|tensor|services|net|train|observe|cli|sim|store)/\w+\.py)", text))
-    tests = set(re.findall(r"tests/\w+(?:/\w+\.py)?", text))
+def paths_in(page: Path) -> set[str]:
+    """What a page names that looks like a file or folder of the repository: `core/round.py`, `tests/sim`, `round.py`."""
+    text = re.sub(r"\w+://\S+|\]\(\S+\)", "", FENCE.sub("", page.read_text(encoding="utf-8")))
+    files = re.findall(r"(?<![\w/.<*-])((?:[\w.-]+/)*[\w-]+\.(?:py|toml|yml|ipynb|mjs))\b", text)
+    folders = re.findall(r"(?<![\w/.-])((?:tests|docs|benchmarks|tools|examples|legion_p2p)/[\w/]+)(?![\w/.-])", text)
+    return {path for path in (*files, *(folder.rstrip("/") for folder in folders)) if path not in NOT_OURS}
 
-    assert named
-    assert [path for path in sorted(named) if not (ROOT / "legion_p2p" / path).exists()] == []
-    assert [path for path in sorted(tests) if not (ROOT / path).exists()] == []
+
+NOT_OURS = {"run.toml", "peer.toml", "SPEC.toml", "my_loop.py"}  # files that a user writes, as examples call them
+PAST = {"CHANGELOG.md", "LOG.md"}  # they tell of files that may be gone
+
+
+@functools.cache
+def files_here() -> frozenset[str]:
+    """Every file and folder of the repository, by its path and by all ends of its path."""
+    named = set()
+    for top in ("legion_p2p", "tests", "docs", "benchmarks", "tools", "examples", ".github"):
+        for path in (ROOT / top).rglob("*"):
+            parts = path.relative_to(ROOT).parts
+            named |= {"/".join(parts[at:]) for at in range(len(parts))}
+    return frozenset(named | {path.name for path in ROOT.iterdir()})
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in PAST], ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    assert sorted(paths_in(page) - files_here()) == []
+
+
+def test_the_map_names_a_file_of_every_layer() -> None:
+    named = paths_in(ROOT / "docs" / "ARCHITECTURE.md")
+    layers = {path.parent.name for path in (ROOT / "legion_p2p").glob("*/__init__.py")} - {"concurrency", "dashboard", "sim"}
+
+    assert layers - {path.split("/")[0] for path in named} == set()
+
+
+@pytest.mark.parametrize("word", ["semaphore", "reputation", "retention", "relay", "upload slots"])
+def test_a_newcomer_finds_the_place_by_the_word_of_the_field(word: str) -> None:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    index = text.partition("## Words to look for")[2].partition("\n## ")[0]
+    rows = [row.split("|") for row in index.splitlines() if row.startswith("| ")]
+
+    (places,) = [row[2] for row in rows if word in re.split(r", | or ", row[1].strip())]
+    assert re.search(r"\w+/\w+\.py", places)
 
 
 def test_every_test_that_the_map_names_exists() -> None:
