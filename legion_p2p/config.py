@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from legion_p2p.core.admission import Admits, check_admission
 from legion_p2p.core.checkpoint_policy import CheckpointConfig
 from legion_p2p.core.membership import MembershipConfig
 from legion_p2p.core.presets import DEFAULT_LINKS, LINKS, Links
@@ -48,6 +49,12 @@ class NewRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What members' connections carry: chooses what [round] and [inner] do not say. See core.presets."""
     data: str = "stdlib"
     seed: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
+    admission: Admits = "open"
+    """Who may take part: everybody, whoever shows a token, or those on the list `admitted`. See core.admission."""
+    admins: tuple[str, ...] = ()
+    """Peers whose tokens count as the founder's do."""
+    admitted: tuple[str, ...] = ()
+    """The allow-list: peer ids."""
     round: RoundSpec = RoundSpec()
     inner: InnerSpec = InnerSpec()
 
@@ -120,6 +127,8 @@ class PeerConfig(msgspec.Struct, frozen=True):
     volunteer_relay: bool = False
     """Meet other regions for owners of this one that have little upload: see core.relays."""
     checkpoints: CheckpointConfig = CheckpointConfig()
+    token: bytes = b""
+    """Shown to the other members, where the run admits peers by token: see core.admission."""
 
 
 def new_run_of(data: dict[str, Any]) -> NewRun:
@@ -134,6 +143,7 @@ def new_run_of(data: dict[str, Any]) -> NewRun:
     new_run = convert({**data, "round": {**chosen["round"], **data.get("round", {})}, "inner": inner}, NewRun)
     try:
         new_run.round.check()
+        check_admission(new_run.admission, new_run.admins, new_run.admitted)
     except UsageError as bad:
         raise ConfigError(str(bad)) from bad
     return new_run

@@ -127,6 +127,15 @@ class RefusedError(NetworkError):
         super().__init__(f"{peer_id} refused: {reason}")
 
 
+class NotAdmittedError(NetworkError):
+    """A run does not admit this peer. Its creator can make a token for it, or put it on the list of another run."""
+
+    def __init__(self, peer_id: str, reason: str) -> None:
+        self.peer_id = peer_id
+        self.reason = reason
+        super().__init__(f"{peer_id} is not admitted: {reason}")
+
+
 class DecodeError(LegionError):
     """Bytes are not what they claim to be. Whoever sent them is to blame."""
 

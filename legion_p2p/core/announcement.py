@@ -12,8 +12,10 @@ from typing import Annotated
 
 import msgspec
 
+from legion_p2p.core.admission import MAX_REVOCATIONS_SHOWN, MAX_TOKEN_BYTES
 from legion_p2p.core.coordinates import Coordinate
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS, Identity, PeerId, verify
+from legion_p2p.core.placement import MAX_WEIGHT
 from legion_p2p.core.plan import MAX_SHARDS
 from legion_p2p.core.witnesses import MAX_TESTIMONIES, TESTIMONY_BYTES, unpack_testimonies
 from legion_p2p.errors import DecodeError, SelfCheckError
@@ -47,7 +49,8 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
     testimonies: Annotated[bytes, msgspec.Meta(max_length=MAX_TESTIMONIES * TESTIMONY_BYTES)] = b""
     """Round trips to those that it is a witness of, packed: see `core.witnesses`."""
     weight: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 1.0
-    """Share of the shards that it can carry, relative to others; 0 owns nothing."""
+    """Share of the shards that it can carry, relative to others; 0 owns nothing. Whoever reads it takes more than MAX_WEIGHT for
+    MAX_WEIGHT: it is a claim, and one peer must not own all."""
     ready: bool = False
     """Holds every shard: may own."""
     training: bool = False
@@ -75,6 +78,12 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
     epoch: _Count = 0
     chunks: Annotated[bytes, msgspec.Meta(max_length=1024)] = b""
     """Bitmap of the chunks of data that it has claimed in `epoch`."""
+    token: Annotated[bytes, msgspec.Meta(max_length=MAX_TOKEN_BYTES)] = b""
+    """What admits it to the run: see `core.admission`."""
+    revocations: Annotated[
+        tuple[Annotated[bytes, msgspec.Meta(max_length=MAX_TOKEN_BYTES)], ...], msgspec.Meta(max_length=MAX_REVOCATIONS_SHOWN)
+    ] = ()
+    """Some of those that it knows."""
     trouble: Annotated[str, msgspec.Meta(max_length=MAX_TROUBLE_CHARS)] = ""
     """Why it has nothing to push, in words for people; empty while all is well."""
 
@@ -128,6 +137,8 @@ def open_signed(data: bytes) -> Announcement:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as bad:
         raise DecodeError(f"announcement: {bad}") from bad
     verify(announcement.peer_id, _domain(signed.body), signed.signature)
+    if announcement.weight > MAX_WEIGHT:
+        announcement = msgspec.structs.replace(announcement, weight=MAX_WEIGHT)
     unpack_testimonies(announcement.testimonies)
     if len(announcement.marks) % MARK_BYTES:
         raise DecodeError(f"marks of {len(announcement.marks)} bytes, must be a multiple of {MARK_BYTES}")

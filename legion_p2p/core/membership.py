@@ -7,6 +7,9 @@ Each member is ALIVE, SUSPECT or DEAD, as seen from here:
     any     -> ALIVE    on any message from it: a late packet is better evidence than a timer
     any     -> gone     when it says that it leaves, or `forget_s` after its death
 
+Anybody can announce members that do not exist. So a member counts for nothing in its region until this peer has exchanged a
+message with it, over a connection that its key has proved: see `believed`. This peer asks each for one (`Greet`), a few times.
+
 Announcements are ordered by (incarnation, seq), so an old one that comes late changes nothing. Being accused of death, a peer
 raises its incarnation and announces itself: the refutation of SWIM (Das, Gupta, Motivala 2002). A peer that was itself asleep
 (suspended, stopped, starved of CPU) heard nobody in that time, so it holds nobody's silence against them: the idea of Lifeguard
@@ -27,6 +30,7 @@ from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.identity import PeerId
 
 MAX_MEMBERS = 10_000  # a table of announcements of a kilobyte each
+MAX_GREETINGS = 6  # of a member that does not answer, each twice as long after the last: it may not exist
 
 
 class Liveness(Enum):
@@ -67,6 +71,10 @@ class Member(msgspec.Struct, frozen=True):
     since: float
     """When it entered its present liveness."""
     next_probe_at: float = 0.0
+    met: bool = False
+    """A message came from it, over a connection of its own."""
+    n_greeted: int = 0
+    next_greeting_at: float = 0.0
 
     @property
     def peer_id(self) -> PeerId:
@@ -92,6 +100,18 @@ class Probe(msgspec.Struct, frozen=True):
     peer_id: PeerId
 
 
+class Greet(msgspec.Struct, frozen=True):
+    """Ask this member for a sign of life, because so far only others told of it."""
+
+    peer_id: PeerId
+
+
+class Met(msgspec.Struct, frozen=True):
+    """The first message came from this member."""
+
+    peer_id: PeerId
+
+
 class Accuse(msgspec.Struct, frozen=True):
     """Tell others that this peer seems dead, so that they look for themselves, and it can refute."""
 
@@ -105,7 +125,7 @@ class Refute(msgspec.Struct, frozen=True):
     incarnation: int
 
 
-Effect = Changed | Probe | Accuse | Refute
+Effect = Changed | Probe | Greet | Met | Accuse | Refute
 
 
 class Membership:
@@ -159,16 +179,27 @@ class Membership:
             self._order = None
             self._count_change()
             self._effects.append(Changed(peer, None, Liveness.ALIVE))
+            self._greet(peer, now)
         else:
             self._members[peer] = msgspec.structs.replace(known, announcement=announcement)
             self._count_change(roles=_role(announcement) != _role(known.announcement))
             # A dead member's newer announcement, even passed on, was made after we lost it: worth a new chance.
             if direct or known.liveness is Liveness.DEAD:
-                self.heard(peer, now)
+                self.lives(peer, now)
+            self._greet(peer, now)
         return True
 
     def heard(self, peer: PeerId, now: float) -> None:
-        """Any message came from `peer` itself."""
+        """Any message came from `peer` itself, over a connection of its own."""
+        self.lives(peer, now)
+        member = self._members.get(peer)
+        if member is not None and not member.met:
+            self._members[peer] = msgspec.structs.replace(member, met=True)
+            self._count_change()
+            self._effects.append(Met(peer))
+
+    def lives(self, peer: PeerId, now: float) -> None:
+        """A sign of life of `peer` came, if only through others."""
         member = self._members.get(peer)
         if member is None:
             return
@@ -181,6 +212,11 @@ class Membership:
         member = self._members.get(peer)
         if member is not None and member.liveness is Liveness.ALIVE:
             self._suspect(peer, now)
+
+    def excluded(self, peer: PeerId) -> None:
+        """`peer` may not take part any more."""
+        if peer in self._members:
+            self._drop(peer)
 
     def accused(self, peer: PeerId, incarnation: int, now: float) -> None:
         """Another peer says that `peer` is dead. Not believed, but looked into."""
@@ -260,6 +296,14 @@ class Membership:
         self._effects.append(Probe(peer))
         self._members[peer] = msgspec.structs.replace(self._members[peer], next_probe_at=now + self.config.probe_every_s)
 
+    def _greet(self, peer: PeerId, now: float) -> None:
+        member = self._members[peer]
+        if member.met or member.n_greeted >= MAX_GREETINGS or now < member.next_greeting_at:
+            return
+        pause_s = self.config.grace_s * 2**member.n_greeted
+        self._members[peer] = msgspec.structs.replace(member, n_greeted=member.n_greeted + 1, next_greeting_at=now + pause_s)
+        self._effects.append(Greet(peer))
+
     def _move(self, peer: PeerId, liveness: Liveness, now: float) -> None:
         member = self._members[peer]
         self._effects.append(Changed(peer, member.liveness, liveness))
@@ -286,6 +330,18 @@ class Membership:
 
 def _role(announcement: Announcement) -> tuple[bool, float, str]:
     return (announcement.ready, announcement.weight, announcement.region)
+
+
+def believed(member: Member, region: str) -> Announcement:
+    """What a member says of itself, as far as a peer of `region` takes it.
+
+    One of this region that was never met may not exist: it owns nothing, nobody waits for its pushes, and its word on what the
+    shards are does not count. A member of another region is met only where regions sync.
+    """
+    said = member.announcement
+    if member.met or said.region != region or not (said.ready or said.training):
+        return said
+    return msgspec.structs.replace(said, ready=False, training=False)
 
 
 def weights_of(announcements: Iterable[Announcement], region: str) -> dict[PeerId, float]:

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 import msgspec
 import zstandard
 
+from legion_p2p.core.admission import MAX_ADMINS, MAX_ADMITTED, Admits, check_admission
 from legion_p2p.core.cids import Cid
-from legion_p2p.core.identity import Identity, verify
+from legion_p2p.core.identity import MAX_PEER_ID_CHARS, Identity, verify
 from legion_p2p.core.placement import PlacementName
 from legion_p2p.core.plan import MAX_PARAMS, FixedSpec, ParamSpec, ShardPlan, plan_for
 from legion_p2p.errors import DecodeError, UsageError
@@ -19,6 +20,7 @@ MAX_OUTER_DELAY = 10_000
 
 RunName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_RUN_NAME_CHARS, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*\Z")]
 _Small = Annotated[str, msgspec.Meta(max_length=64)]
+_PeerId = Annotated[str, msgspec.Meta(max_length=MAX_PEER_ID_CHARS)]
 _Codec = _Small
 _Codecs = Annotated[tuple[_Codec, ...], msgspec.Meta(max_length=16)]
 _Steps = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
@@ -235,10 +237,21 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: Annotated[str, msgspec.Meta(max_length=200)] = ""
     """What the run trains on, in words or the name of a built-in corpus."""
     seed: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
+    admission: Admits = "open"
+    """Who may take part: everybody, whoever shows a token, or those on the list `admitted`. See `legion_p2p.core.admission`."""
+    admins: Annotated[tuple[_PeerId, ...], msgspec.Meta(max_length=MAX_ADMINS)] = ()
+    """Peers whose tokens count as the founder's do."""
+    admitted: Annotated[tuple[_PeerId, ...], msgspec.Meta(max_length=MAX_ADMITTED)] = ()
+    """The allow-list."""
     fixed: Annotated[tuple[FixedSpec, ...], msgspec.Meta(max_length=MAX_PARAMS)] = ()
     """What the founder's model has beside the parameters of the run, with digests: see `RoundSpec.untrained`."""
     nonce: Annotated[str, msgspec.Meta(max_length=64)] = ""
     """Keeps two runs of one name and one content apart."""
+
+    def check(self) -> None:
+        """Raises: UsageError, where fields that are right by themselves do not fit together."""
+        self.round.check()
+        check_admission(self.admission, self.admins, self.admitted)
 
     def plan(self) -> ShardPlan:
         return plan_for(sum(p.numel for p in self.params), self.round.shard_elements)
@@ -259,7 +272,7 @@ def sign_spec(spec: RunSpec, identity: Identity) -> SignedSpec:
     """The founder's signature. Raises: UsageError, if `identity` is not the founder or the specification too large."""
     if spec.founder != identity.peer_id:
         raise UsageError(f"only the founder {spec.founder} can sign this run, not {identity.peer_id}")
-    spec.round.check()
+    spec.check()
     if looks_like_run_id(spec.name):
         raise UsageError(f"the name {spec.name!r} looks like a run's id: choose another")
     text = _encoder.encode(spec)
@@ -289,7 +302,7 @@ def open_spec(signed: SignedSpec) -> RunSpec:
         raise DecodeError(f"run specification: the name {spec.name!r} looks like a run's id")
     verify(spec.founder, signed.spec, signed.signature)
     try:
-        spec.round.check()
+        spec.check()
         spec.plan()
     except UsageError as bad:
         raise DecodeError(f"run specification: {bad}") from bad

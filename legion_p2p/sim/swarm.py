@@ -170,11 +170,14 @@ class Swarm:
         start: Tensor | None = None,
         local_step: Callable[[SimPeer], None] = pull,
         model: Callable[[str], FlatView] | None = None,
+        specified: Callable[[RunSpec], RunSpec] = lambda spec: spec,
     ) -> None:
         """`stores`: a folder in which every peer keeps checkpoints, under its name. `start`: the initial parameters, 1-D fp32 of
         `numel`, zeros otherwise. `shape`: of the one parameter, for what has one dimension is sent dense beside sparse codecs.
         `local_step`: changes `peer.theta` in place. `model`: gives by the name of a peer the parameters that it trains instead;
-        `local_step` then changes those, and `start` is as long as they are."""
+        `local_step` then changes those, and `start` is as long as they are. `specified`: changes the run's specification before
+        it is created."""
+        self.specified = specified
         self.start_at = torch.zeros(numel, dtype=torch.float32, device="cpu") if start is None else start
         self.local_step = local_step
         self.model = model
@@ -230,6 +233,7 @@ class Swarm:
         clock_off_s: float = 0.0,
         region: str = "",
         relay: bool = False,
+        token: bytes = b"",
     ) -> SimPeer:
         """Start a peer without waiting for it; the first one creates the run."""
         network = self.world.join(self.identity(name))
@@ -238,7 +242,9 @@ class Swarm:
         peer.clock_off_s = clock_off_s
         creates = not self.peers if creates is None else creates
         self.peers[name] = peer
-        config = msgspec.structs.replace(self.config, weight=weight, region=region or self.config.region, volunteer_relay=relay)
+        config = msgspec.structs.replace(
+            self.config, weight=weight, region=region or self.config.region, volunteer_relay=relay, token=token
+        )
         self._nursery.start_soon(self._run, peer, creates, config)
         return peer
 
@@ -327,7 +333,7 @@ class Swarm:
         )
         try:
             if creates:
-                entering = creating(parts, RunCreation(RunSpec("sim", "", params, self.round), self.start_at))
+                entering = creating(parts, RunCreation(self.specified(RunSpec("sim", "", params, self.round)), self.start_at))
             else:
                 entering = joining(parts, "sim", params)
             async with entering as run:

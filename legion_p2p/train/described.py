@@ -78,6 +78,9 @@ def described(new_run: NewRun) -> RunSpec:
         model=msgspec.to_builtins(config),
         data=new_run.data,
         seed=new_run.seed,
+        admission=new_run.admission,
+        admins=new_run.admins,
+        admitted=new_run.admitted,
     )
     try:
         for name in spec.round.codecs():

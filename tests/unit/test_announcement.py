@@ -19,6 +19,7 @@ from legion_p2p.core.announcement import (
     unpack_marks,
 )
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.placement import MAX_WEIGHT
 from legion_p2p.core.plan import MAX_SHARDS
 from legion_p2p.errors import DecodeError, SelfCheckError, SignatureError
 
@@ -176,7 +177,7 @@ def test_random_bytes_that_are_signed_never_raise_anything_else_either(body: byt
         seq=counts,
         addresses=st.lists(st.text(max_size=200), max_size=16).map(tuple),
         region=st.text(max_size=64),
-        weight=st.floats(0, 1e9),
+        weight=st.floats(0, MAX_WEIGHT),
         ready=st.booleans(),
         step=counts,
         loss=st.none() | st.floats(allow_nan=False),
@@ -222,3 +223,10 @@ def test_one_that_others_would_refuse_is_not_signed(changes: dict) -> None:
     """They would count it as misbehaviour, and the peer would vanish for them without hearing why."""
     with pytest.raises(SelfCheckError, match="would be refused by the others"):
         sign(msgspec.structs.replace(FULL, **changes), ALICE)
+
+
+@pytest.mark.parametrize(("said", "taken"), [(0.0, 0.0), (1.0, 1.0), (MAX_WEIGHT, MAX_WEIGHT), (1e9, MAX_WEIGHT)])
+def test_no_member_weighs_more_than_the_strongest_connection_whatever_it_says(said: float, taken: float) -> None:
+    signed = sign(Announcement(ALICE.peer_id, "run", weight=said), ALICE)
+
+    assert open_signed(signed).weight == taken

@@ -11,11 +11,14 @@ from legion_p2p.core.membership import (
     Accuse,
     Changed,
     Effect,
+    Greet,
     Liveness,
     Membership,
     MembershipConfig,
+    Met,
     Probe,
     Refute,
+    believed,
     weights_of,
 )
 
@@ -64,7 +67,7 @@ def test_a_newcomer_is_alive_and_told_of_once() -> None:
     news = [table.announced(says(A), 1.0), table.announced(says(A), 1.0)]
 
     assert news == [True, False]
-    assert drain(table) == [Changed(A, None, ALIVE)]
+    assert drain(table) == [Changed(A, None, ALIVE), Greet(A)]
     assert [m.peer_id for m in table.counted()] == [A]
 
 
@@ -100,7 +103,7 @@ def test_a_late_message_refutes_death() -> None:
 
     table.heard(A, 9.0)
 
-    assert drain(table) == [Changed(A, DEAD, ALIVE)]
+    assert drain(table) == [Changed(A, DEAD, ALIVE), Met(A)]
 
 
 def test_any_message_refutes_suspicion() -> None:
@@ -391,3 +394,57 @@ def test_whatever_happens_the_rules_of_the_table_hold(happenings: list[tuple]) -
         assert ME not in seen
         for peer, was in before.items():  # what is known of a peer never becomes older
             assert table.get(peer) is None or table.get(peer).announcement.order >= was.announcement.order
+
+
+# members that may not exist
+
+
+def test_a_member_is_met_once_a_message_came_from_itself() -> None:
+    table = table_of(A)
+
+    table.lives(A, 1.0)
+    table.announced(says(A, 1), 1.0, direct=True)
+    before = table.get(A).met
+    revision = table.roles_revision
+    table.heard(A, 2.0)
+    table.heard(A, 3.0)
+
+    assert (before, table.get(A).met) == (False, True)
+    assert table.roles_revision == revision + 1
+    assert [e for e in drain(table) if isinstance(e, Met)] == [Met(A)]
+
+
+def test_one_that_only_others_tell_of_is_greeted_less_and_less_often_and_then_no_more() -> None:
+    table = Membership(ME, CONFIG, 0.0)
+    greeted_at = []
+
+    for seq in range(2000):
+        now = float(seq)
+        table.announced(says(A, seq), now, direct=True)
+        greeted_at += [now for e in drain(table) if isinstance(e, Greet)]
+
+    assert greeted_at == [0.0, 3.0, 9.0, 21.0, 45.0, 93.0]
+
+
+def test_one_that_is_met_is_not_greeted() -> None:
+    table = table_of(A)
+    table.heard(A, 1.0)
+    drain(table)
+
+    for seq in range(1, 100):
+        table.announced(says(A, seq), 5.0 * seq, direct=True)
+
+    assert not [e for e in drain(table) if isinstance(e, Greet)]
+
+
+@pytest.mark.parametrize(("met", "region", "counts"), [(False, "home", False), (True, "home", True), (False, "away", True)])
+def test_what_a_member_says_counts_in_its_region_once_it_is_met(met: bool, region: str, counts: bool) -> None:
+    table = Membership(ME, CONFIG, 0.0)
+    table.announced(Announcement(A, "run", region=region, ready=True, training=True, weight=5.0, step=7), 0.0)
+    if met:
+        table.heard(A, 0.0)
+
+    said = believed(table.get(A), "home")
+
+    assert (said.ready, said.training, said.step) == (counts, counts, 7)
+    assert weights_of([said], region) == ({A: 5.0} if counts else {})

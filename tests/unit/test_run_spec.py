@@ -15,6 +15,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from legion_p2p.core.admission import MAX_ADMINS, MAX_ADMITTED
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.plan import MAX_PARAMS, ParamSpec
 from legion_p2p.core.run import (
@@ -237,6 +238,39 @@ def test_unless_it_says_otherwise_a_synchronous_run_averages_exactly_and_others_
     assert RoundSpec(synchronous=True).rule() == "mean"
     assert RoundSpec(synchronous=True, aggregation="krum").rule() == "krum"
     assert RoundSpec().rule() == DEFAULT_RULE != "mean"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"admission": "allow-list"},
+        {"admitted": (OTHER.peer_id,)},
+        {"admins": (OTHER.peer_id,)},
+        {"admission": "token", "admitted": (OTHER.peer_id,)},
+        {"admission": "token", "admins": ("nobody",)},
+        {"admission": "allow-list", "admitted": (OTHER.peer_id, "nobody")},
+    ],
+)
+def test_who_may_take_part_is_said_without_contradiction(fields: dict) -> None:
+    spec = spec_of(**fields)
+
+    with pytest.raises(UsageError, match=r"admi|nobody"):
+        sign_spec(spec, FOUNDER)
+    with pytest.raises(DecodeError, match=r"admi|nobody"):
+        open_spec(signed_as_is(fields_of(spec)))
+
+
+def test_lists_of_peers_are_bounded() -> None:
+    for field, most in (("admins", MAX_ADMINS), ("admitted", MAX_ADMITTED)):
+        with pytest.raises(DecodeError, match="length"):
+            open_spec(signed_as_is({**fields_of(spec_of()), field: ["x"] * (most + 1)}))
+
+
+def test_a_private_run_opens_as_it_was_signed() -> None:
+    for fields in ({"admission": "token", "admins": (OTHER.peer_id,)}, {"admission": "allow-list", "admitted": (OTHER.peer_id,)}):
+        spec = spec_of(**fields)
+
+        assert open_spec(sign_spec(spec, FOUNDER)) == spec
 
 
 @pytest.mark.parametrize("missing", ["name", "founder", "params"])

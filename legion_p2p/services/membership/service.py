@@ -3,16 +3,29 @@
 Announcements go out by gossip and, to heal what gossip loses, in an exchange of tables with one random member at a time.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import msgspec
 import trio
 
 from legion_p2p.concurrency.notify import Notify
 from legion_p2p.core.absence import Absence
+from legion_p2p.core.admission import Admission
 from legion_p2p.core.announcement import Announcement, open_signed, peer_of, sign
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.membership import Accuse, Changed, Liveness, Member, Membership, Probe, Refute, weights_of
+from legion_p2p.core.membership import (
+    Accuse,
+    Changed,
+    Greet,
+    Liveness,
+    Member,
+    Membership,
+    Met,
+    Probe,
+    Refute,
+    believed,
+    weights_of,
+)
 from legion_p2p.core.run import announce_topic
 from legion_p2p.core.wire import (
     MAX_EXCHANGED,
@@ -27,13 +40,14 @@ from legion_p2p.core.wire import (
     decode_reply,
     encode,
 )
-from legion_p2p.errors import DecodeError, NetworkError, UnreachableError
+from legion_p2p.errors import DecodeError, NetworkError, NotAdmittedError, UnreachableError
 from legion_p2p.services.context import PeerContext
 
 EXCHANGE_DEADLINE_S = 5.0
 N_INDIRECT_PROBES = 2  # members asked to look at a suspect as well, in case only the path from here is broken
 N_WITNESSES = 3  # members told that another one is dead
 MAX_INVOLVED = 4  # silent at once with whom others are bothered: where more are, the others see that for themselves
+MAX_GREETINGS_IN_FLIGHT = 16  # to members that only others told of: they may not exist, and each costs an attempt to connect
 SAMPLE = 16  # announcements in a regular exchange: gossip brings nearly all, and the rest comes in a few more of them
 MAX_EXCHANGE_BYTES = 512 * 1024  # of announcements in one message: half a control frame
 
@@ -60,6 +74,8 @@ class MemberService:
         self._everyone_at: tuple[object, ...] = ()  # what it was made from
         self._weights: dict[PeerId, float] = {}
         self._weights_at: tuple[object, ...] = ()
+        spec = ctx.spec
+        self.admission = Admission(ctx.run, spec.admission, spec.founder, spec.admins, spec.admitted)
         self._identity = ctx.identity
         self._messenger = ctx.messenger
         self._gossip = ctx.gossip
@@ -73,6 +89,7 @@ class MemberService:
         self._hurry = Notify()
         self._hurried = False
         self._nursery: trio.Nursery | None = None
+        self._greetings = trio.CapacityLimiter(MAX_GREETINGS_IN_FLIGHT)
         self.listeners: list[Callable[[Changed], None]] = []
         self.announcement_listeners: list[Callable[[Announcement], None]] = []
 
@@ -81,12 +98,13 @@ class MemberService:
     def everyone(self) -> Sequence[Announcement]:
         """This peer's announcement, then those of all members that are not dead, by peer id.
 
-        Who was taken for dead and is back counts as not ready until it says, in a new incarnation, that it has caught up.
+        A member that this peer never met counts as not ready. So does one that was taken for dead and is back, until it says in a
+        new incarnation that it has caught up.
         """
         own = self.own()
         state = (self.table.revision, self._absence.n_doubted, own.seq)
         if self._everyone_at != state:  # asked for many times between two changes
-            others = [m.announcement for m in self.table.counted()]
+            others = [believed(m, own.region) for m in self.table.counted()]
             self._everyone = (own, *map(self._absence.trusted, others))
             self._everyone_at = state
         return self._everyone
@@ -102,7 +120,14 @@ class MemberService:
     def announced(self, peer: PeerId) -> Announcement | None:
         """As in `everyone`, of one of the others."""
         member = self.table.get(peer)
-        return self._absence.trusted(member.announcement) if member is not None and member.counts else None
+        if member is None or not member.counts:
+            return None
+        return self._absence.trusted(believed(member, self.own().region))
+
+    def others(self) -> list[Announcement]:
+        """What the other members say that are not dead, without those of this region that this peer never met."""
+        region = self.own().region
+        return [m.announcement for m in self.table.counted() if m.met or m.announcement.region != region]
 
     def own(self) -> Announcement:
         if self._own is None:
@@ -127,6 +152,39 @@ class MemberService:
         if peer != self.me:
             self._messenger.add_addresses(peer, addresses)
 
+    def must_be_admitted(self, peer: PeerId) -> None:
+        """Raises: NotAdmittedError, if the run asks for more to take part than `peer` has shown, or the user has banned it."""
+        refusal = self._refusal(peer)
+        if refusal:
+            raise NotAdmittedError(peer, refusal)
+
+    def revocations(self) -> tuple[bytes, ...]:
+        """Those that this peer announces next."""
+        return self.admission.revocations(self._wall_time(), self._seq)
+
+    def revoke(self, revocation: bytes) -> None:
+        """Take a revocation, and tell the others. Raises: DecodeError."""
+        if self.admission.revoke(revocation, self._wall_time()):
+            self.exclude_refused()
+            self.announce_soon()
+
+    def ban(self, peers: Collection[PeerId]) -> None:
+        """From now on these have no part in the run, as far as this peer is concerned, and no others are banned."""
+        self.admission.banned = frozenset(peers)
+        self.exclude_refused()
+
+    def exclude_refused(self) -> None:
+        """Forget those that may not take part any more: a token expired or was revoked, or a user banned one."""
+        for member in self.table.members():
+            if self._refusal(member.peer_id):
+                self.table.excluded(member.peer_id)
+                self._signed.pop(member.peer_id, None)
+        self._work()
+
+    def _refusal(self, peer: PeerId) -> str:
+        member = self.table.get(peer)
+        return self.admission.refusal(peer, b"" if member is None else member.announcement.token, self._wall_time())
+
     def heard(self, peer: PeerId) -> None:
         """Any message came from `peer`."""
         self.table.heard(peer, trio.current_time())
@@ -140,12 +198,17 @@ class MemberService:
     def take(self, signed: bytes, *, direct: bool) -> Announcement:
         """Check an announcement and put it in the table.
 
-        Raises: DecodeError, SignatureError.
+        Raises: DecodeError, SignatureError; NotAdmittedError, which is nobody's fault but its own.
         """
         announcement = open_signed(signed)
         if announcement.run != self.run:
             raise DecodeError(f"announcement of run {announcement.run}, this is {self.run}")
         peer = peer_of(announcement)
+        refusal = self.admission.refusal(peer, announcement.token, self._wall_time())
+        if refusal:
+            raise NotAdmittedError(peer, refusal)
+        if sum([self.admission.revoke(revocation, self._wall_time()) for revocation in announcement.revocations]):
+            self.exclude_refused()
         if self.table.announced(announcement, trio.current_time(), direct=direct):
             if announcement.leaving:
                 self._signed.pop(peer, None)
@@ -172,6 +235,7 @@ class MemberService:
         # Before learning: what the asker sent, it does not need back. Who knows few wants to hear of all.
         known = self._some_announcements(peer, SAMPLE if len(message.announcements) >= SAMPLE else MAX_EXCHANGED - 1)
         self._take_all(peer, message.announcements)
+        self.must_be_admitted(peer)
         self.heard(peer)
         newest = self._signed.get(peer)
         if newest is not None and newest not in message.announcements:
@@ -250,7 +314,7 @@ class MemberService:
                 async for signed in heard:
                     try:
                         self.take(signed, direct=True)
-                    except DecodeError as bad:
+                    except (DecodeError, NotAdmittedError) as bad:
                         self._events.emit("announcement.refused", reason=str(bad))
             finally:
                 self._nursery = None  # a peer that leaves still answers and asks, but starts nothing
@@ -287,6 +351,8 @@ class MemberService:
             await trio.sleep(tick_s)
             self._notice_absence()
             now = trio.current_time()
+            if not self.admission.is_open:
+                self.exclude_refused()
             if self._absence.end_probation(now):
                 self.changed.notify()
             self.table.handle_timeout(now)
@@ -317,6 +383,8 @@ class MemberService:
                 self._events.emit("member.changed", peer=effect.peer_id, before=before, after=after)
                 for listener in self.listeners:
                     listener(effect)
+            elif isinstance(effect, Met):
+                rang = True
             elif isinstance(effect, Refute):
                 self.table.incarnation = max(self.table.incarnation, effect.incarnation)
                 self._events.emit("member.refuted", incarnation=self.table.incarnation)
@@ -325,6 +393,8 @@ class MemberService:
             elif self._nursery is not None:
                 if isinstance(effect, Probe):
                     self._nursery.start_soon(self._probe, effect.peer_id)
+                elif isinstance(effect, Greet):
+                    self._nursery.start_soon(self._greet, effect.peer_id)
                 elif isinstance(effect, Accuse):
                     self._nursery.start_soon(self._accuse, effect)
         if rang:
@@ -358,13 +428,23 @@ class MemberService:
             for helper in self._rng.sample(helpers, min(N_INDIRECT_PROBES, len(helpers))):
                 nursery.start_soon(self._ping_through, helper, suspect)
 
+    async def _greet(self, peer: PeerId) -> None:
+        member = self.table.get(peer)
+        if member is None or member.announcement.region != self.own().region:
+            return
+        async with self._greetings:
+            member = self.table.get(peer)
+            if member is not None and not member.met and await self._tell(peer, Ping(self.run)):
+                self.heard(peer)
+
     async def _ping(self, suspect: PeerId) -> None:
         if await self._tell(suspect, Ping(self.run)):
             self.heard(suspect)
 
     async def _ping_through(self, helper: PeerId, suspect: PeerId) -> None:
         if await self._tell(helper, PingFor(self.run, suspect)):
-            self.heard(suspect)
+            self.table.lives(suspect, trio.current_time())
+            self._work()
 
     async def _accuse(self, accusation: Accuse) -> None:
         message = Accusation(self.run, accusation.peer_id, accusation.incarnation)
@@ -397,6 +477,8 @@ class MemberService:
             try:
                 announcement = open_signed(signed)
                 self.take(signed, direct=peer_of(announcement) == sender)
+            except NotAdmittedError as refused:
+                self._events.emit("announcement.refused", peer=sender, reason=str(refused))
             except DecodeError as bad:
                 self._messenger.report(sender, f"bad announcement: {bad}")
                 self._events.emit("announcement.refused", peer=sender, reason=str(bad))

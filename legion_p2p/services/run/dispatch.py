@@ -1,6 +1,7 @@
 """What a peer answers: each request goes to the service that it concerns.
 
     of anybody, at any time    -> the specification of the run that this peer is in, and blocks of its checkpoints
+    of a peer that the run does not admit -> refused, but for the specification
     about a run that it is not in, or before it is in one -> refused
     while it has left          -> refused as a failure of the network, so that the sender tries the next owner
     anything else              -> answered by the members, the shards, or the sync between regions
@@ -58,6 +59,8 @@ async def answer(run: Run, peer: PeerId, body: bytes) -> bytes | ThrottledReply[
             if message.run not in (run.spec.name, run.id):
                 raise UnknownRunError(message.run, 0)
             return encode(SpecFound(run.signed.spec, run.signed.signature))
+        if not isinstance(message, Exchange):  # which brings what it is admitted by
+            run.members.must_be_admitted(peer)
         if isinstance(message, GetBlocks | HasBlocks):
             return _outgoing(await run.lobby.provider.on_request(peer, message))
         if isinstance(message, GetCheckpoints):

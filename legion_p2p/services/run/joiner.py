@@ -172,6 +172,8 @@ class Joiner:
                 await run.members.changed.wait()
         if scope.cancelled_caught:
             raise JoinError(f"run {run.spec.name!r} is known, but no member that holds the model answered in {MEMBERS_S:.0f} s")
+        if not run.members.admission.is_open:  # who has not seen the token gives nothing
+            await run.greet()
         run.shards.move(await run.regions.first())
         run.members.announce_soon()
         sync = StateSync(run.ctx, run.members, run.region, run.checkpoints.store)
@@ -224,7 +226,7 @@ class Joiner:
         self._nursery.start_soon(run.advertise.run_forever)
 
     def _enter(self, signed: SignedSpec, spec: RunSpec, restored: Restored | None = None) -> Run:
-        """From here on this peer answers as a member of the run. Raises: IncompatibleModelError."""
+        """From here on this peer answers as a member of the run. Raises: IncompatibleModelError; JoinError."""
         try:
             for name in spec.round.codecs():
                 codec.get(name)
@@ -248,6 +250,9 @@ class Joiner:
             wall_time=self._parts.wall_time,
         )
         members = MemberService(ctx, lambda: describe(run))
+        refusal = members.admission.refusal(ctx.me, ctx.config.token, ctx.wall_time())
+        if refusal:
+            raise JoinError(f"run {spec.name!r} does not admit this peer, {ctx.me}: {refusal}; ask its creator, {spec.founder}")
         resumed_from = None if restored is None else replace(restored, shards=())  # the tensors are held by the shards
         self._run = run = Run(self._lobby, ctx, signed, messenger, members, resumed_from)
         messenger.serve(partial(answer, run))

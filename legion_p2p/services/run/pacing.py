@@ -7,7 +7,7 @@ import msgspec
 from legion_p2p.core.adapt import Choice, CodecCost, Load, choose
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.contact import Bandwidth
-from legion_p2p.core.pace import local_steps, ramped
+from legion_p2p.core.pace import local_steps, ramped, run_step
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.observe.events import Events
 from legion_p2p.services.shards.service import ShardService
@@ -32,10 +32,11 @@ class Pacer:
     def update(self, step: int, step_s: float, others: "list[Announcement]", bandwidth: Bandwidth) -> None:
         """`step` is that of the run, `step_s` this peer's own; `others` are the announcements of all that count as members."""
         rounds = self._rounds
-        reference = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, max([step, *(a.run_step for a in others)]))
+        theirs = [a.run_step for a in others if a.ready]
         if rounds.synchronous:  # all wait for all: whoever did more steps in a round would count for more than its tokens
-            self.local_steps = reference
+            self.local_steps = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, max([step, *theirs]))
             return
+        reference = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, run_step(step, theirs))
         least, most = min(rounds.min_local_steps, reference), max(rounds.max_local_steps, reference)
         steps = local_steps(reference, step_s, [a.step_s for a in others if a.training], least, most)
         upload_bps = bandwidth.known_upload_bps

@@ -50,4 +50,4 @@ class StepCount:
 
     def of_run(self, members: MemberService) -> int:
         """The step of the run, by all that is known: see `core.pace.run_step`."""
-        return run_step(self.own(), [m.announcement.run_step for m in members.table.counted() if m.announcement.ready])
+        return run_step(self.own(), [a.run_step for a in members.others() if a.ready])

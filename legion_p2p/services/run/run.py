@@ -85,15 +85,19 @@ class Run:
         self.presence.joined()
         await nursery.start(self.shards.run_forever)
         await self.members.announce_now()
-        # Gossip takes a second to find its mesh; the members that give up shards to this one should know at once.
-        async with trio.open_nursery() as exchanges:
-            for member in self.members.table.counted()[:MAX_GREETED]:
-                exchanges.start_soon(self.members.exchange_with, member.peer_id)
+        await self.greet()
         self.shards.on_members_changed()
         nursery.start_soon(self.region_sync.run_forever)
         nursery.start_soon(self.returning.run_forever)
         nursery.start_soon(self.moving.run_forever)
         nursery.start_soon(self.checkpoints.run_forever)
+
+    async def greet(self) -> None:
+        """Exchange announcements with members. Gossip takes a second to find its mesh; those that give up shards to this peer,
+        or ask what admits it, should know at once."""
+        async with trio.open_nursery() as exchanges:
+            for member in self.members.table.counted()[:MAX_GREETED]:
+                exchanges.start_soon(self.members.exchange_with, member.peer_id)
 
     # what can be read at any time
 
@@ -173,7 +177,7 @@ class Run:
     # inner steps
 
     def _others(self) -> list[Announcement]:
-        return [member.announcement for member in self.members.table.counted()]
+        return self.members.others()
 
     def _on_member_changed(self, change: Changed) -> None:
         if change.after is None:

@@ -44,6 +44,8 @@ def describe(run: Run) -> Announcement:
         marks=run.shards.marks(),
         epoch=progress.epoch,
         chunks=progress.chunks,
+        token=run.ctx.config.token,
+        revocations=run.members.revocations(),
         trouble=progress.trouble[:MAX_TROUBLE_CHARS],
     )
 

@@ -1,15 +1,15 @@
 """The share of the shards that this peer offers to own."""
 
 from legion_p2p.config import AUTO_WEIGHT, Weight
-from legion_p2p.core.placement import SmoothedWeight, weight_of
+from legion_p2p.core.placement import MAX_WEIGHT, SmoothedWeight, weight_of
 from legion_p2p.services.ports import Messenger
 
 
 class OwnWeight:
-    """The weight that this peer announces: what the user set, or what its upload carries."""
+    """The weight that this peer announces: what the user set, or what its upload carries; at most MAX_WEIGHT."""
 
     def __init__(self, wanted: Weight, messenger: Messenger) -> None:
-        self._fixed = None if wanted == AUTO_WEIGHT else float(wanted)
+        self._fixed = None if wanted == AUTO_WEIGHT else min(float(wanted), MAX_WEIGHT)
         self._messenger = messenger
         self._measured = SmoothedWeight()
 
