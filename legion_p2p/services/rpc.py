@@ -127,7 +127,9 @@ class Dispatcher:
         self._handlers[kind] = handler
         self._decoder = decoder_of(dict.fromkeys((*REQUESTS, *self._handlers)))
 
-    def scope(self, check: Callable[[PeerId, Request[Any]], None], answered: Callable[[PeerId], None]) -> "Scope":
+    def scope(
+        self, check: Callable[[PeerId, Request[Any]], None], answered: Callable[[PeerId], None] = lambda peer: None
+    ) -> "Scope":
         """For handlers that share a condition: see `Scope`."""
         return Scope(self, check, answered)
 

@@ -353,7 +353,7 @@ def test_an_exception_in_a_handler_is_an_answer_and_ends_nothing(victim: Victim,
         async with stranger(victim) as network:
             shard = encode(GetShard(victim.engine.id, 0))
             with monkeypatch.context() as bug:
-                bug.setattr(victim.engine.shards, "on_request", broken)
+                bug.setitem(victim.engine.lobby.dispatcher._handlers, GetShard, broken)
                 while_broken = await ask(network, victim, shard, Priority.DOWNLOAD)
             return while_broken, await ask(network, victim, shard, Priority.DOWNLOAD)
 

@@ -24,7 +24,6 @@ from legion_p2p.observe.events import Events
 from legion_p2p.services.checkpoint import fetch as fetch_module
 from legion_p2p.services.checkpoint import serve, writer
 from legion_p2p.services.checkpoint.fetch import Fetcher
-from legion_p2p.services.upload_slots import ThrottledReply
 from legion_p2p.sim.swarm import SimPeer, Swarm, inline
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.journal import Journal
@@ -223,24 +222,19 @@ async def test_a_fetch_that_was_stopped_goes_on(tmp_path: Path, autojump_clock):
 async def test_a_provider_that_lies_is_reported_and_dropped_and_the_others_suffice(
     tmp_path: Path, autojump_clock, one_by_one, monkeypatch
 ):
-    class Liar:
-        def __init__(self, honest):
-            self.honest = honest
-
-        async def on_request(self, peer, message):
-            answer = await self.honest.on_request(peer, message)
-            if isinstance(answer, ThrottledReply) and isinstance(answer.reply, Blocks):
-                return replace(answer, reply=Blocks(tuple(b"lie" for _ in answer.reply.blocks)))
-            return answer
-
     async with swarm_in(tmp_path) as swarm:
         root = await trained(swarm, "abc")
         liar = swarm.peers["b"]
-        liar.engine.lobby.provider = Liar(liar.engine.lobby.provider)
+
+        async def lie(peer, message):
+            answer = await liar.engine.lobby.provider.on_get_blocks(peer, message)
+            return replace(answer, reply=Blocks(tuple(b"lie" for _ in answer.reply.blocks)))
+
+        liar.engine.lobby.dispatcher.on(GetBlocks, lie)
         with BlockStore(tmp_path / "fetched") as store:
             fetching = fetcher(swarm, store)
             reported = []
-            monkeypatch.setattr(fetching._messenger, "report", lambda peer, offence: reported.append(peer))
+            monkeypatch.setattr(fetching._messenger, "report", lambda peer, misbehaviour: reported.append(peer))
             fetched = await fetching.fetch(root)
 
             assert set(reported) == {liar.id}
@@ -249,7 +243,7 @@ async def test_a_provider_that_lies_is_reported_and_dropped_and_the_others_suffi
                 pass
 
 
-async def test_an_answer_has_its_limit_and_asks_of_nonsense_cost_standing(tmp_path: Path, autojump_clock, monkeypatch):
+async def test_an_answer_has_its_limit_and_asks_of_nonsense_raise_the_score(tmp_path: Path, autojump_clock, monkeypatch):
     async with swarm_in(tmp_path) as swarm:
         root = await trained(swarm, "ab")
         donor = swarm.peers["a"]
@@ -273,7 +267,7 @@ async def test_an_answer_has_its_limit_and_asks_of_nonsense_cost_standing(tmp_pa
 async def test_what_nobody_has_is_an_error_that_names_it(tmp_path: Path, autojump_clock):
     async with swarm_in(tmp_path) as swarm:
         await swarm.add("a")
-        with BlockStore(tmp_path / "fetched") as store, pytest.raises(MissingBlockError, match="none of those"):
+        with BlockStore(tmp_path / "fetched") as store, pytest.raises(MissingBlockError, match="no peer that can be reached"):
             await fetcher(swarm, store).fetch(Cid.of(b"nothing", DAG_CBOR))
 
 

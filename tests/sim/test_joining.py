@@ -56,14 +56,14 @@ async def trained(swarm: Swarm, names: str = "abc") -> list[SimPeer]:
 def give_whole_only(peers: list[SimPeer], monkeypatch, *shards: int) -> None:
     """From now on they refuse to send any other shard whole."""
     for peer in peers:
-        answer = peer.engine.shards.on_request
+        handlers = peer.engine.lobby.dispatcher._handlers
 
-        async def reluctant(asker, message, answer=answer):
-            if isinstance(message, GetShard) and message.shard not in shards:
+        async def reluctant(asker, message, answer=handlers[GetShard]):
+            if message.shard not in shards:
                 raise NetworkError("not from here")
             return await answer(asker, message)
 
-        monkeypatch.setattr(peer.engine.shards, "on_request", reluctant)
+        monkeypatch.setitem(handlers, GetShard, reluctant)
 
 
 async def test_a_newcomer_builds_on_checkpoints_what_nobody_sends_whole(tmp_path: Path, autojump_clock, monkeypatch):

@@ -77,7 +77,7 @@ async def test_an_answer_that_moves_us_further_than_we_agreed_to_is_not_followed
             own = honest.engine.common_parameters()
             return SyncReply(codec.get(message.codec).encode(4 * own.norm() * torch.ones(64) / 8))
 
-        liar.engine.region_sync.on_request = lie
+        liar.engine.lobby.dispatcher.on(SyncRequest, lie)
         liar.engine.region_sync.schedule.due = lambda replica: None
         await trio.sleep(60)
 

@@ -307,7 +307,7 @@ async def test_an_exception_in_a_handler_is_an_answer_and_ends_nothing(autojump_
 
         with goes_on(swarm, at_least_per_s=0.3):
             with monkeypatch.context() as bug:
-                bug.setattr(a.engine.shards, "on_request", broken)
+                bug.setitem(a.engine.lobby.dispatcher._handlers, GetShard, broken)
                 while_broken = await liar.refused(a, GetShard(liar.run, 0))
             afterwards = await liar.ask(a, GetShard(liar.run, 0))
             await trio.sleep(10)

@@ -1,49 +1,41 @@
-"""Fetching a checkpoint by its CID, from everybody who has blocks of it.
+"""Fetching a checkpoint by its CID, from all peers that have blocks of it.
 
-    the root's providers, and those of the run that it turns out to be of -> who of them has which block
-    each is asked for what few have, several blocks at a time             -> every block is checked against its CID
-    it sends other bytes                                                  -> reported, and asked for nothing more
-    it sends nothing, or fails                                            -> others are asked
-    it is busy                                                            -> others are asked, and it again when it says
+    providers of the root, and of its run once that is known   -> asked which blocks they have
+    each is asked for what few others have, several at a time  -> every block is checked against its CID
+    it sends other bytes                                       -> reported, and asked for nothing more
+    it sends nothing, or fails                                 -> others are asked
+    it is busy                                                 -> others are asked, and it again when it says
 
-Blocks that are in the store already are not fetched: a fetch that was stopped goes on. Nodes come before what they link to.
+Blocks that are in the store already are not fetched, so a fetch that was stopped goes on where it was. Nodes come before the
+blocks that they link to.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Protocol
 
 import msgspec
 import trio
 
+from legion_p2p.concurrency.notify import Notify
 from legion_p2p.core.cids import DAG_CBOR, Cid
 from legion_p2p.core.download import Download
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.manifest import block_key, checkpoint_key, decode_manifest, links_of
 from legion_p2p.core.priority import Priority
-from legion_p2p.core.wire import (
-    MAX_HAS_CIDS,
-    Blocks,
-    Busy,
-    GetBlocks,
-    HasBlocks,
-    HeldBlocks,
-    Reply,
-    Request,
-    decode_reply,
-    encode,
-)
+from legion_p2p.core.wire import MAX_HAS_CIDS, Busy, GetBlocks, HasBlocks
 from legion_p2p.errors import DecodeError, MissingBlockError, NetworkError
 from legion_p2p.observe.events import Events
-from legion_p2p.services.checkpoint.providers import PER_DONOR, ProviderScheduler
+from legion_p2p.services.checkpoint.providers import PER_PROVIDER, ProviderScheduler
 from legion_p2p.services.ports import Discovery, Messenger, Offload
+from legion_p2p.services.rpc import Rpc
 
 BATCH = 8  # blocks in a request: 2 MiB of leaves, so that a slow provider holds up little
 REQUEST_DEADLINE_S = 60.0
 ASK_DEADLINE_S = 10.0
 MAX_FAILURES = 3  # of one provider, one after the other
-SEARCH_S = 20.0  # for somebody who has what is missing; records of a manifest made a moment ago take seconds to show
+SEARCH_S = 20.0  # for a peer that has what is missing; records of a manifest made a moment ago take seconds to show
 SEARCH_EVERY_S = 2.0
 MAX_FETCHED_BLOCKS = 1 << 20  # below one root: as many as a store walks through
 
@@ -59,7 +51,7 @@ class Store(Protocol):
 
 
 class Memory:
-    """A store of who has no disk to spare."""
+    """A store for a peer without a disk to spare."""
 
     def __init__(self) -> None:
         self._blocks: dict[Cid, bytes] = {}
@@ -107,15 +99,16 @@ class Fetcher:
         offload: Offload,
         events: Events,
         progress: Callable[[int], None] = lambda n_bytes: None,
-        donors: ProviderScheduler | None = None,
+        scheduler: ProviderScheduler | None = None,
     ) -> None:
-        """`donors`: where other things are asked of the same peers as well."""
+        """`scheduler`: where the same peers are asked for other things as well."""
         self.sizes: dict[Cid, int] = {}
-        """Bytes of the blocks that were found or fetched, as those who have them say."""
+        """Bytes of the blocks that were found or fetched, as the peers that have them say."""
         self.providers: set[PeerId] = set()
-        """Peers to ask, beside those who are connected and who the DHT names."""
-        self._donors = donors or ProviderScheduler(events, Random())
+        """Peers to ask, beside those that are connected and that the DHT names."""
+        self._scheduler = scheduler or ProviderScheduler(events, Random())
         self._messenger = messenger
+        self._rpc = Rpc(messenger)
         self._discovery = discovery
         self._store = store
         self._offload = offload
@@ -163,12 +156,12 @@ class Fetcher:
                 deadline = trio.current_time() + SEARCH_S
             elif trio.current_time() >= deadline:
                 others = f" ({len(missing) - 1} more are missing)" if len(missing) > 1 else ""
-                raise MissingBlockError(str(missing[0]), f"none of those who can be reached has it{others}")
+                raise MissingBlockError(str(missing[0]), f"no peer that can be reached has it{others}")
             else:
                 await trio.sleep(SEARCH_EVERY_S)
 
     async def fetch_blocks(self, cids: Iterable[Cid]) -> list[Cid]:
-        """Fetch these, as far as somebody has them; what is missing afterwards. Raises: StoreError."""
+        """Fetch these, as far as any peer has them; what is missing afterwards. Raises: StoreError."""
         missing = await self._not_here(list(cids))
         while missing:
             before = len(missing)
@@ -178,7 +171,7 @@ class Fetcher:
         return missing
 
     async def look_for(self, cids: Iterable[Cid]) -> dict[Cid, int | None]:
-        """How many bytes each block takes to fetch, as those say who have it: 0 where it is here; None where nobody has it."""
+        """How many bytes each block takes to fetch, as its providers say: 0 where it is here; None where nobody has it."""
         found: dict[Cid, int | None] = dict.fromkeys(cids, 0)
         download = Download(await self._not_here(list(found)))
         await self._ask_around(download)
@@ -191,7 +184,7 @@ class Fetcher:
         return [cid for cid, size in zip(cids, sizes, strict=True) if size is None]
 
     async def _fetch_some(self, wanted: list[Cid]) -> list[Cid]:
-        """Fetch what those who can be reached now have; what is missing then."""
+        """Fetch what the peers have that can be reached now; what is missing then."""
         download = Download(wanted)
         await self._ask_around(download)
         if len(download.unobtainable()) < len(wanted):
@@ -199,7 +192,7 @@ class Fetcher:
         return sorted(download.missing())
 
     async def _ask_around(self, download: Download) -> None:
-        """Who has what."""
+        """Find out which peer has which block."""
         providers = self.providers | self._messenger.connected()
         for key in self._keys:
             with trio.move_on_after(ASK_DEADLINE_S):
@@ -211,9 +204,13 @@ class Fetcher:
         async def ask(peer: PeerId) -> None:
             for at in range(0, len(wanted), MAX_HAS_CIDS):
                 some = wanted[at : at + MAX_HAS_CIDS]
-                reply = await self._request(peer, HasBlocks(tuple(cid.raw for cid in some)), Priority.CONTROL, ASK_DEADLINE_S)
-                if not isinstance(reply, HeldBlocks) or len(reply.sizes) != len(some):
-                    return  # a bootstrap node, or a peer without a store
+                question = HasBlocks(tuple(cid.raw for cid in some))
+                try:
+                    reply = await self._rpc.ask(peer, question, within_s=ASK_DEADLINE_S)
+                    with self._rpc.checking(peer, "bad answer about blocks"):
+                        _check_count(reply.sizes, some)
+                except NetworkError:
+                    return  # a bootstrap node, a peer without a store, or one that is gone
                 held = {cid: size for cid, size in zip(some, reply.sizes, strict=True) if size}
                 self.sizes |= held
                 download.offers(peer, held)
@@ -224,14 +221,14 @@ class Fetcher:
 
     async def _download(self, download: Download) -> None:
         """As much as the providers known now give."""
-        changed = trio.Event()
+        changed = Notify()
         n_busy = 0
 
         async def drain(peer: PeerId) -> None:
-            nonlocal changed, n_busy
+            nonlocal n_busy
             failures = 0
             while not download.done and failures < MAX_FAILURES and peer not in self._liars:
-                async with self._donors.turn([peer]):
+                async with self._scheduler.turn([peer]):
                     batch = download.next_batch(peer, BATCH)
                     if batch:
                         n_busy += 1
@@ -239,31 +236,36 @@ class Fetcher:
                             failures = 0 if await self._fetch_batch(download, peer, batch) else failures + 1
                         finally:
                             n_busy -= 1
-                            changed.set()
-                            changed = trio.Event()
+                            changed.notify()
                 if download.done:
-                    nursery.cancel_scope.cancel()  # those who wait until a busy one has room
+                    nursery.cancel_scope.cancel()  # those that wait until a busy one has room
                 elif not batch:
                     if not n_busy:
                         return
-                    await changed.wait()  # somebody else may fail with what we could have
+                    await changed.wait()  # another peer may fail with what this one has
             if failures >= MAX_FAILURES:
                 download.drop(peer)
 
         async with trio.open_nursery() as nursery:
             for peer in download.providers():
-                for _ in range(PER_DONOR):
+                for _ in range(PER_PROVIDER):
                     nursery.start_soon(drain, peer)
 
     async def _fetch_batch(self, download: Download, peer: PeerId, batch: tuple[Cid, ...]) -> bool:
-        reply = await self._request(peer, GetBlocks(tuple(cid.raw for cid in batch)), Priority.DOWNLOAD, REQUEST_DEADLINE_S)
-        if isinstance(reply, Busy):
-            download.release(peer, batch)
-            return self._donors.turned_away(peer, reply)
-        self._donors.served(peer)
-        if not isinstance(reply, Blocks) or len(reply.blocks) != len(batch):
+        """Whether it brought anything, or may do so later."""
+        question = GetBlocks(tuple(cid.raw for cid in batch))
+        try:
+            reply = await self._rpc.ask(peer, question, Priority.DOWNLOAD, within_s=REQUEST_DEADLINE_S)
+            if isinstance(reply, Busy):
+                download.release(peer, batch)
+                return self._scheduler.turned_away(peer, reply)
+            with self._rpc.checking(peer, "bad answer about blocks"):
+                _check_count(reply.blocks, batch)
+        except NetworkError:
+            self._scheduler.served(peer)
             download.release(peer, batch)
             return False
+        self._scheduler.served(peer)
         got = [(cid, data) for cid, data in zip(batch, reply.blocks, strict=True) if data]
         right = await self._offload(_right_ones, got)
         if len(right) < len(got):
@@ -283,15 +285,10 @@ class Fetcher:
             download.lacks(peer, (cid for cid in batch if cid not in sent))
         return bool(right)
 
-    async def _request(self, peer: PeerId, message: Request, priority: Priority, deadline_s: float) -> Reply | None:
-        try:
-            with trio.fail_after(deadline_s):
-                return decode_reply(await self._messenger.request(peer, encode(message), priority))
-        except (NetworkError, trio.TooSlowError):
-            return None
-        except DecodeError as bad:
-            self._messenger.report(peer, f"bad answer about blocks: {bad}")
-            return None
+
+def _check_count(answers: Sequence[object], asked: Sequence[Cid]) -> None:
+    if len(answers) != len(asked):
+        raise DecodeError(f"{len(answers)} answers about {len(asked)} blocks")
 
 
 def _sizes(store: Store, cids: list[Cid]) -> list[int | None]:

@@ -1,12 +1,12 @@
 """Which checkpoints a newcomer may build on, and for which shards that is less to fetch than the shard itself.
 
-    members, and who the DHT names, tell of checkpoints  -> their manifests, and the nodes below, are fetched
-    published by no member, of another run, or not whole -> not looked at any further
-    members say which of the states they come from       -> a state that more of them deny than confirm is not believed
-    blocks of it, its log and the updates since          -> where that is no more than the whole shard, it is taken
+    members, and peers that the DHT names, name checkpoints -> their manifests, and the nodes below, are fetched
+    published by no member, of another run, or not whole    -> not looked at any further
+    members say which of the states they come from          -> a state that more of them deny than confirm is not believed
+    its blocks, its log and the updates since               -> taken if that is no more than the whole shard
 
-A manifest proves only who published it. What makes a state believable is that those who train now come from it: they are asked
-before anything large is fetched. Of a shard's bases the one prevails that most publishers signed, then the one that costs least.
+A manifest proves only which peer published it. A state is believable because the members that train now come from it: they are
+asked before anything large is fetched. Of a shard's bases the one prevails that most publishers signed, then the cheapest one.
 """
 
 from collections import Counter, defaultdict
@@ -32,20 +32,15 @@ from legion_p2p.core.wire import (
     MAX_COMPARED,
     OTHER,
     AncestryQuery,
-    AncestryReply,
-    Checkpoints,
     GetCheckpoints,
-    Reply,
-    Request,
     State,
-    decode_reply,
-    encode,
 )
-from legion_p2p.errors import DecodeError, MissingBlockError, NetworkError
+from legion_p2p.errors import DecodeError, MissingBlockError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.checkpoint.fetch import Fetcher, Store
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
+from legion_p2p.services.rpc import Rpc
 
 ASK_DEADLINE_S = 5.0
 FIND_DEADLINE_S = 2.0  # for the DHT to name more who have checkpoints: the members that are known suffice in most runs
@@ -121,6 +116,7 @@ class CheckpointSelection:
         self._region = region
         self._members = members
         self._messenger = ctx.messenger
+        self._rpc = Rpc(ctx.messenger)
         self._discovery = ctx.discovery
         self._fetcher = fetcher
         self._store = store
@@ -162,14 +158,15 @@ class CheckpointSelection:
         """Which there are, those first that somebody has as its newest, and who told of them."""
         ready = [m.peer_id for m in self._members.table.counted() if m.announcement.ready]
         asked = set(self._rng.sample(ready, min(MAX_TELLERS, len(ready))))
-        told = await self._ask_all(asked, GetCheckpoints(self._run))
-        if len(ready) > len(asked) or any(isinstance(reply, Checkpoints) for reply in told.values()):
+        question = GetCheckpoints(self._run)
+        told = await self._rpc.ask_all(asked, question, within_s=ASK_DEADLINE_S)
+        if len(ready) > len(asked) or told:
             with trio.move_on_after(FIND_DEADLINE_S):
                 for contact in await self._discovery.find(checkpoint_key(self._run)):
                     self._messenger.add_addresses(contact.peer_id, contact.addresses)
                     self._fetcher.providers.add(contact.peer_id)
-            told |= await self._ask_all(self._fetcher.providers - asked, GetCheckpoints(self._run))
-        lists = {peer: reply.cids for peer, reply in told.items() if isinstance(reply, Checkpoints)}
+            told |= await self._rpc.ask_all(self._fetcher.providers - asked, question, within_s=ASK_DEADLINE_S)
+        lists = {peer: reply.cids for peer, reply in sorted(told.items())}
         self._fetcher.providers.update(lists)
         return named_roots(lists, self._messenger.report)
 
@@ -247,8 +244,10 @@ class CheckpointSelection:
         denials: Counter[State] = Counter()
         for at in range(0, len(questions), MAX_COMPARED):
             some = questions[at : at + MAX_COMPARED]
-            for peer, reply in (await self._ask_all(judges, AncestryQuery(self._run, tuple(some)))).items():
-                if not isinstance(reply, AncestryReply) or len(reply.since) != len(some):
+            answers = await self._rpc.ask_all(judges, AncestryQuery(self._run, tuple(some)), within_s=ASK_DEADLINE_S)
+            for peer, reply in answers.items():
+                if len(reply.since) != len(some):
+                    self._messenger.report(peer, f"{len(reply.since)} answers about {len(some)} states")
                     continue
                 for state, n_bytes in zip(some, reply.since, strict=True):
                     if n_bytes >= 0:
@@ -256,24 +255,6 @@ class CheckpointSelection:
                     elif n_bytes == OTHER:
                         denials[state] += 1
         return {state: sorted(found, reverse=True) for state, found in since.items() if len(found) > denials[state]}
-
-    async def _ask_all(self, peers: Iterable[PeerId], message: Request) -> dict[PeerId, Reply]:
-        replies: dict[PeerId, Reply] = {}
-        raw = encode(message)
-
-        async def ask(peer: PeerId) -> None:
-            try:
-                with trio.fail_after(ASK_DEADLINE_S):
-                    replies[peer] = decode_reply(await self._messenger.request(peer, raw))
-            except (NetworkError, trio.TooSlowError):
-                return  # it keeps none, or is gone
-            except DecodeError as bad:
-                self._messenger.report(peer, f"bad answer about checkpoints: {bad}")
-
-        async with trio.open_nursery() as nursery:
-            for peer in sorted(peers):
-                nursery.start_soon(ask, peer)
-        return dict(sorted(replies.items()))
 
 
 class _noted:

@@ -1,11 +1,11 @@
-"""Giving blocks to those who fetch checkpoints."""
+"""Giving blocks to peers that fetch checkpoints."""
 
 import trio
 
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import ThrottledReply
-from legion_p2p.core.wire import MAX_BLOCKS_BYTES, MAX_CHECKPOINTS, Blocks, Checkpoints, GetBlocks, HasBlocks, HeldBlocks, Reply
+from legion_p2p.core.wire import MAX_BLOCKS_BYTES, MAX_CHECKPOINTS, Blocks, Busy, Checkpoints, GetBlocks, HasBlocks, HeldBlocks
 from legion_p2p.errors import StoreError
 from legion_p2p.services.ports import Archive, Offload
 from legion_p2p.services.upload_slots import UploadSlotService
@@ -14,23 +14,24 @@ MAX_SERVED = 4  # answers being made at once; more only make each of them slower
 
 
 class ProvideService:
-    """Answers requests for blocks, of whomever."""
+    """Answers requests for blocks, of any peer."""
 
-    def __init__(self, archive: Archive, offload: Offload, giving: UploadSlotService) -> None:
+    def __init__(self, archive: Archive, offload: Offload, upload_slots: UploadSlotService) -> None:
         self._archive = archive
         self._offload = offload
-        self._giving = giving
+        self._upload_slots = upload_slots
         self._served = trio.CapacityLimiter(MAX_SERVED)
         self.sent_blocks = 0
         self.sent_bytes = 0
 
-    async def on_request(self, peer: PeerId, message: GetBlocks | HasBlocks) -> Reply | ThrottledReply:
+    async def on_has_blocks(self, peer: PeerId, message: HasBlocks) -> HeldBlocks:
+        """Raises: DecodeError, if what is asked for is no CID."""
+        return HeldBlocks(await self._sizes([Cid.from_bytes(raw) for raw in message.cids]))
+
+    async def on_get_blocks(self, peer: PeerId, message: GetBlocks) -> ThrottledReply[Blocks] | Busy:
         """Raises: DecodeError, if what is asked for is no CID."""
         cids = [Cid.from_bytes(raw) for raw in message.cids]
-        async with self._served:
-            sizes = await self._offload(_sizes, self._archive, cids)
-        if isinstance(message, HasBlocks):
-            return HeldBlocks(sizes)
+        sizes = await self._sizes(cids)
 
         async def read() -> Blocks:
             async with self._served:
@@ -39,7 +40,11 @@ class ProvideService:
             self.sent_bytes += sum(map(len, blocks))
             return Blocks(blocks)
 
-        return await self._giving.give(peer, min(sum(sizes), MAX_BLOCKS_BYTES), read)
+        return await self._upload_slots.give(peer, min(sum(sizes), MAX_BLOCKS_BYTES), read)
+
+    async def _sizes(self, cids: list[Cid]) -> tuple[int, ...]:
+        async with self._served:
+            return await self._offload(_sizes, self._archive, cids)
 
     def checkpoints(self) -> Checkpoints:
         """Of the run that this peer is in, the newest first."""

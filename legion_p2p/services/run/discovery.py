@@ -8,10 +8,11 @@ import trio
 from legion_p2p.core.contact import Contact
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.run import RunSpec, SignedSpec, looks_like_run_id, name_key, open_spec, run_id, run_key
-from legion_p2p.core.wire import GetSpec, SpecFound, decode_reply, encode
+from legion_p2p.core.wire import GetSpec
 from legion_p2p.errors import AmbiguousRunError, DecodeError, NetworkError, RefusedError, UnknownRunError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.ports import Discovery, Messenger
+from legion_p2p.services.rpc import Rpc
 
 ASK_DEADLINE_S = 5.0
 SEARCH_S = 15.0  # a run founded a moment ago takes seconds to show in the DHT; a name typed wrong should not take minutes
@@ -64,27 +65,24 @@ async def _look_up(discovery: Discovery, key: str) -> Sequence[Contact]:
 
 async def _ask_all(wanted: str, contacts: Sequence[Contact], messenger: Messenger, events: Events) -> list[FoundRun]:
     found: list[FoundRun] = []
+    rpc = Rpc(messenger)
 
     async def ask(contact: Contact) -> None:
-        messenger.add_addresses(contact.peer_id, contact.addresses)
+        peer = contact.peer_id
+        messenger.add_addresses(peer, contact.addresses)
         try:
-            with trio.fail_after(ASK_DEADLINE_S):
-                reply = decode_reply(await messenger.request(contact.peer_id, encode(GetSpec(wanted))))
-            if not isinstance(reply, SpecFound):
-                return
-            signed = SignedSpec(reply.spec, reply.signature)
-            spec = open_spec(signed)
-            if wanted not in (spec.name, run_id(signed)):
-                raise DecodeError(f"asked for run {wanted!r}, got {spec.name!r}")
-            found.append(FoundRun(run_id(signed), signed, spec, (contact.peer_id,)))
+            reply = await rpc.ask(peer, GetSpec(wanted), within_s=ASK_DEADLINE_S)
+            with rpc.checking(peer, "bad run specification"):
+                signed = SignedSpec(reply.spec, reply.signature)
+                spec = open_spec(signed)
+                if wanted not in (spec.name, run_id(signed)):
+                    raise DecodeError(f"asked for run {wanted!r}, got {spec.name!r}")
         except RefusedError:
             return  # a bootstrap node, or a member of another run: nothing to tell
         except NetworkError as failed:
-            events.emit("run.not_asked", peer=contact.peer_id, reason=str(failed))
-        except trio.TooSlowError:
-            events.emit("run.not_asked", peer=contact.peer_id, reason="no answer in time")
-        except DecodeError as bad:
-            messenger.report(contact.peer_id, f"bad run specification: {bad}")
+            events.emit("run.not_asked", peer=peer, reason=str(failed))
+            return
+        found.append(FoundRun(run_id(signed), signed, spec, (peer,)))
 
     async with trio.open_nursery() as nursery:
         for contact in contacts:

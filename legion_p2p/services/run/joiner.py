@@ -12,7 +12,6 @@ sockets (`peer.py`) and in virtual time (`sim`).
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 import msgspec
 import trio
@@ -101,7 +100,7 @@ class Joiner:
         self._nursery = nursery
         self._run: Run | None = None
         """The run that was entered: it has to be left, also if joining failed half-way."""
-        self._network.messenger.serve(partial(answer_before, lobby))
+        answer_before(lobby)
 
     async def create(self, creation: RunCreation) -> Run:
         """Create a run. Raises: RunExistsError, if others have one of this name; UsageError."""
@@ -255,7 +254,7 @@ class Joiner:
             raise JoinError(f"run {spec.name!r} does not admit this peer, {ctx.me}: {refusal}; ask its creator, {spec.founder}")
         resumed_from = None if restored is None else replace(restored, shards=())  # the tensors are held by the shards
         self._run = run = Run(self._lobby, ctx, signed, messenger, members, resumed_from)
-        messenger.serve(partial(answer, run))
+        answer(run)
         return run
 
 

@@ -9,11 +9,12 @@ from typing import Protocol
 from legion_p2p.config import PeerConfig
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.priority import ThrottledReply
-from legion_p2p.core.wire import Checkpoints, GetBlocks, HasBlocks, Reply
+from legion_p2p.core.wire import Blocks, Busy, Checkpoints, GetBlocks, HasBlocks, HeldBlocks
 from legion_p2p.errors import NetworkError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.checkpoint.serve import ProvideService
 from legion_p2p.services.ports import Archive, Discovery, Gossip, Messenger, Offload
+from legion_p2p.services.rpc import Dispatcher
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.services.upload_slots import UploadSlotService
 
@@ -57,7 +58,9 @@ class PeerParts:
 class BlockProvider(Protocol):
     """Answers questions about checkpoints."""
 
-    async def on_request(self, peer: PeerId, message: GetBlocks | HasBlocks) -> Reply | ThrottledReply[Reply]: ...
+    async def on_has_blocks(self, peer: PeerId, message: HasBlocks) -> HeldBlocks: ...
+
+    async def on_get_blocks(self, peer: PeerId, message: GetBlocks) -> ThrottledReply[Blocks] | Busy: ...
 
     def checkpoints(self) -> Checkpoints: ...
 
@@ -65,7 +68,10 @@ class BlockProvider(Protocol):
 class NoBlocks:
     """The provider of a peer that keeps no checkpoints."""
 
-    async def on_request(self, peer: PeerId, message: GetBlocks | HasBlocks) -> Reply | ThrottledReply[Reply]:
+    async def on_has_blocks(self, peer: PeerId, message: HasBlocks) -> HeldBlocks:
+        raise NetworkError("this peer keeps no checkpoints")
+
+    async def on_get_blocks(self, peer: PeerId, message: GetBlocks) -> ThrottledReply[Blocks] | Busy:
         raise NetworkError("this peer keeps no checkpoints")
 
     def checkpoints(self) -> Checkpoints:
@@ -77,6 +83,8 @@ class Lobby:
 
     def __init__(self, parts: PeerParts) -> None:
         self.parts = parts
+        self.dispatcher = Dispatcher(parts.network.messenger, parts.events)
+        """Answers all requests, as what this peer is in at the time."""
         self.upload_slots = UploadSlotService(parts.network.messenger)
         self.provider: BlockProvider = (
             NoBlocks() if parts.archive is None else ProvideService(parts.archive, parts.offload, self.upload_slots)

@@ -11,7 +11,6 @@ A newcomer with a store keeps the blocks there: stopped while joining, it goes o
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import trio
 from torch import Tensor, float32, frombuffer
@@ -30,15 +29,12 @@ from legion_p2p.core.wire import (
     GetShard,
     GetUpdates,
     Inclusion,
-    Reply,
-    Request,
     ShardState,
     Update,
     Updates,
-    decode_reply,
     encode,
 )
-from legion_p2p.errors import DecodeError, JoinError, NetworkError, StoreError
+from legion_p2p.errors import DecodeError, JoinError, NetworkError, RemoteProtocolError, StoreError
 from legion_p2p.services.checkpoint.fetch import Fetcher, Memory, Store
 from legion_p2p.services.checkpoint.providers import ProviderScheduler
 from legion_p2p.services.checkpoint.replay import replay
@@ -46,6 +42,7 @@ from legion_p2p.services.checkpoint.select import Candidate, CheckpointSelection
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.ports import Archive
+from legion_p2p.services.rpc import Rpc
 from legion_p2p.services.shards.states import log_bytes
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
@@ -87,6 +84,7 @@ class StateSync:
         self._region = region
         self._members = members
         self._messenger = ctx.messenger
+        self._rpc = Rpc(ctx.messenger)
         self._offload = ctx.offload
         self._disk = ctx.disk
         self._events = ctx.events
@@ -155,11 +153,11 @@ class StateSync:
             return
         since: list[Entry] = []
         for judge in offer.judges:
+            question = GetUpdates(self._run, shard, chain.version, chain.digest, log_only=True)
             try:
                 async with self._turns.turn([judge]):
-                    question = GetUpdates(self._run, shard, chain.version, chain.digest, log_only=True)
-                    reply = await self._ask(judge, question, FETCH_DEADLINE_S)
-            except (NetworkError, DecodeError, trio.TooSlowError):
+                    reply = await self._rpc.ask(judge, question, Priority.DOWNLOAD, within_s=FETCH_DEADLINE_S)
+            except NetworkError:
                 continue
             if isinstance(reply, Busy):
                 self._turns.turned_away(judge, reply)
@@ -242,11 +240,10 @@ class StateSync:
     async def _at_start(self, shard: int, guess: Tensor, peer: PeerId) -> FetchedShard | None:
         """The shard, if `peer` has it at version 0 and that is what we guess."""
         start_digest = await self._offload(digest, guess)
+        question = GetUpdates(self._run, shard, 0, start_digest, log_only=True)
         try:
-            reply = await self._ask(
-                peer, GetUpdates(self._run, shard, 0, start_digest, log_only=True), ASK_DEADLINE_S, Priority.CONTROL
-            )
-        except (NetworkError, DecodeError, trio.TooSlowError):
+            reply = await self._rpc.ask(peer, question, within_s=ASK_DEADLINE_S)
+        except NetworkError:
             return None
         if isinstance(reply, Updates) and reply.at_version == 0 and not reply.updates:
             return self._whole(shard, guess, 0, start_digest, (), peer)
@@ -254,34 +251,35 @@ class StateSync:
 
     async def _ask_for_shard(self, shard: int, peer: PeerId) -> FetchedShard | Busy | None:
         try:
-            reply = await self._ask(peer, GetShard(self._run, shard), FETCH_DEADLINE_S)
+            reply = await self._rpc.ask(peer, GetShard(self._run, shard), Priority.DOWNLOAD, within_s=FETCH_DEADLINE_S)
             if isinstance(reply, Busy):
                 return reply
-            if not isinstance(reply, ShardState) or reply.shard != shard:
-                raise DecodeError(f"asked for shard {shard}, got something else")
-            reference = await self._offload(codec.get("fp32").decode, reply.payload, self._plan.size(shard))
-            if await self._offload(digest, reference) != reply.digest:
-                raise DecodeError(f"shard {shard} version {reply.version} does not have its digest")
-        except (NetworkError, trio.TooSlowError) as failed:
-            self._events.emit("shard.fetch_failed", shard=shard, peer=peer, reason=str(failed) or "no answer in time")
+            with self._rpc.checking(peer, "bad shard"):
+                reference = await self._read(shard, reply)
+        except RemoteProtocolError as bad:
+            self._events.error("shard.fetch_refused", f"shard {shard}: {bad.reason}", peer=peer)
             return None
-        except DecodeError as bad:
-            self._messenger.report(peer, f"bad shard: {bad}")
-            self._events.error("shard.fetch_refused", f"shard {shard}: {bad}", peer=peer)
+        except NetworkError as failed:
+            self._events.emit("shard.fetch_failed", shard=shard, peer=peer, reason=str(failed))
             return None
         self._turns.served(peer)
         self._events.emit("shard.fetched", shard=shard, version=reply.version, peer=peer)
         return self._whole(shard, reference, reply.version, reply.digest, reply.included, peer)
+
+    async def _read(self, shard: int, state: ShardState) -> Tensor:
+        """The shard that came. Raises: DecodeError, if it is not what was asked for, or not what it says."""
+        if state.shard != shard:
+            raise DecodeError(f"asked for shard {shard}, got {state.shard}")
+        reference: Tensor = await self._offload(codec.get("fp32").decode, state.payload, self._plan.size(shard))
+        if await self._offload(digest, reference) != state.digest:
+            raise DecodeError(f"shard {shard} version {state.version} does not have its digest")
+        return reference
 
     def _whole(
         self, shard: int, reference: Tensor, version: int, digest_: bytes, included: Sequence[Inclusion], peer: PeerId
     ) -> FetchedShard:
         self.donors.add(peer)
         return FetchedShard(shard, reference, Chain(version, digest_, log_bytes(reference.numel()), included, peer))
-
-    async def _ask(self, peer: PeerId, message: Request[Any], deadline_s: float, priority: Priority = Priority.DOWNLOAD) -> Reply:
-        with trio.fail_after(deadline_s):
-            return decode_reply(await self._messenger.request(peer, encode(message), priority))
 
 
 def _groups(offers: Mapping[int, Candidate], size: Callable[[int], int]) -> Iterator[list[int]]:
