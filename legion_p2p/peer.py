@@ -31,7 +31,7 @@ from legion_p2p.core.retention import Retention, parse_retention
 from legion_p2p.core.run import RoundSpec, RunName, RunSpec
 from legion_p2p.core.units import parse_rate
 from legion_p2p.errors import IncompatibleModelError, NetworkError, NoContactError, NonFiniteError, UsageError
-from legion_p2p.observe.events import Events
+from legion_p2p.observe.events import PHASE, Events
 from legion_p2p.observe.status import Status
 from legion_p2p.services.ports import Offload
 from legion_p2p.services.run.discovery import SEARCH_S, find_run
@@ -131,7 +131,10 @@ async def open_peer(
         async with open_flat_nursery() as nursery:
             network, network_scope = await nursery.start(host)
             try:
+                if network.dial_reports:
+                    events.emit(PHASE, text=f"connecting to {len(network.dial_reports)} initial peers")
                 await _join(network, run, archive, disk, events)
+                events.emit(PHASE, text=f"looking for run {run}, and fetching its model" if run else "creating the run")
                 parts = PeerParts(
                     network,
                     offload=ThreadOffload(),

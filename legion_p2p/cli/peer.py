@@ -34,6 +34,7 @@ from legion_p2p.observe import human
 from legion_p2p.observe.events import HANDING_OVER, Events
 from legion_p2p.observe.metrics import JsonSink, PlainSink, handing_over_text
 from legion_p2p.observe.status import Status
+from legion_p2p.observe.words import is_alone
 
 if TYPE_CHECKING:
     from legion_p2p.dashboard import LiveView
@@ -165,6 +166,7 @@ def _train(job: Job, output: OutputOptions, *, picks_identity: bool, picks_store
 
 def _run(job: Job, picks_identity: bool, picks_store: bool, events: Events, shown: "_Shown", signals: Signals) -> tuple[Job, Any]:
     """The job as it was done, its identity and store chosen, and what came of it."""
+    shown.begin("loading torch and libp2p")
     from legion_p2p.peer import run_job
     from legion_p2p.train.trainer import Stop
 
@@ -207,6 +209,8 @@ def farewell_lines(job: Job, outcome: Any, status: Status | None, wall_s: float)
         lines.append(f"validation loss of the common model: {human.loss_text(outcome.val_loss)}")
     if outcome.digest:
         lines.append(f"common model {outcome.digest}")
+    if job.initial_peers and status is not None and status.run is not None and is_alone(status):
+        lines.append("nobody else was in the run when this peer left: it was the last")
     lines.append(f"sent {human.bytes_text(outcome.sent_bytes)}, received {human.bytes_text(outcome.received_bytes)}")
     if job.out and not outcome.save_problem:
         lines.append(f"written to {job.out}")
@@ -255,6 +259,11 @@ class _Shown:
                     sink(event)
                 except OSError:
                     self._reader_has_gone()
+
+    def begin(self, what: str) -> None:
+        """On a terminal, where people wait: what takes the next seconds."""
+        if self._view is not None:
+            self._view.begin(what)
 
     def on_status(self, status: Status) -> None:
         self.status = status

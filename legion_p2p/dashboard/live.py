@@ -4,9 +4,12 @@
 place by a thread of its own a few times a second, from the last status given: neither training nor the network waits for it.
 """
 
+import math
+import textwrap
 import threading
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -16,13 +19,16 @@ from rich.text import Text
 
 from legion_p2p.dashboard.fit import Column, Screen, bar, ends, fit_table, line, sparkline
 from legion_p2p.observe import human
-from legion_p2p.observe.events import Event
+from legion_p2p.observe.events import PHASE, Event
 from legion_p2p.observe.metrics import JOIN_WITH, describe, rounds_of
-from legion_p2p.observe.status import MemberStatus, Status
+from legion_p2p.observe.status import ErrorStatus, MemberStatus, Status
+from legion_p2p.observe.words import alone_text, failed_text, is_alone
 
 REFRESH_PER_S = 4  # more looks no smoother and costs a core's percent each
 MAX_HISTORY = 2048  # points of the loss curve; halved when full
 MAX_RECENT = 3
+MAX_PHASES = 8
+ERROR_SHOWN_S = 60.0  # an error leaves the view after so long; `legion-ctl status` and metrics.jsonl keep it
 MIN_MEMBER_ROWS = 3
 
 
@@ -98,10 +104,14 @@ def render_peer(
     ascii_only: bool = False,
     losses: Sequence[float] = (),
     notes: Sequence[str] = (),
+    is_error_recent: bool = True,
 ) -> RenderableType:
-    """One peer in at most `height` lines of `width` characters. `losses` is the course of the loss, `notes` what else to say."""
+    """One peer in at most `height` lines of `width` characters. `losses` is the course of the loss, `notes` what else to say.
+
+    The last error is shown where it `is_error_recent`.
+    """
     head = _head(status, width, ascii_only, losses)
-    foot = _foot(status, width, notes)
+    foot = _foot(status, width, notes, status.errors[-1] if status.errors and is_error_recent else None)
     members = members_in_order(status)
     rows = max(MIN_MEMBER_ROWS, height - len(head) - len(foot) - 4)  # blank, title, "and n more", last line of the terminal
     table = fit_table(member_columns(status), members[:rows], width, ascii_only=ascii_only)
@@ -144,9 +154,11 @@ def _head(status: Status, width: int, ascii_only: bool, losses: Sequence[float])
 def round_line(status: Status, width: int) -> Text:
     """The rounds so far, and how much of the last one was averaged."""
     last = status.last_round
+    if is_alone(status):
+        told = f"round {human.whole_text(rounds_of(status))}" if last else "no round yet"
+        return line(told + (": nobody else is in this run" if status.run else ""), width=width)
     if last is None:
-        alone = len(status.members) <= 1
-        return line("no round yet" + (": nobody else is in this run" if alone and status.run else ""), width=width)
+        return line("no round yet", width=width)
     of = f" ({last.n_included} of {last.n_expected} members)" if last.n_expected else ""
     averaged = f"averaged {human.percent_text(last.averaged_fraction)}{of}"
     return line(
@@ -158,19 +170,32 @@ def round_line(status: Status, width: int) -> Text:
     )
 
 
-def _foot(status: Status, width: int, notes: Sequence[str]) -> list[Text]:
+def _foot(status: Status, width: int, notes: Sequence[str], last: ErrorStatus | None) -> list[Text]:
     lines: list[Text] = []
-    if status.last_round and status.last_round.failed:
+    alone = alone_text(status)
+    if alone:
+        lines += [line(piece, width=width, style="yellow") for piece in textwrap.wrap(alone, width, break_long_words=True)]
+    elif status.last_round and status.last_round.failed:
         failed = status.last_round.failed
-        first = f"{human.short_id(failed[0].peer_id)} ({human.clean(failed[0].reason, width)})"
         also = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
-        lines.append(line(human.shorten(f"not averaged: {first}{also}", width), width=width, style="yellow"))
-    if status.errors:
-        last = status.errors[-1]
+        lines.append(line(human.shorten(failed_text(failed[0], status, width) + also, width), width=width, style="yellow"))
+    if last is not None:
         text = f"error at {human.clock_text(last.at)}: {human.clean(human.short_ids(last.text))}"
         lines.append(line(human.shorten(text, width), width=width, style="red"))
     lines += [line(human.shorten(human.clean(note), width), width=width, style="dim") for note in notes]
     return [Text(""), *lines] if lines else []
+
+
+def phase_lines(phases: Sequence[tuple[str, float]], now: float) -> list[str]:
+    """What a peer does on its way into the run, when it began with it, and how long each step took."""
+    if not phases:
+        return ["legion-peer is starting"]
+    ends = [*(began for _, began in phases[1:]), now]
+    lines = [f"legion-peer is starting, since {human.seconds_text(now - phases[0][1])}"]
+    lines += (
+        f"  {human.duration_text(round(end - began, 1)):>8}  {text}" for (text, began), end in zip(phases, ends, strict=True)
+    )
+    return lines
 
 
 class LiveView:
@@ -180,13 +205,22 @@ class LiveView:
     shows what happens on the way into the run.
     """
 
-    def __init__(self, console: Console | None = None, refresh_per_s: float = REFRESH_PER_S) -> None:
+    def __init__(
+        self,
+        console: Console | None = None,
+        refresh_per_s: float = REFRESH_PER_S,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.console = console or Console()
         self._lock = threading.Lock()
         self._status: Status | None = None
         self._losses = History()
         self._recent: deque[str] = deque(maxlen=MAX_RECENT)
         self._note = ""
+        self._monotonic = monotonic
+        self._phases: list[tuple[str, float]] = []
+        self._last_error: ErrorStatus | None = None
+        self._error_came_at = -math.inf
         self._live = Live(
             Screen(self.render), console=self.console, refresh_per_second=refresh_per_s, transient=False, vertical_overflow="crop"
         )
@@ -194,6 +228,9 @@ class LiveView:
     def update(self, status: Status) -> None:
         with self._lock:
             self._status = status
+            last = status.errors[-1] if status.errors else None
+            if last != self._last_error:
+                self._last_error, self._error_came_at = last, self._monotonic()
             if status.loss is not None:
                 self._losses.add(status.step, status.loss)
 
@@ -201,8 +238,16 @@ class LiveView:
         if event.name == JOIN_WITH:  # above the view, where it stays and can be copied
             self._live.console.print(describe(event), soft_wrap=True)
             return
+        if event.name == PHASE:
+            self.begin(str(event.fields.get("text", "")))
+            return
         with self._lock:
             self._recent.append(describe(event))
+
+    def begin(self, what: str) -> None:
+        """On the way into the run: what takes the next seconds."""
+        with self._lock:
+            self._phases = [*self._phases[1 - MAX_PHASES :], (what, self._monotonic())]
 
     def note(self, text: str) -> None:
         """A line under everything else, until the next one; empty: none."""
@@ -213,11 +258,21 @@ class LiveView:
         with self._lock:
             status, note, recent = self._status, self._note, tuple(self._recent)
             losses = [y for _, y in self._losses.points]
+            phases, now = tuple(self._phases), self._monotonic()
+            is_error_recent = now - self._error_came_at < ERROR_SHOWN_S
         notes = ([note] if note else []) if status and status.state != "joining" else [*recent, *([note] if note else [])]
         if status is None:
-            lines = ["legion-peer is starting", *notes]
+            lines = [*phase_lines(phases, now), *notes]
             return Group(*(line(human.shorten(human.clean(text), width), width=width) for text in lines))
-        return render_peer(status, width=width, height=height, ascii_only=ascii_only, losses=losses, notes=notes)
+        return render_peer(
+            status,
+            width=width,
+            height=height,
+            ascii_only=ascii_only,
+            losses=losses,
+            notes=notes,
+            is_error_recent=is_error_recent,
+        )
 
     def __enter__(self) -> Self:
         self._live.start()

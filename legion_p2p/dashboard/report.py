@@ -8,6 +8,7 @@ from legion_p2p.dashboard.live import member_columns, members_in_order
 from legion_p2p.observe import human
 from legion_p2p.observe.metrics import rounds_of
 from legion_p2p.observe.status import Status
+from legion_p2p.observe.words import alone_text, reason_text
 
 MAX_ERRORS_SHOWN = 5
 
@@ -40,10 +41,11 @@ def _facts(status: Status, width: int) -> list[Text]:
         ("rates", f"up {_rate_text(status.upload_bps, status.upload_limit_bps)}, "
                   f"down {_rate_text(status.download_bps, status.download_limit_bps)}"),
         ("rounds", _round_text(status)),
+        *([("alone", alone_text(status).removeprefix("alone: "))] if alone_text(status) else []),
         ("model", f"digest {human.clean(status.common_digest)}" if status.common_digest else human.NOTHING),
     ]  # fmt: skip
     if status.last_round:
-        facts += [("" if i else "failed", f"{human.clean(failed.peer_id)}: {human.clean(failed.reason)}")
+        facts += [("" if i else "not in it", f"{human.clean(failed.peer_id)}: {reason_text(failed)}")
                   for i, failed in enumerate(status.last_round.failed)]  # fmt: skip
     return [text for name, value in facts for text in _fact(name, value, width)]
 

@@ -116,6 +116,7 @@ EVENTS = (
     _event("data.other_text", "A member trains on another text than this peer.", "peer reason"),
     _error("network.scarce", "This process may open too few files, so connections are turned away; the text says what helps."),
     _event("status.not_served", "The status is not served, so legion-ctl cannot look at this peer.", "text"),
+    _event("data.left_out", "Files in the folder of the text are no text, and are left out.", "text"),
     _error("model.not_saved", "The model could not be written where it was asked for; the text says where it is."),
     _event("model.rescued", "The peer failed, and its own parameters are in a file.", "text"),
     # rounds and shards
@@ -176,6 +177,7 @@ EVENTS = (
     _error("provider.dropped", "A provider of blocks sent other bytes, and is not asked again.", "peer"),
     # the process
     _event("status.served", "The status can be read at this address.", "address"),
+    _event("peer.phase", "The peer, on its way into the run, begins with something that takes a while.", "text"),
     _event("peer.left", "The command has ended in order.", "run steps tokens val_loss digest reason sent_bytes received_bytes "
            "blocked_fraction wall_s saved_to save_problem text_problem"),
     _error("peer.failed", "The command ended with an error.", "kind"),

@@ -18,6 +18,9 @@ MAX_ERRORS_KEPT = 32  # what a status shows; older ones are in the metrics file
 HANDING_OVER = "run.handing_over"
 """The event of a peer that leaves and has large shards to give away: `n_shards`, `left_bytes`, `remaining_s`."""
 
+PHASE = "peer.phase"
+"""The event of a peer on its way into a run that begins with something that takes a while: `text` says what."""
+
 Sink = Callable[["Event"], None]
 
 

@@ -18,8 +18,9 @@ import msgspec
 
 from legion_p2p.errors import UsageError
 from legion_p2p.observe import human
-from legion_p2p.observe.events import HANDING_OVER, Event
+from legion_p2p.observe.events import HANDING_OVER, PHASE, Event
 from legion_p2p.observe.status import Status
+from legion_p2p.observe.words import alone_text
 
 PROGRESS_EVERY_S = 10.0  # a log of a night stays below 4000 lines
 BURST = 4  # lines of one kind within PROGRESS_EVERY_S; a crowd that joins at once must not hide everything else
@@ -194,10 +195,10 @@ def progress_text(status: Status) -> str:
         parts.append(f"loss {human.loss_text(status.loss)}")
     parts.append(f"{human.count_text(status.tokens_per_s)} tokens/s")
     if alive == len(status.members):
-        parts.append("alone in the run" if alive == 1 else f"{alive} members")
+        parts.append((alone_text(status) or "alone in the run") if alive == 1 else f"{alive} members")
     else:
         parts.append(f"{alive} of {len(status.members)} members alive")
-    if status.last_round:
+    if status.last_round and len(status.members) > 1:
         averaged = human.percent_text(status.last_round.averaged_fraction)
         parts.append(f"{human.whole_text(rounds_of(status))} rounds, last averaged {averaged}")
     parts.append(f"sent {human.bytes_text(status.sent_bytes)}, received {human.bytes_text(status.received_bytes)}")
@@ -213,6 +214,8 @@ def describe(event: Event) -> str:
         return f"{human.clock_text(event.at)} others join with: {command}"
     if event.name == HANDING_OVER:
         return f"{human.clock_text(event.at)} {handing_over_text(event)}"
+    if event.name == PHASE:
+        return f"{human.clock_text(event.at)} {human.clean(str(event.fields.get('text', '')), MAX_VALUE_CHARS)}"
     words = human.clean(event.name.replace(".", " ").replace("_", " "))
     fields = dict(event.fields)
     text = human.clean(human.short_ids(str(fields.pop("text", ""))), MAX_VALUE_CHARS)

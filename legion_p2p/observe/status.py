@@ -56,6 +56,13 @@ class RoundStatus(msgspec.Struct, frozen=True):
     n_expected: int = 0
 
 
+class ContactStatus(msgspec.Struct, frozen=True):
+    """An initial peer, and why it is not connected; an empty problem: it is."""
+
+    address: str
+    problem: str = ""
+
+
 class ErrorStatus(msgspec.Struct, frozen=True):
     """Something that went wrong: seconds since the epoch, a name, and a sentence."""
 
@@ -105,5 +112,7 @@ class Status(msgspec.Struct, frozen=True):
     bytes_in_region: int = 0
     """Of requests and replies, both ways; what members of other regions sent and got is in the second."""
     bytes_across: int = 0
+    contacts: tuple[ContactStatus, ...] = ()
+    """The initial peers that this peer was given."""
     pid: int = 0
     status_version: int = STATUS_VERSION

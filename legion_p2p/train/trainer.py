@@ -19,7 +19,8 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import InnerSpec, RunSpec
 from legion_p2p.errors import ClosedError, DecodeError, IncompatibleModelError, NotSavedError, StoreError, UsageError
-from legion_p2p.observe.events import Events
+from legion_p2p.files.paths import shown
+from legion_p2p.observe.events import PHASE, Events
 from legion_p2p.observe.metrics import JOIN_WITH, JsonlSink
 from legion_p2p.observe.status import Status
 from legion_p2p.services.run.joiner import RunCreation
@@ -170,6 +171,7 @@ class Trainer:
             self.events.add_sink(JsonlSink(out / "metrics.jsonl"))
         founding = None
         if job.new_run is not None:
+            self.events.emit(PHASE, text="making the model")
             spec, self._model = spec_of(job.new_run)
             founding = RunCreation(spec, FlatView(trainable(self._model)).snapshot())
             self._corpus_of(spec)  # a text that cannot be read should not leave a run behind
@@ -209,7 +211,10 @@ class Trainer:
             # A stranger's specification must not choose what is read from this disk.
             raise UsageError(f"run {spec.name!r} trains on {source!r}: give the text that you have of it with --data")
         context = int((spec.model or {}).get("context", 1))
+        self.events.emit(PHASE, text=f"reading the text ({shown(source)})")
         corpus = open_text(source, context)
+        if corpus.left_out:
+            self.events.emit("data.left_out", text=f"{shown(source)}: {corpus.left_out} left out, which are no text")
         vocab_size = int((spec.model or {}).get("vocab_size", 256))
         if corpus.vocab_size > vocab_size:
             raise IncompatibleModelError(f"{source}: token ids up to {corpus.vocab_size - 1}, the run's model knows {vocab_size}")

@@ -11,11 +11,23 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.round import LATE
 from legion_p2p.dashboard import LiveView, LoneProgress, PeerRow, SwarmStatus, SwarmView, render_peer, render_status, render_swarm
 from legion_p2p.dashboard.fit import bar, plot, sparkline
-from legion_p2p.dashboard.live import History
-from legion_p2p.observe.events import Event
-from legion_p2p.observe.status import ErrorStatus, FailedPush, MemberStatus, RoundStatus, RunStatus, ShardStatus, Status
+from legion_p2p.dashboard.live import ERROR_SHOWN_S, MAX_PHASES, History
+from legion_p2p.observe.events import PHASE, Event
+from legion_p2p.observe.metrics import progress_text
+from legion_p2p.observe.status import (
+    ContactStatus,
+    ErrorStatus,
+    FailedPush,
+    MemberStatus,
+    RoundStatus,
+    RunStatus,
+    ShardStatus,
+    Status,
+)
+from legion_p2p.observe.words import alone_text
 
 IDS = [Identity(bytes([i]) * 32).peer_id for i in range(1, 41)]
 
@@ -83,6 +95,64 @@ def test_what_went_wrong_is_said_in_words():
 def test_alone_and_before_the_first_round_it_says_so():
     assert "no round yet: nobody else is in this run" in text(render_peer(status(n=1, last_round=None)))
     assert "no run yet  joining" in text(render_peer(status(n=1, run=None, state="joining")))
+
+
+def test_being_late_does_not_sound_as_if_work_were_lost():
+    for who, called in ((IDS[0], "this peer"), (IDS[2], IDS[2][-8:])):
+        late = status(last_round=RoundStatus(3, 43, 0.5, (FailedPush(who, LATE),), 3, 4))
+
+        assert f"{called}: late by a round, counts in the next" in text(render_peer(late, width=80))
+        assert f"{who}: late by a round, counts in the next" in text(render_status(late, width=120), width=120)
+
+
+def test_a_peer_that_is_alone_says_why_and_does_not_boast_of_its_average():
+    dead = f"/ip4/203.0.113.9/tcp/4710/p2p/{IDS[5]}"
+    alone = status(n=1, last_round=RoundStatus(3, 43, 1.0, (), 1, 1), contacts=(ContactStatus(dead, "connection refused"),))
+
+    for shown in (text(render_peer(alone, width=200), width=200), text(render_status(alone, width=200), width=200)):
+        assert "no initial peer answers, they are tried again and again" in shown
+        assert "/ip4/203.0.113.9/tcp/4710" in shown and "connection refused" in shown
+    assert "averaged 100 %" not in text(render_peer(alone, width=120))
+    assert "connection refused" in progress_text(alone)
+    assert alone_text(status(n=2, contacts=alone.contacts)) == ""
+    assert "none of them knows another member" in alone_text(status(n=1, contacts=(ContactStatus(dead),)))
+    assert "others join with" in alone_text(status(n=1))
+
+
+def test_an_error_leaves_the_view_after_a_minute_and_a_new_one_is_shown():
+    now = [100.0]
+    view = LiveView(Console(file=io.StringIO(), width=80), monotonic=lambda: now[0])
+    old, new = ErrorStatus(1.0, "x", "an old trouble"), ErrorStatus(2.0, "x", "a new trouble")
+
+    def shown():
+        return text(view.render(80, 24, False))
+
+    view.update(status(errors=(old,)))
+    assert "an old trouble" in shown()
+    now[0] += ERROR_SHOWN_S
+    view.update(status(errors=(old,)))
+    assert "trouble" not in shown()
+    view.update(status(errors=(old, new)))
+    assert "a new trouble" in shown()
+
+
+def test_the_way_into_the_run_is_shown_step_by_step_with_times():
+    now = [100.0]
+    view = LiveView(Console(file=io.StringIO(), width=80), monotonic=lambda: now[0])
+
+    view.begin("loading torch and libp2p")
+    now[0] += 4.2
+    view.event(Event(PHASE, 0.0, {"text": "reading the text (stdlib)"}))
+    now[0] += 30.0
+
+    assert [line.split() for line in text(view.render(80, 24, False)).splitlines()] == [
+        ["legion-peer", "is", "starting,", "since", "0:34"],
+        ["4.20", "s", "loading", "torch", "and", "libp2p"],
+        ["30", "s", "reading", "the", "text", "(stdlib)"],
+    ]
+    for n in range(20):
+        view.begin(f"step {n}")
+    assert len(text(view.render(80, 24, False)).splitlines()) == 1 + MAX_PHASES
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 12), (60, 18), (80, 24), (120, 40), (200, 60)])

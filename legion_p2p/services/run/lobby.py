@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +33,11 @@ class Network(Protocol):
 
     @property
     def gossip(self) -> Gossip: ...
+
+    @property
+    def dial_reports(self) -> Mapping[str, str | None]:
+        """Of each initial peer why it is not connected; None: it is."""
+        ...
 
     def addresses(self) -> tuple[str, ...]: ...
 

@@ -6,7 +6,7 @@ import msgspec
 
 from legion_p2p.core.announcement import MAX_TROUBLE_CHARS, Announcement, peer_of
 from legion_p2p.core.identity import PeerId
-from legion_p2p.observe.status import ErrorStatus, MemberStatus, RunStatus, ShardStatus, Status
+from legion_p2p.observe.status import ContactStatus, ErrorStatus, MemberStatus, RunStatus, ShardStatus, Status
 from legion_p2p.services.run.lobby import Lobby
 from legion_p2p.services.run.run import Run
 
@@ -78,6 +78,7 @@ def status_before(lobby: Lobby) -> Status:
         download_bps=bandwidth.download_bps,
         upload_limit_bps=bandwidth.upload_limit_bps,
         download_limit_bps=bandwidth.download_limit_bps,
+        contacts=tuple(ContactStatus(address, problem or "") for address, problem in network.dial_reports.items()),
         pid=os.getpid(),
     )
 

@@ -1,0 +1,38 @@
+"""What a status says about the user's work, in words: who is late, and why this peer is alone."""
+
+from legion_p2p.core.round import LATE
+from legion_p2p.observe import human
+from legion_p2p.observe.status import FailedPush, Status
+
+MAX_CONTACTS_SHOWN = 2
+
+
+def reason_text(failed: FailedPush, max_chars: int = 200) -> str:
+    """Why a member is not in the last average. Being late loses nothing: the next round has it."""
+    return "late by a round, counts in the next" if failed.reason == LATE else human.clean(failed.reason, max_chars)
+
+
+def failed_text(failed: FailedPush, status: Status, max_chars: int = 200) -> str:
+    """Which member is not in the last average, and why."""
+    who = "this peer" if failed.peer_id == status.peer_id else human.short_id(failed.peer_id)
+    is_late = failed.reason == LATE
+    return f"{who}: {reason_text(failed)}" if is_late else f"not averaged: {who} ({reason_text(failed, max_chars)})"
+
+
+def is_alone(status: Status) -> bool:
+    """Whether nobody else in the run lives, as far as this peer knows."""
+    return not any(m.peer_id != status.peer_id and m.liveness.upper() != "DEAD" for m in status.members)
+
+
+def alone_text(status: Status) -> str:
+    """Why this peer trains alone, and what would help; empty where it does not."""
+    if status.run is None or not is_alone(status):
+        return ""
+    unanswered = [contact for contact in status.contacts if contact.problem]
+    if unanswered and len(unanswered) == len(status.contacts):
+        shown = "; ".join(f"{human.clean(c.address, 160)}: {human.clean(c.problem, 80)}" for c in unanswered[:MAX_CONTACTS_SHOWN])
+        more = f"; and {len(unanswered) - MAX_CONTACTS_SHOWN} more" if len(unanswered) > MAX_CONTACTS_SHOWN else ""
+        return f"alone: no initial peer answers, they are tried again and again ({human.short_ids(shown)}{more})"
+    if status.contacts:
+        return "alone: the initial peers answer, and none of them knows another member"
+    return "alone: others join with the command above, or with an address of this peer"
