@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from legion_p2p.core.announcement import Announcement, peer_of
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import PeerId
 
 PROBATION_S = 15.0  # twice the time to be declared dead; then two sides that each think the other was away meet after all
@@ -33,7 +34,7 @@ class Absence:
         self._patience_s = patience_s
         self._looked_at = tuple(clocks)
         self._accusers: dict[PeerId, float] = {}  # who took this peer for dead, and when
-        self._lost: dict[PeerId, float] = {}  # the dead and when they died, for longer than the table has them
+        self._lost: BoundedMap[PeerId, float] = BoundedMap(MAX_LOST)  # the dead, and when they died
         self._returned: dict[PeerId, float] = {}
         self._follows_until = -math.inf
         self._probation: dict[PeerId, tuple[int, float]] = {}  # incarnation that is not trusted to be up to date; until when
@@ -80,8 +81,6 @@ class Absence:
     def died(self, peer: PeerId, now: float) -> None:
         self.gone(peer)
         self._lost[peer] = now
-        while len(self._lost) > MAX_LOST:
-            del self._lost[next(iter(self._lost))]
 
     def gone(self, peer: PeerId) -> None:
         """It left, or was forgotten."""

@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS, Identity, PeerId, public_key_of, verify
 from legion_p2p.errors import DecodeError, UsageError
 
@@ -97,7 +98,8 @@ class Admission:
         self._admits = admits
         self._signers = frozenset((founder, *admins))
         self._admitted = frozenset(admitted)
-        self._revoked: dict[str, tuple[int, bytes]] = {}  # by peer: tokens that end before then are void; the proof
+        self._revoked: BoundedMap[str, tuple[int, bytes]] = BoundedMap(MAX_REVOKED)
+        """By peer: tokens that end before this time are void; and the proof of that."""
         self.banned: frozenset[str] = frozenset()
         """Peers that this peer's user keeps out."""
 
@@ -143,9 +145,8 @@ class Admission:
         if permit.until <= now or (known is not None and known[0] >= permit.until):
             return False
         if known is None and len(self._revoked) >= MAX_REVOKED:
-            self._revoked = {peer: entry for peer, entry in self._revoked.items() if entry[0] > now}
-            while len(self._revoked) >= MAX_REVOKED:
-                del self._revoked[next(iter(self._revoked))]
+            for peer in [peer for peer, (until, _) in self._revoked.items() if until <= now]:
+                del self._revoked[peer]
         self._revoked[permit.peer] = (permit.until, revocation)
         return True
 

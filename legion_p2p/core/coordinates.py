@@ -13,7 +13,7 @@ trip that pulls the coordinate further than it could push it, or by more than MA
 """
 
 import math
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from random import Random
 from statistics import median_low
@@ -21,6 +21,7 @@ from typing import Annotated
 
 import msgspec
 
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import PeerId
 
 N_DIMENSIONS = 4
@@ -81,7 +82,7 @@ class Locator:
         self.coordinate = ORIGIN
         self._config = config
         self._rng = rng
-        self._samples: OrderedDict[PeerId, deque[tuple[float, float]]] = OrderedDict()
+        self._samples: BoundedMap[PeerId, deque[tuple[float, float]]] = BoundedMap(MAX_PAIRS)
 
     @property
     def n_heard(self) -> int:
@@ -93,9 +94,7 @@ class Locator:
         if not 0 < rtt_s <= MAX_RTT_S:
             return
         samples = self._samples.setdefault(peer, deque(maxlen=self._config.kept))
-        self._samples.move_to_end(peer)
-        while len(self._samples) > MAX_PAIRS:
-            self._samples.popitem(last=False)
+        self._samples.touch(peer)
         samples.append((now, rtt_s))
         while now - samples[0][0] > self._config.filter_age_s:
             samples.popleft()

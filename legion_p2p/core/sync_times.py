@@ -9,6 +9,8 @@ Can never happen: two syncs with one region at the same version.
 
 from dataclasses import dataclass, field
 
+from legion_p2p.core.bounded import BoundedMap
+
 MAX_REGIONS = 32  # of which the version of the last sync is remembered
 N_REMEMBERED = 4.0  # versions that the known duration of a version weighs beside those since the last sync
 RETRY = 4  # attempts in the time between two syncs: each costs what a sync does
@@ -25,7 +27,7 @@ class SyncTimes:
     """When that was."""
     not_before: int = 0
     """The version at which to try again after a sync that failed."""
-    _by_region: dict[str, int] = field(default_factory=dict)
+    _by_region: BoundedMap[str, int] = field(default_factory=lambda: BoundedMap(MAX_REGIONS))
     _version_s: float | None = None
 
     def is_open(self, version: int, every_least: int) -> bool:
@@ -55,8 +57,6 @@ class SyncTimes:
         self._version_s = self.version_s(version, now)
         self.moved(version, now)
         self._by_region[region] = version
-        while len(self._by_region) > MAX_REGIONS:
-            del self._by_region[next(iter(self._by_region))]
 
     def version_s(self, version: int, now: float) -> float | None:
         """How long a version takes; None: not known.

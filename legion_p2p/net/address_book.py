@@ -1,11 +1,11 @@
 """Where peers may be found."""
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import ip_address
 
 from legion_p2p.core.addresses import split_address
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import UsageError
 from legion_p2p.net.limits import MAX_ADDRESSES_PER_PEER, MAX_KNOWN_PEERS
@@ -17,7 +17,7 @@ class AddressBook:
     """Addresses of peers, the ones that worked or were heard of last first. Bounded; without /p2p/ parts."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[PeerId, tuple[str, ...]] = OrderedDict()
+        self._known: BoundedMap[PeerId, tuple[str, ...]] = BoundedMap(MAX_KNOWN_PEERS)
 
     def add(self, peer: PeerId, addresses: Iterable[str]) -> None:
         """Remember them, before those known so far. What is not an address that can be dialed is left out."""
@@ -26,9 +26,6 @@ class AddressBook:
             return
         known = dict.fromkeys(usable + self._known.get(peer, ()))
         self._known[peer] = tuple(known)[:MAX_ADDRESSES_PER_PEER]
-        self._known.move_to_end(peer)
-        while len(self._known) > MAX_KNOWN_PEERS:
-            self._known.popitem(last=False)
 
     def hear(self, peer: PeerId, addresses: Iterable[str]) -> None:
         """Remember what somebody else says about `peer`, behind what is known already: hearsay never displaces knowledge."""

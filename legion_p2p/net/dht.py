@@ -26,6 +26,8 @@ from libp2p.records.validator import NamespacedValidator
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
+from legion_p2p.concurrency.notify import Notify
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import PeerId
 from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.limits import MAX_PROVIDER_KEYS, MAX_PROVIDER_RATE, NetConfig
@@ -33,6 +35,7 @@ from legion_p2p.net.patches import KAD_PROTOCOL
 
 RPC_TIMEOUT_S = 6.0  # one question to one node; a lookup goes on with the others meanwhile
 ALPHA = 4  # questions in flight per lookup: the paper's 3, and one that may be lost
+MAX_DOWN = 10 * 20  # such nodes that are remembered: ten buckets of them
 DOWN_S = 60.0  # a node that did not answer is not asked because others name it, for so long
 K = 20  # the paper's; also the size of a bucket in libp2p
 MAX_INBOUND_QUERIES = 64  # libp2p resets what comes beyond 12, which 16 peers that start together exceed
@@ -86,7 +89,7 @@ class Dht:
         self._config = config
         self._book = book
         self._me = host.get_id()
-        self._down_until: dict[ID, float] = {}
+        self._down_until: BoundedMap[ID, float] = BoundedMap(MAX_DOWN)
         self.kad = KadDHT(
             host,
             DHTMode.SERVER if config.dht_server else DHTMode.CLIENT,
@@ -142,7 +145,7 @@ class Dht:
         asked: set[ID] = set()
         answered: list[ID] = []
         n_asking = 0
-        progress = trio.Event()
+        progress = Notify()
 
         async def ask(peer: ID) -> None:
             nonlocal n_asking, candidates
@@ -161,7 +164,7 @@ class Dht:
                         heard(self._named_providers(answers[0]))
             finally:
                 n_asking -= 1
-                progress.set()
+                progress.notify()
 
         async with trio.open_nursery() as nursery:
             while True:
@@ -176,7 +179,6 @@ class Dht:
                 if not n_asking:
                     break
                 await progress.wait()
-                progress = trio.Event()
         return sort_peer_ids_by_distance(key, answered)[:n_closest] if answered else []
 
     async def announce(self, peer: ID, keys: Iterable[bytes]) -> int:
@@ -224,8 +226,6 @@ class Dht:
         if not answers:
             self.kad.routing_table.remove_peer(peer)
             self._down_until[peer] = trio.current_time() + DOWN_S
-            while len(self._down_until) > 10 * K:
-                del self._down_until[next(iter(self._down_until))]
         return answers
 
     def _is_down(self, peer: ID) -> bool:

@@ -17,6 +17,7 @@ import trio
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 
+from legion_p2p.concurrency.notify import Notify
 from legion_p2p.core.contact import Contact
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import DecodeError, LegionError, UsageError
@@ -75,7 +76,7 @@ class Libp2pDiscovery:
         self._addresses = addresses
         self._provided: dict[bytes, _Provided] = {}
         self._operations = trio.CapacityLimiter(MAX_OPERATIONS)
-        self._wake = trio.Event()
+        self._wake = Notify()
         messenger.serve_internally(SERVICE, self._answer)
 
     async def provide(self, key: str) -> None:
@@ -86,7 +87,7 @@ class Libp2pDiscovery:
                 raise UsageError(f"more than {MAX_KEYS_PROVIDED} keys provided by one peer")
             provided = self._provided[place] = _Provided(trio.current_time())
             self._remember_own(place)
-            self._wake.set()
+            self._wake.notify()
         with trio.move_on_after(PROVIDE_BUDGET_S):
             await provided.attempted.wait()
 
@@ -167,9 +168,10 @@ class Libp2pDiscovery:
                     for place in due:
                         if place in self._provided:
                             self._provided[place].due_at = trio.current_time() + 1.0
-            with trio.move_on_after(TICK_S):
-                await self._wake.wait()
-            self._wake = trio.Event()
+            now = trio.current_time()
+            if not any(provided.due_at <= now for provided in self._provided.values()):  # what came meanwhile does not wait
+                with trio.move_on_after(TICK_S):
+                    await self._wake.wait()
 
     async def _announce(self, places: list[bytes]) -> None:
         keys_of: dict[ID, list[bytes]] = {}
@@ -266,7 +268,7 @@ class _Search:
         self._seen = {discovery._messenger.peer_id}
         self._send, self._receive = trio.open_memory_channel[PeerId](float("inf"))
         self._n_open = 0
-        self._settled = trio.Event()
+        self._settled = Notify()
         self.is_thorough = False
         self.confirmed: dict[PeerId, Contact] = {}
 
@@ -300,8 +302,7 @@ class _Search:
             contact = await self._discovery.confirm(peer, self._place)
         self._n_open -= 1
         if not self._n_open:
-            self._settled.set()
-            self._settled = trio.Event()
+            self._settled.notify()
         if contact is not None and len(self.confirmed) < self._limit:
             self.confirmed[peer] = contact
             if len(self.confirmed) >= self._limit:

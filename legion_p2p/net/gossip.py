@@ -6,7 +6,6 @@ origin. Any number of subscribers share one gossipsub subscription; each has a b
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -18,6 +17,7 @@ from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.subscription import TrioSubscriptionAPI
 
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import UsageError
 from legion_p2p.net.buffer import Buffer
@@ -202,16 +202,13 @@ class _Rates:
     """How many messages each origin sent in the current window."""
 
     def __init__(self) -> None:
-        self._counts: OrderedDict[bytes, tuple[float, int]] = OrderedDict()
+        self._counts: BoundedMap[bytes, tuple[float, int]] = BoundedMap(MAX_KNOWN_PEERS)
 
     def admit(self, origin: bytes, now: float) -> bool:
         began, count = self._counts.get(origin, (now, 0))
         if now - began >= RATE_WINDOW_S:
             began, count = now, 0
         self._counts[origin] = (began, count + 1)
-        self._counts.move_to_end(origin)
-        while len(self._counts) > MAX_KNOWN_PEERS:
-            self._counts.popitem(last=False)
         return count < MAX_GOSSIP_RATE_HZ * RATE_WINDOW_S
 
 

@@ -21,6 +21,7 @@ from random import Random
 import trio
 from libp2p.io.exceptions import ConnectionClosedError
 
+from legion_p2p.concurrency.notify import Notify
 from legion_p2p.core.access_link import Line, LinkProfile, Way
 from legion_p2p.core.caps import NO_CAPS, Caps
 from legion_p2p.net.limits import WRITE_STALL_S
@@ -119,13 +120,12 @@ class _Feeder:
     def __init__(self, way: Way) -> None:
         self.way = way
         self.channels: dict[Line, _Channel] = {}
-        self._wake = trio.Event()
+        self._wake = Notify()
 
     async def run(self) -> None:
         while True:
             self.way.advance(trio.current_time())
             self.tell()
-            self._wake = trio.Event()
             when = self.way.next_time()
             with trio.move_on_at(math.inf if when is None else when):
                 await self._wake.wait()
@@ -137,7 +137,7 @@ class _Feeder:
             if channel is not None:
                 channel.notify()
         if self.way.next_time() is not None:
-            self._wake.set()
+            self._wake.notify()
 
 
 class _Channel:
@@ -146,8 +146,8 @@ class _Channel:
     def __init__(self, feeder: _Feeder, path_s: float) -> None:
         self._feeder = feeder
         self._way = feeder.way
-        self._changed_notify = trio.Event()
-        self._room = trio.Event()
+        self._arrived = Notify()
+        self._room = Notify()
         self.line = self._way.line(path_s)
         self.ended = False
         feeder.channels[self.line] = self
@@ -159,7 +159,6 @@ class _Channel:
     async def put(self, data: bytes) -> None:
         """Waits for room, and then takes all of it."""
         while not self.line.is_open and not self.ended:
-            self._room = trio.Event()
             await self._room.wait()
         if self.ended:
             return
@@ -173,25 +172,24 @@ class _Channel:
             if len(data):
                 self._feeder.tell()
                 if self.line.is_open:
-                    self._room.set()
+                    self._room.notify()
                 return data
             if self.ended and self.line.is_empty:
                 return b""
-            self._changed_notify = trio.Event()
             due = self.line.next_due()
             with trio.move_on_at(math.inf if due is None else due - EARLY_S):
-                await self._changed_notify.wait()
+                await self._arrived.wait()
 
     def notify(self) -> None:
-        self._changed_notify.set()
+        self._arrived.notify()
         if self.line.is_open:
-            self._room.set()
+            self._room.notify()
 
     def end(self) -> None:
         """Nothing more will come; what is on its way still does."""
         self.ended = True
-        self._changed_notify.set()
-        self._room.set()
+        self._arrived.notify()
+        self._room.notify()
 
     def drop(self) -> list[memoryview]:
         """End at once; what had not come out."""

@@ -10,6 +10,7 @@ import torch
 import trio
 from torch import Tensor
 
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.wire import RelayRequest
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.tensor.meeting import norm, reach
@@ -121,7 +122,7 @@ class CenterCopy:
         self.synced_at = 0
         """The version of the shard in its owner's region at the last sync with the center."""
         self._value = start
-        self._wishes: dict[str, float] = {}
+        self._wishes: BoundedMap[str, float] = BoundedMap(MAX_WISHES)
 
     def value(self) -> Tensor:
         return self._value
@@ -132,8 +133,5 @@ class CenterCopy:
 
     def reach(self, region: str, theirs: Tensor, rate: float, cap: float) -> float | None:
         """The longest step that this region may make it take: by what the others wish, as pushes are capped."""
-        self._wishes.pop(region, None)
         self._wishes[region] = rate * norm(self._value - theirs)
-        while len(self._wishes) > MAX_WISHES:
-            del self._wishes[next(iter(self._wishes))]
         return reach(self._value, statistics.median_low(self._wishes.values()), cap, "center")

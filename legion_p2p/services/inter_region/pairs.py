@@ -1,11 +1,11 @@
 """What a peer that represents shards knows of other regions, one state for each shard and pair of regions."""
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.distance import DistanceGuard
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.intervals import Interval
@@ -58,17 +58,15 @@ class PairStates:
 
     def __init__(self, moving_rate: float) -> None:
         self._moving_rate = moving_rate
-        self._states: dict[int, OrderedDict[tuple[str, str], PairState]] = {}
+        self._states: dict[int, BoundedMap[tuple[str, str], PairState]] = {}
 
     def get(self, shard: int, mine: str, other: str) -> PairState:
         """That of region `mine` towards `other`; a new one where nothing is known."""
-        states = self._states.setdefault(shard, OrderedDict())
+        states = self._states.setdefault(shard, BoundedMap(MAX_PAIRS))
         state = states.get((mine, other))
         if state is None:
             state = states[mine, other] = PairState(DistanceGuard(self._moving_rate))
-        states.move_to_end((mine, other))
-        while len(states) > MAX_PAIRS:
-            states.popitem(last=False)
+        states.touch((mine, other))
         return state
 
     def forget_region(self, shard: int) -> None:
@@ -83,9 +81,8 @@ class PairStates:
         self._states.clear()
 
     def _forget(self, shard: int, goes: Callable[[str], bool]) -> None:
-        states = self._states.get(shard, OrderedDict())
-        for pair in [pair for pair in states if goes(pair[0])]:
-            del states[pair]
+        for pair in [pair for pair in self._states.get(shard, ()) if goes(pair[0])]:
+            del self._states[shard][pair]
 
 
 @dataclass(eq=False)

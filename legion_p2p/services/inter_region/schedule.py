@@ -3,7 +3,6 @@
 Nothing here waits. The rules are in core/matching.py, core/sync_times.py, core/intervals.py and core/relays.py.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,6 +11,7 @@ import trio
 from legion_p2p.core.adapt import CodecCost
 from legion_p2p.core.announcement import Announcement, peer_of, version_at
 from legion_p2p.core.bandwidth import RateEstimator
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.intervals import Direction, Interval, interval, rate_between
 from legion_p2p.core.matching import SILENT, epoch_of, partner, patience
@@ -40,7 +40,7 @@ class Schedule:
         self._pairs = pairs
         self._rounds = ctx.spec.round
         self._last: dict[int, LastSync] = {}
-        self._rates: OrderedDict[PeerId, RateEstimator] = OrderedDict()
+        self._rates: BoundedMap[PeerId, RateEstimator] = BoundedMap(MAX_RATES)
 
     def last_sync(self, replica: Replica) -> LastSync:
         """The last sync of this shard; counted from now on, if nothing is known."""
@@ -146,9 +146,7 @@ class Schedule:
     def rate(self, peer: PeerId) -> RateEstimator:
         """How quickly syncs send to this peer, all shards together. Their answers take part of the time: it may be too low."""
         rate = self._rates.setdefault(peer, RateEstimator(best=True, n_samples=3))
-        self._rates.move_to_end(peer)
-        while len(self._rates) > MAX_RATES:
-            self._rates.popitem(last=False)
+        self._rates.touch(peer)
         return rate
 
     @contextmanager
