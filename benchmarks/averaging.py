@@ -33,34 +33,31 @@ def average_peer(rank, n_peers, elements, codec, address, barrier, results):
     import torch
     import trio
 
-    import legion_p2p as legion
+    from legion_p2p.config import Peer
     from legion_p2p.core.plan import ParamSpec
+    from legion_p2p.core.run import RoundSpec, RunSpec
+    from legion_p2p.peer import open_peer
+    from legion_p2p.services.run.joiner import RunCreation
+    from legion_p2p.services.run.progress import Progress
     from legion_p2p.services.shards.replica import LocalChange
 
     torch.set_num_threads(1)
     values = torch.full((elements,), float(rank + 1))
-    rounds = legion.RoundSpec(local_steps=1, push_codec=codec, update_codec=codec, norm_cap=0.0, quorum=1.0, synchronous=True)
+    rounds = RoundSpec(local_steps=1, push_codec=codec, update_codec=codec, norm_cap=0.0, quorum=1.0, synchronous=True)
     params = (ParamSpec("x", (elements,)),)
-    founding = None
+    run = "bench"
     if rank == 0:
-        founding = legion.RunCreation(legion.RunSpec("bench", "", params, rounds), torch.zeros(elements))
+        run = RunCreation(RunSpec("bench", "", params, rounds), torch.zeros(elements))
+    peer = Peer(listen="/ip4/127.0.0.1/tcp/0", status=False)
 
     async def main():
         contacts = () if rank == 0 else (address.get(),)
-        async with legion.open_peer(
-            "" if founding else "bench",
-            founding=founding,
-            params=params,
-            initial_peers=contacts,
-            listen=("/ip4/127.0.0.1/tcp/0",),
-            status=False,
-            start=torch.zeros(elements),
-        ) as engine:
+        async with open_peer(run, peer, initial_peers=contacts, params=params, start=torch.zeros(elements)) as engine:
             if rank == 0:
                 for _ in range(n_peers - 1):
                     address.put(next(a for a in engine.network.addresses() if "127.0.0.1" in a))
             await engine.wait_for_members(n_peers)
-            engine.report(legion.Progress(step=1, tokens=1, training=True))
+            engine.report(Progress(step=1, tokens=1, training=True))
             while sum(a.training for a in engine.members.everyone()) < n_peers:
                 await engine.members.changed.wait()
             await trio.sleep(2)  # ownership has settled, and every peer knows every other

@@ -56,8 +56,10 @@ def worker(address: str, args: argparse.Namespace) -> None:
         return
     import legion_p2p as legion
 
-    how = {"new_run": True, **settings["round"]} if address == "found" else {"initial_peers": [address]}
-    opt = legion.Optimizer(inner, model, run="blocking", listen=("/ip4/127.0.0.1/tcp/0",), netem=args.netem, **how)
+    new_run = legion.NewRun("blocking", rounds=legion.Rounds(**settings["round"]))
+    run, contacts = (new_run, ()) if address == "found" else ("blocking", (address,))
+    peer = legion.Peer(listen="/ip4/127.0.0.1/tcp/0", limits=legion.Limits(netem=args.netem))
+    opt = legion.Optimizer(inner, model, run, initial_peers=contacts, peer=peer)
     if address == "found":
         print(json.dumps({"address": next(a for a in opt.status.addresses if "127.0.0.1" in a)}), flush=True)
     opt.wait_for_members(args.peers)

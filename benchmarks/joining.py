@@ -60,10 +60,10 @@ def worker(address: str, args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     model = GPT.from_preset(args.preset, torch.Generator().manual_seed(0 if address == "found" else 1))
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
-    how = {"new_run": True} if address == "found" else {"initial_peers": [address]}
-    how["upload_limit"] = "" if args.unlimited else args.upload
+    run, contacts = (legion.NewRun("joining"), ()) if address == "found" else ("joining", (address,))
+    peer = legion.Peer(listen="/ip4/127.0.0.1/tcp/0", limits=legion.Limits(upload="" if args.unlimited else args.upload))
     began = time.perf_counter()
-    with legion.Optimizer(inner, model, run="joining", listen=("/ip4/127.0.0.1/tcp/0",), **how) as opt:
+    with legion.Optimizer(inner, model, run, initial_peers=contacts, peer=peer) as opt:
         joined_s = time.perf_counter() - began
         status = opt.status
         where = next(a for a in status.addresses if "127.0.0.1" in a)
@@ -267,9 +267,10 @@ def crowd_worker(address: str, args: argparse.Namespace) -> None:
         training.start()
         sys.stdin.readline()
     else:
-        how: dict[str, Any] = {"new_run": True, **rounds} if address == "found" else {"initial_peers": [address]}
-        how["upload_limit"] = "" if args.unlimited else args.upload
-        with legion.Optimizer(inner, model, run="crowd", listen=("/ip4/127.0.0.1/tcp/0",), **how) as opt:
+        new_run = legion.NewRun("crowd", rounds=legion.Rounds(**rounds))
+        run, contacts = (new_run, ()) if address == "found" else ("crowd", (address,))
+        peer = legion.Peer(listen="/ip4/127.0.0.1/tcp/0", limits=legion.Limits(upload="" if args.unlimited else args.upload))
+        with legion.Optimizer(inner, model, run, initial_peers=contacts, peer=peer) as opt:
             where = next(a for a in opt.status.addresses if "127.0.0.1" in a)
             print(json.dumps({"address": where}), flush=True)
             training = threading.Thread(target=train, args=(opt.step,))

@@ -38,10 +38,10 @@ def worker(address: str, n_steps: int) -> None:
 
     imported = time.perf_counter()
     model = GPT.from_preset("s", torch.Generator().manual_seed(0))
-    how = {"initial_peers": [address]} if address else {"new_run": True, "local_steps": 5}
-    opt = legion.Optimizer(
-        torch.optim.AdamW(model.parameters(), lr=1e-3), model, run="startup", listen=("/ip4/127.0.0.1/tcp/0",), **how
-    )
+    inner = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    run = "startup" if address else legion.NewRun("startup", rounds=legion.Rounds(local_steps=5))
+    peer = legion.Peer(listen="/ip4/127.0.0.1/tcp/0")
+    opt = legion.Optimizer(inner, model, run, initial_peers=[address] if address else (), peer=peer)
     joined = time.perf_counter()
     if not address:
         print(json.dumps({"address": next(a for a in opt.status.addresses if "127.0.0.1" in a)}), flush=True)

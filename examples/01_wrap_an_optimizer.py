@@ -37,7 +37,8 @@ def train(run: str, initial_peers: list[str], new_run: bool, seconds: float) -> 
     torch.set_num_threads(1)  # a model this small is slower with more
     model = build_model()
     opt = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    opt = legion.Optimizer(opt, model, run=run, initial_peers=initial_peers, new_run=new_run, tokens_per_step=BATCH)  # (2)
+    where = legion.NewRun(run) if new_run else run
+    opt = legion.Optimizer(opt, model, where, initial_peers=initial_peers, tokens_per_step=BATCH)  # (2)
     print(f"run {run}; others join it with --initial-peers {opt.status.addresses[0]}", flush=True)
 
     smooth, end, shown_at = None, time.monotonic() + seconds, 0.0

@@ -12,7 +12,7 @@ from torch import nn
 import legion_p2p as legion
 
 STEPS = 60
-HERE_ONLY = ["/ip4/127.0.0.1/tcp/0"]  # loopback, any free port; without it a peer listens at all interfaces
+HERE_ONLY = legion.Peer(listen="/ip4/127.0.0.1/tcp/0")  # loopback, any free port; else a peer listens at all interfaces
 
 
 def peer(seed: int, initial_peers: list[str], parent: Connection) -> None:
@@ -21,7 +21,8 @@ def peer(seed: int, initial_peers: list[str], parent: Connection) -> None:
     generator = torch.Generator().manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 1))
     opt = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    opt = legion.Optimizer(opt, model, run="sums", initial_peers=initial_peers, new_run=not initial_peers, listen=HERE_ONLY)
+    run = "sums" if initial_peers else legion.NewRun("sums")
+    opt = legion.Optimizer(opt, model, run, initial_peers=initial_peers, peer=HERE_ONLY)
     with opt:  # leaves the run at the end, whatever happens
         parent.send(opt.status.addresses[0])
         opt.wait_for_members(2)  # or the founder, with so little to do, is done before anybody has joined

@@ -4,6 +4,7 @@
     opt = legion.Optimizer(torch.optim.AdamW(model.parameters(), lr=3e-4), model, run="my-run", initial_peers=[...])
 
 Public are the names listed in `__all__` here and what docs/ describes; they load on first use, so importing the package is cheap.
+`legion_p2p.aio` is the same for code under trio.
 """
 
 import importlib
@@ -12,48 +13,58 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Run": "legion_p2p.services.run.run",
-    "Events": "legion_p2p.observe.events",
-    "RunCreation": "legion_p2p.services.run.joiner",
+    "AverageResult": "legion_p2p.train.averaging",
+    "Event": "legion_p2p.observe.events",
+    "Identity": "legion_p2p.core.identity",
+    "Inner": "legion_p2p.config",
     "LegionError": "legion_p2p.errors",
+    "Limits": "legion_p2p.config",
+    "MemberStatus": "legion_p2p.observe.status",
     "MuonAdamW": "legion_p2p.train.muon",
+    "NewRun": "legion_p2p.config",
     "OneBitAdam": "legion_p2p.train.onebit",
-    "Optimizer": "legion_p2p.peer",
-    "PeerConfig": "legion_p2p.config",
-    "Progress": "legion_p2p.services.run.progress",
-    "RoundSpec": "legion_p2p.core.run",
+    "Optimizer": "legion_p2p.train.optimizer",
+    "Peer": "legion_p2p.config",
+    "Rounds": "legion_p2p.config",
+    "Run": "legion_p2p.train.run",
     "RunSpec": "legion_p2p.core.run",
     "Status": "legion_p2p.observe.status",
-    "average": "legion_p2p.peer",
+    "Store": "legion_p2p.config",
+    "average": "legion_p2p.train.averaging",
+    "create": "legion_p2p.train.run",
+    "join": "legion_p2p.train.run",
     "open_bootstrap": "legion_p2p.bootstrap",
-    "open_peer": "legion_p2p.peer",
 }
 
-__all__ = sorted([*_WHERE, "__version__", "errors"])
+_MODULES = ("aio", "errors")
+
+__all__ = sorted([*_WHERE, *_MODULES, "__version__"])
 
 if TYPE_CHECKING:
-    from legion_p2p import errors
+    from legion_p2p import aio, errors
     from legion_p2p.bootstrap import open_bootstrap
-    from legion_p2p.config import PeerConfig
-    from legion_p2p.core.run import RoundSpec, RunSpec
+    from legion_p2p.config import Inner, Limits, NewRun, Peer, Rounds, Store
+    from legion_p2p.core.identity import Identity
+    from legion_p2p.core.run import RunSpec
     from legion_p2p.errors import LegionError
-    from legion_p2p.observe.events import Events
-    from legion_p2p.observe.status import Status
-    from legion_p2p.peer import Optimizer, open_peer
-    from legion_p2p.services.run.joiner import RunCreation
-    from legion_p2p.services.run.progress import Progress
-    from legion_p2p.services.run.run import Run
+    from legion_p2p.observe.events import Event
+    from legion_p2p.observe.status import MemberStatus, Status
+    from legion_p2p.train.averaging import AverageResult, average
     from legion_p2p.train.muon import MuonAdamW
     from legion_p2p.train.onebit import OneBitAdam
+    from legion_p2p.train.optimizer import Optimizer
+    from legion_p2p.train.run import Run, create, join
 
 
 def __getattr__(name: str) -> Any:
-    if name == "errors":
-        return importlib.import_module("legion_p2p.errors")
-    where = _WHERE.get(name)
-    if where is None:
-        raise AttributeError(f"module 'legion_p2p' has no attribute {name!r}")
-    return getattr(importlib.import_module(where), name)
+    if name in _MODULES:
+        return importlib.import_module(f"legion_p2p.{name}")
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    from legion_p2p.config.old_names import NAMES
+
+    instead = f"; its place was taken by {NAMES[name]}" if name in NAMES else ""
+    raise AttributeError(f"module 'legion_p2p' has no attribute {name!r}{instead}")
 
 
 def __dir__() -> list[str]:

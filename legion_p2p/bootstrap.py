@@ -5,7 +5,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from legion_p2p.config import DEFAULT_BOOTSTRAP_PORT
-from legion_p2p.core.addresses import parse_addresses
+from legion_p2p.config.fields import argument
+from legion_p2p.config.forms import ListenAddresses, PeerAddresses
+from legion_p2p.config.peer import IdentityOrFile
 from legion_p2p.core.identity import Identity
 
 if TYPE_CHECKING:
@@ -32,9 +34,12 @@ async def open_bootstrap(
     from legion_p2p.net.host import open_network
     from legion_p2p.store.identity import load_or_create_identity
 
-    contacts = parse_addresses(initial_peers)
-    stored = load_or_create_identity(identity) if isinstance(identity, str) else None
-    whoami = stored or (identity if isinstance(identity, Identity) else Identity.generate())
+    listen = argument("open_bootstrap(listen=...)", ListenAddresses, listen)
+    announce = argument("open_bootstrap(announce=...)", ListenAddresses, announce)
+    contacts = argument("open_bootstrap(initial_peers=...)", PeerAddresses, initial_peers)
+    who = argument("open_bootstrap(identity=...)", IdentityOrFile, identity)
+    stored = load_or_create_identity(who) if isinstance(who, str) and who else None
+    whoami = stored or (who if isinstance(who, Identity) else Identity.generate())
     try:
         async with open_network(whoami, listen=listen, initial_peers=contacts, announce=announce) as network:
             network.keep_contacts()

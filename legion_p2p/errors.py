@@ -7,6 +7,8 @@ Read the class to learn who is to blame and what to do; read the message to lear
 from collections.abc import Mapping
 from typing import Any
 
+HOW_TO_CREATE = "to create it: --new-run on the command line, NewRun(...) in Python"
+
 
 def describe_failure(failure: BaseException) -> str:
     """One line: the message of an error that was raised on purpose, else with the kind of exception and where it came from."""
@@ -64,10 +66,7 @@ class UnknownRunError(JoinError):
 
     def __init__(self, run: str, n_contacts: int) -> None:
         self.run = run
-        super().__init__(
-            f"no peer knows a run named {run!r} ({n_contacts} contacts asked); "
-            f"to found it: --new-run SPEC.toml on the command line, new_run=True in Python"
-        )
+        super().__init__(f"no peer knows a run named {run!r} ({n_contacts} contacts asked); {HOW_TO_CREATE}")
 
 
 class AmbiguousRunError(JoinError):

@@ -65,8 +65,7 @@ EVENTS = """# Events
 {intro}
 
 ```python
-events = legion.Events()
-events.add_sink(lambda event: print(event.name, event.fields))
+peer = legion.Peer(on_event=lambda event: print(event.name, event.fields))
 ```
 
 | event | says | fields |

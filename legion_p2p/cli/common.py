@@ -5,11 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cyclopts import App, Group, Parameter, Token
-from cyclopts.config import Dict, Env
+from cyclopts.config import Dict
 
+from legion_p2p.cli.environment import from_environment
 from legion_p2p.errors import UsageError
-
-ENV_PREFIX = "LEGION_"
 
 SOURCES_HELP = (
     "Every option is also read from LEGION_* variables (--local-steps is LEGION_LOCAL_STEPS) and from a TOML file given with "
@@ -22,7 +21,7 @@ def make_app(name: str, help_text: str, **kwargs: Any) -> App:
     app = App(
         name=name, help=help_text, version=version_text, help_format="plaintext", suppress_keyboard_interrupt=False,
         default_parameter=Parameter(show_default=_telling_default),
-        config=[Env(ENV_PREFIX, command=False, show=False), _from_toml], **kwargs,
+        config=[from_environment, _from_toml], **kwargs,
     )  # fmt: skip
     about = Group("About", sort_key=1 << 20)
     app["--help"].group = about
@@ -51,11 +50,10 @@ def _from_toml(app: App, commands: tuple[str, ...], arguments: Any) -> None:
     named = [token.value for argument in arguments if "--config" in argument.names for token in argument.tokens]
     if not named:
         return
-    from legion_p2p.config import read_toml
+    from legion_p2p.config import read_table
 
     path = named[-1]
-    data = read_toml(path, dict)
-    Dict(data, source=path, use_commands_as_keys=False)(app, commands, arguments)
+    Dict(read_table(path), source=path, use_commands_as_keys=False)(app, commands, arguments)
 
 
 def given_by(token: Token) -> str:

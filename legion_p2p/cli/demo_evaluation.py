@@ -125,7 +125,7 @@ def judged_model(spec: Path, files: list[tuple[str, Path]], seed: int) -> Evalua
 
     torch.set_num_threads(1)  # with more, they wait for each other where the machine is busy: minutes instead of seconds
     new_run = read_new_run(str(spec))
-    _, model = spec_of(new_run)
+    described, model = spec_of(new_run)
     there = [(region, load_file(path)) for region, path in files if path.exists()]
     if not there:
         return Evaluation(None, False, "", model.n_params, FINAL_EVAL_WINDOWS, EVAL_WINDOWS, None, str(torch.__version__))
@@ -138,7 +138,7 @@ def judged_model(spec: Path, files: list[tuple[str, Path]], seed: int) -> Evalua
     with torch.no_grad():
         for name, parameter in trainable(model):
             parameter.copy_(there[0][1][name])
-    corpus = open_text(new_run.data, model.config.context)
+    corpus = open_text(described.data, model.config.context)
     val_loss = evaluate(model, corpus, FINAL_EVAL_WINDOWS)
     curve_loss = evaluate(model, corpus, EVAL_WINDOWS)
     model.eval()

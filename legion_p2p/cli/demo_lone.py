@@ -48,10 +48,10 @@ class Lone:
     """A model, its optimizer and its text."""
 
     def __init__(self, new_run: NewRun, seed: int) -> None:
-        self.new_run = new_run
-        self.model: GPT = spec_of(new_run)[1]
-        self.inner = new_run.inner
-        self.corpus: Corpus = open_text(new_run.data, self.model.config.context)
+        spec, model = spec_of(new_run)
+        self.model: GPT = model
+        self.inner = spec.inner
+        self.corpus: Corpus = open_text(spec.data, self.model.config.context)
         self.opt = inner_optimizer(self.inner, self.model)
         n_tokens, context = len(self.corpus.train), self.model.config.context
         chunk_tokens = default_chunk_tokens(n_tokens, context)

@@ -56,7 +56,7 @@ class DemoPlan(msgspec.Struct, frozen=True):
         """SPEC.toml of the run."""
         return "\n".join([
             f'name = "{RUN_NAME}"', f'preset = "{self.preset}"', 'data = "stdlib"', f"seed = {self.seed}", "",
-            "[round]", f"local_steps = {self.local_steps}",
+            "[rounds]", f"local_steps = {self.local_steps}",
             f'push_codec = "{self.push_codec}"', "push_codecs = []",
             f'update_codec = "{self.update_codec}"', "update_codecs = []",
             "feedback_decay = 1.0", f"shard_elements = {self.shard_elements}", "",

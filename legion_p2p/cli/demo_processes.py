@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import legion_p2p
-from legion_p2p.cli.common import ENV_PREFIX
+from legion_p2p.cli.environment import ENV_PREFIX
 
 LEAVE_S = 1.5  # for an orderly end after SIGTERM; then SIGKILL. Ctrl+C must end everything within 3 s
 LOG_LINES = 12

@@ -172,8 +172,8 @@ class _Demo:
             "--out", str(self.out / peer.label), "--json",
         ]  # fmt: skip
         if number == 1:
-            args += ["--eval-every", f"{self.train_s / self._n_evals():.2f}"]
-            args += ["--store", self.plan.store, "--checkpoint-every", f"{max(1.0, self.train_s / CHECKPOINTS):.2f}"]
+            args += ["--eval-every-s", f"{self.train_s / self._n_evals():.2f}"]
+            args += ["--store", self.plan.store, "--checkpoint-every-s", f"{max(1.0, self.train_s / CHECKPOINTS):.2f}"]
         peer.child.run(PEER, args)
 
     def _has_begun(self) -> bool:

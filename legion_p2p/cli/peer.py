@@ -1,12 +1,12 @@
-"""legion-peer: join a run, or found one, and train.
+"""legion-peer: join a run, or create one, and train.
 
-What the user wants comes as a `Job` (peer_options.py), this module shows how it goes, and `legion_p2p.peer.run_job` does it.
+What the user wants comes as a `Job` (peer_options.py), this module shows how it goes, and `legion_p2p.train.job.run_job` does it.
 Neither torch nor libp2p is imported before the job is known to make sense.
 """
 
 import contextlib
+import dataclasses
 import os
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -16,32 +16,25 @@ import msgspec
 
 from legion_p2p.cli.common import SOURCES_HELP, make_app
 from legion_p2p.cli.failures import DONE
-from legion_p2p.cli.peer_options import (
-    NewRunOptions,
-    NodeOptions,
-    OutputOptions,
-    RunOptions,
-    StoreOptions,
-    TrainOptions,
-    make_job,
-)
+from legion_p2p.cli.farewell import farewell_lines, run_name
+from legion_p2p.cli.peer_options import Job, Output, job_of, signature
 from legion_p2p.cli.running import run_and_exit
 from legion_p2p.cli.signals import Signals
-from legion_p2p.config import Job
 from legion_p2p.errors import LegionError, NotSavedError, StoreError, UsageError
 from legion_p2p.files.paths import user_data_folder, user_path
 from legion_p2p.observe import human
-from legion_p2p.observe.events import HANDING_OVER, Events
+from legion_p2p.observe.events import HANDING_OVER, Event, Events
 from legion_p2p.observe.metrics import JsonSink, PlainSink, handing_over_text
 from legion_p2p.observe.status import Status
-from legion_p2p.observe.words import is_alone
 
 if TYPE_CHECKING:
     from legion_p2p.dashboard import LiveView
+    from legion_p2p.train.described import Plan
+    from legion_p2p.train.trainer import Outcome
 
 MAX_IDENTITY_SLOTS = 64  # peers of one user on one machine; more is a loop that leaks processes
 
-HELP = """Join a run and train in it, or found one.
+HELP = """Join a run and train in it, or create one.
 
   legion-peer --run NAME --initial-peers /ip4/203.0.113.7/tcp/4710/p2p/12D3KooW...
   legion-peer --run NAME --initial-peers @bootstrap_peers.txt --minutes 60
@@ -51,19 +44,15 @@ HELP = """Join a run and train in it, or found one.
 app = make_app("legion-peer", HELP, help_epilogue=SOURCES_HELP)
 
 
-@app.default
-def peer(
-    which: RunOptions = RunOptions(),
-    new: NewRunOptions = NewRunOptions(),
-    training: TrainOptions = TrainOptions(),
-    node: NodeOptions = NodeOptions(),
-    output: OutputOptions = OutputOptions(),
-    store: StoreOptions = StoreOptions(),
-) -> int:
-    job = make_job(which, new, training, node, output, store)
-    if output.dry_run:
-        return _dry_run(job, output.json)
-    return _train(job, output, picks_identity=not node.identity, picks_store=not store.store)
+def peer(**values: Any) -> int:
+    """Its parameters are those of `peer_options.signature`: a keyword for each option."""
+    output: Output = values.pop("output", Output())
+    job = job_of(values)
+    return _dry_run(job, output.json) if output.dry_run else _train(job, output)
+
+
+peer.__signature__ = signature()  # type: ignore[attr-defined]
+app.default(peer)
 
 
 def pick_identity_slot(folder: Path | None = None) -> Path:
@@ -95,9 +84,9 @@ def store_beside(identity: str) -> str:
 
 def _dry_run(job: Job, as_json: bool) -> int:
     with Signals():
-        from legion_p2p.peer import plan_job
+        from legion_p2p.train.job import plan_job
 
-        plan = plan_job(job)
+        plan = plan_job(job.entry, job.peer, job.training)
     if as_json:
         print(msgspec.json.encode(plan).decode())
         return DONE
@@ -105,7 +94,7 @@ def _dry_run(job: Job, as_json: bool) -> int:
     return DONE
 
 
-def plan_lines(plan: Any) -> list[str]:
+def plan_lines(plan: "Plan") -> list[str]:
     """What a job would take."""
     bytes_text, whole_text = human.bytes_text, human.whole_text
     facts = [
@@ -137,16 +126,16 @@ def plan_lines(plan: Any) -> list[str]:
     ]
 
 
-def _train(job: Job, output: OutputOptions, *, picks_identity: bool, picks_store: bool) -> int:
+def _train(job: Job, output: Output) -> int:
     events = Events()
-    shown = _Shown(job, output, sys.stdout)
+    shown = _Shown(output, sys.stdout)
     with contextlib.ExitStack() as open_things:
         open_things.enter_context(shown)
         signals = open_things.enter_context(Signals(before_exit=shown.restore_terminal))
         events.add_sink(shown.on_event)
         began = time.monotonic()
         try:
-            job, outcome = _run(job, picks_identity, picks_store, events, shown, signals)
+            job, outcome = _run(job, events, shown, signals)
         except LegionError as bad:
             if signals.caught:  # what fails because it was told to stop has not failed
                 return 128 + signals.caught
@@ -164,10 +153,10 @@ def _train(job: Job, output: OutputOptions, *, picks_identity: bool, picks_store
     return 128 + signals.caught if signals.caught and outcome.reason == "stopped" else DONE
 
 
-def _run(job: Job, picks_identity: bool, picks_store: bool, events: Events, shown: "_Shown", signals: Signals) -> tuple[Job, Any]:
+def _run(job: Job, events: Events, shown: "_Shown", signals: Signals) -> "tuple[Job, Outcome]":
     """The job as it was done, its identity and store chosen, and what came of it."""
     shown.begin("loading torch and libp2p")
-    from legion_p2p.peer import run_job
+    from legion_p2p.train.job import run_job
     from legion_p2p.train.trainer import Stop
 
     stop = Stop()
@@ -178,65 +167,31 @@ def _run(job: Job, picks_identity: bool, picks_store: bool, events: Events, show
 
     signals.orderly(leave)
     while True:
-        if picks_identity:
-            job = msgspec.structs.replace(job, identity=str(pick_identity_slot()))
-        if picks_store:
-            job = msgspec.structs.replace(job, store=store_beside(job.identity))
+        job = _with_own_places(job)
         try:
-            return job, run_job(job, events=events, stop=stop, on_status=shown.on_status)
+            return job, run_job(job.entry, job.peer, job.training, events=events, stop=stop, on_status=shown.on_status)
         except StoreError as bad:
             # another peer, started in the same moment, was faster: the next slot is ours
-            if picks_identity and not stop.requested and "in use" in str(bad):
+            if job.picks_identity and not stop.requested and "in use" in str(bad):
                 continue
             raise
 
 
-def run_name(job: Job, status: Status | None) -> str:
-    if status is not None and status.run is not None:
-        return status.run.name
-    return job.new_run.name if job.new_run else job.run
-
-
-def farewell_lines(job: Job, outcome: Any, status: Status | None, wall_s: float) -> list[str]:
-    """What came of it, and how to come back."""
-    run = human.clean(run_name(job, status))
-    verb = {"steps": "did its steps in", "minutes": "used its minutes in"}.get(outcome.reason, "left")
-    lines = [
-        f"{verb} run {run}: {human.whole_text(outcome.steps)} steps, {human.count_text(outcome.tokens)} tokens "
-        f"in {human.seconds_text(wall_s)}"
-    ]
-    if outcome.val_loss is not None:
-        lines.append(f"validation loss of the common model: {human.loss_text(outcome.val_loss)}")
-    if outcome.digest:
-        lines.append(f"common model {outcome.digest}")
-    if job.initial_peers and status is not None and status.run is not None and is_alone(status):
-        lines.append("nobody else was in the run when this peer left: it was the last")
-    lines.append(f"sent {human.bytes_text(outcome.sent_bytes)}, received {human.bytes_text(outcome.received_bytes)}")
-    if job.out and not outcome.save_problem:
-        lines.append(f"written to {job.out}")
-    contacts = job.initial_peers[:2] or _addresses_of_others(status)
-    if contacts:
-        command = ["legion-peer", "--run", run, "--initial-peers", *contacts]
-        lines.append(f"to come back: {shlex.join(command)}")
-    elif job.store:
-        lines.append(f"to go on with it: {shlex.join(['legion-peer', '--run', run, '--store', job.store])}")
-    else:
-        lines.append("nobody else was in the run: it has ended with this peer")
-    return lines
-
-
-def _addresses_of_others(status: Status | None) -> tuple[str, ...]:
-    if status is None:
-        return ()
-    others = [m for m in status.members if m.peer_id != status.peer_id and m.liveness.upper() == "ALIVE" and m.addresses]
-    # the last address is the least local one where a peer has several
-    return tuple(human.clean(member.addresses[-1]) for member in others[:2])
+def _with_own_places(job: Job) -> Job:
+    """The job with a free identity of the user's, and the store beside it, where nobody has chosen others."""
+    peer = job.peer
+    if job.picks_identity:
+        peer = msgspec.structs.replace(peer, identity=str(pick_identity_slot()))
+    if job.picks_store:
+        store = msgspec.structs.replace(peer.store, path=store_beside(str(peer.identity)))
+        peer = msgspec.structs.replace(peer, store=store)
+    return dataclasses.replace(job, peer=peer)
 
 
 class _Shown:
     """What the user sees while the peer works: a live view on a terminal, lines elsewhere, JSON where asked for, or nothing."""
 
-    def __init__(self, job: Job, output: OutputOptions, stream: TextIO) -> None:
+    def __init__(self, output: Output, stream: TextIO) -> None:
         self.status: Status | None = None
         self._view: LiveView | None = None
         self._json = JsonSink(stream) if output.json else None
@@ -250,7 +205,7 @@ class _Shown:
         elif not output.json:
             self._plain = PlainSink(sys.stderr if output.quiet else stream, quiet=output.quiet)
 
-    def on_event(self, event: Any) -> None:
+    def on_event(self, event: Event) -> None:
         if event.name == HANDING_OVER and self._view is not None:
             self._view.note(handing_over_text(event))
         for sink in (self._json, self._plain, self._view.event if self._view else None):

@@ -1,131 +1,122 @@
-"""What a person may set of `legion-peer`, and the job that it comes to."""
+"""What a person may set of `legion-peer`: the fields of the public values, as options.
 
+Each option is a field of a struct in `legion_p2p.config`: its name, its docs and what it allows are said there, once. This module
+adds what only a command line has: the groups of `--help`, placeholders, short names, and defaults that depend on the machine.
+"""
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token
 
-from legion_p2p.cli.common import addresses_of_peers, at_least, checked, listen_addresses
-from legion_p2p.config import DEFAULT_LISTEN, DEFAULT_REGION, Job, NewRun, convert, new_run_of, read_new_run, read_toml
-from legion_p2p.core.caps import parse_quiet_hours
-from legion_p2p.core.placement import PlacementName
-from legion_p2p.core.presets import Links
-from legion_p2p.core.profiles import parse_link
-from legion_p2p.core.retention import parse_retention
-from legion_p2p.core.run import InnerOptimizer
-from legion_p2p.core.units import parse_rate
+from legion_p2p.cli.common import given_by
+from legion_p2p.config import Entry, Inner, Limits, NewRun, Peer, Rounds, Store, Training, read_new_run
+from legion_p2p.config.fields import docs_of, field_value, hints_of
 from legion_p2p.errors import ConfigError, UsageError
 from legion_p2p.files.paths import Kind, kind_of, shown, user_path
 
-EPHEMERAL = NOWHERE = "none"
+SPEC_SUFFIX = ".toml"
 
-_MANY = Parameter(consume_multiple=True, negative=())
+WHICH = Group.create_ordered("Which run")
+NEW = Group.create_ordered("A new run (these options win over SPEC.toml)")
+TRAINING = Group.create_ordered("Training")
+NETWORK = Group.create_ordered("This peer on the network")
+CHECKPOINTS = Group.create_ordered("Checkpoints")
+OUTPUT = Group.create_ordered("Output")
 
 
-@Parameter(name="*", group=Group.create_ordered("Which run"))
+@dataclass(frozen=True)
+class Option:
+    """A field of a struct as an option."""
+
+    kind: type[msgspec.Struct]
+    field: str
+    group: Group
+    metavar: str = ""
+    flag: str = ""
+    """Where it is not called like the field."""
+    alias: str = ""
+    help: str = ""
+    """Instead of the field's docs, where a flag means more than the field."""
+    default: str = ""
+    """What happens where it is not given, in words, if the field's default does not say it."""
+    is_told: bool = True
+    """Shown by --help; what few people need is in docs/commands/legion-peer.md."""
+
+    @property
+    def name(self) -> str:
+        """Of the flag."""
+        return self.flag or "--" + self.field.replace("_", "-")
+
+    @property
+    def key(self) -> str:
+        """Of the value among those that the command receives."""
+        return self.name[2:].replace("-", "_")
+
+
+USUAL_ROUNDS = ("local_steps", "push_codec", "update_codec", "placement")
+USUAL_INNER = ("optimizer", "learning_rate", "batch")
+
+OPTIONS = (
+    Option(Entry, "run", WHICH, "NAME"),
+    Option(Entry, "initial_peers", WHICH, "ADDR..."),
+    Option(
+        Entry, "new_run", WHICH, "SPEC|NAME",
+        help="Create a run instead: the SPEC.toml that describes it, or a name, with the options below. A run of that name that "
+        "others or the store have is an error.",
+    ),
+    Option(Entry, "create_or_join", WHICH),
+    Option(NewRun, "preset", NEW, "SIZE"),
+    Option(NewRun, "links", NEW, help="What members' connections carry; chooses what is not said below: see --dry-run.",
+           default="cable"),
+    Option(Rounds, "local_steps", NEW),
+    Option(Rounds, "push_codec", NEW, "NAME", alias="--codec"),
+    Option(Rounds, "update_codec", NEW, "NAME", default="that of --push-codec"),
+    Option(Rounds, "placement", NEW),
+    Option(Inner, "optimizer", NEW),
+    Option(Inner, "learning_rate", NEW, alias="--lr"),
+    Option(Inner, "batch", NEW, default="4"),
+    *(Option(Rounds, field, NEW, is_told=False) for field in Rounds.__struct_fields__ if field not in USUAL_ROUNDS),
+    *(Option(Inner, field, NEW, is_told=False) for field in Inner.__struct_fields__ if field not in USUAL_INNER),
+    Option(Training, "data", TRAINING, "WHAT"),
+    Option(Training, "steps", TRAINING),
+    Option(Training, "minutes", TRAINING),
+    Option(Training, "wait_for_members", TRAINING),
+    Option(Training, "finish_together", TRAINING),
+    Option(Training, "eval_every_s", TRAINING, "SECONDS"),
+    Option(Training, "seed", TRAINING),
+    Option(Training, "device", TRAINING, "NAME"),
+    Option(Training, "threads", TRAINING),
+    Option(Peer, "identity", NETWORK, "FILE", default="a free one of the user's data folder"),
+    Option(Peer, "listen", NETWORK, "ADDR..."),
+    Option(Peer, "announce", NETWORK, "ADDR..."),
+    Option(Peer, "weight", NETWORK),
+    Option(Peer, "region", NETWORK, "LABEL"),
+    Option(Peer, "volunteer_relay", NETWORK),
+    Option(Limits, "upload", NETWORK, "RATE"),
+    Option(Limits, "download", NETWORK, "RATE"),
+    Option(Limits, "quiet_hours", NETWORK, "HOURS"),
+    Option(Peer, "search_s", NETWORK, "SECONDS"),
+    Option(Limits, "netem", NETWORK, "LINK"),
+    Option(Store, "path", CHECKPOINTS, "FOLDER", flag="--store", default="beside the identity"),
+    Option(Store, "max_gb", CHECKPOINTS, "GB", flag="--store-max-gb"),
+    Option(Store, "keep", CHECKPOINTS, "WHAT"),
+    Option(Store, "checkpoint_every_s", CHECKPOINTS, "SECONDS"),
+    Option(Training, "out", OUTPUT, "FOLDER"),
+    Option(Peer, "status", OUTPUT),
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    run: Annotated[str, Parameter(metavar="NAME")] = ""
-    """Name or id of the run to join."""
-    initial_peers: Annotated[tuple[str, ...], _MANY, Parameter(converter=addresses_of_peers, metavar="ADDR...")] = ()
-    """Addresses of peers or bootstrap nodes to enter through; @FILE reads them from a file."""
-    new_run: Annotated[str, Parameter(metavar="SPEC|NAME")] = ""
-    """Found a run instead: the SPEC.toml that describes it, or a name, with the options below."""
+class Output:
+    """Options of the command alone: what it prints."""
 
-
-@Parameter(name="*", group=Group.create_ordered("A new run (they win over SPEC.toml)"))
-@dataclass(frozen=True, kw_only=True)
-class NewRunOptions:
-    preset: Annotated[str | None, Parameter(metavar="SIZE")] = None
-    """Size of the built-in GPT: xxs, s, m, ... gpt2. [default: s]"""
-    links: Annotated[Links | None, Parameter()] = None
-    """What members' connections carry; chooses what is not said below: see --dry-run. [default: cable]"""
-    local_steps: Annotated[int | None, Parameter(validator=at_least(1))] = None
-    """Steps between two averaging rounds for a peer of median speed."""
-    codec: Annotated[str | None, Parameter(metavar="NAME")] = None
-    """How changes are compressed on their way: fp32, fp16, bf16; int8, int4, int3, int2; gauss4, gauss3, gauss2, sign; or, far
-    smaller, the largest few, as topk64-2bit or any other topk<k>-<bits>bit."""
-    update_codec: Annotated[str | None, Parameter(metavar="NAME")] = None
-    """The same for what comes back from owners to all members. [default: that of --codec]"""
-    placement: Annotated[PlacementName | None, Parameter()] = None
-    """Who owns which shards: the strongest claim by weight, only the heaviest members, or a stable matching."""
-    optimizer: Annotated[InnerOptimizer | None, Parameter()] = None
-    """What makes the local steps."""
-    learning_rate: Annotated[float | None, Parameter(alias="--lr", validator=at_least(0))] = None
-    """Of the local optimizer."""
-    batch: Annotated[int | None, Parameter(validator=at_least(1))] = None
-    """Windows per step. [default: 4]"""
-
-
-@Parameter(name="*", group=Group.create_ordered("Training"))
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    data: Annotated[str, Parameter(metavar="WHAT")] = ""
-    """stdlib (built in), a folder or file of text, or a .bin of token ids. [default: what the run says]"""
-    steps: Annotated[int, Parameter(validator=at_least(0))] = 0
-    """Leave after this many steps; 0: no limit."""
-    minutes: Annotated[float, Parameter(validator=at_least(0))] = 0.0
-    """Leave after this many minutes; 0: no limit."""
-    wait_for_members: Annotated[int, Parameter(validator=at_least(0))] = 0
-    """Begin only when the run has this many members, this one included."""
-    finish_together: bool = False
-    """After the last step, go on serving until every member is done: all end with the same model."""
-    eval_every: Annotated[float, Parameter(validator=at_least(0))] = 0.0
-    """Seconds between evaluations on held-out text; 0: only at the end."""
-    seed: Annotated[int, Parameter(validator=at_least(0))] = 0
-    """Of this peer's random numbers; for a new run also of its first weights."""
-    device: Annotated[str, Parameter(metavar="NAME")] = "auto"
-    """cpu, cuda, cuda:1, mps, or auto."""
-    threads: Annotated[int, Parameter(validator=at_least(0))] = 0
-    """CPU threads; 0: as many as torch likes."""
-
-
-@Parameter(name="*", group=Group.create_ordered("This peer on the network"))
-@dataclass(frozen=True, kw_only=True)
-class NodeOptions:
-    identity: Annotated[str, Parameter(metavar="FILE")] = ""
-    """Key file that says who this peer is; none: a new identity each time. [default: a free one of the user's data folder]"""
-    listen: Annotated[tuple[str, ...], _MANY, Parameter(converter=listen_addresses, metavar="ADDR...")] = DEFAULT_LISTEN
-    """Addresses to listen on."""
-    announce: Annotated[tuple[str, ...], _MANY, Parameter(converter=listen_addresses, metavar="ADDR...")] = ()
-    """Addresses that others should dial, where a router forwards a port to this machine."""
-    weight: Annotated[float | Literal["auto"], Parameter(validator=at_least(0))] = 1.0
-    """Share of the model's shards to take care of, relative to others; 0: none; auto: 1 for each 10 Mbit/s of upload."""
-    region: Annotated[str, Parameter(metavar="LABEL")] = DEFAULT_REGION
-    """Average with the members of this label, and only now and then with other regions; auto: with those that are near."""
-    volunteer_relay: Annotated[bool, Parameter(negative=())] = False
-    """Carry the exchange with other regions for members of this one that have little upload. For a peer that has much."""
-    upload: Annotated[str, Parameter(converter=checked(parse_rate), metavar="RATE")] = ""
-    """Limit on all that this peer sends, such as 10mbit."""
-    download: Annotated[str, Parameter(converter=checked(parse_rate), metavar="RATE")] = ""
-    """Limit on all that it receives."""
-    quiet_hours: Annotated[str, Parameter(converter=checked(parse_quiet_hours), metavar="HOURS")] = ""
-    """Time of day with a lower limit both ways: 22:00-07:00, or 22:00-07:00=2mbit. [without a rate: 256kbit]"""
-    netem: Annotated[str, Parameter(converter=checked(parse_link), metavar="LINK")] = ""
-    """Link to emulate, for experiments: cable, satellite, ..., or up=20mbit,down=100mbit,rtt=50ms,jitter=5ms,loss=0.5%."""
-
-
-@Parameter(name="*", group=Group.create_ordered("Checkpoints"))
-@dataclass(frozen=True, kw_only=True)
-class StoreOptions:
-    store: Annotated[str, Parameter(metavar="FOLDER")] = ""
-    """Where checkpoints are kept, to go on from and for others to fetch; none: nowhere. [default: beside the identity]"""
-    store_limit: Annotated[float, Parameter(metavar="GB", validator=at_least(0))] = 20.0
-    """Most that they may take of the disk, in GB; 0: no limit."""
-    keep: Annotated[str, Parameter(metavar="WHAT", converter=checked(parse_retention))] = "last=3"
-    """Which checkpoints stay: last=3 the newest three, every=100 also one for every 100 steps."""
-    checkpoint_every: Annotated[float, Parameter(metavar="SECONDS", validator=at_least(1))] = 60.0
-    """Seconds between two checkpoints. What comes in between is kept too, in a journal."""
-
-
-@Parameter(name="*", group=Group.create_ordered("Output"))
-@dataclass(frozen=True, kw_only=True)
-class OutputOptions:
-    out: Annotated[str, Parameter(metavar="FOLDER")] = ""
-    """Folder for metrics.jsonl and the model; without it nothing is written."""
-    status: bool = True
-    """Serve the status on this machine, for legion-ctl."""
     json: bool = False
     """Print every event as a line of JSON on stdout."""
     quiet: bool = False
@@ -136,97 +127,157 @@ class OutputOptions:
     """TOML file with any of these options."""
 
 
-def make_job(
-    which: RunOptions, new: NewRunOptions, training: TrainOptions, node: NodeOptions, output: OutputOptions,
-    store: StoreOptions = StoreOptions(),
-) -> Job:  # fmt: skip
-    """The job that the options describe. Touches no network, and of the disk only SPEC.toml.
+@dataclass(frozen=True)
+class Job:
+    """What the options of one command come to."""
+
+    entry: Entry
+    peer: Peer
+    training: Training
+    picks_identity: bool
+    """Nobody has chosen an identity: a free one of the user's is taken."""
+    picks_store: bool
+    """Nobody has chosen a store: the one beside the identity is taken."""
+
+
+def signature() -> inspect.Signature:
+    """The parameters of the command: one for each option, and the `Output`."""
+    output = Annotated[Output, Parameter(name="*", group=OUTPUT)]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Signature([
+        *(inspect.Parameter(option.key, keyword, default=_default(option), annotation=_annotation(option)) for option in OPTIONS),
+        inspect.Parameter("output", keyword, default=Output(), annotation=output),
+    ])  # fmt: skip
+
+
+def _default(option: Option) -> Any:
+    """What the command receives where the option is not given: None where that has to be known."""
+    (field,) = (f for f in msgspec.structs.fields(option.kind) if f.name == option.field)
+    return None if option.default or field.required or option.field == "new_run" else field.default
+
+
+def _annotation(option: Option) -> Any:
+    hint = _plain_type(hints_of(option.kind)[option.field])
+    is_many = typing.get_origin(hint) is tuple
+    text = option.help or docs_of(option.kind)[option.field]
+    look = Parameter(
+        name=(option.name, *([option.alias] if option.alias else [])),
+        group=option.group,
+        show=option.is_told,
+        metavar=option.metavar or None,
+        help=_as_flags(" ".join(text.split())) + (f" [default: {option.default}]" if option.default else ""),
+        consume_multiple=is_many,
+        negative=() if is_many or option.field in ("volunteer_relay", "create_or_join") else None,
+        converter=None if hint is bool else _text_of if option.field == "new_run" else _reader(option, is_many),
+    )
+    return Annotated[hint, look]
+
+
+def _plain_type(hint: Any) -> Any:
+    """The type behind a field's hint, as the help shows it."""
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        members = [_plain_type(member) for member in typing.get_args(hint) if member is not type(None)]
+        plain = (bool, int, float, str)
+        known = [member for member in members if member in plain or typing.get_origin(member) in (tuple, Literal)]
+        return typing.Union[tuple(known or [str])]  # noqa: UP007 (of types that are known only now)
+    return hint
+
+
+def _as_flags(text: str) -> str:
+    """The docs of a field, whose neighbours are options here."""
+    for option in OPTIONS:
+        if "_" in option.field:
+            text = re.sub(rf"\b{option.field}\b", option.name, text)
+    return text
+
+
+def _text_of(_type: Any, tokens: Sequence[Token]) -> str:
+    return tokens[-1].value
+
+
+def _reader(option: Option, is_many: bool) -> Callable[[Any, Sequence[Token]], Any]:
+    """Makes the field's value of what was written. Raises: UsageError, naming the flag, the variable, or the file and its key."""
+
+    def read(_type: Any, tokens: Sequence[Token]) -> Any:
+        given = tuple(token.value for token in tokens) if is_many else tokens[-1].value
+        try:
+            return field_value(option.kind, option.field, given, is_text=True)
+        except UsageError as bad:
+            raise UsageError(f"{given_by(tokens[-1])}: {bad}") from bad
+
+    return read
+
+
+def job_of(values: Mapping[str, Any]) -> Job:
+    """What the options come to. Touches no network, and of the disk only SPEC.toml.
 
     Raises: UsageError, if they do not make sense together; ConfigError, naming the file or option that is wrong.
     """
-    founded = _new_run(which, new, training) if which.new_run else None
-    if founded is None:
-        _check_joining(which, new, may_resume=store.store not in ("", NOWHERE))
-    return convert(
-        {
-            "run": "" if founded else which.run,
-            "new_run": msgspec.to_builtins(founded) if founded else None,
-            "initial_peers": which.initial_peers,
-            "data": training.data,
-            "steps": training.steps,
-            "minutes": training.minutes,
-            "finish_together": training.finish_together,
-            "wait_for_members": training.wait_for_members,
-            "eval_every_s": training.eval_every,
-            "out": output.out,
-            "seed": training.seed,
-            "device": training.device,
-            "threads": training.threads,
-            "identity": "" if node.identity == EPHEMERAL else node.identity,
-            "listen": node.listen,
-            "announce": node.announce,
-            "weight": node.weight,
-            "region": node.region,
-            "volunteer_relay": node.volunteer_relay,
-            "status": output.status,
-            "upload": node.upload,
-            "download": node.download,
-            "quiet_hours": node.quiet_hours,
-            "netem": node.netem,
-            "store": "" if store.store == NOWHERE else store.store,
-            "store_limit_gb": store.store_limit,
-            "keep": store.keep,
-            "checkpoint_every_s": store.checkpoint_every,
-        },
-        Job,
-    )
-
-
-def _check_joining(which: RunOptions, new: NewRunOptions, *, may_resume: bool) -> None:
-    if not which.run:
-        raise UsageError("no run is given: --run NAME joins one, --new-run SPEC.toml (or --new-run NAME) founds one")
-    given = [name for name in new.__dataclass_fields__ if getattr(new, name) is not None]
-    if given:
-        flags = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise UsageError(f"{flags}: only for a new run; the run that --run joins has settled this already")
-    if not which.initial_peers and not may_resume:
-        raise UsageError(
-            f"--run {which.run} needs --initial-peers ADDR: the address of any peer or bootstrap node to enter through; "
-            f"or --store FOLDER, where a checkpoint of it is"
-        )
-
-
-def _new_run(which: RunOptions, new: NewRunOptions, training: TrainOptions) -> NewRun:
-    if which.new_run.endswith(".toml"):
-        read_new_run(which.new_run)  # complaints about the file should name the file
-        data = {"round": {}, "inner": {}} | read_toml(which.new_run, dict)
-    else:
-        data = {"name": which.new_run, "seed": training.seed, "round": {}, "inner": {}}
-        if training.data:
-            # a path means nothing to others: they learn its name, and bring their own
-            path = user_path(training.data)
-            data["data"] = training.data if kind_of(path) is Kind.MISSING else shown(path.resolve().name)
-    if which.run and which.run != data["name"]:
-        raise UsageError(f"--run {which.run} joins a run, --new-run founds one named {data['name']}: give one of them")
-    only = None if new.codec is None else ()
-    settings = (
-        (data, "preset", new.preset),
-        (data, "links", new.links),
-        (data["round"], "local_steps", new.local_steps),
-        (data["round"], "push_codec", new.codec),
-        (data["round"], "update_codec", new.codec),
-        (data["round"], "update_codec", new.update_codec),
-        (data["round"], "push_codecs", only),
-        (data["round"], "update_codecs", () if new.update_codec else only),
-        (data["round"], "placement", new.placement),
-        (data["inner"], "optimizer", new.optimizer),
-        (data["inner"], "learning_rate", new.learning_rate),
-        (data["inner"], "batch", new.batch),
-    )
-    for where, key, value in settings:
+    given: dict[type[msgspec.Struct], dict[str, Any]] = {option.kind: {} for option in OPTIONS}
+    for option in OPTIONS:
+        value = values.get(option.key)
         if value is not None:
-            where[key] = value
-    try:
-        return new_run_of(data)
-    except ConfigError as bad:
-        raise ConfigError(f"--new-run {which.new_run}: {bad}") from bad
+            given[option.kind][option.field] = value
+    which, spec = given[Entry], given[Entry].pop("new_run", "")
+    training = Training(**given[Training])
+    if spec:
+        new_run = _new_run(spec, given, training)
+        if which.pop("run", "") not in ("", new_run.name):
+            raise UsageError(f"--run joins a run, --new-run creates one named {new_run.name}: give one of them")
+        which["new_run"] = new_run
+    else:
+        _check_joining(which, given)
+    picks_identity = "identity" not in given[Peer]
+    picks_store = "path" not in given[Store]
+    if not spec and not which.get("initial_peers") and not given[Store].get("path"):
+        may_resume = picks_store and (picks_identity or given[Peer]["identity"])
+        if not may_resume:
+            raise UsageError(
+                f"--run {which['run']} needs --initial-peers ADDR: the address of any peer or bootstrap node to enter through; "
+                f"or --store FOLDER, where a checkpoint of it is"
+            )
+    peer = Peer(**given[Peer], limits=Limits(**given[Limits]), store=Store(**given[Store]))
+    return Job(Entry(**which), peer, training, picks_identity, picks_store)
+
+
+def _check_joining(which: Mapping[str, Any], given: Mapping[type[msgspec.Struct], Mapping[str, Any]]) -> None:
+    if not which.get("run"):
+        raise UsageError("no run is given: --run NAME joins one, --new-run SPEC.toml (or --new-run NAME) creates one")
+    chosen = [option for option in OPTIONS if option.group is NEW and given[option.kind].get(option.field) not in (None, "")]
+    if chosen:
+        flags = ", ".join(option.name for option in chosen)
+        raise UsageError(f"{flags}: only for a new run; the run that --run joins has settled this already")
+    if which.get("create_or_join"):
+        raise UsageError("--create-or-join: only with --new-run, which says what to create")
+
+
+def _new_run(text: str, given: Mapping[type[msgspec.Struct], Mapping[str, Any]], training: Training) -> NewRun:
+    """The run to create: a SPEC.toml or a name, and the options that win over it."""
+    if text.endswith(SPEC_SUFFIX):
+        spec = read_new_run(text)
+    else:
+        data = training.data
+        if data:
+            # a path means nothing to others: they learn its name, and bring their own
+            path = user_path(data)
+            data = data if kind_of(path) is Kind.MISSING else shown(path.resolve().name)
+        try:
+            spec = NewRun(text, data=data, seed=training.seed)
+        except UsageError as bad:
+            raise ConfigError(f"--new-run {text}: {bad}") from None
+    chosen = {field: value for field, value in given[NewRun].items() if value}
+    return msgspec.structs.replace(
+        spec,
+        **chosen,
+        rounds=msgspec.structs.replace(_without_codecs(spec.rounds, given[Rounds]), **given[Rounds]),
+        inner=msgspec.structs.replace(spec.inner, **given[Inner]),
+    )
+
+
+def _without_codecs(rounds: Rounds, flags: Mapping[str, Any]) -> Rounds:
+    """What a file says of codecs, as far as no flag replaces it: a codec that is given as a flag is the only one."""
+    if "push_codec" in flags:
+        return msgspec.structs.replace(rounds, push_codecs=None, update_codec=None, update_codecs=None)
+    return msgspec.structs.replace(rounds, update_codecs=None) if "update_codec" in flags else rounds

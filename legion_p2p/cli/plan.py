@@ -8,11 +8,13 @@ from cyclopts import Parameter
 
 from legion_p2p.cli.common import at_least, checked
 from legion_p2p.cli.failures import DONE
-from legion_p2p.config import new_run_of
+from legion_p2p.config import Inner, Rounds
+from legion_p2p.config.fields import struct_of
+from legion_p2p.config.new_run import chosen_inner, chosen_rounds
 from legion_p2p.core.presets import DEFAULT_LINKS, Links
 from legion_p2p.core.run import InnerSpec, RunSpec
 from legion_p2p.core.units import parse_duration, parse_rate
-from legion_p2p.errors import CodecError, ConfigError, UsageError
+from legion_p2p.errors import UsageError
 
 if TYPE_CHECKING:
     from legion_p2p.train.gpt import GPTConfig
@@ -119,17 +121,14 @@ def model_named(text: str) -> "GPTConfig":
 
 
 def _spec(config: "GPTConfig", links: Links, rounds: dict[str, Any]) -> RunSpec:
-    """A run as `legion-peer` would found it. Raises: ConfigError."""
-    from legion_p2p.tensor import codec
+    """A run as `legion-peer` would create it. Raises: ConfigError."""
+    from legion_p2p.train.described import check_codecs
     from legion_p2p.train.gpt import shapes_of
 
-    new_run = new_run_of({"name": "plan", "links": links, "round": rounds})
-    try:
-        for name in new_run.round.codecs():
-            codec.get(name)
-    except CodecError as bad:
-        raise ConfigError(f"--codec, --update-codec: {bad}") from bad
-    return RunSpec("plan", "", shapes_of(config), new_run.round, new_run.inner, msgspec.to_builtins(config))
+    chosen = chosen_rounds(struct_of(Rounds, rounds), links)
+    spec = RunSpec("plan", "", shapes_of(config), chosen, chosen_inner(Inner(), links), msgspec.to_builtins(config))
+    check_codecs(spec)
+    return spec
 
 
 def _show(made: "Forecast", model: str, as_json: bool) -> None:

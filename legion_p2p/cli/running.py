@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterable
 from typing import NoReturn
 
-from cyclopts import App, CycloptsError, UnusedCliTokensError
+from cyclopts import App, CycloptsError
 
 from legion_p2p.cli.failures import DONE, FAILED, USAGE, Failure, failure_of
+from legion_p2p.cli.near_misses import meant
 from legion_p2p.cli.signals import termination_as_interrupt
 from legion_p2p.cli.streams import flush, prepare_streams
 from legion_p2p.files.paths import shown
@@ -44,7 +45,7 @@ def _run(app: App, name: str, words: list[str]) -> int:
         result = app(words, exit_on_error=False, print_error=False, verbose=False, result_action="return_value")
         return result if isinstance(result, int) and not isinstance(result, bool) else DONE
     except CycloptsError as bad:
-        return _tell(name, Failure(_told(bad), USAGE, f"see {name} --help"))
+        return _tell(name, Failure(meant(name, bad) or _told(bad), USAGE, f"see {name} --help"))
     except BrokenPipeError:
         return READER_GONE
     except SystemExit as end:
@@ -99,7 +100,5 @@ def _is_interrupt(bad: BaseException) -> bool:
 
 def _told(bad: CycloptsError) -> str:
     """What cyclopts found, in our style: lower case, one line, no full stop."""
-    if isinstance(bad, UnusedCliTokensError) and bad.unused_tokens:
-        return f"nothing is known to be done with {' '.join(map(repr, bad.unused_tokens))}"
     told = " ".join(str(bad).split())
     return told[0].lower() + told[1:].removesuffix(".") if told[:2].istitle() else told.removesuffix(".")

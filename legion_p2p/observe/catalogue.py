@@ -17,6 +17,7 @@ FIELDS = {
     "bytes_across": "bytes of requests and replies exchanged with other regions",
     "bytes_in_region": "bytes of requests and replies exchanged within the region",
     "cid": "content id of a checkpoint's manifest, or of one of its nodes",
+    "connected": "ids of the peers that this one was connected to at the end",
     "codec": "codec of the bytes that were exchanged",
     "command": "what another peer runs to join",
     "digest": "digest of the parameters, in hexadecimal",
@@ -179,6 +180,6 @@ EVENTS = (
     _event("status.served", "The status can be read at this address.", "address"),
     _event("peer.phase", "The peer, on its way into the run, begins with something that takes a while.", "text"),
     _event("peer.left", "The command has ended in order.", "run steps tokens val_loss digest reason sent_bytes received_bytes "
-           "blocked_fraction wall_s saved_to save_problem text_problem"),
+           "blocked_fraction wall_s saved_to save_problem text_problem connected"),
     _error("peer.failed", "The command ended with an error.", "kind"),
 )  # fmt: skip

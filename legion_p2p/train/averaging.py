@@ -11,17 +11,30 @@ who came first. Only version 1 is the mean; what comes later joins a next versio
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
+import msgspec
 import trio
 from torch import Tensor
 
+from legion_p2p.config import NewRun, Peer
+from legion_p2p.config.fields import argument
+from legion_p2p.config.forms import refusal
+from legion_p2p.config.old_names import AVERAGE_ARGUMENTS, explains
 from legion_p2p.core.identity import PeerId
-from legion_p2p.errors import JoinError, NetworkError
+from legion_p2p.core.plan import ParamSpec
+from legion_p2p.core.run import RoundSpec, RunSpec
+from legion_p2p.errors import IncompatibleModelError, JoinError, NetworkError, NonFiniteError, UsageError
+from legion_p2p.services.run.joiner import RunCreation
 from legion_p2p.services.run.progress import Progress
 from legion_p2p.services.run.run import Run
 from legion_p2p.services.shards.replica import LocalChange, Replica
+from legion_p2p.tensor.flatten import FlatView
+from legion_p2p.train.described import check_codecs
+from legion_p2p.train.entering import enter, entry_of
+from legion_p2p.train.parameters import param_specs
 
 LOOK_EVERY_S = 0.1  # a shard's notify may be rung for somebody else
 
@@ -41,6 +54,76 @@ class AverageResult:
     sent_bytes: int
     """Since everybody was there; what joining took is not counted."""
     received_bytes: int
+
+
+@explains(AVERAGE_ARGUMENTS)
+def average(
+    tensors: Sequence[Tensor],
+    run: str | NewRun,
+    *,
+    n_peers: int,
+    initial_peers: Iterable[str] = (),
+    codec: str = "fp32",
+    gather_s: float = 60.0,
+    peer: Peer = Peer(),
+) -> AverageResult:
+    """The mean of these tensors over `n_peers` peers, each of which calls this with tensors of the same shapes. Blocks.
+
+        result = legion.average([grad], run="grads/17", initial_peers=[...], n_peers=4)
+
+    Every peer ends with the same bits. One of them creates the run, with `run=NewRun("grads/17")`. A peer that dies on the way is
+    missing in the result and named in `failed`; one that is merely slow is waited for.
+
+    Args:
+        tensors: what to average; they are not changed.
+        run: name of the run to join, or a NewRun("name") to create it; a name averages once.
+        n_peers: how many peers take part, this one included.
+        initial_peers: addresses of any peers or bootstrap nodes, or "@file".
+        codec: how the bytes travel; every peer must name the same one. With fp32 the mean is exact.
+        gather_s: seconds until all must have found each other.
+        peer: how this peer behaves on the network. It serves no status.
+
+    Raises: JoinError, if fewer came; NonFiniteError; IncompatibleModelError, naming the first tensor that differs; otherwise as
+    `Optimizer`.
+    """
+    entry = entry_of("average", run, initial_peers)
+    argument("average(peer=...)", Peer, peer)
+    argument("average(n_peers=...)", Annotated[int, msgspec.Meta(ge=1)], n_peers)
+    argument("average(gather_s=...)", Annotated[float, msgspec.Meta(ge=0)], gather_s)
+    given = list(tensors) if isinstance(tensors, Iterable) and not isinstance(tensors, Tensor | str) else []
+    if not given or not all(isinstance(tensor, Tensor) for tensor in given):
+        raise UsageError(f"average(tensors=...): {refusal(tensors, 'a list of tensors')}")
+    named = [(str(i), tensor.detach()) for i, tensor in enumerate(given)]
+    view = FlatView(named)
+    values = view.snapshot()
+    if not bool(values.isfinite().all()):
+        raise NonFiniteError("the tensors to average contain NaN or infinity")
+    params = param_specs(view)
+    zeros = values.new_zeros(values.shape)
+    creation = None
+    if entry.new_run is not None:
+        if entry.new_run != NewRun(entry.new_run.name):
+            raise UsageError("average(run=...): a NewRun that averages has a name only; how it averages follows from that")
+        rounds = RoundSpec(local_steps=1, push_codec=codec, update_codec=codec, norm_cap=0.0, quorum=1.0, synchronous=True)
+        creation = RunCreation(RunSpec(entry.name, "", params, round=rounds), zeros)
+        check_codecs(creation.spec)
+
+    def fit(spec: RunSpec) -> Sequence[ParamSpec]:
+        if spec.round.push_codec != codec or spec.round.quorum < 1:
+            raise IncompatibleModelError(
+                f"run {spec.name!r} averages with codec {spec.round.push_codec!r}, asked for was {codec!r}"
+            )
+        return params
+
+    quiet = msgspec.structs.replace(peer, status=False, search_s=gather_s)
+    thread = enter(entry, quiet, creation=creation, params=fit, start=zeros)
+    try:
+        mean: Mean = thread.wait(average_once, thread.engine, values, n_peers, gather_s)
+    finally:
+        thread.close()
+    results = tuple(tensor.new_empty(tensor.shape) for _, tensor in named)
+    FlatView([(name, result) for (name, _), result in zip(named, results, strict=True)]).assign_slice(0, mean.flat)
+    return AverageResult(results, mean.averaged_fraction, mean.failed, mean.digest, mean.sent_bytes, mean.received_bytes)
 
 
 @dataclass(frozen=True, eq=False)

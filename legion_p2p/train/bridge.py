@@ -10,12 +10,12 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import trio
 
 from legion_p2p.concurrency.nurseries import root_of
-from legion_p2p.errors import ClosedError, describe_failure
+from legion_p2p.errors import ClosedError, UsageError, describe_failure
 from legion_p2p.observe.events import HANDING_OVER, Event
 from legion_p2p.observe.metrics import handing_over_text
 from legion_p2p.services.run.leaving import LEAVE_S
@@ -27,6 +27,81 @@ Opener = Callable[[], AbstractAsyncContextManager[Run]]
 POLL_S = 0.1
 CLOSE_S = 5.0  # a peer with a small model has left after 2 s, on a busy machine; a larger one goes on leaving in the background
 AT_EXIT_S = LEAVE_S + 5.0  # a thread that needs longer is left behind
+
+
+class PeerAccess(Protocol):
+    """How code outside the peer's thread reaches it."""
+
+    @property
+    def engine(self) -> Run:
+        """The peer's part in its run. Reading plain attributes is safe from any thread; everything else goes through `call` or
+        `post`."""
+
+    @property
+    def alive(self) -> bool:
+        """The peer runs, and belongs to this process."""
+
+    @property
+    def cause(self) -> BaseException | None:
+        """The failure that made the peer leave; None where it lives, or has left because it was asked to."""
+
+    def closed(self, otherwise: str) -> ClosedError:
+        """The error to raise, from `cause`, where the peer is needed and has left."""
+
+    def post(self, fn: Callable[..., object], *args: Any) -> None:
+        """Run `fn` in the peer's thread soon, without waiting for it. Ignored once the peer has left.
+
+        If it fails the peer leaves its run, as with any failure in that thread.
+        """
+
+    def call(self, fn: Callable[..., T], *args: Any) -> T:
+        """Run `fn` in the peer's thread and wait for its result. Raises: ClosedError, after the peer has left."""
+
+    def check_may_wait(self) -> None:
+        """Check that the peer goes on while the caller trains or waits. Raises: UsageError."""
+
+    def close(self, wait_s: float = CLOSE_S) -> None:
+        """Leave the run in order, and wait for that, at most `wait_s`."""
+
+
+class PeerInLoop:
+    """A peer in the caller's own trio loop, whose end the caller sees to. Training happens in worker threads beside it."""
+
+    def __init__(self, engine: Run) -> None:
+        self.engine = engine
+        self._pid = os.getpid()
+        self._token = trio.lowlevel.current_trio_token()
+        self._loop = threading.get_ident()
+
+    @property
+    def alive(self) -> bool:
+        return self._pid == os.getpid() and not self.engine.presence.leaving
+
+    @property
+    def cause(self) -> BaseException | None:
+        return self.engine.mailbox.cause
+
+    def closed(self, otherwise: str) -> ClosedError:
+        return ClosedError(self.engine.mailbox.closed or otherwise)
+
+    def post(self, fn: Callable[..., object], *args: Any) -> None:
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(fn, *args)
+
+    def call(self, fn: Callable[..., T], *args: Any) -> T:
+        if threading.get_ident() == self._loop:
+            return fn(*args)
+        try:
+            return trio.from_thread.run_sync(fn, *args, trio_token=self._token)
+        except (trio.RunFinishedError, trio.Cancelled):
+            raise self.closed("this peer has left its run") from self.cause
+
+    def check_may_wait(self) -> None:
+        if threading.get_ident() == self._loop:
+            raise UsageError("training here would hold up the network: await trio.to_thread.run_sync(train, opt)")
+
+    def close(self, wait_s: float = CLOSE_S) -> None:
+        """Nothing: the end of the block leaves the run."""
 
 
 class PeerThread:
@@ -60,7 +135,6 @@ class PeerThread:
 
     @property
     def engine(self) -> Run:
-        """The engine. Reading plain attributes is safe from any thread; everything else goes through `call` or `post`."""
         if self._engine is None:
             raise ClosedError("this peer has not joined a run")
         return self._engine
@@ -71,18 +145,12 @@ class PeerThread:
 
     @property
     def cause(self) -> BaseException | None:
-        """The failure that made the peer leave; None where it lives, or has left because it was asked to."""
         return self._cause if self._cause is not None or self._engine is None else self._engine.mailbox.cause
 
     def closed(self, otherwise: str) -> ClosedError:
-        """The error to raise, from `cause`, where the peer is needed and has left."""
         return ClosedError((None if self._engine is None else self._engine.mailbox.closed) or otherwise)
 
-    def post(self, fn: Callable[..., Any], *args: Any) -> None:
-        """Run `fn` in the peer's thread soon, without waiting for it. Ignored once the peer has left.
-
-        If it fails the peer leaves its run, as with any failure in that thread.
-        """
+    def post(self, fn: Callable[..., object], *args: Any) -> None:
         self._check()
         assert self._token is not None
         try:
@@ -103,12 +171,14 @@ class PeerThread:
         self._stop.set()
 
     def call(self, fn: Callable[..., T], *args: Any) -> T:
-        """Run `fn` in the peer's thread and wait for its result. Raises: ClosedError, after the peer has left."""
         self._check()
         try:
             return trio.from_thread.run_sync(fn, *args, trio_token=self._token)
         except (trio.RunFinishedError, trio.Cancelled):
             raise self.closed("this peer has left its run") from self.cause
+
+    def check_may_wait(self) -> None:
+        pass
 
     def wait(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Run the async `fn` in the peer's thread and wait for its result. Raises: ClosedError, after the peer has left."""

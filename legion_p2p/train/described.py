@@ -7,9 +7,12 @@ import psutil
 import torch
 
 from legion_p2p.config import NewRun
+from legion_p2p.config.fields import said
+from legion_p2p.config.new_run import DEFAULT_DATA, DEFAULT_PRESET, chosen_inner, chosen_rounds
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
+from legion_p2p.core.presets import DEFAULT_LINKS
 from legion_p2p.core.run import RunSpec
-from legion_p2p.errors import CodecError, ConfigError, IncompatibleModelError
+from legion_p2p.errors import CodecError, ConfigError, IncompatibleModelError, UsageError
 from legion_p2p.tensor import codec
 from legion_p2p.train import sizing
 from legion_p2p.train.gpt import GPT, GPTConfig, preset, shapes_of
@@ -67,32 +70,78 @@ def model_of(spec: RunSpec) -> GPTConfig:
 
 
 def described(new_run: NewRun) -> RunSpec:
-    """The specification of a run to found, its founder not yet filled in. Raises: ConfigError."""
-    config = msgspec.convert({**msgspec.to_builtins(preset(new_run.preset)), **new_run.model}, GPTConfig)
+    """The specification of a run to create, its founder not yet filled in. Raises: ConfigError."""
+    links = new_run.links or DEFAULT_LINKS
+    config = gpt_of(new_run)
     spec = RunSpec(
         name=new_run.name,
         founder="",
         params=shapes_of(config),
-        round=new_run.round,
-        inner=new_run.inner,
+        round=chosen_rounds(new_run.rounds, links),
+        inner=chosen_inner(new_run.inner, links),
         model=msgspec.to_builtins(config),
-        data=new_run.data,
+        data=new_run.data or DEFAULT_DATA,
         seed=new_run.seed,
         admission=new_run.admission,
         admins=new_run.admins,
         admitted=new_run.admitted,
     )
-    try:
-        for name in spec.round.codecs():
-            codec.get(name)
-    except CodecError as bad:
-        raise ConfigError(str(bad)) from bad
+    check_codecs(spec)
     spec.plan()
     return spec
 
 
+def gpt_of(new_run: NewRun) -> GPTConfig:
+    """The built-in model of a new run. Raises: ConfigError."""
+    try:
+        base = preset(new_run.preset or DEFAULT_PRESET)
+    except UsageError as bad:
+        raise ConfigError(f"preset: {bad}") from bad
+    known = GPTConfig.__dataclass_fields__
+    for field in new_run.model:
+        if field not in known:
+            raise ConfigError(f"model.{field}: nothing of this name can be set; known are {', '.join(known)}")
+    try:
+        return msgspec.convert({**msgspec.to_builtins(base), **new_run.model}, GPTConfig)
+    except msgspec.ValidationError as bad:
+        raise ConfigError(f"model: {bad}") from bad
+
+
+def check_codecs(spec: RunSpec) -> None:
+    """Check the codecs of a run that is to be created. Raises: ConfigError, naming the field."""
+    for field in spec.round.__struct_fields__:
+        if field.endswith(("_codec", "_codecs")):
+            given = getattr(spec.round, field)
+            for name in (given,) if isinstance(given, str) else given:
+                try:
+                    if name:
+                        codec.get(name)
+                except CodecError as bad:
+                    raise ConfigError(f"{field}: {bad}") from bad
+
+
+def check_choices(new_run: NewRun, spec: RunSpec) -> None:
+    """Check that a run that is there is the one that was to be created. What was left open may be anything.
+
+    Raises: IncompatibleModelError, naming the first choice that differs.
+    """
+    wanted = {("rounds", field): value for field, value in said(new_run.rounds).items()}
+    if spec.model is not None:
+        wanted |= {("inner", field): value for field, value in said(new_run.inner).items()}
+        if new_run.preset or new_run.model:
+            wanted |= {("model", field): value for field, value in msgspec.to_builtins(gpt_of(new_run)).items()}
+    if new_run.data:
+        wanted["", "data"] = new_run.data
+    for (where, field), value in wanted.items():
+        part = {"rounds": spec.round, "inner": spec.inner, "model": spec.model, "": spec}[where]
+        actual = part.get(field) if isinstance(part, dict) else getattr(part, field)
+        if actual != value:
+            name = f"{where}.{field}" if where else field
+            raise IncompatibleModelError(f"run {spec.name!r} is there already, with {name} {actual!r}; asked for was {value!r}")
+
+
 def spec_of(new_run: NewRun) -> tuple[RunSpec, GPT]:
-    """The specification of a run to found, and its model as it starts. Raises: ConfigError."""
+    """The specification of a run to create, and its model as it starts. Raises: ConfigError."""
     spec = described(new_run)
     return spec, GPT(msgspec.convert(spec.model, GPTConfig), torch.Generator().manual_seed(new_run.seed))
 

@@ -6,13 +6,17 @@ the local change. It never waits for the network, except in a synchronous run, w
 
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from legion_p2p.config import NewRun, Peer
+from legion_p2p.config.fields import argument
+from legion_p2p.config.old_names import OPTIMIZER_ARGUMENTS, explains
 from legion_p2p.core.pace import Ewma
+from legion_p2p.core.plan import check_fit
 from legion_p2p.core.wire import MAX_COUNT
 from legion_p2p.errors import UsageError
 from legion_p2p.observe.status import Status
@@ -22,9 +26,13 @@ from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
-from legion_p2p.train.bridge import PeerThread
-from legion_p2p.train.guard import InnerGuard, NameOf
+from legion_p2p.train.arguments import Model, checked_inner, model_view
+from legion_p2p.train.bridge import PeerAccess
+from legion_p2p.train.entering import creation_of, enter, entry_of
+from legion_p2p.train.guard import InnerGuard
+from legion_p2p.train.inner_list import as_one
 from legion_p2p.train.notices import DivergedMembers, show, text_of_divergence
+from legion_p2p.train.parameters import ModelView
 from legion_p2p.train.values import MAX_TOKENS_PER_STEP, loss_in, progressed, seconds, whole
 
 REPORT_EVERY_S = 0.5  # how often the training thread tells the network's what it has done
@@ -32,22 +40,71 @@ WAIT_SLICE_S = 0.2  # so that Ctrl+C gets through while waiting
 REFUSALS = 2  # in a row, after which divergence is told: one is a batch that was out of line
 
 
-class SwarmOptimizer(torch.optim.Optimizer):
-    """Wraps `inner`, beside a peer that is in its run already. See `legion_p2p.Optimizer` for the public face.
+class Optimizer(torch.optim.Optimizer):
+    """A torch optimizer that trains `model` together with everybody else in a run.
 
-    It is a torch.optim.Optimizer: param_groups, state, state_dict, zero_grad, hooks and lr schedulers are the inner optimizer's.
+        opt = legion.Optimizer(torch.optim.AdamW(model.parameters(), lr=3e-4), model, run="my-run", initial_peers=[...])
+
+    It is used like the optimizer inside it: step(), zero_grad(), closures, state_dict(), hooks and lr schedulers are the inner
+    optimizer's. Joining replaces the model's parameters by the run's. Where `run` is a NewRun, it is created instead, and this
+    model's parameters are its start.
+
+    Args:
+        inner: the optimizer that makes the local steps, or a list of several. It holds all trainable parameters of `model`.
+        model: a module, or its (name, parameter) pairs. The parameters that require gradients are the run's.
+        run: name or id of the run to join; or a NewRun("name"), to create it.
+        initial_peers: addresses of any peers or bootstrap nodes, or "@file"; one that answers is enough.
+        peer: how this peer behaves on the network; the default suits a machine at home.
+        tokens_per_step: weight of one local step relative to those of other members, such as tokens in a batch.
+
+    Raises: NoContactError, if no initial peer answers; UnknownRunError; RunExistsError; IncompatibleModelError, naming the first
+    parameter that differs; UsageError, naming the argument.
     """
 
+    @explains(OPTIMIZER_ARGUMENTS)
     def __init__(
         self,
-        inner: torch.optim.Optimizer,
-        view: FlatView,
-        thread: PeerThread,
+        inner: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        model: Model,
+        run: str | NewRun,
         *,
-        tokens_per_step: Any = 1,
-        name_of: NameOf = lambda tensor: None,
+        initial_peers: Iterable[str] = (),
+        peer: Peer = Peer(),
+        tokens_per_step: int = 1,
     ) -> None:
-        """`name_of`: what a tensor is called in the model, for messages. Raises: UsageError."""
+        entry = entry_of("Optimizer", run, initial_peers)
+        argument("Optimizer(peer=...)", Peer, peer)
+        one = as_one(checked_inner(inner))
+        own = model_view(model)
+        check_wrappable(one, FlatView(own.trained))
+        tokens = whole(tokens_per_step, "tokens_per_step", 1, MAX_TOKENS_PER_STEP)
+        creation = None if entry.new_run is None else creation_of(entry.new_run, own)
+        thread = enter(entry, peer, creation=creation, params=own.fit)
+        try:
+            self._attach(one, own, thread, tokens)
+        except BaseException:  # Ctrl+C as well: the peer would stay in the run
+            thread.close()
+            raise
+
+    @classmethod
+    def beside(
+        cls,
+        thread: PeerAccess,
+        inner: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        model: Model,
+        tokens_per_step: int = 1,
+    ) -> "Optimizer":
+        """One for a peer that is in its run already, which leaves with it. Raises: IncompatibleModelError; UsageError."""
+        one = as_one(checked_inner(inner))
+        own = model_view(model)
+        spec = thread.engine.spec
+        check_fit(own.fit(spec), spec.params)
+        opt = cls.__new__(cls)
+        opt._attach(one, own, thread, tokens_per_step)
+        return opt
+
+    def _attach(self, inner: torch.optim.Optimizer, own: ModelView, thread: PeerAccess, tokens_per_step: int) -> None:
+        view = FlatView(own.in_run(thread.engine.spec.round.untrained))
         # No super().__init__: it would copy the groups, and the inner optimizer should stay the one that holds them.
         self.inner = inner
         check_wrappable(inner, view)
@@ -66,7 +123,7 @@ class SwarmOptimizer(torch.optim.Optimizer):
         self.local = LocalCopy(view, [plan.bounds(shard) for shard in range(plan.n_shards)], exact, rounds.mixing)
         self.synchronous = rounds.synchronous
         self._trainer = LocalTrainer(self.local, engine.mailbox, streaming=rounds.streaming and not rounds.synchronous)
-        self._guard = InnerGuard(inner, view, name_of)
+        self._guard = InnerGuard(inner, view, own.name_of)
         self._told_of_divergence = False
         self._apply_updates()
         self._first_step = self._thread.call(engine.run_step)
@@ -80,7 +137,7 @@ class SwarmOptimizer(torch.optim.Optimizer):
     # torch.optim.Optimizer, by way of the inner one
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[dict[str, Any]]:
         return self.inner.param_groups
 
     @param_groups.setter
@@ -88,7 +145,7 @@ class SwarmOptimizer(torch.optim.Optimizer):
         self.inner.param_groups = groups
 
     @property
-    def state(self) -> Any:  # type: ignore[override]
+    def state(self) -> Any:
         return self.inner.state
 
     @state.setter
@@ -96,7 +153,7 @@ class SwarmOptimizer(torch.optim.Optimizer):
         self.inner.state = state
 
     @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+    def defaults(self) -> dict[str, Any]:
         return self.inner.defaults
 
     @defaults.setter
@@ -138,7 +195,7 @@ class SwarmOptimizer(torch.optim.Optimizer):
     def register_step_post_hook(self, hook: Any) -> Any:
         return self.inner.register_step_post_hook(hook)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One local step; then take in what has come, and hand in the local change where it is time.
 
         Raises: ClosedError, if the peer has left, from the failure that made it leave; UsageError, if something moves the
@@ -302,7 +359,7 @@ class SwarmOptimizer(torch.optim.Optimizer):
         self._guard.release()
         self._thread.close()
 
-    def __enter__(self) -> "SwarmOptimizer":
+    def __enter__(self) -> "Optimizer":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -318,6 +375,7 @@ class SwarmOptimizer(torch.optim.Optimizer):
         return sum(a.ready and (a.training or a.done) for a in self._engine.members.everyone())
 
     def _check_open(self) -> None:
+        self._thread.check_may_wait()
         if self._engine.mailbox.closed is None and self._thread.alive:
             return
         self._thread.post(lambda: None)  # raises for a fork, by name
@@ -385,7 +443,7 @@ class SwarmOptimizer(torch.optim.Optimizer):
             self.report()
 
 
-_live: "weakref.WeakSet[SwarmOptimizer]" = weakref.WeakSet()
+_live: "weakref.WeakSet[Optimizer]" = weakref.WeakSet()
 
 
 def check_wrappable(inner: Any, view: FlatView) -> None:
@@ -393,7 +451,7 @@ def check_wrappable(inner: Any, view: FlatView) -> None:
 
     Raises: UsageError.
     """
-    if isinstance(inner, SwarmOptimizer):
+    if isinstance(inner, Optimizer):
         raise UsageError("this optimizer is in a run already: wrapped again, each of its changes would count twice")
     own = {id(p) for p in view.parameters}
     for other in list(_live):
@@ -412,7 +470,7 @@ def check_wrappable(inner: Any, view: FlatView) -> None:
         )
 
 
-def _leave(thread: PeerThread, guard: InnerGuard) -> None:
+def _leave(thread: PeerAccess, guard: InnerGuard) -> None:
     """In the background: whoever drops an optimizer is not to wait for that."""
     guard.release()
     thread.close(0.0)

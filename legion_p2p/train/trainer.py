@@ -12,7 +12,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from legion_p2p.config import Job
+from legion_p2p.config import Entry, Peer, Training
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.chunks import ChunkLedger
 from legion_p2p.core.identity import PeerId
@@ -26,13 +26,14 @@ from legion_p2p.observe.status import Status
 from legion_p2p.services.run.joiner import RunCreation
 from legion_p2p.services.run.run import Run
 from legion_p2p.tensor.flatten import FlatView
-from legion_p2p.train.bridge import AT_EXIT_S, Opener, PeerThread
+from legion_p2p.train.bridge import AT_EXIT_S, PeerThread
 from legion_p2p.train.corpus import Corpus, decode, open_text
 from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of, validation_batches
 from legion_p2p.train.described import model_of, spec_of
+from legion_p2p.train.entering import enter
 from legion_p2p.train.gpt import GPT
 from legion_p2p.train.inner import inner_optimizer
-from legion_p2p.train.optimizer import SwarmOptimizer
+from legion_p2p.train.optimizer import Optimizer
 from legion_p2p.train.parameters import param_specs, trainable
 from legion_p2p.train.resume import restore_state, training_state
 from legion_p2p.train.saving import check_out, save_model
@@ -41,12 +42,10 @@ STOP_FLUSH_S = 0.5  # what an orderly leave grants the last push
 EVAL_WINDOWS = 96  # while training; at the end it is FINAL_EVAL_WINDOWS
 FINAL_EVAL_WINDOWS = 384
 STEP_EVENT_EVERY_S = 0.5
+STATUS_EVERY_S = 0.5
 UNFINISHED = ("stopped", "data")
 """Reasons to leave at once, without a last evaluation, and without waiting for others."""
 SAMPLE_CHARS = 300
-
-MakeOpener = Callable[..., Opener]
-"""Makes what opens the peer: peer.open_peer with its arguments bound."""
 
 
 class Stop:
@@ -80,6 +79,8 @@ class Outcome(msgspec.Struct, frozen=True):
     """Why it is not where it was asked for, and where it is."""
     text_problem: str = ""
     """Why the text could not be read any more."""
+    connected: tuple[str, ...] = ()
+    """Ids of the peers that this one was connected to at the end."""
 
 
 def learning_rate(inner: InnerSpec, own_step: int, run_step: int) -> float:
@@ -138,19 +139,19 @@ class Trainer:
 
     def __init__(
         self,
-        job: Job,
-        make_opener: MakeOpener,
+        entry: Entry,
+        peer: Peer,
+        job: Training,
         events: Events,
         stop: Stop,
         on_status: Callable[[Status], None] | None,
-        status_every_s: float,
     ) -> None:
         self.job = job
         self.events = events
         self.stop = stop
-        self._make_opener = make_opener
+        self._entry = entry
+        self._peer = peer
         self._on_status = on_status
-        self._status_every_s = status_every_s
         self._device = choose_device(job.device)
         self._model: GPT | None = None
         self._corpus: Corpus | None = None
@@ -169,17 +170,17 @@ class Trainer:
         out = check_out(job.out) if job.out else None
         if out is not None:
             self.events.add_sink(JsonlSink(out / "metrics.jsonl"))
-        founding = None
-        if job.new_run is not None:
+        creation = None
+        if self._entry.new_run is not None:
             self.events.emit(PHASE, text="making the model")
-            spec, self._model = spec_of(job.new_run)
-            founding = RunCreation(spec, FlatView(trainable(self._model)).snapshot())
+            spec, self._model = spec_of(self._entry.new_run)
+            creation = RunCreation(spec, FlatView(trainable(self._model)).snapshot())
             self._corpus_of(spec)  # a text that cannot be read should not leave a run behind
         try:
-            thread = PeerThread(
-                self._make_opener(founding=founding, params=self._params_of, events=self.events),
-                lambda: self.stop.requested,
-            )
+            thread = enter(
+                self._entry, self._peer, creation=creation, params=self._params_of, events=self.events,
+                given_up=lambda: self.stop.requested,
+            )  # fmt: skip
         except ClosedError:
             if not self.stop.requested:
                 raise
@@ -230,9 +231,8 @@ class Trainer:
             command = shlex.join(["legion-peer", "--run", spec.name, "--initial-peers", *addresses])
             self.events.emit(JOIN_WITH, command=command)
         model = self._model.to(self._device)
-        view = FlatView(trainable(model))
         inner = inner_optimizer(spec.inner, model)
-        opt = SwarmOptimizer(inner, view, thread, tokens_per_step=spec.inner.batch * model.config.context)
+        opt = Optimizer.beside(thread, inner, model, tokens_per_step=spec.inner.batch * model.config.context)
         data = self._share_of(corpus, spec, model.config.context, engine, thread)
         self._go_on(engine, data)
         self._wait_for_members(opt)
@@ -281,7 +281,7 @@ class Trainer:
                 self.events.emit("data.begins_anew", reason=str(bad))
         engine.checkpoints.trainer_state = lambda: training_state(engine.me, data)
 
-    def _wait_for_members(self, opt: SwarmOptimizer) -> None:
+    def _wait_for_members(self, opt: Optimizer) -> None:
         while self.job.wait_for_members and not self.stop.requested:
             status = opt.status
             if sum(m.ready for m in status.members) >= self.job.wait_for_members:
@@ -289,7 +289,7 @@ class Trainer:
             self._show(opt)
             time.sleep(0.05)
 
-    def _loop(self, model: GPT, opt: SwarmOptimizer, data: ChunkedWindows, spec: RunSpec, corpus: Corpus, began: float) -> str:
+    def _loop(self, model: GPT, opt: Optimizer, data: ChunkedWindows, spec: RunSpec, corpus: Corpus, began: float) -> str:
         job = self.job
         deadline = began + 60 * job.minutes if job.minutes else math.inf
         smoothed: float | None = None
@@ -329,14 +329,14 @@ class Trainer:
                 self._note_eval(model, opt, corpus, EVAL_WINDOWS)
         return "data" if self._text_problem else "stopped"
 
-    def _remaining(self, opt: SwarmOptimizer, began: float, deadline: float) -> dict[str, Any]:
+    def _remaining(self, opt: Optimizer, began: float, deadline: float) -> dict[str, Any]:
         elapsed = time.monotonic() - began
         left = deadline - time.monotonic()
         if self.job.steps and opt.steps > 5:
             left = min(left, elapsed / opt.steps * (self.job.steps - opt.steps))
         return {"target_steps": self.job.steps or None, "remaining_s": None if math.isinf(left) else max(0.0, left)}
 
-    def _finish(self, opt: SwarmOptimizer) -> None:
+    def _finish(self, opt: Optimizer) -> None:
         opt.flush(30.0, last=True)
         opt.report(training=False, done=True)
         while self.job.finish_together and not self.stop.requested and not opt.all_done:
@@ -344,7 +344,7 @@ class Trainer:
             self._show(opt)
 
     def _conclude(
-        self, model: GPT, opt: SwarmOptimizer, corpus: Corpus, engine: Run, thread: PeerThread, out: Path | None, reason: str
+        self, model: GPT, opt: Optimizer, corpus: Corpus, engine: Run, thread: PeerThread, out: Path | None, reason: str
     ) -> Outcome:
         flat = opt.common_parameters()
         digest = opt.common_digest()
@@ -370,7 +370,7 @@ class Trainer:
         self._show(opt, force=True)
         return Outcome(
             opt.steps, opt.tokens, val_loss, digest, reason, status.sent_bytes, status.received_bytes, opt.blocked_fraction,
-            saved_to, save_problem, self._text_problem,
+            saved_to, save_problem, self._text_problem, tuple(thread.call(engine.messenger.connected)),
         )  # fmt: skip
 
     def _save(self, model: GPT, out: Path | None, metadata: dict[str, str]) -> tuple[str, str]:
@@ -391,14 +391,14 @@ class Trainer:
             if path:
                 self.events.emit("model.rescued", text=f"this peer's own parameters are in {path}")
 
-    def _note_step(self, opt: SwarmOptimizer, loss: float | None) -> None:
+    def _note_step(self, opt: Optimizer, loss: float | None) -> None:
         now = time.monotonic()
         if now - self._noted_at >= STEP_EVENT_EVERY_S or opt.steps == 1:
             self._noted_at = now
             shown = None if loss is None else round(loss, 4)
             self.events.emit("step", step=opt.steps, tokens=opt.tokens, loss=shown, **opt.speed())
 
-    def _note_eval(self, model: GPT, opt: SwarmOptimizer, corpus: Corpus, n_windows: int) -> None:
+    def _note_eval(self, model: GPT, opt: Optimizer, corpus: Corpus, n_windows: int) -> None:
         mine = opt.local.view.snapshot()
         load_flat(model, opt.common_parameters())
         val_loss = self._evaluate(model, corpus, n_windows)
@@ -415,13 +415,13 @@ class Trainer:
             self._text_problem = str(bad)
             return None
 
-    def _show(self, opt: SwarmOptimizer, *, force: bool = False) -> None:
+    def _show(self, opt: Optimizer, *, force: bool = False) -> None:
         now = time.monotonic()
-        if self._on_status is not None and (force or now - self._shown_at >= self._status_every_s):
+        if self._on_status is not None and (force or now - self._shown_at >= STATUS_EVERY_S):
             self._shown_at = now
             self._on_status(opt.status)
 
 
-def _seed_of(spec: RunSpec, job: Job, me: PeerId) -> int:
+def _seed_of(spec: RunSpec, job: Training, me: PeerId) -> int:
     """Different at every peer, repeatable for one identity and --seed."""
     return (spec.seed * 1_000_003 + job.seed * 7919 + sum(me.encode())) % (1 << 62)

@@ -16,7 +16,11 @@ how, run, address = sys.argv[1:4]
 torch.manual_seed(1)
 model = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
 opt = legion.Optimizer(
-    torch.optim.SGD(model.parameters(), lr=0.01), model, run=run, initial_peers=[address], listen=("/ip4/127.0.0.1/tcp/0",)
+    torch.optim.SGD(model.parameters(), lr=0.01),
+    model,
+    run=run,
+    initial_peers=[address],
+    peer=legion.Peer(listen="/ip4/127.0.0.1/tcp/0"),
 )
 status = opt.status
 print(json.dumps({"event": "in_run", "peer_id": status.peer_id}), flush=True)

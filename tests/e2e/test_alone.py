@@ -11,7 +11,7 @@ WRITTEN_S = 3.0  # after which what it made is on the disk, however busy the mac
 def start(folder: Path, *which: str) -> Process:
     return Process(
         "-m", "legion_p2p.cli.peer", *which, "--json", "--no-status", "--threads", "1", "--listen", "/ip4/127.0.0.1/tcp/0",
-        "--identity", str(folder / "key"), "--store", str(folder / "store"), "--checkpoint-every", "10000",
+        "--identity", str(folder / "key"), "--store", str(folder / "store"), "--checkpoint-every-s", "10000",
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def test_a_name_that_nobody_knows_is_an_error_that_says_how_to_found_it(run: tup
     failure = other.failure()
 
     assert failure["failed"] == "UnknownRunError"
-    assert repr(name + "x") in failure["text"] and "new_run=True" in failure["text"] and "--new-run" in failure["text"]
+    assert repr(name + "x") in failure["text"] and "NewRun(" in failure["text"] and "--new-run" in failure["text"]
     stop([member])
 
 

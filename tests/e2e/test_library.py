@@ -21,23 +21,26 @@ import legion_p2p as legion
 from legion_p2p.errors import ClosedError, IncompatibleModelError, UsageError
 from legion_p2p.train import bridge
 
-LISTEN = ("/ip4/127.0.0.1/tcp/0",)
+LISTEN = "/ip4/127.0.0.1/tcp/0"
+PEER = legion.Peer(listen=LISTEN, status=False)
 Wrap = Callable[..., legion.Optimizer]
 
 
 @pytest.fixture
 def wrap() -> Iterator[Wrap]:
-    """`wrap(inner, model)` founds a run, `wrap(inner, model, of=other)` joins it."""
+    """`wrap(inner, model)` creates a run, `wrap(inner, model, of=other)` joins it; what else is given are rounds."""
     made: list[legion.Optimizer] = []
 
-    def wrapped(inner: Any, model: Any, of: legion.Optimizer | None = None, **more: Any) -> legion.Optimizer:
-        where: dict[str, Any] = {"run": f"library/{time.time_ns()}", "new_run": True}
+    def wrapped(
+        inner: Any, model: Any, of: legion.Optimizer | None = None, tokens_per_step: Any = 1, **rounds: Any
+    ) -> legion.Optimizer:
         if of is None:
-            more = {"local_steps": 2, **more}
+            run, contacts = legion.NewRun(f"library/{time.time_ns()}", rounds=legion.Rounds(**{"local_steps": 2, **rounds})), ()
         else:
-            where = {"run": of.status.run.name, "initial_peers": of.status.addresses}
-        made.append(legion.Optimizer(inner, model, listen=LISTEN, status=False, **where, **more))
-        return made[-1]
+            run, contacts = of.status.run.name, of.status.addresses
+        opt = legion.Optimizer(inner, model, run, initial_peers=contacts, peer=PEER, tokens_per_step=tokens_per_step)
+        made.append(opt)
+        return opt
 
     try:
         yield wrapped
@@ -188,7 +191,8 @@ def test_a_script_that_never_calls_again_reads_one_line_at_its_end() -> None:
     script = f"""
 import torch, legion_p2p as legion, time
 model = torch.nn.Linear(2, 2)
-opt = legion.Optimizer(torch.optim.SGD(model.parameters(), lr=.1), model, run="x", new_run=True, listen={LISTEN}, status=False)
+peer = legion.Peer(listen={LISTEN!r}, status=False)
+opt = legion.Optimizer(torch.optim.SGD(model.parameters(), lr=.1), model, legion.NewRun("x"), peer=peer)
 opt._thread.post(lambda: 1 / 0)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
@@ -489,9 +493,7 @@ def test_wrapping_twice_is_refused_by_name(wrap: Wrap) -> None:
 def test_a_wrapper_that_is_dropped_leaves_its_run(wrap: Wrap) -> None:
     a = wrap(sgd(model := model_of()), model)
     theirs = model_of()
-    b = legion.Optimizer(
-        sgd(theirs), theirs, run=a.status.run.name, initial_peers=a.status.addresses, listen=LISTEN, status=False
-    )
+    b = legion.Optimizer(sgd(theirs), theirs, a.status.run.name, initial_peers=a.status.addresses, peer=PEER)
     thread = b._thread
     train(b, theirs, 1)
 

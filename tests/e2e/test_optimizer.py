@@ -21,7 +21,8 @@ from workers import batch_of, loss_of, model_of
 import legion_p2p as legion
 from legion_p2p.errors import ClosedError, UsageError
 
-LISTEN = ("/ip4/127.0.0.1/tcp/0",)
+PEER = legion.Peer(listen="/ip4/127.0.0.1/tcp/0", status=False)
+ROUNDS = legion.Rounds(local_steps=2)
 Wrap = Callable[[torch.optim.Optimizer, nn.Module], torch.optim.Optimizer]
 
 
@@ -31,9 +32,7 @@ def wrap() -> Iterator[Wrap]:
     made: list[legion.Optimizer] = []
 
     def wrapped(inner: torch.optim.Optimizer, model: nn.Module) -> legion.Optimizer:
-        opt = legion.Optimizer(
-            inner, model, run=f"optimizer/{time.time_ns()}", new_run=True, listen=LISTEN, status=False, local_steps=2
-        )
+        opt = legion.Optimizer(inner, model, legion.NewRun(f"optimizer/{time.time_ns()}", rounds=ROUNDS), peer=PEER)
         made.append(opt)
         return opt
 
@@ -247,8 +246,7 @@ def test_what_was_trained_since_the_last_push_goes_with_who_closes(wrap: Wrap) -
         model,
         run=stays.status.run.name,
         initial_peers=stays.status.addresses,
-        listen=LISTEN,
-        status=False,
+        peer=PEER,
     )
     before, me = stays.common_digest(), leaves.status.peer_id
     loss_of(model, 1, 0).backward()
@@ -273,13 +271,11 @@ def test_a_model_whose_parameters_the_inner_optimizer_lacks_is_refused() -> None
 # processes
 
 
-def train_a_bit(steps: int = 4, **more: Any) -> str:
+def train_a_bit(steps: int = 4) -> str:
     """What a child does: a peer of its own."""
     model = model_of()
     inner = adam(model)
-    with legion.Optimizer(
-        inner, model, run=f"child/{os.getpid()}", new_run=True, listen=LISTEN, local_steps=2, status=False, **more
-    ) as opt:
+    with legion.Optimizer(inner, model, legion.NewRun(f"child/{os.getpid()}", rounds=ROUNDS), peer=PEER) as opt:
         for step in range(steps):
             opt.zero_grad()
             loss_of(model, 1, step).backward()
@@ -402,12 +398,13 @@ def test_it_works_where_an_asyncio_loop_runs_already() -> None:
 
 def test_limits_and_a_link_to_emulate_are_given_like_other_options() -> None:
     model = nn.Linear(2, 2)
-    how: dict[str, Any] = {"run": f"optimizer/{time.time_ns()}", "new_run": True, "listen": LISTEN, "status": False}
+    peer = legion.Peer(listen=PEER.listen, status=False, limits=legion.Limits(netem="cable", upload="10mbit"))
 
-    opt = legion.Optimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, netem="cable", upload_limit="10mbit", **how)
+    new_run = legion.NewRun(f"optimizer/{time.time_ns()}")
+    opt = legion.Optimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, new_run, peer=peer)
     limits = (opt.status.upload_limit_bps, opt.status.download_limit_bps)
     opt.close()
 
     assert limits == (10e6, 250e6)
     with pytest.raises(UsageError, match="'cabel' is not known"):
-        legion.average([torch.zeros(3)], run="x", n_peers=1, new_run=True, netem="cabel")
+        legion.average([torch.zeros(3)], legion.NewRun("x"), n_peers=1, peer=legion.Peer(limits=legion.Limits(netem="cabel")))

@@ -26,7 +26,7 @@ def free_port() -> int:
 def start(folder: Path, i: int, port: int, *which: str) -> Process:
     return Process(
         "-m", "legion_p2p.cli.peer", *which, "--json", "--no-status", "--threads", "1", "--listen", f"/ip4/127.0.0.1/tcp/{port}",
-        "--identity", str(folder / f"{i}.key"), "--store", str(folder / f"store-{i}"), "--checkpoint-every", "3",
+        "--identity", str(folder / f"{i}.key"), "--store", str(folder / f"store-{i}"), "--checkpoint-every-s", "3",
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from libp2p.peer.id import ID
 
 from legion_p2p import errors
+from legion_p2p.config import Peer
 from legion_p2p.core.announcement import Announcement, sign
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.plan import ParamSpec
@@ -58,6 +59,7 @@ from legion_p2p.tensor.local import LocalCopy
 
 NUMEL = 32
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
+QUIET_PEER = Peer(listen=LOOPBACK, status=False)
 ROUND = RoundSpec(local_steps=5, push_codec="fp32", update_codec="fp32", shard_elements=16)
 PARAMS = (ParamSpec("w", (NUMEL,)),)
 TYPED = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, LegionError)}
@@ -138,8 +140,8 @@ class Victim:
 
     async def _main(self) -> None:
         self._token, self._end = trio.lowlevel.current_trio_token(), trio.Event()
-        founding = RunCreation(RunSpec("strangers", "", PARAMS, ROUND), torch.zeros(NUMEL))
-        async with open_peer(founding=founding, listen=LOOPBACK, status=False) as self.engine, trio.open_nursery() as nursery:
+        creation = RunCreation(RunSpec("strangers", "", PARAMS, ROUND), torch.zeros(NUMEL))
+        async with open_peer(creation, QUIET_PEER) as self.engine, trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(train, self.engine)
             self._ready.set()
@@ -174,7 +176,7 @@ async def ask(network: Libp2pNetwork, victim: Victim, body: bytes, priority: Pri
 
 async def a_proper_peer_joins_and_trains(victim: Victim) -> None:
     addresses = victim.engine.network.addresses()
-    async with open_peer("strangers", params=PARAMS, initial_peers=addresses, listen=LOOPBACK, status=False) as engine:
+    async with open_peer("strangers", QUIET_PEER, params=PARAMS, initial_peers=addresses) as engine:
         before = [r.chain.version for r in engine.shards.replicas.values()]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(train, engine)

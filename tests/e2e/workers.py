@@ -41,11 +41,23 @@ def told() -> dict[str, Any] | None:
         return None
 
 
-def events_for(*also: str) -> legion.Events:
-    events = legion.Events()
+def peer_with(*also: str, netem: str = "", search_s: float = 15.0) -> legion.Peer:
+    """A peer on loopback that says its events."""
     hidden = set(QUIET) - set(also)
-    events.add_sink(lambda e: None if e.name in hidden else say(**e.as_dict()))
-    return events
+
+    def on_event(event: legion.Event) -> None:
+        if event.name not in hidden:
+            say(**event.as_dict())
+
+    return legion.Peer(listen=LISTEN, limits=legion.Limits(netem=netem), search_s=search_s, on_event=on_event)
+
+
+def way_in(run: str, new_run: bool, rounds: dict[str, Any] | None = None) -> str | legion.NewRun:
+    """The run to join, or to create."""
+    if not new_run:
+        return run
+    fields = dict(rounds or {})
+    return legion.NewRun(run, links=fields.pop("links", None), rounds=legion.Rounds(**fields))
 
 
 def tensors_of(seed: int) -> list[torch.Tensor]:
@@ -76,9 +88,8 @@ def loss_of(model: nn.Module, seed: int, step: int) -> torch.Tensor:
 def average(seed: int, run: str, peers: list[str], new_run: bool, n_peers: int, codec: str, **more: Any) -> dict[str, Any]:
     tensors = tensors_of(seed)
     result = legion.average(
-        tensors, run=run, initial_peers=peers, new_run=new_run, n_peers=n_peers, codec=codec, listen=LISTEN,
-        events=events_for(), **more,
-    )  # fmt: skip
+        tensors, way_in(run, new_run), initial_peers=peers, n_peers=n_peers, codec=codec, peer=peer_with(), **more
+    )
     assert [t.shape for t in result.tensors] == [t.shape for t in tensors]
     return {
         "bytes": hex_of(result.tensors),
@@ -95,9 +106,8 @@ def data_parallel(rank: int, n: int, steps: int, run: str, peers: list[str], lr:
     model = model_of(seed=rank)  # each starts elsewhere: joining gives them the founder's
     rounds = {"local_steps": 1, "synchronous": True, "quorum": 1.0, "norm_cap": 0.0, "push_codec": "fp32", "update_codec": "fp32"}
     opt = legion.Optimizer(
-        torch.optim.SGD(model.parameters(), lr=lr), model, run=run, initial_peers=peers, new_run=rank == 0, listen=LISTEN,
-        events=events_for(), **(rounds if rank == 0 else {}),
-    )  # fmt: skip
+        torch.optim.SGD(model.parameters(), lr=lr), model, way_in(run, rank == 0, rounds), initial_peers=peers, peer=peer_with()
+    )
     with opt:
         say(event="in_run", peer_id=opt.status.peer_id)
         opt.wait_for_members(n, timeout_s=90)
@@ -125,19 +135,16 @@ def train(
     together: bool = True,
     new_run: bool | None = None,
     rounds: dict[str, Any] | None = None,
-    **more: Any,
+    netem: str = "",
 ) -> dict[str, Any]:
     """Train until `steps`, or until told to stop; then serve until all are done. Lines on stdin: stop, report, leave, raise."""
     model = model_of(width, seed=rank)
     new_run = rank == 0 if new_run is None else new_run
-    events = events_for(*also)
+    inner = torch.optim.SGD(model.parameters(), lr=0.01)
     with ExitStack() as stack:
         opt = stack.enter_context(
-            legion.Optimizer(
-                torch.optim.SGD(model.parameters(), lr=0.01), model, run=run, initial_peers=peers, new_run=new_run,
-                listen=LISTEN, events=events, **(rounds or {}), **more,
-            )
-        )  # fmt: skip
+            legion.Optimizer(inner, model, way_in(run, new_run, rounds), initial_peers=peers, peer=peer_with(*also, netem=netem))
+        )
         status = opt.status
         marks = {s.shard: (s.version, s.digest) for s in status.shards}
         own = [
@@ -193,9 +200,7 @@ def join(run: str, peers: list[str], width: int = 16, extra: int = 0, search_s: 
     if extra:
         model.append(nn.Linear(1, extra))
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
-    with legion.Optimizer(
-        inner, model, run=run, initial_peers=peers, listen=LISTEN, search_s=search_s, events=events_for()
-    ) as opt:
+    with legion.Optimizer(inner, model, run, initial_peers=peers, peer=peer_with(search_s=search_s)) as opt:
         return {"digest": opt.common_digest(), "members": [m.peer_id for m in opt.status.members]}
 
 
@@ -218,7 +223,8 @@ def lone(steps: int) -> dict[str, Any]:
     opts = []
 
     def wrap(inner: Any, model: nn.Module) -> Any:
-        opts.append(legion.Optimizer(inner, model, run=f"alone/{time.time()}", new_run=True, listen=LISTEN, local_steps=3))
+        new_run = legion.NewRun(f"alone/{time.time()}", rounds=legion.Rounds(local_steps=3))
+        opts.append(legion.Optimizer(inner, model, new_run, peer=legion.Peer(listen=LISTEN)))
         return opts[0]
 
     swarm, swarm_s = losses(wrap)

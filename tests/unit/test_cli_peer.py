@@ -19,8 +19,11 @@ from rich.console import Console
 
 from legion_p2p.cli import peer as cli
 from legion_p2p.cli.failures import exit_code_of
+from legion_p2p.cli.peer_options import OPTIONS
 from legion_p2p.cli.running import run_app
-from legion_p2p.config import DEFAULT_LISTEN, Job, new_run_of
+from legion_p2p.config import Entry, Inner, Limits, NewRun, Peer, Rounds, Store, Training
+from legion_p2p.config.new_run import chosen_inner, chosen_rounds
+from legion_p2p.config.old_names import FLAGS
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.run import InnerSpec
 from legion_p2p.errors import (
@@ -41,6 +44,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PEER = Identity(b"1" * 32).peer_id
 ADDRESS = f"/ip4/127.0.0.1/tcp/4710/p2p/{PEER}"
 OTHER = f"/ip4/127.0.0.1/tcp/4711/p2p/{Identity(b'2' * 32).peer_id}"
+ON_THIS_MACHINE = "/ip4/127.0.0.1/tcp/4712"
 
 DRIVER = f"""
 import sys, threading, time, types
@@ -56,7 +60,7 @@ class Stop:
 
 class Outcome(msgspec.Struct):
     steps: int; tokens: int; val_loss: float | None; digest: str; reason: str; sent_bytes: int; received_bytes: int
-    save_problem: str = ""; text_problem: str = ""
+    save_problem: str = ""; text_problem: str = ""; connected: tuple[str, ...] = ()
 
 class Plan(msgspec.Struct):
     run: str; n_params: int; n_shards: int; shard_elements: int; memory_bytes: int; push_bytes_per_round: int
@@ -65,35 +69,34 @@ class Plan(msgspec.Struct):
 class PlannedTraffic(msgspec.Struct):
     n_members: int; sent_bytes: int; received_bytes: int; most_sent_bytes: int; sent_bytes_per_token: float; send_s: float | None
 
-def plan_job(job):
-    traffic = PlannedTraffic(100, 1_600_000, 1_600_000, 2_400_000, 156.25, 1.28 if job.upload else None)
-    rounds = job.new_run.round
-    return Plan(job.new_run.name, 800_000, 16, 50_000, 12_800_000, 800_000, 800_000, rounds.local_steps, 1024, rounds.push_codec,
-                rounds.update_codec, (traffic,))
+def plan_job(entry, peer, training):
+    traffic = PlannedTraffic(100, 1_600_000, 1_600_000, 2_400_000, 156.25, 1.28 if peer.limits.upload else None)
+    return Plan(entry.name, 800_000, 16, 50_000, 12_800_000, 800_000, 800_000, 5, 1024, "int8", "int8", (traffic,))
 
-def run_job(job, *, events, stop, on_status=None, status_every_s=0.5):
-    name = job.run or job.new_run.name
+def run_job(entry, peer, training, *, events, stop, on_status=None):
+    name = entry.name
     if name == "unknown": raise UnknownRunError(name, 2)
     if name == "misfit": raise IncompatibleModelError("parameter 'wte.weight' is (256, 64) here and (256, 128) in the run")
     if name == "broken": raise RuntimeError("a bug")
-    events.emit("run.joined", run="bafkrei", name=name, identity=job.identity, status=job.status)
+    events.emit("run.joined", run="bafkrei", name=name, identity=peer.identity, status=peer.status)
     me = MemberStatus("{PEER}", "home", "ALIVE", 1, 10.0)
-    other = MemberStatus("other", "home", "ALIVE", 1, 10.0, addresses=("{OTHER}",))
+    other = MemberStatus("other", "home", "ALIVE", 1, 10.0, addresses=("{ON_THIS_MACHINE}",))
     step = 0
-    while not stop.requested and (step < job.steps or not job.steps):
+    while not stop.requested and (step < training.steps or not training.steps):
         step += 1
-        on_status(Status("{PEER}", (), RunStatus("bafkrei", name), "home", "training", step, (me, other), (), 1000 * step,
-                         2000, None, (), loss=2.5, target_steps=job.steps or None, uptime_s=step / 100))
+        on_status(Status("{PEER}", ("{ADDRESS}",), RunStatus("bafkrei", name), "home", "training", step, (me, other), (),
+                         1000 * step, 2000, None, (), loss=2.5, target_steps=training.steps or None, uptime_s=step / 100))
         events.emit("step", step=step, loss=2.5)
         time.sleep(0.01)
     if name == "deaf":
         while True: sum(range(10**6))
     return Outcome(step, step * 1024, 2.25, "ab" * 32, "stopped" if stop.requested else "steps",
-                   1000 * step, 2000, "the model is in /tmp/x" if name == "unsaved" else "", "cut off" if name == "cut" else "")
+                   1000 * step, 2000, "the model is in /tmp/x" if name == "unsaved" else "", "cut off" if name == "cut" else "",
+                   ("{PEER}",))
 
-trainer, peer = types.ModuleType("legion_p2p.train.trainer"), types.ModuleType("legion_p2p.peer")
-trainer.Stop, peer.run_job, peer.plan_job = Stop, run_job, plan_job
-sys.modules |= {{"legion_p2p.train.trainer": trainer, "legion_p2p.peer": peer}}
+trainer, job = types.ModuleType("legion_p2p.train.trainer"), types.ModuleType("legion_p2p.train.job")
+trainer.Stop, job.run_job, job.plan_job = Stop, run_job, plan_job
+sys.modules |= {{"legion_p2p.train.trainer": trainer, "legion_p2p.train.job": job}}
 from legion_p2p.cli.peer import main
 main()
 """
@@ -144,7 +147,7 @@ def job_of(monkeypatch):
 
     def parse(*words):
         made = []
-        monkeypatch.setattr(cli, "_train", lambda job, output, **picks: made.append(job) or 0)
+        monkeypatch.setattr(cli, "_train", lambda job, output: made.append(job) or 0)
         assert run_app(cli.app, words) == 0
         return made[0]
 
@@ -177,66 +180,94 @@ def test_every_option_of_the_job_can_be_given(job_of, tmp_path):
         "--run", "demo", "--initial-peers", ADDRESS, OTHER, "--data", "texts", "--steps", "5", "--minutes", "1.5", "--out", "o",
         "--no-status", "--seed", "7", "--device", "cpu", "--threads", "2", "--identity", "key",
         "--listen", "/ip4/127.0.0.1/tcp/0", "--announce", "/ip4/203.0.113.7/tcp/4710", "--weight", "0.5", "--volunteer-relay",
-        "--wait-for-members", "3", "--finish-together", "--eval-every", "30",
+        "--wait-for-members", "3", "--finish-together", "--eval-every-s", "30", "--search-s", "3", "--store", "s",
+        "--keep", "last=2", "--store-max-gb", "3", "--checkpoint-every-s", "9",
         "--upload", "10mbit", "--download", "50mbit", "--quiet-hours", "22:00-07:00=2mbit", "--netem", "cable,loss=1%",
     )  # fmt: skip
 
-    assert (job.run, job.new_run, job.initial_peers) == ("demo", None, (ADDRESS, OTHER))
-    assert (job.data, job.steps, job.minutes, job.out, job.status) == ("texts", 5, 1.5, "o", False)
-    assert (job.seed, job.device, job.threads, job.identity) == (7, "cpu", 2, "key")
-    assert (job.listen, job.announce) == (("/ip4/127.0.0.1/tcp/0",), ("/ip4/203.0.113.7/tcp/4710",))
-    assert (job.weight, job.wait_for_members, job.finish_together, job.eval_every_s) == (0.5, 3, True, 30.0)
-    assert job.volunteer_relay
-    assert (job.upload, job.download, job.quiet_hours, job.netem) == ("10mbit", "50mbit", "22:00-07:00=2mbit", "cable,loss=1%")
+    entry, peer, training = job.entry, job.peer, job.training
+    assert (entry.run, entry.new_run, entry.initial_peers, entry.create_or_join) == ("demo", None, (ADDRESS, OTHER), False)
+    assert (training.data, training.steps, training.minutes, training.out, peer.status) == ("texts", 5, 1.5, "o", False)
+    assert (training.seed, training.device, training.threads, peer.identity, peer.search_s) == (7, "cpu", 2, "key", 3.0)
+    assert (peer.listen, peer.announce) == (("/ip4/127.0.0.1/tcp/0",), ("/ip4/203.0.113.7/tcp/4710",))
+    assert (peer.weight, training.wait_for_members, training.finish_together, training.eval_every_s) == (0.5, 3, True, 30.0)
+    assert peer.volunteer_relay and not job.picks_identity and not job.picks_store
+    assert peer.limits == Limits("10mbit", "50mbit", "22:00-07:00=2mbit", "cable,loss=1%")
+    assert peer.store == Store("s", "last=2", 3.0, 9.0)
 
 
-def test_what_is_not_given_has_the_jobs_defaults(job_of):
+def test_what_is_not_given_has_the_defaults_of_the_values(job_of):
     job = job_of("--run", "demo", "--initial-peers", ADDRESS)
 
-    assert (job.listen, job.status, job.weight, job.steps, job.identity) == (DEFAULT_LISTEN, True, 1.0, 0, "")
+    assert (job.entry, job.peer, job.training) == (Entry("demo", (ADDRESS,)), Peer(), Training())
+    assert job.picks_identity and job.picks_store
+
+
+def test_every_field_of_the_values_is_an_option_and_every_option_a_field(job_of):
+    options = {(option.kind, option.field) for option in OPTIONS}
+
+    fields = {(kind, field) for kind in (Entry, Training, Peer, Limits, Store, Rounds, Inner) for field in kind.__struct_fields__}
+    new_run = {(NewRun, "preset"), (NewRun, "links")}  # the rest is in SPEC.toml, or of its name, --data and --seed
+    assert options == (fields | new_run) - {(Peer, name) for name in ("limits", "store", "on_event", "token")}
+    assert len({option.name for option in OPTIONS}) == len(OPTIONS)
+
+
+def test_nothing_can_be_left_out_on_purpose(job_of):
+    job = job_of("--new-run", "demo", "--identity", "none", "--store", "none")
+
+    assert (job.peer.identity, job.peer.store.path, job.picks_identity, job.picks_store) == ("", "", False, False)
 
 
 def test_addresses_come_from_files_and_several_flags(job_of, tmp_path):
     (tmp_path / "peers.txt").write_text(f"# friends\n{ADDRESS}  # home\n\n{OTHER}\n")
 
-    assert job_of("--run", "demo", "--initial-peers", f"@{tmp_path}/peers.txt").initial_peers == (ADDRESS, OTHER)
-    assert job_of("--initial-peers", OTHER, "--run", "demo", "--initial-peers", ADDRESS).initial_peers == (OTHER, ADDRESS)
+    assert job_of("--run", "demo", "--initial-peers", f"@{tmp_path}/peers.txt").entry.initial_peers == (ADDRESS, OTHER)
+    both = job_of("--initial-peers", OTHER, "--run", "demo", "--initial-peers", ADDRESS).entry.initial_peers
+    assert both == (OTHER, ADDRESS)
 
 
-def test_a_run_is_founded_from_a_file_and_flags_win_over_it(job_of, tmp_path):
+def test_a_run_is_created_from_a_file_and_flags_win_over_it(job_of, tmp_path):
     spec = tmp_path / "spec.toml"
-    spec.write_text('name = "stories"\npreset = "m"\n[round]\nlocal_steps = 40\nquorum = 1.0\n[inner]\nbatch = 2\n')
+    spec.write_text(
+        'name = "stories"\npreset = "m"\n[rounds]\nlocal_steps = 40\nquorum = 1.0\npush_codec = "int4"\n'
+        'update_codecs = ["int2"]\n[inner]\nbatch = 2\n'
+    )
 
-    job = job_of("--new-run", str(spec), "--local-steps", "7", "--codec", "fp16", "--lr", "0.01")
+    job = job_of("--new-run", str(spec), "--local-steps", "7", "--codec", "fp16", "--lr", "0.01", "--cross-every", "3")
 
-    assert job.run == "" and (job.new_run.name, job.new_run.preset, job.new_run.inner.batch) == ("stories", "m", 2)
-    assert (job.new_run.round.local_steps, job.new_run.round.quorum) == (7, 1.0)
-    assert (job.new_run.round.push_codec, job.new_run.round.update_codec) == ("fp16", "fp16")
-    other = job_of("--new-run", str(spec), "--codec", "topk64-2bit", "--update-codec", "int4").new_run.round
-    assert (other.push_codec, other.update_codec) == ("topk64-2bit", "int4")
-    assert job.new_run.inner.learning_rate == 0.01
+    assert job.entry.new_run == NewRun(
+        "stories", preset="m", inner=Inner(batch=2, learning_rate=0.01),
+        rounds=Rounds(local_steps=7, quorum=1.0, push_codec="fp16", cross_every=3),
+    )  # fmt: skip
+    other = job_of("--new-run", str(spec), "--push-codec", "topk64-2bit", "--update-codec", "int8").entry.new_run.rounds
+    assert other == Rounds(local_steps=40, quorum=1.0, push_codec="topk64-2bit", update_codec="int8")
 
 
-def test_a_run_is_founded_from_flags_alone(job_of, tmp_path):
+def test_a_run_is_created_from_flags_alone(job_of, tmp_path):
     job = job_of("--new-run", "mine", "--preset", "xxs", "--seed", "5", "--data", str(tmp_path))
 
     # the path itself means nothing to others
-    assert job.new_run == new_run_of({"name": "mine", "preset": "xxs", "seed": 5, "data": tmp_path.name})
-    assert job.data == str(tmp_path)
-    assert job_of("--run", "mine", "--new-run", "mine").new_run == new_run_of({"name": "mine"})
+    assert job.entry.new_run == NewRun("mine", preset="xxs", seed=5, data=tmp_path.name)
+    assert job.training.data == str(tmp_path)
+    assert job_of("--run", "mine", "--new-run", "mine").entry.new_run == NewRun("mine")
+    assert job_of("--new-run", "mine", "--create-or-join").entry.create_or_join
 
 
 def test_what_is_not_said_of_a_new_run_follows_from_the_links_of_its_members(job_of, tmp_path):
-    cable, lan = (job_of("--new-run", "mine", "--links", links).new_run for links in ("cable", "lan"))
-    assert cable.round.push_codec.startswith("topk") and lan.round.push_codec == "int8"
-    assert cable.inner.optimizer == lan.inner.optimizer == "muon"
+    def chosen(*words):
+        new_run = job_of("--new-run", *words).entry.new_run
+        return chosen_rounds(new_run.rounds, new_run.links), chosen_inner(new_run.inner, new_run.links)
+
+    cable, lan = (chosen("mine", "--links", links) for links in ("cable", "lan"))
+    assert cable[0].push_codec.startswith("topk") and lan[0].push_codec == "int8"
+    assert cable[1].optimizer == lan[1].optimizer == "muon"
 
     spec = tmp_path / "spec.toml"
-    spec.write_text('name = "stories"\nlinks = "dsl"\n[round]\nlocal_steps = 40\n[inner]\noptimizer = "adamw"\n')
-    mixed = job_of("--new-run", str(spec), "--codec", "fp16").new_run
-    assert (mixed.round.local_steps, mixed.round.push_codec, mixed.round.push_codecs) == (40, "fp16", ())
-    assert mixed.round.feedback_decay == 0.95
-    assert mixed.inner == InnerSpec()  # the rate of another optimizer is not taken
+    spec.write_text('name = "stories"\nlinks = "dsl"\n[rounds]\nlocal_steps = 40\n[inner]\noptimizer = "adamw"\n')
+    rounds, inner = chosen(str(spec), "--codec", "fp16")
+    assert (rounds.local_steps, rounds.push_codec, rounds.push_codecs) == (40, "fp16", ())
+    assert rounds.feedback_decay == 0.95
+    assert inner == InnerSpec()  # the rate of another optimizer is not taken
 
 
 def test_flags_win_over_variables_and_variables_over_the_file(job_of, tmp_path, monkeypatch):
@@ -252,34 +283,69 @@ def test_flags_win_over_variables_and_variables_over_the_file(job_of, tmp_path, 
 
     job = job_of("--steps", "3")
 
-    assert (job.run, job.steps, job.minutes, job.seed, job.status) == ("from-file", 3, 2.0, 1, False)
-    assert job.initial_peers == (OTHER,)
-    assert job_of("--status").status
+    training = job.training
+    assert (job.entry.run, training.steps, training.minutes, training.seed, job.peer.status) == ("from-file", 3, 2.0, 1, False)
+    assert job.entry.initial_peers == (OTHER,)
+    assert job_of("--status").peer.status
+
+
+@pytest.mark.parametrize("value", ["", "  ", "tcp://10.96.0.7:4710"])
+def test_a_variable_that_is_empty_or_comes_from_kubernetes_says_nothing(job_of, monkeypatch, value):
+    for name in ("PORT", "STEPS", "UPLOAD", "INITIAL_PEERS", "CONFIG", "STATUS", "LOCAL_STEPS", "LISTEN"):
+        monkeypatch.setenv(f"LEGION_{name}", value)
+
+    job = job_of("--run", "demo", "--initial-peers", ADDRESS)
+
+    assert (job.entry, job.peer, job.training) == (Entry("demo", (ADDRESS,)), Peer(), Training())
+
+
+@pytest.mark.parametrize(("old", "new"), sorted(FLAGS.items()))
+def test_an_option_that_has_another_name_now_says_so_wherever_it_stands(old, new, capsys, monkeypatch, tmp_path):
+    key, path = old.removeprefix("--"), tmp_path / "peer.toml"
+    path.write_text(f"{key} = 3\n")
+
+    flag, file = failure_of(capsys, "--run", "x", old, "3"), failure_of(capsys, "--run", "x", "--config", str(path))
+    monkeypatch.setenv("LEGION_" + key.replace("-", "_").upper(), "3")
+    variable = failure_of(capsys, "--run", "x")
+
+    assert flag[0] == file[0] == variable[0] == 2
+    assert f"{old} is called {new} now" in flag[1]
+    assert f"[{key}] in {path} is called {new.removeprefix('--')} now" in file[1]
+    assert "is called LEGION_" + new.removeprefix("--").replace("-", "_").upper() in variable[1]
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         ((), "--run NAME joins one, --new-run SPEC.toml"),
-        (("--run", "x"), "--run x needs --initial-peers ADDR"),
+        (("--run", "x", "--store", "none"), "--run x needs --initial-peers ADDR"),
+        (("--run", "x", "--identity", "none"), "--run x needs --initial-peers ADDR"),
+        (("--run", "x", "--create-or-join"), "--create-or-join: only with --new-run"),
         (("--run", "x", "--preset", "s", "--local-steps", "3"), "--preset, --local-steps: only for a new run"),
-        (("--run", "a", "--new-run", "b"), "--new-run founds one named b: give one of them"),
+        (("--run", "a", "--new-run", "b"), "--new-run creates one named b: give one of them"),
         (
             ("--new-run", "no good"),
-            "--new-run no good: only letters, digits and . _ / - are allowed, and a letter or digit first - at `$.name`",
+            "--new-run no good: NewRun(name=...): run name 'no good': allowed are letters, digits, and . _ / - after the first",
         ),
-        (("--new-run", "x", "--region", "here and there"), "only letters, digits and . _ - are allowed"),
+        (("--new-run", "x", "--region", "here and there"), "--region: 'here and there' is not allowed: give a label of letters"),
         (("--new-run", "missing.toml"), "missing.toml: there is no such file"),
         (("--run", "x", "--initial-peers", "/ip4/1.2.3.4/tcp/1"), "--initial-peers: '/ip4/1.2.3.4/tcp/1' cannot be used"),
         (("--run", "x", "--initial-peers", "@missing"), "--initial-peers: @missing: cannot read missing: there is no such file"),
         (("--new-run", "x", "--listen", "here"), "--listen: 'here' cannot be used"),
-        (("--steps", "-1"), '"-1" for --steps. it must be a number of at least 0'),
+        (("--steps", "-1"), "--steps: '-1' is not allowed: give a whole number of at least 0"),
         (("--minutes", "nan"), "--minutes"),
         (("--weight", "inf"), "--weight"),
         (("--upload", "10"), "--upload: rate '10': allowed is a number and bit, kbit, mbit or gbit"),
         (("--netem", "cabel"), "--netem: link 'cabel': 'cabel' is not known; allowed is a profile (good, cellular"),
         (("--quiet-hours", "22-7"), "--quiet-hours: quiet hours '22-7': allowed is HH:MM-HH:MM"),
-        (("--steps", "many"), 'unable to convert "many" into int'),
+        (("--steps", "many"), "--steps: 'many' is not allowed: give a whole number of at least 0"),
+        (("--links", "cabel"), "--links: 'cabel' is not allowed: give one of cable, dsl, fibre, lan"),
+        (("--cross-every", "0"), "--cross-every: '0' is not allowed: give a whole number from 1"),
+        (("--peers", "x"), "unknown option: --peers; did you mean --initial-peers?"),
+        (("stories", ADDRESS), f"'stories' '{ADDRESS}': did you mean --run stories --initial-peers {ADDRESS}?"),
+        (("stories.toml",), "'stories.toml': did you mean --new-run stories.toml?"),
+        (("--run", "x", ADDRESS), f"did you mean --initial-peers {ADDRESS}?"),
+        (("—run", "x"), "'—run' begins with another sign than the hyphen of options: write --run"),
         (("--stepps", "1"), "unknown option: --stepps. Did you mean --steps?"),
         (("--new-run", "x", "extra"), "nothing is known to be done with 'extra'"),
     ],
@@ -294,8 +360,8 @@ def test_a_mistake_is_one_line_that_names_it_and_exit_code_2(words, told, capsys
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        ("LEGION_STEPS", "abc", "LEGION_STEPS from env"),
-        ("LEGION_STEPS", "-1", "LEGION_STEPS provided by env"),
+        ("LEGION_STEPS", "abc", "LEGION_STEPS in the environment: 'abc' is not allowed: give a whole number"),
+        ("LEGION_STEPS", "-1", "LEGION_STEPS in the environment: '-1' is not allowed"),
         ("LEGION_STATUS", "perhaps", "LEGION_STATUS from env"),
         ("LEGION_UPLOAD", "fast", "LEGION_UPLOAD in the environment: rate 'fast'"),
         ("LEGION_INITIAL_PEERS", "nonsense", "LEGION_INITIAL_PEERS in the environment: 'nonsense'"),
@@ -313,8 +379,8 @@ def test_a_bad_variable_is_named(name, value, told, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ('steps = "abc"', '[steps] from {path}: unable to convert "abc"'),
-        ("steps = -1", "[steps] provided by {path}"),
+        ('steps = "abc"', "[steps] in {path}: 'abc' is not allowed: give a whole number"),
+        ("steps = -1", "[steps] in {path}: '-1' is not allowed"),
         ("stepz = 1", '"[stepz]" from {path}'),
         ("steps = [", "{path}: Invalid value"),
         ('initial-peers = ["x"]', "[initial-peers] in {path}: 'x' cannot be used"),
@@ -355,7 +421,7 @@ def test_off_a_terminal_it_prints_plain_lines_and_a_farewell(tmp_path):
         f"common model {'ab' * 32}",
         "sent 20.0 kB, received 2.00 kB",
         "written to o",
-        f"to come back: legion-peer --run demo --initial-peers {ADDRESS}",
+        f"to come back: legion-peer --run bafkrei --initial-peers {ADDRESS}",
     ]
 
 
@@ -376,7 +442,7 @@ def test_quiet_prints_nothing(tmp_path):
 def test_a_founder_who_leaves_is_told_whom_to_come_back_to(tmp_path):
     _, out, _ = run(tmp_path, "--new-run", "demo", "--steps", "3", "--identity", "none")
 
-    assert out.splitlines()[-1] == f"to come back: legion-peer --run demo --initial-peers {OTHER}"
+    assert out.splitlines()[-1] == f"to come back: legion-peer --run bafkrei --initial-peers {ON_THIS_MACHINE}/p2p/other"
 
 
 @pytest.mark.parametrize(
@@ -413,7 +479,7 @@ def test_a_dry_run_says_what_the_job_takes_and_starts_nothing(tmp_path):
 
 def test_the_live_view_says_how_long_leaving_takes(monkeypatch):
     monkeypatch.setattr(cli, "can_draw", lambda stream: True)
-    shown = cli._Shown(Job(run="demo", initial_peers=(ADDRESS,)), cli.OutputOptions(), io.StringIO())
+    shown = cli._Shown(cli.Output(), io.StringIO())
     shown.on_status(Status("me", (), None, "", "training", 3, (), (), 0, 0, None, ()))
 
     shown.on_event(Event(HANDING_OVER, 0.0, {"n_shards": 3, "left_bytes": 12_300_000, "remaining_s": 11.7}))
@@ -469,11 +535,11 @@ def test_a_second_signal_leaves_at_once_even_from_a_trainer_that_does_not_listen
 
 
 def test_before_there_is_a_run_to_leave_one_signal_is_enough(tmp_path):
-    slow = DRIVER.replace('sys.modules |= {"legion_p2p.train.trainer": trainer, "legion_p2p.peer": peer}',
+    slow = DRIVER.replace('sys.modules |= {"legion_p2p.train.trainer": trainer, "legion_p2p.train.job": job}',
          """
 class Finder:  # stands for torch, which takes seconds to import
     def find_spec(self, name, path=None, target=None):
-        if name == "legion_p2p.peer": print("importing", flush=True); time.sleep(20)
+        if name == "legion_p2p.train.job": print("importing", flush=True); time.sleep(20)
 sys.meta_path.insert(0, Finder())""")  # fmt: skip
     process = start(tmp_path, "--new-run", "demo", "--identity", "none", code=slow)
     assert process.stdout.readline() == "importing\n"
@@ -498,7 +564,7 @@ def test_a_signal_that_arrives_twice_at_the_same_moment_counts_once(tmp_path):
 def test_peers_of_one_user_get_an_identity_each_even_when_they_start_together(tmp_path):
     load = 'events.emit("run.joined"'
     real = DRIVER.replace(load, f"from legion_p2p.store.identity import load_or_create_identity\n"
-                                f"    held = load_or_create_identity(job.identity); {load}")  # fmt: skip
+                                f"    held = load_or_create_identity(peer.identity); {load}")  # fmt: skip
     peers = [start(tmp_path, "--new-run", "demo", "--json", code=real) for _ in range(3)]
 
     used = {Path(json.loads(process.stdout.readline())["identity"]).name for process in peers}

@@ -8,13 +8,12 @@ from rich.console import Console
 
 from legion_p2p.cli import ctl
 from legion_p2p.cli.running import run_app
-from legion_p2p.config import Job, NewRun
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.config import Entry, Limits, NewRun, Peer, Rounds, Training
 from legion_p2p.dashboard.forecast import render_forecast
 from legion_p2p.errors import ConfigError
 from legion_p2p.observe import human
-from legion_p2p.peer import plan_job
 from legion_p2p.train.described import described
+from legion_p2p.train.job import plan_job
 from legion_p2p.train.sizing import Connection, Forecast, forecast
 
 
@@ -82,7 +81,7 @@ def test_what_is_shown_fits_its_width_and_is_plain_in_a_pipe(capsys) -> None:
 
 
 def test_where_nothing_adapts_there_is_one_table() -> None:
-    spec = described(NewRun("one", preset="xxs", round=RoundSpec(push_codec="int8", update_codec="int8")))
+    spec = described(NewRun("one", preset="xxs", rounds=Rounds(push_codec="int8", update_codec="int8")))
     made = forecast(spec, 4, Connection(1e9, 1e9, 0.01), 1.0, 256)
 
     text = shown(made, 80)
@@ -91,7 +90,7 @@ def test_where_nothing_adapts_there_is_one_table() -> None:
 
 
 def test_on_a_narrow_terminal_the_mean_peer_stays_and_nothing_is_cut_off() -> None:
-    spec = described(NewRun("one", preset="xxs", round=RoundSpec(push_codec="topk64-2bit", update_codec="topk64-2bit")))
+    spec = described(NewRun("one", preset="xxs", rounds=Rounds(push_codec="topk64-2bit", update_codec="topk64-2bit")))
 
     text = shown(forecast(spec, 4, Connection(1e6, 1e6, 0.01), 1.0, 256), 42)
 
@@ -113,7 +112,7 @@ def test_on_a_narrow_terminal_the_mean_peer_stays_and_nothing_is_cut_off() -> No
         (["--rtt", "1h"], "--rtt: duration '1h'"),
         (["--step-s", "nan"], "must be a number"),
         (["--codec", "int9"], "unknown codec 'int9'"),
-        (["--local-steps", "1000000"], "100000"),
+        (["--local-steps", "1000000"], "local_steps: 1000000 is not allowed: give a whole number from 1 to 100,000"),
     ],
 )
 def test_what_makes_no_sense_is_refused(words: list[str], told: str, capsys) -> None:
@@ -126,13 +125,14 @@ def test_what_makes_no_sense_is_refused(words: list[str], told: str, capsys) -> 
 
 def test_a_run_with_an_unknown_codec_is_not_described() -> None:
     with pytest.raises(ConfigError, match="unknown codec 'int9'"):
-        described(NewRun("one", preset="xxs", round=RoundSpec(push_codec="int9")))
+        described(NewRun("one", preset="xxs", rounds=Rounds(push_codec="int9")))
 
 
 def test_a_job_is_planned_for_the_members_that_it_waits_for_and_the_upload_that_it_may_use() -> None:
-    new_run = NewRun("planned", preset="xxs", round=RoundSpec(push_codec="topk64-2bit"))
+    new_run = NewRun("planned", preset="xxs", rounds=Rounds(push_codec="topk64-2bit", update_codec="int8", local_steps=10))
 
-    free, limited = plan_job(Job(new_run=new_run)), plan_job(Job(new_run=new_run, wait_for_members=5, upload="1mbit"))
+    free = plan_job(Entry(new_run=new_run), Peer(), Training())
+    limited = plan_job(Entry(new_run=new_run), Peer(limits=Limits(upload="1mbit")), Training(wait_for_members=5))
 
     assert [row.n_members for row in free.traffic] == [2, 10, 100] and free.traffic[0].send_s is None
     (row,) = limited.traffic

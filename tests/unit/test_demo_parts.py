@@ -8,14 +8,13 @@ import sys
 import tomllib
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from legion_p2p.cli import demo, demo_processes
 from legion_p2p.cli.demo_plan import DemoPlan
 from legion_p2p.cli.demo_processes import ENDED, ProcessGroup
 from legion_p2p.cli.running import run_app
-from legion_p2p.config import NewRun
+from legion_p2p.config import new_run_of
 from legion_p2p.dashboard.plot import draw_demo
 from legion_p2p.errors import ConfigError, UsageError
 
@@ -35,9 +34,9 @@ def test_help_imports_neither_torch_nor_libp2p():
 def test_the_specification_that_it_writes_is_one():
     plan = DemoPlan(n_peers=3, minutes=3, preset="xxs", seed=7, lone=True)
 
-    spec = msgspec.convert(tomllib.loads(plan.spec_text(1234)), NewRun)
+    spec = new_run_of(tomllib.loads(plan.spec_text(1234)))
 
-    assert (spec.preset, spec.seed, spec.inner.decay_steps, spec.round.local_steps) == ("xxs", 7, 1234, plan.local_steps)
+    assert (spec.preset, spec.seed, spec.inner.decay_steps, spec.rounds.local_steps) == ("xxs", 7, 1234, plan.local_steps)
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path):

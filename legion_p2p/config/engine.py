@@ -1,0 +1,36 @@
+"""What the services of a peer are set to. People set it by way of `Peer`."""
+
+import re
+from typing import Annotated, Literal
+
+import msgspec
+
+from legion_p2p.core.checkpoint_policy import CheckpointConfig
+from legion_p2p.core.membership import MembershipConfig
+from legion_p2p.core.round import RoundConfig
+
+AUTO_REGION = "auto"
+DEFAULT_REGION = "home"
+MAX_REGION_CHARS = 64
+_REGION = rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_REGION_CHARS - 1}}}"
+REGION_FORM = re.compile(_REGION)
+RegionLabel = Annotated[str, msgspec.Meta(pattern=rf"^{_REGION}\Z")]
+
+AUTO_WEIGHT = "auto"
+Weight = Annotated[float, msgspec.Meta(ge=0, le=1e9)] | Literal["auto"]
+
+
+class PeerConfig(msgspec.Struct, frozen=True):
+    """How a peer's services behave, whatever it trains."""
+
+    membership: MembershipConfig = MembershipConfig()
+    rounds: RoundConfig = RoundConfig()
+    region: RegionLabel = DEFAULT_REGION
+    """Label of the region, or AUTO_REGION: found by latency. All members of one region average with each other."""
+    weight: Weight = 1.0
+    """Share of the shards to own, relative to others; AUTO_WEIGHT: by its measured upload, smoothed."""
+    volunteer_relay: bool = False
+    """Meet other regions for owners of this one that have little upload: see core.relays."""
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    token: bytes = b""
+    """Shown to the other members, where the run admits peers by token: see core.admission."""

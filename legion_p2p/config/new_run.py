@@ -1,0 +1,126 @@
+"""`NewRun`: a run to create, as in SPEC.toml; and what it comes to once everything that was left open is chosen."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from legion_p2p.config.fields import said, settle, struct_of
+from legion_p2p.config.forms import Form, refusal
+from legion_p2p.config.old_names import SPEC_KEYS
+from legion_p2p.config.rounds import Inner, Rounds
+from legion_p2p.config.toml import read_table
+from legion_p2p.core.admission import Admits, check_admission
+from legion_p2p.core.presets import LINKS, Links
+from legion_p2p.core.run import MAX_RUN_NAME_CHARS, InnerSpec, RoundSpec, looks_like_run_id
+from legion_p2p.errors import ConfigError, UsageError
+from legion_p2p.files.paths import shown
+
+DEFAULT_PRESET = "s"
+DEFAULT_DATA = "stdlib"
+
+T = TypeVar("T", RoundSpec, InnerSpec)
+
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._/-]{{0,{MAX_RUN_NAME_CHARS - 1}}}")
+_NAME_FORM = f"letters, digits, and . _ / - after the first character, at most {MAX_RUN_NAME_CHARS}"
+
+
+def run_name(given: Any) -> str:
+    """The name of a new run. Raises: UsageError, telling what is allowed."""
+    if not isinstance(given, str):
+        raise refusal(given, f"the name of a run: {_NAME_FORM}")
+    if not _NAME.fullmatch(given):
+        raise UsageError(f"run name {given[: 2 * MAX_RUN_NAME_CHARS]!r}: allowed are {_NAME_FORM}")
+    if looks_like_run_id(given):
+        raise UsageError(f"run name {given!r} looks like a run's id: choose another")
+    return given
+
+
+class NewRun(msgspec.Struct, frozen=True, repr_omit_defaults=True):
+    """A run to create. The one who creates it settles how all members average; they find it by its name."""
+
+    name: Annotated[str, Form(f"the name of a run: {_NAME_FORM}", run_name)]
+    """By which others join it."""
+
+    links: Links | None = None
+    """What members' connections carry: lan, fibre, cable or dsl. It chooses what is left open below as was measured to be best
+    there, with Muon inside. [the built-in model: cable; a model of your own: int8, which suits any optimizer]"""
+
+    rounds: Rounds = Rounds()
+    """How the members average."""
+
+    preset: str = ""
+    """Size of the built-in GPT: xxs, s, m, ... gpt2. [default: s]"""
+
+    model: dict[str, int | float | str | bool] = {}
+    """Fields of the built-in GPT that differ from the preset's."""
+
+    inner: Inner = Inner()
+    """How `legion-peer` trains the built-in GPT between two pushes."""
+
+    data: Annotated[str, msgspec.Meta(max_length=200)] = ""
+    """What the run trains on: stdlib (built in), or what people call it. [the built-in model: stdlib]"""
+
+    seed: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
+    """Of the first weights of the built-in GPT, and of what is drawn at random from the run's specification."""
+
+    admission: Admits = "open"
+    """Who may take part: any peer; those that show a token of the creator or of an admin; or those on the list `admitted`."""
+
+    admins: tuple[str, ...] = ()
+    """Ids of the peers whose tokens count as the creator's do."""
+
+    admitted: tuple[str, ...] = ()
+    """The allow-list: ids of peers."""
+
+    def __post_init__(self) -> None:
+        settle(self)
+        check_admission(self.admission, self.admins, self.admitted)
+
+
+def chosen_rounds(rounds: Rounds, links: Links | None) -> RoundSpec:
+    """The rounds of a new run, with nothing left open.
+
+    A push codec that is given is meant for updates as well, and leaves no others to choose from, unless more is said.
+
+    Raises: UsageError, where choices do not fit together.
+    """
+    fields = said(rounds)
+    if "push_codec" in fields:
+        fields = {"push_codecs": (), "update_codec": fields["push_codec"], **fields}
+    if "update_codec" in fields:
+        fields = {"update_codecs": (), **fields}
+    chosen = _converted({**(LINKS[links]["round"] if links else {}), **fields}, RoundSpec)
+    chosen.check()
+    return chosen
+
+
+def chosen_inner(inner: Inner, links: Links | None) -> InnerSpec:
+    """How `legion-peer` trains in a new run, with nothing left open. Raises: ConfigError."""
+    fields = said(inner)
+    measured = LINKS[links]["inner"] if links else {}
+    if fields.get("optimizer", measured.get("optimizer")) == measured.get("optimizer"):  # another one has other rates
+        fields = {**measured, **fields}
+    return _converted(fields, InnerSpec)
+
+
+def new_run_of(data: Mapping[str, Any]) -> NewRun:
+    """A run to create, from plain data such as a SPEC.toml. Raises: ConfigError, naming the field."""
+    return struct_of(NewRun, data, SPEC_KEYS)
+
+
+def read_new_run(path: str) -> NewRun:
+    """A SPEC.toml. Raises: ConfigError, naming the file and the field."""
+    data = read_table(path)
+    try:
+        return new_run_of(data)
+    except UsageError as bad:
+        raise ConfigError(f"{shown(path)}: {bad}") from bad
+
+
+def _converted(fields: dict[str, Any], kind: type[T]) -> T:
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as bad:
+        raise ConfigError(str(bad)) from bad

@@ -1,0 +1,132 @@
+"""`Peer`: how one peer behaves, whatever it trains. The same values are the options of `legion-peer`."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, cast
+
+import msgspec
+
+from legion_p2p.config.engine import AUTO_REGION, DEFAULT_REGION, REGION_FORM, Weight
+from legion_p2p.config.fields import settle
+from legion_p2p.config.forms import Form, ListenAddresses, checked_text, path_text, refusal, text_of
+from legion_p2p.core.admission import MAX_TOKEN_BYTES
+from legion_p2p.core.caps import QUIET_FORM, parse_quiet_hours
+from legion_p2p.core.identity import Identity
+from legion_p2p.core.profiles import parse_link
+from legion_p2p.core.retention import parse_retention
+from legion_p2p.core.units import RATE_FORM, parse_rate
+
+DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0")
+DEFAULT_SEARCH_S = 15.0  # a run that was created a moment ago takes seconds to show in the DHT
+_KEY_FILE = "the path of a key file, or a legion_p2p.Identity"
+
+
+def _identity(given: Any) -> str | Identity:
+    if isinstance(given, Identity):
+        return given
+    if given is None:
+        return ""
+    return text_of(given, _KEY_FILE)
+
+
+IdentityOrFile = Annotated[str | Identity, Form(_KEY_FILE, _identity)]
+"""Who a peer is: a key file, an Identity; or empty, for a new one."""
+
+
+def _region(given: Any) -> str:
+    if not isinstance(given, str) or not REGION_FORM.fullmatch(given):
+        raise refusal(given, f"a label of letters, digits and . _ -, at most 64, or {AUTO_REGION}")
+    return given
+
+
+def _callback(given: Any) -> Callable[[Any], None] | None:
+    if given is not None and not callable(given):
+        raise refusal(given, "a function that takes an Event")
+    return cast("Callable[[Any], None] | None", given)
+
+
+Rate = Annotated[str, checked_text(RATE_FORM, parse_rate)]
+
+
+class Limits(msgspec.Struct, frozen=True, repr_omit_defaults=True):
+    """How much of the machine's connection a peer may use, over all its connections together."""
+
+    upload: Rate = ""
+    """Limit on all that this peer sends, in bits per second, such as 10mbit. Lower: sparser pushes and rarer rounds. Empty: no
+    limit."""
+
+    download: Rate = ""
+    """Limit on all that it receives. Lower: joining takes longer, and updates come later. Empty: no limit."""
+
+    quiet_hours: Annotated[str, checked_text(QUIET_FORM, parse_quiet_hours)] = ""
+    """Time of day with a lower limit both ways, in local time: 22:00-07:00, or 22:00-07:00=2mbit. Without a rate it is 256kbit,
+    enough to stay a member."""
+
+    netem: Annotated[str, checked_text("a link such as cable, or up=20mbit,rtt=50ms", parse_link)] = ""
+    """Link to emulate, for experiments: cable, satellite, ..., or up=20mbit,down=100mbit,rtt=50ms,jitter=5ms,loss=0.5%."""
+
+    def __post_init__(self) -> None:
+        settle(self)
+
+
+class Store(msgspec.Struct, frozen=True, repr_omit_defaults=True):
+    """Where a peer keeps checkpoints, and which."""
+
+    path: Annotated[str, path_text("the path of a folder")] = ""
+    """Folder for checkpoints, to go on from and for others to fetch; made on first use. none: no checkpoints are kept."""
+
+    keep: Annotated[str, checked_text("a policy such as last=3,every=100", parse_retention)] = "last=3"
+    """Which checkpoints stay: last=3 the newest three, every=100 also one for every 100 steps. More: more disk."""
+
+    max_gb: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 20.0
+    """Most that the store may take of the disk, in GB; at the limit nothing more is stored, and training goes on. 0: no limit."""
+
+    checkpoint_every_s: Annotated[float, msgspec.Meta(ge=1, le=1e9)] = 60.0
+    """Seconds between two checkpoints. What comes in between is kept too, in a journal that only this peer reads. Shorter: more
+    writing."""
+
+    def __post_init__(self) -> None:
+        settle(self)
+
+
+class Peer(msgspec.Struct, frozen=True, repr_omit_defaults=True):
+    """One peer on the network: who it is, where it can be reached, and what it gives to its run."""
+
+    identity: IdentityOrFile = ""
+    """Key file that says who this peer is, made on first use. none: a new identity that is forgotten at the end."""
+
+    listen: ListenAddresses = DEFAULT_LISTEN
+    """Addresses to listen on; port 0 is any free one."""
+
+    announce: ListenAddresses = ()
+    """Addresses that others should dial, where a router forwards a port to this machine."""
+
+    region: Annotated[str, Form("a label", _region)] = DEFAULT_REGION
+    """Average with the members of this label, and only now and then with other regions; auto: with those that are near."""
+
+    weight: Weight = 1.0
+    """Share of the model's shards to take care of, relative to others; each costs upload. 0: none; auto: 1 for each 10 Mbit/s of
+    upload."""
+
+    volunteer_relay: bool = False
+    """Carry the exchange with other regions for members of this one that have little upload. Costs upload."""
+
+    limits: Limits = Limits()
+    """How much of the connection it may use."""
+
+    store: Store = Store()
+    """Where it keeps checkpoints."""
+
+    status: bool = True
+    """Serve the status on this machine, for legion-ctl."""
+
+    search_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = DEFAULT_SEARCH_S
+    """Seconds to look for the run before giving up. Longer: finds it through slow links; a wrong name is noticed later."""
+
+    token: Annotated[bytes, msgspec.Meta(max_length=MAX_TOKEN_BYTES)] = b""
+    """Shown to the other members, where the run admits peers by token."""
+
+    on_event: Annotated[Callable[[Any], None] | None, Form("a function that takes an Event", _callback)] = None
+    """Called with each `Event`, from joining to leaving, in the peer's own thread: it should return at once."""
+
+    def __post_init__(self) -> None:
+        settle(self)

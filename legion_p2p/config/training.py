@@ -1,0 +1,89 @@
+"""`Training` and `Entry`: what one `legion-peer` does, and into which run."""
+
+from typing import Annotated, Any
+
+import msgspec
+
+from legion_p2p.config.fields import settle
+from legion_p2p.config.forms import Form, PeerAddresses, path_text, refusal
+from legion_p2p.config.new_run import NewRun
+from legion_p2p.errors import UsageError
+
+MAX_RUN_CHARS = 100  # of a name; an id is shorter
+_RUN = "the name or id of a run"
+
+
+def _run(given: Any) -> str:
+    if not isinstance(given, str) or len(given) > MAX_RUN_CHARS:
+        raise refusal(given, _RUN)
+    return given
+
+
+def _new_run(given: Any) -> NewRun | None:
+    if given is None or isinstance(given, NewRun):
+        return given
+    raise refusal(given, 'a NewRun("name")')
+
+
+class Entry(msgspec.Struct, frozen=True, repr_omit_defaults=True):
+    """The way into a run."""
+
+    run: Annotated[str, Form(_RUN, _run)] = ""
+    """Name or id of the run to join. Where the store has it and nobody else is in it, it goes on from there."""
+
+    initial_peers: PeerAddresses = ()
+    """Addresses of peers or bootstrap nodes to enter through; one that answers is enough. @FILE reads them from a file."""
+
+    new_run: Annotated[NewRun | None, Form("a NewRun", _new_run)] = None
+    """Create this run instead. A run of that name that others or the store have is an error."""
+
+    create_or_join: bool = False
+    """Create the new run only if neither the store nor anybody who answers has it; else go on with it, or join it. For services,
+    whose command is always the same."""
+
+    def __post_init__(self) -> None:
+        settle(self)
+        if bool(self.run) == (self.new_run is not None):
+            raise UsageError("give either the run to join or the one to create")
+
+    @property
+    def name(self) -> str:
+        """Of the run, as it was given."""
+        return self.new_run.name if self.new_run is not None else self.run
+
+
+class Training(msgspec.Struct, frozen=True, repr_omit_defaults=True):
+    """What `legion-peer` does in its run."""
+
+    data: str = ""
+    """What to train on: stdlib (built in), a folder or file of text, or a .bin of token ids. [default: what the run says]"""
+
+    steps: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Leave after this many steps; 0: no limit."""
+
+    minutes: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Leave after this many minutes; 0: no limit."""
+
+    wait_for_members: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Begin only when the run has this many members, this one included; 0: begin at once."""
+
+    finish_together: bool = False
+    """After the last step, go on serving until every member is done: all end with the same model."""
+
+    eval_every_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Seconds between evaluations of the common model on held-out text; 0: only at the end. Each takes as long as some steps."""
+
+    seed: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
+    """Of this peer's random numbers; for a new run also of its first weights."""
+
+    device: Annotated[str, msgspec.Meta(max_length=64)] = "auto"
+    """Where to train: cpu, cuda, cuda:1, mps, or auto."""
+
+    threads: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
+    """CPU threads; 0: as many as torch likes."""
+
+    out: Annotated[str, path_text("the path of a folder")] = ""
+    """Folder for metrics.jsonl and the model; without it nothing is written."""
+
+    def __post_init__(self) -> None:
+        settle(self)

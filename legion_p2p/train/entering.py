@@ -1,0 +1,92 @@
+"""Into a run, from ordinary synchronous code: a peer in a thread of its own."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+from torch import Tensor
+
+from legion_p2p.config import Entry, NewRun, Peer
+from legion_p2p.config.fields import argument
+from legion_p2p.config.forms import PeerAddresses, refusal
+from legion_p2p.config.new_run import chosen_rounds
+from legion_p2p.core.run import RunSpec
+from legion_p2p.errors import UsageError
+from legion_p2p.observe.events import Events
+from legion_p2p.peer import open_peer
+from legion_p2p.services.run.joiner import Params, RunCreation
+from legion_p2p.services.run.run import Run
+from legion_p2p.tensor.flatten import FlatView
+from legion_p2p.train.bridge import PeerThread
+from legion_p2p.train.described import check_choices, check_codecs
+from legion_p2p.train.parameters import ModelView, param_specs
+
+_RUN = 'the name or id of a run to join, or NewRun("name") to create one'
+
+
+def enter(
+    entry: Entry,
+    peer: Peer,
+    *,
+    creation: RunCreation | None = None,
+    params: Params = None,
+    start: Tensor | None = None,
+    events: Events | None = None,
+    given_up: Callable[[], bool] = lambda: False,
+) -> PeerThread:
+    """A peer in the run of `entry`; `creation` is that run where it is new. `given_up` ends joining, with ClosedError.
+
+    Raises: as `open_peer`; IncompatibleModelError, where a run is joined instead of created and differs from what was asked for.
+    """
+
+    def opener() -> AbstractAsyncContextManager[Run]:
+        return open_peer(
+            creation or entry.run,
+            peer,
+            initial_peers=entry.initial_peers,
+            create_or_join=entry.create_or_join,
+            params=params,
+            start=start,
+            events=events,
+        )
+
+    thread = PeerThread(opener, given_up)
+    try:
+        if entry.new_run is not None:
+            check_choices(entry.new_run, thread.engine.spec)
+    except BaseException:  # Ctrl+C as well: the peer would stay in the run
+        thread.close()
+        raise
+    return thread
+
+
+def entry_of(place: str, run: object, initial_peers: object) -> Entry:
+    """The way into a run, from the arguments of a public function. Raises: UsageError, naming function and argument."""
+    if not isinstance(run, str | NewRun) or run == "":
+        raise UsageError(f"{place}(run=...): {refusal(run, _RUN)}")
+    contacts = argument(f"{place}(initial_peers=...)", PeerAddresses, initial_peers)
+    return Entry(new_run=run, initial_peers=contacts) if isinstance(run, NewRun) else Entry(run, contacts)
+
+
+def creation_of(new_run: NewRun, own: ModelView) -> RunCreation:
+    """A run to create around a model of the user's own, which starts as it is now. Raises: UsageError."""
+    for field in ("preset", "model", "inner"):
+        if getattr(new_run, field) != getattr(NewRun(new_run.name), field):
+            raise UsageError(f"NewRun({field}=...) is of the built-in model; here the model and its optimizer are your own")
+    rounds = chosen_rounds(new_run.rounds, new_run.links)
+    view = FlatView(own.in_run(rounds.untrained))
+    fixed = () if rounds.untrained == "own" else own.fixed()
+    spec = RunSpec(
+        name=new_run.name,
+        founder="",
+        params=param_specs(view),
+        round=rounds,
+        data=new_run.data,
+        seed=new_run.seed,
+        fixed=fixed,
+        admission=new_run.admission,
+        admins=new_run.admins,
+        admitted=new_run.admitted,
+    )
+    check_codecs(spec)
+    spec.plan()
+    return RunCreation(spec, view.snapshot())

@@ -1,0 +1,67 @@
+"""What the command `legion-peer` does, once its options are values: `run_job` trains, `plan_job` says what that would take."""
+
+import threading
+from collections.abc import Callable
+
+import trio
+
+from legion_p2p.config import Entry, Peer, Training
+from legion_p2p.core.identity import Identity
+from legion_p2p.core.run import RunSpec
+from legion_p2p.core.units import parse_rate
+from legion_p2p.observe.events import Events
+from legion_p2p.observe.status import Status
+from legion_p2p.services.run.discovery import find_run
+from legion_p2p.train.described import Plan, described, plan_of
+from legion_p2p.train.trainer import Outcome, Stop, Trainer
+
+PLANNED_CROWDS = (2, 10, 100)  # numbers of members that a plan looks at where nobody names one
+
+
+def run_job(
+    entry: Entry,
+    peer: Peer,
+    training: Training,
+    *,
+    events: Events,
+    stop: Stop,
+    on_status: Callable[[Status], None] | None = None,
+) -> Outcome:
+    """Join or create the run, train, leave. Blocks; call `stop.request()` to end it in order.
+
+    Raises: LegionError of any kind: JoinError if the run or the network is to blame, IncompatibleModelError, UsageError,
+    StoreError.
+    """
+    return Trainer(entry, peer, training, events, stop, on_status).run()
+
+
+def plan_job(entry: Entry, peer: Peer, training: Training) -> Plan:
+    """What it would take. A run that exists is looked up, not joined. Raises: as `run_job`."""
+    crowds = (training.wait_for_members,) if training.wait_for_members > 1 else PLANNED_CROWDS
+    upload_bps = parse_rate(peer.limits.upload) if peer.limits.upload else None
+    if entry.new_run is not None:
+        return plan_of(described(entry.new_run), crowds, upload_bps)
+    found: list[RunSpec | BaseException] = []
+
+    def look_up() -> None:
+        try:
+            found.append(trio.run(_look_up, entry))
+        except BaseException as failed:  # whatever it is: it is raised again in the thread that waits for this one
+            found.append(failed)
+
+    # In a thread: the main one's signal handling belongs to the caller.
+    thread = threading.Thread(target=look_up, daemon=True)
+    thread.start()
+    thread.join()
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return plan_of(found[0], crowds, upload_bps)
+
+
+async def _look_up(entry: Entry) -> RunSpec:
+    from legion_p2p.net.host import open_network
+
+    async with open_network(Identity.generate(), listen=(), initial_peers=entry.initial_peers) as network:
+        await network.join()
+        found = await find_run(entry.run, network.messenger, network.discovery, Events())
+        return found.spec
