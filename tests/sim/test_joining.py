@@ -37,7 +37,7 @@ def no_sync(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def small_models_are_weighed(monkeypatch):
-    monkeypatch.setattr(state_sync, "WORTH_WEIGHING_BYTES", 0)
+    monkeypatch.setattr(state_sync, "WORTH_SELECTING_BYTES", 0)
 
 
 def swarm_in(folder: Path, config: PeerConfig = CONFIG, **world: float) -> Swarm:

@@ -572,6 +572,8 @@ async def test_a_relay_that_leaves_delivers_all_that_is_left(autojump_clock: obj
     async with with_a_relay() as (_, _, west, relay):
         before = west.copy()
         relay.sync.relay.copy(relay.replica).subtract(0.01 * FAR)
+        relay.run.presence.leave()
+        relay.run.members.announce_soon()
         await relay.sync.relay.finish_all()
 
         assert torch.allclose(west.copy(), before - 0.01 * FAR, atol=1e-4)

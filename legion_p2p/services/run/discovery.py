@@ -1,4 +1,11 @@
-"""Finding a run by its name or id."""
+"""Finding a run by its name or id.
+
+every SEARCH_EVERY_S, for `search_s` -> the DHT names peers that provide the key of the name or id; these, and all peers that this
+                                        one is connected to, are asked for the run's specification
+a specification comes that is signed and carries the name or id -> the run is found
+several runs have the name                                      -> an error: one of their ids has to be given
+a peer sends anything else                                      -> reported
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +22,7 @@ from legion_p2p.services.ports import Discovery, Messenger
 from legion_p2p.services.rpc import Rpc
 
 ASK_DEADLINE_S = 5.0
-SEARCH_S = 15.0  # a run founded a moment ago takes seconds to show in the DHT; a name typed wrong should not take minutes
+SEARCH_S = 15.0  # a run created a moment ago takes seconds to show in the DHT; a name typed wrong should not take minutes
 SEARCH_EVERY_S = 1.0
 MAX_ASKED = 32  # contacts asked for a run
 
@@ -33,7 +40,7 @@ class FoundRun:
 async def find_run(
     wanted: str, messenger: Messenger, discovery: Discovery, events: Events, *, search_s: float = SEARCH_S
 ) -> FoundRun:
-    """Find a run by its name or id: through the DHT, and by asking whoever we are connected to.
+    """Find a run by its name or id.
 
     Raises: UnknownRunError after `search_s`; AmbiguousRunError, if several runs have the name.
     """
@@ -47,14 +54,26 @@ async def find_run(
         found = await _ask_all(wanted, list(contacts.values())[:MAX_ASKED], messenger, events)
         asked |= contacts.keys()
         if found:
-            by_id = {run.id: run for run in found}
-            if len(by_id) > 1:
-                raise AmbiguousRunError(wanted, tuple(sorted(by_id)))
-            only = next(iter(by_id.values()))
-            return FoundRun(only.id, only.signed, only.spec, tuple(peer for run in found for peer in run.contacts))
+            return one_of(wanted, found)
         if trio.current_time() >= deadline:
             raise UnknownRunError(wanted, len(asked))
         await trio.sleep(SEARCH_EVERY_S)
+
+
+def one_of(wanted: str, found: Sequence[FoundRun]) -> FoundRun:
+    """The run that all contacts told of, with all of them. Raises: AmbiguousRunError, if they told of several."""
+    ids = {run.id for run in found}
+    if len(ids) > 1:
+        raise AmbiguousRunError(wanted, tuple(sorted(ids)))
+    return FoundRun(found[0].id, found[0].signed, found[0].spec, tuple(peer for run in found for peer in run.contacts))
+
+
+def opened(wanted: str, signed: SignedSpec, peer: PeerId) -> FoundRun:
+    """The run of a specification that `peer` sent. Raises: DecodeError, if it is not signed, or of another run."""
+    spec = open_spec(signed)
+    if wanted not in (spec.name, run_id(signed)):
+        raise DecodeError(f"asked for run {wanted!r}, got {spec.name!r}")
+    return FoundRun(run_id(signed), signed, spec, (peer,))
 
 
 async def _look_up(discovery: Discovery, key: str) -> Sequence[Contact]:
@@ -68,21 +87,15 @@ async def _ask_all(wanted: str, contacts: Sequence[Contact], messenger: Messenge
     rpc = Rpc(messenger)
 
     async def ask(contact: Contact) -> None:
-        peer = contact.peer_id
-        messenger.add_addresses(peer, contact.addresses)
+        messenger.add_addresses(contact.peer_id, contact.addresses)
         try:
-            reply = await rpc.ask(peer, GetSpec(wanted), within_s=ASK_DEADLINE_S)
-            with rpc.checking(peer, "bad run specification"):
-                signed = SignedSpec(reply.spec, reply.signature)
-                spec = open_spec(signed)
-                if wanted not in (spec.name, run_id(signed)):
-                    raise DecodeError(f"asked for run {wanted!r}, got {spec.name!r}")
+            reply = await rpc.ask(contact.peer_id, GetSpec(wanted), within_s=ASK_DEADLINE_S)
+            with rpc.checking(contact.peer_id, "bad run specification"):
+                found.append(opened(wanted, SignedSpec(reply.spec, reply.signature), contact.peer_id))
         except RefusedError:
-            return  # a bootstrap node, or a member of another run: nothing to tell
+            return  # a bootstrap node, or a member of another run: it has nothing to say
         except NetworkError as failed:
-            events.emit("run.not_asked", peer=peer, reason=str(failed))
-            return
-        found.append(FoundRun(run_id(signed), signed, spec, (peer,)))
+            events.emit("run.not_asked", peer=contact.peer_id, reason=str(failed))
 
     async with trio.open_nursery() as nursery:
         for contact in contacts:

@@ -11,7 +11,7 @@ from legion_p2p.services.checkpoint.writer import CheckpointService
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.ports import Archive
-from legion_p2p.services.run.state_sync import FetchedShard, keep
+from legion_p2p.services.run.arrivals import FetchedShard, keep
 from legion_p2p.services.shards.service import ShardService
 
 MAX_PROVIDED = 8  # checkpoints under which a peer is found in the DHT: each record is renewed again and again
