@@ -10,7 +10,8 @@ asked before anything large is fetched. Of a shard's bases the one prevails that
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import trio
@@ -43,11 +44,11 @@ from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.rpc import Rpc
 
 ASK_DEADLINE_S = 5.0
-FIND_DEADLINE_S = 2.0  # for the DHT to name more who have checkpoints: the members that are known suffice in most runs
+FIND_DEADLINE_S = 2.0  # for the DHT to name more peers with checkpoints: the members that are known suffice in most runs
 MAX_TELLERS = 16  # members asked for checkpoints
 MAX_ROOTS = 32  # manifests that are fetched: up to 1 MiB each
 MAX_WEIGHED = 8  # of those that are looked into
-PER_PUBLISHER = 2  # of them: who was stopped while joining may have blocks of the one before the newest
+PER_PUBLISHER = 2  # of them: a peer that was stopped while joining may have blocks of the one before the newest
 MAX_JUDGES = 8  # members that are asked which states they come from
 MAX_NODE_SHARE = 1 / 16  # of the model's bytes: what a manifest's nodes may take, beside the first MiB
 
@@ -65,7 +66,7 @@ class Candidate:
     n_since_bytes: int
     """Of the updates since."""
     judges: tuple[PeerId, ...]
-    """Members that come from this state, those first who are furthest."""
+    """Members that come from this state, the furthest first."""
 
     @property
     def n_bytes(self) -> int:
@@ -73,7 +74,7 @@ class Candidate:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """The lower the better. Blocks come from whoever has them, updates from those who train: these count double."""
+        """The lower the better. Blocks come from any peer that has them, updates from members that train: these count double."""
         return -self.n_signers, self.n_block_bytes + 2 * self.n_since_bytes
 
     @property
@@ -155,7 +156,7 @@ class CheckpointSelection:
         return chosen
 
     async def _ask_for_checkpoints(self) -> dict[Cid, set[PeerId]]:
-        """Which there are, those first that somebody has as its newest, and who told of them."""
+        """Which there are, those first that some peer has as its newest, and which peers named each."""
         ready = [m.peer_id for m in self._members.table.counted() if m.announcement.ready]
         asked = set(self._rng.sample(ready, min(MAX_TELLERS, len(ready))))
         question = GetCheckpoints(self._run)
@@ -205,7 +206,7 @@ class CheckpointSelection:
         shards = await self._fetch_nodes(cid for manifest in manifests for cid in manifest.shards)
         states: dict[Cid, StoredShard] = {}
         for cid, data in shards.items():
-            with _noted(self._events, cid):
+            with _noting(self._events, cid):
                 states[cid] = decode_shard(data)
         nodes = await self._fetch_nodes(state.base for state in states.values())
         found = []
@@ -214,7 +215,7 @@ class CheckpointSelection:
                 state = states.get(cid)
                 if state is None or state.base not in nodes:
                     continue
-                with _noted(self._events, cid):
+                with _noting(self._events, cid):
                     base = decode_base(nodes[state.base])
                     check_shard(i, state, base)
                     if len(base.leaves) != len(chunk_sizes(self._plan.size(i))):
@@ -257,21 +258,13 @@ class CheckpointSelection:
         return {state: sorted(found, reverse=True) for state, found in since.items() if len(found) > denials[state]}
 
 
-class _noted:
+@contextmanager
+def _noting(events: Events, cid: Cid) -> Iterator[None]:
     """What cannot be read is noted, and left out."""
-
-    def __init__(self, events: Events, cid: Cid) -> None:
-        self._events = events
-        self._cid = cid
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, DecodeError | MissingBlockError):
-            self._events.emit("checkpoint.not_believed", cid=str(self._cid), reason=str(error))
-            return True
-        return False
+    try:
+        yield
+    except (DecodeError, MissingBlockError) as bad:
+        events.emit("checkpoint.not_believed", cid=str(cid), reason=str(bad))
 
 
 def _state(state: StoredShard) -> State:

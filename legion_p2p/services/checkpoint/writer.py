@@ -152,12 +152,9 @@ class CheckpointService:
         """A shard has new bytes that no update led to: what is queued of it leads nowhere any more."""
         if self._failing:
             return
-        kept, gone = [], []
-        for one in self._queue:
-            shard = one.shard if isinstance(one, _Head) else one.header.shard
-            (gone if shard == replica.shard else kept).append(one)
-        self._queued_bytes -= sum(_size_of(one) for one in gone if isinstance(one, _Queued))
-        self._queue = kept
+        gone = [one for one in self._queue if _shard_of(one) == replica.shard]
+        self._queue = [one for one in self._queue if _shard_of(one) != replica.shard]
+        self._queued_bytes -= sum([_size_of(one) for one in gone if isinstance(one, _Queued)])
         self._queue.append(_head_of(replica))
         self._changed_notify.notify()
 
@@ -220,6 +217,10 @@ class CheckpointService:
 def _head_of(replica: Replica) -> _Head:
     chain = replica.chain
     return _Head(replica.shard, chain.version, chain.digest, chain.included(), replica.reference)
+
+
+def _shard_of(one: _Queued | _Head) -> int:
+    return one.shard if isinstance(one, _Head) else one.header.shard
 
 
 def _size_of(queued: _Queued) -> int:
