@@ -51,7 +51,7 @@ async def inline(fn: Callable[..., T], *args: Any) -> T:
 def pull(peer: "SimPeer") -> None:
     """The local step of the toy: towards the peer's own target."""
     with torch.no_grad():
-        peer.theta += peer.rate * (peer.target - peer.theta)
+        peer.theta.add_(peer.rate * (peer.target - peer.theta))
 
 
 class SimMailbox(Mailbox):
@@ -205,7 +205,8 @@ class Swarm:
             peer.network.die()  # all at once: nobody is left to say goodbye to
         self._nursery.cancel_scope.cancel()
         try:
-            return await self._manager.__aexit__(kind, error, trace)
+            swallowed: bool | None = await self._manager.__aexit__(kind, error, trace)
+            return swallowed
         finally:
             await self.world.__aexit__(None, None, None)
 

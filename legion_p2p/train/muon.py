@@ -74,7 +74,7 @@ class MuonAdamW(torch.optim.Optimizer):
         return cls(matrices, others, lr, fused=fused, **options)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. A parameter without a gradient stays as it is."""
         loss = None
         if closure is not None:
@@ -92,7 +92,7 @@ class MuonAdamW(torch.optim.Optimizer):
             stacks[(*sorted((len(p) // group["parts"], p.shape[1])), p.device, p.dtype)].append(p)
         for stack in stacks.values():
             wanted = [_wide(part) for p in stack for part in self._nesterov(p, group["momentum"]).chunk(group["parts"])]
-            steps = orthogonalize(torch.stack(wanted)).split(group["parts"])
+            steps = torch.split(orthogonalize(torch.stack(wanted)), group["parts"])
             for p, step_SRC in zip(stack, steps, strict=True):
                 rows, columns = len(p) // group["parts"], p.shape[1]
                 step = (step_SRC if rows <= columns else step_SRC.mT).reshape(p.shape)
@@ -101,6 +101,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def _nesterov(self, p: Tensor, momentum: float) -> Tensor:
         state, grad = self.state[p], p.grad
+        assert grad is not None  # `step` leaves the others out
         if not state:
             state["momentum"] = torch.zeros_like(p)
         average = state["momentum"].lerp_(grad, 1 - momentum)
@@ -138,7 +139,9 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
             apart |= own
         elif isinstance(module, nn.MultiheadAttention) or name == "qkv":
             threefold |= own
-    matrices, fused, others = [], [], []
+    matrices: list[nn.Parameter] = []
+    fused: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for p in model.parameters():
         if p.requires_grad:
             is_matrix = p.ndim == 2 and id(p) not in apart
@@ -160,7 +163,8 @@ def orthogonalize(x_SRC: Tensor) -> Tensor:
         for _ in range(ITERATIONS):
             gram_SRR = torch.bmm(y_SRC, y_SRC.mT)
             y_SRC = torch.baddbmm(y_SRC, torch.baddbmm(gram_SRR, gram_SRR, gram_SRR, beta=b, alpha=c), y_SRC, beta=a)
-    return y_SRC.to(x_SRC.dtype)
+    steps_SRC: Tensor = y_SRC.to(x_SRC.dtype)
+    return steps_SRC
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class OneBitAdam(torch.optim.Optimizer):
         return self.frozen_at is None
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. A parameter without a gradient stays as it is."""
         loss = None
         if closure is not None:

@@ -9,6 +9,7 @@ import msgspec
 import trio
 
 from legion_p2p.concurrency.notify import Notify
+from legion_p2p.concurrency.nurseries import TaskStatus
 from legion_p2p.core.absence import Absence
 from legion_p2p.core.admission import Admission
 from legion_p2p.core.announcement import Announcement, open_signed, peer_of, sign
@@ -303,14 +304,14 @@ class MemberService:
             self.heard(peer)
         return True
 
-    async def run_forever(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run_forever(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery, self._gossip.subscribe(announce_topic(self.run)) as heard:
             self._nursery = nursery
             try:
                 nursery.start_soon(self._announce_regularly)
                 nursery.start_soon(self._exchange_regularly)
                 nursery.start_soon(self._look_at_clock)
-                task_status.started()
+                task_status.started(None)
                 async for signed in heard:
                     try:
                         self.take(signed, direct=True)
