@@ -92,7 +92,7 @@ class Books:
         trainee, n_shards = peer.trainee, peer.engine.plan.n_shards
         for shard, replica in peer.engine.shards.replicas.items():
             steps = trainee._handed_in[shard][0]
-            pending = replica.pending
+            pending = replica.life.push.packed
             if shard in trainee._busy:
                 last = steps if pending is None else pending.steps
                 steps = max(0, steps - last)

@@ -190,7 +190,7 @@ async def stay(load: float, n_newcomers: int, n_shards: int, training: bool, cab
         def made() -> tuple[float, float]:
             """Rounds so far: by versions, and by pushes."""
             versions = sum(sum(peer.versions()) for peer in trainers)
-            pushes = sum(replica.n_pushed for peer in trainers for replica in peer.engine.shards.replicas.values())
+            pushes = sum(replica.life.push.n_packed for peer in trainers for replica in peer.engine.shards.replicas.values())
             return versions / 4 / n_shards, pushes / 4 / n_shards
 
         async def rounds_a_minute(condition: Callable[[], bool]) -> float:

@@ -150,6 +150,9 @@ def _domain(body: bytes) -> bytes:
     return b"legion/announcement/1\0" + hashlib.sha256(body).digest()
 
 
+_MARK = struct.Struct(">II")
+
+
 def mark_of(version: int, digest: bytes) -> Mark:
     return Mark(version, int.from_bytes(digest[:4], "big"))
 
@@ -162,6 +165,11 @@ def pack_marks(marks: Sequence[Mark]) -> bytes:
 @lru_cache(maxsize=MAX_OPENED)
 def unpack_marks(packed: bytes) -> tuple[Mark, ...]:
     return tuple(Mark(version, prefix) for version, prefix in struct.iter_unpack(">II", packed))
+
+
+def mark_at(packed: bytes, shard: int) -> Mark | None:
+    """The mark of one shard; None where nothing is said of it."""
+    return Mark(*_MARK.unpack_from(packed, MARK_BYTES * shard)) if len(packed) >= MARK_BYTES * (shard + 1) else None
 
 
 def version_at(packed: bytes, shard: int) -> int | None:

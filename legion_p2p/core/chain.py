@@ -54,6 +54,8 @@ class Chain:
         self.digest = digest
         self.owner = owner
         """Whose updates made this chain, as far as known."""
+        self.n_replaced = 0
+        """How often it was exchanged for another one."""
         self._max_log_bytes = max_log_bytes
         self._log: OrderedDict[int, Entry] = OrderedDict()  # by the version that it made
         self._log_bytes = 0
@@ -103,6 +105,18 @@ class Chain:
         self.owner = owner
         self._include(included)
 
+    def replaced(self, version: int, digest: bytes, owner: PeerId, included: Iterable[Inclusion] = ()) -> None:
+        """The shard was taken over whole, as `owner` holds it: this is another chain from now on."""
+        self.version = version
+        self.digest = digest
+        self.owner = owner
+        self.n_replaced += 1
+        self._log.clear()
+        self._log_bytes = 0
+        self._digests = OrderedDict({version: digest})
+        self._included = {}
+        self._include(included)
+
     def since(self, version: int, digest: bytes) -> tuple[Update, ...] | None:
         """The updates that lead from a state to ours; None where the log does not reach back, or never held that state."""
         if version == self.version and digest == self.digest:
@@ -130,7 +144,7 @@ class Chain:
         return self._included.get(peer, -1)
 
     def first(self, members: Iterable[PeerId]) -> frozenset[PeerId]:
-        """See core.stake."""
+        """See core.contribution."""
         return first(members, self._included, self.version)
 
     def includes(self, peer: PeerId, seq: int) -> bool:

@@ -145,7 +145,7 @@ class Membership:
         self.revision = 0
         """Rises whenever an announcement or a liveness is another one than before."""
         self.roles_revision = 0
-        """Rises whenever somebody comes, goes, or has another weight, region or readiness."""
+        """Rises whenever somebody comes, goes, or announces another role (`role_of`)."""
 
     # what happened
 
@@ -182,7 +182,7 @@ class Membership:
             self._greet(peer, now)
         else:
             self._members[peer] = msgspec.structs.replace(known, announcement=announcement)
-            self._count_change(roles=_role(announcement) != _role(known.announcement))
+            self._count_change(roles=role_of(announcement) != role_of(known.announcement))
             # A dead member's newer announcement, even passed on, was made after we lost it: worth a new chance.
             if direct or known.liveness is Liveness.DEAD:
                 self.lives(peer, now)
@@ -328,8 +328,9 @@ class Membership:
                 self._members[peer] = msgspec.structs.replace(member, heard_at=heard_at, since=since)
 
 
-def _role(announcement: Announcement) -> tuple[bool, float, str]:
-    return (announcement.ready, announcement.weight, announcement.region)
+def role_of(announcement: Announcement) -> tuple[bool, bool, float, str]:
+    """What decides who owns which shard, and who is waited for."""
+    return (announcement.ready, announcement.training, announcement.weight, announcement.region)
 
 
 def believed(member: Member, region: str) -> Announcement:

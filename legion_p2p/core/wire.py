@@ -51,7 +51,7 @@ _Cid = Annotated[bytes, msgspec.Meta(min_length=36, max_length=36)]
 _Block = Annotated[bytes, msgspec.Meta(max_length=MAX_BLOCK_BYTES)]
 _Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_BLOCK_BYTES)]
 Part = Literal["residual", "momentum", "recent"]
-"""What only an owner has of a shard: see `Handover`."""
+"""What only an owner has of a shard: see `HandoverPart`."""
 _Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)]
 
 
@@ -243,7 +243,7 @@ class GetShard(Request[ShardState | Busy], frozen=True, tag="get_shard"):
     shard: _Shard
 
 
-class Handover(Request[Held], frozen=True, tag="handover"):
+class HandoverPart(Request[Held], frozen=True, tag="handover"):
     """A part of what only an owner has, for the one who owns the shard now. Answered with Held.
 
     The residual of its error feedback, or what its outer optimizer remembers: one at a time, as two would not fit into one frame.

@@ -17,8 +17,11 @@ others doubt a peer.
 
 import hashlib
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
+from itertools import chain, islice
+from operator import itemgetter
 
 import msgspec
 
@@ -32,9 +35,11 @@ MIN_WITNESSES = 3
 TOLERANCE_S = 0.020  # of the machine and of queues, whatever the distance
 TOLERANCE = 0.35  # of the round trip: the errors of two coordinates that are still settling
 AGREEING = 0.6  # share of the witnesses; a minority may lie, or be badly placed itself
+MAX_REMEMBERED = 512  # testimonies that were unpacked: most members say the same for a while
 MAX_TESTIMONIES = 16  # in one announcement: twice what falls to each where regions are of one size
 _TESTIMONY = struct.Struct(">8sI")  # the start of the peer's hash; microseconds
 TESTIMONY_BYTES = _TESTIMONY.size
+_FIRST_TWO = itemgetter(0, 1)
 
 
 class Witness(msgspec.Struct, frozen=True):
@@ -52,33 +57,47 @@ class Account(msgspec.Struct, frozen=True):
     testimonies: bytes = b""
 
 
-def witnesses_of(accounts: Iterable[Account]) -> dict[PeerId, tuple[PeerId, ...]]:
-    """The witnesses of each peer. All who see the same announcements agree on them."""
-    claims = {account.peer_id: account.coordinate for account in accounts}
-    ring = sorted(claims, key=_mark)
-    n = min(N_CANDIDATES, len(ring) - 1)
-    found = {}
-    for at, peer in enumerate(ring):
-        candidates = [ring[(at + 1 + ahead) % len(ring)] for ahead in range(n)]
-        found[peer] = _nearest(claims[peer], {other: claims[other] for other in candidates})
-    return found
+class Ring:
+    """All members that announced themselves, in the order of the hashes of their ids."""
+
+    def __init__(self, accounts: Iterable[Account]) -> None:
+        self.accounts = sorted(accounts, key=lambda account: _mark(account.peer_id))
+        self._n_candidates = max(0, min(N_CANDIDATES, len(self.accounts) - 1))
+        self._twice = self.accounts + self.accounts[: self._n_candidates]
+        self._at = {account.peer_id: at for at, account in enumerate(self.accounts)}
+
+    def witnesses_of(self, peer: PeerId) -> list[Account]:
+        """The nearest to where it claims to be first. All who see the same announcements agree on them."""
+        at = self._at[peer]
+        claimed = self.accounts[at].coordinate
+        if claimed is None:
+            return []
+        candidates = self._twice[at + 1 : at + 1 + self._n_candidates]
+        away = [(claimed.rtt_s(c.coordinate), c.peer_id, c) for c in candidates if c.coordinate is not None]
+        away.sort(key=_FIRST_TWO)
+        return [account for _, _, account in away[:N_WITNESSES]]
+
+    def subjects_of(self, witness: PeerId) -> list[PeerId]:
+        """Whom it is to measure, in the order of the ring; at most MAX_TESTIMONIES."""
+        at, n = self._at[witness], len(self.accounts)
+        before = sorted((at - 1 - back) % n for back in range(self._n_candidates))  # it is a candidate for no others
+        peers = (self.accounts[i].peer_id for i in before)
+        chosen = (peer for peer in peers if any(other.peer_id == witness for other in self.witnesses_of(peer)))
+        return list(islice(chosen, MAX_TESTIMONIES))
 
 
-def subjects_of(witness: PeerId, accounts: Iterable[Account]) -> list[PeerId]:
-    """Whom it is to measure, of all who announced; at most MAX_TESTIMONIES."""
-    return [peer for peer, witnesses in witnesses_of(accounts).items() if witness in witnesses][:MAX_TESTIMONIES]
-
-
-def doubted(accounts: Sequence[Account]) -> frozenset[PeerId]:
+def doubted(ring: Ring) -> frozenset[PeerId]:
     """Those of all members whose coordinate is not believed. All who see the same announcements agree."""
-    by_peer = {account.peer_id: account for account in accounts}
-    spoken = {peer: unpack_testimonies(account.testimonies) for peer, account in by_peer.items()}
+    spoken = {account.peer_id: _unpacked(account.testimonies) for account in ring.accounts}
+    n_speaking = Counter(chain.from_iterable(spoken.values()))
     verdicts = {}
-    for peer, chosen in witnesses_of(accounts).items():
-        claimed, mark = by_peer[peer].coordinate, _mark(peer)
-        said = [(by_peer[witness].coordinate, spoken[witness].get(mark)) for witness in chosen]
+    for account in ring.accounts:
+        peer, claimed, mark = account.peer_id, account.coordinate, _mark(account.peer_id)
+        if claimed is None or claimed.error >= UNSETTLED or n_speaking[mark] < MIN_WITNESSES:
+            continue  # what its witnesses say, if it has any, decides nothing
+        said = [(witness.coordinate, spoken[witness.peer_id].get(mark)) for witness in ring.witnesses_of(peer)]
         witnesses = [Witness(where, rtt_s) for where, rtt_s in said if where is not None and rtt_s is not None]
-        if claimed is not None and (verdict := is_believed(claimed, witnesses)) is not None:
+        if (verdict := is_believed(claimed, witnesses)) is not None:
             verdicts[peer] = verdict
     found = frozenset(peer for peer, verdict in verdicts.items() if not verdict)
     return found if 2 * len(found) <= len(verdicts) else frozenset()
@@ -111,11 +130,7 @@ def unpack_testimonies(packed: bytes) -> dict[bytes, float]:
     return {mark: micros / 1e6 for mark, micros in _TESTIMONY.iter_unpack(packed)}
 
 
-def _nearest(claimed: Coordinate | None, others: Mapping[PeerId, Coordinate | None]) -> tuple[PeerId, ...]:
-    if claimed is None:
-        return ()
-    away_s = {peer: claimed.rtt_s(at) for peer, at in others.items() if at is not None}
-    return tuple(sorted(away_s, key=lambda peer: (away_s[peer], peer))[:N_WITNESSES])
+_unpacked = lru_cache(maxsize=MAX_REMEMBERED)(unpack_testimonies)
 
 
 @lru_cache(maxsize=4096)

@@ -29,7 +29,7 @@ from legion_p2p.net import wire
 from legion_p2p.net.wire import Envelope, Kind
 from legion_p2p.services.run.pacing import paced
 from legion_p2p.services.shards.codecs import shard_codec
-from legion_p2p.services.shards.follower import TRANSFER_DEADLINE_S
+from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S
 from legion_p2p.tensor.body import HEADER
 from legion_p2p.tensor.mixed import Mixed
 

@@ -16,6 +16,7 @@ from legion_p2p.config import PeerConfig
 from legion_p2p.core.checkpoint_policy import CheckpointConfig
 from legion_p2p.core.membership import MembershipConfig
 from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.shard.push import PushState
 from legion_p2p.errors import DiskFullError
 from legion_p2p.services.run import advertise
 from legion_p2p.sim.swarm import SimPeer, Swarm
@@ -129,9 +130,9 @@ async def test_an_owner_dies_in_the_middle_of_a_round(autojump_clock):
         async with witnessed(swarm, peers, [owner]) as survivors:
             await swarm.until(lambda: is_mid_round(owner, 0), 10, "in the middle of a round")
             acknowledged = [
-                (p, pending.seq)
+                (p, push.packed.seq)
                 for p in survivors
-                if (pending := p.engine.shards.replicas[0].pending) is not None and pending.holder == owner.id
+                if (push := p.engine.shards.replicas[0].life.push).state is PushState.HELD and push.holder == owner.id
             ]
             assert acknowledged
             await swarm.kill(owner.name)

@@ -285,7 +285,7 @@ async def test_the_momentum_of_the_outer_optimizer_goes_with_the_shard(autojump_
         a.hung = b.hung = True  # a round that closed meanwhile would change the momentum
         shard = b.engine.shards.owned()[0]
         held = [peer.engine.shards.replicas[shard] for peer in (a, b)]
-        await swarm.until(lambda: not any(one.pending or one.offered for one in held), 60, "the last pushes are in an update")
+        await swarm.until(lambda: all(one.life.push.is_idle for one in held), 60, "the last pushes are in an update")
         before = b.engine.shards.replicas[shard].outer.momentum
         assert before is not None and before.any()
 

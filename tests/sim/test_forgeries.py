@@ -13,7 +13,7 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.wire import (
     Done,
     GetUpdates,
-    Handover,
+    HandoverPart,
     Held,
     Inclusion,
     NotOwner,
@@ -198,7 +198,7 @@ async def test_even_an_owner_cannot_send_what_does_not_hold_together(autojump_cl
             "of another size": await liar.refused(victim, msgspec.structs.replace(liar.update(victim, small), payload=b"x")),
         }
         before = replica.chain.version
-        frozen = (Inclusion(victim.id, 1 << 62), Inclusion(peers[1].id, replica.next_seq + 5))
+        frozen = (Inclusion(victim.id, 1 << 62), Inclusion(peers[1].id, replica.life.push.next_seq + 5))
         followed = await liar.ask(victim, liar.update(victim, small, included=frozen, tokens=1 << 62))
         behind = await liar.ask(victim, liar.update(victim, small, version=LAST_VERSION))  # then it asks, and gets a whole shard
 
@@ -212,7 +212,7 @@ async def test_even_an_owner_cannot_send_what_does_not_hold_together(autojump_cl
         await trio.sleep(5)  # what only the victim has is given up for what its new owner has
         with goes_on(swarm):
             await trio.sleep(10)
-        seqs = [p.engine.shards.replicas[0].next_seq for p in peers]
+        seqs = [p.engine.shards.replicas[0].life.push.next_seq for p in peers]
         await trio.sleep(10)
         chain = owner_of(swarm).engine.shards.replicas[0].chain
         assert all(chain.includes(p.id, seq) for p, seq in zip(peers, seqs, strict=True)), "all of them contribute again"
@@ -227,7 +227,7 @@ async def test_an_owner_that_answers_pushes_with_lies_holds_up_its_own_shards_on
         answers = random.Random(1)
         liar.answers[Push] = lambda: answers.choice(lies)
         liar.answers[GetUpdates] = lambda: poison(liar)
-        liar.answers[Handover] = lambda: Held(LAST_VERSION, b"d" * 32)
+        liar.answers[HandoverPart] = lambda: Held(LAST_VERSION, b"d" * 32)
 
         await liar.become_member(ready=True, weight=HUGE)
         await trio.sleep(20)

@@ -6,6 +6,7 @@ import trio
 
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.shard.events import Owners
 from legion_p2p.sim.swarm import Swarm
 
 EXACT = RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", norm_cap=0.0, shard_elements=16)
@@ -89,23 +90,25 @@ async def test_a_push_to_somebody_who_no_longer_owns_reaches_who_does(autojump_c
         assert swarm.agree()
 
 
-async def test_a_push_that_its_owner_forgot_is_sent_again(autojump_clock, monkeypatch):
+async def test_a_push_that_its_owner_forgot_is_sent_again(autojump_clock):
     """For a moment the owner thinks that another one owns the shard, and drops what it holds. Nobody else pushes any more."""
     async with Swarm(round=EXACT) as swarm:
         a, b = [await swarm.add(name) for name in "ab"]
         await swarm.until(swarm.owners_agree, 10, "one view of who owns what")
         await trio.sleep(5)
+        a, b = (a, b) if b.engine.shards.owned() else (b, a)
         shard = b.engine.shards.owned()[0]
         held, book = b.engine.shards.replicas[shard], a.engine.shards.replicas[shard]
 
         b.hung = True  # so that the round waits for its push
-        await swarm.until(lambda: book.pending is not None and book.pending.holder == b.id, 10, "the owner holds the push")
-        with monkeypatch.context() as mistake:
-            mistake.setattr(b.engine.shards, "ownership", lambda _: Ownership(a.id, b.id))
-            held.notify.notify()
-            await swarm.until(lambda: held.round is None, 1, "forgotten")
-        held.notify.notify()
-        forgotten = book.pending.seq
+        await swarm.until(lambda: book.life.push.holder == b.id, 10, "the owner holds the push")
+        forgotten = book.life.push.packed.seq
+        states = b.engine.shards.states
+        held.life.handle(Owners(Ownership(a.id, b.id)), trio.current_time())
+        states.wake(held)
+        await swarm.until(lambda: held.round is None, 1, "forgotten")
+        held.life.handle(Owners(states.ownership(shard)), trio.current_time())
+        states.wake(held)
         a.max_steps, b.max_steps, b.hung = a.trainee.steps, b.trainee.steps, False
 
         await swarm.until(lambda: held.chain.includes(a.id, forgotten), 30, "included after all")

@@ -6,7 +6,7 @@ import trio
 
 from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.run import RoundSpec
-from legion_p2p.core.wire import Handover
+from legion_p2p.core.wire import HandoverPart
 from legion_p2p.errors import UnreachableError
 from legion_p2p.services.run import leaving
 from legion_p2p.sim.swarm import SimPeer, Swarm
@@ -42,18 +42,18 @@ async def test_who_leaves_asks_its_heir_in_few_bytes_whatever_its_last_update_na
     """The header that shows who owned the shard may be a megabyte long, and goes with what is handed over only."""
     async with Swarm(round=MOVED, numel=64, step_s=1.0) as swarm:
         leaver = await owner_at_rest(swarm)
-        shards, sent = leaver.engine.shards, []
-        ask = shards._ask
+        rpc, sent = leaver.engine.shards.states.rpc, []
+        ask = rpc.ask
 
-        async def record(peer, message, *how):
+        async def record(peer, message, *how, **deadline):
             sent.append(message)
-            return await ask(peer, message, *how)
+            return await ask(peer, message, *how, **deadline)
 
-        shards._ask = record
+        rpc.ask = record
         await swarm.leave(leaver.name)
         await leaver.ended.wait()
 
-        given = [message for message in sent if isinstance(message, Handover)]
+        given = [message for message in sent if isinstance(message, HandoverPart)]
         assert {bool(message.payload) for message in given} == {True, False}
         assert all(bool(message.header) == bool(message.signature) == bool(message.payload) for message in given)
 
@@ -108,9 +108,9 @@ async def test_a_push_that_was_on_its_way_when_its_peer_left_comes_into_an_updat
         leaver = next(p for p in swarm.living() if (p.engine.shards.replicas[0].round is not None) is owns)
         replica = leaver.engine.shards.replicas[0]
         swarm.world.rate_bytes_s = lambda sender, to: MBIT if sender == leaver.id else 1e9
-        await swarm.until(lambda: replica.pending is None, 20, "the one before has arrived")
-        await swarm.until(lambda: replica.pending is not None, 20, "another one begins its way of 5 s")
-        seq = replica.pending.seq
+        await swarm.until(lambda: replica.life.push.packed is None, 20, "the one before has arrived")
+        await swarm.until(lambda: replica.life.push.packed is not None, 20, "another one begins its way of 5 s")
+        seq = replica.life.push.packed.seq
 
         await swarm.leave(leaver.name)
         await leaver.ended.wait()
@@ -147,17 +147,18 @@ async def test_what_arrived_though_its_answer_was_lost_counts_once(autojump_cloc
         leaver = await owner_at_rest(swarm, train_s=20)
         residual = leaver.engine.shards.replicas[0].owner_residual
         assert residual.any()
-        give, n_given = leaver.engine.shards._give, 0
+        handover = leaver.engine.shards.handover
+        give, n_given = handover.give, 0
 
-        async def loses_the_first_answer(heir, message):
+        async def loses_the_first_answer(next_owner, message):
             nonlocal n_given
-            held = await give(heir, message)
+            held = await give(next_owner, message)
             n_given += bool(message.payload) and message.shard == 0
             if message.payload and message.shard == 0 and n_given == 1:
-                raise UnreachableError(heir, "the connection broke")
+                raise UnreachableError(next_owner, "the connection broke")
             return held
 
-        leaver.engine.shards._give = loses_the_first_answer
+        handover.give = loses_the_first_answer
         await swarm.leave(leaver.name)
         await leaver.ended.wait()
 

@@ -15,7 +15,7 @@ import numpy as np
 from legion_p2p.core.coordinates import Coordinate, Locator
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.regions import Placed, RegionChoice, regions_of
-from legion_p2p.core.witnesses import Account, doubted, pack_testimonies, witnesses_of
+from legion_p2p.core.witnesses import Account, Ring, doubted, pack_testimonies
 
 PERIOD_S = 20.0
 PERIODS_PER_HOUR = 180
@@ -87,16 +87,16 @@ class Swarm:
         """Everybody measures one of those that it is a witness of; who is doubted then?"""
         by_id = {p.id: p for p in self.peers}
         accounts = [Account(p.id, p.coordinate) for p in self.peers]
-        chosen = witnesses_of(accounts)
+        ring = Ring(accounts)
         spoken = []
         for peer, account in zip(self.peers, accounts, strict=True):
-            subjects = [s for s, witnesses in chosen.items() if peer.id in witnesses]
+            subjects = ring.subjects_of(peer.id)
             for subject in sorted(subjects, key=peer.locator.n_samples)[:1]:
                 peer.locator.sample(subject, self.rtt_s(peer, by_id[subject]), self.period * PERIOD_S)
             measured = ((s, peer.locator.least_s(s)) for s in subjects)
             testimonies = pack_testimonies([(s, rtt_s) for s, rtt_s in measured if rtt_s])
             spoken.append(msgspec.structs.replace(account, testimonies=testimonies))
-        self.doubted = doubted(spoken)
+        self.doubted = doubted(Ring(spoken))
 
     def tick(self, n_heard: int = 1) -> None:
         """One announcement period."""

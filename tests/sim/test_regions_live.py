@@ -115,7 +115,7 @@ async def test_who_is_elsewhere_from_now_on_moves_to_the_region_there(autojump_c
         await trio.sleep(20)
         moving = swarm.peers["east-3"]
         steps = moving.trainee.steps
-        seqs = [replica.next_seq for replica in moving.engine.shards.replicas.values()]
+        seqs = [replica.life.push.next_seq for replica in moving.engine.shards.replicas.values()]
 
         places.at[moving.id] = "west"
         await swarm.until(places.is_right, 240, "it is in the western region")

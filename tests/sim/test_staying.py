@@ -13,7 +13,7 @@ UP_BYTES_S = 1.5 * NUMEL / (10 * STEP_S) / 0.4  # four that train fill two fifth
 
 def rounds(peers: list[SimPeer]) -> float:
     """How many each has taken part in, on the average."""
-    counts = [replica.n_pushed for peer in peers for replica in peer.engine.shards.replicas.values()]
+    counts = [replica.life.push.n_packed for peer in peers for replica in peer.engine.shards.replicas.values()]
     return sum(counts) / len(counts)
 
 

@@ -24,7 +24,7 @@ from legion_p2p.core.wire import (
     GetShard,
     GetSpec,
     GetUpdates,
-    Handover,
+    HandoverPart,
     Message,
     Ping,
     PingFor,
@@ -84,7 +84,7 @@ async def test_messages_about_another_run_are_refused_and_nobody_is_blamed(autoj
                 PingFor(liar.run, peers[1].id),
                 Accusation(liar.run, peers[1].id, 0),
             ]
-            messages += [liar.push(), GetUpdates(liar.run, 0, 0, d), GetShard(liar.run, 0), Handover(liar.run, 0, 0, d, b"")]
+            messages += [liar.push(), GetUpdates(liar.run, 0, 0, d), GetShard(liar.run, 0), HandoverPart(liar.run, 0, 0, d, b"")]
             messages += [liar.update(peers[0], torch.ones(N_ELEMENTS))]
             kinds = [await liar.refused(peer, message) for _ in range(3) for message in messages for peer in peers]
             unknown = await liar.refused(peers[0], GetSpec("no such run"))
@@ -200,12 +200,12 @@ async def test_only_who_made_versions_of_a_shard_hands_it_over_and_only_what_is_
         ones = encoded(torch.ones(N_ELEMENTS))
         big = encoded(torch.full((N_ELEMENTS,), 3e38))
 
-        def handover(payload: bytes, shard: int = 0, version: int = 0, codec: str = "fp32") -> Handover:
-            return Handover(liar.run, shard, version, b"d" * 32, payload, codec=codec)
+        def handover(payload: bytes, shard: int = 0, version: int = 0, codec: str = "fp32") -> HandoverPart:
+            return HandoverPart(liar.run, shard, version, b"d" * 32, payload, codec=codec)
 
         async def from_owner(payload: bytes, version: int = 0, codec: str = "fp32") -> str:
             try:
-                await member.engine.shards.on_request(owner.id, handover(payload, version=version, codec=codec))
+                await member.engine.shards.handover.on_handover(owner.id, handover(payload, version=version, codec=codec))
             except LegionError as refused:
                 return type(refused).__name__
             return ""

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from legion_p2p.core.chain import Chain
-from legion_p2p.core.round import Pace, RoundConfig
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.round import RoundConfig
+from legion_p2p.core.shard.life import ShardLife
 from legion_p2p.core.wire import RelayRequest
 from legion_p2p.services.inter_region.copies import CenterCopy, RegionCopy, RelayEstimate
 from legion_p2p.services.shards.replica import Replica
@@ -15,7 +17,7 @@ N = 1 << 13
 
 
 def replica(reference: torch.Tensor) -> Replica:
-    return Replica(0, reference, Chain(0, b"d" * 32, 1 << 20), Pace(RoundConfig()))
+    return Replica(0, reference, ShardLife(PeerId("me"), Chain(0, b"d" * 32, 1 << 20), RoundConfig(), 2.0))
 
 
 @pytest.mark.parametrize("name", ["int8", "topk512-4bit", "topk64-2bit"])

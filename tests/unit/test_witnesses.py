@@ -14,11 +14,10 @@ from legion_p2p.core.witnesses import (
     MAX_TESTIMONIES,
     N_WITNESSES,
     Account,
+    Ring,
     doubted,
     pack_testimonies,
-    subjects_of,
     unpack_testimonies,
-    witnesses_of,
 )
 from legion_p2p.errors import DecodeError
 
@@ -32,10 +31,10 @@ def at(x_ms: float, error: float = 0.1) -> Coordinate:
 def accounts(claims: dict[PeerId, Coordinate], true: dict[PeerId, Coordinate], liars: frozenset[PeerId] = frozenset()):
     """What all announce; `liars` say of everybody that it is elsewhere."""
     silent = [Account(peer, claim) for peer, claim in claims.items()]
-    said = []
+    said, ring = [], Ring(silent)
     for account in silent:
         here, more_s = true[account.peer_id], 1.0 if account.peer_id in liars else 0.0
-        measured = [(subject, more_s + here.rtt_s(true[subject])) for subject in subjects_of(account.peer_id, silent)]
+        measured = [(subject, more_s + here.rtt_s(true[subject])) for subject in ring.subjects_of(account.peer_id)]
         said.append(msgspec.structs.replace(account, testimonies=pack_testimonies(measured)))
     return said
 
@@ -44,57 +43,58 @@ def test_the_witnesses_of_a_peer_are_where_it_claims_to_be():
     true = {peer: at(100 * (i % 3)) for i, peer in enumerate(PEERS)}
     claims = true | {PEERS[0]: at(200)}
 
-    found = witnesses_of(accounts(claims, true))
+    ring = Ring(accounts(claims, true))
+    found = {peer: [witness.peer_id for witness in ring.witnesses_of(peer)] for peer in PEERS}
 
     assert all(len(set(who)) == N_WITNESSES and peer not in who for peer, who in found.items())
     assert sum(true[witness] == claims[PEERS[0]] for witness in found[PEERS[0]]) >= 3
-    assert all(len(subjects_of(peer, accounts(claims, true))) <= MAX_TESTIMONIES for peer in PEERS)
+    assert all(len(ring.subjects_of(peer)) <= MAX_TESTIMONIES for peer in PEERS)
 
 
 def test_among_few_everybody_is_a_witness_of_all_others():
     few = dict.fromkeys(PEERS[:4], at(0))
 
-    assert sorted(subjects_of(PEERS[0], accounts(few, few))) == sorted(PEERS[1:4])
-    assert subjects_of(PEERS[0], accounts({PEERS[0]: at(0)}, few)) == []
+    assert sorted(Ring(accounts(few, few)).subjects_of(PEERS[0])) == sorted(PEERS[1:4])
+    assert Ring(accounts({PEERS[0]: at(0)}, few)).subjects_of(PEERS[0]) == []
 
 
 def test_who_claims_to_be_elsewhere_is_doubted_and_nobody_else_is():
     true = {peer: at(100 * (i % 3)) for i, peer in enumerate(PEERS)}
     claims = true | {PEERS[0]: at(300), PEERS[1]: at(9000)}
 
-    assert doubted(accounts(claims, true)) == {PEERS[0], PEERS[1]}
+    assert doubted(Ring(accounts(claims, true))) == {PEERS[0], PEERS[1]}
 
 
 @pytest.mark.parametrize("liar", PEERS[:10])
 def test_one_who_speaks_ill_of_all_makes_nobody_doubted(liar):
     true = {peer: at(100 * (i % 3)) for i, peer in enumerate(PEERS)}
 
-    assert not doubted(accounts(true, true, frozenset([liar])))
+    assert not doubted(Ring(accounts(true, true, frozenset([liar]))))
 
 
 def test_of_four_one_who_speaks_ill_makes_nobody_doubted():
     true = {peer: at(100 * (i % 2)) for i, peer in enumerate(PEERS[:4])}
 
-    assert not doubted(accounts(true, true, frozenset(PEERS[:1])))
-    assert doubted(accounts(true | {PEERS[1]: at(500)}, true)) == {PEERS[1]}
+    assert not doubted(Ring(accounts(true, true, frozenset(PEERS[:1]))))
+    assert doubted(Ring(accounts(true | {PEERS[1]: at(500)}, true))) == {PEERS[1]}
 
 
 def test_who_is_no_witness_is_not_heard():
     true = dict.fromkeys(PEERS, at(0))
     victim = PEERS[0]
     said = accounts(true, true)
-    enemies = set(PEERS) - set(witnesses_of(said)[victim])
+    enemies = set(PEERS) - {witness.peer_id for witness in Ring(said).witnesses_of(victim)}
     slander = pack_testimonies([(victim, 5.0)])
     said = [msgspec.structs.replace(a, testimonies=slander) if a.peer_id in enemies else a for a in said]
 
-    assert len(enemies) > len(PEERS) / 2 and not doubted(said)
+    assert len(enemies) > len(PEERS) / 2 and not doubted(Ring(said))
 
 
 def test_who_does_not_know_where_it_is_is_neither_doubted_nor_heard():
     true = dict.fromkeys(PEERS[:5], at(0))
 
-    assert not doubted(accounts(true | {PEERS[0]: at(500, error=1.0)}, true))
-    assert not doubted(accounts({p: at(0, error=1.0) for p in PEERS[:5]} | {PEERS[0]: at(500)}, true))
+    assert not doubted(Ring(accounts(true | {PEERS[0]: at(500, error=1.0)}, true)))
+    assert not doubted(Ring(accounts({p: at(0, error=1.0) for p in PEERS[:5]} | {PEERS[0]: at(500)}, true)))
 
 
 @given(st.lists(st.tuples(st.sampled_from(PEERS), st.floats(1e-6, 2 * MAX_RTT_S)), max_size=30, unique_by=lambda m: m[0]))
@@ -117,4 +117,4 @@ def test_an_announcement_with_too_many_or_broken_testimonies_is_refused(n_bytes)
 
 @given(st.binary(max_size=MAX_TESTIMONIES).map(lambda b: b * 12))
 def test_whatever_others_say_nobody_stumbles(packed):
-    doubted([Account(peer, at(i), packed) for i, peer in enumerate(PEERS[:6])])
+    doubted(Ring(Account(peer, at(i), packed) for i, peer in enumerate(PEERS[:6])))

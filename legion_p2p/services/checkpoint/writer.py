@@ -108,8 +108,8 @@ class CheckpointService:
         """Follow the shards from now on. The archive is open, and the shards are held."""
         self.newest = self._archive.newest
         self._following = True
-        self._shards.on_update = self._on_update
-        self._shards.on_replaced = self._on_replaced
+        self._shards.states.on_update = self._on_update
+        self._shards.states.on_replaced = self._on_replaced
         while not self._leaving:
             now = trio.current_time()
             publish_at, write_at = max(self._next_at, self._not_before), self._write_at()

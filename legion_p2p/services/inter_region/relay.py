@@ -16,8 +16,8 @@ from legion_p2p.errors import CodecError, DecodeError, NetworkError, RefusedErro
 from legion_p2p.services.inter_region.copies import RegionCopy, RelayEstimate
 from legion_p2p.services.inter_region.parts import SyncParts
 from legion_p2p.services.inter_region.schedule import WHOLE
-from legion_p2p.services.shards.follower import TRANSFER_DEADLINE_S
 from legion_p2p.services.shards.replica import Replica
+from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S
 from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.meeting import norm, reach
 

@@ -10,6 +10,7 @@ witnesses (core/witnesses.py) moves no coordinate and no region.
 
 import math
 import random
+from heapq import nsmallest
 
 import trio
 
@@ -18,7 +19,7 @@ from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.coordinates import Coordinate, Locator
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.regions import FEW_SAMPLES, Measured, Placed, RegionChoice, regions_of
-from legion_p2p.core.witnesses import Account, doubted, pack_testimonies, subjects_of
+from legion_p2p.core.witnesses import Account, Ring, doubted, pack_testimonies
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
 
@@ -81,9 +82,9 @@ class RegionService:
                 self._locator.sample(peer, rtt_s, trio.current_time())
         self._hear_witnesses()
         subject = min(self._subjects, key=self._last_pinged, default=None)
-        least_known = sorted(others, key=lambda peer: (self._locator.n_samples(peer), self._last_pinged(peer), peer))
+        least_known = nsmallest(PINGED, others, key=lambda peer: (self._locator.n_samples(peer), self._last_pinged(peer), peer))
         async with trio.open_nursery() as nursery:
-            for peer in dict.fromkeys([*least_known[:PINGED], *filter(None, [subject])]):
+            for peer in dict.fromkeys([*least_known, *filter(None, [subject])]):
                 nursery.start_soon(self._ping, peer, 1)
         self._fit(1 if self._locator.coordinate.error < SETTLED else UNSETTLED_PASSES)
 
@@ -126,8 +127,9 @@ class RegionService:
         """Once per announcement period: whom to measure, and whom not to believe."""
         accounts = [Account(peer_of(a), a.coordinate, a.testimonies) for a in self._others()]
         accounts.append(Account(self._members.me, self.coordinate, self.testimonies))
-        self._subjects = subjects_of(self._members.me, accounts)
-        self._doubted = doubted(accounts)
+        ring = Ring(accounts)
+        self._subjects = ring.subjects_of(self._members.me)
+        self._doubted = doubted(ring)
 
     async def _ping(self, peer: PeerId, n: int) -> None:
         for _ in range(n):

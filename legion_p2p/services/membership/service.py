@@ -25,6 +25,7 @@ from legion_p2p.core.membership import (
     Probe,
     Refute,
     believed,
+    role_of,
     weights_of,
 )
 from legion_p2p.core.run import announce_topic
@@ -53,6 +54,26 @@ SAMPLE = 16  # announcements in a regular exchange: gossip brings nearly all, an
 MAX_EXCHANGE_BYTES = 512 * 1024  # of announcements in one message: half a control frame
 
 
+class Roles(msgspec.Struct, frozen=True):
+    """What the members of one region can do."""
+
+    weights: dict[PeerId, float] = {}
+    ready: tuple[PeerId, ...] = ()
+    training: tuple[PeerId, ...] = ()
+
+    def renewed(self, announcements: Sequence[Announcement], region: str) -> "Roles":
+        """The roles of now. What is as before is the same object, so that others see at once what changed."""
+        here = [a for a in announcements if a.region == region]
+        weights = weights_of(here, region)
+        ready = tuple(peer_of(a) for a in here if a.ready)
+        training = tuple(peer_of(a) for a in here if a.training)
+        return Roles(
+            self.weights if weights == self.weights else weights,
+            self.ready if ready == self.ready else ready,
+            self.training if training == self.training else training,
+        )
+
+
 class MemberService:
     """The members of one run, as seen by this peer."""
 
@@ -73,10 +94,11 @@ class MemberService:
         self._absence = Absence(self.me, config.suspect_after_s + config.grace_s, self._clocks())
         self._everyone: tuple[Announcement, ...] = ()
         self._everyone_at: tuple[object, ...] = ()  # what it was made from
-        self._weights: dict[PeerId, float] = {}
-        self._weights_at: tuple[object, ...] = ()
         spec = ctx.spec
         self.admission = Admission(ctx.run, spec.admission, spec.founder, spec.admins, spec.admitted)
+        self._roles: dict[str, Roles] = {}
+        self._roles_at: tuple[object, ...] = ()
+        self._roles_told: tuple[object, ...] = ()
         self._identity = ctx.identity
         self._messenger = ctx.messenger
         self._gossip = ctx.gossip
@@ -91,6 +113,8 @@ class MemberService:
         self._hurried = False
         self._nursery: trio.Nursery | None = None
         self._greetings = trio.CapacityLimiter(MAX_GREETINGS_IN_FLIGHT)
+        self.role_listeners: list[Callable[[], None]] = []
+        """Called when somebody came, went, or has another role, this peer included."""
         self.listeners: list[Callable[[Changed], None]] = []
         self.announcement_listeners: list[Callable[[Announcement], None]] = []
 
@@ -112,11 +136,27 @@ class MemberService:
 
     def weights(self, region: str) -> dict[PeerId, float]:
         """Peer to weight, of those in `region` that hold the model and can carry shards. The same object until that changes."""
+        return self._roles_in(region).weights
+
+    def ready(self, region: str) -> tuple[PeerId, ...]:
+        """Those in `region` that hold the model. The same object until that changes."""
+        return self._roles_in(region).ready
+
+    def training(self, region: str) -> tuple[PeerId, ...]:
+        """Those in `region` that train now. The same object until that changes."""
+        return self._roles_in(region).training
+
+    def _roles_in(self, region: str) -> "Roles":
         own = self.own()
-        state = (self.table.roles_revision, self._absence.n_doubted, own.ready, own.weight, own.region, region)
-        if self._weights_at != state:
-            self._weights, self._weights_at = weights_of(self.everyone(), region), state
-        return self._weights
+        state = (self.table.roles_revision, self._absence.n_doubted, role_of(own))
+        if self._roles_at != state:
+            self._roles = {
+                known: roles.renewed(self.everyone(), known) for known, roles in self._roles.items() if known == region
+            }
+            self._roles_at = state
+        if region not in self._roles:
+            self._roles[region] = Roles().renewed(self.everyone(), region)
+        return self._roles[region]
 
     def announced(self, peer: PeerId) -> Announcement | None:
         """As in `everyone`, of one of the others."""
@@ -218,7 +258,7 @@ class MemberService:
                 self._messenger.add_addresses(peer, announcement.addresses)
                 for listener in self.announcement_listeners:
                     listener(announcement)
-            self.changed.notify()
+            self._note_change()
         self._work()
         return announcement
 
@@ -274,7 +314,7 @@ class MemberService:
         self._hurried = True
         self._own = None
         self._hurry.notify()
-        self.changed.notify()
+        self._note_change()
 
     async def announce_now(self) -> None:
         self._renew()
@@ -355,11 +395,20 @@ class MemberService:
             if not self.admission.is_open:
                 self.exclude_refused()
             if self._absence.end_probation(now):
-                self.changed.notify()
+                self._note_change()
             self.table.handle_timeout(now)
             self._work()
 
     # inner steps
+
+    def _note_change(self) -> None:
+        self.changed.notify()
+        own_role = None if self._own is None else role_of(self._own)
+        roles = (self.table.roles_revision, self._absence.n_doubted, own_role)
+        if roles != self._roles_told:
+            self._roles_told = roles
+            for listener in self.role_listeners:
+                listener()
 
     def _notice_absence(self) -> None:
         if self._absence.look(self._clocks()):
@@ -371,7 +420,7 @@ class MemberService:
     def _note_absence(self) -> None:
         self.was_away = True
         self.away.notify()
-        self.changed.notify()
+        self._note_change()
 
     def _work(self) -> None:
         """Carry out what the table asks for."""
@@ -399,7 +448,7 @@ class MemberService:
                 elif isinstance(effect, Accuse):
                     self._nursery.start_soon(self._accuse, effect)
         if rang:
-            self.changed.notify()
+            self._note_change()
 
     def _judge_return(self, change: Changed) -> None:
         """Only within a region: regions that were cut off from each other go on as they are, and come together as regions do."""
@@ -498,7 +547,10 @@ class MemberService:
 
     def _renew(self) -> None:
         self._seq += 1
+        before = self._own
         self._own = msgspec.structs.replace(
             self._describe(), incarnation=self.table.incarnation, seq=self._seq, leaving=self._leaving
         )
         self._signed_own = sign(self._own, self._identity)
+        if before is None or role_of(before) != role_of(self._own):
+            self._note_change()

@@ -15,26 +15,20 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.wire import (
     REQUESTS,
     Accusation,
-    AncestryQuery,
     Checkpoints,
     Done,
     Exchange,
     Exchanged,
     GetBlocks,
     GetCheckpoints,
-    GetShard,
     GetSpec,
-    GetUpdates,
-    Handover,
     HasBlocks,
     Ping,
     PingFor,
-    Push,
     RelayRequest,
     Request,
     SpecFound,
     SyncRequest,
-    Update,
 )
 from legion_p2p.errors import IncompatibleModelError, NetworkError, UnknownRunError
 from legion_p2p.services.rpc import Scope
@@ -92,8 +86,7 @@ def answer(run: Run) -> None:
     _answer_about_members(in_run, run)
     in_run.on(SyncRequest, run.region_sync.on_request)
     in_run.on(RelayRequest, run.region_sync.relay.on_request)
-    for kind in (Push, Update, GetUpdates, GetShard, AncestryQuery, Handover):
-        in_run.on(kind, run.shards.on_request)
+    run.shards.answer(in_run)
     run.messenger.serve(dispatcher.handle)
 
 

@@ -260,7 +260,7 @@ class Joiner:
 
 def _ramp_pushes(run: Run) -> None:
     """The moments of its inner optimizer are cold: its first pushes count less, unless the run averages exactly."""
-    run.shards.ramp_pushes = 0 if run.spec.round.synchronous else run.ctx.config.rounds.ramp_pushes
+    run.shards.states.ramp_pushes = 0 if run.spec.round.synchronous else run.ctx.config.rounds.ramp_pushes
 
 
 def _check_model(params: Params, spec: RunSpec) -> None:

@@ -59,7 +59,7 @@ async def _give_notice(run: Run) -> None:
     notices = HandOverNotices(trio.current_time())
     while True:
         await trio.sleep_until(notices.next_at)
-        n_shards, left_bytes = run.shards.to_hand_over
+        n_shards, left_bytes = run.shards.handover.to_hand_over
         bandwidth = run.messenger.bandwidth()
         upload_bps = bandwidth.upload_bps or bandwidth.upload_limit_bps
         remaining_s = notices.remaining_s(left_bytes, upload_bps, trio.current_time())

@@ -43,9 +43,9 @@ class Pacer:
         choice, self.local_steps = paced(rounds, steps, most, step_s, self._load(others), upload_bps, self._choice)
         if (choice.push_codec, choice.update_codec) != (self._choice.push_codec, self._choice.update_codec):
             self._events.emit("link.adapted", **msgspec.structs.asdict(choice), local_steps=self.local_steps)
-            self._shards.update_codec = choice.update_codec
+            self._shards.states.update_codec = choice.update_codec
             if not self._is_last:
-                self._shards.push_codec = choice.push_codec
+                self._shards.states.push_codec = choice.push_codec
         self._choice = choice
 
     def push_last(self, others: "list[Announcement]", bandwidth: Bandwidth) -> None:
@@ -56,10 +56,10 @@ class Pacer:
         budget = LAST_PUSH_S * (bandwidth.known_upload_bps or GUESSED_BPS)
         costs = sorted(_costs(*self._rounds.allowed_push_codecs()), key=lambda cost: cost.bits_per_element)
         elements = self._load(others).push_elements
-        now = codec.get(self._shards.push_codec).bits_per_element
+        now = codec.get(self._shards.states.push_codec).bits_per_element
         for cost in costs:
             if now < cost.bits_per_element and elements * cost.bits_per_element <= budget:
-                self._shards.push_codec = cost.name
+                self._shards.states.push_codec = cost.name
 
     def _load(self, others: "list[Announcement]") -> Load:
         """Updates to those who do not go first take up only what is left over: see core.stake."""

@@ -169,10 +169,7 @@ class Run:
 
     def nothing_pending(self) -> bool:
         """Nothing that this peer trained, or collected as an owner, has still to come into an update."""
-        return all(
-            r.pending is None and r.offered is None and (r.round is None or not r.round.waiting)
-            for r in self.shards.replicas.values()
-        )
+        return all(r.life.push.is_idle and (r.round is None or not r.round.waiting) for r in self.shards.replicas.values())
 
     # inner steps
 

@@ -1,4 +1,4 @@
-"""One shard as this peer holds it: the reference copy, its chain, and what is on its way.
+"""One shard as this peer holds it: the common copy, what only its owner has, and the arithmetic on both.
 
 Tensors here are 1-D fp32 on the CPU and never changed in place: whoever was handed one may go on reading it.
 """
@@ -11,8 +11,9 @@ from torch import Tensor
 from legion_p2p.concurrency.notify import Notify
 from legion_p2p.core.chain import Chain
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.round import Closed, Pace, ShardRound, staleness_weight
+from legion_p2p.core.round import Closed, ShardRound, staleness_weight
 from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.shard.life import ShardLife
 from legion_p2p.core.wire import Part
 from legion_p2p.errors import CodecError, NonFiniteError
 from legion_p2p.tensor.aggregate import Contribution, capped_weights
@@ -39,75 +40,60 @@ class LocalChange:
     """The inner optimizer wants it precise."""
 
 
-@dataclass(eq=False)
-class Pending:
-    """A push that no update contains yet. It is sent again whenever it may have been lost."""
+@dataclass(frozen=True, eq=False)
+class Arrived:
+    """A contribution to the round that is open."""
 
-    seq: int
-    version: int
-    tokens: int
-    steps: int
+    value: Tensor
+    codec: str
+
+
+@dataclass(frozen=True, eq=False)
+class Body:
+    """What a change was compressed to: the body of a contribution."""
+
     codec: str
     payload: bytes
     sent: Tensor
     """What the payload decodes to, for the case that this peer is the owner."""
-    holder: PeerId | None = None
-    """The owner that said it has it, or has been told to hold it."""
-    held_at_version: int = 0
-    redirect: PeerId | None = None
-    """Who owns the shard according to the peer that we asked."""
-    not_before: float = 0.0
-    attempts: int = 0
 
 
 @dataclass(eq=False)
 class Replica:
-    """All that is known here of one shard. Changed only by whoever holds `lock`."""
+    """One shard as this peer holds it. Tensors are changed only by whoever holds `lock`."""
 
     shard: int
     reference: Tensor
-    chain: Chain
-    pace: Pace
-    """Of its versions, as they came here."""
+    life: ShardLife
+    """What is to be done about it."""
     lock: trio.Lock = field(default_factory=trio.Lock)
     notify: Notify = field(default_factory=Notify)
-    """Rings when the shard's task should look again."""
+    """Wakes others that wait for a change of the shard."""
 
     # as a member
-    offered: LocalChange | None = None
-    pending: Pending | None = None
     residual: Tensor | None = None
-    next_seq: int = 0
-    n_pushed: int = 0
-    extra_tokens: int = 0
-    """Weight, beside its own, of what the residual took over from a chain that was given up."""
+    """What compression left out of this peer's contributions so far."""
 
     # as the owner
-    round: ShardRound | None = None
-    arrived: dict[PeerId, Tensor] = field(default_factory=dict)
+    arrived: dict[PeerId, Arrived] = field(default_factory=dict)
     """What each contribution in the round decodes to."""
-    held: dict[PeerId, int] = field(default_factory=dict)
-    """The version that a member had, last time that this peer heard of it."""
     owner_residual: Tensor | None = None
     outer: OuterState = field(default_factory=OuterState)
-    owned_from: int = 0
-    """The version at which this peer began to own the shard; what it has as the owner begins there."""
     taken_over: dict[Part, tuple[PeerId, int, bytes]] = field(default_factory=dict)
     """The last hand-over of each part: from whom, and in which version and digest."""
-    warming_up: bool = False
-    """Somebody in the round that is open pushed in the warm-up codec."""
-    made_tokens: int = 0
-    """Tokens in the versions that this peer itself made since it last followed somebody else's."""
-
-    # catching up
-    sync_from: PeerId | None = None
-    behind_at: int = 0
-    """The version at which this shard was first seen to be behind its owner."""
-    behind_since: float | None = None
 
     @property
     def numel(self) -> int:
         return self.reference.numel()
+
+    @property
+    def chain(self) -> Chain:
+        return self.life.chain
+
+    @property
+    def round(self) -> ShardRound | None:
+        """The open one, where this peer owns the shard."""
+        return self.life.owner.round
 
 
 @dataclass(frozen=True, eq=False)

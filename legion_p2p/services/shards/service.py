@@ -1,80 +1,230 @@
-"""The life of the shards at one peer: pushing, owning, following, catching up.
+"""The life of the shards at one peer: one task looks after all of them.
 
-Two tasks per shard look at what there is to do, do it, and wait for the notify. One keeps the shard:
-
-    ownership changed      -> take over (after asking the owner before us for its last word), or hand over
-    somebody is ahead      -> fetch the updates in between, or the whole shard
-    the round is complete  -> combine it, publish the update
-
-The other brings this peer's own changes to the owner:
-
-    a change was offered   -> compress it into a push; alone in the run: it simply becomes the next version
-    a push is pending      -> send it, again whenever it may have been lost
+It asks the machines of every shard to which something happened, or whose time has come (core/shard), and carries out what they
+say: what takes a moment at once, transfers and arithmetic in tasks of their own. A shard that rests costs nothing.
 
 The invariants of docs/ARCHITECTURE.md are kept here and tested in tests/sim.
 """
 
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
 import trio
 
+from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.priority import ThrottledReply
+from legion_p2p.core.membership import Changed, Liveness
+from legion_p2p.core.priority import Priority
+from legion_p2p.core.shard import follower, life, owner, push
+from legion_p2p.core.shard.agenda import Agenda
+from legion_p2p.core.shard.events import Gone
 from legion_p2p.core.wire import (
     AncestryQuery,
     GetShard,
     GetUpdates,
-    Handover,
+    HandoverPart,
+    Message,
     Push,
-    Reply,
     Request,
     Update,
 )
-from legion_p2p.errors import (
-    DecodeError,
-)
-from legion_p2p.services.shards.pusher import Pushing
+from legion_p2p.services.context import PeerContext
+from legion_p2p.services.membership.service import MemberService
+from legion_p2p.services.rpc import Scope
+from legion_p2p.services.shards.follower import FollowService
+from legion_p2p.services.shards.handover import HandoverService
+from legion_p2p.services.shards.mailbox import Mailbox
+from legion_p2p.services.shards.owner import OwnerService
+from legion_p2p.services.shards.pusher import PushService
+from legion_p2p.services.shards.replica import LocalChange, Replica
+from legion_p2p.services.shards.server import ShardServer
+from legion_p2p.services.shards.states import ShardStates
+
+R = TypeVar("R", bound=Message)
 
 SETTLE_S = 0.05  # membership news of this long are looked at together
 
 
-class ShardService(Pushing):
+class ShardService:
     """All shards of a run at one peer: the service that runs them."""
 
-    async def on_request(self, peer: PeerId, message: Request) -> Reply | ThrottledReply:
-        """Answer a request about a shard. Raises: LegionError, to be sent back."""
-        if isinstance(message, Push):
-            return await self._on_push(peer, message)
-        if isinstance(message, Update):
-            return await self._on_update(peer, message)
-        if isinstance(message, GetUpdates):
-            return await self._on_get_updates(peer, message)
-        if isinstance(message, GetShard):
-            return await self._on_get_shard(peer, message)
-        if isinstance(message, AncestryQuery):
-            return self._on_compare(message)
-        if isinstance(message, Handover):
-            return await self._on_handover(peer, message)
-        raise DecodeError(f"{type(message).__name__} is not about a shard")
+    def __init__(self, ctx: PeerContext, members: MemberService, mailbox: Mailbox) -> None:
+        self.states = ShardStates(ctx, members, mailbox)
+        self.follower = FollowService(ctx, self.states)
+        self.handover = HandoverService(ctx, self.states, self.follower)
+        self.owner = OwnerService(ctx, self.states, self.follower)
+        self.pusher = PushService(ctx, self.states, self.owner.submit)
+        self.server = ShardServer(ctx, self.states)
+        self.run = ctx.run
+        self.spec = ctx.spec
+        self.plan = ctx.plan
+        self.me = ctx.me
+        self.placement = self.states.placement
+        self.replica = self.states.replica
+        self.ownership = self.states.ownership
+        self.owned = self.states.owned
+        self.codec_of = self.states.codec_of
+        self.compute = self.states.compute
+        self.marks = self.states.marks
+        self.hold = self.states.hold
+        self.hold_chain = self.states.hold_chain
+        self.sync_all = self.follower.sync_all
+        self.adopt_region = self.follower.adopt_region
+        self.hand_over_all = self.handover.hand_over_all
+        self._members = members
+        self._agenda = Agenda()
+        self._expected: tuple[PeerId, ...] | None = None
+        self._look_at: float | None = None
+        members.listeners.append(self._on_member_changed)
+        members.announcement_listeners.append(self._on_announcement)
+        members.role_listeners.append(self._look_soon)
+
+    def answer(self, scope: Scope) -> None:
+        """Answer all requests about shards from now on."""
+        scope.on(Push, self.owner.on_push)
+        scope.on(Update, self.follower.on_update)
+        scope.on(GetUpdates, self.server.on_get_updates)
+        scope.on(GetShard, self.server.on_get_shard)
+        scope.on(AncestryQuery, self.server.on_ancestry_query)
+        scope.on(HandoverPart, self.handover.on_handover)
+
+    # what the rest of the peer asks for
+
+    @property
+    def replicas(self) -> dict[int, Replica]:
+        return self.states.replicas
+
+    @property
+    def region(self) -> str:
+        return self.states.region
+
+    def contribute(self, change: LocalChange) -> None:
+        """A local change to push. Its shard must have been settled since the last one."""
+        self.pusher.contribute(change)
+
+    async def sync_with(self, shard: int, peer: PeerId) -> None:
+        """Take over what `peer` holds of a shard, whoever made it: for a caller that knows whom to believe."""
+        await self.follower.fetch_patiently(self.replicas[shard], peer, trusted=True)
+
+    async def ask_owner(self, peer: PeerId, request: Request[R]) -> R:
+        """Ask another owner, as one of few transfers at a time. Raises: NetworkError."""
+        async with self.states.transfers:
+            return await self.states.rpc.ask(peer, request, Priority.ROUND)
+
+    def move(self, region: str) -> None:
+        """This peer is in another region from now on, and owns nothing yet."""
+        self.states.region = region
+        for replica in self.states.replicas.values():
+            replica.life.follower.forget()
+
+    async def own_nothing(self) -> None:
+        """Until every round that this peer kept is closed for good: its members know it as not ready, so it owns nothing."""
+        while any(replica.round is not None for replica in self.states.replicas.values()):
+            await self.states.settled.wait()
 
     def on_members_changed(self) -> None:
-        """Somebody came, went, or announced news: owners may differ, and somebody may be ahead of us."""
-        owners_may_differ = self._refresh_owners()
-        self._look_for_news()
-        for replica in self.replicas.values():
-            if owners_may_differ or replica.round is not None:
-                replica.notify.notify()
+        """Look at the members now: owners may differ, and others may train than before."""
+        self._look_at = None
+        for replica in self.states.refresh_owners():
+            self.follower.look_at(replica)
+        expected = self._members.training(self.states.region)
+        if expected is not self._expected:
+            self._expected = expected
+            for replica in self.states.replicas.values():
+                replica.life.owner.handle(owner.Expected(expected), trio.current_time())
+                if replica.round is not None:
+                    self.states.wake(replica)
+
+    # news of members
+
+    def _on_announcement(self, announcement: Announcement) -> None:
+        self.follower.heard_of(peer_of(announcement))
+
+    def _on_member_changed(self, change: Changed) -> None:
+        self.follower.heard_of(change.peer_id)
+        if change.after in (None, Liveness.DEAD):
+            for replica in self.states.replicas.values():
+                if replica.life.push.holder == change.peer_id:
+                    replica.life.handle(Gone(change.peer_id), trio.current_time())
+                    self.states.wake(replica)
+
+    def _look_soon(self) -> None:
+        if self._look_at is None:
+            self._look_at = trio.current_time() + SETTLE_S
+            self.states.woken.set()
+
+    # the task
 
     async def run_forever(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
+            self.states.nursery = nursery
             try:
+                self._expected = None  # shards may have come since
                 self.on_members_changed()
-                for replica in self.replicas.values():
-                    nursery.start_soon(self._keep, replica)
-                    nursery.start_soon(self._push, replica)
+                for replica in self.states.replicas.values():
+                    self.follower.look_at(replica)
+                    self.states.wake(replica)
                 task_status.started()
                 while True:
-                    await self._members.changed.wait()
-                    await trio.sleep(SETTLE_S)
-                    self.on_members_changed()
+                    self._work(trio.current_time())
+                    with trio.move_on_at(self._next_deadline()):
+                        await self.states.woken.wait()
             finally:
-                self._nursery = None
+                self.states.nursery = None  # a peer that leaves still answers and asks, but starts nothing
+
+    def _next_deadline(self) -> float:
+        deadlines = (self._look_at, self._agenda.next_deadline())
+        return min((at for at in deadlines if at is not None), default=math.inf)
+
+    def _work(self, now: float) -> None:
+        """Look at everything that there is to look at now."""
+        if self._look_at is not None and now >= self._look_at:
+            self.on_members_changed()
+        if self.states.woken.is_set():
+            self.states.woken = trio.Event()
+        shards = dict.fromkeys(self._agenda.due(now)) | self.states.take_to_look_at()
+        for shard in shards:
+            self._look(self.states.replicas[shard], now)
+
+    def _look(self, replica: Replica, now: float) -> None:
+        replica.life.handle_timeout(now)
+        while (effect := replica.life.poll()) is not None:
+            self._carry_out(replica, effect)
+        self._agenda.set(replica.shard, replica.life.next_deadline())
+
+    def _carry_out(self, replica: Replica, effect: life.Effect) -> None:
+        match effect:
+            case push.Compress(change):
+                self._start(self.pusher.encode, replica, change)
+            case push.Rebase(change, seq):
+                self._start(self.pusher.rebase, replica, change, seq)
+            case push.SendPush(target, packed):
+                self._start(self.pusher.send, replica, target, packed)
+            case push.GiveUp():
+                self.pusher.give_up(replica)
+            case push.Enter(packed):
+                self.pusher.enter(replica, packed)
+            case push.Settle(failure):
+                self.states.mailbox.settle(replica.shard, failure)
+                self.states.settled.notify()
+            case push.Ask(peer):
+                self.pusher.ask_for_included(replica, peer)
+            case follower.Fetch(peer):
+                self._start(self._do, replica, self.follower.fetch, peer)
+            case owner.Claim():
+                self._start(self._do, replica, self.owner.claim)
+            case owner.Release():
+                self._start(self._do, replica, self.handover.release)
+            case owner.Close():
+                self._start(self._do, replica, self.owner.close)
+
+    def _start(self, fn: Callable[..., Awaitable[Any]], *args: Any) -> None:
+        assert self.states.nursery is not None
+        self.states.nursery.start_soon(fn, *args)
+
+    async def _do(self, replica: Replica, job: Callable[..., Awaitable[Any]], *args: Any) -> None:
+        """One of the things that are done one at a time for each shard."""
+        await job(replica, *args)
+        replica.life.done()
+        self.states.wake(replica)

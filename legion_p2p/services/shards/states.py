@@ -1,7 +1,8 @@
-"""The shards as this peer holds them: the copies, who owns them, and what every conversation about them needs."""
+"""The shards as this peer holds them, who owns them, and what every conversation about them needs."""
 
-from collections import Counter
+import struct
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import msgspec
 import trio
@@ -9,96 +10,109 @@ from torch import Tensor
 
 from legion_p2p.concurrency.notify import Notify
 from legion_p2p.config import AUTO_REGION
-from legion_p2p.core.announcement import pack_marks
+from legion_p2p.core.announcement import MARK_BYTES, mark_of
 from legion_p2p.core.chain import Chain
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.membership import Liveness
 from legion_p2p.core.placement import Placement
-from legion_p2p.core.priority import Priority
 from legion_p2p.core.rendezvous import Ownership
-from legion_p2p.core.round import LATE, Pace
-from legion_p2p.core.wire import (
-    Inclusion,
-    Reply,
-    Request,
-    Update,
-    UpdateHeader,
-    decode_reply,
-    encode,
-)
-from legion_p2p.errors import (
-    DecodeError,
-    NetworkError,
-    RemoteProtocolError,
-    UnreachableError,
-)
+from legion_p2p.core.round import LATE
+from legion_p2p.core.run import RunSpec
+from legion_p2p.core.shard import push
+from legion_p2p.core.shard.events import Advanced, Owners
+from legion_p2p.core.shard.life import ShardLife
+from legion_p2p.core.wire import Inclusion, Update, UpdateHeader
+from legion_p2p.errors import DecodeError, NetworkError, RemoteProtocolError
 from legion_p2p.observe.status import FailedPush, RoundStatus
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
+from legion_p2p.services.rpc import Rpc
 from legion_p2p.services.shards.codecs import shard_codec
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.tensor.codec import Codec
 
+T = TypeVar("T")
+
+TRANSFER_DEADLINE_S = 120.0  # one shard is at most 32 MiB: 2.2 Mbit/s suffice
 MAX_CONCURRENT_TRANSFERS = 32  # each holds at most one shard in memory
 MAX_LOG_BYTES = 60 << 20  # of updates of one shard: they travel in one frame of 64 MiB
 INLINE_ELEMENTS = 1 << 15  # below this, arithmetic is quicker than a hop to another thread
+MAX_VERSION_IN_MARK = 0xFFFFFFFF
 
 
 def log_bytes(numel: int) -> int:
-    """How many bytes of updates to keep: twice the shard, for who may not be given it whole; and room for headers."""
+    """How many bytes of updates to keep: twice the shard, for members that may not be given it whole; and room for headers."""
     return min(8 * numel + (64 << 10), MAX_LOG_BYTES)
 
 
-class Holding:
-    """Every shard of a run at one peer. The conversations about them are in the classes below it, down to ShardService."""
+class ShardStates:
+    """Every shard of a run at one peer."""
 
     def __init__(self, ctx: PeerContext, members: MemberService, mailbox: Mailbox) -> None:
         self.run = ctx.run
-        self.spec = spec = ctx.spec
+        self.spec: RunSpec = ctx.spec
         self.plan = ctx.plan
-        self.placement = Placement(ctx.run, self.plan.n_shards, spec.round.placement)
         self.me = ctx.me
+        self.placement = Placement(ctx.run, self.plan.n_shards, ctx.spec.round.placement)
         self.region = "" if ctx.config.region == AUTO_REGION else ctx.config.region
         self.replicas: dict[int, Replica] = {}
-        self.push_codec = spec.round.push_codec
-        self.update_codec = spec.round.update_codec
+        self.members = members
+        self.mailbox = mailbox
+        self.rpc = Rpc(ctx.messenger, members)
+        self.push_codec = ctx.spec.round.push_codec
+        self.update_codec = ctx.spec.round.update_codec
         self.ramp_pushes = 0
         """Pushes of this peer that count less than their tokens: it came into a run that was under way."""
         self.rounds = 0
         self.last_round: RoundStatus | None = None
-        self._identity = ctx.identity
-        self._messenger = ctx.messenger
-        self._offload = ctx.offload
-        self._members = members
-        self._mailbox = mailbox
-        self._events = ctx.events
-        self._rng = ctx.rng
-        self._config = msgspec.structs.replace(ctx.config.rounds, quorum=spec.round.waits_for())
-        self._transfers = trio.CapacityLimiter(MAX_CONCURRENT_TRANSFERS)
-        self._urgent = trio.CapacityLimiter(MAX_CONCURRENT_TRANSFERS)
-        self._in_flight: Counter[tuple[PeerId, int]] = Counter()
-        self._nursery: trio.Nursery | None = None
-        self._settled = Notify()
-        self._codecs: dict[tuple[int, str], Codec] = {}
-        self._weights: dict[PeerId, float] = {}
+        self.transfers = trio.CapacityLimiter(MAX_CONCURRENT_TRANSFERS)
+        self.urgent = trio.CapacityLimiter(MAX_CONCURRENT_TRANSFERS)
+        """For what the round of a shard of this peer waits for."""
+        self.settled = Notify()
+        """Wakes those that wait until something has been delivered or handed over."""
         self.on_update: Callable[[Replica, UpdateHeader, Update], None] = lambda replica, header, update: None
         """Told of every update that was accepted, whoever made it."""
         self.on_replaced: Callable[[Replica], None] = lambda replica: None
         """Told when a shard has new bytes that no update led to."""
-        self.upload_slots = ctx.upload_slots
-        self._fruitless: dict[tuple[PeerId, int], tuple[float, float]] = {}  # not to be asked before; the pause until then
+        self.nursery: trio.Nursery | None = None
+        """Of what is under way, while the service runs."""
+        self.woken = trio.Event()
+        """Set when something happened to a shard."""
+        self._to_look_at: dict[int, None] = {}
+        self._ctx = ctx
+        self._config = msgspec.structs.replace(ctx.config.rounds, quorum=ctx.spec.round.waits_for())
+        self._codecs: dict[tuple[int, str], Codec] = {}
+        self.n_mark_bytes = MARK_BYTES * self.plan.n_shards
+        """Of the packed marks of a member that holds every shard."""
+        self._marks = bytearray(self.n_mark_bytes)
+        self._weights: dict[PeerId, float] = {}
+        self._owners = (Ownership(None, None),) * self.plan.n_shards
+        self._owned_by: dict[PeerId, list[int]] = {}
 
-    def hold(self, shard: int, reference: Tensor, version: int, digest_: bytes, included: Sequence[Inclusion] = ()) -> None:
+    # what is held
+
+    def hold(self, shard: int, reference: Tensor, version: int, digest: bytes, included: Sequence[Inclusion] = ()) -> None:
         """Begin to hold a shard in this state."""
-        self.hold_chain(shard, reference, Chain(version, digest_, log_bytes(reference.numel()), included))
+        self.hold_chain(shard, reference, Chain(version, digest, log_bytes(reference.numel()), included))
 
     def hold_chain(self, shard: int, reference: Tensor, chain: Chain) -> None:
         """Begin to hold a shard at the end of this chain."""
-        replica = Replica(shard, reference, chain, Pace(self._config))
-        replica.next_seq = 1 + chain.newest(self.me)
-        self.replicas[shard] = replica
-        self._mailbox.post(shard, chain.version, reference)
+        life = ShardLife(self.me, chain, self._config, self.members.config.announce_s)
+        replica = self.replicas[shard] = Replica(shard, reference, life)
+        life.handle(Owners(self._owners[shard]), trio.current_time())
+        self._note_mark(replica)
+        self.mailbox.post(shard, chain.version, reference)
+        self.wake(replica)
+
+    def replica(self, shard: int) -> Replica:
+        """Raises: DecodeError, if there is no such shard; NetworkError, if it is not held here yet."""
+        replica = self.replicas.get(shard)
+        if replica is None:
+            if shard >= self.plan.n_shards:
+                raise DecodeError(f"shard {shard}, there are {self.plan.n_shards}")
+            raise NetworkError(f"shard {shard} is not held here yet")
+        return replica
 
     def codec_of(self, replica: Replica, name: str) -> Codec:
         """The codec of that name as it is used on this shard. Raises: CodecError."""
@@ -113,65 +127,104 @@ class Holding:
 
     def marks(self) -> bytes:
         """The packed marks of all shards, for the announcement; empty while some are missing."""
-        if not self.complete():
-            return b""
-        return pack_marks([self.replicas[shard].chain.mark for shard in range(self.plan.n_shards)])
+        return bytes(self._marks) if self.complete() else b""
+
+    # who owns it
 
     def ownership(self, shard: int) -> Ownership:
         """Owner and standby in this region, by the members known now."""
-        return self.placement.owners(self.region, self._weights)[shard]
-
-    def _refresh_owners(self) -> bool:
-        """Look at the members again; whether owners may differ from before."""
-        weights = self._members.weights(self.region)
-        differ = weights is not self._weights and weights != self._weights
-        self._weights = weights
-        return differ
-
-    def move(self, region: str) -> None:
-        """This peer is in another region from now on, and owns nothing yet."""
-        self.region = region
-        self._fruitless.clear()
+        return self._owners[shard]
 
     def owned(self) -> list[int]:
         """The shards that this peer owns."""
-        return [shard for shard in self.replicas if self.ownership(shard).owner == self.me]
+        return self.owned_by(self.me)
 
-    def _accept(self, replica: Replica, header: UpdateHeader, update: Update, made: Tensor) -> None:
-        """The shard has a new version. The caller holds the lock."""
+    def owned_by(self, peer: PeerId) -> list[int]:
+        """The shards that `peer` owns."""
+        return [shard for shard in self._owned_by.get(peer, ()) if shard in self.replicas]
+
+    def refresh_owners(self) -> list[Replica]:
+        """Look at the members again; the shards whose owner or standby is another one than before."""
+        weights = self.members.weights(self.region)
+        if weights is self._weights:
+            return []
+        self._weights = weights
+        before, self._owners = self._owners, self.placement.owners(self.region, weights)
+        if self._owners == before:
+            return []
+        self._owned_by = {}
+        for shard, owners in enumerate(self._owners):
+            if owners.owner is not None:
+                self._owned_by.setdefault(owners.owner, []).append(shard)
+        now, changed = trio.current_time(), []
+        for shard, replica in self.replicas.items():
+            if self._owners[shard] != before[shard]:
+                replica.life.handle(Owners(self._owners[shard]), now)
+                replica.notify.notify()
+                self.wake(replica)
+                changed.append(replica)
+        return changed
+
+    def lives(self, peer: PeerId) -> bool:
+        if peer == self.me:
+            return True
+        member = self.members.table.get(peer)
+        return member is not None and member.liveness is not Liveness.DEAD
+
+    def trains_here(self, peer: PeerId) -> bool:
+        member = self.members.table.get(peer)
+        return member is not None and member.announcement.ready and member.liveness is not Liveness.DEAD
+
+    def must_be_member(self, peer: PeerId) -> None:
+        """Raises: RemoteProtocolError."""
+        if not self.members.is_known(peer):
+            raise RemoteProtocolError(peer, "not a known member of this run: send an announcement first")
+
+    # what happens to it
+
+    def wake(self, replica: Replica) -> None:
+        """Something happened to it: its machines are to be asked what follows."""
+        self._to_look_at[replica.shard] = None
+        self.woken.set()
+
+    def take_to_look_at(self) -> dict[int, None]:
+        """The shards to which something happened since the last call."""
+        taken, self._to_look_at = self._to_look_at, {}
+        return taken
+
+    def advanced(self, replica: Replica, included: Sequence[Inclusion], *, followed: bool = False) -> None:
+        """The shard has another version than before. Call it after the mailbox has got the bytes: what is settled earlier would
+        let the training thread push before it has seen the version that contains its last push."""
+        chain = replica.chain
+        self._note_mark(replica)
+        event = Advanced(chain.version, chain.newest(self.me), tuple(included), followed)
+        replica.life.handle(event, trio.current_time())
+        if replica.round is not None and replica.arrived:
+            waiting = {c.peer for c in replica.round.waiting}
+            replica.arrived = {peer: value for peer, value in replica.arrived.items() if peer in waiting}
+        self.wake(replica)
+        replica.notify.notify()
+
+    def accept(self, replica: Replica, header: UpdateHeader, update: Update, made: Tensor) -> None:
+        """The shard has a new version by an update. The caller holds the lock."""
         replica.reference = made
         replica.chain.applied(header, update)
         self.on_update(replica, header, update)
-        if replica.round is not None:
-            replica.round.advanced(header.version, header.included)
-            waiting = {c.peer for c in replica.round.waiting}
-            replica.arrived = {peer: value for peer, value in replica.arrived.items() if peer in waiting}
-        # Settled before posted would let the training thread push before it has seen the version that contains its last push.
-        self._mailbox.post(replica.shard, header.version, made)
-        replica.next_seq = max(replica.next_seq, 1 + replica.chain.newest(self.me))
-        self._settle_if_included(replica)
+        self.mailbox.post(replica.shard, header.version, made)
+        self.advanced(replica, header.included, followed=header.owner != self.me)
         for failure in header.failed:
             if failure.peer == self.me and failure.reason != LATE:
-                self._settle_failed(replica, failure.reason)
-        replica.notify.notify()
+                replica.life.push.handle(push.Excluded(failure.reason), trio.current_time())
+        self.note_round(header, header.version)
 
-    def _settle_if_included(self, replica: Replica) -> None:
-        if replica.pending is not None and replica.chain.includes(self.me, replica.pending.seq):
-            replica.pending = None
-            self._mailbox.settle(replica.shard)
-
-    def _settle_failed(self, replica: Replica, reason: str) -> None:
-        if replica.pending is not None:
-            replica.pending = None
-            self._mailbox.settle(replica.shard, reason)
-
-    def _note_round(self, header: UpdateHeader, version: int) -> None:
+    def note_round(self, header: UpdateHeader, version: int) -> None:
+        """A round has closed, here or at another peer."""
         self.rounds += 1
         failed = tuple(FailedPush(f.peer, f.reason) for f in header.failed)
         self.last_round = RoundStatus(
             header.shard, version, header.averaged_fraction, failed, len(header.included), header.expected
         )
-        self._events.emit(
+        self._ctx.events.emit(
             "round.closed",
             shard=header.shard,
             version=version,
@@ -183,41 +236,10 @@ class Holding:
             owner=header.owner,
         )
 
-    def replica(self, shard: int) -> Replica:
-        replica = self.replicas.get(shard)
-        if replica is None:
-            if shard >= self.plan.n_shards:
-                raise DecodeError(f"shard {shard}, there are {self.plan.n_shards}")
-            raise NetworkError(f"shard {shard} is not held here yet")
-        return replica
+    async def compute(self, n_elements: int, fn: Callable[..., T], *args: object) -> T:
+        """The result of `fn(*args)`, which is arithmetic on so many elements."""
+        return fn(*args) if n_elements <= INLINE_ELEMENTS else await self._ctx.offload(fn, *args)
 
-    def _members_here(self) -> list[PeerId]:
-        """Of this region, and up to date: who is sent updates."""
-        return [PeerId(a.peer_id) for a in self._members.everyone() if a.ready and a.region == self.region]
-
-    def _must_be_member(self, peer: PeerId) -> None:
-        if not self._members.is_known(peer):
-            raise RemoteProtocolError(peer, "not a known member of this run: send an announcement first")
-
-    def _lives(self, peer: PeerId) -> bool:
-        if peer == self.me:
-            return True
-        member = self._members.table.get(peer)
-        return member is not None and member.liveness is not Liveness.DEAD
-
-    async def _ask(self, peer: PeerId, message: Request, priority: Priority) -> Reply:
-        try:
-            raw = await self._messenger.request(peer, encode(message), priority)
-        except UnreachableError:
-            self._members.lost(peer)
-            raise
-        self._members.heard(peer)
-        return decode_reply(raw)
-
-    async def ask_owner(self, peer: PeerId, message: Request) -> Reply:
-        """Ask another owner, as one of few transfers at a time. Raises: NetworkError; DecodeError."""
-        async with self._transfers:
-            return await self._ask(peer, message, Priority.ROUND)
-
-    async def compute(self, n_elements: int, fn: Callable, *args):  # type: ignore[no-untyped-def, type-arg]
-        return fn(*args) if n_elements <= INLINE_ELEMENTS else await self._offload(fn, *args)
+    def _note_mark(self, replica: Replica) -> None:
+        mark = mark_of(min(replica.chain.version, MAX_VERSION_IN_MARK), replica.chain.digest)
+        struct.pack_into(">II", self._marks, MARK_BYTES * replica.shard, mark.version, mark.prefix)

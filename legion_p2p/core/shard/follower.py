@@ -1,0 +1,327 @@
+"""Whose versions of a shard a member takes over, and who is asked for what is missing here.
+
+    CURRENT   nobody that counts is known to have more
+    BEHIND    `source` has more: it is to be asked
+    FETCHING  it is being asked
+
+    CURRENT  -> BEHIND    the owner announces another chain than ours, or has been ahead of us for `announce_s`;
+                          or this peer owns the shard, and a member announces a newer version;
+                          or an update, a push or an answer shows that something is missing here
+    BEHIND   -> FETCHING  `Fetch` is carried out
+    FETCHING -> CURRENT   the answer has come, or none
+
+A peer whose claim came to nothing is left alone for a while, twice as long each time. A member follows the owner that rendezvous
+names; an owner follows only what it can check: `may_make`.
+
+Never happens: two fetches at a time; a peer that lies about being ahead is asked more often than its pauses allow, or keeps an
+honest one from being asked.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from enum import Enum
+
+import msgspec
+
+from legion_p2p.core.announcement import Mark
+from legion_p2p.core.chain import Chain
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.rendezvous import Ownership
+from legion_p2p.core.shard.events import Advanced, Owners, Shared
+
+MAX_CLAIM_PAUSE_S = 60.0  # between two looks at what a member claims whose claims come to nothing
+MAX_CLAIMS = 256  # members whose claims about one shard are remembered
+MAX_VERSION_JUMP = 1 << 24  # half a year of a version a second: who claims more would soon have used up all numbers
+
+
+class FollowerState(Enum):
+    CURRENT = "current"
+    BEHIND = "behind"
+    FETCHING = "fetching"
+
+
+# events
+
+
+class Announced(msgspec.Struct, frozen=True):
+    """A member of this region holds this; None: nothing that counts, or nothing any more."""
+
+    peer: PeerId
+    mark: Mark | None
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """A message of `peer` shows that it has more than is held here."""
+
+    peer: PeerId
+    proved: bool = False
+    """By a signed update, of a peer that may make them: no earlier failure speaks against asking."""
+
+
+class AskBegun(msgspec.Struct, frozen=True):
+    """`peer` is being asked at somebody else's wish, for as long as it takes: until `AskEnded` it needs no other question."""
+
+    peer: PeerId
+
+
+class AskEnded(msgspec.Struct, frozen=True):
+    """What `AskBegun` began has ended."""
+
+    peer: PeerId
+
+
+class FetchEnded(msgspec.Struct, frozen=True):
+    """`peer` was asked."""
+
+    peer: PeerId
+    came_forward: bool
+    trusted: bool = False
+    """It is a peer whose word is believed: it is asked again after the shortest pause."""
+
+
+class TurnedAway(msgspec.Struct, frozen=True):
+    """`peer` was asked, and has no time before `retry_s`."""
+
+    peer: PeerId
+    retry_s: float
+
+
+class Unreachable(msgspec.Struct, frozen=True):
+    """`peer` was asked and did not answer; whether it lives is decided by membership."""
+
+    peer: PeerId
+
+
+# effects
+
+
+class Fetch(msgspec.Struct, frozen=True):
+    """Ask this peer for what is missing here; then `FetchEnded`, `TurnedAway` or `Unreachable`."""
+
+    peer: PeerId
+
+
+Event = Shared | Announced | Shown | AskBegun | AskEnded | FetchEnded | TurnedAway | Unreachable
+
+
+class _Claim(msgspec.Struct):
+    mark: Mark | None = None
+    not_before: float = 0.0
+    pause_s: float = 0.0
+
+
+class Follower:
+    """What one peer knows about who is ahead of it in one shard."""
+
+    def __init__(self, me: PeerId, chain: Chain, announce_s: float) -> None:
+        """`announce_s`: between two announcements of a member."""
+        self.state = FollowerState.CURRENT
+        self.source: PeerId | None = None
+        """The peer to ask, or being asked."""
+        self._me = me
+        self._chain = chain
+        self._announce_s = announce_s
+        self._owner: PeerId | None = None
+        self._claims: dict[PeerId, _Claim] = {}
+        self._patient: Counter[PeerId] = Counter()
+        """Peers that are being asked anyway."""
+        self._behind_at = 0
+        self._behind_since: float | None = None
+        """When the owner was first seen ahead of the version that is held."""
+        self._deadline: float | None = None
+
+    @property
+    def is_behind(self) -> bool:
+        """Somebody is to be asked, now or later."""
+        return self.state is FollowerState.BEHIND or self._deadline is not None
+
+    def handle(self, event: Event, now: float) -> None:
+        """Take in what happened."""
+        match event:
+            case Owners(owners):
+                if owners.owner != self._owner:
+                    self._owner = owners.owner
+                    self._behind_since = None
+            case Announced(peer, mark):
+                self._announced(peer, mark, now)
+            case Shown(peer, proved):
+                if proved or self._not_before(peer) <= now:
+                    self._follow(peer)
+            case Advanced():
+                self._advanced()
+            case AskBegun(peer):
+                self._patient[peer] += 1
+            case AskEnded(peer):
+                self._patient -= Counter([peer])
+            case FetchEnded(peer, came_forward, trusted):
+                self._fetched(peer, came_forward, trusted, now)
+            case TurnedAway(peer, retry_s):
+                self._pause(peer, now + retry_s, 0.0)
+                self._ended(peer)
+            case Unreachable(peer):
+                self._pause(peer, now + self._announce_s, 0.0)
+                self._ended(peer)
+        self._look(now)
+
+    def handle_timeout(self, now: float) -> None:
+        """Time has passed."""
+        self._look(now)
+
+    def poll(self) -> Fetch | None:
+        """Whom to ask now; None: nobody."""
+        if self.state is not FollowerState.BEHIND or self.source is None:
+            return None
+        self.state = FollowerState.FETCHING
+        return Fetch(self.source)
+
+    def next_deadline(self) -> float | None:
+        """When `handle_timeout` has something to do; None while only an event changes anything."""
+        return self._deadline if self.state is FollowerState.CURRENT else None
+
+    def forget(self) -> None:
+        """This peer is in another region: what members here claimed counts no longer."""
+        self._claims.clear()
+        self._behind_since = None
+        if self.state is FollowerState.BEHIND:
+            self.state, self.source = FollowerState.CURRENT, None
+
+    # inner steps
+
+    def _announced(self, peer: PeerId, mark: Mark | None, now: float) -> None:
+        claim = self._claims.get(peer)
+        if mark is None or (mark.version <= self._chain.version and self._chain.holds(mark) is not False):
+            if claim is not None:
+                claim.mark = None
+                if claim.not_before <= now:
+                    del self._claims[peer]
+            if peer == self._owner:
+                self._behind_since = None
+            return
+        if claim is None:
+            claim = self._claims.setdefault(peer, _Claim())
+            self._trim()
+        claim.mark = mark
+
+    def _advanced(self) -> None:
+        """What was to be asked for may have come by itself."""
+        claim = None if self.source is None else self._claims.get(self.source)
+        if self.state is FollowerState.BEHIND and claim is not None and claim.mark is not None and self._chain.holds(claim.mark):
+            self.state, self.source = FollowerState.CURRENT, None
+
+    def _look(self, now: float) -> None:
+        """Find somebody to ask, among those who claim to have more; or when to look again."""
+        self._deadline = None
+        if self.state is not FollowerState.CURRENT:
+            return
+        if self._owner == self._me:
+            claims = sorted(self._claims.items(), key=lambda item: (item[1].pause_s, item[0]))
+        else:
+            claim = None if self._owner is None else self._claims.get(self._owner)
+            claims = [] if claim is None or self._owner is None else [(self._owner, claim)]
+        deadline = None
+        for peer, claim in claims:
+            counts_from = self._counts_from(claim.mark, now)
+            if counts_from is None or peer in self._patient:
+                continue
+            due = max(counts_from, claim.not_before)
+            if due <= now:
+                self._follow(peer)
+                return
+            deadline = due if deadline is None else min(deadline, due)
+        self._deadline = deadline
+
+    def _counts_from(self, mark: Mark | None, now: float) -> float | None:
+        """When this mark is a reason to ask for what is missing; None: never.
+
+        The update is most likely on its way: fetched at once, its bytes would be paid for twice.
+        """
+        if mark is None:
+            return None
+        is_ahead = mark.version > self._chain.version
+        if self._owner == self._me:
+            return now if is_ahead else None
+        if self._chain.holds(mark) is False:
+            return now
+        if not is_ahead:
+            self._behind_since = None
+            return None
+        if self._behind_since is None or self._behind_at != self._chain.version:
+            self._behind_at, self._behind_since = self._chain.version, now
+        return self._behind_since + self._announce_s
+
+    def _follow(self, peer: PeerId) -> None:
+        if self.state is not FollowerState.FETCHING and peer != self._me:
+            self.state, self.source = FollowerState.BEHIND, peer
+
+    def _fetched(self, peer: PeerId, came_forward: bool, trusted: bool, now: float) -> None:
+        claim = self._claims.get(peer)
+        before_s = 0.0 if claim is None else claim.pause_s
+        if not came_forward:
+            pause_s = self._announce_s if trusted else min(max(2 * before_s, self._announce_s), MAX_CLAIM_PAUSE_S)
+            self._pause(peer, now + pause_s, pause_s)
+        elif claim is not None:
+            claim.not_before = claim.pause_s = 0.0
+            if claim.mark is None or claim.mark.version <= self._chain.version:
+                del self._claims[peer]
+        self._ended(peer)
+
+    def _ended(self, peer: PeerId) -> None:
+        if self.state is FollowerState.FETCHING and self.source == peer:
+            self.state, self.source = FollowerState.CURRENT, None
+
+    def _pause(self, peer: PeerId, until: float, pause_s: float) -> None:
+        claim = self._claims.setdefault(peer, _Claim())
+        claim.not_before, claim.pause_s = until, pause_s
+        self._trim()
+
+    def _not_before(self, peer: PeerId) -> float:
+        claim = self._claims.get(peer)
+        return 0.0 if claim is None else claim.not_before
+
+    def _trim(self) -> None:
+        while len(self._claims) > MAX_CLAIMS:
+            del self._claims[next(iter(self._claims))]
+
+
+def may_make(me: PeerId, peer: PeerId, owners: Ownership, made_by: PeerId | None, owner_is_alive: bool) -> bool:
+    """Whether versions that `peer` made are to be followed: it owns the shard, or made the version that is held (`made_by`), or
+    stands by for an owner that is silent.
+
+    Views differ for seconds: a peer that is refused wrongly is followed once we see what it saw.
+    """
+    if peer in (me, owners.owner, made_by):
+        return True
+    if peer != owners.standby or owners.owner is None or owners.owner == me:
+        return False
+    return not owner_is_alive
+
+
+def most_hold(mark: Mark | None, marks: Sequence[Mark | None]) -> bool:
+    """Whether more than half of the others announce this state. `marks`: of all others, the one in question included."""
+    return mark is not None and 2 * marks.count(mark) > len(marks)
+
+
+class Adoption(Enum):
+    """What to do with a whole shard that somebody sent."""
+
+    IMPOSSIBLE = "impossible"
+    """No honest peer is at such a version."""
+    OURS_PREVAILS = "ours prevails"
+    """Two chains, and this peer owns the shard."""
+    KNOWN = "known"
+    """What came meanwhile is as new, or newer."""
+    TAKE = "take"
+    MERGE = "merge"
+    """Take it, and push again what this peer alone had made of its own."""
+
+
+def judge_whole(chain: Chain, version: int, digest: bytes, *, is_ancestor: bool, owns: bool, made_tokens: int) -> Adoption:
+    """`is_ancestor`: our state lies in the history of theirs. `made_tokens`: of the versions that this peer made itself since it
+    last followed another."""
+    if version > chain.version + MAX_VERSION_JUMP:
+        return Adoption.IMPOSSIBLE
+    if owns and not is_ancestor:
+        return Adoption.OURS_PREVAILS
+    if chain.passed(version, digest):
+        return Adoption.KNOWN
+    return Adoption.MERGE if made_tokens > 0 and not is_ancestor else Adoption.TAKE
