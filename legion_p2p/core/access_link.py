@@ -1,14 +1,14 @@
 """A peer's link to everybody else: how fast it takes bytes, and when they come out at its other end.
 
-A `Way` is one direction of the link, shared by all connections of the peer; a `Line` is one connection's part of it.
+A `LinkDirection` is the link up or down, shared by all connections of the peer; a `Flow` is one connection's part of it.
 
-    add -> waiting -- in turns with other lines, as the rate allows --> in flight -- delay, jitter, retransmission --> due -> take
+    add -> waiting -- in turns with other flows, as the rate allows --> in flight -- delay, jitter, retransmission --> due -> take
 
-A way takes bytes up to QUEUE_S ahead of its rate. That is its queue, and what lets a waker be late without losing rate. Bytes in
-flight do not hold up those behind them: a delay costs no throughput.
+A direction takes bytes up to QUEUE_S ahead of its rate. That is its queue, and it lets a waker be late without losing rate. Bytes
+in flight do not hold up those behind them: a delay costs no throughput.
 
-Never happens: bytes of a line come out in another order than they went in; a line holds more in flight than `limit_bytes` and one
-chunk; one line keeps the others from their turn. Not modelled: TCP's slow start and congestion control, so the rate is the one
+Never happens: bytes of a flow come out in another order than they went in; a flow holds more in flight than `limit_bytes` and one
+chunk; one flow keeps the others from their turn. Not modelled: TCP's slow start and congestion control, so the rate is the one
 that is set whatever the loss; and that what is lost and sent again takes up the link twice.
 """
 
@@ -19,15 +19,15 @@ from random import Random
 import msgspec
 
 MSS_BYTES = 1448  # payload of a TCP segment; what is lost is lost in such pieces
-CHUNK_S = 0.005  # lines take turns at such pieces of the rate: shorter is fairer and costs more wake-ups
+CHUNK_S = 0.005  # flows take turns at such pieces of the rate: shorter is fairer and costs more wake-ups
 MAX_CHUNK_BYTES = 1 << 16
 QUEUE_S = 0.05  # a waker may be late by so much; longer only adds delay under load
 MIN_RTO_S = 0.2  # Linux's shortest retransmission timeout (TCP_RTO_MIN)
 FAST_RETRANSMIT_SEGMENTS = 4  # a loss is noticed without a timeout when three segments follow it (RFC 5681)
 MAX_RETRANSMISSIONS = 6  # of one piece; TCP would go on, and the connection would seem dead
 LATE_RETRANSMISSIONS = 8  # timeouts during which the rate goes on; with 2 of them a link of 8 % loss stays 6 % below its rate
-MAX_FLIGHT_BYTES = 64 << 20  # of one line: 1 Gbit/s for half a second
-MAX_WAITING_BYTES = 1 << 16  # of one line: what stands for the socket's send buffer
+MAX_FLIGHT_BYTES = 64 << 20  # of one flow: 1 Gbit/s for half a second
+MAX_WAITING_BYTES = 1 << 16  # of one flow: what stands for the socket's send buffer
 
 
 class LinkProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,8 +68,8 @@ class LinkProfile(msgspec.Struct, frozen=True, kw_only=True):
 NO_LINK = LinkProfile()
 
 
-class Line:
-    """One connection's bytes in one direction. Made by `Way.line`."""
+class Flow:
+    """One connection's bytes in one direction. Made by `LinkDirection.flow`."""
 
     def __init__(self, delay_s: float, rtt_s: float) -> None:
         self.delay_s = delay_s
@@ -94,7 +94,7 @@ class Line:
         return self.flying[0][0] if self.flying else None
 
     def rest(self) -> list[memoryview]:
-        """Everything that has not come out yet, in order; the line is empty afterwards."""
+        """Everything that has not come out yet, in order; the flow is empty afterwards."""
         left = [data for _, data in self.flying] + list(self.waiting)
         self.flying.clear()
         self.waiting.clear()
@@ -102,7 +102,7 @@ class Line:
         return left
 
 
-class Way:
+class LinkDirection:
     """One direction of a peer's link."""
 
     def __init__(self, profile: LinkProfile, rate_bps: float, rng: Random) -> None:
@@ -111,8 +111,8 @@ class Way:
         self._profile = profile
         self._rng = rng
         self._free_at = -math.inf
-        self._turns: deque[Line] = deque()
-        self._moved: dict[Line, None] = {}
+        self._turns: deque[Flow] = deque()
+        self._moved: dict[Flow, None] = {}
         self._wander = _Wander(profile.jitter_s, rng)
 
     @property
@@ -123,46 +123,46 @@ class Way:
 
     @property
     def chunk_bytes(self) -> int:
-        """What a line may send in one turn."""
+        """What a flow may send in one turn."""
         if self.rate_bps == math.inf:
             return MAX_CHUNK_BYTES
         return int(min(max(self.rate_bps / 8 * CHUNK_S, MSS_BYTES), MAX_CHUNK_BYTES))
 
-    def line(self, path_s: float = 0.0) -> Line:
+    def flow(self, path_s: float = 0.0) -> Flow:
         """A new connection; `path_s`: round trip beyond this link."""
         rtt_s = self._profile.rtt_s + path_s
-        return Line(rtt_s / 2, rtt_s)
+        return Flow(rtt_s / 2, rtt_s)
 
-    def limit_bytes(self, line: Line) -> int:
-        """What a line may have in flight: the rate times the longest it usually takes, and a little to begin with."""
+    def limit_bytes(self, flow: Flow) -> int:
+        """What a flow may have in flight: the rate times the longest it usually takes, and a little to begin with."""
         if self.rate_bps == math.inf:
             return MAX_FLIGHT_BYTES
-        longest_s = line.delay_s + 2 * self._profile.jitter_s + QUEUE_S
+        longest_s = flow.delay_s + 2 * self._profile.jitter_s + QUEUE_S
         if self._profile.loss:
-            longest_s += LATE_RETRANSMISSIONS * (line.rtt_s + MIN_RTO_S)
+            longest_s += LATE_RETRANSMISSIONS * (flow.rtt_s + MIN_RTO_S)
         return int(min(self.rate_bps / 8 * longest_s + MAX_WAITING_BYTES, MAX_FLIGHT_BYTES))
 
-    def add(self, line: Line, data: bytes | memoryview, now: float) -> None:
-        """Bytes enter. They are taken even where the line is not open."""
+    def add(self, flow: Flow, data: bytes | memoryview, now: float) -> None:
+        """Bytes enter. They are taken even where the flow is not open."""
         view = memoryview(data)
         if len(view):
-            line.waiting.append(view)
-            line.n_waiting += len(view)
-            self._queue(line)
+            flow.waiting.append(view)
+            flow.n_waiting += len(view)
+            self._queue(flow)
             self.advance(now)
 
     def advance(self, now: float) -> None:
         """Let pass what the rate allows by `now`."""
         while self._turns and self._free_at - QUEUE_S <= now:
-            line = self._turns.popleft()
-            line.in_turn = False
-            if line.n_flying < self.limit_bytes(line) and line.waiting:
-                self._pass(line, now)
-                self._moved[line] = None
-                self._queue(line)
+            flow = self._turns.popleft()
+            flow.in_turn = False
+            if flow.n_flying < self.limit_bytes(flow) and flow.waiting:
+                self._pass(flow, now)
+                self._moved[flow] = None
+                self._queue(flow)
 
-    def poll(self) -> list[Line]:
-        """The lines that had more bytes put in flight since the last call: whoever waits for them should look again."""
+    def poll(self) -> list[Flow]:
+        """The flows that had more bytes put in flight since the last call: whoever waits for them should look again."""
         moved, self._moved = list(self._moved), {}
         return moved
 
@@ -170,47 +170,47 @@ class Way:
         """When `advance` would let more pass; None: not before something is added or taken."""
         return self._free_at - QUEUE_S if self._turns else None
 
-    def take(self, line: Line, most_bytes: int, now: float) -> bytes | memoryview:
+    def take(self, flow: Flow, most_bytes: int, now: float) -> bytes | memoryview:
         """Up to that many bytes that are due by `now`; empty where none are."""
         taken: list[memoryview] = []
         n_taken = 0
-        while line.flying and line.flying[0][0] <= now and n_taken < most_bytes:
-            due, data = line.flying[0]
+        while flow.flying and flow.flying[0][0] <= now and n_taken < most_bytes:
+            due, data = flow.flying[0]
             piece = data[: most_bytes - n_taken]
             if len(piece) == len(data):
-                line.flying.popleft()
+                flow.flying.popleft()
             else:
-                line.flying[0] = (due, data[len(piece) :])
+                flow.flying[0] = (due, data[len(piece) :])
             taken.append(piece)
             n_taken += len(piece)
-        line.n_flying -= n_taken
-        if n_taken and line.waiting:
-            self._queue(line)
+        flow.n_flying -= n_taken
+        if n_taken and flow.waiting:
+            self._queue(flow)
             self.advance(now)
         return taken[0] if len(taken) == 1 else b"".join(taken)
 
-    def _queue(self, line: Line) -> None:
-        if line.waiting and not line.in_turn:
-            line.in_turn = True
-            self._turns.append(line)
+    def _queue(self, flow: Flow) -> None:
+        if flow.waiting and not flow.in_turn:
+            flow.in_turn = True
+            self._turns.append(flow)
 
-    def _pass(self, line: Line, now: float) -> None:
-        data, rest = line.waiting[0][: self.chunk_bytes], line.waiting[0][self.chunk_bytes :]
+    def _pass(self, flow: Flow, now: float) -> None:
+        data, rest = flow.waiting[0][: self.chunk_bytes], flow.waiting[0][self.chunk_bytes :]
         if len(rest):
-            line.waiting[0] = rest
+            flow.waiting[0] = rest
         else:
-            line.waiting.popleft()
+            flow.waiting.popleft()
         size = len(data)
-        line.n_waiting -= size
-        line.n_flying += size
-        line.flying.append((self.due(line, size, now), data))
+        flow.n_waiting -= size
+        flow.n_flying += size
+        flow.flying.append((self.due(flow, size, now), data))
 
-    def due(self, line: Line, n_bytes: int, now: float) -> float:
+    def due(self, flow: Flow, n_bytes: int, now: float) -> float:
         """When so many bytes come out that enter now; for who keeps the bytes, and their number, in bounds."""
         self._free_at = max(self._free_at, now) + 8 * n_bytes / self.rate_bps
-        delay_s = max(0.0, line.delay_s + self._wander.at(now)) + self._retransmission_s(n_bytes, line.rtt_s)
-        line.last_due = max(line.last_due, self._free_at + delay_s)
-        return line.last_due
+        delay_s = max(0.0, flow.delay_s + self._wander.at(now)) + self._retransmission_s(n_bytes, flow.rtt_s)
+        flow.last_due = max(flow.last_due, self._free_at + delay_s)
+        return flow.last_due
 
     def _retransmission_s(self, n_bytes: int, rtt_s: float) -> float:
         """How much later a piece comes whole because segments of it were lost."""

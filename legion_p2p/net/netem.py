@@ -3,7 +3,7 @@
 It shapes real connections between real processes, and needs no root. Without a delay it is what keeps the peer's upload and
 download below their limits. Only TCP's payload counts, not the headers of its packets.
 
-    write -> up way -> socket      socket -> down way -> read
+    write -> up -> socket      socket -> down -> read
 
 Places are told apart by address: a peer at place 3 listens on 127.3.0.1, or anywhere in 127.3.0.0/16 (Linux has all of them on
 loopback), and the delay of the path is added, both ways, by the side that dials.
@@ -22,7 +22,7 @@ import trio
 from libp2p.io.exceptions import ConnectionClosedError
 
 from legion_p2p.concurrency.notify import Notify
-from legion_p2p.core.access_link import Line, LinkProfile, Way
+from legion_p2p.core.access_link import Flow, LinkDirection, LinkProfile
 from legion_p2p.core.caps import NO_CAPS, Caps
 from legion_p2p.net.limits import WRITE_STALL_S
 from legion_p2p.net.transport import Socket, Sockets
@@ -56,9 +56,9 @@ class Shaper:
         self.profile = profile
         self._caps = caps
         self._minute = minute or _minute_now
-        self._up = _Feeder(Way(profile, profile.up_bps, rng))
-        self._down = _Feeder(Way(profile, profile.down_bps, rng))
-        self._lanes = {lane: Way(link, link.up_bps, rng) for lane, link in profile.lanes}
+        self._up = _Feeder(LinkDirection(profile, profile.up_bps, rng))
+        self._down = _Feeder(LinkDirection(profile, profile.down_bps, rng))
+        self._lanes = {lane: LinkDirection(link, link.up_bps, rng) for lane, link in profile.lanes}
         self._nursery: trio.Nursery
         self._obey()
 
@@ -70,15 +70,15 @@ class Shaper:
 
     def limits_bps(self) -> tuple[float, float]:
         """What holds now, limits and link together: (up, down); infinite where nothing limits."""
-        return self._up.way.rate_bps, self._down.way.rate_bps
+        return self._up.direction.rate_bps, self._down.direction.rate_bps
 
     def lane(self, lane: str) -> Callable[[int], float] | None:
         """For a new stream of a lane: tells when a message of so many bytes may be written; None: at once."""
-        way = self._lanes.get(lane)
-        if way is None:
+        direction = self._lanes.get(lane)
+        if direction is None:
             return None
-        line = way.line()
-        return lambda n_bytes: way.due(line, n_bytes, trio.current_time())
+        flow = direction.flow()
+        return lambda n_bytes: direction.due(flow, n_bytes, trio.current_time())
 
     def connect_s(self, host: str) -> float:
         """What it takes to connect to `host`: one round trip."""
@@ -88,7 +88,7 @@ class Shaper:
         """A new connection over the link; `dialed`: the host, where it was this side that dialed."""
         path_s = self.profile.path_s(place_of(dialed))
         up, down = (
-            None if feeder.way.is_free and not path_s and not self._caps.quiet else _Channel(feeder, path_s)
+            None if feeder.direction.is_free and not path_s and not self._caps.quiet else _Channel(feeder, path_s)
             for feeder in (self._up, self._down)
         )
         wrapped = ShapedSocket(stream, owner, up, down)
@@ -100,8 +100,8 @@ class Shaper:
 
     def _obey(self) -> None:
         upload_bps, download_bps = self._caps.at(self._minute())
-        self._up.way.rate_bps = min(upload_bps, self.profile.up_bps)
-        self._down.way.rate_bps = min(download_bps, self.profile.down_bps)
+        self._up.direction.rate_bps = min(upload_bps, self.profile.up_bps)
+        self._down.direction.rate_bps = min(download_bps, self.profile.down_bps)
 
     async def _watch_the_clock(self) -> None:
         while True:
@@ -115,74 +115,74 @@ def _minute_now() -> int:
 
 
 class _Feeder:
-    """Lets the bytes of one way pass when their time has come."""
+    """Lets the bytes of one direction pass when their time has come."""
 
-    def __init__(self, way: Way) -> None:
-        self.way = way
-        self.channels: dict[Line, _Channel] = {}
+    def __init__(self, direction: LinkDirection) -> None:
+        self.direction = direction
+        self.channels: dict[Flow, _Channel] = {}
         self._wake = Notify()
 
     async def run(self) -> None:
         while True:
-            self.way.advance(trio.current_time())
+            self.direction.advance(trio.current_time())
             self.tell()
-            when = self.way.next_time()
+            when = self.direction.next_time()
             with trio.move_on_at(math.inf if when is None else when):
                 await self._wake.wait()
 
     def tell(self) -> None:
         """Wake those whose bytes are in flight now, and the feeder itself where something is left to do."""
-        for line in self.way.poll():
-            channel = self.channels.get(line)
+        for flow in self.direction.poll():
+            channel = self.channels.get(flow)
             if channel is not None:
                 channel.notify()
-        if self.way.next_time() is not None:
+        if self.direction.next_time() is not None:
             self._wake.notify()
 
 
 class _Channel:
-    """A line of a way, with somebody at its end."""
+    """A flow, with a connection at its end."""
 
     def __init__(self, feeder: _Feeder, path_s: float) -> None:
         self._feeder = feeder
-        self._way = feeder.way
+        self._direction = feeder.direction
         self._arrived = Notify()
         self._room = Notify()
-        self.line = self._way.line(path_s)
+        self.flow = self._direction.flow(path_s)
         self.ended = False
-        feeder.channels[self.line] = self
+        feeder.channels[self.flow] = self
 
     @property
     def rate_bps(self) -> float:
-        return self._way.rate_bps
+        return self._direction.rate_bps
 
     async def put(self, data: bytes) -> None:
         """Waits for room, and then takes all of it."""
-        while not self.line.is_open and not self.ended:
+        while not self.flow.is_open and not self.ended:
             await self._room.wait()
         if self.ended:
             return
-        self._way.add(self.line, data, trio.current_time())
+        self._direction.add(self.flow, data, trio.current_time())
         self._feeder.tell()
 
     async def take(self, most_bytes: int) -> bytes | memoryview:
         """What is due, waiting for it; nothing where it has ended."""
         while True:
-            data = self._way.take(self.line, most_bytes, trio.current_time() + EARLY_S)
+            data = self._direction.take(self.flow, most_bytes, trio.current_time() + EARLY_S)
             if len(data):
                 self._feeder.tell()
-                if self.line.is_open:
+                if self.flow.is_open:
                     self._room.notify()
                 return data
-            if self.ended and self.line.is_empty:
+            if self.ended and self.flow.is_empty:
                 return b""
-            due = self.line.next_due()
+            due = self.flow.next_due()
             with trio.move_on_at(math.inf if due is None else due - EARLY_S):
                 await self._arrived.wait()
 
     def notify(self) -> None:
         self._arrived.notify()
-        if self.line.is_open:
+        if self.flow.is_open:
             self._room.notify()
 
     def end(self) -> None:
@@ -193,9 +193,9 @@ class _Channel:
 
     def drop(self) -> list[memoryview]:
         """End at once; what had not come out."""
-        rest = self.line.rest()
+        rest = self.flow.rest()
         self.end()
-        self._feeder.channels.pop(self.line, None)
+        self._feeder.channels.pop(self.flow, None)
         return rest
 
 
@@ -203,7 +203,7 @@ class ShapedSocket(Socket):
     """One connection over the link. A write is done when its bytes are taken, as with a kernel's buffer."""
 
     def __init__(self, stream: trio.SocketStream, owner: Sockets, up: _Channel | None, down: _Channel | None) -> None:
-        """A way that is None is not shaped."""
+        """A direction that is None is not shaped."""
         super().__init__(stream, owner)
         self._up = up
         self._down = down
@@ -238,7 +238,7 @@ class ShapedSocket(Socket):
             return b""
 
     async def write_due(self, up: _Channel) -> None:
-        """Hand on what has come through the up way, until the connection ends."""
+        """Hand on what has come through the link upwards, until the connection ends."""
         while not self._closed:
             data = await up.take(READ_BYTES)
             self._writing = True
@@ -254,7 +254,7 @@ class ShapedSocket(Socket):
             self._writing = False
 
     async def read_ahead(self, down: _Channel) -> None:
-        """Let what arrives into the down way, until the connection ends."""
+        """Let what arrives into the link downwards, until the connection ends."""
         try:
             while data := await self.stream.receive_some(READ_BYTES):
                 await down.put(data)
@@ -263,7 +263,7 @@ class ShapedSocket(Socket):
             self._broken = str(broken)
         except trio.ClosedResourceError:  # closed here, and why is known
             return
-        await trio.sleep(down.line.delay_s)
+        await trio.sleep(down.flow.delay_s)
         down.end()
 
     def _break(self, reason: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import trio
 
-from legion_p2p.core.access_link import Line, LinkProfile, Way
+from legion_p2p.core.access_link import Flow, LinkDirection, LinkProfile
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority, PriorityGate
 
@@ -70,12 +70,12 @@ class _Sending:
 
 
 class Access:
-    """One peer's access link, both ways, with a line for each other peer. Its rate upwards is an `Uplink`'s."""
+    """One peer's access link, both ways, with a flow for each other peer. Its rate upwards is an `Uplink`'s."""
 
     def __init__(self, profile: LinkProfile, rng: random.Random) -> None:
         self._profile = profile
-        self._ways = Way(profile, math.inf, rng), Way(profile, profile.down_bps, rng)
-        self._lines: tuple[dict[PeerId, Line], dict[PeerId, Line]] = ({}, {})
+        self._directions = LinkDirection(profile, math.inf, rng), LinkDirection(profile, profile.down_bps, rng)
+        self._flows: tuple[dict[PeerId, Flow], dict[PeerId, Flow]] = ({}, {})
 
     def up(self, other: PeerId, place: int, n_bytes: int) -> float:
         """When so many bytes that are sent now come to the access link of a peer at `place`."""
@@ -86,7 +86,7 @@ class Access:
         return self._due(1, other, 0.0, n_bytes)
 
     def _due(self, direction: int, other: PeerId, path_s: float, n_bytes: int) -> float:
-        way, lines = self._ways[direction], self._lines[direction]
-        if other not in lines:
-            lines[other] = way.line(path_s)
-        return way.due(lines[other], n_bytes, trio.current_time())
+        link, flows = self._directions[direction], self._flows[direction]
+        if other not in flows:
+            flows[other] = link.flow(path_s)
+        return link.due(flows[other], n_bytes, trio.current_time())

@@ -1,10 +1,10 @@
 """A network in memory: the same ports as legion_p2p.net, the same limits and errors, under trio's virtual clock.
 
-`World` holds the peers and what lies between them; `World.join` gives a peer its messenger, discovery and gossip. Requests take
-the link's delay each way, bulk takes its turn at the link's rate, and every fault that the real network has can be had on
-demand. Where peers have access links (`links`: core/access_link.py), all bulk of a peer shares its own; but a message passes
-the sender's and the receiver's one after the other. What a peer sends takes turns by priority and by receiver; what it receives
-does not. Control takes up no rate.
+`World` holds the peers and what lies between them; `World.join` gives a peer its messenger, discovery and gossip. A request takes
+the delay between two peers each way, bulk also takes its turn at the rate between them, and every fault of the real network can
+be had on demand. Where peers have access links (`links`: core/access_link.py), all bulk of a peer shares its own, but a message
+passes that of the sender and that of the receiver one after the other. What a peer sends takes turns by priority and by receiver;
+what it receives does not. Control takes up no rate.
 
 | fault | what others see |
 |---|---|
@@ -42,7 +42,7 @@ from legion_p2p.sim.gossip import SimGossip
 from legion_p2p.sim.mail import Mail
 from legion_p2p.sim.messenger import SimMessenger
 
-Link = Callable[[PeerId, PeerId], float]
+BetweenPeers = Callable[[PeerId, PeerId], float]
 Corrupt = Callable[[PeerId, PeerId, bytes], bytes]
 
 
@@ -53,8 +53,8 @@ class World:
         self,
         seed: int = 0,
         *,
-        delay_s: float | Link = 0.005,
-        rate_bytes_s: float | Link = math.inf,
+        delay_s: float | BetweenPeers = 0.005,
+        rate_bytes_s: float | BetweenPeers = math.inf,
         up_bytes_s: float = math.inf,
         loss: float = 0.0,
         links: Mapping[PeerId, LinkProfile] | None = None,

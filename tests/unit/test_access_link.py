@@ -8,48 +8,50 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from legion_p2p.core.access_link import MAX_WAITING_BYTES, MIN_RTO_S, MSS_BYTES, QUEUE_S, Line, LinkProfile, Way
+from legion_p2p.core.access_link import MAX_WAITING_BYTES, MIN_RTO_S, MSS_BYTES, QUEUE_S, Flow, LinkDirection, LinkProfile
 from legion_p2p.core.profiles import MAX_LOSS, PROFILES, parse_link
 from legion_p2p.errors import UsageError
 
 MBIT_S = LinkProfile(up_bps=1e6)  # 125 kB a second
 
 
-def way(profile: LinkProfile, seed: int = 0) -> Way:
-    return Way(profile, profile.up_bps, Random(seed))
+def direction(profile: LinkProfile, seed: int = 0) -> LinkDirection:
+    return LinkDirection(profile, profile.up_bps, Random(seed))
 
 
-def drain(way: Way, *lines: Line, until_s: float, every_s: float = 0.001) -> dict[Line, list[tuple[float, bytes]]]:
-    """What comes out of each line, and when somebody who looks every millisecond sees it."""
-    out: dict[Line, list[tuple[float, bytes]]] = {line: [] for line in lines}
+def drain(
+    direction: LinkDirection, *flows: Flow, until_s: float, every_s: float = 0.001
+) -> dict[Flow, list[tuple[float, bytes]]]:
+    """What comes out of each flow, and when somebody who looks every millisecond sees it."""
+    out: dict[Flow, list[tuple[float, bytes]]] = {flow: [] for flow in flows}
     for tick in range(int(until_s / every_s) + 1):
         now = tick * every_s
-        way.advance(now)
-        for line in lines:
-            data = bytes(way.take(line, 1 << 30, now))
+        direction.advance(now)
+        for flow in flows:
+            data = bytes(direction.take(flow, 1 << 30, now))
             if data:
-                out[line].append((now, data))
+                out[flow].append((now, data))
     return out
 
 
 def test_bytes_come_after_the_delay_and_their_time_on_the_link():
-    link = way(LinkProfile(up_bps=1e6, rtt_s=0.1))
-    line = link.line(path_s=0.06)
+    link = direction(LinkProfile(up_bps=1e6, rtt_s=0.1))
+    flow = link.flow(path_s=0.06)
 
-    link.add(line, bytes(1000), 0.0)
+    link.add(flow, bytes(1000), 0.0)
 
-    assert line.next_due() == pytest.approx(8000 / 1e6 + 0.05 + 0.03)
-    assert link.take(line, 1000, 0.087) == b""
-    assert len(link.take(line, 1000, 0.0881)) == 1000
+    assert flow.next_due() == pytest.approx(8000 / 1e6 + 0.05 + 0.03)
+    assert link.take(flow, 1000, 0.087) == b""
+    assert len(link.take(flow, 1000, 0.0881)) == 1000
 
 
 def test_a_delay_costs_no_throughput():
-    near, far = way(MBIT_S), way(LinkProfile(up_bps=1e6, rtt_s=2.0))
-    lines = near.line(), far.line()
+    near, far = direction(MBIT_S), direction(LinkProfile(up_bps=1e6, rtt_s=2.0))
+    flows = near.flow(), far.flow()
 
-    for link, line in zip((near, far), lines, strict=True):
-        link.add(line, bytes(125_000), 0.0)
-    arrived = [drain(link, line, until_s=2.1)[line] for link, line in zip((near, far), lines, strict=True)]
+    for link, flow in zip((near, far), flows, strict=True):
+        link.add(flow, bytes(125_000), 0.0)
+    arrived = [drain(link, flow, until_s=2.1)[flow] for link, flow in zip((near, far), flows, strict=True)]
 
     assert [sum(len(data) for _, data in pieces) for pieces in arrived] == [125_000, 125_000]
     assert arrived[0][-1][0] == pytest.approx(1.0, abs=0.002)
@@ -57,12 +59,12 @@ def test_a_delay_costs_no_throughput():
 
 
 def test_connections_share_the_rate_in_equal_parts():
-    link = way(MBIT_S)
-    lines = [link.line() for _ in range(4)]
+    link = direction(MBIT_S)
+    flows = [link.flow() for _ in range(4)]
 
-    for line in lines:
-        link.add(line, bytes(125_000), 0.0)
-    arrived = drain(link, *lines, until_s=1.0)
+    for flow in flows:
+        link.add(flow, bytes(125_000), 0.0)
+    arrived = drain(link, *flows, until_s=1.0)
 
     sizes = [sum(len(data) for _, data in pieces) for pieces in arrived.values()]
     assert sum(sizes) == pytest.approx(125_000, rel=0.02)
@@ -70,30 +72,30 @@ def test_connections_share_the_rate_in_equal_parts():
 
 
 def test_who_wakes_late_loses_no_rate():
-    link = way(MBIT_S)
-    line = link.line()
+    link = direction(MBIT_S)
+    flow = link.flow()
 
-    link.add(line, bytes(125_000), 0.0)
-    arrived = drain(link, line, until_s=1.1, every_s=0.8 * QUEUE_S)[line]
+    link.add(flow, bytes(125_000), 0.0)
+    arrived = drain(link, flow, until_s=1.1, every_s=0.8 * QUEUE_S)[flow]
 
     assert arrived[-1][0] <= 1.0 + 0.8 * QUEUE_S + 0.001
 
 
 def test_a_line_is_closed_while_bytes_wait_and_open_again_as_they_pass():
-    link = way(MBIT_S)
-    line = link.line()
+    link = direction(MBIT_S)
+    flow = link.flow()
     queue_bytes = 1e6 / 8 * QUEUE_S
 
-    link.add(line, bytes(MAX_WAITING_BYTES + int(queue_bytes) + link.chunk_bytes), 0.0)
-    was_open = line.is_open
-    drain(link, line, until_s=0.1)
+    link.add(flow, bytes(MAX_WAITING_BYTES + int(queue_bytes) + link.chunk_bytes), 0.0)
+    was_open = flow.is_open
+    drain(link, flow, until_s=0.1)
 
-    assert not was_open and line.is_open
+    assert not was_open and flow.is_open
 
 
 def test_a_reader_who_takes_nothing_stops_the_line_and_holds_up_nobody_else():
-    link = way(LinkProfile(up_bps=8e6, rtt_s=0.1))
-    stuck, other = link.line(), link.line()
+    link = direction(LinkProfile(up_bps=8e6, rtt_s=0.1))
+    stuck, other = link.flow(), link.flow()
 
     for _ in range(100):
         link.add(stuck, bytes(100_000), 0.0)
@@ -110,42 +112,42 @@ def test_a_reader_who_takes_nothing_stops_the_line_and_holds_up_nobody_else():
 
 
 def test_a_limit_that_changes_holds_from_then_on():
-    link = way(MBIT_S)
-    line = link.line()
+    link = direction(MBIT_S)
+    flow = link.flow()
 
-    link.add(line, bytes(250_000), 0.0)
-    first = drain(link, line, until_s=1.0)[line]
+    link.add(flow, bytes(250_000), 0.0)
+    first = drain(link, flow, until_s=1.0)[flow]
     link.rate_bps = 4e6
-    rest = drain(link, line, until_s=1.3)[line]
+    rest = drain(link, flow, until_s=1.3)[flow]
 
     assert sum(len(data) for _, data in first) == pytest.approx(125_000, rel=0.02)
     assert rest[-1][0] == pytest.approx(1.0 + 0.25, abs=0.06)  # what passed under the old limit still takes its time
 
 
 def test_what_is_lost_comes_a_round_trip_later_or_after_a_timeout():
-    link = way(LinkProfile(rtt_s=0.1, loss=0.2))
+    link = direction(LinkProfile(rtt_s=0.1, loss=0.2))
     late = []
     for _ in range(2000):
-        line = link.line()
-        link.add(line, b"x", 0.0)
-        late.append(round(line.next_due() - 0.05, 6))
+        flow = link.flow()
+        link.add(flow, b"x", 0.0)
+        late.append(round(flow.next_due() - 0.05, 6))
 
     assert late.count(0.0) / 2000 == pytest.approx(0.8, abs=0.03)
     assert sorted(set(late))[:3] == [0.0, 0.3, 0.9]  # one segment alone: nothing behind it tells, so the timer does
 
-    link = way(LinkProfile(rtt_s=0.1, loss=0.2))
-    line = link.line()
-    link.add(line, bytes(10 * MSS_BYTES), 0.0)
-    assert round(line.next_due() - 0.05, 6) in (0.0, 0.1, 0.7, 1.9)
+    link = direction(LinkProfile(rtt_s=0.1, loss=0.2))
+    flow = link.flow()
+    link.add(flow, bytes(10 * MSS_BYTES), 0.0)
+    assert round(flow.next_due() - 0.05, 6) in (0.0, 0.1, 0.7, 1.9)
 
 
 def test_jitter_stays_within_its_bounds_and_wanders_slowly():
-    link = way(LinkProfile(rtt_s=0.1, jitter_s=0.02))
+    link = direction(LinkProfile(rtt_s=0.1, jitter_s=0.02))
     delays = []
     for tick in range(5000):
-        line = link.line()
-        link.add(line, b"x", tick * 0.001)
-        delays.append(line.next_due() - tick * 0.001)
+        flow = link.flow()
+        link.add(flow, b"x", tick * 0.001)
+        delays.append(flow.next_due() - tick * 0.001)
 
     assert 0.03 <= min(delays) < 0.035 and 0.065 < max(delays) <= 0.07
     assert sum(delays) / len(delays) == pytest.approx(0.05, abs=0.003)
@@ -160,24 +162,24 @@ def test_jitter_stays_within_its_bounds_and_wanders_slowly():
     st.integers(0, 1 << 30),
 )
 def test_whatever_happens_all_bytes_come_out_in_order(profile, events, most_bytes, seed):
-    link = way(profile, seed)
-    lines = [link.line(path_s=0.01 * i) for i in range(3)]
-    sent, received = [bytearray() for _ in lines], [bytearray() for _ in lines]
+    link = direction(profile, seed)
+    flows = [link.flow(path_s=0.01 * i) for i in range(3)]
+    sent, received = [bytearray() for _ in flows], [bytearray() for _ in flows]
     random = Random(seed)
     now = 0.0
 
     def look() -> None:
-        for line, got in zip(lines, received, strict=True):
-            got += link.take(line, most_bytes, now)
+        for flow, got in zip(flows, received, strict=True):
+            got += link.take(flow, most_bytes, now)
 
     for which, size, wait_ms in events:
         data = random.randbytes(size)
         sent[which] += data
-        link.add(lines[which], data, now)
+        link.add(flows[which], data, now)
         now += wait_ms / 1000
         look()
     for _ in range(1_000_000):
-        times = [t for t in (link.next_time(), *(line.next_due() for line in lines)) if t is not None]
+        times = [t for t in (link.next_time(), *(flow.next_due() for flow in flows)) if t is not None]
         if not times:
             break
         now = max(now, min(times))
@@ -185,25 +187,25 @@ def test_whatever_happens_all_bytes_come_out_in_order(profile, events, most_byte
         look()
 
     assert received == sent
-    assert all(line.is_empty and line.n_flying == 0 and line.n_waiting == 0 for line in lines)
+    assert all(flow.is_empty and flow.n_flying == 0 and flow.n_waiting == 0 for flow in flows)
 
 
 def test_the_rate_is_the_one_that_is_set_for_every_profile():
     for name, profile in PROFILES.items():
         for rate_bps in (profile.up_bps, profile.down_bps):
-            link = Way(profile, rate_bps, Random(1))
-            line = link.line()
+            link = LinkDirection(profile, rate_bps, Random(1))
+            flow = link.flow()
             n_bytes = int(rate_bps / 8 * 20) if rate_bps < 3e6 else int(rate_bps / 8 * 2)
             sent = got = 0
             now = first = 0.0
             while got < n_bytes:
-                while line.is_open and sent < n_bytes:
-                    link.add(line, bytes(min(MAX_WAITING_BYTES, n_bytes - sent)), now)
+                while flow.is_open and sent < n_bytes:
+                    link.add(flow, bytes(min(MAX_WAITING_BYTES, n_bytes - sent)), now)
                     sent += min(MAX_WAITING_BYTES, n_bytes - sent)
-                times = [t for t in (link.next_time(), line.next_due()) if t is not None]
+                times = [t for t in (link.next_time(), flow.next_due()) if t is not None]
                 now = max(now, min(times))
                 link.advance(now)
-                got += len(link.take(line, 1 << 30, now))
+                got += len(link.take(flow, 1 << 30, now))
                 first = first or (now if got else 0.0)
             tail_s = profile.jitter_s + (2 * (profile.rtt_s + MIN_RTO_S) if profile.loss else 0)
             assert 0.98 <= (now - first) / (8 * n_bytes / rate_bps) <= 1.02 + tail_s / 2, name
