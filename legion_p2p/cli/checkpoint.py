@@ -17,7 +17,7 @@ from legion_p2p.cli.failures import DONE, FAILED
 from legion_p2p.cli.output import is_stdout, print_json, print_table, progress_bar, table_of
 from legion_p2p.errors import DecodeError, IncompatibleModelError, LegionError, MissingBlockError, StoreError, UsageError
 from legion_p2p.files.content import COMPRESSED, PROBE_BYTES, SAFETENSORS, description_of, format_of
-from legion_p2p.files.paths import Kind, kind_of, shown, user_data_folder, user_path
+from legion_p2p.files.paths import FileKind, kind_of, shown, user_data_folder, user_path
 from legion_p2p.files.reading import opened
 from legion_p2p.files.writing import replacing
 
@@ -236,10 +236,10 @@ def import_(
         Key file of this peer, made on first use, to sign with. [default: a new key that is forgotten afterwards]
     """
     source = user_path(path)
-    if kind_of(source) is Kind.MISSING:
+    if kind_of(source) is FileKind.MISSING:
         raise UsageError(f"there is no file or folder {shown(path)}")
     with _opened(store, writing=True) as blocks:
-        if kind_of(source) is Kind.FOLDER:
+        if kind_of(source) is FileKind.FOLDER:
             from legion_p2p.core.identity import Identity
             from legion_p2p.store.identity import load_or_create_identity
             from legion_p2p.train.imports import import_folder
@@ -412,7 +412,7 @@ def _import_car(blocks: "BlockStore", path: Path, quiet: bool) -> "list[Cid]":
 
 
 def _size_of(path: Path) -> int | None:
-    return path.stat().st_size if kind_of(path) is Kind.FILE else None
+    return path.stat().st_size if kind_of(path) is FileKind.FILE else None
 
 
 def _instead(head: bytes) -> str:

@@ -11,10 +11,12 @@ from typing import Any
 import msgspec
 
 from legion_p2p.cli.common import version_text
-from legion_p2p.cli.demo_plan import ALONE, RUN_NAME, DemoPlan, Peer
+from legion_p2p.cli.demo_plan import ALONE, RUN_NAME, DemoPeer, DemoPlan
 
 
-def judge(plan: DemoPlan, peers: list[Peer], lone: Peer | None, lost: list[str], out: Path, began: float) -> dict[str, Any]:
+def judge(
+    plan: DemoPlan, peers: list[DemoPeer], lone: DemoPeer | None, lost: list[str], out: Path, began: float
+) -> dict[str, Any]:
     """Compare, evaluate, draw; write curves.json, curves.png and summary.json into `out`; what stands in the last."""
     done = [p for p in peers if p.finished is not None]
     regions = {p.label: str((p.finished or {}).get("region", "")) for p in done}
@@ -149,11 +151,11 @@ def judged_model(spec: Path, files: list[tuple[str, Path]], seed: int) -> Evalua
     )
 
 
-def _evals(peers: list[Peer]) -> list[tuple[int, float]]:
+def _evals(peers: list[DemoPeer]) -> list[tuple[int, float]]:
     return next((p.evals for p in peers if p.evals), [])
 
 
-def _rounds(peers: list[Peer]) -> tuple[int, float]:
+def _rounds(peers: list[DemoPeer]) -> tuple[int, float]:
     """Rounds in all, each of every shard, and the mean time from one to the next."""
     seen = sorted(r for p in peers for r in p.rounds)
     if len(seen) < 2:

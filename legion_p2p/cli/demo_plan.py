@@ -65,7 +65,7 @@ class DemoPlan(msgspec.Struct, frozen=True):
         ])  # fmt: skip
 
 
-class Peer:
+class DemoPeer:
     """What is known of one peer or of the lone one."""
 
     def __init__(self, label: str, child: Child) -> None:

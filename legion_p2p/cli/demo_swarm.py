@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from legion_p2p.cli.demo_plan import ALONE, LOOPBACK, RUN_NAME, DemoPlan, Peer
+from legion_p2p.cli.demo_plan import ALONE, LOOPBACK, RUN_NAME, DemoPeer, DemoPlan
 from legion_p2p.cli.demo_processes import ENDED, LINE, Child, Event, ProcessGroup, poll_status
 from legion_p2p.cli.demo_view import DemoView
 from legion_p2p.cli.signals import Signals
@@ -80,8 +80,8 @@ class _Demo:
         self.began = began
         self.interrupted = False
         self.contact = ""
-        self.peers: dict[str, Peer] = {}
-        self.lone: Peer | None = None
+        self.peers: dict[str, DemoPeer] = {}
+        self.lone: DemoPeer | None = None
         self.lost: list[str] = []
         self.n_steps = plan.steps
         self.n_replaced = 0
@@ -109,7 +109,7 @@ class _Demo:
         for n in range(plan.n_peers):
             self._start_peer(f"peer-{n + 1}")
         if plan.lone:
-            self.lone = Peer(ALONE, self.family.start(ALONE, self.out / ALONE / "log.txt"))
+            self.lone = DemoPeer(ALONE, self.family.start(ALONE, self.out / ALONE / "log.txt"))
         poll_status(self._status_addresses, self._heard, STATUS_EVERY_S)
         everyone = [*self.peers.values(), *([self.lone] if self.lone else [])]
         started = "all processes have started"
@@ -136,7 +136,7 @@ class _Demo:
         with contextlib.suppress(OSError):
             key.unlink()
 
-    def _calibrate(self, everyone: list[Peer], patience_s: float) -> None:
+    def _calibrate(self, everyone: list[DemoPeer], patience_s: float) -> None:
         self.show.phase("measuring this machine")
         spec = self.out / "SPEC.toml"
         spec.write_text(self.plan.spec_text(1000))
@@ -154,12 +154,12 @@ class _Demo:
     def _n_evals(self) -> int:
         return min(MAX_EVALS, max(4, self.n_steps // STEPS_PER_EVAL))
 
-    def _start_peer(self, label: str) -> Peer:
-        peer = Peer(label, self.family.start(label, self.out / label / "log.txt"))
+    def _start_peer(self, label: str) -> DemoPeer:
+        peer = DemoPeer(label, self.family.start(label, self.out / label / "log.txt"))
         self.peers[label] = peer
         return peer
 
-    def _send_off(self, peer: Peer) -> None:
+    def _send_off(self, peer: DemoPeer) -> None:
         """Found the run or join it, and train."""
         self.sent_off.add(peer.label)
         number = int(peer.label.rpartition("-")[2])
@@ -238,7 +238,7 @@ class _Demo:
     def _founded(self) -> bool:
         return any(p.address and not p.settled for p in self.peers.values())
 
-    def _ended(self, peer: Peer, code: int) -> None:
+    def _ended(self, peer: DemoPeer, code: int) -> None:
         peer.exit_code = code
         if peer is self.lone:
             if peer.finished is None:

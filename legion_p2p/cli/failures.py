@@ -41,7 +41,7 @@ _IN_THE_SYSTEM = {
 
 
 @dataclass(frozen=True)
-class Failure:
+class CommandFailure:
     """What to tell of an exception."""
 
     text: str
@@ -51,28 +51,28 @@ class Failure:
     """The traceback, where the program itself seems to be at fault."""
 
 
-def failure_of(bad: BaseException, command: str) -> Failure:
+def failure_of(bad: BaseException, command: str) -> CommandFailure:
     """What to tell the user of whatever ended a command."""
     for text in filter(None, map(memory_problem, causes(bad))):
-        return Failure(text, MISFIT, "a smaller --preset takes less; legion-peer --dry-run tells what a run takes")
+        return CommandFailure(text, MISFIT, "a smaller --preset takes less; legion-peer --dry-run tells what a run takes")
     told = next((cause for cause in causes(bad) if isinstance(cause, LegionError)), None)
     if told is not None:
-        return Failure(str(told), exit_code_of(told), hint_for(told, command))
+        return CommandFailure(str(told), exit_code_of(told), hint_for(told, command))
     for cause in causes(bad):
         if isinstance(cause, OSError):
-            return Failure(system_problem(cause), FAILED)
+            return CommandFailure(system_problem(cause), FAILED)
         if isinstance(cause, UnicodeError):
-            return Failure(
+            return CommandFailure(
                 f"a name or text that is not valid Unicode: {cause.reason if hasattr(cause, 'reason') else cause}", USAGE
             )
         if isinstance(cause, RuntimeError) and "can't start new thread" in str(cause):
-            return Failure(_IN_THE_SYSTEM[errno.EAGAIN], FAILED)
+            return CommandFailure(_IN_THE_SYSTEM[errno.EAGAIN], FAILED)
         if isinstance(cause, ImportError):
             text = f"a part of the installation cannot be loaded: {_first_line(str(cause))}"
-            return Failure(text, FAILED, "install the package again; legion-peer --version shows which this is")
+            return CommandFailure(text, FAILED, "install the package again; legion-peer --version shows which this is")
     root = list(causes(bad))[-1]
     text = f"an unexpected {type(root).__name__}: {_first_line(str(root)) or 'without a message'}"
-    return Failure(
+    return CommandFailure(
         text, FAILED, "this is a mistake in the program; please report it with the lines above",
         "".join(traceback.format_exception(bad)),
     )  # fmt: skip

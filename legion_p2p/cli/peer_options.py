@@ -19,7 +19,7 @@ from legion_p2p.cli.common import given_by
 from legion_p2p.config import Entry, Inner, Limits, NewRun, Peer, Rounds, Store, Training, read_new_run
 from legion_p2p.config.fields import docs_of, field_value, hints_of
 from legion_p2p.errors import ConfigError, UsageError
-from legion_p2p.files.paths import Kind, kind_of, shown, user_path
+from legion_p2p.files.paths import FileKind, kind_of, shown, user_path
 
 SPEC_SUFFIX = ".toml"
 
@@ -262,7 +262,7 @@ def _new_run(text: str, given: Mapping[type[msgspec.Struct], Mapping[str, Any]],
         if data:
             # a path means nothing to others: they learn its name, and bring their own
             path = user_path(data)
-            data = data if kind_of(path) is Kind.MISSING else shown(path.resolve().name)
+            data = data if kind_of(path) is FileKind.MISSING else shown(path.resolve().name)
         try:
             spec = NewRun(text, data=data, seed=training.seed)
         except UsageError as bad:

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
-from legion_p2p.cli.failures import DONE, FAILED, USAGE, Failure, failure_of
+from legion_p2p.cli.failures import DONE, FAILED, USAGE, CommandFailure, failure_of
 from legion_p2p.cli.near_misses import meant
 from legion_p2p.cli.signals import termination_as_interrupt
 from legion_p2p.cli.streams import flush, prepare_streams
@@ -45,7 +45,7 @@ def _run(app: App, name: str, words: list[str]) -> int:
         result = app(words, exit_on_error=False, print_error=False, verbose=False, result_action="return_value")
         return result if isinstance(result, int) and not isinstance(result, bool) else DONE
     except CycloptsError as bad:
-        return _tell(name, Failure(meant(name, bad) or _told(bad), USAGE, f"see {name} --help"))
+        return _tell(name, CommandFailure(meant(name, bad) or _told(bad), USAGE, f"see {name} --help"))
     except BrokenPipeError:
         return READER_GONE
     except SystemExit as end:
@@ -88,7 +88,7 @@ def run_and_exit(app: App) -> NoReturn:
     sys.exit(code)
 
 
-def _tell(name: str, failure: Failure) -> int:
+def _tell(name: str, failure: CommandFailure) -> int:
     report(name, failure.text, failure.hint, failure.details)
     return failure.code
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from legion_p2p.core.identity import PeerId, public_key_of
 from legion_p2p.errors import DecodeError, StoreError, UsageError
-from legion_p2p.files.paths import Kind, kind_of, shown, user_path
+from legion_p2p.files.paths import FileKind, kind_of, shown, user_path
 from legion_p2p.files.reading import read_text
 
 FORM = "/ip4/HOST/tcp/PORT/p2p/PEER_ID"
@@ -130,7 +130,7 @@ class _Files:
 
 def _is_there(folder: Path, name: str) -> bool:
     try:
-        return kind_of(folder / user_path(name)) is not Kind.MISSING
+        return kind_of(folder / user_path(name)) is not FileKind.MISSING
     except (StoreError, UsageError):
         return False
 

@@ -37,7 +37,7 @@ class Step(Enum):
     FORKED = "forked"
 
 
-class Entry(msgspec.Struct, frozen=True):
+class LogEntry(msgspec.Struct, frozen=True):
     """One update that was applied."""
 
     header: UpdateHeader
@@ -57,7 +57,7 @@ class Chain:
         self.n_replaced = 0
         """How often it was exchanged for another one."""
         self._max_log_bytes = max_log_bytes
-        self._log: OrderedDict[int, Entry] = OrderedDict()  # by the version that it made
+        self._log: OrderedDict[int, LogEntry] = OrderedDict()  # by the version that it made
         self._log_bytes = 0
         self._included: dict[PeerId, int] = {}
         self._digests: OrderedDict[int, bytes] = OrderedDict({version: digest})
@@ -89,7 +89,7 @@ class Chain:
     def applied(self, header: UpdateHeader, update: Update) -> None:
         """The update was applied, and the result has the digest that it promised."""
         self._advance(header.version, header.digest)
-        self._log[header.version] = Entry(header, update)
+        self._log[header.version] = LogEntry(header, update)
         self._log_bytes += _size(update)
         while self._log and (len(self._log) > MAX_LOG_ENTRIES or self._log_bytes > self._max_log_bytes):
             _, oldest = self._log.popitem(last=False)
@@ -158,7 +158,7 @@ class Chain:
         """Whether `peer` made the version that is held, or one of those in the log."""
         return peer == self.owner or any(entry.header.owner == peer for entry in self._log.values())
 
-    def last(self) -> Entry | None:
+    def last(self) -> LogEntry | None:
         return next(reversed(self._log.values())) if self._log else None
 
     def _advance(self, version: int, digest: bytes) -> None:

@@ -19,7 +19,7 @@ _WINDOWS_DEVICES = frozenset(
 _WINDOWS_FORBIDDEN = '<>"|?*'
 
 
-class Kind(Enum):
+class FileKind(Enum):
     """What stands under a name, links followed. The values are what error messages call it."""
 
     MISSING = "missing"
@@ -78,23 +78,24 @@ def user_data_folder() -> Path:
     return folder
 
 
-def kind_of(path: Path) -> Kind:
+def kind_of(path: Path) -> FileKind:
     """What stands there. Raises: StoreError, if that cannot be found out: permissions, or links in a circle."""
     try:
         return kind_of_mode(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
-        return Kind.MISSING
+        return FileKind.MISSING
     except OSError as failed:
         raise StoreError(f"cannot look at {shown(path)}: {failed.strerror or failed}") from failed
 
 
-def kind_of_mode(mode: int) -> Kind:
+def kind_of_mode(mode: int) -> FileKind:
     """The kind that a mode of `os.stat` says."""
     tests = (
-        (stat.S_ISREG, Kind.FILE), (stat.S_ISDIR, Kind.FOLDER), (stat.S_ISFIFO, Kind.PIPE), (stat.S_ISSOCK, Kind.SOCKET),
-        (stat.S_ISCHR, Kind.STREAM_DEVICE), (stat.S_ISBLK, Kind.DISK_DEVICE),
+        (stat.S_ISREG, FileKind.FILE), (stat.S_ISDIR, FileKind.FOLDER), (stat.S_ISFIFO, FileKind.PIPE),
+        (stat.S_ISSOCK, FileKind.SOCKET),
+        (stat.S_ISCHR, FileKind.STREAM_DEVICE), (stat.S_ISBLK, FileKind.DISK_DEVICE),
     )  # fmt: skip
-    return next((kind for is_kind, kind in tests if is_kind(mode)), Kind.STREAM_DEVICE)
+    return next((kind for is_kind, kind in tests if is_kind(mode)), FileKind.STREAM_DEVICE)
 
 
 def _check_windows_name(text: str) -> None:

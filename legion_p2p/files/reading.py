@@ -12,9 +12,9 @@ from pathlib import Path
 
 from legion_p2p.errors import StoreError
 from legion_p2p.files.content import decode_text
-from legion_p2p.files.paths import Kind, kind_of_mode, shown
+from legion_p2p.files.paths import FileKind, kind_of_mode, shown
 
-_READABLE_ONCE = (Kind.PIPE, Kind.STREAM_DEVICE)
+_READABLE_ONCE = (FileKind.PIPE, FileKind.STREAM_DEVICE)
 
 
 @contextmanager
@@ -61,9 +61,9 @@ def _open(path: Path, streams: bool) -> BufferedReader:
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
     try:
         kind = kind_of_mode(os.fstat(fd).st_mode)
-        if kind is not Kind.FILE and not (streams and kind in _READABLE_ONCE):
+        if kind is not FileKind.FILE and not (streams and kind in _READABLE_ONCE):
             raise StoreError(f"{shown(path)} is {kind.value}, not a file")
-        if kind is not Kind.FILE and hasattr(os, "set_blocking"):
+        if kind is not FileKind.FILE and hasattr(os, "set_blocking"):
             os.set_blocking(fd, True)
         return os.fdopen(fd, "rb")
     except BaseException:  # an interrupt as well: nobody else would close it

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import IO
 
 from legion_p2p.errors import DiskFullError, StoreError
-from legion_p2p.files.paths import Kind, kind_of, shown
+from legion_p2p.files.paths import FileKind, kind_of, shown
 from legion_p2p.files.reading import reason_of
 
 _DRAFT = re.compile(r"\.legion-(?P<name>[0-9a-f]{12})-(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8}\.part")
 _ZEROS_AT_A_TIME = 1 << 20
-_TO_STREAM = (Kind.PIPE, Kind.STREAM_DEVICE)
+_TO_STREAM = (FileKind.PIPE, FileKind.STREAM_DEVICE)
 
 
 @contextlib.contextmanager
@@ -69,10 +69,10 @@ def check_target(path: Path) -> Path:
     Raises: StoreError, if something stands there that is to stay as it is.
     """
     kind = kind_of(path)
-    if kind not in (Kind.FILE, Kind.MISSING):
+    if kind not in (FileKind.FILE, FileKind.MISSING):
         raise StoreError(f"{shown(path)} is {kind.value}, and stays as it is; name a file")
     target = Path(os.path.realpath(path))
-    if kind is Kind.FILE and not os.access(target, os.W_OK):
+    if kind is FileKind.FILE and not os.access(target, os.W_OK):
         raise StoreError(f"{shown(path)} may not be written: permission denied; name another file")
     return target
 
@@ -81,7 +81,7 @@ def make_folder(path: Path) -> Path:
     """The folder, made where it is missing. Raises: StoreError; DiskFullError."""
     with telling(path):
         kind = kind_of(path)
-        if kind not in (Kind.FOLDER, Kind.MISSING):
+        if kind not in (FileKind.FOLDER, FileKind.MISSING):
             raise StoreError(f"{shown(path)} is {kind.value}, not a folder; name another folder")
         path.mkdir(parents=True, exist_ok=True)
     return path

@@ -23,7 +23,7 @@ from legion_p2p.net.frames import FrameStream, Outgoing, read_and_write
 from legion_p2p.net.limits import GARBAGE_SCORE, MAX_BODY_BYTES, MAX_REQUESTS_OUT, OPEN_TIMEOUT_S
 from legion_p2p.net.peer_score import REFUSED
 from legion_p2p.net.streams import PROTOCOLS, SharedParts, reset
-from legion_p2p.net.wire import VERSION, Envelope, Kind, UnknownVersion, decode, encode
+from legion_p2p.net.wire import VERSION, Envelope, FrameKind, UnknownVersion, decode, encode
 
 PING_INTERVAL_S = 2.0  # a control request is accompanied by a ping unless there was one so shortly before
 RTTS_KEPT = 5  # of each peer, of which the shortest counts: delay is only ever added
@@ -131,12 +131,12 @@ class Client:
             except UnknownVersion as unknown:
                 raise DecodeError(f"answered in {unknown}") from unknown
             pending = stream.pending.get(envelope.id)
-            if envelope.kind == Kind.PONG:
+            if envelope.kind == FrameKind.PONG:
                 if not 0 < envelope.id <= stream.last_id:  # a guess, to seem nearer than it is
                     raise DecodeError("a pong to a ping that was never sent")
                 await frames.skip(body_bytes)
                 self._learn_rtt(stream, envelope.id)
-            elif envelope.kind not in (Kind.REPLY, Kind.REFUSAL):
+            elif envelope.kind not in (FrameKind.REPLY, FrameKind.REFUSAL):
                 raise DecodeError(f"a {envelope.kind.name} where only replies belong")
             elif pending is None:  # its asker gave up meanwhile
                 if not 0 < envelope.id <= stream.last_id:
@@ -145,7 +145,7 @@ class Client:
             else:
                 with self._parts.counters.receiving(stream.lane, body_bytes):
                     body = await frames.read_exactly(body_bytes)
-                if envelope.kind == Kind.REFUSAL:
+                if envelope.kind == FrameKind.REFUSAL:
                     pending.error = RefusedError(stream.peer, envelope.error, envelope.reason)
                 else:
                     pending.reply = body
@@ -208,9 +208,9 @@ class RequestStream:
             self.last_id += 1
             self.ping_id = self.last_id
             self.ping_sent_at = now
-            self.ping_frame = frames.put(encode(Envelope(VERSION, self.ping_id, Kind.PING), 0))
+            self.ping_frame = frames.put(encode(Envelope(VERSION, self.ping_id, FrameKind.PING), 0))
         self.last_id += 1
-        head = encode(Envelope(VERSION, self.last_id, Kind.REQUEST, service=service), len(body))
+        head = encode(Envelope(VERSION, self.last_id, FrameKind.REQUEST, service=service), len(body))
         pending = PendingRequest(self.last_id, frames.put(head, body, priority))
         if pending.frame.done.is_set():  # the stream has ended between opening and now
             pending.error = self._broken()

@@ -29,7 +29,7 @@ from legion_p2p.net.limits import (
     MAX_STREAMS_PER_LANE_IN,
 )
 from legion_p2p.net.streams import PROTOCOLS, SharedParts, reset
-from legion_p2p.net.wire import VERSION, Envelope, Kind, UnknownVersion, decode, encode, refusal
+from legion_p2p.net.wire import VERSION, Envelope, FrameKind, UnknownVersion, decode, encode, refusal
 
 log = logging.getLogger("legion_p2p.net")
 
@@ -87,11 +87,11 @@ class Server:
                 await frames.skip(body_bytes)
                 _refuse(frames, unknown.request_id, "UnknownVersionError", str(unknown))
                 continue
-            if envelope.kind == Kind.PING:
+            if envelope.kind == FrameKind.PING:
                 await frames.skip(body_bytes)
                 if len(frames) < MAX_QUEUED_PONGS:
-                    frames.put(encode(Envelope(VERSION, envelope.id, Kind.PONG), 0))
-            elif envelope.kind == Kind.REQUEST:
+                    frames.put(encode(Envelope(VERSION, envelope.id, FrameKind.PONG), 0))
+            elif envelope.kind == FrameKind.REQUEST:
                 with self._parts.counters.receiving(frames.lane, body_bytes):
                     await self._take_request(frames, peer, envelope, body_bytes)
             else:
@@ -164,7 +164,7 @@ class Server:
         except Exception:  # a mistake of ours, which a stranger may have provoked: it must not end the peer
             log.exception("a handler failed on a request of %s", peer)
             return _refuse(frames, request_id, "InternalError", "the other side failed to handle it; its log tells why")
-        return frames.put(encode(Envelope(VERSION, request_id, Kind.REPLY), len(reply)), reply, priority)
+        return frames.put(encode(Envelope(VERSION, request_id, FrameKind.REPLY), len(reply)), reply, priority)
 
     def _done(self, slot: Slot, body_bytes: int) -> None:
         self._n_buffered -= body_bytes

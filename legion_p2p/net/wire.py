@@ -24,7 +24,7 @@ MAX_REASON_CHARS = 400
 MAX_FRAME_BYTES = {"control": MAX_CONTROL_FRAME_BYTES, "bulk": MAX_BULK_FRAME_BYTES}
 
 
-class Kind(IntEnum):
+class FrameKind(IntEnum):
     """What a frame is."""
 
     REQUEST = 0
@@ -39,7 +39,7 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
 
     version: int
     id: int
-    kind: Kind
+    kind: FrameKind
     service: str = ""
     """Who is to answer a request: "" the application's handler, otherwise a part of the network layer itself."""
     error: str = ""
@@ -101,4 +101,4 @@ def decode(packed: bytes) -> Envelope:
 
 def refusal(request_id: int, error: str, reason: str) -> Envelope:
     """Says no, and why, at most MAX_REASON_CHARS of it."""
-    return Envelope(VERSION, request_id, Kind.REFUSAL, error=error[:64], reason=reason[:MAX_REASON_CHARS])
+    return Envelope(VERSION, request_id, FrameKind.REFUSAL, error=error[:64], reason=reason[:MAX_REASON_CHARS])

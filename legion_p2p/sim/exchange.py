@@ -5,9 +5,9 @@ from typing import Final
 import trio
 
 from legion_p2p.core.priority import Priority, ThrottledReply
-from legion_p2p.net.wire import VERSION, Envelope, Kind, encode
+from legion_p2p.net.wire import VERSION, Envelope, FrameKind, encode
 
-FRAME_BYTES: Final = len(encode(Envelope(VERSION, 1000, Kind.REQUEST), 0))  # of head and envelope, in the middle of a run
+FRAME_BYTES: Final = len(encode(Envelope(VERSION, 1000, FrameKind.REQUEST), 0))  # of head and envelope, in the middle of a run
 BREAK_AFTER_S = 30.0  # of packets that vanish, until TCP gives the connection up
 
 

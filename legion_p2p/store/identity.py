@@ -13,7 +13,7 @@ from typing import BinaryIO
 from legion_p2p.core.identity import SEED_BYTES, Identity
 from legion_p2p.errors import DiskFullError, StoreError
 from legion_p2p.files.content import decode_text
-from legion_p2p.files.paths import Kind, kind_of, shown, user_path
+from legion_p2p.files.paths import FileKind, kind_of, shown, user_path
 from legion_p2p.files.reading import opened, reason_of
 from legion_p2p.files.writing import is_full
 
@@ -64,7 +64,7 @@ def is_identity_free(path: str | os.PathLike[str]) -> bool:
     as after a run with sudo, or something else stands there.
     """
     where = user_path(path)
-    if kind_of(where) is Kind.MISSING:
+    if kind_of(where) is FileKind.MISSING:
         return True
     with opened(where) as file:
         return _lock(file)
@@ -100,7 +100,7 @@ def _create(path: Path, identity: Identity) -> None:
 
 
 def _load(path: Path) -> StoredIdentity:
-    if kind_of(path) is not Kind.FILE:
+    if kind_of(path) is not FileKind.FILE:
         raise StoreError(f"the identity file {shown(path)} is not a regular file; move it away, or name another one")
     file = open(path, "rb")  # noqa: SIM115 (it stays open, for the lock)
     try:

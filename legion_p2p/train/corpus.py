@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from legion_p2p.errors import StoreError
 from legion_p2p.files.content import PROBE_BYTES, UTF8_MARK, is_binary, wide_encoding_of
-from legion_p2p.files.paths import Kind, kind_of, shown, user_path
+from legion_p2p.files.paths import FileKind, kind_of, shown, user_path
 from legion_p2p.files.reading import opened
 from legion_p2p.train.text_files import files_below, packed_as, plain_text, read_file, read_folder
 from legion_p2p.train.tokens import MAGIC, Tokens, blocks_of, check_vocabulary, open_tokens, part_of, tokens_in
@@ -92,10 +92,10 @@ def open_text(source: str | Path, context: int = 1) -> Corpus:
     else:
         path = user_path(source)
         kind = kind_of(path)
-        name = shown(path.resolve().name if kind is Kind.FOLDER else path.name)
-        if kind is Kind.MISSING:
+        name = shown(path.resolve().name if kind is FileKind.FOLDER else path.name)
+        if kind is FileKind.MISSING:
             raise StoreError(f'{shown(path)} does not exist: give "stdlib", a folder, a text file or a .bin of tokens')
-        if kind is Kind.FOLDER:
+        if kind is FileKind.FOLDER:
             train, validation, left_out = _folder_text(path)
         else:
             tokens, vocab_size = _file_tokens(path)

@@ -26,7 +26,7 @@ from legion_p2p.core.run import RunSpec
 from legion_p2p.core.wire import Held, Inclusion, Message, Push, Pushed, Update, UpdateHeader, encode
 from legion_p2p.errors import UsageError
 from legion_p2p.net import wire
-from legion_p2p.net.wire import Envelope, Kind
+from legion_p2p.net.wire import Envelope, FrameKind
 from legion_p2p.services.run.pacing import paced
 from legion_p2p.services.shards.codecs import shard_codec
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S
@@ -212,10 +212,10 @@ def frames_of(spec: RunSpec, n_members: int, push_codec: str, update_codec: str)
     bodies = {name: sum(_body_bytes(spec, shard, name) for shard in range(plan.n_shards)) for name in {push_codec, update_codec}}
     return Frames(
         n_shards=plan.n_shards,
-        pushes=bodies[push_codec] + plan.n_shards * (_frame_bytes(push, Kind.REQUEST) - len(_PROBE)),
-        updates=bodies[update_codec] + plan.n_shards * (_frame_bytes(update, Kind.REQUEST) - len(_PROBE)),
-        pushed=_frame_bytes(Pushed(LATER, False), Kind.REPLY),
-        held=_frame_bytes(Held(LATER, bytes(32)), Kind.REPLY),
+        pushes=bodies[push_codec] + plan.n_shards * (_frame_bytes(push, FrameKind.REQUEST) - len(_PROBE)),
+        updates=bodies[update_codec] + plan.n_shards * (_frame_bytes(update, FrameKind.REQUEST) - len(_PROBE)),
+        pushed=_frame_bytes(Pushed(LATER, False), FrameKind.REPLY),
+        held=_frame_bytes(Held(LATER, bytes(32)), FrameKind.REPLY),
     )
 
 
@@ -254,7 +254,7 @@ def _body_bytes(spec: RunSpec, shard: int, name: str) -> int:
     return heads + round(spec.plan().size(shard) * codec.bits_per_element / 8)
 
 
-def _frame_bytes(message: Message, kind: Kind) -> int:
+def _frame_bytes(message: Message, kind: FrameKind) -> int:
     body = encode(message)
     return len(wire.encode(Envelope(wire.VERSION, LATER, kind), len(body))) + len(body)
 

@@ -15,7 +15,7 @@ import zstandard
 
 from legion_p2p.errors import StoreError
 from legion_p2p.files.content import PROBE_BYTES, UTF8_MARK, description_of, format_of, is_binary, wide_encoding_of
-from legion_p2p.files.paths import Kind, kind_of_mode, shown
+from legion_p2p.files.paths import FileKind, kind_of_mode, shown
 from legion_p2p.files.reading import opened, reason_of
 
 _UNPACKERS: dict[str, Callable[[IO[bytes]], Any]] = {
@@ -105,17 +105,17 @@ def files_below(root: Path) -> Iterator[Path]:
 
     seen: set[tuple[int, int]] = set()
     for folder, subfolders, names in os.walk(root, onerror=fail, followlinks=True):
-        if not _is_new(Path(folder), Kind.FOLDER, seen):
+        if not _is_new(Path(folder), FileKind.FOLDER, seen):
             subfolders.clear()
             continue
         subfolders[:] = sorted(s for s in subfolders if not s.startswith("."))
         for name in sorted(names):
             path = Path(folder, name)
-            if not name.startswith(".") and _is_new(path, Kind.FILE, seen):
+            if not name.startswith(".") and _is_new(path, FileKind.FILE, seen):
                 yield path
 
 
-def _is_new(path: Path, kind: Kind, seen: set[tuple[int, int]]) -> bool:
+def _is_new(path: Path, kind: FileKind, seen: set[tuple[int, int]]) -> bool:
     """Whether something of that kind is there and was not reached in another way before."""
     try:
         found = os.stat(path)

@@ -21,7 +21,7 @@ from legion_p2p.net.limits import (
     MAX_STREAMS_PER_LANE_IN,
 )
 from legion_p2p.net.streams import PROTOCOLS
-from legion_p2p.net.wire import VERSION, Envelope, Kind, encode, refusal
+from legion_p2p.net.wire import VERSION, Envelope, FrameKind, encode, refusal
 from tests.net.conftest import echo, eventually, opened
 
 LANES = sorted(PROTOCOLS)
@@ -68,14 +68,14 @@ GARBAGE = {
     "no envelope": struct.pack(">IH", 10, 0) + bytes(10),
     "an envelope longer than its frame": struct.pack(">IH", 10, 100) + bytes(100),
     "an empty frame": struct.pack(">IH", 0, 0),
-    "a frame cut short": encode(Envelope(VERSION, 1, Kind.REQUEST), 1000) + bytes(10),
-    "an envelope cut short": encode(Envelope(VERSION, 1, Kind.REQUEST), 0)[:-1],
+    "a frame cut short": encode(Envelope(VERSION, 1, FrameKind.REQUEST), 1000) + bytes(10),
+    "an envelope cut short": encode(Envelope(VERSION, 1, FrameKind.REQUEST), 0)[:-1],
     "half a head": b"\x00\x00",
     "messagepack of another type": frame(msgspec.msgpack.encode({"a": 1})),
     "messagepack of too few fields": frame(msgspec.msgpack.encode([VERSION, 1])),
     "an unknown kind": frame(msgspec.msgpack.encode([VERSION, 1, 99, "", "", ""])),
     "a negative id": frame(msgspec.msgpack.encode([VERSION, -1, 0, "", "", ""])),
-    "a reply to nobody": encode(Envelope(VERSION, 1, Kind.REPLY), 0),
+    "a reply to nobody": encode(Envelope(VERSION, 1, FrameKind.REPLY), 0),
     "a refusal of nothing": encode(refusal(1, "x", "y"), 0),
 }
 
@@ -159,7 +159,7 @@ async def test_a_reply_to_a_request_that_was_never_sent_is_misbehaviour():
 
         async def invent(stream):
             await stream.read(10)
-            await stream.write(encode(Envelope(VERSION, 1_000_000, Kind.REPLY), 0))
+            await stream.write(encode(Envelope(VERSION, 1_000_000, FrameKind.REPLY), 0))
             await trio.sleep_forever()
 
         liar._host.set_stream_handler(PROTOCOLS["control"], invent)
@@ -179,7 +179,7 @@ async def test_more_requests_than_allowed_are_refused_and_the_rest_is_answered()
         victim.messenger.serve(slow)
         stream = await stream_to(stranger, victim, PROTOCOLS["control"])
         for n in range(MAX_REQUESTS_IN + 3):
-            await stream.write(encode(Envelope(VERSION, n, Kind.REQUEST), 0))
+            await stream.write(encode(Envelope(VERSION, n, FrameKind.REQUEST), 0))
         answer = b""
         with trio.fail_after(10):
             while answer.count(b"BusyError") < 3:

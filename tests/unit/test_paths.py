@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from legion_p2p.errors import DiskFullError, StoreError, UsageError
 from legion_p2p.files import writing
-from legion_p2p.files.paths import MAX_NAME_BYTES, Kind, kind_of, shown, user_data_folder, user_path
+from legion_p2p.files.paths import MAX_NAME_BYTES, FileKind, kind_of, shown, user_data_folder, user_path
 from legion_p2p.files.reading import opened, read_limited, read_text
 from legion_p2p.files.writing import make_folder, replacing, replacing_by_name, write_whole
 
@@ -85,10 +85,11 @@ def test_what_stands_under_a_name_is_known(tmp_path):
     kinds = {name: kind_of(tmp_path / name) for name in ("file", "pipe", "link", "dangling", "nothing", "file/below", ".")}
 
     assert kinds == {
-        "file": Kind.FILE, "pipe": Kind.PIPE, "link": Kind.FILE, "dangling": Kind.MISSING, "nothing": Kind.MISSING,
-        "file/below": Kind.MISSING, ".": Kind.FOLDER,
+        "file": FileKind.FILE, "pipe": FileKind.PIPE, "link": FileKind.FILE, "dangling": FileKind.MISSING,
+        "nothing": FileKind.MISSING,
+        "file/below": FileKind.MISSING, ".": FileKind.FOLDER,
     }  # fmt: skip
-    assert kind_of(tmp_path.__class__("/dev/null")) is Kind.STREAM_DEVICE
+    assert kind_of(tmp_path.__class__("/dev/null")) is FileKind.STREAM_DEVICE
     with pytest.raises(StoreError, match="Too many levels of symbolic links"):
         kind_of(tmp_path / "circle")
 

@@ -40,7 +40,7 @@ SEARCH_EVERY_S = 2.0
 MAX_FETCHED_BLOCKS = 1 << 20  # below one root: as many as a store walks through
 
 
-class Store(Protocol):
+class BlockCache(Protocol):
     """Where fetched blocks go. Every call may wait for the disk."""
 
     def get(self, cid: Cid) -> bytes: ...
@@ -95,7 +95,7 @@ class Fetcher:
         self,
         messenger: Messenger,
         discovery: Discovery,
-        store: Store,
+        store: BlockCache,
         offload: Offload,
         events: Events,
         progress: Callable[[int], None] = lambda n_bytes: None,
@@ -291,7 +291,7 @@ def _check_count(answers: Sequence[object], asked: Sequence[Cid]) -> None:
         raise DecodeError(f"{len(answers)} answers about {len(asked)} blocks")
 
 
-def _sizes(store: Store, cids: list[Cid]) -> list[int | None]:
+def _sizes(store: BlockCache, cids: list[Cid]) -> list[int | None]:
     return [store.size_of(cid) for cid in cids]
 
 

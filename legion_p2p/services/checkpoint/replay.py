@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
-from legion_p2p.core.chain import Entry
+from legion_p2p.core.chain import LogEntry
 from legion_p2p.core.identity import verify
 from legion_p2p.core.run import RunSpec
 from legion_p2p.core.wire import Update, decode_header, decode_request
@@ -16,7 +16,7 @@ from legion_p2p.tensor.flatten import digest
 
 def replay(
     run: str, spec: RunSpec, shard: int, version: int, reference: Tensor, messages: Iterable[bytes]
-) -> Iterator[tuple[Entry, Tensor]]:
+) -> Iterator[tuple[LogEntry, Tensor]]:
     """Each update of a shard's log, and the reference that it leads to.
 
     `reference` (1-D fp32) is in `version`; `messages` are encoded `Update`s in order. Of each
@@ -40,4 +40,4 @@ def replay(
         reference, held = advance(reference, update.payload, shard_codec(spec, shard, header.codec))
         if held != header.digest:
             raise DecodeError(f"version {version} of shard {shard} is not what the update to it says")
-        yield Entry(header, update), reference
+        yield LogEntry(header, update), reference

@@ -38,7 +38,7 @@ from legion_p2p.core.wire import (
 )
 from legion_p2p.errors import DecodeError, MissingBlockError
 from legion_p2p.observe.events import Events
-from legion_p2p.services.checkpoint.fetch import Fetcher, Store
+from legion_p2p.services.checkpoint.fetch import BlockCache, Fetcher
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.rpc import Rpc
@@ -110,7 +110,7 @@ def named_roots(lists: Mapping[PeerId, Sequence[bytes]], report: Callable[[PeerI
 class CheckpointSelection:
     """Looks for checkpoints of one run, through a fetcher that gets the nodes."""
 
-    def __init__(self, ctx: PeerContext, members: MemberService, region: str, fetcher: Fetcher, store: Store) -> None:
+    def __init__(self, ctx: PeerContext, members: MemberService, region: str, fetcher: Fetcher, store: BlockCache) -> None:
         """`region`: that of this peer, where states are confirmed. `store`: where `fetcher` puts blocks."""
         self._run = ctx.run
         self._plan = ctx.plan

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import trio
 from torch import Tensor
 
-from legion_p2p.core.chain import Chain, Entry
+from legion_p2p.core.chain import Chain, LogEntry
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.manifest import StoredShard
 from legion_p2p.services.ports import Archive
@@ -22,7 +22,7 @@ class FetchedShard:
     chain: Chain
     stored: StoredShard | None = None
     """Where it was built on a checkpoint: the state whose blocks are in the store."""
-    since: tuple[Entry, ...] = ()
+    since: tuple[LogEntry, ...] = ()
     """The updates after that."""
 
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import trio
 from torch import Tensor, float32, frombuffer
 
-from legion_p2p.core.chain import Chain, Entry
+from legion_p2p.core.chain import Chain, LogEntry
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.shard_chunks import base_bytes
 from legion_p2p.core.wire import Busy, GetUpdates, Update, Updates, encode
 from legion_p2p.errors import DecodeError, NetworkError, StoreError
-from legion_p2p.services.checkpoint.fetch import Fetcher, Memory, Store
+from legion_p2p.services.checkpoint.fetch import BlockCache, Fetcher, Memory
 from legion_p2p.services.checkpoint.providers import ProviderScheduler
 from legion_p2p.services.checkpoint.replay import replay
 from legion_p2p.services.checkpoint.select import Candidate
@@ -31,7 +31,9 @@ GROUP_BYTES = 256 << 20  # of shards that are built from blocks at a time: what 
 class ShardBuilder:
     """Builds the shards of one peer that joins."""
 
-    def __init__(self, ctx: PeerContext, fetcher: Fetcher, store: Store, turns: ProviderScheduler, arrivals: Arrivals) -> None:
+    def __init__(
+        self, ctx: PeerContext, fetcher: Fetcher, store: BlockCache, turns: ProviderScheduler, arrivals: Arrivals
+    ) -> None:
         """`store`: where `fetcher` puts blocks. `turns`: whose turn it is to be asked, for whatever."""
         self._ctx = ctx
         self._rpc = Rpc(ctx.messenger)
@@ -86,10 +88,10 @@ class ShardBuilder:
             raise DecodeError(f"its blocks lead to version {chain.version} {chain.digest.hex()[:16]}, which is not what it says")
         return reference, chain
 
-    async def _catch_up(self, candidate: Candidate, reference: Tensor, chain: Chain) -> tuple[Tensor, list[Entry]]:
+    async def _catch_up(self, candidate: Candidate, reference: Tensor, chain: Chain) -> tuple[Tensor, list[LogEntry]]:
         """The updates since the checkpoint, put on the chain: from the first of its judges that has all of them."""
         shard = candidate.state.shard
-        since: list[Entry] = []
+        since: list[LogEntry] = []
         for judge in candidate.judges:
             question = GetUpdates(self._ctx.run, shard, chain.version, chain.digest, log_only=True)
             try:
@@ -110,7 +112,7 @@ class ShardBuilder:
 
     def _advanced(
         self, shard: int, chain: Chain, reference: Tensor, updates: Sequence[Update]
-    ) -> tuple[Tensor, list[Entry], DecodeError | None]:
+    ) -> tuple[Tensor, list[LogEntry], DecodeError | None]:
         """As far as the updates lead on from `chain`, which they are put on; and what is wrong with the next one."""
         entries = []
         try:

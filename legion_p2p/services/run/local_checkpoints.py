@@ -6,7 +6,7 @@ from typing import Any
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.manifest import block_key, checkpoint_key
 from legion_p2p.core.run import SignedSpec
-from legion_p2p.services.checkpoint.fetch import Store
+from legion_p2p.services.checkpoint.fetch import BlockCache
 from legion_p2p.services.checkpoint.writer import CheckpointService
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
@@ -31,7 +31,7 @@ class LocalCheckpoints:
         """`step`: of the run, now."""
         self.trainer_state: Callable[[], Mapping[str, Any]] = dict
         """What the training thread needs to go on after a restart. Called in the peer's thread."""
-        self.store: Store | None = archive
+        self.store: BlockCache | None = archive
         """Where blocks that are fetched can be kept."""
         self._run = ctx.run
         self._disk = ctx.disk

@@ -14,7 +14,7 @@ from legion_p2p.concurrency.nurseries import open_flat_nursery
 from legion_p2p.core.announcement import unpack_marks
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import StoreError
-from legion_p2p.services.checkpoint.fetch import Fetcher, Memory, Store
+from legion_p2p.services.checkpoint.fetch import BlockCache, Fetcher, Memory
 from legion_p2p.services.checkpoint.providers import ProviderScheduler
 from legion_p2p.services.checkpoint.select import Candidate, CheckpointSelection
 from legion_p2p.services.context import PeerContext
@@ -29,12 +29,12 @@ WORTH_SELECTING_BYTES = 1 << 20  # of a whole model: below, asking for checkpoin
 class StateSync:
     """One peer's way to the model of a run."""
 
-    def __init__(self, ctx: PeerContext, members: MemberService, region: str, store: Store | None = None) -> None:
+    def __init__(self, ctx: PeerContext, members: MemberService, region: str, store: BlockCache | None = None) -> None:
         """`region`: that of this peer. `store`: where blocks are kept; without one, in memory while they are needed."""
         self._ctx = ctx
         self._members = members
         self._arrivals = Arrivals()
-        blocks: Store = store or Memory()
+        blocks: BlockCache = store or Memory()
         turns = ProviderScheduler(ctx.events, ctx.rng)
         fetcher = Fetcher(ctx.messenger, ctx.discovery, blocks, ctx.disk, ctx.events, self._arrivals.note_bytes, turns)
         self._selection = CheckpointSelection(ctx, members, region, fetcher, blocks)
