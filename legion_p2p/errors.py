@@ -4,10 +4,11 @@ Read the class to learn who is to blame and what to do; read the message to lear
 `except LegionError` catches all of them and nothing else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 HOW_TO_CREATE = "to create it: --new-run on the command line, NewRun(...) in Python"
+MAX_NAMES_TOLD = 10  # of runs, in one message
 
 
 def describe_failure(failure: BaseException) -> str:
@@ -62,11 +63,12 @@ class NoContactError(JoinError):
 
 
 class UnknownRunError(JoinError):
-    """Nobody who can be reached knows a run of this name. Found it, or correct the name."""
+    """No peer that can be reached knows a run of this name. Create it, or correct the name. `known` are the names of others."""
 
-    def __init__(self, run: str, n_contacts: int) -> None:
+    def __init__(self, run: str, n_contacts: int, known: Sequence[str] = ()) -> None:
         self.run = run
-        super().__init__(f"no peer knows a run named {run!r} ({n_contacts} contacts asked); {HOW_TO_CREATE}")
+        there = f"; known here: {', '.join(known[:MAX_NAMES_TOLD])}{', ...' * (len(known) > MAX_NAMES_TOLD)}" if known else ""
+        super().__init__(f"no peer knows a run named {run!r} ({n_contacts} contacts asked){there}; {HOW_TO_CREATE}")
 
 
 class AmbiguousRunError(JoinError):

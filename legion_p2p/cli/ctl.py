@@ -11,19 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from legion_p2p.cli.checkpoint import checkpoint
-from legion_p2p.cli.common import make_app
+from legion_p2p.cli.common import addresses_of_peers, make_app
 from legion_p2p.cli.failures import DONE
+from legion_p2p.cli.output import print_json
 from legion_p2p.cli.plan import plan
 from legion_p2p.cli.running import run_and_exit
 from legion_p2p.config import STATUS_PORTS
 from legion_p2p.errors import NetworkError, UsageError
 
 if TYPE_CHECKING:
+    from legion_p2p.core.wire import RunSummary
     from legion_p2p.net.status_http import FoundPeer
     from legion_p2p.observe.status import Status
 
 WATCH_EVERY_S = 1.0
 FILE_CHARS = 120
+RUNS_S = 5.0  # to be introduced to peers that are in a run
+RUNS_EVERY_S = 0.5
 
 app = make_app("legion-ctl", "Ask a running peer on this machine what it knows, work on checkpoints, or plan a run.")
 app.command(checkpoint)
@@ -57,6 +61,53 @@ def status(
         return _watch(host, port, json)
     _show(trio.run(_fetch, host, port), json)
     return DONE
+
+
+@app.command
+def runs(
+    addresses: Annotated[tuple[str, ...], Parameter(converter=addresses_of_peers, metavar="ADDR...")],
+    /,
+    *,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """List the runs that peers behind an address are in: name, members, id.
+
+    Example: legion-ctl runs /ip4/203.0.113.7/tcp/4710/p2p/12D3KooW...
+
+    Parameters
+    ----------
+    addresses
+        Addresses of peers or bootstrap nodes to ask through; @FILE reads them from a file.
+    json
+        Print the list as JSON, on one line.
+    """
+    import trio
+
+    found = trio.run(_known_runs, addresses)
+    if json:
+        return print_json(found)
+    if not found:
+        raise NetworkError("no peer that can be reached there is in a run")
+    for run in found:
+        print(f"{run.name}  {run.n_members} member{'s' * (run.n_members != 1)}  {run.id}")
+    return DONE
+
+
+async def _known_runs(addresses: tuple[str, ...]) -> "list[RunSummary]":
+    import trio
+
+    from legion_p2p.core.identity import Identity
+    from legion_p2p.net.host import open_network
+    from legion_p2p.services.run.discovery import known_runs
+
+    async with open_network(Identity.generate(), listen=(), initial_peers=addresses) as network:
+        await network.join()
+        found: dict[str, RunSummary] = {}
+        with trio.move_on_after(RUNS_S):  # a bootstrap node is in no run, and introduces us to peers that are
+            while not found:
+                await trio.sleep(RUNS_EVERY_S)
+                found = await known_runs(network.messenger)
+        return list(found.values())
 
 
 def parse_status_address(text: str) -> tuple[str, int]:

@@ -15,7 +15,7 @@ from legion_p2p.core.announcement import MAX_ANNOUNCEMENT_BYTES
 from legion_p2p.core.distance import MAX_RATE
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, MAX_SHARDS
-from legion_p2p.core.run import MAX_OUTER_DELAY, MAX_SPEC_BYTES
+from legion_p2p.core.run import MAX_OUTER_DELAY, MAX_SPEC_BYTES, RunName
 from legion_p2p.errors import DecodeError, SelfCheckError
 
 MAX_PAYLOAD_BYTES = 4 * MAX_SHARD_ELEMENTS + 4096  # a shard as fp32, and a codec's header
@@ -23,6 +23,7 @@ MAX_EXCHANGED = 64  # announcements in one exchange: with small models about 64 
 MAX_INCLUDED = 10_000  # contributions to one update: as many as members may be
 MAX_UPDATES = 64  # updates in one reply
 MAX_REASON_CHARS = 200
+MAX_RUNS_TOLD = 16  # that one peer tells of: it is in one, and a later version may be in several
 MAX_COUNT = 1 << 62
 MAX_NORM = 1e24  # of a shard: its elements are at most 3.4e38 in fp32, and would have lost all meaning long before
 
@@ -90,6 +91,22 @@ class GetSpec(Request[SpecFound], frozen=True, tag="get_spec"):
     """Which runs of this name or id do you know? Any peer of a run answers, with SpecFound."""
 
     run: _Run
+
+
+class RunSummary(msgspec.Struct, frozen=True):
+    """A run, as one of its members tells of it to whoever asks."""
+
+    name: RunName
+    id: _Run
+    n_members: _Count
+
+
+class RunsFound(Message, frozen=True, tag="runs_found"):
+    runs: Annotated[tuple[RunSummary, ...], msgspec.Meta(max_length=MAX_RUNS_TOLD)]
+
+
+class GetRuns(Request[RunsFound], frozen=True, tag="get_runs"):
+    """Which runs are you in? For somebody that does not know what runs there are, or has mistyped a name."""
 
 
 class Exchanged(Message, frozen=True, tag="exchanged"):

@@ -7,8 +7,9 @@ import trio
 
 from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.run import RoundSpec
-from legion_p2p.core.wire import GetSpec, Push, encode
+from legion_p2p.core.wire import GetRuns, GetSpec, Push, encode
 from legion_p2p.errors import IncompatibleModelError, JoinError, RefusedError, RunExistsError, UnknownRunError
+from legion_p2p.services.run.discovery import known_runs
 from legion_p2p.services.run.joiner import RunCreation, creating, joining
 from legion_p2p.services.run.lobby import PeerParts
 from legion_p2p.sim.swarm import Swarm
@@ -157,6 +158,25 @@ async def test_an_unknown_name_is_an_error_and_founds_nothing(autojump_clock):
         with pytest.raises(UnknownRunError, match=r"no peer knows a run named 'sym'.*new-run"):
             async with joining(parts_of(network), "sym"):
                 pass
+
+
+async def test_a_wrong_name_is_told_within_three_seconds_with_the_names_that_are_known(autojump_clock):
+    async with Swarm() as swarm:
+        a, b = await swarm.add("a"), await swarm.add("b")
+        network = swarm.world.join(swarm.identity("lost"))
+        for other in (a, b):
+            network.messenger.add_addresses(other.id, other.network.messenger.addresses())
+            await network.messenger.request(other.id, encode(GetRuns()))
+        began = trio.current_time()
+
+        with pytest.raises(UnknownRunError, match="known here: sim") as told:
+            async with joining(parts_of(network), "stroies"):
+                pass
+
+        assert told.value.known == (a.engine.spec.name,)
+        assert trio.current_time() - began <= 3.5
+        (found,) = (await known_runs(network.messenger)).values()
+        assert found.n_members == 2
 
 
 async def test_founding_a_name_that_is_taken_is_an_error(autojump_clock):

@@ -41,6 +41,7 @@ from legion_p2p.core.wire import (
     Failure,
     GetBlocks,
     GetCheckpoints,
+    GetRuns,
     GetShard,
     GetSpec,
     GetUpdates,
@@ -56,6 +57,8 @@ from legion_p2p.core.wire import (
     Push,
     Pushed,
     RelayRequest,
+    RunsFound,
+    RunSummary,
     ShardState,
     SpecFound,
     State,
@@ -78,6 +81,7 @@ DIGEST = b"d" * 32
 ONE_UPDATE = Update(b"header", b"s" * 64, b"payload")
 REQUESTS: list[Message] = [
     GetSpec("run"),
+    GetRuns(),
     Exchange("run", (b"one", b"two")),
     Ping("run"),
     PingFor("run", "peer"),
@@ -96,6 +100,7 @@ REQUESTS: list[Message] = [
     GetBlocks((b"c" * 36, b"d" * 36)),
 ]
 REPLIES: list[Message] = [
+    RunsFound((RunSummary("stories", "b" * 59, 3),)),
     SpecFound(b"spec", b"s" * 64),
     Exchanged((b"one",)),
     Done(),

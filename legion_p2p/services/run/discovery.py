@@ -7,15 +7,16 @@ several runs have the name                                      -> an error: one
 a peer sends anything else                                      -> reported
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import trio
 
+from legion_p2p.concurrency.nurseries import open_flat_nursery
 from legion_p2p.core.contact import Contact
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.run import RunSpec, SignedSpec, looks_like_run_id, name_key, open_spec, run_id, run_key
-from legion_p2p.core.wire import GetSpec
+from legion_p2p.core.wire import GetRuns, GetSpec, RunSummary
 from legion_p2p.errors import AmbiguousRunError, DecodeError, NetworkError, RefusedError, UnknownRunError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.ports import Discovery, Messenger
@@ -24,6 +25,8 @@ from legion_p2p.services.rpc import Rpc
 ASK_DEADLINE_S = 5.0
 SEARCH_S = 15.0  # a run created a moment ago takes seconds to show in the DHT; a name typed wrong should not take minutes
 SEARCH_EVERY_S = 1.0
+WRONG_NAME_S = 2.0  # after which others are asked which runs they are in
+TELL_DEADLINE_S = 1.0  # for that answer, which every member has at hand
 MAX_ASKED = 32  # contacts asked for a run
 
 
@@ -42,9 +45,57 @@ async def find_run(
 ) -> FoundRun:
     """Find a run by its name or id.
 
-    Raises: UnknownRunError after `search_s`; AmbiguousRunError, if several runs have the name.
+    Where others tell of their runs and none of them has the name, it is a wrong name, and is not searched for long.
+
+    Raises: UnknownRunError after `search_s`, or sooner, with the names that are known; AmbiguousRunError, if several runs have
+    this name.
     """
-    asked: set[PeerId] = set()
+    found: FoundRun | None = None
+    known: dict[str, RunSummary] = {}
+    async with open_flat_nursery() as nursery:
+
+        async def doubt() -> None:
+            await trio.sleep(WRONG_NAME_S)
+            known.update(await known_runs(messenger))
+            if known and not any(wanted in (run.name, run.id) for run in known.values()):
+                nursery.cancel_scope.cancel()
+
+        if search_s <= SEARCH_S:  # a caller that waits longer waits for somebody to create it
+            nursery.start_soon(doubt)
+        found = await _search(wanted, messenger, discovery, events, search_s)
+        nursery.cancel_scope.cancel()
+    if found is None:
+        known = known or await known_runs(messenger)
+        raise UnknownRunError(wanted, len(messenger.connected()), sorted({run.name for run in known.values()}))
+    return found
+
+
+async def known_runs(messenger: Messenger) -> dict[str, RunSummary]:
+    """The runs that the peers we are connected to are in, by id; of each the largest number of members that one tells."""
+    found: dict[str, RunSummary] = {}
+    rpc = Rpc(messenger)
+
+    async def ask(peer: PeerId) -> None:
+        try:
+            reply = await rpc.ask(peer, GetRuns(), within_s=TELL_DEADLINE_S)
+        except NetworkError:  # a bootstrap node, or a peer of an earlier version, among others
+            return
+        for run in reply.runs:
+            if run.id not in found or found[run.id].n_members < run.n_members:
+                found[run.id] = run
+
+    async with trio.open_nursery() as nursery:
+        for peer in sorted(messenger.connected())[:MAX_ASKED]:
+            nursery.start_soon(ask, peer)
+    return dict(_largest_first(found.values()))
+
+
+def _largest_first(runs: Iterable[RunSummary]) -> list[tuple[str, RunSummary]]:
+    return [(run.id, run) for run in sorted(runs, key=lambda run: (-run.n_members, run.name, run.id))]
+
+
+async def _search(wanted: str, messenger: Messenger, discovery: Discovery, events: Events, search_s: float) -> FoundRun | None:
+    """The run; None where nobody knows it after `search_s`. Raises: AmbiguousRunError."""
     deadline = trio.current_time() + search_s
     key = run_key(wanted) if looks_like_run_id(wanted) else name_key(wanted)
     while True:
@@ -52,11 +103,10 @@ async def find_run(
         for peer in messenger.connected():
             contacts.setdefault(peer, Contact(peer))
         found = await _ask_all(wanted, list(contacts.values())[:MAX_ASKED], messenger, events)
-        asked |= contacts.keys()
         if found:
             return one_of(wanted, found)
         if trio.current_time() >= deadline:
-            raise UnknownRunError(wanted, len(asked))
+            return None
         await trio.sleep(SEARCH_EVERY_S)
 
 

@@ -1,7 +1,7 @@
 """What a peer answers: each request goes to the service that it concerns.
 
     of any peer, at any time                               -> which run this peer is in, and blocks of its checkpoints
-    of a peer that the run does not admit                  -> refused, except for the question which run this is
+    of a peer that the run does not admit                  -> refused, except for the questions which run this is
     about a run that it is not in, or before it is in one  -> refused
     while it has left                                      -> refused as a failure of the network: the sender tries the next owner
     anything else                                          -> answered by the members, the shards, or the sync between regions
@@ -21,12 +21,15 @@ from legion_p2p.core.wire import (
     Exchanged,
     GetBlocks,
     GetCheckpoints,
+    GetRuns,
     GetSpec,
     HasBlocks,
     Ping,
     PingFor,
     RelayRequest,
     Request,
+    RunsFound,
+    RunSummary,
     SpecFound,
     SyncRequest,
 )
@@ -45,10 +48,14 @@ def answer_before(lobby: Lobby) -> None:
     async def get_spec(peer: PeerId, message: GetSpec) -> SpecFound:
         raise UnknownRunError(message.run, 0)
 
+    async def get_runs(peer: PeerId, message: GetRuns) -> RunsFound:
+        return RunsFound(())
+
     dispatcher = lobby.dispatcher
     for kind in REQUESTS:
         dispatcher.on(kind, refuse)
     dispatcher.on(GetSpec, get_spec)
+    dispatcher.on(GetRuns, get_runs)
     dispatcher.on(HasBlocks, lobby.provider.on_has_blocks)
     dispatcher.on(GetBlocks, lobby.provider.on_get_blocks)
     lobby.parts.network.messenger.serve(dispatcher.handle)
@@ -61,6 +68,9 @@ def answer(run: Run) -> None:
         if message.run not in (run.spec.name, run.id):
             raise UnknownRunError(message.run, 0)
         return SpecFound(run.signed.spec, run.signed.signature)
+
+    async def get_runs(peer: PeerId, message: GetRuns) -> RunsFound:
+        return RunsFound((RunSummary(run.spec.name, run.id, 1 + len(run.members.table.counted())),))
 
     async def get_checkpoints(peer: PeerId, message: GetCheckpoints) -> Checkpoints:
         return run.lobby.provider.checkpoints() if message.run == run.id else Checkpoints(())
@@ -78,6 +88,7 @@ def answer(run: Run) -> None:
 
     dispatcher = run.lobby.dispatcher
     dispatcher.on(GetSpec, get_spec)
+    dispatcher.on(GetRuns, get_runs)
     of_admitted = dispatcher.scope(check_admitted)
     of_admitted.on(HasBlocks, run.lobby.provider.on_has_blocks)
     of_admitted.on(GetBlocks, run.lobby.provider.on_get_blocks)
