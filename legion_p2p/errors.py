@@ -67,6 +67,7 @@ class UnknownRunError(JoinError):
 
     def __init__(self, run: str, n_contacts: int, known: Sequence[str] = ()) -> None:
         self.run = run
+        self.known = tuple(known)
         there = f"; known here: {', '.join(known[:MAX_NAMES_TOLD])}{', ...' * (len(known) > MAX_NAMES_TOLD)}" if known else ""
         super().__init__(f"no peer knows a run named {run!r} ({n_contacts} contacts asked){there}; {HOW_TO_CREATE}")
 
