@@ -48,5 +48,9 @@ def log_of(parts: PeerParts) -> list[Event]:
 
 
 def creation_of(name: str = "run", start: torch.Tensor | None = None, rounds: RoundSpec = ROUND) -> RunCreation:
-    """A run of NUMEL parameters in sixteen shards: that of two peers one owns none is unlikely."""
-    return RunCreation(RunSpec(name, "", PARAMS, rounds), torch.arange(float(NUMEL)) if start is None else start)
+    """A run of NUMEL parameters, or as many as `start` has.
+
+    By default they are in sixteen shards: that of two peers one owns none is unlikely.
+    """
+    start = torch.arange(float(NUMEL)) if start is None else start
+    return RunCreation(RunSpec(name, "", (ParamSpec("w", (start.numel(),)),), rounds), start)
