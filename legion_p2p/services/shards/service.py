@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from legion_p2p.concurrency.nurseries import TaskStatus
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.membership import Changed, Liveness
@@ -156,7 +157,7 @@ class ShardService:
 
     # the task
 
-    async def run_forever(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run_forever(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
             self.states.nursery = nursery
             try:
@@ -165,7 +166,7 @@ class ShardService:
                 for replica in self.states.replicas.values():
                     self.follower.look_at(replica)
                     self.states.wake(replica)
-                task_status.started()
+                task_status.started(None)
                 while True:
                     self._work(trio.current_time())
                     with trio.move_on_at(self._next_deadline()):
