@@ -128,7 +128,7 @@ class Optimizer(torch.optim.Optimizer):
         self._apply_updates()
         self._first_step = self._thread.call(engine.run_step)
         others = DivergedMembers(engine.me, engine.events)
-        self._thread.call(engine.members.announcement_listeners.append, others.heard)
+        self._thread.call(engine.members.announcements.add, others.heard)
         _live.add(self)
         # A notebook's cell that runs again drops the optimizer of before: its peer leaves.
         self._dropped = weakref.finalize(self, _leave, thread, self._guard)

@@ -265,7 +265,7 @@ class Trainer:
             living[:] = [peer_of(a) for a in engine.members.everyone() if a.training or a.peer_id == engine.me]
 
         def begin() -> None:
-            engine.members.announcement_listeners.append(heard)
+            engine.members.announcements.add(heard)
             for announcement in engine.members.everyone():
                 heard(announcement)
 

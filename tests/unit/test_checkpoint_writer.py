@@ -19,12 +19,14 @@ from legion_p2p.core.chain import Chain
 from legion_p2p.core.checkpoint_policy import CheckpointConfig
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.manifest import decode_manifest
+from legion_p2p.core.observers import Observers
 from legion_p2p.core.run import run_id, sign_spec
 from legion_p2p.core.wire import Update, UpdateHeader, encode
 from legion_p2p.errors import DiskFullError
 from legion_p2p.observe.events import Event, Events
 from legion_p2p.services.checkpoint import writer
 from legion_p2p.services.checkpoint.writer import RETRY_S, SOON_S, CheckpointService
+from legion_p2p.services.shards.states import AcceptedUpdate
 from legion_p2p.store.archive import Archive
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.tensor import codec
@@ -42,14 +44,15 @@ class Shards:
     def __init__(self, run: str) -> None:
         self.run = run
         self.plan = RUN.plan()
-        self.replicas = {}
+        self.replicas: dict[int, Any] = {}
         for shard in range(self.plan.n_shards):
             reference = torch.zeros(self.plan.size(shard))
             self.replicas[shard] = SimpleNamespace(
                 shard=shard, reference=reference, chain=Chain(0, digest(reference), 1 << 20, ())
             )
-        self.on_update: Any = None
-        self.on_replaced: Any = None
+        self.states = self
+        self.updated: Observers[AcceptedUpdate] = Observers()
+        self.replaced: Observers[Any] = Observers()
 
     def marks(self) -> bytes:
         return pack_marks([replica.chain.mark for replica in self.replicas.values()])
@@ -67,14 +70,14 @@ class Shards:
         replica.reference = after
         replica.chain.applied(header, update)
         if tell:
-            self.on_update(replica, header, update)
+            self.updated.tell(AcceptedUpdate(replica, header, update))
 
     def replace(self, shard: int) -> None:
         """The shard has bytes that no update led to."""
         replica = self.replicas[shard]
         replica.reference = torch.full((self.plan.size(shard),), 7.0)
         replica.chain = Chain(replica.chain.version + 1, digest(replica.reference), 1 << 20, ())
-        self.on_replaced(replica)
+        self.replaced.tell(replica)
 
 
 class Scene:

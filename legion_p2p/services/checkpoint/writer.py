@@ -28,6 +28,7 @@ from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.ports import Archive
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.service import ShardService
+from legion_p2p.services.shards.states import AcceptedUpdate
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import fp32_bytes
 
@@ -108,8 +109,8 @@ class CheckpointService:
         """Follow the shards from now on. The archive is open, and the shards are held."""
         self.newest = self._archive.newest
         self._following = True
-        self._shards.states.on_update = self._on_update
-        self._shards.states.on_replaced = self._on_replaced
+        self._shards.states.updated.add(self._on_update)
+        self._shards.states.replaced.add(self._on_replaced)
         while not self._leaving:
             now = trio.current_time()
             publish_at, write_at = max(self._next_at, self._not_before), self._write_at()
@@ -135,10 +136,11 @@ class CheckpointService:
         self._changed_notify.notify()
         await self._left.wait()
 
-    def _on_update(self, replica: Replica, header: UpdateHeader, update: Update) -> None:
+    def _on_update(self, accepted: AcceptedUpdate) -> None:
         """A shard has a new version, made by this update."""
+        header = accepted.header
         turn = is_base_version(header.shard, self._shards.plan.n_shards, header.version, self._base_every)
-        queued = _Queued(header, update, _head_of(replica) if turn else None)
+        queued = _Queued(header, accepted.update, _head_of(accepted.replica) if turn else None)
         if self._failing:
             return
         if self._queued_bytes + _size_of(queued) > MAX_QUEUED_BYTES:

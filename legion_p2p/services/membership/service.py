@@ -4,6 +4,7 @@ Announcements go out by gossip and, to heal what gossip loses, in an exchange of
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 
 import msgspec
 import trio
@@ -28,6 +29,7 @@ from legion_p2p.core.membership import (
     role_of,
     weights_of,
 )
+from legion_p2p.core.observers import Observers
 from legion_p2p.core.run import announce_topic
 from legion_p2p.core.wire import (
     MAX_EXCHANGED,
@@ -35,15 +37,13 @@ from legion_p2p.core.wire import (
     Done,
     Exchange,
     Exchanged,
-    Message,
     Ping,
     PingFor,
-    Reply,
-    decode_reply,
-    encode,
+    Request,
 )
 from legion_p2p.errors import DecodeError, NetworkError, NotAdmittedError, UnreachableError
 from legion_p2p.services.context import PeerContext
+from legion_p2p.services.rpc import Rpc
 
 EXCHANGE_DEADLINE_S = 5.0
 N_INDIRECT_PROBES = 2  # members asked to look at a suspect as well, in case only the path from here is broken
@@ -101,6 +101,7 @@ class MemberService:
         self._roles_told: tuple[object, ...] = ()
         self._identity = ctx.identity
         self._messenger = ctx.messenger
+        self._rpc = Rpc(ctx.messenger)  # which answers prove that a peer lives is decided here, one by one
         self._gossip = ctx.gossip
         self._events = ctx.events
         self._rng = ctx.rng
@@ -113,10 +114,11 @@ class MemberService:
         self._hurried = False
         self._nursery: trio.Nursery | None = None
         self._greetings = trio.CapacityLimiter(MAX_GREETINGS_IN_FLIGHT)
-        self.role_listeners: list[Callable[[], None]] = []
-        """Called when somebody came, went, or has another role, this peer included."""
-        self.listeners: list[Callable[[Changed], None]] = []
-        self.announcement_listeners: list[Callable[[Announcement], None]] = []
+        self.roles_changed: Observers[None] = Observers()
+        """Told when a member came, went, or has another role, this peer included."""
+        self.member_changed: Observers[Changed] = Observers()
+        self.announcements: Observers[Announcement] = Observers()
+        """Told of each announcement that is news."""
 
     # what others ask
 
@@ -256,8 +258,7 @@ class MemberService:
             elif self.table.get(peer) is not None:
                 self._signed[peer] = signed
                 self._messenger.add_addresses(peer, announcement.addresses)
-                for listener in self.announcement_listeners:
-                    listener(announcement)
+                self.announcements.tell(announcement)
             self._note_change()
         self._work()
         return announcement
@@ -287,14 +288,11 @@ class MemberService:
         suspect = PeerId(message.peer)
         if suspect == self.me or not self.is_known(suspect):  # nobody is to be reached through us but members
             raise UnreachableError(suspect, "it is no other member that I know of")
-        with trio.move_on_after(self.config.grace_s) as scope:
-            try:
-                await self._messenger.request(suspect, encode(Ping(self.run)))
-            except UnreachableError:
-                self.lost(suspect)  # an heir that has nothing on its way to a dead owner would learn of it seconds later
-                raise
-        if scope.cancelled_caught:
-            raise UnreachableError(suspect, f"no answer in {self.config.grace_s:.1f} s")
+        try:
+            await self._rpc.ask(suspect, Ping(self.run), within_s=self.config.grace_s)
+        except UnreachableError:
+            self.lost(suspect)  # a next owner that has sent nothing to a dead owner would learn of it seconds later
+            raise
         self.heard(suspect)
         return Done()
 
@@ -334,14 +332,13 @@ class MemberService:
 
     async def exchange_with(self, peer: PeerId) -> bool:
         """Swap what is known of members with `peer`, in a large run a sample of it; False if it did not answer."""
+        question = Exchange(self.run, self._some_announcements(peer, SAMPLE))
         try:
-            with trio.fail_after(EXCHANGE_DEADLINE_S):
-                reply = await self._ask(peer, Exchange(self.run, self._some_announcements(peer, SAMPLE)))
-        except (NetworkError, DecodeError, trio.TooSlowError):
+            reply = await self._rpc.ask(peer, question, within_s=EXCHANGE_DEADLINE_S)
+        except NetworkError:
             return False
-        if isinstance(reply, Exchanged):
-            self._take_all(peer, reply.announcements)
-            self.heard(peer)
+        self._take_all(peer, reply.announcements)
+        self.heard(peer)
         return True
 
     async def run_forever(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -407,8 +404,7 @@ class MemberService:
         roles = (self.table.roles_revision, self._absence.n_doubted, own_role)
         if roles != self._roles_told:
             self._roles_told = roles
-            for listener in self.role_listeners:
-                listener()
+            self.roles_changed.tell(None)
 
     def _notice_absence(self) -> None:
         if self._absence.look(self._clocks()):
@@ -431,8 +427,7 @@ class MemberService:
                 self._judge_return(effect)
                 before, after = (side.value if side else "absent" for side in (effect.before, effect.after))
                 self._events.emit("member.changed", peer=effect.peer_id, before=before, after=after)
-                for listener in self.listeners:
-                    listener(effect)
+                self.member_changed.tell(effect)
             elif isinstance(effect, Met):
                 rang = True
             elif isinstance(effect, Refute):
@@ -509,18 +504,13 @@ class MemberService:
         since = trio.current_time() - self.config.grace_s
         return sum(m.liveness is not Liveness.ALIVE and m.since >= since for m in self.table.members()) <= MAX_INVOLVED
 
-    async def _tell(self, peer: PeerId, message: Message) -> bool:
+    async def _tell(self, peer: PeerId, message: Request[Any]) -> bool:
         """Send something whose answer says only that it arrived."""
-        with trio.move_on_after(self.config.grace_s):
-            try:
-                await self._ask(peer, message)
-            except (NetworkError, DecodeError):
-                return False
-            return True
-        return False
-
-    async def _ask(self, peer: PeerId, message: Message) -> Reply:
-        return decode_reply(await self._messenger.request(peer, encode(message)))
+        try:
+            await self._rpc.ask(peer, message, within_s=self.config.grace_s)
+        except NetworkError:
+            return False
+        return True
 
     def _take_all(self, sender: PeerId, announcements: Iterable[bytes]) -> None:
         for signed in announcements:

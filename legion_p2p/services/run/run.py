@@ -78,7 +78,7 @@ class Run:
         self.returning = ReturnService(ctx, members, self.shards, self.gate)
         self.moving = MoveService(ctx, members, self.shards, self.regions, self.region_sync, self.gate, self.weight)
         self._agreement = Agreement(ctx.config.membership.announce_s)
-        members.listeners.append(self._on_member_changed)
+        members.member_changed.add(self._on_member_changed)
 
     async def take_part(self, nursery: trio.Nursery) -> None:
         """Own shards and train from now on; every shard is held. What else a member does runs in `nursery`."""

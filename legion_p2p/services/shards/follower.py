@@ -271,7 +271,7 @@ class FollowService:
             replica.chain.replaced(state.version, state.digest, peer, state.included)
             states.mailbox.post(replica.shard, state.version, theirs)
             states.advanced(replica, state.included)
-            states.on_replaced(replica)
+            states.replaced.tell(replica)
         self._events.emit("shard.fetched", shard=replica.shard, version=state.version, peer=peer)
 
     def _judge(self, replica: Replica, state: ShardState) -> Adoption:

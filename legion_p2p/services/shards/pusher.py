@@ -74,7 +74,7 @@ class PushService:
             states.mailbox.post(replica.shard, version, None if made is change.local else made)
             states.advanced(replica, included)
             self._tell(replica, push.Rebased(seq))
-            states.on_replaced(replica)
+            states.replaced.tell(replica)
         tokens = min(change.tokens, MAX_COUNT)
         as_update = UpdateHeader(
             states.run, replica.shard, version, before, digest, states.me, "", included, (), 1, tokens

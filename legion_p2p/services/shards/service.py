@@ -77,9 +77,9 @@ class ShardService:
         self._agenda = Agenda()
         self._expected: tuple[PeerId, ...] | None = None
         self._look_at: float | None = None
-        members.listeners.append(self._on_member_changed)
-        members.announcement_listeners.append(self._on_announcement)
-        members.role_listeners.append(self._look_soon)
+        members.member_changed.add(self._on_member_changed)
+        members.announcements.add(self._on_announcement)
+        members.roles_changed.add(lambda _: self._look_soon())
 
     def answer(self, scope: Scope) -> None:
         """Answer all requests about shards from now on."""

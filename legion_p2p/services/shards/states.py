@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -14,6 +15,7 @@ from legion_p2p.core.announcement import MARK_BYTES, mark_of
 from legion_p2p.core.chain import Chain
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.membership import Liveness
+from legion_p2p.core.observers import Observers
 from legion_p2p.core.placement import Placement
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.round import LATE
@@ -39,6 +41,15 @@ MAX_CONCURRENT_TRANSFERS = 32  # each holds at most one shard in memory
 MAX_LOG_BYTES = 60 << 20  # of updates of one shard: they travel in one frame of 64 MiB
 INLINE_ELEMENTS = 1 << 15  # below this, arithmetic is quicker than a hop to another thread
 MAX_VERSION_IN_MARK = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, eq=False)
+class AcceptedUpdate:
+    """An update that a shard of this peer has taken over."""
+
+    replica: Replica
+    header: UpdateHeader
+    update: Update
 
 
 def log_bytes(numel: int) -> int:
@@ -71,9 +82,9 @@ class ShardStates:
         """For what the round of a shard of this peer waits for."""
         self.settled = Notify()
         """Wakes those that wait until something has been delivered or handed over."""
-        self.on_update: Callable[[Replica, UpdateHeader, Update], None] = lambda replica, header, update: None
+        self.updated: Observers[AcceptedUpdate] = Observers()
         """Told of every update that was accepted, whoever made it."""
-        self.on_replaced: Callable[[Replica], None] = lambda replica: None
+        self.replaced: Observers[Replica] = Observers()
         """Told when a shard has new bytes that no update led to."""
         self.nursery: trio.Nursery | None = None
         """Of what is under way, while the service runs."""
@@ -209,7 +220,7 @@ class ShardStates:
         """The shard has a new version by an update. The caller holds the lock."""
         replica.reference = made
         replica.chain.applied(header, update)
-        self.on_update(replica, header, update)
+        self.updated.tell(AcceptedUpdate(replica, header, update))
         self.mailbox.post(replica.shard, header.version, made)
         self.advanced(replica, header.included, followed=header.owner != self.me)
         for failure in header.failed:
