@@ -1,6 +1,6 @@
 """Every exception that legion_p2p raises on purpose.
 
-Read the class to learn who is to blame and what to do; read the message to learn what was seen and what is allowed.
+The class tells what is to blame and what to do; the message tells what was seen and what is allowed.
 `except LegionError` catches all of them and nothing else.
 """
 
@@ -171,7 +171,7 @@ class NotSavedError(StoreError):
 
 
 class MissingBlockError(StoreError):
-    """The store lacks a block, or had to move it aside because it was damaged. Fetch it from somebody who has it."""
+    """The store lacks a block, or had to move it aside because it was damaged. Fetch it from a peer that has it."""
 
     def __init__(self, cid: str, reason: str) -> None:
         self.cid = cid

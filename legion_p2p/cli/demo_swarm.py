@@ -2,7 +2,7 @@
 
     start      a bootstrap node; N peers and a lone one import what they need
     calibrate  all N + 1 train for a moment at once: so fast is this machine when they share it; the number of steps follows
-    join       peer 1 founds the run, the others join it by its name through the bootstrap node and the DHT
+    join       peer 1 creates the run, the others join it by its name through the bootstrap node and the DHT
     train      all make the same number of steps; the lone peer begins with the first of them
     judge      the common model is loaded, compared byte for byte between the peers, and evaluated
 
@@ -119,7 +119,7 @@ class _Demo:
         (self.out / "SPEC.toml").write_text(plan.spec_text(self.n_steps))
         self.show.phase("joining")
         self._send_off(self.peers["peer-1"])
-        self._until(lambda: bool(self.peers["peer-1"].address), patience_s, "peer-1 has founded the run")
+        self._until(lambda: bool(self.peers["peer-1"].address), patience_s, "peer-1 has created the run")
         for peer in list(self.peers.values())[1:]:
             self._send_off(peer)
         self._until(self._has_begun, patience_s, "all peers have joined")

@@ -1,4 +1,4 @@
-"""Who was away: this peer itself, or others, who come back with an older state.
+"""Peers that were away, this one or others, and come back with an older state.
 
 After a split the smaller side was away: it follows the larger one, instead of pulling it back to its own state. Each side sees
 the other one return, and judges alike:
@@ -20,7 +20,7 @@ from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import PeerId
 
 PROBATION_S = 15.0  # twice the time to be declared dead; then two sides that each think the other was away meet after all
-MAX_LOST = 10_000  # names and times of the dead; who was cut off longest ago is forgotten first
+MAX_LOST = 10_000  # names and times of dead peers; the one that was lost longest ago is forgotten first
 
 
 class Absence:
@@ -33,7 +33,7 @@ class Absence:
         self._me = me
         self._patience_s = patience_s
         self._looked_at = tuple(clocks)
-        self._accusers: dict[PeerId, float] = {}  # who took this peer for dead, and when
+        self._accusers: dict[PeerId, float] = {}  # peers that considered this one dead, and when
         self._lost: BoundedMap[PeerId, float] = BoundedMap(MAX_LOST)  # the dead, and when they died
         self._returned: dict[PeerId, float] = {}
         self._follows_until = -math.inf
@@ -42,10 +42,10 @@ class Absence:
     # of this peer
 
     def look(self, clocks: Sequence[float]) -> bool:
-        """Suspended or stopped for so long that the others took this peer for dead: it was away.
+        """True if this peer was suspended or stopped for so long that the others consider it dead.
 
-        Both clocks are looked at, for the monotonic one stands still while a machine sleeps (Linux, macOS). A wall clock that is
-        set right by more than that looks the same, and costs no more than following for a moment.
+        Both clocks are compared, because the monotonic one stands still while a machine sleeps (Linux, macOS). A wall clock
+        that is set right by more than that looks the same, and costs no more than following the others for a moment.
         """
         before, self._looked_at = self._looked_at, tuple(clocks)
         return max(now - then for now, then in zip(self._looked_at, before, strict=True)) > self._patience_s
@@ -64,14 +64,14 @@ class Absence:
     # of others
 
     def trusted(self, announcement: Announcement) -> Announcement:
-        """As it is to be taken: who is on probation is not ready."""
+        """The announcement as it counts: a peer on probation is not ready."""
         doubt = self._probation.get(peer_of(announcement)) if self._probation else None
         if doubt is None or announcement.incarnation > doubt[0]:
             return announcement
         return msgspec.structs.replace(announcement, ready=False)
 
     def end_probation(self, now: float) -> bool:
-        """Of those whose time is over, if there are any."""
+        """The peers whose time is over, if there are any."""
         if not any(until <= now for _, until in self._probation.values()):
             return False
         self._probation = {peer: doubt for peer, doubt in self._probation.items() if doubt[1] > now}
@@ -91,7 +91,7 @@ class Absence:
         return self._lost.pop(peer, None)
 
     def returned(self, peer: PeerId, incarnation: int, lost_at: float, others: Iterable[PeerId], now: float) -> bool:
-        """One came back that was lost then, and says that it is ready. `others`: who is there now, of the region."""
+        """A peer that was lost came back, and says that it is ready. `others`: the members of the region now."""
         self._returned = {other: at for other, at in self._returned.items() if now - at < PROBATION_S}
         self._returned[peer] = now
         # Only those lost at the same time are on the other side: whoever died at another is nowhere.

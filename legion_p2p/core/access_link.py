@@ -206,7 +206,7 @@ class LinkDirection:
         flow.flying.append((self.due(flow, size, now), data))
 
     def due(self, flow: Flow, n_bytes: int, now: float) -> float:
-        """When so many bytes come out that enter now; for who keeps the bytes, and their number, in bounds."""
+        """When this many bytes come out if they enter now. The caller keeps the bytes, and bounds their number."""
         self._free_at = max(self._free_at, now) + 8 * n_bytes / self.rate_bps
         delay_s = max(0.0, flow.delay_s + self._wander.at(now)) + self._retransmission_s(n_bytes, flow.rtt_s)
         flow.last_due = max(flow.last_due, self._free_at + delay_s)

@@ -17,7 +17,7 @@ from legion_p2p.files.reading import read_text
 FORM = "/ip4/HOST/tcp/PORT/p2p/PEER_ID"
 MAX_ADDRESS_CHARS = 512  # a DNS name has at most 253, a peer id 52; much more than both is not an address
 MAX_ADDRESSES = 1000  # in one list; a bootstrap file of more is a mistake
-MAX_INCLUDE_DEPTH = 4  # an @file may name further files, but not itself for ever
+MAX_INCLUDE_DEPTH = 4  # an @file may name further files, but not itself without end
 MAX_INCLUDED_FILES = 100  # nor many that each name many
 MAX_FILE_BYTES = 1 << 20  # of an address file: more than MAX_ADDRESSES addresses with a comment each
 FLAG = "--initial-peers"
@@ -28,7 +28,7 @@ _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")  # one pa
 
 
 def split_address(address: str) -> tuple[str, PeerId | None]:
-    """Where to dial and who should answer: (the address without its `/p2p/` part, the peer id or None).
+    """Where to dial, and the peer that should answer: (the address without its `/p2p/` part, the peer id or None).
 
     Raises: UsageError, naming the address, what is wrong with it, and the right form.
     """

@@ -27,13 +27,13 @@ class CheckpointConfig(msgspec.Struct, frozen=True):
     """Seconds between two manifests. Longer: more of the log is found in the journal only, by this peer alone."""
 
     base_every: int = 100
-    """At the latest after so many versions a shard is stored whole: at the same ones by all peers, so that they store the same
+    """After at most this many versions a shard is stored whole: at the same versions by all peers, so that they store the same
     blocks. More: smaller checkpoints, and a longer log to apply when resuming.
     """
 
     gather_s: float = 15.0
-    """How long a peer that resumes waits for those who were members when it stopped. Longer: more certain to find who has the
-    newest state, slower where somebody does not come back.
+    """How long a peer that resumes waits for the members of the time when it stopped. Longer: more certain to find the peer with
+    the newest state, slower if one does not come back.
     """
 
     def __post_init__(self) -> None:

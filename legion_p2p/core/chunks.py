@@ -1,4 +1,4 @@
-"""Who reads which chunk of the text in an epoch, so that no two peers read the same.
+"""Which peer reads which chunk of the text in an epoch, so that no two read the same.
 
 A chunk is assigned to the peer with the highest rendezvous score for (epoch, chunk, peer); each peer works through its own in the
 order of its scores. What it has taken it announces as a bitmap, and takes nothing that somebody else has announced.

@@ -1,4 +1,4 @@
-"""Where a peer is, in milliseconds: network coordinates that tell the round trip between two peers who never met.
+"""Where a peer is, in milliseconds: network coordinates that predict the round trip between peers that never exchanged one.
 
 Vivaldi with height (Dabek, Cox, Kaashoek and Morris, SIGCOMM 2004): each peer has a point and, above it, the height of its access
 link; a round trip is the distance of the points plus both heights. Each measured round trip is a spring that pulls the coordinate
@@ -30,7 +30,7 @@ N_DIMENSIONS = 4
 MAX_COORDINATE_S = 10.0  # no two points on earth are further apart, satellites and full queues included
 MIN_HEIGHT_S = 1e-5
 MAX_RTT_S = 10.0
-MAX_PULL_S = 0.1  # how much too far a peer may seem: who claims to be 10 s away would else pull everybody there
+MAX_PULL_S = 0.1  # how much too far a peer may seem: one that claims to be 10 s away would pull all the others there
 UNSETTLED = 0.75  # half of the largest error: such a coordinate tells nobody where its owner is
 MAX_PAIRS = 512  # peers whose last round trips are kept for the filter; those heard of longest ago are forgotten
 

@@ -1,4 +1,4 @@
-"""Which blocks to ask of whom: many providers at once, the rarest blocks first, none of them asked twice without need.
+"""Which blocks to ask of which peer: many providers at once, the rarest blocks first, none of them asked twice without need.
 
     WANTED -> ASKED (in `next_batch` of a peer that has it) -> HERE (`arrived`)
     ASKED  -> WANTED, when the peer did not send it (`lacks`) or is given up (`drop`)
@@ -22,7 +22,7 @@ class Download:
         self._has: dict[PeerId, set[Cid]] = {}
         self._dropped: set[PeerId] = set()
         self._orders: dict[PeerId, deque[Cid]] = {}
-        """For each peer what it has, the rarest first; made anew when somebody's offer changes."""
+        """What each peer has, the rarest first; computed again when an offer changes."""
 
     @property
     def done(self) -> bool:
@@ -33,7 +33,7 @@ class Download:
         return frozenset(self._wanted)
 
     def unobtainable(self) -> frozenset[Cid]:
-        """What nobody has, of those who are left."""
+        """What none of the peers that are left has."""
         return frozenset(self._wanted.difference(*self._has.values()))
 
     def offers(self, peer: PeerId, cids: Iterable[Cid]) -> None:
@@ -64,7 +64,7 @@ class Download:
         self._asked.pop(cid, None)
 
     def providers(self) -> tuple[PeerId, ...]:
-        """Who has anything."""
+        """The peers that have anything."""
         return tuple(sorted(self._has))
 
     def release(self, peer: PeerId, cids: Iterable[Cid]) -> None:

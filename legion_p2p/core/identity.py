@@ -1,4 +1,4 @@
-"""Who a peer is: an Ed25519 key, and the libp2p peer id that is that key.
+"""The identity of a peer: an Ed25519 key, and the libp2p peer id that contains that key.
 
 A peer id carries its public key (an identity multihash), so a signature is checked with nothing else at hand.
 """

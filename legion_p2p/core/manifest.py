@@ -1,6 +1,6 @@
 """What a checkpoint is, as DAG-CBOR nodes that name each other by content: any IPFS client can walk them.
 
-    Manifest   one point of a run, signed by who published it
+    Manifest   one point of a run, signed by the peer that published it
      |- run      the bytes of the run's specification; their CID is the run's id
      `- shards   one for each shard of the plan, in order
          |- base   a full state: leaves of the shard's fp32 bytes (core/shard_chunks.py)
@@ -27,7 +27,7 @@ from legion_p2p.errors import DecodeError, UsageError
 
 FORMAT = 1
 LEAF_ELEMENTS = 1 << 16  # 256 KiB as fp32, what IPFS chunks files into by default
-MAX_LEAF_BYTES = 512 << 10  # every IPFS client takes blocks of so many
+MAX_LEAF_BYTES = 512 << 10  # every IPFS client takes blocks of this size
 MAX_BLOCK_BYTES = 1 << 20  # of any block: a run's specification is one, so that its CID is the run's id
 MAX_BASE_LEAVES = MAX_SHARD_ELEMENTS // LEAF_ELEMENTS
 MAX_UPDATE_LEAVES = 2 + (MAX_PAYLOAD_BYTES + (1 << 20)) // MAX_LEAF_BYTES  # the payload, and the signed header

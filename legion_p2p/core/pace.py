@@ -33,7 +33,7 @@ def local_steps(reference: int, own_step_s: float, others_step_s: Iterable[float
 def run_step(own: int, others: Sequence[int]) -> int:
     """Steps of the run: those that this peer has counted, or what most of the others announce, if that is more.
 
-    The highest announcement is not believed: newcomers take the step over and announce it, so one lie would last for ever.
+    The highest announcement is not believed: newcomers take the step over and announce it, so that one lie would stay.
     """
     return max(own, statistics.median_low(others) if others else 0)
 

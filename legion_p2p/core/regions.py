@@ -1,6 +1,6 @@
 """Which region a peer belongs to. Each decides for itself, from what all announce: their regions and network coordinates.
 
-A region is where its members are: at the median of their coordinates, so that a few who lie about theirs do not move it.
+A region is where its members are: at the median of their coordinates, so that a few that lie about theirs do not move it.
 
     none -> the nearest within `radius_s`, or a new one
     member -> the half that leaves a region of more than `max_members`
@@ -9,17 +9,17 @@ A region is where its members are: at the median of their coordinates, so that a
     member -> another one that is nearer by `margin` and MIN_GAIN_S
     member -> the nearest within `radius_s`, or a new one, when its own is further than twice `radius_s`
 
-Everything but the first happens only after `patience` looks in a row that said the same: hysteresis. Who is alone in its region
-leaves nobody behind, and moves at the first. Of two regions that could join each other the one that ranks lower (fewer members,
-then the label) moves, so all agree on which, and none swap.
+Everything but the first happens only after `patience` looks in a row that said the same: hysteresis. A peer alone in its region
+leaves no other behind, and moves at the first. Of two regions that could join each other the one that ranks lower (fewer members,
+then the label) moves, so that all agree on which, and none swap.
 
 How far a region is: the median of the round trips to its members that this peer measured, the shortest of each; what the
-coordinates say, if it measured few of them and its own coordinate has settled; else nobody knows, and it neither joins nor leaves
-for that. A busy machine makes round trips longer and never shorter: a short one proves at once that somebody is near, and a long
+coordinates say, if it measured few of them and its own coordinate has settled. Otherwise it is unknown, and no reason to join or
+leave. A busy machine makes round trips longer and never shorter: a short one proves at once that a peer is near, and a long
 one counts only with FEW_SAMPLES beside it, or MANY_SAMPLES where it would have this peer leave its region.
 
-Never happens: a peer without a region after its first look; two who saw the same announcements and stand at the same place decide
-to merge or split differently.
+Never happens: a peer without a region after its first look; two peers with the same announcements and the same coordinate that
+decide differently to merge or split.
 """
 
 import hashlib
@@ -211,12 +211,12 @@ class RegionChoice:
 
 
 def new_label(founder: PeerId, nth: int) -> str:
-    """The label of the nth region that a peer founds; it outlives the founder."""
+    """The label of the nth region that a peer creates; the region outlives that peer."""
     return hashlib.sha256(f"legion/region/{founder}/{nth}".encode()).hexdigest()[:LABEL_CHARS]
 
 
 def _child_label(region: Region) -> str:
-    """Of the half that leaves: the same for all who see the region."""
+    """The label of the half that leaves: the same for all peers that see the region."""
     return hashlib.sha256(f"legion/region/half of {region.label}".encode()).hexdigest()[:LABEL_CHARS]
 
 

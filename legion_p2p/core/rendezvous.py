@@ -1,4 +1,4 @@
-"""Who owns which shard: weighted rendezvous hashing.
+"""Which peer owns which shard: weighted rendezvous hashing.
 
 Each pair of shard and peer has a number u in (0, 1) that everybody can compute; the peer with the highest score -weight / ln(u)
 owns the shard, the next one stands by. Nobody is asked, the same list gives the same answer everywhere, and one peer that joins
@@ -22,7 +22,7 @@ MAX_REMEMBERED = 512  # peers, each in one region, whose hashes are kept: 8 byte
 
 
 class Ownership(msgspec.Struct, frozen=True):
-    """Who owns a shard and who takes over; None where there is nobody."""
+    """The owner of a shard and its standby; None if there is none."""
 
     owner: PeerId | None
     standby: PeerId | None

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run to keep: the last few, and one of every so many steps."""
+"""Retention: which checkpoints of a run to keep. The last few, and one of every span of steps."""
 
 import re
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ class Retention(msgspec.Struct, frozen=True):
     last: int = 0
     """So many of the newest."""
     every: int = 0
-    """Of each span of so many steps the oldest; they go back to the beginning of the run."""
+    """The oldest of each span of this many steps, back to the beginning of the run."""
 
 
 def parse_retention(text: str) -> Retention:

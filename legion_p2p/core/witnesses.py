@@ -7,12 +7,12 @@ announces them.
     claimed coordinate -> believed, while too few witnesses speak, or AGREEING of them agree
                        -> doubted, where more than that measured something else: it counts for nothing
 
-Where most of those who can be judged would be doubted, nobody is: routes have changed, and all have to move.
+If most of the peers that can be judged would be doubted, none is: routes have changed, and all have to move.
 
 A peer can make its round trips longer, but not shorter than they are: so it cannot seem close to honest witnesses that are far.
 
-Never happens: a peer chooses who speaks about it, or about whom it speaks; fewer than MIN_WITNESSES, or a minority of 40 %, make
-others doubt a peer.
+Never happens: a peer chooses its witnesses, or the peers that it is a witness of; fewer than MIN_WITNESSES, or a minority of
+40 %, make others doubt a peer.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from legion_p2p.core.coordinates import MAX_RTT_S, UNSETTLED, Coordinate
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import DecodeError
 
-N_CANDIDATES = 16  # chance alone decides who they are: with a tenth of all lying, 5 of them or more do in one case of 60
+N_CANDIDATES = 16  # chance alone chooses them: with a tenth of all lying, 5 of them or more do in one case of 60
 N_WITNESSES = 8
 MIN_WITNESSES = 3
 TOLERANCE_S = 0.020  # of the machine and of queues, whatever the distance
@@ -67,7 +67,7 @@ class Ring:
         self._at = {account.peer_id: at for at, account in enumerate(self.accounts)}
 
     def witnesses_of(self, peer: PeerId) -> list[Account]:
-        """The nearest to where it claims to be first. All who see the same announcements agree on them."""
+        """The nearest to where it claims to be first. All peers that see the same announcements agree on them."""
         at = self._at[peer]
         claimed = self.accounts[at].coordinate
         if claimed is None:
@@ -87,7 +87,7 @@ class Ring:
 
 
 def doubted(ring: Ring) -> frozenset[PeerId]:
-    """Those of all members whose coordinate is not believed. All who see the same announcements agree."""
+    """The members whose coordinate is not believed. All peers that see the same announcements agree."""
     spoken = {account.peer_id: _unpacked(account.testimonies) for account in ring.accounts}
     n_speaking = Counter(chain.from_iterable(spoken.values()))
     verdicts = {}

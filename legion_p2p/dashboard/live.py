@@ -282,7 +282,7 @@ class LiveView:
         self._live.stop()
 
     def restore_terminal(self) -> None:
-        """Show the cursor again, for who leaves without closing this."""
+        """Show the cursor again, for a process that ends without closing this."""
         if self.console.is_terminal:
             self.console.file.write("\x1b[?25h\n")
             self.console.file.flush()

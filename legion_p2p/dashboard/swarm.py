@@ -92,7 +92,7 @@ def _rounds(swarm: SwarmStatus, width: int) -> Text:
 
 
 def _regions(swarm: SwarmStatus) -> dict[str, list[Status]]:
-    """Those who said which region they are in, by region."""
+    """The peers that said which region they are in, by region."""
     found: dict[str, list[Status]] = {}
     for status in sorted((row.status for row in swarm.peers if row.status), key=lambda status: status.region):
         if status.region:

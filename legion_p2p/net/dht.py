@@ -93,7 +93,7 @@ class Dht:
         self.kad = KadDHT(
             host,
             DHTMode.SERVER if config.dht_server else DHTMode.CLIENT,
-            # no value is ever accepted: nobody stores megabytes here
+            # no value is accepted: no stranger stores megabytes here
             validator=NamespacedValidator({}, strict_validation=True),
             validator_changed=True,
             strict_validation=True,
@@ -136,7 +136,7 @@ class Dht:
     ) -> list[ID]:
         """Ask our way to the `n_closest` nodes closest to `key`; those of them that answered.
 
-        With `heard`, ask for providers too, and tell it who was named. With `n_wanted`, it says how many to ask as things stand.
+        With `heard`, ask for providers too, and tell it which were named. `n_wanted` says how many nodes to ask as things stand.
         """
         question = Message()
         question.type = Message.MessageType.FIND_NODE if heard is None else Message.MessageType.GET_PROVIDERS
@@ -243,7 +243,7 @@ class Dht:
         return [PeerId(str(peer)) for entry in answer.providerPeers[: 2 * K] if (peer := self._note(entry)) is not None]
 
     def _note(self, entry: Message.Peer) -> ID | None:
-        """Remember an entry's addresses, unproven: who dials them finds out in the handshake whether they are that peer's."""
+        """Remember an entry's addresses, unproven: the handshake of a dial shows whether they are that peer's."""
         try:
             peer = ID(entry.id)
             if peer == self._me:

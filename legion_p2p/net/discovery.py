@@ -1,4 +1,4 @@
-"""Who provides a key: the Discovery of services.ports, over the DHT.
+"""Finding the peers that provide a key: the Discovery of services.ports, over the DHT.
 
 A DHT record cannot be withdrawn and outlives its peer, so it is only a hint: `find` asks everybody it heard of directly whether
 it provides the key now, and returns those that say yes. Peers connected already are asked as well, so that two peers find each
@@ -108,7 +108,7 @@ class Libp2pDiscovery:
             await self._look_up(place, search)
             await search.settled()
             if not search.confirmed:
-                # all who were named are dead, or have withdrawn: others, further off, may know of more
+                # all peers that were named are dead, or have withdrawn: others, further off, may know of more
                 search.is_thorough = True
                 await self._look_up(place, search)
             search.no_more()
@@ -120,7 +120,7 @@ class Libp2pDiscovery:
                 await self._dht.lookup(place, ALPHA, search.add, search.n_nodes_to_ask)
 
     def tasks(self) -> tuple[Callable[[], Awaitable[None]], ...]:
-        """What has to run for ever: announcing what is provided, and keeping the routing table."""
+        """What has to run until the end: announcing what is provided, and keeping the routing table."""
         return (self._announce_for_ever, self._learn_for_ever, self._look_around_for_ever)
 
     # answering

@@ -1,6 +1,6 @@
 """Publish and subscribe: the Gossip of services.ports, over gossipsub.
 
-Messages are signed by who published them, of at most MAX_GOSSIP_BYTES, and at most MAX_GOSSIP_RATE_HZ per topic from one
+Messages are signed by their publisher, of at most MAX_GOSSIP_BYTES, and at most MAX_GOSSIP_RATE_HZ per topic from one
 origin. Any number of subscribers share one gossipsub subscription; each has a buffer of its own that drops the oldest.
 """
 
@@ -103,12 +103,12 @@ class Libp2pGossip:
             buffer.close()
 
     async def keep_registered(self) -> None:
-        """Mend what libp2p loses: runs for ever.
+        """Repair what libp2p loses, until cancelled.
 
         It announces a topic to the peers that it has a stream to, and greets a new peer with the topics it has: a topic that is
         subscribed to between the making of the greeting and the end of its sending is never announced to that peer. When its own
         stream to a peer breaks it forgets what that peer subscribed to, which the peer never repeats. And after one attempt that
-        failed in the wrong way it never opens a stream to a peer again. So: greet again soon, and now and then for ever.
+        failed in the wrong way it never opens a stream to a peer again. So: greet again soon, and then from time to time.
         """
         greetings: dict[ID, _Greeting] = {}
         unregistered: dict[ID, float] = {}

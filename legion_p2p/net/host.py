@@ -95,9 +95,9 @@ class Libp2pNetwork:
         return tuple(f"{where}/p2p/{self.peer_id}" for where in self._listening.addresses())
 
     async def join(self) -> None:
-        """Connect to the initial peers. Returns when one answers; the others, and those lost later, are tried for ever.
+        """Connect to the initial peers. Returns when one answers; failed and lost ones are retried in the background.
 
-        Raises: NoContactError, if every one failed at its first attempt. They are tried on all the same until closing.
+        Raises: NoContactError, if all of them failed at the first attempt. They are retried all the same until closing.
         """
         if not self._initial:
             return
@@ -357,7 +357,7 @@ def _make_host(identity: Identity, transport: Transport, listening: _Listening, 
         connection_config=ConnectionConfig(
             max_connections=MAX_CONNECTIONS,
             high_watermark=MAX_CONNECTIONS,
-            # no dialing of its own accord
+            # no dialing unasked
             min_connections=0,
             low_watermark=0,
             inbound_upgrade_timeout=HANDSHAKE_TIMEOUT_S,
@@ -432,7 +432,7 @@ def _lacks_family(failed: NetworkError) -> bool:
 
 
 async def _nothing(*_: object) -> None:
-    """In place of what libp2p would do of its own accord."""
+    """In place of what libp2p would do unasked."""
 
 
 async def _accept(swarm: Swarm, stream: ReadWriteCloser, where: Multiaddr) -> None:

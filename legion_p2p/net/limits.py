@@ -48,7 +48,7 @@ MAX_KEY_CHARS = 512
 
 MAX_WANTLIST_BYTES = 256 << 10  # of one bitswap message of a client: 4000 wants; none has reason to send us blocks
 MAX_BITSWAP_WANTS = 4096  # of one client, unanswered: 1 GiB of leaves
-MAX_BITSWAP_CLIENTS = 256  # whose wants are kept; others are not answered, and ask somebody else
+MAX_BITSWAP_CLIENTS = 256  # whose wants are kept; others are not answered, and ask another peer
 MAX_BITSWAP_SERVED = 4  # clients that are sent blocks at the same time; more only make each of them slower
 MAX_BITSWAP_BATCH_BYTES = 1 << 20  # of blocks in one message, before the last one: clients take 4 MiB
 

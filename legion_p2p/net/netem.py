@@ -73,7 +73,7 @@ class Shaper:
         return self._up.direction.rate_bps, self._down.direction.rate_bps
 
     def lane(self, lane: str) -> Callable[[int], float] | None:
-        """For a new stream of a lane: tells when a message of so many bytes may be written; None: at once."""
+        """For a new stream of a lane: tells when a message of this many bytes may be written; None: at once."""
         direction = self._lanes.get(lane)
         if direction is None:
             return None

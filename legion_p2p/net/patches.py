@@ -208,7 +208,7 @@ class SturdyManager(TrioManager):
     """Runs libp2p's services; no task of theirs takes the host down.
 
     An exception out of one task (a stream handler, a message of gossip, a connection's reader) cancels the whole service, and any
-    remote can provoke one. Here it ends that task only; tasks that are meant to run for ever are started again. Tasks are not
+    remote can provoke one. Here it ends that task only; daemon tasks are started again. Tasks are not
     registered as children of the task that started them either: that search is linear, and stops with an error at 1000 children.
     """
 

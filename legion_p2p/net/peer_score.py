@@ -1,4 +1,4 @@
-"""The score of each peer: which misbehaved, and which are refused for it.
+"""The score, or reputation, of each peer: which misbehaved, and which are refused for it.
 
 GOOD -> REFUSED when what a peer did wrong, halved every SCORE_HALF_LIFE_S, adds up to MAX_SCORE; REFUSED -> GOOD after REFUSAL_S,
 with a clean record. At most MAX_SCORED_PEERS are remembered: the record that changed longest ago is forgotten first, so that

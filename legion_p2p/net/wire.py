@@ -41,7 +41,7 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
     id: int
     kind: FrameKind
     service: str = ""
-    """Who is to answer a request: "" the application's handler, otherwise a part of the network layer itself."""
+    """What answers a request: "" the application's handler, otherwise a part of the network layer itself."""
     error: str = ""
     """Of a refusal: its kind, in one word."""
     reason: str = ""

@@ -1,4 +1,4 @@
-"""What a status says about the user's work, in words: who is late, and why this peer is alone."""
+"""What a status says about the user's work, in words: which peers are late, and why this peer is alone."""
 
 from legion_p2p.core.round import LATE
 from legion_p2p.observe import human

@@ -78,11 +78,11 @@ class Access:
         self._flows: tuple[dict[PeerId, Flow], dict[PeerId, Flow]] = ({}, {})
 
     def up(self, other: PeerId, place: int, n_bytes: int) -> float:
-        """When so many bytes that are sent now come to the access link of a peer at `place`."""
+        """When this many bytes, sent now, reach the access link of a peer at `place`."""
         return self._due(0, other, self._profile.path_s(place), n_bytes)
 
     def down(self, other: PeerId, n_bytes: int) -> float:
-        """When so many bytes that come to this link now are here."""
+        """When this many bytes, which reach this link now, have passed it."""
         return self._due(1, other, 0.0, n_bytes)
 
     def _due(self, direction: int, other: PeerId, path_s: float, n_bytes: int) -> float:

@@ -1,4 +1,4 @@
-"""Gossip in a simulated world: one peer's end of it. Who hears what, and when, the world decides."""
+"""Gossip in a simulated world: one peer's end of it. The world decides which peer hears what, and when."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

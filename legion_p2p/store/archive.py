@@ -3,7 +3,7 @@
     an update comes                     -> it is appended to the journal
     bytes come that no update led to    -> the shard is appended whole; its later updates build on that
     a shard is put whole                -> its later updates build on that base
-    a checkpoint is made                -> what the journal has becomes blocks, a manifest names all, and the journal begins anew
+    a checkpoint is made                -> what the journal has becomes blocks, a manifest names all, and the journal starts empty
 
 So whatever was appended is found again: in the newest manifest, or in the journal. A shard whose stored updates do not reach its
 present state (the disk was full, or too slow) is stored whole in the next checkpoint.
@@ -255,7 +255,7 @@ class Archive:
         return stored is not None and (stored.version, stored.digest) == (version, digest)
 
     def publish(self, step: int, created_s: int, state: Mapping[str, Any]) -> Cid:
-        """Make a checkpoint of all shards as they are stored, prune what need not be kept, and begin the journal anew.
+        """Make a checkpoint of all shards as they are stored, prune what need not be kept, and start an empty journal.
 
         Raises: DiskFullError; QuotaError; StoreError. The one before stays, and so does the journal.
         """

@@ -4,7 +4,7 @@
     lock             held by the one process that may write
     blocks/x/<cid>   a block; x is the last but one character of its name
     pins/<cid>       a root that must stay, with all that it links to; the file's text says why
-    corrupt/<cid>    a block whose bytes turned out not to be those that its name says
+    corrupt/<cid>    a block whose bytes do not fit its name
     drafts/          blocks being written
     journal/<run>    what came since the newest checkpoint (store/journal.py)
 
@@ -102,7 +102,7 @@ class BlockStore:
 
     @property
     def used_bytes(self) -> int:
-        """Of all blocks. A reader counts them anew each time."""
+        """Of all blocks. A reader counts them again each time."""
         return self._count() if self.read_only else self._used_bytes
 
     def put(self, data: bytes | memoryview, codec: str = RAW) -> Cid:

@@ -1,4 +1,4 @@
-"""The key that says who a peer is, on disk.
+"""The key that is a peer's identity, on disk.
 
 A text file of two lines, readable by its owner only; the second is the Ed25519 seed in hex. Whoever holds it is that peer, so a
 key file that others can read is refused, as ssh does it, and one that is damaged is never overwritten. The file is locked while

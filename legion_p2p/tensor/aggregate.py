@@ -24,7 +24,7 @@ class Contribution:
     """One member's change of a shard."""
 
     source: str
-    """Who is to be named if it is unusable."""
+    """The peer to name if it is unusable."""
     weight: float
     """Relative to the others, such as tokens trained."""
     value: Tensor

@@ -10,7 +10,7 @@ The scale is fp32, not fp16: fp16 ends at 65504 and at 6e-8, so that one outlier
 gradients becomes zero. The two more bytes per block are 0.06 bit per value.
 
 With absmax, no error exceeds half a step, that is 1 / 2L of the largest magnitude in the block, whatever the distribution. For
-the least squared error at so few bits, the levels must be where the values are: see `lloydmax`.
+the least squared error at few bits, the levels must be where the values are: see `lloydmax`.
 
 "-unbiased" rounds up or down at random, so that the mean over many inputs is right where nothing else corrects the error, at
 twice the squared error or more. The random numbers are seeded by the bits of the input: the same input gives the same bytes.

@@ -36,7 +36,7 @@ def pack(codec_id: int, version: int, numel: int, *parts: Tensor) -> bytes:
 def unpack(
     data: bytes | memoryview, codec_id: int, version: int, numel: int, body_bytes: int, most_bytes: int | None = None
 ) -> memoryview:
-    """The bytes after the header: exactly `body_bytes`, or, with `most_bytes`, at least and at most so many.
+    """The bytes after the header: exactly `body_bytes`, or, with `most_bytes`, at least and at most that many.
 
     Raises: CodecError, if there are more or fewer, or the header differs from what is expected.
     """

@@ -34,7 +34,7 @@ def elastic_step(own_N: Tensor, sent_N: Tensor, received_N: Tensor, alpha: float
 
 
 def pairwise_bound(staleness: int, curvature: float = 0.0) -> float:
-    """The moving rate below which two that pull at each other come together, for a difference `staleness` exchanges old.
+    """The moving rate below which two copies that pull at each other come together, for a difference `staleness` exchanges old.
 
     `curvature`: learning rate times curvature of the loss, of all local steps between two exchanges together, 0 to 1; training
     alone then keeps 1 - curvature of the difference. The difference e of the two follows
