@@ -5,11 +5,14 @@ Its only line on stdout is what to paste after a peer's command. Neither torch n
 imported.
 """
 
+import math
+import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,15 +21,19 @@ from cyclopts import Group, Parameter
 from legion_p2p.cli.common import SOURCES_HELP, addresses_of_peers, listen_addresses, make_app
 from legion_p2p.cli.running import run_app
 from legion_p2p.config import DEFAULT_BOOTSTRAP_PORT
-from legion_p2p.errors import UsageError
+from legion_p2p.core.addresses import Reach, reach_of
+from legion_p2p.errors import NetworkError, UsageError
 from legion_p2p.files.paths import user_data_folder
+from legion_p2p.observe.status import ContactStatus, Status
 
 if TYPE_CHECKING:
     from legion_p2p.core.identity import Identity
     from legion_p2p.net.host import Libp2pNetwork
 
-STATUS_EVERY_S = 60.0  # without a change, on a terminal or not
-STATUS_AFTER_CHANGE_S = 2.0  # peers come in waves: one line per wave
+LOOK_EVERY_S = 2.0  # peers come in waves: one line per wave
+FIRST_PAUSE_S, MAX_PAUSE_S = 2.0, 3600.0  # between two lines: the first ones soon, then at most one an hour
+DAY_S = 86_400.0
+STATE = "bootstrap node"
 
 HELP = """Introduce peers to each other: start this on a machine with a public address, and give peers the line that it prints.
 
@@ -79,17 +86,25 @@ async def _serve(identity: "Identity", listen: tuple[str, ...], options: Options
     import trio
 
     from legion_p2p.net.host import open_network
+    from legion_p2p.net.status_http import serve_status
 
     note = Notes()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with open_network(
-            identity, listen=listen, initial_peers=options.initial_peers, announce=options.announce, log=note
+            identity, listen=listen, initial_peers=options.initial_peers, announce=options.announce, log=note, warn=note
         ) as network:
             note(f"legion-bootstrap {identity.peer_id} listens on {', '.join(listen)}")
+            for line in reach_lines(network.addresses(), options.port):
+                note(line)
             print("--initial-peers", *network.addresses(), flush=True)
             network.keep_contacts()
+            began = trio.current_time()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_tell, network, note)
+                try:
+                    await nursery.start(serve_status, partial(_status, network, began))
+                except NetworkError as bad:
+                    note(f"{bad}; legion-ctl cannot look at this node")
                 caught = await anext(signals)
                 nursery.cancel_scope.cancel()
             note("leaving")
@@ -100,17 +115,61 @@ async def _serve(identity: "Identity", listen: tuple[str, ...], options: Options
 
 
 async def _tell(network: "Libp2pNetwork", note: "Notes") -> None:
-    """How many peers are connected, when it changes and now and then."""
+    """How many peers are connected: when that changes, ever more seldom, and once a day."""
     import trio
 
-    told, told_at = -1, float("-inf")
+    counts = Counts()
     while True:
-        n_peers = len(network.messenger.connected())
-        now = trio.current_time()
-        if n_peers != told or now - told_at >= STATUS_EVERY_S:
-            note(f"{n_peers} {'peer' if n_peers == 1 else 'peers'} connected")
-            told, told_at = n_peers, now
-        await trio.sleep(STATUS_AFTER_CHANGE_S)
+        line = counts.look(len(network.messenger.connected()), trio.current_time())
+        if line:
+            note(line)
+        await trio.sleep(LOOK_EVERY_S)
+
+
+class Counts:
+    """Decides when the number of connected peers is worth a line: a log of a day stays below 40."""
+
+    def __init__(self) -> None:
+        self._told = -1
+        self._told_at = -math.inf
+        self._pause_s = FIRST_PAUSE_S
+
+    def look(self, n_peers: int, now: float) -> str | None:
+        """The line to write now; None: none."""
+        since_s = now - self._told_at
+        if since_s < DAY_S and (n_peers == self._told or since_s < self._pause_s):
+            return None
+        self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
+        self._told, self._told_at = n_peers, now
+        return f"{n_peers} {'peer' if n_peers == 1 else 'peers'} connected"
+
+
+def reach_lines(addresses: Sequence[str], port: int) -> list[str]:
+    """Which addresses whom can dial, and what to do where nobody outside can."""
+    by_reach: dict[Reach, list[str]] = {}
+    for address in addresses:
+        by_reach.setdefault(reach_of(address), []).append(address.partition("/p2p/")[0])
+    lines = [f"{reach.value} can dial {', '.join(by_reach[reach])}" for reach in Reach if reach in by_reach]
+    if Reach.ANYWHERE not in by_reach:
+        lines.append(
+            f"no address of this machine is public: to let others in from outside, forward TCP port {port or 'PORT'} to it, and "
+            f"say so with --announce /ip4/PUBLIC_ADDRESS/tcp/{port or 'PORT'}"
+        )
+    return lines
+
+
+def _status(network: "Libp2pNetwork", began: float) -> Status:
+    """What legion-ctl shows of this node."""
+    import trio
+
+    traffic = network.messenger.traffic()
+    return Status(
+        peer_id=network.peer_id, addresses=network.addresses(), run=None, region="", state=STATE, step=0, members=(), shards=(),
+        sent_bytes=traffic.sent_bytes, received_bytes=traffic.received_bytes, last_round=None, errors=(),
+        uptime_s=trio.current_time() - began, n_connected=len(network.messenger.connected()),
+        contacts=tuple(ContactStatus(address, problem or "") for address, problem in network.dial_reports.items()),
+        pid=os.getpid(),
+    )  # fmt: skip
 
 
 class Notes:

@@ -6,7 +6,8 @@ by hand, so that `--help` and a typing mistake do not cost the second that impor
 
 import re
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv6Address
+from enum import Enum
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from legion_p2p.core.identity import PeerId, public_key_of
@@ -146,6 +147,25 @@ def _addresses_in(line: str) -> str:
             break
         words.append(word.strip("'\""))
     return " ".join(words)
+
+
+class Reach(Enum):
+    """From where an address can be dialed, if no router or firewall is in the way."""
+
+    ANYWHERE = "others anywhere"
+    NETWORK = "others in this network"
+    MACHINE = "others on this machine"
+
+
+def reach_of(address: str) -> Reach:
+    """From where a multiaddr can be dialed; of a name nobody knows, so it is taken at its word."""
+    family, host = address.split("/")[1:3]
+    if family.startswith("dns"):
+        return Reach.MACHINE if host == "localhost" else Reach.ANYWHERE
+    ip = ip_address(host)
+    if ip.is_loopback:
+        return Reach.MACHINE
+    return Reach.ANYWHERE if ip.is_global else Reach.NETWORK
 
 
 def _check_host(address: str, family: str, host: str) -> None:

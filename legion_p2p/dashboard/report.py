@@ -38,6 +38,7 @@ def _facts(status: Status, width: int) -> list[Text]:
                      f"{human.count_text(status.tokens_per_s)} tokens/s, {human.count_text(status.tokens)} tokens"),
         ("traffic", f"sent {human.bytes_text(status.sent_bytes)}, received {human.bytes_text(status.received_bytes)}, "
                     f"training waited {human.percent_text(status.blocked_fraction)} of the time"),
+        ("connected", f"{human.whole_text(status.n_connected)} peer{'s' * (status.n_connected != 1)}"),
         ("rates", f"up {_rate_text(status.upload_bps, status.upload_limit_bps)}, "
                   f"down {_rate_text(status.download_bps, status.download_limit_bps)}"),
         ("rounds", _round_text(status)),

@@ -112,6 +112,8 @@ class Status(msgspec.Struct, frozen=True):
     bytes_in_region: int = 0
     """Of requests and replies, both ways; what members of other regions sent and got is in the second."""
     bytes_across: int = 0
+    n_connected: int = 0
+    """Peers that there is a connection with now, in the run or not."""
     contacts: tuple[ContactStatus, ...] = ()
     """The initial peers that this peer was given."""
     pid: int = 0

@@ -13,6 +13,7 @@ import trio
 
 from legion_p2p.core.addresses import parse_addresses
 from legion_p2p.core.identity import Identity
+from legion_p2p.net.status_http import find_peers
 
 COMMAND = [sys.executable, "-m", "legion_p2p.cli.bootstrap"]
 
@@ -156,6 +157,25 @@ def test_usage_errors_are_one_line_and_exit_code_2(args):
     assert done.stdout == ""
     assert done.stderr.startswith("legion-bootstrap: error: ")
     assert "Traceback" not in done.stderr
+
+
+def test_legion_ctl_shows_it_and_says_how_many_are_connected(start):
+    node = start("--listen", "/ip4/127.0.0.1/tcp/0")
+    (address,) = node.addresses()
+    deadline = time.monotonic() + 60
+    mine: list = []
+    while not mine and time.monotonic() < deadline:
+        mine = [found.status for found in trio.run(find_peers) if found.status and found.status.peer_id in address]
+
+    assert mine[0].state == "bootstrap node" and mine[0].run is None and mine[0].n_connected == 0
+
+
+def test_what_it_prints_is_what_another_command_takes_from_a_file(start, tmp_path):
+    node = start("--listen", "/ip4/127.0.0.1/tcp/0")
+    line = node.process.stdout.readline()
+    (tmp_path / "my peers.txt").write_text(line)
+
+    assert parse_addresses([f"@{tmp_path}/my peers.txt"]) == tuple(line.split()[1:])
 
 
 def test_help_is_quick_to_import():

@@ -78,6 +78,7 @@ def status_before(lobby: Lobby) -> Status:
         download_bps=bandwidth.download_bps,
         upload_limit_bps=bandwidth.upload_limit_bps,
         download_limit_bps=bandwidth.download_limit_bps,
+        n_connected=len(network.messenger.connected()),
         contacts=tuple(ContactStatus(address, problem or "") for address, problem in network.dial_reports.items()),
         pid=os.getpid(),
     )
