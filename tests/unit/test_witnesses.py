@@ -1,5 +1,6 @@
 """Who speaks about whom, and when somebody is not believed."""
 
+import hashlib
 import random
 
 import msgspec
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from legion_p2p.core.announcement import Announcement, open_signed, sign
+from legion_p2p.core.announcement import Announcement, Signed, open_signed
 from legion_p2p.core.coordinates import MAX_RTT_S, Coordinate
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.witnesses import (
@@ -106,13 +107,19 @@ def test_testimonies_come_back_as_far_as_they_fit(measured):
     )
 
 
+def announced(testimonies: bytes) -> bytes:
+    """A signed announcement with these. Signed by hand, because `sign` refuses what others would not read."""
+    identity = Identity(random.Random(0).randbytes(32))
+    body = msgspec.msgpack.encode(Announcement(identity.peer_id, "run", testimonies=testimonies))
+    return msgspec.msgpack.encode(Signed(body, identity.sign(b"legion/announcement/1\0" + hashlib.sha256(body).digest())))
+
+
 @pytest.mark.parametrize("n_bytes", [1, 13, 12 * (MAX_TESTIMONIES + 1)])
 def test_an_announcement_with_too_many_or_broken_testimonies_is_refused(n_bytes):
-    identity = Identity(random.Random(0).randbytes(32))
-    signed = sign(Announcement(identity.peer_id, "run", testimonies=bytes(n_bytes)), identity)
+    open_signed(announced(bytes(12)))
 
     with pytest.raises(DecodeError):
-        open_signed(signed)
+        open_signed(announced(bytes(n_bytes)))
 
 
 @given(st.binary(max_size=MAX_TESTIMONIES).map(lambda b: b * 12))
