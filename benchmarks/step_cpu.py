@@ -3,8 +3,8 @@
     python benchmarks/step_cpu.py --peers 4 --seconds 60
 
 Peers are processes of `legion-peer` with the demo's model, settings and status polls; plain torch is the demo's lone peer. All
-train at the same time, each on one thread of torch, so they share the machine in the same way. A figure is the CPU time of the whole
-process, user and system, with all its threads, over the steps that it made meanwhile. The ratio is what the swarm costs.
+train at the same time, each on one thread of torch, so they share the machine in the same way. A figure is the CPU time of the
+whole process, user and system, with all its threads, over the steps that it made meanwhile. The ratio is what the swarm costs.
 """
 
 import argparse
