@@ -66,8 +66,6 @@ class Member(msgspec.Struct, frozen=True):
 
     announcement: Announcement
     liveness: Liveness
-    heard_at: float
-    """When anything last came from it."""
     since: float
     """When it entered its present liveness."""
     next_probe_at: float = 0.0
@@ -135,6 +133,12 @@ class Membership:
         self.me = me
         self.config = config
         self._members: dict[PeerId, Member] = {}
+        self._heard_at: dict[PeerId, float] = {}
+        """When anything last came from each of them."""
+        self._counted: list[Member] = []
+        self._counted_at = -1
+        self._check_at = -math.inf
+        """Before then nobody has been silent for too long, or has to be probed or forgotten."""
         self._left: dict[PeerId, tuple[tuple[int, int], float]] = {}  # last word and when: others may still pass on older ones
         self._effects: deque[Effect] = deque()
         self._looked_at = now
@@ -175,7 +179,9 @@ class Membership:
             if len(self._members) >= MAX_MEMBERS:
                 self.n_refused += 1
                 return False
-            self._members[peer] = Member(announcement, Liveness.ALIVE, now, now)
+            self._members[peer] = Member(announcement, Liveness.ALIVE, now)
+            self._heard_at[peer] = now
+            self._check_at = min(self._check_at, now + self.config.suspect_after_s)
             self._order = None
             self._count_change()
             self._effects.append(Changed(peer, None, Liveness.ALIVE))
@@ -203,7 +209,7 @@ class Membership:
         member = self._members.get(peer)
         if member is None:
             return
-        self._members[peer] = msgspec.structs.replace(member, heard_at=now)
+        self._heard_at[peer] = now
         if member.liveness is not Liveness.ALIVE:
             self._move(peer, Liveness.ALIVE, now)
 
@@ -230,7 +236,7 @@ class Membership:
         member = self._members.get(peer)
         if member is None or member.liveness is not Liveness.ALIVE or member.announcement.incarnation > incarnation:
             return
-        if now - member.heard_at > self.config.announce_s:
+        if now - self._heard_at[peer] > self.config.announce_s:
             self._suspect(peer, now)
 
     def handle_timeout(self, now: float) -> None:
@@ -239,9 +245,11 @@ class Membership:
         self._looked_at = now
         if asleep_s > self.config.asleep_after_s:
             self._pardon(asleep_s, now)
+        if now < self._check_at:
+            return
         for peer, member in list(self._members.items()):
             if member.liveness is Liveness.ALIVE:
-                if now - member.heard_at >= self.config.suspect_after_s:
+                if now - self._heard_at[peer] >= self.config.suspect_after_s:
                     self._suspect(peer, now)
             elif member.liveness is Liveness.SUSPECT:
                 if now - member.since >= self.config.grace_s:
@@ -252,6 +260,8 @@ class Membership:
             elif now - member.since >= self.config.forget_s:
                 self._drop(peer)
         self._left = {p: (order, at) for p, (order, at) in self._left.items() if now - at < self.config.forget_s}
+        deadline = self.next_deadline()
+        self._check_at = now + self.config.forget_s if deadline is None else deadline
 
     # what follows
 
@@ -264,7 +274,7 @@ class Membership:
         deadlines = []
         for member in self._members.values():
             if member.liveness is Liveness.ALIVE:
-                deadlines.append(member.heard_at + self.config.suspect_after_s)
+                deadlines.append(self._heard_at[member.peer_id] + self.config.suspect_after_s)
             elif member.liveness is Liveness.SUSPECT:
                 deadlines.append(min(member.since + self.config.grace_s, member.next_probe_at))
             else:
@@ -276,6 +286,10 @@ class Membership:
     def get(self, peer: PeerId) -> Member | None:
         return self._members.get(peer)
 
+    def silent_s(self, peer: PeerId, now: float) -> float:
+        """How long nothing has come from a peer of the table."""
+        return now - self._heard_at[peer]
+
     def members(self) -> list[Member]:
         """All rows, the dead included, by peer id. This peer is not in its own table."""
         if self._order is None:
@@ -284,7 +298,10 @@ class Membership:
 
     def counted(self) -> list[Member]:
         """Those that are not dead."""
-        return [member for member in self.members() if member.counts]
+        if self._counted_at != self.revision:  # asked for often, and of hundreds
+            self._counted = [member for member in self.members() if member.counts]
+            self._counted_at = self.revision
+        return self._counted.copy()
 
     # inner steps
 
@@ -308,10 +325,12 @@ class Membership:
         member = self._members[peer]
         self._effects.append(Changed(peer, member.liveness, liveness))
         self._members[peer] = msgspec.structs.replace(member, liveness=liveness, since=now)
+        self._check_at = now
         self._count_change()
 
     def _drop(self, peer: PeerId) -> None:
         member = self._members.pop(peer)
+        del self._heard_at[peer]
         self._order = None
         self._count_change()
         self._effects.append(Changed(peer, member.liveness, None))
@@ -324,8 +343,8 @@ class Membership:
         for peer, member in self._members.items():
             if member.liveness is not Liveness.DEAD:
                 # Not beyond now: some were heard, or suspected, after this peer woke and before it looked at the clock.
-                heard_at, since = min(now, member.heard_at + asleep_s), min(now, member.since + asleep_s)
-                self._members[peer] = msgspec.structs.replace(member, heard_at=heard_at, since=since)
+                self._heard_at[peer] = min(now, self._heard_at[peer] + asleep_s)
+                self._members[peer] = msgspec.structs.replace(member, since=min(now, member.since + asleep_s))
 
 
 def role_of(announcement: Announcement) -> tuple[bool, bool, float, str]:

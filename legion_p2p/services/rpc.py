@@ -68,19 +68,23 @@ class Rpc:
         """
         encoded = request if isinstance(request, Encoded) else Encoded(request)
         try:
-            with trio.move_on_after(within_s) as deadline:
-                data = await self._messenger.request(peer, encoded.body, priority)
+            data = await self._request(peer, encoded.body, priority, within_s)
         except UnreachableError:
             if self._liveness is not None:
                 self._liveness.lost(peer)
             raise
-        if deadline.cancelled_caught:
-            raise NoAnswerError(peer, within_s)
         with self.checking(peer, "bad reply"):
             reply = encoded.decode_reply(data)
         if self._liveness is not None:
             self._liveness.heard(peer)
         return reply
+
+    async def _request(self, peer: PeerId, body: bytes, priority: Priority, within_s: float) -> bytes:
+        if within_s == math.inf:
+            return await self._messenger.request(peer, body, priority)
+        with trio.move_on_after(within_s):
+            return await self._messenger.request(peer, body, priority)
+        raise NoAnswerError(peer, within_s)
 
     async def ask_all(
         self, peers: Iterable[PeerId], request: Request[R], priority: Priority = Priority.CONTROL, *, within_s: float = math.inf

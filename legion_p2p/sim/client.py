@@ -44,8 +44,11 @@ class SimClient:
             exchange = Exchange()
             # in a task of the world: what was sent is carried out even if the asker gives up
             self._world.start(self._exchange, exchange, peer, service, body, priority)
-            with self._network.until_death():
+            self._network.asking.add(exchange)
+            try:
                 await exchange.done.wait()
+            finally:
+                self._network.asking.discard(exchange)
             self._check_alive(peer)
             if exchange.error is not None:
                 raise exchange.error
@@ -102,7 +105,9 @@ class SimClient:
                 arrived = world.arrives(me, peer, body)
                 other.n_received += len(arrived) + FRAME_BYTES
                 handled_at = trio.current_time()
+                exchange.is_handled = True
                 await other.messenger.server.handle(outcome, me, service, arrived, priority.lane)
+                exchange.is_handled = False
                 other.n_sent += len(outcome.reply) + FRAME_BYTES
                 busy_s = trio.current_time() - handled_at
                 if breaks:
@@ -119,7 +124,8 @@ class SimClient:
         finally:
             outcome.over()
             del other.asked[exchange]
-            exchange.done.set()
+            if not exchange.is_stopped:
+                exchange.done.set()
 
     def _check_alive(self, peer: PeerId) -> None:
         if not self._network.alive:
@@ -136,3 +142,5 @@ async def reset(world: "World", exchange: Exchange, me: PeerId, other: "SimNetwo
         exchange.error = UnreachableError(other.peer_id, "the connection broke")
         world.disconnect(me, other.peer_id)
         exchange.scope.cancel()
+        if exchange.is_stopped:
+            exchange.done.set()

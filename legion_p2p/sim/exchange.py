@@ -17,13 +17,23 @@ class Exchange:
     def __init__(self) -> None:
         self.done = trio.Event()
         self.scope = trio.CancelScope()
-        """Cancelled when the other side's kernel resets the connection."""
+        """Cancelled when the other side dies at work, or its kernel resets the connection."""
         self.reply = b""
         self.error: Exception | None = None
         self.priority = Priority.ROUND
         """Of the reply."""
         self._throttled: ThrottledReply[bytes] | None = None
         self._is_over = False
+        self.is_handled = False
+        """The other side is at work on it."""
+        self.is_stopped = False
+        """The other side died while it was at work on it: the asker learns of that by a reset."""
+
+    def stop(self) -> None:
+        """The other side has died: it does nothing more."""
+        if self.is_handled:
+            self.is_stopped = True
+            self.scope.cancel()
 
     def throttle(self, reply: ThrottledReply[bytes]) -> None:
         """The reply holds an upload slot until `over`."""

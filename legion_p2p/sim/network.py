@@ -19,8 +19,7 @@ The same seed gives the same run, to the last event, under `trio.testing.MockClo
 
 import math
 import random
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from importlib import import_module
 from types import TracebackType
 from typing import Any
@@ -315,8 +314,9 @@ class SimNetwork:
         self.died = trio.Event()
         self.asked: dict[Exchange, PeerId] = {}
         """Requests to this peer that are under way, and whose they are."""
+        self.asking: set[Exchange] = set()
+        """Requests of this peer that it waits for."""
         self._world = world
-        self._scopes: dict[trio.CancelScope, None] = {}
 
     @property
     def peer_id(self) -> PeerId:
@@ -341,17 +341,7 @@ class SimNetwork:
     def die(self) -> None:
         self.alive = False
         self.died.set()
-        for scope in self._scopes:
-            scope.cancel()
-
-    @contextmanager
-    def until_death(self) -> Iterator[None]:
-        """What is done here ends when this peer dies, without an error."""
-        with trio.CancelScope() as scope:
-            self._scopes[scope] = None
-            if not self.alive:
-                scope.cancel()
-            try:
-                yield
-            finally:
-                del self._scopes[scope]
+        for exchange in self.asking:
+            exchange.done.set()
+        for exchange in self.asked:
+            exchange.stop()

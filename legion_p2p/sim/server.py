@@ -29,8 +29,10 @@ class SimServer:
         self._services[service] = handler
 
     async def handle(self, outcome: Exchange, asker: PeerId, service: str, body: bytes, lane: str) -> None:
-        """What a request leads to here: `outcome` gets the reply, or the error that the asker gets. Ends never, if this peer dies
-        meanwhile: the asker learns of that by a reset."""
+        """What a request leads to here: `outcome` gets the reply, or the error that the asker gets. Cancelled, if this peer dies
+        meanwhile; never ends, if it is dead already: the asker learns of that by a reset."""
+        if not self._network.alive:
+            await trio.sleep_forever()
         handler = self._services.get(service)
         if handler is None:
             outcome.error = RefusedError(self._network.peer_id, "NotServingError", "this peer does not answer such requests yet")
@@ -41,12 +43,9 @@ class SimServer:
             outcome.error = RefusedError(self._network.peer_id, "BusyError", reason)
             return
         try:
-            with self._network.until_death():
-                await self._run_handler(outcome, handler, asker, body, lane)
+            await self._run_handler(outcome, handler, asker, body, lane)
         finally:
             self._handling.end(slot)
-        if not self._network.alive:
-            await trio.sleep_forever()
 
     async def _run_handler(self, outcome: Exchange, handler: Handler, asker: PeerId, body: bytes, lane: str) -> None:
         try:

@@ -135,6 +135,11 @@ class Follower:
         """Somebody is to be asked, now or later."""
         return self.state is FollowerState.BEHIND or self._deadline is not None
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Nobody claims to have more, or did a moment ago."""
+        return self.state is FollowerState.CURRENT and not self._claims and self._behind_since is None
+
     def handle(self, event: Event, now: float) -> None:
         """Take in what happened."""
         match event:

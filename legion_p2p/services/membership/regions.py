@@ -18,7 +18,7 @@ from legion_p2p.config import AUTO_REGION
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.coordinates import Coordinate, Locator
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.regions import FEW_SAMPLES, Measured, Placed, RegionChoice, regions_of
+from legion_p2p.core.regions import FEW_SAMPLES, MANY_SAMPLES, Measured, Placed, RegionChoice, regions_of
 from legion_p2p.core.witnesses import Account, Ring, doubted, pack_testimonies
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
@@ -29,6 +29,7 @@ FITTINGS = 30  # passes over what a newcomer measured, after which its coordinat
 MAX_OBSERVED = 32  # round trips that are taken in each period
 SETTLED = 0.3  # a coordinate of less error moves once by each round trip, one of more UNSETTLED_PASSES times
 UNSETTLED_PASSES = 4
+PING_AGAIN_S = 15.0  # between two pings of a member of which enough round trips are known: paths change slowly
 PINGED = 3  # members that are pinged each period: 500 bytes, and 200 members all in a few minutes
 
 
@@ -81,8 +82,10 @@ class RegionService:
                 self._read[peer] = rtt_s
                 self._locator.sample(peer, rtt_s, trio.current_time())
         self._hear_witnesses()
-        subject = min(self._subjects, key=self._last_pinged, default=None)
-        least_known = nsmallest(PINGED, others, key=lambda peer: (self._locator.n_samples(peer), self._last_pinged(peer), peer))
+        now = trio.current_time()
+        subject = min((peer for peer in self._subjects if self._needs_ping(peer, now)), key=self._last_pinged, default=None)
+        wanted = [peer for peer in others if self._needs_ping(peer, now)]
+        least_known = nsmallest(PINGED, wanted, key=lambda peer: (self._locator.n_samples(peer), self._last_pinged(peer), peer))
         async with trio.open_nursery() as nursery:
             for peer in dict.fromkeys([*least_known, *filter(None, [subject])]):
                 nursery.start_soon(self._ping, peer, 1)
@@ -119,6 +122,9 @@ class RegionService:
 
     def _others(self) -> list[Announcement]:
         return [m.announcement for m in self._members.table.counted()]
+
+    def _needs_ping(self, peer: PeerId, now: float) -> bool:
+        return self._locator.n_samples(peer) < MANY_SAMPLES or now - self._last_pinged(peer) >= PING_AGAIN_S
 
     def _last_pinged(self, peer: PeerId) -> float:
         return self._pinged_at.get(peer, -math.inf)

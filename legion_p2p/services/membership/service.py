@@ -250,18 +250,24 @@ class MemberService:
         refusal = self.admission.refusal(peer, announcement.token, self._wall_time())
         if refusal:
             raise NotAdmittedError(peer, refusal)
-        if sum([self.admission.revoke(revocation, self._wall_time()) for revocation in announcement.revocations]):
+        if announcement.revocations and self._revoke_all(announcement.revocations):
             self.exclude_refused()
+        known = self.table.get(peer)
         if self.table.announced(announcement, trio.current_time(), direct=direct):
             if announcement.leaving:
                 self._signed.pop(peer, None)
             elif self.table.get(peer) is not None:
                 self._signed[peer] = signed
-                self._messenger.add_addresses(peer, announcement.addresses)
+                if known is None or known.announcement.addresses != announcement.addresses:
+                    self._messenger.add_addresses(peer, announcement.addresses)
                 self.announcements.tell(announcement)
             self._note_change()
         self._work()
         return announcement
+
+    def _revoke_all(self, revocations: Sequence[bytes]) -> bool:
+        now_s = self._wall_time()
+        return sum([self.admission.revoke(revocation, now_s) for revocation in revocations]) > 0  # all of them, not the first
 
     def signed_of(self, peer: PeerId) -> bytes | None:
         """The signed announcement of a member, to pass on."""

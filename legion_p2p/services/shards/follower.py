@@ -4,6 +4,7 @@ Whom to believe is decided in core/shard/follower.py.
 """
 
 import random
+from itertools import chain
 
 import trio
 
@@ -93,11 +94,14 @@ class FollowService:
     def heard_of(self, peer: PeerId) -> None:
         """A member announced something: look at the shards that it owns, and at those that this peer owns."""
         states = self._states
-        shards = (*states.owned(), *states.owned_by(peer))
-        if shards and peer != states.me:
+        mine, theirs = states.owned(), states.owned_by(peer)
+        if (mine or theirs) and peer != states.me:
             marks = self._marks_of(peer)
-            for shard in shards:
-                self._note(states.replicas[shard], peer, mark_at(marks, shard))
+            for shard in chain(mine, theirs):
+                replica = states.replicas[shard]
+                if replica.life.follower.is_at_rest and states.is_at_our_mark(marks, shard):
+                    continue  # as most announcements say
+                self._note(replica, peer, mark_at(marks, shard))
 
     def look_at(self, replica: Replica) -> None:
         """The shard changed hands: look at what those announced that count from now on."""

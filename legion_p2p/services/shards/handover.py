@@ -208,11 +208,12 @@ class HandoverService:
                 raise CodecError("the residual leads to infinity")
             replica.owner_residual = together
             return
-        if replica.outer.momentum is not None and message.version > replica.life.owner.owned_from:
+        owns = replica.round is not None
+        if owns and replica.outer.momentum is not None and message.version > replica.life.owner.owned_from:
             return  # both owned it at the same time: what this one remembers is of the same rounds
         is_recent = message.part == "recent"
         before = OuterState(None, value, message.n_recent) if is_recent else OuterState(value)
-        rounds = 0 if replica.round is None else max(0, replica.chain.version - message.version)
+        rounds = max(0, replica.chain.version - message.version) if owns else 0
         outer = carried_on(replica.outer, before, rounds, momentum=self._rounds.outer_momentum)
         if not all(is_finite(x) for x in (outer.momentum, outer.recent) if x is not None):
             raise CodecError("the momentum leads to infinity")

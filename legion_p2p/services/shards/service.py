@@ -125,7 +125,7 @@ class ShardService:
             await self.states.settled.wait()
 
     def on_members_changed(self) -> None:
-        """Look at the members now: owners may differ, and others may train than before."""
+        """Look at the members now: owners may differ, others may train than before, and other regions may be further."""
         self._look_at = None
         for replica in self.states.refresh_owners():
             self.follower.look_at(replica)
@@ -136,11 +136,16 @@ class ShardService:
                 replica.life.owner.handle(owner.Expected(expected), trio.current_time())
                 if replica.round is not None:
                     self.states.wake(replica)
+        for shard in self.states.owned():
+            self.replicas[shard].notify.notify()
 
     # news of members
 
     def _on_announcement(self, announcement: Announcement) -> None:
-        self.follower.heard_of(peer_of(announcement))
+        if announcement.region == self.region:
+            self.follower.heard_of(peer_of(announcement))
+        else:
+            self._look_soon()
 
     def _on_member_changed(self, change: Changed) -> None:
         self.follower.heard_of(change.peer_id)

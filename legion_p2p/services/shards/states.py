@@ -140,6 +140,11 @@ class ShardStates:
         """The packed marks of all shards, for the announcement; empty while some are missing."""
         return bytes(self._marks) if self.complete() else b""
 
+    def is_at_our_mark(self, marks: bytes, shard: int) -> bool:
+        """Whether packed marks say of the shard what this peer's own do."""
+        place = slice(MARK_BYTES * shard, MARK_BYTES * (shard + 1))
+        return marks[place] == self._marks[place]
+
     # who owns it
 
     def ownership(self, shard: int) -> Ownership:
@@ -152,7 +157,8 @@ class ShardStates:
 
     def owned_by(self, peer: PeerId) -> list[int]:
         """The shards that `peer` owns."""
-        return [shard for shard in self._owned_by.get(peer, ()) if shard in self.replicas]
+        shards = self._owned_by.get(peer, [])
+        return shards if self.complete() else [shard for shard in shards if shard in self.replicas]
 
     def refresh_owners(self) -> list[Replica]:
         """Look at the members again; the shards whose owner or standby is another one than before."""
