@@ -13,15 +13,14 @@ from functools import partial
 import torch
 import trio
 
-from legion_p2p.config import Entry, NewRun, Peer
+from legion_p2p.config import NewRun, Peer, RunChoice
 from legion_p2p.core.run import RunSpec
 from legion_p2p.observe.events import Event
 from legion_p2p.observe.status import MemberStatus, Status
 from legion_p2p.peer import open_peer
 from legion_p2p.train.arguments import Model
 from legion_p2p.train.bridge import PeerInLoop
-from legion_p2p.train.described import check_choices
-from legion_p2p.train.entering import creation_of
+from legion_p2p.train.entering import creation_of, fit_of
 from legion_p2p.train.optimizer import Optimizer
 from legion_p2p.train.parameters import ModelView
 from legion_p2p.train.run import Run as RunFromThreads
@@ -55,7 +54,7 @@ async def create(
 
 
 @asynccontextmanager
-async def _opened(entry: Entry, peer: Peer, own: ModelView | None) -> "AsyncIterator[Run]":
+async def _opened(entry: RunChoice, peer: Peer, own: ModelView | None) -> "AsyncIterator[Run]":
     events, kept = kept_events()
     creation = None if entry.new_run is None or own is None else creation_of(entry.new_run, own)
     opened = open_peer(
@@ -63,12 +62,10 @@ async def _opened(entry: Entry, peer: Peer, own: ModelView | None) -> "AsyncIter
         peer,
         initial_peers=entry.initial_peers,
         create_or_join=entry.create_or_join,
-        params=None if own is None else own.fit,
+        params=fit_of(entry, None if own is None else own.fit),
         events=events,
     )
     async with opened as entered:
-        if entry.new_run is not None:
-            check_choices(entry.new_run, entered.spec)
         run = RunFromThreads(PeerInLoop(entered), kept)
         try:
             yield Run(run)

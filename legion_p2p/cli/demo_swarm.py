@@ -160,7 +160,7 @@ class _Demo:
         return peer
 
     def _send_off(self, peer: DemoPeer) -> None:
-        """Found the run or join it, and train."""
+        """Create the run or join it, and train."""
         self.sent_off.add(peer.label)
         number = int(peer.label.rpartition("-")[2])
         first = number == 1 and not self._founded()

@@ -16,7 +16,7 @@ import msgspec
 from cyclopts import Group, Parameter, Token
 
 from legion_p2p.cli.common import given_by
-from legion_p2p.config import Entry, Inner, Limits, NewRun, Peer, Rounds, Store, Training, read_new_run
+from legion_p2p.config import Inner, Limits, NewRun, Peer, Rounds, RunChoice, Store, Training, read_new_run
 from legion_p2p.config.fields import docs_of, field_value, hints_of
 from legion_p2p.errors import ConfigError, UsageError
 from legion_p2p.files.paths import FileKind, kind_of, shown, user_path
@@ -64,14 +64,14 @@ USUAL_ROUNDS = ("local_steps", "push_codec", "update_codec", "placement")
 USUAL_INNER = ("optimizer", "learning_rate", "batch")
 
 OPTIONS = (
-    Option(Entry, "run", WHICH, "NAME"),
-    Option(Entry, "initial_peers", WHICH, "ADDR..."),
+    Option(RunChoice, "run", WHICH, "NAME"),
+    Option(RunChoice, "initial_peers", WHICH, "ADDR..."),
     Option(
-        Entry, "new_run", WHICH, "SPEC|NAME",
+        RunChoice, "new_run", WHICH, "SPEC|NAME",
         help="Create a run instead: the SPEC.toml that describes it, or a name, with the options below. A run of that name that "
         "others or the store have is an error.",
     ),
-    Option(Entry, "create_or_join", WHICH),
+    Option(RunChoice, "create_or_join", WHICH),
     Option(NewRun, "preset", NEW, "SIZE"),
     Option(NewRun, "links", NEW, help="What members' connections carry; chooses what is not said below: see --dry-run.",
            default="cable"),
@@ -131,7 +131,7 @@ class Output:
 class Job:
     """What the options of one command come to."""
 
-    entry: Entry
+    entry: RunChoice
     peer: Peer
     training: Training
     picks_identity: bool
@@ -220,7 +220,7 @@ def job_of(values: Mapping[str, Any]) -> Job:
         value = values.get(option.key)
         if value is not None:
             given[option.kind][option.field] = value
-    which, spec = given[Entry], given[Entry].pop("new_run", "")
+    which, spec = given[RunChoice], given[RunChoice].pop("new_run", "")
     training = Training(**given[Training])
     if spec:
         new_run = _new_run(spec, given, training)
@@ -239,7 +239,7 @@ def job_of(values: Mapping[str, Any]) -> Job:
                 f"or --store FOLDER, where a checkpoint of it is"
             )
     peer = Peer(**given[Peer], limits=Limits(**given[Limits]), store=Store(**given[Store]))
-    return Job(Entry(**which), peer, training, picks_identity, picks_store)
+    return Job(RunChoice(**which), peer, training, picks_identity, picks_store)
 
 
 def _check_joining(which: Mapping[str, Any], given: Mapping[type[msgspec.Struct], Mapping[str, Any]]) -> None:

@@ -8,14 +8,32 @@ from legion_p2p.config.new_run import NewRun, new_run_of, read_new_run
 from legion_p2p.config.peer import DEFAULT_LISTEN, Limits, Peer, Store
 from legion_p2p.config.rounds import Inner, Rounds
 from legion_p2p.config.toml import MAX_CONFIG_BYTES, read_table
-from legion_p2p.config.training import Entry, Training
+from legion_p2p.config.training import RunChoice, Training
 
 DEFAULT_BOOTSTRAP_PORT = 4710
 STATUS_PORTS = range(47110, 47174)
 """Loopback ports on which peers serve their status: the first free one. `legion-ctl` looks there; no file has to tell."""
 
 __all__ = [
-    "AUTO_REGION", "AUTO_WEIGHT", "DEFAULT_BOOTSTRAP_PORT", "DEFAULT_LISTEN", "DEFAULT_REGION", "MAX_CONFIG_BYTES",
-    "STATUS_PORTS", "Entry", "Inner", "Limits", "NewRun", "Peer", "PeerConfig", "RegionLabel", "Rounds", "Store", "Training",
-    "Weight", "new_run_of", "read_new_run", "read_table",
+    "AUTO_REGION",
+    "AUTO_WEIGHT",
+    "DEFAULT_BOOTSTRAP_PORT",
+    "DEFAULT_LISTEN",
+    "DEFAULT_REGION",
+    "MAX_CONFIG_BYTES",
+    "STATUS_PORTS",
+    "Inner",
+    "Limits",
+    "NewRun",
+    "Peer",
+    "PeerConfig",
+    "RegionLabel",
+    "Rounds",
+    "RunChoice",
+    "Store",
+    "Training",
+    "Weight",
+    "new_run_of",
+    "read_new_run",
+    "read_table",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""`Training` and `Entry`: what one `legion-peer` does, and into which run."""
+"""`Training` and `RunChoice`: what one `legion-peer` does, and into which run."""
 
 from typing import Annotated, Any
 
@@ -25,8 +25,8 @@ def _new_run(given: Any) -> NewRun | None:
     raise refusal(given, 'a NewRun("name")')
 
 
-class Entry(msgspec.Struct, frozen=True, repr_omit_defaults=True):
-    """The way into a run."""
+class RunChoice(msgspec.Struct, frozen=True, repr_omit_defaults=True):
+    """Which run: one to join, or one to create; and through whom."""
 
     run: Annotated[str, Form(_RUN, _run)] = ""
     """Name or id of the run to join. Where the store has it and nobody else is in it, it goes on from there."""

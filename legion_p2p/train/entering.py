@@ -1,14 +1,15 @@
 """Into a run, from ordinary synchronous code: a peer in a thread of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from torch import Tensor
 
-from legion_p2p.config import Entry, NewRun, Peer
+from legion_p2p.config import NewRun, Peer, RunChoice
 from legion_p2p.config.fields import argument
 from legion_p2p.config.forms import PeerAddresses, refusal
 from legion_p2p.config.new_run import chosen_rounds
+from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import RunSpec
 from legion_p2p.errors import UsageError
 from legion_p2p.observe.events import Events
@@ -24,7 +25,7 @@ _RUN = 'the name or id of a run to join, or NewRun("name") to create one'
 
 
 def enter(
-    entry: Entry,
+    entry: RunChoice,
     peer: Peer,
     *,
     creation: RunCreation | None = None,
@@ -44,27 +45,34 @@ def enter(
             peer,
             initial_peers=entry.initial_peers,
             create_or_join=entry.create_or_join,
-            params=params,
+            params=fit_of(entry, params),
             start=start,
             events=events,
         )
 
-    thread = PeerThread(opener, given_up)
-    try:
-        if entry.new_run is not None:
-            check_choices(entry.new_run, thread.engine.spec)
-    except BaseException:  # Ctrl+C as well: the peer would stay in the run
-        thread.close()
-        raise
-    return thread
+    return PeerThread(opener, given_up)
 
 
-def entry_of(place: str, run: object, initial_peers: object) -> Entry:
+def fit_of(entry: RunChoice, params: Params) -> Params:
+    """The parameters with which a run is joined; one that should have been created is first compared with what was chosen."""
+    new_run = entry.new_run
+    if new_run is None:
+        return params
+
+    def fit(spec: RunSpec) -> Sequence[ParamSpec]:
+        check_choices(new_run, spec)
+        made = params(spec) if callable(params) else params
+        return spec.params if made is None else made
+
+    return fit
+
+
+def entry_of(place: str, run: object, initial_peers: object) -> RunChoice:
     """The way into a run, from the arguments of a public function. Raises: UsageError, naming function and argument."""
     if not isinstance(run, str | NewRun) or run == "":
         raise UsageError(f"{place}(run=...): {refusal(run, _RUN)}")
     contacts = argument(f"{place}(initial_peers=...)", PeerAddresses, initial_peers)
-    return Entry(new_run=run, initial_peers=contacts) if isinstance(run, NewRun) else Entry(run, contacts)
+    return RunChoice(new_run=run, initial_peers=contacts) if isinstance(run, NewRun) else RunChoice(run, contacts)
 
 
 def creation_of(new_run: NewRun, own: ModelView) -> RunCreation:

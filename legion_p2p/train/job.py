@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import trio
 
-from legion_p2p.config import Entry, Peer, Training
+from legion_p2p.config import Peer, RunChoice, Training
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.run import RunSpec
 from legion_p2p.core.units import parse_rate
@@ -19,7 +19,7 @@ PLANNED_CROWDS = (2, 10, 100)  # numbers of members that a plan looks at where n
 
 
 def run_job(
-    entry: Entry,
+    entry: RunChoice,
     peer: Peer,
     training: Training,
     *,
@@ -35,7 +35,7 @@ def run_job(
     return Trainer(entry, peer, training, events, stop, on_status).run()
 
 
-def plan_job(entry: Entry, peer: Peer, training: Training) -> Plan:
+def plan_job(entry: RunChoice, peer: Peer, training: Training) -> Plan:
     """What it would take. A run that exists is looked up, not joined. Raises: as `run_job`."""
     crowds = (training.wait_for_members,) if training.wait_for_members > 1 else PLANNED_CROWDS
     upload_bps = parse_rate(peer.limits.upload) if peer.limits.upload else None
@@ -58,7 +58,7 @@ def plan_job(entry: Entry, peer: Peer, training: Training) -> Plan:
     return plan_of(found[0], crowds, upload_bps)
 
 
-async def _look_up(entry: Entry) -> RunSpec:
+async def _look_up(entry: RunChoice) -> RunSpec:
     from legion_p2p.net.host import open_network
 
     async with open_network(Identity.generate(), listen=(), initial_peers=entry.initial_peers) as network:

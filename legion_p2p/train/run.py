@@ -8,7 +8,7 @@ from typing import Annotated, Self
 import msgspec
 import torch
 
-from legion_p2p.config import Entry, NewRun, Peer
+from legion_p2p.config import NewRun, Peer, RunChoice
 from legion_p2p.config.fields import argument
 from legion_p2p.core.run import RunSpec
 from legion_p2p.errors import UsageError
@@ -63,7 +63,7 @@ def create(
 
 def join_arguments(
     run: str, model: Model | None, initial_peers: Iterable[str], peer: Peer
-) -> tuple[Entry, Peer, ModelView | None]:
+) -> tuple[RunChoice, Peer, ModelView | None]:
     """The arguments of `join`, checked. Raises: UsageError."""
     argument("join(run=...)", Annotated[str, msgspec.Meta(min_length=1)], run)
     argument("join(peer=...)", Peer, peer)
@@ -72,16 +72,16 @@ def join_arguments(
 
 def create_arguments(
     new_run: NewRun, model: Model, initial_peers: Iterable[str], peer: Peer, or_join: bool
-) -> tuple[Entry, Peer, ModelView]:
+) -> tuple[RunChoice, Peer, ModelView]:
     """The arguments of `create`, checked. Raises: UsageError."""
     argument("create(new_run=...)", NewRun, new_run)
     argument("create(peer=...)", Peer, peer)
     argument("create(or_join=...)", bool, or_join)
     contacts = entry_of("create", new_run, initial_peers).initial_peers
-    return Entry(new_run=new_run, initial_peers=contacts, create_or_join=or_join), peer, model_view(model)
+    return RunChoice(new_run=new_run, initial_peers=contacts, create_or_join=or_join), peer, model_view(model)
 
 
-def _open(entry: Entry, peer: Peer, own: ModelView | None) -> "Run":
+def _open(entry: RunChoice, peer: Peer, own: ModelView | None) -> "Run":
     events, kept = kept_events()
     creation = None if entry.new_run is None or own is None else creation_of(entry.new_run, own)
     params = None if own is None else own.fit

@@ -12,7 +12,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from legion_p2p.config import Entry, Peer, Training
+from legion_p2p.config import Peer, RunChoice, Training
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.chunks import ChunkLedger
 from legion_p2p.core.identity import PeerId
@@ -139,7 +139,7 @@ class Trainer:
 
     def __init__(
         self,
-        entry: Entry,
+        entry: RunChoice,
         peer: Peer,
         job: Training,
         events: Events,

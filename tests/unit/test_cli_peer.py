@@ -21,7 +21,7 @@ from legion_p2p.cli import peer as cli
 from legion_p2p.cli.failures import exit_code_of
 from legion_p2p.cli.peer_options import OPTIONS
 from legion_p2p.cli.running import run_app
-from legion_p2p.config import Entry, Inner, Limits, NewRun, Peer, Rounds, Store, Training
+from legion_p2p.config import Inner, Limits, NewRun, Peer, Rounds, RunChoice, Store, Training
 from legion_p2p.config.new_run import chosen_inner, chosen_rounds
 from legion_p2p.config.old_names import FLAGS
 from legion_p2p.core.identity import Identity
@@ -199,14 +199,16 @@ def test_every_option_of_the_job_can_be_given(job_of, tmp_path):
 def test_what_is_not_given_has_the_defaults_of_the_values(job_of):
     job = job_of("--run", "demo", "--initial-peers", ADDRESS)
 
-    assert (job.entry, job.peer, job.training) == (Entry("demo", (ADDRESS,)), Peer(), Training())
+    assert (job.entry, job.peer, job.training) == (RunChoice("demo", (ADDRESS,)), Peer(), Training())
     assert job.picks_identity and job.picks_store
 
 
 def test_every_field_of_the_values_is_an_option_and_every_option_a_field(job_of):
     options = {(option.kind, option.field) for option in OPTIONS}
 
-    fields = {(kind, field) for kind in (Entry, Training, Peer, Limits, Store, Rounds, Inner) for field in kind.__struct_fields__}
+    fields = {
+        (kind, field) for kind in (RunChoice, Training, Peer, Limits, Store, Rounds, Inner) for field in kind.__struct_fields__
+    }
     new_run = {(NewRun, "preset"), (NewRun, "links")}  # the rest is in SPEC.toml, or of its name, --data and --seed
     assert options == (fields | new_run) - {(Peer, name) for name in ("limits", "store", "on_event", "token")}
     assert len({option.name for option in OPTIONS}) == len(OPTIONS)
@@ -296,7 +298,7 @@ def test_a_variable_that_is_empty_or_comes_from_kubernetes_says_nothing(job_of, 
 
     job = job_of("--run", "demo", "--initial-peers", ADDRESS)
 
-    assert (job.entry, job.peer, job.training) == (Entry("demo", (ADDRESS,)), Peer(), Training())
+    assert (job.entry, job.peer, job.training) == (RunChoice("demo", (ADDRESS,)), Peer(), Training())
 
 
 @pytest.mark.parametrize(("old", "new"), sorted(FLAGS.items()))

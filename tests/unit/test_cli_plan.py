@@ -8,7 +8,7 @@ from rich.console import Console
 
 from legion_p2p.cli import ctl
 from legion_p2p.cli.running import run_app
-from legion_p2p.config import Entry, Limits, NewRun, Peer, Rounds, Training
+from legion_p2p.config import Limits, NewRun, Peer, Rounds, RunChoice, Training
 from legion_p2p.dashboard.forecast import render_forecast
 from legion_p2p.errors import ConfigError
 from legion_p2p.observe import human
@@ -131,8 +131,8 @@ def test_a_run_with_an_unknown_codec_is_not_described() -> None:
 def test_a_job_is_planned_for_the_members_that_it_waits_for_and_the_upload_that_it_may_use() -> None:
     new_run = NewRun("planned", preset="xxs", rounds=Rounds(push_codec="topk64-2bit", update_codec="int8", local_steps=10))
 
-    free = plan_job(Entry(new_run=new_run), Peer(), Training())
-    limited = plan_job(Entry(new_run=new_run), Peer(limits=Limits(upload="1mbit")), Training(wait_for_members=5))
+    free = plan_job(RunChoice(new_run=new_run), Peer(), Training())
+    limited = plan_job(RunChoice(new_run=new_run), Peer(limits=Limits(upload="1mbit")), Training(wait_for_members=5))
 
     assert [row.n_members for row in free.traffic] == [2, 10, 100] and free.traffic[0].send_s is None
     (row,) = limited.traffic

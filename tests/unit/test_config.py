@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from legion_p2p.config import (
     MAX_CONFIG_BYTES,
-    Entry,
     Inner,
     Limits,
     NewRun,
     Peer,
     Rounds,
+    RunChoice,
     Store,
     Training,
     new_run_of,
@@ -34,7 +34,7 @@ from legion_p2p.core.presets import LINKS
 from legion_p2p.core.run import InnerSpec, RoundSpec
 from legion_p2p.errors import ConfigError, UsageError
 
-PUBLIC = (Peer, Limits, Store, NewRun, Rounds, Inner, Entry, Training)
+PUBLIC = (Peer, Limits, Store, NewRun, Rounds, Inner, RunChoice, Training)
 ADDRESS = f"/ip4/10.0.0.1/tcp/1/p2p/{Identity(b'1' * 32).peer_id}"
 
 
@@ -80,10 +80,10 @@ def written(folder: Path, text: str | bytes) -> str:
         (lambda: Rounds(quorum=2), "Rounds(quorum=...): 2 is not allowed: give a number above 0 and at most 1"),
         (lambda: Rounds(push_codecs="int4"), "Rounds(push_codecs=...): 'int4' is not allowed: give a list"),
         (lambda: Inner(learning_rate=-1.0), "Inner(learning_rate=...): -1.0 is not allowed"),
-        (lambda: Entry("x", initial_peers=None), "Entry(initial_peers=...): None is not allowed: give addresses such as"),
-        (lambda: Entry("x", ["/ip4/10.0.0.1/tcp/1"]), "the peer id is missing"),
-        (lambda: Entry(3), "Entry(run=...): 3 is not allowed: give the name or id of a run"),
-        (lambda: Entry(), "give either the run to join or the one to create"),
+        (lambda: RunChoice("x", initial_peers=None), "RunChoice(initial_peers=...): None is not allowed: give addresses such as"),
+        (lambda: RunChoice("x", ["/ip4/10.0.0.1/tcp/1"]), "the peer id is missing"),
+        (lambda: RunChoice(3), "RunChoice(run=...): 3 is not allowed: give the name or id of a run"),
+        (lambda: RunChoice(), "give either the run to join or the one to create"),
         (lambda: Training(steps=True), "Training(steps=...): True is not allowed: give a whole number of at least 0"),
         (lambda: Training(minutes=math.inf), "Training(minutes=...): inf is not allowed"),
     ],
@@ -98,8 +98,8 @@ def test_a_wrong_value_is_refused_in_the_line_that_has_it(make: Any, told: str) 
 def test_what_people_write_instead_of_a_value_is_taken_where_it_is_clear(tmp_path: Path) -> None:
     assert Peer(listen="/ip4/127.0.0.1/tcp/0").listen == ("/ip4/127.0.0.1/tcp/0",)
     assert Peer(listen=["/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/tcp/0"]).listen == ("/ip4/127.0.0.1/tcp/0",)
-    assert Entry("x", ADDRESS).initial_peers == (ADDRESS,)
-    assert Entry("x", (address for address in [ADDRESS])).initial_peers == (ADDRESS,)
+    assert RunChoice("x", ADDRESS).initial_peers == (ADDRESS,)
+    assert RunChoice("x", (address for address in [ADDRESS])).initial_peers == (ADDRESS,)
     assert Store(tmp_path).path == str(tmp_path) and Store("none").path == ""
     assert Peer(identity=tmp_path / "key").identity == str(tmp_path / "key") and Peer(identity="none").identity == ""
     assert Rounds(push_codecs=["int4"]).push_codecs == ("int4",)

@@ -4,7 +4,7 @@ import pytest
 
 from legion_p2p.cli.farewell import contacts_to_come_back, dialable_address, farewell_lines
 from legion_p2p.cli.peer_options import Job
-from legion_p2p.config import Entry, Peer, Store, Training
+from legion_p2p.config import Peer, RunChoice, Store, Training
 from legion_p2p.core.identity import Identity
 from legion_p2p.observe.status import MemberStatus, RunStatus, Status
 from legion_p2p.train.trainer import Outcome
@@ -25,7 +25,7 @@ def status(*members: MemberStatus, addresses: tuple[str, ...] = (LOOPBACK, HOME)
 
 
 def last_line(status: Status, *, given: tuple[str, ...] = (), connected: tuple[str, ...] = (), store: str = "") -> str:
-    job = Job(Entry("stories", given), Peer(store=Store(store)), Training(), True, True)
+    job = Job(RunChoice("stories", given), Peer(store=Store(store)), Training(), True, True)
     return farewell_lines(job, Outcome(9, 9, None, "", "stopped", connected=connected), status, 1.0)[-1]
 
 
