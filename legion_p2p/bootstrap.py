@@ -39,7 +39,7 @@ async def open_bootstrap(
     contacts = argument("open_bootstrap(initial_peers=...)", PeerAddresses, initial_peers)
     who = argument("open_bootstrap(identity=...)", IdentityOrFile, identity)
     stored = load_or_create_identity(who) if isinstance(who, str) and who else None
-    whoami = stored or (who if isinstance(who, Identity) else Identity.generate())
+    whoami = stored.identity if stored else (who if isinstance(who, Identity) else Identity.generate())
     try:
         async with open_network(whoami, listen=listen, initial_peers=contacts, announce=announce) as network:
             network.keep_contacts()

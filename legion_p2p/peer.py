@@ -61,7 +61,8 @@ async def open_peer(
 
     Raises: NoContactError; UnknownRunError, AmbiguousRunError, RunExistsError; IncompatibleModelError; UsageError; StoreError.
     """
-    from legion_p2p.net.host import open_network
+    from legion_p2p.net.host import Tell, open_network
+    from legion_p2p.net.netem import Throttling
     from legion_p2p.net.offload import ThreadOffload
     from legion_p2p.net.status_http import serve_status
 
@@ -82,10 +83,12 @@ async def open_peer(
         listen=peer.listen,
         initial_peers=contacts,
         announce=peer.announce,
-        link=parse_link(peer.limits.netem) if peer.limits.netem else NO_LINK,
-        caps=parse_caps(peer.limits.upload, peer.limits.download, peer.limits.quiet_hours),
+        throttling=Throttling(
+            parse_link(peer.limits.netem) if peer.limits.netem else NO_LINK,
+            parse_caps(peer.limits.upload, peer.limits.download, peer.limits.quiet_hours),
+        ),
         blocks=archive,
-        warn=lambda text: events.error("network.scarce", text),
+        tell=Tell(warning=lambda text: events.error("network.scarce", text)),
     )
 
     async def host(task_status: TaskStatus[tuple["Libp2pNetwork", trio.CancelScope]]) -> None:
@@ -205,4 +208,4 @@ def _identity_of(peer: Peer) -> tuple[Identity, Callable[[], None]]:
     from legion_p2p.store.identity import load_or_create_identity
 
     stored = load_or_create_identity(peer.identity)
-    return stored, stored.release
+    return stored.identity, stored.release

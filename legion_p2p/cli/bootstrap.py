@@ -73,9 +73,9 @@ def bootstrap(options: Options = Options()) -> int:
 
     from legion_p2p.store.identity import load_or_create_identity
 
-    identity = load_or_create_identity(options.identity or default_identity_path())
+    stored = load_or_create_identity(options.identity or default_identity_path())
     listen = options.listen or (f"/ip4/0.0.0.0/tcp/{options.port}", f"/ip6/::/tcp/{options.port}")
-    return trio.run(_serve, identity, listen, options)
+    return trio.run(_serve, stored.identity, listen, options)
 
 
 def default_identity_path() -> Path:
@@ -85,13 +85,13 @@ def default_identity_path() -> Path:
 async def _serve(identity: "Identity", listen: tuple[str, ...], options: Options) -> int:
     import trio
 
-    from legion_p2p.net.host import open_network
+    from legion_p2p.net.host import Tell, open_network
     from legion_p2p.net.status_http import serve_status
 
     note = Notes()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with open_network(
-            identity, listen=listen, initial_peers=options.initial_peers, announce=options.announce, log=note, warn=note
+            identity, listen=listen, initial_peers=options.initial_peers, announce=options.announce, tell=Tell(note, note)
         ) as network:
             note(f"legion-bootstrap {identity.peer_id} listens on {', '.join(listen)}")
             for line in reach_lines(network.addresses(), options.port):

@@ -244,7 +244,8 @@ def import_(
             from legion_p2p.store.identity import load_or_create_identity
             from legion_p2p.train.imports import import_folder
 
-            signer = load_or_create_identity(identity) if identity else Identity.generate()
+            stored = load_or_create_identity(identity) if identity else None  # its file stays locked meanwhile
+            signer = stored.identity if stored else Identity.generate()
             with progress_bar("storing parameters", None, json, "parameters") as progress:
                 roots = [import_folder(blocks, source, signer, name, progress)]
         else:

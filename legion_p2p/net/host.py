@@ -8,6 +8,7 @@ import errno
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import cast
 
 import trio
@@ -31,9 +32,7 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
-from legion_p2p.core.access_link import NO_LINK, LinkProfile
 from legion_p2p.core.addresses import parse_peer_address, split_address
-from legion_p2p.core.caps import NO_CAPS, Caps
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.errors import NetworkError, NoContactError, UsageError
 from legion_p2p.net.accepting import Scarcity, Warn, descriptor_limit
@@ -45,7 +44,7 @@ from legion_p2p.net.discovery import Libp2pDiscovery
 from legion_p2p.net.gossip import Libp2pGossip, make_pubsub
 from legion_p2p.net.limits import HANDSHAKE_TIMEOUT_S, MAX_CONNECTIONS, MAX_INBOUND_STREAMS, MAX_KNOWN_PEERS, NetConfig
 from legion_p2p.net.messenger import Messenger
-from legion_p2p.net.netem import Shaper
+from legion_p2p.net.netem import UNTHROTTLED, Shaper, Throttling
 from legion_p2p.net.patches import SturdyManager, replace_attributes
 from legion_p2p.net.peer_score import REFUSED, Refusals
 from legion_p2p.net.transport import Listener, Sockets, Transport
@@ -148,6 +147,19 @@ class Libp2pNetwork:
                 pause_s = min(2 * pause_s, self._config.redial_max_s)
 
 
+@dataclass(frozen=True)
+class Tell:
+    """What a person is told of the network, each in a line."""
+
+    contact: Callable[[str], None] = lambda line: None
+    """A contact was made or lost."""
+    warning: Warn = logger.warning
+    """What to change on this machine."""
+
+
+QUIET = Tell()
+
+
 @asynccontextmanager
 async def open_network(
     identity: Identity,
@@ -156,19 +168,16 @@ async def open_network(
     initial_peers: Sequence[str] = (),
     announce: Sequence[str] = (),
     config: NetConfig = DEFAULTS,
-    log: Callable[[str], None] | None = None,
-    link: LinkProfile = NO_LINK,
-    caps: Caps = NO_CAPS,
+    throttling: Throttling = UNTHROTTLED,
     blocks: BlockSource | None = None,
-    warn: Warn = logger.warning,
+    tell: Tell = QUIET,
 ) -> AsyncIterator[Libp2pNetwork]:
     """Listen, and yield the `Libp2pNetwork`. Nobody is contacted before `join()` or the first request.
 
     `listen`: multiaddrs without /p2p/; an empty sequence listens nowhere. `announce`: addresses to tell others instead of those
-    found out here (a public address that is forwarded to this machine). `log`: told in a line when a contact is made or lost.
-    `link`: the link to emulate. `caps`: limits on all traffic together.
-    `blocks`: served to any IPFS client that asks for them by their CIDs. `warn`: told in a line what a person should change on
-    this machine. Of several addresses to listen on, those of a family that this machine lacks are left out.
+    found out here (a public address that is forwarded to this machine). `throttling`: limits on all traffic, and a link to
+    emulate. `blocks`: served to any IPFS client that asks for them by their CIDs. Of several addresses to listen on, those of a
+    family that this machine lacks are left out.
 
     Raises: UsageError, if an address cannot be one; NetworkError, if it cannot be listened on.
     """
@@ -176,15 +185,15 @@ async def open_network(
     announced = [_announced_address(address, identity.peer_id) for address in announce]
     initial = list(dict.fromkeys(parse_peer_address(address) for address in initial_peers))
     failure: BaseException | None = None
-    shaper = Shaper(link, caps) if link != NO_LINK or caps != NO_CAPS else None
+    shaper = Shaper(throttling.link, throttling.caps) if throttling != UNTHROTTLED else None
     try:
         async with trio.open_nursery() as nursery:
             if shaper is not None:
                 shaper.start(nursery)
-            parts = _Parts(identity, announced, config, nursery, shaper, Scarcity(descriptor_limit(), warn))
+            parts = _Parts(identity, announced, config, nursery, shaper, Scarcity(descriptor_limit(), tell.warning))
             try:
                 await parts.start(where_to)
-                yield parts.network(identity, initial, log or (lambda line: None), blocks)
+                yield parts.network(identity, initial, tell.contact, blocks)
             except BaseException as error:
                 # carried out of the nursery by hand: it would come out wrapped in an ExceptionGroup
                 failure = error

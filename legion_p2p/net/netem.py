@@ -15,16 +15,19 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address
 from random import Random
 
 import trio
 from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.io.trio import TrioTCPStream
 
 from legion_p2p.concurrency.notify import Notify
-from legion_p2p.core.access_link import Flow, LinkDirection, LinkProfile
+from legion_p2p.core.access_link import NO_LINK, Flow, LinkDirection, LinkProfile
 from legion_p2p.core.caps import NO_CAPS, Caps
 from legion_p2p.net.limits import WRITE_STALL_S
+from legion_p2p.net.patches import QuickLock
 from legion_p2p.net.transport import Socket, Sockets
 
 READ_BYTES = 1 << 16
@@ -43,6 +46,17 @@ def place_of(host: str) -> int:
     except AddressValueError:
         return 0
     return octets[1] if octets[0] == 127 else 0
+
+
+@dataclass(frozen=True)
+class Throttling:
+    """How this host's traffic is held back: by a link to emulate, by limits, or by both. Nothing is by default."""
+
+    link: LinkProfile = NO_LINK
+    caps: Caps = NO_CAPS
+
+
+UNTHROTTLED = Throttling()
 
 
 class Shaper:
@@ -199,12 +213,16 @@ class _Channel:
         return rest
 
 
-class ShapedSocket(Socket):
+class ShapedSocket(TrioTCPStream):
     """One connection over the link. A write is done when its bytes are taken, as with a kernel's buffer."""
 
     def __init__(self, stream: trio.SocketStream, owner: Sockets, up: _Channel | None, down: _Channel | None) -> None:
         """A direction that is None is not shaped."""
-        super().__init__(stream, owner)
+        super().__init__(stream)
+        self.read_lock = QuickLock()  # type: ignore[assignment]
+        self.write_lock = QuickLock()  # type: ignore[assignment]
+        self._plain = Socket(stream, owner)
+        self._owner = owner
         self._up = up
         self._down = down
         self._writing = False
@@ -215,7 +233,7 @@ class ShapedSocket(Socket):
 
     async def write(self, data: bytes) -> None:
         if self._up is None:
-            await super().write(data)
+            await self._plain.write(data)
             return
         async with self.write_lock:
             # either nothing of it is taken, or all: whoever gives up in between does not garble the stream
@@ -225,7 +243,7 @@ class ShapedSocket(Socket):
 
     async def read(self, n: int | None = None) -> bytes:
         if self._down is None:
-            return await super().read(n)
+            return await self._plain.read(n)
         async with self.read_lock:
             if n == 0:
                 return b""
@@ -266,6 +284,10 @@ class ShapedSocket(Socket):
         await trio.sleep(down.flow.delay_s)
         down.end()
 
+    async def close(self) -> None:
+        self.close_now()
+        await trio.lowlevel.checkpoint()
+
     def _break(self, reason: str) -> None:
         self._broken = reason
         self.close_now()
@@ -285,7 +307,8 @@ class ShapedSocket(Socket):
                 log.debug("%d pieces undelivered: %s", len(rest), refused)
         if self._down is not None:
             self._down.drop()
-        super().close_now()
+        self.stream.socket.close()
+        self._owner.forget(self)
 
     def _limit_kernel(self, option: int, channel: _Channel | None) -> None:
         rate_bps = math.inf if channel is None else channel.rate_bps

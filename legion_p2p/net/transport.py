@@ -8,11 +8,12 @@ import logging
 import re
 import socket
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, cast
 
 import trio
 from libp2p.abc import IListener, IRawConnection
 from libp2p.custom_types import THandler
+from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
@@ -39,8 +40,23 @@ class Shaping(Protocol):
     def connect_s(self, host: str) -> float:
         """How long connecting to `host` takes."""
 
-    def shaped(self, stream: trio.SocketStream, owner: "Sockets", dialed: str) -> "Socket":
+    def shaped(self, stream: trio.SocketStream, owner: "Sockets", dialed: str) -> "OpenSocket":
         """A socket whose bytes go through the link."""
+
+
+class OpenSocket(Protocol):
+    """A socket as libp2p and `Sockets` see it."""
+
+    async def write(self, data: bytes) -> None: ...
+
+    async def read(self, n: int | None = None) -> bytes: ...
+
+    async def close(self) -> None: ...
+
+    def get_remote_address(self) -> tuple[str, int] | None: ...
+
+    def close_now(self) -> None:
+        """Close it without waiting."""
 
 
 class Sockets:
@@ -48,26 +64,26 @@ class Sockets:
 
     def __init__(self, shaper: Shaping | None = None) -> None:
         self._shaper = shaper
-        self._open: set[Socket] = set()
+        self._open: set[OpenSocket] = set()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    async def connected(self, stream: trio.SocketStream, host: str) -> "Socket":
+    async def connected(self, stream: trio.SocketStream, host: str) -> "OpenSocket":
         """One that this side dialed at `host`."""
         if self._shaper is not None:
             await trio.sleep(self._shaper.connect_s(host))
         return self.wrap(stream, host)
 
-    def wrap(self, stream: trio.SocketStream, dialed: str = "") -> "Socket":
+    def wrap(self, stream: trio.SocketStream, dialed: str = "") -> "OpenSocket":
         """`dialed`: the host, where it was this side that dialed."""
         tune(stream.socket)
         keep_from_children(stream.socket)
-        wrapped = Socket(stream, self) if self._shaper is None else self._shaper.shaped(stream, self, dialed)
+        wrapped: OpenSocket = Socket(stream, self) if self._shaper is None else self._shaper.shaped(stream, self, dialed)
         self._open.add(wrapped)
         return wrapped
 
-    def forget(self, wrapped: "Socket") -> None:
+    def forget(self, wrapped: "OpenSocket") -> None:
         self._open.discard(wrapped)
 
     def close_all(self) -> None:
@@ -136,7 +152,7 @@ class Transport(TCP):
             stream = await trio.open_tcp_stream(await _of_family(str(maddr).split("/")[1], host, port), port)
         except (OSError, UsageError) as failed:
             raise OpenConnectionError(reason_of(failed)) from failed
-        return RawConnection(await self._sockets.connected(stream, host), True)
+        return RawConnection(cast(ReadWriteCloser, await self._sockets.connected(stream, host)), True)
 
     def create_listener(self, handler_function: THandler) -> "Listener":  # type: ignore[override]
         return Listener(handler_function, self._nursery, self._sockets, self._scarcity)
@@ -173,7 +189,7 @@ class Listener(IListener):
             return
         wrapped = self._sockets.wrap(stream)
         try:
-            await self._handler(wrapped)
+            await self._handler(cast(ReadWriteCloser, wrapped))
         except Exception as error:
             log.debug("inbound connection failed: %r", error)
         finally:

@@ -7,10 +7,11 @@ its identity is in use: two processes under one identity would take each other f
 
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from legion_p2p.core.identity import SEED_BYTES, Identity
+from legion_p2p.core.identity import SEED_BYTES, Identity, PeerId
 from legion_p2p.errors import DiskFullError, StoreError
 from legion_p2p.files.content import decode_text
 from legion_p2p.files.paths import FileKind, kind_of, shown, user_path
@@ -26,12 +27,16 @@ HEADER = "# legion_p2p identity: Ed25519 seed in hex. Keep it secret: whoever ha
 MAX_FILE_BYTES = 4096
 
 
-class StoredIdentity(Identity):
-    """An identity whose file is locked as long as this object lives, or until `release`."""
+@dataclass(frozen=True)
+class StoredIdentity:
+    """An identity, and its file, which is locked as long as this value lives, or until `release`."""
 
-    def __init__(self, seed: bytes, file: BinaryIO) -> None:
-        super().__init__(seed)
-        self._file = file
+    identity: Identity
+    _file: BinaryIO
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self.identity.peer_id
 
     def release(self) -> None:
         """Let another process use the file."""
@@ -109,7 +114,7 @@ def _load(path: Path) -> StoredIdentity:
             raise StoreError(f"the identity file {path} can be read by others (mode {stat.S_IMODE(mode):04o}): chmod 600 {path}")
         if not _lock(file):
             raise StoreError(f"the identity {path} is in use by another process; end that one, or name another file")
-        return StoredIdentity(_seed_in(file.read(MAX_FILE_BYTES), path), file)
+        return StoredIdentity(Identity(_seed_in(file.read(MAX_FILE_BYTES), path)), file)
     except BaseException:  # Ctrl+C as well: the file is locked as long as it is open
         file.close()
         raise

@@ -13,7 +13,7 @@ from legion_p2p.core.caps import NO_CAPS, Caps, QuietHours, parse_caps
 from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.profiles import PROFILES, parse_link
-from legion_p2p.net.netem import ShapedSocket, Shaper, place_of
+from legion_p2p.net.netem import ShapedSocket, Shaper, Throttling, place_of
 from legion_p2p.net.transport import Sockets
 from tests.net.conftest import opened
 
@@ -242,8 +242,8 @@ async def test_requests_pass_links_with_delay_loss_and_little_rate():
     body = random.Random(0).randbytes(300_000)
 
     async with (
-        opened(link=link, listen=["/ip4/127.1.0.1/tcp/0"]) as a,
-        opened(of=a, link=parse_link("rtt=10ms,place=2,across=20ms")) as b,
+        opened(throttling=Throttling(link), listen=["/ip4/127.1.0.1/tcp/0"]) as a,
+        opened(of=a, throttling=Throttling(parse_link("rtt=10ms,place=2,across=20ms"))) as b,
     ):
         reply = await b.messenger.request(a.peer_id, body, priority=Priority.ROUND)
         began = trio.current_time()
@@ -256,12 +256,12 @@ async def test_requests_pass_links_with_delay_loss_and_little_rate():
 
 @pytest.mark.parametrize("name", ["brownout", "satellite"])
 async def test_peers_meet_over_the_worst_links(name):
-    async with opened() as a, opened(of=a, link=PROFILES[name]) as b:
+    async with opened() as a, opened(of=a, throttling=Throttling(PROFILES[name])) as b:
         assert await b.messenger.request(a.peer_id, b"hello") == b"hello"
 
 
 async def test_a_messenger_tells_what_its_link_carries_and_what_limits_it():
-    async with opened() as a, opened(of=a, caps=parse_caps(upload="8mbit", download="20mbit")) as b:
+    async with opened() as a, opened(of=a, throttling=Throttling(caps=parse_caps(upload="8mbit", download="20mbit"))) as b:
         before = b.messenger.bandwidth()
         for _ in range(3):
             await b.messenger.request(a.peer_id, bytes(200_000), priority=Priority.ROUND)
@@ -274,7 +274,7 @@ async def test_a_messenger_tells_what_its_link_carries_and_what_limits_it():
 
 async def test_messages_of_one_lane_can_be_delayed_and_the_others_are_not():
     link = parse_link("bulk.delay=300ms")
-    async with opened() as a, opened(of=a, link=link) as b:
+    async with opened() as a, opened(of=a, throttling=Throttling(link)) as b:
         began = trio.current_time()
         for _ in range(2):
             assert await b.messenger.request(a.peer_id, b"hello", priority=Priority.ROUND) == b"hello"
