@@ -9,7 +9,7 @@ RUN_NAME = "demo"
 ALONE = "lone"
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 NEAR_AND_FAR = "rtt=2ms,inside=1ms,across=116ms"  # with both links 5 ms at one place, and 120 ms between two
-N_PARAMS = {"xxs": 252_384, "s": 836_736, "m": 4_852_992, "l": 25_567_744}  # here nobody imports torch to count them
+N_PARAMS = {"xxs": 252_384, "s": 836_736, "m": 4_852_992, "l": 25_567_744}  # known without importing torch to count them
 MIN_SHARDS = 10  # so that each of three peers almost surely owns some; sixteen cost small models more than their training
 
 

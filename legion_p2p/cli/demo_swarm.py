@@ -28,7 +28,7 @@ from legion_p2p.observe.status import Status
 STATUS_EVERY_S = 0.7
 CALIBRATION_S = 2.0
 SWARM_OVERHEAD = 1.8  # CPU time of a step of a peer, beside that of plain torch: measured for the smallest model
-END_S = 8.0  # the last rounds, everybody's last evaluation, and the judgement: measured
+END_S = 8.0  # the last rounds, the last evaluation of every peer, and the comparison: measured
 JOIN_S = 4.0  # from the founder's order to the first step: measured
 MIN_STEPS = 20
 STEPS_PER_EVAL = 160  # an evaluation takes as long as 8 steps of plain torch, at a peer 5: some 3 %

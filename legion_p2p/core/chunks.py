@@ -1,7 +1,7 @@
 """Which peer reads which chunk of the text in an epoch, so that no two read the same.
 
 A chunk is assigned to the peer with the highest rendezvous score for (epoch, chunk, peer); each peer works through its own in the
-order of its scores. What it has taken it announces as a bitmap, and takes nothing that somebody else has announced.
+order of its scores. What it has taken it announces as a bitmap, and takes nothing that another peer has announced.
 
     FREE -> TAKEN (by `claim`) -> READ (by `finished`)
     TAKEN -> FREE, when a peer of higher score for that chunk announces it, too (the two took it before they heard each other)
@@ -97,7 +97,7 @@ class ChunkLedger:
         if not len(candidates):
             if self._taken:
                 return None
-            # everything is taken although I had nothing yet: I came late, or somebody lies. Read something all the same
+            # all is taken although this peer had nothing yet: it came late, or a peer lies. It reads something all the same
             candidates = np.flatnonzero(rank_C == rank_C.min())
         own = candidates[rank_C[candidates] == 0]
         if len(own):

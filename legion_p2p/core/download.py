@@ -68,7 +68,7 @@ class Download:
         return tuple(sorted(self._has))
 
     def release(self, peer: PeerId, cids: Iterable[Cid]) -> None:
-        """The request to `peer` for these failed: it, or somebody else, may be asked again."""
+        """The request to `peer` for these failed: it, or another peer, may be asked again."""
         for cid in cids:
             if self._asked.get(cid) == peer:
                 del self._asked[cid]

@@ -15,7 +15,7 @@ from legion_p2p.errors import IncompatibleModelError, UsageError
 MAX_PARAMS = 20_000  # tensors in a model; GPT-2 124M has 148, a 70B Llama 723
 MAX_NAME_CHARS = 300
 MAX_DIMS = 8
-FIXED_DIGEST_BYTES = 8  # two models that differ by chance differ here; nobody gains by making them collide
+FIXED_DIGEST_BYTES = 8  # two models that differ by chance differ here; an attacker gains nothing by making them collide
 MAX_SHARDS = 4096  # eight bytes each in every announcement: 32 KiB, half of what gossip carries
 MAX_SHARD_ELEMENTS = 1 << 23  # 32 MiB as fp32: two of them fit into one frame, with room
 MIN_SHARD_ELEMENTS = 1 << 16  # chosen: below 64 KiB as int8 a request costs more CPU than its bytes

@@ -82,7 +82,7 @@ class Region(msgspec.Struct, frozen=True):
     label: str
     members: tuple[Placed, ...]
     middle: Coordinate | None
-    """None: nobody is believed where it says it is."""
+    """None: no peer is believed to be where it says."""
 
     @property
     def size(self) -> int:
@@ -95,7 +95,7 @@ class Region(msgspec.Struct, frozen=True):
 
 
 def regions_of(announced: Iterable[Placed], doubted: Collection[PeerId] = ()) -> dict[str, Region]:
-    """All regions that somebody is in, by label. The coordinates of `doubted` peers move no middle."""
+    """All regions that have a member, by label. The coordinates of `doubted` peers move no middle."""
     members: dict[str, list[Placed]] = {}
     for placed in announced:
         if placed.region:
@@ -137,7 +137,7 @@ class RegionChoice:
 
     def _wanted(self, regions: Mapping[str, Region]) -> str:
         config, mine = self.config, regions.get(self.region)
-        if mine is None:  # announced to nobody yet
+        if mine is None:  # not announced yet
             return self.region
         child = _child_label(mine)
         if mine.size > config.max_members or (self._wish == child and child in regions):  # in the middle of it others have left
@@ -166,7 +166,7 @@ class RegionChoice:
         return min(open_ones, key=lambda r: (self._away_s(r), r.label), default=None)
 
     def _away_s(self, region: Region) -> float:
-        """The round trip to the others of a region; infinite where nobody knows."""
+        """The round trip to the others of a region; infinite if it is unknown."""
         others = [p.peer_id for p in region.members if p.peer_id != self._me]
         if not others:
             return 0.0

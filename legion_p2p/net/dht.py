@@ -1,7 +1,7 @@
 """libp2p's Kademlia, driven from here.
 
 Its server side (answering others) is used as it is; its client side is not: a lookup of libp2p's makes two requests where one
-does, its `provide` succeeds when everybody refused, its `find_providers` answers from a cache of 48 hours. Here a lookup asks
+does, its `provide` succeeds even if all nodes refused, its `find_providers` answers from a cache of 48 hours. Here a lookup asks
 for closer peers and for providers in one message, records are sent in batches, one stream per node, and count only when
 acknowledged.
 """

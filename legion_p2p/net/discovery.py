@@ -1,6 +1,6 @@
 """Finding the peers that provide a key: the Discovery of services.ports, over the DHT.
 
-A DHT record cannot be withdrawn and outlives its peer, so it is only a hint: `find` asks everybody it heard of directly whether
+A DHT record cannot be withdrawn and outlives its peer, so it is only a hint: `find` asks every peer it heard of directly whether
 it provides the key now, and returns those that say yes. Peers connected already are asked as well, so that two peers find each
 other before the DHT has heard of either.
 
@@ -202,7 +202,7 @@ class Libp2pDiscovery:
     async def _targets(self, place: bytes, provided: _Provided) -> list[ID]:
         n = self._config.replication
         if self._dht.size() <= K:
-            # everybody fits into one bucket, so there is nobody to be found by asking
+            # all peers fit into one bucket, so that asking finds no more
             return self._dht.closest_known(place, n)
         if trio.current_time() >= provided.targets_until or len(provided.targets) < n:
             async with self._operations:
@@ -280,11 +280,11 @@ class _Search:
                 self._send.send_nowait(peer)
 
     def n_nodes_to_ask(self) -> int:
-        """The closest few are enough once they named somebody; nobody named is worth asking them all."""
+        """The closest few are enough once they have named a peer; while none is named, it is worth asking them all."""
         return K if self.is_thorough or not (self.confirmed or self._n_open) else ALPHA
 
     async def settled(self) -> None:
-        """Return when everybody named so far has answered or will not."""
+        """Return when every peer named so far has answered or will not."""
         while self._n_open:
             await self._settled.wait()
 

@@ -1,6 +1,6 @@
 """The network of one peer: opening it, joining through known addresses, leaving.
 
-Everything runs in one nursery that `open_network` owns. Leaving closes all sockets first and asks nobody: it takes
+Everything runs in one nursery that `open_network` owns. Leaving closes all sockets first and sends nothing: it takes
 milliseconds, however unresponsive the others are.
 """
 
@@ -251,7 +251,7 @@ class _Parts:
             raise lacking[0]
 
     def close_now(self) -> None:
-        """Free everything that the operating system knows of; asks nobody."""
+        """Free everything that the operating system knows of; sends nothing."""
         self.is_open = False
         for listener in self.swarm.listeners.values():
             assert isinstance(listener, Listener)  # `_listen` makes all of them
@@ -426,7 +426,7 @@ def _guard(swarm: Swarm, refusals: Refusals) -> None:
         return await add_conn(muxed_conn, direction)
 
     async def notify(method: str, *args: object) -> None:
-        # nobody here wants to know of streams, and libp2p starts three tasks for each opened and each closed
+        # nothing here listens for streams, and libp2p starts three tasks for each one that is opened or closed
         if method not in ("opened_stream", "closed_stream"):
             await notify_all(method, *args)
 

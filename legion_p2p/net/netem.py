@@ -33,7 +33,7 @@ from legion_p2p.net.transport import Socket, Sockets
 READ_BYTES = 1 << 16
 CLOCK_EVERY_S = 5.0  # how late quiet hours may begin
 EARLY_S = 0.0005  # the system wakes up to a millisecond late: half of it too early is as wrong as half of it too late
-KERNEL_BUFFER_S = 0.25  # of the rate: what the kernel may hold beside the link, which would be delay that nobody asked for
+KERNEL_BUFFER_S = 0.25  # of the rate: what the kernel may hold beside the link, which would be delay that was not asked for
 MIN_KERNEL_BYTES, MAX_KERNEL_BYTES = 1 << 16, 4 << 20
 
 log = logging.getLogger("legion_p2p.net")

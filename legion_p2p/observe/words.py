@@ -20,7 +20,7 @@ def failed_text(failed: FailedPush, status: Status, max_chars: int = 200) -> str
 
 
 def is_alone(status: Status) -> bool:
-    """Whether nobody else in the run lives, as far as this peer knows."""
+    """True if no other member of the run is alive, as far as this peer knows."""
     return not any(m.peer_id != status.peer_id and m.liveness.upper() != "DEAD" for m in status.members)
 
 

@@ -1,4 +1,4 @@
-"""Gossip between simulated peers: whom a message reaches over their connections, and when."""
+"""Gossip between simulated peers: which peers a message reaches over their connections, and when."""
 
 import heapq
 import math
@@ -45,7 +45,7 @@ class Mail:
         self._wanting.clear()
 
     async def deliver(self) -> None:
-        """Hand over each message when it is due, for ever."""
+        """Hand over each message when it is due, until cancelled."""
         while True:
             due_at = self._due[0][0] if self._due else math.inf
             if due_at > trio.current_time():

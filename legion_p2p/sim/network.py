@@ -220,7 +220,7 @@ class World:
         return self._access[peer]
 
     async def wait_through(self, source: PeerId, target: PeerId) -> None:
-        """Wait while a frozen end holds things up, for ever, or a partition does, for as long as TCP tries."""
+        """Wait while an end is frozen, without limit, or while a partition lasts, for as long as TCP tries."""
         while True:
             if self.is_blocked(source, target):
                 with trio.move_on_after(BREAK_AFTER_S) as patience:
@@ -286,7 +286,7 @@ class World:
         self._records.setdefault(key, {})[network.peer_id] = (until, network.messenger.addresses())
 
     def recorded(self, key: str) -> list[Contact]:
-        """Who is said to provide the key: also those that no longer do."""
+        """The peers that are said to provide the key, also those that no longer do."""
         records = self._records.get(key, {})
         now = trio.current_time()
         for peer in [peer for peer, (until, _) in records.items() if until < now]:
@@ -327,7 +327,7 @@ class SimNetwork:
         return tuple(f"{address}/p2p/{self.peer_id}" for address in self.messenger.addresses())
 
     async def join(self) -> None:
-        """Nothing to do: everybody in a world can be found."""
+        """Nothing to do: all peers of a world can be found."""
         await trio.lowlevel.checkpoint()
 
     def keep_contacts(self) -> None:

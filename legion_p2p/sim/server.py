@@ -59,6 +59,6 @@ class SimServer:
             outcome.reply = bytes(reply)
         except LegionError as refused:
             outcome.error = RefusedError(self._network.peer_id, type(refused).__name__, str(refused))
-        except Exception:  # as over a real network: a handler that fails ends nobody
+        except Exception:  # as over a real network: a handler that fails ends no peer
             reason = "the other side failed to handle it; its log tells why"
             outcome.error = RefusedError(self._network.peer_id, "InternalError", reason)
