@@ -20,10 +20,12 @@ from legion_p2p.cli.farewell import farewell_lines, run_name
 from legion_p2p.cli.peer_options import Job, Output, job_of, signature
 from legion_p2p.cli.running import run_and_exit
 from legion_p2p.cli.signals import Signals
+from legion_p2p.config import Store
 from legion_p2p.errors import LegionError, NotSavedError, StoreError, UsageError
 from legion_p2p.files.paths import user_data_folder, user_path
 from legion_p2p.observe import human
 from legion_p2p.observe.events import HANDING_OVER, Event, Events
+from legion_p2p.observe.memory import PROGRAM_BYTES
 from legion_p2p.observe.metrics import JsonSink, PlainSink, handing_over_text
 from legion_p2p.observe.status import Status
 
@@ -90,18 +92,26 @@ def _dry_run(job: Job, as_json: bool) -> int:
     if as_json:
         print(msgspec.json.encode(plan).decode())
         return DONE
-    print("\n".join(plan_lines(plan)))
+    print("\n".join(plan_lines(plan, job.peer.store if job.picks_store or job.peer.store.path else None)))
     return DONE
 
 
-def plan_lines(plan: "Plan") -> list[str]:
+def disk_text(store: Store | None) -> str:
+    """What checkpoints may take of the disk."""
+    if store is None:
+        return "nothing: no checkpoints are kept"
+    return f"up to {human.bytes_text(store.max_gb * 1e9)} for checkpoints" if store.max_gb else "no limit on checkpoints"
+
+
+def plan_lines(plan: "Plan", store: Store | None) -> list[str]:
     """What a job would take."""
     bytes_text, whole_text = human.bytes_text, human.whole_text
     facts = [
         ("run", human.clean(plan.run)),
         ("parameters", whole_text(plan.n_params)),
         ("shards", f"{plan.n_shards} of {whole_text(plan.shard_elements)} elements"),
-        ("memory", bytes_text(plan.memory_bytes)),
+        ("memory", f"{bytes_text(plan.memory_bytes)}, of which {bytes_text(PROGRAM_BYTES)} for the program itself"),
+        ("disk", disk_text(store)),
         ("local steps per round", whole_text(plan.local_steps)),
         ("tokens per step", whole_text(plan.tokens_per_step)),
         ("pushes", f"{bytes_text(plan.push_bytes_per_round)} for all shards, as {human.clean(plan.push_codec, 64)}"),

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import msgspec
-import psutil
 import torch
 
 from legion_p2p.config import NewRun
@@ -13,6 +12,8 @@ from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
 from legion_p2p.core.presets import DEFAULT_LINKS
 from legion_p2p.core.run import RunSpec
 from legion_p2p.errors import CodecError, ConfigError, IncompatibleModelError, UsageError
+from legion_p2p.observe import human
+from legion_p2p.observe.memory import PROGRAM_BYTES, free_memory
 from legion_p2p.tensor import codec
 from legion_p2p.train import sizing
 from legion_p2p.train.gpt import GPT, GPTConfig, preset, shapes_of
@@ -60,13 +61,18 @@ def model_of(spec: RunSpec) -> GPTConfig:
         config = msgspec.convert(spec.model, GPTConfig)
     except (msgspec.ValidationError, ConfigError) as bad:
         raise IncompatibleModelError(f"run {spec.name!r} has a model that this version cannot build: {bad}") from bad
-    needed = COPIES_HELD * 4 * sum(p.numel for p in spec.params)
-    available = psutil.virtual_memory().available
-    if needed > available:
-        raise IncompatibleModelError(
-            f"run {spec.name!r} needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free here"
-        )
+    check_memory(spec)
     return config
+
+
+def check_memory(spec: RunSpec) -> None:
+    """Before anything large is made. Raises: IncompatibleModelError, if this machine, container or process has too little."""
+    needed = COPIES_HELD * 4 * sum(p.numel for p in spec.params)
+    free = free_memory()
+    if needed > free.n_bytes:
+        needs, has = human.bytes_text(needed), human.bytes_text(max(0, free.n_bytes))
+        told = f"run {spec.name!r} needs about {needs} of memory, and {has} are free here ({free.bound_by})"
+        raise IncompatibleModelError(told)
 
 
 def described(new_run: NewRun) -> RunSpec:
@@ -141,8 +147,12 @@ def check_choices(new_run: NewRun, spec: RunSpec) -> None:
 
 
 def spec_of(new_run: NewRun) -> tuple[RunSpec, GPT]:
-    """The specification of a run to create, and its model as it starts. Raises: ConfigError."""
+    """The specification of a run to create, and its model as it starts.
+
+    Raises: ConfigError; IncompatibleModelError, if the memory does not suffice.
+    """
     spec = described(new_run)
+    check_memory(spec)
     return spec, GPT(msgspec.convert(spec.model, GPTConfig), torch.Generator().manual_seed(new_run.seed))
 
 
@@ -164,7 +174,7 @@ def plan_of(spec: RunSpec, crowds: Sequence[int], upload_bps: float | None) -> P
         n_params=plan.numel,
         n_shards=plan.n_shards,
         shard_elements=min(plan.shard_elements, MAX_SHARD_ELEMENTS),
-        memory_bytes=COPIES_HELD * 4 * plan.numel,
+        memory_bytes=COPIES_HELD * 4 * plan.numel + PROGRAM_BYTES,
         push_codec=spec.round.push_codec,
         update_codec=spec.round.update_codec,
         push_bytes_per_round=alone.pushes,
