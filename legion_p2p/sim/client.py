@@ -1,7 +1,5 @@
 """One simulated peer's end of its own requests, with the limits and errors of the real one."""
 
-from typing import TYPE_CHECKING
-
 import trio
 
 from legion_p2p.concurrency.semaphore import PeerSemaphore
@@ -13,15 +11,13 @@ from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.limits import DIAL_TIMEOUT_S, MAX_BODY_BYTES, MAX_REQUESTS_OUT
 from legion_p2p.net.peer_score import REFUSED, Refusals
 from legion_p2p.sim.exchange import BREAK_AFTER_S, FRAME_BYTES, Exchange
-
-if TYPE_CHECKING:
-    from legion_p2p.sim.network import SimNetwork, World
+from legion_p2p.sim.fabric import Fabric, Station
 
 
 class SimClient:
     """Sends requests, and takes their replies."""
 
-    def __init__(self, world: "World", network: "SimNetwork", book: AddressBook, refusals: Refusals) -> None:
+    def __init__(self, world: Fabric, network: Station, book: AddressBook, refusals: Refusals) -> None:
         self._world = world
         self._network = network
         self._book = book
@@ -132,7 +128,7 @@ class SimClient:
             raise UnreachableError(peer, "this peer has left the network")
 
 
-async def reset(world: "World", exchange: Exchange, me: PeerId, other: "SimNetwork") -> None:
+async def reset(world: Fabric, exchange: Exchange, me: PeerId, other: Station) -> None:
     """The other side's kernel resets the connection: known one delay later, unless the reset itself cannot get through."""
     await trio.sleep(world.delay(other.peer_id, me))
     with trio.move_on_after(BREAK_AFTER_S):

@@ -1,7 +1,5 @@
 """Finding others in a simulated world: providers of a key, each asked whether it still is one."""
 
-from typing import TYPE_CHECKING
-
 import msgspec
 import trio
 
@@ -9,9 +7,7 @@ from legion_p2p.core.contact import Contact
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import DecodeError, LegionError, UsageError
 from legion_p2p.net.limits import MAX_KEY_CHARS, MAX_KEYS_PROVIDED
-
-if TYPE_CHECKING:
-    from legion_p2p.sim.network import SimNetwork, World
+from legion_p2p.sim.fabric import Fabric, Station
 
 CONFIRM_TIMEOUT_S = 5.0
 MAX_CONFIRMING = 6  # of those found, asked at once
@@ -21,7 +17,7 @@ PROVIDER_LIFETIME_S = 60.0
 class SimDiscovery:
     """See services.ports.Discovery."""
 
-    def __init__(self, world: "World", network: "SimNetwork") -> None:
+    def __init__(self, world: Fabric, network: Station) -> None:
         self._world = world
         self._network = network
         self._provided: dict[str, trio.CancelScope] = {}

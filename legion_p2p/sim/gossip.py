@@ -2,22 +2,19 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 import trio
 
 from legion_p2p.errors import UsageError
 from legion_p2p.net.buffer import Buffer
 from legion_p2p.net.limits import MAX_GOSSIP_BYTES, MAX_TOPIC_CHARS
-
-if TYPE_CHECKING:
-    from legion_p2p.sim.network import SimNetwork, World
+from legion_p2p.sim.fabric import Fabric, Station
 
 
 class SimGossip:
     """See services.ports.Gossip."""
 
-    def __init__(self, world: "World", network: "SimNetwork") -> None:
+    def __init__(self, world: Fabric, network: Station) -> None:
         self._world = world
         self._network = network
         self._buffers: dict[str, list[Buffer]] = {}

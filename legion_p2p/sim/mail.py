@@ -2,15 +2,12 @@
 
 import heapq
 import math
-from typing import TYPE_CHECKING
 
 import trio
 
 from legion_p2p.concurrency.notify import Notify
 from legion_p2p.core.identity import PeerId
-
-if TYPE_CHECKING:
-    from legion_p2p.sim.network import SimNetwork, World
+from legion_p2p.sim.fabric import Fabric, Station
 
 MAX_HELD = 1024  # messages that wait for a frozen peer
 
@@ -18,15 +15,15 @@ MAX_HELD = 1024  # messages that wait for a frozen peer
 class Mail:
     """All gossip that is on its way in one world."""
 
-    def __init__(self, world: "World") -> None:
+    def __init__(self, world: Fabric) -> None:
         self._world = world
-        self._due: list[tuple[float, int, SimNetwork, str, bytes]] = []
+        self._due: list[tuple[float, int, Station, str, bytes]] = []
         self._n_sent = 0
         self._came = Notify()
-        self._routes: dict[tuple[str, PeerId], list[tuple[SimNetwork, float]]] = {}
+        self._routes: dict[tuple[str, PeerId], list[tuple[Station, float]]] = {}
         self._wanting: dict[str, set[PeerId]] = {}
 
-    def publish(self, source: "SimNetwork", topic: str, data: bytes) -> None:
+    def publish(self, source: Station, topic: str, data: bytes) -> None:
         """Pass a message on along connections between subscribers, at their delays."""
         now = trio.current_time()
         for target, delay_s in self._route(topic, source):
@@ -60,7 +57,7 @@ class Mail:
             else:
                 target.gossip.receive(topic, data)
 
-    def _route(self, topic: str, source: "SimNetwork") -> list[tuple["SimNetwork", float]]:
+    def _route(self, topic: str, source: Station) -> list[tuple[Station, float]]:
         """Whom a message reaches, and after how long: the fastest path over connections between subscribers."""
         key = (topic, source.peer_id)
         if key not in self._routes:
@@ -73,7 +70,7 @@ class Mail:
             self._routes[key] = [(world.network_of(peer), delay_s) for peer, delay_s in reached.items()]
         return self._routes[key]
 
-    def _flood(self, source: "SimNetwork", wanting: set[PeerId]) -> dict[PeerId, float]:
+    def _flood(self, source: Station, wanting: set[PeerId]) -> dict[PeerId, float]:
         """Everybody that is reached, and when, in that order."""
         reached: dict[PeerId, float] = {}
         frontier = [(0.0, source.peer_id)]
@@ -88,7 +85,7 @@ class Mail:
         del reached[source.peer_id]
         return reached
 
-    def _flood_evenly(self, source: "SimNetwork", wanting: set[PeerId], hop_s: float) -> dict[PeerId, float]:
+    def _flood_evenly(self, source: Station, wanting: set[PeerId], hop_s: float) -> dict[PeerId, float]:
         """`_flood`, where all connections are as fast as each other: quicker by far."""
         reached: dict[PeerId, float] = {}
         left = wanting - {source.peer_id}

@@ -3,24 +3,20 @@
 The requests of this peer: client.py; those of others: server.py. This module puts the two together, as net/messenger.py does.
 """
 
-from typing import TYPE_CHECKING
-
 from legion_p2p.core.contact import Bandwidth, Handler, Traffic
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority
 from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.peer_score import Refusals
 from legion_p2p.sim.client import SimClient
+from legion_p2p.sim.fabric import Fabric, Station
 from legion_p2p.sim.server import SimServer
-
-if TYPE_CHECKING:
-    from legion_p2p.sim.network import SimNetwork, World
 
 
 class SimMessenger:
     """See services.ports.Messenger."""
 
-    def __init__(self, world: "World", network: "SimNetwork", refusals: Refusals) -> None:
+    def __init__(self, world: Fabric, network: Station, refusals: Refusals) -> None:
         self.peer_id = network.peer_id
         self.refusals = refusals
         self.book = AddressBook()

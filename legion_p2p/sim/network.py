@@ -37,11 +37,11 @@ from legion_p2p.sim.access import Access, Uplink
 from legion_p2p.sim.client import reset
 from legion_p2p.sim.discovery import PROVIDER_LIFETIME_S, SimDiscovery
 from legion_p2p.sim.exchange import BREAK_AFTER_S, Exchange
+from legion_p2p.sim.fabric import BetweenPeers, Station
 from legion_p2p.sim.gossip import SimGossip
 from legion_p2p.sim.mail import Mail
 from legion_p2p.sim.messenger import SimMessenger
 
-BetweenPeers = Callable[[PeerId, PeerId], float]
 Corrupt = Callable[[PeerId, PeerId, bytes], bytes]
 
 
@@ -280,10 +280,10 @@ class World:
 
     # discovery
 
-    def record(self, key: str, network: "SimNetwork") -> None:
+    def record(self, key: str, network: Station) -> None:
         """Store that it provides the key, as the DHT would."""
         until = trio.current_time() + PROVIDER_LIFETIME_S
-        self._records.setdefault(key, {})[network.peer_id] = (until, network.messenger.addresses())
+        self._records.setdefault(key, {})[network.peer_id] = (until, (network.address,))
 
     def recorded(self, key: str) -> list[Contact]:
         """The peers that are said to provide the key, also those that no longer do."""

@@ -1,7 +1,5 @@
 """One simulated peer's end of the requests of others, with the limits and errors of the real one."""
 
-from typing import TYPE_CHECKING
-
 import trio
 
 from legion_p2p.core.contact import Handler
@@ -11,15 +9,13 @@ from legion_p2p.core.slots import SlotLimits, Slots
 from legion_p2p.errors import LegionError, RefusedError, UsageError
 from legion_p2p.net.limits import MAX_BODY_BYTES, MAX_REQUESTS_IN, MAX_REQUESTS_IN_TOTAL
 from legion_p2p.sim.exchange import Exchange
-
-if TYPE_CHECKING:
-    from legion_p2p.sim.network import SimNetwork
+from legion_p2p.sim.fabric import Station
 
 
 class SimServer:
     """Answers requests."""
 
-    def __init__(self, network: "SimNetwork") -> None:
+    def __init__(self, network: Station) -> None:
         self._network = network
         self._services: dict[str, Handler] = {}
         self._handling = Slots(SlotLimits(max_items=MAX_REQUESTS_IN_TOTAL, max_per_peer=MAX_REQUESTS_IN))
