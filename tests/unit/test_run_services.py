@@ -1,5 +1,6 @@
 """What a peer in a run answers, says of itself, and does when it leaves: peers over the network in memory, without training."""
 
+import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -86,6 +87,18 @@ async def test_before_it_is_in_a_run_the_status_says_joining(autojump_clock: obj
         assert (status.state, status.run, status.members, status.shards) == ("joining", None, (), ())
         assert status.peer_id == parts.network.identity.peer_id and status.addresses
         assert [error.text for error in status.errors] == ["it did"]
+
+
+async def test_a_clock_that_is_set_does_not_change_how_long_a_peer_has_run(autojump_clock: object) -> None:
+    async with World() as world:
+        parts = parts_of(world, "first")
+        now = [1_000_000.0]
+        lobby = Lobby(dataclasses.replace(parts, wall_time=lambda: now[0]))
+
+        now[0] -= 3600.0
+        await trio.sleep(5)
+
+        assert lobby.uptime_s() == pytest.approx(5.0)
 
 
 # answers

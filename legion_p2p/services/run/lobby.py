@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import trio
+
 from legion_p2p.config import PeerConfig
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.priority import ThrottledReply
@@ -94,8 +96,8 @@ class Lobby:
         self.provider: BlockProvider = (
             NoBlocks() if parts.archive is None else ProvideService(parts.archive, parts.offload, self.upload_slots)
         )
-        self._opened_at_s = parts.wall_time()
+        self._opened_at_s = trio.current_time()
 
     def uptime_s(self) -> float:
         """Since this peer was made."""
-        return self.parts.wall_time() - self._opened_at_s
+        return trio.current_time() - self._opened_at_s
