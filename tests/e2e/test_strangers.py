@@ -46,7 +46,7 @@ from legion_p2p.core.wire import (
 from legion_p2p.errors import LegionError, RefusedError, UnreachableError
 from legion_p2p.net.host import Libp2pNetwork, open_network
 from legion_p2p.net.limits import MAX_BULK_FRAME_BYTES, MAX_CONTROL_FRAME_BYTES, NetConfig
-from legion_p2p.net.messenger import PROTOCOLS
+from legion_p2p.net.streams import PROTOCOLS
 from legion_p2p.net.wire import VERSION
 from legion_p2p.peer import open_peer
 from legion_p2p.services.run.joiner import RunCreation

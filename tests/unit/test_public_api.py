@@ -20,6 +20,7 @@ import legion_p2p as legion
 LISTED = Path(__file__).with_name("public_api.txt")
 MAX_PARAMETERS = 8
 LIKE_TORCH = ("legion.MuonAdamW.__init__",)  # what it takes is what torch's own optimizers and Muon's take
+RECORDS = ("legion.Status.", "legion.MemberStatus.", "legion.RunSpec.")
 MADE_BY_FUNCTIONS = ("legion.Run", "legion.aio.Run")  # their constructors are no user's
 MAX_OPTIMIZER_PARAMETERS = 6
 FROM_TORCH = "torch.optim"  # what an optimizer inherits is torch's to describe
@@ -59,7 +60,7 @@ def lines() -> list[str]:
             indent = "    "
             told.append(f"class {name}({', '.join(base.__name__ for base in thing.__bases__)})")
             if issubclass(thing, msgspec.Struct):
-                told += [f"    {field}" for field in fields_of(thing)]
+                told += [f"    {name}.{field}" for field in fields_of(thing)]
         told += [f"{indent}{called}{signature_text(function)}" for called, function in callables(name, thing)]
     return told
 
@@ -84,7 +85,15 @@ def type_text(hint: Any) -> str:
 
 
 def test_the_public_face_is_what_was_agreed_on() -> None:
-    assert lines() == LISTED.read_text(encoding="utf-8").splitlines()
+    now, agreed = lines(), LISTED.read_text(encoding="utf-8").splitlines()
+
+    assert [line for line in agreed if line not in now] == []
+    assert [line for line in now if line not in agreed and not may_grow(line)] == []
+
+
+def may_grow(line: str) -> bool:
+    """A field with a default in a record that only this package makes: whoever reads such records does not notice."""
+    return line.strip().startswith(RECORDS) and " = " in line
 
 
 @pytest.mark.parametrize("name", sorted(public()))
