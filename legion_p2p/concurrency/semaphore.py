@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from legion_p2p.concurrency.notify import Notify
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.slots import Slot, SlotLimits, Slots
 
@@ -16,7 +15,7 @@ class PeerSemaphore:
 
     def __init__(self, limits: SlotLimits) -> None:
         self._slots = Slots(limits)
-        self._changed = Notify()
+        self._woken: dict[int, trio.Event] = {}  # by `order` of the slots that tasks wait for: each wakes its own task only
 
     @property
     def is_unused(self) -> bool:
@@ -32,11 +31,9 @@ class PeerSemaphore:
             if n_bytes:
                 await trio.lowlevel.checkpoint()  # whatever is asked for in the same moment is compared by size first
             self._admit()
-            while slot.peer is None:
-                deadline = self._slots.next_deadline(trio.current_time())
-                with trio.move_on_at(math.inf if deadline is None else deadline):
-                    await self._changed.wait()
-                self._admit()
+            if slot.peer is None:
+                await self._wait(slot)
+            assert slot.peer is not None
             yield slot.peer
         finally:
             self._slots.end(slot)
@@ -45,11 +42,24 @@ class PeerSemaphore:
     def rest(self, peer: PeerId, until: float) -> None:
         """Give no slot with `peer` before then."""
         self._slots.rest(peer, until)
+        for woken in self._woken.values():
+            woken.set()  # the tasks wait until another moment now
+
+    async def _wait(self, slot: Slot) -> None:
+        try:
+            while slot.peer is None:
+                woken = self._woken[slot.order] = trio.Event()
+                deadline = self._slots.next_deadline(trio.current_time())
+                with trio.move_on_at(math.inf if deadline is None else deadline):
+                    await woken.wait()
+                self._admit()
+        finally:
+            self._woken.pop(slot.order, None)
 
     def _admit(self) -> None:
+        if not self._slots.has_waiting:
+            return
         now = trio.current_time()
-        began: Slot | None = None
         while (slot := self._slots.poll(now)) is not None:
-            began = slot
-        if began is not None:
-            self._changed.notify()
+            if slot.order in self._woken:
+                self._woken[slot.order].set()

@@ -77,6 +77,11 @@ class Slots:
         """Nothing is under way, and nothing waits."""
         return not self._n_total and not self._waiting
 
+    @property
+    def has_waiting(self) -> bool:
+        """Something waits: `poll` may find room for it."""
+        return bool(self._waiting)
+
     def begin(self, peer: PeerId, n_bytes: int = 0, now: float = 0.0) -> Slot | None:
         """Begin at once; None: there is no room now."""
         slot = self._made((peer,), n_bytes)

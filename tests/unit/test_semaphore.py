@@ -67,3 +67,23 @@ async def test_a_peer_that_rests_is_waited_for_and_another_is_taken_meanwhile(au
         nursery.start_soon(take, A, B)
 
     assert sorted(taken) == [(A, 5), (B, 0)]
+
+
+async def test_a_task_that_waits_already_waits_until_the_peer_has_rested(autojump_clock: trio.testing.MockClock) -> None:
+    semaphore = PeerSemaphore(SlotLimits(max_per_peer=1))
+    began = trio.current_time()
+    taken_at: list[float] = []
+
+    async def take() -> None:
+        async with semaphore.slot([A]):
+            taken_at.append(trio.current_time() - began)
+            await trio.sleep(1)
+            if len(taken_at) == 1:
+                semaphore.rest(A, began + 7)  # it was turned away, while the other task waits
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take)
+            nursery.start_soon(take)
+
+    assert taken_at == [0, 7]
