@@ -4,8 +4,8 @@ joining -> PROBED members are pinged, and the coordinate is fitted to their roun
 each announcement period -> what round trips were measured anyway move the coordinate; those least known are pinged, and one of
                             those that this peer is a witness of; a look
 
-Until the first look it announces no coordinate: others would measure themselves by one that means nothing. Who is doubted by its
-witnesses (core/witnesses.py) moves no coordinate and no region.
+Until the first look it announces no coordinate: others would measure themselves by one that means nothing. A peer that is doubted
+by its witnesses (core/witnesses.py) moves no coordinate and no region.
 """
 
 import math
@@ -130,7 +130,7 @@ class RegionService:
         return self._pinged_at.get(peer, -math.inf)
 
     def _hear_witnesses(self) -> None:
-        """Once per announcement period: whom to measure, and whom not to believe."""
+        """Once per announcement period: which members to measure, and which not to believe."""
         accounts = [Account(peer_of(a), a.coordinate, a.testimonies) for a in self._others()]
         accounts.append(Account(self._members.me, self.coordinate, self.testimonies))
         ring = Ring(accounts)
@@ -144,7 +144,7 @@ class RegionService:
                 self._locator.sample(peer, rtt_s, trio.current_time())
 
     def _fit(self, n_passes: int) -> None:
-        """Move the coordinate by the round trips to those who say where they are."""
+        """Move the coordinate by the round trips to the members that say where they are."""
         others = self._others()
         claims = {peer_of(a): a.coordinate for a in others if a.coordinate is not None and a.peer_id not in self._doubted}
         for _ in range(n_passes):

@@ -36,7 +36,7 @@ from legion_p2p.services.run.status import describe
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
 
-MEMBERS_S = 30.0  # to hear of anybody who holds the model
+MEMBERS_S = 30.0  # to hear of any member that holds the model
 SHORT_SEARCH_S = 3.0  # to notice that a run of the name exists already, or that somebody is in the run that is stored here
 
 Params = Sequence[ParamSpec] | Callable[[RunSpec], Sequence[ParamSpec]] | None

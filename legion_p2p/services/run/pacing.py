@@ -19,7 +19,7 @@ GUESSED_BPS = 10e6  # while nothing was measured
 
 
 class Pacer:
-    """Decides anew whenever something is known that may change it."""
+    """Decides again whenever something is known that may change the choice."""
 
     def __init__(self, rounds: RoundSpec, shards: ShardService, events: Events) -> None:
         self.local_steps = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, 0)
@@ -62,7 +62,7 @@ class Pacer:
                 self._shards.states.push_codec = cost.name
 
     def _load(self, others: "list[Announcement]") -> Load:
-        """Updates to those who do not go first take up only what is left over: see core.stake."""
+        """Updates to members that do not go first take up only what is left over: see core.contribution."""
         owned = {shard: self._shards.plan.size(shard) for shard in self._shards.owned()}
         followers = [peer_of(a) for a in others if a.ready and a.region == self._shards.region]
         me = self._shards.me

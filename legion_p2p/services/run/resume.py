@@ -1,12 +1,12 @@
 """Going on from what is stored: reading a run back from this peer's disk, and agreeing with others on the newest state.
 
     the newest manifest that is whole, and the journal after it -> this peer's shards, as they were
-    nobody in the run is ready     -> wait for those who were members, at most `gather_s`; of each shard the newest version that
+    nobody in the run is ready     -> wait for the former members, at most `gather_s`; of each shard the newest version that
                                       anybody of them holds is taken over
     somebody is ready              -> the run goes on already: what its owners hold is taken over
 
 Only peers whose contributions the stored state contains are believed to be ahead while nobody is ready: anybody can sign
-updates, and who owned the shard back then cannot be known. Each update is checked to lead on from what is held here.
+updates, and which peer owned the shard back then cannot be known. Each update is checked to lead on from what is held here.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,7 +28,7 @@ from legion_p2p.services.ports import Archive, Offload
 from legion_p2p.services.shards.service import ShardService
 from legion_p2p.services.shards.states import log_bytes
 
-LOOK_EVERY_S = 0.5  # while waiting for those who were members
+LOOK_EVERY_S = 0.5  # while waiting for former members
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Restored:
     state: dict[str, Any]
 
     def contributors(self) -> set[PeerId]:
-        """Everybody whose work the state contains, and those who were members."""
+        """All peers whose work the state contains, and the former members."""
         members = str(self.state.get("members", "")).split()
         return {PeerId(i.peer) for _, chain in self.shards for i in chain.included()} | {PeerId(m) for m in members}
 
@@ -128,6 +128,6 @@ async def catch_up(restored: Restored, members: MemberService, shards: ShardServ
 
 
 def _in_order(shard: int, announcements: Iterable[Announcement], believed: set[PeerId]) -> Sequence[Announcement]:
-    """Whom to ask for a shard: who is ready before who is not, the newest version first."""
+    """The members to ask for a shard: those that are ready first, then by version, the newest first."""
     asked = [a for a in announcements if a.ready or peer_of(a) in believed]
     return sorted(asked, key=lambda a: (not a.ready, -unpack_marks(a.marks)[shard].version, a.peer_id))
