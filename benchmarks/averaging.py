@@ -43,7 +43,7 @@ def average_peer(rank, n_peers, elements, codec, address, barrier, results):
 
     torch.set_num_threads(1)
     values = torch.full((elements,), float(rank + 1))
-    rounds = RoundSpec(local_steps=1, push_codec=codec, update_codec=codec, norm_cap=0.0, quorum=1.0, synchronous=True)
+    rounds = RoundSpec(local_steps=1, push_codec=codec, update_codec=codec, aggregation="mean", quorum=1.0, synchronous=True)
     params = (ParamSpec("x", (elements,)),)
     run = "bench"
     if rank == 0:

@@ -126,7 +126,7 @@ async def crowd(load: float, n_newcomers: int) -> dict[str, float]:
 
     # Of int8, a member sends 3/4 of the model in pushes, and as an owner 1/4 of it to three others.
     step_s = 1.5 * NUMEL / UP_BYTES_S / load / 10
-    spec = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", norm_cap=0.0, shard_elements=SHARD)
+    spec = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", aggregation="mean", shard_elements=SHARD)
     async with Swarm(numel=NUMEL, round=spec, step_s=step_s, world=World(delay_s=0.02, up_bytes_s=UP_BYTES_S)) as swarm:
         trainers = [await swarm.add(f"p{i}") for i in range(4)]
 
@@ -182,7 +182,7 @@ async def stay(load: float, n_newcomers: int, n_shards: int, training: bool, cab
     world = World(links=EverybodyHas()) if cable else World(delay_s=0.02, up_bytes_s=UP_BYTES_S)
     step_s = 1.5 * NUMEL / (CABLE.up_bps / 8 if cable else UP_BYTES_S) / load / 10
     spec = RoundSpec(
-        local_steps=10, push_codec="int8", update_codec="int8", norm_cap=0.0, shard_elements=math.ceil(NUMEL / n_shards)
+        local_steps=10, push_codec="int8", update_codec="int8", aggregation="mean", shard_elements=math.ceil(NUMEL / n_shards)
     )
     async with Swarm(numel=NUMEL, round=spec, step_s=step_s, world=world) as swarm:
         trainers = [await swarm.add(f"p{i}") for i in range(4)]

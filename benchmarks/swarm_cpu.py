@@ -32,7 +32,7 @@ MEASURED_S = 60.0
 async def cpu_ms(n_peers: int, n_shards: int, idle: bool, profile: cProfile.Profile | None) -> tuple[float, int]:
     """CPU milliseconds of one peer per virtual second; and the rounds that closed meanwhile at all peers together."""
     rounds = RoundSpec(
-        local_steps=STEPS_PER_ROUND, push_codec="int8", update_codec="int8", shard_elements=SHARD_ELEMENTS, norm_cap=0.0
+        local_steps=STEPS_PER_ROUND, push_codec="int8", update_codec="int8", shard_elements=SHARD_ELEMENTS, aggregation="mean"
     )
     async with Swarm(numel=n_shards * SHARD_ELEMENTS, round=rounds, step_s=1.0) as swarm:
         first = await swarm.add("peer-0", training=not idle)

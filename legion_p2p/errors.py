@@ -73,11 +73,15 @@ class UnknownRunError(JoinError):
 
 
 class AmbiguousRunError(JoinError):
-    """Several runs carry this name. Give the id of the one that is meant; `run_ids` lists them."""
+    """Several runs carry this name. Give the id of the one that is meant, or its creator; `creators` has both."""
 
-    def __init__(self, run: str, run_ids: tuple[str, ...]) -> None:
-        self.run_ids = run_ids
-        super().__init__(f"{len(run_ids)} runs are named {run!r}: give one of their ids, {', '.join(run_ids)}")
+    def __init__(self, run: str, creators: Mapping[str, str]) -> None:
+        """`creators`: by the ids of the runs."""
+        self.run = run
+        self.creators = dict(creators)
+        self.run_ids = tuple(self.creators)
+        listed = ", ".join(f"{run_id} of {creator}" for run_id, creator in self.creators.items())
+        super().__init__(f"{len(self.creators)} runs are named {run!r}: give the id of one, or {run}@CREATOR; they are {listed}")
 
 
 class RunExistsError(JoinError):

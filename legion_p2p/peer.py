@@ -24,13 +24,16 @@ from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.retention import parse_retention
 from legion_p2p.core.run import run_id
 from legion_p2p.errors import HOW_TO_CREATE, NetworkError, NoContactError, RunExistsError, UnknownRunError, UsageError
+from legion_p2p.files.paths import user_path
 from legion_p2p.observe.events import PHASE, Events
+from legion_p2p.services.run.access import watch_access
 from legion_p2p.services.run.discovery import find_run
 from legion_p2p.services.run.joiner import SHORT_SEARCH_S, Params, RunCreation, creating, joining
 from legion_p2p.services.run.lobby import PeerParts
 from legion_p2p.services.run.run import Run
 from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.mailbox import Mailbox
+from legion_p2p.store.access import AccessFiles, token_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,6 +134,9 @@ async def open_peer(
                 else:
                     entering = joining(parts, run, params, search_s=peer.search_s, start=start)
                 async with entering as entered:
+                    if isinstance(peer.identity, str) and peer.identity:
+                        lists = AccessFiles(user_path(peer.identity))
+                        nursery.start_soon(watch_access, entered.ctx, entered.members, lists)
                     if peer.status:
                         try:
                             where = await nursery.start(partial(serve_status, partial(status_of, entered)))
@@ -154,13 +160,13 @@ def _config_of(peer: Peer) -> PeerConfig:
         weight=peer.weight,
         volunteer_relay=peer.volunteer_relay,
         checkpoints=checkpoints,
-        token=peer.token,
+        token=token_of(peer.token) if peer.token else b"",
     )
 
 
 def _stored_id(archive: "Archive", run: str) -> str:
     """The id of the run of this name or id of which the store has the newest checkpoint; empty where it has none."""
-    return next((run_id(stored.signed) for stored in archive.find(run)), "")
+    return next((run_id(stored.signed) for stored in archive.find(run.partition("@")[0])), "")
 
 
 async def _living_id(network: "Libp2pNetwork", name: str, events: Events) -> str:

@@ -19,7 +19,7 @@ from tests.context_of import inline
 
 NUMEL = 64
 PARAMS = (ParamSpec("w", (NUMEL,)),)
-ROUND = RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", norm_cap=0.0, shard_elements=4)
+ROUND = RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", aggregation="mean", shard_elements=4)
 
 
 def identity_of(name: str) -> Identity:

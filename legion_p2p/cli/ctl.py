@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from legion_p2p.cli.access import ban, show_id, token, unban
 from legion_p2p.cli.checkpoint import checkpoint
 from legion_p2p.cli.common import addresses_of_peers, make_app
 from legion_p2p.cli.failures import DONE
@@ -31,6 +32,10 @@ RUNS_EVERY_S = 0.5
 
 app = make_app("legion-ctl", "Ask a running peer on this machine what it knows, work on checkpoints, or plan a run.")
 app.command(checkpoint)
+app.command(token)
+app.command(show_id, name="id")
+app.command(ban)
+app.command(unban)
 app.command(plan)
 
 

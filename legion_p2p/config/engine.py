@@ -33,4 +33,4 @@ class PeerConfig(msgspec.Struct, frozen=True):
     """Meet other regions for owners of this one that have little upload: see core.relays."""
     checkpoints: CheckpointConfig = CheckpointConfig()
     token: bytes = b""
-    """Shown to the other members, where the run admits peers by token: see core.admission."""
+    """What admits it, where the run admits peers by token: see core.admission."""

@@ -8,7 +8,6 @@ import msgspec
 from legion_p2p.config.engine import AUTO_REGION, DEFAULT_REGION, REGION_FORM, Weight
 from legion_p2p.config.fields import settle
 from legion_p2p.config.forms import Form, ListenAddresses, checked_text, path_text, refusal, text_of
-from legion_p2p.core.admission import MAX_TOKEN_BYTES
 from legion_p2p.core.caps import QUIET_FORM, parse_quiet_hours
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.profiles import parse_link
@@ -122,8 +121,8 @@ class Peer(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     search_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = DEFAULT_SEARCH_S
     """Seconds to look for the run before giving up. Longer: finds it through slow links; a wrong name is noticed later."""
 
-    token: Annotated[bytes, msgspec.Meta(max_length=MAX_TOKEN_BYTES)] = b""
-    """Shown to the other members, where the run admits peers by token."""
+    token: Annotated[str, path_text("a token, or the path of a file with one")] = ""
+    """File with what admits this peer to a private run, as legion-ctl token make printed it; or that line itself."""
 
     on_event: Annotated[Callable[[Any], None] | None, Form("a function that takes an Event", _callback)] = None
     """Called with each `Event`, from joining to leaving, in the peer's own thread: it should return at once."""

@@ -11,6 +11,7 @@ for this user's peer alone.
 Never happens: a token of one run, or for one peer, admits to another; a revoked token admits again.
 """
 
+import base64
 import hashlib
 from collections.abc import Iterable
 from functools import lru_cache
@@ -29,6 +30,7 @@ MAX_TOKEN_BYTES = 512  # a token has about 280: two peer ids, the run's id, a ti
 MAX_OPENED = 1024  # checked tokens that are remembered
 MAX_REVOKED = 1024  # remembered revocations, about 64 bytes each; those of expired tokens go
 MAX_REVOCATIONS_SHOWN = 8  # in one announcement; members take turns, so that more of them come round as well
+TEXT_PREFIX = "legion-token-"
 FOREVER = 1 << 40  # seconds: no clock of this age says so
 
 _Id = Annotated[str, msgspec.Meta(max_length=MAX_PEER_ID_CHARS)]
@@ -157,6 +159,25 @@ class Admission:
             return tuple(living)
         first = turn * MAX_REVOCATIONS_SHOWN % len(living)
         return tuple((living + living)[first : first + MAX_REVOCATIONS_SHOWN])
+
+
+def as_text(data: bytes) -> str:
+    """A token or revocation in one line, to be sent to somebody."""
+    return TEXT_PREFIX + base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def from_text(text: str) -> bytes:
+    """What `as_text` wrote. Raises: DecodeError."""
+    text = text.strip()
+    if not text.startswith(TEXT_PREFIX):
+        raise DecodeError(f"no token: it starts with {TEXT_PREFIX!r}, as legion-ctl token make prints it")
+    coded = text.removeprefix(TEXT_PREFIX)
+    if len(coded) > 2 * MAX_TOKEN_BYTES:
+        raise DecodeError(f"token of {len(coded)} characters, at most {2 * MAX_TOKEN_BYTES}")
+    try:
+        return base64.b64decode(coded + "=" * (-len(coded) % 4), altchars=b"-_", validate=True)
+    except ValueError as bad:
+        raise DecodeError("the token has characters that none has; copy all of its line again") from bad
 
 
 def _make(identity: Identity, run: str, peer: str, until: int, use: _Use) -> bytes:

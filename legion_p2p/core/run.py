@@ -35,7 +35,7 @@ AggregationRule = Literal[
     "nearest-neighbours",
 ]  # fmt: skip
 COORDINATE_RULES: tuple[AggregationRule, ...] = ("trimmed-mean", "median", "bulyan")
-DEFAULT_RULE: AggregationRule = "norm-cap"
+DEFAULT_RULE: AggregationRule = "nearest-neighbours"
 Untrained = Literal["same", "average", "own"]
 
 

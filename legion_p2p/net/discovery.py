@@ -32,7 +32,8 @@ CONFIRM_TIMEOUT_S = 5.0  # for a candidate to be dialed and to answer; a live on
 LOOKUP_BUDGET_S = 8.0  # after which `find` makes do with what it heard
 PROVIDE_BUDGET_S = 10.0  # after which `provide` returns, and the announcing goes on in the background
 MAX_OPERATIONS = 3  # lookups at once: each is some 10 questions of 10 ms CPU
-MAX_CONFIRMING = 6  # candidates asked at once; each may first have to be dialed
+REST_S = 1.0  # for the other candidates, once one has confirmed: a live one mostly answers in half of that
+MAX_CONFIRMING = 12  # candidates asked at once; each may first have to be dialed, and liars are slow to answer
 MAX_CANDIDATES = 200  # asked in one `find`: a liar may name peers without end
 MAX_CONNECTED_ASKED = 16  # peers connected already that are asked without a hint
 FRESH_TARGETS_S = 60.0  # how long the nodes found closest to a key are taken for the closest
@@ -111,7 +112,8 @@ class Libp2pDiscovery:
                 # all peers that were named are dead, or have withdrawn: others, further off, may know of more
                 search.is_thorough = True
                 await self._look_up(place, search)
-            search.no_more()
+                await search.settled()
+            nursery.cancel_scope.cancel()  # of those that may still answer, nobody waits for more
         return tuple(search.confirmed.values())
 
     async def _look_up(self, place: bytes, search: "_Search") -> None:
@@ -269,6 +271,7 @@ class _Search:
         self._send, self._receive = trio.open_memory_channel[PeerId](float("inf"))
         self._n_open = 0
         self._settled = Notify()
+        self._enough_at = float("inf")
         self.is_thorough = False
         self.confirmed: dict[PeerId, Contact] = {}
 
@@ -284,12 +287,15 @@ class _Search:
         return K if self.is_thorough or not (self.confirmed or self._n_open) else ALPHA
 
     async def settled(self) -> None:
-        """Return when every peer named so far has answered or will not."""
-        while self._n_open:
-            await self._settled.wait()
+        """Return when every peer named so far has answered or will not; or REST_S after the first one said yes.
 
-    def no_more(self) -> None:
-        self._send.close()
+        A caller waits no longer than for one that never answers: then it would have nothing of those that did.
+        """
+        while self._n_open:
+            with trio.move_on_at(self._enough_at):
+                await self._settled.wait()
+            if trio.current_time() >= self._enough_at:
+                return
 
     async def confirm_candidates(self, nursery: trio.Nursery) -> None:
         slots = trio.CapacityLimiter(MAX_CONFIRMING)
@@ -304,6 +310,9 @@ class _Search:
         if not self._n_open:
             self._settled.notify()
         if contact is not None and len(self.confirmed) < self._limit:
+            if not self.confirmed:
+                self._enough_at = trio.current_time() + REST_S
+                self._settled.notify()
             self.confirmed[peer] = contact
             if len(self.confirmed) >= self._limit:
                 nursery.cancel_scope.cancel()

@@ -148,6 +148,8 @@ EVENTS = (
     _error("member.dead", "A member did not answer, and is considered dead.", "peer"),
     _event("member.refuted", "This peer was reported as gone, and contradicts.", "incarnation"),
     _event("announcement.refused", "An announcement is malformed, forged or not believed.", "peer reason"),
+    _event("access.read", "The lists of banned peers and of revocations beside the key file were read.", "n_banned n_revoked"),
+    _error("access.unreadable", "One of these lists cannot be read; what was read before holds on."),
     _error("request.refused", "A peer sent a request that cannot be answered.", "peer kind"),
     _event("advertise.failed", "An entry could not be advertised in the DHT; it is tried again.", "key reason"),
     _event("look.failed", "The DHT could not be searched for members; it is tried again.", "reason"),

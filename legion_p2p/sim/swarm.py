@@ -186,7 +186,9 @@ class Swarm:
         self.numel = numel
         self.shape = shape or (numel,)
         self.step_s = step_s
-        self.round = round or RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", norm_cap=0.0, shard_elements=16)
+        self.round = round or RoundSpec(
+            local_steps=10, push_codec="fp32", update_codec="fp32", aggregation="mean", shard_elements=16
+        )
         self.config = config or PeerConfig()
         self.stores = stores
         self._seed = seed

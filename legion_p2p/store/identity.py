@@ -62,6 +62,17 @@ def load_or_create_identity(path: str | os.PathLike[str]) -> StoredIdentity:
         raise StoreError(f"cannot use the identity file {shown(path)}: {reason_of(failed)}") from failed
 
 
+def read_identity(path: str | os.PathLike[str]) -> Identity:
+    """The identity in a file that is there, which a peer may use meanwhile: to sign with, not to be that peer.
+
+    Raises: StoreError, if the file is damaged, readable by others, or cannot be read.
+    """
+    path = user_path(path)
+    with opened(path) as file:
+        _check_private(file, path)
+        return Identity(_seed_in(file.read(MAX_FILE_BYTES), path))
+
+
 def is_identity_free(path: str | os.PathLike[str]) -> bool:
     """Whether the identity may be used: the file is not there yet, or nobody holds it.
 
@@ -109,15 +120,19 @@ def _load(path: Path) -> StoredIdentity:
         raise StoreError(f"the identity file {shown(path)} is not a regular file; move it away, or name another one")
     file = open(path, "rb")  # noqa: SIM115 (it stays open, for the lock)
     try:
-        mode = os.fstat(file.fileno()).st_mode
-        if os.name == "posix" and mode & 0o077:
-            raise StoreError(f"the identity file {path} can be read by others (mode {stat.S_IMODE(mode):04o}): chmod 600 {path}")
+        _check_private(file, path)
         if not _lock(file):
             raise StoreError(f"the identity {path} is in use by another process; end that one, or name another file")
         return StoredIdentity(Identity(_seed_in(file.read(MAX_FILE_BYTES), path)), file)
     except BaseException:  # Ctrl+C as well: the file is locked as long as it is open
         file.close()
         raise
+
+
+def _check_private(file: BinaryIO, path: Path) -> None:
+    mode = os.fstat(file.fileno()).st_mode
+    if os.name == "posix" and mode & 0o077:
+        raise StoreError(f"the identity file {path} can be read by others (mode {stat.S_IMODE(mode):04o}): chmod 600 {path}")
 
 
 def _seed_in(content: bytes, path: Path) -> bytes:

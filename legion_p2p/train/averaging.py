@@ -104,7 +104,7 @@ def average(
     if entry.new_run is not None:
         if entry.new_run != NewRun(entry.new_run.name):
             raise UsageError("average(run=...): a NewRun that averages has a name only; how it averages follows from that")
-        rounds = RoundSpec(local_steps=1, push_codec=codec, update_codec=codec, norm_cap=0.0, quorum=1.0, synchronous=True)
+        rounds = RoundSpec(local_steps=1, push_codec=codec, update_codec=codec, aggregation="mean", quorum=1.0, synchronous=True)
         creation = RunCreation(RunSpec(entry.name, "", params, round=rounds), zeros)
         check_codecs(creation.spec)
 

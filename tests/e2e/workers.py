@@ -104,7 +104,14 @@ def average(seed: int, run: str, peers: list[str], new_run: bool, n_peers: int, 
 def data_parallel(rank: int, n: int, steps: int, run: str, peers: list[str], lr: float = 0.05) -> dict[str, Any]:
     """Synchronous training with SGD: what plain data parallelism would do."""
     model = model_of(seed=rank)  # each starts elsewhere: joining gives them the founder's
-    rounds = {"local_steps": 1, "synchronous": True, "quorum": 1.0, "norm_cap": 0.0, "push_codec": "fp32", "update_codec": "fp32"}
+    rounds = {
+        "local_steps": 1,
+        "synchronous": True,
+        "quorum": 1.0,
+        "aggregation": "mean",
+        "push_codec": "fp32",
+        "update_codec": "fp32",
+    }
     opt = legion.Optimizer(
         torch.optim.SGD(model.parameters(), lr=lr), model, way_in(run, rank == 0, rounds), initial_peers=peers, peer=peer_with()
     )

@@ -9,7 +9,7 @@ from legion_p2p.core.run import RoundSpec
 from legion_p2p.core.wire import Busy
 from legion_p2p.sim.swarm import SimPeer, Swarm
 
-LARGE = RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", norm_cap=0.0, shard_elements=20_000)
+LARGE = RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", aggregation="mean", shard_elements=20_000)
 RETRY_S = 3.0
 FOR_EVER = 1_000_000
 

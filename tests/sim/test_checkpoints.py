@@ -29,7 +29,7 @@ from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.journal import Journal
 from legion_p2p.train.checkpoint import Checkpoint
 
-ROUND = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", norm_cap=0.0, shard_elements=16)
+ROUND = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", aggregation="mean", shard_elements=16)
 CONFIG = PeerConfig(checkpoints=CheckpointConfig(every_s=8, base_every=8, gather_s=4))
 
 

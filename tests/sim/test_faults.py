@@ -279,7 +279,9 @@ async def test_a_codec_that_the_run_does_not_allow_is_refused_before_it_is_decod
 @pytest.mark.parametrize("seed", range(2))
 async def test_in_a_crowd_of_newcomers_each_shard_takes_its_momentum_along(seed, autojump_clock):
     """They have fetched the shards whole, and have no update that shows who owned them."""
-    spec = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", norm_cap=0.0, shard_elements=64, outer="nesterov")
+    spec = RoundSpec(
+        local_steps=10, push_codec="int8", update_codec="int8", aggregation="mean", shard_elements=64, outer="nesterov"
+    )
     async with Swarm(seed=seed, numel=64 * 16, round=spec, step_s=0.2) as swarm:
         old = [await swarm.add(f"p{i}") for i in range(4)]
         await trio.sleep(30)

@@ -266,7 +266,13 @@ def test_a_round_whose_pushes_are_too_large_together_makes_no_version() -> None:
     closed = Closed(0, (Contribution(PeerId("liar"), 0, 0, 1, 0.0),), 1, ())
 
     result = combine(
-        -big, None, OuterState(), closed, {PeerId("liar"): big}, msgspec.structs.replace(CAPPED, norm_cap=0.0), codec.get("fp32")
+        -big,
+        None,
+        OuterState(),
+        closed,
+        {PeerId("liar"): big},
+        msgspec.structs.replace(CAPPED, aggregation="mean"),
+        codec.get("fp32"),
     )
 
     assert result.payload is None and result.owner_residual is None

@@ -9,8 +9,8 @@ from legion_p2p.core.run import RoundSpec
 from legion_p2p.core.shard.events import Owners
 from legion_p2p.sim.swarm import Swarm
 
-EXACT = RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", norm_cap=0.0, shard_elements=16)
-LOSSY = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", norm_cap=0.0, shard_elements=16)
+EXACT = RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", aggregation="mean", shard_elements=16)
+LOSSY = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", aggregation="mean", shard_elements=16)
 
 
 @pytest.mark.parametrize("round", [EXACT, LOSSY], ids=["fp32", "int8"])

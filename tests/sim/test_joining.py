@@ -24,7 +24,12 @@ from legion_p2p.sim.swarm import SimPeer, Swarm
 from legion_p2p.store.blocks import BlockStore
 
 SPARSE = RoundSpec(
-    local_steps=10, push_codec="topk128-2bit", update_codec="topk128-2bit", norm_cap=0.0, shard_elements=1 << 14, warmup_codec=""
+    local_steps=10,
+    push_codec="topk128-2bit",
+    update_codec="topk128-2bit",
+    aggregation="mean",
+    shard_elements=1 << 14,
+    warmup_codec="",
 )
 CONFIG = PeerConfig(checkpoints=CheckpointConfig(every_s=4, base_every=16, gather_s=4))
 
@@ -189,7 +194,7 @@ async def test_a_newcomer_that_was_killed_midway_goes_on_with_what_it_has(tmp_pa
 
 async def test_twenty_newcomers_at_once_slow_training_by_less_than_a_fifth(autojump_clock, monkeypatch):
     monkeypatch.setattr(services_slots, "FREE_BYTES", 1 << 10)  # as in large models: no shard is small
-    dense = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", norm_cap=0.0, shard_elements=1 << 13)
+    dense = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", aggregation="mean", shard_elements=1 << 13)
     # Training fills half of each connection; twenty models through what is left of four take a dozen rounds.
     async with Swarm(numel=1 << 16, round=dense, step_s=0.075, world=World(up_bytes_s=250e3)) as swarm:
         trainers = [await swarm.add(name) for name in "abcd"]

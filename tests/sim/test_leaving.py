@@ -12,9 +12,9 @@ from legion_p2p.services.run import leaving
 from legion_p2p.sim.swarm import SimPeer, Swarm
 
 MBIT = 125_000.0  # bytes a second
-SMALL = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", norm_cap=0.0, shard_elements=16)
+SMALL = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", aggregation="mean", shard_elements=16)
 MOVED = RoundSpec(
-    local_steps=5, push_codec="int8", update_codec="int8", norm_cap=0.0, shard_elements=640_000, outer="nesterov",
+    local_steps=5, push_codec="int8", update_codec="int8", aggregation="mean", shard_elements=640_000, outer="nesterov",
     outer_learning_rate=0.7,
 )  # fmt: skip
 
@@ -121,7 +121,7 @@ async def test_a_push_that_was_on_its_way_when_its_peer_left_comes_into_an_updat
 
 @pytest.mark.parametrize(("upload_bps", "is_dense"), [(None, True), (1e6, True), (1e4, False)], ids=["unknown", "quick", "slow"])
 async def test_what_compression_left_out_goes_with_the_last_push_where_the_link_allows_it(autojump_clock, upload_bps, is_dense):
-    sparse = RoundSpec(local_steps=10, push_codec="topk64-2bit", update_codec="int8", norm_cap=0.0)
+    sparse = RoundSpec(local_steps=10, push_codec="topk64-2bit", update_codec="int8", aggregation="mean")
     async with Swarm(round=sparse, numel=1 << 14, shape=(128, 128)) as swarm:
         peers = [await swarm.add(name) for name in "ab"]
         await trio.sleep(20)

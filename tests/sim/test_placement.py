@@ -12,7 +12,7 @@ from legion_p2p.core.placement import HEADROOM
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.sim.swarm import Swarm
 
-ROUND = RoundSpec(local_steps=5, push_codec="fp32", update_codec="fp32", norm_cap=0.0, shard_elements=8)
+ROUND = RoundSpec(local_steps=5, push_codec="fp32", update_codec="fp32", aggregation="mean", shard_elements=8)
 WEIGHTS = {"server-1": 8.0, "server-2": 8.0, "notebook-1": 1.0, "notebook-2": 1.0}
 
 

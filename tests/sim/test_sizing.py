@@ -14,7 +14,9 @@ NUMEL = 1 << 17
 @pytest.mark.parametrize("name", ["fp32", "int8", "topk64-2bit"])
 async def test_peers_send_and_receive_what_was_planned(name: str, autojump_clock) -> None:
     # as many bytes as can be had in short rounds: announcements and probes, which the plan leaves out, come by the second
-    rounds = RoundSpec(local_steps=5, push_codec=name, update_codec=name, dense_codec="", norm_cap=0.0, shard_elements=NUMEL // 4)
+    rounds = RoundSpec(
+        local_steps=5, push_codec=name, update_codec=name, dense_codec="", aggregation="mean", shard_elements=NUMEL // 4
+    )
     frames = frames_of(RunSpec("sim", "", (ParamSpec("w", (NUMEL,)),), rounds), 3, name, name)
     async with Swarm(round=rounds, numel=NUMEL, step_s=0.02) as swarm:
         peers = [await swarm.add(peer) for peer in "abc"]

@@ -19,7 +19,7 @@ def rounds(peers: list[SimPeer]) -> float:
 
 @pytest.mark.parametrize("training", [False, True])
 async def test_a_crowd_that_stays_slows_training_by_less_than_a_fifth(training, autojump_clock):
-    spec = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", norm_cap=0.0, shard_elements=SHARD)
+    spec = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", aggregation="mean", shard_elements=SHARD)
     world = World(delay_s=0.02, up_bytes_s=UP_BYTES_S)
     async with Swarm(numel=NUMEL, round=spec, step_s=STEP_S, world=world) as swarm:
         trainers = [await swarm.add(f"p{i}") for i in range(4)]

@@ -14,7 +14,7 @@ DEAD_WITHIN_S = 60
 
 
 def spec(numel: int, push_codec: str = "fp32") -> RoundSpec:
-    return RoundSpec(local_steps=10, push_codec=push_codec, update_codec="fp32", norm_cap=0.0, shard_elements=numel)
+    return RoundSpec(local_steps=10, push_codec=push_codec, update_codec="fp32", aggregation="mean", shard_elements=numel)
 
 
 async def with_one_survivor(swarm: Swarm, n: int, which: int = 0) -> tuple[SimPeer, list[SimPeer], int, bytes]:

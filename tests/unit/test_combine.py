@@ -36,7 +36,7 @@ def test_a_synchronous_run_weighs_by_tokens_exactly() -> None:
 
 
 def test_any_other_caps_length_and_claimed_tokens_of_each_push() -> None:
-    made = combined({"a": (100, ones(1)), "b": (100, -ones(1)), "c": (10**9, ones(11))}, RoundSpec())
+    made = combined({"a": (100, ones(1)), "b": (100, -ones(1)), "c": (10**9, ones(11))}, RoundSpec(aggregation="norm-cap"))
 
     torch.testing.assert_close(made.reference, -ones((1 - 1 + 1.5) / 3.5))
 

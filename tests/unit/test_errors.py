@@ -28,7 +28,7 @@ ALL = [kind for kind in vars(errors).values() if isinstance(kind, type) and issu
 WITH_FIELDS = [
     NoContactError({"/ip4/10.0.0.1/tcp/1": "connection refused"}),
     UnknownRunError("tiny", 3),
-    AmbiguousRunError("tiny", ("id1", "id2")),
+    AmbiguousRunError("tiny", {"id1": "creator1", "id2": "creator2"}),
     UnreachableError("peer", "no answer"),
     NoAnswerError("peer", 2.5),
     RemoteProtocolError("peer", "garbage"),

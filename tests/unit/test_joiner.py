@@ -21,6 +21,7 @@ from legion_p2p.errors import (
     RunExistsError,
     UnknownRunError,
 )
+from legion_p2p.services.run.discovery import find_run
 from legion_p2p.services.run.joiner import Joiner, Params, creating, joining
 from legion_p2p.services.run.lobby import Lobby, PeerParts
 from legion_p2p.services.run.run import Run
@@ -107,6 +108,27 @@ async def test_two_runs_of_one_name_are_told_apart_by_their_ids(autojump_clock: 
                 async with joining(c, "run"):
                     pass
             assert set(told.value.run_ids) == {one.id, two.id}
+            assert told.value.creators[two.id] == b.network.identity.peer_id in str(told.value)
+            async with joining(c, f"run@{b.network.identity.peer_id}") as joined:
+                assert joined.id == two.id
+            with pytest.raises(UnknownRunError):
+                async with joining(c, f"run@{c.network.identity.peer_id}", search_s=1.0):
+                    pass
+
+
+async def test_of_two_runs_of_one_name_a_peer_takes_the_one_that_it_was_in(autojump_clock: object) -> None:
+    async with World() as world:
+        a, b, c = (parts_of(world, name) for name in "abc")
+        async with creating(a, creation_of()) as one, creating(b, creation_of()):
+            await met(world, c, a)
+            await met(world, c, b)
+            network = c.network
+
+            found = await find_run("run", network.messenger, network.discovery, c.events, preferred=one.id)
+
+            assert (found.id, found.contacts) == (one.id, (a.network.identity.peer_id,))
+            with pytest.raises(AmbiguousRunError):
+                await find_run("run", network.messenger, network.discovery, c.events, preferred="bafkrei-another")
 
 
 async def test_a_model_that_differs_is_refused_before_the_run_is_entered(autojump_clock: object) -> None:

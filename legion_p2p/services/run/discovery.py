@@ -3,7 +3,9 @@
 every SEARCH_EVERY_S, for `search_s` -> the DHT names peers that provide the key of the name or id; these, and all peers that this
                                         one is connected to, are asked for the run's specification
 a specification comes that is signed and carries the name or id -> the run is found
-several runs have the name                                      -> an error: one of their ids has to be given
+several runs have the name                                      -> the one that this peer was in before; else an error: the
+creator
+                                                                   or the id has to be given, since anybody can take the name
 a peer sends anything else                                      -> reported
 """
 
@@ -41,9 +43,9 @@ class FoundRun:
 
 
 async def find_run(
-    wanted: str, messenger: Messenger, discovery: Discovery, events: Events, *, search_s: float = SEARCH_S
+    wanted: str, messenger: Messenger, discovery: Discovery, events: Events, *, search_s: float = SEARCH_S, preferred: str = ""
 ) -> FoundRun:
-    """Find a run by its name or id.
+    """Find a run by its name, NAME@CREATOR or id. `preferred`: the id of one that this peer was in before.
 
     Where others tell of their runs and none of them has the name, it is a wrong name, and is not searched for long.
 
@@ -57,12 +59,12 @@ async def find_run(
         async def doubt() -> None:
             await trio.sleep(WRONG_NAME_S)
             known.update(await known_runs(messenger))
-            if known and not any(wanted in (run.name, run.id) for run in known.values()):
+            if known and not any(wanted.partition("@")[0] in (run.name, run.id) for run in known.values()):
                 nursery.cancel_scope.cancel()
 
         if search_s <= SEARCH_S:  # a caller that waits longer waits for somebody to create it
             nursery.start_soon(doubt)
-        found = await _search(wanted, messenger, discovery, events, search_s)
+        found = await _search(wanted, messenger, discovery, events, search_s, preferred)
         nursery.cancel_scope.cancel()
     if found is None:
         known = known or await known_runs(messenger)
@@ -94,28 +96,37 @@ def _largest_first(runs: Iterable[RunSummary]) -> list[tuple[str, RunSummary]]:
     return [(run.id, run) for run in sorted(runs, key=lambda run: (-run.n_members, run.name, run.id))]
 
 
-async def _search(wanted: str, messenger: Messenger, discovery: Discovery, events: Events, search_s: float) -> FoundRun | None:
+async def _search(
+    wanted: str, messenger: Messenger, discovery: Discovery, events: Events, search_s: float, preferred: str
+) -> FoundRun | None:
     """The run; None where nobody knows it after `search_s`. Raises: AmbiguousRunError."""
     deadline = trio.current_time() + search_s
-    key = run_key(wanted) if looks_like_run_id(wanted) else name_key(wanted)
+    name, _, creator = wanted.partition("@")
+    key = run_key(name) if looks_like_run_id(name) else name_key(name)
     while True:
         contacts = {contact.peer_id: contact for contact in await _look_up(discovery, key)}
         for peer in messenger.connected():
             contacts.setdefault(peer, Contact(peer))
-        found = await _ask_all(wanted, list(contacts.values())[:MAX_ASKED], messenger, events)
+        found = await _ask_all(name, list(contacts.values())[:MAX_ASKED], messenger, events)
+        found = [run for run in found if creator in ("", run.spec.founder)]
         if found:
-            return one_of(wanted, found)
+            return one_of(name, found, preferred)
         if trio.current_time() >= deadline:
             return None
         await trio.sleep(SEARCH_EVERY_S)
 
 
-def one_of(wanted: str, found: Sequence[FoundRun]) -> FoundRun:
-    """The run that all contacts told of, with all of them. Raises: AmbiguousRunError, if they told of several."""
-    ids = {run.id for run in found}
-    if len(ids) > 1:
-        raise AmbiguousRunError(wanted, tuple(sorted(ids)))
-    return FoundRun(found[0].id, found[0].signed, found[0].spec, tuple(peer for run in found for peer in run.contacts))
+def one_of(wanted: str, found: Sequence[FoundRun], known: str = "") -> FoundRun:
+    """The run that all contacts told of, with all of them; of several the one with the id `known`.
+
+    Raises: AmbiguousRunError, if they told of several.
+    """
+    creators = {run.id: run.spec.founder for run in found}
+    meant = known if known in creators else next(iter(creators))
+    if len(creators) > 1 and meant != known:
+        raise AmbiguousRunError(wanted, dict(sorted(creators.items())))
+    runs = [run for run in found if run.id == meant]
+    return FoundRun(meant, runs[0].signed, runs[0].spec, tuple(peer for run in runs for peer in run.contacts))
 
 
 def opened(wanted: str, signed: SignedSpec, peer: PeerId) -> FoundRun:

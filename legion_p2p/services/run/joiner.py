@@ -128,7 +128,7 @@ class Joiner:
         return run
 
     async def join(self, name: str, params: Params = None, search_s: float = SEARCH_S, start: Tensor | None = None) -> Run:
-        """Join the run of this name or id, with those that are in it and with what is stored of it here.
+        """Join the run of this name, NAME@CREATOR or id, with those that are in it and with what is stored of it here.
 
         Raises: UnknownRunError; AmbiguousRunError; IncompatibleModelError; JoinError, if nobody has the model; StoreError.
         """
@@ -136,7 +136,7 @@ class Joiner:
         if restored is not None:  # no long search for what is here already, and none at all where nobody can be asked
             search_s = SHORT_SEARCH_S if self._network.messenger.connected() else 0.0
         try:
-            found = await self._find(name, search_s)
+            found = await self._find(name, search_s, "" if restored is None else str(restored.stored.manifest.run))
         except UnknownRunError:
             if restored is None:
                 raise
@@ -152,13 +152,15 @@ class Joiner:
         if self._run is not None:
             await leave(self._run)
 
-    async def _find(self, name: str, search_s: float) -> FoundRun:
-        return await find_run(name, self._network.messenger, self._network.discovery, self._events, search_s=search_s)
+    async def _find(self, name: str, search_s: float, known: str = "") -> FoundRun:
+        network = self._network
+        return await find_run(name, network.messenger, network.discovery, self._events, search_s=search_s, preferred=known)
 
     async def _stored(self, name: str) -> Restored | None:
         """The run of this name or id as this peer's archive has it."""
-        archive = self._parts.archive
-        return None if archive is None else await restore(archive, self._disk, name, self._events)
+        archive, (name, _, creator) = self._parts.archive, name.partition("@")
+        restored = None if archive is None else await restore(archive, self._disk, name, self._events)
+        return restored if restored is None or creator in ("", restored.stored.spec.founder) else None
 
     async def _join(self, found: FoundRun, params: Params, start: Tensor | None) -> Run:
         _check_model(params, found.spec)

@@ -48,7 +48,7 @@ from legion_p2p.tensor import codec
 from tests.parts_of import creation_of, log_of, parts_of
 
 N = 64
-ONE = RoundSpec(local_steps=10, push_codec="fp32", update_codec="int8", norm_cap=0.0, shard_elements=N, outer="nesterov")
+ONE = RoundSpec(local_steps=10, push_codec="fp32", update_codec="int8", aggregation="mean", shard_elements=N, outer="nesterov")
 """One shard; its owner keeps a residual and a momentum."""
 RAMP = torch.linspace(-1.0, 1.0, N)
 

@@ -1,0 +1,83 @@
+"""Searching for the providers of a key, some of which never answer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import trio
+
+from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.net.address_book import AddressBook
+from legion_p2p.net.discovery import CONFIRM_TIMEOUT_S, REST_S, Libp2pDiscovery
+from legion_p2p.net.limits import NetConfig
+
+PEERS = [Identity(bytes([i]) * 32).peer_id for i in range(1, 60)]
+
+
+class Messenger:
+    """Peers that answer after a time; never, where none is given."""
+
+    peer_id = Identity(b"m" * 32).peer_id
+
+    def __init__(self, answers_after_s: dict[PeerId, float]) -> None:
+        self.answers_after_s = answers_after_s
+        self.asked: list[PeerId] = []
+
+    def serve_internally(self, service: str, handler: Any) -> None: ...
+
+    def connected(self) -> frozenset[PeerId]:
+        return frozenset()
+
+    async def call(self, peer: PeerId, service: str, body: bytes) -> bytes:
+        self.asked.append(peer)
+        await trio.sleep(self.answers_after_s.get(peer, float("inf")))
+        return msgspec.msgpack.encode((True, ()))
+
+
+class Dht:
+    def __init__(self, named: Sequence[PeerId]) -> None:
+        self.named = named
+        self.providers = self
+
+    def get_providers(self, place: bytes) -> list[Any]:
+        return []
+
+    async def lookup(self, place: bytes, n: int, heard: Any, n_to_ask: Any) -> list[Any]:
+        heard(self.named)
+        return []
+
+
+async def found(named: Sequence[PeerId], answers_after_s: dict[PeerId, float]) -> tuple[list[PeerId], float]:
+    messenger = Messenger(answers_after_s)
+    discovery = Libp2pDiscovery(messenger, Dht(named), AddressBook(), NetConfig(), tuple)  # type: ignore[arg-type]
+    began = trio.current_time()
+    contacts = await discovery.find("key")
+    return [contact.peer_id for contact in contacts], trio.current_time() - began
+
+
+async def test_one_that_never_answers_costs_a_moment_and_not_what_the_others_said(autojump_clock):
+    peers, took_s = await found(PEERS[:4], {PEERS[1]: 0.1, PEERS[3]: 0.4})
+
+    assert peers == [PEERS[1], PEERS[3]]
+    assert took_s == 0.1 + REST_S < CONFIRM_TIMEOUT_S
+
+
+async def test_where_all_answer_nobody_waits(autojump_clock):
+    peers, took_s = await found(PEERS[:3], dict.fromkeys(PEERS, 0.2))
+
+    assert len(peers) == 3
+    assert took_s == 0.2
+
+
+async def test_twenty_silent_ones_in_front_delay_an_answer_by_two_timeouts_at_most(autojump_clock):
+    peers, took_s = await found(PEERS[:21], {PEERS[20]: 0.1})
+
+    assert peers == [PEERS[20]]
+    assert took_s <= 2 * CONFIRM_TIMEOUT_S + 0.1 + REST_S
+
+
+async def test_where_nobody_answers_the_search_ends(autojump_clock):
+    peers, took_s = await found(PEERS[:12], {})
+
+    assert peers == []
+    assert took_s == CONFIRM_TIMEOUT_S
