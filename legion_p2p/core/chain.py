@@ -20,6 +20,7 @@ from enum import Enum
 import msgspec
 
 from legion_p2p.core.announcement import Mark, mark_of
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.contribution import first
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.wire import MAX_UPDATES, Inclusion, Update, UpdateHeader
@@ -60,7 +61,8 @@ class Chain:
         self._log: OrderedDict[int, LogEntry] = OrderedDict()  # by the version that it made
         self._log_bytes = 0
         self._included: dict[PeerId, int] = {}
-        self._digests: OrderedDict[int, bytes] = OrderedDict({version: digest})
+        self._digests: BoundedMap[int, bytes] = BoundedMap(MAX_DIGESTS)
+        self._digests[version] = digest
         self._include(included)
 
     @property
@@ -113,7 +115,8 @@ class Chain:
         self.n_replaced += 1
         self._log.clear()
         self._log_bytes = 0
-        self._digests = OrderedDict({version: digest})
+        self._digests.clear()
+        self._digests[version] = digest
         self._included = {}
         self._include(included)
 
@@ -165,8 +168,6 @@ class Chain:
         self.version = version
         self.digest = digest
         self._digests[version] = digest
-        while len(self._digests) > MAX_DIGESTS:
-            self._digests.popitem(last=False)
 
     def _include(self, included: Iterable[Inclusion]) -> None:
         for inclusion in included:

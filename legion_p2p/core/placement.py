@@ -11,11 +11,11 @@ Weights must not flicker: each change of one moves shards. So each peer smooths 
 
 import heapq
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from operator import truediv
 from typing import Literal
 
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.pace import Ewma
 from legion_p2p.core.rendezvous import Ownership, log_hashes
@@ -38,16 +38,14 @@ class Placement:
         self._policy = policy(name)
         self._run = run_id
         self._n_shards = n_shards
-        self._known: OrderedDict[str, tuple[dict[PeerId, float], tuple[Ownership, ...]]] = OrderedDict()
+        self._known: BoundedMap[str, tuple[dict[PeerId, float], tuple[Ownership, ...]]] = BoundedMap(MAX_REGIONS)
 
     def owners(self, region: str, weights: Mapping[PeerId, float]) -> tuple[Ownership, ...]:
         """Owner and standby of each shard among the members of one region."""
         known = self._known.get(region)
         if known is None or known[0] != weights:
             known = self._known[region] = dict(weights), self._policy(self._run, region, self._n_shards, weights)
-        self._known.move_to_end(region)
-        while len(self._known) > MAX_REGIONS:
-            self._known.popitem(last=False)
+        self._known.touch(region)
         return known[1]
 
 
