@@ -145,6 +145,7 @@ EVENTS = (
     # members
     _event("member.changed", "A member came, became suspect or dead, or left.", "peer before after"),
     _error("member.diverged", "A member announces that its training has diverged, so that it pushes nothing.", "peer"),
+    _error("member.same_key", "Another peer runs with this peer's key; the newer one ends."),
     _error("member.dead", "A member did not answer, and is considered dead.", "peer"),
     _event("member.refuted", "This peer was reported as gone, and contradicts.", "incarnation"),
     _event("announcement.refused", "An announcement is malformed, forged or not believed.", "peer reason"),

@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from legion_p2p.core.announcement import Announcement
+from legion_p2p.core.announcement import Announcement, sign
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.membership import Liveness, MembershipConfig
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.wire import Accusation, Done, Exchange, Exchanged, Message, PingFor, decode_request, encode
+from legion_p2p.errors import JoinError
 from legion_p2p.services.membership.service import MAX_INVOLVED, N_INDIRECT_PROBES, N_WITNESSES, SAMPLE, MemberService
 from legion_p2p.sim.gossip import SimGossip
 from legion_p2p.sim.network import World
@@ -193,3 +194,48 @@ async def test_by_exchanges_alone_all_of_a_crowd_hear_of_all_and_take_nobody_for
 
         assert declared == {dead.id}
         await until(lambda: all_know(living, len(living)), 60)  # until all have its last word, older ones may revive it
+
+
+async def _outbid(peer: Peer, identity: Identity, seq: int, times: int) -> None:
+    """Be another process with this peer's key: answer each of its announcements with a higher incarnation."""
+    for n in range(times):
+        other = Announcement(
+            peer.id, "run", incarnation=peer.members.table.incarnation + 1, seq=seq + n, addresses=("/ip4/10.9.9.9/tcp/1",)
+        )
+        peer.members.take(sign(other, identity), direct=True)
+        await trio.sleep(CONFIG.announce_s)
+
+
+@pytest.mark.parametrize("is_newer", [True, False])
+async def test_a_peer_with_a_copied_key_is_found_out_and_the_newer_one_ends(is_newer: bool, autojump_clock: object) -> None:
+    identity = Identity(hashlib.sha256(b"0").digest())
+    ended: list[JoinError] = []
+
+    async with World() as world, trio.open_nursery() as nursery:
+        peer = Peer(world, 0)
+
+        async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+            try:
+                await peer.members.run_forever(task_status=task_status)
+            except* JoinError as group:
+                ended.extend(bad for bad in group.exceptions if isinstance(bad, JoinError))
+
+        await nursery.start(run)
+        await trio.sleep(20 * CONFIG.announce_s)
+        await _outbid(peer, identity, seq=500 if is_newer else 1, times=4)
+
+        told = [event.fields["text"] for event in peer.members._events.errors if event.name == "member.same_key"]
+        assert told and "/ip4/10.9.9.9/tcp/1 runs with this peer's key" in told[0]
+        assert ("this one is the newer and ends" in told[0]) == is_newer and bool(ended) == is_newer
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_earlier_life_with_a_clock_ahead_ends_nobody(autojump_clock: object) -> None:
+    async with crowd(2) as (_, peers):
+        identity = Identity(hashlib.sha256(b"0").digest())
+
+        await _outbid(peers[0], identity, seq=500, times=2)
+        await trio.sleep(30)
+
+        assert not peers[0].members._events.errors
+        assert peers[1].members.table.get(peers[0].id) is not None

@@ -31,6 +31,7 @@ from legion_p2p.core.membership import (
 )
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.run import announce_topic
+from legion_p2p.core.same_key import SameKey, Verdict
 from legion_p2p.core.wire import (
     MAX_EXCHANGED,
     Accusation,
@@ -41,7 +42,7 @@ from legion_p2p.core.wire import (
     PingFor,
     Request,
 )
-from legion_p2p.errors import DecodeError, NetworkError, NotAdmittedError, UnreachableError
+from legion_p2p.errors import DecodeError, JoinError, NetworkError, NotAdmittedError, UnreachableError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.rpc import Rpc
 
@@ -107,6 +108,9 @@ class MemberService:
         self._rng = ctx.rng
         self._describe = describe
         self._seq = 0
+        self._same_key = SameKey()
+        self._key_is_shared = trio.Event()
+        self._shared_key_text = ""
         self._signed: dict[PeerId, bytes] = {}
         self._own: Announcement | None = None
         self._leaving = False
@@ -252,6 +256,8 @@ class MemberService:
             raise NotAdmittedError(peer, refusal)
         if announcement.revocations and self._revoke_all(announcement.revocations):
             self.exclude_refused()
+        if peer == self.me and announcement.incarnation > self.table.incarnation:
+            self._look_at_key(announcement)
         known = self.table.get(peer)
         if self.table.announced(announcement, trio.current_time(), direct=direct):
             if announcement.leaving:
@@ -354,6 +360,7 @@ class MemberService:
                 nursery.start_soon(self._announce_regularly)
                 nursery.start_soon(self._exchange_regularly)
                 nursery.start_soon(self._look_at_clock)
+                nursery.start_soon(self._end_where_the_key_is_shared)
                 task_status.started(None)
                 async for signed in heard:
                     try:
@@ -362,6 +369,23 @@ class MemberService:
                         self._events.emit("announcement.refused", reason=str(bad))
             finally:
                 self._nursery = None  # a peer that leaves still answers and asks, but starts nothing
+
+    def _look_at_key(self, announcement: Announcement) -> None:
+        """This peer's id announced what this peer did not."""
+        verdict = self._same_key.contradicted(announcement.incarnation, announcement.seq, self._seq, trio.current_time())
+        if verdict is None or self._key_is_shared.is_set():
+            return
+        where = announcement.addresses[0] if announcement.addresses else "an unknown address"
+        ends = "this one is the newer and ends" if verdict is Verdict.NEWER else "that one is the newer and should end"
+        told = f"another peer at {where} runs with this peer's key: {ends}; each peer needs a key of its own, --identity FILE"
+        self._events.error("member.same_key", told)
+        if verdict is Verdict.NEWER:
+            self._shared_key_text = told
+            self._key_is_shared.set()
+
+    async def _end_where_the_key_is_shared(self) -> None:
+        await self._key_is_shared.wait()
+        raise JoinError(self._shared_key_text)
 
     async def ping(self, peer: PeerId) -> float | None:
         """Seconds until `peer` answered, its own haste included; None: it did not."""
