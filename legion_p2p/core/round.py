@@ -2,12 +2,12 @@
 
     collecting -> closed, when every member that is waited for has pushed
                -> closed, when a quorum has, and a grace period has passed that follows the spread of earlier arrivals
-               -> closed, when all seniors have (core/contribution.py), and the moment is over that newcomers are waited for
+               -> closed, when all established members have (core/contribution.py), and the newcomers' grace is over
                -> closed, when `patience` periods of earlier rounds have passed since the first push (never where quorum is 1)
 
 A push of an older version joins this round with a weight that falls with its staleness; nothing is turned away for being late.
-Of those who have hardly contributed yet a few are waited for, the rest is not. A member that missed `absent_after` rounds is not
-waited for until it pushes again: a slow or stuck one delays nobody twice.
+Of the members that have hardly contributed yet a few are waited for, the rest is not. A member that missed `absent_after` rounds
+is not waited for until it pushes again: a slow or stuck one delays nobody twice.
 A contribution is known by (peer, seq): sent twice it counts once, and what an earlier update included is never included again.
 
 Never happens: a round closes empty; two contributions of one member in one round; a duration that a user has to guess.
@@ -42,9 +42,9 @@ class RoundConfig(msgspec.Struct, frozen=True):
     max_grace_periods: float = 0.5
     """Grace is at most this share of a round's period, so that a straggler costs at most that."""
 
-    courtesy_periods: float = 0.1
-    """Share of a round's period to wait for newcomers who go first, when all seniors are there. More: they find into step sooner,
-    and cost the others more meanwhile."""
+    newcomer_grace_periods: float = 0.1
+    """Share of a round's period to wait for newcomers that go first, when all established members are there. More: they find into
+    step sooner, and cost the others more meanwhile."""
 
     patience_periods: float = 4.0
     """A round without a quorum closes after this many periods."""
@@ -129,9 +129,9 @@ class Pace:
         longest_s = self.config.max_grace_periods * self.period_s
         return longest_s if self.spread_s is None else min(self.config.grace_spreads * self.spread_s, longest_s)
 
-    def courtesy_s(self) -> float:
+    def newcomer_grace_s(self) -> float:
         """Seconds to wait for newcomers once all others are there."""
-        return self.config.first_grace_s if self.period_s is None else self.config.courtesy_periods * self.period_s
+        return self.config.first_grace_s if self.period_s is None else self.config.newcomer_grace_periods * self.period_s
 
     def patience_s(self) -> float:
         """Seconds to wait for a quorum after the first push."""
@@ -210,7 +210,7 @@ class ShardRound:
             deadline = min(deadline, self._quorum_at + self.pace.grace_s())
         established = self._look()[1]
         if established and established <= self._waiting.keys():
-            deadline = min(deadline, max(self._waiting[p].at for p in established) + self.pace.courtesy_s())
+            deadline = min(deadline, max(self._waiting[p].at for p in established) + self.pace.newcomer_grace_s())
         return deadline
 
     def close(self, now: float) -> Closed:
@@ -248,7 +248,7 @@ class ShardRound:
         return self._look()[0]
 
     def _look(self) -> tuple[frozenset[PeerId], frozenset[PeerId]]:
-        """Who is waited for, and the seniors among them."""
+        """The members that are waited for, and the established ones among them."""
         if self._known is None:  # asked for at every push, and the same for most of a round
             present = frozenset(p for p in self._expected if self._missed.get(p, 0) < self.config.absent_after)
             if self.config.quorum >= 1:

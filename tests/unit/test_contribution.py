@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from legion_p2p.core.contribution import FEW_ROUNDS, MAX_STAKE, MIN_JUNIORS, established, first
+from legion_p2p.core.contribution import FEW_ROUNDS, MAX_CONTRIBUTIONS, MIN_NEWCOMERS, established, first
 from legion_p2p.core.identity import PeerId
 
 OLD = [PeerId(f"old{i}") for i in range(4)]
@@ -33,19 +33,21 @@ def test_in_a_run_that_has_just_begun_all_are_equal() -> None:
     assert established(OLD + NEW, newest(old0=FEW_ROUNDS), FEW_ROUNDS) == frozenset(OLD + NEW)
 
 
-def test_who_has_contributed_for_long_is_no_less_senior_than_who_has_for_years() -> None:
-    assert established(OLD[:2], newest(old0=100 * MAX_STAKE, old1=MAX_STAKE // 2), 100 * MAX_STAKE) == frozenset(OLD[:2])
+def test_a_member_that_has_contributed_for_long_is_as_established_as_one_that_has_for_years() -> None:
+    assert established(
+        OLD[:2], newest(old0=100 * MAX_CONTRIBUTIONS, old1=MAX_CONTRIBUTIONS // 2), 100 * MAX_CONTRIBUTIONS
+    ) == frozenset(OLD[:2])
 
 
-def test_a_number_that_is_made_up_makes_nobody_more_senior_than_a_founder() -> None:
+def test_a_number_that_is_made_up_makes_nobody_more_established_than_a_founder() -> None:
     numbers = newest(old0=100, old1=90, new00=1 << 32)
 
     assert established([*OLD[:2], NEW[0]], numbers, 100) == {*OLD[:2], NEW[0]}
 
 
 @given(st.dictionaries(st.sampled_from(OLD + NEW), st.integers(-1, 1 << 40)), st.integers(0, 1 << 32))
-def test_seniors_go_first_and_somebody_always_does(numbers: dict[PeerId, int], version: int) -> None:
-    most_senior, going_first = established(OLD + NEW, numbers, version), first(OLD + NEW, numbers, version)
+def test_established_members_go_first_and_somebody_always_does(numbers: dict[PeerId, int], version: int) -> None:
+    settled, going_first = established(OLD + NEW, numbers, version), first(OLD + NEW, numbers, version)
 
-    assert most_senior and most_senior <= going_first
-    assert len(going_first - most_senior) <= max(len(most_senior) // 2, MIN_JUNIORS)
+    assert settled and settled <= going_first
+    assert len(going_first - settled) <= max(len(settled) // 2, MIN_NEWCOMERS)

@@ -262,9 +262,9 @@ def test_newcomers_are_waited_for_only_a_moment_once_the_others_are_there() -> N
     before = shard_round.next_deadline()
     push(shard_round, B, 120, 20.0)
 
-    courtesy_s = CONFIG.courtesy_periods * 1.0
+    grace_s = CONFIG.newcomer_grace_periods * 1.0
     assert C in shard_round.waited_for() and before == pytest.approx(19.7 + CONFIG.min_patience_s)
-    assert shard_round.next_deadline() == pytest.approx(20.0 + courtesy_s, abs=0.01)
+    assert shard_round.next_deadline() == pytest.approx(20.0 + grace_s, abs=0.01)
 
 
 def test_a_crowd_of_newcomers_is_not_waited_for() -> None:
