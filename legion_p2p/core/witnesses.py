@@ -18,7 +18,7 @@ Never happens: a peer chooses its witnesses, or the peers that it is a witness o
 import hashlib
 import struct
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from itertools import chain, islice
 from operator import itemgetter
@@ -32,6 +32,7 @@ from legion_p2p.errors import DecodeError
 N_CANDIDATES = 16  # chance alone chooses them: with a tenth of all lying, 5 of them or more do in one case of 60
 N_WITNESSES = 8
 MIN_WITNESSES = 3
+MIN_CONTRADICTING = 2  # of that many, to be more than 1 - AGREEING of them
 TOLERANCE_S = 0.020  # of the machine and of queues, whatever the distance
 TOLERANCE = 0.35  # of the round trip: the errors of two coordinates that are still settling
 AGREEING = 0.6  # share of the witnesses; a minority may lie, or be badly placed itself
@@ -89,6 +90,8 @@ class Ring:
 def doubted(ring: Ring) -> frozenset[PeerId]:
     """The members whose coordinate is not believed. All peers that see the same announcements agree."""
     spoken = {account.peer_id: _unpacked(account.testimonies) for account in ring.accounts}
+    if not _any_may_be_doubted(ring.accounts, spoken):  # as a rule, and then nobody's witnesses need to be found
+        return frozenset()
     n_speaking = Counter(chain.from_iterable(spoken.values()))
     verdicts = {}
     for account in ring.accounts:
@@ -101,6 +104,23 @@ def doubted(ring: Ring) -> frozenset[PeerId]:
             verdicts[peer] = verdict
     found = frozenset(peer for peer, verdict in verdicts.items() if not verdict)
     return found if 2 * len(found) <= len(verdicts) else frozenset()
+
+
+def _any_may_be_doubted(accounts: Iterable[Account], spoken: Mapping[PeerId, Mapping[bytes, float]]) -> bool:
+    """Whether at least MIN_CONTRADICTING members, witnesses or not, measured something else than some peer claims."""
+    claims = {_mark(account.peer_id): account.coordinate for account in accounts}
+    contradicting: Counter[bytes] = Counter()
+    for account in accounts:
+        here = account.coordinate
+        if here is None or here.error >= UNSETTLED:
+            continue
+        for mark, rtt_s in spoken[account.peer_id].items():
+            claimed = claims.get(mark)
+            if claimed is not None and 0 < rtt_s <= MAX_RTT_S and not _fits(claimed, Witness(here, rtt_s)):
+                contradicting[mark] += 1
+                if contradicting[mark] >= MIN_CONTRADICTING:
+                    return True
+    return False
 
 
 def is_believed(claimed: Coordinate, witnesses: Iterable[Witness]) -> bool | None:

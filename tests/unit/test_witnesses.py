@@ -13,10 +13,14 @@ from legion_p2p.core.coordinates import MAX_RTT_S, Coordinate
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.witnesses import (
     MAX_TESTIMONIES,
+    MIN_CONTRADICTING,
+    MIN_WITNESSES,
     N_WITNESSES,
     Account,
     Ring,
+    Witness,
     doubted,
+    is_believed,
     pack_testimonies,
     unpack_testimonies,
 )
@@ -125,3 +129,14 @@ def test_an_announcement_with_too_many_or_broken_testimonies_is_refused(n_bytes)
 @given(st.binary(max_size=MAX_TESTIMONIES).map(lambda b: b * 12))
 def test_whatever_others_say_nobody_stumbles(packed):
     doubted(Ring(Account(peer, at(i), packed) for i, peer in enumerate(PEERS[:6])))
+
+
+def test_as_many_as_it_takes_to_doubt_a_peer_are_looked_for_first() -> None:
+    """Fewer than MIN_CONTRADICTING can make nobody doubted, however few speak."""
+    here, far = at(0), at(500)
+
+    for n in range(MIN_WITNESSES, 2 * N_WITNESSES):
+        fitting = [Witness(here, here.rtt_s(here))] * (n - MIN_CONTRADICTING + 1)
+        assert is_believed(here, [*fitting, *[Witness(here, here.rtt_s(far))] * (MIN_CONTRADICTING - 1)])
+    fitting = [Witness(here, here.rtt_s(here))] * (MIN_WITNESSES - MIN_CONTRADICTING)
+    assert is_believed(here, [*fitting, *[Witness(here, here.rtt_s(far))] * MIN_CONTRADICTING]) is False

@@ -45,6 +45,8 @@ class FollowService:
         self._events = ctx.events
         self._rng: random.Random = ctx.rng
         self._states = states
+        self._restless: set[int] = set()
+        """Shards of which somebody claims to have more, or did a moment ago."""
         self._allowed_codecs = ctx.spec.round.allowed_update_codecs()
 
     # what others send
@@ -97,11 +99,11 @@ class FollowService:
         mine, theirs = states.owned(), states.owned_by(peer)
         if (mine or theirs) and peer != states.me:
             marks = self._marks_of(peer)
-            for shard in chain(mine, theirs):
+            is_news = marks != states.marks()  # most say what all hold: then a run of many shards costs what one of few does
+            for shard in chain(mine, theirs) if is_news else self._restless.intersection(chain(mine, theirs)):
                 replica = states.replicas[shard]
-                if replica.life.follower.is_at_rest and states.is_at_our_mark(marks, shard):
-                    continue  # as most announcements say
-                self._note(replica, peer, mark_at(marks, shard))
+                if shard in self._restless or not states.is_at_our_mark(marks, shard):
+                    self._note(replica, peer, mark_at(marks, shard))
 
     def look_at(self, replica: Replica) -> None:
         """The shard changed hands: look at what those announced that count from now on."""
@@ -291,9 +293,17 @@ class FollowService:
     def _note(self, replica: Replica, peer: PeerId, mark: Mark | None) -> None:
         machine = replica.life.follower
         machine.handle(follower.Announced(peer, mark), trio.current_time())
+        self._note_rest(replica)
         if machine.is_behind:  # most announcements say nothing new
             self._states.wake(replica)
 
     def _tell(self, replica: Replica, event: follower.Event) -> None:
         replica.life.follower.handle(event, trio.current_time())
+        self._note_rest(replica)
         self._states.wake(replica)
+
+    def _note_rest(self, replica: Replica) -> None:
+        if replica.life.follower.is_at_rest:
+            self._restless.discard(replica.shard)
+        else:
+            self._restless.add(replica.shard)
