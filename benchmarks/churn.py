@@ -252,7 +252,7 @@ async def goodput(seed: int, n_peers: int, hours: float, n_stragglers: int) -> d
 
 
 async def standstill(seed: int, n_kills: int) -> dict[str, Any]:
-    """From the death of a shard's owner until all others hold a version that its heir made. Rounds of a second."""
+    """From the death of a shard's owner until all others hold a version that its next owner made. Rounds of a second."""
     took = []
     async with Swarm(
         seed=seed, round=RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", shard_elements=16)

@@ -49,8 +49,8 @@ def test_a_peer_that_is_interrupted_gives_its_shards_away_and_then_leaves(tmp_pa
         print(f"left {left_at - leaver.events('run.finished')[0]['at']:.2f} s after the end of training")
         eventually(lambda: all(p.events("round.closed")[-1]["at"] > left_at + 1 for p in others))
         assert not any(gone["after"] == "DEAD" for p in others for gone in p.events("member.changed"))
-        heirs: list[dict[str, Any]] = [event for p in others for event in p.events("shard.owned")]
-        assert {event["shard"] for event in leaver.events("shard.handed_over")} <= {event["shard"] for event in heirs}
+        next_owners: list[dict[str, Any]] = [event for p in others for event in p.events("shard.owned")]
+        assert {event["shard"] for event in leaver.events("shard.handed_over")} <= {event["shard"] for event in next_owners}
     finally:
         for peer in peers:
             peer.close()

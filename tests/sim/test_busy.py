@@ -90,18 +90,18 @@ async def test_who_comes_back_asks_until_the_owner_has_room(autojump_clock):
 async def test_an_heir_hears_the_last_words_of_the_dead_from_another_one_than_who_is_busy(autojump_clock):
     async with Swarm(round=LARGE, numel=20_000) as swarm:
         await swarm_of(swarm, "abcd")
-        owner, heir, (busy, witness) = roles(swarm)
-        occupied = Occupied(busy, heir)
+        owner, next_owner, (busy, survivor) = roles(swarm)
+        occupied = Occupied(busy, next_owner)
 
-        swarm.world.partition({owner.id}, {heir.id})
-        before = heir.versions()[0]
-        await swarm.until(lambda: min(p.versions()[0] for p in (busy, witness)) > before, 8, "the heir is behind")
-        last = (witness.versions()[0], witness.digests()[0])
+        swarm.world.partition({owner.id}, {next_owner.id})
+        before = next_owner.versions()[0]
+        await swarm.until(lambda: min(p.versions()[0] for p in (busy, survivor)) > before, 8, "the next owner is behind")
+        last = (survivor.versions()[0], survivor.digests()[0])
         await swarm.kill(owner.name)
-        await swarm.until(lambda: heir.versions()[0] > last[0], 30, "the heir went on")
+        await swarm.until(lambda: next_owner.versions()[0] > last[0], 30, "the next owner went on")
 
         assert occupied.at_s
-        assert heir.engine.shards.replicas[0].chain.passed(*last)
+        assert next_owner.engine.shards.replicas[0].chain.passed(*last)
 
 
 @pytest.mark.parametrize("times", [2, FOR_EVER], ids=["all of them twice", "one of them for ever"])

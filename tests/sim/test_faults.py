@@ -312,7 +312,7 @@ async def test_the_momentum_of_the_outer_optimizer_goes_with_the_shard(autojump_
         assert before is not None and before.any()
 
         await swarm.leave(b.name)
-        await swarm.until(lambda: a.engine.shards.replicas[shard].round is not None, 10, "the heir owns it")
+        await swarm.until(lambda: a.engine.shards.replicas[shard].round is not None, 10, "the next owner owns it")
         after = a.engine.shards.replicas[shard].outer.momentum
         assert after is not None and after.equal(before)
 

@@ -162,14 +162,14 @@ async def test_a_dead_owners_shards_go_on_from_the_last_version(autojump_clock):
 
 
 async def test_the_standby_takes_over_even_when_the_owner_told_only_one_of_its_last_version(autojump_clock):
-    """The owner's last update reaches one member only. The heir asks around before it goes on, so no version is lost."""
+    """The owner's last update reaches one member only. The next owner asks around before it goes on, so no version is lost."""
     async with Swarm(round=EXACT) as swarm:
         peers = [await swarm.add(name) for name in "abcd"]
         await trio.sleep(10)
         shard = 0
         owner = next(p for p in peers if p.engine.shards.ownership(shard).owner == p.id)
-        heir_id = owner.engine.shards.ownership(shard).standby
-        witness = next(p for p in peers if p is not owner and p.id != heir_id)
+        next_id = owner.engine.shards.ownership(shard).standby
+        witness = next(p for p in peers if p is not owner and p.id != next_id)
         others = {p.id for p in peers if p not in (owner, witness)}
 
         swarm.world.partition({owner.id}, others)
@@ -177,7 +177,7 @@ async def test_the_standby_takes_over_even_when_the_owner_told_only_one_of_its_l
         await swarm.until(lambda: witness.versions()[shard] > before, 8, "the witness has a version that nobody else has")
         lonely = (witness.versions()[shard], witness.digests()[shard])
         await swarm.kill(owner.name)
-        heir = next(p for p in swarm.living() if p.id == heir_id)
-        await swarm.until(lambda: heir.versions()[shard] > lonely[0], 30, "the heir went on")
+        next_owner = next(p for p in swarm.living() if p.id == next_id)
+        await swarm.until(lambda: next_owner.versions()[shard] > lonely[0], 30, "the next owner went on")
 
-        assert heir.engine.shards.replicas[shard].chain.passed(*lonely)
+        assert next_owner.engine.shards.replicas[shard].chain.passed(*lonely)

@@ -38,7 +38,7 @@ def names(peer: SimPeer) -> list[str]:
     return [event.name for event in peer.log]
 
 
-async def test_who_leaves_asks_its_heir_in_few_bytes_whatever_its_last_update_named(autojump_clock):
+async def test_who_leaves_asks_the_next_owner_in_few_bytes_whatever_its_last_update_named(autojump_clock):
     """The header that shows who owned the shard may be a megabyte long, and goes with what is handed over only."""
     async with Swarm(round=MOVED, numel=64, step_s=1.0) as swarm:
         leaver = await owner_at_rest(swarm)
@@ -70,8 +70,8 @@ async def test_a_shard_that_takes_long_arrives_whole_and_the_time_is_told(autoju
         await swarm.leave(leaver.name)
         await leaver.ended.wait()
 
-        heir = owner_of(swarm).engine.shards.replicas[0]
-        assert heir.owner_residual.equal(residual) and heir.outer.momentum.equal(momentum)
+        next_owner = owner_of(swarm).engine.shards.replicas[0]
+        assert next_owner.owner_residual.equal(residual) and next_owner.outer.momentum.equal(momentum)
         assert 40 < trio.current_time() - began < 60  # 20 s for each of the two
         told = leaver.events_named("run.handing_over")
         assert len(told) > 8 and told[0].fields["left_bytes"] == 2 * 4 * 640_000
@@ -92,9 +92,9 @@ async def test_what_would_not_arrive_in_time_arrives_in_fewer_bytes(autojump_clo
         await swarm.leave(leaver.name)
         await leaver.ended.wait()
 
-        heir = owner_of(swarm).engine.shards.replicas[0]
-        assert float((heir.owner_residual - residual).norm()) < 0.01 * float(residual.norm())
-        assert float((heir.outer.momentum - momentum).norm()) < 0.01 * float(momentum.norm())
+        next_owner = owner_of(swarm).engine.shards.replicas[0]
+        assert float((next_owner.owner_residual - residual).norm()) < 0.01 * float(residual.norm())
+        assert float((next_owner.outer.momentum - momentum).norm()) < 0.01 * float(momentum.norm())
         assert trio.current_time() - began < 25
         assert leaver.events_named("run.handing_over")[0].fields["left_bytes"] < 2 * 1.1 * 640_000
 
