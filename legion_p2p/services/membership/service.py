@@ -42,7 +42,7 @@ from legion_p2p.core.wire import (
     PingFor,
     Request,
 )
-from legion_p2p.errors import DecodeError, JoinError, NetworkError, NotAdmittedError, UnreachableError
+from legion_p2p.errors import DecodeError, JoinError, NetworkError, NoAnswerError, NotAdmittedError, UnreachableError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.rpc import Rpc
 
@@ -305,6 +305,8 @@ class MemberService:
         except UnreachableError:
             self.lost(suspect)  # a next owner that has sent nothing to a dead owner would learn of it seconds later
             raise
+        except NoAnswerError as silent:
+            raise UnreachableError(suspect, f"no answer in {self.config.grace_s:.1f} s") from silent
         self.heard(suspect)
         return Done()
 
