@@ -39,13 +39,13 @@ NO_NUMBERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", HALVES, ids=repr)
+@pytest.mark.parametrize("value", HALVES, ids=lambda value: type(value).__name__)
 def test_anything_with_float_is_a_number(value: Any) -> None:
     assert number(value, "loss") == 0.5
     assert type(number(value, "loss")) is float
 
 
-@pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: type(value).__name__)
 def test_what_is_no_finite_number_is_named(value: Any) -> None:
     with pytest.raises(UsageError, match=r"^loss is "):
         number(value, "loss")
