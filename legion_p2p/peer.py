@@ -30,7 +30,7 @@ from legion_p2p.services.run.access import watch_access
 from legion_p2p.services.run.discovery import find_run
 from legion_p2p.services.run.joiner import SHORT_SEARCH_S, Params, RunCreation, creating, joining
 from legion_p2p.services.run.lobby import PeerParts
-from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.store.access import AccessFiles, token_of
@@ -52,7 +52,7 @@ async def open_peer(
     params: Params = None,
     start: "Tensor | None" = None,
     events: Events | None = None,
-) -> AsyncIterator[Run]:
+) -> AsyncIterator[ActiveRun]:
     """A peer in a run, for as long as the block lasts. Under trio. Leaving the block leaves the run in order.
 
     `run`: the name or id of a run to join, or one to create. `create_or_join`: create it only if neither the peer's store nor

@@ -20,7 +20,7 @@ WITHIN_S = 60.0
 """Two peers outbid each other every few seconds; what an earlier life left comes once."""
 
 
-class Verdict(Enum):
+class Holder(Enum):
     OLDER = "older"
     NEWER = "newer"
 
@@ -32,7 +32,7 @@ class SameKey:
         self._outbid_at: deque[float] = deque(maxlen=EARLIER_LIVES + 1)
         self._highest = -1
 
-    def contradicted(self, incarnation: int, their_seq: int, own_seq: int, now: float) -> Verdict | None:
+    def contradicted(self, incarnation: int, their_seq: int, own_seq: int, now: float) -> Holder | None:
         """An announcement of this peer's id came, with a higher incarnation than its own. None: it may be an earlier life."""
         if incarnation <= self._highest:  # passed on by another member, or replayed
             return None
@@ -40,4 +40,4 @@ class SameKey:
         self._outbid_at.append(now)
         if len(self._outbid_at) <= EARLIER_LIVES or now - self._outbid_at[0] > WITHIN_S:
             return None
-        return Verdict.OLDER if own_seq > their_seq else Verdict.NEWER
+        return Holder.OLDER if own_seq > their_seq else Holder.NEWER

@@ -27,7 +27,7 @@ from legion_p2p.observe.status import Status
 from legion_p2p.services.run.joiner import RunCreation, creating, joining
 from legion_p2p.services.run.lobby import PeerParts
 from legion_p2p.services.run.progress import Progress
-from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.services.shards.mailbox import Mailbox
@@ -79,7 +79,7 @@ class SimPeer:
         self.events = Events(wall_time=trio.current_time)
         self.log: list[Event] = []
         self.events.add_sink(self.log.append)
-        self.engine: Run
+        self.engine: ActiveRun
         self.target = target
         self.step_s = step_s
         self.rate = 0.005
@@ -321,7 +321,7 @@ class Swarm:
         peer.network.close()
 
     @asynccontextmanager
-    async def _opened(self, peer: SimPeer, creates: bool, config: PeerConfig) -> AsyncIterator[Run]:
+    async def _opened(self, peer: SimPeer, creates: bool, config: PeerConfig) -> AsyncIterator[ActiveRun]:
         params = param_specs(peer.view)
         archive = None if self.stores is None else Archive(BlockStore(self.stores / peer.name), peer.network.identity)
         parts = PeerParts(

@@ -29,7 +29,7 @@ from legion_p2p.core.run import RoundSpec, RunSpec
 from legion_p2p.errors import IncompatibleModelError, JoinError, NetworkError, NonFiniteError, UsageError
 from legion_p2p.services.run.joiner import RunCreation
 from legion_p2p.services.run.progress import Progress
-from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.services.shards.replica import LocalChange, Replica
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.described import check_codecs
@@ -138,7 +138,7 @@ class Mean:
     received_bytes: int
 
 
-async def average_once(engine: Run, values: Tensor, n_peers: int, gather_s: float) -> Mean:
+async def average_once(engine: ActiveRun, values: Tensor, n_peers: int, gather_s: float) -> Mean:
     """Average `values` (1-D fp32) with everybody in a run of zeros. In the peer's thread.
 
     Raises: JoinError, if fewer than `n_peers` came within `gather_s`, or the round is over already; NetworkError, if this peer
@@ -214,12 +214,12 @@ async def _follow(replica: Replica, outcome: _Outcome) -> None:
     outcome.told = {} if last is None else {f.peer: f.reason for f in last.header.failed}
 
 
-def _taking_part(engine: Run) -> set[PeerId]:
+def _taking_part(engine: ActiveRun) -> set[PeerId]:
     """Members that hold the zeros and are about to push, or have pushed."""
     return {PeerId(a.peer_id) for a in engine.members.everyone() if a.ready and (a.training or a.done)}
 
 
-async def _meet(engine: Run) -> None:
+async def _meet(engine: ActiveRun) -> None:
     """Tell everybody known at once: gossip may take seconds to find its mesh."""
     async with trio.open_nursery() as nursery:
         for member in engine.members.table.counted():

@@ -19,10 +19,10 @@ from legion_p2p.errors import ClosedError, UsageError, describe_failure
 from legion_p2p.observe.events import HANDING_OVER, Event
 from legion_p2p.observe.metrics import handing_over_text
 from legion_p2p.services.run.leaving import LEAVE_S
-from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.run import ActiveRun
 
 T = TypeVar("T")
-Opener = Callable[[], AbstractAsyncContextManager[Run]]
+Opener = Callable[[], AbstractAsyncContextManager[ActiveRun]]
 
 POLL_S = 0.1
 CLOSE_S = 5.0  # a peer with a small model has left after 2 s, on a busy machine; a larger one goes on leaving in the background
@@ -33,7 +33,7 @@ class PeerAccess(Protocol):
     """How code outside the peer's thread reaches it."""
 
     @property
-    def engine(self) -> Run:
+    def engine(self) -> ActiveRun:
         """The peer's part in its run. Reading plain attributes is safe from any thread; everything else goes through `call` or
         `post`."""
 
@@ -67,7 +67,7 @@ class PeerAccess(Protocol):
 class PeerInLoop:
     """A peer in the caller's own trio loop, whose end the caller sees to. Training happens in worker threads beside it."""
 
-    def __init__(self, engine: Run) -> None:
+    def __init__(self, engine: ActiveRun) -> None:
         self.engine = engine
         self._pid = os.getpid()
         self._token = trio.lowlevel.current_trio_token()
@@ -117,7 +117,7 @@ class PeerThread:
         self._ready = threading.Event()
         self._failure: BaseException | None = None  # that ended the thread, as it left trio
         self._cause: BaseException | None = None
-        self._engine: Run | None = None
+        self._engine: ActiveRun | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._thread = threading.Thread(target=self._run, name="legion-peer", daemon=True)
         self._thread.start()
@@ -134,7 +134,7 @@ class PeerThread:
         _open_threads.add(self)
 
     @property
-    def engine(self) -> Run:
+    def engine(self) -> ActiveRun:
         if self._engine is None:
             raise ClosedError("this peer has not joined a run")
         return self._engine

@@ -15,7 +15,7 @@ from legion_p2p.errors import UsageError
 from legion_p2p.observe.events import Events
 from legion_p2p.peer import open_peer
 from legion_p2p.services.run.joiner import Params, RunCreation
-from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.bridge import PeerThread
 from legion_p2p.train.described import check_choices, check_codecs
@@ -39,7 +39,7 @@ def enter(
     Raises: as `open_peer`; IncompatibleModelError, where a run is joined instead of created and differs from what was asked for.
     """
 
-    def opener() -> AbstractAsyncContextManager[Run]:
+    def opener() -> AbstractAsyncContextManager[ActiveRun]:
         return open_peer(
             creation or entry.run,
             peer,

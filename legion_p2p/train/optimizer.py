@@ -21,7 +21,7 @@ from legion_p2p.core.wire import MAX_COUNT
 from legion_p2p.errors import UsageError
 from legion_p2p.observe.status import Status
 from legion_p2p.services.run.progress import Progress
-from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.tensor.flatten import FlatView
@@ -368,7 +368,7 @@ class Optimizer(torch.optim.Optimizer):
     # inner steps
 
     @property
-    def _engine(self) -> Run:
+    def _engine(self) -> ActiveRun:
         return self._thread.engine
 
     def _count_training(self) -> int:

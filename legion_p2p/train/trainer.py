@@ -24,7 +24,7 @@ from legion_p2p.observe.events import PHASE, Events
 from legion_p2p.observe.metrics import JOIN_WITH, JsonlSink
 from legion_p2p.observe.status import Status
 from legion_p2p.services.run.joiner import RunCreation
-from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.bridge import AT_EXIT_S, PeerThread
 from legion_p2p.train.corpus import Corpus, decode, open_text
@@ -246,7 +246,7 @@ class Trainer:
             self._finish(opt)
         return self._conclude(model, opt, corpus, engine, thread, out, reason)
 
-    def _share_of(self, corpus: Corpus, spec: RunSpec, context: int, engine: Run, thread: PeerThread) -> ChunkedWindows:
+    def _share_of(self, corpus: Corpus, spec: RunSpec, context: int, engine: ActiveRun, thread: PeerThread) -> ChunkedWindows:
         chunk_tokens = default_chunk_tokens(len(corpus.train), context)
         ledger = ChunkLedger(n_chunks_of(len(corpus.train), chunk_tokens), engine.me)
         living: list[PeerId] = []
@@ -272,7 +272,7 @@ class Trainer:
         thread.call(begin)
         return data
 
-    def _go_on(self, engine: Run, data: ChunkedWindows) -> None:
+    def _go_on(self, engine: ActiveRun, data: ChunkedWindows) -> None:
         """Read on where this peer stopped, if it resumes; and let checkpoints say where it is from now on."""
         if engine.restored is not None:
             try:
@@ -344,7 +344,7 @@ class Trainer:
             self._show(opt)
 
     def _conclude(
-        self, model: GPT, opt: Optimizer, corpus: Corpus, engine: Run, thread: PeerThread, out: Path | None, reason: str
+        self, model: GPT, opt: Optimizer, corpus: Corpus, engine: ActiveRun, thread: PeerThread, out: Path | None, reason: str
     ) -> Outcome:
         flat = opt.common_parameters()
         digest = opt.common_digest()

@@ -51,7 +51,7 @@ from legion_p2p.net.wire import VERSION
 from legion_p2p.peer import open_peer
 from legion_p2p.services.run.joiner import RunCreation
 from legion_p2p.services.run.progress import Progress
-from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import FlatView
@@ -67,7 +67,7 @@ TYPED |= {"BusyError", "NotServingError", "UnknownVersionError"}  # the messenge
 QUIET = NetConfig(dht_server=False)
 
 
-async def train(engine: Run) -> None:
+async def train(engine: ActiveRun) -> None:
     """Pull a toy model towards ones, step by step."""
     theta = torch.nn.Parameter(torch.zeros(NUMEL))
     plan = engine.plan
@@ -89,7 +89,7 @@ class Victim:
     """A peer that founded a run and trains, in a thread with an event loop of its own."""
 
     def __init__(self) -> None:
-        self.engine: Run
+        self.engine: ActiveRun
         self._token: trio.lowlevel.TrioToken
         self._ready = threading.Event()
         self._end: trio.Event

@@ -209,8 +209,12 @@ def test_every_field_of_the_values_is_an_option_and_every_option_a_field(job_of)
     fields = {
         (kind, field) for kind in (RunChoice, Training, Peer, Limits, Store, Rounds, Inner) for field in kind.__struct_fields__
     }
-    new_run = {(NewRun, "preset"), (NewRun, "links")}  # the rest is in SPEC.toml, or of its name, --data and --seed
-    assert options == (fields | new_run) - {(Peer, name) for name in ("limits", "store", "on_event", "token")}
+    new_run = {
+        (NewRun, "preset"),
+        (NewRun, "links"),
+        (NewRun, "admission"),
+    }  # the rest is in SPEC.toml, or of its name, --data and --seed
+    assert options == (fields | new_run) - {(Peer, name) for name in ("limits", "store", "on_event")}
     assert len({option.name for option in OPTIONS}) == len(OPTIONS)
 
 

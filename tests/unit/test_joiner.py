@@ -24,7 +24,7 @@ from legion_p2p.errors import (
 from legion_p2p.services.run.discovery import find_run
 from legion_p2p.services.run.joiner import Joiner, Params, creating, joining
 from legion_p2p.services.run.lobby import Lobby, PeerParts
-from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.sim.network import World
 from legion_p2p.store.archive import Archive
 from legion_p2p.store.blocks import BlockStore
@@ -40,7 +40,7 @@ async def met(world: World, parts: PeerParts, other: PeerParts) -> None:
 
 
 @asynccontextmanager
-async def a_run_of_one() -> AsyncIterator[tuple[World, PeerParts, Run]]:
+async def a_run_of_one() -> AsyncIterator[tuple[World, PeerParts, ActiveRun]]:
     async with World() as world:
         parts = parts_of(world, "first")
         async with creating(parts, creation_of()) as run:

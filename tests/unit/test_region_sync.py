@@ -24,7 +24,7 @@ from legion_p2p.services.inter_region.pairs import CENTER, MAX_PAIRS, OpenReques
 from legion_p2p.services.inter_region.responder import STALE
 from legion_p2p.services.inter_region.schedule import MAX_RATES, WHOLE
 from legion_p2p.services.run.joiner import creating, joining
-from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.sim.network import World
 from legion_p2p.tensor import codec
@@ -40,7 +40,7 @@ LITTLE, MUCH = Bandwidth(upload_bps=1e6), Bandwidth(upload_bps=64e6)
 class Side:
     """One peer and its log."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: ActiveRun) -> None:
         self.run = run
         self.log = log_of(run.lobby.parts)
 

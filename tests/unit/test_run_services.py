@@ -32,14 +32,14 @@ from legion_p2p.services.run.joiner import Joiner, creating, joining
 from legion_p2p.services.run.leaving import leave
 from legion_p2p.services.run.lobby import Lobby, PeerParts
 from legion_p2p.services.run.progress import Progress
-from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.services.run.status import describe, status_before, status_of
 from legion_p2p.sim.network import SimNetwork, World
 from tests.parts_of import creation_of, identity_of, log_of, parts_of
 
 
 @asynccontextmanager
-async def a_run_and_a_stranger() -> AsyncIterator[tuple[PeerParts, Run, SimNetwork]]:
+async def a_run_and_a_stranger() -> AsyncIterator[tuple[PeerParts, ActiveRun, SimNetwork]]:
     async with World() as world:
         parts = parts_of(world, "first")
         async with creating(parts, creation_of()) as run:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from legion_p2p.core.same_key import EARLIER_LIVES, WITHIN_S, SameKey, Verdict
+from legion_p2p.core.same_key import EARLIER_LIVES, WITHIN_S, Holder, SameKey
 
 
 def test_an_earlier_life_is_outbid_without_a_word():
@@ -33,10 +33,10 @@ def test_of_two_that_outbid_each_other_the_one_that_announced_itself_less_often_
             new.contradicted(incarnation + 1, old_seq + n, new_seq + n, at),
         ]
 
-    assert told == [Verdict.OLDER, Verdict.NEWER]
+    assert told == [Holder.OLDER, Holder.NEWER]
 
 
 def test_of_two_that_cannot_be_told_apart_both_end():
     key = SameKey()
 
-    assert [key.contradicted(n, 7, 7, float(n)) for n in range(EARLIER_LIVES + 1)][-1] is Verdict.NEWER
+    assert [key.contradicted(n, 7, 7, float(n)) for n in range(EARLIER_LIVES + 1)][-1] is Holder.NEWER

@@ -30,7 +30,7 @@ from legion_p2p.services.run.build_shards import GROUP_BYTES, groups
 from legion_p2p.services.run.fetch_shards import BUSY_PATIENCE_S, FETCH_DEADLINE_S, FETCH_S, ShardFetcher
 from legion_p2p.services.run.joiner import creating, joining
 from legion_p2p.services.run.lobby import PeerParts
-from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.services.shards.replica import LocalChange
 from legion_p2p.sim.network import World
 from legion_p2p.store.archive import Archive
@@ -234,7 +234,7 @@ def archive_at(path: Path, name: str) -> closing[Archive]:
     return closing(Archive(BlockStore(path / name), identity_of(name)))
 
 
-async def advance(runs: Sequence[Run], n_versions: int) -> None:
+async def advance(runs: Sequence[ActiveRun], n_versions: int) -> None:
     """Change every shard that many times, as trainers do that all hand in a change of the same size."""
     for _ in range(n_versions):
         before = versions(runs[0])
@@ -249,12 +249,12 @@ async def advance(runs: Sequence[Run], n_versions: int) -> None:
             run.mailbox.drain()
 
 
-def versions(run: Run) -> list[int]:
+def versions(run: ActiveRun) -> list[int]:
     return [replica.chain.version for _, replica in sorted(run.shards.replicas.items())]
 
 
 @asynccontextmanager
-async def a_run_with_checkpoints(path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[PeerParts, Run]]:
+async def a_run_with_checkpoints(path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[PeerParts, ActiveRun]]:
     """A run of two that have trained, the first of which has stored it; and the parts of a peer that may join."""
     monkeypatch.setattr(state_sync, "WORTH_SELECTING_BYTES", 0)
     async with World() as world:

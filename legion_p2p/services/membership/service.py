@@ -31,7 +31,7 @@ from legion_p2p.core.membership import (
 )
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.run import announce_topic
-from legion_p2p.core.same_key import SameKey, Verdict
+from legion_p2p.core.same_key import Holder, SameKey
 from legion_p2p.core.wire import (
     MAX_EXCHANGED,
     Accusation,
@@ -378,10 +378,10 @@ class MemberService:
         if verdict is None or self._key_is_shared.is_set():
             return
         where = announcement.addresses[0] if announcement.addresses else "an unknown address"
-        ends = "this one is the newer and ends" if verdict is Verdict.NEWER else "that one is the newer and should end"
+        ends = "this one is the newer and ends" if verdict is Holder.NEWER else "that one is the newer and should end"
         told = f"another peer at {where} runs with this peer's key: {ends}; each peer needs a key of its own, --identity FILE"
         self._events.error("member.same_key", told)
-        if verdict is Verdict.NEWER:
+        if verdict is Holder.NEWER:
             self._shared_key_text = told
             self._key_is_shared.set()
 

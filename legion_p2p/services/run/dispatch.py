@@ -36,7 +36,7 @@ from legion_p2p.core.wire import (
 from legion_p2p.errors import IncompatibleModelError, NetworkError, UnknownRunError
 from legion_p2p.services.rpc import Scope
 from legion_p2p.services.run.lobby import Lobby
-from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.run import ActiveRun
 
 
 def answer_before(lobby: Lobby) -> None:
@@ -61,7 +61,7 @@ def answer_before(lobby: Lobby) -> None:
     lobby.parts.network.messenger.serve(dispatcher.handle)
 
 
-def answer(run: Run) -> None:
+def answer(run: ActiveRun) -> None:
     """Answer as a member of a run, from now on."""
 
     async def get_spec(peer: PeerId, message: GetSpec) -> SpecFound:
@@ -101,7 +101,7 @@ def answer(run: Run) -> None:
     run.messenger.serve(dispatcher.handle)
 
 
-def _answer_about_members(in_run: Scope, run: Run) -> None:
+def _answer_about_members(in_run: Scope, run: ActiveRun) -> None:
     members = run.members
 
     async def exchange(peer: PeerId, message: Exchange) -> Exchanged:

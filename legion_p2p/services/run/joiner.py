@@ -30,7 +30,7 @@ from legion_p2p.services.run.dispatch import answer, answer_before
 from legion_p2p.services.run.leaving import leave
 from legion_p2p.services.run.lobby import Lobby, PeerParts
 from legion_p2p.services.run.resume import Restored, catch_up, gather, restore
-from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.services.run.state_sync import StateSync
 from legion_p2p.services.run.status import describe
 from legion_p2p.tensor import codec
@@ -52,7 +52,7 @@ class RunCreation:
 
 
 @asynccontextmanager
-async def creating(parts: PeerParts, creation: RunCreation) -> AsyncIterator[Run]:
+async def creating(parts: PeerParts, creation: RunCreation) -> AsyncIterator[ActiveRun]:
     """Create a run, and be in it for as long as the block lasts; leave in order at the end, also when cancelled.
 
     Raises: RunExistsError, if others have one of this name; UsageError.
@@ -64,7 +64,7 @@ async def creating(parts: PeerParts, creation: RunCreation) -> AsyncIterator[Run
 @asynccontextmanager
 async def joining(
     parts: PeerParts, run: str, params: Params = None, *, search_s: float = SEARCH_S, start: Tensor | None = None
-) -> AsyncIterator[Run]:
+) -> AsyncIterator[ActiveRun]:
     """Join the run of this name or id, or go on with it where it is stored; leave in order at the end, also when cancelled.
 
     `search_s`: for how long to look for it. `start`: parameters that the run may have started from (1-D fp32): shards that are
@@ -77,7 +77,7 @@ async def joining(
 
 
 @asynccontextmanager
-async def _in_run(parts: PeerParts, enter: "Callable[[Joiner], Awaitable[Run]]") -> AsyncIterator[Run]:
+async def _in_run(parts: PeerParts, enter: "Callable[[Joiner], Awaitable[ActiveRun]]") -> AsyncIterator[ActiveRun]:
     async with open_flat_nursery(parts.mailbox.fail) as nursery:
         joiner = Joiner(Lobby(parts), nursery)
         try:
@@ -98,11 +98,11 @@ class Joiner:
         self._events = lobby.parts.events
         self._disk = lobby.parts.disk or lobby.parts.offload
         self._nursery = nursery
-        self._run: Run | None = None
+        self._run: ActiveRun | None = None
         """The run that was entered: it has to be left, also if joining failed half-way."""
         answer_before(lobby)
 
-    async def create(self, creation: RunCreation) -> Run:
+    async def create(self, creation: RunCreation) -> ActiveRun:
         """Create a run. Raises: RunExistsError, if others have one of this name; UsageError."""
         nonce = f"{self._parts.rng.getrandbits(64):016x}"
         spec = msgspec.structs.replace(creation.spec, founder=self._network.identity.peer_id, nonce=nonce)
@@ -127,7 +127,7 @@ class Joiner:
         self._events.emit("run.created", run=run.id, name=spec.name)
         return run
 
-    async def join(self, name: str, params: Params = None, search_s: float = SEARCH_S, start: Tensor | None = None) -> Run:
+    async def join(self, name: str, params: Params = None, search_s: float = SEARCH_S, start: Tensor | None = None) -> ActiveRun:
         """Join the run of this name, NAME@CREATOR or id, with those that are in it and with what is stored of it here.
 
         Raises: UnknownRunError; AmbiguousRunError; IncompatibleModelError; JoinError, if nobody has the model; StoreError.
@@ -162,7 +162,7 @@ class Joiner:
         restored = None if archive is None else await restore(archive, self._disk, name, self._events)
         return restored if restored is None or creator in ("", restored.stored.spec.founder) else None
 
-    async def _join(self, found: FoundRun, params: Params, start: Tensor | None) -> Run:
+    async def _join(self, found: FoundRun, params: Params, start: Tensor | None) -> ActiveRun:
         _check_model(params, found.spec)
         run = self._enter(found.signed, found.spec)
         await self._nursery.start(run.members.run_forever)
@@ -194,7 +194,7 @@ class Joiner:
         )  # fmt: skip
         return run
 
-    async def _resume(self, restored: Restored, contacts: Sequence[PeerId], params: Params) -> Run:
+    async def _resume(self, restored: Restored, contacts: Sequence[PeerId], params: Params) -> ActiveRun:
         """Go on with a run from where this peer's archive has it; where others are further, from there."""
         stored = restored.stored
         _check_model(params, stored.spec)
@@ -222,18 +222,18 @@ class Joiner:
         self._events.emit("run.resumed", run=run.id, name=run.spec.name, step=run.steps.began_at)
         return run
 
-    async def _take_part(self, run: Run) -> None:
+    async def _take_part(self, run: ActiveRun) -> None:
         await run.take_part(self._nursery)
         self._nursery.start_soon(run.advertise.run_forever)
 
-    def _enter(self, signed: SignedSpec, spec: RunSpec, restored: Restored | None = None) -> Run:
+    def _enter(self, signed: SignedSpec, spec: RunSpec, restored: Restored | None = None) -> ActiveRun:
         """From here on this peer answers as a member of the run. Raises: IncompatibleModelError; JoinError."""
         try:
             for name in spec.round.codecs():
                 codec.get(name)
         except CodecError as unknown:
             raise IncompatibleModelError(f"run {spec.name!r} needs another version of this program: {unknown}") from unknown
-        run: Run
+        run: ActiveRun
         messenger = RegionalMessenger(self._network.messenger, lambda peer: run.is_across(peer))
         ctx = PeerContext(
             run=run_id(signed),
@@ -255,12 +255,12 @@ class Joiner:
         if refusal:
             raise JoinError(f"run {spec.name!r} does not admit this peer, {ctx.me}: {refusal}; ask its creator, {spec.founder}")
         resumed_from = None if restored is None else replace(restored, shards=())  # the tensors are held by the shards
-        self._run = run = Run(self._lobby, ctx, signed, messenger, members, resumed_from)
+        self._run = run = ActiveRun(self._lobby, ctx, signed, messenger, members, resumed_from)
         answer(run)
         return run
 
 
-def _ramp_pushes(run: Run) -> None:
+def _ramp_pushes(run: ActiveRun) -> None:
     """The moments of its inner optimizer are cold: its first pushes count less, unless the run averages exactly."""
     run.shards.states.ramp_pushes = 0 if run.spec.round.synchronous else run.ctx.config.rounds.ramp_pushes
 

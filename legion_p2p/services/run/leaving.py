@@ -13,7 +13,7 @@ import trio
 
 from legion_p2p.core.departure import HandOverNotices
 from legion_p2p.observe.events import HANDING_OVER
-from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.run import ActiveRun
 
 HAND_OVER_S = 60.0  # to give away what only this peer has: 7 MB at 1 Mbit/s. With a small model it takes a few round trips
 FINISH_S = 0.5  # for the disk
@@ -22,7 +22,7 @@ LEAVE_S = HAND_OVER_S + FINISH_S + GOODBYE_S  # an orderly leave takes at most t
 MAX_TOLD = 16  # members that are told at once that this one leaves
 
 
-async def leave(run: Run) -> None:
+async def leave(run: ActiveRun) -> None:
     """Leave in order; nothing, if this peer is leaving already. Not to be cancelled: each part has its time."""
     was_ready = run.presence.ready
     if not run.presence.leave():
@@ -40,7 +40,7 @@ async def leave(run: Run) -> None:
     run.events.emit("run.left", run=run.id)
 
 
-async def _hand_over(run: Run) -> None:
+async def _hand_over(run: ActiveRun) -> None:
     """Own nothing, and have all that only an owner has at the next ones."""
     run.members.announce_soon()
     async with trio.open_nursery() as nursery:
@@ -54,7 +54,7 @@ async def _hand_over(run: Run) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def _give_notice(run: Run) -> None:
+async def _give_notice(run: ActiveRun) -> None:
     """Where it takes longer than a moment, say how long."""
     notices = HandOverNotices(trio.current_time())
     while True:

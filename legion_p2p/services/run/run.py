@@ -1,7 +1,7 @@
 """One peer's part in one run: the services that it consists of, and what the trainer does with them.
 
 Every part is there from the first moment. How a run is entered stands in joiner.py, how it is left in leaving.py; what a peer
-answers and what it says of itself are functions over a `Run`, in dispatch.py and status.py.
+answers and what it says of itself are functions over an `ActiveRun`, in dispatch.py and status.py.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ from legion_p2p.services.shards.service import ShardService
 MAX_GREETED = 16  # members that a peer which joins exchanges announcements with at once: gossip brings the rest
 
 
-class Run:
+class ActiveRun:
     """A peer in a run. Made by `services.run.joiner`. Under trio: other threads may only read its plain attributes."""
 
     def __init__(

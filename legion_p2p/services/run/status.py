@@ -8,12 +8,12 @@ from legion_p2p.core.announcement import MAX_TROUBLE_CHARS, Announcement, peer_o
 from legion_p2p.core.identity import PeerId
 from legion_p2p.observe.status import ContactStatus, ErrorStatus, MemberStatus, RunStatus, ShardStatus, Status
 from legion_p2p.services.run.lobby import Lobby
-from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.run import ActiveRun
 
 MAX_ANNOUNCED_ADDRESSES = 16  # of one peer: more make every announcement longer, and hardly any of them can be dialled
 
 
-def describe(run: Run) -> Announcement:
+def describe(run: ActiveRun) -> Announcement:
     """The announcement that this peer makes now, but for its order in time."""
     progress = run.progress
     traffic = run.messenger.traffic()
@@ -84,7 +84,7 @@ def status_before(lobby: Lobby) -> Status:
     )
 
 
-def status_of(run: Run) -> Status:
+def status_of(run: ActiveRun) -> Status:
     """What a peer in a run knows now. In the peer's thread."""
     progress = run.progress
     return msgspec.structs.replace(
@@ -113,7 +113,7 @@ def status_of(run: Run) -> Status:
     )
 
 
-def _state(run: Run) -> str:
+def _state(run: ActiveRun) -> str:
     if run.presence.leaving:
         return "leaving"
     if not run.presence.ready:
@@ -123,7 +123,7 @@ def _state(run: Run) -> str:
     return run.progress.state or ("training" if run.progress.training else "waiting")
 
 
-def _member_rows(run: Run) -> tuple[MemberStatus, ...]:
+def _member_rows(run: ActiveRun) -> tuple[MemberStatus, ...]:
     owned: dict[PeerId, int] = {}
     for shard in run.shards.replicas:
         owner = run.shards.ownership(shard).owner
@@ -153,7 +153,7 @@ def _member_rows(run: Run) -> tuple[MemberStatus, ...]:
     )
 
 
-def _shard_rows(run: Run) -> tuple[ShardStatus, ...]:
+def _shard_rows(run: ActiveRun) -> tuple[ShardStatus, ...]:
     rows = []
     for shard, replica in sorted(run.shards.replicas.items()):
         owners = run.shards.ownership(shard)

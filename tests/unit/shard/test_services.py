@@ -40,7 +40,7 @@ from legion_p2p.errors import CodecError, DecodeError, LegionError, NetworkError
 from legion_p2p.services.run.joiner import creating, joining
 from legion_p2p.services.run.leaving import leave
 from legion_p2p.services.run.progress import Progress
-from legion_p2p.services.run.run import Run
+from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.services.shards.mailbox import NON_FINITE
 from legion_p2p.services.shards.replica import LocalChange, Replica
 from legion_p2p.sim.network import World
@@ -56,7 +56,7 @@ RAMP = torch.linspace(-1.0, 1.0, N)
 class Peer:
     """One peer, its log, and what it tells the training side."""
 
-    def __init__(self, run: Run, world: World) -> None:
+    def __init__(self, run: ActiveRun, world: World) -> None:
         self.run = run
         self.world = world
         self.log = log_of(run.lobby.parts)
