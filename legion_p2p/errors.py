@@ -63,13 +63,16 @@ class NoContactError(JoinError):
 
 
 class UnknownRunError(JoinError):
-    """No peer that can be reached knows a run of this name. Create it, or correct the name. `known` are the names of others."""
+    """No peer that can be reached knows a run of this name. Create it, or correct the name. `known` are the names of others;
+    `losses` says which checkpoints of it are stored here without some of their blocks, and what to do.
+    """
 
-    def __init__(self, run: str, n_contacts: int, known: Sequence[str] = ()) -> None:
+    def __init__(self, run: str, n_contacts: int, known: Sequence[str] = (), losses: str = "") -> None:
         self.run = run
+        self.n_contacts = n_contacts
         self.known = tuple(known)
         there = f"; known here: {', '.join(known[:MAX_NAMES_TOLD])}{', ...' * (len(known) > MAX_NAMES_TOLD)}" if known else ""
-        super().__init__(f"no peer knows a run named {run!r} ({n_contacts} contacts asked){there}; {HOW_TO_CREATE}")
+        super().__init__(f"no peer knows a run named {run!r} ({n_contacts} contacts asked){there}; {losses or HOW_TO_CREATE}")
 
 
 class AmbiguousRunError(JoinError):

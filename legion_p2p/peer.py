@@ -114,7 +114,10 @@ async def open_peer(
                     )
                 if network.dial_reports:
                     events.emit(PHASE, text=f"connecting to {len(network.dial_reports)} initial peers")
-                await _connect(network, name, bool(stored), isinstance(run, RunCreation), peer.store, events)
+                if not (stored or network.dial_reports or isinstance(run, RunCreation)):
+                    losses = await disk(archive.losses, name.partition("@")[0]) if archive is not None else ""
+                    raise UsageError(_nobody_to_ask(name, peer.store, losses))
+                await _connect(network, bool(stored), events)
                 if isinstance(run, RunCreation) and create_or_join:
                     run = stored or await _living_id(network, name, events) or run
                 is_new = isinstance(run, RunCreation)
@@ -180,11 +183,16 @@ async def _living_id(network: "Libp2pNetwork", name: str, events: Events) -> str
     return found.id
 
 
-async def _connect(network: "Libp2pNetwork", name: str, is_stored: bool, is_new: bool, store: Store, events: Events) -> None:
-    """Connect to the initial peers; where none answers, a stored run is enough. Raises: NoContactError; UsageError."""
-    if not is_new and not network.dial_reports and not is_stored:
-        where = f", and the store {store.path} holds no checkpoint of it" if store.path else ""
-        raise UsageError(f"no initial peers are given to find the run {name!r} through{where}; {HOW_TO_CREATE}")
+def _nobody_to_ask(name: str, store: Store, losses: str) -> str:
+    problem = f"no initial peers are given to find the run {name!r} through"
+    if losses:
+        return f"{problem}, and {losses}"
+    where = f", and the store {store.path} holds no checkpoint of it" if store.path else ""
+    return f"{problem}{where}; {HOW_TO_CREATE}"
+
+
+async def _connect(network: "Libp2pNetwork", is_stored: bool, events: Events) -> None:
+    """Connect to the initial peers; where none answers, a stored run is enough. Raises: NoContactError."""
     try:
         await network.join()
     except NoContactError as nobody:

@@ -62,7 +62,8 @@ def list_(*, store: _Store = "", json: _Json = False) -> int:
         print(f"there is no checkpoint in {blocks.path}")
         return DONE
     for one in found:
-        run = clean(one.run_name) if one.run_name is not None else f"run ..{short_id(one.run)}"
+        name = clean(one.run_name) if one.run_name is not None else "run"
+        run = f"{name} ..{short_id(one.run)}"  # two runs may have one name
         parts = [
             run, f"step {whole_text(one.step)}", f"{whole_text(one.n_shards)} shards", bytes_text(one.stored_bytes),
             f"by ..{short_id(one.publisher)}, {_date_text(one.created_s)}",

@@ -29,6 +29,7 @@ MAX_CONNECTIONS = 16  # legion-ctl, a dashboard and a script use one each; more 
 REQUEST_S = 5.0  # from accept to the last byte; a slow loris holds a slot no longer
 MAX_STATUS_BYTES = 16 << 20  # 50,000 shards and members
 PROBE_S = 2.0  # a closed port refuses at once; only a busy or stopped peer needs waiting for
+NO_STATUS = b"no status:"  # how a peer begins to say why it has none; a web server says something else
 
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _encoder = msgspec.json.Encoder()
@@ -106,7 +107,7 @@ def _route(request: h11.Request, get_status: Callable[[], Status]) -> tuple[int,
     try:
         return 200, "application/json", _encoder.encode(get_status())
     except Exception as broken:  # a status that cannot be told must not end the peer
-        return 500, "text/plain", f"no status: {broken!r}\n".encode()
+        return 500, "text/plain", NO_STATUS + f" {broken!r}\n".encode()
 
 
 def is_loopback_host(host: str) -> bool:
@@ -186,14 +187,30 @@ async def fetch_status(host: str, port: int, budget_s: float = PROBE_S) -> Statu
             raise NetworkError(f"nobody listens on {address}") from ConnectionRefusedError()
         raise NetworkError(f"{address}: {bad}") from bad
     except h11.ProtocolError as bad:
-        raise NetworkError(f"{address} is not a peer of legion_p2p") from bad
-    if code != 200:
+        raise NetworkError(_something_else(address)) from bad
+    if code == 500 and body.startswith(NO_STATUS):
         raise NetworkError(f"{address} answered {code}: {body[:200].decode(errors='replace').strip()}")
+    if code != 200:
+        raise NetworkError(_something_else(address))
     try:
         return _decoder.decode(body)
     except msgspec.DecodeError as bad:
-        text = f"{address} is not a peer of legion_p2p, or one of another version (status {STATUS_VERSION} here): {bad}"
+        if not _is_record(body):
+            raise NetworkError(_something_else(address)) from bad
+        text = f"something else answers on {address}, or a peer of another version (status {STATUS_VERSION} here): {bad}"
         raise NetworkError(text) from bad
+
+
+def _something_else(address: str) -> str:
+    return f"something else answers on {address}: it is not a peer of legion_p2p"
+
+
+def _is_record(body: bytes) -> bool:
+    """True for JSON that may come from a peer of another version, unlike the page of a web server."""
+    try:
+        return isinstance(msgspec.json.decode(body), dict)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
 
 
 def _all_refused(bad: BaseException) -> bool:

@@ -110,6 +110,9 @@ class Archive(Protocol):
     def find(self, run: str) -> tuple[StoredRun, ...]:
         """The checkpoints of runs of this name or id, the newest first."""
 
+    def losses(self, run: str) -> str:
+        """Which checkpoints of the run of this name or id lack blocks, and what to do, in words; empty where none does."""
+
     def open(self, signed: SignedSpec, stored: StoredRun | None = None) -> None:
         """Go on from what is stored of a run; without a checkpoint of it, begin. Raises: DecodeError too."""
 

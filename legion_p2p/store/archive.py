@@ -44,6 +44,7 @@ from legion_p2p.store.checkpoints import (
     update_bytes,
 )
 from legion_p2p.store.journal import Journal
+from legion_p2p.store.summary import losses, losses_text
 
 DEFAULT_KEEP = Retention(last=3)
 LABEL = "kept by this peer"  # pins with this label are pruned; whatever else is pinned stays
@@ -124,6 +125,10 @@ class Archive:
             if run in (spec.name, str(manifest.run)):
                 found.append(StoredRun(cid, manifest, signed, spec))
         return tuple(sorted(found, key=lambda s: (-s.manifest.step, -s.manifest.created_s, s.cid)))
+
+    def losses(self, run: str) -> str:
+        """Which checkpoints of the run of this name or id lack blocks, and what to do, in words; empty where none does."""
+        return losses_text(losses(self.store, run), str(self.store.path))
 
     def open(self, signed: SignedSpec, stored: StoredRun | None = None) -> None:
         """Go on from what is stored of a run; without a checkpoint of it, begin.

@@ -1,6 +1,7 @@
 """What a stored checkpoint is and how much of it is here, without reading its leaves."""
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -61,6 +62,57 @@ def summarize(store: BlockStore, cid: Cid, manifest: Manifest | None = None) -> 
         str(cid), str(manifest.run), name, manifest.step, manifest.created_s, manifest.publisher, manifest.parent,
         store.pins().get(cid), len(manifest.shards), n_blocks, stored_bytes, n_missing,
     )  # fmt: skip
+
+
+MAX_LOSSES_TOLD = 3  # checkpoints in one message; legion-ctl checkpoint list has all
+
+
+class Loss(msgspec.Struct, frozen=True):
+    """A pinned checkpoint of which blocks are missing."""
+
+    cid: str
+    step: int | None
+    """None where its manifest is missing."""
+    n_missing: int
+    """At least: what a missing node links to is not known."""
+
+
+def losses(store: BlockStore, run: str) -> list[Loss]:
+    """The pinned checkpoints of the run of this name or id that are not whole, the newest first.
+
+    One that does not say of which run it is, because its manifest or its specification is missing, counts as well.
+    """
+    found = []
+    for cid in store.pins():
+        if cid.codec != DAG_CBOR:
+            continue
+        try:
+            one = summarize(store, cid)
+        except MissingBlockError:
+            found.append(Loss(str(cid), None, 1))
+        except DecodeError:  # another graph, which somebody else pinned
+            continue
+        else:
+            is_meant = one.run_name is None or run in (one.run, one.run_name)
+            if one.n_missing and is_meant:
+                found.append(Loss(one.cid, one.step, one.n_missing))
+    return sorted(found, key=lambda loss: (-1 if loss.step is None else -loss.step, loss.cid))
+
+
+def losses_text(found: Sequence[Loss], folder: str) -> str:
+    """Which checkpoints a store lacks blocks of, and what to do; empty where nothing is lost."""
+    if not found:
+        return ""
+    told = ", ".join(
+        f"{loss.cid}{f' of step {loss.step}' if loss.step is not None else ''} lacks {loss.n_missing} "
+        f"block{'s' * (loss.n_missing != 1)} or more"
+        for loss in found[:MAX_LOSSES_TOLD]
+    )
+    more = f", and {len(found) - MAX_LOSSES_TOLD} more" if len(found) > MAX_LOSSES_TOLD else ""
+    return (
+        f"the store {folder} holds no whole checkpoint of it: {told}{more}; fetch one from peers that have it: "
+        f"legion-ctl checkpoint fetch {found[0].cid} --store {shlex.quote(folder)} --initial-peers ADDR"
+    )
 
 
 def summarize_shards(store: BlockStore, manifest: Manifest, progress: Callable[[int], None]) -> list[ShardSummary]:

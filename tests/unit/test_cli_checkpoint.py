@@ -14,6 +14,7 @@ from legion_p2p.cli import ctl
 from legion_p2p.cli.failures import DONE, FAILED, MISFIT, USAGE
 from legion_p2p.cli.running import run_app
 from legion_p2p.core.cids import Cid
+from legion_p2p.core.run import run_id
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.train.gpt import GPTConfig
 from tests.checkpoint_of import FOUNDER, Run, checkpointed
@@ -73,6 +74,16 @@ def test_list_shows_the_newest_first(cli: Cli, run_and_roots) -> None:
     assert told.index(str(second)) < told.index(str(first)) and "tiny" in told and "step 20" in told
     assert [(one["cid"], one["step"], one["n_missing"]) for one in records] == [(str(second), 20, 0), (str(first), 10, 0)]
     assert records[0]["parent"] == str(first) and records[0]["publisher"] == FOUNDER.peer_id
+
+
+def test_list_tells_two_runs_of_one_name_apart(cli: Cli) -> None:
+    with BlockStore(cli.store) as store:
+        runs = [checkpointed(store, update_codec=name)[0] for name in ("int8", "fp16")]
+    ids = [run_id(run.signed) for run in runs]
+
+    told = cli("list")
+
+    assert ids[0] != ids[1] and all(f"tiny ..{run[-8:]}, step 10" in told for run in ids)
 
 
 def test_an_empty_store_and_one_that_is_not_there_are_told_apart(cli: Cli) -> None:

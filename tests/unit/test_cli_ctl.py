@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import msgspec
@@ -123,6 +124,24 @@ def test_a_port_where_nobody_listens_is_told(own_ports, capsys):
     code = run_app(ctl.app, ["status", "--peer", f"localhost:{own_ports[0]}"])
 
     assert code == 3 and f"nobody listens on localhost:{own_ports[0]}" in capsys.readouterr().err
+
+
+def test_a_web_server_on_the_port_of_a_peer_is_told_in_plain_words(own_ports, capsys):
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(404, "File not found")
+
+        def log_message(self, *words):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", own_ports[0]), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        codes = [run_app(ctl.app, ["status"]), run_app(ctl.app, ["status", "--peer", str(own_ports[0])])]
+        server.shutdown()
+
+    err = capsys.readouterr().err
+    assert codes == [3, 3] and "<" not in err and "html" not in err.lower()
+    assert err.count(f"something else answers on 127.0.0.1:{own_ports[0]}: it is not a peer of legion_p2p") == 2
 
 
 @pytest.mark.parametrize("text", ["", "x", "127.0.0.1:", ":47110", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:²"])

@@ -205,13 +205,18 @@ async def test_somebody_else_on_a_port_is_told_apart_from_a_peer(nursery, monkey
 
     other = await nursery.start(answering, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
     web = await nursery.start(answering, b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+    html = b"<!DOCTYPE html><html><body>It works!</body></html>"
+    failing = await nursery.start(answering, b"HTTP/1.1 500 Oops\r\nContent-Length: %d\r\n\r\n%b" % (len(html), html))
+    page = await nursery.start(answering, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(html), html))
     ssh = await nursery.start(answering, b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
     endless = await nursery.start(answering, b"HTTP/1.1 200 OK\r\n\r\n" + b" " * (status_http.MAX_STATUS_BYTES + 70000))
     silent = await nursery.start(answering, None)
 
     for port, why in [
-        (other, "not a peer"),
-        (web, "answered 404"),
+        (other, "something else answers on .* or a peer of another version"),
+        (web, "something else answers on .*: it is not a peer of legion_p2p$"),
+        (failing, "something else answers on .*: it is not a peer of legion_p2p$"),
+        (page, "something else answers on .*: it is not a peer of legion_p2p$"),
         (ssh, "not a peer"),
         (endless, "not a peer"),
         (silent, "in 0.3 s"),

@@ -137,9 +137,9 @@ class Joiner:
             search_s = SHORT_SEARCH_S if self._network.messenger.connected() else 0.0
         try:
             found = await self._find(name, search_s, "" if restored is None else str(restored.stored.manifest.run))
-        except UnknownRunError:
+        except UnknownRunError as unknown:
             if restored is None:
-                raise
+                raise UnknownRunError(name, unknown.n_contacts, unknown.known, await self._losses(name)) from None
             return await self._resume(restored, (), params)
         if restored is not None and found.id != str(restored.stored.manifest.run):
             restored = await self._stored(found.id)
@@ -161,6 +161,10 @@ class Joiner:
         archive, (name, _, creator) = self._parts.archive, name.partition("@")
         restored = None if archive is None else await restore(archive, self._disk, name, self._events)
         return restored if restored is None or creator in ("", restored.stored.spec.founder) else None
+
+    async def _losses(self, name: str) -> str:
+        archive = self._parts.archive
+        return "" if archive is None else await self._disk(archive.losses, name.partition("@")[0])
 
     async def _join(self, found: FoundRun, params: Params, start: Tensor | None) -> ActiveRun:
         _check_model(params, found.spec)
