@@ -116,5 +116,7 @@ class Status(msgspec.Struct, frozen=True):
     """Peers that there is a connection with now, in the run or not."""
     contacts: tuple[ContactStatus, ...] = ()
     """The initial peers that this peer was given."""
+    former: tuple[str, ...] = ()
+    """Addresses of former members that this peer tries, because it is alone: those that its store remembers."""
     pid: int = 0
     status_version: int = STATUS_VERSION

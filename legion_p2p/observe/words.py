@@ -28,6 +28,18 @@ def alone_text(status: Status) -> str:
     """Why this peer trains alone, and what would help; empty where it does not."""
     if status.run is None or not is_alone(status):
         return ""
+    return _why_alone(status) + _former_text(status)
+
+
+def _former_text(status: Status) -> str:
+    if not status.former:
+        return ""
+    shown = ", ".join(human.clean(address, 160) for address in status.former[:MAX_CONTACTS_SHOWN])
+    more = f" and {len(status.former) - MAX_CONTACTS_SHOWN} more" if len(status.former) > MAX_CONTACTS_SHOWN else ""
+    return f"; former members that the store remembers are tried as well: {human.short_ids(shown)}{more}"
+
+
+def _why_alone(status: Status) -> str:
     unanswered = [contact for contact in status.contacts if contact.problem]
     if unanswered and len(unanswered) == len(status.contacts):
         shown = "; ".join(f"{human.clean(c.address, 160)}: {human.clean(c.problem, 80)}" for c in unanswered[:MAX_CONTACTS_SHOWN])

@@ -233,8 +233,14 @@ class Archive:
         return 0 if self._journal is None else self._journal.size
 
     def remember(self, contacts: Sequence[tuple[str, tuple[str, ...]]]) -> None:
-        """Write down where other members are: for a day on which no initial peer answers. Raises: DiskFullError; StoreError."""
-        self.store.write_beside(self._contacts_file(), msgspec.json.encode(contacts))
+        """Write down where members are, for a day on which no initial peer answers. While this peer is alone, the former stay.
+
+        Raises: DiskFullError; StoreError.
+        """
+        me = self.identity.peer_id
+        is_alone = all(peer == me for peer, _ in contacts)
+        former = [one for one in self.remembered() if one[0] != me] if is_alone else []
+        self.store.write_beside(self._contacts_file(), msgspec.json.encode([*contacts, *former]))
 
     def put_base(self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview) -> None:
         """Store a shard whole; `data` is its little-endian fp32 bytes. Raises: DiskFullError; QuotaError; StoreError."""

@@ -194,6 +194,18 @@ def test_a_journal_ends_before_the_first_record_that_is_not_whole(tmp_path: Path
     journal.close()
 
 
+def test_a_peer_that_is_alone_does_not_forget_where_the_others_were(peer: Peer) -> None:
+    me, friend, new = (FOUNDER.peer_id, ("/ip4/1.2.3.4/tcp/1",)), ("friend", ("/ip4/1.2.3.5/tcp/1",)), ("new", ())
+
+    peer.archive.remember([me, friend])
+    for _ in range(2):
+        peer.archive.remember([me])
+    assert peer.archive.remembered() == [me, friend]
+
+    peer.archive.remember([me, new])
+    assert peer.archive.remembered() == [me, new]
+
+
 def test_a_full_disk_leaves_a_journal_as_it_was(tmp_path: Path, monkeypatch) -> None:
     journal = Journal(tmp_path / "journal" / "run")
     journal.append([b"one"])

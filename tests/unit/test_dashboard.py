@@ -119,6 +119,20 @@ def test_a_peer_that_is_alone_says_why_and_does_not_boast_of_its_average():
     assert "others join with" in alone_text(status(n=1))
 
 
+def test_a_peer_that_is_alone_names_the_former_members_that_it_tries():
+    former = tuple(f"/ip4/203.0.113.{i}/tcp/4710/p2p/{IDS[i]}" for i in range(1, 5))
+    contacts = (ContactStatus(f"/ip4/203.0.113.9/tcp/4710/p2p/{IDS[5]}", "connection refused"),)
+
+    told = alone_text(status(n=1, contacts=contacts, former=former))
+
+    assert "no initial peer answers" in told and "connection refused" in told
+    assert told.endswith(
+        "former members that the store remembers are tried as well: "
+        f"/ip4/203.0.113.1/tcp/4710/p2p/{IDS[1][-8:]}, /ip4/203.0.113.2/tcp/4710/p2p/{IDS[2][-8:]} and 2 more"
+    )
+    assert alone_text(status(n=2, former=former)) == ""
+
+
 def test_an_error_leaves_the_view_after_a_minute_and_a_new_one_is_shown():
     now = [100.0]
     view = LiveView(Console(file=io.StringIO(), width=80), monotonic=lambda: now[0])

@@ -24,6 +24,7 @@ from legion_p2p.services.inter_region.traffic import RegionalMessenger
 from legion_p2p.services.membership.regions import RegionService
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.run.advertise import AdvertiseService
+from legion_p2p.services.run.former import FormerMembers
 from legion_p2p.services.run.gate import OwnershipGate
 from legion_p2p.services.run.lobby import Lobby
 from legion_p2p.services.run.local_checkpoints import LocalCheckpoints
@@ -75,6 +76,7 @@ class ActiveRun:
         self.pacer = Pacer(ctx.spec.round, self.shards, ctx.events)
         self.checkpoints = LocalCheckpoints(ctx, lobby.parts.archive, members, self.shards, self.run_step)
         self.advertise = AdvertiseService(ctx, members, self.shards, self.checkpoints.keys)
+        self.former = FormerMembers(ctx, members, self.checkpoints)
         self.returning = ReturnService(ctx, members, self.shards, self.gate)
         self.moving = MoveService(ctx, members, self.shards, self.regions, self.region_sync, self.gate, self.weight)
         self._agreement = Agreement(ctx.config.membership.announce_s)
@@ -91,6 +93,7 @@ class ActiveRun:
         nursery.start_soon(self.returning.run_forever)
         nursery.start_soon(self.moving.run_forever)
         nursery.start_soon(self.checkpoints.run_forever)
+        nursery.start_soon(self.former.run_forever)
 
     async def greet(self) -> None:
         """Exchange announcements with members. Gossip takes a second to find its mesh; those that give up shards to this peer,

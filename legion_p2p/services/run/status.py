@@ -105,6 +105,7 @@ def status_of(run: ActiveRun) -> Status:
         target_steps=progress.target_steps,
         remaining_s=progress.remaining_s,
         common_digest=run.common_digest(),
+        former=run.former.tried,
         blocked_fraction=progress.blocked_fraction,
         push_codec=run.shards.states.push_codec,
         update_codec=run.shards.states.update_codec,
