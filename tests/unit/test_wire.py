@@ -1,6 +1,8 @@
 """Every message: there and back, as plain MessagePack, within bounds; and nothing but DecodeError for what is none."""
 
+import ast
 from contextlib import suppress
+from pathlib import Path
 
 import msgpack
 import msgspec
@@ -8,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import legion_p2p
 from legion_p2p.core import wire
 from legion_p2p.core.announcement import MAX_ANNOUNCEMENT_BYTES, Announcement, open_signed, sign
 from legion_p2p.core.distance import MAX_RATE
@@ -447,9 +450,35 @@ def test_well_formed_nonsense_in_any_field_is_read_or_refused_with_a_decode_erro
         Push("run", MAX_SHARDS, 1, 1, 1, 1, "int8", b""),
         Ping("r" * 101),
         SpecFound(b"s" * (MAX_SPEC_BYTES + 1), b""),
+        msgspec.structs.replace(HEADER, shard=MAX_SHARDS),
+        msgspec.structs.replace(HEADER, tokens=-1),
     ],
 )
 def test_what_its_receiver_would_refuse_is_not_sent(message: object) -> None:
     with pytest.raises(SelfCheckError, match=f"{type(message).__name__} that its receiver would refuse"):
         encode_checked(message)  # type: ignore[arg-type]
     encode(message)  # type: ignore[arg-type]  # is for whoever wants to know what others do about it
+
+
+UNCHECKED = {
+    "core/wire.py",  # its definition
+    "services/run/build_shards.py",  # updates that came from others, about to be replayed here
+    "sim/attackers.py",  # what liars send
+    "store/archive.py",  # updates that came from others or were checked as requests, on their way to the disk
+    "train/sizing.py",  # only counts bytes
+}
+"""Modules that make bytes of a message without the check, and why."""
+
+
+def test_whatever_is_sent_passes_the_check() -> None:
+    package = Path(legion_p2p.__file__).parent
+    named = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        and node.module == "legion_p2p.core.wire"
+        and any(a.name == "encode" for a in node.names)
+    }
+
+    assert named | {"core/wire.py"} == UNCHECKED

@@ -26,7 +26,7 @@ from legion_p2p.core.wire import (
     Pushed,
     Update,
     UpdateHeader,
-    encode,
+    encode_checked,
 )
 from legion_p2p.errors import CodecError, DecodeError, NetworkError
 from legion_p2p.services.context import PeerContext
@@ -177,7 +177,7 @@ class OwnerService:
                 states.note_round(header, replica.chain.version)
                 replica.life.push.handle(push.Excluded("the owner found it unusable"), trio.current_time())
                 return
-            raw = encode(header)
+            raw = encode_checked(header)
             update = Update(raw, self._identity.sign(raw), result.payload)
             replica.life.owner.made_tokens += header.tokens
             states.accept(replica, header, update, result.reference)
