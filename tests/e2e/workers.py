@@ -41,7 +41,7 @@ def told() -> dict[str, Any] | None:
         return None
 
 
-def peer_with(*also: str, netem: str = "", search_s: float = 15.0) -> legion.Peer:
+def peer_with(*also: str, netem: str = "", search_s: float = 15.0, identity: str = "") -> legion.Peer:
     """A peer on loopback that says its events."""
     hidden = set(QUIET) - set(also)
 
@@ -49,7 +49,8 @@ def peer_with(*also: str, netem: str = "", search_s: float = 15.0) -> legion.Pee
         if event.name not in hidden:
             say(**event.as_dict())
 
-    return legion.Peer(listen=LISTEN, limits=legion.Limits(netem=netem), search_s=search_s, on_event=on_event)
+    limits = legion.Limits(netem=netem)
+    return legion.Peer(identity=identity, listen=LISTEN, limits=limits, search_s=search_s, on_event=on_event)
 
 
 def way_in(run: str, new_run: bool, rounds: dict[str, Any] | None = None) -> str | legion.NewRun:
@@ -143,15 +144,15 @@ def train(
     new_run: bool | None = None,
     rounds: dict[str, Any] | None = None,
     netem: str = "",
+    identity: str = "",
 ) -> dict[str, Any]:
     """Train until `steps`, or until told to stop; then serve until all are done. Lines on stdin: stop, report, leave, raise."""
     model = model_of(width, seed=rank)
     new_run = rank == 0 if new_run is None else new_run
     inner = torch.optim.SGD(model.parameters(), lr=0.01)
+    peer = peer_with(*also, netem=netem, identity=identity)
     with ExitStack() as stack:
-        opt = stack.enter_context(
-            legion.Optimizer(inner, model, way_in(run, new_run, rounds), initial_peers=peers, peer=peer_with(*also, netem=netem))
-        )
+        opt = stack.enter_context(legion.Optimizer(inner, model, way_in(run, new_run, rounds), initial_peers=peers, peer=peer))
         status = opt.status
         marks = {s.shard: (s.version, s.digest) for s in status.shards}
         own = [

@@ -129,6 +129,14 @@ class ShardService:
         self._look_at = None
         for replica in self.states.refresh_owners():
             self.follower.look_at(replica)
+        self._take_in_expected()
+        for shard in self.states.owned():
+            self.replicas[shard].notify.notify()
+
+    # news of members
+
+    def _take_in_expected(self) -> None:
+        """Rounds wait for the members that train now."""
         expected = self._members.training(self.states.region)
         if expected is not self._expected:
             self._expected = expected
@@ -136,10 +144,6 @@ class ShardService:
                 replica.life.owner.handle(owner.Expected(expected), trio.current_time())
                 if replica.round is not None:
                     self.states.wake(replica)
-        for shard in self.states.owned():
-            self.replicas[shard].notify.notify()
-
-    # news of members
 
     def _on_announcement(self, announcement: Announcement) -> None:
         if announcement.region == self.region:
@@ -187,6 +191,8 @@ class ShardService:
         """Look at everything that there is to look at now."""
         if self._look_at is not None and now >= self._look_at:
             self.on_members_changed()
+        # At once, while other news settle: no round may close without a member that said already that it trains.
+        self._take_in_expected()
         if self.states.woken.is_set():
             self.states.woken = trio.Event()
         shards = dict.fromkeys(self._agenda.due(now)) | self.states.take_to_look_at()
