@@ -165,6 +165,25 @@ async def test_what_all_push_becomes_the_next_version_at_all(autojump_clock: obj
         assert all("round.closed" in peer.names() for peer in peers)
 
 
+async def test_no_round_closes_without_a_member_that_has_just_begun_to_train(autojump_clock: object) -> None:
+    async with peers_of(2, msgspec.structs.replace(ONE, quorum=1.0)) as [owner, member]:
+        for peer in (owner, member):
+            peer.run.report(Progress(training=False))
+        await until(lambda: not any(peer.run.members.training(peer.shards.region) for peer in (owner, member)))
+        await trio.sleep(1)
+        before = owner.replica.chain.version
+
+        owner.run.report(Progress(training=True))
+        member.offer(RAMP)
+        await trio.sleep(20)
+        assert owner.replica.chain.version == before
+        owner.offer(2 * RAMP)
+        await until(lambda: member.replica.chain.version == before + 1)
+
+        included = {inclusion.peer for inclusion in member.replica.chain.included() if inclusion.seq >= 0}
+        assert included == {owner.me, member.me}
+
+
 async def test_alone_a_change_becomes_the_next_version_bit_for_bit(autojump_clock: object) -> None:
     async with peers_of(1) as (only,):
         before = only.replica.reference
