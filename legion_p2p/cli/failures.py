@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from legion_p2p.errors import (
+    ClosedError,
     ConfigError,
     IncompatibleModelError,
     JoinError,
@@ -55,9 +56,10 @@ def failure_of(bad: BaseException, command: str) -> CommandFailure:
     """What to tell the user of whatever ended a command."""
     for text in filter(None, map(memory_problem, causes(bad))):
         return CommandFailure(text, MISFIT, "a smaller --preset takes less; legion-peer --dry-run tells what a run takes")
-    told = next((cause for cause in causes(bad) if isinstance(cause, LegionError)), None)
-    if told is not None:
-        return CommandFailure(str(told), exit_code_of(told), hint_for(told, command))
+    failed = [cause for cause in causes(bad) if isinstance(cause, LegionError)]
+    if failed:
+        told, root = failed[0], next((cause for cause in failed if not isinstance(cause, ClosedError)), failed[0])
+        return CommandFailure(str(told), exit_code_of(root), hint_for(root, command))
     for cause in causes(bad):
         if isinstance(cause, OSError):
             return CommandFailure(system_problem(cause), FAILED)

@@ -24,6 +24,8 @@ from legion_p2p.train.tokens import Tokens, rows_of
 
 DEFAULT_CHUNKS = 256  # of the 11 MB reference text 44 kB each: for 32 peers eight open chunks each
 DEFAULT_OPEN_CHUNKS = 8
+MAX_EVAL_WINDOWS = 64  # computed at once
+MAX_EVAL_TOKENS = 8192  # computed at once: with the vocabulary of GPT-2 their logits alone take 1.6 GB
 Batch = tuple[Tensor, Tensor]
 
 
@@ -192,6 +194,11 @@ class ChunkedWindows:
         offset = int(self._rng.integers(usable % self._context + 1))
         starts = first + offset + self._context * self._rng.permutation(usable // self._context)
         return [int(start) for start in starts]
+
+
+def windows_at_once(context: int) -> int:
+    """How many windows an evaluation computes at once."""
+    return max(1, min(MAX_EVAL_WINDOWS, MAX_EVAL_TOKENS // context))
 
 
 def validation_batches(tokens: Tokens, context: int, n_windows: int = 384, batch: int = 64) -> Iterator[Batch]:

@@ -16,8 +16,12 @@ from legion_p2p.observe import human
 from legion_p2p.observe.memory import PROGRAM_BYTES, free_memory
 from legion_p2p.tensor import codec
 from legion_p2p.train import sizing
+from legion_p2p.train.data import windows_at_once
 from legion_p2p.train.gpt import GPT, GPTConfig, preset, shapes_of
 from legion_p2p.train.sizing import COPIES_HELD
+
+KEPT_PER_LAYER = 17  # numbers for each token and unit of width that a step keeps for its backward pass
+HELD_IN_LAYER = 14  # of an evaluation, which keeps one layer at a time
 
 
 class PlannedTraffic(msgspec.Struct, frozen=True):
@@ -156,6 +160,20 @@ def spec_of(new_run: NewRun) -> tuple[RunSpec, GPT]:
     return spec, GPT(msgspec.convert(spec.model, GPTConfig), torch.Generator().manual_seed(new_run.seed))
 
 
+def activation_bytes(spec: RunSpec) -> int:
+    """What training steps and evaluations hold for a while, about: of the built-in GPT in fp32.
+
+    They add up, although one comes after the other: the allocator gives little of it back (measured).
+    """
+    if spec.model is None:
+        return 0
+    config = msgspec.convert(spec.model, GPTConfig)
+    trained = spec.inner.batch * config.context * (KEPT_PER_LAYER * config.width * config.n_layer + 2 * config.vocab_size)
+    n_windows = windows_at_once(config.context)
+    evaluated = n_windows * config.context * (HELD_IN_LAYER * config.width + 3 * config.vocab_size)
+    return 4 * (trained + evaluated)
+
+
 def plan_of(spec: RunSpec, crowds: Sequence[int], upload_bps: float | None) -> Plan:
     """What a run takes of one peer, with each of these numbers of members. Raises: UsageError."""
     plan = spec.plan()
@@ -174,7 +192,7 @@ def plan_of(spec: RunSpec, crowds: Sequence[int], upload_bps: float | None) -> P
         n_params=plan.numel,
         n_shards=plan.n_shards,
         shard_elements=min(plan.shard_elements, MAX_SHARD_ELEMENTS),
-        memory_bytes=COPIES_HELD * 4 * plan.numel + PROGRAM_BYTES,
+        memory_bytes=COPIES_HELD * 4 * plan.numel + activation_bytes(spec) + PROGRAM_BYTES,
         push_codec=spec.round.push_codec,
         update_codec=spec.round.update_codec,
         push_bytes_per_round=alone.pushes,

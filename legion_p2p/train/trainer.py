@@ -28,7 +28,7 @@ from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.bridge import AT_EXIT_S, PeerThread
 from legion_p2p.train.corpus import Corpus, decode, open_text
-from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of, validation_batches
+from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of, validation_batches, windows_at_once
 from legion_p2p.train.described import model_of, spec_of
 from legion_p2p.train.entering import enter
 from legion_p2p.train.gpt import GPT
@@ -100,7 +100,8 @@ def evaluate(model: GPT, corpus: Corpus, n_windows: int, device: str = "cpu") ->
     was_training = model.training
     model.eval()
     total, n = 0.0, 0
-    for x, y in validation_batches(corpus.validation, model.config.context, n_windows):
+    context = model.config.context
+    for x, y in validation_batches(corpus.validation, context, n_windows, windows_at_once(context)):
         _, loss = model(x.to(device), y.to(device))
         total += float(loss) * len(x)
         n += len(x)

@@ -480,7 +480,7 @@ def test_a_dry_run_says_what_the_job_takes_and_starts_nothing(tmp_path):
     assert "    100          1.60 MB   2.40 MB   1.60 MB           156 B" in out and "sending takes" not in out
     assert "1.60 MB           156 B         1.28 s" in limited
     assert json.loads(as_json)["n_params"] == 800_000 and json.loads(as_json)["traffic"][0]["n_members"] == 100
-    assert "of which 450 MB for the program itself" in out and "disk                    up to 20.0 GB for checkpoints" in out
+    assert "of which 415 MB for the program itself" in out and "disk                    up to 20.0 GB for checkpoints" in out
     assert not (tmp_path / "o").exists() and not (tmp_path / "data").exists()
 
 
