@@ -58,8 +58,8 @@ def failure_of(bad: BaseException, command: str) -> CommandFailure:
         return CommandFailure(text, MISFIT, "a smaller --preset takes less; legion-peer --dry-run tells what a run takes")
     failed = [cause for cause in causes(bad) if isinstance(cause, LegionError)]
     if failed:
-        told, root = failed[0], next((cause for cause in failed if not isinstance(cause, ClosedError)), failed[0])
-        return CommandFailure(str(told), exit_code_of(root), hint_for(root, command))
+        told, at_fault = failed[0], next((one for one in failed if not isinstance(one, ClosedError)), failed[0])
+        return CommandFailure(str(told), exit_code_of(at_fault), hint_for(at_fault, command))
     for cause in causes(bad):
         if isinstance(cause, OSError):
             return CommandFailure(system_problem(cause), FAILED)
