@@ -89,11 +89,11 @@ class Books:
 
     def close(self, peer: SimPeer) -> None:
         """It is about to die, or the run to end: what of its steps is in an update, and what may still come into one."""
-        trainee, n_shards = peer.trainee, peer.engine.plan.n_shards
+        local_trainer, n_shards = peer.local_trainer, peer.engine.plan.n_shards
         for shard, replica in peer.engine.shards.replicas.items():
-            steps = trainee._handed_in[shard][0]
+            steps = local_trainer._handed_in[shard][0]
             pending = replica.life.push.packed
-            if shard in trainee._busy:
+            if shard in local_trainer._busy:
                 last = steps if pending is None else pending.steps
                 steps = max(0, steps - last)
                 if pending is not None:
@@ -180,7 +180,7 @@ async def curve_of_leavers(
         async def leave(peer: SimPeer) -> None:
             if push_last:
                 peer.engine.push_last()
-            peer.max_steps = peer.trainee.steps
+            peer.max_steps = peer.local_trainer.steps
             await swarm.until(lambda: peer.engine.progress.done, 60, "the rest is in an update")
             await swarm.leave(peer.name)
 

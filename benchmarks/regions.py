@@ -96,7 +96,7 @@ class Peers:
         self.swarm.world.corrupt = self.count
 
     def local_step(self, peer: SimPeer) -> None:
-        self.workers[peer.name].step(self.lr * rate(peer.trainee.steps, self.n_steps))
+        self.workers[peer.name].step(self.lr * rate(peer.local_trainer.steps, self.n_steps))
 
     def count(self, source: str, target: str, data: bytes) -> bytes:
         self.passed["inside" if self.links[source].place == self.links[target].place else "across"] += len(data)
@@ -141,7 +141,7 @@ async def train(run: str, args: argparse.Namespace, texts: tuple[np.ndarray, np.
             await swarm.until(lambda k=k: mean_steps(everyone) >= k * args.steps / args.points, math.inf)
             copy = everyone[0].engine.common_parameters()
             curve.append((round(mean_steps(everyone), 1), round(trio.current_time() - started_at, 3), loss([copy])))
-        await swarm.until(lambda: all(peer.trainee.steps >= args.steps for peer in everyone), math.inf)
+        await swarm.until(lambda: all(peer.local_trainer.steps >= args.steps for peer in everyone), math.inf)
         took_s = trio.current_time() - started_at
         versions = [statistics.fmean(peer.versions()) for peer in peers.first_of_each_region()]
         await swarm.settle(SETTLE_S)
@@ -169,7 +169,7 @@ async def train(run: str, args: argparse.Namespace, texts: tuple[np.ndarray, np.
 
 
 def mean_steps(peers: list[SimPeer]) -> float:
-    return statistics.fmean(peer.trainee.steps for peer in peers)
+    return statistics.fmean(peer.local_trainer.steps for peer in peers)
 
 
 def reached_s(curve: list, target: float) -> float | None:

@@ -295,7 +295,7 @@ class SyncReply(Message, frozen=True, tag="crossed"):
 
 
 class Unknown(Message, frozen=True, tag="unknown"):
-    """What `known` names is not known here: begin anew, with the whole."""
+    """What `known` names is not known here: begin again, with the whole shard."""
 
 
 class SyncRequest(Request[SyncReply | Unknown], frozen=True, tag="cross"):

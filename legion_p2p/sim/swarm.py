@@ -54,22 +54,6 @@ def pull(peer: "SimPeer") -> None:
         peer.theta.add_(peer.rate * (peer.target - peer.theta))
 
 
-class SimMailbox(Mailbox):
-    """One in whose world nobody may wait for a thread."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.notify = Notify()
-
-    def post(self, shard: int, version: int, reference: Tensor | None) -> None:
-        super().post(shard, version, reference)
-        self.notify.notify()
-
-    def settle(self, shard: int, failure: str | None = None) -> None:
-        super().settle(shard, failure)
-        self.notify.notify()
-
-
 class SimPeer:
     """One peer: its engine, and what it trains."""
 
@@ -85,10 +69,11 @@ class SimPeer:
         self.rate = 0.005
         self.theta = torch.nn.Parameter(torch.zeros_like(target))
         self.view = FlatView([("w", self.theta.view(swarm.shape))]) if swarm.model is None else swarm.model(name)
-        self.mailbox = SimMailbox()
+        self._news = Notify()
+        self.mailbox = Mailbox(on_news=self._news.notify)
         self.blocked_s = 0.0
         """How long it has waited for rounds, in a synchronous run."""
-        self.trainee: LocalTrainer
+        self.local_trainer: LocalTrainer
         self.training = True
         self.warming_up = False
         """As an inner optimizer says of itself."""
@@ -124,32 +109,32 @@ class SimPeer:
 
     async def train_forever(self) -> None:
         """Step by step in virtual time, as the optimizer does in a training thread."""
-        engine, trainee = self.engine, self.trainee
-        trainee.take_in()
+        engine, local_trainer = self.engine, self.local_trainer
+        local_trainer.take_in()
         while True:
             await trio.sleep(self.step_s)
             if self.hung:
                 continue
-            trainee.take_in()
-            if not self.training or (self.max_steps is not None and trainee.steps >= self.max_steps):
-                done = self.max_steps is not None and trainee.steps >= self.max_steps and not trainee.busy
-                if done and not trainee.all_handed_in:
-                    engine.contribute(trainee.hand_in())
+            local_trainer.take_in()
+            if not self.training or (self.max_steps is not None and local_trainer.steps >= self.max_steps):
+                done = self.max_steps is not None and local_trainer.steps >= self.max_steps and not local_trainer.busy
+                if done and not local_trainer.all_handed_in:
+                    engine.contribute(local_trainer.hand_in())
                     done = False
                 if engine.progress.training or engine.progress.done != done:
                     engine.report(msgspec.structs.replace(engine.progress, training=not done and self.training, done=done))
                 continue
             self._swarm.local_step(self)
-            trainee.stepped(1)
-            if trainee.steps == 1 or trainee.steps % 20 == 0:
-                engine.report(Progress(trainee.steps, trainee.tokens, 1 / self.step_s, self.step_s, None, True))
-            if due := trainee.due(engine.local_steps):
-                engine.contribute(trainee.hand_in(due, warming_up=self.warming_up))
+            local_trainer.stepped(1)
+            if local_trainer.steps == 1 or local_trainer.steps % 20 == 0:
+                engine.report(Progress(local_trainer.steps, local_trainer.tokens, 1 / self.step_s, self.step_s, None, True))
+            if due := local_trainer.due(engine.local_steps):
+                engine.contribute(local_trainer.hand_in(due, warming_up=self.warming_up))
                 if self._swarm.round.synchronous:
                     began = trio.current_time()
-                    while trainee.busy:
-                        await self.mailbox.notify.wait()
-                        trainee.take_in()
+                    while local_trainer.busy:
+                        await self._news.wait()
+                        local_trainer.take_in()
                     self.blocked_s += trio.current_time() - began
 
 
@@ -294,7 +279,7 @@ class Swarm:
 
     def stop_training(self) -> None:
         for peer in self.peers.values():
-            peer.max_steps = peer.trainee.steps
+            peer.max_steps = peer.local_trainer.steps
 
     async def settle(self, timeout_s: float = 60.0) -> None:
         """Stop training, let everything arrive, and check that all hold the same."""
@@ -314,7 +299,9 @@ class Swarm:
                 peer.engine = engine
                 plan = engine.plan
                 local = LocalCopy(peer.view, [plan.bounds(s) for s in range(plan.n_shards)], exact=True, mixing=self.round.mixing)
-                peer.trainee = LocalTrainer(local, engine.mailbox, streaming=self.round.streaming and not self.round.synchronous)
+                peer.local_trainer = LocalTrainer(
+                    local, engine.mailbox, streaming=self.round.streaming and not self.round.synchronous
+                )
                 peer.joined.set()
                 with peer.training_scope:
                     await peer.train_forever()

@@ -92,7 +92,7 @@ def test_a_run_whose_peers_were_all_killed_goes_on_from_their_disks(tmp_path: Pa
         with BlockStore(tmp_path / "fetched") as store:
             assert sum(len(shard) for shard in Checkpoint(store, Cid.parse(stored)).shards()) > 100_000
         for peer in peers[:3]:
-            for event in peer.events("round.closed"):  # one that was behind catches up; nobody makes another version anew
+            for event in peer.events("round.closed"):  # one that was behind catches up; nobody makes another version
                 at = event["shard"], event["version"]
                 assert at[1] > newest[at[0]][0] or event["digest"] in history[at]
     finally:

@@ -72,17 +72,17 @@ async def train(engine: ActiveRun) -> None:
     theta = torch.nn.Parameter(torch.zeros(NUMEL))
     plan = engine.plan
     local = LocalCopy(FlatView([("w", theta)]), [plan.bounds(s) for s in range(plan.n_shards)], exact=True)
-    trainee = LocalTrainer(local, engine.mailbox)
+    local_trainer = LocalTrainer(local, engine.mailbox)
     while True:
         await trio.sleep(0.02)
-        trainee.take_in()
+        local_trainer.take_in()
         with torch.no_grad():
             theta += 0.01 * (1 - theta)
-        trainee.stepped(1)
-        if trainee.steps % 20 == 1:
-            engine.report(Progress(trainee.steps, trainee.tokens, 50.0, 0.02, None, True))
-        if due := trainee.due(engine.local_steps):
-            engine.contribute(trainee.hand_in(due))
+        local_trainer.stepped(1)
+        if local_trainer.steps % 20 == 1:
+            engine.report(Progress(local_trainer.steps, local_trainer.tokens, 50.0, 0.02, None, True))
+        if due := local_trainer.due(engine.local_steps):
+            engine.contribute(local_trainer.hand_in(due))
 
 
 class Victim:

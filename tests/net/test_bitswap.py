@@ -79,7 +79,7 @@ async def served(*blocks: bytes):
     """A peer with these blocks, a client of it, and what the peer reports of the client."""
     async with opened(blocks=Shelf(*blocks)) as peer, opened(of=peer) as other:
         reports: list[str] = []
-        peer.bitswap._report = lambda _, offence: reports.append(offence)
+        peer.bitswap._report = lambda _, misbehaviour: reports.append(misbehaviour)
         yield peer, Client(other._host, ID.from_base58(peer.peer_id)), reports
 
 

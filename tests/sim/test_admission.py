@@ -65,7 +65,7 @@ async def test_a_stranger_gets_nothing_but_the_specification_and_owns_nothing(au
         assert kinds == {"NotAdmittedError"}
         assert isinstance(await liar.ask(peers[0], GetSpec(liar.run)), SpecFound)
         assert not any(knows(peer, liar.id) for peer in peers)
-        assert not any(liar.is_out(peer) for peer in peers), "to ask is no offence"
+        assert not any(liar.is_out(peer) for peer in peers), "to ask is no misbehaviour"
         await ends_equal(swarm, liar)
 
 

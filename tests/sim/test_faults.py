@@ -21,7 +21,7 @@ async def test_a_swarm_of_one_trains_like_plain_torch(autojump_clock):
     async with Swarm(round=LOSSY) as swarm:
         peer = await swarm.add("a")
         await trio.sleep(30)
-        n = peer.trainee.steps
+        n = peer.local_trainer.steps
 
         theta = torch.zeros(swarm.numel)
         for _ in range(n):

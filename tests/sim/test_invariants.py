@@ -109,7 +109,7 @@ async def test_a_push_that_its_owner_forgot_is_sent_again(autojump_clock):
         await swarm.until(lambda: held.round is None, 1, "forgotten")
         held.life.handle(Owners(states.ownership(shard)), trio.current_time())
         states.wake(held)
-        a.max_steps, b.max_steps, b.hung = a.trainee.steps, b.trainee.steps, False
+        a.max_steps, b.max_steps, b.hung = a.local_trainer.steps, b.local_trainer.steps, False
 
         await swarm.until(lambda: held.chain.includes(a.id, forgotten), 30, "included after all")
         await swarm.settle()

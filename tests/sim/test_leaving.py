@@ -131,7 +131,7 @@ async def test_what_compression_left_out_goes_with_the_last_push_where_the_link_
         assert left_out > 0
 
         last.engine.push_last()
-        last.max_steps = last.trainee.steps + 5
+        last.max_steps = last.local_trainer.steps + 5
         await swarm.until(lambda: last.engine.progress.done, 20, "pushed the rest")
 
         assert (norm(last) < 0.05 * left_out) is is_dense

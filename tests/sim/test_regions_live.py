@@ -114,13 +114,13 @@ async def test_who_is_elsewhere_from_now_on_moves_to_the_region_there(autojump_c
             await places.add(name)
         await trio.sleep(20)
         moving = swarm.peers["east-3"]
-        steps = moving.trainee.steps
+        steps = moving.local_trainer.steps
         seqs = [replica.life.push.next_seq for replica in moving.engine.shards.replicas.values()]
 
         places.at[moving.id] = "west"
         await swarm.until(places.is_right, 240, "it is in the western region")
         await swarm.until(lambda: moving.digests() == swarm.peers["west-1"].digests(), 30, "it holds what is common there")
-        took = moving.trainee.steps - steps
+        took = moving.local_trainer.steps - steps
         versions = moving.versions()
         await trio.sleep(20)
 

@@ -16,11 +16,11 @@ async def test_training_waits_for_the_round_where_the_run_says_so(delay_s, synch
     async with Swarm(round=rounds, step_s=0.1, world=World(1, delay_s=delay_s)) as swarm:
         a, b = await swarm.add("a"), await swarm.add("b")
         await trio.sleep(20)
-        steps, blocked_s, versions = a.trainee.steps, a.blocked_s, a.versions()
+        steps, blocked_s, versions = a.local_trainer.steps, a.blocked_s, a.versions()
 
         await trio.sleep(20)
 
-        steps, n_rounds = a.trainee.steps - steps, a.versions()[0] - versions[0]
+        steps, n_rounds = a.local_trainer.steps - steps, a.versions()[0] - versions[0]
         share = (a.blocked_s - blocked_s) / 20
         assert share == pytest.approx(1 - steps * 0.1 / 20, abs=0.02)
         if synchronous:
@@ -28,7 +28,7 @@ async def test_training_waits_for_the_round_where_the_run_says_so(delay_s, synch
             assert share > 0.25 if delay_s == 0.1 else share < 0.1  # there and back, beside half a second of training
         else:
             assert share == 0 and steps > 195
-        assert b.trainee.steps > 0
+        assert b.local_trainer.steps > 0
 
 
 async def test_regions_of_a_synchronous_run_meet_and_nobody_waits_for_that(autojump_clock):

@@ -51,7 +51,7 @@ class Peer:
         return made
 
     def again(self) -> StoredRun:
-        """As after a crash: the archive opened anew, from the newest checkpoint."""
+        """As after a crash: the archive opened again, from the newest checkpoint."""
         self.archive.close()
         self.archive = Archive(BlockStore(self.folder / "store"), FOUNDER, self.keep)
         newest = self.archive.find("tiny")[0]

@@ -12,7 +12,7 @@ from legion_p2p.tensor.local import LocalCopy
 N_SHARDS = 4
 
 
-def trainee(streaming: bool) -> LocalTrainer:
+def local_trainer(streaming: bool) -> LocalTrainer:
     local = LocalCopy(FlatView([("w", torch.nn.Parameter(torch.zeros(8)))]), [(i, i + 2) for i in range(0, 8, 2)], exact=True)
     made = LocalTrainer(local, Mailbox(), streaming=streaming)
     for shard in range(N_SHARDS):
@@ -38,17 +38,17 @@ def run(one: LocalTrainer, n_steps: int, local_steps: int, answer_after: int = 0
 
 
 def test_all_shards_are_pushed_at_once_where_there_is_no_streaming() -> None:
-    assert run(trainee(streaming=False), 24, 8) == {shard: [8, 16, 24] for shard in range(N_SHARDS)}
+    assert run(local_trainer(streaming=False), 24, 8) == {shard: [8, 16, 24] for shard in range(N_SHARDS)}
 
 
 def test_streaming_staggers_the_shards_over_the_steps_of_a_round() -> None:
-    pushes = run(trainee(streaming=True), 32, 8)
+    pushes = run(local_trainer(streaming=True), 32, 8)
 
     assert pushes == {0: [8, 16, 24, 32], 1: [10, 18, 26], 2: [12, 20, 28], 3: [14, 22, 30]}
 
 
 def test_it_stays_staggered_when_rounds_become_longer() -> None:
-    one = trainee(streaming=True)
+    one = local_trainer(streaming=True)
     run(one, 20, 1)
     pushes = run(one, 40, 8)
 
@@ -58,7 +58,7 @@ def test_it_stays_staggered_when_rounds_become_longer() -> None:
 
 def test_a_member_that_waits_for_others_comes_to_push_when_they_do() -> None:
     """Its push lies six of eight steps at the owner, for the others began later. From then on its round begins with theirs."""
-    one = trainee(streaming=False)
+    one = local_trainer(streaming=False)
     first = run(one, 14, 8, answer_after=5)[0]
     later = run(one, 40, 8)[0]
 
@@ -68,7 +68,7 @@ def test_a_member_that_waits_for_others_comes_to_push_when_they_do() -> None:
 
 
 def test_a_shard_on_its_way_is_not_handed_in_again_and_its_change_goes_on_growing() -> None:
-    one = trainee(streaming=False)
+    one = local_trainer(streaming=False)
     for _ in range(30):
         one.stepped(3)
         one.hand_in(one.due(8))
@@ -85,7 +85,7 @@ def test_a_shard_on_its_way_is_not_handed_in_again_and_its_change_goes_on_growin
 
 
 def test_divergence_is_counted_until_it_has_gone_well_for_a_while() -> None:
-    one = trainee(streaming=False)
+    one = local_trainer(streaming=False)
 
     def settled(shard: int, *failures: str | None) -> int:
         for failure in failures:
@@ -102,7 +102,7 @@ def test_divergence_is_counted_until_it_has_gone_well_for_a_while() -> None:
 
 
 def test_what_moved_without_a_step_is_seen() -> None:
-    one = trainee(streaming=False)
+    one = local_trainer(streaming=False)
     p = one.local.view.parameters[0]
     assert not one.moved_unseen
 
@@ -116,7 +116,7 @@ def test_what_moved_without_a_step_is_seen() -> None:
 
 
 def test_taking_in_tells_whether_the_model_moved() -> None:
-    one = trainee(streaming=False)
+    one = local_trainer(streaming=False)
 
     assert not one.take_in()
     one.mailbox.settle(0)

@@ -94,7 +94,7 @@ def raising(error: Exception) -> Callable[[PeerId, Any], Awaitable[Any]]:
     return handler
 
 
-def count_offences(network: SimNetwork, peer: PeerId) -> int:
+def count_misbehaviour(network: SimNetwork, peer: PeerId) -> int:
     return round(network.messenger.refusals.score(peer))  # they fade within minutes
 
 
@@ -173,14 +173,14 @@ async def test_what_is_no_answer_to_the_request_is_reported(pair: Pair, reply: b
     with pytest.raises(RemoteProtocolError, match="bad reply: reply to GetShard"):
         await pair.rpc.ask(pair.peer, GetShard("run", 3))
 
-    assert count_offences(pair.asker, pair.peer) == 1 and pair.liveness.told == []
+    assert count_misbehaviour(pair.asker, pair.peer) == 1 and pair.liveness.told == []
 
 
 async def test_what_a_peer_sent_can_be_checked_further_at_its_cost(pair: Pair) -> None:
     with pytest.raises(RemoteProtocolError, match="bad shard: no such codec"), pair.rpc.checking(pair.peer, "bad shard"):
         raise CodecError("no such codec")
 
-    assert count_offences(pair.asker, pair.peer) == 1
+    assert count_misbehaviour(pair.asker, pair.peer) == 1
 
 
 async def test_all_are_asked_at_once_and_those_that_fail_are_left_out(pair: Pair) -> None:
@@ -201,7 +201,7 @@ async def test_a_request_that_cannot_be_decoded_costs_the_asker(pair: Pair) -> N
     with pytest.raises(RefusedError) as refused:
         await pair.asker.messenger.request(pair.peer, b"garbage")
 
-    assert refused.value.kind == "DecodeError" and count_offences(pair.answerer, ASKER.peer_id) == 1
+    assert refused.value.kind == "DecodeError" and count_misbehaviour(pair.answerer, ASKER.peer_id) == 1
     assert [event.name for event in pair.events] == ["request.refused"]
 
 
@@ -211,7 +211,7 @@ async def test_a_request_that_its_handler_finds_garbage_costs_the_asker(pair: Pa
     with pytest.raises(RefusedError, match="bad signature"):
         await pair.rpc.ask(pair.peer, Ping("run"))
 
-    assert count_offences(pair.answerer, ASKER.peer_id) == 1
+    assert count_misbehaviour(pair.answerer, ASKER.peer_id) == 1
 
 
 async def test_a_request_without_a_handler_is_refused_and_costs_nothing(pair: Pair) -> None:
@@ -219,7 +219,7 @@ async def test_a_request_without_a_handler_is_refused_and_costs_nothing(pair: Pa
         with pytest.raises(RefusedError, match="does not answer GetSpec"):
             await pair.rpc.ask(pair.peer, GetSpec("run"))
 
-    assert count_offences(pair.answerer, ASKER.peer_id) == 0
+    assert count_misbehaviour(pair.answerer, ASKER.peer_id) == 0
 
 
 async def test_a_mistake_of_a_handler_is_refused_without_its_details(pair: Pair) -> None:

@@ -4,7 +4,7 @@
     the version is a base's turn   -> the shard is stored whole as well
     bytes came without an update   -> the shard is appended whole, at most every WHOLE_EVERY_S: a swarm of one makes many such
     `every_s` are over             -> a manifest of all shards; earlier, where the journal has grown large
-    the disk refuses               -> an error event; what was queued is forgotten, and RETRY_S later all is stored anew
+    the disk refuses               -> an error event; what was queued is forgotten, and RETRY_S later everything is stored again
     the disk is too slow           -> what does not fit into the queue is forgotten, and a manifest made soon
 
 Rounds never wait for any of it. What was appended is found again after a crash.

@@ -4,7 +4,7 @@ The training thread drains it at the start of a step; of several versions of a s
 """
 
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -36,7 +36,9 @@ class Settled(msgspec.Struct, frozen=True):
 class Mailbox:
     """Thread-safe; the network's side posts and settles, the training side drains and waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_news: Callable[[], None] = lambda: None) -> None:
+        """`on_news` is called after each post and settlement, for a training side that is no thread."""
+        self._on_news = on_news
         self._changed = threading.Condition()
         self._deliveries: dict[int, Delivery] = {}
         self._settled: list[Settled] = []
@@ -50,12 +52,14 @@ class Mailbox:
                 reference = waiting.reference
             self._deliveries[shard] = Delivery(shard, version, reference)
             self._changed.notify_all()
+        self._on_news()
 
     def settle(self, shard: int, failure: str | None = None) -> None:
         """The shard may be contributed to again."""
         with self._changed:
             self._settled.append(Settled(shard, failure))
             self._changed.notify_all()
+        self._on_news()
 
     def close(self, reason: str, cause: BaseException | None = None) -> None:
         """Nothing more will come; the training side, which may wait, learns why. The first close with a cause counts."""
