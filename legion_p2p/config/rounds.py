@@ -47,7 +47,8 @@ class Rounds(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """No peer does fewer, however slow it is. Higher: fewer and better pushes of slow peers, which come late."""
 
     max_local_steps: int | None = None
-    """No peer does more, however fast it is or however slow its link. Higher: fast peers are used better, and drift further."""
+    """No peer does more, however fast it is or however slow its link. Higher: fast peers are used better, and drift further.
+    In a synchronous run every member does exactly local_steps."""
 
     ramp_from: int | None = None
     """Local steps at the start of the run, where ramp_steps is set: averaging matters most while everything is changing."""

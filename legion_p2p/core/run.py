@@ -49,7 +49,8 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """No peer does fewer, however slow it is. Higher: fewer and better pushes of slow peers, which come late."""
 
     max_local_steps: _Steps = 120
-    """No peer does more, however fast it is or however slow its link. Higher: fast peers are used better, and drift further."""
+    """No peer does more, however fast it is or however slow its link. Higher: fast peers are used better, and drift further.
+    In a synchronous run every member does exactly `local_steps`."""
 
     ramp_from: _Steps = 1
     """Local steps at the start of the run, where `ramp_steps` is set: averaging matters most while all is changing."""

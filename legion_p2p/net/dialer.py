@@ -5,7 +5,8 @@ and then refuses to dial for a minute. This one takes its place, for our own req
 """
 
 import logging
-from ipaddress import ip_address
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from random import SystemRandom
 
 import psutil
@@ -157,16 +158,23 @@ class _Dial:
 
 def own_hosts() -> tuple[str, ...]:
     """This machine's IP addresses, loopback excluded, IPv4 first; link-local IPv6 needs a zone, so it is left out."""
-    found: list[str] = []
+    found = [ip for ip in _own_ips() if not (ip.is_loopback or ip.is_link_local or ip.is_unspecified)]
+    return tuple(sorted(dict.fromkeys(map(str, found)), key=lambda host: (":" in host, not ip_address(host).is_global)))
+
+
+def own_loopbacks() -> tuple[str, ...]:
+    """127.0.0.1 and ::1, as far as this machine has them: one with IPv6 alone may lack the former."""
+    versions = {ip.version for ip in _own_ips() if ip.is_loopback}
+    return tuple(host for version, host in ((4, "127.0.0.1"), (6, "::1")) if version in versions)
+
+
+def _own_ips() -> Iterator[IPv4Address | IPv6Address]:
     for addresses in psutil.net_if_addrs().values():
         for entry in addresses:
             try:
-                ip = ip_address(entry.address.partition("%")[0])
+                yield ip_address(entry.address.partition("%")[0])
             except ValueError:  # a hardware address
                 continue
-            if not (ip.is_loopback or ip.is_link_local or ip.is_unspecified):
-                found.append(str(ip))
-    return tuple(sorted(dict.fromkeys(found), key=lambda host: (":" in host, not ip_address(host).is_global)))
 
 
 def by_nearness(addresses: tuple[str, ...]) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ from legion_p2p.net.accepting import Scarcity, Warn, descriptor_limit
 from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.bitswap import Bitswap, BlockSource
 from legion_p2p.net.dht import Dht
-from legion_p2p.net.dialer import Dialer, is_loopback, jittered, own_hosts
+from legion_p2p.net.dialer import Dialer, is_loopback, jittered, own_hosts, own_loopbacks
 from legion_p2p.net.discovery import Libp2pDiscovery
 from legion_p2p.net.gossip import Libp2pGossip, make_pubsub
 from legion_p2p.net.limits import HANDSHAKE_TIMEOUT_S, MAX_CONNECTIONS, MAX_INBOUND_STREAMS, MAX_KNOWN_PEERS, NetConfig
@@ -347,9 +347,9 @@ class _Listening:
             return (address,)
         now = trio.current_time()
         if now - self._looked_at > ADDRESS_REFRESH_S:
-            self._hosts, self._looked_at = own_hosts(), now
+            self._hosts, self._looked_at = (*own_hosts(), *own_loopbacks()) or ("127.0.0.1", "::1"), now
         hosts = [h for h in self._hosts if (":" in h) == (family == "ip6")]
-        return tuple(f"/{family}/{h}/{protocol}/{port}" for h in [*hosts, "127.0.0.1" if family == "ip4" else "::1"])
+        return tuple(f"/{family}/{h}/{protocol}/{port}" for h in hosts)
 
 
 def _make_host(identity: Identity, transport: Transport, listening: _Listening, peerstore: PeerStore) -> BasicHost:

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
 
 from legion_p2p.core.identity import Identity
 from legion_p2p.errors import NetworkError, NoContactError
-from legion_p2p.net import host
+from legion_p2p.net import dialer, host
 from legion_p2p.net.accepting import MIN_SOCKETS, RESERVED_DESCRIPTORS, Scarcity, accept_forever, max_sockets
 from legion_p2p.net.host import open_network
 from legion_p2p.net.limits import MAX_CONNECTIONS, MAX_HANDSHAKES
@@ -155,3 +156,19 @@ def test_a_bootstrap_node_with_few_descriptors_says_so_once_and_goes_on(tmp_path
 
     assert node.returncode == 143 and "Traceback" not in err
     assert err.count("ulimit -n") == 1 and len(err.splitlines()) < 15, err
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "hosts"),
+    [
+        (["127.0.0.1", "::1"], ("127.0.0.1", "::1")),
+        (["::1", "fd00::5"], ("::1",)),
+        (["127.0.0.53", "10.0.0.5"], ("127.0.0.1",)),
+        ([], ()),
+    ],
+)  # fmt: skip
+def test_a_loopback_that_this_machine_lacks_is_not_announced(monkeypatch, interfaces, hosts):
+    entries = [SimpleNamespace(address=address) for address in [*interfaces, "aa:bb:cc:dd:ee:ff"]]
+    monkeypatch.setattr(dialer.psutil, "net_if_addrs", lambda: {"eth0": entries})
+
+    assert dialer.own_loopbacks() == hosts
