@@ -75,3 +75,13 @@ def test_what_a_stranger_announces_cannot_become_a_command() -> None:
     evil = status(member("/dns4/x;reboot/tcp/1", "/ip4/1.2.3.4/tcp/1\n/p2p/x"))
 
     assert "reboot" not in last_line(evil) and "\n" not in last_line(evil)
+
+
+def test_the_last_one_to_leave_is_told() -> None:
+    job = Job(RunChoice("stories", (f"{OUTSIDE}/p2p/{OTHER}",)), Peer(), Training(), True, True)
+    outcome = Outcome(9, 9, None, "", "stopped", connected=())
+
+    alone, accompanied = (farewell_lines(job, outcome, shown, 1.0) for shown in (status(), status(member(OUTSIDE))))
+
+    last = "nobody else was in the run when this peer left: it was the last"
+    assert last in alone and last not in accompanied

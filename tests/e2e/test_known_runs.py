@@ -1,0 +1,40 @@
+"""`legion-ctl runs ADDR`: which runs there are behind an address."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from processes import Process
+
+
+def listed(address: str, *more: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "legion_p2p.cli.ctl", "runs", address, *more]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60)
+
+
+def test_the_runs_behind_an_address_are_listed_by_name_members_and_id(tmp_path: Path) -> None:
+    name = f"e2e/{time.time_ns()}"
+    peer = Process(
+        "-m", "legion_p2p.cli.peer", "--new-run", name, "--preset", "xxs", "--batch", "1", "--json", "--no-status",
+        "--threads", "1", "--listen", "/ip4/127.0.0.1/tcp/0", "--identity", str(tmp_path / "key"), "--store", "none",
+    )  # fmt: skip
+    try:
+        run = peer.wait_for("run.created")["run"]
+        address = peer.wait_for("run.join_with")["command"].split()[-1]
+
+        lines = listed(address)
+        (record,) = json.loads(listed(address, "--json").stdout)
+
+        assert (lines.returncode, lines.stdout) == (0, f"{name}  1 member  {run}\n"), lines.stderr
+        assert (record["name"], record["n_members"], record["id"]) == (name, 1, run)
+    finally:
+        peer.close()
+
+
+def test_an_address_at_which_nobody_answers_is_named() -> None:
+    done = listed("/ip4/127.0.0.1/tcp/1/p2p/12D3KooWHHzSeKaY8xuZVzkLbKFfvNgPPeKhFBGrMbNzbm5akpqu")
+
+    assert done.returncode == 3 and done.stdout == "" and "Traceback" not in done.stderr
+    assert "127.0.0.1/tcp/1" in done.stderr and "connection refused" in done.stderr
