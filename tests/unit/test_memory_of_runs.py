@@ -16,7 +16,7 @@ done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(done.returncode)
 """
-"""Linux counts the memory of whoever started a process as its own peak: so a small one starts it, not the process of the tests."""
+"""Linux counts the memory of a process's starter as its own peak, so a small process starts it, not the one of the tests."""
 
 
 @pytest.mark.skipif(not hasattr(os, "wait4") or sys.platform != "linux", reason="counts as Linux does")
