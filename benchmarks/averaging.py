@@ -47,12 +47,14 @@ def average_peer(rank, n_peers, elements, codec, address, barrier, results):
     params = (ParamSpec("x", (elements,)),)
     run = "bench"
     if rank == 0:
-        run = RunCreation(RunSpec("bench", "", params, rounds), torch.zeros(elements))
+        run = RunCreation(RunSpec("bench", "", params, rounds), torch.zeros(elements, dtype=torch.float32, device="cpu"))
     peer = Peer(listen="/ip4/127.0.0.1/tcp/0", status=False)
 
     async def main():
         contacts = () if rank == 0 else (address.get(),)
-        async with open_peer(run, peer, initial_peers=contacts, params=params, start=torch.zeros(elements)) as engine:
+        async with open_peer(
+            run, peer, initial_peers=contacts, params=params, start=torch.zeros(elements, dtype=torch.float32, device="cpu")
+        ) as engine:
             if rank == 0:
                 for _ in range(n_peers - 1):
                     address.put(next(a for a in engine.network.addresses() if "127.0.0.1" in a))

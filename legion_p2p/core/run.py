@@ -284,7 +284,7 @@ def sign_spec(spec: RunSpec, identity: Identity) -> SignedSpec:
         raise UsageError(f"run specification of {len(body)} bytes, packed, at most {MAX_SPEC_BYTES}: shorten parameters' names")
     signed = SignedSpec(body, identity.sign(body))
     try:
-        open_spec(signed)  # as everybody will who joins: what they would refuse is better refused here
+        open_spec(signed)  # every peer that joins opens it like this: refuse here what they would refuse
     except DecodeError as bad:
         raise UsageError(str(bad)) from bad
     return signed
