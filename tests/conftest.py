@@ -9,6 +9,7 @@ from leftovers import pytest_configure, pytest_unconfigure
 
 __all__ = ["pytest_configure", "pytest_unconfigure", "pytest_xdist_auto_num_workers"]
 
+os.environ.pop("PYTHONUNBUFFERED", None)  # commands are started as users start them, with output that is buffered
 torch.set_num_threads(1)
 settings.register_profile("any machine", deadline=None)  # a busy machine is not a failure
 settings.load_profile("any machine")
