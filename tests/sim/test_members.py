@@ -14,7 +14,8 @@ from legion_p2p.core.membership import Liveness, MembershipConfig
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.wire import Accusation, Done, Exchange, Exchanged, Message, PingFor, decode_request, encode
 from legion_p2p.errors import JoinError
-from legion_p2p.services.membership.service import MAX_INVOLVED, N_INDIRECT_PROBES, N_WITNESSES, SAMPLE, MemberService
+from legion_p2p.services.membership.prober import MAX_INVOLVED, N_INDIRECT_PROBES, N_WITNESSES
+from legion_p2p.services.membership.service import SAMPLE, MemberService
 from legion_p2p.sim.gossip import SimGossip
 from legion_p2p.sim.network import World
 from tests.context_of import context_of

@@ -23,8 +23,7 @@ class Members:
 
     def __init__(self, done: list[str]) -> None:
         self.done = done
-        self.was_away = False
-        self.away = Notify()
+        self.absence = SimpleNamespace(was_away=False, noticed=Notify())
         self.n_ready = 1
         self.table = SimpleNamespace(incarnation=5)
 
@@ -35,8 +34,8 @@ class Members:
         return [SimpleNamespace(announcement=SimpleNamespace(ready=i < self.n_ready)) for i in range(3)]
 
     def go_away(self) -> None:
-        self.was_away = True
-        self.away.notify()
+        self.absence.was_away = True
+        self.absence.noticed.notify()
 
 
 class Shards:
@@ -152,7 +151,7 @@ async def test_a_peer_that_was_away_where_nobody_else_is_ready_goes_on_as_it_is(
         await trio.sleep(10)
         nursery.cancel_scope.cancel()
 
-    assert peer.done == [] and not peer.members.was_away and peer.gate.presence.ready
+    assert peer.done == [] and not peer.members.absence.was_away and peer.gate.presence.ready
 
 
 async def test_a_peer_that_is_away_again_while_it_returns_returns_once_more(autojump_clock: object) -> None:

@@ -169,7 +169,7 @@ async def test_the_announcement_follows_what_the_trainer_reports(autojump_clock:
 async def test_a_peer_that_was_away_is_not_ready_and_does_not_train(autojump_clock: object) -> None:
     async with a_run_and_a_stranger() as (_, run, _):
         run.report(Progress(training=True))
-        run.members.was_away = True
+        run.members.absence.was_away = True
 
         assert not describe(run).ready and not describe(run).training
 

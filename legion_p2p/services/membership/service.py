@@ -4,22 +4,18 @@ Announcements go out by gossip and, to heal what gossip loses, in an exchange of
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
 
-import msgspec
 import trio
 
 from legion_p2p.concurrency.notify import Notify
 from legion_p2p.concurrency.nurseries import TaskStatus
-from legion_p2p.core.absence import Absence
 from legion_p2p.core.admission import Admission
-from legion_p2p.core.announcement import Announcement, open_signed, peer_of, sign
+from legion_p2p.core.announcement import Announcement, open_signed, peer_of
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.membership import (
     Accuse,
     Changed,
     Greet,
-    Liveness,
     Member,
     Membership,
     Met,
@@ -27,11 +23,9 @@ from legion_p2p.core.membership import (
     Refute,
     believed,
     role_of,
-    weights_of,
 )
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.run import announce_topic
-from legion_p2p.core.same_key import Holder, SameKey
 from legion_p2p.core.wire import (
     MAX_EXCHANGED,
     Accusation,
@@ -40,39 +34,19 @@ from legion_p2p.core.wire import (
     Exchanged,
     Ping,
     PingFor,
-    Request,
 )
-from legion_p2p.errors import DecodeError, JoinError, NetworkError, NoAnswerError, NotAdmittedError, UnreachableError
+from legion_p2p.errors import DecodeError, NetworkError, NoAnswerError, NotAdmittedError, UnreachableError
 from legion_p2p.services.context import PeerContext
+from legion_p2p.services.membership.absence_watch import AbsenceWatch
+from legion_p2p.services.membership.key_watch import KeyWatch
+from legion_p2p.services.membership.own import OwnAnnouncement
+from legion_p2p.services.membership.prober import Prober
+from legion_p2p.services.membership.roles import RegionRoles, Roles
+from legion_p2p.services.membership.signed import SignedAnnouncements
 from legion_p2p.services.rpc import Rpc
 
 EXCHANGE_DEADLINE_S = 5.0
-N_INDIRECT_PROBES = 2  # members asked to look at a suspect as well, in case only the path from here is broken
-N_WITNESSES = 3  # members told that another one is dead
-MAX_INVOLVED = 4  # silent at once with whom others are bothered: where more are, the others see that for themselves
-MAX_GREETINGS_IN_FLIGHT = 16  # to members that only others told of: they may not exist, and each costs an attempt to connect
 SAMPLE = 16  # announcements in a regular exchange: gossip brings nearly all, and the rest comes in a few more of them
-MAX_EXCHANGE_BYTES = 512 * 1024  # of announcements in one message: half a control frame
-
-
-class Roles(msgspec.Struct, frozen=True):
-    """What the members of one region can do."""
-
-    weights: dict[PeerId, float] = {}
-    ready: tuple[PeerId, ...] = ()
-    training: tuple[PeerId, ...] = ()
-
-    def renewed(self, announcements: Sequence[Announcement], region: str) -> "Roles":
-        """The roles of now. What is as before is the same object, so that others see at once what changed."""
-        here = [a for a in announcements if a.region == region]
-        weights = weights_of(here, region)
-        ready = tuple(peer_of(a) for a in here if a.ready)
-        training = tuple(peer_of(a) for a in here if a.training)
-        return Roles(
-            self.weights if weights == self.weights else weights,
-            self.ready if ready == self.ready else ready,
-            self.training if training == self.training else training,
-        )
 
 
 class MemberService:
@@ -87,37 +61,26 @@ class MemberService:
         self.table.incarnation = int(ctx.wall_time())
         self.changed = Notify()
         """Rings when somebody came, went, or announced something new."""
-        self.was_away = False
-        """The others went on without this peer since this was last looked at."""
-        self.away = Notify()
-        """Rings when `was_away` becomes true."""
+        self.absence = AbsenceWatch(self.me, config, ctx.wall_time)
         self._wall_time = ctx.wall_time
-        self._absence = Absence(self.me, config.suspect_after_s + config.grace_s, self._clocks())
         self._everyone: tuple[Announcement, ...] = ()
         self._everyone_at: tuple[object, ...] = ()  # what it was made from
         spec = ctx.spec
         self.admission = Admission(ctx.run, spec.admission, spec.founder, spec.admins, spec.admitted)
-        self._roles: dict[str, Roles] = {}
-        self._roles_at: tuple[object, ...] = ()
+        self._roles = RegionRoles()
         self._roles_told: tuple[object, ...] = ()
-        self._identity = ctx.identity
         self._messenger = ctx.messenger
         self._rpc = Rpc(ctx.messenger)  # which answers prove that a peer lives is decided here, one by one
+        self._prober = Prober(ctx.run, self.table, self._rpc, ctx.rng, config.grace_s)
         self._gossip = ctx.gossip
         self._events = ctx.events
         self._rng = ctx.rng
-        self._describe = describe
-        self._seq = 0
-        self._same_key = SameKey()
-        self._key_is_shared = trio.Event()
-        self._shared_key_text = ""
-        self._signed: dict[PeerId, bytes] = {}
-        self._own: Announcement | None = None
-        self._leaving = False
+        self._own = OwnAnnouncement(self.table, ctx.identity, describe)
+        self._signed = SignedAnnouncements(self.table, ctx.rng)
+        self._key_watch = KeyWatch(ctx.events)
         self._hurry = Notify()
         self._hurried = False
         self._nursery: trio.Nursery | None = None
-        self._greetings = trio.CapacityLimiter(MAX_GREETINGS_IN_FLIGHT)
         self.roles_changed: Observers[None] = Observers()
         """Told when a member came, went, or has another role, this peer included."""
         self.member_changed: Observers[Changed] = Observers()
@@ -133,10 +96,10 @@ class MemberService:
         new incarnation that it has caught up.
         """
         own = self.own()
-        state = (self.table.revision, self._absence.n_doubted, own.seq)
+        state = (self.table.revision, self.absence.n_doubted, own.seq)
         if self._everyone_at != state:  # asked for many times between two changes
             others = [believed(m, own.region) for m in self.table.counted()]
-            self._everyone = (own, *map(self._absence.trusted, others))
+            self._everyone = (own, *map(self.absence.trusted, others))
             self._everyone_at = state
         return self._everyone
 
@@ -152,24 +115,16 @@ class MemberService:
         """Those in `region` that train now. The same object until that changes."""
         return self._roles_in(region).training
 
-    def _roles_in(self, region: str) -> "Roles":
-        own = self.own()
-        state = (self.table.roles_revision, self._absence.n_doubted, role_of(own))
-        if self._roles_at != state:
-            self._roles = {
-                known: roles.renewed(self.everyone(), known) for known, roles in self._roles.items() if known == region
-            }
-            self._roles_at = state
-        if region not in self._roles:
-            self._roles[region] = Roles().renewed(self.everyone(), region)
-        return self._roles[region]
+    def _roles_in(self, region: str) -> Roles:
+        revision = (self.table.roles_revision, self.absence.n_doubted, role_of(self.own()))
+        return self._roles.of(region, self.everyone, revision)
 
     def announced(self, peer: PeerId) -> Announcement | None:
         """As in `everyone`, of one of the others."""
         member = self.table.get(peer)
         if member is None or not member.counts:
             return None
-        return self._absence.trusted(believed(member, self.own().region))
+        return self.absence.trusted(believed(member, self.own().region))
 
     def others(self) -> list[Announcement]:
         """What the other members say that are not dead, without those of this region that this peer never met."""
@@ -177,10 +132,7 @@ class MemberService:
         return [m.announcement for m in self.table.counted() if m.met or m.announcement.region != region]
 
     def own(self) -> Announcement:
-        if self._own is None:
-            self._renew()
-        assert self._own is not None
-        return self._own
+        return self._own.current or self._renew()
 
     def in_region(self) -> list[Member]:
         """The others of this peer's own region that are not dead."""
@@ -207,7 +159,7 @@ class MemberService:
 
     def revocations(self) -> tuple[bytes, ...]:
         """Those that this peer announces next."""
-        return self.admission.revocations(self._wall_time(), self._seq)
+        return self.admission.revocations(self._wall_time(), self._own.seq)
 
     def revoke(self, revocation: bytes) -> None:
         """Take a revocation, and tell the others. Raises: DecodeError."""
@@ -225,7 +177,7 @@ class MemberService:
         for member in self.table.members():
             if self._refusal(member.peer_id):
                 self.table.excluded(member.peer_id)
-                self._signed.pop(member.peer_id, None)
+                self._signed.forget(member.peer_id)
         self._work()
 
     def _refusal(self, peer: PeerId) -> str:
@@ -257,13 +209,13 @@ class MemberService:
         if announcement.revocations and self._revoke_all(announcement.revocations):
             self.exclude_refused()
         if peer == self.me and announcement.incarnation > self.table.incarnation:
-            self._look_at_key(announcement)
+            self._key_watch.contradicted(announcement, self._own.seq)
         known = self.table.get(peer)
         if self.table.announced(announcement, trio.current_time(), direct=direct):
             if announcement.leaving:
-                self._signed.pop(peer, None)
+                self._signed.forget(peer)
             elif self.table.get(peer) is not None:
-                self._signed[peer] = signed
+                self._signed.put(peer, signed)
                 if known is None or known.announcement.addresses != announcement.addresses:
                     self._messenger.add_addresses(peer, announcement.addresses)
                 self.announcements.tell(announcement)
@@ -281,13 +233,13 @@ class MemberService:
 
     def signed_own(self) -> bytes:
         self.own()
-        return self._signed_own
+        return self._own.signed
 
     # what others send
 
     def on_exchange(self, peer: PeerId, message: Exchange) -> Exchanged:
         # Before learning: what the asker sent, it does not need back. Who knows few wants to hear of all.
-        known = self._some_announcements(peer, SAMPLE if len(message.announcements) >= SAMPLE else MAX_EXCHANGED - 1)
+        known = self._sample(peer, SAMPLE if len(message.announcements) >= SAMPLE else MAX_EXCHANGED - 1)
         self._take_all(peer, message.announcements)
         self.must_be_admitted(peer)
         self.heard(peer)
@@ -311,11 +263,10 @@ class MemberService:
         return Done()
 
     def on_accusation(self, accuser: PeerId, message: Accusation) -> Done:
-        now = trio.current_time()
         is_meant = message.peer == self.me and message.incarnation == self.table.incarnation
-        if is_meant and self._absence.accused_by(accuser, self._ids_in_region(), now):
-            self._note_absence()
-        self.table.accused(PeerId(message.peer), message.incarnation, now)
+        if is_meant and self.absence.accused_by(accuser, self._ids_in_region()):
+            self._note_change()
+        self.table.accused(PeerId(message.peer), message.incarnation, trio.current_time())
         self._work()
         return Done()
 
@@ -324,29 +275,29 @@ class MemberService:
     def announce_soon(self) -> None:
         """Announce at once instead of at the next regular time: something changed that others act on."""
         self._hurried = True
-        self._own = None
+        self._own.expire()
         self._hurry.notify()
         self._note_change()
 
     async def announce_now(self) -> None:
         self._renew()
-        await self._gossip.publish(announce_topic(self.run), self._signed_own)
+        await self._gossip.publish(announce_topic(self.run), self._own.signed)
 
     async def leave(self, deadline_s: float) -> None:
         """Tell everybody that this peer goes; at most `deadline_s`."""
-        self._leaving = True  # all that is announced from here on says so: a later word would bring this peer back to life
+        self._own.leaving = True  # all that is announced from here on says so: a later word would bring this peer back to life
         self._renew()
-        signed = self._signed_own
+        signed = self._own.signed
         farewell = Exchange(self.run, (signed,))
         with trio.move_on_after(deadline_s):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._gossip.publish, announce_topic(self.run), signed)
                 for member in self.table.counted()[:MAX_EXCHANGED]:
-                    nursery.start_soon(self._tell, member.peer_id, farewell)
+                    nursery.start_soon(self._prober.tell, member.peer_id, farewell)
 
     async def exchange_with(self, peer: PeerId) -> bool:
         """Swap what is known of members with `peer`, in a large run a sample of it; False if it did not answer."""
-        question = Exchange(self.run, self._some_announcements(peer, SAMPLE))
+        question = Exchange(self.run, self._sample(peer, SAMPLE))
         try:
             reply = await self._rpc.ask(peer, question, within_s=EXCHANGE_DEADLINE_S)
         except NetworkError:
@@ -362,7 +313,7 @@ class MemberService:
                 nursery.start_soon(self._announce_regularly)
                 nursery.start_soon(self._exchange_regularly)
                 nursery.start_soon(self._look_at_clock)
-                nursery.start_soon(self._end_where_the_key_is_shared)
+                nursery.start_soon(self._key_watch.end_where_shared)
                 task_status.started(None)
                 async for signed in heard:
                     try:
@@ -372,27 +323,10 @@ class MemberService:
             finally:
                 self._nursery = None  # a peer that leaves still answers and asks, but starts nothing
 
-    def _look_at_key(self, announcement: Announcement) -> None:
-        """This peer's id announced what this peer did not."""
-        verdict = self._same_key.contradicted(announcement.incarnation, announcement.seq, self._seq, trio.current_time())
-        if verdict is None or self._key_is_shared.is_set():
-            return
-        where = announcement.addresses[0] if announcement.addresses else "an unknown address"
-        ends = "this one is the newer and ends" if verdict is Holder.NEWER else "that one is the newer and should end"
-        told = f"another peer at {where} runs with this peer's key: {ends}; each peer needs a key of its own, --identity FILE"
-        self._events.error("member.same_key", told)
-        if verdict is Holder.NEWER:
-            self._shared_key_text = told
-            self._key_is_shared.set()
-
-    async def _end_where_the_key_is_shared(self) -> None:
-        await self._key_is_shared.wait()
-        raise JoinError(self._shared_key_text)
-
     async def ping(self, peer: PeerId) -> float | None:
         """Seconds until `peer` answered, its own haste included; None: it did not."""
         began = trio.current_time()
-        if not await self._tell(peer, Ping(self.run)):
+        if not await self._prober.ping(peer):
             return None
         self.heard(peer)
         return trio.current_time() - began
@@ -423,7 +357,7 @@ class MemberService:
             now = trio.current_time()
             if not self.admission.is_open:
                 self.exclude_refused()
-            if self._absence.end_probation(now):
+            if self.absence.end_probation():
                 self._note_change()
             self.table.handle_timeout(now)
             self._work()
@@ -432,23 +366,15 @@ class MemberService:
 
     def _note_change(self) -> None:
         self.changed.notify()
-        own_role = None if self._own is None else role_of(self._own)
-        roles = (self.table.roles_revision, self._absence.n_doubted, own_role)
+        own_role = None if self._own.current is None else role_of(self._own.current)
+        roles = (self.table.roles_revision, self.absence.n_doubted, own_role)
         if roles != self._roles_told:
             self._roles_told = roles
             self.roles_changed.tell(None)
 
     def _notice_absence(self) -> None:
-        if self._absence.look(self._clocks()):
-            self._note_absence()
-
-    def _clocks(self) -> tuple[float, float]:
-        return trio.current_time(), self._wall_time()
-
-    def _note_absence(self) -> None:
-        self.was_away = True
-        self.away.notify()
-        self._note_change()
+        if self.absence.look():
+            self._note_change()
 
     def _work(self) -> None:
         """Carry out what the table asks for."""
@@ -473,76 +399,38 @@ class MemberService:
                 elif isinstance(effect, Greet):
                     self._nursery.start_soon(self._greet, effect.peer_id)
                 elif isinstance(effect, Accuse):
-                    self._nursery.start_soon(self._accuse, effect)
+                    self._nursery.start_soon(self._prober.accuse, effect)
         if rang:
             self._note_change()
 
     def _judge_return(self, change: Changed) -> None:
         """Only within a region: regions that were cut off from each other go on as they are, and come together as regions do."""
-        peer, now = change.peer_id, trio.current_time()
-        member = self.table.get(peer)
-        if member is not None and member.announcement.region != self.own().region:
-            return
-        if change.after is Liveness.DEAD:
-            self._absence.died(peer, now)
-        elif change.after is None:
-            self._absence.gone(peer)
-        elif change.after is Liveness.ALIVE:
-            lost_at = self._absence.lives(peer)
-            if lost_at is None or member is None or not member.announcement.ready:
-                return  # who was started again follows by itself, before it says that it is ready
-            if self._absence.returned(peer, member.announcement.incarnation, lost_at, self._ids_in_region(), now):
-                self._note_absence()
+        member = self.table.get(change.peer_id)
+        if (member is None or self._is_here(member)) and self.absence.judge(change, member, self._ids_in_region):
+            self._note_change()
+
+    def _is_here(self, member: Member) -> bool:
+        return member.announcement.region == self.own().region
 
     def _ids_in_region(self) -> list[PeerId]:
         return [member.peer_id for member in self.in_region()]
 
     async def _probe(self, suspect: PeerId) -> None:
-        counted = self.table.counted() if self._few_are_silent() else []
-        helpers = [m.peer_id for m in counted if m.liveness is Liveness.ALIVE and m.peer_id != suspect]
+        helpers = self._prober.helpers(suspect)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._ping, suspect)
-            for helper in self._rng.sample(helpers, min(N_INDIRECT_PROBES, len(helpers))):
+            nursery.start_soon(self.ping, suspect)
+            for helper in helpers:
                 nursery.start_soon(self._ping_through, helper, suspect)
 
-    async def _greet(self, peer: PeerId) -> None:
-        member = self.table.get(peer)
-        if member is None or member.announcement.region != self.own().region:
-            return
-        async with self._greetings:
-            member = self.table.get(peer)
-            if member is not None and not member.met and await self._tell(peer, Ping(self.run)):
-                self.heard(peer)
-
-    async def _ping(self, suspect: PeerId) -> None:
-        if await self._tell(suspect, Ping(self.run)):
-            self.heard(suspect)
-
     async def _ping_through(self, helper: PeerId, suspect: PeerId) -> None:
-        if await self._tell(helper, PingFor(self.run, suspect)):
+        if await self._prober.ping_through(helper, suspect):
             self.table.lives(suspect, trio.current_time())
             self._work()
 
-    async def _accuse(self, accusation: Accuse) -> None:
-        message = Accusation(self.run, accusation.peer_id, accusation.incarnation)
-        others = [m.peer_id for m in self.table.counted()] if self._few_are_silent() else []
-        async with trio.open_nursery() as nursery:
-            # The accused hears it too, so that it can refute if it lives.
-            for peer in (accusation.peer_id, *self._rng.sample(others, min(N_WITNESSES, len(others)))):
-                nursery.start_soon(self._tell, peer, message)
-
-    def _few_are_silent(self) -> bool:
-        """So few suspects, and dead of a moment ago, that others are to be bothered with one of them."""
-        since = trio.current_time() - self.config.grace_s
-        return sum(m.liveness is not Liveness.ALIVE and m.since >= since for m in self.table.members()) <= MAX_INVOLVED
-
-    async def _tell(self, peer: PeerId, message: Request[Any]) -> bool:
-        """Send something whose answer says only that it arrived."""
-        try:
-            await self._rpc.ask(peer, message, within_s=self.config.grace_s)
-        except NetworkError:
-            return False
-        return True
+    async def _greet(self, peer: PeerId) -> None:
+        member = self.table.get(peer)
+        if member is not None and self._is_here(member) and await self._prober.greet(peer):
+            self.heard(peer)
 
     def _take_all(self, sender: PeerId, announcements: Iterable[bytes]) -> None:
         for signed in announcements:
@@ -555,24 +443,12 @@ class MemberService:
                 self._messenger.report(sender, f"bad announcement: {bad}")
                 self._events.emit("announcement.refused", peer=sender, reason=str(bad))
 
-    def _some_announcements(self, excluding: PeerId, limit: int) -> tuple[bytes, ...]:
-        """This peer's own and a random sample of the living: `limit`, or as many as fit."""
-        peers = [m.peer_id for m in self.table.counted() if m.peer_id != excluding and m.peer_id in self._signed]
-        chosen = [self.signed_own()]
-        size = len(chosen[0])
-        for peer in self._rng.sample(peers, min(limit - 1, len(peers))):
-            size += len(self._signed[peer])
-            if size > MAX_EXCHANGE_BYTES:
-                break
-            chosen.append(self._signed[peer])
-        return tuple(chosen)
+    def _sample(self, excluding: PeerId, limit: int) -> tuple[bytes, ...]:
+        return self._signed.sample(self.signed_own(), excluding, limit)
 
-    def _renew(self) -> None:
-        self._seq += 1
-        before = self._own
-        self._own = msgspec.structs.replace(
-            self._describe(), incarnation=self.table.incarnation, seq=self._seq, leaving=self._leaving
-        )
-        self._signed_own = sign(self._own, self._identity)
-        if before is None or role_of(before) != role_of(self._own):
+    def _renew(self) -> Announcement:
+        before = self._own.current
+        own = self._own.renew()
+        if before is None or role_of(before) != role_of(own):
             self._note_change()
+        return own

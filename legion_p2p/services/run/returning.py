@@ -27,9 +27,9 @@ class ReturnService:
 
     async def run_forever(self) -> None:
         while True:
-            while not self._members.was_away:
-                await self._members.away.wait()
-            self._members.was_away = False
+            while not self._members.absence.was_away:
+                await self._members.absence.noticed.wait()
+            self._members.absence.was_away = False
             if any(m.announcement.ready for m in self._members.in_region()):
                 await self._return()
 

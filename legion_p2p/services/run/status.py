@@ -18,7 +18,7 @@ def describe(run: ActiveRun) -> Announcement:
     progress = run.progress
     traffic = run.messenger.traffic()
     bandwidth = run.messenger.bandwidth()
-    ready = run.presence.ready and not run.members.was_away  # a peer that was away catches up before it owns
+    ready = run.presence.ready and not run.members.absence.was_away  # a peer that was away catches up before it owns
     return Announcement(
         peer_id=run.me,
         run=run.id,

@@ -1,0 +1,37 @@
+"""This peer's own announcement: described again when something changed, numbered and signed."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from legion_p2p.core.announcement import Announcement, sign
+from legion_p2p.core.identity import Identity
+from legion_p2p.core.membership import Membership
+
+
+class OwnAnnouncement:
+    """What this peer last said of itself. `table` has its incarnation, which rises when others take it for dead."""
+
+    def __init__(self, table: Membership, identity: Identity, describe: Callable[[], Announcement]) -> None:
+        self.seq = 0
+        """How often this peer has described itself: its announcements of one incarnation are ordered by that."""
+        self.leaving = False
+        self.current: Announcement | None = None
+        """None: it has said nothing yet, or something changed since."""
+        self.signed = b""
+        self._table = table
+        self._identity = identity
+        self._describe = describe
+
+    def renew(self) -> Announcement:
+        """Describe this peer as it is now."""
+        self.seq += 1
+        self.current = msgspec.structs.replace(
+            self._describe(), incarnation=self._table.incarnation, seq=self.seq, leaving=self.leaving
+        )
+        self.signed = sign(self.current, self._identity)
+        return self.current
+
+    def expire(self) -> None:
+        """Something changed: whoever asks next gets a new one."""
+        self.current = None

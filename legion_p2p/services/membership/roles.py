@@ -1,0 +1,47 @@
+"""What the members of each region can do: hold the model, carry shards, train."""
+
+from collections.abc import Callable, Hashable, Sequence
+
+import msgspec
+
+from legion_p2p.core.announcement import Announcement, peer_of
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.membership import weights_of
+
+
+class Roles(msgspec.Struct, frozen=True):
+    """What the members of one region can do."""
+
+    weights: dict[PeerId, float] = {}
+    ready: tuple[PeerId, ...] = ()
+    training: tuple[PeerId, ...] = ()
+
+    def renewed(self, announcements: Sequence[Announcement], region: str) -> "Roles":
+        """The roles of now. What is as before is the same object, so that others see at once what changed."""
+        here = [a for a in announcements if a.region == region]
+        weights = weights_of(here, region)
+        ready = tuple(peer_of(a) for a in here if a.ready)
+        training = tuple(peer_of(a) for a in here if a.training)
+        return Roles(
+            self.weights if weights == self.weights else weights,
+            self.ready if ready == self.ready else ready,
+            self.training if training == self.training else training,
+        )
+
+
+class RegionRoles:
+    """The roles in the region that was asked about last, computed again only when the members changed."""
+
+    def __init__(self) -> None:
+        self._region = ""
+        self._roles = Roles()
+        self._revision: Hashable = None
+
+    def of(self, region: str, announcements: Callable[[], Sequence[Announcement]], revision: Hashable) -> Roles:
+        """`announcements`: those of all members, asked for only where needed. `revision` differs whenever a role in them may."""
+        if region != self._region:
+            self._region, self._roles, self._revision = region, Roles(), None
+        if self._revision != revision:
+            self._roles = self._roles.renewed(announcements(), region)
+            self._revision = revision
+        return self._roles
