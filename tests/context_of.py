@@ -7,8 +7,10 @@ from typing import Any
 import trio
 
 from legion_p2p.config import PeerConfig
-from legion_p2p.core.identity import Identity
+from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.observers import Observers
 from legion_p2p.core.plan import ParamSpec
+from legion_p2p.core.reach import NO_CONNECTION, UNKNOWN_REACH, OwnReach, PeerConnection
 from legion_p2p.core.run import RoundSpec, RunSpec
 from legion_p2p.observe.events import Events
 from legion_p2p.services.context import PeerContext
@@ -16,6 +18,19 @@ from legion_p2p.services.ports import Messenger
 from legion_p2p.services.upload_slots import UploadSlotService
 
 SPEC = RunSpec("test", "", (ParamSpec("w", (64,)),), RoundSpec(push_codec="fp32", update_codec="fp32", shard_elements=16))
+
+
+class Undiscovered:
+    """The Reachability of a network that found out nothing."""
+
+    def __init__(self) -> None:
+        self.changed: Observers[OwnReach] = Observers()
+
+    def own(self) -> OwnReach:
+        return UNKNOWN_REACH
+
+    def connection(self, peer: PeerId) -> PeerConnection:
+        return NO_CONNECTION
 
 
 async def inline(fn: Callable[..., Any], *args: Any) -> Any:
@@ -33,6 +48,7 @@ def context_of(identity: Identity, messenger: Messenger, **parts: Any) -> PeerCo
         "run": "run",
         "spec": SPEC,
         "config": PeerConfig(),
+        "reachability": Undiscovered(),
         "discovery": missing,
         "gossip": missing,
         "offload": inline,

@@ -21,7 +21,7 @@ from cyclopts import Group, Parameter
 from legion_p2p.cli.common import SOURCES_HELP, addresses_of_peers, listen_addresses, make_app
 from legion_p2p.cli.running import run_app
 from legion_p2p.config import DEFAULT_BOOTSTRAP_PORT
-from legion_p2p.core.addresses import Reach, reach_of
+from legion_p2p.core.addresses import AddressScope, scope_of
 from legion_p2p.errors import NetworkError, UsageError
 from legion_p2p.files.paths import user_data_folder
 from legion_p2p.observe.status import ContactStatus, Status
@@ -146,11 +146,11 @@ class Counts:
 
 def reach_lines(addresses: Sequence[str], port: int) -> list[str]:
     """Which addresses whom can dial, and what to do where nobody outside can."""
-    by_reach: dict[Reach, list[str]] = {}
+    by_scope: dict[AddressScope, list[str]] = {}
     for address in addresses:
-        by_reach.setdefault(reach_of(address), []).append(address.partition("/p2p/")[0])
-    lines = [f"{reach.value} can dial {', '.join(by_reach[reach])}" for reach in Reach if reach in by_reach]
-    if Reach.ANYWHERE not in by_reach:
+        by_scope.setdefault(scope_of(address), []).append(address.partition("/p2p/")[0])
+    lines = [f"{reach.value} can dial {', '.join(by_scope[reach])}" for reach in AddressScope if reach in by_scope]
+    if AddressScope.ANYWHERE not in by_scope:
         lines.append(
             f"no address of this machine is public: to let others in from outside, forward TCP port {port or 'PORT'} to it, and "
             f"say so with --announce /ip4/PUBLIC_ADDRESS/tcp/{port or 'PORT'}"

@@ -149,7 +149,7 @@ def _addresses_in(line: str) -> str:
     return " ".join(words)
 
 
-class Reach(Enum):
+class AddressScope(Enum):
     """From where an address can be dialed, if no router or firewall is in the way."""
 
     ANYWHERE = "others anywhere"
@@ -157,15 +157,15 @@ class Reach(Enum):
     MACHINE = "others on this machine"
 
 
-def reach_of(address: str) -> Reach:
+def scope_of(address: str) -> AddressScope:
     """From where a multiaddr can be dialed; of a name nobody knows, so it is taken at its word."""
     family, host = address.split("/")[1:3]
     if family.startswith("dns"):
-        return Reach.MACHINE if host == "localhost" else Reach.ANYWHERE
+        return AddressScope.MACHINE if host == "localhost" else AddressScope.ANYWHERE
     ip = ip_address(host)
     if ip.is_loopback:
-        return Reach.MACHINE
-    return Reach.ANYWHERE if ip.is_global else Reach.NETWORK
+        return AddressScope.MACHINE
+    return AddressScope.ANYWHERE if ip.is_global else AddressScope.NETWORK
 
 
 def _check_host(address: str, family: str, host: str) -> None:

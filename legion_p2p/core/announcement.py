@@ -17,6 +17,8 @@ from legion_p2p.core.coordinates import Coordinate
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS, Identity, PeerId, verify
 from legion_p2p.core.placement import MAX_WEIGHT
 from legion_p2p.core.plan import MAX_SHARDS
+from legion_p2p.core.reach import Reach
+from legion_p2p.core.roles import Role
 from legion_p2p.core.witnesses import MAX_TESTIMONIES, TESTIMONY_BYTES, unpack_testimonies
 from legion_p2p.errors import DecodeError, SelfCheckError
 
@@ -25,6 +27,7 @@ MAX_OPENED = 512  # checked announcements that are remembered: some hundred byte
 MAX_ADDRESSES = 16
 MAX_ADDRESS_CHARS = 200
 MAX_TROUBLE_CHARS = 400  # one sentence with what helps
+MAX_CIRCUITS = 10_000  # of one relay: more than a host has file descriptors for
 MARK_BYTES = 8
 
 _Id = Annotated[str, msgspec.Meta(max_length=MAX_PEER_ID_CHARS)]
@@ -72,7 +75,7 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
     """Bits per second that it has lately reached in sending, or may send; 0: not known."""
     download_bps: _Rate = 0.0
     relay: bool = False
-    """Has volunteered to meet other regions for owners that have little upload."""
+    """Has volunteered to meet other regions for owners that have little upload: see `core.relays`. Circuits are another thing."""
     marks: Annotated[bytes, msgspec.Meta(max_length=MAX_SHARDS * MARK_BYTES)] = b""
     """For every shard its version and the start of its digest, packed: see `pack_marks`."""
     epoch: _Count = 0
@@ -86,6 +89,12 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
     """Some of those that it knows."""
     trouble: Annotated[str, msgspec.Meta(max_length=MAX_TROUBLE_CHARS)] = ""
     """Why it has nothing to push, in words for people; empty while all is well."""
+    reach: Reach = Reach.UNKNOWN
+    """How others get a connection to it, as it found out by their dials. The relays that lead to it are the circuits among
+    `addresses`."""
+    role: Role = Role.AUTO
+    circuits: Annotated[int, msgspec.Meta(ge=0, le=MAX_CIRCUITS)] = 0
+    """How many circuits it carries as a relay for others; 0: it is no relay."""
 
     @property
     def order(self) -> tuple[int, int]:

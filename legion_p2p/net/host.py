@@ -47,6 +47,7 @@ from legion_p2p.net.messenger import Messenger
 from legion_p2p.net.netem import UNTHROTTLED, Shaper, Throttling
 from legion_p2p.net.patches import SturdyManager, replace_attributes
 from legion_p2p.net.peer_score import REFUSED, Refusals
+from legion_p2p.net.reachability import Libp2pReachability
 from legion_p2p.net.transport import Listener, Sockets, Transport
 
 DEFAULTS = NetConfig()
@@ -72,6 +73,7 @@ class Libp2pNetwork:
         self.dial_reports: dict[str, str | None] = {f"{where}/p2p/{peer}": "not tried yet" for where, peer in initial}
         """Of each initial peer: why the last attempt failed, or None while it is connected."""
         self.messenger: Messenger
+        self.reachability: Libp2pReachability
         self.discovery: Libp2pDiscovery
         self.gossip: Libp2pGossip
         self.bitswap: Bitswap | None = None
@@ -289,6 +291,7 @@ class _Parts:
         network.messenger = Messenger(
             self.host, self.nursery, self.dialer, self.book, self.refusals, self.listening.addresses, self.shaper
         )
+        network.reachability = Libp2pReachability(self.dialer, network.messenger.rtt_s)
         network.discovery = Libp2pDiscovery(network.messenger, self.dht, self.book, self.config, self.listening.addresses)
         network.gossip = Libp2pGossip(self.pubsub, self.nursery, network.messenger.report)
         if blocks is not None:

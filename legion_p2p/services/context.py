@@ -10,7 +10,7 @@ from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.plan import ShardPlan
 from legion_p2p.core.run import RunSpec
 from legion_p2p.observe.events import Events
-from legion_p2p.services.ports import Discovery, Gossip, Messenger, Offload
+from legion_p2p.services.ports import Discovery, Gossip, Messenger, Offload, Reachability
 from legion_p2p.services.upload_slots import UploadSlotService
 
 
@@ -27,6 +27,7 @@ class PeerContext:
     identity: Identity
     config: PeerConfig
     messenger: Messenger
+    reachability: Reachability
     discovery: Discovery
     gossip: Gossip
     offload: Offload

@@ -15,7 +15,9 @@ from legion_p2p.core.cids import Cid
 from legion_p2p.core.contact import Bandwidth, Contact, Handler, Traffic
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.manifest import Base, StoredShard
+from legion_p2p.core.observers import Observers
 from legion_p2p.core.priority import Priority
+from legion_p2p.core.reach import OwnReach, PeerConnection
 from legion_p2p.core.run import SignedSpec
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader
 
@@ -61,6 +63,21 @@ class Messenger(Protocol):
 
     def report(self, peer: PeerId, misbehaviour: str) -> None:
         """Count misbehaviour against `peer`. After much in a short time it is disconnected, and refused for a while."""
+
+
+class Reachability(Protocol):
+    """What the network found out of how peers reach each other. Neither call waits."""
+
+    @property
+    def changed(self) -> Observers[OwnReach]:
+        """Told whenever `own` is another one than before."""
+        ...
+
+    def own(self) -> OwnReach:
+        """How others reach this peer."""
+
+    def connection(self, peer: PeerId) -> PeerConnection:
+        """How this peer reaches `peer` now."""
 
 
 class Discovery(Protocol):

@@ -71,16 +71,22 @@ class SimClient:
         await world.wait_through(me, me)
         await trio.sleep(2 * world.delay(me, peer))
         other = world.peer(peer)
-        while other is None or world.is_blocked(me, peer) or other.frozen:
-            if other is None and not world.is_blocked(me, peer):
-                raise UnreachableError(peer, "connection refused")
+        relay: PeerId | None = None
+        while True:
+            is_direct = world.can_dial(me, peer)
+            relay = None if is_direct else world.usable_relay(me, peer)
+            if relay is not None or (is_direct and not world.is_blocked(me, peer)):
+                if other is None:
+                    raise UnreachableError(peer, "connection refused")
+                if not other.frozen:
+                    break
             await world.changed.wait()
             other = world.peer(peer)
         if other.address not in known:
             raise UnreachableError(peer, "connection refused")
         if other.refusals.is_refused(me):
             raise UnreachableError(peer, "the connection was closed at once")
-        world.connect(me, peer)
+        world.connect(me, peer, relay)
 
     async def _exchange(self, exchange: Exchange, peer: PeerId, service: str, body: bytes, priority: Priority) -> None:
         world, network, me = self._world, self._network, self._network.peer_id

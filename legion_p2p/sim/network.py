@@ -10,6 +10,7 @@ what it receives does not. Control takes up no rate.
 |---|---|
 | `kill` | requests fail after one delay, as by a connection reset; dialing is refused |
 | `freeze` | SIGSTOP: no answers until `thaw`, connections stay |
+| `hide` | it cannot be dialed, as behind a NAT: others reach it over connections that it made, or through its relays |
 | `partition` | packets vanish: established connections break after BREAK_AFTER_S, dialing fails after DIAL_TIMEOUT_S |
 | `loss` | a request's connection breaks, before or after it was carried out |
 | `corrupt` | bytes arrive changed |
@@ -41,6 +42,7 @@ from legion_p2p.sim.fabric import BetweenPeers, Station
 from legion_p2p.sim.gossip import SimGossip
 from legion_p2p.sim.mail import Mail
 from legion_p2p.sim.messenger import SimMessenger
+from legion_p2p.sim.reachability import SimReachability
 
 Corrupt = Callable[[PeerId, PeerId, bytes], bytes]
 
@@ -74,9 +76,11 @@ class World:
         self._seed = seed
         self._peers: dict[PeerId, SimNetwork] = {}
         self._records: dict[str, dict[PeerId, tuple[float, tuple[str, ...]]]] = {}
+        self._hidden: dict[PeerId, tuple[tuple[PeerId, ...], frozenset[PeerId]]] = {}
+        self._carried: dict[frozenset[PeerId], PeerId] = {}
         self._walls: list[tuple[frozenset[PeerId], frozenset[PeerId]]] = []
         self.changed = Notify()
-        """Somebody joined, left, froze or thawed, or a wall was put up or taken down."""
+        """Somebody joined, left, froze, thawed or was hidden, or a wall was put up or taken down."""
         self.mail = Mail(self)
         self._busy_until: dict[tuple[PeerId, PeerId], float] = {}
         self._uplinks: dict[PeerId, Uplink] = {}
@@ -131,6 +135,8 @@ class World:
         if self._nursery is not None:  # else the world has ended, and nobody is there to notice
             for other in sorted(network.connections):
                 self._nursery.start_soon(self._notice_reset, self._peers[other], peer)
+            for ends in [ends for ends, relay in self._carried.items() if relay == peer]:
+                self._nursery.start_soon(self._end_circuit, *sorted(ends))
             for exchange, asker in network.asked.items():
                 self._nursery.start_soon(reset, self, exchange, asker, network)
 
@@ -158,10 +164,27 @@ class World:
         self._walls.clear()
         self._change()
 
+    def hide(self, peer: PeerId, relays: Iterable[PeerId] = (), but_from: Iterable[PeerId] = ()) -> None:
+        """From now on nobody can dial it directly `but_from` these, as behind the same router; others can through these relays.
+        What is connected stays so."""
+        self._hidden[peer] = tuple(relays), frozenset(but_from)
+        self._change()
+
+    def show(self, peer: PeerId) -> None:
+        """Undo `hide`. What is connected through a relay stays so."""
+        self._hidden.pop(peer, None)
+        self._change()
+
     # what lies between two peers
 
     def delay(self, source: PeerId, target: PeerId) -> float:
         """One way."""
+        relay = self.relay_between(source, target) if self._carried else None
+        if relay is not None:
+            return self._direct_delay(source, relay) + self._direct_delay(relay, target)
+        return self._direct_delay(source, target)
+
+    def _direct_delay(self, source: PeerId, target: PeerId) -> float:
         if self.links is not None:
             one, other = self.links[source], self.links[target]
             return (one.rtt_s + other.rtt_s + one.path_s(other.place)) / 2
@@ -170,6 +193,26 @@ class World:
     def is_blocked(self, a: PeerId, b: PeerId) -> bool:
         """Whether a partition separates them."""
         return any((a in one and b in other) or (b in one and a in other) for one, other in self._walls)
+
+    def can_dial(self, source: PeerId, target: PeerId) -> bool:
+        """Whether a direct connection can be made from one to the other."""
+        return target not in self._hidden or source in self._hidden[target][1]
+
+    def usable_relay(self, source: PeerId, target: PeerId) -> PeerId | None:
+        """One of the relays of `target` that carries for `source` now: an end of the circuit itself is none."""
+        relays, _ = self._hidden.get(target, ((), frozenset()))
+        for relay in relays:
+            if relay not in (source, target) and self._carries(relay, source, target):
+                return relay
+        return None
+
+    def relay_between(self, a: PeerId, b: PeerId) -> PeerId | None:
+        """What carries their connection; None where it is direct, or there is none."""
+        return self._carried.get(frozenset((a, b)))
+
+    def _carries(self, relay: PeerId, a: PeerId, b: PeerId) -> bool:
+        network = self.peer(relay)
+        return network is not None and not (network.frozen or self.is_blocked(a, relay) or self.is_blocked(relay, b))
 
     @property
     def is_split(self) -> bool:
@@ -182,12 +225,14 @@ class World:
         Raises: UnreachableError, if they never do.
         """
         is_bulk = priority is not Priority.CONTROL
-        if is_bulk and (uplink := self._uplink_of(source)) is not None:
-            await uplink.send(target, n_bytes, priority)
+        relay = self.relay_between(source, target)
+        for sender in (source, relay):
+            if is_bulk and sender is not None and (uplink := self._uplink_of(sender)) is not None:
+                await uplink.send(target, n_bytes, priority)
         if self.links is not None and is_bulk:
             await trio.sleep_until(self._access_of(source).up(target, self.links[target].place, n_bytes))
             await trio.sleep_until(self._access_of(target).down(source, n_bytes))
-            await self.wait_through(source, target)
+            await self.wait_through(source, target, relay)
             return
         wait_s = self.delay(source, target)
         if is_bulk:
@@ -197,7 +242,7 @@ class World:
             self._busy_until[source, target] = begin + n_bytes / rate
             wait_s += begin + n_bytes / rate - now
         await trio.sleep(wait_s)
-        await self.wait_through(source, target)
+        await self.wait_through(source, target, relay)
 
     def limits_bps(self, peer: PeerId) -> tuple[float | None, float | None]:
         """What its access link carries, up and down; None where nothing limits it."""
@@ -219,16 +264,20 @@ class World:
             self._access[peer] = Access(self.links[peer], random.Random(f"{self._seed}/{peer}"))
         return self._access[peer]
 
-    async def wait_through(self, source: PeerId, target: PeerId) -> None:
-        """Wait while an end is frozen, without limit, or while a partition lasts, for as long as TCP tries."""
+    async def wait_through(self, source: PeerId, target: PeerId, relay: PeerId | None = None) -> None:
+        """Wait while an end or the relay is frozen, without limit, or while a partition lasts, for as long as TCP tries."""
+        hops = [(source, target)] if relay is None else [(source, relay), (relay, target)]
+        ends = {end for hop in hops for end in hop}
         while True:
-            if self.is_blocked(source, target):
+            if relay is not None and self.peer(relay) is None:
+                raise UnreachableError(target, "the connection broke")
+            if any(self.is_blocked(*hop) for hop in hops):
                 with trio.move_on_after(BREAK_AFTER_S) as patience:
-                    while self.is_blocked(source, target):
+                    while any(self.is_blocked(*hop) for hop in hops):
                         await self.changed.wait()
                 if patience.cancelled_caught:
                     raise UnreachableError(target, "the connection broke")
-            elif self._peers[source].frozen or self._peers[target].frozen:
+            elif any(self._peers[end].frozen for end in ends):
                 await self.changed.wait()
             else:
                 return
@@ -256,18 +305,25 @@ class World:
             raise ClosedError("the world has ended")
         self._nursery.start_soon(fn, *args)
 
-    def connect(self, a: PeerId, b: PeerId) -> None:
+    def connect(self, a: PeerId, b: PeerId, relay: PeerId | None = None) -> None:
         """Note a connection between two peers."""
+        if relay is not None:
+            self._carried[frozenset((a, b))] = relay
         for one, other in ((a, b), (b, a)):
             self._peers[one].connections.add(other)
         self.mail.connections_changed()
 
     def disconnect(self, a: PeerId, b: PeerId) -> None:
         """Note that it is over."""
+        self._carried.pop(frozenset((a, b)), None)
         for one, other in ((a, b), (b, a)):
             if one in self._peers:
                 self._peers[one].connections.discard(other)
         self.mail.connections_changed()
+
+    async def _end_circuit(self, a: PeerId, b: PeerId) -> None:
+        await trio.sleep(self.delay(a, b) / 2)
+        self.disconnect(a, b)
 
     async def _notice_reset(self, network: "SimNetwork", dead: PeerId) -> None:
         await trio.sleep(self.delay(dead, network.peer_id))
@@ -309,6 +365,7 @@ class SimNetwork:
         self.refusals = Refusals()
         self.refusals.refused.add(lambda peer: world.disconnect(self.peer_id, peer))
         self.messenger = SimMessenger(world, self, self.refusals)
+        self.reachability = SimReachability(world, self)
         self.discovery = SimDiscovery(world, self)
         self.gossip = SimGossip(world, self)
         self.died = trio.Event()

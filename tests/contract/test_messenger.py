@@ -7,6 +7,7 @@ import trio
 
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.priority import Priority, ThrottledReply
+from legion_p2p.core.reach import NO_CONNECTION, ConnectionKind, Reach
 from legion_p2p.errors import CodecError, RefusedError, UnreachableError, UsageError
 from legion_p2p.net.limits import MAX_BODY_BYTES, MAX_REQUESTS_OUT, MAX_SCORE
 from tests.contract.conftest import echo, eventually
@@ -390,3 +391,23 @@ async def test_what_can_wait_takes_no_place_from_what_cannot(swarm, clock):
             assert await b.messenger.request(a.peer_id, b"cannot", priority=Priority.ROUND) == b"cannot"
         answer.set()
     assert handled.count(b"can wait") == MAX_REQUESTS_OUT["bulk"] + 1
+
+
+async def test_how_a_peer_is_reached_is_known_while_it_is_connected(swarm, clock):
+    a, b = await swarm.start_connected(2)
+    stranger = await swarm.start()
+
+    connection = b.network.reachability.connection(a.peer_id)
+
+    assert connection.kind is ConnectionKind.DIRECT
+    assert connection.relay is None
+    assert connection.rtt_s is None or connection.rtt_s > 0
+    assert b.network.reachability.connection(stranger.peer_id) == NO_CONNECTION
+    assert b.network.reachability.own().reach is Reach.UNKNOWN  # nobody has dialed it back
+
+    await a.kill()
+    await eventually(lambda: is_gone(b, a))
+
+
+async def is_gone(peer, other):
+    return peer.network.reachability.connection(other.peer_id) == NO_CONNECTION

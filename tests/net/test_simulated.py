@@ -6,6 +6,7 @@ import trio
 from legion_p2p.core.access_link import LinkProfile
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.priority import Priority
+from legion_p2p.core.reach import ConnectionKind, OwnReach, Reach
 from legion_p2p.errors import UnreachableError
 from legion_p2p.net.limits import DIAL_TIMEOUT_S
 from legion_p2p.sim.exchange import BREAK_AFTER_S
@@ -278,3 +279,84 @@ async def test_the_bodys_own_exception_comes_out_of_the_world(autojump_clock):
         async with World() as world:
             join_all(world, 2)
             raise ZeroDivisionError
+
+
+async def test_a_hidden_peer_is_reached_over_connections_that_it_made(autojump_clock):
+    async with World(delay_s=0.1) as world:
+        a, b = join_all(world, 2)
+        world.hide(a.peer_id)
+
+        with pytest.raises(UnreachableError, match=f"no answer in {DIAL_TIMEOUT_S:.0f} s"):
+            await b.messenger.request(a.peer_id, b"")
+        await a.messenger.request(b.peer_id, b"")
+
+        assert await b.messenger.request(a.peer_id, b"back") == b"back"
+        assert b.reachability.connection(a.peer_id).kind is ConnectionKind.DIRECT
+
+
+async def test_peers_behind_the_same_router_dial_each_other(autojump_clock):
+    async with World(delay_s=0.1) as world:
+        a, b, c = join_all(world, 3)
+        world.hide(a.peer_id, but_from=[b.peer_id])
+
+        assert await b.messenger.request(a.peer_id, b"hi") == b"hi"
+        with pytest.raises(UnreachableError):
+            await c.messenger.request(a.peer_id, b"")
+
+
+async def test_a_hidden_peer_is_reached_through_its_relay_which_costs_its_delay_and_upload(autojump_clock):
+    async with World(delay_s=0.1, up_bytes_s=1e6) as world:
+        a, b, relay = join_all(world, 3)
+        world.hide(a.peer_id, relays=[relay.peer_id])
+
+        began = trio.current_time()
+        await b.messenger.request(a.peer_id, b"")
+        await b.messenger.request(a.peer_id, b"")
+        assert b.reachability.connection(a.peer_id).kind is ConnectionKind.RELAYED
+        assert b.reachability.connection(a.peer_id).relay == relay.peer_id
+        assert a.reachability.connection(b.peer_id).relay == relay.peer_id
+        assert b.reachability.connection(a.peer_id).rtt_s == pytest.approx(0.4)
+
+        began = trio.current_time()
+        a.messenger.serve(answer_nothing)
+        await b.messenger.request(a.peer_id, bytes(1_000_000), priority=Priority.ROUND)
+        assert trio.current_time() - began == pytest.approx(2.4, abs=0.1)  # one second for each of the two that send it
+
+
+async def test_what_a_relay_carries_breaks_with_it(autojump_clock):
+    async with World(delay_s=0.1) as world:
+        a, b, relay, other = join_all(world, 4)
+        world.hide(a.peer_id, relays=[relay.peer_id, other.peer_id])
+        await b.messenger.request(a.peer_id, b"")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep, 1)
+            world.kill(relay.peer_id)
+            with pytest.raises(UnreachableError, match="broke"):
+                await b.messenger.request(a.peer_id, b"")
+
+        assert await b.messenger.request(a.peer_id, b"hi") == b"hi"
+        assert b.reachability.connection(a.peer_id).relay == other.peer_id
+
+
+async def test_a_peer_that_is_shown_again_is_dialed_directly(autojump_clock):
+    async with World(delay_s=0.1) as world:
+        a, b = join_all(world, 2)
+        world.hide(a.peer_id)
+        world.show(a.peer_id)
+
+        await b.messenger.request(a.peer_id, b"")
+
+        assert b.reachability.connection(a.peer_id).kind is ConnectionKind.DIRECT
+
+
+async def test_what_a_peer_found_out_of_its_reach_is_told_once(autojump_clock):
+    async with World() as world:
+        (a,) = join_all(world, 1)
+        told = []
+        a.reachability.changed.add(told.append)
+
+        for _ in range(2):
+            a.reachability.found(OwnReach(Reach.RELAYED))
+
+        assert told == [OwnReach(Reach.RELAYED)] == [a.reachability.own()]

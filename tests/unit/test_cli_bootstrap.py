@@ -3,7 +3,7 @@
 import pytest
 
 from legion_p2p.cli.bootstrap import DAY_S, LOOK_EVERY_S, Counts, reach_lines
-from legion_p2p.core.addresses import Reach, reach_of
+from legion_p2p.core.addresses import AddressScope, scope_of
 from legion_p2p.core.identity import Identity
 
 PEER = Identity(bytes(32)).peer_id
@@ -12,16 +12,16 @@ PEER = Identity(bytes(32)).peer_id
 @pytest.mark.parametrize(
     ("address", "reach"),
     [
-        ("/ip4/8.8.8.8/tcp/1", Reach.ANYWHERE), ("/ip6/2a00:1450::1/tcp/1", Reach.ANYWHERE),
-        ("/dns4/a.example/tcp/1", Reach.ANYWHERE),
-        ("/ip4/192.168.1.2/tcp/1", Reach.NETWORK), ("/ip4/10.0.0.1/tcp/1", Reach.NETWORK),
-        ("/ip4/100.64.0.1/tcp/1", Reach.NETWORK),
-        ("/ip6/fd00::1/tcp/1", Reach.NETWORK), ("/ip4/127.0.0.1/tcp/1", Reach.MACHINE), ("/ip6/::1/tcp/1", Reach.MACHINE),
-        ("/dns/localhost/tcp/1", Reach.MACHINE),
+        ("/ip4/8.8.8.8/tcp/1", AddressScope.ANYWHERE), ("/ip6/2a00:1450::1/tcp/1", AddressScope.ANYWHERE),
+        ("/dns4/a.example/tcp/1", AddressScope.ANYWHERE),
+        ("/ip4/192.168.1.2/tcp/1", AddressScope.NETWORK), ("/ip4/10.0.0.1/tcp/1", AddressScope.NETWORK),
+        ("/ip4/100.64.0.1/tcp/1", AddressScope.NETWORK),
+        ("/ip6/fd00::1/tcp/1", AddressScope.NETWORK), ("/ip4/127.0.0.1/tcp/1", AddressScope.MACHINE),
+        ("/ip6/::1/tcp/1", AddressScope.MACHINE), ("/dns/localhost/tcp/1", AddressScope.MACHINE),
     ],
 )  # fmt: skip
 def test_it_is_known_from_where_an_address_can_be_dialed(address, reach):
-    assert reach_of(f"{address}/p2p/{PEER}") is reach
+    assert scope_of(f"{address}/p2p/{PEER}") is reach
 
 
 def test_it_says_which_addresses_are_of_use_to_whom():

@@ -245,6 +245,7 @@ class Joiner:
             identity=self._network.identity,
             config=self._parts.config,
             messenger=messenger,
+            reachability=self._network.reachability,
             discovery=self._network.discovery,
             gossip=self._network.gossip,
             offload=self._parts.offload,

@@ -15,7 +15,7 @@ from legion_p2p.core.wire import Blocks, Busy, Checkpoints, GetBlocks, HasBlocks
 from legion_p2p.errors import NetworkError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.checkpoint.serve import ProvideService
-from legion_p2p.services.ports import Archive, Discovery, Gossip, Messenger, Offload
+from legion_p2p.services.ports import Archive, Discovery, Gossip, Messenger, Offload, Reachability
 from legion_p2p.services.rpc import Dispatcher
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.services.upload_slots import UploadSlotService
@@ -29,6 +29,9 @@ class Network(Protocol):
 
     @property
     def messenger(self) -> Messenger: ...
+
+    @property
+    def reachability(self) -> Reachability: ...
 
     @property
     def discovery(self) -> Discovery: ...

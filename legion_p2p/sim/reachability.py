@@ -1,0 +1,32 @@
+"""How simulated peers reach each other: the Reachability of services.ports."""
+
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.observers import Observers
+from legion_p2p.core.reach import NO_CONNECTION, UNKNOWN_REACH, ConnectionKind, OwnReach, PeerConnection
+from legion_p2p.sim.fabric import Fabric, Station
+
+
+class SimReachability:
+    """See services.ports.Reachability. What a peer found out of its own reach is set by `found`."""
+
+    def __init__(self, world: Fabric, network: Station) -> None:
+        self.changed: Observers[OwnReach] = Observers()
+        self._world = world
+        self._network = network
+        self._own = UNKNOWN_REACH
+
+    def own(self) -> OwnReach:
+        return self._own
+
+    def found(self, own: OwnReach) -> None:
+        """This is how others reach this peer now."""
+        if own != self._own:
+            self._own = own
+            self.changed.tell(own)
+
+    def connection(self, peer: PeerId) -> PeerConnection:
+        if peer not in self._network.connections:
+            return NO_CONNECTION
+        relay = self._world.relay_between(self._network.peer_id, peer)
+        kind = ConnectionKind.DIRECT if relay is None else ConnectionKind.RELAYED
+        return PeerConnection(kind, relay, self._network.messenger.rtt_s(peer))
