@@ -122,15 +122,18 @@ def judged_model(spec: Path, files: list[tuple[str, Path]], seed: int) -> Evalua
     from legion_p2p.config import read_new_run
     from legion_p2p.train.corpus import open_text
     from legion_p2p.train.described import spec_of
+    from legion_p2p.train.gpt import GPT
     from legion_p2p.train.parameters import trainable
     from legion_p2p.train.trainer import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, evaluate, sample_text
 
     torch.set_num_threads(1)  # with more, they wait for each other where the machine is busy: minutes instead of seconds
     new_run = read_new_run(str(spec))
     described, model = spec_of(new_run)
+    gpt = model.module
+    assert isinstance(gpt, GPT)  # what the demo trains
     there = [(region, load_file(path)) for region, path in files if path.exists()]
     if not there:
-        return Evaluation(None, False, "", model.n_params, FINAL_EVAL_WINDOWS, EVAL_WINDOWS, None, str(torch.__version__))
+        return Evaluation(None, False, "", gpt.n_params, FINAL_EVAL_WINDOWS, EVAL_WINDOWS, None, str(torch.__version__))
     hashes = set()
     for region, tensors in there:
         sha256 = hashlib.sha256()
@@ -138,17 +141,15 @@ def judged_model(spec: Path, files: list[tuple[str, Path]], seed: int) -> Evalua
             sha256.update(name.encode() + b"\0" + tensors[name].contiguous().numpy().tobytes())
         hashes.add((region, sha256.digest()))
     with torch.no_grad():
-        for name, parameter in trainable(model):
+        for name, parameter in trainable(gpt):
             parameter.copy_(there[0][1][name])
-    corpus = open_text(described.data, model.config.context)
+    corpus = open_text(described.data, model.context)
     val_loss = evaluate(model, corpus, FINAL_EVAL_WINDOWS)
     curve_loss = evaluate(model, corpus, EVAL_WINDOWS)
-    model.eval()
+    gpt.eval()
     same = len(hashes) == len({region for region, _ in hashes}) and len(there) == len(files)
-    sample = sample_text(model, seed)
-    return Evaluation(
-        val_loss, same, sample, model.n_params, FINAL_EVAL_WINDOWS, EVAL_WINDOWS, curve_loss, str(torch.__version__)
-    )
+    sample = sample_text(gpt, seed)
+    return Evaluation(val_loss, same, sample, gpt.n_params, FINAL_EVAL_WINDOWS, EVAL_WINDOWS, curve_loss, str(torch.__version__))
 
 
 def _evals(peers: list[DemoPeer]) -> list[tuple[int, float]]:

@@ -17,7 +17,6 @@ from legion_p2p.core.identity import Identity
 from legion_p2p.train.corpus import Corpus, open_text
 from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of
 from legion_p2p.train.described import spec_of
-from legion_p2p.train.gpt import GPT
 from legion_p2p.train.inner import inner_optimizer
 from legion_p2p.train.trainer import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, STEP_EVENT_EVERY_S, evaluate, learning_rate
 
@@ -49,11 +48,11 @@ class Lone:
 
     def __init__(self, new_run: NewRun, seed: int) -> None:
         spec, model = spec_of(new_run)
-        self.model: GPT = model
+        self.model = model
         self.inner = spec.inner
-        self.corpus: Corpus = open_text(spec.data, self.model.config.context)
-        self.opt = inner_optimizer(self.inner, self.model)
-        n_tokens, context = len(self.corpus.train), self.model.config.context
+        self.corpus: Corpus = open_text(spec.data, self.model.context)
+        self.opt = inner_optimizer(self.inner, self.model.module)
+        n_tokens, context = len(self.corpus.train), self.model.context
         chunk_tokens = default_chunk_tokens(n_tokens, context)
         ledger = ChunkLedger(n_chunks_of(n_tokens, chunk_tokens), Identity.generate().peer_id)
         self.windows = ChunkedWindows(self.corpus.train, chunk_tokens, context, self.inner.batch, seed, ledger)
@@ -63,11 +62,10 @@ class Lone:
         for group in self.opt.param_groups:
             group["lr"] = learning_rate(self.inner, number, number)
         x, y = next(self.windows)
-        _, loss = self.model(x, y)
-        assert loss is not None
-        loss.backward()
+        loss = self.model.loss(x, y)
+        torch.autograd.backward(loss)
         if self.inner.clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.inner.clip)
+            torch.nn.utils.clip_grad_norm_(self.model.module.parameters(), self.inner.clip)
         self.opt.step()
         self.opt.zero_grad()
         return float(loss.detach())
@@ -84,7 +82,7 @@ class Lone:
     def train(self, n_steps: int, n_evals: int) -> None:
         began = noted_at = time.perf_counter()
         eval_s, smoothed = 0.0, None
-        tokens_per_step = self.inner.batch * self.model.config.context
+        tokens_per_step = self.inner.batch * self.model.context
         every = max(1, n_steps // n_evals) if n_evals else 0
         for number in range(n_steps):
             if every and number % every == 0:

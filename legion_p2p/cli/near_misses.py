@@ -20,7 +20,7 @@ SYNONYMS = {
     "--key": "--identity",
     "--key-file": "--identity",
     "--max-steps": "--steps",
-    "--model": "--preset",
+    "--architecture": "--model",
     "--name": "--run",
     "--peer": "--initial-peers",
     "--peers": "--initial-peers",

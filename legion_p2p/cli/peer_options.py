@@ -61,7 +61,7 @@ class Option:
 
 
 USUAL_ROUNDS = ("local_steps", "push_codec", "update_codec", "placement")
-USUAL_INNER = ("optimizer", "learning_rate", "batch")
+USUAL_INNER = ("optimizer", "learning_rate", "batch", "context")
 
 OPTIONS = (
     Option(RunChoice, "run", WHICH, "NAME"),
@@ -73,6 +73,7 @@ OPTIONS = (
     ),
     Option(RunChoice, "create_or_join", WHICH),
     Option(NewRun, "preset", NEW, "SIZE"),
+    Option(NewRun, "architecture", NEW, "hf:WHAT", flag="--model"),
     Option(NewRun, "links", NEW, help="What members' connections carry; chooses what is not said below: see --dry-run.",
            default="cable"),
     Option(NewRun, "admission", NEW),
@@ -83,6 +84,7 @@ OPTIONS = (
     Option(Inner, "optimizer", NEW),
     Option(Inner, "learning_rate", NEW, alias="--lr"),
     Option(Inner, "batch", NEW, default="4"),
+    Option(Inner, "context", NEW),
     *(Option(Rounds, field, NEW, is_told=False) for field in Rounds.__struct_fields__ if field not in USUAL_ROUNDS),
     *(Option(Inner, field, NEW, is_told=False) for field in Inner.__struct_fields__ if field not in USUAL_INNER),
     Option(Training, "data", TRAINING, "WHAT"),

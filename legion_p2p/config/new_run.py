@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from legion_p2p.config.fields import said, settle, struct_of
-from legion_p2p.config.forms import Form, refusal
+from legion_p2p.config.forms import Form, refusal, text_of
 from legion_p2p.config.old_names import SPEC_KEYS
 from legion_p2p.config.rounds import Inner, Rounds
 from legion_p2p.config.toml import read_table
@@ -37,6 +37,18 @@ def run_name(given: Any) -> str:
     return given
 
 
+ARCHITECTURE_PREFIX = "hf:"
+ARCHITECTURE_FORM = "hf:NAME, hf:CONFIG.json or hf:FOLDER; sizes of the built-in GPT are presets"
+
+
+def architecture_text(given: Any) -> str:
+    """What names a model of transformers. Raises: UsageError."""
+    text = text_of(given, ARCHITECTURE_FORM)
+    if text and (not text.startswith(ARCHITECTURE_PREFIX) or text == ARCHITECTURE_PREFIX):
+        raise refusal(text, ARCHITECTURE_FORM)
+    return text
+
+
 class NewRun(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """A run to create. The one who creates it settles how all members average; they find it by its name."""
 
@@ -53,8 +65,13 @@ class NewRun(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     preset: str = ""
     """Size of the built-in GPT: xxs, s, m, ... gpt2. [default: s]"""
 
+    architecture: Annotated[str, Form(ARCHITECTURE_FORM, architecture_text)] = ""
+    """A model of the library transformers instead: hf:NAME of a family (gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt-neo-125m,
+    gpt-neo-1.3b, llama-1b, llama-7b), hf:CONFIG.json, or hf:FOLDER with a config.json, and safetensors to go on from. Members
+    need pip install "legion_p2p[hf]"."""
+
     model: dict[str, int | float | str | bool] = {}
-    """Fields of the built-in GPT that differ from the preset's."""
+    """Fields of the model's configuration that differ from the preset's, or from those of the architecture."""
 
     inner: Inner = Inner()
     """How `legion-peer` trains the built-in GPT between two pushes."""
@@ -76,6 +93,8 @@ class NewRun(msgspec.Struct, frozen=True, repr_omit_defaults=True):
 
     def __post_init__(self) -> None:
         settle(self)
+        if self.preset and self.architecture:
+            raise UsageError(f"preset {self.preset!r} is of the built-in GPT, {self.architecture!r} is another model: give one")
         check_admission(self.admission, self.admins, self.admitted)
 
 

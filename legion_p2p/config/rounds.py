@@ -155,6 +155,9 @@ class Inner(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     batch: int | None = None
     """Windows of text per step."""
 
+    context: int | None = None
+    """Tokens in a window; 0: as many as the model can read. [a model of transformers: at most 1024]"""
+
     weight_decay: float | None = None
     """Share of the weights that each step takes away, times the learning rate."""
 

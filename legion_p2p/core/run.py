@@ -8,6 +8,7 @@ import zstandard
 from legion_p2p.core.admission import MAX_ADMINS, MAX_ADMITTED, Admits, check_admission
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS, Identity, verify
+from legion_p2p.core.model_config import MAX_CONFIG_CHARS, read_model_config
 from legion_p2p.core.placement import PlacementName
 from legion_p2p.core.plan import MAX_PARAMS, FixedSpec, ParamSpec, ShardPlan, plan_for
 from legion_p2p.errors import DecodeError, UsageError
@@ -223,6 +224,8 @@ class InnerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Largest gradient norm; 0: no clipping."""
     batch: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 4
     """Windows per step."""
+    context: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
+    """Tokens in a window; 0: as many as the model can read."""
 
 
 class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -234,7 +237,9 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     round: RoundSpec = RoundSpec()
     inner: InnerSpec = InnerSpec()
     model: Annotated[dict[_Small, int | float | str | bool], msgspec.Meta(max_length=64)] | None = None
-    """The built-in model's configuration; None where members bring their own."""
+    """The built-in model's configuration; None where members bring their own, or `transformers` says what it is."""
+    transformers: Annotated[str, msgspec.Meta(max_length=MAX_CONFIG_CHARS)] = ""
+    """The configuration of a model of the library transformers, as `legion_p2p.core.model_config` writes it; empty: none."""
     data: Annotated[str, msgspec.Meta(max_length=200)] = ""
     """What the run trains on, in words or the name of a built-in corpus."""
     seed: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
@@ -252,6 +257,13 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def check(self) -> None:
         """Raises: UsageError, where fields that are right by themselves do not fit together."""
         self.round.check()
+        if self.transformers:
+            if self.model is not None:
+                raise UsageError("a run trains the built-in model or one of transformers, not both")
+            try:
+                read_model_config(self.transformers)
+            except DecodeError as bad:
+                raise UsageError(str(bad)) from bad
         check_admission(self.admission, self.admins, self.admitted)
 
     def plan(self) -> ShardPlan:

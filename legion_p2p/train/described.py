@@ -1,6 +1,7 @@
 """What a run trains, as its specification describes it; and what it would take of a peer."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 import torch
@@ -8,7 +9,7 @@ import torch
 from legion_p2p.config import NewRun
 from legion_p2p.config.fields import said
 from legion_p2p.config.new_run import DEFAULT_DATA, DEFAULT_PRESET, chosen_inner, chosen_rounds
-from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
+from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, check_fit
 from legion_p2p.core.presets import DEFAULT_LINKS
 from legion_p2p.core.run import RunSpec
 from legion_p2p.errors import CodecError, ConfigError, IncompatibleModelError, UsageError
@@ -18,10 +19,14 @@ from legion_p2p.tensor import codec
 from legion_p2p.train import sizing
 from legion_p2p.train.data import windows_at_once
 from legion_p2p.train.gpt import GPT, GPTConfig, preset, shapes_of
+from legion_p2p.train.language_model import LanguageModel
 from legion_p2p.train.sizing import COPIES_HELD
+from legion_p2p.train.transformers_model import build, load_folder, outline_of
+from legion_p2p.train.transformers_source import source_of
 
 KEPT_PER_LAYER = 17  # numbers for each token and unit of width that a step keeps for its backward pass
 HELD_IN_LAYER = 14  # of an evaluation, which keeps one layer at a time
+LONGEST_WINDOW = 1024  # of a model of transformers, where nobody says more: some read 10^5 tokens, which few machines train with
 
 
 class PlannedTraffic(msgspec.Struct, frozen=True):
@@ -53,25 +58,59 @@ class Plan(msgspec.Struct, frozen=True):
     traffic: tuple[PlannedTraffic, ...] = ()
 
 
-def model_of(spec: RunSpec) -> GPTConfig:
-    """The configuration of the run's built-in model, checked against what the run says of its parameters.
+class Shape(msgspec.Struct, frozen=True):
+    """What is known of a run's model before it is built. Sizes that a model has not said are 0."""
 
-    Raises: IncompatibleModelError, if the run has no built-in model, or one that this version does not know, or that is too
-    large for here.
+    context: int
+    """Tokens in a window of the run."""
+    vocab_size: int
+    width: int = 0
+    n_layer: int = 0
+
+
+def shape_of(spec: RunSpec) -> Shape:
+    """Raises: IncompatibleModelError, if the run has no model that this version can build here."""
+    if spec.transformers:
+        outline = outline_of(spec.transformers)
+        check_fit(outline.params, spec.params)
+        largest, vocab_size, width, n_layer = outline.context, outline.vocab_size, outline.width, outline.n_layer
+    else:
+        config = _config_of(spec)
+        largest, vocab_size, width, n_layer = config.context, config.vocab_size, config.width, config.n_layer
+    context = spec.inner.context or largest
+    if largest and context > largest:
+        raise IncompatibleModelError(f"run {spec.name!r} has windows of {context} tokens, and its model reads {largest}")
+    if not context:
+        raise IncompatibleModelError(f"run {spec.name!r} does not say how long its windows are, and its model has no limit")
+    return Shape(context, vocab_size, width, n_layer)
+
+
+def model_of(spec: RunSpec) -> LanguageModel:
+    """The run's model with its first weights, checked against what the run says of its parameters.
+
+    Raises: IncompatibleModelError, if the run has no model that this version can build, or one that is too large for here.
     """
+    shape = shape_of(spec)
+    check_memory(spec)
+    if spec.transformers:
+        return replace(build(spec.transformers, spec.seed), context=shape.context)
+    gpt = GPT(_config_of(spec), torch.Generator().manual_seed(spec.seed))
+    return replace(LanguageModel.of_gpt(gpt), context=shape.context)
+
+
+def _config_of(spec: RunSpec) -> GPTConfig:
     if spec.model is None:
         raise IncompatibleModelError(f"run {spec.name!r} trains a model of its members' own: join it with legion_p2p.Optimizer")
     try:
-        config = msgspec.convert(spec.model, GPTConfig)
+        return msgspec.convert(spec.model, GPTConfig)
     except (msgspec.ValidationError, ConfigError) as bad:
         raise IncompatibleModelError(f"run {spec.name!r} has a model that this version cannot build: {bad}") from bad
-    check_memory(spec)
-    return config
 
 
 def check_memory(spec: RunSpec) -> None:
     """Before anything large is made. Raises: IncompatibleModelError, if this machine, container or process has too little."""
-    needed = COPIES_HELD * 4 * sum(p.numel for p in spec.params)
+    buffer_bytes = outline_of(spec.transformers).buffer_bytes if spec.transformers else 0
+    needed = COPIES_HELD * 4 * sum(p.numel for p in spec.params) + buffer_bytes
     free = free_memory()
     if needed > free.n_bytes:
         needs, has = human.bytes_text(needed), human.bytes_text(max(0, free.n_bytes))
@@ -80,16 +119,27 @@ def check_memory(spec: RunSpec) -> None:
 
 
 def described(new_run: NewRun) -> RunSpec:
-    """The specification of a run to create, its founder not yet filled in. Raises: ConfigError."""
+    """The specification of a run to create, its founder not yet filled in. Raises: ConfigError; IncompatibleModelError."""
     links = new_run.links or DEFAULT_LINKS
-    config = gpt_of(new_run)
+    inner = chosen_inner(new_run.inner, links)
+    model, transformers = None, ""
+    if new_run.architecture:
+        transformers = source_of(new_run).config
+        outline = outline_of(transformers)
+        params = outline.params
+        if not inner.context:
+            inner = msgspec.structs.replace(inner, context=min(outline.context or LONGEST_WINDOW, LONGEST_WINDOW))
+    else:
+        config = gpt_of(new_run)
+        params, model = shapes_of(config), msgspec.to_builtins(config)
     spec = RunSpec(
         name=new_run.name,
         founder="",
-        params=shapes_of(config),
+        params=params,
         round=chosen_rounds(new_run.rounds, links),
-        inner=chosen_inner(new_run.inner, links),
-        model=msgspec.to_builtins(config),
+        inner=inner,
+        model=model,
+        transformers=transformers,
         data=new_run.data or DEFAULT_DATA,
         seed=new_run.seed,
         admission=new_run.admission,
@@ -98,6 +148,7 @@ def described(new_run: NewRun) -> RunSpec:
     )
     check_codecs(spec)
     spec.plan()
+    shape_of(spec)
     return spec
 
 
@@ -136,10 +187,12 @@ def check_choices(new_run: NewRun, spec: RunSpec) -> None:
     Raises: IncompatibleModelError, naming the first choice that differs.
     """
     wanted = {("rounds", field): value for field, value in said(new_run.rounds).items()}
-    if spec.model is not None:
+    if spec.model is not None or spec.transformers:
         wanted |= {("inner", field): value for field, value in said(new_run.inner).items()}
-        if new_run.preset or new_run.model:
-            wanted |= {("model", field): value for field, value in msgspec.to_builtins(gpt_of(new_run)).items()}
+    if new_run.architecture:
+        wanted["", "transformers"] = source_of(new_run).config
+    elif spec.model is not None and (new_run.preset or new_run.model):
+        wanted |= {("model", field): value for field, value in msgspec.to_builtins(gpt_of(new_run)).items()}
     if new_run.data:
         wanted["", "data"] = new_run.data
     for (where, field), value in wanted.items():
@@ -150,34 +203,38 @@ def check_choices(new_run: NewRun, spec: RunSpec) -> None:
             raise IncompatibleModelError(f"run {spec.name!r} is there already, with {name} {actual!r}; asked for was {value!r}")
 
 
-def spec_of(new_run: NewRun) -> tuple[RunSpec, GPT]:
+def spec_of(new_run: NewRun) -> tuple[RunSpec, LanguageModel]:
     """The specification of a run to create, and its model as it starts.
 
-    Raises: ConfigError; IncompatibleModelError, if the memory does not suffice.
+    Raises: ConfigError; IncompatibleModelError, if the memory does not suffice, or the model cannot be built.
     """
     spec = described(new_run)
     check_memory(spec)
-    return spec, GPT(msgspec.convert(spec.model, GPTConfig), torch.Generator().manual_seed(new_run.seed))
+    folder = source_of(new_run).folder if new_run.architecture else None
+    if folder is None:
+        return spec, model_of(spec)
+    return spec, replace(load_folder(spec.transformers, folder), context=shape_of(spec).context)
 
 
 def activation_bytes(spec: RunSpec) -> int:
-    """What training steps and evaluations hold for a while, about: of the built-in GPT in fp32.
+    """What training steps and evaluations hold for a while, about: of a model like the built-in GPT in fp32.
 
     They add up, although one comes after the other: the allocator gives little of it back (measured).
     """
-    if spec.model is None:
+    if spec.model is None and not spec.transformers:
         return 0
-    config = msgspec.convert(spec.model, GPTConfig)
-    trained = spec.inner.batch * config.context * (KEPT_PER_LAYER * config.width * config.n_layer + 2 * config.vocab_size)
-    n_windows = windows_at_once(config.context)
-    evaluated = n_windows * config.context * (HELD_IN_LAYER * config.width + 3 * config.vocab_size)
+    shape = shape_of(spec)
+    trained = spec.inner.batch * shape.context * (KEPT_PER_LAYER * shape.width * shape.n_layer + 2 * shape.vocab_size)
+    n_windows = windows_at_once(shape.context)
+    evaluated = n_windows * shape.context * (HELD_IN_LAYER * shape.width + 3 * shape.vocab_size)
     return 4 * (trained + evaluated)
 
 
 def plan_of(spec: RunSpec, crowds: Sequence[int], upload_bps: float | None) -> Plan:
     """What a run takes of one peer, with each of these numbers of members. Raises: UsageError."""
     plan = spec.plan()
-    tokens_per_step = spec.inner.batch * int((spec.model or {}).get("context", 0))
+    has_model = spec.model is not None or spec.transformers
+    tokens_per_step = spec.inner.batch * shape_of(spec).context if has_model else 0
     traffic = []
     for n_members in crowds:
         sizing.check_members(n_members)

@@ -77,7 +77,7 @@ def entry_of(place: str, run: object, initial_peers: object) -> RunChoice:
 
 def creation_of(new_run: NewRun, own: ModelView) -> RunCreation:
     """A run to create around a model of the user's own, which starts as it is now. Raises: UsageError."""
-    for field in ("preset", "model", "inner"):
+    for field in ("preset", "architecture", "model", "inner"):
         if getattr(new_run, field) != getattr(NewRun(new_run.name), field):
             raise UsageError(f"NewRun({field}=...) is of the built-in model; here the model and its optimizer are your own")
     rounds = chosen_rounds(new_run.rounds, new_run.links)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from legion_p2p.config import Peer, RunChoice, Training
 from legion_p2p.core.announcement import Announcement, peer_of
@@ -29,10 +29,11 @@ from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.bridge import AT_EXIT_S, PeerThread
 from legion_p2p.train.corpus import Corpus, decode, open_text
 from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of, validation_batches, windows_at_once
-from legion_p2p.train.described import model_of, spec_of
+from legion_p2p.train.described import check_memory, model_of, shape_of, spec_of
 from legion_p2p.train.entering import enter
 from legion_p2p.train.gpt import GPT
 from legion_p2p.train.inner import inner_optimizer
+from legion_p2p.train.language_model import LanguageModel
 from legion_p2p.train.optimizer import Optimizer
 from legion_p2p.train.parameters import param_specs, trainable
 from legion_p2p.train.resume import restore_state, training_state
@@ -95,33 +96,33 @@ def learning_rate(inner: InnerSpec, own_step: int, run_step: int) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: GPT, corpus: Corpus, n_windows: int, device: str = "cpu") -> float:
+def evaluate(model: LanguageModel, corpus: Corpus, n_windows: int, device: str = "cpu") -> float:
     """Mean loss in nats per token over evenly spaced windows of the held-out text."""
-    was_training = model.training
-    model.eval()
+    was_training = model.module.training
+    model.module.eval()
     total, n = 0.0, 0
-    context = model.config.context
+    context = model.context
     for x, y in validation_batches(corpus.validation, context, n_windows, windows_at_once(context)):
-        _, loss = model(x.to(device), y.to(device))
+        loss = model.loss(x.to(device), y.to(device))
         total += float(loss) * len(x)
         n += len(x)
-    model.train(was_training)
+    model.module.train(was_training)
     return total / n
 
 
-def load_flat(model: GPT, flat: Tensor) -> None:
+def load_flat(module: nn.Module, flat: Tensor) -> None:
     """Put a run's flat parameters into a model of the same configuration."""
-    FlatView(trainable(model)).assign_slice(0, flat)
+    FlatView(trainable(module)).assign_slice(0, flat)
 
 
-def sample_text(model: GPT, seed: int, prompt: str = "\ndef ", n: int = SAMPLE_CHARS) -> str:
-    """Some text as the model continues `prompt`, for byte-level models."""
-    if model.config.vocab_size != 256:
+def sample_text(gpt: GPT, seed: int, prompt: str = "\ndef ", n: int = SAMPLE_CHARS) -> str:
+    """Some text as the built-in model continues `prompt`, where its tokens are bytes."""
+    if gpt.config.vocab_size != 256:
         return ""
-    device = next(model.parameters()).device
+    device = next(gpt.parameters()).device
     idx = torch.tensor([list(prompt.encode())], dtype=torch.int64, device=device)
     generator = torch.Generator(device=device).manual_seed(seed)
-    return decode(model.generate(idx, n, temperature=0.8, top_k=40, generator=generator)[0].tolist())
+    return decode(gpt.generate(idx, n, temperature=0.8, top_k=40, generator=generator)[0].tolist())
 
 
 def choose_device(name: str) -> str:
@@ -154,7 +155,7 @@ class Trainer:
         self._peer = peer
         self._on_status = on_status
         self._device = choose_device(job.device)
-        self._model: GPT | None = None
+        self._model: LanguageModel | None = None
         self._corpus: Corpus | None = None
         self._run_step = 0
         self._shown_at = 0.0
@@ -175,7 +176,7 @@ class Trainer:
         if self._entry.new_run is not None:
             self.events.emit(PHASE, text="making the model")
             spec, self._model = spec_of(self._entry.new_run)
-            creation = RunCreation(spec, FlatView(trainable(self._model)).snapshot())
+            creation = RunCreation(spec, FlatView(trainable(self._model.module)).snapshot())
             self._corpus_of(spec)  # a text that cannot be read should not leave a run behind
         try:
             thread = enter(
@@ -196,10 +197,9 @@ class Trainer:
 
     def _params_of(self, spec: RunSpec) -> tuple[ParamSpec, ...]:
         """The parameters of the model that a run describes, as it is joined."""
-        config = model_of(spec)
         self._corpus_of(spec)
-        self._model = GPT(config, torch.Generator().manual_seed(spec.seed))
-        return param_specs(FlatView(trainable(self._model)))
+        self._model = model_of(spec)
+        return param_specs(FlatView(trainable(self._model.module)))
 
     def _corpus_of(self, spec: RunSpec) -> Corpus:
         """The text to train on, read once: the run is joined when it fits, and the others wait from then on."""
@@ -212,14 +212,15 @@ class Trainer:
         if not self.job.data and source != "stdlib":
             # A stranger's specification must not choose what is read from this disk.
             raise UsageError(f"run {spec.name!r} trains on {source!r}: give the text that you have of it with --data")
-        context = int((spec.model or {}).get("context", 1))
+        shape = shape_of(spec)
+        check_memory(spec)  # before a text is read that would be of no use
         self.events.emit(PHASE, text=f"reading the text ({shown(source)})")
-        corpus = open_text(source, context)
+        corpus = open_text(source, shape.context)
         if corpus.left_out:
             self.events.emit("data.left_out", text=f"{shown(source)}: {corpus.left_out} left out, which are no text")
-        vocab_size = int((spec.model or {}).get("vocab_size", 256))
-        if corpus.vocab_size > vocab_size:
-            raise IncompatibleModelError(f"{source}: token ids up to {corpus.vocab_size - 1}, the run's model knows {vocab_size}")
+        if corpus.vocab_size > shape.vocab_size:
+            knows = f"the run's model knows {shape.vocab_size}"
+            raise IncompatibleModelError(f"{source}: token ids up to {corpus.vocab_size - 1}, {knows}")
         return corpus
 
     def _train(self, thread: PeerThread, out: Path | None) -> Outcome:
@@ -231,10 +232,11 @@ class Trainer:
         if addresses:
             command = shlex.join(["legion-peer", "--run", spec.name, "--initial-peers", *addresses])
             self.events.emit(JOIN_WITH, command=command)
-        model = self._model.to(self._device)
-        inner = inner_optimizer(spec.inner, model)
-        opt = Optimizer.beside(thread, inner, model, tokens_per_step=spec.inner.batch * model.config.context)
-        data = self._share_of(corpus, spec, model.config.context, engine, thread)
+        model = self._model
+        model.module.to(self._device)
+        inner = inner_optimizer(spec.inner, model.module)
+        opt = Optimizer.beside(thread, inner, model.module, tokens_per_step=spec.inner.batch * model.context)
+        data = self._share_of(corpus, spec, model.context, engine, thread)
         self._go_on(engine, data)
         self._wait_for_members(opt)
         self._run_step = thread.call(engine.run_step)
@@ -290,7 +292,9 @@ class Trainer:
             self._show(opt)
             time.sleep(0.05)
 
-    def _loop(self, model: GPT, opt: Optimizer, data: ChunkedWindows, spec: RunSpec, corpus: Corpus, began: float) -> str:
+    def _loop(
+        self, model: LanguageModel, opt: Optimizer, data: ChunkedWindows, spec: RunSpec, corpus: Corpus, began: float
+    ) -> str:
         job = self.job
         deadline = began + 60 * job.minutes if job.minutes else math.inf
         smoothed: float | None = None
@@ -306,10 +310,10 @@ class Trainer:
             except StoreError as bad:
                 self._text_problem = str(bad)
                 break
-            _, loss = model(x.to(self._device), y.to(self._device))
-            loss.backward()
+            loss = model.loss(x.to(self._device), y.to(self._device))
+            torch.autograd.backward(loss)
             if spec.inner.clip:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), spec.inner.clip)
+                torch.nn.utils.clip_grad_norm_(model.module.parameters(), spec.inner.clip)
             value = float(loss.detach())
             if math.isfinite(value):  # what has diverged is told of elsewhere, and one such value would spoil all later ones
                 smoothed = value if smoothed is None else 0.9 * smoothed + 0.1 * value
@@ -345,12 +349,13 @@ class Trainer:
             self._show(opt)
 
     def _conclude(
-        self, model: GPT, opt: Optimizer, corpus: Corpus, engine: ActiveRun, thread: PeerThread, out: Path | None, reason: str
-    ) -> Outcome:
+        self, model: LanguageModel, opt: Optimizer, corpus: Corpus, engine: ActiveRun, thread: PeerThread, out: Path | None,
+        reason: str,
+    ) -> Outcome:  # fmt: skip
         flat = opt.common_parameters()
         digest = opt.common_digest()
         status = opt.status
-        load_flat(model, flat)
+        load_flat(model.module, flat)
         saved_to, save_problem = self._save(model, out, {"run": engine.id, "digest": digest, "step": str(opt.steps)})
         val_loss = None if reason in UNFINISHED else self._evaluate(model, corpus, FINAL_EVAL_WINDOWS)
         self.events.emit(
@@ -374,13 +379,13 @@ class Trainer:
             saved_to, save_problem, self._text_problem, tuple(thread.call(engine.messenger.connected)),
         )  # fmt: skip
 
-    def _save(self, model: GPT, out: Path | None, metadata: dict[str, str]) -> tuple[str, str]:
+    def _save(self, model: LanguageModel, out: Path | None, metadata: dict[str, str]) -> tuple[str, str]:
         """Where the model is, and what is wrong with that; empty: nothing."""
         if out is None:
             return "", ""
         try:
             # A tied output matrix is the embedding: it is stored once.
-            return str(save_model(list(trainable(model)), out, metadata)), ""
+            return str(save_model(list(trainable(model.module)), out, metadata)), ""
         except NotSavedError as bad:
             self.events.error("model.not_saved", str(bad))
             return "", str(bad)
@@ -399,16 +404,16 @@ class Trainer:
             shown = None if loss is None else round(loss, 4)
             self.events.emit("step", step=opt.steps, tokens=opt.tokens, loss=shown, **opt.speed())
 
-    def _note_eval(self, model: GPT, opt: Optimizer, corpus: Corpus, n_windows: int) -> None:
+    def _note_eval(self, model: LanguageModel, opt: Optimizer, corpus: Corpus, n_windows: int) -> None:
         mine = opt.local.view.snapshot()
-        load_flat(model, opt.common_parameters())
+        load_flat(model.module, opt.common_parameters())
         val_loss = self._evaluate(model, corpus, n_windows)
-        load_flat(model, mine)
+        load_flat(model.module, mine)
         self._evaluated_at = time.monotonic()
         if val_loss is not None:
             self.events.emit("eval", step=opt.steps, tokens=opt.tokens, val_loss=round(val_loss, 5))
 
-    def _evaluate(self, model: GPT, corpus: Corpus, n_windows: int) -> float | None:
+    def _evaluate(self, model: LanguageModel, corpus: Corpus, n_windows: int) -> float | None:
         """The loss on held-out text; None where that could not be read."""
         try:
             return evaluate(model, corpus, n_windows, self._device)

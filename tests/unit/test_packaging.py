@@ -9,6 +9,7 @@ import runpy
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -96,14 +97,23 @@ def test_the_constraints_lie_within_the_stated_ranges() -> None:
 
 
 def test_what_the_package_imports_is_declared() -> None:
-    declared = {re.split(r"[<>=!~ \[]", line)[0].lower() for line in PROJECT["dependencies"]}
+    extras = {name for extra, names in PROJECT["optional-dependencies"].items() if extra not in ("dev", "docs") for name in names}
+
+    assert imported() <= names_of(PROJECT["dependencies"]) | names_of(extras)
+    assert imported(at_once=True) <= names_of(PROJECT["dependencies"])  # an extra is imported where it is needed, if it is there
+
+
+def names_of(requirements: Iterable[str]) -> set[str]:
+    return {re.split(r"[<>=!~ \[]", line)[0].lower() for line in requirements}
+
+
+def imported(*, at_once: bool = False) -> set[str]:
+    """The distributions that the package imports; `at_once`: those that a module imports as it loads."""
     called = {"nacl": "pynacl", "cid": "py-cid", "multihash": "py-multihash"}
-    pattern = re.compile(r"^\s*(?:import|from)\s+([A-Za-z_][A-Za-z0-9_]*)", re.MULTILINE)
+    indented = "" if at_once else r"\s*"
+    pattern = re.compile(rf"^{indented}(?:import|from)\s+([A-Za-z_][A-Za-z0-9_]*)", re.MULTILINE)
     used = {found for path in (ROOT / "legion_p2p").rglob("*.py") for found in pattern.findall(code_of(path))}
-
-    undeclared = {called.get(name, name) for name in used - sys.stdlib_module_names - {"legion_p2p"}} - declared
-
-    assert undeclared == set()
+    return {called.get(name, name) for name in used - sys.stdlib_module_names - {"legion_p2p"}}
 
 
 def code_of(path: Path) -> str:
