@@ -13,7 +13,8 @@ from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.checkpoints import publish, put_base, put_node, put_spec, put_update
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
-from legion_p2p.train.gpt import GPT, GPTConfig
+from legion_p2p.train.gpt import GPT
+from legion_p2p.train.gpt_config import GPTConfig
 
 FOUNDER = Identity(b"f" * 32)
 TINY = GPTConfig(n_layer=2, n_head=2, width=16, context=8, vocab_size=31, bias=True)

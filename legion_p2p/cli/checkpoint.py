@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from legion_p2p.store.blocks import BlockStore
 
 MOST_CHANGED = 10  # parameters that `diff` lists
+NAMES = ("auto", "run", "gpt2", "llama", "transformers")
 SHOWN_PROBLEMS = 20  # that `verify` lists; --json has all
 
 checkpoint = App(name="checkpoint", help="List, check, export, import and compare the checkpoints in a block store.")
@@ -161,13 +162,14 @@ def export(
     Parameters
     ----------
     safetensors
-        Folder for model.safetensors, with a config.json that transformers loads where the model is a GPT-2.
+        Folder for model.safetensors, with a config.json where the model is one that transformers loads.
     car
         CAR file of all its blocks, which every tool of IPFS reads.
     dcp
         Folder for a torch distributed checkpoint, which loads into any number of ranks.
     names
-        Of the parameters in safetensors: run keeps the run's, gpt2 takes transformers', auto does so where the model is one.
+        Of the parameters in safetensors: run keeps the run's; gpt2, llama and transformers are those of transformers, for models
+        of that kind; auto takes these where the model has them.
     """
     from legion_p2p.observe.human import bytes_text
 
@@ -176,8 +178,8 @@ def export(
     if safetensors and dcp and user_path(safetensors).absolute() == user_path(dcp).absolute():
         raise UsageError(f"--safetensors and --dcp both name {shown(safetensors)}: a folder holds one format")
     told_on = sys.stderr if car and is_stdout(user_path(car)) else sys.stdout  # or the summary would end up in the CAR
-    if names not in ("auto", "run", "gpt2"):
-        raise UsageError(f"--names {names}: it is auto, run or gpt2")
+    if names not in NAMES:
+        raise UsageError(f"--names {names}: it is one of {', '.join(NAMES)}")
     root = _cid(cid)
     written: dict[str, Any] = {}
     with _opened(store) as blocks:
@@ -205,7 +207,7 @@ def export(
         "safetensors": "{folder}: safetensors, the parameters named as in {names}",
         "dcp": "{folder}: a torch distributed checkpoint",
     }
-    whose = {"gpt2": "transformers", "run": "the run"}
+    whose = dict.fromkeys(NAMES, "transformers") | {"run": "the run"}
     for what, about in written.items():
         more = {"size": bytes_text(about.get("n_bytes", 0)), "names": whose.get(about.get("names", ""), "")}
         print(told[what].format(**{**about, **more}), file=told_on)
@@ -222,7 +224,7 @@ def import_(
     store: _NewStore = "",
     json: _Json = False,
 ) -> int:
-    """Put a checkpoint into the store: a CAR file, or a folder that `export` wrote or that holds a GPT-2 of transformers.
+    """Put a checkpoint into the store: a CAR file, or a folder that `export` wrote, or one with a GPT-2 or LLaMA of transformers.
 
     From a folder, the parameters become a new checkpoint, signed by this peer. A distributed checkpoint is read by torch, which
     trusts it: import only what you trust.

@@ -17,7 +17,7 @@ from legion_p2p.core.units import parse_duration, parse_rate
 from legion_p2p.errors import UsageError
 
 if TYPE_CHECKING:
-    from legion_p2p.train.gpt import GPTConfig
+    from legion_p2p.train.gpt_config import GPTConfig
     from legion_p2p.train.sizing import Forecast
 
 SIZES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
@@ -106,7 +106,7 @@ def plan(
 
 def model_named(text: str) -> "GPTConfig":
     """A preset, or a GPT of about the size that `text` says. Raises: UsageError."""
-    from legion_p2p.train.gpt import PRESETS, of_size
+    from legion_p2p.train.gpt_config import PRESETS, of_size
     from legion_p2p.train.sizing import check_size
 
     if text in PRESETS:

@@ -63,7 +63,7 @@ class NewRun(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """How the members average."""
 
     preset: str = ""
-    """Size of the built-in GPT: xxs, s, m, ... gpt2. [default: s]"""
+    """Size of the built-in GPT: xxs, s, m, l, gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-1b or llama-7b. [default: s]"""
 
     architecture: Annotated[str, Form(ARCHITECTURE_FORM, architecture_text)] = ""
     """A model of the library transformers instead: hf:NAME of a family (gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt-neo-125m,

@@ -18,7 +18,8 @@ from legion_p2p.observe.memory import PROGRAM_BYTES, free_memory
 from legion_p2p.tensor import codec
 from legion_p2p.train import sizing
 from legion_p2p.train.data import windows_at_once
-from legion_p2p.train.gpt import GPT, GPTConfig, preset, shapes_of
+from legion_p2p.train.gpt import GPT, shapes_of
+from legion_p2p.train.gpt_config import GPTConfig, preset
 from legion_p2p.train.language_model import LanguageModel
 from legion_p2p.train.sizing import COPIES_HELD
 from legion_p2p.train.transformers_model import build, load_folder, outline_of

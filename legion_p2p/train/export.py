@@ -1,5 +1,5 @@
-"""Checkpoints as the files that others read: safetensors (with a config.json that transformers loads, where the model is a
-GPT-2), and torch's distributed checkpoints, which load into any number of ranks. The way back is train/imports.py.
+"""Checkpoints as the files that others read: safetensors (with a config.json, where transformers knows the model), and torch's
+distributed checkpoints, which load into any number of ranks. The way back is train/imports.py.
 
 Written parameter by parameter, so that a model may be larger than memory, and whole or not at all.
 """
@@ -9,8 +9,9 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +21,13 @@ from legion_p2p.errors import StoreError, UsageError
 from legion_p2p.files.paths import shown, user_path
 from legion_p2p.files.writing import make_folder, replacing, take_room, telling, write_whole
 from legion_p2p.train.checkpoint import Checkpoint, Progress, no_progress
-from legion_p2p.train.gpt2_config import gpt2_config
-from legion_p2p.train.gpt2_names import Gpt2Param, gpt2_layout
+from legion_p2p.train.foreign_names import ForeignParam
+from legion_p2p.train.layouts import layout_of, own_layout
 from legion_p2p.train.safetensors_file import write_safetensors
 from legion_p2p.train.side_file import CONFIG, DCP_INDEX, WEIGHTS, side_of, write_side
+
+FORMS = {"gpt2": "GPT-2", "llama": "LLaMA", "transformers": "model of transformers"}
+"""What `names` may be, beside `auto` and `run`."""
 
 
 def export_safetensors(
@@ -31,25 +35,26 @@ def export_safetensors(
 ) -> str:
     """Write model.safetensors, legion.json, and config.json where transformers knows the model.
 
-    `names`: `run` keeps the run's names and shapes; `gpt2` takes those of transformers.GPT2LMHeadModel; `auto` takes these where
-    the run trains a GPT-2, and the run's elsewhere. Returns which it was.
+    `names`: `run` keeps the run's names and shapes; `gpt2` and `llama` take those of transformers; `transformers` are the run's
+    own, where it trains a model of that library; `auto` takes these where the run trains such a model. Returns which it was.
 
-    Raises: UsageError, if the model is no GPT-2; MissingBlockError; DecodeError; StoreError.
+    Raises: UsageError, if the model is no GPT-2 or LLaMA; MissingBlockError; DecodeError; StoreError.
     """
-    layout = gpt2_layout(checkpoint.spec) if names in ("auto", "gpt2") else None
-    if names == "gpt2" and layout is None:
-        raise UsageError(f"the run {checkpoint.spec.name} does not train a GPT-2: its model cannot have such names")
-    if layout is None:
-        names, params = "run", tuple(Gpt2Param(p.name, p.shape, p) for p in checkpoint.spec.params)
-    else:
-        names, params = "gpt2", layout[1]
+    layout = own_layout(checkpoint.spec) if names == "run" else layout_of(checkpoint.spec)
+    if names not in ("auto", "run", layout.names):
+        raise UsageError(f"the run {checkpoint.spec.name} does not train a {FORMS[names]}: its model cannot have such names")
     folder = _folder(folder, DCP_INDEX)
     with replacing(folder / WEIGHTS) as file:
-        write_safetensors(file, [(p.name, p.shape) for p in params], _values(checkpoint, params, progress))
-        if layout is not None:
-            write_whole(folder / CONFIG, (json.dumps(gpt2_config(layout[0]), indent=2) + "\n").encode())
-        write_side(folder, side_of(checkpoint, names))
-    return names
+        write_safetensors(file, [(p.name, p.shape) for p in layout.params], _values(checkpoint, layout.params, progress))
+        if layout.config is not None:
+            write_config(folder, layout.config)
+        write_side(folder, side_of(checkpoint, layout.names))
+    return layout.names
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write config.json. Raises: StoreError."""
+    write_whole(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
 def export_dcp(checkpoint: Checkpoint, folder: str | os.PathLike[str], progress: Progress = no_progress) -> None:
@@ -97,14 +102,17 @@ def _save_dcp(flat: Tensor, params: Sequence[ParamSpec], folder: Path) -> None:
         raise StoreError(f"torch cannot write a distributed checkpoint to {shown(folder)}: {failed}") from failed
 
 
-def _values(checkpoint: Checkpoint, params: Iterable[Gpt2Param], progress: Progress) -> Iterator[Tensor]:
+def _values(checkpoint: Checkpoint, params: Iterable[ForeignParam], progress: Progress) -> Iterator[Tensor]:
     from_run = checkpoint.parameters(progress)
+    value = torch.empty(0, dtype=torch.float32, device="cpu")
     for param in params:
         if param.source is None:
             yield torch.zeros(param.shape, dtype=torch.float32, device="cpu")
-        else:
+            continue
+        if param.rows is None or param.rows[0] == 0:
             value = next(from_run)[1]
-            yield value.T.contiguous() if param.transposed else value
+        part = value if param.rows is None else value[slice(*param.rows)]
+        yield part.T.contiguous() if param.transposed else part
 
 
 def _folder(folder: str | os.PathLike[str], of_another_format: str) -> Path:

@@ -1,67 +1,27 @@
 """A compact GPT: what legion_p2p trains where nobody brings a model of their own.
 
 GPT-2's shape (Radford et al. 2019) in the manner of nanoGPT: pre-LayerNorm blocks, GELU (tanh), output matrix tied to the
-embedding. Sizes and initialization of the presets `xxs`, `s` and `m` are those of the reference work, so that figures compare.
+embedding; or LLaMA's (Touvron et al., 2302.13971 and 2307.09288): RMSNorm, SwiGLU, rotary positions, fewer heads of keys and
+values than of queries. Sizes and initialization of the presets `xxs`, `s` and `m` are those of the reference work, so that
+figures compare.
 """
 
-# Shape suffixes: B = batch, T = time (tokens), D = width, H = heads, E = width of a head, V = vocabulary.
+# Shape suffixes: B = batch, T = time (tokens), D = width, H = heads, G = heads of keys and values, E = width of a head,
+# V = vocabulary.
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from legion_p2p.core.plan import ParamSpec
-from legion_p2p.errors import ConfigError, UsageError
+from legion_p2p.errors import ConfigError
+from legion_p2p.train.gpt_config import GPTConfig, preset
 
 INIT_STD = 0.02
 IGNORED_TARGET = -1
-GPT2_VOCAB = 50257
-
-
-@dataclass(frozen=True)
-class GPTConfig:
-    """The shape of a model. Two models with equal configs have the same parameters in the same order."""
-
-    n_layer: int
-    n_head: int
-    width: int
-    context: int
-    vocab_size: int = 256
-    positions: Literal["learned", "rotary"] = "learned"
-    """Rotary (Su et al., 2104.09864) has no parameters and needs an even head width."""
-    bias: bool = False
-    """In linear layers and LayerNorm, as GPT-2 has it. Without: a little faster and no worse."""
-    dropout: float = 0.0
-    tied: bool = True
-    """Use the embedding as output matrix: vocab_size * width parameters less to send."""
-
-    def __post_init__(self) -> None:
-        smallest = min(self.n_layer, self.n_head, self.width, self.context, self.vocab_size)
-        if smallest < 1 or self.width % self.n_head:
-            raise ConfigError(f"{self}: all sizes must be 1 or more, and width a multiple of n_head")
-        if self.positions not in ("learned", "rotary"):
-            raise ConfigError(f"positions {self.positions!r}, must be learned or rotary")
-        if self.positions == "rotary" and self.width // self.n_head % 2:
-            raise ConfigError(f"heads of width {self.width // self.n_head}, rotary positions need an even one")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout {self.dropout}, must be 0 or more and less than 1")
-
-
-PRESETS = {
-    "xxs": GPTConfig(n_layer=2, n_head=3, width=96, context=64),  # 0.25M parameters
-    "s": GPTConfig(n_layer=4, n_head=4, width=128, context=128),  # 0.84M
-    "m": GPTConfig(n_layer=6, n_head=8, width=256, context=256),  # 4.9M
-    "l": GPTConfig(n_layer=8, n_head=8, width=512, context=512),  # 26M
-    "gpt2": GPTConfig(n_layer=12, n_head=12, width=768, context=1024, vocab_size=GPT2_VOCAB, bias=True),  # 124M
-}
-
-SMALLEST = 10_000_000  # with fewer, the tokens of GPT-2 leave next to nothing for the layers
-DEPTHS = {12: 125e6, 24: 760e6, 32: 4e9, 40: 13e9, 48: 30e9, 64: 66e9, 96: 175e9}
-"""Layers, and sizes at which they are usual: GPT-3 (Brown et al., 2005.14165, table 2.1), OPT (Zhang et al., 2205.01068)."""
 
 
 class GPT(nn.Module):
@@ -83,7 +43,7 @@ class GPT(nn.Module):
                 self.position = nn.Embedding(config.context, config.width)
             self.dropout = nn.Dropout(config.dropout)
             self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-            self.norm = nn.LayerNorm(config.width, bias=config.bias)
+            self.norm = _norm(config)
             if not config.tied:
                 self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         self.to(torch.float32)  # whatever the process's default is: peers that agree on a config start from the same bits
@@ -179,9 +139,9 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.width, bias=config.bias)
+        self.attention_norm = _norm(config)
         self.attention = Attention(config)
-        self.mlp_norm = nn.LayerNorm(config.width, bias=config.bias)
+        self.mlp_norm = _norm(config)
         self.mlp = MLP(config)
 
     def forward(self, x_BTD: Tensor, rotation: Tensor | None) -> Tensor:
@@ -191,66 +151,56 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention."""
+    """Causal multi-head self-attention. Heads of queries may share one of keys and values (Ainslie et al., 2305.13245)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.n_head = config.n_head
+        self.n_heads = (config.n_head, config.kv_heads, config.kv_heads)
         self.p_dropout = config.dropout
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
+        self.qkv = nn.Linear(config.width, config.width + 2 * config.kv_width, bias=config.bias)
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, rotation: Tensor | None) -> Tensor:
         B, T, D = x_BTD.shape
-        q_BHTE, k_BHTE, v_BHTE = self.qkv(x_BTD).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        heads_BTHE = self.qkv(x_BTD).view(B, T, sum(self.n_heads), -1)
+        q_BHTE, k_BGTE, v_BGTE = heads_BTHE.transpose(1, 2).split(self.n_heads, dim=1)
         if rotation is not None:
-            q_BHTE, k_BHTE = _rotate(q_BHTE, rotation), _rotate(k_BHTE, rotation)
+            q_BHTE, k_BGTE = _rotate(q_BHTE, rotation), _rotate(k_BGTE, rotation)
+        k_BHTE, v_BHTE = self._for_all_queries(k_BGTE), self._for_all_queries(v_BGTE)
         p_dropout = self.p_dropout if self.training else 0.0
         y_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, dropout_p=p_dropout, is_causal=True)
         y_BTD: Tensor = self.dropout(self.out(y_BHTE.transpose(1, 2).reshape(B, T, D)))
         return y_BTD
 
+    def _for_all_queries(self, x_BGTE: Tensor) -> Tensor:
+        n_queries, n_kv, _ = self.n_heads
+        return x_BGTE if n_queries == n_kv else x_BGTE.repeat_interleave(n_queries // n_kv, dim=1)
+
 
 class MLP(nn.Module):
-    """Four times as wide inside."""
+    """Wider inside; with GELU, or gated (SwiGLU: Shazeer, 2002.05202)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.inner = nn.Linear(config.width, 4 * config.width, bias=config.bias)
-        self.out = nn.Linear(4 * config.width, config.width, bias=config.bias)
+        self.is_gated = config.mlp == "swiglu"
+        if self.is_gated:
+            self.gate = nn.Linear(config.width, config.inner_width, bias=config.bias)
+        self.inner = nn.Linear(config.width, config.inner_width, bias=config.bias)
+        self.out = nn.Linear(config.inner_width, config.width, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        y_BTD: Tensor = self.dropout(self.out(F.gelu(self.inner(x_BTD), approximate="tanh")))
+        inner = self.inner(x_BTD)
+        inner = F.silu(self.gate(x_BTD)) * inner if self.is_gated else F.gelu(inner, approximate="tanh")
+        y_BTD: Tensor = self.dropout(self.out(inner))
         return y_BTD
 
 
-def preset(name: str, **changes: Any) -> GPTConfig:
-    """The config of that name, changed.
-
-    Raises: ConfigError, if there is none.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"unknown model {name!r}, known are {', '.join(PRESETS)}")
-    return replace(PRESETS[name], **changes)
-
-
-def of_size(n_params: float) -> GPTConfig:
-    """A config of about that many parameters, with GPT-2's tokens: as deep as published models of that size, as wide as needed.
-
-    Raises: UsageError, if it is less than SMALLEST.
-    """
-    if not n_params >= SMALLEST:
-        raise UsageError(f"a model of {n_params:.0f} parameters, at least {SMALLEST}: for smaller ones there are presets")
-    n_layer = min(DEPTHS, key=lambda depth: abs(math.log(n_params / DEPTHS[depth])))
-    head = 64 if n_params < 1e9 else 128
-    # 12 n_layer D^2 + (V + T) D = n
-    context = 1024 if n_params < 1e9 else 2048
-    linear = (GPT2_VOCAB + context) / (24 * n_layer)
-    width = math.sqrt(linear**2 + n_params / (12 * n_layer)) - linear
-    n_head = max(1, round(width / head))
-    return GPTConfig(n_layer, n_head, n_head * head, context, vocab_size=GPT2_VOCAB)
+def _norm(config: GPTConfig) -> nn.Module:
+    if config.norm == "rms":
+        return nn.RMSNorm(config.width, eps=config.norm_eps)
+    return nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.bias)
 
 
 def shapes_of(config: GPTConfig) -> tuple[ParamSpec, ...]:
@@ -261,7 +211,7 @@ def shapes_of(config: GPTConfig) -> tuple[ParamSpec, ...]:
 def _rotation(config: GPTConfig) -> Tensor:
     """Cosines and sines of the angles of each position and frequency: (2, T, E / 2)."""
     half = config.width // config.n_head // 2
-    frequency = 10_000.0 ** (-torch.arange(half, dtype=torch.float32, device="cpu") / half)
+    frequency = config.rope_base ** (-torch.arange(half, dtype=torch.float32, device="cpu") / half)
     angle = torch.outer(torch.arange(config.context, dtype=torch.float32, device="cpu"), frequency)
     return torch.stack([angle.cos(), angle.sin()])
 

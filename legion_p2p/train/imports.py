@@ -1,4 +1,4 @@
-"""Models out of files, as checkpoints: what an export wrote, perhaps changed since, or a GPT-2 of transformers.
+"""Models out of files, as checkpoints: what an export wrote, perhaps changed since, or a GPT-2 or LLaMA of transformers.
 
 Parameter by parameter, so that a model may be larger than memory. Every field of a foreign configuration and every tensor of a
 foreign file is understood or refused by name.
@@ -31,8 +31,11 @@ from legion_p2p.store.checkpoints import publish, put_base, put_node, put_spec
 from legion_p2p.tensor.body import is_finite
 from legion_p2p.tensor.flatten import digest, fp32_bytes
 from legion_p2p.train.checkpoint import Progress, cut, no_progress
+from legion_p2p.train.foreign_names import ForeignParam, gpt_params, model_fields
 from legion_p2p.train.gpt2_config import config_from_gpt2
-from legion_p2p.train.gpt2_names import Gpt2Param, gpt2_layout, gpt_params, is_mask, model_fields
+from legion_p2p.train.gpt2_names import is_mask
+from legion_p2p.train.layouts import layout_of, own_layout
+from legion_p2p.train.llama_config import config_from_llama
 from legion_p2p.train.safetensors_file import SafetensorsFile, open_safetensors
 from legion_p2p.train.side_file import CONFIG, SIDE_FILE, WEIGHTS, read_side
 
@@ -44,9 +47,9 @@ def import_folder(
 ) -> Cid:
     """Store the parameters in a folder as a checkpoint, signed by `identity` and pinned; returns its CID.
 
-    With a legion.json, it is a checkpoint of that run, at its step. Without, the folder has to hold a GPT-2 in safetensors with
-    its config.json, and a new run named `name` begins with it, at step 0. A distributed checkpoint is read by torch, which trusts
-    it (its index is a pickle): import only what you trust.
+    With a legion.json, it is a checkpoint of that run, at its step. Without, the folder has to hold a GPT-2 or LLaMA in
+    safetensors with its config.json, and a new run named `name` begins with it, at step 0. A distributed checkpoint is read by
+    torch, which trusts it (its index is a pickle): import only what you trust.
 
     Raises: UsageError, if there is nothing to import; IncompatibleModelError; DecodeError; StoreError.
     """
@@ -66,7 +69,7 @@ def import_folder(
             )  # fmt: skip
             versions = side.versions
         else:
-            spec = _spec_of_gpt2(folder, identity, name)
+            spec = _spec_of_foreign(folder, identity, name)
             signed = sign_spec(spec, identity)
             manifest = Manifest(Cid.of(signed.spec), signed.signature, 0, (), identity.peer_id, int(time.time()))
             versions = (0,) * spec.plan().n_shards
@@ -92,32 +95,33 @@ def _flat_shards(folder: Path, spec: RunSpec) -> Iterator[Tensor]:
 def _from_safetensors(folder: Path, spec: RunSpec) -> Iterator[Tensor]:
     where = shown(folder / WEIGHTS)
     with open_safetensors(folder / WEIGHTS) as file:
-        layout = None if all(param.name in file.names for param in spec.params) else gpt2_layout(spec)
-        if layout is None:
-            params: tuple[Gpt2Param, ...] = tuple(Gpt2Param(p.name, p.shape, p) for p in spec.params)
-        else:
-            params = layout[1]
-        prefix = "" if layout is None or "transformer.wte.weight" in file.names else "transformer."
-        names = {param.name.removeprefix(prefix): param for param in params}
-        _check_names(file, names, where, is_gpt2=layout is not None)
+        layout = own_layout(spec) if all(param.name in file.names for param in spec.params) else layout_of(spec)
+        prefix = "transformer." if layout.names == "gpt2" and "transformer.wte.weight" not in file.names else ""
+        names = {param.name.removeprefix(prefix): param for param in layout.params}
+        _check_names(file, names, where, layout.names)
+        parts: list[Tensor] = []
         for name, param in sorted(names.items(), key=lambda item: item[1].source is not None):  # zeros before anything else
             value = file.read(name)
             if tuple(value.shape) != param.shape or not value.is_floating_point():
                 raise IncompatibleModelError(f"{name} in {where} is {value.dtype} {list(value.shape)}, not {list(param.shape)}")
-            if param.source is not None:
-                yield (value.T if param.transposed else value).to(torch.float32).contiguous()
-            elif value.any():
-                raise IncompatibleModelError(f"{name} in {where} is not zero, and the run's model has no such parameter")
+            if param.source is None:
+                if value.any():
+                    raise IncompatibleModelError(f"{name} in {where} is not zero, and the run's model has no such parameter")
+                continue
+            parts.append((value.T if param.transposed else value).to(torch.float32))
+            if param.rows is None or param.rows[1] == param.source.shape[0]:
+                yield torch.cat(parts).contiguous() if len(parts) > 1 else parts[0].contiguous()
+                parts.clear()
 
 
-def _check_names(file: SafetensorsFile, wanted: Mapping[str, Gpt2Param], where: str, *, is_gpt2: bool) -> None:
+def _check_names(file: SafetensorsFile, wanted: Mapping[str, ForeignParam], where: str, form: str) -> None:
     """Every parameter of the run is there, and of whatever else is there it is known that it changes nothing."""
     missing = [name for name in wanted if name not in file.names]
     if missing:
         raise IncompatibleModelError(f"{where} has no parameter {missing[0]}, which the run has ({len(missing)} are missing)")
-    more = sorted(name for name in file.names - set(wanted) if not (is_gpt2 and is_mask(name)))
-    if is_gpt2 and more == ["lm_head.weight"]:
-        (embedding,) = (name for name in wanted if name.endswith("wte.weight"))
+    more = sorted(name for name in file.names - set(wanted) if not (form == "gpt2" and is_mask(name)))
+    if form != "run" and more == ["lm_head.weight"]:
+        (embedding,) = (name for name in wanted if name.endswith(("wte.weight", "embed_tokens.weight")))
         if torch.equal(file.read("lm_head.weight"), file.read(embedding)):
             return
         raise IncompatibleModelError(f"lm_head.weight in {where} differs from {embedding}, and the run's model has one for both")
@@ -142,9 +146,9 @@ def _from_dcp(folder: Path, spec: RunSpec) -> Iterator[Tensor]:
         yield value
 
 
-def _spec_of_gpt2(folder: Path, identity: Identity, name: str) -> RunSpec:
+def _spec_of_foreign(folder: Path, identity: Identity, name: str) -> RunSpec:
     if not (folder / WEIGHTS).exists() or not (folder / CONFIG).exists():
-        can = f"{SIDE_FILE} beside an exported checkpoint, or {WEIGHTS} and {CONFIG} of a GPT-2"
+        can = f"{SIDE_FILE} beside an exported checkpoint, or {WEIGHTS} and {CONFIG} of a GPT-2 or LLaMA"
         raise UsageError(f"there is nothing in {shown(folder)} that can be imported; it needs {can}{_instead(folder)}")
     if not name:
         raise UsageError(f"{shown(folder)} belongs to no run yet: name the one that is to begin with it, --name NAME")
@@ -152,9 +156,10 @@ def _spec_of_gpt2(folder: Path, identity: Identity, name: str) -> RunSpec:
     with open_safetensors(folder / WEIGHTS) as file:
         has_head = "lm_head.weight" in file.names
     try:
-        config = config_from_gpt2(said, has_head=has_head)
+        config = config_from_llama(said) if said.get("model_type") == "llama" else config_from_gpt2(said, has_head=has_head)
     except LegionError as bad:
-        raise IncompatibleModelError(f"{shown(folder / CONFIG)}: {bad}") from bad
+        instead = f"; legion-peer --new-run {name} --model hf:FOLDER begins a run with every model of transformers"
+        raise IncompatibleModelError(f"{shown(folder / CONFIG)}: {bad}{instead}") from bad
     return RunSpec(name, identity.peer_id, tuple(gpt_params(config)), model=model_fields(config), nonce=os.urandom(8).hex())
 
 
@@ -164,7 +169,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as bad:
         raise DecodeError(f"{shown(path)} is not JSON: {bad}") from bad
     if not isinstance(said, dict):
-        raise DecodeError(f"{shown(path)} holds a JSON {type(said).__name__}, where the fields of a GPT-2 are expected")
+        raise DecodeError(f"{shown(path)} holds a JSON {type(said).__name__}, where the fields of a model are expected")
     return said
 
 

@@ -29,7 +29,7 @@ class SideFile(msgspec.Struct, frozen=True):
     state: bytes
     """DAG-CBOR of the manifest's `state`."""
     names: str
-    """`run` or `gpt2`: whose names the parameters have in the file."""
+    """Whose names the parameters have in the file: `run`, `gpt2`, `llama` or `transformers`."""
 
 
 def side_of(checkpoint: Checkpoint, names: str) -> SideFile:

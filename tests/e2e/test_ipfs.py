@@ -21,7 +21,7 @@ from legion_p2p.core.identity import Identity
 from legion_p2p.net.host import open_network
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.car import read_car, write_car
-from legion_p2p.train.gpt import PRESETS
+from legion_p2p.train.gpt_config import PRESETS
 from tests.checkpoint_of import checkpointed
 
 NODE_VERSION = "22.23.3"

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,20 @@ from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.checkpoints import get_manifest
 from legion_p2p.train.checkpoint import Checkpoint, cut
 from legion_p2p.train.export import export_dcp, export_safetensors
-from legion_p2p.train.gpt import GPT, PRESETS, GPTConfig
-from legion_p2p.train.gpt2_names import gpt2_layout, gpt_params
+from legion_p2p.train.foreign_names import config_of, gpt_params
+from legion_p2p.train.gpt import GPT
+from legion_p2p.train.gpt2_names import gpt2_layout
+from legion_p2p.train.gpt_config import PRESETS, GPTConfig
 from legion_p2p.train.imports import import_folder
 from tests.checkpoint_of import TINY, Run, checkpointed
 
 OTHER = Identity(b"o" * 32)
 LIKE_GPT2 = [TINY, GPTConfig(2, 2, 16, 8, 31), GPTConfig(1, 2, 16, 8, 31, tied=False)]
 ROTARY = GPTConfig(1, 2, 16, 8, 31, positions="rotary")
+LLAMAS = [
+    GPTConfig(2, 4, 16, 8, 31, positions="rotary", tied=False, norm="rms", mlp="swiglu", mlp_width=24, n_kv_head=2),
+    GPTConfig(1, 2, 16, 8, 31, positions="rotary", norm="rms", norm_eps=1e-6, mlp="swiglu", rope_base=500_000.0),
+]
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # there is one process only
@@ -98,7 +105,7 @@ def test_safetensors_load_in_plain_torch_with_the_runs_names(store: BlockStore, 
 
 
 def test_the_parameters_of_the_built_in_model_are_listed_as_it_has_them() -> None:
-    for config in (*LIKE_GPT2, ROTARY, PRESETS["xxs"]):
+    for config in (*LIKE_GPT2, ROTARY, *LLAMAS, PRESETS["xxs"]):
         listed = [(p.name, p.shape) for p in gpt_params(config)]
         assert listed == [(name, tuple(p.shape)) for name, p in GPT(config).named_parameters()]
 
@@ -135,6 +142,52 @@ def test_transformers_computes_the_same_as_our_model(store: BlockStore, out: Pat
     assert not told["unexpected_keys"] and not told["mismatched_keys"] and not set(told["missing_keys"]) - {"lm_head.weight"}
     with torch.no_grad():
         torch.testing.assert_close(theirs.eval()(tokens).logits, ours.eval()(tokens)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", LLAMAS, ids=["shared heads", "tied"])
+def test_a_llama_is_exported_in_its_own_names_and_imported_again(store: BlockStore, out: Path, config: GPTConfig) -> None:
+    run, root = checkpointed(store, config=config)
+
+    assert export_safetensors(Checkpoint(store, root), out) == "llama"
+    loaded = load_file(out / "model.safetensors")
+    again = import_folder(store, out, OTHER)
+
+    fused = [loaded[f"model.layers.0.self_attn.{part}_proj.weight"] for part in "qkv"]
+    assert torch.equal(torch.cat(fused), params_of(run)["blocks.0.attention.qkv.weight"])
+    assert_equal({p.name: value for p, value in Checkpoint(store, again).parameters()}, params_of(run))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
+@pytest.mark.parametrize("config", LLAMAS, ids=["shared heads", "tied"])
+def test_a_llama_of_transformers_computes_the_same_as_our_model(store: BlockStore, out: Path, config: GPTConfig) -> None:
+    from transformers import AutoModelForCausalLM
+
+    run, root = checkpointed(store, config=config)
+    export_safetensors(Checkpoint(store, root), out)
+    ours = GPT(config)
+    ours.load_state_dict(params_of(run))
+    tokens = torch.randint(31, (2, 8), generator=torch.Generator().manual_seed(0))
+
+    theirs, told = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    theirs.save_pretrained(out / "again")
+    again = import_folder(store, out / "again", OTHER, "again")
+
+    assert not any(told[kind] for kind in ("unexpected_keys", "mismatched_keys", "missing_keys"))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.eval()(tokens).logits, ours.eval()(tokens)[0], rtol=1e-5, atol=1e-5)
+    assert_equal({p.name: value for p, value in Checkpoint(store, again).parameters()}, params_of(run))
+    assert config_of(Checkpoint(store, again).spec) == replace(config, mlp_width=config.inner_width, n_kv_head=config.kv_heads)
+
+
+def test_a_llama_that_the_built_in_gpt_is_not_is_refused_with_what_is_possible(store: BlockStore, out: Path) -> None:
+    _, root = checkpointed(store, config=LLAMAS[0])
+    export_safetensors(Checkpoint(store, root), out)
+    (out / "legion.json").unlink()
+    said = json.loads((out / "config.json").read_text())
+    for field, value in (("attention_bias", True), ("rope_parameters", {"rope_type": "yarn"}), ("head_dim", 7), ("new", 1)):
+        (out / "config.json").write_text(json.dumps({**said, field: value}))
+        with pytest.raises(IncompatibleModelError, match=rf"{field}.*--model hf:FOLDER"):
+            import_folder(store, out, OTHER, "other")
 
 
 def test_another_model_keeps_its_names_and_cannot_have_gpt2s(store: BlockStore, out: Path) -> None:

@@ -1,15 +1,18 @@
 """The model: sizes, a reproducible start, causality, and that it learns."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from legion_p2p.errors import ConfigError, UsageError
 from legion_p2p.tensor.flatten import FlatView
-from legion_p2p.train.gpt import GPT, INIT_STD, PRESETS, GPTConfig, of_size, preset, shapes_of
+from legion_p2p.train.gpt import GPT, INIT_STD, shapes_of
+from legion_p2p.train.gpt_config import PRESETS, GPTConfig, of_size, preset
 from legion_p2p.train.parameters import param_specs, trainable
 
+LLAMA = GPTConfig(2, 4, 16, 12, 11, positions="rotary", tied=False, norm="rms", mlp="swiglu", mlp_width=24, n_kv_head=2)
 TINY = GPTConfig(n_layer=2, n_head=2, width=16, context=12, vocab_size=11)
 ROTARY = GPTConfig(n_layer=2, n_head=2, width=16, context=12, vocab_size=11, positions="rotary", bias=True, tied=False)
 
@@ -30,13 +33,42 @@ def test_presets_have_the_sizes_of_record(name: str, n_params: int) -> None:
         assert GPT.from_preset(name).n_params == n_params
 
 
+@pytest.mark.parametrize(
+    ("name", "n_params"),
+    [("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200), ("llama-1b", 1_100_048_384),
+     ("llama-7b", 6_738_415_616)],
+)  # fmt: skip
+def test_larger_presets_have_the_sizes_that_were_published(name: str, n_params: int) -> None:
+    assert sum(param.numel for param in shapes_of(PRESETS[name])) == n_params
+
+
+def test_heads_of_queries_share_heads_of_keys_and_values() -> None:
+    shared = GPT(LLAMA)
+    alone = GPT(replace(LLAMA, n_kv_head=0))
+    same = shared.state_dict()
+    for name, value in same.items():
+        if name.endswith("qkv.weight"):
+            q, k, v = value.split([16, 8, 8])
+            twice = [x.view(2, 4, 16).repeat_interleave(2, dim=0).reshape(16, 16) for x in (k, v)]
+            same[name] = torch.cat([q, *twice])
+    alone.load_state_dict(same)
+    tokens = torch.randint(11, (2, 12), generator=seeded(0))
+
+    torch.testing.assert_close(shared(tokens)[0], alone(tokens)[0])
+
+
+def test_the_inner_layer_of_swiglu_takes_about_as_many_parameters_as_that_of_gelu() -> None:
+    assert GPTConfig(1, 32, 4096, 8, mlp="swiglu").inner_width == 11008  # LLaMA's
+    assert GPTConfig(1, 4, 64, 8).inner_width == 256
+
+
 def test_the_formula_of_sizes_holds_with_bias() -> None:
     model = GPT.from_preset("gpt2", n_layer=1, width=24, n_head=2, context=8, vocab_size=10)
 
     assert model.n_params == 18 * 24 + 12 * 24**2 + 13 * 24 + 2 * 24
 
 
-@pytest.mark.parametrize("config", [TINY, ROTARY, PRESETS["xxs"]])
+@pytest.mark.parametrize("config", [TINY, ROTARY, LLAMA, PRESETS["xxs"]])
 def test_the_shapes_of_a_model_are_known_without_making_it(config: GPTConfig) -> None:
     assert shapes_of(config) == param_specs(FlatView(trainable(GPT(config))))
 
@@ -95,7 +127,7 @@ def test_biases_start_at_zero() -> None:
     assert all(not p.any() for name, p in GPT(ROTARY).named_parameters() if name.endswith("bias"))
 
 
-@pytest.mark.parametrize("config", [TINY, ROTARY])
+@pytest.mark.parametrize("config", [TINY, ROTARY, LLAMA])
 def test_no_token_sees_a_later_one(config: GPTConfig) -> None:
     model = GPT(config).eval()
     idx = torch.randint(11, (3, 12), generator=seeded(0))
@@ -108,7 +140,7 @@ def test_no_token_sees_a_later_one(config: GPTConfig) -> None:
     assert not torch.allclose(before[:, 7:], after[:, 7:], atol=1e-6)
 
 
-@pytest.mark.parametrize("config", [TINY, ROTARY])
+@pytest.mark.parametrize("config", [TINY, ROTARY, LLAMA])
 def test_positions_matter(config: GPTConfig) -> None:
     model = GPT(config)
     with torch.no_grad():  # at its start, attention looks at all alike
@@ -148,7 +180,7 @@ def test_the_loss_is_the_mean_over_targets_that_count() -> None:
     assert loss.item() == pytest.approx(math.log(11), rel=0.1)
 
 
-@pytest.mark.parametrize("config", [TINY, ROTARY])
+@pytest.mark.parametrize("config", [TINY, ROTARY, LLAMA])
 def test_it_learns_a_pattern_and_goes_on_with_it(config: GPTConfig) -> None:
     model = GPT(config, seeded(0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

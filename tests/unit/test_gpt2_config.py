@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from legion_p2p.errors import IncompatibleModelError
 from legion_p2p.train import gpt2_config as module
-from legion_p2p.train.gpt import GPTConfig
+from legion_p2p.train.foreign_fields import OF_NO_EFFECT
 from legion_p2p.train.gpt2_config import config_from_gpt2, gpt2_config
+from legion_p2p.train.gpt_config import GPTConfig
 
 OURS = GPTConfig(n_layer=2, n_head=2, width=16, context=8, vocab_size=31, bias=True, dropout=0.1)
 SAID = gpt2_config(OURS)
@@ -60,7 +61,7 @@ def test_a_field_that_is_missing_is_named(name: str) -> None:
 
 @given(st.text(min_size=1, max_size=12), st.booleans() | st.integers() | st.text(max_size=3))
 def test_no_field_that_is_not_known_passes(name: str, value: Any) -> None:
-    known = {*module._ONLY, *module._SHAPE, *module._DROPOUTS, *module._OF_NO_EFFECT, "n_inner", "tie_word_embeddings"}
+    known = {*module._ONLY, *module._SHAPE, *module._DROPOUTS, *OF_NO_EFFECT, "n_inner", "tie_word_embeddings"}
     if name in known:
         return
     with pytest.raises(IncompatibleModelError, match="not known here"):

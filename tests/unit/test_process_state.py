@@ -24,7 +24,8 @@ from legion_p2p.tensor.mixed import Mixed
 from legion_p2p.tensor.outer import OuterState
 from legion_p2p.tensor.robust import rules
 from legion_p2p.train.checkpoint import cut
-from legion_p2p.train.gpt import GPT, preset
+from legion_p2p.train.gpt import GPT
+from legion_p2p.train.gpt_config import preset
 from legion_p2p.train.muon import MuonAdamW
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,8 @@ from legion_p2p.core.run import RoundSpec, RunSpec
 from legion_p2p.core.wire import Push, encode
 from legion_p2p.errors import CodecError, UsageError
 from legion_p2p.services.shards.codecs import shard_codec
-from legion_p2p.train.gpt import of_size, preset, shapes_of
+from legion_p2p.train.gpt import shapes_of
+from legion_p2p.train.gpt_config import of_size, preset
 from legion_p2p.train.sizing import (
     MAX_ELEMENTS,
     Connection,

@@ -4,18 +4,28 @@ import json
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from legion_p2p.config import Inner, NewRun
+from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.manifest import Manifest, StoredShard
 from legion_p2p.core.model_config import model_config
 from legion_p2p.core.run import RunSpec, open_spec, sign_spec
 from legion_p2p.errors import ConfigError, IncompatibleModelError, LegionError, UsageError
+from legion_p2p.store.blocks import BlockStore
+from legion_p2p.store.checkpoints import publish, put_base, put_node, put_spec
+from legion_p2p.tensor.flatten import FlatView, digest, fp32_bytes
 from legion_p2p.train import transformers_model as module
+from legion_p2p.train.checkpoint import Checkpoint
 from legion_p2p.train.described import check_choices, described, model_of, plan_of, shape_of, spec_of
+from legion_p2p.train.export import export_safetensors
 from legion_p2p.train.families import FAMILIES
+from legion_p2p.train.imports import import_folder
 from legion_p2p.train.parameters import trainable
+from tests.checkpoint_of import FOUNDER
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -60,7 +70,7 @@ def test_what_a_specification_builds_is_what_plain_transformers_builds(tmp_path:
 def test_a_peer_that_joins_builds_the_same_from_the_signed_specification(tmp_path: Path, fields: dict[str, object]) -> None:
     founder = Identity.generate()
     spec, first = spec_of(new_run(tmp_path, fields))
-    signed = sign_spec(RunSpec(**{f: getattr(spec, f) for f in spec.__struct_fields__} | {"founder": founder.peer_id}), founder)
+    signed = sign_spec(msgspec.structs.replace(spec, founder=founder.peer_id), founder)
 
     joined = model_of(open_spec(signed))
 
@@ -195,7 +205,7 @@ def test_a_hostile_specification_is_given_up_while_it_is_built(monkeypatch: pyte
 def test_parameters_that_are_not_the_model_s_are_refused_before_anything_is_made(tmp_path: Path) -> None:
     spec = described(new_run(tmp_path, CONFIGS["llama"]))
     other = described(new_run(tmp_path, CONFIGS["gpt2"]))
-    liar = RunSpec(**{f: getattr(spec, f) for f in spec.__struct_fields__} | {"params": other.params})
+    liar = msgspec.structs.replace(spec, params=other.params)
 
     with pytest.raises(IncompatibleModelError, match="parameter 0 differs"):
         model_of(liar)
@@ -228,3 +238,35 @@ def test_what_names_a_model_is_a_family_a_file_or_a_folder() -> None:
         described(NewRun("foreign", architecture="hf:gtp2"))
     with pytest.raises(UsageError, match="give one"):
         NewRun("foreign", architecture="hf:gpt2", preset="s")
+
+
+@pytest.mark.parametrize("fields", CONFIGS.values(), ids=CONFIGS)
+def test_a_checkpoint_is_exported_as_a_folder_that_from_pretrained_loads(tmp_path: Path, fields: dict[str, object]) -> None:
+    spec, model = spec_of(new_run(tmp_path, fields, seed=3))
+    flat = FlatView(trainable(model.module)).snapshot()
+    tokens = torch.randint(97, (2, 16), generator=torch.Generator().manual_seed(1))
+
+    with BlockStore(tmp_path / "store") as store:
+        root = stored(store, spec, flat)
+        names = export_safetensors(Checkpoint(store, root), tmp_path / "out")
+        again = import_folder(store, tmp_path / "out", FOUNDER)
+        back = torch.cat([value.reshape(-1) for _, value in Checkpoint(store, again).parameters()])
+    theirs, told = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+
+    assert names == "transformers" and torch.equal(back, flat)
+    assert not any(told[kind] for kind in ("unexpected_keys", "mismatched_keys", "missing_keys"))
+    model.module.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.eval()(tokens).logits, model.logits(tokens), rtol=1e-6, atol=1e-6)
+
+
+def stored(store: BlockStore, spec: RunSpec, flat: torch.Tensor) -> Cid:
+    """A checkpoint of the run at its start."""
+    signed = sign_spec(msgspec.structs.replace(spec, founder=FOUNDER.peer_id), FOUNDER)
+    plan = spec.plan()
+    put_spec(store, signed)
+    shards = []
+    for shard in range(plan.n_shards):
+        part = flat[slice(*plan.bounds(shard))]
+        shards.append(put_node(store, StoredShard(shard, 0, digest(part), put_base(store, 0, (), fp32_bytes(part)))))
+    return publish(store, Manifest(Cid.of(signed.spec), signed.signature, 0, tuple(shards), FOUNDER.peer_id, 1), FOUNDER, "start")
