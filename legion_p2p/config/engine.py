@@ -7,6 +7,7 @@ import msgspec
 
 from legion_p2p.core.checkpoint_policy import CheckpointConfig
 from legion_p2p.core.membership import MembershipConfig
+from legion_p2p.core.roles import Role
 from legion_p2p.core.round import RoundConfig
 
 AUTO_REGION = "auto"
@@ -29,6 +30,7 @@ class PeerConfig(msgspec.Struct, frozen=True):
     """Label of the region, or AUTO_REGION: found by latency. All members of one region average with each other."""
     weight: Weight = 1.0
     """Share of the shards to own, relative to others; AUTO_WEIGHT: by its measured upload, smoothed."""
+    role: Role = Role.AUTO
     volunteer_relay: bool = False
     """Meet other regions for owners of this one that have little upload: see core.relays."""
     checkpoints: CheckpointConfig = CheckpointConfig()

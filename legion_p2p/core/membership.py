@@ -21,13 +21,14 @@ Never happens: a member is DEAD without having been SUSPECT for `grace_s`; a sil
 
 import math
 from collections import deque
-from collections.abc import Iterable
 from enum import Enum
 
 import msgspec
 
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.reach import Reach
+from legion_p2p.core.roles import Role
 
 MAX_MEMBERS = 10_000  # a table of announcements of a kilobyte each
 MAX_GREETINGS = 6  # of a member that does not answer, each twice as long after the last: it may not exist
@@ -347,9 +348,10 @@ class Membership:
                 self._members[peer] = msgspec.structs.replace(member, since=min(now, member.since + asleep_s))
 
 
-def role_of(announcement: Announcement) -> tuple[bool, bool, float, str]:
+def role_of(announcement: Announcement) -> tuple[bool, bool, float, str, Reach, Role]:
     """What decides who owns which shard, and who is waited for."""
-    return (announcement.ready, announcement.training, announcement.weight, announcement.region)
+    a = announcement
+    return (a.ready, a.training, a.weight, a.region, a.reach, a.role)
 
 
 def believed(member: Member, region: str) -> Announcement:
@@ -362,8 +364,3 @@ def believed(member: Member, region: str) -> Announcement:
     if member.met or said.region != region or not (said.ready or said.training):
         return said
     return msgspec.structs.replace(said, ready=False, training=False)
-
-
-def weights_of(announcements: Iterable[Announcement], region: str) -> dict[PeerId, float]:
-    """Peer to weight, of those in `region` that hold the model and can carry shards."""
-    return {peer_of(a): a.weight for a in announcements if a.ready and a.weight > 0 and a.region == region}

@@ -28,6 +28,8 @@ Policy = Callable[[str, str, int, Mapping[PeerId, float]], tuple[Ownership, ...]
 HEADROOM = 1.25  # what a peer may own, of its fair share by weight; less room means longer searches and more moves
 PRIORITY = 3.0  # exponent of the weights: one to ten leaves a thousandth
 MAX_REGIONS = 64  # whose owners are remembered
+_NOBODY: Mapping[PeerId, float] = {}
+_Weights = tuple[dict[PeerId, float], dict[PeerId, float]]
 
 
 class Placement:
@@ -38,13 +40,20 @@ class Placement:
         self._policy = policy(name)
         self._run = run_id
         self._n_shards = n_shards
-        self._known: BoundedMap[str, tuple[dict[PeerId, float], tuple[Ownership, ...]]] = BoundedMap(MAX_REGIONS)
+        self._known: BoundedMap[str, tuple[_Weights, tuple[Ownership, ...]]] = BoundedMap(MAX_REGIONS)
 
-    def owners(self, region: str, weights: Mapping[PeerId, float]) -> tuple[Ownership, ...]:
-        """Owner and standby of each shard among the members of one region."""
+    def owners(
+        self, region: str, weights: Mapping[PeerId, float], reserve: Mapping[PeerId, float] = _NOBODY
+    ) -> tuple[Ownership, ...]:
+        """Owner and standby of each shard among the members of one region. Where there is one owner for all, one of the `reserve`
+        stands by."""
         known = self._known.get(region)
-        if known is None or known[0] != weights:
-            known = self._known[region] = dict(weights), self._policy(self._run, region, self._n_shards, weights)
+        if known is None or known[0] != (weights, reserve):
+            placed = self._policy(self._run, region, self._n_shards, weights)
+            if reserve:
+                behind = self._policy(self._run, region, self._n_shards, reserve)
+                placed = tuple(Ownership(p.owner, p.standby or b.owner) for p, b in zip(placed, behind, strict=True))
+            known = self._known[region] = (dict(weights), dict(reserve)), placed
         self._known.touch(region)
         return known[1]
 

@@ -25,6 +25,12 @@ class Reach(Enum):
     PUNCHABLE = "punchable"
     RELAYED = "relayed"
 
+    @property
+    def rank(self) -> int:
+        """How well others can reach the peer; lower is better: those that they connect to directly, those of which it is not
+        known, those that only relays lead to."""
+        return {Reach.PUBLIC: 0, Reach.PUNCHABLE: 0, Reach.UNKNOWN: 1, Reach.RELAYED: 2}[self]
+
 
 class NatKind(Enum):
     """What stands between a peer and the Internet."""

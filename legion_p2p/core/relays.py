@@ -8,7 +8,7 @@ comes or goes changes only its own share. Where no peer has volunteered, or noth
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.identity import PeerId
@@ -24,14 +24,13 @@ def representative_of(run_id: str, shard: int, owner: Announcement, members: Seq
     return ranked[0] if ranked else peer_of(owner)
 
 
-def represented_share(peer: PeerId, members: Sequence[Announcement]) -> float:
+def represented_share(peer: PeerId, members: Sequence[Announcement], weights: Mapping[PeerId, float]) -> float:
     """The share of its region's shards that `peer` represents, as to be expected by the weights of their owners."""
-    owners = [a for a in members if a.ready and a.weight > 0]
     represented = 0.0
-    for owner in owners:
+    for owner in members:
         representatives = [peer_of(a) for a in _relays_for(owner, members)] or [peer_of(owner)]
-        represented += owner.weight * representatives.count(peer) / len(representatives)
-    return represented / math.fsum(a.weight for a in owners) if owners else 0.0
+        represented += weights.get(peer_of(owner), 0.0) * representatives.count(peer) / len(representatives)
+    return represented / math.fsum(weights.values()) if weights else 0.0
 
 
 def _relays_for(owner: Announcement, members: Sequence[Announcement]) -> list[Announcement]:

@@ -43,11 +43,13 @@ FIELDS = {
     "n_revoked": "tokens that were revoked",
     "n_versions_gained": "versions by which the others were ahead, summed over shards",
     "name": "name of the run",
+    "nat": "NAT between this peer and the Internet: none, cone, symmetric, or unknown",
     "left_bytes": "bytes still to be handed over",
     "owner": "peer id of the shard's owner",
     "peer": "peer id of the other peer",
     "push_codec": "codec of this peer's pushes from now on",
     "rate": "moving rate that was used: 0 to 1",
+    "reach": "how others reach this peer: public, punchable, relayed, or unknown",
     "reason": "why, in words",
     "received_bytes": "bytes received over the network since the start",
     "region": "label of a region",
@@ -182,6 +184,7 @@ EVENTS = (
     _event("donor.busy", "A peer that was asked for a shard or blocks is busy.", "peer retry_s"),
     _error("provider.dropped", "A provider of blocks sent other bytes, and is not asked again.", "peer"),
     # the process
+    _event("reach.found", "How others reach this peer was found out, or has changed.", "reach nat reason"),
     _event("status.served", "The status can be read at this address.", "address"),
     _event("peer.phase", "The peer, on its way into the run, begins with something that takes a while.", "text"),
     _event("peer.left", "The command has ended in order.", "run steps tokens val_loss digest reason sent_bytes received_bytes "

@@ -21,6 +21,7 @@ from torch import Tensor
 from legion_p2p.concurrency.notify import Notify
 from legion_p2p.config import PeerConfig, Weight
 from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.roles import Role
 from legion_p2p.core.run import RoundSpec, RunSpec
 from legion_p2p.observe.events import Event, Events
 from legion_p2p.observe.status import Status
@@ -220,18 +221,19 @@ class Swarm:
         creates: bool | None = None,
         clock_off_s: float = 0.0,
         region: str = "",
+        role: str = "auto",
         relay: bool = False,
         token: bytes = b"",
     ) -> SimPeer:
         """Start a peer without waiting for it; the first one creates the run."""
         network = self.world.join(self.identity(name))
         peer = SimPeer(self, name, network, self.target(name), step_s or self.step_s)
-        peer.training = training
+        peer.training = training and Role(role).trains
         peer.clock_off_s = clock_off_s
         creates = not self.peers if creates is None else creates
         self.peers[name] = peer
         config = msgspec.structs.replace(
-            self.config, weight=weight, region=region or self.config.region, volunteer_relay=relay, token=token
+            self.config, weight=weight, role=Role(role), region=region or self.config.region, volunteer_relay=relay, token=token
         )
         self._nursery.start_soon(self._run, peer, creates, config)
         return peer

@@ -19,8 +19,8 @@ from legion_p2p.core.membership import (
     Probe,
     Refute,
     believed,
-    weights_of,
 )
+from legion_p2p.services.membership.roles import Roles
 
 ME, A, B, C = (PeerId(name) for name in ("me", "A", "B", "C"))
 CONFIG = MembershipConfig(announce_s=2.0, suspect_after_s=4.5, grace_s=3.0, probe_every_s=1.0, forget_s=60.0, asleep_after_s=3.0)
@@ -332,9 +332,9 @@ def test_only_who_is_ready_and_of_this_region_and_has_weight_counts_for_ownershi
         Announcement("D", "run", region="home", weight=0.0, ready=True),
     ]
 
-    weights = weights_of(announcements, "home")
+    roles = Roles().renewed("run", announcements, "home")
 
-    assert weights == {"A": 2.0}
+    assert roles.eligible.weights == {"A": 2.0}
 
 
 peers = st.sampled_from([ME, A, B, C])
@@ -447,4 +447,4 @@ def test_what_a_member_says_counts_in_its_region_once_it_is_met(met: bool, regio
     said = believed(table.get(A), "home")
 
     assert (said.ready, said.training, said.step) == (counts, counts, 7)
-    assert weights_of([said], region) == ({A: 5.0} if counts else {})
+    assert Roles().renewed("run", [said], region).eligible.weights == ({A: 5.0} if counts else {})

@@ -198,3 +198,15 @@ def test_a_run_can_choose_every_policy_that_there_is():
 def test_an_unknown_policy_is_refused_with_those_that_are_known():
     with pytest.raises(UsageError, match="allowed are rendezvous, priority, stable"):
         policy("best")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_where_one_peer_owns_everything_one_of_the_reserve_stands_by(name):
+    placement = Placement(RUN, 24, name)
+    alone = placement.owners(REGION, {PeerId("a"): 1.0})
+
+    placed = placement.owners(REGION, {PeerId("a"): 1.0}, members(3))
+
+    assert {(found.owner, found.standby) for found in alone} == {("a", None)}
+    assert {found.owner for found in placed} == {"a"}
+    assert len({found.standby for found in placed}) > 1 and {found.standby for found in placed} <= set(members(3))

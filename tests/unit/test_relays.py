@@ -52,9 +52,10 @@ def test_a_measurement_that_wavers_changes_nothing(factor: float) -> None:
 
 def test_the_shares_that_all_speak_for_come_to_one() -> None:
     members = [OWNER, OTHER, BIG, BIGGER, member("third", 2e6, weight=3.0)]
-    shares = {peer_of(a): represented_share(peer_of(a), members) for a in members}
+    weights = {peer_of(a): a.weight for a in members}
+    shares = {peer_of(a): represented_share(peer_of(a), members, weights) for a in members}
 
     assert sum(shares.values()) == pytest.approx(1.0)
     assert shares == pytest.approx({"owner": 0.0, "third": 0.0, "other": 0.0, "big": 1 / 2, "bigger": 1 / 2})
-    assert represented_share(peer_of(OWNER), [OWNER, OTHER]) == 0.5
-    assert represented_share(peer_of(OWNER), []) == 0.0
+    assert represented_share(peer_of(OWNER), [OWNER, OTHER], {peer_of(a): a.weight for a in (OWNER, OTHER)}) == 0.5
+    assert represented_share(peer_of(OWNER), [], {}) == 0.0

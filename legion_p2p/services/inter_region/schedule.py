@@ -3,6 +3,7 @@
 Nothing here waits. The rules are in core/matching.py, core/sync_times.py, core/intervals.py and core/relays.py.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,10 +13,10 @@ from legion_p2p.core.adapt import CodecCost
 from legion_p2p.core.announcement import Announcement, peer_of, version_at
 from legion_p2p.core.bandwidth import RateEstimator
 from legion_p2p.core.bounded import BoundedMap
+from legion_p2p.core.eligible import Eligible, eligible
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.intervals import Direction, Interval, interval, rate_between
 from legion_p2p.core.matching import SILENT, epoch_of, partner, patience
-from legion_p2p.core.membership import weights_of
 from legion_p2p.core.relays import representative_of, represented_share
 from legion_p2p.core.sync_times import SyncTimes
 from legion_p2p.core.wire import Message, SyncReply, SyncRequest
@@ -40,6 +41,8 @@ class Schedule:
         self._pairs = pairs
         self._rounds = ctx.spec.round
         self._last: dict[int, LastSync] = {}
+        self._everyone: Sequence[Announcement] = ()
+        self._owners: dict[str, Eligible] = {}  # by region, among these
         self._rates: BoundedMap[PeerId, RateEstimator] = BoundedMap(MAX_RATES)
 
     def last_sync(self, replica: Replica) -> LastSync:
@@ -69,12 +72,17 @@ class Schedule:
 
     def owner(self, region: str, shard: int) -> PeerId | None:
         """Of the shard in a region, or of its center variable."""
+        owners = self._eligible(region)
+        return self._shards.placement.owners(region, owners.weights, owners.reserve)[shard].owner
+
+    def _eligible(self, region: str) -> Eligible:
         everyone = self._members.everyone()
-        if region == CENTER:
-            weights = {peer_of(a): a.weight for a in everyone if a.ready and a.weight > 0}
-        else:
-            weights = weights_of(everyone, region)
-        return self._shards.placement.owners(region, weights)[shard].owner
+        if everyone is not self._everyone:
+            self._everyone, self._owners = everyone, {}
+        if region not in self._owners:
+            members = everyone if region == CENTER else [a for a in everyone if a.region == region]
+            self._owners[region] = eligible(self._shards.run, region, members)
+        return self._owners[region]
 
     def representative(self, region: str, shard: int) -> PeerId | None:
         """The owner, or the relay that syncs with other regions on its behalf."""
@@ -176,11 +184,12 @@ class Schedule:
             return []
         measured, own = self.rate(peer_of(them)).rate_bps(trio.current_time()), self._messenger.bandwidth()
         numel = self._shards.plan.numel
-        n_ours = numel * represented_share(peer_of(us), [a for a in everyone if a.region == mine])
+        n_ours = numel * represented_share(peer_of(us), [a for a in everyone if a.region == mine], self._eligible(mine).weights)
+        weights = self._eligible(other).weights
         if other == CENTER:
-            n_theirs = numel * them.weight / sum(a.weight for a in everyone if a.ready) * len(self.by_region())
+            n_theirs = numel * weights.get(peer_of(them), 0.0) / math.fsum(weights.values()) * len(self.by_region())
         else:
-            n_theirs = numel * represented_share(peer_of(them), [a for a in everyone if a.region == other])
+            n_theirs = numel * represented_share(peer_of(them), [a for a in everyone if a.region == other], weights)
         return [
             Direction(n_ours, rate_between(us, them, measured, own.upload_bps, own.upload_limit_bps)),
             Direction(n_theirs, rate_between(them, us, measured, own.download_limit_bps)),

@@ -5,25 +5,25 @@ from collections.abc import Callable, Hashable, Sequence
 import msgspec
 
 from legion_p2p.core.announcement import Announcement, peer_of
+from legion_p2p.core.eligible import Eligible, eligible
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.membership import weights_of
 
 
 class Roles(msgspec.Struct, frozen=True):
     """What the members of one region can do."""
 
-    weights: dict[PeerId, float] = {}
+    eligible: Eligible = Eligible()
     ready: tuple[PeerId, ...] = ()
     training: tuple[PeerId, ...] = ()
 
-    def renewed(self, announcements: Sequence[Announcement], region: str) -> "Roles":
+    def renewed(self, run: str, announcements: Sequence[Announcement], region: str) -> "Roles":
         """The roles of now. What is as before is the same object, so that others see at once what changed."""
         here = [a for a in announcements if a.region == region]
-        weights = weights_of(here, region)
+        owners = eligible(run, region, here)
         ready = tuple(peer_of(a) for a in here if a.ready)
         training = tuple(peer_of(a) for a in here if a.training)
         return Roles(
-            self.weights if weights == self.weights else weights,
+            self.eligible if owners == self.eligible else owners,
             self.ready if ready == self.ready else ready,
             self.training if training == self.training else training,
         )
@@ -32,7 +32,8 @@ class Roles(msgspec.Struct, frozen=True):
 class RegionRoles:
     """The roles in the region that was asked about last, computed again only when the members changed."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: str) -> None:
+        self._run = run
         self._region = ""
         self._roles = Roles()
         self._revision: Hashable = None
@@ -42,6 +43,6 @@ class RegionRoles:
         if region != self._region:
             self._region, self._roles, self._revision = region, Roles(), None
         if self._revision != revision:
-            self._roles = self._roles.renewed(announcements(), region)
+            self._roles = self._roles.renewed(self._run, announcements(), region)
             self._revision = revision
         return self._roles

@@ -11,6 +11,7 @@ from legion_p2p.concurrency.notify import Notify
 from legion_p2p.concurrency.nurseries import TaskStatus
 from legion_p2p.core.admission import Admission
 from legion_p2p.core.announcement import Announcement, open_signed, peer_of
+from legion_p2p.core.eligible import Eligible
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.membership import (
     Accuse,
@@ -67,7 +68,7 @@ class MemberService:
         self._everyone_at: tuple[object, ...] = ()  # what it was made from
         spec = ctx.spec
         self.admission = Admission(ctx.run, spec.admission, spec.founder, spec.admins, spec.admitted)
-        self._roles = RegionRoles()
+        self._roles = RegionRoles(ctx.run)
         self._roles_told: tuple[object, ...] = ()
         self._messenger = ctx.messenger
         self._rpc = Rpc(ctx.messenger)  # which answers prove that a peer lives is decided here, one by one
@@ -103,9 +104,9 @@ class MemberService:
             self._everyone_at = state
         return self._everyone
 
-    def weights(self, region: str) -> dict[PeerId, float]:
-        """Peer to weight, of those in `region` that hold the model and can carry shards. The same object until that changes."""
-        return self._roles_in(region).weights
+    def eligible(self, region: str) -> Eligible:
+        """Those that own the shards of `region`. The same object until that changes."""
+        return self._roles_in(region).eligible
 
     def ready(self, region: str) -> tuple[PeerId, ...]:
         """Those in `region` that hold the model. The same object until that changes."""

@@ -10,6 +10,7 @@ import trio
 from torch import Tensor
 
 from legion_p2p.core.chain import Chain
+from legion_p2p.core.eligible import eligible
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.placement import Placement
 from legion_p2p.core.priority import Priority
@@ -80,8 +81,8 @@ class ShardFetcher:
     def _holders(self, shard: int) -> list[PeerId]:
         """The members that hold a shard: its owner first, its standby, then the rest."""
         ready = [m.announcement for m in self._members.table.counted() if m.announcement.ready]
-        weights = {PeerId(a.peer_id): a.weight for a in ready if a.region == self._region and a.weight > 0}
-        owners = self._placement.owners(self._region, weights)[shard]
+        able = eligible(self._ctx.run, self._region, [a for a in ready if a.region == self._region])
+        owners = self._placement.owners(self._region, able.weights, able.reserve)[shard]
         first = [peer for peer in (owners.owner, owners.standby) if peer is not None]
         return [*first, *(PeerId(a.peer_id) for a in ready if a.peer_id not in first)]
 

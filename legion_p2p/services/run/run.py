@@ -17,6 +17,7 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.membership import Changed, Liveness
 from legion_p2p.core.plan import ShardPlan
 from legion_p2p.core.presence import Presence
+from legion_p2p.core.roles import Role
 from legion_p2p.core.run import RunSpec, SignedSpec
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.inter_region.sync import RegionSync
@@ -29,6 +30,7 @@ from legion_p2p.services.run.gate import OwnershipGate
 from legion_p2p.services.run.lobby import Lobby
 from legion_p2p.services.run.local_checkpoints import LocalCheckpoints
 from legion_p2p.services.run.moving import MoveService
+from legion_p2p.services.run.own_reach import AnnouncedReach
 from legion_p2p.services.run.pacing import Pacer
 from legion_p2p.services.run.progress import Progress, StepCount
 from legion_p2p.services.run.resume import Restored
@@ -68,13 +70,14 @@ class ActiveRun:
         self.spec: RunSpec = ctx.spec
         self.plan: ShardPlan = ctx.plan
         self.steps = StepCount()
-        self.weight = OwnWeight(ctx.config.weight, messenger)
+        self.weight = OwnWeight(0.0 if ctx.config.role is Role.CLIENT else ctx.config.weight, messenger)
         self.shards = ShardService(ctx, members, self.mailbox)
         self.gate = OwnershipGate(members, self.shards)
         self.regions = RegionService(ctx, members)
         self.region_sync = RegionSync(ctx, members, self.shards)
         self.pacer = Pacer(ctx.spec.round, self.shards, ctx.events)
         self.checkpoints = LocalCheckpoints(ctx, lobby.parts.archive, members, self.shards, self.run_step)
+        self.reach = AnnouncedReach(ctx, members)
         self.advertise = AdvertiseService(ctx, members, self.shards, self.checkpoints.keys)
         self.former = FormerMembers(ctx, members, self.checkpoints)
         self.returning = ReturnService(ctx, members, self.shards, self.gate)

@@ -28,7 +28,7 @@ def describe(run: ActiveRun) -> Announcement:
         testimonies=run.regions.testimonies,
         weight=run.weight.value,
         ready=ready,
-        training=progress.training and ready,
+        training=progress.training and ready and run.ctx.config.role.trains,
         done=progress.done and run.nothing_pending(),
         step=progress.step,
         run_step=run.steps.own(),
@@ -47,6 +47,9 @@ def describe(run: ActiveRun) -> Announcement:
         token=run.ctx.config.token,
         revocations=run.members.revocations(),
         trouble=progress.trouble[:MAX_TROUBLE_CHARS],
+        reach=run.reach.now(),
+        role=run.ctx.config.role,
+        circuits=run.ctx.reachability.own().circuits,
     )
 
 

@@ -13,6 +13,7 @@ from legion_p2p.concurrency.notify import Notify
 from legion_p2p.config import AUTO_REGION
 from legion_p2p.core.announcement import MARK_BYTES, mark_of
 from legion_p2p.core.chain import Chain
+from legion_p2p.core.eligible import Eligible
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.membership import Liveness
 from legion_p2p.core.observers import Observers
@@ -97,7 +98,7 @@ class ShardStates:
         self.n_mark_bytes = MARK_BYTES * self.plan.n_shards
         """Of the packed marks of a member that holds every shard."""
         self._marks = bytearray(self.n_mark_bytes)
-        self._weights: dict[PeerId, float] = {}
+        self._eligible = Eligible()
         self._owners = (Ownership(None, None),) * self.plan.n_shards
         self._owned_by: dict[PeerId, list[int]] = {}
 
@@ -162,11 +163,11 @@ class ShardStates:
 
     def refresh_owners(self) -> list[Replica]:
         """Look at the members again; the shards whose owner or standby is another one than before."""
-        weights = self.members.weights(self.region)
-        if weights is self._weights:
+        eligible = self.members.eligible(self.region)
+        if eligible is self._eligible:
             return []
-        self._weights = weights
-        before, self._owners = self._owners, self.placement.owners(self.region, weights)
+        self._eligible = eligible
+        before, self._owners = self._owners, self.placement.owners(self.region, eligible.weights, eligible.reserve)
         if self._owners == before:
             return []
         self._owned_by = {}

@@ -1,0 +1,27 @@
+"""The reach that this peer announces: what the network found out, without its flicker."""
+
+import trio
+
+from legion_p2p.core.reach import OwnReach, Reach
+from legion_p2p.core.steady_reach import SteadyReach
+from legion_p2p.services.context import PeerContext
+from legion_p2p.services.membership.service import MemberService
+
+
+class AnnouncedReach:
+    """What others are told, and when: at once, where it is worse than what they know."""
+
+    def __init__(self, ctx: PeerContext, members: MemberService) -> None:
+        self._events = ctx.events
+        self._members = members
+        self._reachability = ctx.reachability
+        self._steady = SteadyReach()
+        ctx.reachability.changed.add(self._on_changed)
+
+    def now(self) -> Reach:
+        """What to announce now."""
+        return self._steady.look(self._reachability.own().reach, trio.current_time())
+
+    def _on_changed(self, own: OwnReach) -> None:
+        self._events.emit("reach.found", reach=own.reach.value, nat=own.nat.value, reason=own.why)
+        self._members.announce_soon()
