@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fork_server import ForkServer
 from processes import Process, Workers
 
 
@@ -20,8 +21,18 @@ def bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def _all_workers() -> Iterator[Workers]:
-    workers = Workers()
+def forks() -> Iterator[ForkServer]:
+    """Starts processes that need not import torch."""
+    server = ForkServer()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def _all_workers(forks: ForkServer) -> Iterator[Workers]:
+    workers = Workers(forks)
     try:
         yield workers
     finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from fork_server import ForkServer
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -32,7 +33,8 @@ def is_end(message: dict[str, Any]) -> bool:
 class Process:
     """A Python process that says JSON lines; what else it writes is kept for the message when something fails."""
 
-    def __init__(self, *args: str, env: dict[str, str] | None = None) -> None:
+    def __init__(self, *args: str, env: dict[str, str] | None = None, forks: ForkServer | None = None) -> None:
+        """`forks`: starts it, which is cheaper than `python` is."""
         self.tmp = Path(tempfile.mkdtemp(prefix="legion-e2e-"))
         self.said: list[dict[str, Any]] = []
         self.has_started = False
@@ -43,9 +45,13 @@ class Process:
             **os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(self.tmp), "HOME": str(self.tmp), "OMP_NUM_THREADS": "1",
             **(env or {}),
         }  # fmt: skip
-        self.popen = subprocess.Popen(
-            [sys.executable, *args], cwd=ROOT, env=whole_env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._stderr, start_new_session=True,
+        self.popen = (
+            subprocess.Popen(
+                [sys.executable, *args], cwd=ROOT, env=whole_env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=self._stderr, start_new_session=True,
+            )
+            if forks is None
+            else forks.start([*args], whole_env, ROOT, self._stderr.fileno())
         )  # fmt: skip
         self.pid = self.popen.pid
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -151,15 +157,16 @@ class Process:
 
 
 class Workers:
-    """Worker processes, kept for the next test where they come back clean: importing torch and libp2p takes seconds."""
+    """Worker processes, kept for the next test where they come back clean."""
 
-    def __init__(self) -> None:
+    def __init__(self, forks: ForkServer) -> None:
+        self._forks = forks
         self._idle: list[Process] = []
         self._out: list[Process] = []
 
     def take(self, n: int) -> list[Process]:
         while len(self._idle) < n:
-            self._idle.append(Process(str(HERE / "workers.py")))
+            self._idle.append(Process(str(HERE / "workers.py"), forks=self._forks))
         taken, self._idle = self._idle[:n], self._idle[n:]
         self._out += taken
         for worker in taken:

@@ -3,15 +3,16 @@
 import time
 from pathlib import Path
 
+from fork_server import ForkServer
 from processes import Process, eventually
 
 WRITTEN_S = 3.0  # after which what it made is on the disk, however busy the machine
 
 
-def start(folder: Path, *which: str) -> Process:
+def start(forks: ForkServer, folder: Path, *which: str) -> Process:
     return Process(
         "-m", "legion_p2p.cli.peer", *which, "--json", "--no-status", "--threads", "1", "--listen", "/ip4/127.0.0.1/tcp/0",
-        "--identity", str(folder / "key"), "--store", str(folder / "store"), "--checkpoint-every-s", "10000",
+        "--identity", str(folder / "key"), "--store", str(folder / "store"), "--checkpoint-every-s", "10000", forks=forks,
     )  # fmt: skip
 
 
@@ -20,9 +21,9 @@ def made(peer: Process, until: float) -> dict[int, int]:
     return {event["shard"]: event["version"] for event in peer.events("round.closed") if event["at"] < until}
 
 
-def test_a_peer_that_trains_alone_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+def test_a_peer_that_trains_alone_goes_on_where_it_was_killed(tmp_path: Path, forks: ForkServer) -> None:
     name = f"e2e/{time.time_ns()}"
-    peer = start(tmp_path, "--new-run", name, "--preset", "xxs", "--local-steps", "3", "--batch", "1")
+    peer = start(forks, tmp_path, "--new-run", name, "--preset", "xxs", "--local-steps", "3", "--batch", "1")
     try:
         eventually(lambda: made(peer, time.time() - WRITTEN_S))
         eventually(lambda: min(made(peer, time.time() - WRITTEN_S).values()) > 10)
@@ -32,7 +33,7 @@ def test_a_peer_that_trains_alone_goes_on_where_it_was_killed(tmp_path: Path) ->
     finally:
         peer.close()
 
-    again = start(tmp_path, "--run", name)
+    again = start(forks, tmp_path, "--run", name)
     try:
         assert again.wait_for("run.resuming")["version"] >= max(stored.values())
         assert again.wait_for("run.resumed")["step"] >= steps // 2

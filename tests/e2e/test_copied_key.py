@@ -4,32 +4,35 @@ import shutil
 import time
 from pathlib import Path
 
+from fork_server import ForkServer
 from processes import Process
 
 from legion_p2p.cli.failures import NOT_JOINED
 from legion_p2p.store.identity import load_or_create_identity
 
 
-def start(key: Path, *which: str) -> Process:
+def start(forks: ForkServer, key: Path, *which: str) -> Process:
     return Process(
         "-m", "legion_p2p.cli.peer", *which, "--json", "--no-status", "--threads", "1", "--listen", "/ip4/127.0.0.1/tcp/0",
-        "--identity", str(key),
+        "--identity", str(key), forks=forks,
     )  # fmt: skip
 
 
-def test_both_say_so_and_the_newer_one_ends(tmp_path: Path) -> None:
+def test_both_say_so_and_the_newer_one_ends(tmp_path: Path, forks: ForkServer) -> None:
     name = f"e2e/{time.time_ns()}"
     key, copied = tmp_path / "peer.key", tmp_path / "copied.key"
     load_or_create_identity(str(key)).release()
     shutil.copy(key, copied)
-    peers = [start(tmp_path / "founder.key", "--new-run", name, "--preset", "xxs", "--local-steps", "3", "--batch", "1")]
+    idle = ("--wait-for-members", "9")  # only the older of the two trains
+    founder = ("--new-run", name, "--preset", "xxs", "--local-steps", "3", "--batch", "1", *idle)
+    peers = [start(forks, tmp_path / "founder.key", *founder)]
     try:
         address = peers[0].wait_for("run.join_with")["command"].split()[-1]
-        peers.append(start(key, "--run", name, "--initial-peers", address))
+        peers.append(start(forks, key, "--run", name, "--initial-peers", address))
         older = peers[-1]
         older.wait_for("run.joined")
         time.sleep(10)  # so that it has announced itself several times
-        peers.append(start(copied, "--run", name, "--initial-peers", address))
+        peers.append(start(forks, copied, "--run", name, "--initial-peers", address, *idle))
         newer = peers[-1]
 
         code = newer.wait()

@@ -16,6 +16,7 @@ from legion_p2p.config import STATUS_PORTS
 _names = itertools.count()
 ROUNDS = {"local_steps": 2, "shard_elements": 512}
 WIDTH = 64  # about 4800 parameters in 10 shards
+STEP_S = 0.1  # a machine of two cores keeps up with six peers, and dozens of shards are pushed each second
 
 Start = Callable[..., Process]
 
@@ -30,7 +31,8 @@ def begin(workers: list[Process], run: str, bootstrap: str | None, n: int = 0, f
         founder = rank == 0
         rounds = {"rounds": ROUNDS} if founder else {}
         peers = [] if bootstrap is None else [bootstrap]
-        worker.tell(do="train", rank=rank, run=run, peers=peers, n=n, width=WIDTH, also=["round.closed"], **rounds, **more)
+        how = {"step_s": STEP_S, **rounds, **more}
+        worker.tell(do="train", rank=rank, run=run, peers=peers, n=n, width=WIDTH, also=["round.closed"], **how)
     return [worker.wait_for("in_run")["peer_id"] for worker in workers]
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from fork_server import ForkServer
 from processes import Process
 
 
@@ -14,11 +15,12 @@ def listed(address: str, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, timeout=60)
 
 
-def test_the_runs_behind_an_address_are_listed_by_name_members_and_id(tmp_path: Path) -> None:
+def test_the_runs_behind_an_address_are_listed_by_name_members_and_id(tmp_path: Path, forks: ForkServer) -> None:
     name = f"e2e/{time.time_ns()}"
     peer = Process(
         "-m", "legion_p2p.cli.peer", "--new-run", name, "--preset", "xxs", "--batch", "1", "--json", "--no-status",
         "--threads", "1", "--listen", "/ip4/127.0.0.1/tcp/0", "--identity", str(tmp_path / "key"), "--store", "none",
+        forks=forks,
     )  # fmt: skip
     try:
         run = peer.wait_for("run.created")["run"]

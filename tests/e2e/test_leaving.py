@@ -6,13 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fork_server import ForkServer
 from processes import Process, eventually
 
 
-def start(folder: Path, i: int, *which: str) -> Process:
+def start(forks: ForkServer, folder: Path, i: int, *which: str) -> Process:
     return Process(
         "-m", "legion_p2p.cli.peer", *which, "--json", "--threads", "1", "--listen", "/ip4/127.0.0.1/tcp/0",
-        "--identity", str(folder / f"{i}.key"), "--store", "none", "--no-status",
+        "--identity", str(folder / f"{i}.key"), "--store", "none", "--no-status", forks=forks,
     )  # fmt: skip
 
 
@@ -25,13 +26,15 @@ def owned(peer: Process) -> set[int]:
     return {shard for shard, what in last.items() if what == "shard.owned"}
 
 
-def test_a_peer_that_is_interrupted_gives_its_shards_away_and_then_leaves(tmp_path: Path, bootstrap: str) -> None:
+def test_a_peer_that_is_interrupted_gives_its_shards_away_and_then_leaves(
+    tmp_path: Path, bootstrap: str, forks: ForkServer
+) -> None:
     name = f"e2e/{time.time_ns()}"
     founding = ("--new-run", name, "--preset", "xxs", "--local-steps", "3", "--batch", "1")
-    peers = [start(tmp_path, 0, *founding, "--initial-peers", bootstrap)]
+    peers = [start(forks, tmp_path, 0, *founding, "--initial-peers", bootstrap)]
     try:
         peers[0].wait_for("run.created")
-        peers += [start(tmp_path, i, "--run", name, "--initial-peers", bootstrap) for i in (1, 2)]
+        peers += [start(forks, tmp_path, i, "--run", name, "--initial-peers", bootstrap) for i in (1, 2)]
         for peer in peers[1:]:
             peer.wait_for("run.joined")
         eventually(lambda: all(len(p.events("round.closed")) > 20 for p in peers) and any(owned(p) for p in peers))

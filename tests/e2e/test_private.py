@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from fork_server import ForkServer
 from processes import ROOT, Process, eventually
 
 PAGE = ROOT / "docs" / "private-runs.md"
@@ -28,7 +29,7 @@ def said_by(words: list[str]) -> str:
     return done.stdout.strip()
 
 
-def test_the_three_commands_of_the_page_make_a_private_run(tmp_path: Path) -> None:
+def test_the_three_commands_of_the_page_make_a_private_run(tmp_path: Path, forks: ForkServer) -> None:
     create, admit, join = commands()
     lab_key, guest_key, token = (str(tmp_path / name) for name in ("lab.key", "guest.key", "guest.token"))
     lab, guest = (said_by(["-m", "legion_p2p.cli.ctl", "id", "--identity", key]) for key in (lab_key, guest_key))
@@ -38,7 +39,7 @@ def test_the_three_commands_of_the_page_make_a_private_run(tmp_path: Path) -> No
     started: list[Process] = []
 
     def start(command: list[str], *more: str) -> Process:
-        started.append(Process(*with_values(command, values), *SMALL, *more))
+        started.append(Process(*with_values(command, values), *SMALL, *more, forks=forks))
         return started[-1]
 
     try:
@@ -47,7 +48,9 @@ def test_the_three_commands_of_the_page_make_a_private_run(tmp_path: Path) -> No
         (port,) = eventually(lambda: ports_of(creator))
         values["ADDRESS"] = f"/ip4/127.0.0.1/tcp/{port}/p2p/{lab}"
 
-        without = Process(*with_values([word for word in join if word not in ("--token", "guest.token")], values), *SMALL)
+        without = Process(
+            *with_values([word for word in join if word not in ("--token", "guest.token")], values), *SMALL, forks=forks
+        )
         started.append(without)
         assert without.wait() != 0
         assert "does not admit this peer" in without.stderr() and lab in without.stderr()

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fork_server import ForkServer
 from processes import Process, eventually
 
 from legion_p2p.core.cids import Cid
@@ -23,10 +24,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(folder: Path, i: int, port: int, *which: str) -> Process:
+def start(forks: ForkServer, folder: Path, i: int, port: int, *which: str) -> Process:
     return Process(
         "-m", "legion_p2p.cli.peer", *which, "--json", "--no-status", "--threads", "1", "--listen", f"/ip4/127.0.0.1/tcp/{port}",
         "--identity", str(folder / f"{i}.key"), "--store", str(folder / f"store-{i}"), "--checkpoint-every-s", "3",
+        forks=forks,
     )  # fmt: skip
 
 
@@ -45,13 +47,13 @@ def peer_id(folder: Path, i: int) -> str:
     return str(identity.peer_id)
 
 
-def test_a_run_whose_peers_were_all_killed_goes_on_from_their_disks(tmp_path: Path) -> None:
+def test_a_run_whose_peers_were_all_killed_goes_on_from_their_disks(tmp_path: Path, forks: ForkServer) -> None:
     name, ports = f"e2e/{time.time_ns()}", [free_port() for _ in range(3)]
     address = f"/ip4/127.0.0.1/tcp/{ports[0]}/p2p/{peer_id(tmp_path, 0)}"
-    peers = [start(tmp_path, 0, ports[0], "--new-run", name, "--preset", "xxs", "--local-steps", "3", "--batch", "1")]
+    peers = [start(forks, tmp_path, 0, ports[0], "--new-run", name, "--preset", "xxs", "--local-steps", "3", "--batch", "1")]
     try:
         peers[0].wait_for("run.created")
-        peers += [start(tmp_path, i, ports[i], "--run", name, "--initial-peers", address) for i in (1, 2)]
+        peers += [start(forks, tmp_path, i, ports[i], "--run", name, "--initial-peers", address) for i in (1, 2)]
         for peer in peers[1:]:
             peer.wait_for("run.joined")
         eventually(lambda: all(len(closed(peer, time.time() - WRITTEN_S)) == N_SHARDS for peer in peers))
@@ -69,7 +71,7 @@ def test_a_run_whose_peers_were_all_killed_goes_on_from_their_disks(tmp_path: Pa
             history.setdefault((e["shard"], e["version"]), set()).add(e["digest"])
     steps = [max(event["step"] for event in peer.events("step")) for peer in peers]
 
-    peers = [start(tmp_path, i, ports[i], "--run", name) for i in range(3)]
+    peers = [start(forks, tmp_path, i, ports[i], "--run", name) for i in range(3)]
     try:
         began = time.time()
         resuming = [peer.wait_for("run.resuming") for peer in peers]
@@ -84,7 +86,7 @@ def test_a_run_whose_peers_were_all_killed_goes_on_from_their_disks(tmp_path: Pa
         stored = peers[0].wait_for("checkpoint.stored")["cid"]
         fetch = Process(
             "-m", "legion_p2p.cli.ctl", "checkpoint", "fetch", stored, "--initial-peers", address, "--json",
-            "--store", str(tmp_path / "fetched"),
+            "--store", str(tmp_path / "fetched"), forks=forks,
         )  # fmt: skip
         peers.append(fetch)
         fetched = fetch.wait_for(lambda message: message.get("cid") == stored)["fetched"]
