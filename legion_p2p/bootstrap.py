@@ -9,6 +9,7 @@ from legion_p2p.config.fields import argument
 from legion_p2p.config.forms import ListenAddresses, PeerAddresses
 from legion_p2p.config.peer import IdentityOrFile
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.relay_ledger import DEFAULT_RELAY, parse_relay
 
 if TYPE_CHECKING:
     from legion_p2p.net.host import Libp2pNetwork
@@ -23,25 +24,31 @@ async def open_bootstrap(
     identity: str | Identity | None = None,
     initial_peers: Iterable[str] = (),
     announce: Sequence[str] = (),
+    relay: str = DEFAULT_RELAY,
 ) -> "AsyncIterator[Libp2pNetwork]":
     """A bootstrap node for as long as the block lasts. Under trio.
 
     Its `addresses()` are what peers give as `initial_peers`. With a key file as `identity` they survive a restart. Other nodes
     in `initial_peers` are connected to in the background, for ever; whether they answer or not does not matter to this one.
+    `relay`: what passes through it for peers that nobody can dial, in bits per second; "no": it does not relay.
 
     Raises: UsageError, for an address that cannot be one; NetworkError, if it cannot be listened on; StoreError, for its key.
     """
     from legion_p2p.net.host import open_network
+    from legion_p2p.net.limits import NetConfig
     from legion_p2p.store.identity import load_or_create_identity
 
     listen = argument("open_bootstrap(listen=...)", ListenAddresses, listen)
     announce = argument("open_bootstrap(announce=...)", ListenAddresses, announce)
     contacts = argument("open_bootstrap(initial_peers=...)", PeerAddresses, initial_peers)
+    limits = parse_relay(relay)
     who = argument("open_bootstrap(identity=...)", IdentityOrFile, identity)
     stored = load_or_create_identity(who) if isinstance(who, str) and who else None
     whoami = stored.identity if stored else (who if isinstance(who, Identity) else Identity.generate())
     try:
-        async with open_network(whoami, listen=listen, initial_peers=contacts, announce=announce) as network:
+        async with open_network(
+            whoami, listen=listen, initial_peers=contacts, announce=announce, config=NetConfig(relay=limits)
+        ) as network:
             network.keep_contacts()
             yield network
     finally:

@@ -22,6 +22,7 @@ from legion_p2p.cli.common import SOURCES_HELP, addresses_of_peers, listen_addre
 from legion_p2p.cli.running import run_app
 from legion_p2p.config import DEFAULT_BOOTSTRAP_PORT
 from legion_p2p.core.addresses import AddressScope, scope_of
+from legion_p2p.core.relay_ledger import DEFAULT_RELAY, parse_relay
 from legion_p2p.errors import NetworkError, UsageError
 from legion_p2p.files.paths import user_data_folder
 from legion_p2p.observe.status import ContactStatus, Status
@@ -57,6 +58,9 @@ class Options:
     """Addresses that others should dial, where a router forwards a port to this machine."""
     initial_peers: Annotated[tuple[str, ...], _MANY, Parameter(converter=addresses_of_peers, metavar="ADDR...")] = ()
     """Other bootstrap nodes, to be one network with; they may be down, and are tried for ever. @FILE reads them from a file."""
+    relay: Annotated[str, Parameter(metavar="RATE")] = DEFAULT_RELAY
+    """Carry the traffic of peers that nobody can dial, at most so much of it together; further limits as in
+    10mbit,peers=256,circuits=512,hourly=8gb (of one peer). no: it does not."""
     identity: Annotated[str, Parameter(metavar="FILE")] = ""
     """Key file that says who this node is, made on first use. [default: bootstrap.key in the user's data folder]"""
     config: Annotated[str, Parameter(metavar="FILE")] = ""
@@ -68,6 +72,7 @@ def bootstrap(options: Options = Options()) -> int:
     """Run until Ctrl+C or SIGTERM."""
     if not 0 <= options.port <= 65535:
         raise UsageError(f"--port {options.port}, must be 0 to 65535")
+    parse_relay(options.relay)
     # from here on libp2p is needed
     import trio
 
@@ -86,13 +91,15 @@ async def _serve(identity: "Identity", listen: tuple[str, ...], options: Options
     import trio
 
     from legion_p2p.net.host import Tell, open_network
+    from legion_p2p.net.limits import NetConfig
     from legion_p2p.net.status_http import serve_status
 
     note = Notes()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with open_network(
-            identity, listen=listen, initial_peers=options.initial_peers, announce=options.announce, tell=Tell(note, note)
-        ) as network:
+            identity, listen=listen, initial_peers=options.initial_peers, announce=options.announce,
+            config=NetConfig(relay=parse_relay(options.relay)), tell=Tell(note, note),
+        ) as network:  # fmt: skip
             note(f"legion-bootstrap {identity.peer_id} listens on {', '.join(listen)}")
             for line in reach_lines(network.addresses(), options.port):
                 note(line)

@@ -2,10 +2,14 @@
 
 Only the forms that a peer can dial are allowed: ip4, ip6, dns, dns4 or dns6, then tcp, then (for a peer's address) p2p. Checked
 by hand, so that `--help` and a typing mistake do not cost the second that importing libp2p takes.
+
+A peer that nobody can dial announces circuits besides: `/ip4/203.0.113.7/tcp/4710/p2p/RELAY/p2p-circuit`, the address of a relay
+that has a connection to it.
 """
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -16,6 +20,8 @@ from legion_p2p.files.paths import FileKind, kind_of, shown, user_path
 from legion_p2p.files.reading import read_text
 
 FORM = "/ip4/HOST/tcp/PORT/p2p/PEER_ID"
+CIRCUIT = "/p2p-circuit"
+CIRCUIT_FORM = f"{FORM}{CIRCUIT}"
 MAX_ADDRESS_CHARS = 512  # a DNS name has at most 253, a peer id 52; much more than both is not an address
 MAX_ADDRESSES = 1000  # in one list; a bootstrap file of more is a mistake
 MAX_INCLUDE_DEPTH = 4  # an @file may name further files, but not itself without end
@@ -57,11 +63,49 @@ def split_address(address: str) -> tuple[str, PeerId | None]:
     return where, PeerId(rest[1])
 
 
-def parse_peer_address(address: str) -> tuple[str, PeerId]:
-    """Like `split_address`, for an address that must name its peer and a port that can be dialed.
+@dataclass(frozen=True)
+class Circuit:
+    """The way to a peer through a relay: where the relay is dialed, and the id of the relay."""
+
+    where: str
+    relay: PeerId
+
+    def __str__(self) -> str:
+        return f"{self.where}/p2p/{self.relay}{CIRCUIT}"
+
+
+def is_circuit(address: str) -> bool:
+    """Whether an address leads through a relay, if it is an address at all."""
+    return CIRCUIT in address
+
+
+def split_circuit(address: str) -> tuple[Circuit, PeerId | None]:
+    """A circuit, and the peer at its end where the address names it. The relay itself is dialed directly, never by a circuit.
 
     Raises: UsageError.
     """
+    before, mark, after = address.partition(CIRCUIT)
+    if not mark or len(address) > MAX_ADDRESS_CHARS:
+        raise UsageError(f"{address[:200]!r} is not a circuit; the form is {CIRCUIT_FORM}")
+    where, relay = _parse_direct(before)
+    _, target = split_address(f"{where}{after}")
+    return Circuit(where, relay), target
+
+
+def parse_peer_address(address: str) -> tuple[str, PeerId]:
+    """Like `split_address`, for an address that must name its peer and a port that can be dialed; it may be a circuit.
+
+    Raises: UsageError.
+    """
+    if not is_circuit(address):
+        return _parse_direct(address)
+    circuit, target = split_circuit(address)
+    if target is None:
+        raise _malformed(address, "the id of the peer behind the relay is missing")
+    return str(circuit), target
+
+
+def _parse_direct(address: str) -> tuple[str, PeerId]:
     where, peer_id = split_address(address)
     if peer_id is None:
         raise _malformed(address, "the peer id is missing")

@@ -10,9 +10,11 @@ MAX_DURATION_S = 60.0
 
 RATE_FORM = "a number and bit, kbit, mbit or gbit (per second), such as 20mbit"
 DURATION_FORM = "a number and us, ms or s, such as 50ms"
+SIZE_FORM = "a number and kb, mb, gb or tb, such as 8gb"
 SHARE_FORM = "a percentage, such as 0.5%"
 
 _RATES = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+_SIZES = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
 _DURATIONS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _NUMBER_AND_UNIT = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([a-z]+|%)")
 
@@ -36,6 +38,11 @@ def parse_duration(text: str) -> float:
 def parse_share(text: str) -> float:
     """A fraction of one. Raises: UsageError, naming the allowed form."""
     return _parse(text, {"%": 0.01}, "share", SHARE_FORM)
+
+
+def parse_size(text: str) -> float:
+    """Bytes. Raises: UsageError, naming the allowed form."""
+    return _parse(text, _SIZES, "size", SIZE_FORM)
 
 
 def rate_text(rate_bps: float) -> str:

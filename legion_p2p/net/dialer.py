@@ -5,23 +5,26 @@ and then refuses to dial for a minute. This one takes its place, for our own req
 """
 
 import logging
-from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from collections.abc import Awaitable, Callable
 from random import SystemRandom
 
-import psutil
 import trio
 from libp2p.abc import INetConn
+from libp2p.connection_types import ConnectionType
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
+from legion_p2p.core.addresses import Circuit, is_circuit, split_circuit
 from legion_p2p.core.bounded import BoundedMap
+from legion_p2p.core.dial_order import Nearness, dial_order
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import UnreachableError
 from legion_p2p.net.address_book import AddressBook, dialable
 from legion_p2p.net.limits import (
+    CIRCUIT_HEAD_START_S,
+    CIRCUIT_TIMEOUT_S,
     DIAL_STAGGER_S,
     DIAL_TIMEOUT_S,
     MAX_ADDRESSES_PER_PEER,
@@ -29,6 +32,7 @@ from legion_p2p.net.limits import (
     MAX_KNOWN_PEERS,
     REDIAL_PAUSE_S,
 )
+from legion_p2p.net.networks import own_hosts, own_networks
 from legion_p2p.net.patches import replace_attributes
 from legion_p2p.net.peer_score import REFUSED, Refusals
 from legion_p2p.net.transport import reason_of
@@ -46,17 +50,23 @@ class Dialer:
         self._book = book
         self._refusals = refusals
         self._me = PeerId(str(swarm.get_peer_id()))
-        self._dialing: dict[PeerId, _Dial] = {}
+        self._dialing: dict[tuple[PeerId, bool], _Dial] = {}
         self._failed: BoundedMap[PeerId, tuple[float, frozenset[str], str]] = BoundedMap(MAX_KNOWN_PEERS)
         self._slots = trio.CapacityLimiter(MAX_DIALS)
+        self.circuits: Callable[[Circuit, PeerId], Awaitable[None]] | None = None
+        """Connects through a relay; set by net/circuits.py."""
         replace_attributes(swarm, dial_peer=self._dial_for_libp2p)
 
     def connections(self, peer: PeerId) -> list[INetConn]:
         """The open ones."""
         return [conn for conn in self._swarm.get_connections(ID.from_base58(peer)) if not conn.is_closed]
 
-    async def connect(self, peer: PeerId) -> None:
-        """Return when there is a connection.
+    def direct(self, peer: PeerId) -> list[INetConn]:
+        """The open ones that do not lead through a relay."""
+        return [conn for conn in self.connections(peer) if conn.get_connection_type() is not ConnectionType.RELAYED]
+
+    async def connect(self, peer: PeerId, *, directly: bool = False) -> None:
+        """Return when there is a connection; with `directly`, one that does not lead through a relay.
 
         Raises: UnreachableError.
         """
@@ -64,43 +74,61 @@ class Dialer:
             raise UnreachableError(peer, "that is this peer itself")
         if self._refusals.is_refused(peer):
             raise UnreachableError(peer, REFUSED)
-        if self.connections(peer):
+        if self.direct(peer) if directly else self.connections(peer):
             return
-        addresses = self.addresses(peer)
+        order = self._order(peer)
+        if directly:
+            order = tuple(entry for entry in order if entry[1] is not Nearness.CIRCUIT)
+        addresses = tuple(address for address, _ in order)
         if not addresses:
             raise UnreachableError(peer, "no address of it is known, and it is not connected")
         self._check_pause(peer, addresses)
-        dial = self._dialing.get(peer)
+        dial = self._dialing.get((peer, directly))
         if dial is None:
-            dial = self._dialing[peer] = _Dial()
+            dial = self._dialing[peer, directly] = _Dial(directly)
             # in a task of its own: whoever asked first may give up while others wait for the same connection
-            self._nursery.start_soon(self._dial, peer, addresses, dial)
+            self._nursery.start_soon(self._dial, peer, order, dial)
         await dial.done.wait()
         if dial.reason is not None:
             raise UnreachableError(peer, dial.reason)
 
     def addresses(self, peer: PeerId) -> tuple[str, ...]:
-        """Where it may be found: what worked or was told to us first, then what libp2p heard of it."""
+        """Where it may be found, the most promising first."""
+        return tuple(address for address, _ in self._order(peer))
+
+    def _order(self, peer: PeerId) -> tuple[tuple[str, Nearness], ...]:
+        """What worked or was told to us, then what libp2p heard of it, by how near it is."""
         try:
             heard = tuple(str(a) for a in self._swarm.peerstore.addrs(ID.from_base58(peer)))
         except Exception:  # PeerStoreError: it knows none
             heard = ()
         usable = dict.fromkeys(self._book.of(peer) + tuple(filter(None, map(dialable, heard))))
-        return by_nearness(tuple(usable))[: 2 * MAX_ADDRESSES_PER_PEER]
+        return dial_order(tuple(usable), own_hosts(), own_networks())[: 2 * MAX_ADDRESSES_PER_PEER]
 
     async def try_address(self, peer: PeerId, address: str) -> str | None:
         """Connect to `peer` at this very address; None if there is a connection then, else the reason why not."""
         reason: str | None = None
+        circuit = split_circuit(address)[0] if is_circuit(address) else None
+        if circuit is not None:
+            self._book.hear(circuit.relay, (circuit.where,))
+            try:
+                await self.connect(circuit.relay, directly=True)
+            except UnreachableError as failed:
+                return f"the relay {circuit.relay} cannot be reached: {failed.reason}"
+        timeout_s = DIAL_TIMEOUT_S if circuit is None else CIRCUIT_TIMEOUT_S
         async with self._slots:
-            with trio.move_on_after(DIAL_TIMEOUT_S) as budget:
+            with trio.move_on_after(timeout_s) as budget:
                 try:
-                    await self._swarm.dial_addr(Multiaddr(address), ID.from_base58(peer))
+                    if circuit is None:
+                        await self._swarm.dial_addr(Multiaddr(address), ID.from_base58(peer))
+                    elif self.circuits is not None:
+                        await self.circuits(circuit, peer)
                     self._book.add(peer, (address,))
                 except Exception as failed:
                     log.debug("dial %s at %s: %r", peer, address, failed)
                     reason = reason_of(failed)
         if budget.cancelled_caught:
-            reason = f"no answer in {DIAL_TIMEOUT_S:.0f} s"
+            reason = f"no answer in {timeout_s:.0f} s"
         return None if self.connections(peer) else reason or "the connection was closed at once"
 
     def _check_pause(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
@@ -112,22 +140,24 @@ class Dialer:
             raise UnreachableError(peer, reason)
         del self._failed[peer]
 
-    async def _dial(self, peer: PeerId, addresses: tuple[str, ...], dial: "_Dial") -> None:
+    async def _dial(self, peer: PeerId, order: tuple[tuple[str, Nearness], ...], dial: "_Dial") -> None:
         reasons: dict[str, str] = {}
         dial.reason = "this peer is leaving"
+        has_circuit = any(where is Nearness.CIRCUIT for _, where in order)
         try:
             async with trio.open_nursery() as race:
-                for address in addresses:
+                for i, (address, _) in enumerate(order):
                     lost = trio.Event()
                     race.start_soon(self._race, peer, address, reasons, lost, race.cancel_scope)
-                    with trio.move_on_after(DIAL_STAGGER_S):
+                    behind = has_circuit and order[i + 1 : i + 2] and order[i + 1][1] is Nearness.BEHIND
+                    with trio.move_on_after(CIRCUIT_HEAD_START_S if behind else DIAL_STAGGER_S):
                         await lost.wait()
             dial.reason = None
-            if not self.connections(peer):
+            if not (self.direct(peer) if dial.directly else self.connections(peer)):
                 dial.reason = "; ".join(f"{address}: {reason}" for address, reason in reasons.items()) or "no answer"
-                self._failed[peer] = (trio.current_time(), frozenset(addresses), dial.reason)
+                self._failed[peer] = (trio.current_time(), frozenset(address for address, _ in order), dial.reason)
         finally:
-            del self._dialing[peer]
+            del self._dialing[peer, dial.directly]
             dial.done.set()
 
     async def _race(
@@ -151,42 +181,10 @@ class Dialer:
 
 
 class _Dial:
-    def __init__(self) -> None:
+    def __init__(self, directly: bool) -> None:
+        self.directly = directly
         self.done = trio.Event()
         self.reason: str | None = None
-
-
-def own_hosts() -> tuple[str, ...]:
-    """This machine's IP addresses, loopback excluded, IPv4 first; link-local IPv6 needs a zone, so it is left out."""
-    found = [ip for ip in _own_ips() if not (ip.is_loopback or ip.is_link_local or ip.is_unspecified)]
-    return tuple(sorted(dict.fromkeys(map(str, found)), key=lambda host: (":" in host, not ip_address(host).is_global)))
-
-
-def own_loopbacks() -> tuple[str, ...]:
-    """127.0.0.1 and ::1, as far as this machine has them: one with IPv6 alone may lack the former."""
-    versions = {ip.version for ip in _own_ips() if ip.is_loopback}
-    return tuple(host for version, host in ((4, "127.0.0.1"), (6, "::1")) if version in versions)
-
-
-def _own_ips() -> Iterator[IPv4Address | IPv6Address]:
-    for addresses in psutil.net_if_addrs().values():
-        for entry in addresses:
-            try:
-                yield ip_address(entry.address.partition("%")[0])
-            except ValueError:  # a hardware address
-                continue
-
-
-def by_nearness(addresses: tuple[str, ...]) -> tuple[str, ...]:
-    """Loopback addresses go first for a peer on this machine, and last for any other: there they lead to ourselves."""
-    hosts = {address.split("/")[2] for address in addresses}
-    same_machine = not hosts.isdisjoint(own_hosts()) or hosts <= {"127.0.0.1", "::1", "localhost"}
-    return tuple(sorted(addresses, key=lambda a: is_loopback(a) != same_machine))
-
-
-def is_loopback(address: str) -> bool:
-    family, host = address.split("/")[1:3]
-    return host == "localhost" if family.startswith("dns") else ip_address(host).is_loopback
 
 
 def jittered(pause_s: float) -> float:

@@ -34,20 +34,24 @@ from multiaddr import Multiaddr
 
 from legion_p2p.core.addresses import parse_peer_address, split_address
 from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.relay_ledger import RelayLedger
 from legion_p2p.errors import NetworkError, NoContactError, UsageError
 from legion_p2p.net.accepting import Scarcity, Warn, descriptor_limit
 from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.bitswap import Bitswap, BlockSource
+from legion_p2p.net.circuits import Circuits
 from legion_p2p.net.dht import Dht
-from legion_p2p.net.dialer import Dialer, is_loopback, jittered, own_hosts, own_loopbacks
+from legion_p2p.net.dialer import Dialer, jittered
 from legion_p2p.net.discovery import Libp2pDiscovery
 from legion_p2p.net.gossip import Libp2pGossip, make_pubsub
 from legion_p2p.net.limits import HANDSHAKE_TIMEOUT_S, MAX_CONNECTIONS, MAX_INBOUND_STREAMS, MAX_KNOWN_PEERS, NetConfig
 from legion_p2p.net.messenger import Messenger
 from legion_p2p.net.netem import UNTHROTTLED, Shaper, Throttling
+from legion_p2p.net.networks import is_loopback, own_hosts, own_loopbacks
 from legion_p2p.net.patches import SturdyManager, replace_attributes
 from legion_p2p.net.peer_score import REFUSED, Refusals
 from legion_p2p.net.reachability import Libp2pReachability
+from legion_p2p.net.relay import Relay
 from legion_p2p.net.transport import Listener, Sockets, Transport
 
 DEFAULTS = NetConfig()
@@ -86,6 +90,9 @@ class Libp2pNetwork:
         self._listening = listening
         self._report = report
         self._keeping = False
+        self.circuits: Circuits
+        self.relay: Relay | None = None
+        """Relays for others; None where it was not asked to."""
 
     @property
     def peer_id(self) -> PeerId:
@@ -230,6 +237,9 @@ class _Parts:
         self.swarm = _swarm_of(self.host)
         _guard(self.swarm, self.refusals)
         self.dialer = Dialer(self.swarm, nursery, self.book, self.refusals)
+        self.circuits = Circuits(self.host, self.swarm, self.dialer, self.book, self.refusals)
+        self.listening.circuits = self.circuits.addresses
+        self.relay = None if config.relay is None else Relay(self.host, RelayLedger(config.relay), self.dialer.direct)
         self.dht = Dht(self.host, config, self.book)
         self.pubsub, self.router = make_pubsub(self.host, config)
 
@@ -294,11 +304,18 @@ class _Parts:
         network.reachability = Libp2pReachability(self.dialer, network.messenger.rtt_s)
         network.discovery = Libp2pDiscovery(network.messenger, self.dht, self.book, self.config, self.listening.addresses)
         network.gossip = Libp2pGossip(self.pubsub, self.nursery, network.messenger.report)
+        network.circuits, network.relay = self.circuits, self.relay
         if blocks is not None:
             network.bitswap = Bitswap(self.host, self.nursery, blocks, network.messenger.report)
         for where, peer in initial:
             self.book.add(peer, (where,))
-        for task in (*network.discovery.tasks(), network.gossip.keep_registered, self._sweep):
+        tasks = [*network.discovery.tasks(), network.gossip.keep_registered, self._sweep]
+        if self.relay is None:
+            tasks.append(self.circuits.keep)
+        else:
+            self.relay.enable()
+            tasks.append(self.relay.forget_gone)
+        for task in tasks:
             self.nursery.start_soon(self._run_for_ever, task)
         return network
 
@@ -327,14 +344,20 @@ class _Listening:
         self._shown: tuple[str, ...] = ()
         self._multiaddrs: list[Multiaddr] = []
         self.bound: list[str] = []
+        self.circuits: Callable[[], tuple[str, ...]] = tuple
+        """The circuits that lead to this peer."""
 
     def addresses(self) -> tuple[str, ...]:
-        """Without /p2p/: those announced, or else what is listened on, a wildcard as the interfaces' addresses; loopback last."""
+        """Without /p2p/: those announced, or else what is listened on, a wildcard as the interfaces' addresses; circuits, and
+        loopback last.
+        """
         found = dict.fromkeys(self._announced)
         if not found:
             for address in self.bound:
                 found.update(dict.fromkeys(self._expand(address)))
-        return tuple(sorted(found, key=lambda a: (is_loopback(a), is_loopback(a) and a.startswith("/ip4/"))))
+        direct = sorted(found, key=lambda a: (is_loopback(a), is_loopback(a) and a.startswith("/ip4/")))
+        n_outside = sum(not is_loopback(address) for address in direct)
+        return (*direct[:n_outside], *self.circuits(), *direct[n_outside:])
 
     def multiaddrs(self, peer: PeerId) -> list[Multiaddr]:
         """With /p2p/. Kept ready: libp2p asks for each message that it sends."""

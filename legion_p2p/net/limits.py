@@ -2,6 +2,8 @@
 
 import msgspec
 
+from legion_p2p.core.relay_ledger import RelayLimits
+
 MAX_CONTROL_FRAME_BYTES = 1 << 20  # announcements and plans take kilobytes; what is larger belongs on the bulk lane
 MAX_BULK_FRAME_BYTES = (64 << 20) + 4096  # a shard of 16 Mi parameters in fp32, and the envelope in front of it
 MAX_BODY_BYTES = {"control": MAX_CONTROL_FRAME_BYTES - 4096, "bulk": MAX_BULK_FRAME_BYTES - 4096}
@@ -29,6 +31,14 @@ WRITE_STALL_S = 15.0  # the kernel must take 64 KiB within so long, or the conne
 
 MAX_KNOWN_PEERS = 4096  # in the address book; the ones heard of longest ago are forgotten
 MAX_ADDRESSES_PER_PEER = 8  # a host with more interfaces than this has others that work
+MAX_CIRCUITS_PER_PEER = 4  # relays through which one peer is known: it keeps two, and one of each may just be replaced
+
+CIRCUIT_HEAD_START_S = 3.0  # of circuits over private addresses of other networks, which mostly lead nowhere
+CIRCUIT_TIMEOUT_S = 10.0  # for a circuit: the relay asks the other side, then both authenticate; 5 round trips
+CIRCUIT_STALL_S = 60.0  # a circuit must take 64 KiB within so long: a full relay passes 64 kbit/s to each, which takes 8 s
+CIRCUIT_READ_S = 10.0  # for a relay's or a peer's word about a circuit
+MAX_CIRCUIT_MESSAGE_BYTES = 4096  # a reservation names 8 addresses of 150 bytes
+MAX_CIRCUITS_IN = 128  # connections through relays that this side has accepted; further ones are refused
 
 SCORE_HALF_LIFE_S = 60.0  # misbehaviour counts half after this time: a bug in an honest peer does not add up over days
 MAX_SCORE = 8.0  # of a peer that is not refused yet; most misbehaviour counts 1, garbage on the wire GARBAGE_SCORE
@@ -71,6 +81,9 @@ class NetConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     gossip_heartbeat_s: float = 1.0
     """Period of gossipsub's mesh repair. Shorter: quicker repair, more messages."""
+
+    relay: RelayLimits | None = None
+    """What passes through this host for peers that others cannot dial. None: it does not relay."""
 
     def __post_init__(self) -> None:
         for name in ("provider_lifetime_s", "redial_max_s", "gossip_heartbeat_s"):

@@ -28,7 +28,7 @@ from legion_p2p.core.access_link import NO_LINK, Flow, LinkDirection, LinkProfil
 from legion_p2p.core.caps import NO_CAPS, Caps
 from legion_p2p.net.limits import WRITE_STALL_S
 from legion_p2p.net.patches import QuickLock
-from legion_p2p.net.transport import Socket, Sockets
+from legion_p2p.net.transport import Socket, Sockets, remote_of
 
 READ_BYTES = 1 << 16
 CLOCK_EVERY_S = 5.0  # how late quiet hours may begin
@@ -287,6 +287,9 @@ class ShapedSocket(TrioTCPStream):
     async def close(self) -> None:
         self.close_now()
         await trio.lowlevel.checkpoint()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return remote_of(self.stream)
 
     def _break(self, reason: str) -> None:
         self._broken = reason

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.reach import NO_CONNECTION, UNKNOWN_REACH, ConnectionKind, OwnReach, PeerConnection
+from legion_p2p.net.circuits import relay_of
 from legion_p2p.net.dialer import Dialer
 
 
@@ -27,6 +28,9 @@ class Libp2pReachability:
             self.changed.tell(own)
 
     def connection(self, peer: PeerId) -> PeerConnection:
-        if not self._dialer.connections(peer):
+        connections = self._dialer.connections(peer)
+        if not connections:
             return NO_CONNECTION
-        return PeerConnection(ConnectionKind.DIRECT, rtt_s=self._rtt_s(peer))
+        if self._dialer.direct(peer):
+            return PeerConnection(ConnectionKind.DIRECT, rtt_s=self._rtt_s(peer))
+        return PeerConnection(ConnectionKind.RELAYED, relay_of(connections[0]), self._rtt_s(peer))

@@ -131,6 +131,9 @@ class Socket(TrioTCPStream):
         self.close_now()
         await trio.lowlevel.checkpoint()
 
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return remote_of(self.stream)
+
     def close_now(self) -> None:
         self.stream.socket.close()
         self._owner.forget(self)
@@ -206,6 +209,15 @@ class Listener(IListener):
         self._scope.cancel()
         for listener in self._listeners:
             listener.socket.close()
+
+
+def remote_of(stream: trio.SocketStream) -> tuple[str, int] | None:
+    """The IP address and port at the other end; libp2p's own knows none of IPv6. None: the connection has ended."""
+    try:
+        host, port = stream.socket.getpeername()[:2]
+    except OSError:
+        return None
+    return str(host), int(port)
 
 
 def host_and_port(address: str) -> tuple[str, int]:

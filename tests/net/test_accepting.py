@@ -17,7 +17,7 @@ import trio
 
 from legion_p2p.core.identity import Identity
 from legion_p2p.errors import NetworkError, NoContactError
-from legion_p2p.net import dialer, host
+from legion_p2p.net import host, networks
 from legion_p2p.net.accepting import MIN_SOCKETS, RESERVED_DESCRIPTORS, Scarcity, accept_forever, max_sockets
 from legion_p2p.net.host import open_network
 from legion_p2p.net.limits import MAX_CONNECTIONS, MAX_HANDSHAKES
@@ -168,7 +168,7 @@ def test_a_bootstrap_node_with_few_descriptors_says_so_once_and_goes_on(tmp_path
     ],
 )  # fmt: skip
 def test_a_loopback_that_this_machine_lacks_is_not_announced(monkeypatch, interfaces, hosts):
-    entries = [SimpleNamespace(address=address) for address in [*interfaces, "aa:bb:cc:dd:ee:ff"]]
-    monkeypatch.setattr(dialer.psutil, "net_if_addrs", lambda: {"eth0": entries})
+    entries = [SimpleNamespace(address=address, netmask=None) for address in [*interfaces, "aa:bb:cc:dd:ee:ff"]]
+    monkeypatch.setattr(networks.psutil, "net_if_addrs", lambda: {"eth0": entries})
 
-    assert dialer.own_loopbacks() == hosts
+    assert networks.own_loopbacks() == hosts

@@ -7,9 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from legion_p2p.core.addresses import FORM, MAX_ADDRESSES, parse_addresses, parse_peer_address, split_address
+from legion_p2p.core.addresses import (
+    FORM,
+    MAX_ADDRESSES,
+    Circuit,
+    parse_addresses,
+    parse_peer_address,
+    split_address,
+    split_circuit,
+)
 from legion_p2p.core.identity import Identity
 from legion_p2p.errors import UsageError
+from legion_p2p.net.address_book import AddressBook, dialable
+from legion_p2p.net.limits import MAX_ADDRESSES_PER_PEER, MAX_CIRCUITS_PER_PEER
 
 PEER = Identity(bytes(32)).peer_id
 GOOD = [
@@ -146,3 +156,42 @@ def test_a_file_that_includes_itself_is_refused(tmp_path):
 def test_too_many_addresses_are_refused():
     with pytest.raises(UsageError, match="more than"):
         parse_addresses(f"/ip4/10.0.{n >> 8}.{n & 255}/tcp/1/p2p/{PEER}" for n in range(MAX_ADDRESSES + 1))
+
+
+RELAY = Identity(bytes(31) + b"r").peer_id
+CIRCUITS = [f"{address.replace(PEER, RELAY)}/p2p-circuit" for address in GOOD]
+
+
+@pytest.mark.parametrize("circuit", CIRCUITS)
+def test_a_circuit_is_taken_apart_and_joined_by(circuit):
+    where, relay = parse_peer_address(circuit.removesuffix("/p2p-circuit"))
+
+    assert split_circuit(circuit) == (Circuit(where, relay), None)
+    assert split_circuit(f"{circuit}/p2p/{PEER}") == (Circuit(where, relay), PEER)
+    assert parse_peer_address(f"{circuit}/p2p/{PEER}") == (circuit, PEER)
+    assert dialable(f"{circuit}/p2p/{PEER}") == circuit
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "/p2p-circuit", f"/p2p/{RELAY}/p2p-circuit", "/ip4/1.2.3.4/tcp/1/p2p-circuit", f"{CIRCUITS[0]}/p2p-circuit",
+        f"{CIRCUITS[0]}/p2p/{PEER}/p2p-circuit/p2p/{PEER}", f"{CIRCUITS[0]}x", f"/ip4/1.2.3.4/tcp/0/p2p/{RELAY}/p2p-circuit",
+        f"{CIRCUITS[0]}/p2p/nobody", CIRCUITS[0] + "/" * 1000,
+    ],
+)  # fmt: skip
+def test_what_is_no_circuit_is_neither_read_nor_remembered(bad):
+    with pytest.raises(UsageError):
+        split_circuit(bad)
+    assert dialable(bad) is None
+
+
+def test_circuits_of_a_peer_have_places_of_their_own_in_the_address_book():
+    book = AddressBook()
+    own = [f"/ip4/192.168.0.{n}/tcp/1" for n in range(1, 21)]
+    circuits = [f"/ip4/11.0.0.{n}/tcp/1/p2p/{RELAY}/p2p-circuit" for n in range(1, 21)]
+
+    book.add(PEER, [*circuits, *own])
+    book.hear(PEER, ["/ip4/12.0.0.1/tcp/1"])
+
+    assert book.of(PEER) == (*own[:MAX_ADDRESSES_PER_PEER], *circuits[:MAX_CIRCUITS_PER_PEER])

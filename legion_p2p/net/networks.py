@@ -1,0 +1,65 @@
+"""This machine's place: its addresses, its networks, and what lies outside of them."""
+
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+import psutil
+
+from legion_p2p.core.dial_order import Network
+
+Ip = IPv4Address | IPv6Address
+
+
+def own_hosts() -> tuple[str, ...]:
+    """This machine's IP addresses, loopback excluded, IPv4 first; link-local IPv6 needs a zone, so it is left out."""
+    found = [ip for ip, _ in _own_ips() if not (ip.is_loopback or ip.is_link_local or ip.is_unspecified)]
+    return tuple(sorted(dict.fromkeys(map(str, found)), key=lambda host: (":" in host, not ip_address(host).is_global)))
+
+
+def own_loopbacks() -> tuple[str, ...]:
+    """127.0.0.1 and ::1, as far as this machine has them: one with IPv6 alone may lack the former."""
+    versions = {ip.version for ip, _ in _own_ips() if ip.is_loopback}
+    return tuple(host for version, host in ((4, "127.0.0.1"), (6, "::1")) if version in versions)
+
+
+def own_networks() -> tuple[Network, ...]:
+    """The networks that this machine is in, loopback included."""
+    return tuple(dict.fromkeys(network for _, network in _own_ips() if network is not None))
+
+
+def is_elsewhere(host: str, networks: Iterable[Network]) -> bool:
+    """Whether an IP address lies outside of all `networks`. A name is taken for one elsewhere."""
+    try:
+        ip = ip_address(host.partition("%")[0])
+    except ValueError:
+        return host != "localhost"
+    if ip.is_loopback or ip.is_link_local:
+        return False
+    return not any(ip.version == network.version and ip in network for network in networks)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a multiaddr leads to the machine that dials it."""
+    family, host = address.split("/")[1:3]
+    return host == "localhost" if family.startswith("dns") else ip_address(host).is_loopback
+
+
+def _own_ips() -> Iterator[tuple[Ip, Network | None]]:
+    for addresses in psutil.net_if_addrs().values():
+        for entry in addresses:
+            try:
+                ip = ip_address(entry.address.partition("%")[0])
+            except ValueError:  # a hardware address
+                continue
+            try:
+                network = ip_network(f"{ip}/{_prefix(entry.netmask or '')}", strict=False)
+            except ValueError:  # a point-to-point link has none
+                network = None
+            yield ip, network
+
+
+def _prefix(netmask: str) -> int | str:
+    """The length of a network's prefix. IPv6 masks are written in full, which ip_network does not read."""
+    if ":" not in netmask:
+        return netmask
+    return int(IPv6Address(netmask)).bit_count()

@@ -1,0 +1,217 @@
+"""A small internet on one machine: network namespaces for hosts and home routers, for tests of what addresses and NATs do.
+
+Every place has a network of its own, which looks public, behind one router without limits: 11.1.0.0/24, 11.2.0.0/24 and so on.
+A home is a NAT gateway there, with hosts in 192.168.N.0/24 behind it. Needs root, `ip` and `nft`; `skip_reason` says what is
+missing.
+
+Each namespace lives as long as a process in it, which ends with this one: nothing is left behind.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+PATIENCE_S = 120.0  # for a line that should come in seconds: the machine may be busy
+
+# What a NAT lets in and how it chooses ports. Linux keeps one outer port for each inner one while it is free ("cone"); with
+# fully-random it takes another one for each destination ("symmetric"). Both drop what nobody inside asked for.
+SNAT = {"cone": "masquerade", "symmetric": "masquerade fully-random"}
+
+
+@cache
+def skip_reason() -> str:
+    """Why there can be no such internet here; empty: there can."""
+    if os.geteuid() != 0:
+        return "needs root, for network namespaces"
+    missing = [tool for tool in ("ip", "nft", "unshare", "nsenter") if shutil.which(tool) is None]
+    if missing:
+        return f"needs {', '.join(missing)}"
+    tried = subprocess.run(
+        ["unshare", "--net", "sh", "-c", "nft add table ip t && ip link add left type veth peer name right"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    return "" if tried.returncode == 0 else f"no network namespaces with NAT here: {tried.stderr.strip()}"
+
+
+@dataclass
+class Namespace:
+    """One host or router."""
+
+    name: str
+    holder: subprocess.Popen[bytes]
+    address: str = ""
+    """Where others see it: its own address, or that of the gateway in front of it."""
+
+    @property
+    def inside(self) -> list[str]:
+        """The words before a command that run it here."""
+        return ["nsenter", f"--net=/proc/{self.holder.pid}/ns/net"]
+
+    def run(self, script: str) -> str:
+        done = subprocess.run([*self.inside, "sh", "-ec", script], capture_output=True, text=True)
+        assert done.returncode == 0, f"{self.name}: {script}\n{done.stderr}"
+        return done.stdout
+
+    def nft(self, rules: str) -> None:
+        done = subprocess.run([*self.inside, "nft", "-f", "-"], input=rules, capture_output=True, text=True)
+        assert done.returncode == 0, f"{self.name}: {rules}\n{done.stderr}"
+
+
+class Internet:
+    """Makes hosts and homes; `opened` ends it."""
+
+    def __init__(self) -> None:
+        self.made: list[Namespace] = []
+        self._n_links = 0
+        self._n_places = 0
+        self.router = self._namespace("router")
+        self.router.run("sysctl -qw net.ipv4.ip_forward=1")
+
+    def host(self, name: str) -> Namespace:
+        """A host with a public address."""
+        made = self._namespace(name)
+        self._at_public_place(made)
+        return made
+
+    def home(self, name: str, kind: str = "cone", *, behind: "Home | None" = None, forgets_s: int = 0) -> "Home":
+        """A NAT gateway. `behind`: another one, of a carrier; `forgets_s`: after so long without a packet it forgets a flow."""
+        gateway = self._namespace(name)
+        if behind is None:
+            self._at_public_place(gateway)
+        else:
+            behind.attach(gateway)
+        home = Home(self, gateway, kind, self._n_places)
+        if forgets_s:
+            gateway.run(f"sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_established={forgets_s}")
+        return home
+
+    def _at_public_place(self, made: Namespace) -> None:
+        self._n_places += 1
+        made.address = f"11.{self._n_places}.0.1"
+        self.link(made, "wan0", f"{made.address}/24", self.router, f"11.{self._n_places}.0.254/24")
+        made.run(f"ip route add default via 11.{self._n_places}.0.254")
+
+    def link(self, near: Namespace, near_name: str, near_ip: str, far: Namespace, far_ip: str) -> None:
+        """A cable between two namespaces."""
+        self._n_links += 1
+        far_name = f"to{self._n_links}"
+        near.run(
+            f"ip link add {near_name} type veth peer name {far_name} netns {far.holder.pid}; "
+            f"ip addr add {near_ip} dev {near_name}; ip link set {near_name} up"
+        )
+        far.run(f"ip addr add {far_ip} dev {far_name}; ip link set {far_name} up")
+
+    def _namespace(self, name: str) -> Namespace:
+        # `cat` ends when this process does, however that happens
+        holder = subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        made = Namespace(name, holder)
+        self.made.append(made)
+        deadline = time.monotonic() + 30
+        own = os.readlink("/proc/self/ns/net")
+        while os.readlink(f"/proc/{holder.pid}/ns/net") == own:
+            assert holder.poll() is None and time.monotonic() < deadline, name
+            time.sleep(0.01)
+        made.run("ip link set lo up")
+        return made
+
+    def close(self) -> None:
+        for made in self.made:
+            made.holder.kill()
+        for made in self.made:
+            made.holder.communicate()
+
+
+class Home:
+    """A NAT gateway and the hosts behind it."""
+
+    def __init__(self, internet: Internet, gateway: Namespace, kind: str, number: int) -> None:
+        self.gateway = gateway
+        self._internet = internet
+        self._number = number
+        self._n_hosts = 0
+        gateway.run("sysctl -qw net.ipv4.ip_forward=1; ip link add lan0 type bridge; ip link set lan0 up")
+        gateway.run(f"ip addr add 192.168.{number}.254/24 dev lan0")
+        gateway.nft(
+            f"""table ip nat {{
+                chain out {{ type nat hook postrouting priority srcnat; oifname "wan0" {SNAT[kind]}; }}
+                chain in {{ type filter hook input priority filter; iifname "wan0" ct state established,related accept;
+                    iifname "wan0" drop; }}
+                chain through {{ type filter hook forward priority filter; iifname "wan0" ct state established,related accept;
+                    iifname "wan0" ct state new drop; }}
+            }}"""
+        )
+
+    def host(self, name: str) -> Namespace:
+        """A host in this home."""
+        made = self._internet._namespace(name)
+        self.attach(made)
+        return made
+
+    def attach(self, made: Namespace) -> None:
+        self._n_hosts += 1
+        self._internet._n_links += 1
+        far_name = f"to{self._internet._n_links}"
+        made.address = self.gateway.address
+        made.run(
+            f"ip link add wan0 type veth peer name {far_name} netns {self.gateway.holder.pid}; "
+            f"ip addr add 192.168.{self._number}.{self._n_hosts}/24 dev wan0; ip link set wan0 up; "
+            f"ip route add default via 192.168.{self._number}.254"
+        )
+        self.gateway.run(f"ip link set {far_name} master lan0; ip link set {far_name} up")
+
+
+@contextmanager
+def opened() -> Iterator[Internet]:
+    """An internet, for as long as the block lasts."""
+    internet = Internet()
+    try:
+        yield internet
+    finally:
+        internet.close()
+
+
+class Command:
+    """A command of this project in a namespace; what it says goes to a file."""
+
+    def __init__(self, where: Namespace, folder: Path, name: str, module: str, *words: str) -> None:
+        self.folder = folder / name
+        self.folder.mkdir()
+        self.said = self.folder / "said"
+        self._file: IO[str] = self.said.open("w")
+        self.process = subprocess.Popen(
+            [*where.inside, sys.executable, "-m", module, *words], stdout=self._file, stderr=subprocess.STDOUT, cwd=self.folder,
+            env={**os.environ, "HOME": str(self.folder), "TMPDIR": str(self.folder), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    def text(self) -> str:
+        return self.said.read_text()
+
+    def lines_with(self, *words: str) -> list[str]:
+        return [line for line in self.text().splitlines() if all(word in line for word in words)]
+
+    def line_with(self, *words: str, within_s: float = PATIENCE_S, n: int = 1) -> str:
+        """The n-th line with all these words, waiting for it."""
+        deadline = time.monotonic() + within_s
+        while len(found := self.lines_with(*words)) < n:
+            is_waiting = self.process.poll() is None and time.monotonic() < deadline
+            assert is_waiting, f"{self.folder.name}: no {words}\n{self.text()[-6000:]}"
+            time.sleep(0.1)
+        return found[n - 1]
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._file.close()
+
+
+def close_all(commands: Sequence[Command]) -> None:
+    for command in commands:
+        command.close()
