@@ -40,7 +40,6 @@ from legion_p2p.core.wire import (
     ShardState,
     Update,
     UpdateHeader,
-    decode_reply,
     encode,
 )
 from legion_p2p.errors import LegionError, RefusedError, UnreachableError
@@ -56,6 +55,7 @@ from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
+from tests.replies import decode_reply
 
 NUMEL = 32
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)

@@ -20,10 +20,8 @@ from legion_p2p.core.wire import (
     Message,
     Ping,
     Push,
-    Reply,
     Update,
     UpdateHeader,
-    decode_reply,
     decode_request,
     encode,
 )
@@ -31,6 +29,7 @@ from legion_p2p.errors import IncompatibleModelError, RefusedError
 from legion_p2p.sim.swarm import SimPeer, Swarm
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
+from tests.replies import decode_reply
 
 CAPPED = RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", norm_cap=3.0, shard_elements=16)
 HALF = RoundSpec(local_steps=10, push_codec="fp16", update_codec="fp32", norm_cap=3.0, shard_elements=16)
@@ -50,7 +49,7 @@ class Liar:
         self.honest = list(swarm.living())
         self.run = self.honest[0].engine.id
         self.asked: list[Message] = []
-        self.answers: dict[type, Callable[[], Reply]] = {}
+        self.answers: dict[type, Callable[[], Message]] = {}
         self._seq = 0
         self.network.messenger.serve(self._answer)
         for peer in self.honest:
@@ -84,7 +83,7 @@ class Liar:
         for peer in self.honest:
             assert isinstance(await self.ask(peer, Exchange(self.run, (signed,))), Exchanged)
 
-    async def ask(self, peer: SimPeer, message: Message | bytes, priority: Priority = Priority.ROUND) -> Reply:
+    async def ask(self, peer: SimPeer, message: Message | bytes, priority: Priority = Priority.ROUND) -> Message:
         body = message if isinstance(message, bytes) else encode(message)
         return decode_reply(await self.network.messenger.request(peer.id, body, priority))
 

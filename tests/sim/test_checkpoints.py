@@ -18,7 +18,7 @@ from legion_p2p.core.manifest import block_key, checkpoint_key
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.rendezvous import shard_key
 from legion_p2p.core.run import RoundSpec, name_key, run_key
-from legion_p2p.core.wire import Blocks, GetBlocks, HasBlocks, decode_reply, encode
+from legion_p2p.core.wire import Blocks, GetBlocks, HasBlocks, encode
 from legion_p2p.errors import DiskFullError, MissingBlockError, RefusedError, UnreachableError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.checkpoint import fetch as fetch_module
@@ -28,6 +28,7 @@ from legion_p2p.sim.swarm import SimPeer, Swarm, inline
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.journal import Journal
 from legion_p2p.train.checkpoint import Checkpoint
+from tests.replies import decode_reply
 
 ROUND = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", aggregation="mean", shard_elements=16)
 CONFIG = PeerConfig(checkpoints=CheckpointConfig(every_s=8, base_every=8, gather_s=4))

@@ -29,7 +29,6 @@ from legion_p2p.core.wire import (
     Ping,
     PingFor,
     Pushed,
-    Reply,
     ShardState,
     decode_header,
 )
@@ -302,7 +301,7 @@ async def test_an_exception_in_a_handler_is_an_answer_and_ends_nothing(autojump_
         a, _, _ = await three(swarm)
         liar = Liar(swarm)
 
-        async def broken(peer: PeerId, message: object) -> Reply:
+        async def broken(peer: PeerId, message: object) -> Message:
             raise ZeroDivisionError("a bug")
 
         with goes_on(swarm, at_least_per_s=0.3):

@@ -23,7 +23,6 @@ from legion_p2p.core.wire import (
     GetSpec,
     Ping,
     SpecFound,
-    decode_reply,
     encode,
 )
 from legion_p2p.errors import RefusedError
@@ -36,6 +35,7 @@ from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.services.run.status import describe, status_before, status_of
 from legion_p2p.sim.network import SimNetwork, World
 from tests.parts_of import creation_of, identity_of, log_of, parts_of
+from tests.replies import decode_reply
 
 
 @asynccontextmanager

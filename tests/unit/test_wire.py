@@ -72,12 +72,13 @@ from legion_p2p.core.wire import (
     UpdateHeader,
     Updates,
     decode_header,
-    decode_reply,
     decode_request,
     encode,
     encode_checked,
 )
 from legion_p2p.errors import DecodeError, SelfCheckError
+from tests import replies
+from tests.replies import decode_reply
 
 PEER = Identity(b"p" * 32)
 DIGEST = b"d" * 32
@@ -144,7 +145,7 @@ def test_all_messages_are_tried_here() -> None:
 
     assert {type(message) for message in MESSAGES} == defined - {Message, wire.Request}
     assert {type(message) for message in REQUESTS} == set(wire.REQUESTS)
-    assert {type(message) for message in REPLIES} == set(wire.REPLIES)
+    assert {type(message) for message in REPLIES} == set(replies.REPLIES)
 
 
 @pytest.mark.parametrize("message", [*MESSAGES, HEADER], ids=name)

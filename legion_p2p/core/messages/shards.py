@@ -1,0 +1,167 @@
+"""The life of a shard: pushes, updates, catching up, and what is handed over."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from legion_p2p.core.messages.base import (
+    Busy,
+    CodecName,
+    Count,
+    Digest,
+    Message,
+    Payload,
+    PeerName,
+    Request,
+    RunId,
+    ShardIndex,
+    Version,
+)
+from legion_p2p.core.messages.members import SignedBytes
+from legion_p2p.core.run import MAX_OUTER_DELAY
+
+MAX_INCLUDED = 10_000  # contributions to one update: as many as members may be
+MAX_UPDATES = 64  # updates in one reply
+MAX_REASON_CHARS = 200
+
+Part = Literal["residual", "momentum", "recent"]
+"""What only an owner has of a shard: see `HandoverPart`."""
+Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)]
+
+
+class Pushed(Message, frozen=True, tag="pushed"):
+    """The owner has the push and will include it in the next update, or has included it already."""
+
+    version: Version
+    included: bool
+
+
+class NotOwner(Message, frozen=True, tag="not_owner"):
+    """Somebody else owns the shard, as far as I know: here is its announcement."""
+
+    owner: PeerName
+    announcement: SignedBytes
+
+
+class Push(Request[Pushed | NotOwner], frozen=True, tag="push"):
+    """A member's compressed change of a shard since `version`, for the shard's owner."""
+
+    run: RunId
+    shard: ShardIndex
+    version: Version
+    seq: Count
+    """Number of this contribution of this member to this shard; sent again, it counts once."""
+    tokens: Annotated[int, msgspec.Meta(ge=1, le=1 << 62)]
+    """Its weight: of no tokens there is nothing to push."""
+    local_steps: Count
+    codec: CodecName
+    payload: Payload
+
+
+class Inclusion(msgspec.Struct, frozen=True):
+    """Whose contribution an update contains: a member and its number."""
+
+    peer: PeerName
+    seq: Count
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Whose contribution an update lacks, and why."""
+
+    peer: PeerName
+    reason: Reason
+
+
+class UpdateHeader(msgspec.Struct, frozen=True):
+    """What an update claims. The owner signs these bytes; the payload is bound to them by `digest`, that of the result."""
+
+    run: RunId
+    shard: ShardIndex
+    version: Version
+    """The version that this update makes out of the one before."""
+    base_digest: Digest
+    digest: Digest
+    owner: PeerName
+    codec: CodecName
+    included: Annotated[tuple[Inclusion, ...], msgspec.Meta(max_length=MAX_INCLUDED)]
+    failed: Annotated[tuple[Failure, ...], msgspec.Meta(max_length=MAX_INCLUDED)]
+    expected: Annotated[int, msgspec.Meta(ge=0, le=MAX_INCLUDED)]
+    tokens: Count
+
+    @property
+    def averaged_fraction(self) -> float:
+        """Contributions used per member that was training; 1 where nobody is missing."""
+        return len(self.included) / max(1, self.expected, len(self.included))
+
+
+class Held(Message, frozen=True, tag="held"):
+    """What the answering peer holds of the shard now."""
+
+    version: Version
+    digest: Digest
+
+
+class Update(Request[Held], frozen=True, tag="update"):
+    """The owner's compressed change of a shard. Answered with Held."""
+
+    header: Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
+    signature: Annotated[bytes, msgspec.Meta(max_length=64)]
+    payload: Payload
+
+
+class Updates(Message, frozen=True, tag="updates"):
+    updates: Annotated[tuple[Update, ...], msgspec.Meta(max_length=MAX_UPDATES)]
+    at_version: Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)] | None
+    """The asker's version, where its state is on this chain; None where the log does not reach it."""
+
+
+class ShardState(Message, frozen=True, tag="shard_state"):
+    """A shard whole, as fp32 bytes, and which contributions of whom it contains."""
+
+    shard: ShardIndex
+    version: Version
+    digest: Digest
+    included: Annotated[tuple[Inclusion, ...], msgspec.Meta(max_length=MAX_INCLUDED)]
+    payload: Payload
+    ancestor: bool
+    """The asker's state lies in the history of this one, so nothing of it is missing here."""
+
+
+class GetUpdates(Request[Updates | ShardState | Busy], frozen=True, tag="get_updates"):
+    """Send what comes after the state that I hold. Answered with Updates, or with ShardState where the log is too short."""
+
+    run: RunId
+    shard: ShardIndex
+    version: Version
+    digest: Digest
+    log_only: bool = False
+    """Answer with Updates in any case, empty ones where the log is too short."""
+
+
+class GetShard(Request[ShardState | Busy], frozen=True, tag="get_shard"):
+    """Send the whole shard. Answered with ShardState."""
+
+    run: RunId
+    shard: ShardIndex
+
+
+class HandoverPart(Request[Held], frozen=True, tag="handover"):
+    """A part of what only an owner has, for the one who owns the shard now. Answered with Held.
+
+    The residual of its error feedback, or what its outer optimizer remembers: one at a time, as two would not fit into one frame.
+    """
+
+    run: RunId
+    shard: ShardIndex
+    version: Version
+    digest: Digest
+    payload: Payload
+    """Empty: there is nothing, the question is what the other one holds."""
+    part: Part = "residual"
+    n_recent: Annotated[int, msgspec.Meta(ge=0, le=MAX_OUTER_DELAY)] = 0
+    """Changes that `recent` is the sum of."""
+    codec: CodecName = "fp32"
+    """Another one where time is short."""
+    header: Annotated[bytes, msgspec.Meta(max_length=1 << 20)] = b""
+    """Of the last update of the shard that the sender made: who fetched the shard whole has never seen one."""
+    signature: Annotated[bytes, msgspec.Meta(max_length=64)] = b""
