@@ -26,14 +26,14 @@ from legion_p2p.core.run import run_id
 from legion_p2p.errors import HOW_TO_CREATE, NetworkError, NoContactError, RunExistsError, UnknownRunError, UsageError
 from legion_p2p.files.paths import user_path
 from legion_p2p.observe.events import PHASE, Events
-from legion_p2p.services.run.access import watch_access
+from legion_p2p.services.run.access_watch import watch_access
+from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.discovery import find_run
 from legion_p2p.services.run.joiner import SHORT_SEARCH_S, Params, RunCreation, creating, joining
 from legion_p2p.services.run.lobby import PeerParts
-from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.mailbox import Mailbox
-from legion_p2p.store.access import AccessFiles, token_of
+from legion_p2p.store.access_lists import AccessFiles, token_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -75,7 +75,7 @@ def revoke(*, run: _Run, peer: _For, until: Annotated[str, Parameter(metavar="DA
     until
         Only tokens that end by this day. [default: all, also those made later]
     """
-    from legion_p2p.store.access import AccessFiles
+    from legion_p2p.store.access_lists import AccessFiles
     from legion_p2p.store.identity import read_identity
 
     key = _key(identity)
@@ -92,7 +92,7 @@ def show(text: _Token) -> int:
     Example: legion-ctl token show guest.token
     """
     from legion_p2p.observe.human import clean
-    from legion_p2p.store.access import token_of
+    from legion_p2p.store.access_lists import token_of
 
     data = token_of(text)
     try:
@@ -116,7 +116,7 @@ def ban(peer: str, *, identity: _Identity = "") -> int:
     peer
         Its id, as legion-ctl status shows it.
     """
-    from legion_p2p.store.access import AccessFiles
+    from legion_p2p.store.access_lists import AccessFiles
 
     _check_peer(peer)
     print("banned" if AccessFiles(_key(identity)).ban(peer) else "banned already")
@@ -133,7 +133,7 @@ def unban(peer: str, *, identity: _Identity = "") -> int:
     peer
         Its id.
     """
-    from legion_p2p.store.access import AccessFiles
+    from legion_p2p.store.access_lists import AccessFiles
 
     _check_peer(peer)
     print("not banned any more" if AccessFiles(_key(identity)).unban(peer) else "was not banned")

@@ -13,9 +13,9 @@ from cyclopts import Parameter
 from legion_p2p.cli.access import ban, show_id, token, unban
 from legion_p2p.cli.checkpoint import checkpoint
 from legion_p2p.cli.common import addresses_of_peers, make_app
+from legion_p2p.cli.dry_run import plan
 from legion_p2p.cli.failures import DONE
 from legion_p2p.cli.output import print_json
-from legion_p2p.cli.plan import plan
 from legion_p2p.cli.running import run_and_exit
 from legion_p2p.config import STATUS_PORTS
 from legion_p2p.errors import NetworkError, UsageError

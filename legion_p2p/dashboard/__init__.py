@@ -2,6 +2,6 @@
 
 from legion_p2p.dashboard.live import LiveView, render_peer
 from legion_p2p.dashboard.report import render_status
-from legion_p2p.dashboard.swarm import LoneProgress, PeerRow, SwarmStatus, SwarmView, render_swarm
+from legion_p2p.dashboard.swarm_view import LoneProgress, PeerRow, SwarmStatus, SwarmView, render_swarm
 
 __all__ = ["LiveView", "LoneProgress", "PeerRow", "SwarmStatus", "SwarmView", "render_peer", "render_status", "render_swarm"]

@@ -34,7 +34,6 @@ from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.priority import Priority
 from legion_p2p.errors import ClosedError, UnreachableError, UsageError
 from legion_p2p.net.peer_score import Refusals
-from legion_p2p.sim.access import Access, Uplink
 from legion_p2p.sim.client import reset
 from legion_p2p.sim.discovery import PROVIDER_LIFETIME_S, SimDiscovery
 from legion_p2p.sim.exchange import BREAK_AFTER_S, Exchange
@@ -43,6 +42,7 @@ from legion_p2p.sim.gossip import SimGossip
 from legion_p2p.sim.mail import Mail
 from legion_p2p.sim.messenger import SimMessenger
 from legion_p2p.sim.reachability import SimReachability
+from legion_p2p.sim.throttle import Access, Uplink
 
 Corrupt = Callable[[PeerId, PeerId, bytes], bytes]
 

@@ -25,10 +25,10 @@ from legion_p2p.core.roles import Role
 from legion_p2p.core.run import RoundSpec, RunSpec
 from legion_p2p.observe.events import Event, Events
 from legion_p2p.observe.status import Status
+from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.joiner import RunCreation, creating, joining
 from legion_p2p.services.run.lobby import PeerParts
 from legion_p2p.services.run.progress import Progress
-from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.services.shards.mailbox import Mailbox

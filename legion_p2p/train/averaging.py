@@ -27,9 +27,9 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import RoundSpec, RunSpec
 from legion_p2p.errors import IncompatibleModelError, JoinError, NetworkError, NonFiniteError, UsageError
+from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.joiner import RunCreation
 from legion_p2p.services.run.progress import Progress
-from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.services.shards.replica import LocalChange, Replica
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.described import check_codecs

@@ -14,8 +14,8 @@ from legion_p2p.core.run import RunSpec
 from legion_p2p.errors import UsageError
 from legion_p2p.observe.events import Events
 from legion_p2p.peer import open_peer
+from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.joiner import Params, RunCreation
-from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.bridge import PeerThread
 from legion_p2p.train.described import check_choices, check_codecs

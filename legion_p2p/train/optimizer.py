@@ -20,8 +20,8 @@ from legion_p2p.core.plan import check_fit
 from legion_p2p.core.wire import MAX_COUNT
 from legion_p2p.errors import UsageError
 from legion_p2p.observe.status import Status
+from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.progress import Progress
-from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.tensor.flatten import FlatView

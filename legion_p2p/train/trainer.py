@@ -23,8 +23,8 @@ from legion_p2p.files.paths import shown
 from legion_p2p.observe.events import PHASE, Events
 from legion_p2p.observe.metrics import JOIN_WITH, JsonlSink
 from legion_p2p.observe.status import Status
+from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.joiner import RunCreation
-from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.bridge import AT_EXIT_S, PeerThread
 from legion_p2p.train.corpus import Corpus, decode, open_text

@@ -48,9 +48,9 @@ from legion_p2p.net.limits import MAX_BULK_FRAME_BYTES, MAX_CONTROL_FRAME_BYTES,
 from legion_p2p.net.streams import PROTOCOLS
 from legion_p2p.net.wire import VERSION
 from legion_p2p.peer import open_peer
+from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.joiner import RunCreation
 from legion_p2p.services.run.progress import Progress
-from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import FlatView

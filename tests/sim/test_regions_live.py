@@ -12,7 +12,7 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.core.wire import Push, SyncRequest, Update, decode_request
 from legion_p2p.errors import DecodeError
-from legion_p2p.services.membership.regions import RegionService
+from legion_p2p.services.membership.location import RegionService
 from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import SimPeer, Swarm
 

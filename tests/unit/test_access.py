@@ -13,9 +13,9 @@ from legion_p2p.core.admission import Admission, as_text, from_text, make_revoca
 from legion_p2p.core.identity import Identity
 from legion_p2p.errors import DecodeError, LegionError, StoreError, UsageError
 from legion_p2p.observe.events import Events
-from legion_p2p.services.run.access import LOOK_EVERY_S, watch_access
-from legion_p2p.store import access
-from legion_p2p.store.access import AccessFiles, token_of
+from legion_p2p.services.run.access_watch import LOOK_EVERY_S, watch_access
+from legion_p2p.store import access_lists
+from legion_p2p.store.access_lists import AccessFiles, token_of
 from legion_p2p.store.identity import load_or_create_identity, read_identity
 
 RUN = "bafkrei" + "a" * 52
@@ -104,13 +104,13 @@ def test_lists_may_have_comments_and_a_bad_line_is_named(key: Path) -> None:
 
 def test_the_lists_are_bounded(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = AccessFiles(key)
-    monkeypatch.setattr(access, "MAX_BANNED", 2)
+    monkeypatch.setattr(access_lists, "MAX_BANNED", 2)
     files.ban(GUEST.peer_id)
     files.ban(FOUNDER.peer_id)
     with pytest.raises(StoreError, match="at most 2"):
         files.ban(Identity(b"x" * 32).peer_id)
 
-    files.banned_path.write_bytes(b"#" * (access.MAX_FILE_BYTES + 1))
+    files.banned_path.write_bytes(b"#" * (access_lists.MAX_FILE_BYTES + 1))
     with pytest.raises(StoreError, match="too large"):
         files.banned()
 

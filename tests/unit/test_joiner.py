@@ -21,10 +21,10 @@ from legion_p2p.errors import (
     RunExistsError,
     UnknownRunError,
 )
+from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.discovery import find_run
 from legion_p2p.services.run.joiner import Joiner, Params, creating, joining
 from legion_p2p.services.run.lobby import Lobby, PeerParts
-from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.sim.network import World
 from legion_p2p.store.archive import Archive
 from legion_p2p.store.blocks import BlockStore

@@ -20,7 +20,7 @@ from legion_p2p.core.membership import (
     Refute,
     believed,
 )
-from legion_p2p.services.membership.roles import Roles
+from legion_p2p.services.membership.region_roles import Roles
 
 ME, A, B, C = (PeerId(name) for name in ("me", "A", "B", "C"))
 CONFIG = MembershipConfig(announce_s=2.0, suspect_after_s=4.5, grace_s=3.0, probe_every_s=1.0, forget_s=60.0, asleep_after_s=3.0)

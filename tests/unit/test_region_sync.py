@@ -23,8 +23,8 @@ from legion_p2p.services.inter_region.copies import RegionCopy
 from legion_p2p.services.inter_region.pairs import CENTER, MAX_PAIRS, OpenRequest, PairState, PairStates
 from legion_p2p.services.inter_region.responder import STALE
 from legion_p2p.services.inter_region.schedule import MAX_RATES, WHOLE
+from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.joiner import creating, joining
-from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.sim.network import World
 from legion_p2p.tensor import codec

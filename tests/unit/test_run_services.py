@@ -27,11 +27,11 @@ from legion_p2p.core.wire import (
 )
 from legion_p2p.errors import RefusedError
 from legion_p2p.services.run import leaving
+from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.joiner import Joiner, creating, joining
 from legion_p2p.services.run.leaving import leave
 from legion_p2p.services.run.lobby import Lobby, PeerParts
 from legion_p2p.services.run.progress import Progress
-from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.services.run.status import describe, status_before, status_of
 from legion_p2p.sim.network import SimNetwork, World
 from tests.parts_of import creation_of, identity_of, log_of, parts_of

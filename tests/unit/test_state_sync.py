@@ -25,12 +25,12 @@ from legion_p2p.observe.events import Event
 from legion_p2p.services.checkpoint.providers import ProviderScheduler
 from legion_p2p.services.checkpoint.select import CheckpointSelection
 from legion_p2p.services.run import fetch_shards, state_sync
+from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.arrivals import Arrivals
 from legion_p2p.services.run.build_shards import GROUP_BYTES, groups
 from legion_p2p.services.run.fetch_shards import BUSY_PATIENCE_S, FETCH_DEADLINE_S, FETCH_S, ShardFetcher
 from legion_p2p.services.run.joiner import creating, joining
 from legion_p2p.services.run.lobby import PeerParts
-from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.services.shards.replica import LocalChange
 from legion_p2p.sim.network import World
 from legion_p2p.store.archive import Archive

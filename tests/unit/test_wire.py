@@ -16,6 +16,7 @@ from legion_p2p.core.announcement import MAX_ANNOUNCEMENT_BYTES, Announcement, o
 from legion_p2p.core.distance import MAX_RATE
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.manifest import MAX_BLOCK_BYTES
+from legion_p2p.core.messages import base, blocks, members, regions, shards
 from legion_p2p.core.plan import MAX_SHARDS, ParamSpec
 from legion_p2p.core.run import MAX_SPEC_BYTES, RunSpec, SignedSpec, open_spec, sign_spec
 from legion_p2p.core.wire import (
@@ -142,6 +143,8 @@ def name(message: object) -> str:
 
 def test_all_messages_are_tried_here() -> None:
     defined = {kind for kind in vars(wire).values() if isinstance(kind, type) and issubclass(kind, Message)}
+    for module in (base, blocks, members, regions, shards):
+        assert {kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Message)} <= defined
 
     assert {type(message) for message in MESSAGES} == defined - {Message, wire.Request}
     assert {type(message) for message in REQUESTS} == set(wire.REQUESTS)

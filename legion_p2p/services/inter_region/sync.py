@@ -4,7 +4,7 @@ Asking is in requester.py, answering in responder.py; which regions sync, and wh
 
 What a copy moves by goes into the owner's residual, so it reaches the members inside the next ordinary updates. What counts as
 one's copy is the reference less that residual: the state once all that is on its way has arrived. Nothing here holds up a round.
-A relay (core/relays.py) does all this on behalf of the owner, and brings it what the copy moved by (relay.py).
+A relay (core/relays.py) does all this on behalf of the owner, and brings it what the copy moved by (region_relay.py).
 """
 
 import trio
@@ -15,7 +15,7 @@ from legion_p2p.services.context import PeerContext
 from legion_p2p.services.inter_region.copies import Copy, RegionCopy, RelayEstimate
 from legion_p2p.services.inter_region.pairs import PairStates
 from legion_p2p.services.inter_region.parts import SyncParts
-from legion_p2p.services.inter_region.relay import RelayService
+from legion_p2p.services.inter_region.region_relay import RelayService
 from legion_p2p.services.inter_region.requester import SyncRequester
 from legion_p2p.services.inter_region.responder import SyncResponder
 from legion_p2p.services.inter_region.schedule import Schedule

@@ -42,7 +42,7 @@ from legion_p2p.services.membership.absence_watch import AbsenceWatch
 from legion_p2p.services.membership.key_watch import KeyWatch
 from legion_p2p.services.membership.own import OwnAnnouncement
 from legion_p2p.services.membership.prober import Prober
-from legion_p2p.services.membership.roles import RegionRoles, Roles
+from legion_p2p.services.membership.region_roles import RegionRoles, Roles
 from legion_p2p.services.membership.signed import SignedAnnouncements
 from legion_p2p.services.rpc import Rpc
 

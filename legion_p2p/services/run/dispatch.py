@@ -35,8 +35,8 @@ from legion_p2p.core.wire import (
 )
 from legion_p2p.errors import IncompatibleModelError, NetworkError, UnknownRunError
 from legion_p2p.services.rpc import Scope
+from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.lobby import Lobby
-from legion_p2p.services.run.run import ActiveRun
 
 
 def answer_before(lobby: Lobby) -> None:

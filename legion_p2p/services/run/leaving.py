@@ -13,7 +13,7 @@ import trio
 
 from legion_p2p.core.departure import HandOverNotices
 from legion_p2p.observe.events import HANDING_OVER
-from legion_p2p.services.run.run import ActiveRun
+from legion_p2p.services.run.active_run import ActiveRun
 
 HAND_OVER_S = 60.0  # to give away what only this peer has: 7 MB at 1 Mbit/s. With a small model it takes a few round trips
 FINISH_S = 0.5  # for the disk

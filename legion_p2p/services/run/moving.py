@@ -1,11 +1,11 @@
 """Moving to another region: hand over what is owned here, take over what is common there, and only then own there.
 
-Which region is the right one is decided in core/regions.py, and measured by services/membership/regions.py.
+Which region is the right one is decided in core/regions.py, and measured by services/membership/location.py.
 """
 
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.inter_region.sync import RegionSync
-from legion_p2p.services.membership.regions import RegionService
+from legion_p2p.services.membership.location import RegionService
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.run.gate import OwnershipGate
 from legion_p2p.services.run.weight import OwnWeight

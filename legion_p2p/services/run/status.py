@@ -7,8 +7,8 @@ import msgspec
 from legion_p2p.core.announcement import MAX_TROUBLE_CHARS, Announcement, peer_of
 from legion_p2p.core.identity import PeerId
 from legion_p2p.observe.status import ContactStatus, ErrorStatus, MemberStatus, RunStatus, ShardStatus, Status
+from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.lobby import Lobby
-from legion_p2p.services.run.run import ActiveRun
 
 MAX_ANNOUNCED_ADDRESSES = 16  # of one peer: more make every announcement longer, and hardly any of them can be dialled
 

@@ -38,7 +38,7 @@ from legion_p2p.tensor.aggregate import (
     usable_in_order,
     weighted_mean,
 )
-from legion_p2p.tensor.robust import centers, coordinates, selection
+from legion_p2p.tensor.robust import centers, coordinatewise, selection
 from legion_p2p.tensor.robust.geometry import CHUNK, Floats, Group, chunk_of, combination, squared_distances
 from legion_p2p.tensor.robust.points import Points
 
@@ -55,9 +55,9 @@ BY_DISTANCE: dict[str, ByDistance] = {
     "nearest-neighbours": centers.nearest_neighbour_median,
 }
 BY_COORDINATE: dict[str, ByCoordinate] = {
-    "median": coordinates.median,
-    "trimmed-mean": coordinates.trimmed_mean,
-    "bulyan": coordinates.mean_around_median,
+    "median": coordinatewise.median,
+    "trimmed-mean": coordinatewise.trimmed_mean,
+    "bulyan": coordinatewise.mean_around_median,
 }
 NEEDS = {"krum": (2, 3), "multi-krum": (2, 3), "bulyan": (4, 3)}
 """(a, b): a rule for f hostile pushes takes a * f + b in all. The others take 2 * f + 1."""

@@ -37,10 +37,10 @@ from legion_p2p.core.wire import (
     encode,
 )
 from legion_p2p.errors import CodecError, DecodeError, LegionError, NetworkError, UnreachableError
+from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.joiner import creating, joining
 from legion_p2p.services.run.leaving import leave
 from legion_p2p.services.run.progress import Progress
-from legion_p2p.services.run.run import ActiveRun
 from legion_p2p.services.shards.mailbox import NON_FINITE
 from legion_p2p.services.shards.replica import LocalChange, Replica
 from legion_p2p.sim.network import World

@@ -22,7 +22,7 @@ from legion_p2p.core.run import RunSpec, SignedSpec
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.inter_region.sync import RegionSync
 from legion_p2p.services.inter_region.traffic import RegionalMessenger
-from legion_p2p.services.membership.regions import RegionService
+from legion_p2p.services.membership.location import RegionService
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.run.advertise import AdvertiseService
 from legion_p2p.services.run.former import FormerMembers

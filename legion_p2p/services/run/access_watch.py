@@ -14,7 +14,7 @@ LOOK_EVERY_S = 2.0  # a ban should work at once, for a person; a look costs two 
 
 
 class AccessLists(Protocol):
-    """What the user wrote down: see `legion_p2p.store.access`. All of it waits for the disk."""
+    """What the user wrote down: see `legion_p2p.store.access_lists`. All of it waits for the disk."""
 
     def stamp(self) -> object:
         """Another one whenever something changed."""
