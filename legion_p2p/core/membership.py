@@ -348,10 +348,10 @@ class Membership:
                 self._members[peer] = msgspec.structs.replace(member, since=min(now, member.since + asleep_s))
 
 
-def role_of(announcement: Announcement) -> tuple[bool, bool, float, str, Reach, Role]:
+def role_of(announcement: Announcement) -> tuple[bool, bool, float, str, Reach, Role, tuple[str, ...]]:
     """What decides who owns which shard, and who is waited for."""
     a = announcement
-    return (a.ready, a.training, a.weight, a.region, a.reach, a.role)
+    return (a.ready, a.training, a.weight, a.region, a.reach, a.role, a.stalled)
 
 
 def believed(member: Member, region: str) -> Announcement:

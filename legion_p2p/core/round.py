@@ -46,8 +46,8 @@ class RoundConfig(msgspec.Struct, frozen=True):
     """Share of a round's period to wait for newcomers that go first, when all established members are there. More: they find into
     step sooner, and cost the others more meanwhile."""
 
-    patience_periods: float = 4.0
-    """A round without a quorum closes after this many periods."""
+    patience_periods: float = 2.4
+    """A round without a quorum closes after this many periods. Members think an owner stuck after three: core/shard/stall.py."""
 
     min_patience_s: float = 5.0
     """Never less patient than this: one stall of a busy machine should not exclude it."""
@@ -113,9 +113,13 @@ class Pace:
         self.spread_s: float | None = None
         self._closed_at: float | None = None
 
-    def closed(self, arrivals: Iterable[float], now: float) -> None:
-        """A round closed whose pushes came at `arrivals`, as far as known here."""
-        if self._closed_at is not None:
+    def closed(self, arrivals: Iterable[float], now: float, *, by_patience: bool = False) -> None:
+        """A round closed whose pushes came at `arrivals`, as far as known here.
+
+        One that lasted until patience was over says nothing of how long rounds take: if it counted, members that push every
+        second time would make patience longer each time.
+        """
+        if self._closed_at is not None and not by_patience:
             self.period_s = self._smooth(self.period_s, now - self._closed_at)
         self._closed_at = now
         times = sorted(arrivals)
@@ -221,8 +225,9 @@ class ShardRound:
         for peer in self._expected - here:
             failed.setdefault(peer, LATE)
             self._missed[peer] = self._missed.get(peer, 0) + 1
+        without_quorum = self._quorum_at is None and not self._complete()
         self._known = None
-        self.pace.closed((c.at for c in contributions), now)
+        self.pace.closed((c.at for c in contributions), now, by_patience=without_quorum)
         self._waiting = {}
         self._failures = {}
         self._quorum_at = None

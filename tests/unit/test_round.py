@@ -87,8 +87,29 @@ def test_patience_and_grace_follow_what_was_measured() -> None:
     push(shard_round, B, 20, last + 2)
     grace_at = shard_round.next_deadline()
 
-    assert patience_at == pytest.approx(last + 1 + 40.0)
+    assert patience_at == pytest.approx(last + 1 + 24.0)
     assert grace_at == pytest.approx(last + 2 + 2.0)
+
+
+def test_members_that_push_every_second_round_do_not_make_patience_longer_each_time() -> None:
+    """They are most of those that are waited for, and established."""
+    shard_round = round_of(A, B, C)
+    now = play(shard_round, 20, A, B, C, period_s=10.0, spread_s=1.0)
+    patience_s = []
+    for seq in range(20, 60):
+        now += 10.0
+        push(shard_round, A, seq, now)
+        if seq % 2:
+            push(shard_round, B, seq, now)
+            push(shard_round, C, seq, now)
+        deadline = shard_round.next_deadline()
+        assert deadline is not None
+        patience_s.append(deadline - now)
+        now = max(now, deadline)
+        shard_round.close(now)
+        shard_round.advanced(shard_round.version + 1, [])
+
+    assert max(patience_s) <= 1.1 * CONFIG.patience_periods * 10.0
 
 
 def test_a_quorum_of_one_never_closes_without_all_that_are_waited_for() -> None:

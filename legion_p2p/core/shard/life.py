@@ -18,9 +18,10 @@ from legion_p2p.core.shard.events import Owners, Shared
 from legion_p2p.core.shard.follower import Follower
 from legion_p2p.core.shard.handover import Handover
 from legion_p2p.core.shard.owner import Owner
-from legion_p2p.core.shard.push import PushQueue
+from legion_p2p.core.shard.push import PushQueue, PushState
+from legion_p2p.core.shard.stall import Stalled, StallWatch
 
-Effect = push.Effect | follower.Fetch | owner.Effect
+Effect = push.Effect | Stalled | follower.Fetch | owner.Effect
 Job = follower.Fetch | owner.Effect
 """What is done one at a time."""
 
@@ -34,6 +35,7 @@ class ShardLife:
         self.push = PushQueue(me, chain.version, chain.newest(me))
         self.follower = Follower(me, chain, announce_s)
         self.owner = Owner(me, chain, config)
+        self.stall = StallWatch(me, config, self.owner.pace)
         self.handover = Handover(me)
         self.doing: Job | None = None
 
@@ -42,6 +44,7 @@ class ShardLife:
         self.push.handle(event, now)
         self.owner.handle(event, now)
         self.follower.handle(event, now)
+        self.stall.handle(event, now)
         if isinstance(event, Owners):
             self.handover.handle(event, now)
 
@@ -50,10 +53,12 @@ class ShardLife:
         self.push.handle_timeout(now)
         self.owner.handle_timeout(now)
         self.follower.handle_timeout(now)
+        is_held = self.push.state is PushState.HELD
+        self.stall.look(self.push.packed is not None, now, in_transit=not is_held or self.follower.is_behind)
 
     def poll(self) -> Effect | None:
         """The next thing to do; None when there is nothing, or it has to wait until `done`."""
-        effect = self.push.poll()
+        effect = self.push.poll() or self.stall.poll()
         if effect is not None or self.doing is not None:
             return effect
         job: Job | None = None if self.owner.has_to_change else self.follower.poll()
@@ -66,7 +71,7 @@ class ShardLife:
 
     def next_deadline(self) -> float | None:
         """When `handle_timeout` has something to do; None while only an event changes anything."""
-        deadlines = [self.push.next_deadline()]
+        deadlines = [self.push.next_deadline(), self.stall.next_deadline()]
         if self.doing is None:
             deadlines += (self.owner.next_deadline(), self.follower.next_deadline())
         return min((at for at in deadlines if at is not None), default=None)

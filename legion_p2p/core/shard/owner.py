@@ -111,7 +111,8 @@ class Owner:
         self._me = me
         self._chain = chain
         self._config = config
-        self._pace = Pace(config)
+        self.pace = Pace(config)
+        """Of the shard's versions, whoever makes them."""
         self._owners = Ownership(None, None)
         self._expected: tuple[PeerId, ...] = ()
         self._held: dict[PeerId, int] = {}
@@ -146,7 +147,7 @@ class Owner:
                     self.round.advanced(version, included)
                 if followed:
                     self.made_tokens = 0
-                    self._pace.closed((), now)
+                    self.pace.closed((), now)
             case Delivered(peer, holds):
                 self._in_flight[peer] -= 1
                 if self._in_flight[peer] <= 0:
@@ -232,7 +233,7 @@ class Owner:
             return
         self.state = OwnerState.OWNER
         newest = {PeerId(i.peer): i.seq for i in self._chain.included()}
-        self.round = ShardRound(self._config, self._chain.version, newest, self._pace)
+        self.round = ShardRound(self._config, self._chain.version, newest, self.pace)
         self.owned_from = self._chain.version
         self._sent = self._chain.version
         self.round.expect(self._expected, now)

@@ -7,6 +7,7 @@ import msgspec
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.eligible import Eligible, eligible
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.stalls import deposed
 
 
 class Roles(msgspec.Struct, frozen=True):
@@ -15,17 +16,21 @@ class Roles(msgspec.Struct, frozen=True):
     eligible: Eligible = Eligible()
     ready: tuple[PeerId, ...] = ()
     training: tuple[PeerId, ...] = ()
+    deposed: frozenset[PeerId] = frozenset()
+    """Those that own nothing now, because they made nothing of what they owned."""
 
     def renewed(self, run: str, announcements: Sequence[Announcement], region: str) -> "Roles":
         """The roles of now. What is as before is the same object, so that others see at once what changed."""
         here = [a for a in announcements if a.region == region]
-        owners = eligible(run, region, here)
+        stalled = deposed(here)
+        owners = eligible(run, region, [a for a in here if peer_of(a) not in stalled])
         ready = tuple(peer_of(a) for a in here if a.ready)
         training = tuple(peer_of(a) for a in here if a.training)
         return Roles(
             self.eligible if owners == self.eligible else owners,
             self.ready if ready == self.ready else ready,
             self.training if training == self.training else training,
+            stalled,
         )
 
 

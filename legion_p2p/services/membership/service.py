@@ -17,6 +17,7 @@ from legion_p2p.core.membership import (
     Accuse,
     Changed,
     Greet,
+    Liveness,
     Member,
     Membership,
     Met,
@@ -115,6 +116,15 @@ class MemberService:
     def training(self, region: str) -> tuple[PeerId, ...]:
         """Those in `region` that train now. The same object until that changes."""
         return self._roles_in(region).training
+
+    def is_heard(self, peer: PeerId) -> bool:
+        """It is a member, and not silent."""
+        member = self.table.get(peer)
+        return member is not None and member.liveness is Liveness.ALIVE
+
+    def is_deposed(self, peer: PeerId) -> bool:
+        """It makes no progress with what it owns, by the word of most members of this region."""
+        return peer in self._roles_in(self.own().region).deposed
 
     def _roles_in(self, region: str) -> Roles:
         revision = (self.table.roles_revision, self.absence.n_doubted, role_of(self.own()))

@@ -3,6 +3,7 @@
 import os
 
 import msgspec
+import trio
 
 from legion_p2p.core.announcement import MAX_TROUBLE_CHARS, Announcement, peer_of
 from legion_p2p.core.identity import PeerId
@@ -46,6 +47,7 @@ def describe(run: ActiveRun) -> Announcement:
         chunks=progress.chunks,
         token=run.ctx.config.token,
         revocations=run.members.revocations(),
+        stalled=run.shards.stalls.named(trio.current_time()),
         trouble=progress.trouble[:MAX_TROUBLE_CHARS],
         reach=run.reach.now(),
         role=run.ctx.config.role,

@@ -117,6 +117,13 @@ class FollowService:
         mark = mark_at(self._marks_of(peer), replica.shard)
         return mark is not None and mark.version > replica.chain.version
 
+    def is_behind_most(self, replica: Replica) -> bool:
+        """More than half of the other members that hold the model announce a newer version, its owner not counted."""
+        states = self._states
+        owner = states.ownership(replica.shard).owner
+        others = [peer for peer in states.members.ready(states.region) if peer not in (states.me, owner)]
+        return 2 * sum(self.is_said_to_be_ahead(replica, peer) for peer in others) > len(others)
+
     def _marks_of(self, peer: PeerId) -> bytes:
         """Of all shards, packed, as a member of this region announces them; empty where it says nothing that counts."""
         announced = self._states.members.announced(peer)

@@ -56,7 +56,7 @@ class OwnerService:
         states = self._states
         before = replica.chain.owner
         if before is not None and before != states.me:
-            if states.lives(before):
+            if states.lives(before) and not states.members.is_deposed(before):
                 # Its view may lag behind ours: our announcement tells it to stop, and then its word is the last one.
                 await states.members.exchange_with(before)
                 await self._follower.fetch_patiently(replica, before)

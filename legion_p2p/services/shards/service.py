@@ -20,6 +20,8 @@ from legion_p2p.core.priority import Priority
 from legion_p2p.core.shard import follower, life, owner, push
 from legion_p2p.core.shard.agenda import Agenda
 from legion_p2p.core.shard.events import Gone
+from legion_p2p.core.shard.stall import Stalled
+from legion_p2p.core.stalls import StallClaims
 from legion_p2p.core.wire import (
     AncestryQuery,
     GetShard,
@@ -73,6 +75,8 @@ class ShardService:
         self.sync_all = self.follower.sync_all
         self.adopt_region = self.follower.adopt_region
         self.hand_over_all = self.handover.hand_over_all
+        self.stalls = StallClaims()
+        self._events = ctx.events
         self._members = members
         self._agenda = Agenda()
         self._expected: tuple[PeerId, ...] | None = None
@@ -222,6 +226,8 @@ class ShardService:
                 self.states.settled.notify()
             case push.Ask(peer):
                 self.pusher.ask_for_included(replica, peer)
+            case Stalled(stalled):
+                self._note_stalled(replica, stalled)
             case follower.Fetch(peer):
                 self._start(self._do, replica, self.follower.fetch, peer)
             case owner.Claim():
@@ -230,6 +236,13 @@ class ShardService:
                 self._start(self._do, replica, self.handover.release)
             case owner.Close():
                 self._start(self._do, replica, self.owner.close)
+
+    def _note_stalled(self, replica: Replica, stalled: PeerId) -> None:
+        if self._members.absence.was_away or not self._members.is_heard(stalled) or self.follower.is_behind_most(replica):
+            return  # versions may have been made that have not come here; whether a silent owner is dead is decided elsewhere
+        if self.stalls.found(stalled, trio.current_time()):
+            self._events.emit("owner.stalled", shard=replica.shard, version=replica.chain.version, owner=stalled)
+            self._members.announce_soon()
 
     def _start(self, fn: Callable[..., Awaitable[Any]], *args: Any) -> None:
         assert self.states.nursery is not None
