@@ -22,6 +22,7 @@ Never happens: a member is DEAD without having been SUSPECT for `grace_s`; a sil
 import math
 from collections import deque
 from enum import Enum
+from typing import Any
 
 import msgspec
 
@@ -136,8 +137,10 @@ class Membership:
         self._members: dict[PeerId, Member] = {}
         self._heard_at: dict[PeerId, float] = {}
         """When anything last came from each of them."""
-        self._counted: list[Member] = []
-        self._counted_at = -1
+        self._counted: list[Member] | None = []
+        """By peer id; None after somebody came, went, died or came back to life."""
+        self._counted_at: dict[PeerId, int] = {}
+        """Where each of them stands in that list."""
         self._check_at = -math.inf
         """Before then nobody has been silent for too long, or has to be probed or forgotten."""
         self._left: dict[PeerId, tuple[tuple[int, int], float]] = {}  # last word and when: others may still pass on older ones
@@ -183,12 +186,12 @@ class Membership:
             self._members[peer] = Member(announcement, Liveness.ALIVE, now)
             self._heard_at[peer] = now
             self._check_at = min(self._check_at, now + self.config.suspect_after_s)
-            self._order = None
+            self._order = self._counted = None
             self._count_change()
             self._effects.append(Changed(peer, None, Liveness.ALIVE))
             self._greet(peer, now)
         else:
-            self._members[peer] = msgspec.structs.replace(known, announcement=announcement)
+            self._replace(known, announcement=announcement)
             self._count_change(roles=role_of(announcement) != role_of(known.announcement))
             # A dead member's newer announcement, even passed on, was made after we lost it: worth a new chance.
             if direct or known.liveness is Liveness.DEAD:
@@ -201,7 +204,7 @@ class Membership:
         self.lives(peer, now)
         member = self._members.get(peer)
         if member is not None and not member.met:
-            self._members[peer] = msgspec.structs.replace(member, met=True)
+            self._replace(member, met=True)
             self._count_change()
             self._effects.append(Met(peer))
 
@@ -299,12 +302,29 @@ class Membership:
 
     def counted(self) -> list[Member]:
         """Those that are not dead."""
-        if self._counted_at != self.revision:  # asked for often, and of hundreds
-            self._counted = [member for member in self.members() if member.counts]
-            self._counted_at = self.revision
-        return self._counted.copy()
+        return self._all_counted().copy()
+
+    @property
+    def n_counted(self) -> int:
+        """How many are not dead."""
+        return len(self._all_counted())
 
     # inner steps
+
+    def _all_counted(self) -> list[Member]:
+        if self._counted is None:  # asked for often, and of hundreds
+            self._counted = [member for member in self.members() if member.counts]
+            self._counted_at = {member.peer_id: i for i, member in enumerate(self._counted)}
+        return self._counted
+
+    def _replace(self, member: Member, **changes: Any) -> None:
+        """Another row for the same member. Its place among those that count stays, unless its liveness changes."""
+        peer = member.peer_id
+        row = self._members[peer] = msgspec.structs.replace(member, **changes)
+        if row.counts != member.counts:
+            self._counted = None
+        elif self._counted is not None and row.counts:
+            self._counted[self._counted_at[peer]] = row
 
     def _suspect(self, peer: PeerId, now: float) -> None:
         self._move(peer, Liveness.SUSPECT, now)
@@ -312,27 +332,27 @@ class Membership:
 
     def _probe(self, peer: PeerId, now: float) -> None:
         self._effects.append(Probe(peer))
-        self._members[peer] = msgspec.structs.replace(self._members[peer], next_probe_at=now + self.config.probe_every_s)
+        self._replace(self._members[peer], next_probe_at=now + self.config.probe_every_s)
 
     def _greet(self, peer: PeerId, now: float) -> None:
         member = self._members[peer]
         if member.met or member.n_greeted >= MAX_GREETINGS or now < member.next_greeting_at:
             return
         pause_s = self.config.grace_s * 2**member.n_greeted
-        self._members[peer] = msgspec.structs.replace(member, n_greeted=member.n_greeted + 1, next_greeting_at=now + pause_s)
+        self._replace(member, n_greeted=member.n_greeted + 1, next_greeting_at=now + pause_s)
         self._effects.append(Greet(peer))
 
     def _move(self, peer: PeerId, liveness: Liveness, now: float) -> None:
         member = self._members[peer]
         self._effects.append(Changed(peer, member.liveness, liveness))
-        self._members[peer] = msgspec.structs.replace(member, liveness=liveness, since=now)
+        self._replace(member, liveness=liveness, since=now)
         self._check_at = now
         self._count_change()
 
     def _drop(self, peer: PeerId) -> None:
         member = self._members.pop(peer)
         del self._heard_at[peer]
-        self._order = None
+        self._order = self._counted = None
         self._count_change()
         self._effects.append(Changed(peer, member.liveness, None))
 
@@ -341,11 +361,10 @@ class Membership:
         self.roles_revision += roles
 
     def _pardon(self, asleep_s: float, now: float) -> None:
-        for peer, member in self._members.items():
-            if member.liveness is not Liveness.DEAD:
-                # Not beyond now: some were heard, or suspected, after this peer woke and before it looked at the clock.
-                self._heard_at[peer] = min(now, self._heard_at[peer] + asleep_s)
-                self._members[peer] = msgspec.structs.replace(member, since=min(now, member.since + asleep_s))
+        for member in self.counted():
+            # Not beyond now: some were heard, or suspected, after this peer woke and before it looked at the clock.
+            self._heard_at[member.peer_id] = min(now, self._heard_at[member.peer_id] + asleep_s)
+            self._replace(member, since=min(now, member.since + asleep_s))
 
 
 def role_of(announcement: Announcement) -> tuple[bool, bool, float, str, Reach, Role, tuple[str, ...]]:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
+from legion_p2p.core.admission import Admission
 from legion_p2p.core.announcement import Announcement, sign
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.membership import Liveness, MembershipConfig
@@ -240,3 +241,22 @@ async def test_an_earlier_life_with_a_clock_ahead_ends_nobody(autojump_clock: ob
 
         assert not peers[0].members._events.errors
         assert peers[1].members.table.get(peers[0].id) is not None
+
+
+async def test_an_announcement_that_is_known_already_is_neither_checked_nor_told_of_again(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with crowd(2) as (_, peers):
+        await until(lambda: all_know(peers, 2), 10)
+        members, other = peers[0].members, peers[1].id
+        known = members.signed_of(other)
+        assert known is not None
+        told: list[Announcement] = []
+        members.announcements.add(told.append)
+        monkeypatch.setattr(Admission, "refusal", lambda *_: pytest.fail("it was looked at again"))
+        before = members.table.revision
+
+        members.take(known, direct=False)
+
+        assert told == [] and members.table.revision == before
+        monkeypatch.undo()

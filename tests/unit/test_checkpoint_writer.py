@@ -12,11 +12,11 @@ import pytest
 import torch
 import trio
 
-from legion_p2p.concurrency.notify import Notify
 from legion_p2p.config import PeerConfig
 from legion_p2p.core.announcement import Announcement, pack_marks
 from legion_p2p.core.chain import Chain
 from legion_p2p.core.checkpoint_policy import CheckpointConfig
+from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.manifest import decode_manifest
 from legion_p2p.core.observers import Observers
@@ -90,7 +90,7 @@ class Scene:
         self.n_disk = 0
         self.fails: Exception | None = None
         own = Announcement(ME.peer_id, run, addresses=("/ip4/127.0.0.1/tcp/1",), ready=True)
-        members: Any = SimpleNamespace(everyone=lambda: [own], changed=Notify())
+        members: Any = SimpleNamespace(everyone=lambda: [own])
         events = Events()
         events.add_sink(self.events.append)
         messenger: Any = None
@@ -161,6 +161,17 @@ async def test_an_update_is_in_the_journal_at_once_and_in_a_manifest_when_its_ti
 
         assert s.service.newest != first and s.service.stored_marks == s.shards.marks()
         assert decode_manifest(s.archive.get(s.service.newest)).parent == str(first)
+
+
+async def test_each_checkpoint_is_told_of_because_others_should_find_it_here(tmp_path: Path, autojump_clock: object) -> None:
+    async with scene(tmp_path) as s:
+        told: list[Cid] = []
+        s.service.published.add(told.append)
+
+        s.shards.step(0)
+        await trio.sleep(EVERY_S + 1)
+
+        assert told == [s.service.newest]
 
 
 async def test_without_news_no_further_manifest_is_made(tmp_path: Path, autojump_clock: object) -> None:

@@ -392,6 +392,8 @@ def test_whatever_happens_the_rules_of_the_table_hold(happenings: list[tuple]) -
                 assert effect.peer_id != ME
         assert seen == {m.peer_id: m.liveness for m in table.members()}
         assert ME not in seen
+        assert table.counted() == [m for m in table.members() if m.liveness is not DEAD]  # though it is not made again each time
+        assert table.n_counted == len(table.counted())
         for peer, was in before.items():  # what is known of a peer never becomes older
             assert table.get(peer) is None or table.get(peer).announcement.order >= was.announcement.order
 

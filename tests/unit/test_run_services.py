@@ -14,6 +14,7 @@ from legion_p2p.core.cids import Cid
 from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.departure import NOTICE_AFTER_S, NOTICE_EVERY_S
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.rendezvous import shard_key
 from legion_p2p.core.run import run_key
 from legion_p2p.core.wire import (
     Checkpoints,
@@ -28,14 +29,16 @@ from legion_p2p.core.wire import (
 from legion_p2p.errors import RefusedError
 from legion_p2p.services.run import leaving
 from legion_p2p.services.run.active_run import ActiveRun
+from legion_p2p.services.run.advertise import SETTLE_S, AdvertiseService
 from legion_p2p.services.run.joiner import Joiner, creating, joining
 from legion_p2p.services.run.leaving import leave
 from legion_p2p.services.run.lobby import Lobby, PeerParts
 from legion_p2p.services.run.progress import Progress
 from legion_p2p.services.run.status import describe, status_before, status_of
 from legion_p2p.sim.network import SimNetwork, World
-from tests.parts_of import creation_of, identity_of, log_of, parts_of
+from tests.parts_of import PARAMS, creation_of, identity_of, log_of, parts_of
 from tests.replies import decode_reply
+from tests.unit.test_joiner import met
 
 
 @asynccontextmanager
@@ -289,6 +292,36 @@ async def test_a_hand_over_that_takes_long_is_told_of_and_cut_off(
         assert NOTICE_AFTER_S + 2 * NOTICE_EVERY_S < 10.0 <= NOTICE_AFTER_S + 3 * NOTICE_EVERY_S
         assert 10.0 <= trio.current_time() - began < 10.0 + leaving.FINISH_S + leaving.GOODBYE_S + 0.1
         assert run.presence.left
+
+
+async def test_what_a_peer_owns_is_found_soon_after_it_changed_and_looked_at_only_then(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    wanted = AdvertiseService.wanted
+
+    def counted(service: AdvertiseService) -> set[str]:
+        looks.append(trio.current_time())
+        return wanted(service)
+
+    monkeypatch.setattr(AdvertiseService, "wanted", counted)
+    async with World() as world:
+        first, second = parts_of(world, "first"), parts_of(world, "second")
+        async with creating(first, creation_of()) as one:
+            await met(world, second, first)
+            async with joining(second, "run", PARAMS) as two:
+                await one.wait_for_members(2)
+                await trio.sleep(2 * SETTLE_S)
+                for shard in range(one.plan.n_shards):
+                    owner = one.shards.ownership(shard).owner
+                    asker = second if owner == one.me else first
+                    found = await asker.network.discovery.find(shard_key(one.id, one.region, shard))
+                    assert [contact.peer_id for contact in found] == [owner] and owner in (one.me, two.me)
+
+                looks.clear()
+                await trio.sleep(60)  # with an announcement of each every two seconds
+
+                assert looks == []
 
 
 async def test_a_peer_that_leaves_is_no_longer_found(autojump_clock: object) -> None:

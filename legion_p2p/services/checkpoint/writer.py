@@ -21,6 +21,7 @@ from torch import Tensor
 from legion_p2p.concurrency.notify import Notify
 from legion_p2p.core.checkpoint_policy import is_base_version, most_journal_bytes, versions_between_bases
 from legion_p2p.core.cids import Cid
+from legion_p2p.core.observers import Observers
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader
 from legion_p2p.errors import DecodeError, LegionError, StoreError, UsageError
 from legion_p2p.services.context import PeerContext
@@ -104,6 +105,8 @@ class CheckpointService:
         self.stored_marks = b""
         """Of what the newest checkpoint holds, as in announcements."""
         self._following = False
+        self.published: Observers[Cid] = Observers()
+        """Told of each checkpoint that is made."""
 
     async def run_forever(self) -> None:
         """Follow the shards from now on. The archive is open, and the shards are held."""
@@ -192,7 +195,7 @@ class CheckpointService:
                 self.stored_marks = marks
                 self._took_s = trio.current_time() - began
                 self._events.emit("checkpoint.stored", step=step, cid=str(self.newest), wall_s=round(self._took_s, 3))
-                self._members.changed.notify()  # for the service that advertises what this peer has
+                self.published.tell(self.newest)
         except (StoreError, UsageError, DecodeError) as failed:
             self._on_failure(failed)
             return

@@ -63,6 +63,8 @@ class MemberService:
         self.table.incarnation = int(ctx.wall_time())
         self.changed = Notify()
         """Rings when somebody came, went, or announced something new."""
+        self.new_roles = Notify()
+        """Rings when somebody came, went, or has another role: rarely, where `changed` rings at every announcement."""
         self.absence = AbsenceWatch(self.me, config, ctx.wall_time)
         self._wall_time = ctx.wall_time
         self._everyone: tuple[Announcement, ...] = ()
@@ -155,7 +157,7 @@ class MemberService:
 
     def alone(self) -> bool:
         """Nobody else is in the run, as far as known."""
-        return not self.table.counted()
+        return not self.table.n_counted
 
     def introduce(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
         """`peer` may be found there."""
@@ -214,6 +216,9 @@ class MemberService:
         if announcement.run != self.run:
             raise DecodeError(f"announcement of run {announcement.run}, this is {self.run}")
         peer = peer_of(announcement)
+        known = self.table.get(peer)
+        if known is not None and announcement.order <= known.announcement.order:
+            return announcement  # most of an exchange: gossip had brought it
         refusal = self.admission.refusal(peer, announcement.token, self._wall_time())
         if refusal:
             raise NotAdmittedError(peer, refusal)
@@ -221,7 +226,6 @@ class MemberService:
             self.exclude_refused()
         if peer == self.me and announcement.incarnation > self.table.incarnation:
             self._key_watch.contradicted(announcement, self._own.seq)
-        known = self.table.get(peer)
         if self.table.announced(announcement, trio.current_time(), direct=direct):
             if announcement.leaving:
                 self._signed.forget(peer)
@@ -381,6 +385,7 @@ class MemberService:
         roles = (self.table.roles_revision, self.absence.n_doubted, own_role)
         if roles != self._roles_told:
             self._roles_told = roles
+            self.new_roles.notify()
             self.roles_changed.tell(None)
 
     def _notice_absence(self) -> None:

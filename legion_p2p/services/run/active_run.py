@@ -79,6 +79,7 @@ class ActiveRun:
         self.checkpoints = LocalCheckpoints(ctx, lobby.parts.archive, members, self.shards, self.run_step)
         self.reach = AnnouncedReach(ctx, members)
         self.advertise = AdvertiseService(ctx, members, self.shards, self.checkpoints.keys)
+        self.checkpoints.on_published(self.advertise.look_again)
         self.former = FormerMembers(ctx, members, self.checkpoints)
         self.returning = ReturnService(ctx, members, self.shards, self.gate)
         self.moving = MoveService(ctx, members, self.shards, self.regions, self.region_sync, self.gate, self.weight)

@@ -44,13 +44,20 @@ class AdvertiseService:
         self._rng = ctx.rng
         self._more = more
         self._provided: set[str] = set()
+        self._is_stale = trio.Event()
+        members.roles_changed.add(lambda _: self.look_again())
+
+    def look_again(self) -> None:
+        """The keys under which this peer should be found may be others than before."""
+        self._is_stale.set()
 
     async def run_forever(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look_for_members)
             while True:
+                self._is_stale = trio.Event()
                 await self._bring_up_to_date()
-                await self._members.changed.wait()
+                await self._is_stale.wait()
                 await trio.sleep(SETTLE_S)
 
     def wanted(self) -> set[str]:

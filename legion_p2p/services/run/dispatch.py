@@ -70,7 +70,7 @@ def answer(run: ActiveRun) -> None:
         return SpecFound(run.signed.spec, run.signed.signature)
 
     async def get_runs(peer: PeerId, message: GetRuns) -> RunsFound:
-        return RunsFound((RunSummary(run.spec.name, run.id, 1 + len(run.members.table.counted())),))
+        return RunsFound((RunSummary(run.spec.name, run.id, 1 + run.members.table.n_counted),))
 
     async def get_checkpoints(peer: PeerId, message: GetCheckpoints) -> Checkpoints:
         return run.lobby.provider.checkpoints() if message.run == run.id else Checkpoints(())

@@ -35,7 +35,7 @@ class FormerMembers:
                 pause_s = min(2 * pause_s, MAX_PAUSE_S)
             else:
                 self.tried, pause_s = (), FIRST_PAUSE_S
-                await self._members.changed.wait()
+                await self._members.new_roles.wait()
 
     async def _try_all(self) -> None:
         remembered = await self._checkpoints.remembered()

@@ -69,6 +69,11 @@ class LocalCheckpoints:
         kept = () if self._archive is None else self._archive.kept[:MAX_PROVIDED]
         return {checkpoint_key(self._run), *map(block_key, kept)} if kept else set()
 
+    def on_published(self, observer: Callable[[], None]) -> None:
+        """Call `observer` whenever `keys` may be others than before."""
+        if self._writer is not None:
+            self._writer.published.add(lambda _: observer())
+
     async def run_forever(self) -> None:
         """Write down what this peer holds, while it trains."""
         if self._writer is not None:

@@ -124,7 +124,7 @@ async def catch_up(restored: Restored, members: MemberService, shards: ShardServ
         for shard in range(shards.plan.n_shards):
             nursery.start_soon(one, shard)
     gained = sum(shards.replicas[shard].chain.version - version for shard, version in enumerate(before))
-    events.emit("run.reunited", n_members=1 + len(members.table.counted()), n_versions_gained=gained)
+    events.emit("run.reunited", n_members=1 + members.table.n_counted, n_versions_gained=gained)
 
 
 def _in_order(shard: int, announcements: Iterable[Announcement], believed: set[PeerId]) -> Sequence[Announcement]:

@@ -96,6 +96,8 @@ class FollowService:
     def heard_of(self, peer: PeerId) -> None:
         """A member announced something: look at the shards that it owns, and at those that this peer owns."""
         states = self._states
+        if not self._restless and states.says_what_we_hold(peer):
+            return  # as most announcements do
         mine, theirs = states.owned(), states.owned_by(peer)
         if (mine or theirs) and peer != states.me:
             marks = self._marks_of(peer)

@@ -146,6 +146,11 @@ class ShardStates:
         place = slice(MARK_BYTES * shard, MARK_BYTES * (shard + 1))
         return marks[place] == self._marks[place]
 
+    def says_what_we_hold(self, peer: PeerId) -> bool:
+        """Whether the marks that a member announces are this peer's own."""
+        member = self.members.table.get(peer)
+        return member is not None and member.announcement.marks == self._marks
+
     # who owns it
 
     def ownership(self, shard: int) -> Ownership:
