@@ -1,16 +1,14 @@
 """Where this peer is, and which region it should be in: round trips measured by the way, and a look at what others announce.
 
 joining -> PROBED members are pinged, and the coordinate is fitted to their round trips before the first look
-each announcement period -> what round trips were measured anyway move the coordinate; those least known are pinged, and one of
-                            those that this peer is a witness of; a look
+each announcement period -> what round trips were measured anyway move the coordinate; some members are pinged (core/pings.py);
+                            a look
 
 Until the first look it announces no coordinate: others would measure themselves by one that means nothing. A peer that is doubted
 by its witnesses (core/witnesses.py) moves no coordinate and no region.
 """
 
-import math
 import random
-from heapq import nsmallest
 
 import trio
 
@@ -18,7 +16,8 @@ from legion_p2p.config import AUTO_REGION
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.coordinates import Coordinate, Locator
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.regions import FEW_SAMPLES, MANY_SAMPLES, Measured, Placed, RegionChoice, regions_of
+from legion_p2p.core.pings import PingPlan, RoundTrips
+from legion_p2p.core.regions import FEW_SAMPLES, Measured, Placed, RegionChoice, regions_of
 from legion_p2p.core.witnesses import Account, Ring, doubted, pack_testimonies
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
@@ -26,11 +25,10 @@ from legion_p2p.services.membership.service import MemberService
 PROBED = 16  # members that a newcomer measures: more would cost each member of a large run a ping for every newcomer
 PINGS = FEW_SAMPLES  # of a newcomer to each; the first includes the making of the connection
 FITTINGS = 30  # passes over what a newcomer measured, after which its coordinate stands still: measured
-MAX_OBSERVED = 32  # round trips that are taken in each period
+MAX_OBSERVED = 32  # members whose round trips move the coordinate in a period
+MAX_OBSERVED_SETTLED = 8  # of one that stands still already: others move as little
 SETTLED = 0.3  # a coordinate of less error moves once by each round trip, one of more UNSETTLED_PASSES times
 UNSETTLED_PASSES = 4
-PING_AGAIN_S = 15.0  # between two pings of a member of which enough round trips are known: paths change slowly
-PINGED = 3  # members that are pinged each period: 500 bytes, and 200 members all in a few minutes
 
 
 class RegionService:
@@ -46,7 +44,8 @@ class RegionService:
         self._placed = self._fixed is not None
         self._subjects: list[PeerId] = []
         self._doubted: frozenset[PeerId] = frozenset()
-        self._pinged_at: dict[PeerId, float] = {}
+        self._plan = PingPlan(members.me)
+        self._planned_at: object = None  # the revision of the members that the plan was made for
         self._read: dict[PeerId, float] = {}  # what the messenger last said: only what is new is another sample
 
     @property
@@ -64,7 +63,8 @@ class RegionService:
         """The region to begin in, of those of the members known now."""
         if self._fixed is not None:
             return self._fixed
-        known = [m.peer_id for m in self._members.table.counted()]
+        self._look_at_members()
+        known = self._plan.neighbours
         probed = self._rng.sample(known, min(PROBED, len(known)))
         async with trio.open_nursery() as nursery:
             for peer in probed:
@@ -75,21 +75,22 @@ class RegionService:
 
     async def measure(self) -> None:
         """Once per announcement period: take in the round trips known, and ping a few members that little is known of."""
-        others = [m.peer_id for m in self._members.table.counted()]
-        for peer in others:
+        self._look_at_members()
+        for member in self._members.table.counted():
+            peer = member.peer_id
             rtt_s = self._messenger.rtt_s(peer)
             if rtt_s is not None and rtt_s != self._read.get(peer):
                 self._read[peer] = rtt_s
-                self._locator.sample(peer, rtt_s, trio.current_time())
+                self._sample(peer, rtt_s)
         self._hear_witnesses()
-        now = trio.current_time()
-        subject = min((peer for peer in self._subjects if self._needs_ping(peer, now)), key=self._last_pinged, default=None)
-        wanted = [peer for peer in others if self._needs_ping(peer, now)]
-        least_known = nsmallest(PINGED, wanted, key=lambda peer: (self._locator.n_samples(peer), self._last_pinged(peer), peer))
-        async with trio.open_nursery() as nursery:
-            for peer in dict.fromkeys([*least_known, *filter(None, [subject])]):
-                nursery.start_soon(self._ping, peer, 1)
-        self._fit(1 if self._locator.coordinate.error < SETTLED else UNSETTLED_PASSES)
+        if pinged := self._plan.due(self._subjects, self._known, trio.current_time()):
+            async with trio.open_nursery() as nursery:
+                for peer in pinged:
+                    nursery.start_soon(self._ping, peer, 1)
+        if self._locator.coordinate.error < SETTLED:
+            self._fit(1, MAX_OBSERVED_SETTLED)
+        else:
+            self._fit(UNSETTLED_PASSES)
 
     async def next_look(self) -> str:
         """After an announcement period: what `look` says then."""
@@ -113,7 +114,6 @@ class RegionService:
     def forget(self, peer: PeerId) -> None:
         """It has left."""
         self._locator.forget(peer)
-        self._pinged_at.pop(peer, None)
         self._read.pop(peer, None)
 
     def _measured(self, placed: list[Placed]) -> dict[PeerId, Measured]:
@@ -123,11 +123,20 @@ class RegionService:
     def _others(self) -> list[Announcement]:
         return [m.announcement for m in self._members.table.counted()]
 
-    def _needs_ping(self, peer: PeerId, now: float) -> bool:
-        return self._locator.n_samples(peer) < MANY_SAMPLES or now - self._last_pinged(peer) >= PING_AGAIN_S
+    def _look_at_members(self) -> None:
+        table = self._members.table
+        if self._planned_at != table.roles_revision:
+            self._planned_at = table.roles_revision
+            self._plan.members({m.peer_id: m.announcement.region for m in table.counted()})
 
-    def _last_pinged(self, peer: PeerId) -> float:
-        return self._pinged_at.get(peer, -math.inf)
+    def _known(self, peer: PeerId) -> RoundTrips:
+        least_s = self._locator.least_s(peer)
+        return RoundTrips() if least_s is None else RoundTrips(self._locator.n_samples(peer), least_s)
+
+    def _sample(self, peer: PeerId, rtt_s: float) -> None:
+        now = trio.current_time()
+        self._plan.measured(peer, rtt_s, self._known(peer), now)
+        self._locator.sample(peer, rtt_s, now)
 
     def _hear_witnesses(self) -> None:
         """Once per announcement period: which members to measure, and which not to believe."""
@@ -139,14 +148,17 @@ class RegionService:
 
     async def _ping(self, peer: PeerId, n: int) -> None:
         for _ in range(n):
-            self._pinged_at[peer] = trio.current_time()
+            self._plan.tried(peer, trio.current_time())
             if (rtt_s := await self._members.ping(peer)) is not None:
-                self._locator.sample(peer, rtt_s, trio.current_time())
+                self._sample(peer, rtt_s)
 
-    def _fit(self, n_passes: int) -> None:
-        """Move the coordinate by the round trips to the members that say where they are."""
-        others = self._others()
-        claims = {peer_of(a): a.coordinate for a in others if a.coordinate is not None and a.peer_id not in self._doubted}
+    def _fit(self, n_passes: int, most: int = MAX_OBSERVED) -> None:
+        """Move the coordinate by the round trips to the members that were measured and say where they are."""
+        claims = {
+            peer_of(a): a.coordinate
+            for a in self._others()
+            if a.coordinate is not None and a.peer_id not in self._doubted and self._locator.n_samples(peer_of(a))
+        }
         for _ in range(n_passes):
-            for peer in self._rng.sample(sorted(claims), min(MAX_OBSERVED, len(claims))):
+            for peer in self._rng.sample(sorted(claims), min(most, len(claims))):
                 self._locator.fit(peer, claims[peer])
