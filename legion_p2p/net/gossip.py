@@ -92,15 +92,22 @@ class Libp2pGossip:
 
     @asynccontextmanager
     async def subscribe(self, topic: str) -> AsyncIterator[trio.MemoryReceiveChannel[bytes]]:
-        _check(topic)
         buffer = Buffer()
-        await self._join(topic, buffer)
         try:
-            yield buffer.receive
+            async with self.listen(topic, buffer.put):
+                yield buffer.receive
+        finally:
+            buffer.close()
+
+    @asynccontextmanager
+    async def listen(self, topic: str, heard: Callable[[bytes], None]) -> AsyncIterator[None]:
+        _check(topic)
+        await self._join(topic, heard)
+        try:
+            yield
         finally:
             with trio.CancelScope(shield=True):
-                await self._leave(topic, buffer)
-            buffer.close()
+                await self._leave(topic, heard)
 
     async def keep_registered(self) -> None:
         """Repair what libp2p loses, until cancelled.
@@ -131,7 +138,7 @@ class Libp2pGossip:
                     unregistered[peer] = now
                     self._pubsub._schedule_peer_stream_retry(peer)
 
-    async def _join(self, topic: str, buffer: Buffer) -> None:
+    async def _join(self, topic: str, heard: Callable[[bytes], None]) -> None:
         async with self._changing:
             entry = self._topics.get(topic)
             if entry is None:
@@ -141,13 +148,13 @@ class Libp2pGossip:
                 assert isinstance(subscription, TrioSubscriptionAPI)
                 entry = self._topics[topic] = _Topic(subscription.receive_channel)
                 self._nursery.start_soon(entry.pump, self._me)
-            entry.buffers.append(buffer)
+            entry.listeners.append(heard)
 
-    async def _leave(self, topic: str, buffer: Buffer) -> None:
+    async def _leave(self, topic: str, heard: Callable[[bytes], None]) -> None:
         async with self._changing:
             entry = self._topics[topic]
-            entry.buffers.remove(buffer)
-            if not entry.buffers:
+            entry.listeners.remove(heard)
+            if not entry.listeners:
                 del self._topics[topic]
                 entry.scope.cancel()
                 self._pubsub.remove_topic_validator(topic)
@@ -187,15 +194,15 @@ class _Topic:
 
     def __init__(self, source: trio.MemoryReceiveChannel[rpc_pb2.Message]) -> None:
         self._source = source
-        self.buffers: list[Buffer] = []
+        self.listeners: list[Callable[[bytes], None]] = []
         self.scope = trio.CancelScope()
 
     async def pump(self, me: bytes) -> None:
         with self.scope:
             async for message in self._source:
                 if message.from_id != me:
-                    for buffer in self.buffers:
-                        buffer.put(message.data)
+                    for heard in tuple(self.listeners):
+                        heard(message.data)
 
 
 class _Rates:

@@ -1,6 +1,6 @@
 """Gossip in a simulated world: one peer's end of it. The world decides which peer hears what, and when."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
@@ -17,7 +17,7 @@ class SimGossip:
     def __init__(self, world: Fabric, network: Station) -> None:
         self._world = world
         self._network = network
-        self._buffers: dict[str, list[Buffer]] = {}
+        self._listeners: dict[str, list[Callable[[bytes], None]]] = {}
 
     async def publish(self, topic: str, data: bytes) -> None:
         _check_topic(topic)
@@ -29,25 +29,32 @@ class SimGossip:
 
     @asynccontextmanager
     async def subscribe(self, topic: str) -> AsyncIterator[trio.MemoryReceiveChannel[bytes]]:
-        _check_topic(topic)
         buffer = Buffer()
-        self._buffers.setdefault(topic, []).append(buffer)
-        self._world.mail.peers_changed()
         try:
-            yield buffer.receive
+            async with self.listen(topic, buffer.put):
+                yield buffer.receive
         finally:
-            self._buffers[topic].remove(buffer)
-            if not self._buffers[topic]:
-                del self._buffers[topic]
-            self._world.mail.peers_changed()
             buffer.close()
 
+    @asynccontextmanager
+    async def listen(self, topic: str, heard: Callable[[bytes], None]) -> AsyncIterator[None]:
+        _check_topic(topic)
+        self._listeners.setdefault(topic, []).append(heard)
+        self._world.mail.peers_changed()
+        try:
+            yield
+        finally:
+            self._listeners[topic].remove(heard)
+            if not self._listeners[topic]:
+                del self._listeners[topic]
+            self._world.mail.peers_changed()
+
     def wants(self, topic: str) -> bool:
-        return topic in self._buffers
+        return topic in self._listeners
 
     def receive(self, topic: str, data: bytes) -> None:
-        for buffer in self._buffers.get(topic, ()):
-            buffer.put(data)
+        for heard in tuple(self._listeners.get(topic, ())):
+            heard(data)
 
 
 def _check_topic(topic: str) -> None:

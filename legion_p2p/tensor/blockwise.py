@@ -40,6 +40,8 @@ VERSION = 1
 BLOCK = 256
 STRIP = 2**18  # elements that are worked on at once: 1 MiB stays in the cache
 
+MAX_FLOAT = torch.finfo(torch.float32).max
+
 MIN_SCALE = torch.finfo(torch.float32).tiny
 """Smaller scales are written as zero, and so is their block (of int8, all below 1.5e-36): what a subnormal number is worth
 depends on the flush-to-zero mode of the machine that multiplies by it."""
@@ -69,7 +71,7 @@ class Blockwise:
     @property
     def max_scale(self) -> float:
         """L times a larger one could be infinite. Only values above 3.376e38 feel it: they saturate, by less than 1 %."""
-        return torch.finfo(torch.float32).max / 128 * (127 // self.largest_step)
+        return MAX_FLOAT / 128 * (127 // self.largest_step)
 
     def encode(self, x: Tensor) -> bytes:
         """Raises: NonFiniteError; UsageError, if `x` is not 1-D contiguous fp32."""
@@ -129,9 +131,12 @@ class Blockwise:
 
 def blocks(x_N: Tensor, block: int) -> list[Tensor]:
     """Views of `x_N` that cover it: the whole blocks (K, B), and what is left (1, N mod B). Either is missing if empty."""
-    n_whole = x_N.numel() - x_N.numel() % block
-    views = [x_N[:n_whole].view(-1, block), x_N[n_whole:].view(1, -1)]
-    return [view for view in views if view.numel()]
+    n_left = x_N.numel() % block
+    n_whole = x_N.numel() - n_left
+    if not n_left:  # as a rule
+        return [x_N.view(-1, block)] if n_whole else []
+    left = [x_N[n_whole:].view(1, -1)]
+    return [x_N[:n_whole].view(-1, block), *left] if n_whole else left
 
 
 def strips(x_N: Tensor, block: int) -> list[Tensor]:

@@ -9,6 +9,7 @@ The header repeats what the receiver expects and is only ever compared: how much
 receiver's own `numel`, never on what a stranger wrote.
 """
 
+import math
 import struct
 
 import numpy as np
@@ -78,7 +79,9 @@ def is_finite(x: Tensor) -> bool:
     if x.numel() == 0:
         return True
     low, high = torch.aminmax(x)
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+    if math.isfinite(high - low):  # one number to fetch; infinite also where both are finite and very large
+        return True
+    return math.isfinite(low) and math.isfinite(high)
 
 
 def require_finite(x: Tensor) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from legion_p2p.tensor.body import is_finite
 from legion_p2p.tensor.flatten import FlatView
 
 
@@ -60,7 +61,7 @@ class LocalCopy:
             return
         local = self.view.read_slice(start, end)
         change = local - base
-        if not bool(torch.isfinite(change).all()):  # a diverged copy is given up, or it would never recover
+        if not is_finite(change):  # a diverged copy is given up, or it would never recover
             change.zero_()
         if self.mixing < 1.0:
             reference = base + self.mixing * (reference - base)

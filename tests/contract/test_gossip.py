@@ -65,6 +65,20 @@ async def test_two_readers_of_one_topic_both_hear_all(swarm, clock):
             assert await second.receive() == b"news"
 
 
+async def test_a_listener_is_called_with_each_message_until_it_leaves(swarm, clock):
+    a, b = await swarm.start_connected(2)
+    called: list[bytes] = []
+
+    async with b.gossip.subscribe("t") as stays:
+        async with b.gossip.listen("t", called.append):
+            await hears(a, "t", b"both", stays)
+            assert set(called) == {b"both"}
+        called.clear()
+        await hears(a, "t", b"one", stays)
+
+    assert called == []
+
+
 async def test_one_reader_may_leave_without_the_other(swarm, clock):
     a, b = await swarm.start_connected(2)
 

@@ -322,7 +322,7 @@ class MemberService:
         return True
 
     async def run_forever(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        async with trio.open_nursery() as nursery, self._gossip.subscribe(announce_topic(self.run)) as heard:
+        async with trio.open_nursery() as nursery, self._gossip.listen(announce_topic(self.run), self._hear):
             self._nursery = nursery
             try:
                 nursery.start_soon(self._announce_regularly)
@@ -330,13 +330,16 @@ class MemberService:
                 nursery.start_soon(self._look_at_clock)
                 nursery.start_soon(self._key_watch.end_where_shared)
                 task_status.started(None)
-                async for signed in heard:
-                    try:
-                        self.take(signed, direct=True)
-                    except (DecodeError, NotAdmittedError) as bad:
-                        self._events.emit("announcement.refused", reason=str(bad))
+                await trio.sleep_forever()
             finally:
                 self._nursery = None  # a peer that leaves still answers and asks, but starts nothing
+
+    def _hear(self, signed: bytes) -> None:
+        """Somebody published an announcement."""
+        try:
+            self.take(signed, direct=True)
+        except (DecodeError, NotAdmittedError) as bad:
+            self._events.emit("announcement.refused", reason=str(bad))
 
     async def ping(self, peer: PeerId) -> float | None:
         """Seconds until `peer` answered, its own haste included; None: it did not."""
