@@ -60,6 +60,8 @@ class Chain:
         self._max_log_bytes = max_log_bytes
         self._log: OrderedDict[int, LogEntry] = OrderedDict()  # by the version that it made
         self._log_bytes = 0
+        self._older_bytes: dict[int, int] = {}
+        """Of each version in the log: the bytes of all updates that were in the log before it, since the log was begun."""
         self._included: dict[PeerId, int] = {}
         self._digests: BoundedMap[int, bytes] = BoundedMap(MAX_DIGESTS)
         self._digests[version] = digest
@@ -91,10 +93,14 @@ class Chain:
     def applied(self, header: UpdateHeader, update: Update) -> None:
         """The update was applied, and the result has the digest that it promised."""
         self._advance(header.version, header.digest)
+        last = self._log.get(self.version - 1)
+        older = 0 if last is None else self._older_bytes[self.version - 1] + _size(last.update)
+        self._older_bytes[header.version] = older
         self._log[header.version] = LogEntry(header, update)
         self._log_bytes += _size(update)
         while self._log and (len(self._log) > MAX_LOG_ENTRIES or self._log_bytes > self._max_log_bytes):
-            _, oldest = self._log.popitem(last=False)
+            version, oldest = self._log.popitem(last=False)
+            del self._older_bytes[version]
             self._log_bytes -= _size(oldest.update)
         self.owner = PeerId(header.owner)
         self._include(header.included)
@@ -102,8 +108,7 @@ class Chain:
     def rebased(self, digest: bytes, owner: PeerId, included: Iterable[Inclusion] = ()) -> None:
         """A swarm of one replaced the bytes: a new version without an update that others could apply."""
         self._advance(self.version + 1, digest)
-        self._log.clear()
-        self._log_bytes = 0
+        self._forget_log()
         self.owner = owner
         self._include(included)
 
@@ -113,8 +118,7 @@ class Chain:
         self.digest = digest
         self.owner = owner
         self.n_replaced += 1
-        self._log.clear()
-        self._log_bytes = 0
+        self._forget_log()
         self._digests.clear()
         self._digests[version] = digest
         self._included = {}
@@ -131,8 +135,14 @@ class Chain:
 
     def bytes_since(self, version: int, digest: bytes) -> int | None:
         """How many bytes `since` would give; None where it gives none."""
-        updates = self.since(version, digest)
-        return None if updates is None else sum(map(_size, updates))
+        if version == self.version and digest == self.digest:
+            return 0
+        first = self._log.get(version + 1)
+        if first is None or first.header.base_digest != digest:
+            return None
+        # Asked of thousands of states at once, by strangers too: so nothing is summed here.
+        newest = self._log[self.version]
+        return self._older_bytes[self.version] + _size(newest.update) - self._older_bytes[version + 1]
 
     def passed_otherwise(self, version: int, digest: bytes) -> bool:
         """True if this chain was in that version with other bytes."""
@@ -168,6 +178,11 @@ class Chain:
         self.version = version
         self.digest = digest
         self._digests[version] = digest
+
+    def _forget_log(self) -> None:
+        self._log.clear()
+        self._log_bytes = 0
+        self._older_bytes.clear()
 
     def _include(self, included: Iterable[Inclusion]) -> None:
         for inclusion in included:

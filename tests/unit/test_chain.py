@@ -230,3 +230,34 @@ def test_replaying_what_follows_any_state_gives_the_same_state(steps: list[tuple
         assert (follower.version, follower.digest) == (chain.version, chain.digest)
     assert n_reached >= 1
     assert chain._log_bytes <= max_log_bytes
+
+
+@given(st.lists(st.tuples(st.sampled_from(["extend", "rebase", "replace"]), st.integers(0, 300)), min_size=1, max_size=80))
+def test_the_bytes_that_lead_from_a_state_are_those_of_the_updates_in_between(steps: list[tuple[str, int]]) -> None:
+    chain = new_chain(2000)
+    states = [(chain.version, chain.digest)]
+    for number, (what, size) in enumerate(steps):
+        if what == "extend":
+            extend(chain, 1, f"{number}-", b"x" * size)
+        elif what == "rebase":
+            chain.rebased(digest_of(f"rebased {number}"), A)
+        else:
+            chain.replaced(chain.version + size, digest_of(f"replaced {number}"), B)
+        states.append((chain.version, chain.digest))
+
+    for state in [*states, (0, digest_of("another")), (10**6, chain.digest)]:
+        updates = chain.since(*state)
+        expected = None if updates is None else sum(len(u.header) + len(u.payload) for u in updates)
+        assert chain.bytes_since(*state) == expected
+
+
+def test_to_ask_about_thousands_of_states_costs_no_more_than_looking_them_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = new_chain()
+    extend(chain, MAX_LOG_ENTRIES)
+    sizes = []
+    monkeypatch.setattr(chain_module, "_size", lambda update: sizes.append(update) or 1)
+
+    for _ in range(1000):
+        chain.bytes_since(1, digest_of("1"))
+
+    assert len(sizes) <= 1000

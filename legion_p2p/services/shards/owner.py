@@ -4,6 +4,7 @@ Decided in core/shard/owner.py and core/round.py.
 """
 
 import random
+from functools import partial
 
 import trio
 
@@ -31,7 +32,7 @@ from legion_p2p.core.wire import (
 from legion_p2p.errors import CodecError, DecodeError, NetworkError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.shards.follower import FollowService
-from legion_p2p.services.shards.replica import Arrived, Combined, Replica, combine
+from legion_p2p.services.shards.replica import Arrived, Combined, Replica, combine_arrived
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
 
 TAIL_S = 2.0  # to collect what a dead owner published last, before going on from it
@@ -114,13 +115,13 @@ class OwnerService:
             return self._not_owner(replica)
         decode = states.codec_of(replica, message.codec).decode
         try:
-            value = await states.compute(replica.numel, decode, message.payload, replica.numel)
+            await states.compute(replica.numel, decode, message.payload, replica.numel)
         except CodecError as bad:
             raise CodecError(f"push of {peer}: {bad}") from bad
         now = trio.current_time()
         contribution = Contribution(peer, message.seq, message.version, message.tokens, now)
         async with replica.lock:
-            verdict = self._enter(replica, contribution, Arrived(value, message.codec))
+            verdict = self._enter(replica, contribution, Arrived(message.codec, partial(decode, message.payload, replica.numel)))
         if verdict is None:
             return self._not_owner(replica)
         if message.version > replica.chain.version:
@@ -131,7 +132,7 @@ class OwnerService:
     def submit(self, replica: Replica, packed: Packed) -> bool:
         """Take this peer's own contribution into the round; False: it does not own the shard."""
         contribution = Contribution(self._states.me, packed.seq, packed.version, packed.tokens, trio.current_time())
-        return self._enter(replica, contribution, Arrived(packed.body.sent, packed.body.codec)) is not None
+        return self._enter(replica, contribution, Arrived(packed.body.codec, lambda: packed.body.sent)) is not None
 
     def _enter(self, replica: Replica, contribution: Contribution, arrived: Arrived) -> Verdict | None:
         verdict = replica.life.owner.push(contribution, trio.current_time())
@@ -162,12 +163,12 @@ class OwnerService:
             name = self._rounds.warmup_codec if is_warming_up else states.update_codec
             result = await states.compute(
                 replica.numel * len(arrived),
-                combine,
+                combine_arrived,
                 replica.reference,
                 replica.owner_residual,
                 replica.outer,
                 closed,
-                {peer: one.value for peer, one in arrived.items()},
+                arrived,
                 self._rounds,
                 states.codec_of(replica, name),
             )

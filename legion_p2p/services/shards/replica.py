@@ -3,6 +3,7 @@
 Tensors here are 1-D fp32 on the CPU and never changed in place: whoever was handed one may go on reading it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -42,10 +43,11 @@ class LocalChange:
 
 @dataclass(frozen=True, eq=False)
 class Arrived:
-    """A contribution to the round that is open."""
+    """A contribution to the round that is open, as it came: what it decodes to may be hundreds of times as long."""
 
-    value: Tensor
     codec: str
+    decoded: Callable[[], Tensor]
+    """It has been checked: decoding it succeeds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ class Replica:
 
     # as the owner
     arrived: dict[PeerId, Arrived] = field(default_factory=dict)
-    """What each contribution in the round decodes to."""
+    """The contributions in the round."""
     owner_residual: Tensor | None = None
     outer: OuterState = field(default_factory=OuterState)
     taken_over: dict[Part, tuple[PeerId, int, bytes]] = field(default_factory=dict)
@@ -140,6 +142,20 @@ def combine(
         too_large = tuple((source, "together with the others it exceeds what numbers can hold") for source in result.used)
         return Combined(None, reference, b"", None, OuterState(), (), result.refused + too_large)
     return Combined(packed.data, made, digest(made), packed.residual, outer_after, result.used, result.refused)
+
+
+def combine_arrived(
+    reference: Tensor,
+    owner_residual: Tensor | None,
+    outer: OuterState,
+    closed: Closed,
+    arrived: dict[PeerId, Arrived],
+    spec: RoundSpec,
+    codec: Codec,
+) -> Combined:
+    """`combine`, of contributions that are decoded only now."""
+    values = {peer: one.decoded() for peer, one in arrived.items()}
+    return combine(reference, owner_residual, outer, closed, values, spec, codec)
 
 
 def rebase(change: LocalChange, *leftovers: Tensor | None) -> tuple[Tensor, bytes]:

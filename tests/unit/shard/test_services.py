@@ -1,5 +1,6 @@
 """The conversations about shards between a few peers over the network in memory. Nobody trains: changes are handed in by hand."""
 
+import gc
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -273,6 +274,17 @@ async def test_what_an_owner_answers_to_pushes(autojump_clock: object) -> None:
             await member.refused(owner, push_of(member, shard=7)),
         ]
         assert kinds == ["CodecError", "DecodeError", "CodecError", "DecodeError"]
+
+
+async def test_a_push_that_waits_for_its_round_takes_the_memory_that_it_came_with(autojump_clock: object) -> None:
+    """A sparse one decodes to some hundred times as much, and any number of members may push."""
+    async with peers_of(3) as (owner, member, _):
+        await member.ask(owner, push_of(member))
+
+        held = owner.replica.arrived[member.me]
+        reachable = gc.get_referents(held, held.decoded)
+        assert not any(isinstance(thing, Tensor) for thing in reachable)
+        assert torch.equal(held.decoded(), codec.get("fp32").decode(push_of(member).payload, N))
 
 
 async def test_what_an_update_contains_already_is_answered_so(autojump_clock: object) -> None:
