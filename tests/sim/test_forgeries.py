@@ -61,6 +61,26 @@ async def test_who_claims_to_be_ahead_and_then_says_nothing_is_asked_more_and_mo
         await ends_equal(swarm, liar)
 
 
+async def test_a_majority_that_claims_to_be_ahead_and_says_nothing_holds_up_few_rounds(autojump_clock):
+    """Four of seven announce one state that nobody made; whoever asks them for it hears nothing."""
+    async with Swarm(round=CAPPED, numel=32) as swarm:
+        peers = await three(swarm)
+        liars = [Liar(swarm, f"liar {i}") for i in range(4)]
+        ahead = pack_marks([Mark(peers[0].versions()[0] + 100_000, 7)] * 2)
+
+        for liar in liars:
+            await liar.become_member(ready=True, weight=SMALL, marks=ahead)
+        with goes_on(swarm, 0.6):
+            for _ in range(90):
+                await trio.sleep(2)
+                for liar in liars:
+                    await liar.become_member(ready=True, weight=SMALL, marks=ahead)
+
+        for liar in liars:
+            swarm.world.kill(liar.id)
+        await ends_equal(swarm)
+
+
 def poison(liar: Liar, version: int = LAST_VERSION, value: float = 1e6) -> ShardState:
     state = torch.full((N_ELEMENTS,), value)
     return ShardState(0, version, digest(state), (Inclusion(liar.honest[0].id, 1 << 62),), encoded(state), True)

@@ -12,6 +12,7 @@ from legion_p2p.core.announcement import Mark, mark_at
 from legion_p2p.core.chain import Step
 from legion_p2p.core.identity import PeerId, verify
 from legion_p2p.core.membership import Liveness
+from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.shard import follower, push
 from legion_p2p.core.shard.follower import Adoption, judge_whole, may_make, most_hold
@@ -197,18 +198,21 @@ class FollowService:
         """Fetch from `peer` what is missing here: updates, or where these do not reach and it is allowed, the whole shard.
 
         From a member that only says that it is ahead, nothing but updates of those whose versions are to be followed, and only
-        `within_s`. Returns when to come again, if `peer` is busy.
+        `within_s`. From one that announces what most announce, everything, within the time that a slow link takes: identities
+        cost nothing, so a majority may be silent liars. Returns when to come again, if `peer` is busy.
         """
         states = self._states
-        trusted = trusted or self._may_make(replica, peer) or self._holds_what_most_hold(replica, peer)
+        known = trusted or self._may_make(replica, peer)
+        trusted = known or self._holds_what_most_hold(replica, peer)
+        if trusted:
+            within_s = TRANSFER_DEADLINE_S if known else self._transfer_s(replica)
         before = (replica.chain.version, replica.chain.digest)
         request = GetUpdates(states.run, replica.shard, *before, log_only or not trusted)
         is_waited_for = states.ownership(replica.shard).owner == states.me
         priority = Priority.ROUND if is_waited_for else Priority.CATCH_UP
-        deadline_s = TRANSFER_DEADLINE_S if trusted else within_s
         try:
             async with states.urgent if is_waited_for else states.transfers:
-                reply = await states.rpc.ask(peer, request, priority, within_s=deadline_s)
+                reply = await states.rpc.ask(peer, request, priority, within_s=within_s)
             if isinstance(reply, Busy):
                 self._tell(replica, follower.TurnedAway(peer, reply.retry_ms / 1000))
                 return reply.retry_ms / 1000
@@ -232,8 +236,12 @@ class FollowService:
             self._messenger.report(peer, f"bad state of shard {replica.shard}: {bad}")
             self._events.error("shard.sync_refused", f"shard {replica.shard}: {bad}", peer=peer)
         came_forward = before != (replica.chain.version, replica.chain.digest)
-        self._tell(replica, follower.FetchEnded(peer, came_forward, trusted))
+        self._tell(replica, follower.FetchEnded(peer, came_forward, known))
         return None
+
+    def _transfer_s(self, replica: Replica) -> float:
+        """What the shard whole may take: the largest TRANSFER_DEADLINE_S."""
+        return CLAIM_DEADLINE_S + TRANSFER_DEADLINE_S * replica.numel / MAX_SHARD_ELEMENTS
 
     async def _take_updates(self, replica: Replica, reply: Updates, trusted: bool) -> None:
         for update in reply.updates:
