@@ -1,7 +1,7 @@
 """What regions cost and gain: the reference work on peers at two places, 5 ms inside, 120 ms across, home links.
 
     python benchmarks/regions.py --peers 2 --steps 1000 --runs near flat elastic center nesterov
-    python benchmarks/regions.py --peers 2 --steps 200 --runs elastic elastic:cross_every=1,moving_rate=.5
+    python benchmarks/regions.py --peers 2 --steps 200 --runs elastic elastic:sync_every=1,moving_rate=.5
 
 The real engine and services over the network of legion_p2p.sim, real training of the built-in GPT `xxs` on the text and with the
 optimizers of benchmarks/convergence.py; only time is virtual: a step takes `--step-s`, arithmetic of the swarm nothing. So every
@@ -13,7 +13,7 @@ A run is a name, and after a colon fields of RoundSpec that differ from what `--
 |---|---|
 | near | all peers at one place, no regions: what the distance costs nobody |
 | flat | two places, no regions |
-| elastic, center, nesterov | two places, each a region, which meet by that rule |
+| elastic, center, nesterov | two places, each a region, which sync by that rule |
 """
 
 import argparse
@@ -61,7 +61,7 @@ def rounds_of(run: str, links: str) -> RoundSpec:
     name, _, changes = run.partition(":")
     fields = dict(change.split("=") for change in changes.split(",")) if changes else {}
     known = SETTINGS[links]["round"]
-    rule = {} if name in WITHOUT_REGIONS else {"cross_rule": name}
+    rule = {} if name in WITHOUT_REGIONS else {"sync_rule": name}
     return msgspec.convert({**known, **rule, **fields}, RoundSpec, strict=False)
 
 
@@ -148,8 +148,8 @@ async def train(run: str, args: argparse.Namespace, texts: tuple[np.ndarray, np.
         copies = [peer.engine.common_parameters() for peer in peers.first_of_each_region()]
         validation = loss(copies)
         curve.append((args.steps, round(took_s, 3), validation))
-        met = [event for peer in everyone for event in peer.events_named("cross.met")]
-        n_refused = sum(len(peer.events_named(name)) for peer in everyone for name in ("cross.refused", "cross.failed"))
+        syncs = [event for peer in everyone for event in peer.events_named("sync.done")]
+        n_refused = sum(len(peer.events_named(name)) for peer in everyone for name in ("sync.refused", "sync.failed"))
         tokens = len(everyone) * args.steps * args.batch * 64
         return {
             "validation": validation,
@@ -160,9 +160,9 @@ async def train(run: str, args: argparse.Namespace, texts: tuple[np.ndarray, np.
             "blocked": round(statistics.fmean(peer.blocked_s for peer in everyone) / took_s, 4),
             "bytes_inside_per_token": round(peers.passed["inside"] / tokens, 3),
             "bytes_across_per_token": round(peers.passed["across"] / tokens, 3),
-            "n_met": len(met) // 2,
+            "n_syncs": len(syncs) // 2,
             "n_meetings_failed": n_refused,
-            "mean_rate": round(statistics.fmean(e.fields["rate"] for e in met), 3) if met else None,
+            "mean_rate": round(statistics.fmean(e.fields["rate"] for e in syncs), 3) if syncs else None,
             "curve": curve,
             "cpu_s": round(time.process_time() - began, 1),
         }  # fmt: skip

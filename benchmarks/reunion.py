@@ -1,7 +1,7 @@
-"""What it costs two regions to meet for the first time after they trained apart for long.
+"""What it costs two regions to sync for the first time after they trained apart for long.
 
     python benchmarks/reunion.py --apart 800 --after 600
-    python benchmarks/reunion.py --apart 800 --after 600 --behind 600    the second region has made 200 steps when they meet
+    python benchmarks/reunion.py --apart 800 --after 600 --behind 600    the second region has made 200 steps when they first sync
 
 The reference work as in benchmarks/regions.py: the real engine over the network of legion_p2p.sim, real training, virtual time.
 Two places, each a region, begin from the same founder's model with a wall between them, which falls when the first has made
@@ -32,7 +32,7 @@ from legion_p2p.train.gpt import GPT
 FIELDS = ("peers", "apart", "behind", "after", "links")
 
 
-async def meet(run: str, args: argparse.Namespace, texts: tuple[np.ndarray, np.ndarray], seed: int) -> dict:
+async def reunite(run: str, args: argparse.Namespace, texts: tuple[np.ndarray, np.ndarray], seed: int) -> dict:
     """Losses of both regions by steps of the first, from some steps before the wall falls."""
     args.steps = args.apart + args.after
     peers = Peers(run, args, texts[0], seed)
@@ -80,14 +80,14 @@ async def meet(run: str, args: argparse.Namespace, texts: tuple[np.ndarray, np.n
         rows = np.array(curve)
         met_at = int((rows[:, 0] <= 0).sum())
         rises = rows[:, 1:3] / np.minimum.accumulate(rows[:, 1:3]) - 1
-        met = [event.fields["rate"] for peer in swarm.living() for event in peer.events_named("cross.met")]
+        rates = [event.fields["rate"] for peer in swarm.living() for event in peer.events_named("sync.done")]
         return {
             "before": rows[met_at - 1, 1:3].tolist(),
             "rise": rises[met_at:].max(0).tolist(),
             "after": rows[-1, 1:3].tolist(),
             "apart": rows[[met_at - 1, -1], 3].tolist(),
-            "n_met": len(met) // 2,
-            "mean_rate": statistics.fmean(met) if met else None,
+            "n_syncs": len(rates) // 2,
+            "mean_rate": statistics.fmean(rates) if rates else None,
             "curve": curve,
             "cpu_s": round(time.process_time() - began, 1),
         }
@@ -125,7 +125,7 @@ def main() -> int:
     parser.add_argument("--runs", nargs="+", default=["elastic"], metavar="RULE[:FIELD=VALUE,...]")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--peers", type=int, default=1, help="at each of the two places")
-    parser.add_argument("--apart", type=int, default=500, help="steps of the first region, when they meet")
+    parser.add_argument("--apart", type=int, default=500, help="steps of the first region, when they first sync")
     parser.add_argument("--behind", type=int, default=0, help="steps that the second has made less")
     parser.add_argument("--after", type=int, default=300, help="further steps")
     parser.add_argument("--every", type=int, default=10, help="steps between two measurements")
@@ -145,7 +145,7 @@ def main() -> int:
         for seed in args.seeds:
             key = " ".join([run, *(f"{field}={getattr(args, field)}" for field in FIELDS), f"seed={seed}"])
             if key not in found:
-                found[key] = trio.run(meet, run, args, texts, seed, clock=MockClock(autojump_threshold=0))
+                found[key] = trio.run(reunite, run, args, texts, seed, clock=MockClock(autojump_threshold=0))
                 kept.write_text(json.dumps(found))
             print(key, json.dumps({field: value for field, value in found[key].items() if field != "curve"}), flush=True)
     draw(found, args.out.with_suffix(".png"))

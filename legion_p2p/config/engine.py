@@ -32,7 +32,7 @@ class PeerConfig(msgspec.Struct, frozen=True):
     """Share of the shards to own, relative to others; AUTO_WEIGHT: by its measured upload, smoothed."""
     role: Role = Role.AUTO
     volunteer_relay: bool = False
-    """Meet other regions for owners of this one that have little upload: see core.relays."""
+    """Sync with other regions on behalf of owners of this one that have little upload: see core.relays."""
     checkpoints: CheckpointConfig = CheckpointConfig()
     token: bytes = b""
     """What admits it, where the run admits peers by token: see core.admission."""

@@ -90,7 +90,7 @@ def struct_of(kind: type[T], data: Mapping[str, Any], renamed: Mapping[str, str]
         if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
             if not isinstance(given, Mapping):
                 raise ConfigError(f"{where}: {in_short(given)} stands where a table must be")
-            values[key] = struct_of(hint, given, path=f"{where}.")
+            values[key] = struct_of(hint, given, renamed, path=f"{where}.")
             continue
         try:
             values[key] = field_value(kind, key, given)

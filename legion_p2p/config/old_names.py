@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import ParamSpec, TypeVar
 
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.run import RENAMED_ROUND_FIELDS, RoundSpec
 from legion_p2p.errors import UsageError
 
 P = ParamSpec("P")
@@ -45,16 +45,18 @@ OPTIMIZER_ARGUMENTS = MappingProxyType({
     "links": 'run=NewRun("name", links=...)',
     "seed": 'run=NewRun("name", seed=...)',
     **{field: f'run=NewRun("name", rounds=Rounds({field}=...))' for field in RoundSpec.__struct_fields__},
+    **{old: f'run=NewRun("name", rounds=Rounds({new}=...))' for old, new in RENAMED_ROUND_FIELDS.items()},
 })  # fmt: skip
 """Arguments that `Optimizer` once had."""
 
-SPEC_KEYS = MappingProxyType({"round": "rounds"})
-"""Tables of SPEC.toml."""
+SPEC_KEYS = MappingProxyType({"round": "rounds", **RENAMED_ROUND_FIELDS})
+"""Tables of SPEC.toml, and keys in them."""
 
 FLAGS = MappingProxyType({
     "--store-limit": "--store-max-gb",
     "--eval-every": "--eval-every-s",
     "--checkpoint-every": "--checkpoint-every-s",
+    **{f"--{old.replace('_', '-')}": f"--{new.replace('_', '-')}" for old, new in RENAMED_ROUND_FIELDS.items()},
 })  # fmt: skip
 """Options of `legion-peer`."""
 

@@ -10,7 +10,7 @@ import msgspec
 
 from legion_p2p.config.fields import settle
 from legion_p2p.core.placement import PlacementName
-from legion_p2p.core.run import AggregationRule, CrossRule, InnerOptimizer, InnerSpec, OuterRule, RoundSpec, Untrained
+from legion_p2p.core.run import AggregationRule, InnerOptimizer, InnerSpec, OuterRule, RoundSpec, SyncRule, Untrained
 
 
 class Rounds(msgspec.Struct, frozen=True, repr_omit_defaults=True):
@@ -87,29 +87,29 @@ class Rounds(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     outer_delay: int | None = None
     """Rounds between two changes of the momentum, for the delayed rule."""
 
-    cross_every: int | None = None
-    """Least rounds of a shard between two meetings of regions about it. More: fewer bytes across, and regions drift further
+    sync_every: int | None = None
+    """Least rounds of a shard between two syncs of it with other regions. More: fewer bytes between regions, which drift further
     apart."""
 
-    max_cross_every: int | None = None
-    """Most rounds between two meetings, where the link between two owners carries little. More: slower links can take part, and
+    max_sync_every: int | None = None
+    """Most rounds between two syncs, where the link between two owners carries little. More: slower links can take part, and
     their regions drift further."""
 
-    cross_rule: CrossRule | None = None
-    """How two regions that meet come closer: by the moving rate; each by it with a center variable; or by an outer step of
+    sync_rule: SyncRule | None = None
+    """How two regions that sync come closer: by the moving rate; each by it with a center variable; or by an outer step of
     DiLoCo over both."""
 
-    cross_codec: str | None = None
+    sync_codec: str | None = None
     """Codec of what regions tell each other."""
 
-    cross_codecs: tuple[str, ...] | None = None
+    sync_codecs: tuple[str, ...] | None = None
     """Codecs that they may use instead, as the link between two owners allows."""
 
     moving_rate: float | None = None
-    """Share of their difference that each of two regions goes when they meet. Higher: closer together, and less exploration."""
+    """Share of their difference that each of two regions goes when they sync. Higher: closer together, and less exploration."""
 
-    cross_reach: float | None = None
-    """A meeting moves no region further than this many times what its own training did since the last one. Lower: safer, and two
+    sync_reach: float | None = None
+    """A sync moves no region further than this many times what its own training did since the last one. Lower: safer, and two
     that trained apart come together more gently; at 1 or less they may not come together at all. 0: no limit."""
 
     aggregation: AggregationRule | Literal["auto"] | None = None

@@ -15,7 +15,7 @@ _MUON = {"optimizer": "muon", "learning_rate": 0.02}
 def _sparse(pushes: tuple[str, ...], updates: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """The first codecs, and those that may take their place; between regions often and sparse: docs/records/regions.md."""
     codecs = {"push_codec": pushes[0], "push_codecs": pushes[1:], "update_codec": updates[0], "update_codecs": updates[1:]}
-    across = {"cross_every": 1, "cross_codec": "topk512-2bit"}
+    across = {"sync_every": 1, "sync_codec": "topk512-2bit"}
     return {"round": {"local_steps": 5, **codecs, "feedback_decay": 0.95, **across}, "inner": _MUON}
 
 

@@ -30,7 +30,7 @@ _NonNegative = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
 
 OuterRule = Literal["average", "sgd", "nesterov", "delayed-nesterov"]
-CrossRule = Literal["elastic", "center", "nesterov"]
+SyncRule = Literal["elastic", "center", "nesterov"]
 AggregationRule = Literal[
     "mean", "norm-cap", "trimmed-mean", "median", "krum", "multi-krum", "bulyan", "geometric-median", "centered-clip",
     "nearest-neighbours",
@@ -102,29 +102,29 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outer_delay: Annotated[int, msgspec.Meta(ge=1, le=MAX_OUTER_DELAY)] = 4
     """Rounds between two changes of the momentum, for the delayed rule."""
 
-    cross_every: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 2
-    """Least rounds of a shard between two meetings of regions about it. More: fewer bytes across, and regions drift further
+    sync_every: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 2
+    """Least rounds of a shard between two syncs of it with other regions. More: fewer bytes between regions, which drift further
     apart."""
 
-    max_cross_every: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 64
-    """Most rounds between two meetings, where the link between two owners carries little. More: slower links can take part, and
+    max_sync_every: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 64
+    """Most rounds between two syncs, where the link between two owners carries little. More: slower links can take part, and
     their regions drift further."""
 
-    cross_rule: CrossRule = "elastic"
-    """How two regions that meet come closer: by the moving rate; each by it with a center variable; or by an outer step of
-    DiLoCo over both: see `legion_p2p.tensor.meeting`."""
+    sync_rule: SyncRule = "elastic"
+    """How two regions that sync come closer: by the moving rate; each by it with a center variable; or by an outer step of
+    DiLoCo over both: see `legion_p2p.tensor.sync_step`."""
 
-    cross_codec: _Codec = "int8"
+    sync_codec: _Codec = "int8"
     """Codec of what regions tell each other."""
 
-    cross_codecs: _Codecs = ()
+    sync_codecs: _Codecs = ()
     """Codecs that they may use instead, as the link between two owners allows."""
 
     moving_rate: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.5
-    """Share of their difference that each of two regions goes when they meet. Higher: closer together, and less exploration."""
+    """Share of their difference that each of two regions goes when they sync. Higher: closer together, and less exploration."""
 
-    cross_reach: _NonNegative = 1.5
-    """A meeting moves no region further than this many times what its own training did since the last one. Lower: safer, and two
+    sync_reach: _NonNegative = 1.5
+    """A sync moves no region further than this many times what its own training did since the last one. Lower: safer, and two
     that trained apart come together more gently; at 1 or less they may not come together at all. 0: no limit."""
 
     aggregation: AggregationRule | Literal["auto"] = "auto"
@@ -186,14 +186,25 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def allowed_update_codecs(self) -> tuple[str, ...]:
         return _distinct(self.update_codec, *self.update_codecs, self.warmup_codec)
 
-    def allowed_cross_codecs(self) -> tuple[str, ...]:
-        return _distinct(self.cross_codec, *self.cross_codecs)
+    def allowed_sync_codecs(self) -> tuple[str, ...]:
+        return _distinct(self.sync_codec, *self.sync_codecs)
 
     def codecs(self) -> tuple[str, ...]:
         """All that a member must know."""
         return _distinct(
-            *self.allowed_push_codecs(), *self.allowed_update_codecs(), self.dense_codec, *self.allowed_cross_codecs()
+            *self.allowed_push_codecs(), *self.allowed_update_codecs(), self.dense_codec, *self.allowed_sync_codecs()
         )
+
+
+RENAMED_ROUND_FIELDS = {
+    "cross_every": "sync_every",
+    "max_cross_every": "max_sync_every",
+    "cross_rule": "sync_rule",
+    "cross_codec": "sync_codec",
+    "cross_codecs": "sync_codecs",
+    "cross_reach": "sync_reach",
+}
+"""Fields that specifications of an older version have, and their names now."""
 
 
 def is_sparse(codec: str) -> bool:
@@ -310,7 +321,8 @@ def open_spec(signed: SignedSpec) -> RunSpec:
     try:
         spec = _decoder.decode(_unpacked(signed.spec))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as bad:
-        raise DecodeError(f"run specification: {bad}") from bad
+        renamed = [f"; {old} is called {new} now" for old, new in RENAMED_ROUND_FIELDS.items() if f"`{old}`" in str(bad)]
+        raise DecodeError(f"run specification: {bad}{''.join(renamed)}") from bad
     if looks_like_run_id(spec.name):
         raise DecodeError(f"run specification: the name {spec.name!r} looks like a run's id")
     verify(spec.founder, signed.spec, signed.signature)

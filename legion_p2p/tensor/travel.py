@@ -5,7 +5,7 @@ No sync may move it much further than that: see `tensor.meeting.reach`.
 
 from torch import Tensor
 
-from legion_p2p.tensor.meeting import norm
+from legion_p2p.tensor.sync_step import norm
 
 FADING = 0.5  # of the distance, from one sync to the next: one quiet interval does not say that the copy stands still
 

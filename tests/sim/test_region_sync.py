@@ -12,7 +12,7 @@ from legion_p2p.services.inter_region.copies import RegionCopy
 from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import SimPeer, Swarm
 
-LOSSY = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", aggregation="mean", shard_elements=32, cross_every=2)
+LOSSY = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", aggregation="mean", shard_elements=32, sync_every=2)
 
 
 async def two_regions(swarm: Swarm, *, hung: bool = False) -> tuple[list[SimPeer], list[SimPeer]]:
@@ -28,7 +28,7 @@ def apart(east: list[SimPeer], west: list[SimPeer]) -> float:
 
 
 def n_met(peer: SimPeer, *, after: float = 0.0) -> int:
-    return sum(event.at >= after for event in peer.events_named("cross.met"))
+    return sum(event.at >= after for event in peer.events_named("sync.done"))
 
 
 async def test_two_regions_come_to_the_mean_of_all_targets(autojump_clock):
@@ -46,7 +46,7 @@ async def test_two_regions_come_to_the_mean_of_all_targets(autojump_clock):
         middle = (east[0].engine.common_parameters() + west[0].engine.common_parameters()) / 2
         assert torch.dist(middle, mean) < 0.05 * alone
         assert apart(east, west) < 0.25 * alone  # where the pull of both targets and the moving rate balance
-        later = [e for peer in swarm.living() for e in peer.events_named("cross.met") if e.at > 30]
+        later = [e for peer in swarm.living() for e in peer.events_named("sync.done") if e.at > 30]
         assert later and not any(event.fields["whole"] for event in later)  # both go by what they know of each other
         n_rounds = min(east[0].versions() + west[0].versions())
         assert n_met(east[0]) + n_met(east[1]) >= 2 * (n_rounds // 2 - 4)  # of two shards, every second version
@@ -54,7 +54,7 @@ async def test_two_regions_come_to_the_mean_of_all_targets(autojump_clock):
 
 @pytest.mark.parametrize("rule", ["center", "nesterov"])
 async def test_the_other_rules_bring_regions_together_as_well(rule, autojump_clock):
-    async with Swarm(round=msgspec.structs.replace(LOSSY, cross_rule=rule), step_s=0.2) as swarm:
+    async with Swarm(round=msgspec.structs.replace(LOSSY, sync_rule=rule), step_s=0.2) as swarm:
         east, west = await two_regions(swarm)
         north = [await swarm.add("e", region="north")] if rule == "center" else []
         await trio.sleep(100)
@@ -69,7 +69,7 @@ async def test_the_other_rules_bring_regions_together_as_well(rule, autojump_clo
 
 async def test_two_regions_that_ask_each_other_at_the_same_moment_meet(autojump_clock):
     """Answers take longer than rounds, so both are due while they wait."""
-    rounds = msgspec.structs.replace(LOSSY, local_steps=5, cross_every=1)
+    rounds = msgspec.structs.replace(LOSSY, local_steps=5, sync_every=1)
     world = World(delay_s=lambda a, b: 0.0025 if {a, b} <= east_ids or not {a, b} & east_ids else 0.06)
     swarm = Swarm(round=rounds, step_s=0.02, world=world)
     east_ids = {swarm.identity(name).peer_id for name in "ab"}
@@ -119,7 +119,7 @@ async def test_a_meeting_moves_both_by_the_same_so_their_mean_stays(autojump_clo
 
 @pytest.mark.parametrize("rule", ["elastic", "center", "nesterov"])
 async def test_a_region_that_is_cut_off_goes_on_and_comes_back(rule, autojump_clock):
-    async with Swarm(round=msgspec.structs.replace(LOSSY, cross_rule=rule), step_s=0.2) as swarm:
+    async with Swarm(round=msgspec.structs.replace(LOSSY, sync_rule=rule), step_s=0.2) as swarm:
         east, west = await two_regions(swarm)
         await trio.sleep(40)
         near = apart(east, west)

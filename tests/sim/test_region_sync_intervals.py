@@ -11,8 +11,8 @@ from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import Swarm
 
 ROUND = RoundSpec(
-    local_steps=5, push_codec="int8", update_codec="int8", shard_elements=1 << 15, cross_every=2, cross_codec="int8",
-    cross_codecs=("int2",), dense_codec="",
+    local_steps=5, push_codec="int8", update_codec="int8", shard_elements=1 << 15, sync_every=2, sync_codec="int8",
+    sync_codecs=("int2",), dense_codec="",
 )  # fmt: skip
 VERSION_S = 0.25
 SECONDS = 10
@@ -26,8 +26,8 @@ async def met_over(mbit: float) -> tuple[list[dict], int, float, float]:
         from_s, from_versions = trio.current_time(), peers[0].versions()[0]
         await trio.sleep(SECONDS)
 
-        asked = {e.fields["version"]: e for e in peers[0].events_named("cross.met") if e.at > from_s and e.fields["shard"] == 0}
-        met = [e.fields for peer in peers for e in peer.events_named("cross.met") if e.at > from_s]
+        asked = {e.fields["version"]: e for e in peers[0].events_named("sync.done") if e.at > from_s and e.fields["shard"] == 0}
+        met = [e.fields for peer in peers for e in peer.events_named("sync.done") if e.at > from_s]
         uploaded = sum(fields["n_bytes"] for fields in met) / 4  # both directions, and each meeting is told of at both ends
         share = 8 * uploaded / SECONDS / (mbit * 1e6)
         apart = torch.dist(*(peer.engine.common_parameters() for peer in peers)) / torch.dist(*(peer.target for peer in peers))
@@ -53,7 +53,7 @@ async def test_over_a_slow_link_regions_meet_more_rarely_and_in_a_sparser_codec(
 
 async def test_regions_that_meet_first_after_a_cut_meet_as_often_as_their_link_carries(autojump_clock):
     """Neither the attempts while it is, nor the delay of an ocean, are taken for a narrow link."""
-    rounds = msgspec.structs.replace(ROUND, cross_every=1, cross_codecs=(), shard_elements=1 << 12)
+    rounds = msgspec.structs.replace(ROUND, sync_every=1, sync_codecs=(), shard_elements=1 << 12)
     world = World(delay_s=0.06, rate_bytes_s=20e6 / 8)
     async with Swarm(round=rounds, numel=1 << 14, step_s=0.05, world=world) as swarm:
         peers = []
@@ -71,5 +71,5 @@ async def test_regions_that_meet_first_after_a_cut_meet_as_often_as_their_link_c
         await trio.sleep(20)
 
         n_versions = sum(peers[0].versions()) - from_versions
-        n_met = sum(e.at > from_s for e in peers[0].events_named("cross.met"))
+        n_met = sum(e.at > from_s for e in peers[0].events_named("sync.done"))
         assert n_met > 0.4 * n_versions  # an answer takes about a version

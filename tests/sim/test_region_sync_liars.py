@@ -10,7 +10,7 @@ from legion_p2p.errors import RefusedError
 from legion_p2p.sim.swarm import SimPeer, Swarm
 from legion_p2p.tensor import codec
 
-ROUND = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", shard_elements=64, cross_every=2)
+ROUND = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", shard_elements=64, sync_every=2)
 
 
 async def honest_and_liar(swarm: Swarm) -> tuple[SimPeer, SimPeer]:
@@ -63,7 +63,7 @@ async def test_a_copy_far_from_ours_moves_us_no_further_than_our_own_training_di
             await liar.engine.messenger.request(honest.id, whole(liar, far, number=number))
             await trio.sleep(5)
 
-        assert len(honest.events_named("cross.slowed")) == 12
+        assert len(honest.events_named("sync.slowed")) == 12
         assert torch.dist(honest.engine.common_parameters(), honest.target) < honest.target.norm()  # as at the start
         await trio.sleep(30)
         assert torch.dist(honest.engine.common_parameters(), honest.target) < 0.4 * honest.target.norm()  # training wins
@@ -81,6 +81,6 @@ async def test_an_answer_that_moves_us_further_than_we_agreed_to_is_not_followed
         liar.engine.region_sync.schedule.due = lambda replica: None
         await trio.sleep(60)
 
-        failed = honest.events_named("cross.failed")
+        failed = honest.events_named("sync.failed")
         assert any("was agreed to" in str(event.fields["text"]) for event in failed)
         assert torch.dist(honest.engine.common_parameters(), honest.target) < 0.5 * honest.target.norm()

@@ -35,7 +35,7 @@ def arguments(**changes):
 async def test_peers_train_and_their_regions_meet(regions, autojump_clock):
     text = np.frombuffer(b"for row in rows:\n    print(row)\n" * 200, np.uint8)
 
-    made = await regions.train("elastic:cross_every=1,local_steps=2", arguments(), (text, text[:700]), 0)
+    made = await regions.train("elastic:sync_every=1,local_steps=2", arguments(), (text, text[:700]), 0)
 
     assert made["validation"] < 5.0  # it began at log 256, 5.5
     assert made["n_met"] >= 4 and made["apart"] < 0.2

@@ -14,7 +14,7 @@ from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import SimPeer, Swarm
 from legion_p2p.tensor import codec
 
-ROUND = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", norm_cap=3.0, shard_elements=32, cross_every=2)
+ROUND = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", norm_cap=3.0, shard_elements=32, sync_every=2)
 LITTLE, MUCH = Bandwidth(upload_bps=1e6, download_bps=50e6), Bandwidth(upload_bps=500e6, download_bps=500e6)
 
 
@@ -39,7 +39,7 @@ def apart(east: list[SimPeer], west: list[SimPeer]) -> float:
 
 
 def n_met(peers: list[SimPeer], after: float = 0.0) -> int:
-    return sum(event.at >= after for peer in peers for event in peer.events_named("cross.met"))
+    return sum(event.at >= after for peer in peers for event in peer.events_named("sync.done"))
 
 
 def copies(east: list[SimPeer], west: list[SimPeer], big: SimPeer) -> torch.Tensor:
@@ -66,7 +66,7 @@ async def test_a_relay_meets_the_other_region_and_the_owners_only_take_what_come
             assert bool(n_met([big])) == relay
             assert bool(n_met(west, from_s)) != relay  # not a byte of their upload goes into it
             assert n_met(east, from_s) > 10
-            assert any(peer.events_named("cross.carried") for peer in west) == relay
+            assert any(peer.events_named("sync.relayed") for peer in west) == relay
     assert far[0] < 1.3 * far[1]  # regions keep together as well with a relay as without
 
 
@@ -117,7 +117,7 @@ async def test_a_relay_that_brings_nothing_is_replaced_by_the_owner(autojump_clo
 
 
 async def test_a_relay_that_leaves_gives_away_what_it_has_not_delivered(autojump_clock):
-    sparse = msgspec.structs.replace(ROUND, cross_codec="topk64-2bit", shard_elements=0)
+    sparse = msgspec.structs.replace(ROUND, sync_codec="topk64-2bit", shard_elements=0)
     async with Swarm(round=sparse, numel=1 << 13, shape=(128, 64), step_s=0.2) as swarm:
         _, west, big = await two_regions(swarm)
         await trio.sleep(20)
@@ -130,7 +130,7 @@ async def test_a_relay_that_leaves_gives_away_what_it_has_not_delivered(autojump
         await big.ended.wait()
 
         assert float(copy.undelivered.norm()) < 0.05 * left
-        assert any(event.at >= began for event in owner.events_named("cross.carried"))
+        assert any(event.at >= began for event in owner.events_named("sync.relayed"))
         assert trio.current_time() - began < 5
 
 
@@ -157,7 +157,7 @@ async def test_what_a_lying_relay_brings_is_refused_and_moves_nothing(autojump_c
 
 
 async def test_a_relay_that_steps_down_gives_away_what_it_has_not_delivered(autojump_clock):
-    sparse = msgspec.structs.replace(ROUND, cross_codec="topk64-2bit")
+    sparse = msgspec.structs.replace(ROUND, sync_codec="topk64-2bit")
     async with Swarm(round=sparse, step_s=0.2) as swarm:
         _, west, big = await two_regions(swarm)
         await trio.sleep(20)

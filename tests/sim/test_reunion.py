@@ -60,7 +60,7 @@ async def test_regions_that_trained_apart_come_together_without_a_jump_in_loss(r
     """`together_s`: before they are cut off from each other. The center, which nobody moves then, must not draw them back."""
     for seed, stream in enumerate(STREAMS.values()):
         stream.manual_seed(seed)
-    spec = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", shard_elements=96, cross_every=2, cross_rule=rule)
+    spec = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", shard_elements=96, sync_every=2, sync_rule=rule)
     held_out = samples(1000, generator(99))
     async with Swarm(round=spec, step_s=0.1, numel=NUMEL, start=begun(), local_step=local_step) as swarm:
         a, b = [await swarm.add(name, region=region) for name, region in (("a", "east"), ("b", "west"))]

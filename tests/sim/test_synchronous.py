@@ -33,7 +33,7 @@ async def test_training_waits_for_the_round_where_the_run_says_so(delay_s, synch
 
 async def test_regions_of_a_synchronous_run_meet_and_nobody_waits_for_that(autojump_clock):
     rounds = RoundSpec(
-        local_steps=5, push_codec="int8", update_codec="int8", quorum=1, synchronous=True, shard_elements=32, cross_every=2
+        local_steps=5, push_codec="int8", update_codec="int8", quorum=1, synchronous=True, shard_elements=32, sync_every=2
     )
     far = {}
     swarm = Swarm(round=rounds, step_s=0.1, world=World(1, delay_s=lambda a, b: 0.001 if far[a] == far[b] else 0.2))
@@ -45,7 +45,7 @@ async def test_regions_of_a_synchronous_run_meet_and_nobody_waits_for_that(autoj
 
         await trio.sleep(10)
 
-        assert sum(len(peer.events_named("cross.met")) for peer in peers) > 10
-        refused_at = [event.at for peer in peers for event in peer.events_named("cross.refused")]
+        assert sum(len(peer.events_named("sync.done")) for peer in peers) > 10
+        refused_at = [event.at for peer in peers for event in peer.events_named("sync.refused")]
         assert not [at for at in refused_at if at > 10], "none once all four are there"
         assert peers[0].blocked_s - blocked_s < 1

@@ -240,11 +240,11 @@ def test_a_run_is_created_from_a_file_and_flags_win_over_it(job_of, tmp_path):
         'update_codecs = ["int2"]\n[inner]\nbatch = 2\n'
     )
 
-    job = job_of("--new-run", str(spec), "--local-steps", "7", "--codec", "fp16", "--lr", "0.01", "--cross-every", "3")
+    job = job_of("--new-run", str(spec), "--local-steps", "7", "--codec", "fp16", "--lr", "0.01", "--sync-every", "3")
 
     assert job.entry.new_run == NewRun(
         "stories", preset="m", inner=Inner(batch=2, learning_rate=0.01),
-        rounds=Rounds(local_steps=7, quorum=1.0, push_codec="fp16", cross_every=3),
+        rounds=Rounds(local_steps=7, quorum=1.0, push_codec="fp16", sync_every=3),
     )  # fmt: skip
     other = job_of("--new-run", str(spec), "--push-codec", "topk64-2bit", "--update-codec", "int8").entry.new_run.rounds
     assert other == Rounds(local_steps=40, quorum=1.0, push_codec="topk64-2bit", update_codec="int8")
@@ -347,7 +347,7 @@ def test_an_option_that_has_another_name_now_says_so_wherever_it_stands(old, new
         (("--quiet-hours", "22-7"), "--quiet-hours: quiet hours '22-7': allowed is HH:MM-HH:MM"),
         (("--steps", "many"), "--steps: 'many' is not allowed: give a whole number of at least 0"),
         (("--links", "cabel"), "--links: 'cabel' is not allowed: give one of cable, dsl, fibre, lan"),
-        (("--cross-every", "0"), "--cross-every: '0' is not allowed: give a whole number from 1"),
+        (("--sync-every", "0"), "--sync-every: '0' is not allowed: give a whole number from 1"),
         (("--peers", "x"), "unknown option: --peers; did you mean --initial-peers?"),
         (("stories", ADDRESS), f"'stories' '{ADDRESS}': did you mean --run stories --initial-peers {ADDRESS}?"),
         (("stories.toml",), "'stories.toml': did you mean --new-run stories.toml?"),

@@ -177,6 +177,7 @@ def test_a_new_run_is_read_with_its_tables(tmp_path: Path) -> None:
         ('name = "x"\n[rounds]\nnorm_cap = nan', r"rounds.norm_cap: nan is not allowed"),
         ('name = "x"\nrounds = 3', r"rounds: 3 stands where a table must be"),
         ('name = "x"\n[round]\nquorum = 1', r"round: this is called rounds now"),
+        ('name = "x"\n[rounds]\ncross_every = 1', r"rounds.cross_every: this is called sync_every now"),
         ('name = "x"\n[model]\nn_embd = []', r"model: .* is not allowed: give a table"),
         ("seed = 1", r"name is missing"),
         ("seed = ", r"Invalid value"),

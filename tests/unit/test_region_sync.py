@@ -31,7 +31,7 @@ from legion_p2p.tensor import codec
 from tests.parts_of import ROUND, creation_of, log_of, parts_of
 
 N = 64
-SYNCED = msgspec.structs.replace(ROUND, shard_elements=N, cross_every=2, cross_codec="int8", cross_reach=0.0)
+SYNCED = msgspec.structs.replace(ROUND, shard_elements=N, sync_every=2, sync_codec="int8", sync_reach=0.0)
 """One shard; a sync may move a copy however far, unless a test says otherwise."""
 FAR = torch.linspace(-1.0, 1.0, N)
 LITTLE, MUCH = Bandwidth(upload_bps=1e6), Bandwidth(upload_bps=64e6)
@@ -114,7 +114,7 @@ async def test_both_sides_move_towards_each_other_and_the_mean_stays(autojump_cl
 
         assert torch.dist(east.copy(), west.copy()) < 0.6 * apart
         assert torch.allclose((east.copy() + west.copy()) / 2, mean, atol=1e-5)
-        done = [event for event in east.log if event.name == "cross.met"]
+        done = [event for event in east.log if event.name == "sync.done"]
         assert [event.fields["whole"] for event in done] == [True, False, False]
         assert [event.fields["codec"] for event in done] == [WHOLE, "int8", "int8"]
 
@@ -144,7 +144,7 @@ async def test_an_answer_that_was_lost_is_asked_for_again_and_counts_once(
             losing.setattr(east.run.shards, "ask_owner", lose)
             await east.ask("west")
         moved = west.copy()
-        assert "cross.failed" in east.names() and not torch.allclose(east.copy() + west.copy(), 2 * mean)
+        assert "sync.failed" in east.names() and not torch.allclose(east.copy() + west.copy(), 2 * mean)
         await east.ask("west")
 
         assert west.copy().equal(moved)
@@ -159,7 +159,7 @@ async def test_a_side_that_knows_something_else_makes_both_begin_again_with_the_
         west.train(2)
         await east.ask("west")
 
-        done = [event.fields["whole"] for event in east.log if event.name == "cross.met"]
+        done = [event.fields["whole"] for event in east.log if event.name == "sync.done"]
         assert done == [True, True]
 
 
@@ -169,7 +169,7 @@ async def test_a_refused_sync_is_noted_and_has_moved_nothing(autojump_clock: obj
         before = east.copy()
         await east.ask("west")  # at the same version
 
-        assert "cross.refused" in east.names() and east.copy().equal(before)
+        assert "sync.refused" in east.names() and east.copy().equal(before)
         assert east.pair("west").asked is None
 
 
@@ -179,7 +179,7 @@ async def test_nothing_is_asked_while_an_answer_is_awaited_or_where_nobody_repre
         east.pair("west").is_asking = True
         await east.ask("west")
 
-        assert not [name for name in east.names() if name.startswith("cross.")]
+        assert not [name for name in east.names() if name.startswith("sync.")]
 
 
 async def test_what_was_asked_of_a_former_representative_is_forgotten(autojump_clock: object) -> None:
@@ -192,13 +192,13 @@ async def test_what_was_asked_of_a_former_representative_is_forgotten(autojump_c
         west.train(2)
         await east.ask("west")
 
-        assert [e.fields["whole"] for e in east.log if e.name == "cross.met"] == [True, True]
+        assert [e.fields["whole"] for e in east.log if e.name == "sync.done"] == [True, True]
 
 
 async def test_an_answer_that_is_none_or_moves_us_too_far_is_reported_and_moves_nothing(
     autojump_clock: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    capped = msgspec.structs.replace(SYNCED, cross_reach=1.0)
+    capped = msgspec.structs.replace(SYNCED, sync_reach=1.0)
     async with two_regions(capped) as (_, east, _):
         reported: list[str] = []
         monkeypatch.setattr(east.run.network.messenger, "report", lambda peer, why: reported.append(why))
@@ -237,7 +237,7 @@ async def test_a_peer_that_lost_the_shard_while_it_asked_moves_nothing(
 
         monkeypatch.setattr(east.run.shards, "ask_owner", relinquish)
         await east.sync.requester.sync(east.replica, copy, "west")
-        assert "cross.lost" in east.names() and copy.value().equal(before)
+        assert "sync.lost" in east.names() and copy.value().equal(before)
         east.pair("west").forget()
         await east.sync.requester.sync(east.replica, copy, "west")  # it represents nothing: nothing is asked
         assert east.pair("west").asked is None
@@ -261,7 +261,7 @@ async def test_only_who_represents_a_shard_in_the_codecs_and_by_the_rule_of_the_
         ):
             with pytest.raises(error):
                 await answer(peer, message)
-        assert east.copy().equal(here) and "cross.met" not in east.names()
+        assert east.copy().equal(here) and "sync.done" not in east.names()
 
 
 async def test_the_same_request_twice_gets_the_same_answer_and_one_step(autojump_clock: object) -> None:
@@ -301,13 +301,13 @@ async def test_a_peer_that_represents_nothing_refuses(autojump_clock: object) ->
 
 
 async def test_a_copy_far_from_ours_moves_us_no_further_than_our_own_training_did(autojump_clock: object) -> None:
-    async with two_regions(msgspec.structs.replace(SYNCED, cross_reach=1.5)) as (_, east, west):
+    async with two_regions(msgspec.structs.replace(SYNCED, sync_reach=1.5)) as (_, east, west):
         before = east.copy()
         reply = await east.sync.on_request(west.run.me, request_of(west, before + 10 * FAR))
 
         assert isinstance(reply, SyncReply) and reply.slowed_to is not None and reply.slowed_to < 0.5
         assert 0 < torch.dist(east.copy(), before) < 0.02 * before.norm()
-        assert "cross.slowed" in east.names()
+        assert "sync.slowed" in east.names()
 
 
 async def test_regions_that_drift_apart_begin_again(autojump_clock: object) -> None:
@@ -318,14 +318,14 @@ async def test_regions_that_drift_apart_begin_again(autojump_clock: object) -> N
             west.push_apart(2.0**i * FAR)
             await east.ask("west")
 
-        assert "cross.apart" in east.names()
+        assert "sync.apart" in east.names()
 
 
 # the center variable
 
 
 async def test_the_first_region_that_syncs_with_the_center_finds_itself_there(autojump_clock: object) -> None:
-    async with two_regions(msgspec.structs.replace(SYNCED, cross_rule="center")) as (_, east, west):
+    async with two_regions(msgspec.structs.replace(SYNCED, sync_rule="center")) as (_, east, west):
         keeper = east if east.sync.schedule.owner(CENTER, 0) == east.run.me else west
         other = west if keeper is east else east
         other.push_apart(FAR)
@@ -343,7 +343,7 @@ async def test_the_first_region_that_syncs_with_the_center_finds_itself_there(au
 
 
 async def test_a_center_that_nobody_synced_with_for_long_begins_again(autojump_clock: object) -> None:
-    async with two_regions(msgspec.structs.replace(SYNCED, cross_rule="center")) as (_, east, west):
+    async with two_regions(msgspec.structs.replace(SYNCED, sync_rule="center")) as (_, east, west):
         keeper = east if east.sync.schedule.owner(CENTER, 0) == east.run.me else west
         other = west if keeper is east else east
         await other.ask(CENTER)
@@ -354,7 +354,7 @@ async def test_a_center_that_nobody_synced_with_for_long_begins_again(autojump_c
         await other.ask(CENTER)
 
         assert torch.dist(other.copy(), before) < 0.05  # the old center would have drawn it back
-        assert [e.fields["whole"] for e in other.log if e.name == "cross.met"] == [True, True]
+        assert [e.fields["whole"] for e in other.log if e.name == "sync.done"] == [True, True]
 
 
 # when
@@ -381,7 +381,7 @@ async def test_a_region_alone_syncs_with_no_region(autojump_clock: object) -> No
 
 
 async def test_by_the_rule_of_the_center_each_region_syncs_with_it(autojump_clock: object) -> None:
-    async with two_regions(msgspec.structs.replace(SYNCED, cross_rule="center")) as (_, east, west):
+    async with two_regions(msgspec.structs.replace(SYNCED, sync_rule="center")) as (_, east, west):
         for side in (east, west):
             side.sync.schedule.last_sync(side.replica).times.last -= 2
             assert side.sync.schedule.due(side.replica) == CENTER
@@ -394,7 +394,7 @@ async def test_shards_are_synced_when_they_are_due(autojump_clock: object) -> No
             side.replica.notify.notify()
         await trio.sleep(2)
 
-        assert "cross.met" in east.names() and "cross.met" in west.names()
+        assert "sync.done" in east.names() and "sync.done" in west.names()
 
 
 async def test_a_peer_that_moves_to_another_region_forgets_what_it_knew_as_an_owner(autojump_clock: object) -> None:
@@ -407,7 +407,7 @@ async def test_a_peer_that_moves_to_another_region_forgets_what_it_knew_as_an_ow
 
 
 async def test_a_narrow_connection_makes_syncs_rarer_and_sparser_and_a_wide_one_does_not(autojump_clock: object) -> None:
-    rounds = msgspec.structs.replace(SYNCED, cross_codecs=("topk64-2bit",), max_cross_every=16)
+    rounds = msgspec.structs.replace(SYNCED, sync_codecs=("topk64-2bit",), max_sync_every=16)
     async with two_regions(rounds) as (world, east, west):
         schedule = east.sync.schedule
         first = schedule.interval(east.replica, "west")
@@ -473,7 +473,7 @@ def test_what_is_known_as_an_owner_and_as_the_centers_owner_is_forgotten_apart()
 @asynccontextmanager
 async def with_a_relay() -> AsyncIterator[tuple[World, Side, Side, Side]]:
     """East, west, and a peer of the west that has volunteered, owns nothing, and has much more upload."""
-    rounds = msgspec.structs.replace(SYNCED, cross_reach=1.5)
+    rounds = msgspec.structs.replace(SYNCED, sync_reach=1.5)
     async with two_regions(rounds) as (world, east, west):
         world.bandwidths[east.run.me] = world.bandwidths[west.run.me] = LITTLE
         parts = parts_of(world, "relay", config=PeerConfig(region="west", weight=0.0, volunteer_relay=True))
@@ -503,7 +503,7 @@ async def test_a_relay_syncs_and_the_owner_gets_what_the_copy_moved_by(autojump_
 
         assert await relay.sync.relay.deliver(relay.replica, "int8") == "int8"
         assert torch.dist(west.copy(), moved) < 0.1 * torch.dist(before, moved)
-        assert "cross.carried" in west.names()
+        assert "sync.relayed" in west.names()
         assert await relay.sync.relay.deliver(relay.replica, "int8") == ""  # once a version
 
 
@@ -555,7 +555,7 @@ async def test_a_relay_keeps_what_could_not_be_delivered_unless_the_owner_will_n
         with monkeypatch.context() as failing:
             failing.setattr(relay.run.shards, "ask_owner", fails)
             assert await relay.sync.relay.deliver(relay.replica, "int8") == ""
-        assert "cross.undelivered" in relay.names() and estimate.in_delivery is not None
+        assert "sync.undelivered" in relay.names() and estimate.in_delivery is not None
 
         relay.train(1)
         assert await relay.sync.relay.deliver(relay.replica, WHOLE) == "int8"  # the same message again

@@ -24,6 +24,7 @@ from legion_p2p.core.run import (
     MAX_RUN_NAME_CHARS,
     MAX_SPEC_BYTES,
     MAX_SPEC_TEXT_BYTES,
+    RENAMED_ROUND_FIELDS,
     AggregationRule,
     RoundSpec,
     RunName,
@@ -56,6 +57,15 @@ def signed_as_is(fields: dict, identity: Identity = FOUNDER) -> SignedSpec:
 
 def fields_of(spec: RunSpec) -> dict:
     return msgspec.to_builtins(spec)
+
+
+@pytest.mark.parametrize(("old", "new"), sorted(RENAMED_ROUND_FIELDS.items()))
+def test_a_specification_of_an_older_version_is_told_the_new_name_of_its_field(old: str, new: str) -> None:
+    fields = fields_of(spec_of())
+    fields["round"][old] = fields["round"].pop(new)
+
+    with pytest.raises(DecodeError, match=f"{old} is called {new} now"):
+        open_spec(signed_as_is(fields))
 
 
 def test_it_opens_as_it_was_signed() -> None:

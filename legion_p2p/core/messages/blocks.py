@@ -62,7 +62,7 @@ class State(msgspec.Struct, frozen=True):
     digest: Digest
 
 
-class AncestryReply(Message, frozen=True, tag="compared"):
+class AncestryReply(Message, frozen=True, tag="ancestry_reply"):
     """For each state how many bytes of updates lead from it to what I hold; or UNKNOWN; or OTHER: I was at another then."""
 
     since: Annotated[tuple[Annotated[int, msgspec.Meta(ge=-2, le=MAX_COUNT)], ...], msgspec.Meta(max_length=MAX_COMPARED)]
@@ -71,7 +71,7 @@ class AncestryReply(Message, frozen=True, tag="compared"):
 UNKNOWN, OTHER = -1, -2
 
 
-class AncestryQuery(Request[AncestryReply], frozen=True, tag="compare"):
+class AncestryQuery(Request[AncestryReply], frozen=True, tag="ancestry_query"):
     """Which of these states does what you hold come from? Answered with AncestryReply."""
 
     run: RunId

@@ -11,8 +11,8 @@ from legion_p2p.core.messages.shards import Held
 MAX_NORM = 1e24  # of a shard: its elements are at most 3.4e38 in fp32, and would have lost all meaning long before
 
 
-class SyncReply(Message, frozen=True, tag="crossed"):
-    """The answering side's half of the meeting, in the asker's codec; it has moved already."""
+class SyncReply(Message, frozen=True, tag="sync_reply"):
+    """The answering side's half of the sync, in the asker's codec; it has moved already."""
 
     payload: Payload
     slowed_to: Annotated[float, msgspec.Meta(ge=0, le=MAX_RATE)] | None = None
@@ -24,7 +24,7 @@ class Unknown(Message, frozen=True, tag="unknown"):
     """What `known` names is not known here: begin again, with the whole shard."""
 
 
-class SyncRequest(Request[SyncReply | Unknown], frozen=True, tag="cross"):
+class SyncRequest(Request[SyncReply | Unknown], frozen=True, tag="sync_request"):
     """From the owner of a shard in one region to its owner in another, or of its center variable: what I hold, compressed.
 
     Tell me what you hold, and move as I shall. Answered with SyncReply, or with Unknown.
@@ -35,21 +35,24 @@ class SyncRequest(Request[SyncReply | Unknown], frozen=True, tag="cross"):
     region: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     """Of the asker."""
     exchange: Count
-    """Number of this meeting; sent again, it counts once."""
+    """Number of this sync; sent again, it counts once."""
     known: Annotated[bytes, msgspec.Meta(max_length=32)]
     """Digest of what both know of each other, to which the payload is the difference; empty: the payload is the whole."""
     rate: Annotated[float, msgspec.Meta(gt=0, le=MAX_RATE)]
-    """The moving rate of this meeting."""
+    """The moving rate of this sync."""
     limit: Annotated[float, msgspec.Meta(ge=0, le=MAX_NORM)] | None
     """The longest step that the asker takes, as a Euclidean norm; None: any."""
     center: bool
-    """It is the center variable that the asker wants to meet."""
+    """It is the center variable that the asker wants to sync with."""
     codec: CodecName
     payload: Payload
 
 
-class RelayRequest(Request[Held], frozen=True, tag="carry"):
-    """From a relay to the owner of a shard in its region: subtract this, for I have met another region. Answered with Held."""
+class RelayRequest(Request[Held], frozen=True, tag="relay_request"):
+    """From a relay to the owner of a shard in its region: subtract this, because I have synced with another region.
+
+    Answered with Held.
+    """
 
     run: RunId
     shard: ShardIndex

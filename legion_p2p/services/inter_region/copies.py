@@ -13,7 +13,7 @@ from torch import Tensor
 from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.wire import RelayRequest
 from legion_p2p.services.shards.replica import Replica
-from legion_p2p.tensor.meeting import norm, reach
+from legion_p2p.tensor.sync_step import norm, reach
 
 LEFT_OVER = 0.25  # of a step, that may wait for the next one; a dense codec leaves less, a sparse one takes some messages
 MAX_WISHES = 64  # regions of which the center remembers how far they last wished to move it

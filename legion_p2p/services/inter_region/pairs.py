@@ -11,7 +11,7 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.intervals import Interval
 from legion_p2p.core.sync_times import SyncTimes
 from legion_p2p.core.wire import SyncReply, SyncRequest
-from legion_p2p.tensor.meeting import Known
+from legion_p2p.tensor.sync_step import Known
 from legion_p2p.tensor.travel import Travel
 
 CENTER = ""  # in place of a region's label: the center variable, which no region has; it sorts before all of them

@@ -12,7 +12,7 @@ from legion_p2p.services.inter_region.pairs import PairState, PairStates
 from legion_p2p.services.inter_region.schedule import Schedule
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.service import ShardService
-from legion_p2p.tensor.meeting import ElasticStep
+from legion_p2p.tensor.sync_step import ElasticStep
 
 T = TypeVar("T")
 
@@ -43,11 +43,11 @@ class SyncParts:
         pair.known, pair.digest = moved.known, moved.digest
         if pair.guard.synced(moved.distance):
             pair.forget()
-            self.events.emit("cross.apart", shard=message.shard, region=other, distance=moved.distance)
+            self.events.emit("sync.apart", shard=message.shard, region=other, distance=moved.distance)
         if moved.slowed_to is not None:
-            self.events.emit("cross.slowed", shard=message.shard, region=other, rate=moved.slowed_to, distance=moved.distance)
+            self.events.emit("sync.slowed", shard=message.shard, region=other, rate=moved.slowed_to, distance=moved.distance)
         self.events.emit(
-            "cross.met",
+            "sync.done",
             shard=message.shard,
             version=version,
             region=other,

@@ -19,7 +19,7 @@ from legion_p2p.services.inter_region.schedule import WHOLE
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S
 from legion_p2p.tensor.codec import Codec
-from legion_p2p.tensor.meeting import norm, reach
+from legion_p2p.tensor.sync_step import norm, reach
 
 LAST_STEP_S = 5.0  # that a relay which leaves waits for owners to have room for its last step, which they take once a version
 SLACK = 4.0  # on the longest step that the owner takes from a relay: it may be what several syncs have left over
@@ -70,11 +70,11 @@ class RelayService:
             copy.delivered()
             return message.codec
         except RefusedError as refused:
-            self._events.emit("cross.undelivered", shard=replica.shard, owner=owner, reason=str(refused))
+            self._events.emit("sync.undelivered", shard=replica.shard, owner=owner, reason=str(refused))
             if refused.kind == DecodeError.__name__:  # it will not take it the next time either
                 self._copies.pop(replica.shard, None)
         except (NetworkError, DecodeError, trio.TooSlowError) as failed:
-            self._events.emit("cross.undelivered", shard=replica.shard, owner=owner, reason=str(failed) or "no answer in time")
+            self._events.emit("sync.undelivered", shard=replica.shard, owner=owner, reason=str(failed) or "no answer in time")
         finally:
             copy.is_delivering = False
         return ""
@@ -108,7 +108,7 @@ class RelayService:
         replica = self._shards.replica(message.shard)
         if peer != self._shards.me and not self._schedule.is_relay(peer):
             raise RemoteProtocolError(peer, f"not a relay of region {self._shards.region}, as far as I know")
-        allowed = (WHOLE, *self._shards.spec.round.allowed_cross_codecs())
+        allowed = (WHOLE, *self._shards.spec.round.allowed_sync_codecs())
         if message.codec not in allowed:
             raise CodecError(f"a relay's step in codec {message.codec!r}, this run allows {', '.join(allowed)}")
         if replica.round is None:
@@ -127,14 +127,14 @@ class RelayService:
             own = copy.value()
             travelled = last.travel.distance(own, copy.version)
             rounds, length = self._shards.spec.round, norm(step)
-            longest = reach(own, travelled, rounds.cross_reach, rounds.cross_rule)
+            longest = reach(own, travelled, rounds.sync_reach, rounds.sync_rule)
             if longest is not None and length > SLACK * longest:
                 raise DecodeError(f"shard {message.shard}: a step of norm {length:.3g}, at most {SLACK * longest:.3g} is taken")
             copy.subtract(step)
             last.travel.left(own, own - step, copy.version)
             last.relayed = (peer, message.number, copy.version)
         last.times.moved(copy.version, trio.current_time())
-        self._events.emit("cross.carried", shard=message.shard, version=copy.version, relay=peer, n_bytes=len(message.payload))
+        self._events.emit("sync.relayed", shard=message.shard, version=copy.version, relay=peer, n_bytes=len(message.payload))
         replica.notify.notify()
         return Held(replica.chain.version, replica.chain.digest)
 

@@ -20,7 +20,7 @@ from legion_p2p.services.inter_region.responder import SyncResponder
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S
 from legion_p2p.tensor.elastic import center_bound, pairwise_bound
-from legion_p2p.tensor.meeting import ElasticStep, check_plausible, hear, move, move_at, norm, reach, tell
+from legion_p2p.tensor.sync_step import ElasticStep, check_plausible, hear, move, move_at, norm, reach, tell
 
 MAX_STALENESS = 64  # intervals between two syncs: beyond it the bound on the moving rate is as good as zero
 ROUNDING = 1.001  # of norms, which no two machines add up alike
@@ -49,7 +49,7 @@ class SyncRequester:
         pair.is_asking = True
         every = self._schedule.interval(replica, other).every
         last = self._schedule.last_sync(replica)
-        last.travel.every = every if pair.known is not None else self._rounds.cross_every
+        last.travel.every = every if pair.known is not None else self._rounds.sync_every
         last.times.attempted(replica.chain.version, every)
         try:
             reply = await self._ask(replica, copy, pair, peer, other)
@@ -62,14 +62,14 @@ class SyncRequester:
                 raise DecodeError(f"asked for a sync of shard {replica.shard}, got {type(reply).__name__}")
         except RefusedError as refused:  # it has not moved
             pair.asked = None
-            self._events.emit("cross.refused", shard=replica.shard, region=other, peer=peer, reason=str(refused))
+            self._events.emit("sync.refused", shard=replica.shard, region=other, peer=peer, reason=str(refused))
         except (NetworkError, trio.TooSlowError) as failed:
             reason = str(failed) or "no answer in time"
-            self._events.emit("cross.failed", shard=replica.shard, region=other, peer=peer, reason=reason)
+            self._events.emit("sync.failed", shard=replica.shard, region=other, peer=peer, reason=reason)
         except (DecodeError, CodecError, NonFiniteError) as bad:
             pair.forget()
             self._messenger.report(peer, f"bad sync of shard {replica.shard}: {bad}")
-            self._events.error("cross.failed", f"shard {replica.shard}: {bad}", peer=peer, region=other)
+            self._events.error("sync.failed", f"shard {replica.shard}: {bad}", peer=peer, region=other)
         finally:
             pair.is_asking = False
 
@@ -96,7 +96,7 @@ class SyncRequester:
         codec = self._schedule.interval(replica, other).codec
         payload, ours = await compute(replica, tell, own, pair.known, self._shards.codec_of(replica, codec))
         travelled = await compute(replica, self._schedule.last_sync(replica).travel.distance, own, version)
-        longest = await compute(replica, reach, own, travelled, rounds.cross_reach, rounds.cross_rule)
+        longest = await compute(replica, reach, own, travelled, rounds.sync_reach, rounds.sync_rule)
         message = SyncRequest(
             run=self._shards.run,
             shard=replica.shard,
@@ -119,11 +119,11 @@ class SyncRequester:
         async with copy.lock:
             moved = await self._parts.compute(replica, self._read_answer, replica, asked, other, reply)
             if not copy.is_ours:
-                self._events.emit("cross.lost", shard=replica.shard, region=other)
+                self._events.emit("sync.lost", shard=replica.shard, region=other)
                 return
             copy.subtract(moved.step_N)
         last = self._schedule.last_sync(replica)
-        every = self._rounds.cross_every if pair.interval is None else pair.interval.every
+        every = self._rounds.sync_every if pair.interval is None else pair.interval.every
         pair.staleness = min((copy.version - asked.version) // every, MAX_STALENESS)
         await self._parts.compute(replica, last.travel.left, asked.own, asked.own - moved.step_N, asked.version)
         last.times.synced(other, copy.version, trio.current_time())
@@ -137,7 +137,7 @@ class SyncRequester:
         check_plausible(theirs, asked.ours, asked.travelled)
         first = self._shards.region < other
         if reply.slowed_to is None:
-            moved = move(asked.ours, theirs, asked.known, self._rounds.cross_rule, message.rate, first)
+            moved = move(asked.ours, theirs, asked.known, self._rounds.sync_rule, message.rate, first)
         else:
             moved = move_at(asked.ours, theirs, min(reply.slowed_to, message.rate), first, slowed=True)
         if message.limit is not None and norm(moved.step_N) > ROUNDING * message.limit:
@@ -147,7 +147,7 @@ class SyncRequester:
     def _bound(self, staleness: int) -> float:
         """Below which moving rate regions come together."""
         bound = pairwise_bound(staleness)
-        if self._rounds.cross_rule == "center":
+        if self._rounds.sync_rule == "center":
             n_regions = max(1, len(self._schedule.by_region()))
             bound = min(bound, center_bound(n_regions, 0.0) / n_regions)
         return bound

@@ -23,7 +23,7 @@ from legion_p2p.services.inter_region.schedule import WHOLE
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.tensor.codec import Codec
-from legion_p2p.tensor.meeting import ElasticStep, check_plausible, hear, move, reach, tell
+from legion_p2p.tensor.sync_step import ElasticStep, check_plausible, hear, move, reach, tell
 
 STALE = 8  # times the versions between two syncs: a center that nobody synced with for longer would draw all back to what was
 
@@ -78,13 +78,13 @@ class SyncResponder:
         travelled = 0.0 if message.center else await compute(replica, last.travel.distance, own, copy.version)
         await compute(replica, check_plausible, theirs, own, travelled)
         if isinstance(copy, CenterCopy):
-            longest = await compute(replica, copy.reach, message.region, theirs, message.rate, rounds.cross_reach)
+            longest = await compute(replica, copy.reach, message.region, theirs, message.rate, rounds.sync_reach)
         else:
-            longest = await compute(replica, reach, own, travelled, rounds.cross_reach, rounds.cross_rule)
+            longest = await compute(replica, reach, own, travelled, rounds.sync_reach, rounds.sync_rule)
         limit = min((x for x in (longest, message.limit) if x is not None), default=None)
         payload, ours = await compute(replica, tell, own, pair.known, codec)
         first = (CENTER if message.center else self._shards.region) < message.region
-        moved = await compute(replica, move, ours, theirs, pair.known, rounds.cross_rule, message.rate, first, limit)
+        moved = await compute(replica, move, ours, theirs, pair.known, rounds.sync_rule, message.rate, first, limit)
         if not copy.is_ours:
             raise NetworkError(f"shard {message.shard} is no longer owned by this peer")
         copy.subtract(moved.step_N)
@@ -96,11 +96,11 @@ class SyncResponder:
     def _check(self, peer: PeerId, message: SyncRequest, mine: str) -> None:
         if not self._members.is_known(peer):
             raise RemoteProtocolError(peer, "not a known member of this run: send an announcement first")
-        if message.center != (self._rounds.cross_rule == "center"):
-            raise DecodeError(f"regions of this run sync by the rule {self._rounds.cross_rule!r}")
+        if message.center != (self._rounds.sync_rule == "center"):
+            raise DecodeError(f"regions of this run sync by the rule {self._rounds.sync_rule!r}")
         if message.region == mine:
             raise NetworkError(f"region {mine} does not sync with itself")
-        allowed = self._rounds.allowed_cross_codecs() if message.known else (WHOLE,)
+        allowed = self._rounds.allowed_sync_codecs() if message.known else (WHOLE,)
         if message.codec not in allowed:
             raise CodecError(f"a sync in codec {message.codec!r}, this run allows {', '.join(allowed)}, and {WHOLE} at first")
         if not self._schedule.may_represent(peer, message.region, message.shard):
@@ -115,7 +115,7 @@ class SyncResponder:
         if self._schedule.owner(CENTER, message.shard) != self._shards.me:
             raise NetworkError(f"the center variable of shard {message.shard} is not owned by this peer")
         center, version = self._centers.get(message.shard), replica.chain.version
-        if center is not None and abs(version - center.synced_at) > STALE * self._rounds.cross_every:
+        if center is not None and abs(version - center.synced_at) > STALE * self._rounds.sync_every:
             del self._centers[message.shard]
             center = None
             self._parts.pairs.forget_center(message.shard)

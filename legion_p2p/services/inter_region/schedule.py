@@ -49,7 +49,7 @@ class Schedule:
         """The last sync of this shard; counted from now on, if nothing is known."""
         if replica.shard not in self._last:
             times = SyncTimes(replica.chain.version, trio.current_time())
-            self._last[replica.shard] = LastSync(times, Travel(self._rounds.cross_every))
+            self._last[replica.shard] = LastSync(times, Travel(self._rounds.sync_every))
         return self._last[replica.shard]
 
     def forget(self, shard: int) -> None:
@@ -106,14 +106,14 @@ class Schedule:
 
     def due(self, replica: Replica) -> str | None:
         """The region to sync with now; None: no region."""
-        times, version, least = self.last_sync(replica).times, replica.chain.version, self._rounds.cross_every
+        times, version, least = self.last_sync(replica).times, replica.chain.version, self._rounds.sync_every
         if not times.is_open(version, least):
             return None
         mine = self._shards.region
         members = self.by_region()
         if not any(region != mine for region in members):
             return None
-        if self._rounds.cross_rule == "center":
+        if self._rounds.sync_rule == "center":
             other, factor = CENTER, 1
         else:
             versions = {region: _versions(announced, replica.shard) for region, announced in members.items()}
@@ -128,7 +128,7 @@ class Schedule:
     def is_too_early(self, replica: Replica, other: str) -> bool:
         """Whether another region asks for a sync much more often than the connection carries."""
         every = self.interval(replica, other).every
-        return self.last_sync(replica).times.is_too_early(other, replica.chain.version, every, self._rounds.cross_every)
+        return self.last_sync(replica).times.is_too_early(other, replica.chain.version, every, self._rounds.sync_every)
 
     # how
 
@@ -136,15 +136,15 @@ class Schedule:
         """What the next sync with this region is encoded in, and how many versions after the last it comes."""
         pair = self._pairs.get(replica.shard, self._shards.region, other)
         rounds = self._rounds
-        now = pair.interval or Interval(rounds.cross_every, rounds.cross_codec)
+        now = pair.interval or Interval(rounds.sync_every, rounds.sync_codec)
         if rounds.synchronous:
             return now if pair.known is not None else Interval(now.every, WHOLE)
         ways = self._ways(replica.shard, other)
         version_s = self.last_sync(replica).times.version_s(replica.chain.version, trio.current_time())
-        bounds = (version_s, rounds.cross_every, max(rounds.cross_every, rounds.max_cross_every))
+        bounds = (version_s, rounds.sync_every, max(rounds.sync_every, rounds.max_sync_every))
         if pair.known is None:
-            return interval(self._costs(replica, WHOLE), ways, *bounds, Interval(rounds.cross_every, WHOLE))
-        pair.interval = interval(self._costs(replica, *rounds.allowed_cross_codecs()), ways, *bounds, now)
+            return interval(self._costs(replica, WHOLE), ways, *bounds, Interval(rounds.sync_every, WHOLE))
+        pair.interval = interval(self._costs(replica, *rounds.allowed_sync_codecs()), ways, *bounds, now)
         return pair.interval
 
     def _costs(self, replica: Replica, *names: str) -> list[CodecCost]:

@@ -37,7 +37,7 @@ class RegionSync:
         self._parts = parts
         self._members = members
         self._shards = shards
-        self._cross_codec = ctx.spec.round.cross_codec
+        self._sync_codec = ctx.spec.round.sync_codec
 
     async def run_forever(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -68,7 +68,7 @@ class RegionSync:
             if not isinstance(copy, RelayEstimate):
                 await self.relay.finish(replica)
             elif copy.is_due:
-                await self.relay.deliver(replica, self._cross_codec)
+                await self.relay.deliver(replica, self._sync_codec)
             await replica.notify.wait()
 
     def _copy_of(self, replica: Replica) -> Copy | None:

@@ -10,7 +10,7 @@ from legion_p2p.core.matching import epoch_of, partner, patience
 from legion_p2p.errors import DecodeError
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.elastic import pairwise_bound
-from legion_p2p.tensor.meeting import OUTER_REACH, STILL, Known, check_plausible, hear, move, move_at, norm, reach, tell
+from legion_p2p.tensor.sync_step import OUTER_REACH, STILL, Known, check_plausible, hear, move, move_at, norm, reach, tell
 
 LABELS = st.sets(st.text("abcdef", min_size=1, max_size=4), min_size=1, max_size=9)
 

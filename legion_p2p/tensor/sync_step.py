@@ -1,10 +1,11 @@
-"""The arithmetic of a meeting: what two regions tell each other of a shard, and how far each of them moves.
+"""The arithmetic of a sync: what two regions tell each other of a shard, and how far each of them moves.
 
-Each side keeps an estimate of either copy, and both keep the same two, bit for bit; a digest over them tells. A message is the
-compressed difference of one's copy to the estimate of it, which both then add. So what compression leaves out is in the next
-difference, and the estimates follow the copies, however lossy the codec (CHOCO-SGD: Koloskova, Stich and Jaggi, 1902.00340). How
-far both move follows from the estimates, so these move along, and no message has to tell of it; where they do not, a codec as
-sparse as topk64-2bit makes the copies diverge at a moving rate of 0.3: measured.
+Each side keeps an estimate of either copy. Both keep the same two estimates, bit for bit, which a digest over them shows. A
+message is the compressed difference between a copy and the estimate of it, which both sides then add to that estimate. So what
+compression leaves out is in the next difference, and the estimates follow the copies, however lossy the codec (CHOCO-SGD:
+Koloskova, Stich and Jaggi, 1902.00340). How far both move follows from the estimates, so the estimates move along, and no message
+has to say how far. Where they do not move along, a codec as sparse as topk64-2bit makes the copies diverge at a moving rate of
+0.3: measured.
 
     elastic    step = alpha * (ours - theirs)                    the other side's is its negative: the mean of both stays
     nesterov   change = anchor - (ours + theirs) / 2             an outer step of DiLoCo (2311.08105) over the two regions:
@@ -32,7 +33,7 @@ OUTER_RATE = 0.7  # of DiLoCo, section 3.1
 OUTER_MOMENTUM = 0.9
 OUTER_REACH = 3.0  # its momentum alone makes steps as long as several changes: 0.63 * 10, were they all in one direction
 
-STILL = 0.005  # of a copy's norm, that a meeting may move it by even if nobody trains it: else it could never follow the others
+STILL = 0.005  # of a copy's norm: a sync may move it by that much even if nobody trains it, or it could never follow the others
 ABSURD = 10.0  # times our norm: two copies of one run, trained apart for however long, do not differ so much
 
 
@@ -56,7 +57,7 @@ class Known:
 
 @dataclass(frozen=True, eq=False)
 class ElasticStep:
-    """What a meeting comes to at one side."""
+    """What a sync comes to at one side."""
 
     known: Known
     digest: bytes
@@ -116,7 +117,7 @@ def move_at(ours_N: Tensor, theirs_N: Tensor, alpha: float, ours_first: bool, sl
 
 def _outer(ours_N: Tensor, theirs_N: Tensor, known: Known | None, ours_first: bool) -> ElasticStep:
     mean_N = (ours_N + theirs_N) / 2
-    if known is None or known.anchor_N is None:  # a first meeting has no change to follow: it only brings both together
+    if known is None or known.anchor_N is None:  # a first sync has no change to follow: it only brings both together
         after = Known(mean_N, mean_N, mean_N)
     else:
         change_N = known.anchor_N - mean_N
