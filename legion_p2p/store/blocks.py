@@ -20,21 +20,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Self
 
 from legion_p2p.core.cids import DAG_CBOR, RAW, Cid
 from legion_p2p.core.manifest import MAX_BLOCK_BYTES, links_of
-from legion_p2p.errors import DecodeError, DiskFullError, MissingBlockError, QuotaError, StoreError
-from legion_p2p.files.paths import shown, user_path
-from legion_p2p.files.reading import reason_of
-from legion_p2p.files.writing import is_full, sync_folder
+from legion_p2p.errors import DecodeError, MissingBlockError, QuotaError, StoreError
+from legion_p2p.files.paths import user_path
+from legion_p2p.files.writing import sync_folder
+from legion_p2p.store.folder import StoreFolder, raise_as_store_error
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-HEADER = "legion_p2p block store 1\n"
 MAX_DAG_BLOCKS = 1 << 20  # below one root: the manifest of a model of 34 billion parameters has half a million
 MAX_LABEL_CHARS = 200
 WRITERS = 16  # threads that wait for the disk together: it syncs 8 files in the time of one
@@ -70,16 +64,16 @@ class BlockStore:
         self._mutex = threading.RLock()
         self._held: set[Cid] = set()
         self._n_holds = 0
-        self._n_drafts = 0
         self._used_bytes = 0
         self._reserved_bytes = 0
-        self._lock_file: Any = None
+        self._folder = StoreFolder(self.path)
         try:
             if not read_only:
-                self._make()
-            self._check_header()
+                self._folder.make()
+            self._folder.check()
             if not read_only:
-                self._clean()
+                self._folder.remove_drafts()
+                self._used_bytes = self._count()
         except OSError as failed:
             self.close()
             raise_as_store_error(failed, self.path)
@@ -95,8 +89,7 @@ class BlockStore:
 
     def close(self) -> None:
         """Let another process write. What was put is on disk already."""
-        if self._lock_file is not None:
-            self._lock_file.close()
+        self._folder.close()
 
     # blocks
 
@@ -202,7 +195,7 @@ class BlockStore:
             raise StoreError(f"a pin's label of {len(label)} characters, at most {MAX_LABEL_CHARS}")
         folder = self.path / "pins"
         try:
-            os.replace(self._draft(label.encode()), folder / str(root))
+            os.replace(self._folder.draft(label.encode()), folder / str(root))
             sync_folder(folder)
         except OSError as failed:
             raise_as_store_error(failed, self.path)
@@ -277,7 +270,7 @@ class BlockStore:
         """Write a file of the store that is no block, whole or not at all. Raises: DiskFullError; StoreError."""
         self._must_write()
         try:
-            os.replace(self._draft(data), where)
+            os.replace(self._folder.draft(data), where)
         except OSError as failed:
             raise_as_store_error(failed, where)
 
@@ -303,7 +296,7 @@ class BlockStore:
             if not where.parent.exists():
                 where.parent.mkdir(exist_ok=True)
                 folders.add(where.parent.parent)
-            draft = self._draft(data)
+            draft = self._folder.draft(data)
             with self._mutex:  # another thread may have written the same
                 before = self.size_of(cid) or 0
                 os.replace(draft, where)
@@ -335,23 +328,6 @@ class BlockStore:
         if self.read_only:
             raise StoreError(f"the store {self.path} is open for reading only")
 
-    def _draft(self, data: bytes | memoryview) -> Path:
-        """A new file with these bytes, synced, to be renamed."""
-        with self._mutex:
-            self._n_drafts += 1
-            draft = self.path / "drafts" / str(self._n_drafts)
-        try:
-            with open(draft, "wb", buffering=0) as file:
-                view = memoryview(data).cast("B")
-                while view:
-                    view = view[file.write(view) :]
-                os.fsync(file.fileno())
-        except BaseException:  # an interrupt as well: nobody else would remove the draft
-            with contextlib.suppress(OSError):
-                draft.unlink(missing_ok=True)
-            raise
-        return draft
-
     def _set_aside(self, cid: Cid) -> None:
         where = self._path_of(cid)
         if not self.read_only:
@@ -363,50 +339,5 @@ class BlockStore:
                 where = moved_to
         self._on_corrupt(cid, where)
 
-    def _make(self) -> None:
-        header = self.path / "STORE"
-        if self.path.exists() and not header.exists() and any(entry.name != "lock" for entry in self.path.iterdir()):
-            raise StoreError(f"{self.path} is not empty and not a block store: name another folder")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock()
-        for folder in ("blocks", "pins", "corrupt", "drafts"):
-            (self.path / folder).mkdir(exist_ok=True)
-        if not header.exists():
-            os.replace(self._draft(HEADER.encode()), header)
-            sync_folder(self.path)
-
-    def _lock(self) -> None:
-        self._lock_file = open(self.path / "lock", "wb")  # noqa: SIM115 (it stays open, for the lock)
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                told = f"another process writes to the store {self.path}"
-                raise StoreError(f"{told}; end that one, or name another store") from None
-
-    def _check_header(self) -> None:
-        header = self.path / "STORE"
-        if not header.exists():
-            raise StoreError(f"there is no block store in {self.path}")
-        with open(header, encoding="ascii", errors="replace") as file:
-            seen = file.read(100)
-        if seen != HEADER:
-            raise StoreError(f"{header} says {seen.strip()[:60]!r}, this version of legion_p2p knows {HEADER.strip()!r}")
-
-    def _clean(self) -> None:
-        """Forget what a crash left half-written, and count the rest."""
-        for draft in (self.path / "drafts").iterdir():
-            draft.unlink()
-        self._used_bytes = self._count()
-
     def _count(self) -> int:
         return sum(entry.stat().st_size for folder in (self.path / "blocks").glob("?") for entry in os.scandir(folder))
-
-
-def raise_as_store_error(failed: OSError, where: Path) -> NoReturn:
-    """Raises: DiskFullError; StoreError."""
-    if is_full(failed):
-        raise DiskFullError(
-            f"no space left on the disk of {where}; what is stored is unharmed: free some space there, or name another store"
-        ) from failed
-    raise StoreError(f"cannot use the block store {shown(where)}: {reason_of(failed)}") from failed

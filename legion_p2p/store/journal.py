@@ -15,7 +15,7 @@ from pathlib import Path
 
 from legion_p2p.errors import StoreError
 from legion_p2p.files.writing import sync_folder
-from legion_p2p.store.blocks import raise_as_store_error
+from legion_p2p.store.folder import raise_as_store_error
 
 MAX_RECORD_BYTES = 64 << 20  # an update of the largest shard in fp32 has 33 MiB
 _HEAD = struct.Struct(">II")

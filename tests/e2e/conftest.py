@@ -56,8 +56,8 @@ def script() -> Iterator[object]:
     """Starts processes of their own; whatever happens, they and their children are gone after the test."""
     started: list[Process] = []
 
-    def start(*args: str, **env: str) -> Process:
-        process = Process(*args, env=env)
+    def start(*args: str, forks: ForkServer | None = None, **env: str) -> Process:
+        process = Process(*args, env=env, forks=forks)
         started.append(process)
         return process
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+from fork_server import ForkServer
 from processes import HERE, Process, Workers, eventually, listening_ports
 
 from legion_p2p.config import STATUS_PORTS
@@ -167,11 +168,12 @@ def gone(process: Process) -> list[int]:
 @pytest.mark.parametrize(
     ("how", "code"), [("end", 0), ("exit", 7), ("raise", 1), ("forever", 130), ("forever-quietly", 130), ("kill", -9)]
 )
-def test_every_way_out_leaves_nothing_behind(workers: Workers, script: Start, how: str, code: int) -> None:
+def test_every_way_out_leaves_nothing_behind(workers: Workers, script: Start, forks: ForkServer, how: str, code: int) -> None:
     (other,) = workers.take(1)
     run = name()
     begin([other], run, None)
-    leaver = script(str(HERE / "loop.py"), "forever" if how == "kill" else how, run, address_of(other))
+    words = (str(HERE / "loop.py"), "forever" if how == "kill" else how, run, address_of(other))
+    leaver = script(*words) if how in ("end", "exit", "raise") else script(*words, forks=forks)  # the others end by a signal
     peer = leaver.wait_for("in_run")["peer_id"]
     leaver.wait_for("tenth")
     ports = listening_ports({leaver.pid})

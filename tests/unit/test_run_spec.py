@@ -121,7 +121,7 @@ def test_a_single_changed_byte_is_refused() -> None:
 def test_one_that_is_too_large_is_neither_signed_nor_packed_by_others() -> None:
     # names that cannot be packed: random ones
     random = Random(1)
-    many = tuple(ParamSpec(f"{random.getrandbits(1100):0275x}", (1,)) for i in range(12_000))
+    many = tuple(ParamSpec(f"{random.getrandbits(1100):0275x}", (1,)) for i in range(8_000))
 
     with pytest.raises(UsageError, match=f"at most {MAX_SPEC_BYTES}: shorten"):
         sign_spec(spec_of(params=many), FOUNDER)
