@@ -146,7 +146,7 @@ class NotAdmittedError(NetworkError):
 
 
 class DecodeError(LegionError):
-    """Bytes are not what they claim to be. Whoever sent them is to blame."""
+    """Bytes are not what they claim to be. Their sender is to blame."""
 
 
 class CodecError(DecodeError):

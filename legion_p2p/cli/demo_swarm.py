@@ -39,7 +39,7 @@ PEER, BOOTSTRAP, LONE = "legion_p2p.cli.peer", "legion_p2p.cli.bootstrap", "legi
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message says which process is to blame and its last words."""
+    """The demo cannot go on; the message says which process is to blame and the last lines of its log."""
 
 
 class Interrupted(Exception):

@@ -94,7 +94,7 @@ class Absence:
         """A peer that was lost came back, and says that it is ready. `others`: the members of the region now."""
         self._returned = {other: at for other, at in self._returned.items() if now - at < PROBATION_S}
         self._returned[peer] = now
-        # Only those lost at the same time are on the other side: whoever died at another is nowhere.
+        # Only those lost at the same time are on the other side: a peer that died at another time is on neither.
         there = {other for other, at in self._lost.items() if abs(at - lost_at) < PROBATION_S} | self._returned.keys()
         here = {self._me, *(other for other in others if other not in self._returned)}
         if len(there) > len(here) or (len(there) == len(here) and min(there) < min(here)):

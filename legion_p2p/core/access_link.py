@@ -83,7 +83,7 @@ class Flow:
 
     @property
     def is_open(self) -> bool:
-        """Takes more: whoever adds should wait otherwise."""
+        """Takes more: a caller that adds should wait otherwise."""
         return self.n_waiting < MAX_WAITING_BYTES
 
     @property
@@ -162,7 +162,7 @@ class LinkDirection:
                 self._queue(flow)
 
     def poll(self) -> list[Flow]:
-        """The flows that had more bytes put in flight since the last call: whoever waits for them should look again."""
+        """The flows that had more bytes put in flight since the last call: tasks that wait for them should look again."""
         moved, self._moved = list(self._moved), {}
         return moved
 

@@ -1,7 +1,7 @@
 """Who may take part in a run whose specification does not admit everybody.
 
     open        everybody
-    token       whoever shows a token: a permit for one peer, until a moment, signed by the creator or by one of `admins`
+    token       any peer that shows a token: a permit for one peer, until a moment, signed by the creator or by one of `admins`
     allow-list  the peers that the specification names
 
 The creator and the admins need no token. A member shows its token in its announcement, so that every other member checks it by
@@ -83,7 +83,8 @@ def make_revocation(identity: Identity, run: str, peer: str, until: int = FOREVE
 
 @lru_cache(maxsize=MAX_OPENED)
 def open_token(data: bytes) -> Permit:
-    """Read and check a token that came from a stranger, who shows it with every request. Raises: DecodeError; SignatureError."""
+    """Read and check a token that came from a stranger, which shows it with every request. Raises: DecodeError;
+    SignatureError."""
     return _open(data, "admission")
 
 

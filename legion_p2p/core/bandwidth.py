@@ -27,8 +27,8 @@ class RateEstimator:
     """The rate of one direction."""
 
     def __init__(self, *, best: bool, n_samples: int = 1) -> None:
-        """`best`: the highest sample of the window holds; else the median. `n_samples`: so many it takes, for a transfer may have
-        stood still for a while."""
+        """`best`: the highest sample of the window holds; else the median. `n_samples`: how many it takes, because a transfer may
+        have stood still for a while."""
         self._best = best
         self._least_samples = n_samples
         self._samples: deque[tuple[float, float]] = deque(maxlen=MAX_SAMPLES)

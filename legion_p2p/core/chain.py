@@ -1,7 +1,7 @@
 """The history of a shard as one peer holds it: its version, its digest, and the updates that led there.
 
-Updates form a chain: each names the digest it starts from and the digest it ends in. Whoever holds the same digest holds the same
-bytes; two different digests of one version mean that two peers both believed they owned the shard (a split brain).
+Updates form a chain: each names the digest it starts from and the digest it ends in. Peers that hold the same digest hold the
+same bytes; two different digests of one version mean that two peers both believed they owned the shard (a split brain).
 
 What to do with a header that comes in:
 
@@ -10,7 +10,7 @@ What to do with a header that comes in:
     it starts beyond our version                  -> BEHIND: fetch what is missing, then apply
     anything else                                 -> FORKED: the owner that rendezvous ranks higher prevails
 
-The log is bounded in entries and in bytes; who falls behind its start fetches the whole shard.
+The log is bounded in entries and in bytes; a peer that falls behind its start fetches the whole shard.
 """
 
 from collections import OrderedDict
@@ -189,7 +189,7 @@ class Chain:
             peer = PeerId(inclusion.peer)
             if self.is_plausible(peer, inclusion.seq):  # or a liar could have all that the member ever sends taken for included
                 self._included[peer] = max(inclusion.seq, self._included.pop(peer, -1))
-        while len(self._included) > MAX_TRACKED:  # who contributed longest ago goes: newcomers must find room
+        while len(self._included) > MAX_TRACKED:  # the member that contributed longest ago goes: newcomers must find room
             del self._included[next(iter(self._included))]
 
 

@@ -52,7 +52,7 @@ class Download:
         while order and len(batch) < n:
             cid = order.popleft()
             if cid in self._asked:
-                later.append(cid)  # whoever is asked now may fail
+                later.append(cid)  # the peer that is asked now may fail
             elif cid in self._wanted:
                 self._asked[cid] = peer
                 batch.append(cid)

@@ -6,7 +6,7 @@
          |- base   a full state: leaves of the shard's fp32 bytes (core/shard_chunks.py)
          `- log    the updates since, one for each version: the very messages that were broadcast, cut into blocks
 
-The manifest before it is named as text, not as a link: whoever fetches or pins a checkpoint, with any IPFS client, should not
+The manifest before it is named as text, not as a link: a user that fetches or pins a checkpoint, with any IPFS client, should not
 need all that came before, which may be pruned already.
 
 A shard whose state did not change is the same node in both manifests, and its base is shared by all that build on it: what an

@@ -65,9 +65,9 @@ def by_rendezvous(run_id: str, region: str, n_shards: int, weights: Mapping[Peer
 
 
 def by_priority(run_id: str, region: str, n_shards: int, weights: Mapping[PeerId, float]) -> tuple[Ownership, ...]:
-    """As by rendezvous, with weights to the power of PRIORITY: who is ten times as strong owns a thousand times as much.
+    """As by rendezvous, with weights to the power of PRIORITY: a peer that is ten times as strong owns a thousand times as much.
 
-    There is no line between those who may own and the rest, for crossing it would move many shards.
+    There is no line between peers that may own and the rest, because crossing it would move many shards.
     """
     heaviest = max(weights.values(), default=0.0)
     stretched = {peer: (weight / heaviest) ** PRIORITY for peer, weight in weights.items() if weight > 0}

@@ -249,7 +249,7 @@ class ShardRound:
         self._forget_lost_quorum()
 
     def waited_for(self) -> frozenset[PeerId]:
-        """Members that are training and not known as absent; those of them who go first, unless all have to be in."""
+        """Members that are training and not known as absent; those of them that go first, unless all have to be in."""
         return self._look()[0]
 
     def _look(self) -> tuple[frozenset[PeerId], frozenset[PeerId]]:

@@ -1,6 +1,6 @@
 """One event per thing that happened, with fields: `events.emit("round.closed", shard=3, version=7)`.
 
-Whoever wants them adds a sink; the metrics file, the plain log lines and the live view are sinks. A sink that fails is dropped
+Code that wants them adds a sink; the metrics file, the plain log lines and the live view are sinks. A sink that fails is dropped
 with a note on stderr: watching must never hurt what is watched.
 """
 

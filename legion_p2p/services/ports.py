@@ -87,7 +87,7 @@ class Discovery(Protocol):
         """Be found under `key` from now on, until `withdraw`. Renewed in the background; returns after the first attempt."""
 
     async def withdraw(self, key: str) -> None:
-        """No longer be found under `key`: at once by whoever asks us, and within one lifetime by others."""
+        """No longer be found under `key`: at once by peers that ask this one, and within one lifetime by others."""
 
     async def find(self, key: str, limit: int = 20) -> tuple[Contact, ...]:
         """Peers that provide `key` and confirmed it just now; never this one. Empty if there are none."""

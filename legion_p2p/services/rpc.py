@@ -35,7 +35,7 @@ Handler = Callable[[PeerId, Q], Awaitable[R | ThrottledReply[R]]]
 
 
 class Liveness(Protocol):
-    """Whoever decides which peers live."""
+    """What decides which peers live."""
 
     def heard(self, peer: PeerId) -> None: ...
 

@@ -58,7 +58,7 @@ class Mail:
                 target.gossip.receive(topic, data)
 
     def _route(self, topic: str, source: Station) -> list[tuple[Station, float]]:
-        """Whom a message reaches, and after how long: the fastest path over connections between subscribers."""
+        """The peers that a message reaches, and after how long: the fastest path over connections between subscribers."""
         key = (topic, source.peer_id)
         if key not in self._routes:
             world = self._world
@@ -103,7 +103,7 @@ class Mail:
         return reached
 
     def _next(self, at: PeerId, wanting: set[PeerId]) -> set[PeerId]:
-        """Whom of these it passes a message on to. A frozen peer passes nothing on, but gets it when it thaws."""
+        """Those of these to which it passes a message on. A frozen peer passes nothing on, but gets it when it thaws."""
         network = self._world.network_of(at)
         if network.frozen:
             return set()

@@ -159,10 +159,10 @@ class Swarm:
         specified: Callable[[RunSpec], RunSpec] = lambda spec: spec,
     ) -> None:
         """`stores`: a folder in which every peer keeps checkpoints, under its name. `start`: the initial parameters, 1-D fp32 of
-        `numel`, zeros otherwise. `shape`: of the one parameter, for what has one dimension is sent dense beside sparse codecs.
-        `local_step`: changes `peer.theta` in place. `model`: gives by the name of a peer the parameters that it trains instead;
-        `local_step` then changes those, and `start` is as long as they are. `specified`: changes the run's specification before
-        it is created."""
+        `numel`, zeros otherwise. `shape`: of the one parameter, because what has one dimension is sent dense beside sparse
+        codecs. `local_step`: changes `peer.theta` in place. `model`: gives by the name of a peer the parameters that it trains
+        instead; `local_step` then changes those, and `start` is as long as they are. `specified`: changes the run's specification
+        before it is created."""
         self.specified = specified
         self.start_at = torch.zeros(numel, dtype=torch.float32, device="cpu") if start is None else start
         self.local_step = local_step

@@ -33,7 +33,7 @@ class Contribution:
 
 @dataclass(frozen=True, eq=False)
 class Aggregated:
-    """`mean` is 1-D fp32; zeros if nothing was usable, which `used` == () tells."""
+    """`mean` is 1-D fp32: zeros if nothing was usable, and then `used` is ()."""
 
     mean: Tensor
     used: tuple[str, ...]

@@ -25,7 +25,7 @@ class Compressed(NamedTuple):
 
     data: bytes
     sent: Tensor
-    """What whoever decodes `data` gets, bit for bit. 1-D fp32 on the CPU."""
+    """What the receiver decodes from `data`, bit for bit. 1-D fp32 on the CPU."""
     residual: Tensor
     """To be passed in the next time. 1-D fp32 on the device of the input."""
 
@@ -33,8 +33,8 @@ class Compressed(NamedTuple):
 def compress(codec: Codec, residual: Tensor | None, x: Tensor, decay: float = 1.0) -> Compressed:
     """Encode `decay * residual + x`, and keep what the codec leaves out.
 
-    `residual` None stands for zeros: the first round. Neither it nor `x` is changed, so whoever could not deliver `data` goes on
-    with the old residual. `decay` below 1 forgets: less staleness, but what is forgotten is never learnt from.
+    `residual` None stands for zeros: the first round. Neither it nor `x` is changed, so a caller that could not deliver `data`
+    goes on with the old residual. `decay` below 1 forgets: less staleness, but what is forgotten is never learnt from.
 
     Raises: NonFiniteError, UsageError: as encode() does.
     """

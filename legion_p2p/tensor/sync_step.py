@@ -138,7 +138,7 @@ def check_plausible(theirs_N: Tensor, ours_N: Tensor, travelled: float) -> None:
     """Raises: DecodeError, if what another region says to hold cannot be the same shard of the same run."""
     theirs, ours = norm(theirs_N), norm(ours_N)
     if theirs > ABSURD * max(ours, travelled) > 0:
-        raise DecodeError(f"a copy of norm {theirs:.3g}, where ours has {ours:.3g} and has moved by {travelled:.3g} of late")
+        raise DecodeError(f"a copy of norm {theirs:.3g}, where ours has {ours:.3g} and has moved by {travelled:.3g} lately")
 
 
 def reach(own_N: Tensor, travelled: float, cap: float, rule: str) -> float | None:

@@ -1,6 +1,6 @@
 """How far a copy goes by its own training between two syncs with other regions.
 
-No sync may move it much further than that: see `tensor.meeting.reach`.
+No sync may move it much further than that: see `tensor.sync_step.reach`.
 """
 
 from torch import Tensor
@@ -34,7 +34,7 @@ class Travel:
         self._from, self._version = after, version
 
     def is_out_of_date(self, version: int) -> bool:
-        """There was no sync for long: call `look`."""
+        """There has been no sync for long: call `look`."""
         return self._from is None or version >= self._version + 2 * self.every
 
     def look(self, own: Tensor, version: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from legion_p2p.errors import UsageError
 from legion_p2p.tensor.flatten import FlatView
 
-SAMPLED = 1 << 12  # elements of a tensor that are compared: whoever moves weights moves more than one in a thousand
+SAMPLED = 1 << 12  # elements of a tensor that are compared: code that moves weights moves more than one in a thousand
 MAX_WALKED = 200_000  # objects inside an optimizer that are looked at for copies: two states of 20,000 parameters, and dicts
 MAX_DEPTH = 6
 STRIKES = 2  # updates in a row that were undone, until the optimizer is refused: one may be a step that happens to go back

@@ -172,7 +172,7 @@ class Optimizer(torch.optim.Optimizer):
         return False
 
     def __getstate__(self) -> dict[str, Any]:
-        raise UsageError("a swarm optimizer cannot be copied or pickled, for it has a live peer: use its state_dict()")
+        raise UsageError("a swarm optimizer cannot be copied or pickled, because it has a live peer: use its state_dict()")
 
     def __repr__(self) -> str:
         return f"legion_p2p.Optimizer({self.inner!r})"
@@ -471,7 +471,7 @@ def check_wrappable(inner: Any, view: FlatView) -> None:
 
 
 def _leave(thread: PeerAccess, guard: InnerGuard) -> None:
-    """In the background: whoever drops an optimizer is not to wait for that."""
+    """In the background: code that drops an optimizer should not wait for that."""
     guard.release()
     thread.close(0.0)
 

@@ -21,7 +21,7 @@ from legion_p2p.train.entering import creation_of, enter, entry_of
 from legion_p2p.train.optimizer import Optimizer
 from legion_p2p.train.parameters import ModelView
 
-MAX_EVENTS_KEPT = 1000  # some minutes of a busy run; whoever needs all of them gives the peer an on_event
+MAX_EVENTS_KEPT = 1000  # some minutes of a busy run; a caller that needs all of them gives the peer an on_event
 
 
 def join(run: str, model: Model | None = None, *, initial_peers: Iterable[str] = (), peer: Peer = Peer()) -> "Run":

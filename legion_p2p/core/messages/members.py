@@ -27,7 +27,7 @@ class GetSpec(Request[SpecFound], frozen=True, tag="get_spec"):
 
 
 class RunSummary(msgspec.Struct, frozen=True):
-    """A run, as one of its members tells of it to whoever asks."""
+    """A run, as one of its members tells of it to any peer that asks."""
 
     name: RunName
     id: RunId

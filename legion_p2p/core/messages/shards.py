@@ -116,7 +116,7 @@ class Updates(Message, frozen=True, tag="updates"):
 
 
 class ShardState(Message, frozen=True, tag="shard_state"):
-    """A shard whole, as fp32 bytes, and which contributions of whom it contains."""
+    """A whole shard, as fp32 bytes, and which contributions of which members it contains."""
 
     shard: ShardIndex
     version: Version
@@ -146,7 +146,7 @@ class GetShard(Request[ShardState | Busy], frozen=True, tag="get_shard"):
 
 
 class HandoverPart(Request[Held], frozen=True, tag="handover"):
-    """A part of what only an owner has, for the one who owns the shard now. Answered with Held.
+    """A part of what only an owner has, for the peer that owns the shard now. Answered with Held.
 
     The residual of its error feedback, or what its outer optimizer remembers: one at a time, as two would not fit into one frame.
     """
@@ -163,5 +163,5 @@ class HandoverPart(Request[Held], frozen=True, tag="handover"):
     codec: CodecName = "fp32"
     """Another one where time is short."""
     header: Annotated[bytes, msgspec.Meta(max_length=1 << 20)] = b""
-    """Of the last update of the shard that the sender made: who fetched the shard whole has never seen one."""
+    """Of the last update of the shard that the sender made: a peer that fetched the shard whole has never seen one."""
     signature: Annotated[bytes, msgspec.Meta(max_length=64)] = b""

@@ -31,7 +31,7 @@ from legion_p2p.core.shard.events import Advanced, Owners, Shared
 
 MAX_CLAIM_PAUSE_S = 60.0  # between two looks at what a member claims whose claims come to nothing
 MAX_CLAIMS = 256  # members whose claims about one shard are remembered
-MAX_VERSION_JUMP = 1 << 24  # half a year of a version a second: who claims more would soon have used up all numbers
+MAX_VERSION_JUMP = 1 << 24  # half a year of a version a second: a peer that claims more would soon have used up all numbers
 
 
 class FollowerState(Enum):
@@ -173,7 +173,7 @@ class Follower:
         self._look(now)
 
     def poll(self) -> Fetch | None:
-        """Whom to ask now; None: nobody."""
+        """The peer to ask now; None: nobody."""
         if self.state is not FollowerState.BEHIND or self.source is None:
             return None
         self.state = FollowerState.FETCHING
@@ -214,7 +214,7 @@ class Follower:
             self.state, self.source = FollowerState.CURRENT, None
 
     def _look(self, now: float) -> None:
-        """Find somebody to ask, among those who claim to have more; or when to look again."""
+        """Find a peer to ask, among those that claim to have more; or when to look again."""
         self._deadline = None
         if self.state is not FollowerState.CURRENT:
             return

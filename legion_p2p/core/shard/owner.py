@@ -193,8 +193,8 @@ class Owner:
         return closed
 
     def publish(self, version: int, members: Sequence[PeerId]) -> tuple[SendUpdate, ...]:
-        """Whom to send the update that made this version; `members`: all that should have it. A member that keeps up, or that the
-        others wait for, is sent it; the rest fetches."""
+        """The members to send the update that made this version; `members`: all that should have it. A member that keeps up, or
+        that the others wait for, is sent it; the rest fetches."""
         if version <= self._sent:
             return ()
         self._sent = version
@@ -240,7 +240,7 @@ class Owner:
 
 
 def survivors_to_ask(ahead: Sequence[PeerId], rest: Sequence[PeerId], rng: Random) -> tuple[list[PeerId], list[PeerId]]:
-    """Whom to ask for the last update of a dead owner: some of the members that announce it, and some of the rest, which may have
-    it without having said so yet."""
+    """The members to ask for the last update of a dead owner: some of the members that announce it, and some of the rest, which
+    may have it without having said so yet."""
     chosen = rng.sample(ahead, min(MAX_AHEAD, len(ahead)))
     return chosen, rng.sample(rest, min(MAX_SURVIVORS - len(chosen), len(rest)))

@@ -1,6 +1,6 @@
 """The copies of a shard that are synced with other regions: the owner's, a relay's estimate of that, or the center variable.
 
-Nothing here waits. Whoever moves a copy holds its lock.
+Nothing here waits. A caller that moves a copy holds its lock.
 """
 
 import statistics
@@ -113,7 +113,7 @@ class RelayEstimate:
 
 
 class CenterCopy:
-    """The center variable of a shard, at whoever owns it across all regions."""
+    """The center variable of a shard, at the peer that owns it across all regions."""
 
     def __init__(self, start: Tensor) -> None:
         self.lock = trio.Lock()

@@ -1,7 +1,7 @@
 """Asking whether a silent member lives, and telling others where it does not answer.
 
     a member is silent       -> it is pinged, and two others are asked to ping it, in case only the path from here is broken
-    it is still silent       -> it and three others are told; whoever hears that of itself refutes it
+    it is still silent       -> it and three others are told; a peer that hears it of itself refutes it
     others told of a member  -> it is greeted, to find out whether it exists
 
 Where many are silent at once, for example because this peer is cut off, nobody else is asked: the others see it for themselves.
@@ -20,7 +20,7 @@ from legion_p2p.services.rpc import Rpc
 
 N_INDIRECT_PROBES = 2  # members asked to look at a suspect as well, in case only the path from here is broken
 N_WITNESSES = 3  # members told that another one is dead
-MAX_INVOLVED = 4  # silent at once with whom others are bothered: where more are, the others see that for themselves
+MAX_INVOLVED = 4  # members silent at once about which others are asked: where more are, the others see it for themselves
 MAX_GREETINGS_IN_FLIGHT = 16  # to members that only others told of: they may not exist, and each costs an attempt to connect
 
 
@@ -49,7 +49,7 @@ class Prober:
         return await self.tell(helper, PingFor(self._run, suspect))
 
     def helpers(self, suspect: PeerId) -> list[PeerId]:
-        """Whom to ask to ping `suspect` as well."""
+        """The members to ask to ping `suspect` as well."""
         counted = self._table.counted() if self._few_are_silent() else []
         alive = [m.peer_id for m in counted if m.liveness is Liveness.ALIVE and m.peer_id != suspect]
         return self._rng.sample(alive, min(N_INDIRECT_PROBES, len(alive)))

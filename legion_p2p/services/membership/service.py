@@ -253,7 +253,7 @@ class MemberService:
     # what others send
 
     def on_exchange(self, peer: PeerId, message: Exchange) -> Exchanged:
-        # Before learning: what the asker sent, it does not need back. Who knows few wants to hear of all.
+        # Before learning: the asker does not need back what it sent. One that knows few members is told of all.
         known = self._sample(peer, SAMPLE if len(message.announcements) >= SAMPLE else MAX_EXCHANGED - 1)
         self._take_all(peer, message.announcements)
         self.must_be_admitted(peer)

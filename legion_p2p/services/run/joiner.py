@@ -177,7 +177,7 @@ class Joiner:
                 await run.members.changed.wait()
         if scope.cancelled_caught:
             raise JoinError(f"run {run.spec.name!r} is known, but no member that holds the model answered in {MEMBERS_S:.0f} s")
-        if not run.members.admission.is_open:  # who has not seen the token gives nothing
+        if not run.members.admission.is_open:  # a member that has not seen the token gives nothing
             await run.greet()
         run.shards.move(await run.regions.first())
         run.members.announce_soon()

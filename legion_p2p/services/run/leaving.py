@@ -2,7 +2,7 @@
 
     1. this peer is not ready any more, so it owns nothing; its neighbours hear of it at once
     2. what only an owner has goes to the next owners, for at most HAND_OVER_S; people are told where that takes long
-    3. from here on requests are refused: whoever pushes to this peer tries the next owner
+    3. from here on requests are refused: a peer that pushes to this one tries the next owner
     4. what is queued for the disk is written, for at most FINISH_S
     5. goodbye to the members and to the DHT, for at most GOODBYE_S
 

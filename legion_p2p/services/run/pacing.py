@@ -33,7 +33,7 @@ class Pacer:
         """`step` is that of the run, `step_s` this peer's own; `others` are the announcements of all that count as members."""
         rounds = self._rounds
         theirs = [a.run_step for a in others if a.ready]
-        if rounds.synchronous:  # all wait for all: whoever did more steps in a round would count for more than its tokens
+        if rounds.synchronous:  # all wait for all: a member that did more steps in a round would count for more than its tokens
             self.local_steps = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, max([step, *theirs]))
             return
         reference = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, run_step(step, theirs))

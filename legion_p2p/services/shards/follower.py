@@ -1,6 +1,6 @@
 """Between a member and an owner: taking over what the owner published, and catching up with what was missed.
 
-Whom to believe is decided in core/shard/follower.py.
+Which peers to believe is decided in core/shard/follower.py.
 """
 
 import random
@@ -188,7 +188,7 @@ class FollowService:
                 retry_s = await self.fetch(replica, peer, log_only=log_only, trusted=trusted, within_s=within_s)
                 if retry_s is None:
                     return
-                await trio.sleep(retry_s * self._rng.uniform(1.0, 1.5))  # not all who wait come at the same moment
+                await trio.sleep(retry_s * self._rng.uniform(1.0, 1.5))  # so that not all that wait come at the same moment
         finally:
             self._tell(replica, follower.AskEnded(peer))
 

@@ -69,7 +69,7 @@ class Mailbox:
             self._changed.notify_all()
 
     def fail(self, failure: BaseException) -> None:
-        """Something in the network's thread has failed, and ends it: whoever waits is told what."""
+        """Something in the network's thread has failed, and ends it: a thread that waits is told what."""
         self.close(f"this peer failed: {describe_failure(failure)}", failure)
 
     @property

@@ -1,4 +1,4 @@
-"""Between a member and an owner: bringing this peer's own changes to whoever owns the shard. Decided in core/shard/push.py."""
+"""Between a member and an owner: bringing this peer's own changes to the owner of the shard. Decided in core/shard/push.py."""
 
 from collections.abc import Callable
 

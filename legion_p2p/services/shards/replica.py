@@ -1,6 +1,6 @@
 """One shard as this peer holds it: the common copy, what only its owner has, and the arithmetic on both.
 
-Tensors here are 1-D fp32 on the CPU and never changed in place: whoever was handed one may go on reading it.
+Tensors here are 1-D fp32 on the CPU and never changed in place: code that was handed one may go on reading it.
 """
 
 from collections.abc import Callable
@@ -62,7 +62,7 @@ class Body:
 
 @dataclass(eq=False)
 class Replica:
-    """One shard as this peer holds it. Tensors are changed only by whoever holds `lock`."""
+    """One shard as this peer holds it. Tensors are replaced only under `lock`."""
 
     shard: int
     reference: Tensor

@@ -109,7 +109,7 @@ class ShardService:
         self.pusher.contribute(change)
 
     async def sync_with(self, shard: int, peer: PeerId) -> None:
-        """Take over what `peer` holds of a shard, whoever made it: for a caller that knows whom to believe."""
+        """Take over what `peer` holds of a shard, of any owner: for a caller that knows which peers to believe."""
         await self.follower.fetch_patiently(self.replicas[shard], peer, trusted=True)
 
     async def ask_owner(self, peer: PeerId, request: Request[R]) -> R:

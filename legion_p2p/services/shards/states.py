@@ -84,7 +84,7 @@ class ShardStates:
         self.settled = Notify()
         """Wakes those that wait until something has been delivered or handed over."""
         self.updated: Observers[AcceptedUpdate] = Observers()
-        """Told of every update that was accepted, whoever made it."""
+        """Told of every update that was accepted, of any owner."""
         self.replaced: Observers[Replica] = Observers()
         """Told when a shard has new bytes that no update led to."""
         self.nursery: trio.Nursery | None = None

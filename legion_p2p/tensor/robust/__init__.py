@@ -1,1 +1,1 @@
-"""Aggregation rules that hold where some of those who push are hostile. `rules.aggregate` is the way in."""
+"""Aggregation rules that withstand some hostile members. `rules.aggregate` is the way in."""

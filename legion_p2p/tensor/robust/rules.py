@@ -112,7 +112,7 @@ def n_hostile(rule: Rule, n: int) -> int:
 
 
 def _groups(used: Sequence[Contribution], norm_cap: float | None) -> list[Group]:
-    """Each push alone, or, of too many to compare, several by chance: by what nobody knew when it pushed."""
+    """Each push alone; or, where they are too many to compare, random groups of pushes, which no member could foresee."""
     norms = [norm(c.value) for c in used]
     factors = [1.0] * len(used) if norm_cap is None else cap_factors(norms, norm_cap)
     heaviest = max(c.weight for c in used)
