@@ -47,7 +47,7 @@ async def open_bootstrap(
     whoami = stored.identity if stored else (who if isinstance(who, Identity) else Identity.generate())
     try:
         async with open_network(
-            whoami, listen=listen, initial_peers=contacts, announce=announce, config=NetConfig(relay=limits)
+            whoami, listen=listen, initial_peers=contacts, announce=announce, config=NetConfig(relay=limits, relay_unproven=True)
         ) as network:
             network.keep_contacts()
             yield network

@@ -21,6 +21,7 @@ from legion_p2p.core.checkpoint_policy import CheckpointConfig
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.profiles import parse_link
+from legion_p2p.core.relay_ledger import parse_relay
 from legion_p2p.core.retention import parse_retention
 from legion_p2p.core.run import run_id
 from legion_p2p.errors import HOW_TO_CREATE, NetworkError, NoContactError, RunExistsError, UnknownRunError, UsageError
@@ -65,6 +66,7 @@ async def open_peer(
     Raises: NoContactError; UnknownRunError, AmbiguousRunError, RunExistsError; IncompatibleModelError; UsageError; StoreError.
     """
     from legion_p2p.net.host import Tell, open_network
+    from legion_p2p.net.limits import NetConfig
     from legion_p2p.net.netem import Throttling
     from legion_p2p.net.offload import ThreadOffload
     from legion_p2p.net.status_http import serve_status
@@ -90,6 +92,7 @@ async def open_peer(
             parse_link(peer.limits.netem) if peer.limits.netem else NO_LINK,
             parse_caps(peer.limits.upload, peer.limits.download, peer.limits.quiet_hours),
         ),
+        config=NetConfig(relay=parse_relay(peer.relay)),
         blocks=archive,
         tell=Tell(warning=lambda text: events.error("network.scarce", text)),
     )

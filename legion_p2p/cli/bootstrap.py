@@ -98,7 +98,7 @@ async def _serve(identity: "Identity", listen: tuple[str, ...], options: Options
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with open_network(
             identity, listen=listen, initial_peers=options.initial_peers, announce=options.announce,
-            config=NetConfig(relay=parse_relay(options.relay)), tell=Tell(note, note),
+            config=NetConfig(relay=parse_relay(options.relay), relay_unproven=True), tell=Tell(note, note),
         ) as network:  # fmt: skip
             note(f"legion-bootstrap {identity.peer_id} listens on {', '.join(listen)}")
             for line in reach_lines(network.addresses(), options.port):

@@ -101,6 +101,7 @@ OPTIONS = (
     Option(Peer, "announce", NETWORK, "ADDR..."),
     Option(Peer, "weight", NETWORK),
     Option(Peer, "region", NETWORK, "LABEL"),
+    Option(Peer, "relay", NETWORK, "RATE"),
     Option(Peer, "volunteer_relay", NETWORK),
     Option(Peer, "token", NETWORK, "FILE"),
     Option(Limits, "upload", NETWORK, "RATE"),

@@ -11,6 +11,7 @@ from legion_p2p.config.forms import Form, ListenAddresses, checked_text, path_te
 from legion_p2p.core.caps import QUIET_FORM, parse_quiet_hours
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.profiles import parse_link
+from legion_p2p.core.relay_ledger import DEFAULT_RELAY, RELAY_FORM, parse_relay
 from legion_p2p.core.retention import parse_retention
 from legion_p2p.core.units import RATE_FORM, parse_rate
 
@@ -34,6 +35,13 @@ IdentityOrFile = Annotated[str | Identity, Form(_KEY_FILE, _identity)]
 def _region(given: Any) -> str:
     if not isinstance(given, str) or not REGION_FORM.fullmatch(given):
         raise refusal(given, f"a label of letters, digits and . _ -, at most 64, or {AUTO_REGION}")
+    return given
+
+
+def _relay(given: Any) -> str:
+    if not isinstance(given, str):
+        raise refusal(given, RELAY_FORM)
+    parse_relay(given)
     return given
 
 
@@ -108,6 +116,10 @@ class Peer(msgspec.Struct, frozen=True, repr_omit_defaults=True):
 
     volunteer_relay: bool = False
     """Carry the exchange with other regions for members of this one that have little upload. Costs upload."""
+
+    relay: Annotated[str, Form(RELAY_FORM, _relay)] = DEFAULT_RELAY
+    """Where others can dial this peer, carry traffic of peers that nobody can dial, at most so much of it; no: carry none. Limits
+    on peers, circuits and a peer's bytes in an hour may follow: 10mbit,peers=256,circuits=512,hourly=8gb."""
 
     limits: Limits = Limits()
     """How much of the connection it may use."""

@@ -100,6 +100,10 @@ class Reservations:
             self._relays[peer] = _Relay()
         return held
 
+    def lacks(self) -> bool:
+        """Whether fewer are held or asked for than wanted: further candidates would help."""
+        return sum(1 for relay in self._relays.values() if relay.asking or relay.renew_at is not None) < WANTED
+
     def held(self, now: float) -> dict[PeerId, tuple[str, ...]]:
         """The relays through which this peer can be reached, and where each is dialed."""
         return {peer: relay.addresses for peer, relay in self._relays.items() if relay.renew_at is not None and relay.until > now}

@@ -6,6 +6,7 @@ that it is connected to, that speak the protocol, and that are elsewhere: on one
 
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
 import trio
@@ -22,19 +23,29 @@ from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
 from legion_p2p.core.addresses import Circuit, split_address
+from legion_p2p.core.bounded import BoundedMap
+from legion_p2p.core.contact import Contact
 from legion_p2p.core.dial_order import Network
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.reservations import Reservations
-from legion_p2p.errors import DecodeError, UsageError
+from legion_p2p.core.observers import Observers
+from legion_p2p.core.reservations import MAX_CANDIDATES, Reservations
+from legion_p2p.errors import DecodeError, UnreachableError, UsageError
 from legion_p2p.net.address_book import AddressBook, dialable
 from legion_p2p.net.circuit_stream import CircuitStream, read_message, reset, write_message
-from legion_p2p.net.dialer import Dialer
+from legion_p2p.net.dialer import Dialer, without_circuits
+from legion_p2p.net.ends import remote_end
 from legion_p2p.net.limits import CIRCUIT_READ_S, MAX_ADDRESSES_PER_PEER, MAX_CIRCUITS_IN
 from legion_p2p.net.networks import is_elsewhere, is_loopback, own_networks
 from legion_p2p.net.peer_score import Refusals
-from legion_p2p.net.relay import HOP, STOP, remote_end
+from legion_p2p.net.relay import HOP, STOP
 
 TICK_S = 0.5
+FIRST_LOOK_S = 5.0  # until the second look for further relays; doubled each time, because a look in the DHT costs 0.1 CPU seconds
+MAX_LOOK_S = 300.0
+FIND_S = 10.0  # for a look in the DHT
+RELAYS_DIALED = 3  # in one look
+REDIAL_RELAY_S = 120.0  # until one is dialed again only to reserve with it
+RELAY_KEY = "relay"  # under which relays are found in the DHT
 MIN_RESERVED_S, MAX_RESERVED_S = 30.0, 7200.0  # what a relay may say of its reservation's end; its clock may be wrong
 MAX_CIRCUITS_TOLD = 3  # addresses of one relay that are announced: IPv4, IPv6 and a name
 
@@ -60,8 +71,18 @@ class Circuits:
         self._refusals = refusals
         self._reservations = Reservations()
         self._n_accepted = 0
+        self._told: tuple[PeerId, ...] = ()
         self.wanted = True
-        """Whether this peer needs relays: nobody has been seen to dial it."""
+        """Whether this peer takes relays: nobody has been seen to dial it."""
+        self.needed = False
+        """Whether it has to look for them: others tried to dial it, and could not."""
+        self.changed: Observers[None] = Observers()
+        """Told when the relays are others."""
+        self.find: Callable[[], Awaitable[tuple[Contact, ...]]] | None = None
+        """Looks for further relays in the DHT."""
+        self._heard: BoundedMap[PeerId, float] = BoundedMap(MAX_CANDIDATES)  # relays, and when to dial each at the earliest
+        self._look_at = float("-inf")
+        self._look_pause_s = FIRST_LOOK_S
         dialer.circuits = self.dial
         host.set_stream_handler(STOP, self._accept)
 
@@ -76,21 +97,39 @@ class Circuits:
         """Those that hold a reservation for this peer."""
         return tuple(self._reservations.held(trio.current_time()))
 
+    def hear(self, relay: PeerId) -> None:
+        """This peer is a relay, by its own account or by the DHT's."""
+        if relay not in self._heard:
+            self._heard[relay] = float("-inf")
+
     async def keep(self) -> None:
         """Keep reservations as long as they are needed, until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:
                 if self.wanted:
                     networks = own_networks()
-                    usable = frozenset(peer for peer in self._connected() if self._relays(peer, networks))
+                    table = self._dialer.table()
+                    if not self._reservations.lacks():  # nobody else is of interest
+                        held = self.relays()
+                        table = {peer: connections for peer, connections in table.items() if peer in held}
+                    usable = frozenset(peer for peer, conns in table.items() if self._relays(peer, conns, networks))
                     for peer in usable:
                         self._reservations.hear(peer)
                     relay = self._reservations.poll(trio.current_time(), usable)
                     if relay is not None:
                         nursery.start_soon(self._reserve, relay)
                         continue
+                    if not self._reservations.lacks():
+                        self._look_pause_s = FIRST_LOOK_S
+                    elif self.needed and trio.current_time() >= self._look_at:
+                        self._look_at = trio.current_time() + self._look_pause_s
+                        self._look_pause_s = min(2 * self._look_pause_s, MAX_LOOK_S)
+                        nursery.start_soon(self._look_further, usable)
                 else:
                     self._reservations.release()
+                if self.relays() != self._told:
+                    self._told = self.relays()
+                    self.changed.tell(None)
                 await trio.sleep(TICK_S)
 
     async def dial(self, circuit: Circuit, peer: PeerId) -> None:
@@ -142,6 +181,23 @@ class Circuits:
             self._n_accepted -= 1
             await reset(stream)
 
+    async def _look_further(self, known: frozenset[PeerId]) -> None:
+        """Connect to a relay that was announced; where none was, ask the DHT for some."""
+        now = trio.current_time()
+        others = [peer for peer, due_at in self._heard.items() if peer not in known and due_at <= now]
+        if not others and self.find is not None:
+            with trio.move_on_after(FIND_S):
+                for contact in await self.find():
+                    self._book.hear(contact.peer_id, contact.addresses)
+                    self.hear(contact.peer_id)
+            others = [peer for peer in self._heard if peer not in known]
+        for relay in others[:RELAYS_DIALED]:
+            self._heard[relay] = trio.current_time() + REDIAL_RELAY_S
+            try:
+                await self._dialer.connect(relay, directly=True)
+            except UnreachableError as failed:
+                log.debug("a relay: %s", failed)
+
     async def _reserve(self, relay: PeerId) -> None:
         try:
             with trio.fail_after(2 * CIRCUIT_READ_S):
@@ -173,34 +229,22 @@ class Circuits:
         candidates = [a for a in dict.fromkeys((*known, *said)) if "/p2p-circuit" not in a and dialable(a) and not is_loopback(a)]
         return tuple(sorted(candidates, key=lambda a: not is_elsewhere(a.split("/")[2], networks)))[:MAX_CIRCUITS_TOLD]
 
-    def _relays(self, peer: PeerId, networks: tuple[Network, ...]) -> bool:
+    def _relays(self, peer: PeerId, connections: list[INetConn], networks: tuple[Network, ...]) -> bool:
         """Whether it relays, and is somewhere else."""
+        ends = [remote_end(conn.muxed_conn) for conn in without_circuits(connections)]
+        if not any(end is not None and is_elsewhere(end[0], networks) for end in ends):
+            return False
+        if peer in self._heard:
+            return True
         try:
             protocols = self._host.get_peerstore().get_protocols(ID.from_base58(peer))
         except Exception:  # PeerStoreError: identify has not run yet
             return False
-        if HOP not in protocols:
-            return False
-        ends = [remote_end(conn.muxed_conn) for conn in self._dialer.direct(peer)]
-        return any(end is not None and is_elsewhere(end[0], networks) for end in ends)
-
-    def _connected(self) -> list[PeerId]:
-        return [PeerId(str(peer)) for peer in self._host.get_connected_peers()]
+        return HOP in protocols
 
     def _place_of(self, relay: PeerId) -> str:
         where = self._book.of(relay)
         return f"{where[0]}/p2p/{relay}" if where and "/p2p-circuit" not in where[0] else f"/p2p/{relay}"
-
-
-def relay_of(connection: INetConn) -> PeerId | None:
-    """The relay that a connection leads through; None: it is direct."""
-    if connection.get_connection_type() is not ConnectionType.RELAYED:
-        return None
-    for address in connection.get_transport_addresses():
-        before, mark, _ = str(address).partition("/p2p-circuit")
-        if mark:
-            return PeerId(before.rpartition("/p2p/")[2])
-    return None
 
 
 def _raw(stream: INetStream, address: str, initiator: bool) -> RawConnection:

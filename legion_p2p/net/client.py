@@ -8,6 +8,7 @@ import logging
 from collections import deque
 
 import trio
+from libp2p.connection_types import ConnectionType
 from libp2p.host.basic_host import BasicHost
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
@@ -44,6 +45,14 @@ class Client:
         self._slots = {priority: PeerSemaphore(SlotLimits(max_per_peer=MAX_REQUESTS_OUT[priority.lane])) for priority in Priority}
         self._rtts: BoundedMap[PeerId, deque[float]] = BoundedMap(MAX_RTT_PEERS)
         parts.refusals.refused.add(self._drop)
+
+    def prefer_direct(self, peer: PeerId) -> None:
+        """There is a direct connection to it, for what comes from now on; what was sent through a relay is finished there."""
+        for lane in PROTOCOLS:
+            stream = self._streams.get((peer, lane))
+            if stream is not None and stream.relayed:
+                del self._streams[peer, lane]
+                stream.retire()
 
     def rtt_s(self, peer: PeerId) -> float | None:
         """The shortest of the last few round trips to it."""
@@ -99,6 +108,7 @@ class Client:
                         opened = await self._host.new_stream(ID.from_base58(stream.peer), [PROTOCOLS[stream.lane]])
                     assert isinstance(opened, NetStream)  # what a BasicHost opens
                     raw = opened
+                    stream.relayed = opened.muxed_conn.get_connection_type() is ConnectionType.RELAYED
                     frames = stream.frames = self._parts.frames(raw, stream.lane)
                     stream.opened.set()
                     await read_and_write(frames, lambda: self._read_replies(stream, frames))
@@ -190,6 +200,8 @@ class RequestStream:
         self.opened = trio.Event()
         """Set when `frames` is there, or `reason` says why it is not."""
         self.frames: FrameStream | None = None
+        self.relayed = False
+        self._retired = False
         self.reason = "this peer is leaving"
         self.error: Exception | None = None
         self.scope = trio.CancelScope()
@@ -223,6 +235,14 @@ class RequestStream:
         """Its asker has the reply, or gave up. If it was not begun yet, it is not sent at all."""
         pending.frame.abandoned = not pending.frame.begun
         self.pending.pop(pending.id, None)
+        if self._retired and not self.pending:
+            self.scope.cancel()
+
+    def retire(self) -> None:
+        """Nothing more is sent on it: it ends when what waits for a reply has it."""
+        self._retired = True
+        if not self.pending:
+            self.scope.cancel()
 
     def fail(self) -> None:
         """Tell everybody who waits that it is over."""

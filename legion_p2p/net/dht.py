@@ -107,6 +107,15 @@ class Dht:
         """Nodes in the routing table."""
         return self.kad.routing_table.size()
 
+    def serve(self, serving: bool) -> None:
+        """Answer others, or only ask: a peer that cannot be dialed only makes lookups of others longer."""
+        if serving and self.kad.mode is DHTMode.CLIENT:
+            self.kad.mode = DHTMode.SERVER
+            self._host.set_stream_handler(KAD_PROTOCOL, self.kad.handle_stream)
+        elif not serving and self.kad.mode is DHTMode.SERVER:
+            self.kad.mode = DHTMode.CLIENT
+            self._host.remove_stream_handler(KAD_PROTOCOL)
+
     def own_addresses(self) -> Sequence[Multiaddr]:
         return self._host.get_addrs()
 

@@ -7,6 +7,7 @@ and then refuses to dial for a minute. This one takes its place, for our own req
 import logging
 from collections.abc import Awaitable, Callable
 from random import SystemRandom
+from weakref import WeakSet
 
 import trio
 from libp2p.abc import INetConn
@@ -19,6 +20,7 @@ from multiaddr import Multiaddr
 from legion_p2p.core.addresses import Circuit, is_circuit, split_circuit
 from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.dial_order import Nearness, dial_order
+from legion_p2p.core.dial_pauses import DialPauses
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import UnreachableError
 from legion_p2p.net.address_book import AddressBook, dialable
@@ -52,9 +54,17 @@ class Dialer:
         self._me = PeerId(str(swarm.get_peer_id()))
         self._dialing: dict[tuple[PeerId, bool], _Dial] = {}
         self._failed: BoundedMap[PeerId, tuple[float, frozenset[str], str]] = BoundedMap(MAX_KNOWN_PEERS)
+        self._refused_source: BoundedMap[str, bool] = BoundedMap(MAX_KNOWN_PEERS)
+        self._pauses = DialPauses()
         self._slots = trio.CapacityLimiter(MAX_DIALS)
         self.circuits: Callable[[Circuit, PeerId], Awaitable[None]] | None = None
         """Connects through a relay; set by net/circuits.py."""
+        self.source: Callable[[str], tuple[str, int] | None] = lambda address: None
+        """Where to dial an address from, if not from any port."""
+        self.punched: WeakSet[INetConn] = WeakSet()
+        """Connections that came about because both sides dialed at once."""
+        self.punching: set[PeerId] = set()
+        """Peers that this side and they dial at this moment: a connection that comes about is such a one."""
         replace_attributes(swarm, dial_peer=self._dial_for_libp2p)
 
     def connections(self, peer: PeerId) -> list[INetConn]:
@@ -63,7 +73,12 @@ class Dialer:
 
     def direct(self, peer: PeerId) -> list[INetConn]:
         """The open ones that do not lead through a relay."""
-        return [conn for conn in self.connections(peer) if conn.get_connection_type() is not ConnectionType.RELAYED]
+        return without_circuits(self.connections(peer))
+
+    def table(self) -> dict[PeerId, list[INetConn]]:
+        """The open connections of all peers; cheap enough to look at often."""
+        found = {PeerId(str(peer)): [c for c in conns if not c.is_closed] for peer, conns in self._swarm.connections.items()}
+        return {peer: conns for peer, conns in found.items() if conns}
 
     async def connect(self, peer: PeerId, *, directly: bool = False) -> None:
         """Return when there is a connection; with `directly`, one that does not lead through a relay.
@@ -120,7 +135,13 @@ class Dialer:
             with trio.move_on_after(timeout_s) as budget:
                 try:
                     if circuit is None:
-                        await self._swarm.dial_addr(Multiaddr(address), ID.from_base58(peer))
+                        source = None if address in self._refused_source else self.source(address)
+                        if source is not None:
+                            # two sides that dial each other from their listening ports at once get one connection, on which
+                            # both speak first: so only once
+                            self._refused_source[address] = True
+                        await self._swarm.dial_addr(Multiaddr(address), ID.from_base58(peer), source)
+                        self._refused_source.pop(address, None)
                     elif self.circuits is not None:
                         await self.circuits(circuit, peer)
                     self._book.add(peer, (address,))
@@ -146,8 +167,12 @@ class Dialer:
         has_circuit = any(where is Nearness.CIRCUIT for _, where in order)
         try:
             async with trio.open_nursery() as race:
-                for i, (address, _) in enumerate(order):
+                for i, (address, where) in enumerate(order):
                     lost = trio.Event()
+                    host = address.split("/")[2]
+                    if where in (Nearness.PUBLIC, Nearness.BEHIND) and not self._pauses.allows(host, trio.current_time()):
+                        reasons[address] = "nothing there has answered for a while"
+                        continue
                     race.start_soon(self._race, peer, address, reasons, lost, race.cancel_scope)
                     behind = has_circuit and order[i + 1 : i + 2] and order[i + 1][1] is Nearness.BEHIND
                     with trio.move_on_after(CIRCUIT_HEAD_START_S if behind else DIAL_STAGGER_S):
@@ -164,9 +189,13 @@ class Dialer:
         self, peer: PeerId, address: str, reasons: dict[str, str], lost: trio.Event, others: trio.CancelScope
     ) -> None:
         reason = await self.try_address(peer, address)
+        host = address.split("/")[2]
         if reason is None:
+            self._pauses.succeeded(host)
             others.cancel()
         else:
+            if not is_circuit(address):
+                self._pauses.failed(host, trio.current_time())
             reasons[address] = reason
             self._book.forget(peer, address)
             lost.set()
@@ -178,6 +207,11 @@ class Dialer:
         except UnreachableError as failed:
             raise SwarmException(str(failed)) from failed
         return self.connections(peer)
+
+
+def without_circuits(connections: list[INetConn]) -> list[INetConn]:
+    """Those that do not lead through a relay."""
+    return [conn for conn in connections if conn.get_connection_type() is not ConnectionType.RELAYED]
 
 
 class _Dial:

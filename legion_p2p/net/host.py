@@ -6,7 +6,7 @@ milliseconds, however unresponsive the others are.
 
 import errno
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -24,6 +24,7 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as Noise
@@ -34,23 +35,22 @@ from multiaddr import Multiaddr
 
 from legion_p2p.core.addresses import parse_peer_address, split_address
 from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.core.relay_ledger import RelayLedger
 from legion_p2p.errors import NetworkError, NoContactError, UsageError
 from legion_p2p.net.accepting import Scarcity, Warn, descriptor_limit
 from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.bitswap import Bitswap, BlockSource
-from legion_p2p.net.circuits import Circuits
 from legion_p2p.net.dht import Dht
 from legion_p2p.net.dialer import Dialer, jittered
 from legion_p2p.net.discovery import Libp2pDiscovery
 from legion_p2p.net.gossip import Libp2pGossip, make_pubsub
 from legion_p2p.net.limits import HANDSHAKE_TIMEOUT_S, MAX_CONNECTIONS, MAX_INBOUND_STREAMS, MAX_KNOWN_PEERS, NetConfig
+from legion_p2p.net.listening import Listening
 from legion_p2p.net.messenger import Messenger
 from legion_p2p.net.netem import UNTHROTTLED, Shaper, Throttling
-from legion_p2p.net.networks import is_loopback, own_hosts, own_loopbacks
 from legion_p2p.net.patches import SturdyManager, replace_attributes
 from legion_p2p.net.peer_score import REFUSED, Refusals
 from legion_p2p.net.reachability import Libp2pReachability
+from legion_p2p.net.reaching import Reaching
 from legion_p2p.net.relay import Relay
 from legion_p2p.net.transport import Listener, Sockets, Transport
 
@@ -60,7 +60,6 @@ NO_SUCH_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT
 REDIAL_FIRST_S = 0.5
 STILL_THERE_S = 1.0  # how often a lost initial peer is noticed
 NEGOTIATION_TIMEOUT_S = 15.0  # for a stream's protocol: giving up early on a busy machine only adds to its work
-ADDRESS_REFRESH_S = 60.0  # a notebook that changes its Wi-Fi announces its new address after so long
 PEERSTORE_SWEEP_S = 300
 
 logger = logging.getLogger("legion_p2p.net")
@@ -71,7 +70,7 @@ class Libp2pNetwork:
 
     def __init__(
         self, identity: Identity, host: BasicHost, dialer: Dialer, initial: Sequence[tuple[str, PeerId]], config: NetConfig,
-        nursery: trio.Nursery, listening: "_Listening", report: Callable[[str], None],
+        nursery: trio.Nursery, listening: Listening, report: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.identity = identity
         self.dial_reports: dict[str, str | None] = {f"{where}/p2p/{peer}": "not tried yet" for where, peer in initial}
@@ -90,7 +89,7 @@ class Libp2pNetwork:
         self._listening = listening
         self._report = report
         self._keeping = False
-        self.circuits: Circuits
+        self.reaching: Reaching
         self.relay: Relay | None = None
         """Relays for others; None where it was not asked to."""
 
@@ -230,16 +229,15 @@ class _Parts:
         self.book = AddressBook()
         self.refusals = Refusals()
         self.shaper = shaper
-        self.listening = _Listening(announced)
+        self.listening = Listening(announced)
+        self.reaching: Reaching | None = None
         self.peerstore = PeerStore(max_peers=MAX_KNOWN_PEERS, max_records=MAX_KNOWN_PEERS)
         self.scarcity = scarcity
-        self.host = _make_host(identity, Transport(nursery, self.sockets, scarcity), self.listening, self.peerstore)
+        self.transport = Transport(nursery, self.sockets, scarcity)
+        self.host = _make_host(identity, self.transport, self.listening, self.peerstore)
         self.swarm = _swarm_of(self.host)
         _guard(self.swarm, self.refusals)
         self.dialer = Dialer(self.swarm, nursery, self.book, self.refusals)
-        self.circuits = Circuits(self.host, self.swarm, self.dialer, self.book, self.refusals)
-        self.listening.circuits = self.circuits.addresses
-        self.relay = None if config.relay is None else Relay(self.host, RelayLedger(config.relay), self.dialer.direct)
         self.dht = Dht(self.host, config, self.book)
         self.pubsub, self.router = make_pubsub(self.host, config)
 
@@ -280,15 +278,28 @@ class _Parts:
             logger.error("a service of libp2p ended: %r", error)
 
     async def _listen(self, where: str) -> None:
-        listener = Listener(
-            lambda stream: _accept(self.swarm, stream, Multiaddr(where)), self.nursery, self.sockets, self.scarcity
-        )
+        listener = Listener(lambda stream: self._accept(stream, Multiaddr(where)), self.nursery, self.sockets, self.scarcity)
         try:
             await listener.listen(Multiaddr(where))
         except OpenConnectionError as failed:
             raise NetworkError(f"cannot listen on {where}: {failed}") from failed
         self.swarm.listeners[where] = listener
         self.listening.bound.extend(str(address) for address in listener.get_addrs())
+
+    async def _accept(self, stream: ReadWriteCloser, where: Multiaddr) -> None:
+        """Authenticate an inbound connection, and stay until it ends.
+
+        libp2p's own waits until the host ends: each connection that ever came in keeps its place, and after 300 of them none gets
+        in.
+        """
+        raw = RawConnection(stream, False)
+        end = raw.get_remote_address()
+        expected = None if end is None or self.reaching is None else self.reaching.first_speaker(end[0])
+        if expected is None:
+            muxed = await self.swarm.upgrade_inbound_raw_conn(raw, where)
+        else:
+            muxed = (await self.swarm.upgrade_outbound_raw_conn(raw, ID.from_base58(expected))).muxed_conn
+        await cast(Yamux, muxed).event_closed.wait()
 
     def network(
         self,
@@ -301,21 +312,16 @@ class _Parts:
         network.messenger = Messenger(
             self.host, self.nursery, self.dialer, self.book, self.refusals, self.listening.addresses, self.shaper
         )
-        network.reachability = Libp2pReachability(self.dialer, network.messenger.rtt_s)
+        reaching = self.reaching = Reaching(self, network.messenger)
+        network.reaching, network.reachability, network.relay = reaching, reaching.reachability, reaching.relay
         network.discovery = Libp2pDiscovery(network.messenger, self.dht, self.book, self.config, self.listening.addresses)
+        reaching.use(network.discovery)
         network.gossip = Libp2pGossip(self.pubsub, self.nursery, network.messenger.report)
-        network.circuits, network.relay = self.circuits, self.relay
         if blocks is not None:
             network.bitswap = Bitswap(self.host, self.nursery, blocks, network.messenger.report)
         for where, peer in initial:
             self.book.add(peer, (where,))
-        tasks = [*network.discovery.tasks(), network.gossip.keep_registered, self._sweep]
-        if self.relay is None:
-            tasks.append(self.circuits.keep)
-        else:
-            self.relay.enable()
-            tasks.append(self.relay.forget_gone)
-        for task in tasks:
+        for task in (*network.discovery.tasks(), *reaching.tasks(), network.gossip.keep_registered, self._sweep):
             self.nursery.start_soon(self._run_for_ever, task)
         return network
 
@@ -334,51 +340,7 @@ class _Parts:
             self.peerstore._cleanup_expired_records()
 
 
-class _Listening:
-    """The addresses to tell others."""
-
-    def __init__(self, announced: Sequence[str]) -> None:
-        self._announced = tuple(announced)
-        self._hosts: tuple[str, ...] = ()
-        self._looked_at = float("-inf")
-        self._shown: tuple[str, ...] = ()
-        self._multiaddrs: list[Multiaddr] = []
-        self.bound: list[str] = []
-        self.circuits: Callable[[], tuple[str, ...]] = tuple
-        """The circuits that lead to this peer."""
-
-    def addresses(self) -> tuple[str, ...]:
-        """Without /p2p/: those announced, or else what is listened on, a wildcard as the interfaces' addresses; circuits, and
-        loopback last.
-        """
-        found = dict.fromkeys(self._announced)
-        if not found:
-            for address in self.bound:
-                found.update(dict.fromkeys(self._expand(address)))
-        direct = sorted(found, key=lambda a: (is_loopback(a), is_loopback(a) and a.startswith("/ip4/")))
-        n_outside = sum(not is_loopback(address) for address in direct)
-        return (*direct[:n_outside], *self.circuits(), *direct[n_outside:])
-
-    def multiaddrs(self, peer: PeerId) -> list[Multiaddr]:
-        """With /p2p/. Kept ready: libp2p asks for each message that it sends."""
-        addresses = self.addresses()
-        if addresses != self._shown:
-            self._shown = addresses
-            self._multiaddrs = [Multiaddr(f"{address}/p2p/{peer}") for address in addresses]
-        return list(self._multiaddrs)
-
-    def _expand(self, address: str) -> Iterable[str]:
-        _, family, host, protocol, port = address.split("/")
-        if host not in ("0.0.0.0", "::"):
-            return (address,)
-        now = trio.current_time()
-        if now - self._looked_at > ADDRESS_REFRESH_S:
-            self._hosts, self._looked_at = (*own_hosts(), *own_loopbacks()) or ("127.0.0.1", "::1"), now
-        hosts = [h for h in self._hosts if (":" in h) == (family == "ip6")]
-        return tuple(f"/{family}/{h}/{protocol}/{port}" for h in hosts)
-
-
-def _make_host(identity: Identity, transport: Transport, listening: _Listening, peerstore: PeerStore) -> BasicHost:
+def _make_host(identity: Identity, transport: Transport, listening: Listening, peerstore: PeerStore) -> BasicHost:
     key_pair = create_new_key_pair(identity.seed)
     assert str(generate_peer_id_from(key_pair)) == identity.peer_id
     host = new_host(
@@ -468,16 +430,6 @@ def _lacks_family(failed: NetworkError) -> bool:
 
 async def _nothing(*_: object) -> None:
     """In place of what libp2p would do unasked."""
-
-
-async def _accept(swarm: Swarm, stream: ReadWriteCloser, where: Multiaddr) -> None:
-    """Authenticate an inbound connection, and stay until it ends.
-
-    libp2p's own waits until the host ends: each connection that ever came in keeps its place, and after 300 of them none gets in.
-    """
-    raw = RawConnection(stream, False)
-    muxed = await swarm.upgrade_inbound_raw_conn(raw, where)
-    await cast(Yamux, muxed).event_closed.wait()
 
 
 def _listen_address(address: str) -> str:

@@ -85,6 +85,9 @@ class NetConfig(msgspec.Struct, frozen=True, kw_only=True):
     relay: RelayLimits | None = None
     """What passes through this host for peers that others cannot dial. None: it does not relay."""
 
+    relay_unproven: bool = False
+    """Relay from the start, as a bootstrap node does, and not only once others have dialed this host."""
+
     def __post_init__(self) -> None:
         for name in ("provider_lifetime_s", "redial_max_s", "gossip_heartbeat_s"):
             if not getattr(self, name) > 0:

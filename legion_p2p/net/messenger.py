@@ -4,9 +4,10 @@ The requests of this peer: client.py; those of others: server.py. This module pu
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
+from libp2p.abc import INetConn
 from libp2p.host.basic_host import BasicHost
 from libp2p.peer.id import ID
 
@@ -20,7 +21,7 @@ from legion_p2p.net.dialer import Dialer
 from legion_p2p.net.netem import Shaper
 from legion_p2p.net.peer_score import Refusals
 from legion_p2p.net.server import Server
-from legion_p2p.net.streams import SharedParts
+from legion_p2p.net.streams import PROTOCOLS, SharedParts
 
 log = logging.getLogger("legion_p2p.net")
 
@@ -67,6 +68,12 @@ class Messenger:
     def connected(self) -> frozenset[PeerId]:
         connections = self._host.get_network().connections
         return frozenset(PeerId(str(peer)) for peer, conns in connections.items() if any(not conn.is_closed for conn in conns))
+
+    def prefer_direct(self, peer: PeerId, circuits: Sequence[INetConn]) -> bool:
+        """Use the direct connection to it from now on; whether requests of either side still run over its circuits."""
+        self._client.prefer_direct(peer)
+        lanes = PROTOCOLS.values()
+        return any(stream.get_protocol() in lanes for circuit in circuits for stream in circuit.get_streams())
 
     def rtt_s(self, peer: PeerId) -> float | None:
         return self._client.rtt_s(peer)

@@ -5,6 +5,7 @@ Importing this module applies all of it, once per process. tests/net/test_patche
 
 import logging
 import random
+import struct
 import sys
 import types
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from libp2p.protocol_muxer.exceptions import MultiselectClientError, Multiselect
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.pubsub import pubsub
 from libp2p.stream_muxer import rw_lock
+from libp2p.stream_muxer.exceptions import MuxedStreamError
 from libp2p.stream_muxer.yamux import yamux
 from libp2p.tools.anyio_service.api import AsyncFn
 from libp2p.tools.anyio_service.exceptions import LifecycleError
@@ -31,6 +33,9 @@ from libp2p.tools.anyio_service.trio_manager import TrioManager
 from libp2p.utils.varint import encode_delim
 
 KAD_PROTOCOL = TProtocol("/legion/kad/1.0.0")
+ZERO_WINDOW_S = 60.0  # a relay that is full passes 64 kbit/s to each peer: a window of 256 KiB takes half a minute
+WINDOW_POLL_S = 0.01
+MAX_DATA_BYTES = yamux.MAX_MESSAGE_SIZE - yamux.HEADER_SIZE
 UNREAD_SLACK_BYTES = 1 << 20  # what an honest sender may overrun its window by: py-libp2p's accounting is not exact
 
 log = logging.getLogger("legion_p2p.net")
@@ -117,6 +122,29 @@ def _update_windows_rarely() -> None:
         await stream.send_window_update(increment)
 
     replace_attributes(yamux.YamuxStream, _auto_tune_and_send_window_update=update)
+
+
+def _wait_for_windows() -> None:
+    """A writer gives up after 5 s without room at the other side, which resets its stream: a relay that shares 10 Mbit/s among
+    many takes longer. What stalls for good is ended by our own limits.
+    """
+
+    async def write(stream: yamux.YamuxStream, data: bytes) -> None:
+        sent = 0
+        async with stream.rw_lock.write_lock():  # what one writer writes stays together
+            while sent < len(data):
+                with trio.move_on_after(ZERO_WINDOW_S) as stall:
+                    while stream.send_window <= 0 and not stream.send_closed and not stream.closed:  # noqa: ASYNC110
+                        await trio.sleep(WINDOW_POLL_S)
+                if stall.cancelled_caught or stream.send_closed or stream.closed:
+                    raise MuxedStreamError("the stream is closed, or the other side does not read it")
+                size = min(stream.send_window, MAX_DATA_BYTES, len(data) - sent)
+                stream.send_window -= size
+                header = struct.pack(yamux.YAMUX_HEADER_FORMAT, 0, yamux.TYPE_DATA, 0, stream.stream_id, size)
+                await stream.conn._write_frame(header + bytes(data[sent : sent + size]))
+                sent += size
+
+    replace_attributes(yamux.YamuxStream, write=write)
 
 
 class QuickLock:
@@ -237,6 +265,7 @@ _read_patiently()
 _forget_failures()
 _bound_unread()
 _update_windows_rarely()
+_wait_for_windows()
 _lock_quickly()
 _negotiate_in_one_step()
 _widen_subscriptions()

@@ -4,33 +4,59 @@ from collections.abc import Callable
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.observers import Observers
-from legion_p2p.core.reach import NO_CONNECTION, UNKNOWN_REACH, ConnectionKind, OwnReach, PeerConnection
-from legion_p2p.net.circuits import relay_of
+from legion_p2p.core.reach import NO_CONNECTION, UNKNOWN_REACH, ConnectionKind, OwnReach, PeerConnection, Reach
+from legion_p2p.core.reach_finder import ReachVerdict
+from legion_p2p.net.circuits import Circuits
 from legion_p2p.net.dialer import Dialer
+from legion_p2p.net.ends import relay_of
+from legion_p2p.net.relay import Relay
 
 
 class Libp2pReachability:
     """See services.ports.Reachability."""
 
-    def __init__(self, dialer: Dialer, rtt_s: Callable[[PeerId], float | None]) -> None:
+    def __init__(self, dialer: Dialer, rtt_s: Callable[[PeerId], float | None], circuits: Circuits, relay: Relay | None) -> None:
         self.changed: Observers[OwnReach] = Observers()
         self._dialer = dialer
         self._rtt_s = rtt_s
+        self._circuits = circuits
+        self._relay = relay
+        self._verdict = ReachVerdict()
         self._own = UNKNOWN_REACH
+        circuits.changed.add(lambda _: self._tell())
 
     def own(self) -> OwnReach:
         return self._own
 
-    def found(self, own: OwnReach) -> None:
-        """This is how others reach this peer now."""
-        if own != self._own:
-            self._own = own
-            self.changed.tell(own)
+    def concluded(self, verdict: ReachVerdict) -> None:
+        """This follows from what others saw and did: look for relays or be one."""
+        self._verdict = verdict
+        self._circuits.wanted = verdict.reach is not Reach.PUBLIC
+        self._circuits.needed = verdict.reach in (Reach.PUNCHABLE, Reach.RELAYED)
+        if self._relay is not None and verdict.reach is Reach.PUBLIC:
+            self._relay.enable()
+        elif self._relay is not None and self._circuits.needed and not self._relay.unproven:
+            self._relay.disable()
+        self._tell()
 
     def connection(self, peer: PeerId) -> PeerConnection:
+        direct = self._dialer.direct(peer)
+        if direct:
+            is_punched = peer in self._dialer.punching or all(c in self._dialer.punched for c in direct)
+            kind = ConnectionKind.PUNCHED if is_punched else ConnectionKind.DIRECT
+            return PeerConnection(kind, rtt_s=self._rtt_s(peer))
         connections = self._dialer.connections(peer)
         if not connections:
             return NO_CONNECTION
-        if self._dialer.direct(peer):
-            return PeerConnection(ConnectionKind.DIRECT, rtt_s=self._rtt_s(peer))
         return PeerConnection(ConnectionKind.RELAYED, relay_of(connections[0]), self._rtt_s(peer))
+
+    def heard_of_relay(self, peer: PeerId) -> None:
+        self._circuits.hear(peer)
+
+    def _tell(self) -> None:
+        verdict, relay = self._verdict, self._relay
+        carries = 0 if relay is None or not relay.enabled else relay.ledger.limits.max_circuits
+        own = OwnReach(verdict.reach, verdict.nat, verdict.why, self._circuits.relays(), carries)
+        if own != self._own:
+            self._own = own
+            self.changed.tell(own)

@@ -8,20 +8,19 @@ What passes is encrypted between its ends; a relay can delay and drop it, and no
 import logging
 import time
 from collections.abc import Callable
-from typing import cast
 
 import trio
-from libp2p.abc import IMuxedConn, INetConn, INetStream
+from libp2p.abc import INetConn, INetStream
 from libp2p.connection_types import ConnectionType
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, Status, StopMessage
-from libp2p.stream_muxer.yamux.yamux import Yamux
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.relay_ledger import RESERVATION_S, RelayLedger
 from legion_p2p.net.circuit_stream import read_message, reset, write_message
+from legion_p2p.net.ends import remote_end
 from legion_p2p.net.limits import CIRCUIT_READ_S, MAX_ADDRESSES_PER_PEER
 
 HOP = TProtocol("/libp2p/circuit/relay/0.2.0/hop")
@@ -35,12 +34,19 @@ log = logging.getLogger("legion_p2p.net")
 class Relay:
     """Reservations and circuits of others, through this host."""
 
-    def __init__(self, host: BasicHost, ledger: RelayLedger, direct: Callable[[PeerId], list[INetConn]]) -> None:
-        """`direct`: the open connections to a peer that do not lead through a relay."""
+    def __init__(
+        self, host: BasicHost, ledger: RelayLedger, direct: Callable[[PeerId], list[INetConn]], *, unproven: bool
+    ) -> None:
+        """`direct`: the open connections to a peer that do not lead through a relay. `unproven`: relay from the start, whether
+        anybody has dialed this host or not.
+        """
         self.ledger = ledger
+        self.unproven = unproven
         self._host = host
         self._direct = direct
         self._enabled = False
+        if unproven:
+            self.enable()
 
     @property
     def enabled(self) -> bool:
@@ -51,6 +57,14 @@ class Relay:
         if not self._enabled:
             self._enabled = True
             self._host.set_stream_handler(HOP, self._serve)
+
+    def disable(self) -> None:
+        """Take no more: others can no longer dial this host. Circuits that are open go on."""
+        if self._enabled:
+            self._enabled = False
+            self._host.remove_stream_handler(HOP)
+            for peer in self.ledger.reserved():
+                self.ledger.release(peer)
 
     async def forget_gone(self) -> None:
         """End the reservations of peers that are no longer connected, until cancelled."""
@@ -138,11 +152,6 @@ class Relay:
         except Exception as ended:  # libp2p raises many kinds, also where a stream ends properly
             log.debug("a circuit of %s ended: %r", sender, ended)
         circuit.cancel()
-
-
-def remote_end(connection: IMuxedConn) -> tuple[str, int] | None:
-    """The IP address and port at the other end of a connection; None: it leads through a relay, or has ended."""
-    return cast(Yamux, connection).get_remote_address()
 
 
 def _stop_connect(source: PeerId) -> StopMessage:

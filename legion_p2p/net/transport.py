@@ -1,9 +1,10 @@
 """TCP below libp2p: sockets that this side can count, tune, and close at once.
 
-libp2p's own listens with SO_REUSEPORT (a second bootstrap on the same port then takes half of the connections, silently), runs
-its listeners as system tasks, and leaves a half-written frame behind when a write is cancelled, which garbles all that follows.
+libp2p's own lets a second bootstrap node listen on the same port, which then takes half of the connections, silently. It runs its
+listeners as system tasks, and leaves a half-written frame behind when a write is cancelled, which garbles all that follows.
 """
 
+import errno
 import logging
 import re
 import socket
@@ -27,8 +28,10 @@ from legion_p2p.errors import UsageError
 from legion_p2p.net.accepting import Scarcity, accept_forever
 from legion_p2p.net.forks import keep_from_children
 from legion_p2p.net.limits import WRITE_STALL_S
+from legion_p2p.net.packet_size import PacketSize
 from legion_p2p.net.patches import QuickLock
 
+PORT_TAKEN = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EINVAL, errno.EACCES)  # by a connection to the same place, or in use
 BACKLOG = 256  # connections the kernel keeps for us while the loop is busy: all peers of a run that start in the same second
 
 log = logging.getLogger("legion_p2p.net")
@@ -65,6 +68,7 @@ class Sockets:
     def __init__(self, shaper: Shaping | None = None) -> None:
         self._shaper = shaper
         self._open: set[OpenSocket] = set()
+        self.packet_size = PacketSize()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -99,6 +103,12 @@ class Socket(TrioTCPStream):
         self.read_lock = QuickLock()  # type: ignore[assignment]
         self.write_lock = QuickLock()  # type: ignore[assignment]
         self._owner = owner
+        self._heard_at = float("-inf")
+
+    def _stalled(self) -> None:
+        remote = remote_of(self.stream)
+        if remote is not None:
+            self._owner.packet_size.stalled(remote[0], self._heard_at)
 
     async def write(self, data: bytes) -> None:
         async with self.write_lock:
@@ -107,9 +117,10 @@ class Socket(TrioTCPStream):
                 try:
                     await self.stream.send_all(data)
                 except (trio.BrokenResourceError, trio.ClosedResourceError) as broken:
-                    self.close_now()
+                    self._end(broken)
                     raise ConnectionClosedError(f"connection closed: {broken}", transport="tcp") from broken
             if stall.cancelled_caught:
+                self._stalled()
                 self.close_now()
                 raise ConnectionClosedError(f"connection closed: nothing taken for {WRITE_STALL_S:.0f} s", transport="tcp")
 
@@ -120,12 +131,18 @@ class Socket(TrioTCPStream):
             try:
                 data = await self.stream.receive_some(n)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as broken:
-                self.close_now()
+                self._end(broken)
                 raise ConnectionClosedError(f"connection closed: {broken}", transport="tcp") from broken
             if n is not None and not data:
                 # b"" would make libp2p's read loops ask a hundred times more
                 raise ConnectionClosedError("connection closed by the other side", transport="tcp")
+            self._heard_at = trio.current_time()
             return data
+
+    def _end(self, broken: Exception) -> None:
+        if isinstance(broken.__cause__, OSError) and broken.__cause__.errno == errno.ETIMEDOUT:  # what was sent is not confirmed
+            self._stalled()
+        self.close_now()
 
     async def close(self) -> None:
         self.close_now()
@@ -152,8 +169,26 @@ class Transport(TCP):
         # names go to the operating system, not to libp2p's DNS client, which knows neither /etc/hosts nor the names of a LAN
         try:
             host, port = host_and_port(str(maddr))
-            stream = await trio.open_tcp_stream(await _of_family(str(maddr).split("/")[1], host, port), port)
+            where = await _of_family(str(maddr).split("/")[1], host, port)
+            if self._sockets.packet_size.is_small:
+                stream = await _connect_small(where, port, self._sockets.packet_size)
+            else:
+                stream = await trio.open_tcp_stream(where, port)
         except (OSError, UsageError) as failed:
+            raise OpenConnectionError(reason_of(failed)) from failed
+        return RawConnection(cast(ReadWriteCloser, await self._sockets.connected(stream, host)), True)
+
+    async def dial_with_source(self, maddr: Multiaddr, source: tuple[str, int]) -> IRawConnection:
+        """Like `dial`, from the port that this peer listens on: a router then shows everybody the same port for both, which is
+        what holes are punched to. Where that port cannot be used once more, from any other.
+        """
+        try:
+            host, port = host_and_port(str(maddr))
+            where = await _of_family(str(maddr).split("/")[1], host, port)
+            stream = await _connect(where, port, self._sockets.packet_size, source)
+        except (OSError, UsageError) as failed:
+            if isinstance(failed, OSError) and failed.errno in PORT_TAKEN:
+                return await self.dial(maddr)
             raise OpenConnectionError(reason_of(failed)) from failed
         return RawConnection(cast(ReadWriteCloser, await self._sockets.connected(stream, host)), True)
 
@@ -176,6 +211,7 @@ class Listener(IListener):
     async def listen(self, maddr: Multiaddr) -> None:
         try:
             self._listeners = [_bind(*host_and_port(str(maddr)))]
+            self._sockets.packet_size.listens(self._listeners[0].socket)
         except OSError as failed:
             raise OpenConnectionError(reason_of(failed)) from failed
         self._addresses = tuple(multiaddr_from_socket(listener.socket) for listener in self._listeners)
@@ -235,7 +271,51 @@ async def _of_family(protocol: str, host: str, port: int) -> str:
     return found[0][4][0]
 
 
+async def _connect_small(host: str, port: int, packet_size: PacketSize) -> trio.SocketStream:
+    """Connect to the first address of a host that answers."""
+    failures: list[OSError] = []
+    for _, _, _, _, where in await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        try:
+            return await _connect(str(where[0]), port, packet_size)
+        except OSError as failed:
+            failures.append(failed)
+    raise failures[0] if failures else OSError(errno.EADDRNOTAVAIL, f"{host} has no address")
+
+
+async def _connect(host: str, port: int, packet_size: PacketSize, source: tuple[str, int] | None = None) -> trio.SocketStream:
+    """Connect to an IP address, from a port that this process listens on if one is given."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        packet_size.apply(sock)
+        if source is not None:
+            _share_port(sock)
+            await sock.bind(source)
+        await sock.connect((host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketStream(sock)
+
+
 def _bind(host: str, port: int) -> trio.SocketListener:
+    if port and hasattr(socket, "SO_REUSEPORT"):
+        # with SO_REUSEPORT two listeners would share the connections, silently: so first without
+        with _bound(host, port, shared=False) as sock:
+            sock.listen(1)
+    sock = _bound(host, port, shared=True)
+    try:
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    listening = trio.socket.from_stdlib_socket(sock)
+    keep_from_children(listening)
+    return trio.SocketListener(listening)
+
+
+def _bound(host: str, port: int, *, shared: bool) -> socket.socket:
+    """A socket with that address; `shared`: connections of this process may be made from it as well."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -243,14 +323,20 @@ def _bind(host: str, port: int) -> trio.SocketListener:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if shared:
+            _share_port(sock)
         sock.bind((host, port))
-        sock.listen(BACKLOG)
     except BaseException:  # whatever it is, an address that is no such thing or Ctrl+C: nobody else would close it
         sock.close()
         raise
-    listening = trio.socket.from_stdlib_socket(sock)
-    keep_from_children(listening)
-    return trio.SocketListener(listening)
+    return sock
+
+
+def _share_port(sock: "socket.socket | trio.socket.SocketType") -> None:
+    """Let several sockets of this user have one port. Windows knows no such thing: there, no holes are punched."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "SO_REUSEPORT"):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
 def tune(sock: trio.socket.SocketType) -> None:

@@ -79,6 +79,9 @@ class Reachability(Protocol):
     def connection(self, peer: PeerId) -> PeerConnection:
         """How this peer reaches `peer` now."""
 
+    def heard_of_relay(self, peer: PeerId) -> None:
+        """`peer` says that it carries circuits: it may be asked to, where this peer needs relays."""
+
 
 class Discovery(Protocol):
     """Who provides a key, as far as anybody knows."""

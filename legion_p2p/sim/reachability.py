@@ -24,6 +24,9 @@ class SimReachability:
             self._own = own
             self.changed.tell(own)
 
+    def heard_of_relay(self, peer: PeerId) -> None:
+        """Relays are given by `World.hide`."""
+
     def connection(self, peer: PeerId) -> PeerConnection:
         if peer not in self._network.connections:
             return NO_CONNECTION

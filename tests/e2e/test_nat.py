@@ -1,11 +1,12 @@
 """Peers behind home routers: real processes in network namespaces, with a public bootstrap node."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.netns import Command, Internet, close_all, opened, skip_reason
+from tests.netns import Command, Internet, Namespace, close_all, opened, skip_reason
 
 pytestmark = pytest.mark.skipif(bool(skip_reason()), reason=skip_reason() or "-")
 PEER = "legion_p2p.cli.peer"
@@ -42,3 +43,49 @@ def test_two_peers_behind_nats_train_through_a_public_bootstrap_node(
     for peer in commands[1:]:
         peer.line_with('"round.closed"', '"n_included":2', n=3)
         assert not peer.lines_with('"push.failed"')
+
+
+def workers(internet: Internet, commands: list[Command], folder: Path, a: Namespace, b: Namespace) -> None:
+    """A bootstrap node, and two peers without a run, of which b sends requests to a without a pause."""
+    node = internet.host("node")
+    commands.append(Command(node, folder, "node", "legion_p2p.cli.bootstrap", "--identity", "key"))
+    address = next(word for word in commands[0].line_with("--initial-peers", node.address).split() if node.address in word)
+    commands.append(Command(a, folder, "a", "tests.reach_worker", "a", address))
+    commands[1].line_with('"joined"')
+    commands[1].line_with('"relays": 1')
+    commands.append(Command(b, folder, "b", "tests.reach_worker", "b", address, "--talk-to", "a"))
+
+
+def test_a_hole_is_punched_while_the_relay_carries_and_no_request_fails(
+    internet: Internet, commands: list[Command], tmp_path: Path
+) -> None:
+    a, b = internet.home("home-a").host("a"), internet.home("home-b").host("b")
+    workers(internet, commands, tmp_path, a, b)
+
+    commands[2].line_with('"kind": "relayed"')
+    commands[2].line_with('"kind": "punched"')
+    for peer in commands[1:]:
+        peer.line_with('"reach": "punchable"', '"nat": "cone"')
+
+    assert not [line for line in commands[2].lines_with('"failed"') if '"after": 0' not in line]
+
+
+def test_behind_two_symmetric_nats_the_relay_goes_on_after_a_punch_that_failed(
+    internet: Internet, commands: list[Command], tmp_path: Path
+) -> None:
+    a, b = (internet.home(f"home-{name}", "symmetric").host(name) for name in "ab")
+    workers(internet, commands, tmp_path, a, b)
+
+    commands[2].line_with('"kind": "relayed"')
+    commands[2].line_with('"reach": "relayed"')
+    n_answers = json.loads(commands[2].line_with('"n_answers"', '"still": true'))["n_answers"]
+
+    assert n_answers > 50 and not commands[2].lines_with('"kind": "punched"')
+    assert not [line for line in commands[2].lines_with('"failed"') if '"after": 0' not in line]
+
+
+def test_two_peers_in_one_home_talk_without_the_relay(internet: Internet, commands: list[Command], tmp_path: Path) -> None:
+    home = internet.home("home")
+    workers(internet, commands, tmp_path, home.host("a"), home.host("b"))
+
+    assert '"direct"' in commands[2].line_with('"kind"')

@@ -5,10 +5,13 @@ import sys
 from importlib.metadata import version
 
 import pytest
+import trio
 from libp2p.kad_dht import common, kad_dht, peer_routing, provider_store, value_store
 from libp2p.peer.id import ID
+from libp2p.stream_muxer.exceptions import MuxedStreamError
+from libp2p.stream_muxer.yamux import yamux
 
-from legion_p2p.net.patches import KAD_PROTOCOL
+from legion_p2p.net.patches import KAD_PROTOCOL, ZERO_WINDOW_S
 from tests.net.conftest import opened
 
 
@@ -76,3 +79,28 @@ async def test_pythons_random_state_is_neither_moved_nor_read():
 
     assert drawing == []
     assert random.random() == expected
+
+
+async def test_a_writer_waits_for_a_reader_that_is_slow_for_longer_than_5_s(monkeypatch, autojump_clock):
+    frames = []
+
+    class Connection:
+        async def _write_frame(self, frame: bytes) -> None:
+            frames.append(frame)
+
+    stream = yamux.YamuxStream(2, Connection(), True)
+    stream.send_window = 100
+
+    async def read_late() -> None:
+        await trio.sleep(30)
+        stream.send_window += 1000
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read_late)
+        await stream.write(bytes(range(256)))
+
+    assert b"".join(frame[yamux.HEADER_SIZE :] for frame in frames) == bytes(range(256))
+    assert [len(frame) - yamux.HEADER_SIZE for frame in frames] == [100, 156]
+    with pytest.raises(MuxedStreamError):
+        await stream.write(bytes(2000))
+    assert trio.current_time() >= 30 + ZERO_WINDOW_S
