@@ -21,6 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
+from legion_p2p.core.evidence import sign_header
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.retention import Retention
@@ -64,7 +65,7 @@ class Owner:
                 self.codec.name, self.included, (), 8, 8000,
             )  # fmt: skip
             raw = encode(header)
-            made.append((header, Update(raw, self.identity.sign(raw), payload)))
+            made.append((header, Update(raw, sign_header(raw, self.identity), payload)))
             self.references[shard] = after
         return made
 

@@ -171,6 +171,14 @@ class Chain:
         """Whether `peer` made the version that is held, or one of those in the log."""
         return peer == self.owner or any(entry.header.owner == peer for entry in self._log.values())
 
+    def entry(self, version: int) -> LogEntry | None:
+        """The update that made this version; None where the log does not have it."""
+        return self._log.get(version)
+
+    def newest_states(self, n: int) -> list[tuple[int, bytes]]:
+        """The newest versions that this chain came through, the oldest of them first, with their digests."""
+        return list(self._digests.items())[-n:]
+
     def last(self) -> LogEntry | None:
         return next(reversed(self._log.values())) if self._log else None
 

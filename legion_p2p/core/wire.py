@@ -64,6 +64,7 @@ from legion_p2p.core.messages.shards import (
     MAX_INCLUDED,
     MAX_REASON_CHARS,
     MAX_UPDATES,
+    Equivocation,
     Failure,
     GetShard,
     GetUpdates,
@@ -75,6 +76,7 @@ from legion_p2p.core.messages.shards import (
     Push,
     Pushed,
     ShardState,
+    SignedHeader,
     Update,
     UpdateHeader,
     Updates,
@@ -84,12 +86,12 @@ from legion_p2p.errors import DecodeError, SelfCheckError
 __all__ = [
     "MAX_BLOCKS_BYTES", "MAX_BUSY_MS", "MAX_CHECKPOINTS", "MAX_COMPARED", "MAX_COUNT", "MAX_EXCHANGED", "MAX_GET_CIDS",
     "MAX_HAS_CIDS", "MAX_INCLUDED", "MAX_NORM", "MAX_PAYLOAD_BYTES", "MAX_REASON_CHARS", "MAX_UPDATES", "OTHER", "REQUESTS",
-    "UNKNOWN", "Accusation", "AncestryQuery", "AncestryReply", "Blocks", "Busy", "Checkpoints", "Done", "Encoded", "Exchange",
-    "Exchanged", "Failure", "GetBlocks", "GetCheckpoints", "GetRuns", "GetShard", "GetSpec", "GetUpdates", "HandoverPart",
-    "HasBlocks", "Held", "HeldBlocks", "Inclusion", "Message", "NotOwner", "Part", "Ping", "PingFor", "Push", "Pushed",
-    "RelayRequest", "Request", "RunSummary", "RunsFound", "ShardState", "SpecFound", "State", "SyncReply", "SyncRequest",
-    "Unknown", "Update", "UpdateHeader", "Updates", "decode_header", "decode_request", "decode_with", "decoder_of", "encode",
-    "encode_checked", "reply_types",
+    "UNKNOWN", "Accusation", "AncestryQuery", "AncestryReply", "Blocks", "Busy", "Checkpoints", "Done", "Encoded",
+    "Equivocation", "Exchange", "Exchanged", "Failure", "GetBlocks", "GetCheckpoints", "GetRuns", "GetShard", "GetSpec",
+    "GetUpdates", "HandoverPart", "HasBlocks", "Held", "HeldBlocks", "Inclusion", "Message", "NotOwner", "Part", "Ping",
+    "PingFor", "Push", "Pushed", "RelayRequest", "Request", "RunSummary", "RunsFound", "ShardState", "SignedHeader",
+    "SpecFound", "State", "SyncReply", "SyncRequest", "Unknown", "Update", "UpdateHeader", "Updates", "decode_header",
+    "decode_request", "decode_with", "decoder_of", "encode", "encode_checked", "reply_types",
 ]  # fmt: skip
 
 T = TypeVar("T")

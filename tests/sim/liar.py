@@ -9,6 +9,7 @@ import torch
 import trio
 
 from legion_p2p.core.announcement import Announcement, sign
+from legion_p2p.core.evidence import sign_header
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.run import RoundSpec
@@ -112,7 +113,7 @@ class Liar:
         if "claims_shard" in fields:
             fields["shard"] = fields.pop("claims_shard")
         raw = encode(msgspec.structs.replace(header, **fields))
-        return Update(raw, self.identity.sign(raw), encoded(change))
+        return Update(raw, sign_header(raw, self.identity), encoded(change))
 
 
 def encoded(x: torch.Tensor, name: str = "fp32") -> bytes:

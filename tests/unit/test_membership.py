@@ -332,7 +332,7 @@ def test_only_who_is_ready_and_of_this_region_and_has_weight_counts_for_ownershi
         Announcement("D", "run", region="home", weight=0.0, ready=True),
     ]
 
-    roles = Roles().renewed("run", announcements, "home")
+    roles = Roles().renewed("run", announcements, "home", frozenset())
 
     assert roles.eligible.weights == {"A": 2.0}
 
@@ -449,4 +449,4 @@ def test_what_a_member_says_counts_in_its_region_once_it_is_met(met: bool, regio
     said = believed(table.get(A), "home")
 
     assert (said.ready, said.training, said.step) == (counts, counts, 7)
-    assert Roles().renewed("run", [said], region).eligible.weights == ({A: 5.0} if counts else {})
+    assert Roles().renewed("run", [said], region, frozenset()).eligible.weights == ({A: 5.0} if counts else {})

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor
 
 from legion_p2p.core.chain import LogEntry
-from legion_p2p.core.identity import verify
+from legion_p2p.core.evidence import open_stored_header
 from legion_p2p.core.run import RunSpec
-from legion_p2p.core.wire import Update, decode_header, decode_request
+from legion_p2p.core.wire import Update, decode_request
 from legion_p2p.errors import DecodeError
 from legion_p2p.services.shards.codecs import shard_codec
 from legion_p2p.services.shards.replica import advance
@@ -31,8 +31,7 @@ def replay(
         update = decode_request(message)
         if not isinstance(update, Update):
             raise DecodeError(f"a {type(update).__name__} in the log of shard {shard}, only updates belong there")
-        header = decode_header(update.header)
-        verify(header.owner, update.header, update.signature)
+        header = open_stored_header(update.header, update.signature)
         if (header.run, header.shard, header.version, header.base_digest) != (run, shard, version, held):
             raise DecodeError(f"an update in the log of shard {shard} that does not lead from version {version - 1} to {version}")
         if header.codec not in spec.round.allowed_update_codecs():

@@ -17,20 +17,20 @@ class Roles(msgspec.Struct, frozen=True):
     ready: tuple[PeerId, ...] = ()
     training: tuple[PeerId, ...] = ()
     deposed: frozenset[PeerId] = frozenset()
-    """Those that own nothing now, because they made nothing of what they owned."""
+    """Those that own nothing now, because they made nothing of what they owned, or two different updates of one version."""
 
-    def renewed(self, run: str, announcements: Sequence[Announcement], region: str) -> "Roles":
+    def renewed(self, run: str, announcements: Sequence[Announcement], region: str, excluded: frozenset[PeerId]) -> "Roles":
         """The roles of now. What is as before is the same object, so that others see at once what changed."""
         here = [a for a in announcements if a.region == region]
-        stalled = deposed(here)
-        owners = eligible(run, region, [a for a in here if peer_of(a) not in stalled])
+        out = deposed(here) | excluded
+        owners = eligible(run, region, [a for a in here if peer_of(a) not in out])
         ready = tuple(peer_of(a) for a in here if a.ready)
         training = tuple(peer_of(a) for a in here if a.training)
         return Roles(
             self.eligible if owners == self.eligible else owners,
             self.ready if ready == self.ready else ready,
             self.training if training == self.training else training,
-            stalled,
+            out,
         )
 
 
@@ -43,11 +43,18 @@ class RegionRoles:
         self._roles = Roles()
         self._revision: Hashable = None
 
-    def of(self, region: str, announcements: Callable[[], Sequence[Announcement]], revision: Hashable) -> Roles:
-        """`announcements`: those of all members, asked for only where needed. `revision` differs whenever a role in them may."""
+    def of(
+        self,
+        region: str,
+        announcements: Callable[[], Sequence[Announcement]],
+        revision: Hashable,
+        excluded: frozenset[PeerId] = frozenset(),
+    ) -> Roles:
+        """`announcements`: those of all members, asked for only where needed. `revision` differs whenever a role in them may, or
+        `excluded`: those that own nothing, whatever they announce."""
         if region != self._region:
             self._region, self._roles, self._revision = region, Roles(), None
         if self._revision != revision:
-            self._roles = self._roles.renewed(self._run, announcements(), region)
+            self._roles = self._roles.renewed(self._run, announcements(), region, excluded)
             self._revision = revision
         return self._roles

@@ -12,6 +12,7 @@ from legion_p2p.concurrency.nurseries import TaskStatus
 from legion_p2p.core.admission import Admission
 from legion_p2p.core.announcement import Announcement, open_signed, peer_of
 from legion_p2p.core.eligible import Eligible
+from legion_p2p.core.evidence import EvidenceBook
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.membership import (
     Accuse,
@@ -26,6 +27,7 @@ from legion_p2p.core.membership import (
     believed,
     role_of,
 )
+from legion_p2p.core.messages.shards import Equivocation
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.run import announce_topic
 from legion_p2p.core.wire import (
@@ -65,6 +67,8 @@ class MemberService:
         """Rings when somebody came, went, or announced something new."""
         self.new_roles = Notify()
         """Rings when somebody came, went, or has another role: rarely, where `changed` rings at every announcement."""
+        self.evidence = EvidenceBook()
+        """What is proven against members."""
         self.absence = AbsenceWatch(self.me, config, ctx.wall_time)
         self._wall_time = ctx.wall_time
         self._everyone: tuple[Announcement, ...] = ()
@@ -119,18 +123,32 @@ class MemberService:
         """Those in `region` that train now. The same object until that changes."""
         return self._roles_in(region).training
 
+    def prove(self, evidence: Equivocation) -> PeerId | None:
+        """Take evidence in; against whom it is, where that is news.
+
+        Raises: DecodeError, SignatureError, where it proves nothing.
+        """
+        culprit = self.evidence.add(evidence, trio.current_time())
+        if culprit is not None:
+            self._note_change()
+        return culprit
+
     def is_heard(self, peer: PeerId) -> bool:
         """It is a member, and not silent."""
         member = self.table.get(peer)
         return member is not None and member.liveness is Liveness.ALIVE
 
     def is_deposed(self, peer: PeerId) -> bool:
-        """It makes no progress with what it owns, by the word of most members of this region."""
+        """It owns nothing, because it made no progress with what it owned, or made two things of it."""
         return peer in self._roles_in(self.own().region).deposed
 
     def _roles_in(self, region: str) -> Roles:
-        revision = (self.table.roles_revision, self.absence.n_doubted, role_of(self.own()))
-        return self._roles.of(region, self.everyone, revision)
+        self.own()
+        return self._roles.of(region, self.everyone, self._roles_revision(), self.evidence.excluded())
+
+    def _roles_revision(self) -> tuple[object, ...]:
+        own_role = None if self._own.current is None else role_of(self._own.current)
+        return self.table.roles_revision, self.absence.n_doubted, self.evidence.revision, own_role
 
     def announced(self, peer: PeerId) -> Announcement | None:
         """As in `everyone`, of one of the others."""
@@ -378,14 +396,14 @@ class MemberService:
             if self.absence.end_probation():
                 self._note_change()
             self.table.handle_timeout(now)
+            self.evidence.end(now)
             self._work()
 
     # inner steps
 
     def _note_change(self) -> None:
         self.changed.notify()
-        own_role = None if self._own.current is None else role_of(self._own.current)
-        roles = (self.table.roles_revision, self.absence.n_doubted, own_role)
+        roles = self._roles_revision()
         if roles != self._roles_told:
             self._roles_told = roles
             self.new_roles.notify()

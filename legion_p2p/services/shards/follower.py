@@ -10,13 +10,15 @@ import trio
 
 from legion_p2p.core.announcement import Mark, mark_at
 from legion_p2p.core.chain import Step
-from legion_p2p.core.identity import PeerId, verify
+from legion_p2p.core.evidence import open_header
+from legion_p2p.core.identity import PeerId
 from legion_p2p.core.membership import Liveness
+from legion_p2p.core.observers import Observers
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.shard import follower, push
 from legion_p2p.core.shard.follower import Adoption, judge_whole, may_make, most_hold
-from legion_p2p.core.wire import Busy, GetUpdates, Held, ShardState, Update, UpdateHeader, Updates, decode_header
+from legion_p2p.core.wire import Busy, GetUpdates, Held, ShardState, Update, UpdateHeader, Updates
 from legion_p2p.errors import (
     CodecError,
     DecodeError,
@@ -46,6 +48,8 @@ class FollowService:
         self._events = ctx.events
         self._rng: random.Random = ctx.rng
         self._states = states
+        self.contradicted: Observers[tuple[Update, Update]] = Observers()
+        """Told of an update that does not fit, and of the one of that version that is held here."""
         self._restless: set[int] = set()
         """Shards of which somebody claims to have more, or did a moment ago."""
         self._allowed_codecs = ctx.spec.round.allowed_update_codecs()
@@ -69,13 +73,12 @@ class FollowService:
 
     def open_update(self, message: Update) -> UpdateHeader:
         """Its header, checked. Raises: DecodeError, IncompatibleModelError."""
-        header = decode_header(message.header)
+        header = open_header(message.header, message.signature)
         if header.run != self._states.run:
             raise IncompatibleModelError(f"update of run {header.run}, this is {self._states.run}")
         if header.codec not in self._allowed_codecs:
             allowed = ", ".join(self._allowed_codecs)
             raise CodecError(f"update of {header.owner} in codec {header.codec!r}, this run allows {allowed}")
-        verify(header.owner, message.header, message.signature)
         return header
 
     async def _apply(self, replica: Replica, header: UpdateHeader, update: Update) -> Step:
@@ -83,6 +86,9 @@ class FollowService:
         async with replica.lock:
             step = replica.chain.judge(header)
             if step is not Step.APPLY:
+                held = replica.chain.entry(header.version) if step is Step.FORKED else None
+                if held is not None:
+                    self.contradicted.tell((held.update, update))
                 return step
             made, digest_ = await self._states.compute(
                 replica.numel, advance, replica.reference, update.payload, self._states.codec_of(replica, header.codec)

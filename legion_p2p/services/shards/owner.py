@@ -8,6 +8,7 @@ from functools import partial
 
 import trio
 
+from legion_p2p.core.evidence import sign_header
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
 from legion_p2p.core.priority import Priority
@@ -179,7 +180,7 @@ class OwnerService:
                 replica.life.push.handle(push.Excluded("the owner found it unusable"), trio.current_time())
                 return
             raw = encode_checked(header)
-            update = Update(raw, self._identity.sign(raw), result.payload)
+            update = Update(raw, sign_header(raw, self._identity), result.payload)
             replica.life.owner.made_tokens += header.tokens
             states.accept(replica, header, update, result.reference)
         self._publish(replica, update, header)

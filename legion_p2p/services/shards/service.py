@@ -24,6 +24,7 @@ from legion_p2p.core.shard.stall import Stalled
 from legion_p2p.core.stalls import StallClaims
 from legion_p2p.core.wire import (
     AncestryQuery,
+    Equivocation,
     GetShard,
     GetUpdates,
     HandoverPart,
@@ -35,6 +36,7 @@ from legion_p2p.core.wire import (
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.rpc import Scope
+from legion_p2p.services.shards.equivocation import EquivocationWatch
 from legion_p2p.services.shards.follower import FollowService
 from legion_p2p.services.shards.handover import HandoverService
 from legion_p2p.services.shards.mailbox import Mailbox
@@ -56,6 +58,7 @@ class ShardService:
         self.states = ShardStates(ctx, members, mailbox)
         self.follower = FollowService(ctx, self.states)
         self.handover = HandoverService(ctx, self.states, self.follower)
+        self.equivocation = EquivocationWatch(ctx, self.states, self.follower)
         self.owner = OwnerService(ctx, self.states, self.follower)
         self.pusher = PushService(ctx, self.states, self.owner.submit)
         self.server = ShardServer(ctx, self.states)
@@ -93,6 +96,7 @@ class ShardService:
         scope.on(GetShard, self.server.on_get_shard)
         scope.on(AncestryQuery, self.server.on_ancestry_query)
         scope.on(HandoverPart, self.handover.on_handover)
+        scope.on(Equivocation, self.equivocation.on_equivocation)
 
     # what the rest of the peer asks for
 

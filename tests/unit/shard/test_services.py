@@ -14,6 +14,7 @@ import trio
 from torch import Tensor
 
 from legion_p2p.core.announcement import mark_of
+from legion_p2p.core.evidence import sign_header
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.run import RoundSpec
@@ -341,7 +342,7 @@ async def test_updates_that_do_not_fit_are_refused(autojump_clock: object) -> No
         def forged(**fields: Any) -> Update:
             header = msgspec.structs.replace(made.header, version=2, base_digest=made.header.digest, **fields)
             raw = encode(header)
-            return Update(raw, owner.run.ctx.identity.sign(raw), made.update.payload)
+            return Update(raw, sign_header(raw, owner.run.ctx.identity), made.update.payload)
 
         with pytest.raises(DecodeError, match="does not lead to its digest"):
             await follow(owner.me, forged(digest=b"d" * 32))
@@ -361,7 +362,7 @@ async def test_an_update_from_a_peer_that_does_not_own_the_shard_is_refused(auto
         not_standby = next(p for p in (member, other) if p.me != owner.shards.ownership(0).standby)
         header = msgspec.structs.replace(made.header, owner=not_standby.me, version=2, base_digest=made.header.digest)
         raw = encode(header)
-        update = Update(raw, not_standby.run.ctx.identity.sign(raw), made.update.payload)
+        update = Update(raw, sign_header(raw, not_standby.run.ctx.identity), made.update.payload)
         target = member if not_standby is other else other
 
         assert await not_standby.refused(target, update) == "NetworkError"

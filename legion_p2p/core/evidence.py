@@ -1,0 +1,119 @@
+"""Evidence against owners that anybody can check again: two updates of one version.
+
+An owner signs the header of each update that it publishes. Whoever has two headers of one run, shard and version, from the same
+base and with different results, holds a proof: an honest owner combines a round once. The proof travels to all members, and at
+each that checks it the owner owns nothing from then on. Nobody votes on that.
+
+An owner that lost its newest versions in a crash may sign a version again, with other bytes. So it may go on training, and owns
+again after `EXCLUDED_S`.
+
+Never happens: a peer is excluded by what it did not sign; evidence of one owner displaces that of another without end.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from legion_p2p.core.bounded import BoundedMap
+from legion_p2p.core.identity import Identity, PeerId, verify
+from legion_p2p.core.messages.shards import MAX_SHOWN_HEADER_BYTES, Equivocation, SignedHeader
+from legion_p2p.core.wire import Update, UpdateHeader, decode_header
+from legion_p2p.errors import DecodeError, SignatureError
+
+EXCLUDED_S = 24 * 3600.0
+MAX_CULPRITS = 64  # whose evidence is kept, of at most half a megabyte each; a key costs nothing, so more would help nobody
+DOMAIN = b"legion/update/1\0"
+
+
+def sign_header(raw: bytes, identity: Identity) -> bytes:
+    """The signature on the bytes of an update's header."""
+    return identity.sign(DOMAIN + raw)
+
+
+def open_header(raw: bytes, signature: bytes) -> UpdateHeader:
+    """An update's header that its owner has signed. Raises: DecodeError; SignatureError."""
+    header = decode_header(raw)
+    verify(header.owner, DOMAIN + raw, signature)
+    return header
+
+
+def open_stored_header(raw: bytes, signature: bytes) -> UpdateHeader:
+    """The same, of a stored update: before wire version 3 they were signed without DOMAIN.
+
+    Raises: DecodeError; SignatureError.
+    """
+    try:
+        return open_header(raw, signature)
+    except SignatureError:
+        header = decode_header(raw)
+        verify(header.owner, raw, signature)
+        return header
+
+
+def equivocation(first: Update, second: Update) -> Equivocation | None:
+    """The evidence that two updates are; None where they are none, or too long to be shown."""
+    if max(len(first.header), len(second.header)) > MAX_SHOWN_HEADER_BYTES:
+        return None
+    shown = sorted((u.header, u.signature) for u in (first, second))
+    evidence = Equivocation(decode_header(first.header).run, *(SignedHeader(*each) for each in shown))
+    try:
+        culprit(evidence)
+    except DecodeError:
+        return None
+    return evidence
+
+
+def culprit(evidence: Equivocation) -> PeerId:
+    """Against whom it speaks. Raises: DecodeError, SignatureError, where it proves nothing."""
+    first, second = (open_header(each.header, each.signature) for each in (evidence.first, evidence.second))
+    for header in (first, second):
+        if header.run != evidence.run:
+            raise DecodeError(f"evidence of run {evidence.run} about an update of run {header.run}")
+    same = ("owner", "shard", "version", "base_digest")
+    differing = [name for name in same if getattr(first, name) != getattr(second, name)]
+    if differing:
+        raise DecodeError(f"evidence of two updates that differ in {', '.join(differing)}")
+    if first.digest == second.digest:
+        raise DecodeError("evidence of two updates that lead to the same")
+    return PeerId(first.owner)
+
+
+class _Proven(msgspec.Struct, frozen=True):
+    evidence: Equivocation
+    until: float
+
+
+class EvidenceBook:
+    """What is proven against members of one run."""
+
+    def __init__(self) -> None:
+        self._proven: BoundedMap[PeerId, _Proven] = BoundedMap(MAX_CULPRITS)
+        self.revision = 0
+        """Rises whenever somebody is excluded, or is no longer."""
+
+    def add(self, evidence: Equivocation, now: float) -> PeerId | None:
+        """Take evidence in; against whom it is, where that is news.
+
+        Raises: DecodeError, SignatureError, where it proves nothing.
+        """
+        peer = culprit(evidence)
+        self.end(now)
+        if peer in self._proven:
+            return None
+        self._proven[peer] = _Proven(evidence, now + EXCLUDED_S)
+        self.revision += 1
+        return peer
+
+    def end(self, now: float) -> None:
+        """Time has passed."""
+        before = len(self._proven)
+        self._proven.drop_while(lambda proven: proven.until <= now)
+        self.revision += len(self._proven) != before
+
+    def excluded(self) -> frozenset[PeerId]:
+        """Those that own nothing now."""
+        return frozenset(self._proven)
+
+    def newest(self, n: int) -> Sequence[Equivocation]:
+        """To show to a member that may not know it."""
+        return [proven.evidence for proven in self._proven.values()][-n:]

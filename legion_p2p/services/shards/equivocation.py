@@ -1,0 +1,118 @@
+"""Finding out that an owner told two groups of members two things, and telling all of it. What counts is in core/evidence.py.
+
+A member that announces another state of a version than this peer holds is asked where the two chains part. Where one owner signed
+both updates that follow from there, they are the evidence.
+"""
+
+import random
+
+import trio
+
+from legion_p2p.core.announcement import Announcement, mark_at, peer_of
+from legion_p2p.core.bounded import BoundedMap
+from legion_p2p.core.evidence import equivocation
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.membership import MAX_MEMBERS, Changed
+from legion_p2p.core.priority import Priority
+from legion_p2p.core.wire import AncestryQuery, Done, Equivocation, GetUpdates, State, Updates
+from legion_p2p.errors import NetworkError
+from legion_p2p.services.context import PeerContext
+from legion_p2p.services.shards.follower import FollowService
+from legion_p2p.services.shards.replica import Replica
+from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
+
+LOOK_EVERY_S = 10.0  # at the marks of one member
+ASK_EVERY_S = 60.0  # one member: chains part for other reasons too, as after a split, and come together by themselves
+MAX_LOOKED_AT = 64  # shards in one look, chosen at random
+MAX_STATES = 64  # newest ones of a shard that the other is asked about
+MAX_FETCHED_BYTES = 16 << 20  # of updates, for the first of them
+N_TOLD = 8  # members that are told of new evidence; each tells as many
+N_SHOWN = 8  # pieces of evidence that a member hears of when it comes
+TELL_S = 10.0
+
+
+class EquivocationWatch:
+    """Compares what members hold, and passes evidence on."""
+
+    def __init__(self, ctx: PeerContext, states: ShardStates, follower: FollowService) -> None:
+        self._events = ctx.events
+        self._rng: random.Random = ctx.rng
+        self._states = states
+        self._members = states.members
+        self._looked_at: BoundedMap[PeerId, float] = BoundedMap(MAX_MEMBERS)
+        self._asked_at: BoundedMap[PeerId, float] = BoundedMap(MAX_MEMBERS)
+        follower.contradicted.add(lambda both: self._take(equivocation(*both)))
+        self._members.announcements.add(self._on_announcement)
+        self._members.member_changed.add(self._on_member_changed)
+
+    async def on_equivocation(self, peer: PeerId, message: Equivocation) -> Done:
+        """A member shows evidence. Raises: DecodeError, to be sent back: what proves nothing is its own fault."""
+        self._take(message, shown_by=peer)
+        return Done()
+
+    def _on_announcement(self, announcement: Announcement) -> None:
+        """Look at some of its marks, now and then."""
+        states, peer, now = self._states, peer_of(announcement), trio.current_time()
+        marks = announcement.marks
+        if announcement.region != states.region or len(marks) != states.n_mark_bytes or marks == states.marks():
+            return
+        if (
+            now - self._looked_at.get(peer, -LOOK_EVERY_S) < LOOK_EVERY_S
+            or now - self._asked_at.get(peer, -ASK_EVERY_S) < ASK_EVERY_S
+        ):
+            return
+        self._looked_at[peer] = now
+        shards = list(states.replicas)
+        for shard in self._rng.sample(shards, min(MAX_LOOKED_AT, len(shards))):
+            replica, mark = states.replicas[shard], mark_at(marks, shard)
+            if mark is not None and replica.chain.holds(mark) is False and states.nursery is not None:
+                self._asked_at[peer] = now
+                states.nursery.start_soon(self._compare, peer, replica, mark.version)
+                return
+
+    async def _compare(self, peer: PeerId, replica: Replica, version: int) -> None:
+        """Find the first update in which the other's chain differs from ours."""
+        states, chain = self._states, replica.chain
+        common = [State(replica.shard, v, digest) for v, digest in chain.newest_states(MAX_STATES) if v < version]
+        if not common:
+            return
+        try:
+            reply = await states.rpc.ask(peer, AncestryQuery(states.run, tuple(common)), within_s=TELL_S)
+            known = [(state, n) for state, n in zip(common, reply.since, strict=False) if n >= 0]
+            if not known or known[-1][1] > MAX_FETCHED_BYTES:
+                return
+            parting = known[-1][0]
+            ours = chain.entry(parting.version + 1)
+            request = GetUpdates(states.run, replica.shard, parting.version, parting.digest, log_only=True)
+            updates = await states.rpc.ask(peer, request, Priority.CATCH_UP, within_s=TRANSFER_DEADLINE_S)
+        except NetworkError:
+            return
+        if ours is not None and isinstance(updates, Updates) and updates.updates:
+            self._take(equivocation(ours.update, updates.updates[0]))
+
+    def _take(self, evidence: Equivocation | None, shown_by: PeerId | None = None) -> None:
+        culprit = None if evidence is None else self._members.prove(evidence)
+        if evidence is None or culprit is None:
+            return
+        whom = "this peer" if culprit == self._states.me else culprit
+        self._events.error(
+            "owner.equivocated", f"{whom} signed two different updates of one version: it owns nothing for a day", peer=culprit
+        )
+        others = [m.peer_id for m in self._members.table.counted() if m.peer_id not in (shown_by, culprit)]
+        for peer in self._rng.sample(others, min(N_TOLD, len(others))):
+            self._show(peer, evidence)
+
+    def _on_member_changed(self, change: Changed) -> None:
+        if change.before is None and change.after is not None:
+            for evidence in self._members.evidence.newest(N_SHOWN):
+                self._show(change.peer_id, evidence)
+
+    def _show(self, peer: PeerId, evidence: Equivocation) -> None:
+        if self._states.nursery is not None:
+            self._states.nursery.start_soon(self._tell, peer, evidence)
+
+    async def _tell(self, peer: PeerId, evidence: Equivocation) -> None:
+        try:
+            await self._states.rpc.ask(peer, evidence, within_s=TELL_S)
+        except NetworkError:
+            return  # others tell it too

@@ -1,0 +1,123 @@
+"""An owner that tells two groups two things is found out, owns nothing any more, and all come to hold the same again."""
+
+from typing import Any
+
+import msgspec
+import torch
+import trio
+
+from legion_p2p.core.evidence import sign_header
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.wire import Equivocation, Update, decode_header, decode_request, encode
+from legion_p2p.services.shards.codecs import shard_codec
+from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.tensor.flatten import digest
+from tests.sim.liar import Liar
+
+ROUNDS = RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", aggregation="mean", shard_elements=8)
+
+
+class TwoFaced:
+    """An owner that publishes to some members what it makes of the pushes, and to the others noise, as a chain of its own."""
+
+    def __init__(self, owner: SimPeer, deceived: list[SimPeer]) -> None:
+        self._owner = owner
+        self._deceived = {peer.id for peer in deceived}
+        self._references = {s: (r.chain.version, r.reference) for s, r in owner.engine.shards.replicas.items()}
+        self._made: dict[tuple[int, int], Update] = {}
+        self._request = owner.network.messenger.request
+        owner.network.messenger.request = self._ask  # type: ignore[method-assign, assignment]
+        owner.engine.shards.marks = lambda: b""  # its own marks would give it away at once
+
+    async def _ask(self, to: PeerId, body: bytes, *how: Any, **more: Any) -> bytes:
+        message = decode_request(body)
+        if isinstance(message, Update) and to in self._deceived:
+            body = encode(self._other(message))
+        return await self._request(to, body, *how, **more)
+
+    def _other(self, update: Update) -> Update:
+        header = decode_header(update.header)
+        key = (header.shard, header.version)
+        if key not in self._made:
+            version, reference = self._references[header.shard]
+            if header.version != version + 1:
+                return update
+            codec = shard_codec(self._owner.engine.spec, header.shard, header.codec)
+            payload = codec.encode(0.1 * torch.randn(reference.numel()))
+            made = reference - codec.decode(payload, reference.numel())
+            raw = encode(msgspec.structs.replace(header, base_digest=digest(reference), digest=digest(made)))
+            self._made[key] = Update(raw, sign_header(raw, self._owner.network.identity), payload)
+            self._references[header.shard] = (header.version, made)
+        return self._made[key]
+
+
+def owned_of(peer: SimPeer, viewed_by: SimPeer) -> list[int]:
+    return viewed_by.engine.shards.states.owned_by(peer.id)
+
+
+async def test_an_owner_that_tells_two_things_is_found_out_and_owns_nothing_any_more(autojump_clock):
+    async with Swarm(round=ROUNDS) as swarm:
+        peers = [await swarm.add(name, step_s=0.5) for name in "abcde"]
+        await trio.sleep(30)
+        two_faced = max(peers, key=lambda peer: len(owned_of(peer, peers[0])))
+        others = [peer for peer in peers if peer is not two_faced]
+
+        TwoFaced(two_faced, others[:2])
+        await swarm.until(
+            lambda: all(peer.engine.members.evidence.excluded() == {two_faced.id} for peer in others), 90, "found out by all"
+        )
+        await swarm.until(lambda: all(not owned_of(two_faced, peer) for peer in others), 5, "it owns nothing")
+        await swarm.kill(two_faced.name)
+        await trio.sleep(30)
+
+        assert {e.fields["peer"] for peer in others for e in peer.events_named("owner.equivocated")} == {two_faced.id}
+        await swarm.settle()
+        assert swarm.agree()
+
+
+async def test_who_comes_later_is_shown_what_is_proven(autojump_clock):
+    async with Swarm(round=ROUNDS) as swarm:
+        a, b = [await swarm.add(name) for name in "ab"]
+        await trio.sleep(10)
+        shown = await evidence_against(b, a)
+        a.engine.shards.equivocation._take(shown)
+        late = await swarm.add("c")
+
+        await swarm.until(lambda: late.engine.members.evidence.excluded() == {b.id}, 20, "told")
+
+        assert a.engine.members.evidence.excluded() == {b.id} and not owned_of(b, late)
+
+
+async def evidence_against(culprit: SimPeer, at: SimPeer) -> Equivocation:
+    """Two updates that `culprit` signs now."""
+    from legion_p2p.core.evidence import equivocation
+
+    replica = at.engine.shards.replicas[0]
+    entry = replica.chain.last()
+    assert entry is not None
+    updates = []
+    for i in range(2):
+        made = msgspec.structs.replace(entry.header, owner=culprit.id, digest=bytes([i]) * len(entry.header.digest))
+        raw = encode(made)
+        updates.append(Update(raw, sign_header(raw, culprit.network.identity), b""))
+    found = equivocation(*updates)
+    assert found is not None
+    return found
+
+
+async def test_false_evidence_counts_against_who_shows_it(autojump_clock):
+    async with Swarm(round=ROUNDS) as swarm:
+        a, b = [await swarm.add(name) for name in "ab"]
+        await trio.sleep(10)
+        liar = Liar(swarm)
+        await liar.become_member()
+        true = await evidence_against(b, a)
+        forged = msgspec.structs.replace(true, second=msgspec.structs.replace(true.second, signature=b"s" * 64))
+
+        kinds = {await liar.refused(a, forged) for _ in range(3)}
+
+        assert kinds == {"SignatureError"} and not a.engine.members.evidence.excluded()
+        for _ in range(20):
+            await liar.refused(a, forged) if not liar.is_out(a) else None
+        assert liar.is_out(a)
