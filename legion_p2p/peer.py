@@ -35,6 +35,7 @@ from legion_p2p.services.run.lobby import PeerParts
 from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.store.access_lists import AccessFiles, token_of
+from legion_p2p.store.public_blocks import PublicBlocks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,6 +83,7 @@ async def open_peer(
     except BaseException:  # an interrupt as well: the identity must not stay locked
         unlock()
         raise
+    blocks = None if archive is None else PublicBlocks(archive)
     opened = partial(
         open_network,
         whoami,
@@ -93,7 +95,7 @@ async def open_peer(
             parse_caps(peer.limits.upload, peer.limits.download, peer.limits.quiet_hours),
         ),
         config=NetConfig(relay=parse_relay(peer.relay)),
-        blocks=archive,
+        blocks=blocks,
         tell=Tell(warning=lambda text: events.error("network.scarce", text)),
     )
 
@@ -140,6 +142,8 @@ async def open_peer(
                 else:
                     entering = joining(parts, run, params, search_s=peer.search_s, start=start)
                 async with entering as entered:
+                    if blocks is not None:
+                        blocks.is_open = entered.members.admission.is_open
                     if isinstance(peer.identity, str) and peer.identity:
                         lists = AccessFiles(user_path(peer.identity))
                         nursery.start_soon(watch_access, entered.ctx, entered.members, lists)
