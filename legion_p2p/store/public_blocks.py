@@ -10,7 +10,7 @@ from legion_p2p.core.cids import Cid
 from legion_p2p.errors import MissingBlockError
 
 
-class Blocks(Protocol):
+class StoredBlocks(Protocol):
     def get(self, cid: Cid) -> bytes: ...
 
     def size_of(self, cid: Cid) -> int | None: ...
@@ -19,7 +19,7 @@ class Blocks(Protocol):
 class PublicBlocks:
     """`blocks`, or nothing."""
 
-    def __init__(self, blocks: Blocks) -> None:
+    def __init__(self, blocks: StoredBlocks) -> None:
         self._blocks = blocks
         self.is_open = False
         """Whether the run that this peer is in is open to anybody."""
