@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from legion_p2p.core.places import Places
 from legion_p2p.net.limits import MAX_CONNECTIONS, MAX_HANDSHAKES
 
 RESERVED_DESCRIPTORS = 64  # for this peer itself: its store writes 16 blocks at once, the status has 17, libraries have the rest
@@ -60,6 +61,8 @@ class Scarcity:
         self._warn = warn
         self._has_told = False
         self.max_sockets = max_sockets(limit)
+        self.places = Places(self.max_sockets)
+        """Those that connections of others take."""
 
     def admits(self, n_open: int) -> bool:
         """Whether another connection is taken, of which so many are open."""

@@ -223,16 +223,18 @@ class Listener(IListener):
             await accept_forever(listener, self._serve, self._scarcity)
 
     async def _serve(self, stream: trio.SocketStream) -> None:
-        if not self._scarcity.admits(len(self._sockets)):
+        n_open, remote = len(self._sockets), remote_of(stream)
+        if remote is None or not (self._scarcity.admits(n_open) and self._scarcity.places.admits(remote[0], n_open)):
             await trio.aclose_forcefully(stream)
             return
         wrapped = self._sockets.wrap(stream)
-        try:
-            await self._handler(cast(ReadWriteCloser, wrapped))
-        except Exception as error:
-            log.debug("inbound connection failed: %r", error)
-        finally:
-            wrapped.close_now()
+        with self._scarcity.places.taken(remote[0]):
+            try:
+                await self._handler(cast(ReadWriteCloser, wrapped))
+            except Exception as error:
+                log.debug("inbound connection failed: %r", error)
+            finally:
+                wrapped.close_now()
 
     def get_addrs(self) -> tuple[Multiaddr, ...]:
         return self._addresses
