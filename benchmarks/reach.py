@@ -2,6 +2,7 @@
 
     python benchmarks/reach.py
     python benchmarks/reach.py --only "two behind cones" --seconds 60
+    python benchmarks/reach.py --transfer 50
 
 Each situation is a public bootstrap node and some peers, real processes in network namespaces (tests/netns.py), that
 train the smallest model for a while. Needs root, `ip` and `nft`. Pushes count from the moment when all have joined and a grace of
@@ -72,6 +73,7 @@ def black_hole(internet: Internet, places: list[Namespace]) -> None:
 
 
 SITUATIONS = (
+    Situation("two public ones, to compare with", homes("public", "public")),
     Situation("two behind cones", homes("cone", "cone")),
     Situation("two behind symmetric NATs", homes("symmetric", "symmetric")),
     Situation("a cone and a public one", homes("cone", "public")),
@@ -145,14 +147,49 @@ def measure(situation: Situation, seconds: float) -> dict[str, object]:
                 command.close()
 
 
+def transfer(n_megabytes: int) -> dict[str, object]:
+    """Send that much through a relay without a rate limit, between two peers that cannot punch; what it costs the relay."""
+    folder = Path(tempfile.mkdtemp(prefix="legion-reach-"))
+    commands: list[Command] = []
+    with opened() as internet:
+        try:
+            node = internet.host("node")
+            a, b = homes("symmetric", "symmetric")(internet)
+            commands.append(Command(node, folder, "node", "legion_p2p.cli.bootstrap", "--identity", "key", "--relay", "1gbit"))
+            line = commands[0].line_with("--initial-peers", node.address)
+            address = next(word for word in line.split() if node.address in word)
+            commands.append(Command(a, folder, "a", "tests.reach_worker", "a", address))
+            commands[1].line_with('"relays": 1')
+            commands.append(Command(b, folder, "b", "tests.reach_worker", "b", address, "--send", "a", str(n_megabytes)))
+            commands[2].line_with('"sending"')
+            before = psutil.Process(commands[0].process.pid).cpu_times()
+            said = json.loads(commands[2].line_with('"sent"'))
+            after = psutil.Process(commands[0].process.pid).cpu_times()
+            spent_s = after.user + after.system - before.user - before.system
+            return {
+                "situation": f"{n_megabytes} MB through a relay",
+                "went": said["kind"],
+                "Mbit/s": round(8 * n_megabytes / said["took_s"], 1),
+                "CPU-s of the relay": round(spent_s, 2),
+                "CPU-s per GiB": round(spent_s * (1 << 30) / (n_megabytes * 1e6), 1),
+            }
+        finally:
+            for command in commands:
+                command.close()
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="situations whose names contain this")
+    parser.add_argument("--transfer", type=int, default=0, metavar="MB", help="send so much through a relay instead")
     parser.add_argument("--seconds", type=float, default=40.0, help="of training in each")
     options = parser.parse_args()
     if skip_reason():
         sys.exit(skip_reason())
+    if options.transfer:
+        print(json.dumps(transfer(options.transfer)), flush=True)
+        return
     for situation in SITUATIONS:
         if options.only in situation.name:
             print(json.dumps(measure(situation, options.seconds)), flush=True)

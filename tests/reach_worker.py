@@ -1,7 +1,7 @@
 """A peer without a run, for tests of NATs: talks to others, and says in JSON lines how it reaches them and how they reach it.
 
-Arguments: a seed for its identity, the addresses of initial peers, and after `--talk-to` the seeds of peers to send requests to.
-Loads no torch.
+Arguments: a seed for its identity, the addresses of initial peers, and after `--talk-to` the seeds of peers to send requests to;
+or after `--send` the seed of one peer, and how many megabytes to send to it. Loads no torch.
 """
 
 import json
@@ -10,6 +10,7 @@ import sys
 import trio
 
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.priority import Priority
 from legion_p2p.core.relay_ledger import RelayLimits
 from legion_p2p.errors import LegionError
 from legion_p2p.net.host import Libp2pNetwork, open_network
@@ -26,8 +27,8 @@ def say(**what: object) -> None:
     print(json.dumps({"at": round(trio.current_time(), 2), **what}), flush=True)
 
 
-async def echo(peer: str, body: bytes) -> bytes:
-    return body
+async def answer(peer: str, body: bytes) -> bytes:
+    return body[:1000]
 
 
 async def tell_own_reach(network: Libp2pNetwork) -> None:
@@ -65,19 +66,34 @@ async def talk(network: Libp2pNetwork, seed: str) -> None:
         await trio.sleep(0.1)
 
 
-async def main(seed: str, initial: list[str], to: list[str]) -> None:
+async def send(network: Libp2pNetwork, seed: str, n_megabytes: int) -> None:
+    """One request of a megabyte after the other; says how long all took, and by which way they went."""
+    peer = identity_of(seed).peer_id
+    while peer not in network.messenger.connected():
+        await network.discovery.find(SERVED_KEY)
+    await network.messenger.request(peer, b"", Priority.ROUND)
+    say(sending=n_megabytes)
+    began = trio.current_time()
+    for _ in range(n_megabytes):
+        await network.messenger.request(peer, bytes(1_000_000), Priority.ROUND)
+    say(sent=n_megabytes, took_s=round(trio.current_time() - began, 2), kind=network.reachability.connection(peer).kind.value)
+
+
+async def main(seed: str, initial: list[str], how: str, to: list[str]) -> None:
     async with open_network(identity_of(seed), initial_peers=initial, config=NetConfig(relay=RelayLimits())) as network:
-        network.messenger.serve(echo)
+        network.messenger.serve(answer)
         await network.join()
         say(joined=seed)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell_own_reach, network)
             nursery.start_soon(network.discovery.provide, SERVED_KEY)
-            for other in to:
+            if how == "--send":
+                nursery.start_soon(send, network, to[0], int(to[1]))
+            for other in to if how == "--talk-to" else ():
                 nursery.start_soon(talk, network, other)
 
 
 if __name__ == "__main__":
     own, *rest = sys.argv[1:]
-    at = rest.index("--talk-to") if "--talk-to" in rest else len(rest)
-    trio.run(main, own, rest[:at], rest[at + 1 :])
+    at = next((i for i, word in enumerate(rest) if word.startswith("--")), len(rest))
+    trio.run(main, own, rest[:at], "".join(rest[at : at + 1]), rest[at + 1 :])

@@ -62,6 +62,8 @@ class OwnReachFinder:
     """Takes what was seen, and says what follows."""
 
     own_hosts: frozenset[str] = frozenset()
+    listens: bool = True
+    """Whether this peer listens anywhere: else nobody can dial it, and nobody is asked to."""
     _votes: BoundedMap[str, _Vote] = field(default_factory=lambda: BoundedMap(MAX_VOTERS))
     _sights: BoundedMap[PeerId, _Sight] = field(default_factory=lambda: BoundedMap(MAX_OBSERVERS))
     _asked_at: BoundedMap[PeerId, float] = field(default_factory=lambda: BoundedMap(8 * MAX_VOTERS))
@@ -116,6 +118,8 @@ class OwnReachFinder:
 
     def to_ask(self, candidates: dict[PeerId, str], now: float) -> tuple[PeerId, ...]:
         """Which of these peers, at these hosts of other networks, should dial back now: one of each network without a vote."""
+        if not self.listens:
+            return ()
         fresh = {network for network, vote in self._votes.items() if now - vote.at < VOTE_S}
         chosen: list[PeerId] = []
         for peer, host in candidates.items():
@@ -141,6 +145,8 @@ class OwnReachFinder:
         votes = [vote for vote in self._votes.values() if now - vote.at < 2 * VOTE_S]
         n_dialed = sum(vote.dialed for vote in votes)
         nat = self._nat(now)
+        if not self.listens:
+            return ReachVerdict(Reach.RELAYED, nat, "this peer listens nowhere")
         if not votes:
             return ReachVerdict(Reach.UNKNOWN, nat)
         if n_dialed and 2 * n_dialed >= len(votes):

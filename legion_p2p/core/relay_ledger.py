@@ -39,7 +39,7 @@ class RelayLimits(msgspec.Struct, frozen=True):
     max_circuits_per_peer: int = 64
     """Of one peer, at either end."""
     hourly_bytes: int = 8 << 30
-    """That one peer may send in an hour at full rate; then TRICKLE_BPS. 8 GiB: two such peers use up 40 Mbit/s."""
+    """That one peer may send in an hour at full rate; then TRICKLE_BPS. 8 GiB is 19 Mbit/s without a pause."""
 
 
 DEFAULT_RELAY = "10mbit"

@@ -72,7 +72,7 @@ class OwnReachService:
     """Keeps finding out how others reach this peer."""
 
     def __init__(self, swarm: Swarm, transport: Transport, dialer: Dialer, messenger: Messenger, doors: Doors) -> None:
-        self.finder = OwnReachFinder()
+        self.finder = OwnReachFinder(listens=bool(doors.listening()))
         self.verdict = ReachVerdict()
         self.changed: Observers[ReachVerdict] = Observers()
         """Told of each other verdict."""
@@ -104,7 +104,7 @@ class OwnReachService:
                         self._asked_at.clear()
                         self.moved.tell(None)
                 candidates = self._elsewhere()
-                asked = self.finder.to_ask(candidates, now) if self._doors.listening() else ()
+                asked = self.finder.to_ask(candidates, now)
                 self._asked_at = {peer: at for peer, at in self._asked_at.items() if peer in candidates}
                 due = [peer for peer in candidates if now - self._asked_at.get(peer, float("-inf")) >= OBSERVE_S]
                 n_observing = len(self._asked_at)

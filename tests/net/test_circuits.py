@@ -126,6 +126,18 @@ async def test_a_relay_that_swallows_what_it_should_pass_is_got_around():
         assert b.reachability.connection(a.peer_id).relay == honest.peer_id
 
 
+async def test_further_relays_are_found_in_the_dht_and_by_what_members_announce():
+    config = NetConfig(relay=LIMITS, relay_unproven=True)
+    async with opened() as node, opened(of=node, config=config) as one, opened(of=node, listen=()) as a:
+        await eventually(lambda: a.reachability.own().relays == (one.peer_id,), within_s=60)
+
+        async with opened(config=config) as two:  # the others have not heard of it
+            a.messenger.add_addresses(two.peer_id, two.messenger.addresses())
+            a.reachability.heard_of_relay(two.peer_id)
+
+            await eventually(lambda: set(a.reachability.own().relays) == {one.peer_id, two.peer_id}, within_s=60)
+
+
 async def test_a_relay_passes_no_more_than_its_rate():
     n_bytes = 100_000
     async with relay(RelayLimits(rate_bps=1e6)) as node, hidden(node) as a, opened(of=node) as b:

@@ -28,6 +28,13 @@ def test_before_anybody_has_tried_reach_is_unknown():
     assert OwnReachFinder().verdict(0.0).reach is Reach.UNKNOWN
 
 
+def test_a_peer_that_listens_nowhere_knows_that_only_relays_lead_to_it():
+    finder = OwnReachFinder(listens=False)
+
+    assert (finder.verdict(0.0).reach, finder.verdict(0.0).why) == (Reach.RELAYED, "this peer listens nowhere")
+    assert finder.to_ask(HOSTS, 0.0) == ()
+
+
 def test_a_dial_that_arrived_proves_an_address():
     finder = OwnReachFinder()
 
