@@ -23,6 +23,7 @@ from legion_p2p.core.identity import Identity
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.relay_ledger import parse_relay
 from legion_p2p.core.retention import parse_retention
+from legion_p2p.core.roles import Role
 from legion_p2p.core.run import run_id
 from legion_p2p.errors import HOW_TO_CREATE, NetworkError, NoContactError, RunExistsError, UnknownRunError, UsageError
 from legion_p2p.files.paths import user_path
@@ -168,6 +169,7 @@ def _config_of(peer: Peer) -> PeerConfig:
     return PeerConfig(
         region=peer.region,
         weight=peer.weight,
+        role=Role(peer.role),
         volunteer_relay=peer.volunteer_relay,
         checkpoints=checkpoints,
         token=token_of(peer.token) if peer.token else b"",

@@ -7,24 +7,26 @@ from typing import TYPE_CHECKING
 
 from legion_p2p.cli.peer_options import Job
 from legion_p2p.core.addresses import split_address
+from legion_p2p.core.roles import Role
 from legion_p2p.errors import UsageError
 from legion_p2p.observe import human
 from legion_p2p.observe.status import MemberStatus, Status
 from legion_p2p.observe.words import is_alone
 
 if TYPE_CHECKING:
-    from legion_p2p.train.trainer import Outcome
+    from legion_p2p.train.outcome import Outcome
 
 MAX_CONTACTS = 2  # addresses in the command that comes back: one may be gone by then
 
 
 def farewell_lines(job: Job, outcome: "Outcome", status: Status | None, wall_s: float) -> list[str]:
     """What came of it, and how to come back."""
-    verb = {"steps": "did its steps in", "minutes": "used its minutes in"}.get(outcome.reason, "left")
-    lines = [
-        f"{verb} run {human.clean(run_name(job, status))}: {human.whole_text(outcome.steps)} steps, "
-        f"{human.count_text(outcome.tokens)} tokens in {human.seconds_text(wall_s)}"
-    ]
+    ends = {"steps": "did its steps in", "minutes": "used its minutes in", "together": "stayed until all were done in"}
+    verb = ends.get(outcome.reason, "left")
+    did = f"{human.whole_text(outcome.steps)} steps, {human.count_text(outcome.tokens)} tokens in"
+    if not Role(job.peer.role).trains:
+        did = "helped for"
+    lines = [f"{verb} run {human.clean(run_name(job, status))}: {did} {human.seconds_text(wall_s)}"]
     if outcome.val_loss is not None:
         lines.append(f"validation loss of the common model: {human.loss_text(outcome.val_loss)}")
     if outcome.digest:
@@ -41,7 +43,7 @@ def _how_to_come_back(job: Job, outcome: "Outcome", status: Status | None) -> li
     # By its id: another run may have the name.
     run = human.clean(status.run.id if status is not None and status.run is not None else run_name(job, status))
     contacts = contacts_to_come_back(job.entry.initial_peers, outcome.connected, status)
-    command = ["legion-peer", "--run", run]
+    command = ["legion-peer", "--run", run, *(["--role", job.peer.role] if job.peer.role != "auto" else [])]
     if contacts:
         return [f"to come back: {shlex.join([*command, '--initial-peers', *contacts])}"]
     if _others(status):

@@ -1,6 +1,7 @@
 """legion-peer: join a run, or create one, and train.
 
-What the user wants comes as a `Job` (peer_options.py), this module shows how it goes, and `legion_p2p.train.job.run_job` does it.
+What the user wants comes as a `Job` (peer_options.py), this module shows how it goes, and `run_job` (train/job.py) does it, or
+`run_helper` (train/helper.py).
 Neither torch nor libp2p is imported before the job is known to make sense.
 """
 
@@ -21,6 +22,7 @@ from legion_p2p.cli.peer_options import Job, Output, job_of, signature
 from legion_p2p.cli.running import run_and_exit
 from legion_p2p.cli.signals import Signals
 from legion_p2p.config import Store
+from legion_p2p.core.roles import Role
 from legion_p2p.errors import LegionError, NotSavedError, StoreError, UsageError
 from legion_p2p.files.paths import user_data_folder, user_path
 from legion_p2p.observe import human
@@ -32,7 +34,7 @@ from legion_p2p.observe.status import Status
 if TYPE_CHECKING:
     from legion_p2p.dashboard import LiveView
     from legion_p2p.train.described import Plan
-    from legion_p2p.train.trainer import Outcome
+    from legion_p2p.train.outcome import Outcome
 
 MAX_IDENTITY_SLOTS = 64  # peers of one user on one machine; more is a loop that leaks processes
 
@@ -41,7 +43,8 @@ HELP = """Join a run and train in it, or create one.
   legion-peer --run NAME --initial-peers /ip4/203.0.113.7/tcp/4710/p2p/12D3KooW...
   legion-peer --run NAME --initial-peers @bootstrap_peers.txt --minutes 60
   legion-peer --new-run SPEC.toml
-  legion-peer --new-run NAME --preset s --local-steps 20"""
+  legion-peer --new-run NAME --preset s --local-steps 20
+  legion-peer --run NAME --initial-peers ADDR --role helper"""
 
 app = make_app("legion-peer", HELP, help_epilogue=SOURCES_HELP)
 
@@ -166,8 +169,12 @@ def _train(job: Job, output: Output) -> int:
 def _run(job: Job, events: Events, shown: "_Shown", signals: Signals) -> "tuple[Job, Outcome]":
     """The job as it was done, its identity and store chosen, and what came of it."""
     shown.begin("loading torch and libp2p")
-    from legion_p2p.train.job import run_job
-    from legion_p2p.train.trainer import Stop
+    from legion_p2p.train.outcome import Stop
+
+    if Role(job.peer.role).trains:
+        from legion_p2p.train.job import run_job as run
+    else:
+        from legion_p2p.train.helper import run_helper as run
 
     stop = Stop()
 
@@ -179,7 +186,7 @@ def _run(job: Job, events: Events, shown: "_Shown", signals: Signals) -> "tuple[
     while True:
         job = _with_own_places(job)
         try:
-            return job, run_job(job.entry, job.peer, job.training, events=events, stop=stop, on_status=shown.on_status)
+            return job, run(job.entry, job.peer, job.training, events=events, stop=stop, on_status=shown.on_status)
         except StoreError as bad:
             # another peer, started in the same moment, was faster: the next slot is ours
             if job.picks_identity and not stop.requested and "in use" in str(bad):

@@ -99,6 +99,7 @@ OPTIONS = (
     Option(Peer, "identity", NETWORK, "FILE", default="a free one of the user's data folder"),
     Option(Peer, "listen", NETWORK, "ADDR..."),
     Option(Peer, "announce", NETWORK, "ADDR..."),
+    Option(Peer, "role", NETWORK),
     Option(Peer, "weight", NETWORK),
     Option(Peer, "region", NETWORK, "LABEL"),
     Option(Peer, "relay", NETWORK, "RATE"),

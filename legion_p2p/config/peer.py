@@ -13,6 +13,7 @@ from legion_p2p.core.identity import Identity
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.relay_ledger import DEFAULT_RELAY, RELAY_FORM, parse_relay
 from legion_p2p.core.retention import parse_retention
+from legion_p2p.core.roles import RoleName
 from legion_p2p.core.units import RATE_FORM, parse_rate
 
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0")
@@ -109,6 +110,10 @@ class Peer(msgspec.Struct, frozen=True, repr_omit_defaults=True):
 
     region: Annotated[str, Form("a label", _region)] = DEFAULT_REGION
     """Average with the members of this label, and only now and then with other regions; auto: with those that are near."""
+
+    role: RoleName = "auto"
+    """auto: train, and own shards if others can reach this peer. trainer: own them even through a relay. client: train, and own
+    none. helper: own, store and relay, and train nothing."""
 
     weight: Weight = 1.0
     """Share of the model's shards to take care of, relative to others; each costs upload. 0: none; auto: 1 for each 10 Mbit/s of

@@ -9,6 +9,9 @@
 """
 
 from enum import Enum
+from typing import Literal
+
+RoleName = Literal["auto", "trainer", "client", "helper"]
 
 
 class Role(Enum):

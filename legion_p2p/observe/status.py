@@ -72,13 +72,14 @@ class ErrorStatus(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """All of it. Bytes are totals since this peer started; `state` is one of joining, training, waiting, done, leaving."""
+    """All of it. Bytes are totals since this peer started."""
 
     peer_id: str
     addresses: tuple[str, ...]
     run: RunStatus | None
     region: str
     state: str
+    """One of joining, training, helping, waiting, done, leaving."""
     step: int
     members: tuple[MemberStatus, ...]
     shards: tuple[ShardStatus, ...]

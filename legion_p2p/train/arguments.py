@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from legion_p2p.config.forms import in_short
+from legion_p2p.core.roles import Role
 from legion_p2p.errors import UsageError
 from legion_p2p.train.parameters import ModelView
 
@@ -23,6 +24,12 @@ def checked_inner(inner: Any) -> Any:
     if isinstance(inner, type) and issubclass(inner, torch.optim.Optimizer):
         raise UsageError(f"inner is the class {inner.__name__}: give an object, {inner.__name__}(model.parameters())")
     raise UsageError(f"inner is {in_short(inner)}: give a torch.optim.Optimizer that holds the model's parameters")
+
+
+def must_train(role: Role) -> None:
+    """Raises: UsageError, where a peer of this role trains nothing."""
+    if not role.trains:
+        raise UsageError(f"Peer(role={role.value!r}) trains nothing: join the run without a model, as with legion_p2p.join(run)")
 
 
 def model_view(model: Any) -> ModelView:

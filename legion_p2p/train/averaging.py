@@ -25,6 +25,7 @@ from legion_p2p.config.forms import refusal
 from legion_p2p.config.old_names import AVERAGE_ARGUMENTS, explains
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.plan import ParamSpec
+from legion_p2p.core.roles import Role
 from legion_p2p.core.run import RoundSpec, RunSpec
 from legion_p2p.errors import IncompatibleModelError, JoinError, NetworkError, NonFiniteError, UsageError
 from legion_p2p.services.run.active_run import ActiveRun
@@ -32,6 +33,7 @@ from legion_p2p.services.run.joiner import RunCreation
 from legion_p2p.services.run.progress import Progress
 from legion_p2p.services.shards.replica import LocalChange, Replica
 from legion_p2p.tensor.flatten import FlatView
+from legion_p2p.train.arguments import must_train
 from legion_p2p.train.described import check_codecs
 from legion_p2p.train.entering import enter, entry_of
 from legion_p2p.train.parameters import param_specs
@@ -88,6 +90,7 @@ def average(
     """
     entry = entry_of("average", run, initial_peers)
     argument("average(peer=...)", Peer, peer)
+    must_train(Role(peer.role))
     argument("average(n_peers=...)", Annotated[int, msgspec.Meta(ge=1)], n_peers)
     argument("average(gather_s=...)", Annotated[float, msgspec.Meta(ge=0)], gather_s)
     given = list(tensors) if isinstance(tensors, Iterable) and not isinstance(tensors, Tensor | str) else []
@@ -216,7 +219,7 @@ async def _follow(replica: Replica, outcome: _Outcome) -> None:
 
 def _taking_part(engine: ActiveRun) -> set[PeerId]:
     """Members that hold the zeros and are about to push, or have pushed."""
-    return {PeerId(a.peer_id) for a in engine.members.everyone() if a.ready and (a.training or a.done)}
+    return {PeerId(a.peer_id) for a in engine.members.everyone() if a.ready and a.role.trains and (a.training or a.done)}
 
 
 async def _meet(engine: ActiveRun) -> None:

@@ -11,6 +11,7 @@ from legion_p2p.config.fields import said
 from legion_p2p.config.new_run import DEFAULT_DATA, DEFAULT_PRESET, chosen_inner, chosen_rounds
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, check_fit
 from legion_p2p.core.presets import DEFAULT_LINKS
+from legion_p2p.core.roles import Role
 from legion_p2p.core.run import RunSpec
 from legion_p2p.errors import CodecError, ConfigError, IncompatibleModelError, UsageError
 from legion_p2p.observe import human
@@ -231,7 +232,7 @@ def activation_bytes(spec: RunSpec) -> int:
     return 4 * (trained + evaluated)
 
 
-def plan_of(spec: RunSpec, crowds: Sequence[int], upload_bps: float | None) -> Plan:
+def plan_of(spec: RunSpec, crowds: Sequence[int], upload_bps: float | None, role: Role = Role.AUTO) -> Plan:
     """What a run takes of one peer, with each of these numbers of members. Raises: UsageError."""
     plan = spec.plan()
     has_model = spec.model is not None or spec.transformers

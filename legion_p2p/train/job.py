@@ -7,13 +7,15 @@ import trio
 
 from legion_p2p.config import Peer, RunChoice, Training
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.roles import Role
 from legion_p2p.core.run import RunSpec
 from legion_p2p.core.units import parse_rate
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import Status
 from legion_p2p.services.run.discovery import find_run
 from legion_p2p.train.described import Plan, described, plan_of
-from legion_p2p.train.trainer import Outcome, Stop, Trainer
+from legion_p2p.train.outcome import Outcome, Stop
+from legion_p2p.train.trainer import Trainer
 
 PLANNED_CROWDS = (2, 10, 100)  # numbers of members that a plan looks at where nobody names one
 
@@ -40,7 +42,7 @@ def plan_job(entry: RunChoice, peer: Peer, training: Training) -> Plan:
     crowds = (training.wait_for_members,) if training.wait_for_members > 1 else PLANNED_CROWDS
     upload_bps = parse_rate(peer.limits.upload) if peer.limits.upload else None
     if entry.new_run is not None:
-        return plan_of(described(entry.new_run), crowds, upload_bps)
+        return plan_of(described(entry.new_run), crowds, upload_bps, Role(peer.role))
     found: list[RunSpec | BaseException] = []
 
     def look_up() -> None:
@@ -55,7 +57,7 @@ def plan_job(entry: RunChoice, peer: Peer, training: Training) -> Plan:
     thread.join()
     if isinstance(found[0], BaseException):
         raise found[0]
-    return plan_of(found[0], crowds, upload_bps)
+    return plan_of(found[0], crowds, upload_bps, Role(peer.role))
 
 
 async def _look_up(entry: RunChoice) -> RunSpec:

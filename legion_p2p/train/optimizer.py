@@ -17,6 +17,7 @@ from legion_p2p.config.fields import argument
 from legion_p2p.config.old_names import OPTIMIZER_ARGUMENTS, explains
 from legion_p2p.core.pace import Ewma
 from legion_p2p.core.plan import check_fit
+from legion_p2p.core.roles import Role
 from legion_p2p.core.wire import MAX_COUNT
 from legion_p2p.errors import UsageError
 from legion_p2p.observe.status import Status
@@ -26,7 +27,7 @@ from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
-from legion_p2p.train.arguments import Model, checked_inner, model_view
+from legion_p2p.train.arguments import Model, checked_inner, model_view, must_train
 from legion_p2p.train.bridge import PeerAccess
 from legion_p2p.train.entering import creation_of, enter, entry_of
 from legion_p2p.train.guard import InnerGuard
@@ -74,6 +75,7 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         entry = entry_of("Optimizer", run, initial_peers)
         argument("Optimizer(peer=...)", Peer, peer)
+        must_train(Role(peer.role))
         one = as_one(checked_inner(inner))
         own = model_view(model)
         check_wrappable(one, FlatView(own.trained))
@@ -95,6 +97,7 @@ class Optimizer(torch.optim.Optimizer):
         tokens_per_step: int = 1,
     ) -> "Optimizer":
         """One for a peer that is in its run already, which leaves with it. Raises: IncompatibleModelError; UsageError."""
+        must_train(thread.engine.role)
         one = as_one(checked_inner(inner))
         own = model_view(model)
         spec = thread.engine.spec
@@ -372,7 +375,7 @@ class Optimizer(torch.optim.Optimizer):
         return self._thread.engine
 
     def _count_training(self) -> int:
-        return sum(a.ready and (a.training or a.done) for a in self._engine.members.everyone())
+        return sum(a.ready and a.role.trains and (a.training or a.done) for a in self._engine.members.everyone())
 
     def _check_open(self) -> None:
         self._thread.check_may_wait()

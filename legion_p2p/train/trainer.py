@@ -1,14 +1,11 @@
 """What `legion-peer` does: build the run's model, feed it its share of the text, train, and keep everybody told."""
 
 import math
-import shlex
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +32,7 @@ from legion_p2p.train.gpt import GPT
 from legion_p2p.train.inner import inner_optimizer
 from legion_p2p.train.language_model import LanguageModel
 from legion_p2p.train.optimizer import Optimizer
+from legion_p2p.train.outcome import Outcome, Stop, join_command
 from legion_p2p.train.parameters import param_specs, trainable
 from legion_p2p.train.resume import restore_state, training_state
 from legion_p2p.train.saving import check_out, save_model
@@ -47,41 +45,6 @@ STATUS_EVERY_S = 0.5
 UNFINISHED = ("stopped", "data")
 """Reasons to leave at once, without a last evaluation, and without waiting for others."""
 SAMPLE_CHARS = 300
-
-
-class Stop:
-    """Asks a trainer to leave in order. Safe from signal handlers and other threads."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-
-    def request(self) -> None:
-        self._event.set()
-
-    @property
-    def requested(self) -> bool:
-        return self._event.is_set()
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """How it ended. `reason` is "steps", "minutes", "stopped", or "data" where the text could not be read any more."""
-
-    steps: int
-    tokens: int
-    val_loss: float | None
-    digest: str
-    reason: str
-    sent_bytes: int = 0
-    received_bytes: int = 0
-    blocked_fraction: float = 0.0
-    saved_to: str = ""
-    """File of the model; empty: it is in none that was asked for."""
-    save_problem: str = ""
-    """Why it is not where it was asked for, and where it is."""
-    text_problem: str = ""
-    """Why the text could not be read any more."""
-    connected: tuple[str, ...] = ()
-    """Ids of the peers that this one was connected to at the end."""
 
 
 def learning_rate(inner: InnerSpec, own_step: int, run_step: int) -> float:
@@ -230,8 +193,7 @@ class Trainer:
         corpus = self._corpus_of(spec)
         addresses = thread.call(engine.network.addresses)
         if addresses:
-            command = shlex.join(["legion-peer", "--run", spec.name, "--initial-peers", *addresses])
-            self.events.emit(JOIN_WITH, command=command)
+            self.events.emit(JOIN_WITH, command=join_command(spec.name, addresses))
         model = self._model
         model.module.to(self._device)
         inner = inner_optimizer(spec.inner, model.module)

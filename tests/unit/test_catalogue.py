@@ -9,7 +9,7 @@ import pytest
 
 from legion_p2p.core.adapt import Choice
 from legion_p2p.observe.catalogue import EVENTS, FIELDS
-from legion_p2p.train.trainer import Outcome
+from legion_p2p.train.outcome import Outcome
 
 PACKAGE = Path(__file__).parents[2] / "legion_p2p"
 SPREAD = {  # calls that pass some of their fields with **: what these are

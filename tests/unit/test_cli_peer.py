@@ -52,12 +52,6 @@ import msgspec
 from legion_p2p.errors import *
 from legion_p2p.observe.status import *
 
-class Stop:
-    def __init__(self): self.event = threading.Event()
-    def request(self): self.event.set()
-    @property
-    def requested(self): return self.event.is_set()
-
 class Outcome(msgspec.Struct):
     steps: int; tokens: int; val_loss: float | None; digest: str; reason: str; sent_bytes: int; received_bytes: int
     save_problem: str = ""; text_problem: str = ""; connected: tuple[str, ...] = ()
@@ -94,9 +88,13 @@ def run_job(entry, peer, training, *, events, stop, on_status=None):
                    1000 * step, 2000, "the model is in /tmp/x" if name == "unsaved" else "", "cut off" if name == "cut" else "",
                    ("{PEER}",))
 
-trainer, job = types.ModuleType("legion_p2p.train.trainer"), types.ModuleType("legion_p2p.train.job")
-trainer.Stop, job.run_job, job.plan_job = Stop, run_job, plan_job
-sys.modules |= {{"legion_p2p.train.trainer": trainer, "legion_p2p.train.job": job}}
+def run_helper(entry, peer, training, **how):
+    outcome = run_job(entry, peer, training, **how)
+    return msgspec.structs.replace(outcome, steps=0, tokens=0, reason="together" if training.finish_together else outcome.reason)
+
+job, helper = types.ModuleType("legion_p2p.train.job"), types.ModuleType("legion_p2p.train.helper")
+job.run_job, job.plan_job, helper.run_helper = run_job, plan_job, run_helper
+sys.modules |= {{"legion_p2p.train.job": job, "legion_p2p.train.helper": helper}}
 from legion_p2p.cli.peer import main
 main()
 """

@@ -7,7 +7,7 @@ from legion_p2p.cli.peer_options import Job
 from legion_p2p.config import Peer, RunChoice, Store, Training
 from legion_p2p.core.identity import Identity
 from legion_p2p.observe.status import MemberStatus, RunStatus, Status
-from legion_p2p.train.trainer import Outcome
+from legion_p2p.train.outcome import Outcome
 
 ME, OTHER, GONE = (Identity(bytes([i]) * 32).peer_id for i in (1, 2, 3))
 RUN = "bafkrei" + "a" * 52

@@ -70,7 +70,7 @@ class ActiveRun:
         self.spec: RunSpec = ctx.spec
         self.plan: ShardPlan = ctx.plan
         self.steps = StepCount()
-        self.weight = OwnWeight(0.0 if ctx.config.role is Role.CLIENT else ctx.config.weight, messenger)
+        self.weight = OwnWeight(0.0 if self.role is Role.CLIENT else ctx.config.weight, messenger)
         self.shards = ShardService(ctx, members, self.mailbox)
         self.gate = OwnershipGate(members, self.shards)
         self.regions = RegionService(ctx, members)
@@ -111,6 +111,10 @@ class ActiveRun:
     @property
     def presence(self) -> Presence:
         return self.gate.presence
+
+    @property
+    def role(self) -> Role:
+        return self.ctx.config.role
 
     @property
     def progress(self) -> Progress:
@@ -171,8 +175,11 @@ class ActiveRun:
 
     def all_done(self) -> bool:
         """Every member has trained all it wanted to, and all of this region hold the same model: see `core.agreement`."""
-        done = self.progress.done and self.nothing_pending()
-        return self._agreement.look(done, self.shards.marks(), self.region, self._others(), trio.current_time())
+        return self._agreement.look(self.has_finished(), self.shards.marks(), self.region, self._others(), trio.current_time())
+
+    def has_finished(self) -> bool:
+        """This peer has trained all that it wanted to, which is nothing for a helper, and none of it is on its way."""
+        return (self.progress.done or not self.role.trains) and self.nothing_pending()
 
     def nothing_pending(self) -> bool:
         """Nothing that this peer trained, or collected as an owner, has still to come into an update."""

@@ -29,8 +29,8 @@ def describe(run: ActiveRun) -> Announcement:
         testimonies=run.regions.testimonies,
         weight=run.weight.value,
         ready=ready,
-        training=progress.training and ready and run.ctx.config.role.trains,
-        done=progress.done and run.nothing_pending(),
+        training=progress.training and ready and run.role.trains,
+        done=run.has_finished(),
         step=progress.step,
         run_step=run.steps.own(),
         tokens=progress.tokens,
@@ -50,7 +50,7 @@ def describe(run: ActiveRun) -> Announcement:
         stalled=run.shards.stalls.named(trio.current_time()),
         trouble=progress.trouble[:MAX_TROUBLE_CHARS],
         reach=run.reach.now(),
-        role=run.ctx.config.role,
+        role=run.role,
         circuits=run.ctx.reachability.own().circuits,
     )
 
@@ -124,6 +124,8 @@ def _state(run: ActiveRun) -> str:
         return "leaving"
     if not run.presence.ready:
         return "joining"
+    if not run.role.trains:
+        return "helping"
     if run.progress.done:
         return "done"
     return run.progress.state or ("training" if run.progress.training else "waiting")

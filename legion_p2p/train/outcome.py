@@ -1,0 +1,52 @@
+"""How one `legion-peer` is asked to end, and what came of it."""
+
+import shlex
+import threading
+from collections.abc import Sequence
+
+import msgspec
+
+
+class Stop:
+    """Asks a peer to leave in order. Safe from signal handlers and other threads."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def request(self) -> None:
+        self._event.set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it was asked, at the latest after `timeout_s`."""
+        return self._event.wait(timeout_s)
+
+    @property
+    def requested(self) -> bool:
+        return self._event.is_set()
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How it ended. `reason` is "steps", "minutes", "stopped", "together" where a helper served until all were done, or "data"
+    where the text could not be read any more."""
+
+    steps: int
+    tokens: int
+    val_loss: float | None
+    digest: str
+    reason: str
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    blocked_fraction: float = 0.0
+    saved_to: str = ""
+    """File of the model; empty: it is in none that was asked for."""
+    save_problem: str = ""
+    """Why it is not where it was asked for, and where it is."""
+    text_problem: str = ""
+    """Why the text could not be read any more."""
+    connected: tuple[str, ...] = ()
+    """Ids of the peers that this one was connected to at the end."""
+
+
+def join_command(run: str, addresses: Sequence[str]) -> str:
+    """What others run to join through this peer."""
+    return shlex.join(["legion-peer", "--run", run, "--initial-peers", *addresses])
