@@ -22,7 +22,7 @@ from legion_p2p.train.data import windows_at_once
 from legion_p2p.train.gpt import GPT, shapes_of
 from legion_p2p.train.gpt_config import GPTConfig, preset
 from legion_p2p.train.language_model import LanguageModel
-from legion_p2p.train.sizing import COPIES_HELD
+from legion_p2p.train.sizing import COPIES_HELD, COPIES_HELPED
 from legion_p2p.train.transformers_model import build, load_folder, outline_of
 from legion_p2p.train.transformers_source import source_of
 
@@ -236,13 +236,15 @@ def plan_of(spec: RunSpec, crowds: Sequence[int], upload_bps: float | None, role
     """What a run takes of one peer, with each of these numbers of members. Raises: UsageError."""
     plan = spec.plan()
     has_model = spec.model is not None or spec.transformers
-    tokens_per_step = spec.inner.batch * shape_of(spec).context if has_model else 0
+    tokens_per_step = spec.inner.batch * shape_of(spec).context if has_model and role.trains else 0
+    computed = COPIES_HELD * 4 * plan.numel + activation_bytes(spec) if role.trains else COPIES_HELPED * 4 * plan.numel
     traffic = []
     for n_members in crowds:
         sizing.check_members(n_members)
         frames = sizing.frames_of(spec, n_members, spec.round.push_codec, spec.round.update_codec)
-        _, mean, most = (sizing.traffic_of(frames, n_members, n) for n in sizing.shares(plan.n_shards, n_members))
-        per_token = mean.sent_bytes / max(1, spec.round.local_steps * tokens_per_step)
+        owned = (0.0, 0.0) if role is Role.CLIENT else sizing.shares(plan.n_shards, n_members)[1:]
+        mean, most = (sizing.traffic_of(frames, n_members, n, trains=role.trains) for n in owned)
+        per_token = mean.sent_bytes / max(1, spec.round.local_steps * tokens_per_step) if role.trains else 0.0
         send_s = None if upload_bps is None else 8 * mean.sent_bytes / upload_bps
         traffic.append(PlannedTraffic(n_members, mean.sent_bytes, mean.received_bytes, most.sent_bytes, per_token, send_s))
     alone = sizing.frames_of(spec, 1, spec.round.push_codec, spec.round.update_codec)
@@ -251,7 +253,7 @@ def plan_of(spec: RunSpec, crowds: Sequence[int], upload_bps: float | None, role
         n_params=plan.numel,
         n_shards=plan.n_shards,
         shard_elements=min(plan.shard_elements, MAX_SHARD_ELEMENTS),
-        memory_bytes=COPIES_HELD * 4 * plan.numel + activation_bytes(spec) + PROGRAM_BYTES,
+        memory_bytes=computed + PROGRAM_BYTES,
         push_codec=spec.round.push_codec,
         update_codec=spec.round.update_codec,
         push_bytes_per_round=alone.pushes,

@@ -36,6 +36,8 @@ from legion_p2p.tensor.mixed import Mixed
 MAX_ELEMENTS = MAX_SHARDS * MAX_SHARD_ELEMENTS
 COPIES_HELD = 10
 """Parameters, gradients, two moments; reference, base, snapshot, residual, a round in flight: 4 bytes an element each."""
+COPIES_HELPED = 5
+"""What a helper holds of all elements: reference, log of updates, residual, a round in flight. Measured with the preset l."""
 LATER = 1000  # versions, sequence numbers and request ids of a run that has been going on for a while
 N_DRAWS = 51  # of who owns what
 _SOMEBODY = Identity(b"somebody in the middle of a run.")
@@ -219,17 +221,17 @@ def frames_of(spec: RunSpec, n_members: int, push_codec: str, update_codec: str)
     )
 
 
-def traffic_of(frames: Frames, n_members: int, owned_shards: float) -> RoundTraffic:
-    """One round of a member that owns so many shards."""
+def traffic_of(frames: Frames, n_members: int, owned_shards: float, *, trains: bool = True) -> RoundTraffic:
+    """One round of a member that owns so many shards, and pushes to the owners of the others if it `trains`."""
     others = n_members - 1
     if not others:
         return RoundTraffic(0, 0, 0, 0, 0)
     share = owned_shards / frames.n_shards
     not_owned = frames.n_shards - owned_shards
-    pushes, updates = (1 - share) * frames.pushes, share * frames.updates * others
+    pushes, updates = trains * (1 - share) * frames.pushes, share * frames.updates * others
     replies = owned_shards * others * frames.pushed + not_owned * frames.held
     received = share * frames.pushes * others + (1 - share) * frames.updates
-    received += not_owned * frames.pushed + owned_shards * others * frames.held
+    received += trains * not_owned * frames.pushed + owned_shards * others * frames.held
     return RoundTraffic(round(pushes), round(updates), round(replies), round(pushes + updates + replies), round(received))
 
 

@@ -51,6 +51,12 @@ def wrap(inner: Any = INNER, model: Any = MODEL, run: Any = "never", **more: Any
         (lambda: wrap(initial_peers=None), "Optimizer(initial_peers=...): None is not allowed: give addresses such as"),
         (lambda: wrap(initial_peers=["10.0.0.1:4710"]), "Optimizer(initial_peers=...): '10.0.0.1:4710' cannot be used"),
         (lambda: wrap(peer="peer.key"), "Optimizer(peer=...): 'peer.key' is not allowed: give a Peer(...)"),
+        (lambda: wrap(peer=legion.Peer(role="helper")), "Peer(role='helper') trains nothing: join the run without a model"),
+        (
+            lambda: wrap(peer=legion.Peer(role="boss")),
+            "Peer(role=...): 'boss' is not allowed: give one of auto, client",
+        ),
+        (lambda: legion.average([torch.zeros(3)], "x", n_peers=2, peer=legion.Peer(role="helper")), "trains nothing"),
         (lambda: wrap(tokens_per_step=0), "tokens_per_step"),
         (lambda: wrap(), "no initial peers are given to find the run 'never' through; to create it: --new-run on the command"),
         (lambda: wrap(run=legion.NewRun("x", rounds=legion.Rounds(push_codec="int9"))), "push_codec: unknown codec 'int9'"),

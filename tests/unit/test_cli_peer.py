@@ -541,7 +541,7 @@ def test_a_second_signal_leaves_at_once_even_from_a_trainer_that_does_not_listen
 
 
 def test_before_there_is_a_run_to_leave_one_signal_is_enough(tmp_path):
-    slow = DRIVER.replace('sys.modules |= {"legion_p2p.train.trainer": trainer, "legion_p2p.train.job": job}',
+    slow = DRIVER.replace('sys.modules |= {"legion_p2p.train.job": job, "legion_p2p.train.helper": helper}',
          """
 class Finder:  # stands for torch, which takes seconds to import
     def find_spec(self, name, path=None, target=None):
@@ -671,3 +671,22 @@ def on_a_terminal(tmp_path, *words, **kwargs):
             shown += piece
     os.close(ours)
     return shown.decode(), process.wait(timeout=5)
+
+
+def test_a_helper_says_how_long_it_helped_and_comes_back_as_one(tmp_path):
+    words = ("--run", "demo", "--role", "helper", "--initial-peers", ADDRESS, "--identity", "none", "--store", "none")
+    process = start(tmp_path, *words)
+    process.stdout.readline()
+
+    process.send_signal(signal.SIGINT)
+
+    out, _ = process.communicate(timeout=60)
+
+    assert "left run demo: helped for 0:0" in out
+    assert f"to come back: legion-peer --run bafkrei --role helper --initial-peers {ADDRESS}" in out
+
+
+def test_a_role_that_there_is_not_is_refused_with_those_that_there_are(tmp_path):
+    code, _, err = run(tmp_path, "--run", "demo", "--role", "master", "--initial-peers", ADDRESS)
+
+    assert code == 2 and "--role" in err and all(role in err for role in ("auto", "trainer", "client", "helper"))

@@ -6,11 +6,14 @@ import msgspec
 import pytest
 import torch
 
+from legion_p2p.config import NewRun
 from legion_p2p.core.plan import ParamSpec
+from legion_p2p.core.roles import Role
 from legion_p2p.core.run import RoundSpec, RunSpec
 from legion_p2p.core.wire import Push, encode
 from legion_p2p.errors import CodecError, UsageError
 from legion_p2p.services.shards.codecs import shard_codec
+from legion_p2p.train.described import described, plan_of
 from legion_p2p.train.gpt import shapes_of
 from legion_p2p.train.gpt_config import of_size, preset
 from legion_p2p.train.sizing import (
@@ -54,6 +57,25 @@ def test_an_owner_brings_every_update_to_every_other_member() -> None:
 
     assert (none.push_bytes, none.update_bytes) == (frames.pushes, 0)
     assert (all_of_them.push_bytes, all_of_them.update_bytes) == (0, 9 * frames.updates)
+
+
+def test_a_helper_pushes_nothing_and_gets_no_replies_to_pushes() -> None:
+    frames = frames_of(run_of("int8"), 4, "int8", "int8")
+
+    trainer, helper = (traffic_of(frames, 4, 2, trains=trains) for trains in (True, False))
+
+    assert (helper.push_bytes, helper.update_bytes) == (0, trainer.update_bytes)
+    assert trainer.received_bytes - helper.received_bytes == pytest.approx((frames.n_shards - 2) * frames.pushed, abs=1)
+
+
+def test_a_helper_needs_less_memory_than_a_trainer_and_a_client_sends_pushes_only() -> None:
+    spec = described(NewRun("x", preset="l"))
+
+    trainer, helper, client = (plan_of(spec, (10,), None, role) for role in (Role.AUTO, Role.HELPER, Role.CLIENT))
+
+    assert 800e6 < helper.memory_bytes < 1000e6 < trainer.memory_bytes
+    assert (helper.tokens_per_step, helper.traffic[0].sent_bytes_per_token) == (0, 0.0)
+    assert client.traffic[0].sent_bytes == pytest.approx(client.push_bytes_per_round, rel=0.01)
 
 
 def test_what_one_sends_another_receives() -> None:
