@@ -112,8 +112,8 @@ class Peer(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """Average with the members of this label, and only now and then with other regions; auto: with those that are near."""
 
     role: RoleName = "auto"
-    """auto: train, and own shards if others can reach this peer. trainer: own them even through a relay. client: train, and own
-    none. helper: own, store and relay, and train nothing."""
+    """What this peer does. auto: train, and own shards if others can reach it; trainer: own them even through a relay; client:
+    train, and own none; helper: own, store and relay, and train nothing."""
 
     weight: Weight = 1.0
     """Share of the model's shards to take care of, relative to others; each costs upload. 0: none; auto: 1 for each 10 Mbit/s of
