@@ -5,24 +5,25 @@ import signal
 import time
 from pathlib import Path
 
+from fork_server import ForkServer
 from processes import Process, eventually
 from test_leaving import owned
 
 
-def start(folder: Path, i: int, *which: str) -> Process:
+def start(forks: ForkServer, folder: Path, i: int, *which: str) -> Process:
     return Process(
         "-m", "legion_p2p.cli.peer", *which, "--json", "--threads", "1", "--listen", "/ip4/127.0.0.1/tcp/0",
-        "--identity", str(folder / f"{i}.key"), "--no-status",
+        "--identity", str(folder / f"{i}.key"), "--no-status", forks=forks,
     )  # fmt: skip
 
 
-def test_a_helper_owns_what_others_train_and_hands_it_to_the_next_that_comes(tmp_path: Path) -> None:
+def test_a_helper_owns_what_others_train_and_hands_it_to_the_next_that_comes(tmp_path: Path, forks: ForkServer) -> None:
     name = f"e2e/{time.time_ns()}"
     founding = ("--new-run", name, "--preset", "xxs", "--local-steps", "3", "--batch", "1", "--store", "none")
-    peers = [start(tmp_path, 0, *founding)]
+    peers = [start(forks, tmp_path, 0, *founding)]
     try:
         address = peers[0].wait_for("run.join_with")["command"].rpartition(" ")[2]
-        helper = start(tmp_path, 1, "--run", name, "--role", "helper", "--initial-peers", address)
+        helper = start(forks, tmp_path, 1, "--run", name, "--role", "helper", "--initial-peers", address)
         peers.append(helper)
         through_helper = helper.wait_for("run.join_with")["command"].rpartition(" ")[2]
         eventually(lambda: owned(helper) and len(peers[0].events("round.closed")) > 10)
@@ -33,7 +34,7 @@ def test_a_helper_owns_what_others_train_and_hands_it_to_the_next_that_comes(tmp
         eventually(lambda: len(owned(helper)) == 4)
         last = max(e["version"] for e in helper.events("round.closed"))
 
-        late = start(tmp_path, 2, "--run", name, "--initial-peers", through_helper, "--steps", "12", "--finish-together",
+        late = start(forks, tmp_path, 2, "--run", name, "--initial-peers", through_helper, "--steps", "12", "--finish-together",
                      "--role", "client", "--store", "none")  # fmt: skip
         peers.append(late)
         assert late.wait() == 0, late.story()
