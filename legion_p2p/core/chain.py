@@ -14,7 +14,7 @@ The log is bounded in entries and in bytes; a peer that falls behind its start f
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from enum import Enum
 
 import msgspec
@@ -96,7 +96,7 @@ class Chain:
         last = self._log.get(self.version - 1)
         older = 0 if last is None else self._older_bytes[self.version - 1] + _size(last.update)
         self._older_bytes[header.version] = older
-        self._log[header.version] = LogEntry(header, update)
+        self._log[header.version] = LogEntry(header, _by_itself(update))
         self._log_bytes += _size(update)
         while self._log and (len(self._log) > MAX_LOG_ENTRIES or self._log_bytes > self._max_log_bytes):
             version, oldest = self._log.popitem(last=False)
@@ -199,6 +199,14 @@ class Chain:
                 self._included[peer] = max(inclusion.seq, self._included.pop(peer, -1))
         while len(self._included) > MAX_TRACKED:  # the member that contributed longest ago goes: newcomers must find room
             del self._included[next(iter(self._included))]
+
+
+def _by_itself(update: Update) -> Update:
+    """The update, without the rest of the message that it came in: its payload is a view of that, which would keep all of it."""
+    payload = update.payload
+    if isinstance(payload, memoryview) and isinstance(payload.obj, Sized) and len(payload.obj) > 2 * len(payload):
+        return Update(update.header, update.signature, bytes(payload))
+    return update
 
 
 def _size(update: Update) -> int:

@@ -1,11 +1,16 @@
 """The half of the messenger that asks: the streams that this side opened, and the requests on them.
 
-For each peer and lane there is at most one such stream. One that breaks fails its outstanding requests at once; a request that
-had not been written yet is tried once more on a new stream.
+For each peer and lane there is at most one such stream on their libp2p connection. One that breaks fails its outstanding requests
+at once; a request that had not been written yet is tried once more on a new stream.
+
+Bulk goes over a connection of its own where there can be one (bulk_lanes.py). Elsewhere, and until it is open, the libp2p stream
+serves. If the lane breaks, its outstanding requests go on over the libp2p stream; those that had been sent whole say so, and are
+not carried out twice (answered_once.py).
 """
 
 import logging
 from collections import deque
+from dataclasses import dataclass
 
 import trio
 from libp2p.connection_types import ConnectionType
@@ -16,19 +21,25 @@ from libp2p.peer.id import ID
 from legion_p2p.concurrency.semaphore import PeerSemaphore
 from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.lanes import LaneAttempts
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.slots import SlotLimits
 from legion_p2p.errors import DecodeError, RefusedError, RemoteProtocolError, UnreachableError, UsageError
+from legion_p2p.net.answered_once import request_name
+from legion_p2p.net.bulk_lanes import BulkLanes, OpenLaneStream
+from legion_p2p.net.byte_streams import ByteStream
 from legion_p2p.net.dialer import Dialer
-from legion_p2p.net.frames import FrameStream, Outgoing, read_and_write
+from legion_p2p.net.frames import FrameStream, Outgoing, Side, read_and_write
 from legion_p2p.net.limits import GARBAGE_SCORE, MAX_BODY_BYTES, MAX_REQUESTS_OUT, OPEN_TIMEOUT_S
 from legion_p2p.net.peer_score import REFUSED
-from legion_p2p.net.streams import PROTOCOLS, SharedParts, reset
+from legion_p2p.net.streams import PROTOCOLS, SharedParts, muxed, reset
 from legion_p2p.net.wire import VERSION, Envelope, FrameKind, UnknownVersion, decode, encode
 
 PING_INTERVAL_S = 2.0  # a control request is accompanied by a ping unless there was one so shortly before
 RTTS_KEPT = 5  # of each peer, of which the shortest counts: delay is only ever added
 MAX_RTT_PEERS = 4096
+LANE_PATIENCE_S = 2.0  # from the first request on; three round trips and a handshake take less on most paths
+LANE_IDLE_S = 30.0  # a lane that is not used is closed before a NAT forgets it, which some do after 60 s
 
 log = logging.getLogger("legion_p2p.net")
 
@@ -36,12 +47,16 @@ log = logging.getLogger("legion_p2p.net")
 class Client:
     """Sends requests, and takes their replies."""
 
-    def __init__(self, host: BasicHost, nursery: trio.Nursery, dialer: Dialer, parts: SharedParts) -> None:
+    def __init__(
+        self, host: BasicHost, nursery: trio.Nursery, dialer: Dialer, parts: SharedParts, lanes: BulkLanes | None
+    ) -> None:
         self._host = host
         self._nursery = nursery
         self._dialer = dialer
         self._parts = parts
-        self._streams: dict[tuple[PeerId, str], RequestStream] = {}
+        self._lanes = lanes
+        self._attempts = LaneAttempts()
+        self._streams: dict[StreamKey, RequestStream] = {}
         self._slots = {priority: PeerSemaphore(SlotLimits(max_per_peer=MAX_REQUESTS_OUT[priority.lane])) for priority in Priority}
         self._rtts: BoundedMap[PeerId, deque[float]] = BoundedMap(MAX_RTT_PEERS)
         parts.refusals.refused.add(self._drop)
@@ -49,10 +64,12 @@ class Client:
     def prefer_direct(self, peer: PeerId) -> None:
         """There is a direct connection to it, for what comes from now on; what was sent through a relay is finished there."""
         for lane in PROTOCOLS:
-            stream = self._streams.get((peer, lane))
+            key = StreamKey(peer, lane)
+            stream = self._streams.get(key)
             if stream is not None and stream.relayed:
-                del self._streams[peer, lane]
+                del self._streams[key]
                 stream.retire()
+        self._attempts.lasted(peer)
 
     def rtt_s(self, peer: PeerId) -> float | None:
         """The shortest of the last few round trips to it."""
@@ -68,15 +85,23 @@ class Client:
 
     async def _call_in_turn(self, peer: PeerId, service: str, body: bytes, priority: Priority) -> bytes:
         retried = False
+        again = ""
+        may_use_lane = priority.lane == "bulk" and self._lanes is not None
         while True:
-            stream = await self._opened(peer, priority.lane)
-            pending = stream.send(service, body, priority)
+            stream = await self._opened_lane(peer) if may_use_lane else None
+            stream = stream or await self._opened(StreamKey(peer, priority.lane))
+            pending = stream.send(service, body, priority, again)
             with self._parts.counters.sending(priority.lane, len(body), lambda: self.rtt_s(peer)) as upload:
                 try:
                     await pending.done.wait()
                 finally:
                     stream.forget(pending)
                     upload.has_arrived = pending.done.is_set() and pending.error is None
+            if isinstance(pending.error, UnreachableError) and stream.ticket:
+                may_use_lane = False
+                # what was not written whole cannot have been carried out
+                again = request_name(stream.ticket, pending.id) if pending.frame.written else ""
+                continue
             if isinstance(pending.error, UnreachableError) and not pending.frame.begun and not retried:
                 retried = True  # the stream broke before the request was on it: the other side cannot have seen it
                 continue
@@ -84,22 +109,39 @@ class Client:
                 raise pending.error
             return pending.reply
 
-    async def _opened(self, peer: PeerId, lane: str) -> "RequestStream":
-        if self._parts.refusals.is_refused(peer):
-            raise UnreachableError(peer, REFUSED)
-        key = (peer, lane)
-        stream = self._streams.get(key)
-        if stream is None:
-            stream = self._streams[key] = RequestStream(peer, lane)
-            # in a task of its own: it outlives the request that asked for it
-            self._nursery.start_soon(self._run, stream)
+    async def _opened(self, key: "StreamKey") -> "RequestStream":
+        self._check(key.peer)
+        stream = self._streams.get(key) or self._start(key)
         await stream.opened.wait()
         if stream.frames is None:
-            raise UnreachableError(peer, stream.reason)
+            raise UnreachableError(key.peer, stream.reason)
+        return stream
+
+    async def _opened_lane(self, peer: PeerId) -> "RequestStream | None":
+        """The bulk lane, if there is one soon."""
+        self._check(peer)
+        key = StreamKey(peer, "bulk", on_lane=True)
+        stream = self._streams.get(key)
+        if stream is None:
+            if not self._attempts.may_try(peer, trio.current_time()):
+                return None
+            stream = self._start(key)
+        with trio.move_on_at(stream.began_at + LANE_PATIENCE_S):
+            await stream.opened.wait()
+        return None if stream.frames is None else stream
+
+    def _check(self, peer: PeerId) -> None:
+        if self._parts.refusals.is_refused(peer):
+            raise UnreachableError(peer, REFUSED)
+
+    def _start(self, key: "StreamKey") -> "RequestStream":
+        stream = self._streams[key] = RequestStream(key)
+        # in a task of its own: it outlives the request that asked for it
+        self._nursery.start_soon(self._run_lane if key.on_lane else self._run, stream)
         return stream
 
     async def _run(self, stream: "RequestStream") -> None:
-        raw: NetStream | None = None
+        raw: ByteStream | None = None
         try:
             with stream.scope:
                 try:
@@ -107,27 +149,62 @@ class Client:
                     with trio.fail_after(OPEN_TIMEOUT_S):
                         opened = await self._host.new_stream(ID.from_base58(stream.peer), [PROTOCOLS[stream.lane]])
                     assert isinstance(opened, NetStream)  # what a BasicHost opens
-                    raw = opened
                     stream.relayed = opened.muxed_conn.get_connection_type() is ConnectionType.RELAYED
-                    frames = stream.frames = self._parts.frames(raw, stream.lane)
-                    stream.opened.set()
-                    await read_and_write(frames, lambda: self._read_replies(stream, frames))
-                except DecodeError as bad:
-                    stream.error = RemoteProtocolError(stream.peer, str(bad))
-                    self._parts.refusals.report(stream.peer, str(bad), GARBAGE_SCORE)
-                except UnreachableError as failed:
-                    stream.reason = failed.reason
-                except trio.TooSlowError:
-                    stream.reason = f"it did not answer in {OPEN_TIMEOUT_S:.0f} s"
+                    raw = muxed(opened, stream.lane)
+                    await self._use(stream, raw)
                 except Exception as failed:
-                    stream.reason = "the connection broke"
-                    log.debug("stream to %s on %s: %r", stream.peer, stream.lane, failed)
+                    self._explain(stream, failed)
         finally:
-            if self._streams.get((stream.peer, stream.lane)) is stream:
-                del self._streams[stream.peer, stream.lane]
-            stream.fail()
+            self._end(stream)
             if raw is not None:
                 await reset(raw)
+
+    async def _run_lane(self, stream: "RequestStream") -> None:
+        assert self._lanes is not None
+        lane: OpenLaneStream | None = None
+        was_tried = False
+        try:
+            with stream.scope:
+                try:
+                    await self._dialer.connect(stream.peer)
+                    was_tried = True
+                    with trio.fail_after(OPEN_TIMEOUT_S):
+                        lane = await self._lanes.open(stream.peer)
+                    stream.ticket = lane.ticket
+                    await self._use(stream, lane.stream, stream.wait_until_idle)
+                except Exception as failed:
+                    self._explain(stream, failed)
+        finally:
+            if stream.is_idle:
+                self._attempts.lasted(stream.peer)
+            elif was_tried:
+                self._attempts.failed(stream.peer, trio.current_time())
+            self._end(stream)
+            if lane is not None:
+                self._lanes.close(stream.peer, lane)
+
+    async def _use(self, stream: "RequestStream", raw: ByteStream, *others: Side) -> None:
+        frames = stream.frames = self._parts.frames(raw, stream.lane)
+        stream.opened.set()
+        await read_and_write(frames, lambda: self._read_replies(stream, frames), *others)
+
+    def _explain(self, stream: "RequestStream", failed: Exception) -> None:
+        """Why a stream is over."""
+        if isinstance(failed, DecodeError):
+            stream.error = RemoteProtocolError(stream.peer, str(failed))
+            self._parts.refusals.report(stream.peer, str(failed), GARBAGE_SCORE)
+        elif isinstance(failed, UnreachableError):
+            stream.reason = failed.reason
+        elif isinstance(failed, trio.TooSlowError):
+            stream.reason = f"it did not answer in {OPEN_TIMEOUT_S:.0f} s"
+        else:
+            stream.reason = "the connection broke"
+            log.debug("stream to %s on %s: %r", stream.peer, stream.lane, failed)
+
+    def _end(self, stream: "RequestStream") -> None:
+        if self._streams.get(stream.key) is stream:
+            del self._streams[stream.key]
+        stream.fail()
 
     async def _read_replies(self, stream: "RequestStream", frames: FrameStream) -> None:
         while True:
@@ -154,7 +231,7 @@ class Client:
                 await frames.skip(body_bytes)
             else:
                 with self._parts.counters.receiving(stream.lane, body_bytes):
-                    body = await frames.read_exactly(body_bytes)
+                    body = await frames.read_body(body_bytes)
                 if envelope.kind == FrameKind.REFUSAL:
                     pending.error = RefusedError(stream.peer, envelope.error, envelope.reason)
                 else:
@@ -171,11 +248,20 @@ class Client:
 
     def _drop(self, peer: PeerId) -> None:
         """It is refused from now on: end the streams to it."""
-        for lane in PROTOCOLS:
-            stream = self._streams.get((peer, lane))
-            if stream is not None:
+        for key, stream in tuple(self._streams.items()):
+            if key.peer == peer:
                 stream.reason = REFUSED
                 stream.scope.cancel()
+
+
+@dataclass(frozen=True)
+class StreamKey:
+    """Which stream it is: at most one of each is open."""
+
+    peer: PeerId
+    lane: str
+    on_lane: bool = False
+    """A connection of its own, not a stream of the libp2p connection."""
 
 
 class PendingRequest:
@@ -194,9 +280,16 @@ class PendingRequest:
 class RequestStream:
     """The stream that this side opens to a peer on a lane, from the first request to its end."""
 
-    def __init__(self, peer: PeerId, lane: str) -> None:
-        self.peer = peer
-        self.lane = lane
+    def __init__(self, key: StreamKey) -> None:
+        self.key = key
+        self.peer = key.peer
+        self.lane = key.lane
+        self.ticket = ""
+        """Names the connection, where it is one of its own."""
+        self.began_at = trio.current_time()
+        self.used_at = self.began_at
+        self.is_idle = False
+        """It was ended because there was nothing to send for long."""
         self.opened = trio.Event()
         """Set when `frames` is there, or `reason` says why it is not."""
         self.frames: FrameStream | None = None
@@ -211,8 +304,8 @@ class RequestStream:
         self.ping_frame: Outgoing | None = None
         self.ping_sent_at = float("-inf")
 
-    def send(self, service: str, body: bytes, priority: Priority) -> PendingRequest:
-        """Queue a request, and now and then a ping before it. The stream is open."""
+    def send(self, service: str, body: bytes, priority: Priority, again: str = "") -> PendingRequest:
+        """Queue a request, and now and then a ping before it. The stream is open. `again`: see `Envelope`."""
         frames = self.frames
         assert frames is not None
         now = trio.current_time()
@@ -222,7 +315,8 @@ class RequestStream:
             self.ping_sent_at = now
             self.ping_frame = frames.put(encode(Envelope(VERSION, self.ping_id, FrameKind.PING), 0))
         self.last_id += 1
-        head = encode(Envelope(VERSION, self.last_id, FrameKind.REQUEST, service=service), len(body))
+        self.used_at = now
+        head = encode(Envelope(VERSION, self.last_id, FrameKind.REQUEST, service=service, again=again), len(body))
         pending = PendingRequest(self.last_id, frames.put(head, body, priority))
         if pending.frame.done.is_set():  # the stream has ended between opening and now
             pending.error = self._broken()
@@ -234,6 +328,7 @@ class RequestStream:
     def forget(self, pending: PendingRequest) -> None:
         """Its asker has the reply, or gave up. If it was not begun yet, it is not sent at all."""
         pending.frame.abandoned = not pending.frame.begun
+        self.used_at = trio.current_time()
         self.pending.pop(pending.id, None)
         if self._retired and not self.pending:
             self.scope.cancel()
@@ -243,6 +338,16 @@ class RequestStream:
         self._retired = True
         if not self.pending:
             self.scope.cancel()
+
+    async def wait_until_idle(self) -> None:
+        """Return once nothing was asked for LANE_IDLE_S."""
+        while True:
+            now = trio.current_time()
+            idle_at = (now if self.pending else self.used_at) + LANE_IDLE_S
+            if idle_at <= now:
+                break
+            await trio.sleep_until(idle_at)
+        self.is_idle = True
 
     def fail(self) -> None:
         """Tell everybody who waits that it is over."""

@@ -6,13 +6,20 @@ death of its parent would look to everybody else like mere silence, and the pare
 
 import os
 import weakref
-
-import trio
-
-_open: "weakref.WeakSet[trio.socket.SocketType]" = weakref.WeakSet()
+from typing import Protocol
 
 
-def keep_from_children(sock: trio.socket.SocketType) -> None:
+class Detachable(Protocol):
+    """A socket."""
+
+    def detach(self) -> int:
+        """Give its file descriptor away; negative where it has none any more."""
+
+
+_open: "weakref.WeakSet[Detachable]" = weakref.WeakSet()
+
+
+def keep_from_children(sock: Detachable) -> None:
     """Close `sock` in every process that is forked from now on; here it stays open."""
     _open.add(sock)
 

@@ -1,4 +1,4 @@
-"""One stream between two messengers: frames out of a queue, frames in for a reader.
+"""One stream between two messengers: frames out of a queue, frames in for a reader. What the stream is made of: byte_streams.py.
 
 Reading never waits for anything but the network: yamux gives up on a reader that lets its window stay empty for 5 s. Writing
 happens in one task, from a queue: a frame is never cut short because whoever asked for it gave up.
@@ -8,20 +8,22 @@ gate of this host lets it pass, and at a trickle while something more urgent wai
 """
 
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 import trio
-from libp2p.network.stream.net_stream import NetStream
 
 from legion_p2p.concurrency.notify import Notify
 from legion_p2p.core.priority import PIECE_BYTES, TRICKLE_BYTES, Priority, PriorityGate, PriorityQueue
 from legion_p2p.errors import DecodeError
+from legion_p2p.net.byte_streams import ByteStream
 from legion_p2p.net.counters import Counters
 from legion_p2p.net.limits import DOWNLOAD_STALL_S, FRAME_STALL_S
 from legion_p2p.net.wire import HEAD, check_head
 
 READ_BYTES = 1 << 18
+BUFFER_BYTES = 1 << 14  # what is read ahead, so that a small frame is read at once: a TLS record
+FIRST_BYTES = 1 << 20  # of a body, for which there is memory at once
 JOIN_BYTES = 1 << 15  # a body up to this size is written together with its head: one packet instead of two
-RECV_WINDOW_BYTES = {"control": 1 << 18, "bulk": 8 << 20}  # 8 MiB fill 500 Mbit/s at 130 ms; grows no further than needed
 
 
 class UploadGate:
@@ -70,10 +72,10 @@ class Outgoing:
 
 
 class FrameStream:
-    """Frames on a libp2p stream."""
+    """Frames on a stream."""
 
     def __init__(
-        self, stream: NetStream, lane: str, counters: Counters, gate: UploadGate, due: Callable[[int], float] | None = None
+        self, stream: ByteStream, lane: str, counters: Counters, gate: UploadGate, due: Callable[[int], float] | None = None
     ) -> None:
         """`gate`: of all streams of this host; `due`: tells when a frame of so many bytes may be written, where not at once."""
         self._stream = stream
@@ -85,8 +87,8 @@ class FrameStream:
         self._queue: PriorityQueue[Outgoing] = PriorityQueue()
         self._put = Notify()
         self._ended = False
-        self._rest = memoryview(b"")
-        stream.muxed_stream.target_recv_window = RECV_WINDOW_BYTES[lane]  # type: ignore[attr-defined]  # of net/patches.py
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        self._rest = self._buffer[:0]
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -148,8 +150,7 @@ class FrameStream:
                 await self._stream.write(frame.head + frame.body)
             else:
                 await self._stream.write(frame.head)
-                # yamux cuts it into its own frames: a view spares the copies
-                await self._stream.write(body)  # type: ignore[arg-type]
+                await self._stream.write(body)
             return
         with trio.fail_after(DOWNLOAD_STALL_S):
             await self._stream.write(frame.head + bytes(body[:n_bytes]))
@@ -157,7 +158,7 @@ class FrameStream:
         while body:
             n_bytes = await self._gate.wait(self._urgency)
             with trio.fail_after(DOWNLOAD_STALL_S):
-                await self._stream.write(body[:n_bytes])  # type: ignore[arg-type]
+                await self._stream.write(body[:n_bytes])
             body = body[n_bytes:]
 
     def _urgency(self) -> Priority:
@@ -174,67 +175,87 @@ class FrameStream:
     async def read_head(self) -> tuple[int, int]:
         """The next frame's sizes: (envelope, body). May wait for ever.
 
-        Raises: EOFError when the other side ended the stream properly; DecodeError; whatever libp2p raises.
+        Raises: EOFError when the other side ended the stream properly; DecodeError; whatever the stream raises.
         """
-        if not self._rest:
-            self._rest = memoryview(await self._read())
-            if not self._rest:
-                raise EOFError("the other side ended the stream")
+        if not self._rest and not await self._fill():
+            raise EOFError("the other side ended the stream")
         return check_head(await self.read_exactly(HEAD.size), self.lane)
 
     async def read_exactly(self, size: int) -> bytes:
-        """That many bytes of a frame that has begun.
+        """That many bytes of a frame that has begun: an envelope, or less.
 
-        Raises: DecodeError, if the stream ends or stalls before; whatever libp2p raises.
+        Raises: DecodeError, if the stream ends or stalls before; whatever the stream raises.
         """
-        chunks: list[memoryview] = []
-        while size:
-            chunk = await self.read_some(size)
-            chunks.append(chunk)
-            size -= len(chunk)
-        return bytes(chunks[0]) if len(chunks) == 1 else b"".join(chunks)
+        if size <= len(self._rest):
+            data, self._rest = bytes(self._rest[:size]), self._rest[size:]
+            return data
+        return bytes(await self.read_body(size))
 
-    async def read_some(self, most: int) -> memoryview:
-        """1 to `most` bytes of a frame that has begun."""
-        if not self._rest:
-            with trio.move_on_after(FRAME_STALL_S) as stall:
-                self._rest = memoryview(await self._read())
-            if stall.cancelled_caught:
-                raise DecodeError(f"a frame that stalled for {FRAME_STALL_S:.0f} s")
-            if not self._rest:
-                raise DecodeError("a frame cut short")
-        chunk, self._rest = self._rest[:most], self._rest[most:]
-        return chunk
+    async def read_body(self, size: int, admit: Callable[[int], None] = lambda n_bytes: None) -> bytes:
+        """That many bytes of a frame that has begun; `admit` is told of each piece, and may raise.
+
+        Raises: DecodeError, if the stream ends or stalls before; whatever the stream or `admit` raises.
+        """
+        # announcing a large body costs a stranger nothing: it has to bring a part before there is memory for the whole
+        body = bytearray(min(size, FIRST_BYTES))
+        n_read = 0
+        with trio.move_on_after(FRAME_STALL_S) as stall:
+            while n_read < size:
+                if n_read == len(body):
+                    first, body = body, bytearray(size)
+                    body[:n_read] = first
+                with memoryview(body) as whole, whole[n_read:] as room:
+                    n_new = await self._read_into(room)
+                if not n_new:
+                    raise DecodeError("a frame cut short")
+                admit(n_new)
+                n_read += n_new
+                stall.deadline = trio.current_time() + FRAME_STALL_S
+        if n_read < size:
+            raise DecodeError(f"a frame that stalled for {FRAME_STALL_S:.0f} s")
+        return cast(bytes, body)  # nobody else has it, and a copy would cost as much as to decrypt it
 
     async def skip(self, n_bytes: int) -> None:
         """Read this many bytes, and forget them."""
         while n_bytes:
-            n_bytes -= len(await self.read_some(n_bytes))
+            n_bytes -= len(await self.read_body(min(n_bytes, READ_BYTES)))
 
-    async def _read(self) -> bytes:
-        try:
-            data = await self._stream.read(READ_BYTES)
-        except Exception as error:
-            if type(error).__name__ in ("StreamEOF", "MuxedStreamEOF"):
-                return b""
-            raise
-        self._counters.received(len(data))
-        return data
+    async def _read_into(self, room: memoryview) -> int:
+        """1 to `len(room)` bytes; 0 where the stream has ended."""
+        if not self._rest and len(room) >= BUFFER_BYTES:
+            n_read = await self._stream.read_into(room[:READ_BYTES])
+            self._counters.received(n_read)
+            return n_read
+        if not self._rest and not await self._fill():
+            return 0
+        chunk, self._rest = self._rest[: len(room)], self._rest[len(room) :]
+        room[: len(chunk)] = chunk
+        return len(chunk)
+
+    async def _fill(self) -> bool:
+        """Read ahead what has arrived, if only a little is wanted. False: the stream has ended."""
+        n_read = await self._stream.read_into(self._buffer)
+        self._counters.received(n_read)
+        self._rest = self._buffer[:n_read]
+        return n_read > 0
 
 
-async def read_and_write(stream: FrameStream, read: Callable[[], Awaitable[None]]) -> None:
-    """Read and write until either ends or fails; raises the first failure, by itself."""
+Side = Callable[[], Awaitable[None]]
+
+
+async def read_and_write(stream: FrameStream, read: Side, *others: Side) -> None:
+    """Read, write and do `others` until one of them ends or fails; raises the first failure, by itself."""
     failures: list[Exception] = []
     async with trio.open_nursery() as nursery:
 
-        async def until_end(side: Callable[[], Awaitable[None]]) -> None:
+        async def until_end(side: Side) -> None:
             try:
                 await side()
             except Exception as failed:
                 failures.append(failed)
             nursery.cancel_scope.cancel()
 
-        nursery.start_soon(until_end, read)
-        nursery.start_soon(until_end, stream.write_queued)
+        for side in (read, stream.write_queued, *others):
+            nursery.start_soon(until_end, side)
     if failures:
         raise failures[0]

@@ -39,6 +39,7 @@ from legion_p2p.errors import NetworkError, NoContactError, UsageError
 from legion_p2p.net.accepting import Scarcity, Warn, descriptor_limit
 from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.bitswap import Bitswap, BlockSource
+from legion_p2p.net.bulk_lanes import LaneParts
 from legion_p2p.net.dht import Dht
 from legion_p2p.net.dialer import Dialer, jittered
 from legion_p2p.net.discovery import Libp2pDiscovery
@@ -238,6 +239,10 @@ class _Parts:
         self.swarm = _swarm_of(self.host)
         _guard(self.swarm, self.refusals)
         self.dialer = Dialer(self.swarm, nursery, self.book, self.refusals)
+        self.messenger = Messenger(
+            self.host, nursery, self.dialer, self.book, self.refusals, self.listening.addresses, shaper,
+            LaneParts(identity, self.sockets, scarcity.max_sockets) if config.bulk_lanes else None,
+        )  # fmt: skip
         self.dht = Dht(self.host, config, self.book)
         self.pubsub, self.router = make_pubsub(self.host, config)
 
@@ -278,7 +283,10 @@ class _Parts:
             logger.error("a service of libp2p ended: %r", error)
 
     async def _listen(self, where: str) -> None:
-        listener = Listener(lambda stream: self._accept(stream, Multiaddr(where)), self.nursery, self.sockets, self.scarcity)
+        listener = Listener(
+            lambda stream: self._accept(stream, Multiaddr(where)),
+            self.nursery, self.sockets, self.scarcity, self.messenger.accept_tls,
+        )  # fmt: skip
         try:
             await listener.listen(Multiaddr(where))
         except OpenConnectionError as failed:
@@ -309,9 +317,7 @@ class _Parts:
         blocks: BlockSource | None,
     ) -> Libp2pNetwork:
         network = Libp2pNetwork(identity, self.host, self.dialer, initial, self.config, self.nursery, self.listening, report)
-        network.messenger = Messenger(
-            self.host, self.nursery, self.dialer, self.book, self.refusals, self.listening.addresses, self.shaper
-        )
+        network.messenger = self.messenger
         reaching = self.reaching = Reaching(self, network.messenger)
         network.reaching, network.reachability, network.relay = reaching, reaching.reachability, reaching.relay
         network.discovery = Libp2pDiscovery(network.messenger, self.dht, self.book, self.config, self.listening.addresses)

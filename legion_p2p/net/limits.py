@@ -88,6 +88,10 @@ class NetConfig(msgspec.Struct, frozen=True, kw_only=True):
     relay_unproven: bool = False
     """Relay from the start, as a bootstrap node does, and not only once others have dialed this host."""
 
+    bulk_lanes: bool = True
+    """Use TCP connections with TLS of their own for bulk, beside the libp2p connections. False: a quarter of the rate, and more
+    CPU; one connection per peer."""
+
     def __post_init__(self) -> None:
         for name in ("provider_lifetime_s", "redial_max_s", "gossip_heartbeat_s"):
             if not getattr(self, name) > 0:

@@ -15,6 +15,7 @@ from legion_p2p.core.contact import Bandwidth, Handler, Traffic
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority
 from legion_p2p.net.address_book import AddressBook
+from legion_p2p.net.bulk_lanes import SERVICE, BulkLanes, LaneParts
 from legion_p2p.net.client import Client
 from legion_p2p.net.counters import Counters
 from legion_p2p.net.dialer import Dialer
@@ -31,8 +32,9 @@ class Messenger:
 
     def __init__(
         self, host: BasicHost, nursery: trio.Nursery, dialer: Dialer, book: AddressBook, refusals: Refusals,
-        addresses: Callable[[], tuple[str, ...]], shaper: Shaper | None,
+        addresses: Callable[[], tuple[str, ...]], shaper: Shaper | None, lanes: LaneParts | None,
     ) -> None:  # fmt: skip
+        """`lanes`: None: bulk goes over libp2p only."""
         self.peer_id = PeerId(str(host.get_id()))
         self.refusals = refusals
         self._host = host
@@ -41,8 +43,11 @@ class Messenger:
         self._addresses = addresses
         parts = SharedParts(Counters(None if shaper is None else shaper.limits_bps), refusals, shaper)
         self._counters = parts.counters
-        self._client = Client(host, nursery, dialer, parts)
         self._server = Server(host, nursery, parts)
+        self._lanes = None if lanes is None else BulkLanes(lanes, nursery, dialer, refusals, self.call, self._server.serve_lane)
+        self._client = Client(host, nursery, dialer, parts, self._lanes)
+        if self._lanes is not None:
+            self.serve_internally(SERVICE, self._lanes.answer)
         refusals.refused.add(lambda peer: nursery.start_soon(self._disconnect, peer))
 
     def serve(self, handler: Handler) -> None:
@@ -58,6 +63,13 @@ class Messenger:
     async def call(self, peer: PeerId, service: str, body: bytes) -> bytes:
         """`request`, to another part of the network layer."""
         return await self._client.call(peer, service, body)
+
+    async def accept_tls(self, stream: trio.SocketStream) -> None:
+        """Take an inbound connection that begins with TLS: a bulk lane, or nothing."""
+        if self._lanes is None:
+            await trio.aclose_forcefully(stream)
+        else:
+            await self._lanes.accept(stream)
 
     def add_addresses(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
         self._book.add(peer, addresses)

@@ -18,6 +18,9 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority, ThrottledReply
 from legion_p2p.core.slots import Slot, SlotLimits, Slots
 from legion_p2p.errors import DecodeError, LegionError, UsageError
+from legion_p2p.net.answered_once import AnsweredOnce, request_name
+from legion_p2p.net.bulk_lanes import OpenLaneStream
+from legion_p2p.net.byte_streams import ByteStream
 from legion_p2p.net.frames import FrameStream, Outgoing, read_and_write
 from legion_p2p.net.limits import (
     GARBAGE_SCORE,
@@ -28,7 +31,7 @@ from legion_p2p.net.limits import (
     MAX_REQUESTS_IN_TOTAL,
     MAX_STREAMS_PER_LANE_IN,
 )
-from legion_p2p.net.streams import PROTOCOLS, SharedParts, reset
+from legion_p2p.net.streams import PROTOCOLS, SharedParts, muxed, reset
 from legion_p2p.net.wire import VERSION, Envelope, FrameKind, UnknownVersion, decode, encode, refusal
 
 log = logging.getLogger("legion_p2p.net")
@@ -42,19 +45,26 @@ class Server:
         self._parts = parts
         self._services: dict[str, Handler] = {}
         self._handling = Slots(SlotLimits(max_items=MAX_REQUESTS_IN_TOTAL, max_per_peer=MAX_REQUESTS_IN))
-        self._n_streams: Counter[tuple[PeerId, str]] = Counter()
+        self._n_streams: Counter[tuple[PeerId, str, bool]] = Counter()
         self._n_buffered = 0
+        self._once = AnsweredOnce()
         for lane, protocol in PROTOCOLS.items():
-            host.set_stream_handler(protocol, partial(self._serve_stream, lane))
+            host.set_stream_handler(protocol, partial(self._serve_muxed, lane))
 
     def serve(self, service: str, handler: Handler) -> None:
         """Answer requests to this service from now on; "" is the application."""
         self._services[service] = handler
 
-    async def _serve_stream(self, lane: str, raw: INetStream) -> None:
+    async def _serve_muxed(self, lane: str, raw: INetStream) -> None:
         assert isinstance(raw, NetStream)  # what a BasicHost accepts
-        peer = PeerId(str(raw.muxed_conn.peer_id))
-        key = (peer, lane)
+        await self._serve_stream(PeerId(str(raw.muxed_conn.peer_id)), lane, muxed(raw, lane), "")
+
+    async def serve_lane(self, peer: PeerId, lane: OpenLaneStream) -> None:
+        """Answer what `peer` asks on a bulk lane, until it ends."""
+        await self._serve_stream(peer, "bulk", lane.stream, lane.ticket)
+
+    async def _serve_stream(self, peer: PeerId, lane: str, raw: ByteStream, ticket: str) -> None:
+        key = (peer, lane, bool(ticket))
         if self._n_streams[key] >= MAX_STREAMS_PER_LANE_IN:
             self._parts.refusals.report(peer, f"more than {MAX_STREAMS_PER_LANE_IN} streams on the {lane} lane")
             await reset(raw)
@@ -62,7 +72,7 @@ class Server:
         self._n_streams[key] += 1
         frames = self._parts.frames(raw, lane)
         try:
-            await read_and_write(frames, lambda: self._read_requests(frames, peer))
+            await read_and_write(frames, lambda: self._read_requests(frames, peer, ticket))
         except DecodeError as bad:
             self._parts.refusals.report(peer, str(bad), GARBAGE_SCORE)
         except Exception as broken:
@@ -74,7 +84,7 @@ class Server:
                 del self._n_streams[key]
             await reset(raw)
 
-    async def _read_requests(self, frames: FrameStream, peer: PeerId) -> None:
+    async def _read_requests(self, frames: FrameStream, peer: PeerId, ticket: str) -> None:
         while True:
             try:
                 envelope_bytes, body_bytes = await frames.read_head()
@@ -93,11 +103,11 @@ class Server:
                     frames.put(encode(Envelope(VERSION, envelope.id, FrameKind.PONG), 0))
             elif envelope.kind == FrameKind.REQUEST:
                 with self._parts.counters.receiving(frames.lane, body_bytes):
-                    await self._take_request(frames, peer, envelope, body_bytes)
+                    await self._take_request(frames, peer, envelope, body_bytes, ticket)
             else:
                 raise DecodeError(f"a {envelope.kind.name} where only requests belong")
 
-    async def _take_request(self, frames: FrameStream, peer: PeerId, envelope: Envelope, body_bytes: int) -> None:
+    async def _take_request(self, frames: FrameStream, peer: PeerId, envelope: Envelope, body_bytes: int, ticket: str) -> None:
         handler = self._services.get(envelope.service)
         slot = None if handler is None else self._handling.begin(peer)
         if handler is None or slot is None:
@@ -110,28 +120,27 @@ class Server:
                 else:
                     _refuse(frames, envelope.id, "BusyError", f"more than {MAX_REQUESTS_IN} requests at once, or many of others")
             return
-        chunks: list[memoryview] = []
-        n_read = 0
+        n_buffered = 0
+
+        def admit(n_bytes: int) -> None:
+            nonlocal n_buffered
+            n_buffered += n_bytes
+            self._n_buffered += n_bytes
+            if self._n_buffered > MAX_BUFFERED_BYTES:
+                raise _NoRoom
+
         try:
-            while n_read < body_bytes:
-                chunk = await frames.read_some(body_bytes - n_read)
-                n_read += len(chunk)
-                # counted as it arrives: announcing a large frame costs a stranger nothing, so it must not use up anything
-                self._n_buffered += len(chunk)
-                chunks.append(chunk)
-                if self._n_buffered > MAX_BUFFERED_BYTES:
-                    break
-            if n_read < body_bytes:
-                self._done(slot, n_read)
-                chunks.clear()
-                await frames.skip(body_bytes - n_read)
-                _refuse(frames, envelope.id, "BusyError", "too much is being received from all peers together")
-                return
+            body = await frames.read_body(body_bytes, admit)
+        except _NoRoom:
+            self._done(slot, n_buffered)
+            await frames.skip(body_bytes - n_buffered)
+            _refuse(frames, envelope.id, "BusyError", "too much is being received from all peers together")
+            return
         except BaseException:  # cancelled as well, when the stream ends: what it held is free again
-            if chunks or not n_read:
-                self._done(slot, n_read)
+            self._done(slot, n_buffered)
             raise
-        body = bytes(chunks[0]) if len(chunks) == 1 else b"".join(chunks)
+        name = request_name(ticket, envelope.id) if ticket else ""
+        handler = self._once.handler_of(peer, handler, name, envelope.again)
         # not in the stream's nursery: a handler that has begun is not torn down because the asker went away
         self._nursery.start_soon(self._answer, frames, peer, envelope.id, handler, body, slot)
 
@@ -169,6 +178,10 @@ class Server:
     def _done(self, slot: Slot, body_bytes: int) -> None:
         self._n_buffered -= body_bytes
         self._handling.end(slot)
+
+
+class _NoRoom(Exception):
+    """Too much is being received."""
 
 
 def _refuse(frames: FrameStream, request_id: int, error: str, reason: str) -> Outgoing:

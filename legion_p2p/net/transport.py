@@ -8,7 +8,7 @@ import errno
 import logging
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol, cast
 
 import trio
@@ -27,11 +27,15 @@ from legion_p2p.core.addresses import split_address
 from legion_p2p.errors import UsageError
 from legion_p2p.net.accepting import Scarcity, accept_forever
 from legion_p2p.net.forks import keep_from_children
-from legion_p2p.net.limits import WRITE_STALL_S
+from legion_p2p.net.limits import HANDSHAKE_TIMEOUT_S, WRITE_STALL_S
 from legion_p2p.net.packet_size import PacketSize
 from legion_p2p.net.patches import QuickLock
 
 PORT_TAKEN = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EINVAL, errno.EACCES)  # by a connection to the same place, or in use
+TlsHandler = Callable[[trio.SocketStream], Awaitable[None]]
+"""Takes an inbound connection, which it closes."""
+
+TLS_HANDSHAKE = 0x16  # of the first byte of a TLS connection (RFC 8446, 5.1); libp2p begins with 0x13, the length of a name
 BACKLOG = 256  # connections the kernel keeps for us while the loop is busy: all peers of a run that start in the same second
 
 log = logging.getLogger("legion_p2p.net")
@@ -47,7 +51,14 @@ class Shaping(Protocol):
         """A socket whose bytes go through the link."""
 
 
-class OpenSocket(Protocol):
+class Closable(Protocol):
+    """What has a file descriptor."""
+
+    def close_now(self) -> None:
+        """Close it without waiting."""
+
+
+class OpenSocket(Closable, Protocol):
     """A socket as libp2p and `Sockets` see it."""
 
     async def write(self, data: bytes) -> None: ...
@@ -58,20 +69,22 @@ class OpenSocket(Protocol):
 
     def get_remote_address(self) -> tuple[str, int] | None: ...
 
-    def close_now(self) -> None:
-        """Close it without waiting."""
-
 
 class Sockets:
     """All open sockets of one host, so that leaving never waits for a peer."""
 
     def __init__(self, shaper: Shaping | None = None) -> None:
         self._shaper = shaper
-        self._open: set[OpenSocket] = set()
+        self._open: set[Closable] = set()
         self.packet_size = PacketSize()
 
     def __len__(self) -> int:
         return len(self._open)
+
+    @property
+    def are_shaped(self) -> bool:
+        """Whether their bytes go through a link, and so must not go to the kernel in any other way."""
+        return self._shaper is not None
 
     async def connected(self, stream: trio.SocketStream, host: str) -> "OpenSocket":
         """One that this side dialed at `host`."""
@@ -84,10 +97,14 @@ class Sockets:
         tune(stream.socket)
         keep_from_children(stream.socket)
         wrapped: OpenSocket = Socket(stream, self) if self._shaper is None else self._shaper.shaped(stream, self, dialed)
-        self._open.add(wrapped)
+        self.remember(wrapped)
         return wrapped
 
-    def forget(self, wrapped: "OpenSocket") -> None:
+    def remember(self, wrapped: Closable) -> None:
+        """Count it, and close it when this peer leaves."""
+        self._open.add(wrapped)
+
+    def forget(self, wrapped: Closable) -> None:
         self._open.discard(wrapped)
 
     def close_all(self) -> None:
@@ -185,7 +202,7 @@ class Transport(TCP):
         try:
             host, port = host_and_port(str(maddr))
             where = await _of_family(str(maddr).split("/")[1], host, port)
-            stream = await _connect(where, port, self._sockets.packet_size, source)
+            stream = await connect_to(where, port, self._sockets.packet_size, source)
         except (OSError, UsageError) as failed:
             if isinstance(failed, OSError) and failed.errno in PORT_TAKEN:
                 return await self.dial(maddr)
@@ -199,11 +216,16 @@ class Transport(TCP):
 class Listener(IListener):
     """Accepts on one address; never on a port that somebody listens on already."""
 
-    def __init__(self, handler: THandler, nursery: trio.Nursery, sockets: Sockets, scarcity: Scarcity) -> None:
+    def __init__(
+        self, handler: THandler, nursery: trio.Nursery, sockets: Sockets, scarcity: Scarcity, tls: TlsHandler | None = None
+    ) -> None:
+        """`tls` takes the connections that begin with a TLS handshake; None: they are closed."""
         self._handler = handler
         self._nursery = nursery
         self._sockets = sockets
         self._scarcity = scarcity
+        self._tls = tls
+        self._n_undecided = 0
         self._listeners: list[trio.SocketListener] = []
         self._addresses: tuple[Multiaddr, ...] = ()
         self._scope = trio.CancelScope()
@@ -223,18 +245,39 @@ class Listener(IListener):
             await accept_forever(listener, self._serve, self._scarcity)
 
     async def _serve(self, stream: trio.SocketStream) -> None:
-        n_open, remote = len(self._sockets), remote_of(stream)
+        n_open, remote = len(self._sockets) + self._n_undecided, remote_of(stream)
         if remote is None or not (self._scarcity.admits(n_open) and self._scarcity.places.admits(remote[0], n_open)):
             await trio.aclose_forcefully(stream)
             return
-        wrapped = self._sockets.wrap(stream)
         with self._scarcity.places.taken(remote[0]):
+            self._n_undecided += 1
             try:
-                await self._handler(cast(ReadWriteCloser, wrapped))
-            except Exception as error:
-                log.debug("inbound connection failed: %r", error)
+                begins_with_tls = await first_byte(stream) == TLS_HANDSHAKE
+            except (trio.TooSlowError, EOFError, OSError) as gone:
+                log.debug("inbound connection said nothing: %r", gone)
+                await trio.aclose_forcefully(stream)
+                return
             finally:
-                wrapped.close_now()
+                self._n_undecided -= 1
+            await (self._serve_tls(stream) if begins_with_tls else self._serve_libp2p(stream))
+
+    async def _serve_tls(self, stream: trio.SocketStream) -> None:
+        if self._tls is None:
+            await trio.aclose_forcefully(stream)
+            return
+        try:
+            await self._tls(stream)
+        except Exception as error:
+            log.debug("inbound TLS connection failed: %r", error)
+
+    async def _serve_libp2p(self, stream: trio.SocketStream) -> None:
+        wrapped = self._sockets.wrap(stream)
+        try:
+            await self._handler(cast(ReadWriteCloser, wrapped))
+        except Exception as error:
+            log.debug("inbound connection failed: %r", error)
+        finally:
+            wrapped.close_now()
 
     def get_addrs(self) -> tuple[Multiaddr, ...]:
         return self._addresses
@@ -258,6 +301,18 @@ def remote_of(stream: trio.SocketStream) -> tuple[str, int] | None:
     return str(host), int(port)
 
 
+async def first_byte(stream: trio.SocketStream) -> int:
+    """What the other side begins with; it stays to be read.
+
+    Raises: EOFError, if it has closed the connection; trio.TooSlowError; OSError.
+    """
+    with trio.fail_after(HANDSHAKE_TIMEOUT_S):
+        begun = await stream.socket.recv(1, socket.MSG_PEEK)
+    if not begun:
+        raise EOFError("closed before anything was said")
+    return begun[0]
+
+
 def host_and_port(address: str) -> tuple[str, int]:
     """Of a multiaddr, with or without its /p2p/ part. Raises: UsageError."""
     _, _, host, _, port = split_address(address)[0].split("/")
@@ -278,13 +333,13 @@ async def _connect_small(host: str, port: int, packet_size: PacketSize) -> trio.
     failures: list[OSError] = []
     for _, _, _, _, where in await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
         try:
-            return await _connect(str(where[0]), port, packet_size)
+            return await connect_to(str(where[0]), port, packet_size)
         except OSError as failed:
             failures.append(failed)
     raise failures[0] if failures else OSError(errno.EADDRNOTAVAIL, f"{host} has no address")
 
 
-async def _connect(host: str, port: int, packet_size: PacketSize, source: tuple[str, int] | None = None) -> trio.SocketStream:
+async def connect_to(host: str, port: int, packet_size: PacketSize, source: tuple[str, int] | None = None) -> trio.SocketStream:
     """Connect to an IP address, from a port that this process listens on if one is given."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = trio.socket.socket(family, socket.SOCK_STREAM)

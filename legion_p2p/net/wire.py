@@ -45,6 +45,9 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
     error: str = ""
     """Of a refusal: its kind, in one word."""
     reason: str = ""
+    again: str = ""
+    """Of a request that was sent whole on a bulk lane, which broke before the reply: by what the other side knows it there. It is
+    not carried out a second time."""
 
 
 class UnknownVersion(Exception):  # not an error of either side

@@ -18,6 +18,10 @@ from legion_p2p.errors import UsageError
 from legion_p2p.tensor.body import is_finite
 from legion_p2p.tensor.flatten import digest
 
+# Shape suffixes: N = elements of a shard, B = elements of a block.
+
+BLOCK = 1 << 15  # elements that are summed at a time: what is read and written again stays in the processor's cache
+
 
 @dataclass(frozen=True, eq=False)
 class Contribution:
@@ -61,17 +65,21 @@ def weighted_mean(contributions: Sequence[Contribution], norm_cap: float | None 
     if norm_cap is not None:
         factors = cap_factors([norm(c.value) for c in usable], norm_cap)
 
-    mean_N = torch.zeros(numel, dtype=torch.float64, device="cpu")
+    mean_N = torch.zeros(numel, dtype=torch.float32, device="cpu")
     if usable:
         # relative weights first: the sum of the weights themselves could overflow
         heaviest = max(c.weight for c in usable)
         shares = [c.weight / heaviest for c in usable]
         total = math.fsum(shares)
-        for c, share, factor in zip(usable, shares, factors, strict=True):
-            mean_N.add_(c.value.to(torch.float64).mul_(share * factor))
-        mean_N.div_(total)
+        sum_B, one_B = torch.empty(2, min(BLOCK, numel), dtype=torch.float64, device="cpu")
+        for start in range(0, numel, BLOCK):
+            end = min(start + BLOCK, numel)
+            sum_B, one_B = sum_B[: end - start].zero_(), one_B[: end - start]
+            for c, share, factor in zip(usable, shares, factors, strict=True):
+                sum_B.add_(one_B.copy_(c.value[start:end]).mul_(share * factor))
+            mean_N[start:end] = sum_B.div_(total)
     return Aggregated(
-        mean=mean_N.to(torch.float32),
+        mean=mean_N,
         used=tuple(c.source for c in usable),
         refused=refused,
     )

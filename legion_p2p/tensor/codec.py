@@ -36,7 +36,7 @@ class Codec(Protocol):
         """
 
     def decode(self, data: bytes | memoryview, numel: int) -> Tensor:
-        """1-D fp32 on the CPU, all finite. Takes memory for `numel`, whatever `data` claims.
+        """1-D fp32 on the CPU, all finite; the caller may change it. Takes memory for `numel`, whatever `data` claims.
 
         Raises: CodecError, if `data` is not exactly what this codec writes for `numel` elements.
         """

@@ -77,7 +77,7 @@ def tell(own_N: Tensor, known: Known | None, codec: Codec) -> tuple[bytes, Tenso
     return data, told_N if known is None else known.ours_N + told_N
 
 
-def hear(data: bytes, known: Known | None, numel: int, codec: Codec) -> Tensor:
+def hear(data: bytes | memoryview, known: Known | None, numel: int, codec: Codec) -> Tensor:
     """What both take the other's copy for from now on. Raises: CodecError; NonFiniteError."""
     told_N = codec.decode(data, numel)
     heard_N = told_N if known is None else known.theirs_N + told_N

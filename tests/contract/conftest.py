@@ -1,4 +1,4 @@
-"""One suite, two networks: libp2p on loopback, and the one in memory under a virtual clock."""
+"""One suite, three networks: libp2p on loopback, with and without bulk lanes, and the one in memory under a virtual clock."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -103,6 +103,8 @@ async def swarm(kind: str, clock: MockClock | None, nursery: trio.Nursery):
             nursery.cancel_scope.cancel()
     else:
         from legion_p2p.net.host import open_network
+        from legion_p2p.net.limits import NetConfig
 
-        yield Swarm(nursery, lambda identity: open_network(identity, listen=LOOPBACK))
+        config = NetConfig(bulk_lanes=kind == "lanes")
+        yield Swarm(nursery, lambda identity: open_network(identity, listen=LOOPBACK, config=config))
         nursery.cancel_scope.cancel()

@@ -13,6 +13,12 @@ from legion_p2p.net.limits import MAX_BODY_BYTES, MAX_REQUESTS_OUT, MAX_SCORE
 from tests.contract.conftest import echo, eventually
 
 
+@pytest.fixture(params=["memory", "libp2p", "lanes"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Only requests can tell whether there are lanes."""
+    return request.param
+
+
 async def test_a_request_is_answered_by_the_others_handler(swarm, clock):
     a, b = await swarm.start_connected(2)
 

@@ -15,7 +15,6 @@ class Pipe:
     """What a FrameStream writes to: takes bytes while it is open."""
 
     def __init__(self) -> None:
-        self.muxed_stream = self
         self.n_taken = 0
         self.opened = trio.Event()
 

@@ -10,7 +10,8 @@ from legion_p2p.core import chain as chain_module
 from legion_p2p.core.announcement import mark_of
 from legion_p2p.core.chain import MAX_DIGESTS, MAX_LOG_ENTRIES, MAX_SEQ_JUMP, Chain, Step
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.wire import Inclusion, Update, UpdateHeader, decode_header, encode
+from legion_p2p.core.wire import Inclusion, Update, UpdateHeader, Updates, decode_header, encode
+from tests.replies import decode_reply
 
 OWNER, A, B, C = (PeerId(name) for name in ("owner", "A", "B", "C"))
 
@@ -131,6 +132,21 @@ def test_the_log_is_bounded_in_bytes_headers_included() -> None:
     assert len(chain.since(7, digest_of("7"))) == 3
     assert chain.since(6, digest_of("6")) is None
     assert chain._log_bytes == 3 * size
+
+
+@pytest.mark.parametrize(("n_together", "is_a_view"), [(1, True), (5, False)])
+def test_an_update_in_the_log_does_not_keep_the_message_that_it_came_in(n_together: int, is_a_view: bool) -> None:
+    chain = new_chain()
+    made = header(1, chain.digest, digest_of("1"))
+    one = update_of(made, bytes(1000))
+    arrived = decode_reply(encode(Updates((one,) * n_together, 0)))
+    assert isinstance(arrived, Updates)
+
+    chain.applied(made, arrived.updates[0])
+
+    (kept,) = chain.since(0, digest_of("0")) or ()
+    assert kept.payload == one.payload
+    assert isinstance(kept.payload, memoryview) is is_a_view
 
 
 def test_an_update_larger_than_the_log_is_not_kept() -> None:

@@ -52,7 +52,7 @@ class PushService:
             except NonFiniteError:
                 self._take_back(replica)
                 return
-            replica.residual = residual if bool(residual.any()) else None
+            replica.residual = residual if residual is not None and bool(residual.any()) else None
             self._tell(replica, push.CompressDone(Body(name, payload, sent), self._states.ramp_pushes))
 
     async def rebase(self, replica: Replica, change: LocalChange, seq: int) -> None:

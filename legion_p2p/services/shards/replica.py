@@ -6,6 +6,7 @@ Tensors here are 1-D fp32 on the CPU and never changed in place: code that was h
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 import trio
 from torch import Tensor
 
@@ -167,15 +168,16 @@ def rebase(change: LocalChange, *leftovers: Tensor | None) -> tuple[Tensor, byte
     return made, digest(made)
 
 
-def advance(reference: Tensor, payload: bytes, codec: Codec) -> tuple[Tensor, bytes]:
+def advance(reference: Tensor, payload: bytes | memoryview, codec: Codec) -> tuple[Tensor, bytes]:
     """Apply an update: the next reference and its digest. Raises: CodecError."""
-    made = reference - codec.decode(payload, reference.numel())
+    change = codec.decode(payload, reference.numel())
+    made = torch.sub(reference, change, out=change)  # fresh memory would cost more than the subtraction
     if not is_finite(made):
         raise CodecError("the update leads to NaN or infinity")
     return made, digest(made)
 
 
-def pack(change: LocalChange, residual: Tensor | None, codec: Codec, decay: float) -> tuple[bytes, Tensor, Tensor]:
-    """A member's compressed change: payload, what it decodes to, and the residual. Raises: NonFiniteError."""
+def pack(change: LocalChange, residual: Tensor | None, codec: Codec, decay: float) -> tuple[bytes, Tensor, Tensor | None]:
+    """A member's compressed change: payload, what it decodes to, and the residual, if any. Raises: NonFiniteError."""
     packed = compress(codec, residual, change.base - change.local, decay)
     return packed.data, packed.sent, packed.residual
