@@ -69,7 +69,11 @@ def one_home(internet: Internet) -> list[Namespace]:
 
 def black_hole(internet: Internet, places: list[Namespace]) -> None:
     """What is longer than 1280 bytes vanishes on the way to the peers, and nobody is told."""
-    internet.router.nft("table ip hole { chain through { type filter hook forward priority filter; meta length > 1280 drop; } }")
+    internet.router.nft(
+        """table ip hole {
+            chain through { type filter hook forward priority filter; meta length > 1280 drop; }
+        }"""
+    )
 
 
 SITUATIONS = (
@@ -99,6 +103,12 @@ def events(command: Command) -> list[dict[str, object]]:
     return found
 
 
+def between(command: Command, first: str, last: str) -> float:
+    """Seconds between two events of a peer."""
+    at = {name: next(float(str(e["at"])) for e in events(command) if e.get("event") == name) for name in (first, last)}
+    return round(at[last] - at[first], 1)
+
+
 def measure(situation: Situation, seconds: float) -> dict[str, object]:
     """Run it; what came of it."""
     folder = Path(tempfile.mkdtemp(prefix="legion-reach-"))
@@ -113,14 +123,14 @@ def measure(situation: Situation, seconds: float) -> dict[str, object]:
             address = next(word for word in line.split() if node.address in word)
             common = ("--json", "--threads", "1", "--initial-peers", address, "--identity", "key")
             new = ("--new-run", "far", "--preset", "xxs", "--local-steps", "5", "--batch", "1")
-            joined_s = []
             for n, place in enumerate(places):
-                began = time.monotonic()
-                words = new if n == 0 else ("--run", "far")
-                peer = Command(place, folder, f"peer{n}", PEER, *common, *words, *situation.words)
-                commands.append(peer)
-                peer.line_with('"run.created"' if n == 0 else '"run.joined"', within_s=120)
-                joined_s.append(round(time.monotonic() - began, 1))
+                words = ("--run", "far") if n else new
+                commands.append(Command(place, folder, f"peer{n}", PEER, *common, *words, *situation.words))
+                if n == 0:
+                    commands[1].line_with('"run.created"', within_s=120)
+            for peer in commands[2:]:
+                peer.line_with('"run.joined"', within_s=120)
+            joined_s = [between(peer, "peer.phase", "run.joined") for peer in commands[2:]]
             time.sleep(GRACE_S)
             before = [len(events(command)) for command in commands[1:]]
             cpu = [psutil.Process(command.process.pid).cpu_times() for command in commands]
@@ -132,7 +142,7 @@ def measure(situation: Situation, seconds: float) -> dict[str, object]:
             included = sum(int(str(said["n_included"])) for said in rounds)
             return {
                 "situation": situation.name,
-                "start to joined s": joined_s,
+                "joining s": joined_s,
                 "rounds": len(rounds),
                 "included": round(included / expected, 3) if expected else None,
                 "pushes failed": sum(said.get("event") == "push.failed" for of_one in heard for said in of_one),

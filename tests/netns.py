@@ -72,6 +72,7 @@ class Internet:
         self.made: list[Namespace] = []
         self._n_links = 0
         self._n_places = 0
+        self._n_homes = 0
         self.router = self._namespace("router")
         self.router.run("sysctl -qw net.ipv4.ip_forward=1")
 
@@ -88,7 +89,8 @@ class Internet:
             self._at_public_place(gateway)
         else:
             behind.attach(gateway)
-        home = Home(self, gateway, kind, self._n_places)
+        self._n_homes += 1
+        home = Home(self, gateway, kind, self._n_homes)
         if forgets_s:
             gateway.run(f"sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_established={forgets_s}")
         return home

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import msgspec
+
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.reach import NO_CONNECTION, UNKNOWN_REACH, ConnectionKind, OwnReach, PeerConnection, Reach
@@ -57,6 +59,6 @@ class Libp2pReachability:
         verdict, relay = self._verdict, self._relay
         carries = 0 if relay is None or not relay.enabled else relay.ledger.limits.max_circuits
         own = OwnReach(verdict.reach, verdict.nat, verdict.why, self._circuits.relays(), carries)
-        if own != self._own:
-            self._own = own
+        before, self._own = self._own, own
+        if msgspec.structs.replace(own, why=before.why) != before:  # one more vote for the same is no news
             self.changed.tell(own)

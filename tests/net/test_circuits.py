@@ -83,6 +83,12 @@ async def test_a_peer_that_nobody_can_dial_is_reached_through_a_relay_which_read
         assert seen and SECRET not in seen
 
 
+async def test_an_initial_peer_may_be_behind_a_relay():
+    async with relay() as node, hidden(node) as a, opened(listen=(), initial_peers=a.addresses()) as b:
+        assert b.reachability.connection(a.peer_id).relay == node.peer_id
+        assert await b.messenger.request(a.peer_id, b"hello") == b"hello"
+
+
 async def test_when_a_relay_goes_the_other_one_carries_on(nursery):
     first_gone = trio.CancelScope()
 

@@ -3,7 +3,7 @@
 import trio
 
 from legion_p2p.core.announcement import Announcement, peer_of
-from legion_p2p.core.reach import OwnReach, Reach
+from legion_p2p.core.reach import NatKind, OwnReach, Reach
 from legion_p2p.core.steady_reach import SteadyReach
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
@@ -18,6 +18,7 @@ class AnnouncedReach:
         self._members = members
         self._reachability = ctx.reachability
         self._steady = SteadyReach()
+        self._told = (Reach.UNKNOWN, NatKind.UNKNOWN)
         ctx.reachability.changed.add(self._on_changed)
         members.announcements.add(self._on_announced)
 
@@ -30,5 +31,7 @@ class AnnouncedReach:
             self._reachability.heard_of_relay(peer_of(announcement))
 
     def _on_changed(self, own: OwnReach) -> None:
-        self._events.emit("reach.found", reach=own.reach.value, nat=own.nat.value, reason=own.why)
+        if (own.reach, own.nat) != self._told:  # and not only its relays
+            self._told = (own.reach, own.nat)
+            self._events.emit("reach.found", reach=own.reach.value, nat=own.nat.value, reason=own.why)
         self._members.announce_soon()
