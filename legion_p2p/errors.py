@@ -108,6 +108,10 @@ class UnreachableError(NetworkError):
         super().__init__(f"{peer_id} cannot be reached: {reason}")
 
 
+class TooLongError(NetworkError):
+    """An owner's update is far longer than those before it, so it is not followed. Its owner may lack the newest ones, or lie."""
+
+
 class NoAnswerError(NetworkError):
     """A peer did not answer within the time that the caller gave it. It may be busy, stopped or cut off: ask another one."""
 

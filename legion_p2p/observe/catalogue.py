@@ -151,6 +151,7 @@ EVENTS = (
     _error("member.diverged", "A member announces that its training has diverged, so that it pushes nothing.", "peer"),
     _error("member.same_key", "Another peer runs with this peer's key; the newer one ends."),
     _error("member.dead", "A member did not answer, and is considered dead.", "peer"),
+    _event("update.too_long", "An update was not followed: it is far longer than those before it.", "shard version owner"),
     _error("owner.equivocated", "An owner is proven to have signed two different updates of one version.", "peer"),
     _event("owner.stalled", "An owner has made nothing of a shard for long, while a push waits.", "shard version owner"),
     _event("member.refuted", "This peer was reported as gone, and contradicts.", "incarnation"),

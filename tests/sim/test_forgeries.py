@@ -194,6 +194,38 @@ async def test_an_update_is_followed_only_from_whom_it_may_come(autojump_clock):
         await ends_equal(swarm)
 
 
+async def test_an_owner_cannot_set_a_shard_to_what_it_likes_and_cannot_stop_it_for_long(autojump_clock):
+    """It owns the shard by a huge weight, and signs updates that hold together and are far longer than those before them."""
+    async with Swarm(round=CAPPED, numel=32) as swarm:
+        peers = await three(swarm)
+        await trio.sleep(20)
+        liar = Liar(swarm)
+        liar.answers[GetUpdates] = lambda: poison(liar, peers[0].versions()[0] + 100, 7.0)
+        await liar.become_member(ready=True, weight=HUGE)
+        await swarm.until(lambda: all(p.engine.shards.ownership(0).owner == liar.id for p in peers), 5, "it owns the shard")
+        await swarm.until(lambda: all(p.engine.shards.replicas[0].round is None for p in peers), 5, "handed over")
+        await trio.sleep(1)
+
+        for peer in peers:
+            to_seven = peer.engine.shards.replicas[0].reference - 7.0
+            before = peer.digests()[0]
+            assert await liar.refused(peer, liar.update(peer, to_seven)) == "TooLongError"
+            assert await liar.refused(peer, liar.update(peer, -1000 * to_seven)) == "TooLongError"
+            assert peer.digests()[0] == before
+        # it says no more than that it lives, and that it is ahead
+        mark = pack_marks([Mark(peers[0].versions()[0] + 100, 7)] * 2)
+        before = peers[0].versions()[0]
+        for _ in range(45):
+            await liar.become_member(ready=True, weight=HUGE, marks=mark)
+            await trio.sleep(2)
+
+        for peer in peers:
+            assert_sane(peer)
+            assert peer.events_named("update.too_long")
+            assert peer.versions()[0] > before + 10, "the standby goes on"
+        await ends_equal(swarm, liar)
+
+
 async def test_even_an_owner_cannot_send_what_does_not_hold_together(autojump_clock):
     """Whoever announces a huge weight owns everything, and may stop the versions while it lives; more it cannot do to anybody."""
     async with Swarm(round=CAPPED, numel=32) as swarm:

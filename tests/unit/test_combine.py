@@ -7,11 +7,18 @@ from torch import Tensor
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round import Closed, Contribution
 from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.update_norms import MAX_KEPT, OWNERS_SHARE
 from legion_p2p.services.shards.replica import Combined, combine
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.outer import OuterState
 
 N = 64
+A = PeerId("a")
+SPEC = RoundSpec()
+
+
+def round_of(*peers: PeerId) -> Closed:
+    return Closed(3, tuple(Contribution(peer, 0, 3, 10, 0.0) for peer in peers), len(peers), ())
 
 
 def combined(pushes: dict[str, tuple[int, Tensor]], spec: RoundSpec, versions: dict[str, int] | None = None) -> Combined:
@@ -75,3 +82,33 @@ def test_a_late_push_counts_less_beyond_the_cap() -> None:
     made = combined({"a": (100, ones(1)), "b": (10**9, -ones(1))}, RoundSpec(aggregation="norm-cap"), versions={"b": 1})
 
     torch.testing.assert_close(made.reference, -ones((1 - 0.5) / 1.5))
+
+
+def test_a_step_that_is_too_long_is_shortened_and_the_rest_comes_later() -> None:
+    wanted = torch.full((N,), 2.0)
+    longest = 0.25 * float(wanted.norm())
+    reference, residual, sent = torch.zeros(N), wanted.clone(), torch.zeros(N)
+    for _ in range(6):
+        made = combine(reference, residual, OuterState(), round_of(A), {A: torch.zeros(N)}, SPEC, codec.get("fp32"), longest)
+        assert made.norm <= longest * (1 + 1e-6)
+        sent += reference - made.reference
+        reference, residual = made.reference, made.owner_residual
+
+    assert torch.allclose(sent, wanted, atol=1e-5) and (residual is None or float(residual.norm()) < 1e-5)
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "sign", "topk64-2bit", "gauss2"])
+def test_what_a_codec_makes_of_a_shortened_step_is_short_as_well(name: str) -> None:
+    """Members refuse what is longer than an owner's share allows."""
+    step = torch.randn(4096, generator=torch.Generator().manual_seed(0))
+    made = combine(torch.zeros(4096), step, OuterState(), round_of(A), {A: torch.zeros(4096)}, SPEC, codec.get(name), 1.0)
+
+    assert made.norm <= 1.0 / OWNERS_SHARE
+
+
+def test_a_residual_that_somebody_made_up_is_forgotten_but_for_a_bound() -> None:
+    absurd = torch.full((N,), 1e12)
+
+    made = combine(torch.zeros(N), absurd, OuterState(), round_of(A), {A: torch.ones(N)}, SPEC, codec.get("fp32"), 1.0)
+
+    assert made.norm <= 1.0 + 1e-6 and float(made.owner_residual.norm()) <= MAX_KEPT * (1 + 1e-6)

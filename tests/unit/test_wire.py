@@ -196,6 +196,8 @@ OPTIONAL = {
     (HandoverPart, "codec"): "fp32",
     (HandoverPart, "header"): b"",
     (HandoverPart, "signature"): b"",
+    (ShardState, "norms"): (),
+    (Updates, "norms"): (),
     (SyncReply, "slowed_to"): None,
 }
 

@@ -20,6 +20,7 @@ from legion_p2p.core.messages.base import (
 )
 from legion_p2p.core.messages.members import SignedBytes
 from legion_p2p.core.run import MAX_OUTER_DELAY
+from legion_p2p.core.update_norms import MAX_KNOWN
 
 MAX_INCLUDED = 10_000  # contributions to one update: as many as members may be
 MAX_SHOWN_HEADER_BYTES = 256 << 10  # of an update that is shown as evidence: two go into one control message; of 4000 members
@@ -29,6 +30,9 @@ MAX_REASON_CHARS = 200
 Part = Literal["residual", "momentum", "recent"]
 """What only an owner has of a shard: see `HandoverPart`."""
 Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)]
+
+
+Norms = Annotated[tuple[Annotated[float, msgspec.Meta(gt=0, le=1e38)], ...], msgspec.Meta(max_length=MAX_KNOWN)]
 
 
 class Pushed(Message, frozen=True, tag="pushed"):
@@ -130,6 +134,8 @@ class Updates(Message, frozen=True, tag="updates"):
     updates: Annotated[tuple[Update, ...], msgspec.Meta(max_length=MAX_UPDATES)]
     at_version: Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)] | None
     """The asker's version, where its state is on this chain; None where the log does not reach it."""
+    norms: Norms = ()
+    """Lengths of the last updates before these."""
 
 
 class ShardState(Message, frozen=True, tag="shard_state"):
@@ -142,6 +148,8 @@ class ShardState(Message, frozen=True, tag="shard_state"):
     payload: Payload
     ancestor: bool
     """The asker's state lies in the history of this one, so nothing of it is missing here."""
+    norms: Norms = ()
+    """Lengths of the last updates."""
 
 
 class GetUpdates(Request[Updates | ShardState | Busy], frozen=True, tag="get_updates"):

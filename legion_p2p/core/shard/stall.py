@@ -1,9 +1,9 @@
 """Whether the owner of a shard makes no progress while this peer's contribution waits for it.
 
     RESTING   nothing waits, or this peer owns the shard itself
-    WAITING   a contribution waits; no version has come since
+    WAITING   a contribution waits, or waited a moment ago; no version has come since
 
-    WAITING -> RESTING   a version has come, another peer owns the shard, or nothing waits any more
+    WAITING -> RESTING   a version has come, another peer owns the shard, or nothing has waited for as long as an owner may take
             -> RESTING   nothing has come for STALL_PERIODS typical rounds: `Stalled`
 
 An owner that answers every probe may still make nothing. What follows from `Stalled` is decided by all members together, from
@@ -44,6 +44,9 @@ class StallWatch:
         self._pace = pace
         self._owner: PeerId | None = None
         self._since: float | None = None
+        self._idle_since: float | None = None
+        """Since when nothing waits."""
+        self._is_waiting = False
         self._in_transit = False
         self._answers: deque[float] = deque(maxlen=N_ANSWERS)
         self._found: Stalled | None = None
@@ -62,14 +65,18 @@ class StallWatch:
     def look(self, is_waiting: bool, now: float, *, in_transit: bool = False) -> None:
         """Time has passed, or something happened. `is_waiting`: a contribution is packed that no version contains. `in_transit`:
         it has not been acknowledged, or the owner is said to have a version that has not come yet."""
-        self._in_transit = in_transit
-        if not is_waiting or self._waits_for_all or self._owner in (None, self._me):
+        self._in_transit, self._is_waiting = in_transit, is_waiting
+        if self._waits_for_all or self._owner in (None, self._me):
             self._since = None
-        elif self._since is None:
+        elif not is_waiting:  # the owner may have refused it as malformed, which makes no version either
+            self._idle_since = now if self._idle_since is None else self._idle_since
+            return
+        elif self._since is None or (self._idle_since is not None and now - self._idle_since > self.patience_s()):
             self._since = now
         elif now >= self._since + self.patience_s():
             assert self._owner is not None
             self._found, self._since = Stalled(self._owner), now
+        self._idle_since = None
 
     def poll(self) -> Stalled | None:
         """What was found, once."""
@@ -78,7 +85,7 @@ class StallWatch:
 
     def next_deadline(self) -> float | None:
         """When `look` has something to do; None while only an event changes anything."""
-        return None if self._since is None else self._since + self.patience_s()
+        return None if self._since is None or not self._is_waiting else self._since + self.patience_s()
 
     def patience_s(self) -> float:
         """How long this owner may take."""

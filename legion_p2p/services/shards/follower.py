@@ -27,6 +27,7 @@ from legion_p2p.errors import (
     NoAnswerError,
     RefusedError,
     RemoteProtocolError,
+    TooLongError,
 )
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.shards.replica import Replica, advance
@@ -37,6 +38,7 @@ from legion_p2p.tensor.outer import OuterState
 
 CLAIM_DEADLINE_S = 2.0  # for a member that only says it is ahead to prove it: meanwhile the round waits
 ADOPT_S = 1.0  # between two attempts to fetch what a region has that this peer moves to
+MAX_MISSED = 256  # versions for which a whole shard may differ: a made-up version number allows no more
 MAX_BUSY_ANSWERS = 60  # in a row, to one question: a minute and more
 
 
@@ -81,8 +83,11 @@ class FollowService:
             raise CodecError(f"update of {header.owner} in codec {header.codec!r}, this run allows {allowed}")
         return header
 
-    async def _apply(self, replica: Replica, header: UpdateHeader, update: Update) -> Step:
-        """Apply an update if it still fits; what it turned out to be."""
+    async def _apply(self, replica: Replica, header: UpdateHeader, update: Update, *, is_common: bool = False) -> Step:
+        """Apply an update if it still fits; what it turned out to be. `is_common`: most members hold what it leads to.
+
+        Raises: DecodeError; TooLongError, where it is far longer than those before it.
+        """
         async with replica.lock:
             step = replica.chain.judge(header)
             if step is not Step.APPLY:
@@ -95,8 +100,19 @@ class FollowService:
             )
             if digest_ != header.digest:
                 raise DecodeError(f"shard {replica.shard} version {header.version}: the update does not lead to its digest")
-            self._states.accept(replica, header, update, made)
+            norm = float((replica.reference - made).norm())
+            if not is_common:
+                self._must_not_be_longer(replica, header.owner, norm, replica.norms.longest)
+            self._states.accept(replica, header, update, made, norm)
         return step
+
+    def _must_not_be_longer(self, replica: Replica, owner: str, norm: float, longest: float | None) -> None:
+        """Raises: TooLongError."""
+        if longest is None or norm <= longest or not self._states.bounds_updates:
+            return
+        if not self._differs_from_most(replica):
+            self._events.emit("update.too_long", shard=replica.shard, version=replica.chain.version + 1, owner=owner)
+            raise TooLongError(f"shard {replica.shard}: a change of {norm:.3g}, those before it allow {longest:.3g}")
 
     # news
 
@@ -132,6 +148,15 @@ class FollowService:
         owner = states.ownership(replica.shard).owner
         others = [peer for peer in states.members.ready(states.region) if peer not in (states.me, owner)]
         return 2 * sum(self.is_said_to_be_ahead(replica, peer) for peer in others) > len(others)
+
+    def _differs_from_most(self, replica: Replica) -> bool:
+        """Half of the others or more, the owner not counted, announce what this peer does not hold: it cannot judge that."""
+        states, chain = self._states, replica.chain
+        owner = states.ownership(replica.shard).owner
+        others = [peer for peer in states.members.ready(states.region) if peer not in (states.me, owner)]
+        marks = [mark_at(self._marks_of(peer), replica.shard) for peer in others]
+        n_other = sum(mark is not None and (mark.version > chain.version or chain.holds(mark) is False) for mark in marks)
+        return 2 * n_other >= len(others)
 
     def _marks_of(self, peer: PeerId) -> bytes:
         """Of all shards, packed, as a member of this region announces them; empty where it says nothing that counts."""
@@ -209,7 +234,9 @@ class FollowService:
         """
         states = self._states
         known = trusted or self._may_make(replica, peer)
-        trusted = known or self._holds_what_most_hold(replica, peer)
+        is_held = self._holds_what_most_hold(replica, peer)
+        is_common = trusted or is_held
+        trusted = known or is_held
         if trusted:
             within_s = TRANSFER_DEADLINE_S if known else self._transfer_s(replica)
         before = (replica.chain.version, replica.chain.digest)
@@ -223,13 +250,13 @@ class FollowService:
                 self._tell(replica, follower.TurnedAway(peer, reply.retry_ms / 1000))
                 return reply.retry_ms / 1000
             if isinstance(reply, Updates):
-                await self._take_updates(replica, reply, trusted)
+                await self._take_updates(replica, reply, trusted, is_common)
             elif request.log_only:
                 raise DecodeError(f"asked for updates of shard {replica.shard}, got {type(reply).__name__}")
             else:
-                await self._adopt(replica, peer, reply)
-        except RefusedError:
-            pass  # it has nothing for us; its next announcement will tell
+                await self._adopt(replica, peer, reply, is_common)
+        except (RefusedError, TooLongError):
+            pass  # it has nothing for us; what others announce will tell
         except NoAnswerError as late:
             self._events.emit("shard.sync_failed", shard=replica.shard, peer=peer, reason=str(late))
         except RemoteProtocolError as bad:
@@ -249,14 +276,16 @@ class FollowService:
         """What the shard whole may take: the largest TRANSFER_DEADLINE_S."""
         return CLAIM_DEADLINE_S + TRANSFER_DEADLINE_S * replica.numel / MAX_SHARD_ELEMENTS
 
-    async def _take_updates(self, replica: Replica, reply: Updates, trusted: bool) -> None:
+    async def _take_updates(self, replica: Replica, reply: Updates, trusted: bool, is_common: bool) -> None:
+        if trusted:
+            replica.norms.learn(reply.norms)
         for update in reply.updates:
             header = self.open_update(update)
             if header.shard != replica.shard:
                 raise DecodeError(f"asked for updates of shard {replica.shard}, got one of {header.shard}")
             if not trusted and not self._may_make(replica, PeerId(header.owner)):
                 break
-            if await self._apply(replica, header, update) not in (Step.APPLY, Step.KNOWN):
+            if await self._apply(replica, header, update, is_common=is_common) not in (Step.APPLY, Step.KNOWN):
                 break
 
     def _may_make(self, replica: Replica, peer: PeerId) -> bool:
@@ -275,7 +304,7 @@ class FollowService:
                     of_peer = marks[-1]
         return most_hold(of_peer, marks)
 
-    async def _adopt(self, replica: Replica, peer: PeerId, state: ShardState) -> None:
+    async def _adopt(self, replica: Replica, peer: PeerId, state: ShardState, is_common: bool) -> None:
         """Take over a whole shard. What this peer alone had made of it goes with its next push."""
         states = self._states
         if state.shard != replica.shard:
@@ -289,6 +318,11 @@ class FollowService:
             adoption = self._judge(replica, state)
             if adoption in (Adoption.OURS_PREVAILS, Adoption.KNOWN):
                 return
+            longest = replica.norms.longest
+            if longest is not None and not is_common:
+                n_missed = min(max(1, state.version - replica.chain.version), MAX_MISSED)
+                self._must_not_be_longer(replica, peer, float((replica.reference - theirs).norm()), longest * n_missed)
+            replica.norms.replace(state.norms)
             owner = replica.life.owner
             if adoption is Adoption.MERGE:
                 ours_ahead = theirs - replica.reference

@@ -172,6 +172,7 @@ class OwnerService:
                 arrived,
                 self._rounds,
                 states.codec_of(replica, name),
+                replica.norms.owners_longest if self._states.bounds_updates else None,
             )
             header = self._header(replica, closed, result, name)
             replica.owner_residual, replica.outer = result.owner_residual, result.outer
@@ -182,7 +183,7 @@ class OwnerService:
             raw = encode_checked(header)
             update = Update(raw, sign_header(raw, self._identity), result.payload)
             replica.life.owner.made_tokens += header.tokens
-            states.accept(replica, header, update, result.reference)
+            states.accept(replica, header, update, result.reference, result.norm)
         self._publish(replica, update, header)
 
     def _header(self, replica: Replica, closed: Closed, result: Combined, codec_name: str) -> UpdateHeader:

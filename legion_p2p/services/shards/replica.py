@@ -16,12 +16,13 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round import Closed, ShardRound, staleness_weight
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.core.shard.life import ShardLife
+from legion_p2p.core.update_norms import MAX_KEPT, UpdateNorms
 from legion_p2p.core.wire import Part
 from legion_p2p.errors import CodecError, NonFiniteError
 from legion_p2p.tensor.aggregate import Contribution, capped_weights
 from legion_p2p.tensor.body import is_finite, require_finite
 from legion_p2p.tensor.codec import Codec
-from legion_p2p.tensor.feedback import compress
+from legion_p2p.tensor.feedback import Compressed, compress
 from legion_p2p.tensor.flatten import digest
 from legion_p2p.tensor.outer import OuterState, outer_step
 from legion_p2p.tensor.robust.rules import Rule, aggregate
@@ -73,6 +74,9 @@ class Replica:
     notify: Notify = field(default_factory=Notify)
     """Wakes others that wait for a change of the shard."""
 
+    norms: UpdateNorms = field(default_factory=UpdateNorms)
+    """Lengths of the last updates."""
+
     # as a member
     residual: Tensor | None = None
     """What compression left out of this peer's contributions so far."""
@@ -110,6 +114,8 @@ class Combined:
     outer: OuterState
     used: tuple[str, ...]
     refused: tuple[tuple[str, str], ...]
+    norm: float = 0.0
+    """Length of the update."""
 
 
 def combine(
@@ -120,8 +126,12 @@ def combine(
     values: dict[PeerId, Tensor],
     spec: RoundSpec,
     codec: Codec,
+    longest: float | None = None,
 ) -> Combined:
-    """Aggregate a closed round and make the next reference: `b += outer(A); B = compress(b); b -= B; y -= B`."""
+    """Aggregate a closed round and make the next reference: `b += outer(A); B = compress(b); b -= B; y -= B`.
+
+    `longest`: what B may be long; the rest stays in b.
+    """
     rule = Rule(spec.rule(), spec.norm_cap or None, spec.hostile_share)
     tokens = [float(c.tokens) for c in closed.contributions]
     weights = tokens if rule.name == "mean" else capped_weights(tokens, spec.weight_cap)
@@ -136,13 +146,25 @@ def combine(
         spec.outer, result.mean, outer, lr=spec.outer_learning_rate, momentum=spec.outer_momentum, delay=spec.outer_delay
     )
     try:
-        packed = compress(codec, owner_residual, step)
+        packed = _shortened(codec, owner_residual, step, longest)
         made = reference - packed.sent
         require_finite(made)
     except NonFiniteError:  # finite pushes, too large together: nothing of them may enter, and what is left over neither
         too_large = tuple((source, "together with the others it exceeds what numbers can hold") for source in result.used)
         return Combined(None, reference, b"", None, OuterState(), (), result.refused + too_large)
-    return Combined(packed.data, made, digest(made), packed.residual, outer_after, result.used, result.refused)
+    norm = float(packed.sent.norm())
+    return Combined(packed.data, made, digest(made), packed.residual, outer_after, result.used, result.refused, norm)
+
+
+def _shortened(codec: Codec, residual: Tensor | None, step: Tensor, longest: float | None) -> Compressed:
+    """`compress`, of a step that is at most `longest` long; what is left out of it stays in the residual, up to a bound."""
+    packed = compress(codec, residual, step)
+    if longest is None or float(packed.sent.norm()) <= longest:
+        return packed
+    wanted = step if residual is None else residual + step
+    short = compress(codec, None, wanted * (longest / float(wanted.norm())))
+    kept = wanted - short.sent
+    return short._replace(residual=kept * min(1.0, MAX_KEPT * longest / max(float(kept.norm()), longest)))
 
 
 def combine_arrived(
@@ -153,10 +175,11 @@ def combine_arrived(
     arrived: dict[PeerId, Arrived],
     spec: RoundSpec,
     codec: Codec,
+    longest: float | None,
 ) -> Combined:
     """`combine`, of contributions that are decoded only now."""
     values = {peer: one.decoded() for peer, one in arrived.items()}
-    return combine(reference, owner_residual, outer, closed, values, spec, codec)
+    return combine(reference, owner_residual, outer, closed, values, spec, codec, longest)
 
 
 def rebase(change: LocalChange, *leftovers: Tensor | None) -> tuple[Tensor, bytes]:

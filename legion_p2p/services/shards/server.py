@@ -42,7 +42,7 @@ class ShardServer:
                 if states.trains_here(peer):
                     replica.life.owner.handle(owner.Served(peer, replica.chain.version), trio.current_time())
                 if updates is not None:
-                    return Updates(updates, message.version)
+                    return Updates(updates, message.version, replica.norms.known()[: -len(updates) or None])
                 if message.log_only:
                     return Updates((), None)
             return await self._state(replica, replica.chain.passed(message.version, message.digest))
@@ -81,5 +81,6 @@ class ShardServer:
         async with replica.lock:
             reference, chain = replica.reference, replica.chain
             version, digest, included = chain.version, chain.digest, chain.included()
+            norms = replica.norms.known()
         payload = await self._states.compute(replica.numel, codec.get("fp32").encode, reference)
-        return ShardState(replica.shard, version, digest, included, payload, ancestor)
+        return ShardState(replica.shard, version, digest, included, payload, ancestor, norms)

@@ -76,6 +76,8 @@ class ShardStates:
         self.update_codec = ctx.spec.round.update_codec
         self.ramp_pushes = 0
         """Pushes of this peer that count less than their tokens: it came into a run that was under way."""
+        self.bounds_updates = ctx.spec.round.rule() != "mean"
+        """Whether updates that are far longer than usual are refused; not where all members are trusted."""
         self.rounds = 0
         self.last_round: RoundStatus | None = None
         self.transfers = trio.CapacityLimiter(MAX_CONCURRENT_TRANSFERS)
@@ -228,8 +230,9 @@ class ShardStates:
         self.wake(replica)
         replica.notify.notify()
 
-    def accept(self, replica: Replica, header: UpdateHeader, update: Update, made: Tensor) -> None:
-        """The shard has a new version by an update. The caller holds the lock."""
+    def accept(self, replica: Replica, header: UpdateHeader, update: Update, made: Tensor, norm: float) -> None:
+        """The shard has a new version by an update that is `norm` long. The caller holds the lock."""
+        replica.norms.add(norm)
         replica.reference = made
         replica.chain.applied(header, update)
         self.updated.tell(AcceptedUpdate(replica, header, update))

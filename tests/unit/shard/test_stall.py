@@ -51,6 +51,15 @@ def test_nothing_is_expected_where_nothing_waits() -> None:
     assert watch.poll() is None and watch.next_deadline() == 130.0
 
 
+def test_an_owner_that_refuses_every_push_makes_nothing_either() -> None:
+    watch = watch_of(A)
+    for second in range(36):
+        watch.look(True, float(second))
+        watch.look(False, second + 0.1)
+        assert watch.next_deadline() is None
+        assert (watch.poll() is not None) == (second == 30)
+
+
 def test_another_owner_gets_its_own_time() -> None:
     watch = watch_of(A)
     watch.look(True, 0.0)
