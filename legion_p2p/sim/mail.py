@@ -33,7 +33,7 @@ class Mail:
         self._came.notify()
 
     def connections_changed(self) -> None:
-        """Messages may take other ways from now on."""
+        """Messages may take other paths from now on."""
         self._routes.clear()
 
     def peers_changed(self) -> None:

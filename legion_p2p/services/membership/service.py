@@ -57,7 +57,7 @@ class MemberService:
     """The members of one run, as seen by this peer."""
 
     def __init__(self, ctx: PeerContext, describe: Callable[[], Announcement]) -> None:
-        """`describe`: what this peer announces now, but for its order in time."""
+        """`describe`: what this peer announces now, without its order in time."""
         self.run = ctx.run
         self.me = ctx.me
         self.config = config = ctx.config.membership

@@ -1,4 +1,4 @@
-"""Keeps out whom the user keeps out, while the peer runs: bans and revocations that the user wrote down meanwhile."""
+"""Applies the user's bans and revocations while the peer runs, also those that are written down meanwhile."""
 
 from collections.abc import Collection
 from typing import Protocol

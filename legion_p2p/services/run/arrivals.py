@@ -38,7 +38,7 @@ class Arrivals:
         self.shards[fetched.shard] = fetched
 
     def note_bytes(self, n_bytes: int) -> None:
-        """So many bytes came in, of whatever."""
+        """This many bytes came in, of any kind."""
         self._came_at = trio.current_time()
 
     def quiet_s(self) -> float:

@@ -34,7 +34,7 @@ class ShardBuilder:
     def __init__(
         self, ctx: PeerContext, fetcher: Fetcher, store: BlockCache, turns: ProviderScheduler, arrivals: Arrivals
     ) -> None:
-        """`store`: where `fetcher` puts blocks. `turns`: whose turn it is to be asked, for whatever."""
+        """`store`: where `fetcher` puts blocks. `turns`: which peer is asked next, whatever it is asked for."""
         self._ctx = ctx
         self._rpc = Rpc(ctx.messenger)
         self._fetcher = fetcher

@@ -39,7 +39,7 @@ class ShardFetcher:
     def __init__(
         self, ctx: PeerContext, members: MemberService, region: str, turns: ProviderScheduler, arrivals: Arrivals
     ) -> None:
-        """`region`: that of this peer. `turns`: whose turn it is to be asked, for whatever."""
+        """`region`: that of this peer. `turns`: which peer is asked next, whatever it is asked for."""
         self._ctx = ctx
         self._rpc = Rpc(ctx.messenger)
         self._placement = Placement(ctx.run, ctx.plan.n_shards, ctx.spec.round.placement)

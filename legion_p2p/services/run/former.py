@@ -16,7 +16,7 @@ MAX_PAUSE_S = 60.0  # a former member that comes back is found within a minute
 
 
 class FormerMembers:
-    """Tries to find again those that were in the run."""
+    """Tries to find former members again."""
 
     def __init__(self, ctx: PeerContext, members: MemberService, checkpoints: LocalCheckpoints) -> None:
         self.tried: tuple[str, ...] = ()

@@ -99,7 +99,7 @@ class Joiner:
         self._disk = lobby.parts.disk or lobby.parts.offload
         self._nursery = nursery
         self._run: ActiveRun | None = None
-        """The run that was entered: it has to be left, also if joining failed half-way."""
+        """The run that was entered: it has to be left, even if joining failed half-way."""
         answer_before(lobby)
 
     async def create(self, creation: RunCreation) -> ActiveRun:

@@ -49,7 +49,7 @@ class Network(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class PeerParts:
-    """What a peer is made of, whatever run it takes part in."""
+    """What a peer is made of, in whatever run it takes part."""
 
     network: Network
     offload: Offload
@@ -94,7 +94,7 @@ class Lobby:
     def __init__(self, parts: PeerParts) -> None:
         self.parts = parts
         self.dispatcher = Dispatcher(parts.network.messenger, parts.events)
-        """Answers all requests, as what this peer is in at the time."""
+        """Answers all requests by the run that this peer is in at the time."""
         self.upload_slots = UploadSlotService(parts.network.messenger)
         self.provider: BlockProvider = (
             NoBlocks() if parts.archive is None else ProvideService(parts.archive, parts.offload, self.upload_slots)

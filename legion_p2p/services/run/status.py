@@ -15,7 +15,7 @@ MAX_ANNOUNCED_ADDRESSES = 16  # of one peer: more make every announcement longer
 
 
 def describe(run: ActiveRun) -> Announcement:
-    """The announcement that this peer makes now, but for its order in time."""
+    """The announcement that this peer makes now, without its order in time."""
     progress = run.progress
     traffic = run.messenger.traffic()
     bandwidth = run.messenger.bandwidth()
@@ -60,7 +60,7 @@ def _least(*known: float | None) -> float:
 
 
 def status_before(lobby: Lobby) -> Status:
-    """What a peer knows that is in no run yet."""
+    """What a peer that is in no run yet knows."""
     network, events = lobby.parts.network, lobby.parts.events
     traffic = network.messenger.traffic()
     bandwidth = network.messenger.bandwidth()

@@ -52,7 +52,7 @@ class HandoverService:
 
     @property
     def to_hand_over(self) -> tuple[int, int]:
-        """Of how many shards something has not arrived at an owner yet, and how many bytes."""
+        """How many shards have parts that have not arrived at an owner yet, and how many bytes those are."""
         pushing = [replica for replica in self._states.replicas.values() if self._is_pushing(replica)]
         packed = [replica.life.push.packed for replica in pushing]
         n_bytes = sum(len(one.body.payload) for one in packed if one is not None)

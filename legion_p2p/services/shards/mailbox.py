@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NON_FINITE = "local parameters are not finite"
-"""Why a contribution failed that came from training which diverged."""
+"""Why a contribution failed: the training that made it had diverged."""
 
 
 class Delivery(msgspec.Struct, frozen=True):

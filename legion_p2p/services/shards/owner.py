@@ -72,7 +72,7 @@ class OwnerService:
             replica.notify.notify()
 
     async def _catch_up_with_former(self, replica: Replica) -> None:
-        """The peer that stands by now owned the shard before this one came: this one may have been behind, and have it from
+        """The present standby owned the shard before this peer came. This peer may have been behind, and have the shard from
         elsewhere."""
         former = self._states.ownership(replica.shard).standby
         if former is None or not self._follower.is_said_to_be_ahead(replica, former):

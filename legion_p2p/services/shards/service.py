@@ -48,7 +48,7 @@ from legion_p2p.services.shards.states import ShardStates
 
 R = TypeVar("R", bound=Message)
 
-SETTLE_S = 0.05  # membership news of this long are looked at together
+SETTLE_S = 0.05  # membership news of this period are looked at together
 
 
 class ShardService:

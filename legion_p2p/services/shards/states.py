@@ -82,7 +82,7 @@ class ShardStates:
         self.last_round: RoundStatus | None = None
         self.transfers = trio.CapacityLimiter(MAX_CONCURRENT_TRANSFERS)
         self.urgent = trio.CapacityLimiter(MAX_CONCURRENT_TRANSFERS)
-        """For what the round of a shard of this peer waits for."""
+        """For transfers that a round of this peer waits for."""
         self.settled = Notify()
         """Wakes those that wait until something has been delivered or handed over."""
         self.updated: Observers[AcceptedUpdate] = Observers()
@@ -90,7 +90,7 @@ class ShardStates:
         self.replaced: Observers[Replica] = Observers()
         """Told when a shard has new bytes that no update led to."""
         self.nursery: trio.Nursery | None = None
-        """Of what is under way, while the service runs."""
+        """Runs what is under way, while the service runs."""
         self.woken = trio.Event()
         """Set when something happened to a shard."""
         self._to_look_at: dict[int, None] = {}
@@ -98,7 +98,7 @@ class ShardStates:
         self._config = msgspec.structs.replace(ctx.config.rounds, quorum=ctx.spec.round.waits_for())
         self._codecs: dict[tuple[int, str], Codec] = {}
         self.n_mark_bytes = MARK_BYTES * self.plan.n_shards
-        """Of the packed marks of a member that holds every shard."""
+        """Length of the packed marks of a member that holds every shard."""
         self._marks = bytearray(self.n_mark_bytes)
         self._eligible = Eligible()
         self._owners = (Ownership(None, None),) * self.plan.n_shards
@@ -263,7 +263,7 @@ class ShardStates:
         )
 
     async def compute(self, n_elements: int, fn: Callable[..., T], *args: object) -> T:
-        """The result of `fn(*args)`, which is arithmetic on so many elements."""
+        """The result of `fn(*args)`, which is arithmetic on this many elements."""
         return fn(*args) if n_elements <= INLINE_ELEMENTS else await self._ctx.offload(fn, *args)
 
     def _note_mark(self, replica: Replica) -> None:
