@@ -99,7 +99,7 @@ def telling(path: Path) -> Iterator[None]:
 
 
 def take_room(file: IO[bytes], n_bytes: int) -> None:
-    """Let an empty file have so many bytes on the disk, not only in its length. Raises: OSError, if they are not there."""
+    """Let an empty file have this many bytes on the disk, not only in its length. Raises: OSError, if they are not there."""
     try:
         os.posix_fallocate(file.fileno(), 0, max(1, n_bytes))
         return

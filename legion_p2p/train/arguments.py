@@ -1,4 +1,4 @@
-"""The model and the optimizer that a user hands in: what they must be, and what somebody meant who handed in something else."""
+"""The model and the optimizer that a user hands in: what they must be, and what was probably meant where they are not."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -6,7 +6,7 @@
     stay         until everybody else has, too: an owner that went at once would take the result with it
 
 An owner pushes its own part only once it sees all of them, and its round waits for its own part: so no round can close on those
-who came first. Only version 1 is the mean; what comes later joins a next version, which nobody looks at.
+that came first. Only version 1 is the mean; what comes later joins a next version, which nobody looks at.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ class AverageResult:
     averaged_fraction: float
     """Contributions in the result, of those that were due: 1 when all elements are means over all peers, 0 when nothing came."""
     failed: Mapping[str, str]
-    """Who is missing in at least one shard, and why."""
+    """The members that are missing in at least one shard, and why."""
     digest: str
     """Of the result's bytes, in hex: peers with the same digest hold the same bits."""
     sent_bytes: int

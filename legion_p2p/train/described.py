@@ -32,7 +32,7 @@ LONGEST_WINDOW = 1024  # of a model of transformers, where nobody says more: som
 
 
 class PlannedTraffic(msgspec.Struct, frozen=True):
-    """What one round takes of a peer among so many members, in the mean over them; and of the one that owns most shards."""
+    """What one round takes of a peer among this many members: the mean over them, and that of the one that owns most shards."""
 
     n_members: int
     sent_bytes: int

@@ -1,4 +1,4 @@
-"""Reading fields of a foreign config.json, so that what is wrong is named."""
+"""Reading the fields of a foreign config.json, naming what is wrong."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""A compact GPT: what legion_p2p trains where nobody brings a model of their own.
+"""A compact GPT: what legion_p2p trains where users bring no model of their own.
 
 GPT-2's shape (Radford et al. 2019) in the manner of nanoGPT: pre-LayerNorm blocks, GELU (tanh), output matrix tied to the
 embedding; or LLaMA's (Touvron et al., 2302.13971 and 2307.09288): RMSNorm, SwiGLU, rotary positions, fewer heads of keys and

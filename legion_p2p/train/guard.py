@@ -1,9 +1,9 @@
 """Watching the inner optimizer: weights that move where the run does not see it are noticed, and what moves them is named.
 
 a parameter outside the run gets a gradient     it would train at this peer alone
-step() is called on the inner optimizer         the step would not count, and nothing of it be pushed
+step() is called on the inner optimizer         the step would not count, and would not be pushed
 another method of it moves the weights          the same (SAM's first_step and second_step, ScheduleFree's eval)
-the step writes back a copy of its own          every update of the run would be undone, and that be pushed as training
+the step writes back a copy of its own          every update of the run would be undone, and the undoing pushed as training
 """
 
 from collections.abc import Callable, Iterator

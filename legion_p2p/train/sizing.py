@@ -129,7 +129,7 @@ class Forecast(msgspec.Struct, frozen=True):
 
 
 def forecast(spec: RunSpec, n_members: int, connection: Connection, step_s: float, tokens_per_step: int) -> Forecast:
-    """What the run takes of a peer that does a local step of so many tokens in `step_s` seconds.
+    """What the run takes of a peer that does a local step of this many tokens in `step_s` seconds.
 
     Raises: UsageError, if there are too many members or parameters.
     """
@@ -174,7 +174,7 @@ def forecast(spec: RunSpec, n_members: int, connection: Connection, step_s: floa
 
 
 def check_size(n_params: float) -> None:
-    """Raises: UsageError, if no run holds so many parameters."""
+    """Raises: UsageError, if no run holds that many parameters."""
     if n_params > MAX_ELEMENTS:
         raise UsageError(
             f"a model of {n_params / 1e9:.1f}b parameters, a run holds at most {MAX_ELEMENTS / 1e9:.1f}b: "

@@ -22,7 +22,7 @@ from legion_p2p.files.writing import replacing
 
 TokenArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
-MAX_COPIED_BYTES = 64 << 20  # a file of at most so many bytes is read into memory, whatever becomes of it afterwards
+MAX_COPIED_BYTES = 64 << 20  # a file of at most this many bytes is read into memory, whatever becomes of it afterwards
 
 HEADER = struct.Struct("<8sBxxxIQ")
 """Of a .bin: magic, bytes per token (1 or 2), three zeros, vocabulary size, number of tokens; then the tokens. Little-endian."""
@@ -97,7 +97,7 @@ def rows_of(tokens: Tokens, starts: npt.NDArray[np.int64], length: int) -> npt.N
 
 
 def blocks_of(tokens: Tokens, n_tokens: int) -> Iterator[TokenArray]:
-    """All of them, in order, so many at a time. Raises: StoreError, as `FileTokens.read`."""
+    """All of them, in order, this many at a time. Raises: StoreError, as `FileTokens.read`."""
     for begin in range(0, len(tokens), n_tokens):
         end = min(begin + n_tokens, len(tokens))
         yield tokens.read(begin, end - begin) if isinstance(tokens, FileTokens) else tokens[begin:end]

@@ -4,8 +4,8 @@ Used by the optimizer in the training thread, and by simulated peers.
 
 When a shard is pushed: `local_steps` steps after its last push; and where that push waited long for others to arrive, not much
 earlier than `local_steps` after the version that it waited for. So members that began at different moments come to push together,
-without any message about it. Shards begin staggered over the steps of a round, which makes the traffic even (Streaming DiLoCo, 2501.18512).
-"""
+without any message about it. Shards begin staggered over the steps of a round, which makes the traffic even (Streaming DiLoCo,
+2501.18512)."""
 
 from collections.abc import Sequence
 
