@@ -45,7 +45,7 @@ class CheckpointConfig(msgspec.Struct, frozen=True):
 
 def versions_between_bases(bits_per_element: float, most: int) -> int:
     """How many updates of this many bits an element to store on top of a base, before the next: a longer log takes more of the
-    disk than it spares, and a base takes the CPU to compress. """
+    disk than it spares, and a base takes the CPU to compress."""
     return max(1, min(most, round(LOG_PER_BASE * 32 / bits_per_element)))
 
 
