@@ -290,10 +290,6 @@ class Membership:
     def get(self, peer: PeerId) -> Member | None:
         return self._members.get(peer)
 
-    def silent_s(self, peer: PeerId, now: float) -> float:
-        """How long nothing has come from a peer of the table."""
-        return now - self._heard_at[peer]
-
     def members(self) -> list[Member]:
         """All rows, the dead included, by peer id. This peer is not in its own table."""
         if self._order is None:

@@ -40,16 +40,6 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             yield file
 
 
-@contextlib.contextmanager
-def replacing_by_name(path: Path) -> Iterator[Path]:
-    """As `replacing`, for libraries that want the name of the file that they write. Regular files only.
-
-    Raises: StoreError; DiskFullError.
-    """
-    with telling(path), _draft_for(check_target(path)) as file:
-        yield Path(file.name)
-
-
 def write_whole(path: Path, data: bytes) -> None:
     """Replace a file by these bytes. Raises: StoreError; DiskFullError."""
     with replacing(path) as file:

@@ -20,7 +20,6 @@ from legion_p2p.core.manifest import (
     sign_manifest,
 )
 from legion_p2p.core.plan import ShardPlan
-from legion_p2p.core.retention import Retention, kept
 from legion_p2p.core.run import RunSpec, SignedSpec, open_spec
 from legion_p2p.core.shard_chunks import encode_chunk, split
 from legion_p2p.core.wire import Inclusion
@@ -119,19 +118,6 @@ def find_manifests(store: BlockStore) -> dict[Cid, Manifest]:
             except (MissingBlockError, DecodeError):
                 continue
     return dict(sorted(found.items(), key=lambda item: (item[1].run, -item[1].step, -item[1].created_s, item[0])))
-
-
-def prune(store: BlockStore, run: Cid, keep: Retention) -> tuple[int, int]:
-    """Unpin the checkpoints of a run that `keep` lets go, and remove what nothing else needs. Returns how many blocks that
-    were, and their bytes. Checkpoints that are not pinned are not counted among those kept.
-
-    Raises: StoreError.
-    """
-    steps = {cid: manifest.step for cid, manifest in find_manifests(store).items() if manifest.run == run}
-    pinned = {cid: steps[cid] for cid in store.pins() if cid in steps}
-    for cid in pinned.keys() - kept(pinned, keep):
-        store.unpin(cid)
-    return store.collect()
 
 
 def _node(store: BlockStore, cid: Cid) -> bytes:

@@ -136,13 +136,6 @@ def blocks_of(store: BlockStore, root: Cid) -> dict[Cid, int]:
     return {cid: size for cid in _reachable(store, root) if (size := store.size_of(cid)) is not None}
 
 
-def missing_of(store: BlockStore, root: Cid) -> list[Cid]:
-    """What is to be fetched next of a checkpoint: blocks that are known to be needed and are not here. A node that comes in may
-    lead to more. Empty: it is complete.
-    """
-    return sorted((cid for cid in _reachable(store, root) if cid not in store), key=lambda cid: (cid.codec != DAG_CBOR, cid))
-
-
 def damage_of(store: BlockStore, root: Cid, progress: Callable[[int], None]) -> list[str]:
     """Which blocks of a checkpoint are missing, or not whole. Reads all of them; `progress` is told the bytes of each."""
     problems: list[str] = []

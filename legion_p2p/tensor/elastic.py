@@ -1,36 +1,13 @@
 """Elastic averaging (EASGD): two copies pull at each other, and how hard they may.
 
 Zhang, Choromanska and LeCun, "Deep learning with elastic averaging SGD", NIPS 2015. Here without a center between two of a pair:
-both move by the same amount in opposite directions, so their mean stays where it is, to rounding.
+both move by the same amount in opposite directions, so their mean stays where it is, to rounding. The step itself is in
+tensor/sync_step.py.
 """
-
-# Shape suffixes: N = elements of a shard.
 
 import math
 
-import torch
-from torch import Tensor
-
-from legion_p2p.errors import NonFiniteError, UsageError
-
-
-def elastic_step(own_N: Tensor, sent_N: Tensor, received_N: Tensor, alpha: float) -> Tensor:
-    """What this side holds after one exchange: `own - alpha * (sent - received)`, a new tensor.
-
-    `sent_N` and `received_N` are what both sides know of each other, such as the decoded messages of this exchange (their
-    differences to a version that both hold). The other side computes the same with the two swapped: its move is this one's exact
-    negative, however lossy the messages were.
-
-    Raises: UsageError, where shapes differ or alpha is not in (0, 1]; NonFiniteError.
-    """
-    if not own_N.shape == sent_N.shape == received_N.shape:
-        raise UsageError(f"shapes {tuple(own_N.shape)}, {tuple(sent_N.shape)} and {tuple(received_N.shape)} must be the same")
-    if not 0 < alpha <= 1:
-        raise UsageError(f"moving rate {alpha}, must be above 0 and at most 1")
-    moved_N = own_N - alpha * (sent_N - received_N)
-    if not bool(torch.isfinite(moved_N).all()):
-        raise NonFiniteError("the elastic step of a shard contains NaN or infinity")
-    return moved_N
+from legion_p2p.errors import UsageError
 
 
 def pairwise_bound(staleness: int, curvature: float = 0.0) -> float:

@@ -4,9 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from legion_p2p.errors import NonFiniteError, UsageError
-from legion_p2p.tensor.elastic import center_bound, elastic_step, pairwise_bound
+from legion_p2p.tensor.elastic import center_bound, pairwise_bound
+from legion_p2p.tensor.sync_step import move_at
 
 
 def train_pair(alpha: float, staleness: int, curvature: float, n_exchanges: int) -> float:
@@ -15,10 +17,8 @@ def train_pair(alpha: float, staleness: int, curvature: float, n_exchanges: int)
     seen = [(a, b)] * (staleness + 1)
     for _ in range(n_exchanges):
         old_a, old_b = seen[-1 - staleness]
-        a, b = (
-            elastic_step(a, old_a, old_b, alpha) - curvature * a,
-            elastic_step(b, old_b, old_a, alpha) - curvature * b,
-        )
+        step = alpha * (old_a - old_b)
+        a, b = a - step - curvature * a, b + step - curvature * b
         seen.append((a, b))
         if abs(a - b) > 1e6:
             break
@@ -58,6 +58,11 @@ def test_for_one_copy_the_bound_is_the_papers():
         assert center_bound(1, curvature) == pytest.approx((4 - 2 * curvature) / (4 - curvature))
 
 
+def elastic_step(own_N: Tensor, sent_N: Tensor, received_N: Tensor, alpha: float) -> Tensor:
+    """What one side holds after a sync, by what both know of each other."""
+    return own_N - move_at(sent_N, received_N, alpha, ours_first=True).step_N
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 300), st.floats(0.01, 1.0), st.integers(0, 1 << 30))
 def test_the_mean_is_conserved_to_rounding_however_lossy_the_messages(n, alpha, seed):
@@ -82,11 +87,6 @@ def test_half_way_with_exact_messages_both_are_the_mean():
 def test_what_cannot_be_is_refused():
     x_N = torch.zeros(3)
 
-    with pytest.raises(UsageError, match="shapes"):
-        elastic_step(x_N, x_N, torch.zeros(2), 0.5)
-    for alpha in (0.0, -0.1, 1.1, float("nan")):
-        with pytest.raises(UsageError, match="moving rate"):
-            elastic_step(x_N, x_N, x_N, alpha)
     with pytest.raises(NonFiniteError):
         elastic_step(x_N, torch.full((3,), float("inf")), x_N, 0.5)
     with pytest.raises(UsageError):

@@ -372,7 +372,7 @@ def test_whatever_happens_the_rules_of_the_table_hold(happenings: list[tuple]) -
                 if member.liveness is DEAD and was.liveness is not DEAD:
                     assert was.liveness is SUSPECT and now - was.since >= CONFIG.grace_s
                 if member.liveness is ALIVE:
-                    assert table.silent_s(member.peer_id, now) < CONFIG.suspect_after_s
+                    assert now - table._heard_at[member.peer_id] < CONFIG.suspect_after_s
                 if what == "sleep":  # and so nobody is taken for dead, or suspected, for what this peer missed
                     assert (member.liveness is DEAD) == (was.liveness is DEAD)
             deadline = table.next_deadline()

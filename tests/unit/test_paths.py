@@ -16,7 +16,7 @@ from legion_p2p.errors import DiskFullError, StoreError, UsageError
 from legion_p2p.files import writing
 from legion_p2p.files.paths import MAX_NAME_BYTES, FileKind, kind_of, shown, user_data_folder, user_path
 from legion_p2p.files.reading import opened, read_limited, read_text
-from legion_p2p.files.writing import make_folder, replacing, replacing_by_name, write_whole
+from legion_p2p.files.writing import make_folder, replacing, write_whole
 
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="pipes, links and permissions as POSIX has them")
 as_user = pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read and write everything")
@@ -185,9 +185,6 @@ def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path):
 def test_no_draft_stays_on_any_way_out(tmp_path, way_out):
     with pytest.raises(way_out), replacing(tmp_path / "x") as file:
         file.write(b"half of")
-        raise way_out
-    with pytest.raises(way_out), replacing_by_name(tmp_path / "x") as draft:
-        draft.write_bytes(b"half of")
         raise way_out
 
     assert os.listdir(tmp_path) == []
