@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import sys
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from leftovers import pytest_configure, pytest_unconfigure
 __all__ = ["pytest_configure", "pytest_unconfigure", "pytest_xdist_auto_num_workers"]
 
 os.environ.pop("PYTHONUNBUFFERED", None)  # commands are started as users start them, with output that is buffered
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of a hundred processes compiles the package again
+sys.dont_write_bytecode = False
 torch.set_num_threads(1)
 settings.register_profile("any machine", deadline=None)  # a busy machine is not a failure
 settings.load_profile("any machine")
