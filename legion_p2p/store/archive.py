@@ -43,36 +43,11 @@ from legion_p2p.store.checkpoints import (
     put_update,
     update_bytes,
 )
-from legion_p2p.store.journal import Journal
+from legion_p2p.store.run_journal import Record, RunJournal, StateRecord, UpdateRecord, WholeRecord
 from legion_p2p.store.summary import losses, losses_text
 
 DEFAULT_KEEP = Retention(last=3)
 LABEL = "kept by this peer"  # pins with this label are pruned; whatever else is pinned stays
-
-
-class _UpdateRecord(msgspec.Struct, frozen=True, tag="u", array_like=True):
-    shard: int
-    version: int
-    base_digest: bytes
-    digest: bytes
-    message: bytes
-
-
-class _WholeRecord(msgspec.Struct, frozen=True, tag="w", array_like=True):
-    shard: int
-    version: int
-    digest: bytes
-    included: tuple[Inclusion, ...]
-    leaves: tuple[bytes, ...]
-
-
-class _StateRecord(msgspec.Struct, frozen=True, tag="s", array_like=True):
-    step: int
-    state: bytes
-
-
-_Record = _UpdateRecord | _WholeRecord | _StateRecord
-_records: msgspec.msgpack.Decoder[_Record] = msgspec.msgpack.Decoder(_Record)
 
 
 @dataclass
@@ -103,7 +78,7 @@ class Archive:
         self._signed: SignedSpec | None = None
         self._run: Cid | None = None
         self._plan: ShardPlan | None = None
-        self._journal: Journal | None = None
+        self._journal: RunJournal | None = None
         self._shards: dict[int, _Stored] = {}
 
     def close(self) -> None:
@@ -147,8 +122,8 @@ class Archive:
         self._shards = shards
         self.newest = None if stored is None else stored.cid
         self.kept = tuple(cid for cid, _, _ in self._pinned())
-        self._journal = Journal(self.store.path / "journal" / run_id(signed))
-        for at, record in self._open_records():
+        self._journal = RunJournal(self.store.path / "journal" / run_id(signed))
+        for at, record in self._opened().records():
             self._take(record, at)
 
     def shard(self, shard: int) -> tuple[Base, bytes, Iterator[bytes], Iterator[bytes]]:
@@ -162,7 +137,7 @@ class Archive:
         if isinstance(stored.base, Cid):
             base = get_base(self.store, stored.base)
             return base, base_bytes(self.store, base, n_elements), *self._messages(stored)
-        whole = self._whole_at(stored.base)
+        whole = self._opened().whole_at(stored.base)
         data = b"".join(map(decode_chunk, whole.leaves, chunk_sizes(n_elements)))
         if hashlib.sha256(data).digest() != whole.digest:
             raise DecodeError(f"{self._opened().path}: shard {shard} is not what its digest says")
@@ -174,8 +149,8 @@ class Archive:
         if self.newest is not None:
             manifest = get_manifest(self.store, self.newest)
             step, state = manifest.step, manifest.state
-        for _, record in self._open_records():
-            if isinstance(record, _StateRecord) and record.step >= step:
+        for _, record in self._opened().records():
+            if isinstance(record, StateRecord) and record.step >= step:
                 step, state = record.step, dagcbor.decode(record.state)
         return step, state
 
@@ -210,14 +185,14 @@ class Archive:
 
         Raises: DiskFullError; StoreError. Nothing is written then, and nothing harmed.
         """
-        records: list[_Record] = []
+        records: list[Record] = []
         heads = {shard: (stored.version, stored.digest) for shard, stored in self._shards.items()}
         for h, update in updates:
             if heads.get(h.shard) == (h.version - 1, h.base_digest):
                 heads[h.shard] = (h.version, h.digest)
-                records.append(_UpdateRecord(h.shard, h.version, h.base_digest, h.digest, encode(update)))
+                records.append(UpdateRecord(h.shard, h.version, h.base_digest, h.digest, encode(update)))
         if state is not None:
-            records.append(_StateRecord(step, dagcbor.encode(dict(state))))
+            records.append(StateRecord(step, dagcbor.encode(dict(state))))
         self._append(records)
 
     def append_whole(self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview) -> None:
@@ -225,7 +200,7 @@ class Archive:
 
         Raises: DiskFullError; StoreError. Nothing is written then, and nothing harmed.
         """
-        self._append([_WholeRecord(shard, version, digest, tuple(included), tuple(map(encode_chunk, split(data))))])
+        self._append([WholeRecord(shard, version, digest, tuple(included), tuple(map(encode_chunk, split(data))))])
 
     @property
     def journal_bytes(self) -> int:
@@ -276,10 +251,10 @@ class Archive:
         for shard in range(len(self._shards)):
             stored = self._shards[shard]
             if not isinstance(stored.base, Cid):
-                whole = self._whole_at(stored.base)
+                whole = self._opened().whole_at(stored.base)
                 stored.base = put_chunks(self.store, whole.version, whole.digest, whole.included, whole.leaves)
             while stored.pending:  # one by one: if the disk is full half-way, the rest is still in the journal
-                stored.log.append(put_update(self.store, self._update_at(stored.pending[0])))
+                stored.log.append(put_update(self.store, self._opened().update_at(stored.pending[0])))
                 del stored.pending[0]
             log = tuple(stored.log)
             nodes.append(put_node(self.store, StoredShard(shard, stored.version, stored.digest, stored.base, log)))
@@ -312,19 +287,19 @@ class Archive:
                 found.append((cid, manifest.step, label))
         return sorted(found, key=lambda one: (-one[1], one[0]))
 
-    def _append(self, records: Sequence[_Record]) -> None:
-        places = self._opened().append([msgspec.msgpack.encode(record) for record in records])
+    def _append(self, records: Sequence[Record]) -> None:
+        places = self._opened().append(records)
         for record, at in zip(records, places, strict=True):
             self._take(record, at)
 
-    def _take(self, record: _Record, at: int) -> None:
+    def _take(self, record: Record, at: int) -> None:
         """A record that is in the journal counts from now on."""
-        if isinstance(record, _WholeRecord):
+        if isinstance(record, WholeRecord):
             self._shards[record.shard] = _Stored(at, record.version, record.digest)
-        elif isinstance(record, _UpdateRecord):
+        elif isinstance(record, UpdateRecord):
             self._chain(record, at)
 
-    def _chain(self, record: _UpdateRecord, at: int) -> None:
+    def _chain(self, record: UpdateRecord, at: int) -> None:
         stored = self._shards.get(record.shard)
         if (
             stored is not None
@@ -337,35 +312,13 @@ class Archive:
     def _messages(self, stored: _Stored) -> tuple[Iterator[bytes], Iterator[bytes]]:
         return (
             (update_bytes(self.store, leaves) for leaves in stored.log),
-            (self._update_at(at) for at in stored.pending),
+            (self._opened().update_at(at) for at in stored.pending),
         )
-
-    def _update_at(self, at: int) -> bytes:
-        record = _decode(self._opened().read(at))
-        if not isinstance(record, _UpdateRecord):
-            raise DecodeError(f"{self._opened().path}: no update at byte {at}")
-        return record.message
-
-    def _whole_at(self, at: int) -> _WholeRecord:
-        record = _decode(self._opened().read(at))
-        if not isinstance(record, _WholeRecord):
-            raise DecodeError(f"{self._opened().path}: no whole shard at byte {at}")
-        return record
-
-    def _open_records(self) -> Iterator[tuple[int, _Record]]:
-        return ((at, _decode(data)) for at, data in self._opened().records())
 
     def _contacts_file(self) -> Path:
         return self._opened().path.with_suffix(".peers")
 
-    def _opened(self) -> Journal:
+    def _opened(self) -> RunJournal:
         if self._journal is None:
             raise StoreError("no run is open in this archive")
         return self._journal
-
-
-def _decode(data: bytes) -> _Record:
-    try:
-        return _records.decode(data)
-    except msgspec.DecodeError as bad:
-        raise DecodeError(f"a record of {len(data)} bytes in a journal: {bad}") from bad
