@@ -41,5 +41,5 @@ class ProviderScheduler:
         return self._n_turned_away[peer] < MAX_TURNED_AWAY
 
     def served(self, peer: PeerId) -> None:
-        """It answered, whatever."""
+        """It answered, in whatever way."""
         del self._n_turned_away[peer]
