@@ -35,7 +35,7 @@ class RelayLimits(msgspec.Struct, frozen=True):
     max_reservations: int = 256
     """Peers that can be reached through it. Each costs a connection, and some hundred bytes a minute."""
     max_circuits: int = 512
-    """Open at once; each costs two streams, and while it is used some 60 CPU seconds a GiB."""
+    """Open at once; each costs two streams, and while it is used some 32 CPU seconds a GiB."""
     max_circuits_per_peer: int = 64
     """Of one peer, at either end."""
     hourly_bytes: int = 8 << 30

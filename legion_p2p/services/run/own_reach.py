@@ -21,6 +21,7 @@ class AnnouncedReach:
         self._told = (Reach.UNKNOWN, NatKind.UNKNOWN)
         ctx.reachability.changed.add(self._on_changed)
         members.announcements.add(self._on_announced)
+        self._tell(ctx.reachability.own())  # what was found out while the run was looked for
 
     def now(self) -> Reach:
         """What to announce now."""
@@ -31,7 +32,10 @@ class AnnouncedReach:
             self._reachability.heard_of_relay(peer_of(announcement))
 
     def _on_changed(self, own: OwnReach) -> None:
+        self._tell(own)
+        self._members.announce_soon()
+
+    def _tell(self, own: OwnReach) -> None:
         if (own.reach, own.nat) != self._told:  # and not only its relays
             self._told = (own.reach, own.nat)
             self._events.emit("reach.found", reach=own.reach.value, nat=own.nat.value, reason=own.why)
-        self._members.announce_soon()
