@@ -2,6 +2,7 @@
 
     python benchmarks/lane.py --mib 512
     python benchmarks/lane.py --slowdown 30
+    python benchmarks/lane.py --paced 20
 
 The first form sends one way between two processes on loopback, and says how many CPU seconds each takes per GiB, and the rate:
 
@@ -15,6 +16,7 @@ The first form sends one way between two processes on loopback, and says how man
 
 uvloop and guest are left out where uvloop is not installed. The second form trains beside traffic: a process does matrix products
 of 10 ms, while its network thread has requests echoed by another process, or does nothing, in turns of half a second.
+The third receives 5 MB in packets of a link at this rate, as a bulk lane does, and without waiting for several of them.
 """
 
 import argparse
@@ -38,9 +40,11 @@ import trio
 
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.priority import Priority
+from legion_p2p.net import byte_streams
 from legion_p2p.net.certificates import Certificates
 from legion_p2p.net.host import open_network
 from legion_p2p.net.limits import NetConfig
+from legion_p2p.net.transport import Sockets
 
 PIECE = 1 << 20
 BODY = 24 << 20  # of one request: a shard of 6 Mi parameters in fp32
@@ -48,6 +52,7 @@ DONE = b"x"
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 STEP_S = 0.010
 TURN_S = 0.5
+PACED_BYTES, RECORD_BYTES, PACKET_BYTES = 5_000_000, 1 << 14, 1448
 
 
 def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
@@ -375,6 +380,72 @@ def slowdown(kind: str, seconds: float, load: Load) -> dict[str, float | list[fl
     }
 
 
+def receive_paced(context: ssl.SSLContext, gathers: bool, where, results) -> None:
+    if not gathers:
+        byte_streams.GATHER_FROM_BYTES = PACED_BYTES
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            where.put(listener.getsockname()[1])
+            raw = listener.accept()[0]
+        raw.setblocking(False)
+        tls = context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
+        stream = byte_streams.TlsStream(tls, Sockets())
+        await stream.handshake()
+        body, n_read, n_reads = memoryview(bytearray(PACED_BYTES)), 0, 0
+        cpu, began = cpu_s(), time.perf_counter()
+        while n_read < PACED_BYTES:
+            n_read += await stream.read_into(body[n_read:])
+            n_reads += 1
+        results.put((100 * (cpu_s() - cpu) / (time.perf_counter() - began), n_reads))
+
+    trio.run(main)
+
+
+def send_paced(context: ssl.SSLContext, bps: float, where) -> None:
+    """As a link does that is not loopback: one packet after the other."""
+    raw = socket.create_connection(("127.0.0.1", where.get()))
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    arrived, ready = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(arrived, ready, server_hostname="x")
+    while True:
+        try:
+            tls.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            raw.sendall(ready.read())
+            arrived.write(raw.recv(1 << 16))
+    for start in range(0, PACED_BYTES, RECORD_BYTES):
+        tls.write(bytes(min(RECORD_BYTES, PACED_BYTES - start)))
+    due = time.perf_counter()
+    while ready.pending:
+        packet = ready.read(PACKET_BYTES)
+        due += 8 * len(packet) / bps
+        time.sleep(max(0.0, due - time.perf_counter()))
+        raw.sendall(packet)
+    time.sleep(0.5)
+
+
+def paced(gathers: bool, mbit: float) -> dict[str, float | bool]:
+    """What a receiver takes of a core while a body arrives in packets."""
+    context = mp.get_context("fork")
+    where, results = context.Queue(), context.Queue()
+    sender, receiver = contexts()
+    workers = [
+        context.Process(target=receive_paced, args=(receiver, gathers, where, results)),
+        context.Process(target=send_paced, args=(sender, 1e6 * mbit, where)),
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        percent, n_reads = results.get(timeout=100)
+    finally:
+        for worker in workers:
+            worker.join(5)
+            worker.kill()
+    return {"gathers": gathers, "core_percent": round(percent, 2), "reads": n_reads}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, default=512, help="sent by each kind")
@@ -383,7 +454,12 @@ def main() -> int:
     parser.add_argument("--slowdown", type=float, default=0.0, metavar="SECONDS", help="of each kind: libp2p, lane")
     parser.add_argument("--mbit", type=float, default=20.0, help="of traffic beside training, both ways together")
     parser.add_argument("--body", type=int, default=100_000, help="bytes of each request and reply of that traffic")
+    parser.add_argument("--paced", type=float, default=0.0, metavar="MBIT", help="a body in packets at this rate")
     args = parser.parse_args()
+    if args.paced:
+        for gathers in (False, True) * args.repeat:
+            print(json.dumps(paced(gathers, args.paced)), flush=True)
+        return 0
     load = Load(1e6 * args.mbit, args.body)
     kinds = [kind for kind in args.kinds.split(",") if kind not in ("uvloop", "guest") or importlib.util.find_spec("uvloop")]
     for kind in kinds * args.repeat:
