@@ -95,6 +95,18 @@ class IncompatibleModelError(LegionError):
     """This peer does not fit the run: its model differs from the run's. Build the model that the run describes."""
 
 
+class MissingDataError(UsageError):
+    """The run trains on prepared data that this peer does not have. Fetch it from other members; `dataset` is its id."""
+
+    def __init__(self, run: str, dataset: str) -> None:
+        self.run = run
+        self.dataset = dataset
+        super().__init__(
+            f"run {run!r} trains on the prepared data {dataset}, which is not here: legion-ctl data fetch {dataset} --out FOLDER "
+            "--initial-peers ADDR fetches it; then give the folder with --data"
+        )
+
+
 class NetworkError(LegionError):
     """Something between two peers failed. Trying again later may help."""
 

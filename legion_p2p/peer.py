@@ -214,12 +214,21 @@ def open_archive(store: Store, identity: Identity, events: Events) -> "Archive":
     """The checkpoints in a folder, for one peer. Raises: StoreError."""
     from legion_p2p.store.archive import Archive
     from legion_p2p.store.blocks import BlockStore
+    from legion_p2p.store.dataset_files import DatasetBlocks, keep_tokenizer
 
     def on_corrupt(cid: Cid, moved_to: Path) -> None:
         events.error("store.damaged", f"block {cid} was not whole and is now {moved_to}")
 
     quota_bytes = round(store.max_gb * 1e9) or None
-    return Archive(BlockStore(store.path, quota_bytes=quota_bytes, on_corrupt=on_corrupt), identity, parse_retention(store.keep))
+    shared = [DatasetBlocks(user_path(folder)) for folder in store.shared]
+    blocks = BlockStore(store.path, quota_bytes=quota_bytes, on_corrupt=on_corrupt)
+    try:
+        for folder in store.shared:
+            keep_tokenizer(user_path(folder), blocks)
+    except BaseException:
+        blocks.close()
+        raise
+    return Archive(blocks, identity, parse_retention(store.keep), shared)
 
 
 def _identity_of(peer: Peer) -> tuple[Identity, Callable[[], None]]:

@@ -36,6 +36,7 @@ def export(
     car: Annotated[str, Parameter(metavar="FILE")] = "",
     dcp: Annotated[str, Parameter(metavar="DIR")] = "",
     names: str = "auto",
+    tokenizer: Annotated[str, Parameter(metavar="FILE")] = "",
     store: StoreOption = "",
     json: AsJson = False,
 ) -> int:
@@ -54,6 +55,8 @@ def export(
     names
         Of the parameters in safetensors: run keeps the run's; gpt2, llama and transformers are those of transformers, for models
         of that kind; auto takes these where the model has them.
+    tokenizer
+        Of the run's data, for the folder of safetensors: a tokenizer.json, or a folder with one. [default: what the store has]
     """
     from legion_p2p.observe.human import bytes_text
 
@@ -71,14 +74,19 @@ def export(
             written["car"] = {"file": car, **_export_car(blocks, root, user_path(car), json)}
         if safetensors or dcp:
             from legion_p2p.train.checkpoint import Checkpoint
+            from legion_p2p.train.companions import checked_tokenizer, stored_tokenizer
             from legion_p2p.train.export import export_dcp, export_safetensors
 
             opened = Checkpoint(blocks, root)
+            raw = checked_tokenizer(opened.spec, tokenizer) if tokenizer else stored_tokenizer(opened.spec, blocks.get)
+            if safetensors and opened.spec.tokenizer and not raw:
+                print("the run's tokenizer is not in the store: --tokenizer FILE adds it to the folder", file=sys.stderr)
             if safetensors:
                 with progress_bar("writing safetensors", opened.plan.numel, json) as progress:
                     written["safetensors"] = {
                         "folder": safetensors,
-                        "names": export_safetensors(opened, safetensors, names, progress),
+                        "names": export_safetensors(opened, safetensors, names, progress, tokenizer=raw),
+                        "tokenizer": bool(raw),
                     }
             if dcp:
                 with progress_bar("writing a distributed checkpoint", opened.plan.numel, json) as progress:

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from legion_p2p.cli.access import ban, show_id, token, unban
 from legion_p2p.cli.checkpoint import checkpoint
 from legion_p2p.cli.common import addresses_of_peers, make_app
+from legion_p2p.cli.data import data
 from legion_p2p.cli.dry_run import plan
 from legion_p2p.cli.failures import DONE
 from legion_p2p.cli.output import print_json
@@ -30,8 +31,11 @@ FILE_CHARS = 120
 RUNS_S = 5.0  # to be introduced to peers that are in a run
 RUNS_EVERY_S = 0.5
 
-app = make_app("legion-ctl", "Ask a running peer on this machine what it knows, work on checkpoints, or plan a run.")
+app = make_app(
+    "legion-ctl", "Ask a running peer on this machine what it knows, work on checkpoints, prepare data, or plan a run."
+)
 app.command(checkpoint)
+app.command(data)
 app.command(token)
 app.command(show_id, name="id")
 app.command(ban)

@@ -12,6 +12,7 @@ from legion_p2p.config.old_names import SPEC_KEYS
 from legion_p2p.config.rounds import Inner, Rounds
 from legion_p2p.config.toml import read_table
 from legion_p2p.core.admission import Admits, check_admission
+from legion_p2p.core.cids import MAX_CID_CHARS
 from legion_p2p.core.presets import LINKS, Links
 from legion_p2p.core.run import MAX_RUN_NAME_CHARS, InnerSpec, RoundSpec, looks_like_run_id
 from legion_p2p.errors import ConfigError, UsageError
@@ -78,6 +79,12 @@ class NewRun(msgspec.Struct, frozen=True, repr_omit_defaults=True):
 
     data: Annotated[str, msgspec.Meta(max_length=200)] = ""
     """What the run trains on: stdlib (built in), or what people call it. [the built-in model: stdlib]"""
+
+    dataset: Annotated[str, msgspec.Meta(max_length=MAX_CID_CHARS)] = ""
+    """Id of the prepared data that all members train on, as legion-ctl data prepare says it. [default: that of --data]"""
+
+    tokenizer: Annotated[str, msgspec.Meta(max_length=MAX_CID_CHARS)] = ""
+    """Id of the tokenizer of that data, as legion-ctl data show says it."""
 
     seed: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     """Of the first weights of the built-in GPT, and of what is drawn at random from the run's specification."""

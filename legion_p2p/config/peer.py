@@ -46,6 +46,15 @@ def _relay(given: Any) -> str:
     return given
 
 
+def _folders(given: Any) -> tuple[str, ...]:
+    allowed = "the paths of folders"
+    if isinstance(given, str):
+        given = (given,)
+    if not isinstance(given, list | tuple):
+        raise refusal(given, allowed)
+    return tuple(text for one in given if (text := text_of(one, allowed)))
+
+
 def _callback(given: Any) -> Callable[[Any], None] | None:
     if given is not None and not callable(given):
         raise refusal(given, "a function that takes an Event")
@@ -91,6 +100,10 @@ class Store(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     checkpoint_every_s: Annotated[float, msgspec.Meta(ge=1, le=1e9)] = 60.0
     """Seconds between two checkpoints. What comes in between is kept too, in a journal that only this peer reads. Shorter: more
     writing."""
+
+    shared: Annotated[tuple[str, ...], Form("folders of prepared data", _folders)] = ()
+    """Folders of prepared data to give to peers that ask, as well as checkpoints. What legion-peer itself trains on is among
+    them."""
 
     def __post_init__(self) -> None:
         settle(self)

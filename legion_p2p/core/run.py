@@ -6,7 +6,7 @@ import msgspec
 import zstandard
 
 from legion_p2p.core.admission import MAX_ADMINS, MAX_ADMITTED, Admits, check_admission
-from legion_p2p.core.cids import Cid
+from legion_p2p.core.cids import MAX_CID_CHARS, Cid
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS, Identity, verify
 from legion_p2p.core.model_config import MAX_CONFIG_CHARS, read_model_config
 from legion_p2p.core.placement import PlacementName
@@ -253,6 +253,10 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The configuration of a model of the library transformers, as `legion_p2p.core.model_config` writes it; empty: none."""
     data: Annotated[str, msgspec.Meta(max_length=200)] = ""
     """What the run trains on, in words or the name of a built-in corpus."""
+    dataset: Annotated[str, msgspec.Meta(max_length=MAX_CID_CHARS)] = ""
+    """The id of the prepared data that all members train on (core/dataset.py); empty: each has text of its own."""
+    tokenizer: Annotated[str, msgspec.Meta(max_length=MAX_CID_CHARS)] = ""
+    """The CID of the tokenizer of that data; empty: tokens are bytes."""
     seed: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     admission: Admits = "open"
     """Who may take part: everybody, whoever shows a token, or those on the list `admitted`. See `legion_p2p.core.admission`."""
@@ -275,6 +279,12 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 read_model_config(self.transformers)
             except DecodeError as bad:
                 raise UsageError(str(bad)) from bad
+        for name in ("dataset", "tokenizer"):
+            if getattr(self, name):
+                try:
+                    Cid.parse(getattr(self, name))
+                except DecodeError as bad:
+                    raise UsageError(f"{name}: {bad}") from bad
         check_admission(self.admission, self.admins, self.admitted)
 
     def plan(self) -> ShardPlan:

@@ -131,6 +131,10 @@ class Archive(Protocol):
     def kept(self) -> tuple[Cid, ...]:
         """All checkpoints of the run that is open, the newest first."""
 
+    @property
+    def shared(self) -> tuple[Cid, ...]:
+        """Prepared data sets of which `get` has the blocks as well."""
+
     def find(self, run: str) -> tuple[StoredRun, ...]:
         """The checkpoints of runs of this name or id, the newest first."""
 

@@ -43,6 +43,7 @@ from legion_p2p.store.checkpoints import (
     put_update,
     update_bytes,
 )
+from legion_p2p.store.dataset_files import DatasetBlocks
 from legion_p2p.store.run_journal import Record, RunJournal, StateRecord, UpdateRecord, WholeRecord
 from legion_p2p.store.summary import losses, losses_text
 
@@ -67,8 +68,12 @@ class _Stored:
 class Archive:
     """The checkpoints of one run at one peer. Not thread-safe, except for `get` and `size_of`: one caller at a time."""
 
-    def __init__(self, store: BlockStore, identity: Identity, keep: Retention = DEFAULT_KEEP) -> None:
+    def __init__(
+        self, store: BlockStore, identity: Identity, keep: Retention = DEFAULT_KEEP, shared: Sequence[DatasetBlocks] = ()
+    ) -> None:
+        """`shared`: prepared data that is given to others beside the store's blocks."""
         self.store = store
+        self._shared = shared
         self.identity = identity
         self.keep = keep
         self.newest: Cid | None = None
@@ -163,11 +168,18 @@ class Archive:
 
     def get(self, cid: Cid) -> bytes:
         """A block, checked. Raises: MissingBlockError; StoreError."""
-        return self.store.get(cid)
+        beside = next((blocks for blocks in self._shared if blocks.size_of(cid) is not None), None)
+        return self.store.get(cid) if beside is None else beside.get(cid)
 
     def size_of(self, cid: Cid) -> int | None:
         """Its bytes; None where it is not here."""
-        return self.store.size_of(cid)
+        found = (size for blocks in self._shared if (size := blocks.size_of(cid)) is not None)
+        return next(found, None) or self.store.size_of(cid)
+
+    @property
+    def shared(self) -> tuple[Cid, ...]:
+        """The data sets that are given to others."""
+        return tuple(blocks.root for blocks in self._shared)
 
     # writing
 

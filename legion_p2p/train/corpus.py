@@ -6,6 +6,7 @@ Sources, as `open_text` takes them:
     a folder       all text files below it
     a text file    its bytes; packed with gzip, zstandard, bzip2 or xz it is unpacked, UTF-16 becomes UTF-8
     a .bin file    token ids that `write_tokens` wrote
+    a prepared folder   what `legion-ctl data prepare` wrote
 
 Tokens are bytes (vocabulary 256), but in a .bin. What is held back for validation is decided by content where there are several
 files (one twentieth of them, by hash, so that nobody chooses), and is the last twentieth of a single one.
@@ -25,6 +26,7 @@ from legion_p2p.errors import StoreError
 from legion_p2p.files.content import PROBE_BYTES, UTF8_MARK, is_binary, wide_encoding_of
 from legion_p2p.files.paths import FileKind, kind_of, shown, user_path
 from legion_p2p.files.reading import opened
+from legion_p2p.train.datasets.folder import PreparedFolder, open_prepared
 from legion_p2p.train.text_files import files_below, packed_as, plain_text, read_file, read_folder
 from legion_p2p.train.tokens import MAGIC, Tokens, blocks_of, check_vocabulary, open_tokens, part_of, tokens_in
 
@@ -49,6 +51,8 @@ class Corpus:
     """SHA-256 over type, lengths and all tokens: peers with equal digests have the same text, split alike."""
     left_out: str = ""
     """What of a folder is no text, in words; empty: nothing."""
+    prepared: PreparedFolder | None = None
+    """Where it was prepared."""
 
 
 def encode(text: str) -> npt.NDArray[np.uint8]:
@@ -95,18 +99,32 @@ def open_text(source: str | Path, context: int = 1) -> Corpus:
         name = shown(path.resolve().name if kind is FileKind.FOLDER else path.name)
         if kind is FileKind.MISSING:
             raise StoreError(f'{shown(path)} does not exist: give "stdlib", a folder, a text file or a .bin of tokens')
+        prepared = open_prepared(path)
+        if prepared is not None:
+            return _prepared_corpus(prepared, name, context)
         if kind is FileKind.FOLDER:
             train, validation, left_out = _folder_text(path)
         else:
             tokens, vocab_size = _file_tokens(path)
             n_train = len(tokens) - int(len(tokens) * VALIDATION_SHARE)
             train, validation = part_of(tokens, 0, n_train), part_of(tokens, n_train, len(tokens))
+    _check_length(shown(source), train, validation, context)
+    return Corpus(name, train, validation, vocab_size, _digest(source, train, validation, vocab_size), left_out)
+
+
+def _prepared_corpus(prepared: PreparedFolder, name: str, context: int) -> Corpus:
+    """Nothing of it is read yet: its id says what it is."""
+    train, validation = prepared.tokens("train"), prepared.tokens("validation")
+    _check_length(shown(prepared.path), train, validation, context)
+    return Corpus(name, train, validation, prepared.dataset.vocab_size, prepared.cid.raw[-32:], prepared=prepared)
+
+
+def _check_length(where: str, train: Tokens, validation: Tokens, context: int) -> None:
     if min(len(train), len(validation)) < context + 1:
         raise StoreError(
-            f"{shown(source)}: {len(train)} training and {len(validation)} validation tokens, "
+            f"{where}: {len(train)} training and {len(validation)} validation tokens, "
             f"context {context} needs {context + 1} of each: give more text"
         )
-    return Corpus(name, train, validation, vocab_size, _digest(source, train, validation, vocab_size), left_out)
 
 
 def _file_tokens(path: Path) -> tuple[Tokens, int]:

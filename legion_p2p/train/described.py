@@ -143,6 +143,8 @@ def described(new_run: NewRun) -> RunSpec:
         model=model,
         transformers=transformers,
         data=new_run.data or DEFAULT_DATA,
+        dataset=new_run.dataset,
+        tokenizer=new_run.tokenizer,
         seed=new_run.seed,
         admission=new_run.admission,
         admins=new_run.admins,
@@ -197,6 +199,7 @@ def check_choices(new_run: NewRun, spec: RunSpec) -> None:
         wanted |= {("model", field): value for field, value in msgspec.to_builtins(gpt_of(new_run)).items()}
     if new_run.data:
         wanted["", "data"] = new_run.data
+    wanted |= {("", field): value for field in ("dataset", "tokenizer") if (value := getattr(new_run, field))}
     for (where, field), value in wanted.items():
         part = {"rounds": spec.round, "inner": spec.inner, "model": spec.model, "": spec}[where]
         actual = part.get(field) if isinstance(part, dict) else getattr(part, field)

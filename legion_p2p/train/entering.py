@@ -89,6 +89,8 @@ def creation_of(new_run: NewRun, own: ModelView) -> RunCreation:
         params=param_specs(view),
         round=rounds,
         data=new_run.data,
+        dataset=new_run.dataset,
+        tokenizer=new_run.tokenizer,
         seed=new_run.seed,
         fixed=fixed,
         admission=new_run.admission,

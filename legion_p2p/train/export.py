@@ -5,13 +5,11 @@ Written parameter by parameter, so that a model may be larger than memory, and w
 """
 
 import contextlib
-import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,21 +17,27 @@ from torch import Tensor
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.errors import StoreError, UsageError
 from legion_p2p.files.paths import shown, user_path
-from legion_p2p.files.writing import make_folder, replacing, take_room, telling, write_whole
+from legion_p2p.files.writing import make_folder, replacing, take_room, telling
 from legion_p2p.train.checkpoint import Checkpoint, Progress, no_progress
+from legion_p2p.train.companions import write_companions
 from legion_p2p.train.foreign_names import ForeignParam
 from legion_p2p.train.layouts import layout_of, own_layout
 from legion_p2p.train.safetensors_file import write_safetensors
-from legion_p2p.train.side_file import CONFIG, DCP_INDEX, WEIGHTS, side_of, write_side
+from legion_p2p.train.side_file import DCP_INDEX, WEIGHTS, side_of, write_side
 
 FORMS = {"gpt2": "GPT-2", "llama": "LLaMA", "transformers": "model of transformers"}
 """What `names` may be, beside `auto` and `run`."""
 
 
 def export_safetensors(
-    checkpoint: Checkpoint, folder: str | os.PathLike[str], names: str = "auto", progress: Progress = no_progress
+    checkpoint: Checkpoint,
+    folder: str | os.PathLike[str],
+    names: str = "auto",
+    progress: Progress = no_progress,
+    *,
+    tokenizer: bytes = b"",
 ) -> str:
-    """Write model.safetensors, legion.json, and config.json where transformers knows the model.
+    """Write model.safetensors, legion.json, and config.json where transformers knows the model, beside `tokenizer`, if given.
 
     `names`: `run` keeps the run's names and shapes; `gpt2` and `llama` take those of transformers; `transformers` are the run's
     own, where it trains a model of that library; `auto` takes these where the run trains such a model. Returns which it was.
@@ -46,15 +50,10 @@ def export_safetensors(
     folder = _folder(folder, DCP_INDEX)
     with replacing(folder / WEIGHTS) as file:
         write_safetensors(file, [(p.name, p.shape) for p in layout.params], _values(checkpoint, layout.params, progress))
-        if layout.config is not None:
-            write_config(folder, layout.config)
+        if layout.names != "run":
+            write_companions(folder, checkpoint.spec, tokenizer)
         write_side(folder, side_of(checkpoint, layout.names))
     return layout.names
-
-
-def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write config.json. Raises: StoreError."""
-    write_whole(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
 def export_dcp(checkpoint: Checkpoint, folder: str | os.PathLike[str], progress: Progress = no_progress) -> None:

@@ -13,6 +13,7 @@ from legion_p2p.core.units import parse_rate
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import Status
 from legion_p2p.services.run.discovery import find_run
+from legion_p2p.train.datasets.folder import with_data
 from legion_p2p.train.described import Plan, described, plan_of
 from legion_p2p.train.outcome import Outcome, Stop
 from legion_p2p.train.trainer import Trainer
@@ -42,7 +43,7 @@ def plan_job(entry: RunChoice, peer: Peer, training: Training) -> Plan:
     crowds = (training.wait_for_members,) if training.wait_for_members > 1 else PLANNED_CROWDS
     upload_bps = parse_rate(peer.limits.upload) if peer.limits.upload else None
     if entry.new_run is not None:
-        return plan_of(described(entry.new_run), crowds, upload_bps, Role(peer.role))
+        return plan_of(described(with_data(entry.new_run, training.data)), crowds, upload_bps, Role(peer.role))
     found: list[RunSpec | BaseException] = []
 
     def look_up() -> None:

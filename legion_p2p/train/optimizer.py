@@ -34,6 +34,7 @@ from legion_p2p.train.guard import InnerGuard
 from legion_p2p.train.inner_list import as_one
 from legion_p2p.train.notices import DivergedMembers, show, text_of_divergence
 from legion_p2p.train.parameters import ModelView
+from legion_p2p.train.sharing import Make, Reader, SharedReader, share_text
 from legion_p2p.train.values import MAX_TOKENS_PER_STEP, loss_in, progressed, seconds, whole
 
 REPORT_EVERY_S = 0.5  # how often the training thread tells the network's what it has done
@@ -118,6 +119,7 @@ class Optimizer(torch.optim.Optimizer):
         self._last_at: float | None = None
         self._reported_at = 0.0
         self._extra = Progress()
+        self._reader: SharedReader | None = None
         self._thread = thread
         engine = self._thread.engine
         plan = engine.plan
@@ -217,6 +219,9 @@ class Optimizer(torch.optim.Optimizer):
                 self._wait_for_round()
         if closure is not None and (loss := loss_in(result)) is not None:
             self.note(loss=loss)
+        if self._reader is not None:
+            epoch, chunks = self._reader.announcement()
+            self.note(epoch=epoch, chunks=chunks)
         self._account(began)
         return result
 
@@ -274,6 +279,19 @@ class Optimizer(torch.optim.Optimizer):
         if loss is not None:
             more["loss"] = loss
         self._extra = progressed(self._extra, more)
+
+    def share(self, make: Make[Reader]) -> Reader:
+        """A reader of text that leaves to other members what they read: each reads its own part, and no two the same.
+
+            data = opt.share(lambda me, members: StreamedWindows(sources, tokenizer, 512, 8, me, members))
+
+        `make` is given this peer's id, and a function that tells which peers train. What the reader has taken goes with this
+        peer's announcements from the next step() on. Raises: ClosedError.
+        """
+        self._check_open()
+        reader = share_text(self._thread, self._engine, make)
+        self._reader = reader
+        return reader
 
     def speed(self) -> dict[str, float]:
         """Tokens and seconds per step, smoothed."""

@@ -2,21 +2,20 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from legion_p2p.config import Peer, RunChoice, Training
-from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.chunks import ChunkLedger
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import InnerSpec, RunSpec
-from legion_p2p.errors import ClosedError, DecodeError, IncompatibleModelError, NotSavedError, StoreError, UsageError
-from legion_p2p.files.paths import shown
+from legion_p2p.errors import ClosedError, DecodeError, MissingDataError, NotSavedError, StoreError, UsageError
 from legion_p2p.observe.events import PHASE, Events
 from legion_p2p.observe.metrics import JOIN_WITH, JsonlSink
 from legion_p2p.observe.status import Status
@@ -24,8 +23,10 @@ from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.joiner import RunCreation
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.bridge import AT_EXIT_S, PeerThread
-from legion_p2p.train.corpus import Corpus, decode, open_text
+from legion_p2p.train.companions import write_companions
+from legion_p2p.train.corpus import Corpus, decode
 from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of, validation_batches, windows_at_once
+from legion_p2p.train.datasets.folder import with_data
 from legion_p2p.train.described import check_memory, model_of, shape_of, spec_of
 from legion_p2p.train.entering import enter
 from legion_p2p.train.gpt import GPT
@@ -35,6 +36,7 @@ from legion_p2p.train.optimizer import Optimizer
 from legion_p2p.train.outcome import Outcome, Stop, join_command
 from legion_p2p.train.parameters import param_specs, trainable
 from legion_p2p.train.resume import restore_state, training_state
+from legion_p2p.train.run_text import fetch_missing, open_run_text, shared_by
 from legion_p2p.train.saving import check_out, save_model
 
 STOP_FLUSH_S = 0.5  # what an orderly leave grants the last push
@@ -116,6 +118,7 @@ class Trainer:
         self.stop = stop
         self._entry = entry
         self._peer = peer
+        self._data = job.data
         self._on_status = on_status
         self._device = choose_device(job.device)
         self._model: LanguageModel | None = None
@@ -124,7 +127,6 @@ class Trainer:
         self._shown_at = 0.0
         self._noted_at = 0.0
         self._evaluated_at = time.monotonic()
-        self._warned_of_text: set[str] = set()
         self._text_problem = ""
         self._n_steps = 0
 
@@ -136,16 +138,16 @@ class Trainer:
         if out is not None:
             self.events.add_sink(JsonlSink(out / "metrics.jsonl"))
         creation = None
-        if self._entry.new_run is not None:
+        entry = self._entry
+        if entry.new_run is not None:
             self.events.emit(PHASE, text="making the model")
-            spec, self._model = spec_of(self._entry.new_run)
+            entry = msgspec.structs.replace(entry, new_run=with_data(entry.new_run, job.data))
+            assert entry.new_run is not None
+            spec, self._model = spec_of(entry.new_run)
             creation = RunCreation(spec, FlatView(trainable(self._model.module)).snapshot())
             self._corpus_of(spec)  # a text that cannot be read should not leave a run behind
         try:
-            thread = enter(
-                self._entry, self._peer, creation=creation, params=self._params_of, events=self.events,
-                given_up=lambda: self.stop.requested,
-            )  # fmt: skip
+            thread = self._enter(entry, creation)
         except ClosedError:
             if not self.stop.requested:
                 raise
@@ -157,6 +159,20 @@ class Trainer:
             raise
         finally:
             thread.close(AT_EXIT_S)
+
+    def _enter(self, entry: RunChoice, creation: RunCreation | None) -> PeerThread:
+        """Into the run; with its data, if this peer has it not and others do."""
+        for is_last in (False, True):
+            try:
+                return enter(
+                    entry, shared_by(self._peer, self._data), creation=creation, params=self._params_of, events=self.events,
+                    given_up=lambda: self.stop.requested,
+                )  # fmt: skip
+            except MissingDataError as missing:
+                if is_last:
+                    raise
+                self._data = fetch_missing(missing, entry.initial_peers, self._peer, self.events)
+        raise AssertionError
 
     def _params_of(self, spec: RunSpec) -> tuple[ParamSpec, ...]:
         """The parameters of the model that a run describes, as it is joined."""
@@ -171,20 +187,9 @@ class Trainer:
         return self._corpus
 
     def _open_corpus(self, spec: RunSpec) -> Corpus:
-        source = self.job.data or spec.data
-        if not self.job.data and source != "stdlib":
-            # A stranger's specification must not choose what is read from this disk.
-            raise UsageError(f"run {spec.name!r} trains on {source!r}: give the text that you have of it with --data")
         shape = shape_of(spec)
         check_memory(spec)  # before a text is read that would be of no use
-        self.events.emit(PHASE, text=f"reading the text ({shown(source)})")
-        corpus = open_text(source, shape.context)
-        if corpus.left_out:
-            self.events.emit("data.left_out", text=f"{shown(source)}: {corpus.left_out} left out, which are no text")
-        if corpus.vocab_size > shape.vocab_size:
-            knows = f"the run's model knows {shape.vocab_size}"
-            raise IncompatibleModelError(f"{source}: token ids up to {corpus.vocab_size - 1}, {knows}")
-        return corpus
+        return open_run_text(spec, self._data, shape, self.events)
 
     def _train(self, thread: PeerThread, out: Path | None) -> Outcome:
         engine = thread.engine
@@ -198,7 +203,7 @@ class Trainer:
         model.module.to(self._device)
         inner = inner_optimizer(spec.inner, model.module)
         opt = Optimizer.beside(thread, inner, model.module, tokens_per_step=spec.inner.batch * model.context)
-        data = self._share_of(corpus, spec, model.context, engine, thread)
+        data = self._share_of(corpus, spec, model.context, opt)
         self._go_on(engine, data)
         self._wait_for_members(opt)
         self._run_step = thread.call(engine.run_step)
@@ -211,31 +216,15 @@ class Trainer:
             self._finish(opt)
         return self._conclude(model, opt, corpus, engine, thread, out, reason)
 
-    def _share_of(self, corpus: Corpus, spec: RunSpec, context: int, engine: ActiveRun, thread: PeerThread) -> ChunkedWindows:
+    def _share_of(self, corpus: Corpus, spec: RunSpec, context: int, opt: Optimizer) -> ChunkedWindows:
         chunk_tokens = default_chunk_tokens(len(corpus.train), context)
-        ledger = ChunkLedger(n_chunks_of(len(corpus.train), chunk_tokens), engine.me)
-        living: list[PeerId] = []
-        data = ChunkedWindows(
-            corpus.train, chunk_tokens, context, spec.inner.batch, _seed_of(spec, self.job, engine.me), ledger, lambda: living
-        )
 
-        def heard(announcement: Announcement) -> None:
-            if announcement.chunks:
-                try:
-                    data.heard(peer_of(announcement), announcement.epoch, announcement.chunks)
-                except DecodeError as bad:
-                    if announcement.peer_id not in self._warned_of_text:
-                        self._warned_of_text.add(announcement.peer_id)
-                        self.events.emit("data.other_text", peer=announcement.peer_id, reason=str(bad))
-            living[:] = [peer_of(a) for a in engine.members.everyone() if a.training or a.peer_id == engine.me]
+        def make(me: PeerId, members: Callable[[], Iterable[PeerId]]) -> ChunkedWindows:
+            ledger = ChunkLedger(n_chunks_of(len(corpus.train), chunk_tokens), me)
+            seed = _seed_of(spec, self.job, me)
+            return ChunkedWindows(corpus.train, chunk_tokens, context, spec.inner.batch, seed, ledger, members)
 
-        def begin() -> None:
-            engine.members.announcements.add(heard)
-            for announcement in engine.members.everyone():
-                heard(announcement)
-
-        thread.call(begin)
-        return data
+        return opt.share(make)
 
     def _go_on(self, engine: ActiveRun, data: ChunkedWindows) -> None:
         """Read on where this peer stopped, if it resumes; and let checkpoints say where it is from now on."""
@@ -279,14 +268,7 @@ class Trainer:
             value = float(loss.detach())
             if math.isfinite(value):  # what has diverged is told of elsewhere, and one such value would spoil all later ones
                 smoothed = value if smoothed is None else 0.9 * smoothed + 0.1 * value
-            epoch, chunks = data.announcement()
-            opt.note(
-                loss=smoothed,
-                run_step=self._run_step + opt.steps + 1,
-                epoch=epoch,
-                chunks=chunks,
-                **self._remaining(opt, began, deadline),
-            )
+            opt.note(loss=smoothed, run_step=self._run_step + opt.steps + 1, **self._remaining(opt, began, deadline))
             opt.step()
             opt.zero_grad()
             self._n_steps = opt.steps
@@ -319,6 +301,8 @@ class Trainer:
         status = opt.status
         load_flat(model.module, flat)
         saved_to, save_problem = self._save(model, out, {"run": engine.id, "digest": digest, "step": str(opt.steps)})
+        if out is not None and saved_to and engine.spec is not None and engine.spec.transformers:
+            write_companions(out, engine.spec, b"" if corpus.prepared is None else corpus.prepared.tokenizer)
         val_loss = None if reason in UNFINISHED else self._evaluate(model, corpus, FINAL_EVAL_WINDOWS)
         self.events.emit(
             "run.finished",

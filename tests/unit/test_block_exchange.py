@@ -1,7 +1,7 @@
 """Giving and fetching the blocks of checkpoints, between peers of a simulated network that do nothing else."""
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from legion_p2p.services.upload_slots import UploadSlotService
 from legion_p2p.sim.network import SimNetwork, World
 from legion_p2p.store.archive import Archive
 from legion_p2p.store.blocks import BlockStore
+from legion_p2p.store.dataset_files import DatasetBlocks
 from tests.checkpoint_of import checkpointed
 from tests.context_of import inline
 
@@ -36,10 +37,10 @@ def identity(name: str) -> Identity:
 class Provider:
     """A peer that gives blocks of a store."""
 
-    def __init__(self, world: World, name: str, store: BlockStore) -> None:
+    def __init__(self, world: World, name: str, store: BlockStore, shared: Sequence[DatasetBlocks] = ()) -> None:
         self.network: SimNetwork = world.join(identity(name))
         self.id: PeerId = self.network.peer_id
-        self.archive = Archive(store, self.network.identity)
+        self.archive = Archive(store, self.network.identity, shared=shared)
         self.service = ProvideService(self.archive, inline, UploadSlotService(self.network.messenger))
         self.dispatcher = Dispatcher(self.network.messenger, Events())
         self.dispatcher.on(HasBlocks, self.service.on_has_blocks)

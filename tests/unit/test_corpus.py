@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from legion_p2p.errors import StoreError
 from legion_p2p.files import reading
 from legion_p2p.train import corpus
 from legion_p2p.train import tokens as tokens_module
 from legion_p2p.train.corpus import open_text, stdlib_text
-from legion_p2p.train.tokens import FileTokens, blocks_of, write_tokens
+from legion_p2p.train.tokens import FileTokens, ShardedTokens, blocks_of, write_tokens
 
 _BUILD_DATA = Path(sysconfig.get_paths()["stdlib"], "_sysconfigdata__linux_x86_64-linux-gnu.py")
 IS_REFERENCE_BUILD = (
@@ -357,3 +359,34 @@ def test_a_file_that_the_disk_does_not_give_is_named(folder: Path, monkeypatch: 
 def test_bytes_are_tokens() -> None:
     assert corpus.encode("aé").tolist() == [97, 195, 169]
     assert corpus.decode([97, 195, 169, 255]) == "aé\ufffd"
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.data())
+def test_tokens_of_several_files_are_one_text(lengths: list[int], data: st.DataObject) -> None:
+    whole = np.arange(sum(lengths), dtype=np.uint16)
+    ends = np.cumsum(lengths)
+    files = [whole[end - length : end] for length, end in zip(lengths, ends, strict=True)]
+
+    class Opened:
+        def __init__(self, tokens: np.ndarray) -> None:
+            self.read = lambda begin, n: tokens[begin : begin + n]
+
+    sharded = ShardedTokens(lengths, np.dtype("<u2"), lambda i: Opened(files[i]))  # type: ignore[arg-type,return-value]
+    begin = data.draw(st.integers(0, len(whole)))
+    end = data.draw(st.integers(begin, len(whole)))
+    part = sharded.part(begin, end)
+    at = data.draw(st.integers(0, end - begin))
+
+    assert (len(sharded), len(part)) == (len(whole), end - begin)
+    assert part.read(at, end - begin - at).tolist() == whole[begin + at : end].tolist()
+    assert [int(t) for block in blocks_of(part, 7) for t in block] == whole[begin:end].tolist()
+
+
+def test_ids_beyond_two_bytes_are_kept(tmp_path: Path) -> None:
+    tokens = np.array([0, 65_536, 151_000] * 40, np.uint32)
+    write_tokens(tmp_path / "large.bin", tokens, vocab_size=151_936)
+
+    corpus = open_text(tmp_path / "large.bin")
+
+    assert corpus.vocab_size == 151_936 and corpus.train.dtype.itemsize == 4
+    assert np.concatenate([corpus.train, corpus.validation]).tolist() == tokens.tolist()

@@ -120,8 +120,11 @@ class Fetcher:
         """Bytes fetched, by provider."""
         self._n_blocks = self._n_had = 0
 
-    async def fetch(self, root: Cid) -> Fetched:
-        """All blocks below `root`, level by level. Raises: MissingBlockError, if nobody has one; DecodeError; StoreError."""
+    async def fetch(self, root: Cid, check: Callable[[bytes], None] = lambda data: None) -> Fetched:
+        """All blocks below `root`, level by level. `check` is given the root as soon as it is here, and may raise to end it.
+
+        Raises: MissingBlockError, if nobody has one; DecodeError; StoreError.
+        """
         self._keys = [block_key(root)]
         seen, level = {root}, [root]
         while level:
@@ -131,6 +134,7 @@ class Fetcher:
             for cid in nodes:
                 data = await self._offload(self._store.get, cid)
                 if cid == root:
+                    check(data)
                     self._note_run(data)
                 below.update(dict.fromkeys(link for link in links_of(data) if link not in seen))
             seen.update(below)

@@ -65,9 +65,12 @@ class LocalCheckpoints:
         return [] if self._archive is None else await self._disk(self._archive.remembered)
 
     def keys(self) -> set[str]:
-        """The DHT keys under which this peer should be found because of its checkpoints."""
-        kept = () if self._archive is None else self._archive.kept[:MAX_PROVIDED]
-        return {checkpoint_key(self._run), *map(block_key, kept)} if kept else set()
+        """The DHT keys under which this peer should be found because of its checkpoints, and of data that it shares."""
+        if self._archive is None:
+            return set()
+        kept = self._archive.kept[:MAX_PROVIDED]
+        of_run = {checkpoint_key(self._run)} if kept else set()
+        return {*of_run, *map(block_key, kept), *map(block_key, self._archive.shared[:MAX_PROVIDED])}
 
     def on_published(self, observer: Callable[[], None]) -> None:
         """Call `observer` whenever `keys` may be others than before."""

@@ -1,0 +1,1 @@
+"""Text from many sources as prepared data: token ids in shards, named by content."""
