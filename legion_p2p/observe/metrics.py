@@ -5,6 +5,7 @@ is watched.
 """
 
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -26,6 +27,9 @@ PROGRESS_EVERY_S = 10.0  # a log of a night stays below 4000 lines
 BURST = 4  # lines of one kind within PROGRESS_EVERY_S; a crowd that joins at once must not hide everything else
 ROUTINE = frozenset({"step", "round.closed", "shard.owned", "shard.fetched", "run.finished", "peer.left", "peer.failed"})
 """Events that lines for people leave out: the progress line, the farewell or the error message tells the same better."""
+FREQUENT = frozenset({"round.closed"})
+"""Events that come many times a second."""
+FLUSH_S = 0.2
 MAX_VALUE_CHARS = 300
 MAX_COMMAND_CHARS = 2000
 JOIN_WITH = "run.join_with"
@@ -106,17 +110,48 @@ class JsonlSink:
 
 
 class JsonSink:
-    """Each event as one line of JSON on a stream, for machines."""
+    """Each event as one line of JSON on a stream, for machines.
 
-    def __init__(self, stream: TextIO) -> None:
+    Rounds close many times a second, and each write to a pipe wakes whoever reads it: such lines come up to FLUSH_S late, several
+    at a time. Any other event is written at once, and so is what waits.
+    """
+
+    def __init__(self, stream: TextIO, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
+        self._monotonic = monotonic
         self._lock = threading.Lock()
+        self._flushed_at = -math.inf
+        self._waits = False
+        """Lines are in the buffer that a timer will flush."""
+        self._failure: Exception | None = None
+        """Of that flush: the next call raises it."""
 
     def __call__(self, event: Event) -> None:
         line = encode_event(event).decode() + "\n"
         with self._lock:
+            failure, self._failure = self._failure, None
+            if failure is not None:
+                raise failure
             self._stream.write(line)
-            self._stream.flush()
+            if event.name not in FREQUENT or self._monotonic() - self._flushed_at >= FLUSH_S:
+                self._flush()
+            elif not self._waits:
+                self._waits = True
+                timer = threading.Timer(FLUSH_S, self._flush_late)
+                timer.daemon = True
+                timer.start()
+
+    def _flush(self) -> None:
+        self._flushed_at = self._monotonic()
+        self._stream.flush()
+
+    def _flush_late(self) -> None:
+        with self._lock:
+            self._waits = False
+            try:
+                self._flush()
+            except (OSError, ValueError) as bad:  # nobody reads, the disk is full, or the stream is closed
+                self._failure = bad
 
 
 class PlainSink:

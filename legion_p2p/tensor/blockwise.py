@@ -95,10 +95,10 @@ class Blockwise:
         n_blocks = -(-numel // BLOCK)
         n_packed = packing.packed_bytes(numel, self.bits)
         raw = body.unpack(data, self.codec_id, VERSION, numel, 4 * n_blocks + n_packed)
-        scale_K = body.read(raw, "float32", n_blocks)
+        wire_K = body.numbers(raw, "float32", n_blocks)
         # written so that NaN, which compares false to everything, is refused too
-        allowed = (scale_K == 0) | ((scale_K >= MIN_SCALE) & (scale_K <= self.max_scale))
-        if not bool(allowed.all()):
+        allowed_K = (wire_K == 0) | ((wire_K >= MIN_SCALE) & (wire_K <= self.max_scale))
+        if not allowed_K.all():
             raise CodecError(f"{self.name} body has a scale that is neither 0 nor in {MIN_SCALE:.4g} to {self.max_scale:.4g}")
         if self.bits == 8:
             x_N = body.read(raw, "int8", numel, offset=4 * n_blocks).to(torch.float32)
@@ -107,6 +107,7 @@ class Blockwise:
             if numel and int(code_N.max()) > 2 * self.largest_step:
                 raise CodecError(f"{self.name} body has a step that is not in -{self.largest_step} to {self.largest_step}")
             x_N = code_N.to(torch.float32).sub_(self.largest_step)
+        scale_K = body.read(raw, "float32", n_blocks)
         start = 0
         for rows in blocks(x_N, BLOCK):
             rows.mul_(scale_K[start : start + len(rows), None])

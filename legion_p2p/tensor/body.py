@@ -11,6 +11,7 @@ receiver's own `numel`, never on what a stranger wrote.
 
 import math
 import struct
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,8 +57,12 @@ def unpack(
 
 def read(body: memoryview, dtype: str, count: int, offset: int = 0) -> Tensor:
     """`count` little-endian numbers of a numpy `dtype` from byte `offset` on, as a tensor of its own on the CPU."""
-    wire: npt.NDArray[np.generic] = np.frombuffer(body, np.dtype(dtype).newbyteorder("<"), count, offset)
-    return torch.from_numpy(wire.astype(dtype))  # copies: torch wants memory it may write to
+    return torch.from_numpy(numbers(body, dtype, count, offset).astype(dtype))  # copies: torch wants memory it may write to
+
+
+def numbers(body: memoryview, dtype: str, count: int, offset: int = 0) -> npt.NDArray[Any]:
+    """The same where they lie, not to be written to: a look at a few of them is several times as quick in numpy as in torch."""
+    return np.frombuffer(body, np.dtype(dtype).newbyteorder("<"), count, offset)
 
 
 def encodable(x: Tensor) -> Tensor:

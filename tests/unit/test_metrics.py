@@ -239,6 +239,64 @@ def test_json_lines_reach_a_pipe_at_once():
         assert json.loads(lines.readline()) == {"event": "x", "at": 1.0}
 
 
+class Flushed(io.StringIO):
+    """A stream whose lines are there once it is flushed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.came = threading.Event()
+        self.n_flushes = 0
+        self.there = ""
+
+    def flush(self) -> None:
+        super().flush()
+        self.n_flushes += 1
+        self.there = self.getvalue()
+        self.came.set()
+
+
+def test_rounds_that_close_often_wake_the_reader_rarely_and_none_is_lost():
+    stream = Flushed()
+    sink = JsonSink(stream, Clock())
+
+    for n in range(50):
+        sink(Event("round.closed", 1.0, {"shard": n}))
+    assert stream.n_flushes == 1  # of the first: one that comes alone is not late
+
+    stream.came.clear()
+    assert stream.came.wait(60)
+    assert [json.loads(line)["shard"] for line in stream.there.splitlines()] == list(range(50))
+    assert stream.n_flushes == 2
+
+
+def test_what_is_rarer_than_rounds_is_there_at_once_with_all_before_it():
+    stream = Flushed()
+    sink = JsonSink(stream, Clock())
+
+    for name in ("round.closed", "round.closed", "step"):
+        sink(Event(name, 1.0, {}))
+
+    assert [json.loads(line)["event"] for line in stream.there.splitlines()] == ["round.closed", "round.closed", "step"]
+
+
+def test_a_late_line_that_cannot_be_written_is_told_of_with_the_next_event():
+    stream = Flushed()
+    sink = JsonSink(stream, Clock())
+    sink(Event("round.closed", 1.0, {}))
+    told = threading.Event()
+
+    def fail() -> None:
+        told.set()
+        raise BrokenPipeError
+
+    stream.flush = fail
+    sink(Event("round.closed", 1.0, {}))
+    assert told.wait(60)
+
+    with pytest.raises(BrokenPipeError):
+        sink(Event("round.closed", 1.0, {}))
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (1234, "1.23 kB"), (999_499, "999 kB"), (999_500, "1.00 MB"),

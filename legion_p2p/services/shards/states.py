@@ -40,7 +40,7 @@ T = TypeVar("T")
 TRANSFER_DEADLINE_S = 120.0  # one shard is at most 32 MiB: 2.2 Mbit/s suffice
 MAX_CONCURRENT_TRANSFERS = 32  # each holds at most one shard in memory
 MAX_LOG_BYTES = 60 << 20  # of updates of one shard: they travel in one frame of 64 MiB
-INLINE_ELEMENTS = 1 << 15  # below this, arithmetic is quicker than a hop to another thread
+INLINE_ELEMENTS = 1 << 17  # arithmetic on fewer holds up the loop for a millisecond, as long as a hop to another thread takes
 MAX_VERSION_IN_MARK = 0xFFFFFFFF
 
 
