@@ -9,9 +9,9 @@ from libp2p.abc import INetStream
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
+from legion_p2p.concurrency.quick_lock import QuickLock
 from legion_p2p.errors import DecodeError
 from legion_p2p.net.limits import CIRCUIT_READ_S, CIRCUIT_STALL_S, MAX_CIRCUIT_MESSAGE_BYTES
-from legion_p2p.net.patches import QuickLock
 
 READ_BYTES = 1 << 16
 

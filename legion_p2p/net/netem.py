@@ -24,10 +24,10 @@ from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.io.trio import TrioTCPStream
 
 from legion_p2p.concurrency.notify import Notify
+from legion_p2p.concurrency.quick_lock import QuickLock
 from legion_p2p.core.access_link import NO_LINK, Flow, LinkDirection, LinkProfile
 from legion_p2p.core.caps import NO_CAPS, Caps
 from legion_p2p.net.limits import WRITE_STALL_S
-from legion_p2p.net.patches import QuickLock
 from legion_p2p.net.transport import Socket, Sockets, remote_of
 
 READ_BYTES = 1 << 16

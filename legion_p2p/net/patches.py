@@ -32,6 +32,8 @@ from libp2p.tools.anyio_service.exceptions import LifecycleError
 from libp2p.tools.anyio_service.trio_manager import TrioManager
 from libp2p.utils.varint import encode_delim
 
+from legion_p2p.concurrency.quick_lock import QuickLock
+
 KAD_PROTOCOL = TProtocol("/legion/kad/1.0.0")
 ZERO_WINDOW_S = 60.0  # a relay that is full passes 64 kbit/s to each peer: a window of 256 KiB takes half a minute
 WINDOW_POLL_S = 0.01
@@ -145,32 +147,6 @@ def _wait_for_windows() -> None:
                 sent += size
 
     replace_attributes(yamux.YamuxStream, write=write)
-
-
-class QuickLock:
-    """A lock that does not yield to other tasks when it is free. For libp2p's own locks only, all of which guard a few lines."""
-
-    def __init__(self, _initial: int = 1) -> None:
-        self._held = False
-        self._waiting = trio.lowlevel.ParkingLot()
-
-    async def acquire(self) -> None:
-        if not self._held:
-            self._held = True
-        else:
-            await self._waiting.park()  # `release` hands it over
-
-    def release(self) -> None:
-        if self._waiting:
-            self._waiting.unpark()
-        else:
-            self._held = False
-
-    async def __aenter__(self) -> None:
-        await self.acquire()
-
-    async def __aexit__(self, *_: object) -> None:
-        self.release()
 
 
 class _Trio(types.ModuleType):

@@ -23,13 +23,13 @@ from libp2p.transport.tcp.tcp import TCP
 from libp2p.utils.multiaddr_utils import multiaddr_from_socket
 from multiaddr import Multiaddr
 
+from legion_p2p.concurrency.quick_lock import QuickLock
 from legion_p2p.core.addresses import split_address
 from legion_p2p.errors import UsageError
 from legion_p2p.net.accepting import Scarcity, accept_forever
 from legion_p2p.net.forks import keep_from_children
 from legion_p2p.net.limits import HANDSHAKE_TIMEOUT_S, WRITE_STALL_S
 from legion_p2p.net.packet_size import PacketSize
-from legion_p2p.net.patches import QuickLock
 
 PORT_TAKEN = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EINVAL, errno.EACCES)  # by a connection to the same place, or in use
 TlsHandler = Callable[[trio.SocketStream], Awaitable[None]]

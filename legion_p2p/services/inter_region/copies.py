@@ -7,9 +7,9 @@ import statistics
 from typing import Protocol
 
 import torch
-import trio
 from torch import Tensor
 
+from legion_p2p.concurrency.quick_lock import QuickLock
 from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.wire import RelayRequest
 from legion_p2p.services.shards.replica import Replica
@@ -22,7 +22,7 @@ MAX_WISHES = 64  # regions of which the center remembers how far they last wishe
 class Copy(Protocol):
     """One side of a sync."""
 
-    lock: trio.Lock
+    lock: QuickLock
 
     @property
     def version(self) -> int: ...
@@ -69,7 +69,7 @@ class RelayEstimate:
     """
 
     def __init__(self, replica: Replica) -> None:
-        self.lock = trio.Lock()
+        self.lock = QuickLock()
         self.undelivered = torch.zeros_like(replica.reference)
         self.in_delivery: tuple[RelayRequest, Tensor] | None = None
         """A message that the owner may or may not have, and what it decodes to."""
@@ -116,7 +116,7 @@ class CenterCopy:
     """The center variable of a shard, at the peer that owns it across all regions."""
 
     def __init__(self, start: Tensor) -> None:
-        self.lock = trio.Lock()
+        self.lock = QuickLock()
         self.version = 0
         self.is_ours = True
         self.synced_at = 0

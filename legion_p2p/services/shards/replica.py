@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-import trio
 from torch import Tensor
 
 from legion_p2p.concurrency.notify import Notify
+from legion_p2p.concurrency.quick_lock import QuickLock
 from legion_p2p.core.chain import Chain
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round import Closed, ShardRound, staleness_weight
@@ -70,7 +70,7 @@ class Replica:
     reference: Tensor
     life: ShardLife
     """What is to be done about it."""
-    lock: trio.Lock = field(default_factory=trio.Lock)
+    lock: QuickLock = field(default_factory=QuickLock)
     notify: Notify = field(default_factory=Notify)
     """Wakes others that wait for a change of the shard."""
 
