@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -136,14 +137,15 @@ def _in_fixed_order(contributions: list[Contribution]) -> list[Contribution]:
 def norm(x_N: Tensor) -> float:
     """The Euclidean norm, the same bits on every machine: adds halves on top of each other until one element is left."""
     # squares of fp32 fit: (3.4e38)^2 = 1.2e77, and 2^32 of them are far from fp64's 1.8e308
-    rest = x_N.to(torch.float64).square_()
-    while rest.numel() > 1:
-        half = rest.numel() // 2
+    rest = x_N.detach().numpy().astype(np.float64)  # most steps are short: numpy takes a third of torch's time for these
+    np.square(rest, out=rest)
+    while len(rest) > 1:
+        half = len(rest) // 2
         odd = rest[2 * half :]
-        rest = rest[:half].add_(rest[half : 2 * half])
-        if odd.numel():
-            rest[0].add_(odd[0])
-    return math.sqrt(float(rest.sum()))
+        rest = np.add(rest[:half], rest[half : 2 * half], out=rest[:half])
+        if len(odd):
+            rest[0] += odd[0]
+    return math.sqrt(rest[0]) if len(rest) else 0.0
 
 
 def cap_factors(norms: list[float], norm_cap: float) -> list[float]:

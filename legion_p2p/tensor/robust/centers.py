@@ -31,16 +31,20 @@ def geometric_median(points: Points, hostile: int) -> Floats:
     Less than half of the weight, however far away, moves it no further than a multiple of the others' own distances (Pillutla,
     Kakade and Harchaoui, 1912.13445).
     """
-    share_P = points.shares()
+    share_P: list[float] = points.shares().tolist()
+    weight_P: list[float] = points.weight_P[:-1].tolist()
     for _ in range(MAX_WEISZFELD_STEPS):
-        distance_P = points.distances(share_P)
-        distance_P = np.maximum(distance_P, NO_DISTANCE * lower_median(distance_P[:-1]))
-        if not distance_P[:-1].all():
+        distance_P = points.distances_of(share_P)[:-1]
+        least = NO_DISTANCE * sorted(distance_P)[(points.n - 1) // 2]
+        distance_P = [max(distance, least) for distance in distance_P]
+        if not all(distance_P):
             break  # more than half are at one point, and this is it
-        before_P, share_P = share_P, shares(np.append(points.weight_P[:-1] / distance_P[:-1], 0.0))
-        if float(np.abs(share_P - before_P).max()) < SETTLED:
+        pull_P = [weight / distance for weight, distance in zip(weight_P, distance_P, strict=True)]
+        whole = total(pull_P)
+        before_P, share_P = share_P, [*(pull / whole for pull in pull_P), 0.0]
+        if max(abs(share - before) for share, before in zip(share_P, before_P, strict=True)) < SETTLED:
             break
-    return points.factors(share_P)
+    return points.factors(np.array(share_P))
 
 
 def centered_clip(points: Points, hostile: int) -> Floats:
@@ -56,7 +60,7 @@ def centered_clip(points: Points, hostile: int) -> Floats:
         radius = lower_median(distance_P[:-1])
         clipped_P = np.divide(radius, distance_P, out=np.ones_like(distance_P), where=distance_P > radius)
         step_P = points.shares() * clipped_P
-        center_P = center_P * (1.0 - total(step_P)) + step_P
+        center_P = center_P * (1.0 - total(step_P.tolist())) + step_P
     return points.factors(center_P)
 
 
@@ -106,6 +110,6 @@ def _buckets(points: Points) -> Points:
     for q, start in enumerate(starts):
         chosen_P = np.zeros(n + 1)
         chosen_P[order[start : start + BUCKET]] = points.weight_P[order[start : start + BUCKET]]
-        weight_Q[q], share_QP[q] = total(chosen_P), shares(chosen_P)
+        weight_Q[q], share_QP[q] = total(chosen_P.tolist()), shares(chosen_P)
     share_QP[-1, -1] = 1.0
     return points.mixed(share_QP, weight_Q)

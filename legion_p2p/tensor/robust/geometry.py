@@ -62,11 +62,14 @@ def squared_distances(values: Sequence[Tensor], groups: Sequence[Group]) -> Floa
 def chunk_of(values: Sequence[Tensor], groups: Sequence[Group], start: int) -> Tensor:
     """Of each point the elements from `start` on, at most CHUNK of them: (P, C) fp64."""
     length = min(CHUNK, values[0].numel() - start)
-    out_PC = torch.zeros((len(groups), length), dtype=torch.float64, device="cpu")
+    out_PC: Floats = np.zeros((len(groups), length))
+    part_C = np.empty(length)
     for out_C, group in zip(out_PC, groups, strict=True):
         for i, factor in zip(group.members, group.factors, strict=True):
-            out_C.add_(values[i][start : start + length].to(torch.float64).mul_(factor))
-    return out_PC
+            np.copyto(part_C, values[i][start : start + length].detach().numpy())
+            part_C *= factor
+            out_C += part_C
+    return torch.from_numpy(out_PC)
 
 
 def combination(values: Sequence[Tensor], factors: Sequence[float]) -> Tensor:

@@ -9,7 +9,9 @@ All sums are made in one order, by elementwise operations, so that the same dist
 
 # Shape suffixes: P = points, Q = new points, N = pushes.
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -45,10 +47,18 @@ class Points:
 
     def distances(self, share_P: Floats) -> Floats:
         """Of each point to the mean with these shares, which add up to 1."""
-        to_P = product(self.apart_PP, share_P[:, None])[:, 0]
-        within = total(share_P * to_P)
-        distance_P: Floats = np.sqrt(np.maximum(to_P - 0.5 * within, 0.0))
-        return distance_P
+        return np.array(self.distances_of(share_P.tolist()))
+
+    @cached_property
+    def _rows(self) -> list[list[float]]:
+        rows: list[list[float]] = self.apart_PP.tolist()
+        return rows
+
+    def distances_of(self, share_P: list[float]) -> list[float]:
+        """The same in plain numbers: for as few points as there are, arrays take longer to handle than to compute."""
+        to_P = [dot(row, share_P) for row in self._rows]
+        within = dot(share_P, to_P)
+        return [math.sqrt(max(to - 0.5 * within, 0.0)) for to in to_P]
 
     def factors(self, share_P: Floats) -> Floats:
         """The factor on each push that makes the mean with these shares."""
@@ -64,16 +74,24 @@ def product(a_IJ: Floats, b_JK: Floats) -> Floats:
     return out_IK
 
 
-def total(x_P: Floats) -> float:
+def dot(a_J: list[float], b_J: list[float]) -> float:
+    """The sum of the products, in order."""
+    out = 0.0
+    for a, b in zip(a_J, b_J, strict=True):
+        out += a * b
+    return out
+
+
+def total(x_P: list[float]) -> float:
     """The sum, in order."""
     out = 0.0
-    for x in x_P.tolist():
+    for x in x_P:
         out += x
     return out
 
 
 def shares(weight_P: Floats) -> Floats:
-    share_P: Floats = weight_P / total(weight_P)
+    share_P: Floats = weight_P / total(weight_P.tolist())
     return share_P
 
 
