@@ -29,7 +29,7 @@ ROUTINE = frozenset({"step", "round.closed", "shard.owned", "shard.fetched", "ru
 """Events that lines for people leave out: the progress line, the farewell or the error message tells the same better."""
 FREQUENT = frozenset({"round.closed"})
 """Events that come many times a second."""
-FLUSH_S = 0.2
+FLUSH_S = 0.5
 MAX_VALUE_CHARS = 300
 MAX_COMMAND_CHARS = 2000
 JOIN_WITH = "run.join_with"
@@ -121,8 +121,10 @@ class JsonSink:
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._flushed_at = -math.inf
+        self._lines: list[str] = []
+        """What is not written yet: a stream may write each line at once."""
         self._waits = False
-        """Lines are in the buffer that a timer will flush."""
+        """A timer will write them."""
         self._failure: Exception | None = None
         """Of that flush: the next call raises it."""
 
@@ -132,7 +134,7 @@ class JsonSink:
             failure, self._failure = self._failure, None
             if failure is not None:
                 raise failure
-            self._stream.write(line)
+            self._lines.append(line)
             if event.name not in FREQUENT or self._monotonic() - self._flushed_at >= FLUSH_S:
                 self._flush()
             elif not self._waits:
@@ -143,6 +145,8 @@ class JsonSink:
 
     def _flush(self) -> None:
         self._flushed_at = self._monotonic()
+        lines, self._lines = self._lines, []
+        self._stream.write("".join(lines))
         self._stream.flush()
 
     def _flush_late(self) -> None:
