@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from legion_p2p.net.host import Libp2pNetwork
     from legion_p2p.store.archive import Archive
 
+LAN_SEARCH_S = 8.0  # for a first neighbour: mDNS asks after 0, 1 and 3 s, and the neighbour is dialed
+
 
 @asynccontextmanager
 async def open_peer(
@@ -95,9 +97,9 @@ async def open_peer(
             parse_link(peer.limits.netem) if peer.limits.netem else NO_LINK,
             parse_caps(peer.limits.upload, peer.limits.download, peer.limits.quiet_hours),
         ),
-        config=NetConfig(relay=parse_relay(peer.relay)),
+        config=NetConfig(relay=parse_relay(peer.relay), lan=peer.lan),
         blocks=blocks,
-        tell=Tell(warning=lambda text: events.error("network.scarce", text)),
+        tell=Tell(warning=lambda text: events.error("network.scarce", text), events=events),
     )
 
     async def host(task_status: TaskStatus[tuple["Libp2pNetwork", trio.CancelScope]]) -> None:
@@ -120,9 +122,10 @@ async def open_peer(
                     )
                 if network.dial_reports:
                     events.emit(PHASE, text=f"connecting to {len(network.dial_reports)} initial peers")
-                if not (stored or network.dial_reports or isinstance(run, RunCreation)):
+                is_alone = not (stored or network.dial_reports or isinstance(run, RunCreation))
+                if is_alone and not await _meets_a_neighbour(network, events):
                     losses = await disk(archive.losses, name.partition("@")[0]) if archive is not None else ""
-                    raise UsageError(_nobody_to_ask(name, peer.store, losses))
+                    raise UsageError(_nobody_to_ask(name, peer.store, losses, peer.lan))
                 await _connect(network, bool(stored), events)
                 if isinstance(run, RunCreation) and create_or_join:
                     run = stored or await _living_id(network, name, events) or run
@@ -192,8 +195,20 @@ async def _living_id(network: "Libp2pNetwork", name: str, events: Events) -> str
     return found.id
 
 
-def _nobody_to_ask(name: str, store: Store, losses: str) -> str:
+async def _meets_a_neighbour(network: "Libp2pNetwork", events: Events) -> bool:
+    """Whether there is a peer on this LAN through which a run may be found."""
+    if network.lan is None:
+        return False
+    events.emit(PHASE, text="looking for peers on this LAN")
+    with trio.move_on_after(LAN_SEARCH_S):
+        await network.lan.met.wait()
+    return network.lan.met.is_set()
+
+
+def _nobody_to_ask(name: str, store: Store, losses: str, lan: bool) -> str:
     problem = f"no initial peers are given to find the run {name!r} through"
+    if lan:
+        problem += f", and no peer on this LAN was found in {LAN_SEARCH_S:.0f} s"
     if losses:
         return f"{problem}, and {losses}"
     where = f", and the store {store.path} holds no checkpoint of it" if store.path else ""

@@ -25,12 +25,16 @@ class Undiscovered:
 
     def __init__(self) -> None:
         self.changed: Observers[OwnReach] = Observers()
+        self.regained: Observers[PeerId] = Observers()
 
     def own(self) -> OwnReach:
         return UNKNOWN_REACH
 
     def connection(self, peer: PeerId) -> PeerConnection:
         return NO_CONNECTION
+
+    def is_cut_off(self) -> bool:
+        return False
 
 
 async def inline(fn: Callable[..., Any], *args: Any) -> Any:

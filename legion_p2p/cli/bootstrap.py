@@ -30,6 +30,7 @@ from legion_p2p.observe.status import ContactStatus, Status
 if TYPE_CHECKING:
     from legion_p2p.core.identity import Identity
     from legion_p2p.net.host import Libp2pNetwork
+    from legion_p2p.observe.events import Event
 
 LOOK_EVERY_S = 2.0  # peers come in waves: one line per wave
 FIRST_PAUSE_S, MAX_PAUSE_S = 2.0, 3600.0  # between two lines: the first ones soon, then at most one an hour
@@ -93,12 +94,15 @@ async def _serve(identity: "Identity", listen: tuple[str, ...], options: Options
     from legion_p2p.net.host import Tell, open_network
     from legion_p2p.net.limits import NetConfig
     from legion_p2p.net.status_http import serve_status
+    from legion_p2p.observe.events import Events
 
     note = Notes()
+    events = Events()
+    events.add_sink(note.event)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with open_network(
             identity, listen=listen, initial_peers=options.initial_peers, announce=options.announce,
-            config=NetConfig(relay=parse_relay(options.relay), relay_unproven=True), tell=Tell(note, note),
+            config=NetConfig(relay=parse_relay(options.relay), relay_unproven=True), tell=Tell(note, note, events),
         ) as network:  # fmt: skip
             note(f"legion-bootstrap {identity.peer_id} listens on {', '.join(listen)}")
             for line in reach_lines(network.addresses(), options.port):
@@ -187,6 +191,12 @@ class Notes:
 
     def __call__(self, text: str) -> None:
         self._write(f"{time.strftime('%H:%M:%S')} {text}")
+
+    def event(self, event: "Event") -> None:
+        """The network changed."""
+        from legion_p2p.observe.metrics import describe
+
+        self._write(describe(event))
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from legion_p2p.cli.peer_options import Job
-from legion_p2p.core.addresses import split_address
+from legion_p2p.core.addresses import parse_peer_address, split_address
 from legion_p2p.core.roles import Role
 from legion_p2p.errors import UsageError
 from legion_p2p.observe import human
@@ -60,7 +60,7 @@ def run_name(job: Job, status: Status | None) -> str:
 
 def contacts_to_come_back(given: Sequence[str], connected: Sequence[str], status: Status | None) -> tuple[str, ...]:
     """Addresses that work from here: of those that were given the ones that were connected at the end, else members'."""
-    alive = tuple(address for address in given if split_address(address)[1] in connected)
+    alive = tuple(address for address in given if parse_peer_address(address)[1] in connected)
     if alive or status is None:
         return alive[:MAX_CONTACTS]
     hosts = [host for address in status.addresses if (host := _host(address)) is not None]

@@ -99,6 +99,7 @@ OPTIONS = (
     Option(Peer, "identity", NETWORK, "FILE", default="a free one of the user's data folder"),
     Option(Peer, "listen", NETWORK, "ADDR..."),
     Option(Peer, "announce", NETWORK, "ADDR..."),
+    Option(Peer, "lan", NETWORK, "YES|NO", default="yes"),
     Option(Peer, "role", NETWORK),
     Option(Peer, "weight", NETWORK),
     Option(Peer, "region", NETWORK, "LABEL"),
@@ -165,6 +166,8 @@ def _default(option: Option) -> Any:
 
 def _annotation(option: Option) -> Any:
     hint = _plain_type(hints_of(option.kind)[option.field])
+    if hint is bool and option.metavar:  # said in a word, because it is on where nothing is said
+        hint = str
     is_many = typing.get_origin(hint) is tuple
     text = option.help or docs_of(option.kind)[option.field]
     look = Parameter(
@@ -240,10 +243,10 @@ def job_of(values: Mapping[str, Any]) -> Job:
     picks_store = "path" not in given[Store]
     if not spec and not which.get("initial_peers") and not given[Store].get("path"):
         may_resume = picks_store and (picks_identity or given[Peer]["identity"])
-        if not may_resume:
+        if not (may_resume or given[Peer].get("lan", True)):
             raise UsageError(
                 f"--run {which['run']} needs --initial-peers ADDR: the address of any peer or bootstrap node to enter through; "
-                f"or --store FOLDER, where a checkpoint of it is"
+                f"or --store FOLDER, where a checkpoint of it is; or --lan yes, if a member is on this LAN"
             )
     peer = Peer(**given[Peer], limits=Limits(**given[Limits]), store=Store(**given[Store]))
     return Job(RunChoice(**which), peer, training, picks_identity, picks_store)

@@ -10,6 +10,8 @@ from legion_p2p.errors import UsageError
 
 MAX_SHOWN_CHARS = 60  # of a value in a message
 MAX_SHOWN_ITEMS = 8
+_YES_OR_NO = "yes or no"
+_SWITCHES = {"yes": True, "true": True, "no": False, "false": False}
 NONE = "none"
 """How a person says in a flag or a file that there is no such thing, where a field has another default."""
 
@@ -68,6 +70,14 @@ def checked_text(allowed: str, parse: Callable[[str], object]) -> Form:
     return Form(allowed, read)
 
 
+def _switch(given: Any) -> bool:
+    if isinstance(given, str) and given.lower() in _SWITCHES:
+        return _SWITCHES[given.lower()]
+    if isinstance(given, bool):
+        return given
+    raise refusal(given, _YES_OR_NO)
+
+
 def path_text(allowed: str) -> Form:
     """The form of a path: a text or a path object."""
     return Form(allowed, lambda given: text_of(given, allowed))
@@ -104,5 +114,7 @@ def listen_addresses(given: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
+Switch = Annotated[bool, Form(_YES_OR_NO, _switch)]
+"""Something that is on or off, and is on unless somebody says no."""
 PeerAddresses = Annotated[tuple[str, ...], Form(_ADDRESSES, peer_addresses)]
 ListenAddresses = Annotated[tuple[str, ...], Form(_LISTEN, listen_addresses)]

@@ -7,7 +7,7 @@ import msgspec
 
 from legion_p2p.config.engine import AUTO_REGION, DEFAULT_REGION, REGION_FORM, Weight
 from legion_p2p.config.fields import settle
-from legion_p2p.config.forms import Form, ListenAddresses, checked_text, path_text, refusal, text_of
+from legion_p2p.config.forms import Form, ListenAddresses, Switch, checked_text, path_text, refusal, text_of
 from legion_p2p.core.caps import QUIET_FORM, parse_quiet_hours
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.profiles import parse_link
@@ -120,6 +120,9 @@ class Peer(msgspec.Struct, frozen=True, repr_omit_defaults=True):
 
     announce: ListenAddresses = ()
     """Addresses that others should dial, where a router forwards a port to this machine."""
+
+    lan: Switch = True
+    """Meet the peers of the same LAN by mDNS, and be met. Everybody on the LAN learns that this peer is there."""
 
     region: Annotated[str, Form("a label", _region)] = DEFAULT_REGION
     """Average with the members of this label, and only now and then with other regions; auto: with those that are near."""

@@ -3,6 +3,9 @@
 Only the forms that a peer can dial are allowed: ip4, ip6, dns, dns4 or dns6, then tcp, then (for a peer's address) p2p. Checked
 by hand, so that `--help` and a typing mistake do not cost the second that importing libp2p takes.
 
+A bootstrap node may also be given as `/dnsaddr/bootstrap.example.org/p2p/12D3KooW...`: text records of that name say where it is
+(core/dnsaddr.py).
+
 A peer that nobody can dial announces circuits besides: `/ip4/203.0.113.7/tcp/4710/p2p/RELAY/p2p-circuit`, the address of a relay
 that has a connection to it.
 """
@@ -20,6 +23,8 @@ from legion_p2p.files.paths import FileKind, kind_of, shown, user_path
 from legion_p2p.files.reading import read_text
 
 FORM = "/ip4/HOST/tcp/PORT/p2p/PEER_ID"
+DNSADDR = "/dnsaddr/"
+DNSADDR_FORM = f"{DNSADDR}NAME/p2p/PEER_ID"
 CIRCUIT = "/p2p-circuit"
 CIRCUIT_FORM = f"{FORM}{CIRCUIT}"
 MAX_ADDRESS_CHARS = 512  # a DNS name has at most 253, a peer id 52; much more than both is not an address
@@ -93,16 +98,29 @@ def split_circuit(address: str) -> tuple[Circuit, PeerId | None]:
 
 
 def parse_peer_address(address: str) -> tuple[str, PeerId]:
-    """Like `split_address`, for an address that must name its peer and a port that can be dialed; it may be a circuit.
+    """Like `split_address`, for an address that must name its peer and a port that can be dialed; it may be a circuit, or a
+    `/dnsaddr`, which has no port.
 
     Raises: UsageError.
     """
+    if address.startswith(DNSADDR):
+        return _parse_dnsaddr(address)
     if not is_circuit(address):
         return _parse_direct(address)
     circuit, target = split_circuit(address)
     if target is None:
         raise _malformed(address, "the id of the peer behind the relay is missing")
     return str(circuit), target
+
+
+def _parse_dnsaddr(address: str) -> tuple[str, PeerId]:
+    host, _, peer = address[:MAX_ADDRESS_CHARS].removeprefix(DNSADDR).partition("/p2p/")
+    try:
+        public_key_of(peer)
+    except DecodeError as bad:
+        raise UsageError(f"{address[:MAX_ADDRESS_CHARS]!r} cannot be used: {bad}; the form is {DNSADDR_FORM}") from bad
+    _check_host(address, "dns", host)
+    return f"{DNSADDR}{host}", PeerId(peer)
 
 
 def _parse_direct(address: str) -> tuple[str, PeerId]:

@@ -116,7 +116,7 @@ class BulkLanes:
         self._invited: dict[PeerId, _Awaited] = {}
         self._dialing: set[PeerId] = set()
         self._open: dict[PeerId, set[TlsByteStream]] = {}
-        refusals.refused.add(self._close_all)
+        refusals.refused.add(self.close_all)
 
     async def open(self, peer: PeerId) -> OpenLaneStream:
         """A lane for requests of this peer. The libp2p connection is there already. Deadlines are the caller's.
@@ -274,8 +274,8 @@ class BulkLanes:
             if not streams:
                 self._open.pop(peer, None)
 
-    def _close_all(self, peer: PeerId) -> None:
-        """It is refused from now on."""
+    def close_all(self, peer: PeerId) -> None:
+        """It is refused from now on, or the path to it has gone."""
         for stream in self._open.pop(peer, set()):
             stream.close_now()
 

@@ -51,7 +51,7 @@ class Dialer:
         self._nursery = nursery
         self._book = book
         self._refusals = refusals
-        self._me = PeerId(str(swarm.get_peer_id()))
+        self.me = PeerId(str(swarm.get_peer_id()))
         self._dialing: dict[tuple[PeerId, bool], _Dial] = {}
         self._failed: BoundedMap[PeerId, tuple[float, frozenset[str], str]] = BoundedMap(MAX_KNOWN_PEERS)
         self._refused_source: BoundedMap[str, bool] = BoundedMap(MAX_KNOWN_PEERS)
@@ -85,7 +85,7 @@ class Dialer:
 
         Raises: UnreachableError.
         """
-        if peer == self._me:
+        if peer == self.me:
             raise UnreachableError(peer, "that is this peer itself")
         if self._refusals.is_refused(peer):
             raise UnreachableError(peer, REFUSED)
@@ -152,6 +152,13 @@ class Dialer:
             reason = f"no answer in {timeout_s:.0f} s"
         return None if self.connections(peer) else reason or "the connection was closed at once"
 
+    def start_over(self) -> None:
+        """The network is another one now: what failed may work, and what is being tried is begun again."""
+        self._failed.clear()
+        self._pauses.forget()
+        for dial in self._dialing.values():
+            dial.attempt.cancel()
+
     def _check_pause(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
         failed = self._failed.get(peer)
         if failed is None:
@@ -166,17 +173,12 @@ class Dialer:
         dial.reason = "this peer is leaving"
         has_circuit = any(where is Nearness.CIRCUIT for _, where in order)
         try:
-            async with trio.open_nursery() as race:
-                for i, (address, where) in enumerate(order):
-                    lost = trio.Event()
-                    host = address.split("/")[2]
-                    if where in (Nearness.PUBLIC, Nearness.BEHIND) and not self._pauses.allows(host, trio.current_time()):
-                        reasons[address] = "nothing there has answered for a while"
-                        continue
-                    race.start_soon(self._race, peer, address, reasons, lost, race.cancel_scope)
-                    behind = has_circuit and order[i + 1 : i + 2] and order[i + 1][1] is Nearness.BEHIND
-                    with trio.move_on_after(CIRCUIT_HEAD_START_S if behind else DIAL_STAGGER_S):
-                        await lost.wait()
+            while True:
+                with dial.attempt:
+                    await self._race_all(peer, order, reasons, has_circuit)
+                if not dial.attempt.cancelled_caught:
+                    break
+                dial.attempt = trio.CancelScope()
             dial.reason = None
             if not (self.direct(peer) if dial.directly else self.connections(peer)):
                 dial.reason = "; ".join(f"{address}: {reason}" for address, reason in reasons.items()) or "no answer"
@@ -184,6 +186,22 @@ class Dialer:
         finally:
             del self._dialing[peer, dial.directly]
             dial.done.set()
+
+    async def _race_all(
+        self, peer: PeerId, order: tuple[tuple[str, Nearness], ...], reasons: dict[str, str], has_circuit: bool
+    ) -> None:
+        """Try all addresses, each with a head start over the next; returns when one worked, or all failed."""
+        async with trio.open_nursery() as race:
+            for i, (address, where) in enumerate(order):
+                lost = trio.Event()
+                host = address.split("/")[2]
+                if where in (Nearness.PUBLIC, Nearness.BEHIND) and not self._pauses.allows(host, trio.current_time()):
+                    reasons[address] = "nothing there has answered for a while"
+                    continue
+                race.start_soon(self._race, peer, address, reasons, lost, race.cancel_scope)
+                behind = has_circuit and order[i + 1 : i + 2] and order[i + 1][1] is Nearness.BEHIND
+                with trio.move_on_after(CIRCUIT_HEAD_START_S if behind else DIAL_STAGGER_S):
+                    await lost.wait()
 
     async def _race(
         self, peer: PeerId, address: str, reasons: dict[str, str], lost: trio.Event, others: trio.CancelScope
@@ -194,10 +212,11 @@ class Dialer:
             self._pauses.succeeded(host)
             others.cancel()
         else:
-            if not is_circuit(address):
-                self._pauses.failed(host, trio.current_time())
             reasons[address] = reason
-            self._book.forget(peer, address)
+            if self._swarm.connections:  # a peer that reaches nobody learns nothing about an address
+                if not is_circuit(address):
+                    self._pauses.failed(host, trio.current_time())
+                self._book.forget(peer, address)
             lost.set()
 
     async def _dial_for_libp2p(self, peer_id: ID) -> list[INetConn]:
@@ -218,6 +237,7 @@ class _Dial:
     def __init__(self, directly: bool) -> None:
         self.directly = directly
         self.done = trio.Event()
+        self.attempt = trio.CancelScope()
         self.reason: str | None = None
 
 

@@ -98,6 +98,13 @@ class Libp2pDiscovery:
             self._dht.providers.remove(place, ID.from_base58(self._messenger.peer_id))
         await trio.lowlevel.checkpoint()
 
+    def renew(self) -> None:
+        """Announce everything again now: this peer has other addresses, or had no network for a while."""
+        for provided in self._provided.values():
+            provided.due_at = provided.targets_until = trio.current_time()
+            provided.n_rounds = 0
+        self._wake.notify()
+
     async def find(self, key: str, limit: int = 20) -> tuple[Contact, ...]:
         place = _place(key)
         search = _Search(self, place, limit)

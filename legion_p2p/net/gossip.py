@@ -82,6 +82,7 @@ class Libp2pGossip:
         self._report = report
         self._me = pubsub.my_id.to_bytes()
         self._topics: dict[str, _Topic] = {}
+        self._greetings: dict[ID, _Greeting] = {}
         self._changing = trio.Lock()
 
     async def publish(self, topic: str, data: bytes) -> None:
@@ -109,6 +110,10 @@ class Libp2pGossip:
             with trio.CancelScope(shield=True):
                 await self._leave(topic, heard)
 
+    def greet_again(self) -> None:
+        """Tell all peers soon what is subscribed to: connections were lost, and what they knew with them."""
+        self._greetings.clear()
+
     async def keep_registered(self) -> None:
         """Repair what libp2p loses, until cancelled.
 
@@ -117,7 +122,7 @@ class Libp2pGossip:
         stream to a peer breaks it forgets what that peer subscribed to, which the peer never repeats. And after one attempt that
         failed in the wrong way it never opens a stream to a peer again. So: greet again soon, and then from time to time.
         """
-        greetings: dict[ID, _Greeting] = {}
+        greetings = self._greetings
         unregistered: dict[ID, float] = {}
         while True:
             await trio.sleep(GREET_TICK_S)

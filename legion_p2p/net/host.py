@@ -6,9 +6,9 @@ milliseconds, however unresponsive the others are.
 
 import errno
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import trio
@@ -34,19 +34,25 @@ from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
 from legion_p2p.core.addresses import parse_peer_address, split_address
+from legion_p2p.core.connectivity import Sight
 from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.errors import NetworkError, NoContactError, UsageError
+from legion_p2p.errors import NetworkError, UsageError
 from legion_p2p.net.accepting import Scarcity, Warn, descriptor_limit
 from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.bitswap import Bitswap, BlockSource
 from legion_p2p.net.bulk_lanes import LaneParts
+from legion_p2p.net.changes import NetworkChanges, running_clock
+from legion_p2p.net.contacts import Contacts
 from legion_p2p.net.dht import Dht
-from legion_p2p.net.dialer import Dialer, jittered
+from legion_p2p.net.dialer import Dialer
 from legion_p2p.net.discovery import Libp2pDiscovery
 from legion_p2p.net.gossip import Libp2pGossip, make_pubsub
+from legion_p2p.net.lan import Lan
 from legion_p2p.net.limits import HANDSHAKE_TIMEOUT_S, MAX_CONNECTIONS, MAX_INBOUND_STREAMS, MAX_KNOWN_PEERS, NetConfig
 from legion_p2p.net.listening import Listening
+from legion_p2p.net.liveness import Liveness
 from legion_p2p.net.messenger import Messenger
+from legion_p2p.net.names import SystemNames
 from legion_p2p.net.netem import UNTHROTTLED, Shaper, Throttling
 from legion_p2p.net.patches import SturdyManager, replace_attributes
 from legion_p2p.net.peer_score import REFUSED, Refusals
@@ -54,12 +60,11 @@ from legion_p2p.net.reachability import Libp2pReachability
 from legion_p2p.net.reaching import Reaching
 from legion_p2p.net.relay import Relay
 from legion_p2p.net.transport import Listener, Sockets, Transport
+from legion_p2p.observe.events import Events
 
 DEFAULTS = NetConfig()
 LISTEN_ANYWHERE = ("/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0")
 NO_SUCH_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)  # of a machine without IPv6, or without IPv4
-REDIAL_FIRST_S = 0.5
-STILL_THERE_S = 1.0  # how often a lost initial peer is noticed
 NEGOTIATION_TIMEOUT_S = 15.0  # for a stream's protocol: giving up early on a busy machine only adds to its work
 PEERSTORE_SWEEP_S = 300
 
@@ -69,13 +74,8 @@ logger = logging.getLogger("legion_p2p.net")
 class Libp2pNetwork:
     """A peer's messenger, discovery and gossip. Made by `open_network`."""
 
-    def __init__(
-        self, identity: Identity, host: BasicHost, dialer: Dialer, initial: Sequence[tuple[str, PeerId]], config: NetConfig,
-        nursery: trio.Nursery, listening: Listening, report: Callable[[str], None],
-    ) -> None:  # fmt: skip
+    def __init__(self, identity: Identity, host: BasicHost, contacts: Contacts, listening: Listening) -> None:
         self.identity = identity
-        self.dial_reports: dict[str, str | None] = {f"{where}/p2p/{peer}": "not tried yet" for where, peer in initial}
-        """Of each initial peer: why the last attempt failed, or None while it is connected."""
         self.messenger: Messenger
         self.reachability: Libp2pReachability
         self.discovery: Libp2pDiscovery
@@ -83,20 +83,22 @@ class Libp2pNetwork:
         self.bitswap: Bitswap | None = None
         """Serves blocks to any IPFS client; None where there is no store."""
         self._host = host
-        self._dialer = dialer
-        self._initial = tuple(initial)
-        self._config = config
-        self._nursery = nursery
+        self._contacts = contacts
         self._listening = listening
-        self._report = report
-        self._keeping = False
         self.reaching: Reaching
+        self.lan: Lan | None = None
+        """Meets the peers of the LAN; None where it was not asked to."""
         self.relay: Relay | None = None
         """Relays for others; None where it was not asked to."""
 
     @property
     def peer_id(self) -> PeerId:
         return self.identity.peer_id
+
+    @property
+    def dial_reports(self) -> Mapping[str, str | None]:
+        """Of each initial peer: why the last attempt failed, or None while it is connected."""
+        return self._contacts.reports
 
     def addresses(self) -> tuple[str, ...]:
         """Where others may reach this peer, ending in /p2p/<id>; the most useful first, loopback last."""
@@ -107,53 +109,11 @@ class Libp2pNetwork:
 
         Raises: NoContactError, if all of them failed at the first attempt. They are retried all the same until closing.
         """
-        if not self._initial:
-            return
-        decided = trio.Event()
-        waiting = set(self.dial_reports)
+        await self._contacts.join()
 
-        def tried(address: str) -> None:
-            waiting.discard(address)
-            if not waiting or self.dial_reports[address] is None:
-                decided.set()
-
-        self.keep_contacts(tried)
-        await decided.wait()
-        if all(reason is not None for reason in self.dial_reports.values()):
-            raise NoContactError({address: reason or "" for address, reason in self.dial_reports.items()})
-
-    def keep_contacts(self, tried: Callable[[str], None] = lambda address: None) -> None:
+    def keep_contacts(self) -> None:
         """Connect to the initial peers in the background, again and again: for a node that is useful without them."""
-        if self._keeping:
-            return
-        self._keeping = True
-        for where, peer in self._initial:
-            self._nursery.start_soon(self._keep_contact, where, peer, tried)
-
-    async def _keep_contact(self, where: str, peer: PeerId, tried: Callable[[str], None]) -> None:
-        address = f"{where}/p2p/{peer}"
-        pause_s = REDIAL_FIRST_S
-        while True:
-            if self._dialer.connections(peer):
-                reason = None
-            elif peer == self.peer_id:
-                reason = "that address ends in this peer's own id: it is this peer itself, or another one with a copy of its key"
-            elif self.messenger.refusals.is_refused(peer):
-                reason = REFUSED
-            else:
-                reason = await self._dialer.try_address(peer, where)
-            if reason != self.dial_reports[address]:
-                self._report(f"{address}: {reason or 'connected'}")
-            self.dial_reports[address] = reason
-            tried(address)
-            if peer == self.peer_id:
-                return
-            if reason is None:
-                pause_s = REDIAL_FIRST_S
-                await trio.sleep(STILL_THERE_S)
-            else:
-                await trio.sleep(jittered(pause_s))
-                pause_s = min(2 * pause_s, self._config.redial_max_s)
+        self._contacts.keep()
 
 
 @dataclass(frozen=True)
@@ -164,6 +124,8 @@ class Tell:
     """A contact was made or lost."""
     warning: Warn = logger.warning
     """What to change on this machine."""
+    events: Events = field(default_factory=Events)
+    """Takes the events `network.*`: the network changed, or went away."""
 
 
 QUIET = Tell()
@@ -199,10 +161,10 @@ async def open_network(
         async with trio.open_nursery() as nursery:
             if shaper is not None:
                 shaper.start(nursery)
-            parts = _Parts(identity, announced, config, nursery, shaper, Scarcity(descriptor_limit(), tell.warning))
+            parts = _Parts(identity, announced, config, nursery, shaper, tell)
             try:
                 await parts.start(where_to)
-                yield parts.network(identity, initial, tell.contact, blocks)
+                yield parts.network(identity, initial, blocks)
             except BaseException as error:
                 # carried out of the nursery by hand: it would come out wrapped in an ExceptionGroup
                 failure = error
@@ -221,7 +183,7 @@ class _Parts:
 
     def __init__(
         self, identity: Identity, announced: Sequence[str], config: NetConfig, nursery: trio.Nursery, shaper: Shaper | None,
-        scarcity: Scarcity,
+        tell: Tell,
     ) -> None:  # fmt: skip
         self.config = config
         self.nursery = nursery
@@ -233,11 +195,14 @@ class _Parts:
         self.listening = Listening(announced)
         self.reaching: Reaching | None = None
         self.peerstore = PeerStore(max_peers=MAX_KNOWN_PEERS, max_records=MAX_KNOWN_PEERS)
-        self.scarcity = scarcity
-        self.transport = Transport(nursery, self.sockets, scarcity)
+        self.tell = tell
+        self.names = SystemNames()
+        self.scarcity = scarcity = Scarcity(descriptor_limit(), tell.warning)
+        self.transport = Transport(nursery, self.sockets, scarcity, self.names)
         self.host = _make_host(identity, self.transport, self.listening, self.peerstore)
         self.swarm = _swarm_of(self.host)
-        _guard(self.swarm, self.refusals)
+        self.liveness = Liveness(self.swarm, nursery)
+        _guard(self.swarm, self.refusals, self.liveness)
         self.dialer = Dialer(self.swarm, nursery, self.book, self.refusals)
         self.messenger = Messenger(
             self.host, nursery, self.dialer, self.book, self.refusals, self.listening.addresses, shaper,
@@ -313,10 +278,13 @@ class _Parts:
         self,
         identity: Identity,
         initial: Sequence[tuple[str, PeerId]],
-        report: Callable[[str], None],
         blocks: BlockSource | None,
     ) -> Libp2pNetwork:
-        network = Libp2pNetwork(identity, self.host, self.dialer, initial, self.config, self.nursery, self.listening, report)
+        changes = self.changes = NetworkChanges(self.dialer, self.liveness, self._look, self.tell.events)
+        contacts = Contacts(
+            self.dialer, self.refusals, self.nursery, initial, changes, self.config, self.names, self.tell.contact
+        )
+        network = Libp2pNetwork(identity, self.host, contacts, self.listening)
         network.messenger = self.messenger
         reaching = self.reaching = Reaching(self, network.messenger)
         network.reaching, network.reachability, network.relay = reaching, reaching.reachability, reaching.relay
@@ -327,9 +295,31 @@ class _Parts:
             network.bitswap = Bitswap(self.host, self.nursery, blocks, network.messenger.report)
         for where, peer in initial:
             self.book.add(peer, (where,))
-        for task in (*network.discovery.tasks(), *reaching.tasks(), network.gossip.keep_registered, self._sweep):
+        self.liveness.closed.add(network.messenger.drop_lanes)
+        changes.changed.add(lambda change: network.discovery.renew())
+        changes.regained.add(lambda peer: network.gossip.greet_again())
+        tasks = [
+            *network.discovery.tasks(),
+            *reaching.tasks(),
+            network.gossip.keep_registered,
+            self._sweep,
+            changes.watch_forever,
+        ]
+        if self.config.lan:
+            network.lan = Lan(self.dialer, self.book, self.listening, changes)
+            tasks.append(network.lan.run_forever)
+        for task in tasks:
             self.nursery.start_soon(self._run_for_ever, task)
         return network
+
+    def _look(self) -> Sight:
+        return Sight(
+            now=trio.current_time(),
+            running_on=running_clock(),
+            hosts=frozenset(self.listening.look()),
+            received_bytes=self.sockets.received_bytes(),
+            n_connections=self.liveness.n_connections(),
+        )
 
     async def _run_for_ever(self, task: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -384,7 +374,7 @@ def _swarm_of(host: BasicHost) -> Swarm:
     return swarm
 
 
-def _guard(swarm: Swarm, refusals: Refusals) -> None:
+def _guard(swarm: Swarm, refusals: Refusals, liveness: Liveness) -> None:
     """Put our own checks in front of the swarm's two entries: connections and streams."""
     # dials whomever it heard of until there are 256 connections, whatever its configuration says
     replace_attributes(swarm.auto_connector, start=_nothing, stop=_nothing, maybe_connect=_nothing, run_background_task=_nothing)
@@ -417,7 +407,9 @@ def _guard(swarm: Swarm, refusals: Refusals) -> None:
         if refusals.is_refused(PeerId(str(muxed_conn.peer_id))):
             await cast(Yamux, muxed_conn).secured_conn.close()
             raise SwarmException(f"not accepted: {REFUSED}")
-        return await add_conn(muxed_conn, direction)
+        added = await add_conn(muxed_conn, direction)
+        liveness.check_older(muxed_conn)
+        return added
 
     async def notify(method: str, *args: object) -> None:
         # nothing here listens for streams, and libp2p starts three tasks for each one that is opened or closed

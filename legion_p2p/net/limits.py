@@ -82,6 +82,9 @@ class NetConfig(msgspec.Struct, frozen=True, kw_only=True):
     gossip_heartbeat_s: float = 1.0
     """Period of gossipsub's mesh repair. Shorter: quicker repair, more messages."""
 
+    lan: bool = False
+    """Meet the peers of the same LAN by mDNS. True: every machine on it learns that this peer is there."""
+
     relay: RelayLimits | None = None
     """What passes through this host for peers that others cannot dial. None: it does not relay."""
 

@@ -3,14 +3,11 @@
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address
 
-import trio
 from multiaddr import Multiaddr
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.net.ends import End
 from legion_p2p.net.networks import is_loopback, own_hosts, own_loopbacks
-
-ADDRESS_REFRESH_S = 60.0  # a notebook that changes its Wi-Fi announces its new address after so long
 
 
 class Listening:
@@ -19,7 +16,6 @@ class Listening:
     def __init__(self, announced: Sequence[str]) -> None:
         self._announced = tuple(announced)
         self._hosts: tuple[str, ...] = ()
-        self._looked_at = float("-inf")
         self._shown: tuple[str, ...] = ()
         self._multiaddrs: list[Multiaddr] = []
         self.bound: list[str] = []
@@ -27,6 +23,12 @@ class Listening:
         """The circuits that lead to this peer."""
         self.proven: tuple[str, ...] = ()
         """Where dials of others arrived."""
+
+    def look(self) -> tuple[str, ...]:
+        """This machine's addresses now, loopback excluded; what is told others follows them."""
+        hosts = own_hosts()
+        self._hosts = (*hosts, *own_loopbacks()) or ("127.0.0.1", "::1")
+        return hosts
 
     def addresses(self) -> tuple[str, ...]:
         """Without /p2p/: those announced, or else what is listened on, a wildcard as the interfaces' addresses; then circuits;
@@ -52,9 +54,8 @@ class Listening:
         _, family, host, protocol, port = address.split("/")
         if host not in ("0.0.0.0", "::"):
             return (address,)
-        now = trio.current_time()
-        if now - self._looked_at > ADDRESS_REFRESH_S:
-            self._hosts, self._looked_at = (*own_hosts(), *own_loopbacks()) or ("127.0.0.1", "::1"), now
+        if not self._hosts:
+            self.look()
         hosts = [h for h in self._hosts if (":" in h) == (family == "ip6")]
         return tuple(f"/{family}/{h}/{protocol}/{port}" for h in hosts)
 

@@ -71,6 +71,11 @@ class Messenger:
         else:
             await self._lanes.accept(stream)
 
+    def drop_lanes(self, peer: PeerId) -> None:
+        """A connection to `peer` was found dead, and what runs beside it probably is, too."""
+        if self._lanes is not None:
+            self._lanes.close_all(peer)
+
     def add_addresses(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
         self._book.add(peer, addresses)
 

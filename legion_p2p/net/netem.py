@@ -222,6 +222,7 @@ class ShapedSocket(TrioTCPStream):
         self.read_lock = QuickLock()  # type: ignore[assignment]
         self.write_lock = QuickLock()  # type: ignore[assignment]
         self._plain = Socket(stream, owner)
+        self.ends = self._plain.ends
         self._owner = owner
         self._up = up
         self._down = down
@@ -275,6 +276,7 @@ class ShapedSocket(TrioTCPStream):
         """Let what arrives into the link downwards, until the connection ends."""
         try:
             while data := await self.stream.receive_some(READ_BYTES):
+                self.ends.received_bytes += len(data)
                 await down.put(data)
             self._broken = "ended by the other side"
         except trio.BrokenResourceError as broken:

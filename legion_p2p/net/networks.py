@@ -15,7 +15,9 @@ Ip = IPv4Address | IPv6Address
 
 
 def own_hosts() -> tuple[str, ...]:
-    """This machine's IP addresses, loopback excluded, IPv4 first; link-local IPv6 needs a zone, so it is left out."""
+    """This machine's IP addresses where an interface is up, loopback excluded, IPv4 first; link-local IPv6 needs a zone, so it is
+    left out.
+    """
     found = [ip for ip, _ in _own_ips() if not (ip.is_loopback or ip.is_link_local or ip.is_unspecified)]
     return tuple(sorted(dict.fromkeys(map(str, found)), key=lambda host: (":" in host, not ip_address(host).is_global)))
 
@@ -54,7 +56,10 @@ def is_loopback(address: str) -> bool:
 
 
 def _own_ips() -> Iterator[tuple[Ip, Network | None]]:
-    for addresses in psutil.net_if_addrs().values():
+    states = psutil.net_if_stats()
+    for name, addresses in psutil.net_if_addrs().items():
+        if name in states and not states[name].isup:
+            continue
         for entry in addresses:
             try:
                 ip = ip_address(entry.address.partition("%")[0])

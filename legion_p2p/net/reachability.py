@@ -8,6 +8,7 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.reach import NO_CONNECTION, UNKNOWN_REACH, ConnectionKind, OwnReach, PeerConnection, Reach
 from legion_p2p.core.reach_finder import ReachVerdict
+from legion_p2p.net.changes import NetworkChanges
 from legion_p2p.net.circuits import Circuits
 from legion_p2p.net.dialer import Dialer
 from legion_p2p.net.ends import relay_of
@@ -17,9 +18,18 @@ from legion_p2p.net.relay import Relay
 class Libp2pReachability:
     """See services.ports.Reachability."""
 
-    def __init__(self, dialer: Dialer, rtt_s: Callable[[PeerId], float | None], circuits: Circuits, relay: Relay | None) -> None:
+    def __init__(
+        self,
+        dialer: Dialer,
+        changes: NetworkChanges,
+        rtt_s: Callable[[PeerId], float | None],
+        circuits: Circuits,
+        relay: Relay | None,
+    ) -> None:
         self.changed: Observers[OwnReach] = Observers()
+        self.regained = changes.regained
         self._dialer = dialer
+        self._changes = changes
         self._rtt_s = rtt_s
         self._circuits = circuits
         self._relay = relay
@@ -51,6 +61,9 @@ class Libp2pReachability:
         if not connections:
             return NO_CONNECTION
         return PeerConnection(ConnectionKind.RELAYED, relay_of(connections[0]), self._rtt_s(peer))
+
+    def is_cut_off(self) -> bool:
+        return self._changes.is_cut_off
 
     def heard_of_relay(self, peer: PeerId) -> None:
         self._circuits.hear(peer)

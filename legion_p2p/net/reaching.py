@@ -13,6 +13,7 @@ from legion_p2p.core.reach import Reach
 from legion_p2p.core.reach_finder import ReachVerdict
 from legion_p2p.core.relay_ledger import RelayLedger
 from legion_p2p.net.address_book import AddressBook
+from legion_p2p.net.changes import NetworkChanges
 from legion_p2p.net.circuits import RELAY_KEY, Circuits
 from legion_p2p.net.dht import Dht
 from legion_p2p.net.dialer import Dialer
@@ -44,6 +45,7 @@ class HostParts(Protocol):
     book: AddressBook
     refusals: Refusals
     listening: Listening
+    changes: NetworkChanges
 
 
 class Reaching:
@@ -60,7 +62,7 @@ class Reaching:
         self.relay: Relay | None = None
         if config.relay is not None:
             self.relay = Relay(parts.host, RelayLedger(config.relay), parts.dialer.direct, unproven=config.relay_unproven)
-        self.reachability = Libp2pReachability(parts.dialer, messenger.rtt_s, self._circuits, self.relay)
+        self.reachability = Libp2pReachability(parts.dialer, parts.changes, messenger.rtt_s, self._circuits, self.relay)
         doors = Doors(self._listening.ports, self._listening.forwarded)
         self.own_reach = OwnReachService(parts.swarm, parts.transport, parts.dialer, messenger, doors)
         self.own_reach.changed.add(self._conclude)

@@ -9,6 +9,7 @@ import logging
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable
+from ipaddress import ip_address
 from typing import Protocol, cast
 
 import trio
@@ -29,6 +30,7 @@ from legion_p2p.errors import UsageError
 from legion_p2p.net.accepting import Scarcity, accept_forever
 from legion_p2p.net.forks import keep_from_children
 from legion_p2p.net.limits import HANDSHAKE_TIMEOUT_S, WRITE_STALL_S
+from legion_p2p.net.names import Names, open_stream, resolve
 from legion_p2p.net.packet_size import PacketSize
 
 PORT_TAKEN = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EINVAL, errno.EACCES)  # by a connection to the same place, or in use
@@ -51,6 +53,20 @@ class Shaping(Protocol):
         """A socket whose bytes go through the link."""
 
 
+class Ends:
+    """One end of a connection, and what came in there."""
+
+    __slots__ = ("leaves_machine", "local_host", "received_bytes")
+
+    def __init__(self, sock: trio.socket.SocketType) -> None:
+        try:
+            self.local_host: str = sock.getsockname()[0].partition("%")[0]
+        except OSError:  # on some systems, where the other side has closed it meanwhile
+            self.local_host = ""
+        self.leaves_machine = not (self.local_host and ip_address(self.local_host).is_loopback)
+        self.received_bytes = 0
+
+
 class Closable(Protocol):
     """What has a file descriptor."""
 
@@ -60,6 +76,8 @@ class Closable(Protocol):
 
 class OpenSocket(Closable, Protocol):
     """A socket as libp2p and `Sockets` see it."""
+
+    ends: Ends
 
     async def write(self, data: bytes) -> None: ...
 
@@ -77,6 +95,8 @@ class Sockets:
         self._shaper = shaper
         self._open: set[Closable] = set()
         self.packet_size = PacketSize()
+        self._ends: dict[Closable, Ends] = {}
+        self._received_before = 0  # on those that are closed now
 
     def __len__(self) -> int:
         return len(self._open)
@@ -85,6 +105,10 @@ class Sockets:
     def are_shaped(self) -> bool:
         """Whether their bytes go through a link, and so must not go to the kernel in any other way."""
         return self._shaper is not None
+
+    def received_bytes(self) -> int:
+        """From other machines, so far, over libp2p's connections."""
+        return self._received_before + sum(ends.received_bytes for ends in self._ends.values() if ends.leaves_machine)
 
     async def connected(self, stream: trio.SocketStream, host: str) -> "OpenSocket":
         """One that this side dialed at `host`."""
@@ -98,6 +122,7 @@ class Sockets:
         keep_from_children(stream.socket)
         wrapped: OpenSocket = Socket(stream, self) if self._shaper is None else self._shaper.shaped(stream, self, dialed)
         self.remember(wrapped)
+        self._ends[wrapped] = wrapped.ends
         return wrapped
 
     def remember(self, wrapped: Closable) -> None:
@@ -106,6 +131,9 @@ class Sockets:
 
     def forget(self, wrapped: Closable) -> None:
         self._open.discard(wrapped)
+        ends = self._ends.pop(wrapped, None)
+        if ends is not None and ends.leaves_machine:
+            self._received_before += ends.received_bytes
 
     def close_all(self) -> None:
         for wrapped in tuple(self._open):
@@ -120,6 +148,7 @@ class Socket(TrioTCPStream):
         self.read_lock = QuickLock()  # type: ignore[assignment]
         self.write_lock = QuickLock()  # type: ignore[assignment]
         self._owner = owner
+        self.ends = Ends(stream.socket)
         self._heard_at = float("-inf")
 
     def _stalled(self) -> None:
@@ -153,6 +182,7 @@ class Socket(TrioTCPStream):
             if n is not None and not data:
                 # b"" would make libp2p's read loops ask a hundred times more
                 raise ConnectionClosedError("connection closed by the other side", transport="tcp")
+            self.ends.received_bytes += len(data)
             self._heard_at = trio.current_time()
             return data
 
@@ -176,8 +206,9 @@ class Socket(TrioTCPStream):
 class Transport(TCP):
     """Dials and listens. Its tasks run in the nursery that it is given."""
 
-    def __init__(self, nursery: trio.Nursery, sockets: Sockets, scarcity: Scarcity) -> None:
+    def __init__(self, nursery: trio.Nursery, sockets: Sockets, scarcity: Scarcity, names: Names) -> None:
         super().__init__()
+        self._names = names
         self._nursery = nursery
         self._sockets = sockets
         self._scarcity = scarcity
@@ -186,14 +217,14 @@ class Transport(TCP):
         # names go to the operating system, not to libp2p's DNS client, which knows neither /etc/hosts nor the names of a LAN
         try:
             host, port = host_and_port(str(maddr))
-            where = await _of_family(str(maddr).split("/")[1], host, port)
-            if self._sockets.packet_size.is_small:
-                stream = await _connect_small(where, port, self._sockets.packet_size)
-            else:
-                stream = await trio.open_tcp_stream(where, port)
+            connect = self._connect_small if self._sockets.packet_size.is_small else trio.open_tcp_stream
+            stream = await open_stream(self._names, str(maddr).split("/")[1], host, port, connect)
         except (OSError, UsageError) as failed:
             raise OpenConnectionError(reason_of(failed)) from failed
         return RawConnection(cast(ReadWriteCloser, await self._sockets.connected(stream, host)), True)
+
+    async def _connect_small(self, host: str, port: int) -> trio.SocketStream:
+        return await connect_to(host, port, self._sockets.packet_size)
 
     async def dial_with_source(self, maddr: Multiaddr, source: tuple[str, int]) -> IRawConnection:
         """Like `dial`, from the port that this peer listens on: a router then shows everybody the same port for both, which is
@@ -201,8 +232,8 @@ class Transport(TCP):
         """
         try:
             host, port = host_and_port(str(maddr))
-            where = await _of_family(str(maddr).split("/")[1], host, port)
-            stream = await connect_to(where, port, self._sockets.packet_size, source)
+            where = await resolve(self._names, str(maddr).split("/")[1], host)
+            stream = await connect_to(where[0], port, self._sockets.packet_size, source)
         except (OSError, UsageError) as failed:
             if isinstance(failed, OSError) and failed.errno in PORT_TAKEN:
                 return await self.dial(maddr)
@@ -317,26 +348,6 @@ def host_and_port(address: str) -> tuple[str, int]:
     """Of a multiaddr, with or without its /p2p/ part. Raises: UsageError."""
     _, _, host, _, port = split_address(address)[0].split("/")
     return host, int(port)
-
-
-async def _of_family(protocol: str, host: str, port: int) -> str:
-    """The host; for a dns4 or dns6 name its first address of that family."""
-    families = {"dns4": socket.AF_INET, "dns6": socket.AF_INET6}
-    if protocol not in families:
-        return host
-    found = await trio.socket.getaddrinfo(host, port, families[protocol], socket.SOCK_STREAM)
-    return found[0][4][0]
-
-
-async def _connect_small(host: str, port: int, packet_size: PacketSize) -> trio.SocketStream:
-    """Connect to the first address of a host that answers."""
-    failures: list[OSError] = []
-    for _, _, _, _, where in await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        try:
-            return await connect_to(str(where[0]), port, packet_size)
-        except OSError as failed:
-            failures.append(failed)
-    raise failures[0] if failures else OSError(errno.EADDRNOTAVAIL, f"{host} has no address")
 
 
 async def connect_to(host: str, port: int, packet_size: PacketSize, source: tuple[str, int] | None = None) -> trio.SocketStream:

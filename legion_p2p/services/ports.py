@@ -66,11 +66,16 @@ class Messenger(Protocol):
 
 
 class Reachability(Protocol):
-    """What the network found out of how peers reach each other. Neither call waits."""
+    """What the network found out of how peers reach each other. No call waits."""
 
     @property
     def changed(self) -> Observers[OwnReach]:
         """Told whenever `own` is another one than before."""
+        ...
+
+    @property
+    def regained(self) -> Observers[PeerId]:
+        """Told of each peer that is connected again, after this machine's network had changed or was away."""
         ...
 
     def own(self) -> OwnReach:
@@ -81,6 +86,9 @@ class Reachability(Protocol):
 
     def heard_of_relay(self, peer: PeerId) -> None:
         """`peer` says that it carries circuits: it may be asked to, where this peer needs relays."""
+
+    def is_cut_off(self) -> bool:
+        """This machine has no network, as far as it can tell: then the silence of others says nothing about them."""
 
 
 class Discovery(Protocol):

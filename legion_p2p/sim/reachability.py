@@ -11,6 +11,7 @@ class SimReachability:
 
     def __init__(self, world: Fabric, network: Station) -> None:
         self.changed: Observers[OwnReach] = Observers()
+        self.regained: Observers[PeerId] = Observers()
         self._world = world
         self._network = network
         self._own = UNKNOWN_REACH
@@ -33,3 +34,6 @@ class SimReachability:
         relay = self._world.relay_between(self._network.peer_id, peer)
         kind = ConnectionKind.DIRECT if relay is None else ConnectionKind.RELAYED
         return PeerConnection(kind, relay, self._network.messenger.rtt_s(peer))
+
+    def is_cut_off(self) -> bool:
+        return False  # a simulated machine keeps its addresses, and does not look at them

@@ -166,7 +166,7 @@ async def test_a_full_relay_refuses_and_the_peer_goes_without():
 async def test_a_circuit_to_a_peer_without_reservation_is_refused_and_that_peer_is_never_dialed():
     victim = Identity.generate()
     async with opened(victim) as target, relay() as node, opened(of=node) as b:
-        node._dialer._book.add(target.peer_id, target.messenger.addresses())
+        node._contacts._dialer._book.add(target.peer_id, target.messenger.addresses())
 
         answer = await hop(b, node, connect_to(target.peer_id))
 

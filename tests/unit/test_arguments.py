@@ -58,7 +58,10 @@ def wrap(inner: Any = INNER, model: Any = MODEL, run: Any = "never", **more: Any
         ),
         (lambda: legion.average([torch.zeros(3)], "x", n_peers=2, peer=legion.Peer(role="helper")), "trains nothing"),
         (lambda: wrap(tokens_per_step=0), "tokens_per_step"),
-        (lambda: wrap(), "no initial peers are given to find the run 'never' through; to create it: --new-run on the command"),
+        (
+            lambda: wrap(peer=legion.Peer(lan=False)),
+            "no initial peers are given to find the run 'never' through; to create it: --new-run on the command",
+        ),
         (lambda: wrap(run=legion.NewRun("x", rounds=legion.Rounds(push_codec="int9"))), "push_codec: unknown codec 'int9'"),
         (lambda: wrap(run=legion.NewRun("x", preset="s")), "NewRun(preset=...) is of the built-in model"),
         (lambda: legion.join(legion.NewRun("x")), "join(run=...): an object of type legion_p2p.config.new_run.NewRun"),

@@ -323,8 +323,8 @@ def test_an_option_that_has_another_name_now_says_so_wherever_it_stands(old, new
     ("words", "told"),
     [
         ((), "--run NAME joins one, --new-run SPEC.toml"),
-        (("--run", "x", "--store", "none"), "--run x needs --initial-peers ADDR"),
-        (("--run", "x", "--identity", "none"), "--run x needs --initial-peers ADDR"),
+        (("--run", "x", "--store", "none", "--lan", "no"), "--run x needs --initial-peers ADDR"),
+        (("--run", "x", "--identity", "none", "--lan", "no"), "--run x needs --initial-peers ADDR"),
         (("--run", "x", "--create-or-join"), "--create-or-join: only with --new-run"),
         (("--run", "x", "--preset", "s", "--local-steps", "3"), "--preset, --local-steps: only for a new run"),
         (("--run", "a", "--new-run", "b"), "--new-run creates one named b: give one of them"),

@@ -50,6 +50,7 @@ from legion_p2p.services.membership.signed import SignedAnnouncements
 from legion_p2p.services.rpc import Rpc
 
 EXCHANGE_DEADLINE_S = 5.0
+MAX_MEETINGS = 8  # exchanges in flight after an outage: every member may be back in the same second
 SAMPLE = 16  # announcements in a regular exchange: gossip brings nearly all, and the rest comes in a few more of them
 
 
@@ -78,6 +79,8 @@ class MemberService:
         self._roles = RegionRoles(ctx.run)
         self._roles_told: tuple[object, ...] = ()
         self._messenger = ctx.messenger
+        self._reachability = ctx.reachability
+        self._meetings = trio.CapacityLimiter(MAX_MEETINGS)
         self._rpc = Rpc(ctx.messenger)  # which answers prove that a peer lives is decided here, one by one
         self._prober = Prober(ctx.run, self.table, self._rpc, ctx.rng, config.grace_s)
         self._gossip = ctx.gossip
@@ -342,6 +345,7 @@ class MemberService:
     async def run_forever(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery, self._gossip.listen(announce_topic(self.run), self._hear):
             self._nursery = nursery
+            stop_hearing = self._reachability.regained.add(lambda peer: nursery.start_soon(self._meet_again, peer))
             try:
                 nursery.start_soon(self._announce_regularly)
                 nursery.start_soon(self._exchange_regularly)
@@ -350,6 +354,7 @@ class MemberService:
                 task_status.started(None)
                 await trio.sleep_forever()
             finally:
+                stop_hearing()
                 self._nursery = None  # a peer that leaves still answers and asks, but starts nothing
 
     def _hear(self, signed: bytes) -> None:
@@ -387,9 +392,13 @@ class MemberService:
 
     async def _look_at_clock(self) -> None:
         tick_s = min(0.5, self.config.grace_s / 4)
+        addresses = self._messenger.addresses()
         while True:
             await trio.sleep(tick_s)
             self._notice_absence()
+            if self._messenger.addresses() != addresses:
+                addresses = self._messenger.addresses()
+                self.announce_soon()
             now = trio.current_time()
             if not self.admission.is_open:
                 self.exclude_refused()
@@ -468,6 +477,12 @@ class MemberService:
         member = self.table.get(peer)
         if member is not None and self._is_here(member) and await self._prober.greet(peer):
             self.heard(peer)
+
+    async def _meet_again(self, peer: PeerId) -> None:
+        """It is connected again after this machine had no network, and gossip takes some seconds more."""
+        if self.table.get(peer) is not None:
+            async with self._meetings:
+                await self.exchange_with(peer)
 
     def _take_all(self, sender: PeerId, announcements: Iterable[bytes]) -> None:
         for signed in announcements:

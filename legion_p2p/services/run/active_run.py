@@ -193,7 +193,7 @@ class ActiveRun:
     def _on_member_changed(self, change: Changed) -> None:
         if change.after is None:
             self.regions.forget(change.peer_id)
-        if change.after is Liveness.DEAD:
+        if change.after is Liveness.DEAD and not self.ctx.reachability.is_cut_off():
             self.events.error("member.dead", f"{change.peer_id} does not answer and is taken for dead", peer=change.peer_id)
         self._update_local_steps()
 

@@ -221,7 +221,8 @@ class OwnerService:
             holds = (await self._states.rpc.ask(send.peer, update, priority, within_s=TRANSFER_DEADLINE_S)).version
         except NetworkError:
             # It learns from announcements that it is behind, and fetches.
-            self._events.emit("update.undelivered", shard=replica.shard, version=send.version, peer=send.peer)
+            if not self._states.reachability.is_cut_off():
+                self._events.emit("update.undelivered", shard=replica.shard, version=send.version, peer=send.peer)
         finally:
             replica.life.owner.handle(owner.Delivered(send.peer, holds), trio.current_time())
 

@@ -119,7 +119,8 @@ class PushService:
                 return push.Malformed(packed.seq, str(refused))
             return push.Unanswered(packed.seq)
         except NetworkError as failed:
-            self._events.emit("push.failed", shard=replica.shard, owner=target, reason=str(failed))
+            if not states.reachability.is_cut_off():  # that was told, in a line for all that cannot be sent
+                self._events.emit("push.failed", shard=replica.shard, owner=target, reason=str(failed))
             return push.Unanswered(packed.seq)
         if isinstance(reply, Pushed):
             return push.Accepted(packed.seq, reply.version, reply.included)

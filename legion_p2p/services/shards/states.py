@@ -72,6 +72,7 @@ class ShardStates:
         self.members = members
         self.mailbox = mailbox
         self.rpc = Rpc(ctx.messenger, members)
+        self.reachability = ctx.reachability
         self.push_codec = ctx.spec.round.push_codec
         self.update_codec = ctx.spec.round.update_codec
         self.ramp_pushes = 0
