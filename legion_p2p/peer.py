@@ -97,7 +97,7 @@ async def open_peer(
             parse_link(peer.limits.netem) if peer.limits.netem else NO_LINK,
             parse_caps(peer.limits.upload, peer.limits.download, peer.limits.quiet_hours),
         ),
-        config=NetConfig(relay=parse_relay(peer.relay), lan=peer.lan),
+        config=NetConfig(relay=parse_relay(peer.relay), lan=peer.lan, port_mapping=peer.port_mapping),
         blocks=blocks,
         tell=Tell(warning=lambda text: events.error("network.scarce", text), events=events),
     )

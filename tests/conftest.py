@@ -10,7 +10,7 @@ from leftovers import pytest_configure, pytest_unconfigure
 
 __all__ = ["pytest_configure", "pytest_unconfigure", "pytest_xdist_auto_num_workers"]
 
-os.environ["LEGION_LAN"] = "no"  # tests that run side by side would meet each other
+os.environ["LEGION_LAN"] = os.environ["LEGION_PORT_MAPPING"] = "no"  # tests that run side by side would meet each other
 os.environ.pop("PYTHONUNBUFFERED", None)  # commands are started as users start them, with output that is buffered
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of a hundred processes compiles the package again
 sys.dont_write_bytecode = False

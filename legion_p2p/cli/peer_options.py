@@ -99,6 +99,7 @@ OPTIONS = (
     Option(Peer, "identity", NETWORK, "FILE", default="a free one of the user's data folder"),
     Option(Peer, "listen", NETWORK, "ADDR..."),
     Option(Peer, "announce", NETWORK, "ADDR..."),
+    Option(Peer, "port_mapping", NETWORK, "YES|NO", default="yes"),
     Option(Peer, "lan", NETWORK, "YES|NO", default="yes"),
     Option(Peer, "role", NETWORK),
     Option(Peer, "weight", NETWORK),

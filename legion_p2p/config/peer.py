@@ -121,6 +121,9 @@ class Peer(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     announce: ListenAddresses = ()
     """Addresses that others should dial, where a router forwards a port to this machine."""
 
+    port_mapping: Switch = True
+    """Ask the router to forward a port to this peer, by UPnP, PCP or NAT-PMP. It is taken back when the peer leaves."""
+
     lan: Switch = True
     """Meet the peers of the same LAN by mDNS, and be met. Everybody on the LAN learns that this peer is there."""
 

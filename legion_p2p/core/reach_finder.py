@@ -116,6 +116,12 @@ class OwnReachFinder:
         self._has_punched = False
         return True
 
+    def opened(self) -> None:
+        """A router says that it forwards a port now: that others could not dial this peer before means nothing any more."""
+        for network in [network for network, vote in self._votes.items() if not vote.dialed]:
+            del self._votes[network]
+        self._asked_at.clear()
+
     def to_ask(self, candidates: dict[PeerId, str], now: float) -> tuple[PeerId, ...]:
         """Which of these peers, at these hosts of other networks, should dial back now: one of each network without a vote."""
         if not self.listens:

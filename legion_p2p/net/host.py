@@ -56,6 +56,7 @@ from legion_p2p.net.names import SystemNames
 from legion_p2p.net.netem import UNTHROTTLED, Shaper, Throttling
 from legion_p2p.net.patches import SturdyManager, replace_attributes
 from legion_p2p.net.peer_score import REFUSED, Refusals
+from legion_p2p.net.port_mapping import PortMapping
 from legion_p2p.net.reachability import Libp2pReachability
 from legion_p2p.net.reaching import Reaching
 from legion_p2p.net.relay import Relay
@@ -86,6 +87,8 @@ class Libp2pNetwork:
         self._contacts = contacts
         self._listening = listening
         self.reaching: Reaching
+        self.port_mapping: PortMapping | None = None
+        """Has the router forward a port; None where it was not asked to."""
         self.lan: Lan | None = None
         """Meets the peers of the LAN; None where it was not asked to."""
         self.relay: Relay | None = None
@@ -305,6 +308,10 @@ class _Parts:
             self._sweep,
             changes.watch_forever,
         ]
+        if self.config.port_mapping:
+            network.port_mapping = PortMapping(self.listening, changes, self.tell.events)
+            network.port_mapping.opened.add(lambda port: reaching.own_reach.finder.opened())
+            tasks.append(network.port_mapping.run_forever)
         if self.config.lan:
             network.lan = Lan(self.dialer, self.book, self.listening, changes)
             tasks.append(network.lan.run_forever)

@@ -82,6 +82,9 @@ class NetConfig(msgspec.Struct, frozen=True, kw_only=True):
     gossip_heartbeat_s: float = 1.0
     """Period of gossipsub's mesh repair. Shorter: quicker repair, more messages."""
 
+    port_mapping: bool = False
+    """Ask the router to forward a port to this host."""
+
     lan: bool = False
     """Meet the peers of the same LAN by mDNS. True: every machine on it learns that this peer is there."""
 

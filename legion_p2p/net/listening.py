@@ -21,6 +21,8 @@ class Listening:
         self.bound: list[str] = []
         self.circuits: Callable[[], tuple[str, ...]] = tuple
         """The circuits that lead to this peer."""
+        self.mapped: Callable[[], tuple[int, ...]] = tuple
+        """Ports that a router forwards to this machine, as the router says."""
         self.proven: tuple[str, ...] = ()
         """Where dials of others arrived."""
 
@@ -63,9 +65,14 @@ class Listening:
         """Those that are listened on."""
         return frozenset(int(address.split("/")[4]) for address in self.bound)
 
+    @property
+    def is_announced(self) -> bool:
+        """The user says at which addresses this peer can be dialed."""
+        return bool(self._announced)
+
     def forwarded(self) -> tuple[int, ...]:
-        """Those that a router forwards to this machine, as the user says."""
-        return tuple(int(address.split("/")[4]) for address in self._announced)
+        """Those that a router forwards to this machine, as the user or the router says."""
+        return (*(int(address.split("/")[4]) for address in self._announced), *self.mapped())
 
     def near(self) -> tuple[End, ...]:
         """Where peers in the same home find this one."""

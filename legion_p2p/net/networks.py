@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
 
 import psutil
 
@@ -12,6 +12,8 @@ from legion_p2p.core.dial_order import Network
 LOOK_S = 2.0  # a look takes 0.3 ms, and some ask for every connection
 
 Ip = IPv4Address | IPv6Address
+ROUTES = "/proc/net/route"  # of Linux
+MAX_ROUTES_BYTES = 1 << 20  # a router of the Internet has more; a peer is none
 
 
 def own_hosts() -> tuple[str, ...]:
@@ -77,3 +79,25 @@ def _prefix(netmask: str) -> int | str:
     if ":" not in netmask:
         return netmask
     return int(IPv6Address(netmask)).bit_count()
+
+
+def gateways(client: str) -> tuple[str, ...]:
+    """The routers that lead out of the IPv4 network of `client`, an address of this machine; where the system does not say which,
+    the first address of that network, which most home routers have.
+    """
+    networks = [n for n in own_networks() if isinstance(n, IPv4Network) and ip_address(client) in n and n.prefixlen < 31]
+    try:
+        with open(ROUTES, encoding="ascii") as routes:
+            found = _gateways_in(routes.read(MAX_ROUTES_BYTES))
+    except (OSError, ValueError):  # another system than Linux
+        found = [network[1] for network in networks]
+    near = [gateway for gateway in found if any(gateway in network for network in networks)]
+    return tuple(dict.fromkeys(map(str, near)))
+
+
+def _gateways_in(routes: str) -> list[IPv4Address]:
+    """Of the default routes in Linux' table: lines of interface, destination, gateway, ..., in hexadecimal of reversed bytes."""
+    rows = [line.split() for line in routes.splitlines()[1:]]
+    return [
+        IPv4Address(bytes.fromhex(row[2])[::-1]) for row in rows if len(row) > 3 and row[1] == "00000000" and row[2] != "00000000"
+    ]

@@ -122,6 +122,7 @@ EVENTS = (
     _error("network.scarce", "This process may open too few files, so connections are turned away; the text says what helps."),
     _event("network.changed", "This machine has other addresses; connections from those that are gone were closed.", "text"),
     _event("network.away", "No other machine can be reached; this peer keeps trying.", "text"),
+    _event("network.forwarded", "The router forwards a port to this peer; whether others can dial it is found out.", "text"),
     _event("network.back", "Other machines can be reached again.", "text"),
     _event("network.resumed", "The machine slept, or the process was stopped; dead connections were closed.", "text"),
     _event("status.not_served", "The status is not served, so legion-ctl cannot look at this peer.", "text"),

@@ -46,6 +46,20 @@ def test_a_dial_that_arrived_proves_an_address():
     assert "1 of 1 other networks dialed" in verdict.why
 
 
+def test_once_a_router_forwards_a_port_those_that_could_not_dial_before_are_asked_again_at_once():
+    finder = OwnReachFinder()
+    candidates = {A: HOSTS[A], B: HOSTS[B]}
+    finder.to_ask(candidates, 0.0)
+    finder.failed(HOSTS[A], 1.0)
+    finder.arrived(HOSTS[B], f"/ip4/{OURS}/tcp/1", 1.0)
+    assert finder.to_ask(candidates, 2.0) == ()
+
+    finder.opened()
+
+    assert finder.to_ask(candidates, 3.0) == (A,)
+    assert finder.verdict(3.0).reach is Reach.PUBLIC
+
+
 def test_a_liar_who_says_that_dials_fail_is_outvoted_and_a_crowd_in_one_network_has_one_vote():
     finder = OwnReachFinder()
 
