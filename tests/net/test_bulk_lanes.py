@@ -132,7 +132,7 @@ async def test_without_a_place_for_temporary_files_libp2p_serves(monkeypatch, ca
 
 async def test_a_punched_hole_is_not_dialed_again():
     async with pair() as (a, b):
-        b._dialer.punched.update(b._dialer.direct(a.peer_id))
+        b._contacts._dialer.punched.update(b._contacts._dialer.direct(a.peer_id))
 
         assert await b.messenger.request(a.peer_id, b"x", BULK) == b"x"
         assert not lanes(a) and not lanes(b)
