@@ -38,7 +38,7 @@ async def test_peers_train_and_their_regions_meet(regions, autojump_clock):
     made = await regions.train("elastic:sync_every=1,local_steps=2", arguments(), (text, text[:700]), 0)
 
     assert made["validation"] < 5.0  # it began at log 256, 5.5
-    assert made["n_met"] >= 4 and made["apart"] < 0.2
+    assert made["n_syncs"] >= 4 and made["apart"] < 0.2
     assert made["took_s"] == pytest.approx(12 * 0.05, rel=0.15)
     assert made["bytes_across_per_token"] > made["bytes_inside_per_token"] == 0  # one peer at each place
     assert [steps for steps, _, _ in made["curve"]] == sorted(steps for steps, _, _ in made["curve"])
