@@ -36,7 +36,7 @@ class Situation:
     places: Callable[[Internet], list[Namespace]]
     words: tuple[str, ...] = ()
     """Further options of every peer."""
-    harm: Callable[[Internet, list[Namespace]], None] = lambda internet, places: None
+    harm: Callable[[Internet], None] = lambda internet: None
     """What is done to the network once the places are there."""
 
 
@@ -67,15 +67,6 @@ def one_home(internet: Internet) -> list[Namespace]:
     return [home.host("peer0"), home.host("peer1")]
 
 
-def black_hole(internet: Internet, places: list[Namespace]) -> None:
-    """What is longer than 1280 bytes vanishes on the way to the peers, and nobody is told."""
-    internet.router.nft(
-        """table ip hole {
-            chain through { type filter hook forward priority filter; meta length > 1280 drop; }
-        }"""
-    )
-
-
 SITUATIONS = (
     Situation("two public ones, to compare with", homes("public", "public")),
     Situation("two behind cones", homes("cone", "cone")),
@@ -84,7 +75,7 @@ SITUATIONS = (
     Situation("three of five behind NATs", homes("public", "cone", "cone", "public", "symmetric")),
     Situation("carriers that forget in 60 s", behind_carriers),
     Situation("one home", one_home),
-    Situation("a black hole at 1280 bytes", homes("cone", "public"), harm=black_hole),
+    Situation("a black hole at 1280 bytes", homes("cone", "public"), harm=lambda internet: internet.swallow_above(1280)),
     Situation("5 % loss at 150 ms", homes("cone", "cone"), ("--netem", "rtt=150ms,loss=5%")),
     Situation("256 kbit/s upload", homes("cone", "cone"), ("--upload", "256kbit")),
 )
@@ -117,7 +108,7 @@ def measure(situation: Situation, seconds: float) -> dict[str, object]:
         try:
             node = internet.host("node")
             places = situation.places(internet)
-            situation.harm(internet, places)
+            situation.harm(internet)
             commands.append(Command(node, folder, "node", "legion_p2p.cli.bootstrap", "--identity", "key"))
             line = commands[0].line_with("--initial-peers", node.address)
             address = next(word for word in line.split() if node.address in word)

@@ -95,6 +95,17 @@ class Internet:
             gateway.run(f"sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_established={forgets_s}")
         return home
 
+    def swallow_above(self, most_bytes: int) -> None:
+        """From now on longer packets vanish between the places that there are, and nobody is told: an MTU black hole."""
+        for made in self.made:
+            if made is not self.router:  # one packet at a time: the kernel hands on larger ones where it sends to itself
+                made.run("ip link set wan0 gso_max_segs 1")
+        self.router.nft(
+            f"""table ip hole {{
+                chain through {{ type filter hook forward priority filter; meta length > {most_bytes} drop; }}
+            }}"""
+        )
+
     def _at_public_place(self, made: Namespace) -> None:
         self._n_places += 1
         made.address = f"11.{self._n_places}.0.1"

@@ -74,8 +74,15 @@ async def send(network: Libp2pNetwork, seed: str, n_megabytes: int) -> None:
     await network.messenger.request(peer, b"", Priority.ROUND)
     say(sending=n_megabytes)
     began = trio.current_time()
-    for _ in range(n_megabytes):
-        await network.messenger.request(peer, bytes(1_000_000), Priority.ROUND)
+    n_sent = 0
+    while n_sent < n_megabytes:
+        try:
+            await network.messenger.request(peer, bytes(1_000_000), Priority.ROUND)
+        except LegionError as failed:  # as a service does, it tries again
+            say(failed=str(failed), to=seed, after=n_sent)
+            await trio.sleep(0.5)
+        else:
+            n_sent += 1
     say(sent=n_megabytes, took_s=round(trio.current_time() - began, 2), kind=network.reachability.connection(peer).kind.value)
 
 

@@ -91,7 +91,7 @@ class TlsStream:
         self._low_water = 1
         self._has_no_low_water = False
         self._owner = owner
-        owner.remember(self)
+        owner.remember(self, sock)
 
     async def handshake(self) -> None:
         while True:

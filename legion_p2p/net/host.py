@@ -306,6 +306,7 @@ class _Parts:
             *reaching.tasks(),
             network.gossip.keep_registered,
             self._sweep,
+            self.sockets.watch_packets,
             changes.watch_forever,
         ]
         if self.config.port_mapping:

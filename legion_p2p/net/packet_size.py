@@ -1,24 +1,40 @@
 """Where full-size packets vanish: some tunnels drop what is too long for them and tell nobody, an MTU black hole.
 
-Small requests pass then, and every large transfer stalls. A connection that takes nothing more, while the other side was heard a
-moment ago, is a sign of that. From then on this process makes all its connections with small segments, in both directions; that
-costs 1 % more bytes. Linux can find out by itself (net.ipv4.tcp_mtu_probing), but only root may tell it to.
+Small requests pass then, and every large transfer stalls. The sign of that is a connection that sends the same large segment
+again and again in vain, while the other side is heard. It is closed, and from then on this process makes all its connections with
+small segments, in both directions; that costs 1 % more bytes. Linux can find out by itself (net.ipv4.tcp_mtu_probing), but only
+root may tell it to.
 """
 
 import logging
 import socket
-from typing import Protocol
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import trio
 
 SMALL_SEGMENT_BYTES = 1200  # of 1280, which every IPv6 link passes, less the headers
+RETRANSMITS = 4  # in a row: after 3 s at the earliest; with 5 % loss that happens once in 160,000 segments
+HEARD_WITHIN_S = 2.0  # less than those take: it was heard while they were in vain
+WATCH_S = 1.0
+INFO = struct.Struct("=BBBB12xI4xI24xI")  # the first part of tcp_info in linux/tcp.h
 HEARD_S = 40.0  # a peer that was heard within so long before the stall is alive: longer than a stall takes to be noticed
+
+T = TypeVar("T")
 
 log = logging.getLogger("legion_p2p.net")
 
 
 class _Options(Protocol):
     def setsockopt(self, level: int, option: int, value: int, /) -> None: ...
+
+
+class _Readable(Protocol):
+    def getsockopt(self, level: int, option: int, size: int, /) -> bytes: ...
+
+    def getpeername(self) -> Any: ...
 
 
 class PacketSize:
@@ -42,6 +58,15 @@ class PacketSize:
         for sock in self._listening:
             self.apply(sock)
 
+    def vanishing(self, sockets: Iterable[tuple[T, _Readable]]) -> list[T]:
+        """Of these connections, each with its socket, those on which large packets vanish. Only Linux tells."""
+        infos = [(connection, info) for connection, sock in sockets if (info := _look(sock)) is not None]
+        heard = {info.host for _, info in infos if info.silent_ms < 1000 * HEARD_WITHIN_S}
+        found = [(connection, info) for connection, info in infos if info.is_in_vain and (self.is_small or info.host in heard)]
+        for _, info in found:
+            self.stalled(info.host, trio.current_time())
+        return [connection for connection, _ in found]
+
     def apply(self, sock: _Options) -> None:
         """Set a socket that is not connected yet."""
         option = getattr(socket, "TCP_MAXSEG", None)
@@ -50,3 +75,27 @@ class PacketSize:
                 sock.setsockopt(socket.IPPROTO_TCP, option, SMALL_SEGMENT_BYTES)
             except OSError as refused:  # it is closed, or this system does not allow it
                 log.debug("TCP_MAXSEG: %s", refused)
+
+
+@dataclass(frozen=True)
+class _Info:
+    """What the kernel says of a connection."""
+
+    host: str
+    silent_ms: int
+    """Since it brought anything."""
+    is_in_vain: bool
+    """It sends the same large segment again and again."""
+
+
+def _look(sock: _Readable) -> _Info | None:
+    option = getattr(socket, "TCP_INFO", None)
+    if option is None:
+        return None
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, option, INFO.size)
+        _, _, retransmits, _, segment_bytes, n_unconfirmed, silent_ms = INFO.unpack(info)
+        host = str(sock.getpeername()[0])
+    except (OSError, struct.error):  # it is closed, or this is another system
+        return None
+    return _Info(host, silent_ms, segment_bytes > SMALL_SEGMENT_BYTES and n_unconfirmed > 0 and retransmits >= RETRANSMITS)

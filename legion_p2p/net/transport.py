@@ -31,7 +31,7 @@ from legion_p2p.net.accepting import Scarcity, accept_forever
 from legion_p2p.net.forks import keep_from_children
 from legion_p2p.net.limits import HANDSHAKE_TIMEOUT_S, WRITE_STALL_S
 from legion_p2p.net.names import Names, open_stream, resolve
-from legion_p2p.net.packet_size import PacketSize
+from legion_p2p.net.packet_size import WATCH_S, PacketSize
 
 PORT_TAKEN = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EINVAL, errno.EACCES)  # by a connection to the same place, or in use
 TlsHandler = Callable[[trio.SocketStream], Awaitable[None]]
@@ -93,7 +93,7 @@ class Sockets:
 
     def __init__(self, shaper: Shaping | None = None) -> None:
         self._shaper = shaper
-        self._open: set[Closable] = set()
+        self._open: dict[Closable, socket.socket | trio.socket.SocketType | None] = {}
         self.packet_size = PacketSize()
         self._ends: dict[Closable, Ends] = {}
         self._received_before = 0  # on those that are closed now
@@ -121,16 +121,23 @@ class Sockets:
         tune(stream.socket)
         keep_from_children(stream.socket)
         wrapped: OpenSocket = Socket(stream, self) if self._shaper is None else self._shaper.shaped(stream, self, dialed)
-        self.remember(wrapped)
+        self.remember(wrapped, stream.socket)
         self._ends[wrapped] = wrapped.ends
         return wrapped
 
-    def remember(self, wrapped: Closable) -> None:
-        """Count it, and close it when this peer leaves."""
-        self._open.add(wrapped)
+    def remember(self, wrapped: Closable, sock: "socket.socket | trio.socket.SocketType | None" = None) -> None:
+        """Count it, and close it when this peer leaves; `sock`: its socket, to be watched."""
+        self._open[wrapped] = sock
+
+    async def watch_packets(self) -> None:
+        """Close the connections on which large packets vanish, until cancelled."""
+        while True:
+            await trio.sleep(WATCH_S)
+            for wrapped in self.packet_size.vanishing((w, sock) for w, sock in self._open.items() if sock is not None):
+                wrapped.close_now()
 
     def forget(self, wrapped: Closable) -> None:
-        self._open.discard(wrapped)
+        self._open.pop(wrapped, None)
         ends = self._ends.pop(wrapped, None)
         if ends is not None and ends.leaves_machine:
             self._received_before += ends.received_bytes

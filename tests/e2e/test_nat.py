@@ -89,3 +89,19 @@ def test_two_peers_in_one_home_talk_without_the_relay(internet: Internet, comman
     workers(internet, commands, tmp_path, home.host("a"), home.host("b"))
 
     assert '"direct"' in commands[2].line_with('"kind"')
+
+
+def test_where_large_packets_vanish_a_transfer_goes_on_with_small_ones(
+    internet: Internet, commands: list[Command], tmp_path: Path
+) -> None:
+    node, a, b = internet.host("node"), internet.host("a"), internet.home("home").host("b")
+    internet.swallow_above(1280)
+    commands.append(Command(node, tmp_path, "node", "legion_p2p.cli.bootstrap", "--identity", "key"))
+    address = next(word for word in commands[0].line_with("--initial-peers", node.address).split() if node.address in word)
+    commands.append(Command(a, tmp_path, "a", "tests.reach_worker", "a", address, "--talk-to", "b"))
+    commands[1].line_with('"joined"')
+
+    commands.append(Command(b, tmp_path, "b", "tests.reach_worker", "b", address, "--send", "a", "2"))
+
+    commands[2].line_with('"sent": 2')
+    commands[2].line_with("large packets seem to vanish")
