@@ -22,6 +22,8 @@ from legion_p2p.config import STATUS_PORTS
 from legion_p2p.errors import NetworkError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from legion_p2p.core.wire import RunSummary
     from legion_p2p.net.status_http import FoundPeer
     from legion_p2p.observe.status import Status
@@ -69,6 +71,36 @@ def status(
     if watch:
         return _watch(host, port, json)
     _show(trio.run(_fetch, host, port), json)
+    return DONE
+
+
+@app.command
+def peers(
+    *,
+    peer: Annotated[str, Parameter(metavar="HOST:PORT")] = "",
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """List the connections of a peer: direct, punched or relayed, with delay and rate; and how others reach it.
+
+    Example: legion-ctl peers
+
+    Parameters
+    ----------
+    peer
+        HOST:PORT of its status, or PORT, where several peers run on this machine; with one, it is found.
+    json
+        Print the list as JSON, on one line.
+    """
+    import trio
+
+    host, port = parse_status_address(peer) if peer else trio.run(_only_peer)
+    status = trio.run(_fetch, host, port)
+    if json:
+        return print_json({"reach": status.reach, "connections": status.connections})
+    from legion_p2p.dashboard import render_connections
+
+    console = _console()
+    console.print(render_connections(status, width=console.width, ascii_only=console.options.ascii_only), soft_wrap=True)
     return DONE
 
 
@@ -166,15 +198,20 @@ def _show(status: "Status", as_json: bool) -> None:
 
         print(msgspec.json.encode(status).decode(), flush=True)
         return
-    from rich.console import Console
-
     from legion_p2p.dashboard import render_status
+
+    console = _console()
+    report = render_status(status, width=console.width, ascii_only=console.options.ascii_only, now=time.time())
+    console.print(report, soft_wrap=True)
+
+
+def _console() -> "Console":
+    from rich.console import Console
 
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:  # a file has no width: let every column be there
-        console = Console(highlight=False, width=FILE_CHARS)
-    report = render_status(status, width=console.width, ascii_only=console.options.ascii_only, now=time.time())
-    console.print(report, soft_wrap=True)
+        return Console(highlight=False, width=FILE_CHARS)
+    return console
 
 
 def _watch(host: str, port: int, as_json: bool) -> int:

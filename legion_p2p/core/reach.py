@@ -78,7 +78,7 @@ class PeerConnection(msgspec.Struct, frozen=True):
     rtt_s: float | None = None
     """Shortest of the last few round trips."""
     rate_bps: float | None = None
-    """Bits per second that transfers over it have lately reached, both ways together."""
+    """Bits per second that transfers over it have lately reached, in the faster direction."""
 
 
 NO_CONNECTION = PeerConnection()

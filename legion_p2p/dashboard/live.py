@@ -22,7 +22,7 @@ from legion_p2p.observe import human
 from legion_p2p.observe.events import PHASE, Event
 from legion_p2p.observe.metrics import JOIN_WITH, describe, rounds_of
 from legion_p2p.observe.status import ErrorStatus, MemberStatus, Status
-from legion_p2p.observe.words import alone_text, failed_text, is_alone
+from legion_p2p.observe.words import alone_text, connection_text, failed_text, is_alone, relayed_text
 
 REFRESH_PER_S = 4  # more looks no smoother and costs a core's percent each
 MAX_HISTORY = 2048  # points of the loss curve; halved when full
@@ -57,6 +57,8 @@ def doing(member: MemberStatus) -> str:
     """What a member is at, in one word."""
     if member.liveness.upper() != "ALIVE":
         return member.liveness.lower()
+    if member.role == "helper" and member.ready:
+        return "helping"
     if member.done:
         return "done"
     return "training" if member.training else "waiting" if member.ready else "joining"
@@ -72,6 +74,16 @@ def members_in_order(status: Status) -> list[MemberStatus]:
 
 def member_columns(status: Status) -> tuple[Column, ...]:
     """The columns of a table of members; those with a high rank go first where the terminal is narrow."""
+    connections = {connection.peer_id: connection for connection in status.connections}
+
+    def way(member: MemberStatus) -> str:
+        """direct, punched, or the peer that relays it."""
+        return connection_text(connections.get(member.peer_id))
+
+    def rate(member: MemberStatus) -> str:
+        connection = connections.get(member.peer_id)
+        return human.rate_text(None if connection is None else connection.rate_bps)
+
     return (
         Column("peer", lambda m: human.short_id(m.peer_id) + (" (me)" if m.peer_id == status.peer_id else ""), 0, right=False),
         Column("region", lambda m: human.clean(m.region) or human.NOTHING, 4, right=False, max_chars=12),
@@ -80,9 +92,11 @@ def member_columns(status: Status) -> tuple[Column, ...]:
         Column("loss", lambda m: human.loss_text(m.loss), 1, min_chars=6),
         Column("tokens/s", lambda m: human.count_text(m.tokens_per_s), 2),
         Column("shards", lambda m: human.whole_text(m.shards_owned), 3),
+        Column("connection", way, 4, right=False),
         Column("sent", lambda m: human.bytes_text(m.sent_bytes), 5, min_chars=7),
         Column("received", lambda m: human.bytes_text(m.received_bytes), 6, min_chars=8),
         Column("rtt", lambda m: human.NOTHING if m.rtt_s is None else f"{1000 * m.rtt_s:.0f} ms", 7),
+        Column("rate", rate, 7),
         Column("tokens", lambda m: human.count_text(m.tokens), 8),
     )
 
@@ -179,6 +193,8 @@ def _foot(status: Status, width: int, notes: Sequence[str], last: ErrorStatus | 
         failed = status.last_round.failed
         also = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
         lines.append(line(human.shorten(failed_text(failed[0], status, width) + also, width), width=width, style="yellow"))
+    if relayed_text(status):
+        lines.append(line(human.shorten(relayed_text(status), width), width=width, style="dim"))
     if last is not None:
         text = f"error at {human.clock_text(last.at)}: {human.clean(human.short_ids(last.text))}"
         lines.append(line(human.shorten(text, width), width=width, style="red"))

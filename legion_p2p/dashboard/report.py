@@ -7,8 +7,8 @@ from legion_p2p.dashboard.fit import Column, fit_table, line
 from legion_p2p.dashboard.live import member_columns, members_in_order
 from legion_p2p.observe import human
 from legion_p2p.observe.metrics import rounds_of
-from legion_p2p.observe.status import Status
-from legion_p2p.observe.words import alone_text, reason_text
+from legion_p2p.observe.status import ConnectionStatus, Status
+from legion_p2p.observe.words import alone_text, connection_text, reach_text, reason_text
 
 MAX_ERRORS_SHOWN = 5
 
@@ -24,6 +24,31 @@ def render_status(status: Status, *, width: int = 80, ascii_only: bool = False, 
     return Group(*parts)
 
 
+def render_connections(status: Status, *, width: int = 80, ascii_only: bool = False) -> RenderableType:
+    """How this peer is reached, and a table of its connections: to members first, then to bootstrap nodes and others."""
+    members = {member.peer_id: member for member in status.members}
+
+    def role(connection: ConnectionStatus) -> str:
+        member = members.get(connection.peer_id)
+        return "not in the run" if member is None else human.clean(member.role)
+
+    def reach(connection: ConnectionStatus) -> str:
+        member = members.get(connection.peer_id)
+        return human.NOTHING if member is None else human.clean(member.reach)
+
+    columns = (
+        Column("peer", lambda c: human.clean(c.peer_id), 0, right=False),
+        Column("connection", connection_text, 0, right=False),
+        Column("delay", lambda c: human.NOTHING if c.rtt_s is None else human.duration_text(c.rtt_s), 0),
+        Column("rate", lambda c: human.rate_text(c.rate_bps), 0),
+        Column("role", role, 1, right=False),
+        Column("its reach", reach, 2, right=False),
+    )
+    rows = sorted(status.connections, key=lambda c: (c.peer_id not in members, c.peer_id))
+    table = fit_table(columns, rows, width, ascii_only=ascii_only) if rows else line("no connections", width=width)
+    return Group(*_fact("reach", reach_text(status.reach), width), Text(""), table)
+
+
 def _facts(status: Status, width: int) -> list[Text]:
     run = f"{human.clean(status.run.name)}  {human.clean(status.run.id)}" if status.run else "none yet"
     target = f" of {human.whole_text(status.target_steps)}" if status.target_steps else ""
@@ -31,6 +56,7 @@ def _facts(status: Status, width: int) -> list[Text]:
     facts = [
         ("peer", human.clean(status.peer_id) + (f"  (process {status.pid})" if status.pid else "")),
         *(("" if i else "addresses", human.clean(address)) for i, address in enumerate(status.addresses)),
+        ("reach", reach_text(status.reach)),
         ("run", run),
         ("region", human.clean(status.region) or human.NOTHING),
         ("state", f"{human.clean(status.state)}, {human.seconds_text(status.uptime_s)} elapsed{left}"),

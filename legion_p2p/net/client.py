@@ -91,7 +91,7 @@ class Client:
             stream = await self._opened_lane(peer) if may_use_lane else None
             stream = stream or await self._opened(StreamKey(peer, priority.lane))
             pending = stream.send(service, body, priority, again)
-            with self._parts.counters.sending(priority.lane, len(body), lambda: self.rtt_s(peer)) as upload:
+            with self._parts.counters.sending(peer, priority.lane, len(body), lambda: self.rtt_s(peer)) as upload:
                 try:
                     await pending.done.wait()
                 finally:
@@ -230,7 +230,7 @@ class Client:
                     raise DecodeError("a reply to a request that was never sent")
                 await frames.skip(body_bytes)
             else:
-                with self._parts.counters.receiving(stream.lane, body_bytes):
+                with self._parts.counters.receiving(stream.peer, stream.lane, body_bytes):
                     body = await frames.read_body(body_bytes)
                 if envelope.kind == FrameKind.REFUSAL:
                     pending.error = RefusedError(stream.peer, envelope.error, envelope.reason)

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 import trio
 
 from legion_p2p.core.bandwidth import MIN_TRANSFER_BYTES, RateEstimator
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.contact import Bandwidth, Traffic
+from legion_p2p.core.identity import PeerId
+
+MAX_RATES = 512  # peers whose rate is kept: some more than a host has connections
 
 
 @dataclass
@@ -26,6 +30,7 @@ class Counters:
         self._limits_bps = limits_bps
         self._upload = RateEstimator(best=True)
         self._download = RateEstimator(best=False)
+        self._by_peer: BoundedMap[PeerId, tuple[RateEstimator, RateEstimator]] = BoundedMap(MAX_RATES)
         self._n_sent = 0
         self._n_received = 0
 
@@ -48,32 +53,55 @@ class Counters:
         up_bps, down_bps = (None if limit == math.inf else limit for limit in limits)
         return Bandwidth(self._upload.rate_bps(now), self._download.rate_bps(now), up_bps, down_bps)
 
+    def rate_bps(self, peer: PeerId) -> float | None:
+        """What transfers to or from a peer have lately reached, in the faster direction; None: not measured."""
+        rates = [rate.rate_bps(trio.current_time()) for rate in self._by_peer.get(peer, ())]
+        return max((bps for bps in rates if bps is not None), default=None)
+
+    def _rates(self, peer: PeerId) -> tuple[RateEstimator, RateEstimator]:
+        """Of sending to a peer, and of receiving."""
+        rates = self._by_peer.setdefault(peer, (RateEstimator(best=True), RateEstimator(best=False)))
+        self._by_peer.touch(peer)
+        return rates
+
     @contextmanager
-    def sending(self, lane: str, n_bytes: int, rtt_s: Callable[[], float | None]) -> Iterator[Upload]:
+    def sending(self, peer: PeerId, lane: str, n_bytes: int, rtt_s: Callable[[], float | None]) -> Iterator[Upload]:
         """A body of this size is sent and confirmed; the confirmation takes one round trip more, while nothing moves."""
         upload = Upload()
         if lane != "bulk" or n_bytes < MIN_TRANSFER_BYTES:
             yield upload
             return
         began = trio.current_time()
-        self._upload.begin(began)
+        both = (self._upload, self._rates(peer)[0])
+        for rate in both:
+            rate.begin(began)
         try:
             yield upload
         finally:
             now = trio.current_time()
-            if upload.has_arrived:
-                self._upload.moved(n_bytes, now)
-            self._upload.end(now, began if upload.has_arrived else None, rtt_s() or 0.0)
+            waited_s = rtt_s() or 0.0
+            for rate in both:
+                if upload.has_arrived:
+                    rate.moved(n_bytes, now)
+                rate.end(now, began if upload.has_arrived else None, waited_s)
 
     @contextmanager
-    def receiving(self, lane: str, n_bytes: int) -> Iterator[None]:
+    def receiving(self, peer: PeerId, lane: str, n_bytes: int) -> Iterator[None]:
         """A body of this size is being read."""
         if lane != "bulk" or n_bytes < MIN_TRANSFER_BYTES:
             yield
             return
         began = trio.current_time()
+        theirs = self._rates(peer)[1]
         self._download.begin(began)
+        theirs.begin(began)
+        has_come = False
         try:
             yield
+            has_come = True
         finally:
-            self._download.end(trio.current_time(), began)
+            now = trio.current_time()
+            self._download.end(now, began)
+            if has_come:
+                theirs.moved(n_bytes, now)
+            theirs.end(now, began if has_come else None)

@@ -95,6 +95,10 @@ class Messenger:
     def rtt_s(self, peer: PeerId) -> float | None:
         return self._client.rtt_s(peer)
 
+    def rate_bps(self, peer: PeerId) -> float | None:
+        """What transfers to or from it have lately reached, in the faster direction; None: not measured."""
+        return self._counters.rate_bps(peer)
+
     def traffic(self) -> Traffic:
         return self._counters.traffic()
 

@@ -1,6 +1,7 @@
 """How peers reach each other, as far as this host knows: the Reachability of services.ports."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 
@@ -15,22 +16,25 @@ from legion_p2p.net.ends import relay_of
 from legion_p2p.net.relay import Relay
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What the messenger has measured of the connection to a peer; None: nothing."""
+
+    rtt_s: Callable[[PeerId], float | None]
+    rate_bps: Callable[[PeerId], float | None]
+
+
 class Libp2pReachability:
     """See services.ports.Reachability."""
 
     def __init__(
-        self,
-        dialer: Dialer,
-        changes: NetworkChanges,
-        rtt_s: Callable[[PeerId], float | None],
-        circuits: Circuits,
-        relay: Relay | None,
+        self, dialer: Dialer, changes: NetworkChanges, measured: Measured, circuits: Circuits, relay: Relay | None
     ) -> None:
         self.changed: Observers[OwnReach] = Observers()
         self.regained = changes.regained
         self._dialer = dialer
         self._changes = changes
-        self._rtt_s = rtt_s
+        self._measured = measured
         self._circuits = circuits
         self._relay = relay
         self._verdict = ReachVerdict()
@@ -56,11 +60,12 @@ class Libp2pReachability:
         if direct:
             is_punched = peer in self._dialer.punching or all(c in self._dialer.punched for c in direct)
             kind = ConnectionKind.PUNCHED if is_punched else ConnectionKind.DIRECT
-            return PeerConnection(kind, rtt_s=self._rtt_s(peer))
+            return PeerConnection(kind, None, self._measured.rtt_s(peer), self._measured.rate_bps(peer))
         connections = self._dialer.connections(peer)
         if not connections:
             return NO_CONNECTION
-        return PeerConnection(ConnectionKind.RELAYED, relay_of(connections[0]), self._rtt_s(peer))
+        relay = relay_of(connections[0])
+        return PeerConnection(ConnectionKind.RELAYED, relay, self._measured.rtt_s(peer), self._measured.rate_bps(peer))
 
     def is_cut_off(self) -> bool:
         return self._changes.is_cut_off

@@ -102,7 +102,7 @@ class Server:
                 if len(frames) < MAX_QUEUED_PONGS:
                     frames.put(encode(Envelope(VERSION, envelope.id, FrameKind.PONG), 0))
             elif envelope.kind == FrameKind.REQUEST:
-                with self._parts.counters.receiving(frames.lane, body_bytes):
+                with self._parts.counters.receiving(peer, frames.lane, body_bytes):
                     await self._take_request(frames, peer, envelope, body_bytes, ticket)
             else:
                 raise DecodeError(f"a {envelope.kind.name} where only requests belong")

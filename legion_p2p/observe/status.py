@@ -28,6 +28,35 @@ class MemberStatus(msgspec.Struct, frozen=True):
     received_bytes: int = 0
     addresses: tuple[str, ...] = ()
     rtt_s: float | None = None
+    """Of the connection to it; None: there is none, or nothing was measured."""
+    role: str = "auto"
+    reach: str = "unknown"
+    """How others reach it, by its own account: public, punchable, relayed, or unknown."""
+
+
+class ConnectionStatus(msgspec.Struct, frozen=True):
+    """The connection to one peer, in the run or not. None: not measured."""
+
+    peer_id: str
+    kind: str
+    """direct, punched, relayed, or unknown."""
+    relay: str | None = None
+    """The peer that carries it, where it is relayed."""
+    rtt_s: float | None = None
+    rate_bps: float | None = None
+    """What transfers have lately reached, in the faster direction."""
+
+
+class ReachStatus(msgspec.Struct, frozen=True):
+    """How others reach this peer, as far as it has found out."""
+
+    reach: str = "unknown"
+    nat: str = "unknown"
+    why: str = ""
+    relays: tuple[str, ...] = ()
+    """Relays that hold a reservation for it."""
+    circuits: int = 0
+    """How many circuits it carries at most for others."""
 
 
 class ShardStatus(msgspec.Struct, frozen=True):
@@ -115,6 +144,9 @@ class Status(msgspec.Struct, frozen=True):
     bytes_across: int = 0
     n_connected: int = 0
     """Peers that there is a connection with now, in the run or not."""
+    reach: ReachStatus = ReachStatus()
+    connections: tuple[ConnectionStatus, ...] = ()
+    """To all peers that this one is connected with, in the run or not."""
     contacts: tuple[ContactStatus, ...] = ()
     """The initial peers that this peer was given."""
     former: tuple[str, ...] = ()

@@ -2,7 +2,7 @@
 
 from legion_p2p.core.round import LATE
 from legion_p2p.observe import human
-from legion_p2p.observe.status import FailedPush, Status
+from legion_p2p.observe.status import ConnectionStatus, FailedPush, ReachStatus, Status
 
 MAX_CONTACTS_SHOWN = 2
 
@@ -17,6 +17,33 @@ def failed_text(failed: FailedPush, status: Status, max_chars: int = 200) -> str
     who = "this peer" if failed.peer_id == status.peer_id else human.short_id(failed.peer_id)
     is_late = failed.reason == LATE
     return f"{who}: {reason_text(failed)}" if is_late else f"not averaged: {who} ({reason_text(failed, max_chars)})"
+
+
+def connection_text(connection: ConnectionStatus | None) -> str:
+    """What the connection to a peer runs over; a dash where there is none."""
+    if connection is None:
+        return human.NOTHING
+    if connection.kind == "relayed":
+        return f"relayed via {human.short_id(connection.relay)}" if connection.relay else "relayed"
+    return human.clean(connection.kind)
+
+
+def reach_text(reach: ReachStatus) -> str:
+    """How others reach this peer, why that is believed, and which relays are part of it."""
+    told = human.clean(reach.reach) + (f": {human.clean(reach.why)}" if reach.why else "")
+    if reach.relays:
+        told += f"; relays that lead to it: {', '.join(map(human.short_id, reach.relays))}"
+    if reach.circuits:
+        told += f"; it relays for others, at most {human.whole_text(reach.circuits)} circuits"
+    return told
+
+
+def relayed_text(status: Status) -> str:
+    """What a peer that only relays lead to should know; empty for others."""
+    if status.reach.reach != "relayed":
+        return ""
+    through = ", ".join(map(human.short_id, status.reach.relays)) or "none yet"
+    return f"others reach this peer through relays only ({through}): it owns shards only while too few others can be reached"
 
 
 def is_alone(status: Status) -> bool:

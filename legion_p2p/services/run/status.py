@@ -7,7 +7,18 @@ import trio
 
 from legion_p2p.core.announcement import MAX_TROUBLE_CHARS, Announcement, peer_of
 from legion_p2p.core.identity import PeerId
-from legion_p2p.observe.status import ContactStatus, ErrorStatus, MemberStatus, RunStatus, ShardStatus, Status
+from legion_p2p.core.reach import OwnReach
+from legion_p2p.observe.status import (
+    ConnectionStatus,
+    ContactStatus,
+    ErrorStatus,
+    MemberStatus,
+    ReachStatus,
+    RunStatus,
+    ShardStatus,
+    Status,
+)
+from legion_p2p.services.ports import Reachability
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.lobby import Lobby
 
@@ -64,6 +75,7 @@ def status_before(lobby: Lobby) -> Status:
     network, events = lobby.parts.network, lobby.parts.events
     traffic = network.messenger.traffic()
     bandwidth = network.messenger.bandwidth()
+    connections = tuple(_connection_row(network.reachability, peer) for peer in sorted(network.messenger.connected()))
     return Status(
         peer_id=network.identity.peer_id,
         addresses=network.addresses(),
@@ -83,7 +95,9 @@ def status_before(lobby: Lobby) -> Status:
         download_bps=bandwidth.download_bps,
         upload_limit_bps=bandwidth.upload_limit_bps,
         download_limit_bps=bandwidth.download_limit_bps,
-        n_connected=len(network.messenger.connected()),
+        n_connected=len(connections),
+        reach=_reach_row(network.reachability.own()),
+        connections=connections,
         contacts=tuple(ContactStatus(address, problem or "") for address, problem in network.dial_reports.items()),
         pid=os.getpid(),
     )
@@ -155,10 +169,21 @@ def _member_rows(run: ActiveRun) -> tuple[MemberStatus, ...]:
             sent_bytes=a.sent_bytes,
             received_bytes=a.received_bytes,
             addresses=a.addresses,
-            rtt_s=run.messenger.rtt_s(peer_of(a)),
+            rtt_s=run.ctx.reachability.connection(peer_of(a)).rtt_s,
+            role=a.role.value,
+            reach=a.reach.value,
         )
         for a, liveness in sorted(rows, key=lambda row: row[0].peer_id)
     )
+
+
+def _reach_row(own: OwnReach) -> ReachStatus:
+    return ReachStatus(own.reach.value, own.nat.value, own.why, own.relays, own.circuits)
+
+
+def _connection_row(reachability: Reachability, peer: PeerId) -> ConnectionStatus:
+    connection = reachability.connection(peer)
+    return ConnectionStatus(peer, connection.kind.value, connection.relay, connection.rtt_s, connection.rate_bps)
 
 
 def _shard_rows(run: ActiveRun) -> tuple[ShardStatus, ...]:
