@@ -57,8 +57,8 @@ def doing(member: MemberStatus) -> str:
     """What a member is at, in one word."""
     if member.liveness.upper() != "ALIVE":
         return member.liveness.lower()
-    if member.role == "helper" and member.ready:
-        return "helping"
+    if member.role == "helper":
+        return "helping" if member.ready else "joining"
     if member.done:
         return "done"
     return "training" if member.training else "waiting" if member.ready else "joining"
@@ -78,7 +78,7 @@ def member_columns(status: Status) -> tuple[Column, ...]:
 
     def way(member: MemberStatus) -> str:
         """direct, punched, or the peer that relays it."""
-        return connection_text(connections.get(member.peer_id))
+        return connection_text(connections.get(member.peer_id)).removeprefix("relayed ")
 
     def rate(member: MemberStatus) -> str:
         connection = connections.get(member.peer_id)
@@ -92,7 +92,7 @@ def member_columns(status: Status) -> tuple[Column, ...]:
         Column("loss", lambda m: human.loss_text(m.loss), 1, min_chars=6),
         Column("tokens/s", lambda m: human.count_text(m.tokens_per_s), 2),
         Column("shards", lambda m: human.whole_text(m.shards_owned), 3),
-        Column("connection", way, 4, right=False),
+        Column("via", way, 4, right=False),
         Column("sent", lambda m: human.bytes_text(m.sent_bytes), 5, min_chars=7),
         Column("received", lambda m: human.bytes_text(m.received_bytes), 6, min_chars=8),
         Column("rtt", lambda m: human.NOTHING if m.rtt_s is None else f"{1000 * m.rtt_s:.0f} ms", 7),

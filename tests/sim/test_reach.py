@@ -111,6 +111,10 @@ async def test_where_nobody_can_be_dialed_everything_goes_through_relays(autojum
         await trio.sleep(20)
 
         assert len(owners(swarm)) > 1
+        status = first.status()
+        assert {(c.kind, c.relay) for c in status.connections if c.peer_id != relay.peer_id} == {("relayed", relay.peer_id)}
+        assert (status.reach.reach, status.reach.relays) == ("relayed", (relay.peer_id,))
+        assert {m.reach for m in status.members} == {"relayed"}
         assert min(now - then for now, then in zip(first.versions(), before, strict=True)) > 8
         assert {e.fields["n_included"] for e in first.events_named("round.closed")[-10:]} == {4}
         await swarm.settle(60)

@@ -19,7 +19,7 @@ from legion_p2p.cli.running import run_app
 from legion_p2p.errors import UsageError
 from legion_p2p.net import status_http
 from legion_p2p.net.status_http import serve_status
-from legion_p2p.observe.status import MemberStatus, RoundStatus, RunStatus, ShardStatus, Status
+from legion_p2p.observe.status import ConnectionStatus, MemberStatus, RoundStatus, RunStatus, ShardStatus, Status
 
 ROOT = Path(__file__).resolve().parents[2]
 STATUS = Status(
@@ -162,6 +162,19 @@ def test_a_strangers_names_do_not_act_on_the_terminal(own_ports, capsys):
 
     err = capsys.readouterr().err
     assert "\x1b" not in err and not any(line.startswith("legion-ctl: error: forged") for line in err.splitlines())
+
+
+def test_the_connections_of_a_peer_are_listed_for_people_and_for_machines(own_ports, capsys):
+    relayed = ConnectionStatus("12D3KooWother", "relayed", "12D3KooWtherelay", 0.08)
+    with peers(msgspec.structs.replace(STATUS, connections=(relayed,)), ports=own_ports):
+        run_app(ctl.app, ["peers"])
+        shown = capsys.readouterr().out
+        run_app(ctl.app, ["peers", "--json"])
+        listed = json.loads(capsys.readouterr().out)
+
+    assert "relayed via therelay" in shown and "80 ms" in shown and "reach      unknown" in shown
+    assert (listed["connections"][0]["kind"], listed["connections"][0]["rate_bps"]) == ("relayed", None)
+    assert listed["reach"]["reach"] == "unknown"
 
 
 def test_watching_repeats_until_the_peer_has_gone_or_ctrl_c():

@@ -12,16 +12,28 @@ from rich.console import Console
 
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.round import LATE
-from legion_p2p.dashboard import LiveView, LoneProgress, PeerRow, SwarmStatus, SwarmView, render_peer, render_status, render_swarm
+from legion_p2p.dashboard import (
+    LiveView,
+    LoneProgress,
+    PeerRow,
+    SwarmStatus,
+    SwarmView,
+    render_connections,
+    render_peer,
+    render_status,
+    render_swarm,
+)
 from legion_p2p.dashboard.fit import bar, plot, sparkline
-from legion_p2p.dashboard.live import ERROR_SHOWN_S, MAX_PHASES, History
+from legion_p2p.dashboard.live import ERROR_SHOWN_S, MAX_PHASES, History, doing
 from legion_p2p.observe.events import PHASE, Event
 from legion_p2p.observe.metrics import progress_text
 from legion_p2p.observe.status import (
+    ConnectionStatus,
     ContactStatus,
     ErrorStatus,
     FailedPush,
     MemberStatus,
+    ReachStatus,
     RoundStatus,
     RunStatus,
     ShardStatus,
@@ -61,7 +73,8 @@ def text(renderable, width=80, encoding="utf-8", **kwargs):
 
 
 def test_the_view_of_a_peer_at_80_columns():
-    shown = text(render_peer(status(n=2), width=80, height=24, losses=[5.0, 4.0, 3.0, 2.3456])).splitlines()
+    two = status(n=2, connections=(ConnectionStatus(IDS[1], "direct"),))
+    shown = text(render_peer(two, width=80, height=24, losses=[5.0, 4.0, 3.0, 2.3456])).splitlines()
 
     assert [line.rstrip() for line in shown] == [
         "stories (qa4s52zy)  training                           12:33 elapsed, 30:30 left",
@@ -70,10 +83,45 @@ def test_the_view_of_a_peer_at_80_columns():
         "loss █▅▃▁ 5.00 to 2.35",
         "round 44:  averaged 100 % (2 of 2 members)  last shard 3 of 5  model 1a2b3c4d",
         "",
-        "peer           region  state       step    loss  tokens/s  shards     sent",
-        f"{IDS[0][-8:]} (me)  home    training     100  2.5000     12.3k       4  15.3 MB",
-        f"{IDS[1][-8:]}       home    training     101  2.5100     12.3k       4  15.3 MB",
+        "peer           region  state       step    loss  tokens/s  shards  via",
+        f"{IDS[0][-8:]} (me)  home    training     100  2.5000     12.3k       4  -",
+        f"{IDS[1][-8:]}       home    training     101  2.5100     12.3k       4  direct",
     ]
+
+
+def test_it_is_shown_what_each_connection_runs_over_and_who_relays_it():
+    some = status(
+        connections=(
+            ConnectionStatus(IDS[1], "punched", rtt_s=0.02, rate_bps=12.5e6),
+            ConnectionStatus(IDS[2], "relayed", IDS[9], 0.08),
+            ConnectionStatus(IDS[9], "direct"),
+        ),
+        reach=ReachStatus("relayed", "symmetric", "peers of 2 of 2 other networks could not dial this peer", (IDS[9],)),
+    )
+    relay = IDS[9][-8:]
+
+    live = text(render_peer(some, width=160, height=30), width=160)
+    listed = text(render_connections(some, width=160), width=160)
+
+    assert f"via {relay}" in live and "punched" in live and "12.5 Mbit/s" in live
+    assert f"others reach this peer through relays only ({relay})" in live
+    assert "reach      relayed: peers of 2 of 2 other networks could not dial this peer" in listed and relay in listed
+    rows = {words[0]: words[1:] for words in (row.split() for row in listed.splitlines()) if words}
+    assert rows[IDS[1]] == ["punched", "20", "ms", "12.5", "Mbit/s", "auto", "unknown"]
+    assert rows[IDS[2]] == ["relayed", "via", relay, "80", "ms", "-", "auto", "unknown"]
+    assert rows[IDS[9]] == ["direct", "-", "-", "not", "in", "the", "run", "-"]
+    assert "no connections" in text(render_connections(status()))
+
+
+def test_a_reach_that_is_not_known_is_said_to_be_unknown_and_a_relay_says_how_much_it_carries():
+    assert "reach      unknown" in text(render_status(status()))
+    relaying = status(reach=ReachStatus("public", "none", "peers of 3 of 3 other networks dialed this peer", (), 64))
+    assert "it relays for others, at most 64 circuits" in text(render_status(relaying, width=140), width=140)
+
+
+def test_a_helper_is_said_to_help():
+    assert doing(member(1, role="helper", training=False, done=True)) == "helping"
+    assert doing(member(1, role="helper", training=False, done=True, ready=False)) == "joining"
 
 
 def test_what_went_wrong_is_said_in_words():
