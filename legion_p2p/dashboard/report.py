@@ -11,6 +11,7 @@ from legion_p2p.observe.status import ConnectionStatus, Status
 from legion_p2p.observe.words import alone_text, connection_text, reach_text, reason_text
 
 MAX_ERRORS_SHOWN = 5
+ROOM_FOR_IDS = 110  # columns of a terminal in which whole peer ids leave room for everything else
 
 
 def render_status(status: Status, *, width: int = 80, ascii_only: bool = False, now: float = 0.0) -> RenderableType:
@@ -28,6 +29,9 @@ def render_connections(status: Status, *, width: int = 80, ascii_only: bool = Fa
     """How this peer is reached, and a table of its connections: to members first, then to bootstrap nodes and others."""
     members = {member.peer_id: member for member in status.members}
 
+    def peer(connection: ConnectionStatus) -> str:
+        return human.clean(connection.peer_id) if width >= ROOM_FOR_IDS else human.short_id(connection.peer_id)
+
     def role(connection: ConnectionStatus) -> str:
         member = members.get(connection.peer_id)
         return "not in the run" if member is None else human.clean(member.role)
@@ -37,8 +41,8 @@ def render_connections(status: Status, *, width: int = 80, ascii_only: bool = Fa
         return human.NOTHING if member is None else human.clean(member.reach)
 
     columns = (
-        Column("peer", lambda c: human.clean(c.peer_id), 0, right=False),
-        Column("connection", connection_text, 0, right=False),
+        Column("peer", peer, 0, right=False, max_chars=64),
+        Column("connection", connection_text, 0, right=False, max_chars=24),
         Column("delay", lambda c: human.NOTHING if c.rtt_s is None else human.duration_text(c.rtt_s), 0),
         Column("rate", lambda c: human.rate_text(c.rate_bps), 0),
         Column("role", role, 1, right=False),

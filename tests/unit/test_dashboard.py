@@ -110,6 +110,7 @@ def test_it_is_shown_what_each_connection_runs_over_and_who_relays_it():
     assert rows[IDS[1]] == ["punched", "20", "ms", "12.5", "Mbit/s", "auto", "unknown"]
     assert rows[IDS[2]] == ["relayed", "via", relay, "80", "ms", "-", "auto", "unknown"]
     assert rows[IDS[9]] == ["direct", "-", "-", "not", "in", "the", "run", "-"]
+    assert all(len(row.rstrip()) <= 80 for row in text(render_connections(some, width=80)).splitlines())
     assert "no connections" in text(render_connections(status()))
 
 
