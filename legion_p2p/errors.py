@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 HOW_TO_CREATE = "to create it: --new-run on the command line, NewRun(...) in Python"
-MAX_NAMES_TOLD = 10  # of runs, in one message
+MAX_NAMES_TOLD = 10  # of runs or peers, in one message
+HOW_TO_BE_REACHED = "a member needs an address that others can dial (a forwarded port, with --announce), or a relay that answers"
+_NOBODY: Mapping[str, str] = {}
 
 
 def describe_failure(failure: BaseException) -> str:
@@ -53,26 +55,40 @@ class JoinError(LegionError):
 class NoContactError(JoinError):
     """None of the given addresses answered. Check that one of those nodes runs and can be reached from here.
 
-    `reasons` tells for each address why.
+    `reasons` tells for each address why, `advice` what would help.
     """
 
-    def __init__(self, reasons: Mapping[str, str]) -> None:
+    def __init__(self, reasons: Mapping[str, str], advice: Sequence[str] = ()) -> None:
         self.reasons = dict(reasons)
+        self.advice = tuple(advice)
         tried = "; ".join(f"{address}: {reason}" for address, reason in self.reasons.items())
-        super().__init__(f"none of {len(self.reasons)} initial peers answered ({tried})")
+        super().__init__("; ".join((f"none of {len(self.reasons)} initial peers answered ({tried})", *self.advice)))
 
 
 class UnknownRunError(JoinError):
     """No peer that can be reached knows a run of this name. Create it, or correct the name. `known` are the names of others;
-    `losses` says which checkpoints of it are stored here without some of their blocks, and what to do.
+    `losses` says which checkpoints of it are stored here without some of their blocks, and what to do. `unreachable` are peers
+    that are said to be in it and cannot be reached from here, with the addresses that were tried and why each failed.
     """
 
-    def __init__(self, run: str, n_contacts: int, known: Sequence[str] = (), losses: str = "") -> None:
+    def __init__(
+        self, run: str, n_contacts: int, known: Sequence[str] = (), losses: str = "", unreachable: Mapping[str, str] = _NOBODY
+    ) -> None:
         self.run = run
+        self.unreachable = dict(unreachable)
         self.n_contacts = n_contacts
         self.known = tuple(known)
         there = f"; known here: {', '.join(known[:MAX_NAMES_TOLD])}{', ...' * (len(known) > MAX_NAMES_TOLD)}" if known else ""
-        super().__init__(f"no peer knows a run named {run!r} ({n_contacts} contacts asked){there}; {losses or HOW_TO_CREATE}")
+        named = f"a run named {run!r} ({n_contacts} contacts asked)"
+        if not unreachable:
+            super().__init__(f"no peer knows {named}{there}; {losses or HOW_TO_CREATE}")
+            return
+        tried = "; ".join(f"{peer} ({reason})" for peer, reason in list(self.unreachable.items())[:MAX_NAMES_TOLD])
+        is_one = len(self.unreachable) == 1
+        said = f"{len(self.unreachable)} peer{' is' if is_one else 's are'} said to be in it, and cannot be reached from here"
+        super().__init__(
+            f"no peer that can be reached knows {named}{there}; {said}: {tried}; {HOW_TO_BE_REACHED}; {losses or HOW_TO_CREATE}"
+        )
 
 
 class AmbiguousRunError(JoinError):

@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from legion_p2p.core.dial_advice import advice
 from legion_p2p.core.addresses import DNSADDR
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import NetworkError, NoContactError
+from legion_p2p.net.networks import own_networks
 from legion_p2p.net.changes import NetworkChanges
 from legion_p2p.net.dialer import Dialer, jittered
 from legion_p2p.net.limits import NetConfig
@@ -55,7 +57,8 @@ class Contacts:
         self.keep(tried)
         await decided.wait()
         if all(reason is not None for reason in self.reports.values()):
-            raise NoContactError({address: reason or "" for address, reason in self.reports.items()})
+            reasons = {address: reason or "" for address, reason in self.reports.items()}
+            raise NoContactError(reasons, advice(reasons, own_networks()))
 
     def keep(self, tried: Callable[[str], None] = lambda address: None) -> None:
         """Connect to them in the background, again and again."""

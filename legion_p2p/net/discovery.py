@@ -9,7 +9,7 @@ then on every third of a record's lifetime. All keys that are due go together, o
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from random import SystemRandom
 
 import msgspec
@@ -18,13 +18,21 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 
 from legion_p2p.concurrency.notify import Notify
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.contact import Contact
 from legion_p2p.core.identity import PeerId
-from legion_p2p.errors import DecodeError, LegionError, UsageError
+from legion_p2p.errors import DecodeError, LegionError, UnreachableError, UsageError
 from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.dht import ALPHA, Dht, K, multihash_of
 from legion_p2p.net.dialer import jittered
-from legion_p2p.net.limits import MAX_ADDRESSES_PER_PEER, MAX_KEY_CHARS, MAX_KEYS_PROVIDED, NetConfig
+from legion_p2p.net.limits import (
+    MAX_ADDRESSES_PER_PEER,
+    MAX_KEY_CHARS,
+    MAX_KEYS_PROVIDED,
+    MAX_SEARCHED,
+    MAX_UNREACHABLE,
+    NetConfig,
+)
 from legion_p2p.net.messenger import Messenger
 
 SERVICE = "discovery"
@@ -39,6 +47,7 @@ MAX_CONNECTED_ASKED = 16  # peers connected already that are asked without a hin
 FRESH_TARGETS_S = 60.0  # how long the nodes found closest to a key are taken for the closest
 TICK_S = 0.25
 MAINTENANCE_S = 1.0
+MAX_REASON_CHARS = 400  # of what was tried to reach one peer: some addresses, with a reason for each
 MAX_QUESTION_BYTES = 256
 
 log = logging.getLogger("legion_p2p.net")
@@ -76,6 +85,7 @@ class Libp2pDiscovery:
         self._config = config
         self._addresses = addresses
         self._provided: dict[bytes, _Provided] = {}
+        self._unreachable: BoundedMap[bytes, BoundedMap[PeerId, str]] = BoundedMap(MAX_SEARCHED)
         self._operations = trio.CapacityLimiter(MAX_OPERATIONS)
         self._wake = Notify()
         messenger.serve_internally(SERVICE, self._answer)
@@ -107,6 +117,7 @@ class Libp2pDiscovery:
 
     async def find(self, key: str, limit: int = 20) -> tuple[Contact, ...]:
         place = _place(key)
+        self._unreachable[place] = BoundedMap(MAX_UNREACHABLE)
         search = _Search(self, place, limit)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(search.confirm_candidates, nursery)
@@ -122,6 +133,9 @@ class Libp2pDiscovery:
                 await search.settled()
             nursery.cancel_scope.cancel()  # of those that may still answer, nobody waits for more
         return tuple(search.confirmed.values())
+
+    def unreachable(self, key: str) -> Mapping[PeerId, str]:
+        return dict(self._unreachable.get(_place(key), {}))
 
     async def _look_up(self, place: bytes, search: "_Search") -> None:
         async with self._operations:
@@ -152,6 +166,8 @@ class Libp2pDiscovery:
                 answer = msgspec.msgpack.decode(reply, type=_Answer)
             except LegionError as failed:
                 log.debug("%s did not confirm a key: %s", peer, failed)
+                if isinstance(failed, UnreachableError):
+                    self._note_unreachable(peer, place, failed.reason)
                 return None
             except msgspec.DecodeError as bad:
                 self._messenger.report(peer, f"not an answer of discovery: {bad}")
@@ -161,7 +177,14 @@ class Libp2pDiscovery:
             # hearsay even of itself: only what worked, or what the caller tells us, goes in front
             self._book.hear(peer, answer.addresses[:MAX_ADDRESSES_PER_PEER])
             return Contact(peer, self._book.of(peer))
+        self._note_unreachable(peer, place, f"no answer in {CONFIRM_TIMEOUT_S:.0f} s")
         return None
+
+    def _note_unreachable(self, peer: PeerId, place: bytes, reason: str) -> None:
+        unreachable = self._unreachable.get(place)
+        if unreachable is not None:
+            at = [address for address in self._book.of(peer) if address not in reason]
+            unreachable[peer] = "; ".join((*([", ".join(at)] if at else []), reason))[:MAX_REASON_CHARS]
 
     # announcing
 

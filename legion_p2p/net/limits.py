@@ -51,6 +51,8 @@ MAX_GOSSIP_RATE_HZ = 32.0  # messages per topic from one origin; an announcement
 GOSSIP_BUFFER = 1024  # messages kept for a slow subscriber: 10 s of 200 peers that announce every 2 s
 MAX_TOPIC_CHARS = 256
 
+MAX_SEARCHED = 16  # keys of which it is remembered who could not be asked
+MAX_UNREACHABLE = 32  # peers of which it is remembered why they could not be asked, for one key
 MAX_KEYS_PROVIDED = 4096  # by this peer; a peer that owns all 64 shards of 8 runs provides 512
 MAX_PROVIDER_KEYS = 32768  # held for others in the DHT, some 0.5 KiB each
 MAX_PROVIDER_RATE = 600  # records per peer and 10 s: 512 renewed every 20 s, in bursts

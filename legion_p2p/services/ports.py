@@ -103,6 +103,9 @@ class Discovery(Protocol):
     async def find(self, key: str, limit: int = 20) -> tuple[Contact, ...]:
         """Peers that provide `key` and confirmed it just now; never this one. Empty if there are none."""
 
+    def unreachable(self, key: str) -> Mapping[PeerId, str]:
+        """Peers that were named as providers of `key` in the last `find` and could not be asked, and what was tried. Bounded."""
+
 
 class Gossip(Protocol):
     """Publish and subscribe, best effort."""

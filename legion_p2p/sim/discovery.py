@@ -1,12 +1,15 @@
 """Finding others in a simulated world: providers of a key, each asked whether it still is one."""
 
+from collections.abc import Mapping
+
 import msgspec
 import trio
 
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.contact import Contact
 from legion_p2p.core.identity import PeerId
-from legion_p2p.errors import DecodeError, LegionError, UsageError
-from legion_p2p.net.limits import MAX_KEY_CHARS, MAX_KEYS_PROVIDED
+from legion_p2p.errors import DecodeError, LegionError, UnreachableError, UsageError
+from legion_p2p.net.limits import MAX_KEY_CHARS, MAX_KEYS_PROVIDED, MAX_SEARCHED
 from legion_p2p.sim.fabric import Fabric, Station
 
 CONFIRM_TIMEOUT_S = 5.0
@@ -21,6 +24,7 @@ class SimDiscovery:
         self._world = world
         self._network = network
         self._provided: dict[str, trio.CancelScope] = {}
+        self._unreachable: BoundedMap[str, dict[PeerId, str]] = BoundedMap(MAX_SEARCHED)
         network.messenger.serve_internally("discovery", self._answer)
 
     async def provide(self, key: str) -> None:
@@ -46,6 +50,7 @@ class SimDiscovery:
         me = self._network.peer_id
         await trio.sleep(2 * self._world.delay(me, me))
         confirmed: dict[PeerId, Contact] = {}
+        self._unreachable[key] = {}
         candidates = [contact for contact in self._world.recorded(key) if contact.peer_id != me]
         self._world.random.shuffle(candidates)
         while candidates and len(confirmed) < limit:
@@ -58,12 +63,20 @@ class SimDiscovery:
     async def _confirm(self, key: str, contact: Contact, confirmed: dict[PeerId, Contact]) -> None:
         messenger = self._network.messenger
         messenger.book.hear(contact.peer_id, contact.addresses)
+        self._unreachable[key][contact.peer_id] = f"{', '.join(contact.addresses)}: no answer in {CONFIRM_TIMEOUT_S:.0f} s"
         with trio.move_on_after(CONFIRM_TIMEOUT_S):
             try:
                 if await messenger.call(contact.peer_id, "discovery", msgspec.msgpack.encode(key)) == b"yes":
                     confirmed[contact.peer_id] = Contact(contact.peer_id, messenger.book.of(contact.peer_id))
+            except UnreachableError as failed:
+                self._unreachable[key][contact.peer_id] = f"{', '.join(contact.addresses)}: {failed.reason}"
+                return
             except LegionError:
-                return  # not there, or not providing: not found
+                pass  # not providing: not found
+            del self._unreachable[key][contact.peer_id]
+
+    def unreachable(self, key: str) -> Mapping[PeerId, str]:
+        return self._unreachable.get(key, {})
 
     async def _answer(self, peer: PeerId, body: bytes) -> bytes:
         try:

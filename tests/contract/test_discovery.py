@@ -150,3 +150,24 @@ async def test_a_key_that_cannot_be_is_the_callers_mistake(swarm, clock, key):
 
 async def _nothing() -> bytes:
     return b""
+
+
+async def test_a_provider_that_cannot_be_reached_is_named_with_what_was_tried(swarm, clock):
+    _, b, c = await swarm.start_connected(3)
+    await b.discovery.provide("run")
+    await eventually(lambda: finds(c, b))
+
+    where = b.messenger.addresses()
+    await b.kill()
+
+    async def is_unreachable():
+        await c.discovery.find("run")
+        return b.peer_id in c.discovery.unreachable("run")
+
+    await eventually(is_unreachable)
+    assert any(address in c.discovery.unreachable("run")[b.peer_id] for address in where)
+    assert c.discovery.unreachable("another key") == {}
+
+
+async def finds(peer, provider):
+    return provider.peer_id in {contact.peer_id for contact in await peer.discovery.find("run")}

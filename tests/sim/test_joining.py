@@ -16,9 +16,11 @@ from legion_p2p.core.priority import Priority
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.core.shard_chunks import encode_chunk
 from legion_p2p.core.wire import GetShard
-from legion_p2p.errors import NetworkError
+from legion_p2p.errors import NetworkError, UnknownRunError
+from legion_p2p.observe.events import Events
 from legion_p2p.services import upload_slots as services_slots
 from legion_p2p.services.run import state_sync
+from legion_p2p.services.run.discovery import find_run
 from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import SimPeer, Swarm
 from legion_p2p.store.blocks import BlockStore
@@ -223,3 +225,20 @@ async def test_twenty_newcomers_at_once_slow_training_by_less_than_a_fifth(autoj
         assert trio.current_time() - began > 5
         assert most_given == services_slots.TO_OTHERS.max_items
         assert crowd_per_s > 0.8 * alone_per_s, (crowd_per_s, alone_per_s)
+
+
+async def test_a_run_whose_members_cannot_be_reached_is_told_apart_from_one_that_nobody_knows(autojump_clock):
+    async with Swarm(seed=9) as swarm:
+        member = await swarm.add("hidden")
+        swarm.world.hide(member.id)
+        await trio.sleep(5)
+        stranger = swarm.world.join(swarm.identity("stranger"))
+
+        with pytest.raises(UnknownRunError) as unknown:
+            await find_run("sim", stranger.messenger, stranger.discovery, Events())
+        with pytest.raises(UnknownRunError) as nobody:
+            await find_run("another", stranger.messenger, stranger.discovery, Events())
+
+    assert unknown.value.unreachable == {member.id: f"{member.network.address}: no answer in 5 s"}
+    assert f"{member.id} ({member.network.address}: no answer in 5 s)" in str(unknown.value)
+    assert nobody.value.unreachable == {} and "no peer knows a run named 'another'" in str(nobody.value)

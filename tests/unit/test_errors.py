@@ -28,6 +28,8 @@ ALL = [kind for kind in vars(errors).values() if isinstance(kind, type) and issu
 WITH_FIELDS = [
     NoContactError({"/ip4/10.0.0.1/tcp/1": "connection refused"}),
     UnknownRunError("tiny", 3),
+    NoContactError({"/ip4/10.0.0.1/tcp/1": "connection refused"}, ("start the node",)),
+    UnknownRunError("tiny", 3, ("other",), "", {"12D3KooWa": "/ip4/10.0.0.1/tcp/1: no answer in 5 s"}),
     AmbiguousRunError("tiny", {"id1": "creator1", "id2": "creator2"}),
     UnreachableError("peer", "no answer"),
     NoAnswerError("peer", 2.5),
@@ -79,3 +81,10 @@ def test_an_unknown_run_tells_how_to_found_it() -> None:
     told = str(UnknownRunError("tiny", 3))
 
     assert "'tiny'" in told and "--new-run" in told and "3 contacts" in told
+
+
+def test_a_run_whose_members_cannot_be_reached_says_which_they_are_what_was_tried_and_what_would_help() -> None:
+    told = str(UnknownRunError("tiny", 3, unreachable={"12D3KooWa": "/ip4/10.0.0.1/tcp/1: no answer in 5 s", "12D3KooWb": "x"}))
+
+    assert "no peer that can be reached knows a run named 'tiny'" in told and "2 peers are said to be in it" in told
+    assert "12D3KooWa (/ip4/10.0.0.1/tcp/1: no answer in 5 s)" in told and "--announce" in told and "a relay" in told

@@ -68,7 +68,9 @@ async def find_run(
         nursery.cancel_scope.cancel()
     if found is None:
         known = known or await known_runs(messenger)
-        raise UnknownRunError(wanted, len(messenger.connected()), sorted({run.name for run in known.values()}))
+        names = sorted({run.name for run in known.values()})
+        unreachable = {str(peer): tried for peer, tried in discovery.unreachable(_key_of(wanted)).items()}
+        raise UnknownRunError(wanted, len(messenger.connected()), names, unreachable=unreachable)
     return found
 
 
@@ -102,7 +104,7 @@ async def _search(
     """The run; None where nobody knows it after `search_s`. Raises: AmbiguousRunError."""
     deadline = trio.current_time() + search_s
     name, _, creator = wanted.partition("@")
-    key = run_key(name) if looks_like_run_id(name) else name_key(name)
+    key = _key_of(wanted)
     while True:
         contacts = {contact.peer_id: contact for contact in await _look_up(discovery, key)}
         for peer in messenger.connected():
@@ -114,6 +116,12 @@ async def _search(
         if trio.current_time() >= deadline:
             return None
         await trio.sleep(SEARCH_EVERY_S)
+
+
+def _key_of(wanted: str) -> str:
+    """Under which the members of a run are found."""
+    name, _, _ = wanted.partition("@")
+    return run_key(name) if looks_like_run_id(name) else name_key(name)
 
 
 def one_of(wanted: str, found: Sequence[FoundRun], known: str = "") -> FoundRun:

@@ -139,7 +139,9 @@ class Joiner:
             found = await self._find(name, search_s, "" if restored is None else str(restored.stored.manifest.run))
         except UnknownRunError as unknown:
             if restored is None:
-                raise UnknownRunError(name, unknown.n_contacts, unknown.known, await self._losses(name)) from None
+                raise UnknownRunError(
+                    name, unknown.n_contacts, unknown.known, await self._losses(name), unknown.unreachable
+                ) from None
             return await self._resume(restored, (), params)
         if restored is not None and found.id != str(restored.stored.manifest.run):
             restored = await self._stored(found.id)
