@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from legion_p2p.cli.peer_options import Job
-from legion_p2p.core.addresses import parse_peer_address, split_address
+from legion_p2p.core.addresses import is_circuit, parse_peer_address, split_address, split_circuit
 from legion_p2p.core.roles import Role
 from legion_p2p.errors import UsageError
 from legion_p2p.observe import human
@@ -72,14 +72,17 @@ def dialable_address(member: MemberStatus, our_hosts: Sequence[str]) -> str:
     """The member's address with which it can be reached from here, its peer id included; empty where there is none.
 
     Loopback is of the machine that says it: it counts only for a member that has another host in common with this peer, or where
-    this peer has loopback addresses alone.
+    this peer has loopback addresses alone. A member that cannot be dialed has circuits, which lead to it through a relay.
     """
+    circuits = [circuit for address in member.addresses if (circuit := _circuit(address))]
+    if circuits and member.reach in ("punchable", "relayed"):
+        return f"{circuits[0]}/p2p/{member.peer_id}"
     hosts = {address: host for address in member.addresses if (host := _host(address)) is not None}
     here = bool(our_hosts) and all(map(_is_loopback, our_hosts))
     here = here or any(host in our_hosts for host in hosts.values() if not _is_loopback(host))
     ranked = sorted((_rank(host), address) for address, host in hosts.items() if here or not _is_loopback(host))
     if not ranked:
-        return ""
+        return f"{circuits[0]}/p2p/{member.peer_id}" if circuits else ""
     where, _ = split_address(ranked[0][1])
     return f"{where}/p2p/{member.peer_id}"
 
@@ -88,6 +91,16 @@ def _others(status: Status | None) -> list[MemberStatus]:
     if status is None:
         return []
     return [m for m in status.members if m.peer_id != status.peer_id and m.liveness.upper() == "ALIVE" and m.addresses]
+
+
+def _circuit(address: str) -> str:
+    """A circuit that a member announces, without the member's id; empty for anything else."""
+    if not is_circuit(address):
+        return ""
+    try:
+        return str(split_circuit(address)[0])
+    except UsageError:
+        return ""
 
 
 def _host(address: str) -> str | None:

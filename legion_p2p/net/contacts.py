@@ -4,15 +4,15 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from legion_p2p.core.dial_advice import advice
 from legion_p2p.core.addresses import DNSADDR
+from legion_p2p.core.dial_advice import advice
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import NetworkError, NoContactError
-from legion_p2p.net.networks import own_networks
 from legion_p2p.net.changes import NetworkChanges
 from legion_p2p.net.dialer import Dialer, jittered
 from legion_p2p.net.limits import NetConfig
 from legion_p2p.net.names import Names, addresses_by_texts
+from legion_p2p.net.networks import own_networks
 from legion_p2p.net.peer_score import REFUSED, Refusals
 
 REDIAL_FIRST_S = 0.5

@@ -1,5 +1,6 @@
 """What legion-peer says at its end: the command that comes back has the run's id and addresses that work, or none."""
 
+import msgspec
 import pytest
 
 from legion_p2p.cli.farewell import contacts_to_come_back, dialable_address, farewell_lines
@@ -85,3 +86,13 @@ def test_the_last_one_to_leave_is_told() -> None:
 
     last = "nobody else was in the run when this peer left: it was the last"
     assert last in alone and last not in accompanied
+
+
+def test_through_a_relay_a_peer_came_and_comes_back() -> None:
+    circuit = f"{OUTSIDE}/p2p/{GONE}/p2p-circuit"
+    hidden = msgspec.structs.replace(member(HOME, circuit), reach="relayed")
+
+    assert contacts_to_come_back((f"{circuit}/p2p/{OTHER}",), (OTHER,), status()) == (f"{circuit}/p2p/{OTHER}",)
+    assert dialable_address(hidden, ["192.168.1.9"]) == f"{circuit}/p2p/{OTHER}"
+    assert dialable_address(member(circuit), ["192.168.1.9"]) == f"{circuit}/p2p/{OTHER}"
+    assert dialable_address(member("/p2p-circuit", f"nonsense{circuit}"), ["192.168.1.9"]) == ""
