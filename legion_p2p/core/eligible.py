@@ -51,12 +51,15 @@ def eligible(run_id: str, region: str, announcements: Iterable[Announcement]) ->
         return Eligible(next(iter(classes.values()), {}))
     needed = NEEDED_SHARE * math.fsum(weight for members in classes.values() for weight in members.values())
     first, *others = (classes[number] for number in sorted(classes))
-    chosen = dict(first)
-    left: dict[PeerId, float] = {}
+    chosen, weight = dict(first), math.fsum(first.values())  # fsum does not depend on the order, which differs from peer to peer
     for members in others:
+        if weight >= needed:
+            break
         for peer in ranking(f"legion/eligible/{run_id}/{region}", members):
-            if math.fsum(chosen.values()) < needed:
-                chosen[peer] = members[peer]
-            else:
-                left[peer] = members[peer]
-    return Eligible(chosen, left if len(chosen) == 1 else {})
+            if weight >= needed:
+                break
+            chosen[peer] = members[peer]
+            weight += members[peer]
+    if len(chosen) > 1:
+        return Eligible(chosen)
+    return Eligible(chosen, {peer: weight for members in others for peer, weight in members.items() if peer not in chosen})
