@@ -17,8 +17,8 @@ from legion_p2p.net.relay import Relay
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the messenger has measured of the connection to a peer; None: nothing."""
+class ConnectionMeter:
+    """What the messenger measures of the connection to a peer; None: nothing so far."""
 
     rtt_s: Callable[[PeerId], float | None]
     rate_bps: Callable[[PeerId], float | None]
@@ -28,7 +28,7 @@ class Libp2pReachability:
     """See services.ports.Reachability."""
 
     def __init__(
-        self, dialer: Dialer, changes: NetworkChanges, measured: Measured, circuits: Circuits, relay: Relay | None
+        self, dialer: Dialer, changes: NetworkChanges, measured: ConnectionMeter, circuits: Circuits, relay: Relay | None
     ) -> None:
         self.changed: Observers[OwnReach] = Observers()
         self.regained = changes.regained

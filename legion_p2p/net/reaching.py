@@ -25,7 +25,7 @@ from legion_p2p.net.messenger import Messenger
 from legion_p2p.net.peer_score import Refusals
 from legion_p2p.net.punching import Punching
 from legion_p2p.net.reach_service import Doors, OwnReachService
-from legion_p2p.net.reachability import Libp2pReachability, Measured
+from legion_p2p.net.reachability import ConnectionMeter, Libp2pReachability
 from legion_p2p.net.relay import Relay
 from legion_p2p.net.transport import Transport
 
@@ -62,7 +62,7 @@ class Reaching:
         self.relay: Relay | None = None
         if config.relay is not None:
             self.relay = Relay(parts.host, RelayLedger(config.relay), parts.dialer.direct, unproven=config.relay_unproven)
-        measured = Measured(messenger.rtt_s, messenger.rate_bps)
+        measured = ConnectionMeter(messenger.rtt_s, messenger.rate_bps)
         self.reachability = Libp2pReachability(parts.dialer, parts.changes, measured, self._circuits, self.relay)
         doors = Doors(self._listening.ports, self._listening.forwarded)
         self.own_reach = OwnReachService(parts.swarm, parts.transport, parts.dialer, messenger, doors)
