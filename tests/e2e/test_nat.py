@@ -104,4 +104,4 @@ def test_where_large_packets_vanish_a_transfer_goes_on_with_small_ones(
     commands.append(Command(b, tmp_path, "b", "tests.reach_worker", "b", address, "--send", "a", "2"))
 
     commands[2].line_with('"sent": 2')
-    commands[2].line_with("large packets seem to vanish")
+    assert any(command.lines_with("large packets seem to vanish") for command in commands)  # whoever sends them first notices
