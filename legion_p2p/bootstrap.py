@@ -1,5 +1,6 @@
 """A bootstrap node from Python: introduces peers to each other, and never loads torch. The command is `legion-bootstrap`."""
 
+import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from legion_p2p.core.relay_ledger import DEFAULT_RELAY, parse_relay
 
 if TYPE_CHECKING:
     from legion_p2p.net.host import Libp2pNetwork
+
+log = logging.getLogger("legion_p2p")
 
 DEFAULT_LISTEN = (f"/ip4/0.0.0.0/tcp/{DEFAULT_BOOTSTRAP_PORT}", f"/ip6/::/tcp/{DEFAULT_BOOTSTRAP_PORT}")
 
@@ -31,12 +34,14 @@ async def open_bootstrap(
     Its `addresses()` are what peers give as `initial_peers`. With a key file as `identity` they survive a restart. Other nodes
     in `initial_peers` are connected to in the background, for ever; whether they answer or not does not matter to this one.
     `relay`: what passes through it for peers that nobody can dial, in bits per second; "no": it does not relay.
+    Beside the key file it keeps the peers that it knows, so that it introduces them again after a restart.
 
     Raises: UsageError, for an address that cannot be one; NetworkError, if it cannot be listened on; StoreError, for its key.
     """
     from legion_p2p.net.host import open_network
     from legion_p2p.net.limits import NetConfig
     from legion_p2p.store.identity import load_or_create_identity
+    from legion_p2p.store.known_peers_file import KnownPeersFile
 
     listen = argument("open_bootstrap(listen=...)", ListenAddresses, listen)
     announce = argument("open_bootstrap(announce=...)", ListenAddresses, announce)
@@ -50,7 +55,11 @@ async def open_bootstrap(
             whoami, listen=listen, initial_peers=contacts, announce=announce, config=NetConfig(relay=limits, relay_unproven=True)
         ) as network:
             network.keep_contacts()
-            yield network
+            if stored is None:
+                yield network
+                return
+            async with network.recall.kept(KnownPeersFile.beside(str(who)), log.warning, introduce=True):
+                yield network
     finally:
         if stored is not None:
             stored.release()

@@ -5,7 +5,7 @@ The same engine runs in virtual time over `sim`. Everything that faces torch sta
 
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +36,7 @@ from legion_p2p.services.run.lobby import PeerParts
 from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.store.access_lists import AccessFiles, token_of
+from legion_p2p.store.known_peers_file import KnownPeersFile
 from legion_p2p.store.public_blocks import PublicBlocks
 
 if TYPE_CHECKING:
@@ -102,10 +103,17 @@ async def open_peer(
         tell=Tell(warning=lambda text: events.error("network.scarce", text), events=events),
     )
 
+    def remembering(network: "Libp2pNetwork") -> AbstractAsyncContextManager[None]:
+        """A peer with a key file remembers whom it was connected with, for the next time."""
+        if not (isinstance(peer.identity, str) and peer.identity):
+            return nullcontext()
+        file = KnownPeersFile.beside(peer.identity)
+        return network.recall.kept(file, lambda text: events.error("network.not_remembered", text), introduce=False)
+
     async def host(task_status: TaskStatus[tuple["Libp2pNetwork", trio.CancelScope]]) -> None:
         # Shielded: a caller that is cancelled still has a network to leave the run over.
         with trio.CancelScope(shield=True) as scope:
-            async with opened() as network:
+            async with opened() as network, remembering(network):
                 task_status.started((network, scope))
                 await trio.sleep_forever()
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 import msgspec
 
 from legion_p2p.cli.common import SOURCES_HELP, make_app
+from legion_p2p.cli.contacts import entering_text, remembered_contacts
 from legion_p2p.cli.failures import DONE
 from legion_p2p.cli.farewell import farewell_lines, run_name
-from legion_p2p.cli.peer_options import Job, Output, job_of, signature
+from legion_p2p.cli.peer_options import Job, Output, job_of, nobody_to_enter_through, signature
 from legion_p2p.cli.running import run_and_exit
 from legion_p2p.cli.signals import Signals
 from legion_p2p.config import Store
@@ -41,7 +42,7 @@ MAX_IDENTITY_SLOTS = 64  # peers of one user on one machine; more is a loop that
 HELP = """Join a run and train in it, or create one.
 
   legion-peer --run NAME --initial-peers /ip4/203.0.113.7/tcp/4710/p2p/12D3KooW...
-  legion-peer --run NAME --initial-peers @bootstrap_peers.txt --minutes 60
+  legion-peer --run NAME --minutes 60
   legion-peer --new-run SPEC.toml
   legion-peer --new-run NAME --preset s --local-steps 20
   legion-peer --run NAME --initial-peers ADDR --role helper"""
@@ -53,7 +54,7 @@ def peer(**values: Any) -> int:
     """Its parameters are those of `peer_options.signature`: a keyword for each option."""
     output: Output = values.pop("output", Output())
     job = job_of(values)
-    return _dry_run(job, output.json) if output.dry_run else _train(job, output)
+    return _dry_run(with_contacts(job), output.json) if output.dry_run else _train(job, output)
 
 
 peer.__signature__ = signature()  # type: ignore[attr-defined]
@@ -183,8 +184,11 @@ def _run(job: Job, events: Events, shown: "_Shown", signals: Signals) -> "tuple[
         shown.note("leaving the run; Ctrl+C again leaves at once")
 
     signals.orderly(leave)
+    n_listed = len(job.entry.initial_peers)
     while True:
-        job = _with_own_places(job)
+        job = with_contacts(_with_own_places(job))
+        if job.picks_contacts and job.entry.initial_peers:
+            shown.note(entering_text(n_listed, len(job.entry.initial_peers) - n_listed))
         try:
             return job, run(job.entry, job.peer, job.training, events=events, stop=stop, on_status=shown.on_status)
         except StoreError as bad:
@@ -203,6 +207,19 @@ def _with_own_places(job: Job) -> Job:
         store = msgspec.structs.replace(peer.store, path=store_beside(str(peer.identity)))
         peer = msgspec.structs.replace(peer, store=store)
     return dataclasses.replace(job, peer=peer)
+
+
+def with_contacts(job: Job) -> Job:
+    """The job with peers of the last time as initial peers besides those of bootstrap_peers.txt, where nobody has named any.
+
+    Raises: UsageError, where there is nobody to find the run through, and no store to go on from.
+    """
+    if not job.picks_contacts or job.entry.new_run is not None:
+        return job
+    contacts = tuple(dict.fromkeys((*job.entry.initial_peers, *remembered_contacts(str(job.peer.identity or "")))))
+    if not (contacts or job.peer.store.path or job.picks_store or job.peer.lan):
+        raise UsageError(nobody_to_enter_through(job.entry.run))
+    return dataclasses.replace(job, entry=msgspec.structs.replace(job.entry, initial_peers=contacts))
 
 
 class _Shown:

@@ -16,6 +16,7 @@ import msgspec
 from cyclopts import Group, Parameter, Token
 
 from legion_p2p.cli.common import given_by
+from legion_p2p.cli.contacts import listed_contacts
 from legion_p2p.config import Inner, Limits, NewRun, Peer, Rounds, RunChoice, Store, Training, read_new_run
 from legion_p2p.config.fields import docs_of, field_value, hints_of
 from legion_p2p.errors import ConfigError, UsageError
@@ -65,7 +66,10 @@ USUAL_INNER = ("optimizer", "learning_rate", "batch", "context")
 
 OPTIONS = (
     Option(RunChoice, "run", WHICH, "NAME"),
-    Option(RunChoice, "initial_peers", WHICH, "ADDR..."),
+    Option(
+        RunChoice, "initial_peers", WHICH, "ADDR...",
+        default="those in bootstrap_peers.txt of this folder or the package, and peers of the last time",
+    ),
     Option(
         RunChoice, "new_run", WHICH, "SPEC|NAME",
         help="Create a run instead: the SPEC.toml that describes it, or a name, with the options below. A run of that name that "
@@ -147,6 +151,8 @@ class Job:
     """Nobody has chosen an identity: a free one of the user's is taken."""
     picks_store: bool
     """Nobody has chosen a store: the one beside the identity is taken."""
+    picks_contacts: bool
+    """Nobody has named initial peers: those of bootstrap_peers.txt are taken, and to join a run also peers of the last time."""
 
 
 def signature() -> inspect.Signature:
@@ -222,7 +228,7 @@ def _reader(option: Option, is_many: bool) -> Callable[[Any, Sequence[Token]], A
 
 
 def job_of(values: Mapping[str, Any]) -> Job:
-    """What the options come to. Touches no network, and of the disk only SPEC.toml.
+    """What the options come to. Touches no network, and of the disk only SPEC.toml and bootstrap_peers.txt.
 
     Raises: UsageError, if they do not make sense together; ConfigError, naming the file or option that is wrong.
     """
@@ -242,15 +248,24 @@ def job_of(values: Mapping[str, Any]) -> Job:
         _check_joining(which, given)
     picks_identity = "identity" not in given[Peer]
     picks_store = "path" not in given[Store]
-    if not spec and not which.get("initial_peers") and not given[Store].get("path"):
+    picks_contacts = "initial_peers" not in which
+    if picks_contacts:
+        which["initial_peers"] = listed_contacts()
+    if not spec and not which["initial_peers"] and not given[Store].get("path"):
         may_resume = picks_store and (picks_identity or given[Peer]["identity"])
-        if not (may_resume or given[Peer].get("lan", True)):
-            raise UsageError(
-                f"--run {which['run']} needs --initial-peers ADDR: the address of any peer or bootstrap node to enter through; "
-                f"or --store FOLDER, where a checkpoint of it is; or --lan yes, if a member is on this LAN"
-            )
+        may_remember = picks_contacts and (picks_identity or given[Peer]["identity"])
+        if not (may_resume or may_remember or given[Peer].get("lan", True)):
+            raise UsageError(nobody_to_enter_through(which["run"]))
     peer = Peer(**given[Peer], limits=Limits(**given[Limits]), store=Store(**given[Store]))
-    return Job(RunChoice(**which), peer, training, picks_identity, picks_store)
+    return Job(RunChoice(**which), peer, training, picks_identity, picks_store, picks_contacts)
+
+
+def nobody_to_enter_through(run: str) -> str:
+    """What is said where no initial peer is named, listed or remembered, and no store is there to go on from."""
+    return (
+        f"--run {run} needs --initial-peers ADDR: the address of any peer or bootstrap node to enter through; "
+        f"or --store FOLDER, where a checkpoint of it is; or --lan yes, if a member is on this LAN"
+    )
 
 
 def _check_joining(which: Mapping[str, Any], given: Mapping[type[msgspec.Struct], Mapping[str, Any]]) -> None:

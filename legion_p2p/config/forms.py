@@ -100,8 +100,9 @@ _LISTEN = "addresses such as /ip4/0.0.0.0/tcp/4710"
 
 
 def peer_addresses(given: Any) -> tuple[str, ...]:
-    """Addresses that name a peer; `@FILE` is expanded. Raises: UsageError."""
-    return parse_addresses(_words(given, _ADDRESSES))
+    """Addresses that name a peer; `@FILE` is expanded, and "none" alone says that there is nobody. Raises: UsageError."""
+    words = _words(given, _ADDRESSES)
+    return () if words == [NONE] else parse_addresses(words)
 
 
 def listen_addresses(given: Any) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ class DialPauses:
 
     def failed(self, host: str, now: float) -> None:
         """It did not answer, or answered as somebody else."""
+        self._failed.drop_while(lambda failed: now - failed[1] >= FORGET_S)
         n_failed, when = self._failed.get(host, (0, now))
         self._failed[host] = (1 if now - when >= FORGET_S else min(n_failed + 1, 64), now)
 

@@ -7,7 +7,7 @@ from legion_p2p.dashboard.fit import Column, fit_table, line
 from legion_p2p.dashboard.live import member_columns, members_in_order
 from legion_p2p.observe import human
 from legion_p2p.observe.metrics import rounds_of
-from legion_p2p.observe.status import ConnectionStatus, Status
+from legion_p2p.observe.status import ConnectionStatus, ServiceStatus, Status
 from legion_p2p.observe.words import alone_text, connection_text, reach_text, reason_text
 
 MAX_ERRORS_SHOWN = 5
@@ -16,6 +16,8 @@ ROOM_FOR_IDS = 110  # columns of a terminal in which whole peer ids leave room f
 
 def render_status(status: Status, *, width: int = 80, ascii_only: bool = False, now: float = 0.0) -> RenderableType:
     """A report of `width` characters and any length; `now`, in seconds since the epoch, gives errors their age."""
+    if status.run is None and status.service is not None:
+        return Group(*_node_facts(status, status.service, width), Text(""), *_errors(status, width, now))
     parts: list[RenderableType] = [*_facts(status, width), Text("")]
     parts.append(line(f"members ({len(status.members)})", width=width, style="bold"))
     parts += [fit_table(member_columns(status), members_in_order(status), width, ascii_only=ascii_only), Text("")]
@@ -51,6 +53,27 @@ def render_connections(status: Status, *, width: int = 80, ascii_only: bool = Fa
     rows = sorted(status.connections, key=lambda c: (c.peer_id not in members, c.peer_id))
     table = fit_table(columns, rows, width, ascii_only=ascii_only) if rows else line("no connections", width=width)
     return Group(*_fact("reach", reach_text(status.reach), width), Text(""), table)
+
+
+def _node_facts(status: Status, service: ServiceStatus, width: int) -> list[Text]:
+    """Of a node that is in no run, and serves others."""
+    facts = [
+        ("peer", human.clean(status.peer_id) + (f"  (process {status.pid})" if status.pid else "")),
+        *(("" if i else "addresses", human.clean(address)) for i, address in enumerate(status.addresses)),
+        ("state", f"{human.clean(status.state)}, {human.seconds_text(status.uptime_s)} elapsed"),
+        ("connected", f"{human.whole_text(status.n_connected)} peer{'s' * (status.n_connected != 1)}; since the start "
+                      f"{human.whole_text(service.n_connections)}, and {human.whole_text(service.n_refused)} turned away"),
+        ("known", f"{human.whole_text(service.n_known)} peer{'s' * (service.n_known != 1)}, kept over a restart"),
+        ("directory", f"{human.whole_text(service.n_records)} records, "
+                      f"{human.whole_text(service.n_questions)} questions answered"),
+        ("relay", f"{human.bytes_text(service.relayed_bytes)} relayed; now {human.whole_text(service.n_circuits)} circuits, "
+                  f"for {human.whole_text(service.n_reservations)} peers; "
+                  f"refused {human.whole_text(service.n_relay_refusals)} times"),
+        ("traffic", f"sent {human.bytes_text(status.sent_bytes)}, received {human.bytes_text(status.received_bytes)}"),
+        *(("" if i else "also", f"{human.clean(contact.address)}  {human.clean(contact.problem) or 'connected'}")
+          for i, contact in enumerate(status.contacts)),
+    ]  # fmt: skip
+    return [text for name, value in facts for text in _fact(name, value, width)]
 
 
 def _facts(status: Status, width: int) -> list[Text]:

@@ -11,6 +11,7 @@ import trio
 
 from legion_p2p.core.places import Places
 from legion_p2p.net.limits import MAX_CONNECTIONS, MAX_HANDSHAKES
+from legion_p2p.net.tally import Tally
 
 RESERVED_DESCRIPTORS = 64  # for this peer itself: its store writes 16 blocks at once, the status has 17, libraries have the rest
 MIN_SOCKETS = 8  # that are used however low the limit is
@@ -56,9 +57,10 @@ def scarce_text(limit: int | None, n_most: int) -> str:
 class Scarcity:
     """Tells once that connections are turned away, and again only after it was over."""
 
-    def __init__(self, limit: int | None, warn: Warn) -> None:
+    def __init__(self, limit: int | None, warn: Warn, tally: Tally) -> None:
         self._limit = limit
         self._warn = warn
+        self._tally = tally
         self._has_told = False
         self.max_sockets = max_sockets(limit)
         self.places = Places(self.max_sockets)
@@ -70,6 +72,7 @@ class Scarcity:
             if n_open < self.max_sockets // 2:
                 self._has_told = False
             return True
+        self._tally.n_refused += 1
         if self.max_sockets < MAX_CONNECTIONS + MAX_HANDSHAKES:  # a crowd beyond the usual bound is nobody's misconfiguration
             self.tell()
         return False

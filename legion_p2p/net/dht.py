@@ -30,13 +30,15 @@ from legion_p2p.concurrency.notify import Notify
 from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import PeerId
 from legion_p2p.net.address_book import AddressBook
-from legion_p2p.net.limits import MAX_PROVIDER_KEYS, MAX_PROVIDER_RATE, NetConfig
+from legion_p2p.net.limits import MAX_ADDRESSES_PER_PEER, MAX_PROVIDER_KEYS, MAX_PROVIDER_RATE, MAX_PROVIDER_RECORDS, NetConfig
 from legion_p2p.net.patches import KAD_PROTOCOL
+from legion_p2p.net.tally import Tally
 
 RPC_TIMEOUT_S = 6.0  # one question to one node; a lookup goes on with the others meanwhile
 ALPHA = 4  # questions in flight per lookup: the paper's 3, and one that may be lost
 MAX_DOWN = 10 * 20  # such nodes that are remembered: ten buckets of them
 DOWN_S = 60.0  # a node that did not answer is not asked because others name it, for so long
+STALE_S = 600.0  # after which a node that is not connected is named to nobody; each looks around every 300 s
 K = 20  # the paper's; also the size of a bucket in libp2p
 MAX_INBOUND_QUERIES = 64  # libp2p resets what comes beyond 12, which 16 peers that start together exceed
 MAX_PEERS_PER_SUBNET = 8  # of 20 in a bucket; libp2p's 2 of a /24 breaks a lab or a cloud, where many peers share one
@@ -46,29 +48,53 @@ log = logging.getLogger("legion_p2p.net")
 
 
 class Providers(ProviderStore):
-    """Provider records held here: bounded in number, and forgotten after our own lifetime instead of 48 hours."""
+    """Provider records held here: bounded in number, and forgotten after our own lifetime instead of 48 hours.
+
+    libp2p keeps at most 20 of one key. The keys are in the order in which they were first heard of.
+    """
 
     def __init__(self, host: BasicHost, lifetime_s: float) -> None:
         super().__init__(host)
         self.lifetime_s = lifetime_s
+        self.n_records = 0
 
     def add_provider(self, key: bytes, provider: PeerInfo) -> None:
-        if key not in self.providers and len(self.providers) >= MAX_PROVIDER_KEYS:
-            del self.providers[next(iter(self.providers))]
+        self.restore(key, provider, time.time())
+
+    def restore(self, key: bytes, provider: PeerInfo, at: float) -> None:
+        """Hold a record that was made at `at`, in seconds since the epoch."""
         self._forget_old(key)
-        super().add_provider(key, provider)
+        n_before = len(self.providers.get(key, ()))
+        if (n_before == 0 and len(self.providers) >= MAX_PROVIDER_KEYS) or self.n_records >= MAX_PROVIDER_RECORDS:
+            self._drop(next(iter(self.providers)))
+            n_before = len(self.providers.get(key, ()))
+        super().add_provider(key, PeerInfo(provider.peer_id, provider.addrs[:MAX_ADDRESSES_PER_PEER]))
+        self.n_records += len(self.providers[key]) - n_before
+        record = self.providers[key].get(str(provider.peer_id))
+        if record is not None:  # else libp2p has enough of this key
+            record.timestamp = min(at, time.time())
 
     def get_providers(self, key: bytes) -> list[PeerInfo]:
         self._forget_old(key)
         return [PeerInfo(r.peer_id, r.addresses) for r in self.providers.get(key, {}).values()]
 
     def remove(self, key: bytes, peer_id: ID) -> None:
-        self.providers.get(key, {}).pop(str(peer_id), None)
+        if self.providers.get(key, {}).pop(str(peer_id), None) is not None:
+            self.n_records -= 1
         self._forget_old(key)
 
     def cleanup_expired(self) -> None:
         for key in tuple(self.providers):
             self._forget_old(key)
+
+    def by_peer(self) -> dict[PeerId, list[tuple[bytes, float]]]:
+        """Who provides which keys, and when each of them said so."""
+        self.cleanup_expired()
+        found: dict[PeerId, list[tuple[bytes, float]]] = {}
+        for key, records in self.providers.items():
+            for peer, record in records.items():
+                found.setdefault(PeerId(peer), []).append((key, record.timestamp))
+        return found
 
     def _forget_old(self, key: bytes) -> None:
         records = self.providers.get(key)
@@ -77,15 +103,20 @@ class Providers(ProviderStore):
         oldest = time.time() - self.lifetime_s
         for peer in [peer for peer, record in records.items() if record.timestamp < oldest]:
             del records[peer]
+            self.n_records -= 1
         if not records:
             del self.providers[key]
+
+    def _drop(self, key: bytes) -> None:
+        self.n_records -= len(self.providers.pop(key))
 
 
 class Dht:
     """Finding the nodes closest to a key, and what they hold."""
 
-    def __init__(self, host: BasicHost, config: NetConfig, book: AddressBook) -> None:
+    def __init__(self, host: BasicHost, config: NetConfig, book: AddressBook, tally: Tally) -> None:
         self._host = host
+        self._tally = tally
         self._config = config
         self._book = book
         self._me = host.get_id()
@@ -102,6 +133,12 @@ class Dht:
         self.kad._inbound_limiter.total_tokens = MAX_INBOUND_QUERIES
         self.kad._provider_rate_max = MAX_PROVIDER_RATE
         self.providers = self.kad.provider_store = Providers(host, config.provider_lifetime_s)
+        if config.dht_server:
+            host.set_stream_handler(KAD_PROTOCOL, self._answer)
+
+    async def _answer(self, stream: INetStream) -> None:
+        self._tally.n_questions += 1
+        await self.kad.handle_stream(stream)
 
     def size(self) -> int:
         """Nodes in the routing table."""
@@ -111,10 +148,25 @@ class Dht:
         """Answer others, or only ask: a peer that cannot be dialed only makes lookups of others longer."""
         if serving and self.kad.mode is DHTMode.CLIENT:
             self.kad.mode = DHTMode.SERVER
-            self._host.set_stream_handler(KAD_PROTOCOL, self.kad.handle_stream)
+            self._host.set_stream_handler(KAD_PROTOCOL, self._answer)
         elif not serving and self.kad.mode is DHTMode.SERVER:
             self.kad.mode = DHTMode.CLIENT
             self._host.remove_stream_handler(KAD_PROTOCOL)
+
+    def drop_stale(self) -> None:
+        """Forget the nodes that are not connected and have said nothing for long.
+
+        libp2p asks the oldest node of a bucket only when there are 256 buckets, and keeps 5120 nodes until then: a node that runs
+        for months would name the dead, and take 10 ms for each question.
+        """
+        connected = set(self._host.get_connected_peers())
+        oldest = time.time() - STALE_S
+        for bucket in self.kad.routing_table.buckets:
+            for peer, (_, seen_at) in tuple(bucket.peers.items()):
+                if peer in connected:
+                    bucket.refresh_peer_last_seen(peer)
+                elif seen_at < oldest:
+                    bucket.remove_peer(peer)
 
     def own_addresses(self) -> Sequence[Multiaddr]:
         return self._host.get_addrs()
@@ -133,7 +185,7 @@ class Dht:
         if not protocols:
             return False
         if KAD_PROTOCOL in protocols:
-            await self._add(peer)
+            await self.remember(peer)
         return True
 
     async def lookup(
@@ -162,13 +214,13 @@ class Dht:
                 answers = await self.ask(peer, [question])
                 if answers:
                     answered.append(peer)
-                    await self._add(peer)
+                    await self.remember(peer)
                     closer = [peer for peer in self._closer_peers(answers[0]) if not self._is_down(peer)]
                     candidates = sort_peer_ids_by_distance(key, list(dict.fromkeys([*candidates, *closer])))[: 3 * K]
                     for named in closer:
                         # hearsay is good enough while the table is small: without it, knowing the others takes asking each
                         if self.size() < K:
-                            await self._add(named)
+                            await self.remember(named)
                     if heard is not None:
                         heard(self._named_providers(answers[0]))
             finally:
@@ -266,7 +318,8 @@ class Dht:
     def _connected(self) -> list[ID]:
         return [peer for peer in self._host.get_connected_peers() if peer != self._me][:K]
 
-    async def _add(self, peer: ID) -> None:
+    async def remember(self, peer: ID) -> None:
+        """Put a peer that speaks our protocol into the routing table, if there is room."""
         addresses = [Multiaddr(address) for address in self._book.of(PeerId(str(peer)))]
         info = PeerInfo(peer, addresses) if addresses else peer
         await self.kad.routing_table.add_peer(info, skip_server_mode_check=True)

@@ -182,7 +182,9 @@ class Dialer:
             dial.reason = None
             if not (self.direct(peer) if dial.directly else self.connections(peer)):
                 dial.reason = "; ".join(f"{address}: {reason}" for address, reason in reasons.items()) or "no answer"
-                self._failed[peer] = (trio.current_time(), frozenset(address for address, _ in order), dial.reason)
+                now = trio.current_time()
+                self._failed.drop_while(lambda failed: now - failed[0] >= REDIAL_PAUSE_S)
+                self._failed[peer] = (now, frozenset(address for address, _ in order), dial.reason)
         finally:
             del self._dialing[peer, dial.directly]
             dial.done.set()

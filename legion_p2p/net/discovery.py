@@ -48,6 +48,7 @@ FRESH_TARGETS_S = 60.0  # how long the nodes found closest to a key are taken fo
 TICK_S = 0.25
 MAINTENANCE_S = 1.0
 MAX_REASON_CHARS = 400  # of what was tried to reach one peer: some addresses, with a reason for each
+SWEEP_TABLE_S = 30.0
 MAX_QUESTION_BYTES = 256
 
 log = logging.getLogger("legion_p2p.net")
@@ -80,7 +81,7 @@ class Libp2pDiscovery:
         self, messenger: Messenger, dht: Dht, book: AddressBook, config: NetConfig, addresses: Callable[[], tuple[str, ...]]
     ) -> None:
         self._messenger = messenger
-        self._dht = dht
+        self.dht = dht
         self._book = book
         self._config = config
         self._addresses = addresses
@@ -105,7 +106,7 @@ class Libp2pDiscovery:
     async def withdraw(self, key: str) -> None:
         place = _place(key)
         if self._provided.pop(place, None) is not None:
-            self._dht.providers.remove(place, ID.from_base58(self._messenger.peer_id))
+            self.dht.providers.remove(place, ID.from_base58(self._messenger.peer_id))
         await trio.lowlevel.checkpoint()
 
     def renew(self) -> None:
@@ -140,7 +141,7 @@ class Libp2pDiscovery:
     async def _look_up(self, place: bytes, search: "_Search") -> None:
         async with self._operations:
             with trio.move_on_after(LOOKUP_BUDGET_S):
-                await self._dht.lookup(place, ALPHA, search.add, search.n_nodes_to_ask)
+                await self.dht.lookup(place, ALPHA, search.add, search.n_nodes_to_ask)
 
     def tasks(self) -> tuple[Callable[[], Awaitable[None]], ...]:
         """What has to run until the end: announcing what is provided, and keeping the routing table."""
@@ -219,7 +220,7 @@ class Libp2pDiscovery:
 
         async def announce_to(target: ID, keys: list[bytes]) -> None:
             async with slots:
-                n_acknowledged = await self._dht.announce(target, keys)
+                n_acknowledged = await self.dht.announce(target, keys)
             for place in keys[:n_acknowledged]:
                 n_stored[place] += 1
 
@@ -233,13 +234,13 @@ class Libp2pDiscovery:
 
     async def _targets(self, place: bytes, provided: _Provided) -> list[ID]:
         n = self._config.replication
-        if self._dht.size() <= K:
+        if self.dht.size() <= K:
             # all peers fit into one bucket, so that asking finds no more
-            return self._dht.closest_known(place, n)
+            return self.dht.closest_known(place, n)
         if trio.current_time() >= provided.targets_until or len(provided.targets) < n:
             async with self._operations:
                 with trio.move_on_after(LOOKUP_BUDGET_S):
-                    provided.targets = await self._dht.lookup(place, n)
+                    provided.targets = await self.dht.lookup(place, n)
                     provided.targets_until = trio.current_time() + jittered(FRESH_TARGETS_S)
         return provided.targets
 
@@ -256,36 +257,40 @@ class Libp2pDiscovery:
 
     def _remember_own(self, place: bytes) -> None:
         me = ID.from_base58(self._messenger.peer_id)
-        self._dht.providers.add_provider(place, PeerInfo(me, list(self._dht.own_addresses())))
+        self.dht.providers.add_provider(place, PeerInfo(me, list(self.dht.own_addresses())))
 
     def _held_here(self, place: bytes) -> list[PeerInfo]:
-        return self._dht.providers.get_providers(place)
+        return self.dht.providers.get_providers(place)
 
     # the routing table
 
     async def _learn_for_ever(self) -> None:
-        """Put connected peers into the routing table, once identify has told what they speak."""
+        """Put connected peers into the routing table, once identify has told what they speak; drop those that have gone."""
         known: set[PeerId] = set()
+        sweep_at = 0.0
         while True:
             connected = self._messenger.connected()
             known &= connected
             for peer in connected - known:
-                if await self._dht.learn(ID.from_base58(peer)):
+                if await self.dht.learn(ID.from_base58(peer)):
                     known.add(peer)
-            self._dht.providers.cleanup_expired()
+            self.dht.providers.cleanup_expired()
+            if trio.current_time() >= sweep_at:
+                self.dht.drop_stale()
+                sweep_at = trio.current_time() + SWEEP_TABLE_S
             await trio.sleep(MAINTENANCE_S)
 
     async def _look_around_for_ever(self) -> None:
         """Look up ourselves: at once when there is anybody to ask, then at growing intervals, and again when all are lost."""
         pause_s = 1.0
         while True:
-            if self._dht.size() == 0:
+            if self.dht.size() == 0:
                 pause_s = 1.0
                 await trio.sleep(TICK_S)
                 continue
             async with self._operations:
                 with trio.move_on_after(LOOKUP_BUDGET_S):
-                    await self._dht.lookup(ID.from_base58(self._messenger.peer_id).to_bytes(), ALPHA)
+                    await self.dht.lookup(ID.from_base58(self._messenger.peer_id).to_bytes(), ALPHA)
             await trio.sleep(jittered(pause_s))
             pause_s = min(2 * pause_s, 300.0)
 

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
+import msgspec
 import trio
 from libp2p import generate_peer_id_from, new_host
 from libp2p.abc import IMuxedConn, INetStream
@@ -59,9 +60,12 @@ from legion_p2p.net.peer_score import REFUSED, Refusals
 from legion_p2p.net.port_mapping import PortMapping
 from legion_p2p.net.reachability import Libp2pReachability
 from legion_p2p.net.reaching import Reaching
+from legion_p2p.net.recall import Recall
 from legion_p2p.net.relay import Relay
+from legion_p2p.net.tally import Tally
 from legion_p2p.net.transport import Listener, Sockets, Transport
 from legion_p2p.observe.events import Events
+from legion_p2p.observe.status import ServiceStatus
 
 DEFAULTS = NetConfig()
 LISTEN_ANYWHERE = ("/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0")
@@ -83,6 +87,8 @@ class Libp2pNetwork:
         self.gossip: Libp2pGossip
         self.bitswap: Bitswap | None = None
         """Serves blocks to any IPFS client; None where there is no store."""
+        self.recall: Recall
+        self.tally: Tally
         self._host = host
         self._contacts = contacts
         self._listening = listening
@@ -102,6 +108,21 @@ class Libp2pNetwork:
     def dial_reports(self) -> Mapping[str, str | None]:
         """Of each initial peer: why the last attempt failed, or None while it is connected."""
         return self._contacts.reports
+
+    def service(self) -> ServiceStatus:
+        """What this node does for others."""
+        tally, dht = self.tally, self.discovery.dht
+        service = ServiceStatus(
+            n_connections=tally.n_connections, n_refused=tally.n_refused, n_questions=tally.n_questions,
+            n_records=dht.providers.n_records, n_known=len(self.recall),
+        )  # fmt: skip
+        if self.relay is None:
+            return service
+        ledger = self.relay.ledger
+        return msgspec.structs.replace(
+            service, n_reservations=ledger.n_reservations, n_circuits=ledger.n_circuits, n_relay_refusals=ledger.n_refused,
+            relayed_bytes=ledger.relayed_bytes,
+        )  # fmt: skip
 
     def addresses(self) -> tuple[str, ...]:
         """Where others may reach this peer, ending in /p2p/<id>; the most useful first, loopback last."""
@@ -194,24 +215,25 @@ class _Parts:
         self.is_open = True
         self.book = AddressBook()
         self.refusals = Refusals()
+        self.tally = Tally()
         self.shaper = shaper
         self.listening = Listening(announced)
         self.reaching: Reaching | None = None
         self.peerstore = PeerStore(max_peers=MAX_KNOWN_PEERS, max_records=MAX_KNOWN_PEERS)
         self.tell = tell
         self.names = SystemNames()
-        self.scarcity = scarcity = Scarcity(descriptor_limit(), tell.warning)
+        self.scarcity = scarcity = Scarcity(descriptor_limit(), tell.warning, self.tally)
         self.transport = Transport(nursery, self.sockets, scarcity, self.names)
         self.host = _make_host(identity, self.transport, self.listening, self.peerstore)
         self.swarm = _swarm_of(self.host)
         self.liveness = Liveness(self.swarm, nursery)
-        _guard(self.swarm, self.refusals, self.liveness)
+        _guard(self.swarm, self.refusals, self.liveness, self.tally)
         self.dialer = Dialer(self.swarm, nursery, self.book, self.refusals)
         self.messenger = Messenger(
             self.host, nursery, self.dialer, self.book, self.refusals, self.listening.addresses, shaper,
-            LaneParts(identity, self.sockets, scarcity.max_sockets) if config.bulk_lanes else None,
+            LaneParts(identity, self.sockets, self.scarcity.max_sockets) if config.bulk_lanes else None,
         )  # fmt: skip
-        self.dht = Dht(self.host, config, self.book)
+        self.dht = Dht(self.host, config, self.book, self.tally)
         self.pubsub, self.router = make_pubsub(self.host, config)
 
     async def start(self, where_to: Sequence[str]) -> None:
@@ -294,6 +316,8 @@ class _Parts:
         network.discovery = Libp2pDiscovery(network.messenger, self.dht, self.book, self.config, self.listening.addresses)
         reaching.use(network.discovery)
         network.gossip = Libp2pGossip(self.pubsub, self.nursery, network.messenger.report)
+        network.tally = self.tally
+        network.recall = Recall(self.dht, self.book, self.peerstore, network.messenger.connected)
         if blocks is not None:
             network.bitswap = Bitswap(self.host, self.nursery, blocks, network.messenger.report)
         for where, peer in initial:
@@ -382,10 +406,13 @@ def _swarm_of(host: BasicHost) -> Swarm:
     return swarm
 
 
-def _guard(swarm: Swarm, refusals: Refusals, liveness: Liveness) -> None:
+def _guard(swarm: Swarm, refusals: Refusals, liveness: Liveness, tally: Tally) -> None:
     """Put our own checks in front of the swarm's two entries: connections and streams."""
-    # dials whomever it heard of until there are 256 connections, whatever its configuration says
-    replace_attributes(swarm.auto_connector, start=_nothing, stop=_nothing, maybe_connect=_nothing, run_background_task=_nothing)
+    # dials whomever it heard of until there are 256 connections, whatever its configuration says, and notes for ever who has left
+    replace_attributes(
+        swarm.auto_connector, start=_nothing, stop=_nothing, maybe_connect=_nothing, run_background_task=_nothing,
+        record_disconnect=lambda peer_id: None,
+    )  # fmt: skip
     n_streams: dict[object, int] = {}
     handle = swarm.common_stream_handler
     add_conn = swarm.add_conn
@@ -413,8 +440,10 @@ def _guard(swarm: Swarm, refusals: Refusals, liveness: Liveness) -> None:
 
     async def guarded_add_conn(muxed_conn: IMuxedConn, direction: str = "unknown") -> SwarmConn:
         if refusals.is_refused(PeerId(str(muxed_conn.peer_id))):
+            tally.n_refused += 1
             await cast(Yamux, muxed_conn).secured_conn.close()
             raise SwarmException(f"not accepted: {REFUSED}")
+        tally.n_connections += 1
         added = await add_conn(muxed_conn, direction)
         liveness.check_older(muxed_conn)
         return added

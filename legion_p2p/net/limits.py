@@ -55,6 +55,7 @@ MAX_SEARCHED = 16  # keys of which it is remembered who could not be asked
 MAX_UNREACHABLE = 32  # peers of which it is remembered why they could not be asked, for one key
 MAX_KEYS_PROVIDED = 4096  # by this peer; a peer that owns all 64 shards of 8 runs provides 512
 MAX_PROVIDER_KEYS = 32768  # held for others in the DHT, some 0.5 KiB each
+MAX_PROVIDER_RECORDS = 65536  # of all keys together, some 1 KiB each with 8 addresses; libp2p's 20 of every key would be 655,360
 MAX_PROVIDER_RATE = 600  # records per peer and 10 s: 512 renewed every 20 s, in bursts
 MAX_KEY_CHARS = 512
 

@@ -20,6 +20,8 @@ from libp2p.kad_dht import common, kad_dht, peer_routing, provider_store, value_
 from libp2p.network.connection import swarm_connection
 from libp2p.network.stream import net_stream
 from libp2p.network.swarm import _NegativePeerCache
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore
 from libp2p.protocol_muxer import multiselect_client
 from libp2p.protocol_muxer.exceptions import MultiselectClientError, MultiselectCommunicatorError
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
@@ -90,6 +92,24 @@ def _read_patiently() -> None:
 def _forget_failures() -> None:
     """A peer whose addresses failed once is not dialed for 60 s: it would miss a restarted bootstrap. Our dialer paces itself."""
     replace_attributes(_NegativePeerCache, is_blocked=lambda self, peer_id: False, mark_failed=lambda self, peer_id: None)
+
+
+def _expire_quietly() -> None:
+    """Its sweep and its DHT raise at the first peer whose addresses have expired: nothing would ever be swept, and no question
+    whose answer names such a peer would be answered. Two hours after a node has started, that is most of them.
+    """
+
+    def maybe_delete_peer_record(store: PeerStore, peer_id: ID) -> None:
+        known = store.peer_data_map.get(peer_id)
+        if known is None or known.is_expired() or not known.get_addrs():
+            store.peer_record_map.pop(peer_id, None)
+
+    def enforce_record_limit(store: PeerStore) -> None:
+        oldest = sorted(store.peer_record_map, key=lambda peer_id: store.peer_record_map[peer_id].seq)
+        for peer_id in oldest[: max(0, len(oldest) - store.max_records)]:
+            del store.peer_record_map[peer_id]
+
+    replace_attributes(PeerStore, maybe_delete_peer_record=maybe_delete_peer_record, _enforce_record_limit=enforce_record_limit)
 
 
 def _bound_unread() -> None:
@@ -239,6 +259,7 @@ _isolate_dht()
 _route_logging()
 _read_patiently()
 _forget_failures()
+_expire_quietly()
 _bound_unread()
 _update_windows_rarely()
 _wait_for_windows()

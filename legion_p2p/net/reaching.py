@@ -102,7 +102,8 @@ class Reaching:
     def _conclude(self, verdict: ReachVerdict) -> None:
         self._listening.proven = tuple(a for a in verdict.proven if a not in self._listening.bound)
         self.reachability.concluded(verdict)
-        if self._config.dht_server and verdict.reach is not Reach.UNKNOWN:
+        # a node that relays from the start is there to be asked
+        if self._config.dht_server and not self._config.relay_unproven and verdict.reach is not Reach.UNKNOWN:
             self._dht.serve(verdict.reach is Reach.PUBLIC)
 
     def _source(self, address: str) -> End | None:

@@ -125,6 +125,7 @@ EVENTS = (
     _event("network.forwarded", "The router forwards a port to this peer; whether others can dial it is found out.", "text"),
     _event("network.back", "Other machines can be reached again.", "text"),
     _event("network.resumed", "The machine slept, or the process was stopped; dead connections were closed.", "text"),
+    _error("network.not_remembered", "The file of the peers that this one knows could not be read or written; see `text`."),
     _event("status.not_served", "The status is not served, so legion-ctl cannot look at this peer.", "text"),
     _event("data.left_out", "Files in the folder of the text are no text, and are left out.", "text"),
     _error("model.not_saved", "The model could not be written where it was asked for; the text says where it is."),

@@ -92,6 +92,27 @@ class ContactStatus(msgspec.Struct, frozen=True):
     problem: str = ""
 
 
+class ServiceStatus(msgspec.Struct, frozen=True):
+    """What a peer does for others, whether they are in a run with it or not. Totals since it started, and what it holds now."""
+
+    n_connections: int = 0
+    n_refused: int = 0
+    """Connections turned away: too many, or of a peer that misbehaved."""
+    n_questions: int = 0
+    """Of the DHT, answered."""
+    n_records: int = 0
+    """Of the DHT, held now."""
+    n_known: int = 0
+    """Peers that it was connected with, and would know again after a restart."""
+    n_reservations: int = 0
+    """Peers that others can reach through this one now."""
+    n_circuits: int = 0
+    """Between two peers each, open now."""
+    n_relay_refusals: int = 0
+    """Reservations and circuits that were refused, because a limit was reached or the other side had not reserved."""
+    relayed_bytes: int = 0
+
+
 class ErrorStatus(msgspec.Struct, frozen=True):
     """Something that went wrong: seconds since the epoch, a name, and a sentence."""
 
@@ -151,5 +172,6 @@ class Status(msgspec.Struct, frozen=True):
     """The initial peers that this peer was given."""
     former: tuple[str, ...] = ()
     """Addresses of former members that this peer tries, because it is alone: those that its store remembers."""
+    service: ServiceStatus | None = None
     pid: int = 0
     status_version: int = STATUS_VERSION

@@ -75,3 +75,8 @@ def _why_alone(status: Status) -> str:
     if status.contacts:
         return "alone: the initial peers answer, and none of them knows another member"
     return "alone: others join with the command above, or with an address of this peer"
+
+
+def n_lost(status: Status) -> int:
+    """Of the peers that this one was given to enter through, those without a connection now."""
+    return sum(bool(contact.problem) for contact in status.contacts)

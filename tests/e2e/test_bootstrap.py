@@ -97,6 +97,42 @@ def test_it_is_the_same_node_after_a_restart(start):
     assert again.addresses() == (address,)
 
 
+def test_after_a_restart_it_introduces_those_that_it_knew(start):
+    first = start("--port", "0", "--metrics", "0")
+    address = first.addresses()[-1]
+    key = f"e2e/{time.time_ns()}"
+
+    async def hears_of(peer_id):
+        from legion_p2p.net.dht import ALPHA, multihash_of
+        from legion_p2p.net.host import open_network
+
+        async with open_network(Identity.generate(), listen=(), initial_peers=[address]) as newcomer:
+            await newcomer.join()
+            heard: list[str] = []
+            with trio.fail_after(60):
+                while peer_id not in heard:
+                    await newcomer.discovery.dht.lookup(multihash_of(key), ALPHA, heard.extend)
+                    await trio.sleep(0.2)
+
+    async def main():
+        from legion_p2p.net.host import open_network
+
+        async with open_network(Identity.generate(), listen=["/ip4/127.0.0.1/tcp/0"], initial_peers=[address]) as peer:
+            await peer.join()
+            await peer.discovery.provide(key)
+            await hears_of(peer.peer_id)
+            told = (await trio.to_thread.run_sync(first.end, signal.SIGTERM))[2]
+        again = start("--listen", address.partition("/p2p/")[0])
+        again.addresses()
+        await hears_of(peer.peer_id)  # which is gone: the node knows it from before
+        return told, again
+
+    told, again = trio.run(main)
+
+    assert re.search(r"metrics: http://127\.0\.0\.1:[0-9]+/metrics", told)
+    assert "known from last time: " in again.end(signal.SIGTERM)[2]
+
+
 def test_options_come_from_the_environment_and_files(start, tmp_path):
     other = start("--port", "0").addresses()[-1]
     peers = tmp_path / "peers.txt"
@@ -168,6 +204,7 @@ def test_legion_ctl_shows_it_and_says_how_many_are_connected(start):
         mine = [found.status for found in trio.run(find_peers) if found.status and found.status.peer_id in address]
 
     assert mine[0].state == "bootstrap node" and mine[0].run is None and mine[0].n_connected == 0
+    assert mine[0].service.relayed_bytes == 0 and mine[0].uptime_s > 0
 
 
 def test_what_it_prints_is_what_another_command_takes_from_a_file(start, tmp_path):

@@ -21,6 +21,7 @@ from legion_p2p.net import host, networks
 from legion_p2p.net.accepting import MIN_SOCKETS, RESERVED_DESCRIPTORS, Scarcity, accept_forever, max_sockets
 from legion_p2p.net.host import open_network
 from legion_p2p.net.limits import MAX_CONNECTIONS, MAX_HANDSHAKES
+from legion_p2p.net.tally import Tally
 
 has_ipv6 = Path("/proc/net/if_inet6").exists() and bool(Path("/proc/net/if_inet6").read_text())
 
@@ -36,7 +37,7 @@ def test_descriptors_for_the_peer_itself_are_kept_back(limit, expected):
 
 def test_it_is_told_once_that_connections_are_turned_away_and_again_when_it_comes_back():
     told: list[str] = []
-    scarcity = Scarcity(100, told.append)
+    scarcity = Scarcity(100, told.append, Tally())
     most = scarcity.max_sockets
 
     assert scarcity.admits(most - 1) and not scarcity.admits(most) and not scarcity.admits(most + 5)
@@ -47,7 +48,7 @@ def test_it_is_told_once_that_connections_are_turned_away_and_again_when_it_come
 
 def test_a_crowd_beyond_the_usual_bound_is_turned_away_without_a_word():
     told: list[str] = []
-    scarcity = Scarcity(None, told.append)
+    scarcity = Scarcity(None, told.append, Tally())
 
     assert not scarcity.admits(scarcity.max_sockets) and told == []
 
@@ -78,7 +79,7 @@ async def test_a_lack_of_descriptors_is_waited_out_and_told_once(autojump_clock)
         seen.append(stream)
 
     began = trio.current_time()
-    await accept_forever(listening, handle, Scarcity(64, told.append))
+    await accept_forever(listening, handle, Scarcity(64, told.append, Tally()))
 
     assert seen == [1, 2] and len(told) == 1
     assert trio.current_time() - began == pytest.approx(3.0)

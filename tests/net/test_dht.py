@@ -74,3 +74,27 @@ def test_keys_are_bounded_and_the_oldest_goes(providers, monkeypatch):
 def test_any_key_has_its_place():
     assert multihash_of("run/1") != multihash_of("run/2")
     assert len(multihash_of("x" * 500)) == 34
+
+
+def test_records_are_bounded_over_all_keys_and_the_oldest_key_goes(providers, monkeypatch, now):
+    monkeypatch.setattr(dht, "MAX_PROVIDER_RECORDS", 5)
+
+    for n in range(4):
+        for peer in PEERS[:2]:
+            providers.add_provider(b"%d" % n, peer)
+
+    assert sorted(providers.providers) == [b"2", b"3"]
+    assert providers.n_records == providers.size() == 4
+    now.s += 61
+    providers.cleanup_expired()
+    assert providers.n_records == 0
+
+
+def test_one_key_holds_no_more_than_twenty_and_the_count_is_right(providers):
+    peers = [PeerInfo(ID.from_base58(Identity(bytes([n]) * 32).peer_id), [Multiaddr("/ip4/1.2.3.4/tcp/5")]) for n in range(30)]
+
+    for peer in peers * 2:
+        providers.add_provider(b"key", peer)
+    providers.remove(b"key", peers[0].peer_id)
+
+    assert providers.n_records == providers.size() == 19

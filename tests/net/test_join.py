@@ -65,8 +65,8 @@ async def test_who_only_asks_the_dht_finds_and_is_not_asked():
         with trio.fail_after(30):
             while not await client.discovery.find("run"):  # noqa: ASYNC110
                 await trio.sleep(0.1)
-        await eventually(lambda: boot.discovery._dht.size() == 1)
-        assert [str(peer) for peer in boot.discovery._dht.closest_known(b"x", 20)] == [a.peer_id]
+        await eventually(lambda: boot.discovery.dht.size() == 1)
+        assert [str(peer) for peer in boot.discovery.dht.closest_known(b"x", 20)] == [a.peer_id]
 
 
 async def test_one_live_contact_among_dead_ones_is_enough():

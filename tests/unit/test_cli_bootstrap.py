@@ -2,9 +2,12 @@
 
 import pytest
 
-from legion_p2p.cli.bootstrap import DAY_S, LOOK_EVERY_S, Counts, reach_lines
+from legion_p2p.cli.bootstrap import metrics_address
+from legion_p2p.cli.node_log import DAY_S, MAX_CONTACT_LINES, ContactLines, DailyLine, reach_lines
 from legion_p2p.core.addresses import AddressScope, scope_of
 from legion_p2p.core.identity import Identity
+from legion_p2p.errors import UsageError
+from legion_p2p.observe.status import ContactStatus, ServiceStatus, Status
 
 PEER = Identity(bytes(32)).peer_id
 
@@ -33,22 +36,78 @@ def test_it_says_which_addresses_are_of_use_to_whom():
     assert reach_lines([f"/ip4/8.8.8.8/tcp/4710/p2p/{PEER}"], 4710) == ["others anywhere can dial /ip4/8.8.8.8/tcp/4710"]
 
 
-def test_a_day_of_coming_and_going_is_fewer_than_40_lines_and_the_first_peer_is_told_at_once():
-    counts = Counts()
-    lines = [counts.look(int(second) // 10 % 7, second) for second in range(0, int(DAY_S), int(LOOK_EVERY_S))]
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
 
-    assert lines[0] == "0 peers connected"
-    assert "1 peer connected" in lines[:10]
-    assert 24 <= sum(line is not None for line in lines) < 40
+    def __call__(self) -> float:
+        return self.now_s
+
+
+NOTHING_DONE = ServiceStatus()
+
+
+def status(n_connected: int = 0, service: ServiceStatus = NOTHING_DONE, uptime_s: float = 0.0, *problems: str) -> Status:
+    return Status(
+        peer_id=PEER, addresses=(), run=None, region="", state="bootstrap node", step=0, members=(), shards=(), sent_bytes=0,
+        received_bytes=0, last_round=None, errors=(), n_connected=n_connected, service=service, uptime_s=uptime_s,
+        contacts=tuple(ContactStatus("/ip4/8.8.8.8/tcp/1", problem) for problem in problems),
+    )  # fmt: skip
+
+
+def test_the_first_peer_is_told_at_once_and_then_there_is_a_line_a_day():
+    daily = DailyLine(0.0)
+
+    lines = [(at, daily.look(status(int(at) // 10 % 7), at)) for at in range(0, int(3.5 * DAY_S), 10)]
+
+    assert [at for at, line in lines if line] == [10, DAY_S, 2 * DAY_S, 3 * DAY_S]
+    assert "first peer" in lines[1][1]
+
+
+def test_the_line_of_a_day_counts_that_day_alone():
+    daily = DailyLine(0.0)
+    first = ServiceStatus(n_connections=1200, n_refused=3, n_questions=50_000, relayed_bytes=2_000_000)
+    second = ServiceStatus(n_connections=1500, n_refused=3, n_questions=90_000, relayed_bytes=7_000_000)
+
+    daily.look(status(1), 10)
+    lines = [daily.look(status(12, first, DAY_S), DAY_S), daily.look(status(1, second, 2 * DAY_S, "", "no answer"), 2 * DAY_S)]
+
+    assert lines == [
+        "up 24 h, 12 peers connected; today 1,200 connections, 3 refused, 50,000 questions answered, 2.00 MB relayed",
+        "up 2 days, 1 peer connected; today 300 connections, 0 refused, 40,000 questions answered, 5.00 MB relayed; "
+        "1 of 2 other bootstrap nodes cannot be reached",
+    ]
 
 
 def test_a_node_that_nobody_visits_still_says_once_a_day_that_it_lives():
-    counts = Counts()
+    daily = DailyLine(0.0)
 
-    assert [counts.look(0, at) is not None for at in (0.0, 3600.0, DAY_S, DAY_S + 60, 2 * DAY_S)] == [
-        True,
-        False,
-        True,
-        False,
-        True,
-    ]
+    told = [daily.look(status(), at) is not None for at in (0.0, 3600.0, DAY_S, DAY_S + 60, 2 * DAY_S)]
+
+    assert told == [False, False, True, False, True]
+
+
+def test_another_node_that_comes_and_goes_does_not_fill_the_log():
+    clock, lines = Clock(), []
+    contacts = ContactLines(lines.append, clock)
+
+    for minute in range(3 * 24 * 60):
+        clock.now_s = 60.0 * minute
+        contacts(f"{PEER}: connected")
+
+    assert len(lines) == 3 * MAX_CONTACT_LINES
+    assert "no more of this for a day" in lines[MAX_CONTACT_LINES - 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [("9100", ("127.0.0.1", 9100)), ("0.0.0.0:1", ("0.0.0.0", 1)), ("[::1]:0", ("::1", 0)), ("here:80", ("here", 80))],
+)
+def test_where_metrics_are_served_is_a_port_or_a_host_and_a_port(text, where):
+    assert metrics_address(text) == where
+
+
+@pytest.mark.parametrize("text", ["x", ":9100", "9100:", "host:99999", "::1:9100", "host:-1", ""])
+def test_what_is_no_place_for_metrics_is_refused_with_the_form(text):
+    with pytest.raises(UsageError, match=r"HOST:PORT, as in 127\.0\.0\.1:9100"):
+        metrics_address(text)

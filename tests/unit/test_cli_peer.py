@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from legion_p2p.cli import peer as cli
+from legion_p2p.cli.contacts import MAX_REMEMBERED, entering_text, listed_contacts
 from legion_p2p.cli.failures import exit_code_of
 from legion_p2p.cli.peer_options import OPTIONS
 from legion_p2p.cli.running import run_app
@@ -25,6 +26,7 @@ from legion_p2p.config import Inner, Limits, NewRun, Peer, Rounds, RunChoice, St
 from legion_p2p.config.new_run import chosen_inner, chosen_rounds
 from legion_p2p.config.old_names import FLAGS
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.known_peers import KnownPeer, bounded
 from legion_p2p.core.run import InnerSpec
 from legion_p2p.errors import (
     ConfigError,
@@ -39,6 +41,7 @@ from legion_p2p.errors import (
 from legion_p2p.observe.events import HANDING_OVER, Event
 from legion_p2p.observe.status import Status
 from legion_p2p.store.identity import load_or_create_identity
+from legion_p2p.store.known_peers_file import KnownPeersFile
 
 ROOT = Path(__file__).resolve().parents[2]
 PEER = Identity(b"1" * 32).peer_id
@@ -229,6 +232,51 @@ def test_addresses_come_from_files_and_several_flags(job_of, tmp_path):
     assert job_of("--run", "demo", "--initial-peers", f"@{tmp_path}/peers.txt").entry.initial_peers == (ADDRESS, OTHER)
     both = job_of("--initial-peers", OTHER, "--run", "demo", "--initial-peers", ADDRESS).entry.initial_peers
     assert both == (OTHER, ADDRESS)
+
+
+def test_who_names_nobody_enters_through_those_of_the_file_in_this_folder(job_of, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bootstrap_peers.txt").write_text(f"# ours\n{ADDRESS}\n")
+
+    joined, created, named = job_of("--run", "demo"), job_of("--new-run", "demo"), job_of("--run", "x", "--initial-peers", OTHER)
+
+    assert joined.entry.initial_peers == created.entry.initial_peers == (ADDRESS,)
+    assert named.entry.initial_peers == (OTHER,) and not named.picks_contacts
+    assert job_of("--new-run", "demo", "--initial-peers", "none").entry.initial_peers == ()
+    (tmp_path / "bootstrap_peers.txt").write_text("nonsense\n")
+    with pytest.raises(UsageError, match=r"bootstrap_peers\.txt, line 1: 'nonsense' cannot be used"):
+        listed_contacts()
+
+
+def test_who_joins_also_enters_through_peers_of_the_last_time_and_a_new_run_does_not(job_of, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bootstrap_peers.txt").write_text(f"{ADDRESS}\n")
+    peers = [KnownPeer(str(Identity(bytes([n]) * 32).peer_id), ("/ip4/8.8.8.8/tcp/1",), float(n)) for n in range(1, 20)]
+    KnownPeersFile.beside(str(tmp_path / "my.key")).save(bounded(peers))
+    words = ("--identity", str(tmp_path / "my.key"))
+
+    joined, created = (cli.with_contacts(job_of(flag, "demo", *words)) for flag in ("--run", "--new-run"))
+
+    last = [f"/ip4/8.8.8.8/tcp/1/p2p/{peer.id}" for peer in reversed(peers[-MAX_REMEMBERED:])]
+    assert joined.entry.initial_peers == (ADDRESS, *last)
+    assert created.entry.initial_peers == (ADDRESS,)
+    assert cli.with_contacts(job_of("--run", "demo", "--initial-peers", OTHER, *words)).entry.initial_peers == (OTHER,)
+
+
+def test_without_anybody_to_enter_through_and_without_a_store_it_says_what_is_missing(job_of, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = job_of("--run", "demo", "--identity", str(tmp_path / "my.key"), "--store", "none", "--lan", "no")
+
+    with pytest.raises(UsageError, match="--run demo needs --initial-peers ADDR"):
+        cli.with_contacts(job)
+    (tmp_path / "my.peers.json").write_text("{")
+    with pytest.raises(UsageError, match="--run demo needs --initial-peers ADDR"):
+        cli.with_contacts(job)
+
+
+def test_it_is_said_through_whom_a_peer_enters_that_was_named_nobody():
+    assert entering_text(1, 0) == "entering through 1 address of bootstrap_peers.txt; --initial-peers none enters through nobody"
+    assert "2 addresses of bootstrap_peers.txt and 1 peer of the last time" in entering_text(2, 1)
 
 
 def test_a_run_is_created_from_a_file_and_flags_win_over_it(job_of, tmp_path):

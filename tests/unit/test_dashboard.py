@@ -36,6 +36,7 @@ from legion_p2p.observe.status import (
     ReachStatus,
     RoundStatus,
     RunStatus,
+    ServiceStatus,
     ShardStatus,
     Status,
 )
@@ -419,3 +420,32 @@ def test_a_swarm_of_several_regions_shows_who_is_where_and_who_holds_the_same():
     assert "region" in shown and shown.count("1e74289a") == shown.count("3ccd0637") == 2
     assert "same model at 2 of 2 and 1 of 2 in 2 regions" in shown
     assert "region" not in at_home
+
+
+def test_a_node_that_is_in_no_run_shows_what_it_does_for_others() -> None:
+    service = ServiceStatus(
+        n_connections=1200,
+        n_refused=3,
+        n_questions=50_000,
+        n_records=17,
+        n_known=40,
+        n_reservations=2,
+        n_circuits=1,
+        n_relay_refusals=5,
+        relayed_bytes=2_000_000,
+    )
+    lost = ContactStatus("/ip4/8.8.8.8/tcp/1/p2p/12D3KooWOther", "no answer in 5 s")
+    node = Status(
+        peer_id="12D3KooWMe", addresses=(), run=None, region="", state="bootstrap node", step=0, members=(), shards=(),
+        sent_bytes=1, received_bytes=2, last_round=None, errors=(), n_connected=12, service=service, uptime_s=90_000.0,
+        contacts=(lost,),
+    )  # fmt: skip
+
+    told = text(render_status(node, width=100), width=100)
+
+    assert "bootstrap node, 1 d 01:00 elapsed" in told
+    assert "12 peers; since the start 1,200, and 3 turned away" in told
+    assert "17 records, 50,000 questions answered" in told
+    assert "relay      2.00 MB relayed; now 1 circuits, for 2 peers; refused 5 times" in told
+    assert "/ip4/8.8.8.8/tcp/1/p2p/12D3KooWOther  no answer in 5 s" in told
+    assert "members" not in told and "shards" not in told

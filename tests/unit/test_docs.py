@@ -197,4 +197,4 @@ def test_the_commands_of_the_readme_are_those_of_the_makefile() -> None:
 def test_the_file_of_bootstrap_peers_can_be_read() -> None:
     from legion_p2p.core.addresses import parse_addresses
 
-    assert isinstance(parse_addresses([f"@{ROOT / 'bootstrap_peers.txt'}"]), tuple)
+    assert isinstance(parse_addresses([f"@{ROOT / 'legion_p2p' / 'bootstrap_peers.txt'}"]), tuple)

@@ -109,7 +109,10 @@ def names_of(requirements: Iterable[str]) -> set[str]:
 
 def imported(*, at_once: bool = False) -> set[str]:
     """The distributions that the package imports; `at_once`: those that a module imports as it loads."""
-    called = {"dns": "dnspython", "google": "protobuf", "nacl": "pynacl", "cid": "py-cid", "multihash": "py-multihash"}
+    called = {
+        "dns": "dnspython", "google": "protobuf", "nacl": "pynacl", "cid": "py-cid", "multihash": "py-multihash",
+        "prometheus_client": "prometheus-client",
+    }  # fmt: skip
     indented = "" if at_once else r"\s*"
     pattern = re.compile(rf"^{indented}(?:import|from)\s+([A-Za-z_][A-Za-z0-9_]*)", re.MULTILINE)
     used = {found for path in (ROOT / "legion_p2p").rglob("*.py") for found in pattern.findall(code_of(path))}

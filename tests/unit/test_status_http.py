@@ -9,8 +9,9 @@ import pytest
 import trio
 
 from legion_p2p.errors import NetworkError
-from legion_p2p.net import status_http
-from legion_p2p.net.status_http import MAX_CONNECTIONS, MAX_HEADER_BYTES, fetch_status, find_peers, is_loopback_host, serve_status
+from legion_p2p.net import http_server, status_http
+from legion_p2p.net.http_server import MAX_CONNECTIONS, MAX_HEADER_BYTES, is_loopback_host
+from legion_p2p.net.status_http import fetch_status, find_peers, serve_status
 from legion_p2p.observe.status import MemberStatus, RunStatus, Status
 
 STATUS = Status(
@@ -133,7 +134,7 @@ async def test_a_status_that_cannot_be_told_is_a_500_and_the_server_goes_on(nurs
 
 
 async def test_idle_connections_are_bounded_in_number_and_in_time(nursery, monkeypatch):
-    monkeypatch.setattr(status_http, "REQUEST_S", 0.3)
+    monkeypatch.setattr(http_server, "REQUEST_S", 0.3)
     address = await nursery.start(serve_status_on_any, lambda: STATUS)
     idle = [await trio.open_tcp_stream("127.0.0.1", port_of(address)) for _ in range(MAX_CONNECTIONS)]
     await trio.sleep(0.05)
