@@ -191,6 +191,12 @@ def opened() -> Iterator[Internet]:
         internet.close()
 
 
+def _paths() -> str:
+    """Where commands in another folder find the modules of the tests."""
+    root = str(Path(__file__).parents[1])
+    return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+
+
 class Command:
     """A command of this project in a namespace; what it says goes to a file."""
 
@@ -201,7 +207,10 @@ class Command:
         self._file: IO[str] = self.said.open("w")
         self.process = subprocess.Popen(
             [*where.inside, sys.executable, "-m", module, *words], stdout=self._file, stderr=subprocess.STDOUT, cwd=self.folder,
-            env={**os.environ, "HOME": str(self.folder), "TMPDIR": str(self.folder), "OMP_NUM_THREADS": "1"},
+            env={
+                **os.environ, "PYTHONPATH": _paths(), "OMP_NUM_THREADS": "1", "HOME": str(self.folder),
+                "TMPDIR": str(self.folder),
+            },
         )  # fmt: skip
 
     def text(self) -> str:

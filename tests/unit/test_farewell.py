@@ -26,7 +26,7 @@ def status(*members: MemberStatus, addresses: tuple[str, ...] = (LOOPBACK, HOME)
 
 
 def last_line(status: Status, *, given: tuple[str, ...] = (), connected: tuple[str, ...] = (), store: str = "") -> str:
-    job = Job(RunChoice("stories", given), Peer(store=Store(store)), Training(), True, True)
+    job = Job(RunChoice("stories", given), Peer(store=Store(store)), Training(), True, True, False)
     return farewell_lines(job, Outcome(9, 9, None, "", "stopped", connected=connected), status, 1.0)[-1]
 
 
@@ -79,7 +79,7 @@ def test_what_a_stranger_announces_cannot_become_a_command() -> None:
 
 
 def test_the_last_one_to_leave_is_told() -> None:
-    job = Job(RunChoice("stories", (f"{OUTSIDE}/p2p/{OTHER}",)), Peer(), Training(), True, True)
+    job = Job(RunChoice("stories", (f"{OUTSIDE}/p2p/{OTHER}",)), Peer(), Training(), True, True, False)
     outcome = Outcome(9, 9, None, "", "stopped", connected=())
 
     alone, accompanied = (farewell_lines(job, outcome, shown, 1.0) for shown in (status(), status(member(OUTSIDE))))
