@@ -103,15 +103,22 @@ def test_after_a_restart_it_introduces_those_that_it_knew(start):
     key = f"e2e/{time.time_ns()}"
 
     async def hears_of(peer_id):
-        from legion_p2p.net.dht import ALPHA, multihash_of
+        """From the node itself; the peer that provides the key would say so as well."""
+        from libp2p.kad_dht.pb.kademlia_pb2 import Message
+        from libp2p.peer.id import ID
+
+        from legion_p2p.net.dht import multihash_of
         from legion_p2p.net.host import open_network
 
+        question = Message(type=Message.MessageType.GET_PROVIDERS, key=multihash_of(key))
+        node = ID.from_base58(address.rpartition("/")[2])
         async with open_network(Identity.generate(), listen=(), initial_peers=[address]) as newcomer:
             await newcomer.join()
             heard: list[str] = []
             with trio.fail_after(60):
                 while peer_id not in heard:
-                    await newcomer.discovery.dht.lookup(multihash_of(key), ALPHA, heard.extend)
+                    for answer in await newcomer.discovery.dht.ask(node, [question]):
+                        heard += [str(ID(entry.id)) for entry in answer.providerPeers]
                     await trio.sleep(0.2)
 
     async def main():
