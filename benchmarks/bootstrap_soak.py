@@ -99,7 +99,7 @@ class Stream(IMuxedStream):
         self.end()
 
     def set_deadline(self, ttl: int) -> None:
-        raise NotImplementedError
+        raise AssertionError("the soak's streams have no deadlines")
 
     def get_remote_address(self) -> tuple[str, int] | None:
         return None

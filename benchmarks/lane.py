@@ -292,7 +292,7 @@ class Trainer:
         import torch
 
         torch.set_num_threads(1)
-        self._a = torch.ones(256, 256)
+        self._a = torch.ones(256, 256, dtype=torch.float32, device="cpu")
         self._product = lambda: torch.mm(self._a, self._a)
         self._n_products = 1
         self._n_products = max(1, round(STEP_S / min(self.step() for _ in range(200))))

@@ -30,7 +30,7 @@ GRACE_S = 10.0  # after the last one has joined: it owns nothing before
 
 @dataclass(frozen=True)
 class Situation:
-    """Who is where."""
+    """Which peers stand behind which routers."""
 
     name: str
     places: Callable[[Internet], list[Namespace]]

@@ -248,7 +248,7 @@ def open_archive(store: Store, identity: Identity, events: Events) -> "Archive":
     try:
         for folder in store.shared:
             keep_tokenizer(user_path(folder), blocks)
-    except BaseException:
+    except BaseException:  # an interrupt as well: the store must not stay locked
         blocks.close()
         raise
     return Archive(blocks, identity, parse_retention(store.keep), shared)

@@ -18,6 +18,7 @@ from legion_p2p.cli.common import SOURCES_HELP, addresses_of_peers, listen_addre
 from legion_p2p.cli.node_log import ContactLines, DailyLine, Notes, peers_text, reach_lines
 from legion_p2p.cli.running import run_and_exit
 from legion_p2p.config import DEFAULT_BOOTSTRAP_PORT
+from legion_p2p.config.forms import NONE
 from legion_p2p.core.relay_ledger import DEFAULT_RELAY, parse_relay
 from legion_p2p.errors import NetworkError, UsageError
 from legion_p2p.files.paths import user_data_folder
@@ -71,6 +72,10 @@ def bootstrap(options: Options = Options()) -> int:
     """Run until Ctrl+C or SIGTERM."""
     if not 0 <= options.port <= 65535:
         raise UsageError(f"--port {options.port}, must be 0 to 65535")
+    if options.identity == NONE:
+        raise UsageError(
+            "--identity none: others find this node by its id, so it needs a key file; without --identity it has one"
+        )
     parse_relay(options.relay)
     if options.metrics:
         metrics_address(options.metrics)

@@ -1,8 +1,8 @@
 """How often an address that does not answer is dialed, whoever names it.
 
-A member may announce the address of somebody who has nothing to do with the run, and every other member would dial that. So each
-host that fails is left alone for a while, longer each time, for all peers that claim to be there. One that answers as the peer
-that was meant is free again at once.
+A member may announce the address of a machine outside the run, and every other member would dial it. So a host that does not
+answer is not dialed for a while, longer each time, whichever peer claims to be there. A host that answers as the expected peer
+may be dialed again at once.
 
 Can never happen: more than FREE_FAILURES dials of a host that fails, and one for each pause after that; a pause for a host that
 answered.

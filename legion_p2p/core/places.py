@@ -11,7 +11,9 @@ Never happens: a network is refused while half of the places are free; the books
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
+
+from legion_p2p.core.reach_finder import network_of
 
 SHARE = 4  # of all places, the part that one network gets where they are few
 
@@ -23,7 +25,7 @@ def party_of(host: str) -> str:
         return ""
     if ip.is_private or ip.is_link_local:
         return str(ip)
-    return str(ip_network(f"{ip}/{24 if ip.version == 4 else 48}", strict=False))
+    return network_of(host)
 
 
 class Places:

@@ -64,7 +64,7 @@ class _Asked:
             self._refused = refused
             self._done.set()
             raise
-        except BaseException:
+        except BaseException:  # a cancelled handler too: a repeated request must not wait for ever
             self._refused = LegionError("the other side failed to handle it")
             self._done.set()
             raise

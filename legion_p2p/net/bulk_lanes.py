@@ -129,7 +129,7 @@ class BulkLanes:
         try:
             await self._call(peer, SERVICE, msgspec.msgpack.encode(InviteLane()))
             await awaited.arrived.wait()
-        except BaseException:
+        except BaseException:  # a caller that gives up as well: nobody else would close it
             if awaited.lane is not None:  # given up at the moment when it arrived
                 self.close(peer, awaited.lane)
             raise
@@ -241,7 +241,7 @@ class BulkLanes:
             first = bytearray(len(CONFIRMED))
             if stream.certificate() != trusted.der or not await stream.read_into(memoryview(first)) or first != CONFIRMED:
                 raise NetworkError(f"a lane that {peer} does not confirm")
-        except BaseException:
+        except BaseException:  # a caller that gives up as well: the socket would stay open
             stream.close_now()
             raise
         self._open.setdefault(peer, set()).add(stream)

@@ -62,7 +62,7 @@ class Client:
         parts.refusals.refused.add(self._drop)
 
     def prefer_direct(self, peer: PeerId) -> None:
-        """There is a direct connection to it, for what comes from now on; what was sent through a relay is finished there."""
+        """Use the new direct connection for later requests. Those that went through a relay end there."""
         for lane in PROTOCOLS:
             key = StreamKey(peer, lane)
             stream = self._streams.get(key)

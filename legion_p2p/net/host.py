@@ -408,7 +408,8 @@ def _swarm_of(host: BasicHost) -> Swarm:
 
 def _guard(swarm: Swarm, refusals: Refusals, liveness: Liveness, tally: Tally) -> None:
     """Put our own checks in front of the swarm's two entries: connections and streams."""
-    # dials whomever it heard of until there are 256 connections, whatever its configuration says, and notes for ever who has left
+    # libp2p's auto-connector dials every peer that it has heard of, up to 256 connections, whatever its configuration says, and
+    # never forgets one that has left
     replace_attributes(
         swarm.auto_connector, start=_nothing, stop=_nothing, maybe_connect=_nothing, run_background_task=_nothing,
         record_disconnect=lambda peer_id: None,

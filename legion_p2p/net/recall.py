@@ -25,7 +25,7 @@ from legion_p2p.errors import StoreError
 from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.dht import Dht, K
 
-LOOK_EVERY_S = 10.0  # at who is connected: a peer that stays for less is of no use a week later
+LOOK_EVERY_S = 10.0  # between two looks at the connected peers: one that stays for less is not worth keeping
 SAVE_EVERY_S = 300.0  # what a power failure costs; a megabyte each time
 NAMED_FOR_S = 600  # how long a peer of the last time is named to others without having come back
 
@@ -59,7 +59,7 @@ class Recall:
         return len(self._connected_at)
 
     def look(self, now: float) -> None:
-        """Note who is connected."""
+        """Note which peers are connected now."""
         for peer in self._connected():
             self._connected_at[peer] = now
 

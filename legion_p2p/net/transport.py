@@ -367,7 +367,7 @@ async def connect_to(host: str, port: int, packet_size: PacketSize, source: tupl
             _share_port(sock)
             await sock.bind(source)
         await sock.connect((host, port))
-    except BaseException:
+    except BaseException:  # a caller that gives up as well: the socket would stay open
         sock.close()
         raise
     return trio.SocketStream(sock)
@@ -381,7 +381,7 @@ def _bind(host: str, port: int) -> trio.SocketListener:
     sock = _bound(host, port, shared=True)
     try:
         sock.listen(BACKLOG)
-    except BaseException:
+    except BaseException:  # the socket would stay open, and its port taken
         sock.close()
         raise
     listening = trio.socket.from_stdlib_socket(sock)

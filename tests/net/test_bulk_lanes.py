@@ -1,4 +1,4 @@
-"""Bulk over connections of their own: who is let in, and what happens when one breaks."""
+"""Bulk lanes: which connections are accepted, and what happens when one breaks."""
 
 import os
 import secrets

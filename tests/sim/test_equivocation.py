@@ -44,7 +44,7 @@ class TwoFaced:
             if header.version != version + 1:
                 return update
             codec = shard_codec(self._owner.engine.spec, header.shard, header.codec)
-            payload = codec.encode(0.1 * torch.randn(reference.numel()))
+            payload = codec.encode(0.1 * torch.randn(reference.numel(), dtype=torch.float32, device="cpu"))
             made = reference - codec.decode(payload, reference.numel())
             raw = encode(msgspec.structs.replace(header, base_digest=digest(reference), digest=digest(made)))
             self._made[key] = Update(raw, sign_header(raw, self._owner.network.identity), payload)

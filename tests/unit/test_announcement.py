@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from legion_p2p.core import announcement as announcement_module
 from legion_p2p.core.announcement import (
     MAX_ANNOUNCEMENT_BYTES,
+    MAX_STALLED,
+    MAX_TROUBLE_CHARS,
     Announcement,
     Mark,
     mark_of,
@@ -127,6 +129,12 @@ def test_a_signature_on_the_bare_bytes_is_not_one_on_an_announcement() -> None:
         ("marks", "text"),
         ("chunks", b"x" * 1025),
         ("epoch", -1),
+        ("stalled", ["p"] * (MAX_STALLED + 1)),
+        ("stalled", ["p" * 65]),
+        ("trouble", "x" * (MAX_TROUBLE_CHARS + 1)),
+        ("reach", "everywhere"),
+        ("role", "queen"),
+        ("circuits", -1),
     ],
 )
 def test_what_is_out_of_bounds_is_refused_though_it_is_signed(field: str, value: object) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from legion_p2p.cli.bootstrap import metrics_address
+from legion_p2p.cli.bootstrap import Options, bootstrap, metrics_address
 from legion_p2p.cli.node_log import DAY_S, MAX_CONTACT_LINES, ContactLines, DailyLine, reach_lines
 from legion_p2p.core.addresses import AddressScope, scope_of
 from legion_p2p.core.identity import Identity
@@ -111,3 +111,11 @@ def test_where_metrics_are_served_is_a_port_or_a_host_and_a_port(text, where):
 def test_what_is_no_place_for_metrics_is_refused_with_the_form(text):
     with pytest.raises(UsageError, match=r"HOST:PORT, as in 127\.0\.0\.1:9100"):
         metrics_address(text)
+
+
+def test_a_node_without_a_key_of_its_own_is_refused_because_nobody_would_find_it_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(UsageError, match=r"--identity none.*key file"):
+        bootstrap(Options(identity="none"))
+    assert not list(tmp_path.iterdir())

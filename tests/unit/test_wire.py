@@ -17,8 +17,10 @@ from legion_p2p.core.distance import MAX_RATE
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.manifest import MAX_BLOCK_BYTES
 from legion_p2p.core.messages import base, blocks, members, regions, shards
+from legion_p2p.core.messages.shards import MAX_SHOWN_HEADER_BYTES
 from legion_p2p.core.plan import MAX_SHARDS, ParamSpec
 from legion_p2p.core.run import MAX_SPEC_BYTES, RunSpec, SignedSpec, open_spec, sign_spec
+from legion_p2p.core.update_norms import MAX_KNOWN
 from legion_p2p.core.wire import (
     MAX_BUSY_MS,
     MAX_CHECKPOINTS,
@@ -314,6 +316,17 @@ LIMITS = [
         [{"peer": "p", "reason": "r"}] * MAX_INCLUDED,
         [{"peer": "p", "reason": "r"}] * (MAX_INCLUDED + 1),
     ),
+    ("norms", (Updates, ShardState), [1.0] * MAX_KNOWN, [1.0] * (MAX_KNOWN + 1)),
+    ("norms", (Updates, ShardState), [1e38], [1.1e38]),
+    ("norms", (Updates, ShardState), [1e-38], [0.0]),
+    ("norms", (Updates, ShardState), [1.0], [float("nan")]),
+    (
+        "first",
+        (Equivocation,),
+        {"header": b"h" * MAX_SHOWN_HEADER_BYTES, "signature": b"s" * 64},
+        {"header": b"h" * (MAX_SHOWN_HEADER_BYTES + 1), "signature": b"s" * 64},
+    ),
+    ("second", (Equivocation,), {"header": b"h", "signature": b"s" * 64}, {"header": b"h", "signature": b"s" * 65}),
     ("expected", (UpdateHeader,), MAX_INCLUDED, MAX_INCLUDED + 1),
     ("expected", (UpdateHeader,), 0, -1),
     ("cids", (HasBlocks,), [b"c" * 36] * MAX_HAS_CIDS, [b"c" * 36] * (MAX_HAS_CIDS + 1)),

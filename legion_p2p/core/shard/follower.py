@@ -306,6 +306,20 @@ def most_hold(mark: Mark | None, marks: Sequence[Mark | None]) -> bool:
     return mark is not None and 2 * marks.count(mark) > len(marks)
 
 
+def is_behind_most(chain: Chain, marks: Sequence[Mark | None]) -> bool:
+    """Whether more than half of the others announce a newer version. `marks`: of all others but the owner."""
+    return 2 * sum(mark is not None and mark.version > chain.version for mark in marks) > len(marks)
+
+
+def differs_from_most(chain: Chain, marks: Sequence[Mark | None]) -> bool:
+    """Whether half of the others or more announce what this peer does not hold, so that it cannot judge what the owner made.
+
+    `marks`: of all others but the owner. Without any, the answer is yes.
+    """
+    n_other = sum(mark is not None and (mark.version > chain.version or chain.holds(mark) is False) for mark in marks)
+    return 2 * n_other >= len(marks)
+
+
 class Adoption(Enum):
     """What to do with a whole shard that somebody sent."""
 

@@ -9,10 +9,10 @@ import random
 import trio
 
 from legion_p2p.core.announcement import Announcement, mark_at, peer_of
-from legion_p2p.core.bounded import BoundedMap
+from legion_p2p.core.comparisons import Comparisons, parting
 from legion_p2p.core.evidence import equivocation
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.membership import MAX_MEMBERS, Changed
+from legion_p2p.core.membership import Changed
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.wire import AncestryQuery, Done, Equivocation, GetUpdates, State, Updates
 from legion_p2p.errors import NetworkError
@@ -21,11 +21,8 @@ from legion_p2p.services.shards.follower import FollowService
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
 
-LOOK_EVERY_S = 10.0  # at the marks of one member
-ASK_EVERY_S = 60.0  # one member: chains part for other reasons too, as after a split, and come together by themselves
 MAX_LOOKED_AT = 64  # shards in one look, chosen at random
 MAX_STATES = 64  # newest ones of a shard that the other is asked about
-MAX_FETCHED_BYTES = 16 << 20  # of updates, for the first of them
 N_TOLD = 8  # members that are told of new evidence; each tells as many
 N_SHOWN = 8  # pieces of evidence that a member hears of when it comes
 TELL_S = 10.0
@@ -39,8 +36,7 @@ class EquivocationWatch:
         self._rng: random.Random = ctx.rng
         self._states = states
         self._members = states.members
-        self._looked_at: BoundedMap[PeerId, float] = BoundedMap(MAX_MEMBERS)
-        self._asked_at: BoundedMap[PeerId, float] = BoundedMap(MAX_MEMBERS)
+        self._comparisons = Comparisons()
         follower.contradicted.add(lambda both: self._take(equivocation(*both)))
         self._members.announcements.add(self._on_announcement)
         self._members.member_changed.add(self._on_member_changed)
@@ -56,17 +52,13 @@ class EquivocationWatch:
         marks = announcement.marks
         if announcement.region != states.region or len(marks) != states.n_mark_bytes or marks == states.marks():
             return
-        if (
-            now - self._looked_at.get(peer, -LOOK_EVERY_S) < LOOK_EVERY_S
-            or now - self._asked_at.get(peer, -ASK_EVERY_S) < ASK_EVERY_S
-        ):
+        if not self._comparisons.may_look(peer, now):
             return
-        self._looked_at[peer] = now
         shards = list(states.replicas)
         for shard in self._rng.sample(shards, min(MAX_LOOKED_AT, len(shards))):
             replica, mark = states.replicas[shard], mark_at(marks, shard)
             if mark is not None and replica.chain.holds(mark) is False and states.nursery is not None:
-                self._asked_at[peer] = now
+                self._comparisons.asked(peer, now)
                 states.nursery.start_soon(self._compare, peer, replica, mark.version)
                 return
 
@@ -78,12 +70,11 @@ class EquivocationWatch:
             return
         try:
             reply = await states.rpc.ask(peer, AncestryQuery(states.run, tuple(common)), within_s=TELL_S)
-            known = [(state, n) for state, n in zip(common, reply.since, strict=False) if n >= 0]
-            if not known or known[-1][1] > MAX_FETCHED_BYTES:
+            parted = parting(common, reply.since)
+            if parted is None:
                 return
-            parting = known[-1][0]
-            ours = chain.entry(parting.version + 1)
-            request = GetUpdates(states.run, replica.shard, parting.version, parting.digest, log_only=True)
+            ours = chain.entry(parted.version + 1)
+            request = GetUpdates(states.run, replica.shard, parted.version, parted.digest, log_only=True)
             updates = await states.rpc.ask(peer, request, Priority.CATCH_UP, within_s=TRANSFER_DEADLINE_S)
         except NetworkError:
             return

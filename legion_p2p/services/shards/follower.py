@@ -17,7 +17,7 @@ from legion_p2p.core.observers import Observers
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.shard import follower, push
-from legion_p2p.core.shard.follower import Adoption, judge_whole, may_make, most_hold
+from legion_p2p.core.shard.follower import Adoption, differs_from_most, is_behind_most, judge_whole, may_make, most_hold
 from legion_p2p.core.wire import Busy, GetUpdates, Held, ShardState, Update, UpdateHeader, Updates
 from legion_p2p.errors import (
     CodecError,
@@ -110,7 +110,7 @@ class FollowService:
         """Raises: TooLongError."""
         if longest is None or norm <= longest or not self._states.bounds_updates:
             return
-        if not self._differs_from_most(replica):
+        if not differs_from_most(replica.chain, self._marks_of_others(replica)):
             self._events.emit("update.too_long", shard=replica.shard, version=replica.chain.version + 1, owner=owner)
             raise TooLongError(f"shard {replica.shard}: a change of {norm:.3g}, those before it allow {longest:.3g}")
 
@@ -143,20 +143,16 @@ class FollowService:
         return mark is not None and mark.version > replica.chain.version
 
     def is_behind_most(self, replica: Replica) -> bool:
-        """More than half of the other members that hold the model announce a newer version, its owner not counted."""
-        states = self._states
-        owner = states.ownership(replica.shard).owner
-        others = [peer for peer in states.members.ready(states.region) if peer not in (states.me, owner)]
-        return 2 * sum(self.is_said_to_be_ahead(replica, peer) for peer in others) > len(others)
+        """Most of the others have a newer version of the shard."""
+        return is_behind_most(replica.chain, self._marks_of_others(replica))
 
-    def _differs_from_most(self, replica: Replica) -> bool:
-        """Half of the others or more, the owner not counted, announce what this peer does not hold: it cannot judge that."""
-        states, chain = self._states, replica.chain
-        owner = states.ownership(replica.shard).owner
-        others = [peer for peer in states.members.ready(states.region) if peer not in (states.me, owner)]
-        marks = [mark_at(self._marks_of(peer), replica.shard) for peer in others]
-        n_other = sum(mark is not None and (mark.version > chain.version or chain.holds(mark) is False) for mark in marks)
-        return 2 * n_other >= len(others)
+    def _marks_of_others(self, replica: Replica) -> list[Mark | None]:
+        """What the members that hold the model announce of the shard, this peer and the owner not counted."""
+        states = self._states
+        left_out = (states.me, states.ownership(replica.shard).owner)
+        return [
+            mark_at(self._marks_of(peer), replica.shard) for peer in states.members.ready(states.region) if peer not in left_out
+        ]
 
     def _marks_of(self, peer: PeerId) -> bytes:
         """Of all shards, packed, as a member of this region announces them; empty where it says nothing that counts."""

@@ -138,7 +138,7 @@ def _run(work: Work, tokenizer: Tokenizer, tasks: Sequence[Task], processes: int
     with ProcessPoolExecutor(n_processes, get_context("spawn"), begin_worker, (work,)) as pool:
         try:
             _share_out(pool, waiting, n_processes * QUEUED_PER_PROCESS, progress)
-        except BaseException:
+        except BaseException:  # an interrupt as well: what waits in the queue would still be done
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 

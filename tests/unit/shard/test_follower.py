@@ -22,6 +22,8 @@ from legion_p2p.core.shard.follower import (
     Shown,
     TurnedAway,
     Unreachable,
+    differs_from_most,
+    is_behind_most,
     judge_whole,
     may_make,
     most_hold,
@@ -349,3 +351,20 @@ def test_in_any_order_of_events_one_peer_is_asked_at_a_time_and_never_before_its
         assert (follower.state is FollowerState.FETCHING) == (asking is not None)
         deadline = follower.next_deadline()
         assert deadline is None or deadline > now, "what is due is done"
+
+
+def test_a_peer_is_behind_most_where_more_than_half_announce_a_newer_version() -> None:
+    chain = chain_at(3)
+
+    assert is_behind_most(chain, [mark(4), mark(5), mark(3)])
+    assert not is_behind_most(chain, [mark(4), mark(3)]) and not is_behind_most(chain, [None, None, mark(4)])
+    assert not is_behind_most(chain, [])
+
+
+def test_a_peer_cannot_judge_an_owner_where_half_announce_what_it_does_not_hold() -> None:
+    chain = chain_at(3)
+
+    assert differs_from_most(chain, [mark(4), mark(3)]) and differs_from_most(chain, [mark(3, "other"), mark(3)])
+    assert not differs_from_most(chain, [mark(3), mark(3), mark(4)])
+    assert not differs_from_most(chain, [None, mark(3)]), "one that says nothing contradicts nothing"
+    assert differs_from_most(chain, []), "of two members one has to follow the other"
