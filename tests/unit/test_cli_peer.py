@@ -79,11 +79,12 @@ def run_job(entry, peer, training, *, events, stop, on_status=None):
     me = MemberStatus("{PEER}", "home", "ALIVE", 1, 10.0)
     other = MemberStatus("other", "home", "ALIVE", 1, 10.0, addresses=("{ON_THIS_MACHINE}",))
     step = 0
-    while not stop.requested and (step < training.steps or not training.steps):
-        step += 1
+    while step < training.steps or not training.steps:
+        step += 1  # at least one, also when it was stopped before: what is said at the end is then always the same
         on_status(Status("{PEER}", ("{ADDRESS}",), RunStatus("bafkrei", name), "home", "training", step, (me, other), (),
                          1000 * step, 2000, None, (), loss=2.5, target_steps=training.steps or None, uptime_s=step / 100))
         events.emit("step", step=step, loss=2.5)
+        if stop.requested: break
         time.sleep(0.01)
     if name == "deaf":
         while True: sum(range(10**6))
