@@ -38,8 +38,9 @@ from legion_p2p.core.identity import Identity
 from legion_p2p.core.relay_ledger import DEFAULT_RELAY, parse_relay
 from legion_p2p.net.changes import NetworkChanges
 from legion_p2p.net.dht import multihash_of
-from legion_p2p.net.host import Libp2pNetwork, open_network
+from legion_p2p.net.host import open_network
 from legion_p2p.net.limits import NetConfig
+from legion_p2p.net.network import Libp2pNetwork
 from legion_p2p.net.patches import KAD_PROTOCOL
 
 AS_BOOTSTRAP = NetConfig(relay=parse_relay(DEFAULT_RELAY), relay_unproven=True)

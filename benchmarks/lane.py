@@ -44,7 +44,7 @@ from legion_p2p.net import byte_streams
 from legion_p2p.net.certificates import Certificates
 from legion_p2p.net.host import open_network
 from legion_p2p.net.limits import NetConfig
-from legion_p2p.net.transport import Sockets
+from legion_p2p.net.sockets import Sockets
 
 PIECE = 1 << 20
 BODY = 24 << 20  # of one request: a shard of 6 Mi parameters in fp32

@@ -25,8 +25,10 @@ from legion_p2p.core.access_link import NO_LINK
 from legion_p2p.core.caps import parse_caps
 from legion_p2p.core.profiles import PROFILES, parse_link
 from legion_p2p.core.units import rate_text
+from legion_p2p.net.listener import Listener
 from legion_p2p.net.netem import Shaper
-from legion_p2p.net.transport import Listener, Socket, Sockets, Transport
+from legion_p2p.net.sockets import Socket, Sockets
+from legion_p2p.net.transport import Transport
 
 STEADY = "loss=0%,jitter=0ms"
 HOME = f"rtt=0ms,{STEADY}"

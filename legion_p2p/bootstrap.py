@@ -13,7 +13,7 @@ from legion_p2p.core.identity import Identity
 from legion_p2p.core.relay_ledger import DEFAULT_RELAY, parse_relay
 
 if TYPE_CHECKING:
-    from legion_p2p.net.host import Libp2pNetwork
+    from legion_p2p.net.network import Libp2pNetwork
 
 log = logging.getLogger("legion_p2p")
 

@@ -42,7 +42,7 @@ from legion_p2p.store.public_blocks import PublicBlocks
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from legion_p2p.net.host import Libp2pNetwork
+    from legion_p2p.net.network import Libp2pNetwork
     from legion_p2p.store.archive import Archive
 
 LAN_SEARCH_S = 8.0  # for a first neighbour: mDNS asks after 0, 1 and 3 s, and the neighbour is dialed
@@ -70,10 +70,11 @@ async def open_peer(
 
     Raises: NoContactError; UnknownRunError, AmbiguousRunError, RunExistsError; IncompatibleModelError; UsageError; StoreError.
     """
-    from legion_p2p.net.host import Tell, open_network
+    from legion_p2p.net.host import open_network
     from legion_p2p.net.limits import NetConfig
     from legion_p2p.net.netem import Throttling
     from legion_p2p.net.offload import ThreadOffload
+    from legion_p2p.net.parts import Tell
     from legion_p2p.net.status_http import serve_status
 
     events = events or Events()

@@ -13,8 +13,9 @@ from legion_p2p.core.identity import Identity
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.relay_ledger import RelayLimits
 from legion_p2p.errors import LegionError
-from legion_p2p.net.host import Libp2pNetwork, open_network
+from legion_p2p.net.host import open_network
 from legion_p2p.net.limits import NetConfig
+from legion_p2p.net.network import Libp2pNetwork
 
 SERVED_KEY = "reach-test"
 

@@ -26,7 +26,7 @@ from legion_p2p.observe.status import ContactStatus, Status
 
 if TYPE_CHECKING:
     from legion_p2p.core.identity import Identity
-    from legion_p2p.net.host import Libp2pNetwork
+    from legion_p2p.net.network import Libp2pNetwork
 
 LOOK_EVERY_S = 2.0  # whether there is something to say
 STATE = "bootstrap node"
@@ -96,8 +96,9 @@ def default_identity_path() -> str:
 async def _serve(identity: "Identity", listen: tuple[str, ...], options: Options) -> int:
     import trio
 
-    from legion_p2p.net.host import Tell, open_network
+    from legion_p2p.net.host import open_network
     from legion_p2p.net.limits import NetConfig
+    from legion_p2p.net.parts import Tell
     from legion_p2p.observe.events import Events
     from legion_p2p.store.known_peers_file import KnownPeersFile
 

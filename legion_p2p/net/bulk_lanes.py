@@ -36,7 +36,8 @@ from legion_p2p.net.dialer import Dialer
 from legion_p2p.net.forks import keep_from_children
 from legion_p2p.net.limits import DIAL_TIMEOUT_S, HANDSHAKE_TIMEOUT_S
 from legion_p2p.net.peer_score import Refusals
-from legion_p2p.net.transport import Sockets, connect_to, tune
+from legion_p2p.net.sockets import Sockets, tune
+from legion_p2p.net.transport import connect_to
 
 SERVICE = "lane"
 CONFIRMED = b"\x01"  # what the listening side says first: it has verified the other's certificate

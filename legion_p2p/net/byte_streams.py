@@ -15,7 +15,7 @@ import trio
 from libp2p.network.stream.net_stream import NetStream
 
 from legion_p2p.net.limits import WRITE_STALL_S
-from legion_p2p.net.transport import OpenSocket, Sockets
+from legion_p2p.net.sockets import OpenSocket, Sockets
 
 RECORDS_BYTES = 1 << 17  # that are encrypted at once, as 8 TLS records: some 80 us
 MAX_RECORD_BYTES = (1 << 14) + 256 + 5  # of TLS 1.3 (RFC 8446, 5.2), with its header

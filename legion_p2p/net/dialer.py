@@ -24,6 +24,7 @@ from legion_p2p.core.dial_pauses import DialPauses
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import UnreachableError
 from legion_p2p.net.address_book import AddressBook, dialable
+from legion_p2p.net.dial_reasons import reason_of
 from legion_p2p.net.limits import (
     CIRCUIT_HEAD_START_S,
     CIRCUIT_TIMEOUT_S,
@@ -37,7 +38,6 @@ from legion_p2p.net.limits import (
 from legion_p2p.net.networks import own_hosts, own_networks
 from legion_p2p.net.patches import replace_attributes
 from legion_p2p.net.peer_score import REFUSED, Refusals
-from legion_p2p.net.transport import reason_of
 
 log = logging.getLogger("legion_p2p.net")
 _random = SystemRandom()  # the module's own generator is the user's, whose seed may be the same at all peers

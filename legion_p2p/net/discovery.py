@@ -9,7 +9,7 @@ then on every third of a record's lifetime. All keys that are due go together, o
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from random import SystemRandom
 
 import msgspec
@@ -34,15 +34,13 @@ from legion_p2p.net.limits import (
     NetConfig,
 )
 from legion_p2p.net.messenger import Messenger
+from legion_p2p.net.provider_search import ProviderSearch
 
 SERVICE = "discovery"
 CONFIRM_TIMEOUT_S = 5.0  # for a candidate to be dialed and to answer; a live one on a slow link or a busy machine needs 2
 LOOKUP_BUDGET_S = 8.0  # after which `find` makes do with what it heard
 PROVIDE_BUDGET_S = 10.0  # after which `provide` returns, and the announcing goes on in the background
 MAX_OPERATIONS = 3  # lookups at once: each is some 10 questions of 10 ms CPU
-REST_S = 1.0  # for the other candidates, once one has confirmed: a live one mostly answers in half of that
-MAX_CONFIRMING = 12  # candidates asked at once; each may first have to be dialed, and liars are slow to answer
-MAX_CANDIDATES = 200  # asked in one `find`: a liar may name peers without end
 MAX_CONNECTED_ASKED = 16  # peers connected already that are asked without a hint
 FRESH_TARGETS_S = 60.0  # how long the nodes found closest to a key are taken for the closest
 TICK_S = 0.25
@@ -119,7 +117,7 @@ class Libp2pDiscovery:
     async def find(self, key: str, limit: int = 20) -> tuple[Contact, ...]:
         place = _place(key)
         self._unreachable[place] = BoundedMap(MAX_UNREACHABLE)
-        search = _Search(self, place, limit)
+        search = ProviderSearch(self._messenger.peer_id, lambda peer: self.confirm(peer, place), limit)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(search.confirm_candidates, nursery)
             search.add(PeerId(str(info.peer_id)) for info in self._held_here(place))
@@ -138,7 +136,7 @@ class Libp2pDiscovery:
     def unreachable(self, key: str) -> Mapping[PeerId, str]:
         return dict(self._unreachable.get(_place(key), {}))
 
-    async def _look_up(self, place: bytes, search: "_Search") -> None:
+    async def _look_up(self, place: bytes, search: ProviderSearch) -> None:
         async with self._operations:
             with trio.move_on_after(LOOKUP_BUDGET_S):
                 await self.dht.lookup(place, ALPHA, search.add, search.n_nodes_to_ask)
@@ -293,64 +291,6 @@ class Libp2pDiscovery:
                     await self.dht.lookup(ID.from_base58(self._messenger.peer_id).to_bytes(), ALPHA)
             await trio.sleep(jittered(pause_s))
             pause_s = min(2 * pause_s, 300.0)
-
-
-class _Search:
-    """The candidates of one `find`, each once; confirmed as they come."""
-
-    def __init__(self, discovery: Libp2pDiscovery, place: bytes, limit: int) -> None:
-        self._discovery = discovery
-        self._place = place
-        self._limit = limit
-        self._seen = {discovery._messenger.peer_id}
-        self._send, self._receive = trio.open_memory_channel[PeerId](float("inf"))
-        self._n_open = 0
-        self._settled = Notify()
-        self._enough_at = float("inf")
-        self.is_thorough = False
-        self.confirmed: dict[PeerId, Contact] = {}
-
-    def add(self, peers: Iterable[PeerId]) -> None:
-        for peer in peers:
-            if peer not in self._seen and len(self._seen) < MAX_CANDIDATES:
-                self._seen.add(peer)
-                self._n_open += 1
-                self._send.send_nowait(peer)
-
-    def n_nodes_to_ask(self) -> int:
-        """The closest few are enough once they have named a peer; while none is named, it is worth asking them all."""
-        return K if self.is_thorough or not (self.confirmed or self._n_open) else ALPHA
-
-    async def settled(self) -> None:
-        """Return when every peer named so far has answered or will not; or REST_S after the first one said yes.
-
-        A caller waits no longer than for one that never answers: then it would have nothing of those that did.
-        """
-        while self._n_open:
-            with trio.move_on_at(self._enough_at):
-                await self._settled.wait()
-            if trio.current_time() >= self._enough_at:
-                return
-
-    async def confirm_candidates(self, nursery: trio.Nursery) -> None:
-        slots = trio.CapacityLimiter(MAX_CONFIRMING)
-        async with trio.open_nursery() as asking, self._receive:
-            async for peer in self._receive:
-                asking.start_soon(self._confirm, peer, slots, nursery)
-
-    async def _confirm(self, peer: PeerId, slots: trio.CapacityLimiter, nursery: trio.Nursery) -> None:
-        async with slots:
-            contact = await self._discovery.confirm(peer, self._place)
-        self._n_open -= 1
-        if not self._n_open:
-            self._settled.notify()
-        if contact is not None and len(self.confirmed) < self._limit:
-            if not self.confirmed:
-                self._enough_at = trio.current_time() + REST_S
-                self._settled.notify()
-            self.confirmed[peer] = contact
-            if len(self.confirmed) >= self._limit:
-                nursery.cancel_scope.cancel()
 
 
 def _place(key: str) -> bytes:

@@ -17,7 +17,7 @@ from libp2p.stream_muxer.yamux.yamux import FLAG_SYN, TYPE_PING, YAMUX_HEADER_FO
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.observers import Observers
-from legion_p2p.net.transport import Ends, OpenSocket
+from legion_p2p.net.sockets import Ends, OpenSocket
 
 CHECK_S = 3.0  # for a sign of life; a path of 300 ms that lost the ping twice answers within it
 SETTLE_S = 0.3  # after which nothing is left of what had arrived in the kernel before the path died

@@ -33,7 +33,7 @@ OFFER_S = 5.0  # how soon a peer that has become a relay is found as one
 
 
 class HostParts(Protocol):
-    """What of a host this needs: net/host.py has it."""
+    """What of a host this needs: net/parts.py has it."""
 
     config: NetConfig
     nursery: trio.Nursery

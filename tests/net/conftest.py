@@ -6,8 +6,9 @@ from typing import Any
 import trio
 
 from legion_p2p.core.identity import Identity
-from legion_p2p.net.host import Libp2pNetwork, open_network
+from legion_p2p.net.host import open_network
 from legion_p2p.net.limits import NetConfig
+from legion_p2p.net.network import Libp2pNetwork
 
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 QUICK = NetConfig(redial_max_s=1.0)

@@ -17,7 +17,7 @@ import trio
 
 from legion_p2p.core.identity import Identity
 from legion_p2p.errors import NetworkError, NoContactError
-from legion_p2p.net import host, networks
+from legion_p2p.net import networks, parts
 from legion_p2p.net.accepting import MIN_SOCKETS, RESERVED_DESCRIPTORS, Scarcity, accept_forever, max_sockets
 from legion_p2p.net.host import open_network
 from legion_p2p.net.limits import MAX_CONNECTIONS, MAX_HANDSHAKES
@@ -107,14 +107,14 @@ async def test_peers_find_each_other_over_ipv6_alone():
 
 @pytest.mark.parametrize("lacking", ["ip4", "ip6"])
 async def test_a_family_that_the_machine_lacks_is_left_out(lacking, monkeypatch):
-    bind = host.Listener.listen
+    bind = parts.Listener.listen
 
     async def without(self, maddr):
         if str(maddr).startswith(f"/{lacking}/"):
-            raise host.OpenConnectionError("no such family") from OSError(errno.EAFNOSUPPORT, "no such family")
+            raise parts.OpenConnectionError("no such family") from OSError(errno.EAFNOSUPPORT, "no such family")
         await bind(self, maddr)
 
-    monkeypatch.setattr(host.Listener, "listen", without)
+    monkeypatch.setattr(parts.Listener, "listen", without)
     other = {"ip4": "/ip6/::1/tcp/0", "ip6": "/ip4/127.0.0.1/tcp/0"}[lacking]
     if lacking == "ip4" and not has_ipv6:
         pytest.skip("this machine has no IPv6")

@@ -15,13 +15,13 @@ from legion_p2p.core.caps import Caps
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.priority import Priority
 from legion_p2p.errors import NetworkError, RefusedError, UnreachableError
-from legion_p2p.net import answered_once, bulk_lanes, byte_streams, client, transport
+from legion_p2p.net import answered_once, bulk_lanes, byte_streams, client, listener, request_stream
 from legion_p2p.net.bulk_lanes import CONFIRMED, SERVICE, InviteLane, LaneOpened, OpenLane
 from legion_p2p.net.byte_streams import LinkStream, TlsStream
 from legion_p2p.net.certificates import Certificates
 from legion_p2p.net.limits import MAX_SCORE, NetConfig
 from legion_p2p.net.netem import Throttling
-from legion_p2p.net.transport import host_and_port
+from legion_p2p.net.sockets import host_and_port
 from tests.net.conftest import echo, eventually, opened
 
 BULK = Priority.ROUND
@@ -261,7 +261,7 @@ async def test_the_side_that_dials_offers_no_older_tls(monkeypatch):
 
 @pytest.mark.parametrize("begins", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01"], ids=["nothing", "one byte", "half a header"])
 async def test_a_connection_that_stalls_is_closed(monkeypatch, begins):
-    for module in (transport, bulk_lanes):
+    for module in (listener, bulk_lanes):
         monkeypatch.setattr(module, "HANDSHAKE_TIMEOUT_S", 0.3)
     async with opened() as a:
         stream = await trio.open_tcp_stream(*where(a))
@@ -437,7 +437,7 @@ async def test_when_the_other_side_is_gone_the_asker_is_told():
 
 
 async def test_a_lane_that_is_not_used_is_closed_and_opened_again(monkeypatch):
-    monkeypatch.setattr(client, "LANE_IDLE_S", 0.2)
+    monkeypatch.setattr(request_stream, "LANE_IDLE_S", 0.2)
     async with pair() as (a, b):
         await b.messenger.request(a.peer_id, b"x", BULK)
         assert lanes(a) and lanes(b)

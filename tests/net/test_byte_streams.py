@@ -11,7 +11,7 @@ import trio
 from legion_p2p.core.identity import Identity
 from legion_p2p.net.byte_streams import GATHER_BYTES, GATHER_FROM_BYTES, MAX_RECORD_BYTES, TlsStream
 from legion_p2p.net.certificates import Certificates
-from legion_p2p.net.transport import Sockets
+from legion_p2p.net.sockets import Sockets
 
 
 @asynccontextmanager

@@ -16,8 +16,8 @@ from legion_p2p.core.relay_ledger import RelayLimits
 from legion_p2p.errors import LegionError, UnreachableError
 from legion_p2p.net import circuits, reach_service
 from legion_p2p.net.circuit_stream import CircuitStream, read_message, write_message
-from legion_p2p.net.host import Libp2pNetwork
 from legion_p2p.net.limits import NetConfig
+from legion_p2p.net.network import Libp2pNetwork
 from legion_p2p.net.relay import HOP, STOP
 from tests.net.conftest import eventually, opened
 

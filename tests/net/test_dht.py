@@ -8,8 +8,9 @@ from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
 from legion_p2p.core.identity import Identity
-from legion_p2p.net import dht
-from legion_p2p.net.dht import Providers, multihash_of
+from legion_p2p.net import providers as providers_module
+from legion_p2p.net.dht import multihash_of
+from legion_p2p.net.providers import Providers
 
 PEERS = [PeerInfo(ID.from_base58(Identity(bytes([n]) * 32).peer_id), [Multiaddr("/ip4/1.2.3.4/tcp/5")]) for n in range(3)]
 
@@ -63,7 +64,7 @@ def test_a_withdrawn_record_is_gone_at_once(providers):
 
 
 def test_keys_are_bounded_and_the_oldest_goes(providers, monkeypatch):
-    monkeypatch.setattr(dht, "MAX_PROVIDER_KEYS", 3)
+    monkeypatch.setattr(providers_module, "MAX_PROVIDER_KEYS", 3)
 
     for n in range(5):
         providers.add_provider(b"%d" % n, PEERS[0])
@@ -77,7 +78,7 @@ def test_any_key_has_its_place():
 
 
 def test_records_are_bounded_over_all_keys_and_the_oldest_key_goes(providers, monkeypatch, now):
-    monkeypatch.setattr(dht, "MAX_PROVIDER_RECORDS", 5)
+    monkeypatch.setattr(providers_module, "MAX_PROVIDER_RECORDS", 5)
 
     for n in range(4):
         for peer in PEERS[:2]:

@@ -11,7 +11,8 @@ import trio
 
 from legion_p2p.core.identity import Identity
 from legion_p2p.errors import NetworkError, NoContactError
-from legion_p2p.net import host
+from legion_p2p.net import parts
+from legion_p2p.net.host import open_network
 from legion_p2p.net.names import SystemNames, addresses_by_texts, open_stream
 from tests.net.conftest import QUICK, eventually, opened
 
@@ -144,9 +145,9 @@ async def test_a_contact_by_texts_is_found_where_they_say_now_and_again_when_the
             made.nameservers, made.port = ["127.0.0.1"], server_port
             return made
 
-        monkeypatch.setattr(host, "SystemNames", lambda: SystemNames(resolver))
+        monkeypatch.setattr(parts, "SystemNames", lambda: SystemNames(resolver))
         address = f"/dnsaddr/boot.example/p2p/{boot.peer_id}"
-        async with host.open_network(Identity.generate(), listen=(), initial_peers=[address], config=QUICK) as network:
+        async with open_network(Identity.generate(), listen=(), initial_peers=[address], config=QUICK) as network:
             with pytest.raises(NoContactError) as nobody:
                 await network.join()
             assert nobody.value.reasons[address] == "/ip4/127.0.0.1/tcp/1: connection refused"

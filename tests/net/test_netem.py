@@ -13,8 +13,9 @@ from legion_p2p.core.caps import NO_CAPS, Caps, QuietHours, parse_caps
 from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.profiles import PROFILES, parse_link
-from legion_p2p.net.netem import ShapedSocket, Shaper, Throttling, place_of
-from legion_p2p.net.transport import Sockets
+from legion_p2p.net.netem import Shaper, Throttling, place_of
+from legion_p2p.net.shaped_socket import ShapedSocket
+from legion_p2p.net.sockets import Sockets
 from tests.net.conftest import opened
 
 SLOW = LinkProfile(up_bps=1e6, down_bps=2e6, rtt_s=0.2)

@@ -11,7 +11,7 @@ from multiaddr import Multiaddr
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.known_peers import KnownPeer, KnownPeers, Provided, bounded
 from legion_p2p.net.dht import Dht, multihash_of
-from legion_p2p.net.host import Libp2pNetwork
+from legion_p2p.net.network import Libp2pNetwork
 from legion_p2p.store.known_peers_file import KnownPeersFile
 from tests.net.conftest import eventually, opened
 

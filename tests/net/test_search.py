@@ -8,8 +8,9 @@ import trio
 
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.net.address_book import AddressBook
-from legion_p2p.net.discovery import CONFIRM_TIMEOUT_S, REST_S, Libp2pDiscovery
+from legion_p2p.net.discovery import CONFIRM_TIMEOUT_S, Libp2pDiscovery
 from legion_p2p.net.limits import NetConfig
+from legion_p2p.net.provider_search import REST_S
 
 PEERS = [Identity(bytes([i]) * 32).peer_id for i in range(1, 60)]
 

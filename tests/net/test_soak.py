@@ -7,7 +7,7 @@ import trio
 
 from benchmarks.bootstrap_soak import AS_BOOTSTRAP, Crowd, grown, sizes, virtual_time
 from legion_p2p.core.identity import Identity
-from legion_p2p.net import host
+from legion_p2p.net import parts
 from legion_p2p.net.dht import MAX_DOWN, STALE_S
 from legion_p2p.net.discovery import SWEEP_TABLE_S
 from legion_p2p.net.host import open_network
@@ -22,7 +22,7 @@ MAY_GROW_TO_200 = ("kad._provider_rate_limits", "dht._down_until")  # which is m
 
 def test_nothing_that_strangers_leave_piles_up_and_all_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     errors: list[str] = []
-    monkeypatch.setattr(host.logger, "exception", lambda text, *args: errors.append(text % args))
+    monkeypatch.setattr(parts.logger, "exception", lambda text, *args: errors.append(text % args))
 
     async def soak() -> None:
         async with open_network(Identity.generate(), listen=(), config=AS_BOOTSTRAP) as network:
