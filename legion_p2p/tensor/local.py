@@ -69,6 +69,12 @@ class LocalCopy:
         self.view.assign_slice(start, reference + change)
         self._bases[shard] = reference if self.exact else self.view.read_slice(start, end) - change
 
+    def take_back(self) -> None:
+        """Undo all that has moved the parameters since the last call of `hand_in`, or of `take` where none was."""
+        for (start, _), base in zip(self.bounds, self._bases, strict=True):
+            if base is not None:
+                self.view.assign_slice(start, base)
+
     def hand_in(self, shards: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
         """For each of `shards`, (base, local) of the change since the last call; local is the base from now on."""
         handed: dict[int, tuple[Tensor, Tensor]] = {}

@@ -330,6 +330,17 @@ class Optimizer(torch.optim.Optimizer):
         """
         return self._flush(_deadline(timeout_s), last)
 
+    def forget_changes(self) -> None:
+        """Take the parameters back to where the run and this peer's last push have left them: for weights that were loaded, from
+        an old checkpoint for example, into a model that is in a run already. Steps that were not pushed yet are lost.
+
+        Raises: ClosedError.
+        """
+        self._check_open()
+        self._apply_updates()
+        self.local.take_back()
+        self._guard.updated()
+
     def finish(self, *, together: bool = False, timeout_s: Any = None) -> str:
         """End training: push the rest; where `together`, serve on until every member is done. The common model's digest.
 

