@@ -111,6 +111,10 @@ class IncompatibleModelError(LegionError):
     """This peer does not fit the run: its model differs from the run's. Build the model that the run describes."""
 
 
+class TooLargeError(LegionError):
+    """Training took more memory than this machine or its GPU has. The peer left in order; the message says what takes less."""
+
+
 class MissingDataError(UsageError):
     """The run trains on prepared data that this peer does not have. Fetch it from other members; `dataset` is its id."""
 

@@ -17,8 +17,9 @@ from legion_p2p.core.identity import Identity
 from legion_p2p.train.corpus import Corpus, open_text
 from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of
 from legion_p2p.train.described import spec_of
+from legion_p2p.train.evaluation import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, evaluate
 from legion_p2p.train.inner import inner_optimizer
-from legion_p2p.train.trainer import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, STEP_EVENT_EVERY_S, evaluate, learning_rate
+from legion_p2p.train.trainer import STEP_EVENT_EVERY_S, learning_rate
 
 WARM_UP_STEPS = 3  # torch plans its kernels in the first ones
 

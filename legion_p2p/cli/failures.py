@@ -6,7 +6,6 @@ when a signal ended it.
 """
 
 import errno
-import re
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from legion_p2p.errors import (
     NetworkError,
     NoContactError,
     NotSavedError,
+    TooLargeError,
     UnknownRunError,
     UsageError,
 )
@@ -27,8 +27,6 @@ from legion_p2p.files.paths import shown
 
 DONE, FAILED, USAGE, NOT_JOINED, MISFIT, NOT_SAVED = 0, 1, 2, 3, 4, 5
 
-_MEMORY_WORDS = re.compile(r"allocate memory|out of memory|not enough memory|failed to map segment", re.IGNORECASE)
-_TRIED = re.compile(r"tried to allocate (?P<amount>[0-9.]+ ?[KMGT]?i?B(?:ytes)?|[0-9]+ bytes)", re.IGNORECASE)
 _IN_THE_SYSTEM = {
     errno.EMFILE: "this process may open no more files and connections; raise the limit: ulimit -n 4096",
     errno.ENFILE: "this machine may open no more files; raise fs.file-max, or end other programs",
@@ -98,14 +96,13 @@ def causes(bad: BaseException) -> Iterator[BaseException]:
 
 def memory_problem(bad: BaseException) -> str | None:
     """Words for memory that does not suffice; None for anything else."""
-    is_memory = isinstance(bad, MemoryError) or (isinstance(bad, OSError) and bad.errno == errno.ENOMEM)
-    if not is_memory and not (isinstance(bad, RuntimeError | ImportError | OSError) and _MEMORY_WORDS.search(str(bad))):
-        return None
     from legion_p2p.observe.human import bytes_text
-    from legion_p2p.observe.memory import free_memory, used_memory
+    from legion_p2p.observe.memory import free_memory, is_out_of_memory, used_memory, wanted_memory
 
-    found = _TRIED.search(str(bad))
-    wanted = f" for {found['amount']} more" if found else ""
+    if not is_out_of_memory(bad):
+        return None
+    amount = wanted_memory(bad)
+    wanted = f" for {amount} more" if amount else ""
     free = free_memory()
     return (
         f"the memory does not suffice{wanted}: this process has {bytes_text(used_memory())}, and may have "
@@ -127,7 +124,7 @@ def exit_code_of(bad: LegionError) -> int:
         return NOT_JOINED
     if isinstance(bad, NotSavedError):
         return NOT_SAVED
-    return MISFIT if isinstance(bad, IncompatibleModelError) else FAILED
+    return MISFIT if isinstance(bad, IncompatibleModelError | TooLargeError) else FAILED
 
 
 def hint_for(bad: LegionError, command: str) -> str:

@@ -24,7 +24,7 @@ from legion_p2p.cli.running import run_and_exit
 from legion_p2p.cli.signals import Signals
 from legion_p2p.config import Store
 from legion_p2p.core.roles import Role
-from legion_p2p.errors import LegionError, NotSavedError, StoreError, UsageError
+from legion_p2p.errors import LegionError, NotSavedError, StoreError, TooLargeError, UsageError
 from legion_p2p.files.paths import user_data_folder, user_path
 from legion_p2p.observe import human
 from legion_p2p.observe.events import HANDING_OVER, Event, Events
@@ -162,6 +162,8 @@ def _train(job: Job, output: Output) -> int:
             print("\n".join(farewell_lines(job, outcome, shown.status, wall_s)), flush=True)
     if outcome.text_problem:
         raise StoreError(outcome.text_problem)
+    if outcome.memory_problem:
+        raise TooLargeError(outcome.memory_problem)
     if outcome.save_problem:
         raise NotSavedError(outcome.save_problem)
     return 128 + signals.caught if signals.caught and outcome.reason == "stopped" else DONE

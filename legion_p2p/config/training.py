@@ -1,6 +1,6 @@
 """`Training` and `RunChoice`: what one `legion-peer` does, and into which run."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -81,6 +81,24 @@ class Training(msgspec.Struct, frozen=True, repr_omit_defaults=True):
 
     threads: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
     """CPU threads; 0: as many as torch likes."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """In which numbers the model computes. Parameters stay fp32 either way; bf16 takes half the memory for activations, and is
+    fast on GPUs that have it."""
+
+    accumulate: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 1
+    """Compute the batch of a step in this many parts, one after the other: less memory, the same step."""
+
+    compile: bool = False
+    """Compile the model with torch.compile: the first step takes a minute, all others less. Needs a C++ compiler."""
+
+    activation_checkpointing: bool = False
+    """Keep only what lies between layers for the backward pass, and compute the rest again: less memory, but steps take a third
+    longer."""
+
+    peak_tflops: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
+    """What the device can do at most, 10^12 operations a second, for model FLOPs utilisation; 0: as its data sheet says, if it is
+    known."""
 
     out: Annotated[str, path_text("the path of a folder")] = ""
     """Folder for metrics.jsonl and the model; without it nothing is written."""

@@ -147,6 +147,7 @@ def _head(status: Status, width: int, ascii_only: bool, losses: Sequence[float])
         f"{human.count_text(status.tokens_per_s)} tokens/s",
         f"sent {human.bytes_text(status.sent_bytes)}",
         f"received {human.bytes_text(status.received_bytes)}",
+        *([] if status.mfu is None else [f"MFU {human.percent_text(status.mfu)}"]),
         f"{human.count_text(status.tokens)} tokens",
         f"waited {human.percent_text(status.blocked_fraction)}",
         width=width,

@@ -29,6 +29,8 @@ FIELDS = {
     "local_steps": "optimizer steps between two pushes of a shard",
     "loss": "training loss of the last step, in nats per token",
     "manifest": "content id of the checkpoint's manifest",
+    "memory_problem": "why the memory did not suffice, and what takes less; empty: it did",
+    "mfu": "model FLOPs utilisation, from 0 to 1; null where nobody knows what the device can do",
     "n_banned": "peers that the lists ban",
     "n_believed": "shards for which members confirmed a stored state",
     "n_bytes": "bytes exchanged, or to be fetched",
@@ -115,7 +117,8 @@ EVENTS = (
            "bytes_in_region bytes_across rounds blocked_fraction"),
     _event("run.left", "This peer has left the run.", "run"),
     # training
-    _event("step", "A step of training, not more often than the status is refreshed.", "step tokens loss tokens_per_s step_s"),
+    _event("step", "A step of training, not more often than the status is refreshed.",
+           "step tokens loss tokens_per_s step_s mfu"),
     _event("eval", "The loss on held-out text was measured.", "step tokens val_loss"),
     _event("data.begins_anew", "The stored position in the text does not fit; reading starts from the beginning.", "reason"),
     _event("data.other_text", "A member trains on another text than this peer.", "peer reason"),
@@ -197,6 +200,6 @@ EVENTS = (
     _event("status.served", "The status can be read at this address.", "address"),
     _event("peer.phase", "The peer, on its way into the run, begins with something that takes a while.", "text"),
     _event("peer.left", "The command has ended in order.", "run steps tokens val_loss digest reason sent_bytes received_bytes "
-           "blocked_fraction wall_s saved_to save_problem text_problem connected"),
+           "blocked_fraction wall_s saved_to save_problem text_problem connected memory_problem mfu"),
     _error("peer.failed", "The command ended with an error.", "kind"),
 )  # fmt: skip

@@ -1,6 +1,8 @@
 """How much memory this process has, and may have: by the machine, by its control group (a container), by its own limits."""
 
 import contextlib
+import errno
+import re
 from pathlib import Path
 
 import msgspec
@@ -14,6 +16,8 @@ PROGRAM_BYTES = 415_000_000
 """What a peer takes besides its model and what it computes: Python, torch, libp2p, the text. Measured with the smallest
 preset."""
 
+_WORDS = re.compile(r"allocate memory|out of memory|not enough memory|failed to map segment", re.IGNORECASE)
+_TRIED = re.compile(r"tried to allocate (?P<amount>[0-9.]+ ?[KMGT]?i?B(?:ytes)?|[0-9]+ bytes)", re.IGNORECASE)
 _NO_LIMIT = 1 << 60  # version 1 of control groups writes a number about as large where there is none
 
 
@@ -22,6 +26,19 @@ class FreeMemory(msgspec.Struct, frozen=True):
 
     n_bytes: int
     bound_by: str
+
+
+def is_out_of_memory(bad: BaseException) -> bool:
+    """Whether something failed because there was too little memory, of this machine or of its GPU."""
+    if isinstance(bad, MemoryError) or (isinstance(bad, OSError) and bad.errno == errno.ENOMEM):
+        return True
+    return isinstance(bad, RuntimeError | ImportError | OSError) and _WORDS.search(str(bad)) is not None
+
+
+def wanted_memory(bad: BaseException) -> str:
+    """How much was asked for when there was too little, in words; empty where that is not known."""
+    found = _TRIED.search(str(bad))
+    return found["amount"] if found else ""
 
 
 def used_memory() -> int:

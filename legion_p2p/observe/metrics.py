@@ -233,6 +233,8 @@ def progress_text(status: Status) -> str:
     if status.loss is not None:
         parts.append(f"loss {human.loss_text(status.loss)}")
     parts.append(f"{human.count_text(status.tokens_per_s)} tokens/s")
+    if status.mfu is not None:
+        parts.append(f"MFU {human.percent_text(status.mfu)}")
     if alive == len(status.members):
         parts.append((alone_text(status) or "alone in the run") if alive == 1 else f"{alive} members")
     else:

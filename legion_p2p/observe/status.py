@@ -173,5 +173,7 @@ class Status(msgspec.Struct, frozen=True):
     former: tuple[str, ...] = ()
     """Addresses of former members that this peer tries, because it is alone: those that its store remembers."""
     service: ServiceStatus | None = None
+    mfu: float | None = None
+    """Model FLOPs utilisation of this peer; None: not known."""
     pid: int = 0
     status_version: int = STATUS_VERSION

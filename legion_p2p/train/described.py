@@ -6,7 +6,7 @@ from dataclasses import replace
 import msgspec
 import torch
 
-from legion_p2p.config import NewRun
+from legion_p2p.config import NewRun, Training
 from legion_p2p.config.fields import said
 from legion_p2p.config.new_run import DEFAULT_DATA, DEFAULT_PRESET, chosen_inner, chosen_rounds
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, check_fit
@@ -26,6 +26,7 @@ from legion_p2p.train.sizing import COPIES_HELD, COPIES_HELPED
 from legion_p2p.train.transformers_model import build, load_folder, outline_of
 from legion_p2p.train.transformers_source import source_of
 
+PLAIN = Training()
 KEPT_PER_LAYER = 17  # numbers for each token and unit of width that a step keeps for its backward pass
 HELD_IN_LAYER = 14  # of an evaluation, which keeps one layer at a time
 LONGEST_WINDOW = 1024  # of a model of transformers, where nobody says more: some read 10^5 tokens, which few machines train with
@@ -109,10 +110,13 @@ def _config_of(spec: RunSpec) -> GPTConfig:
         raise IncompatibleModelError(f"run {spec.name!r} has a model that this version cannot build: {bad}") from bad
 
 
-def check_memory(spec: RunSpec) -> None:
-    """Before anything large is made. Raises: IncompatibleModelError, if this machine, container or process has too little."""
+def check_memory(spec: RunSpec, beside: int = 0) -> None:
+    """Before anything large is made. `beside`: bytes that are needed beside the model.
+
+    Raises: IncompatibleModelError, if this machine, container or process has too little.
+    """
     buffer_bytes = outline_of(spec.transformers).buffer_bytes if spec.transformers else 0
-    needed = COPIES_HELD * 4 * sum(p.numel for p in spec.params) + buffer_bytes
+    needed = COPIES_HELD * 4 * sum(p.numel for p in spec.params) + buffer_bytes + beside
     free = free_memory()
     if needed > free.n_bytes:
         needs, has = human.bytes_text(needed), human.bytes_text(max(0, free.n_bytes))
@@ -221,7 +225,7 @@ def spec_of(new_run: NewRun) -> tuple[RunSpec, LanguageModel]:
     return spec, replace(load_folder(spec.transformers, folder), context=shape_of(spec).context)
 
 
-def activation_bytes(spec: RunSpec) -> int:
+def activation_bytes(spec: RunSpec, job: Training = PLAIN) -> int:
     """What training steps and evaluations hold for a while, about: of a model like the built-in GPT in fp32.
 
     They add up, although one comes after the other: the allocator gives little of it back (measured).
@@ -229,18 +233,24 @@ def activation_bytes(spec: RunSpec) -> int:
     if spec.model is None and not spec.transformers:
         return 0
     shape = shape_of(spec)
-    trained = spec.inner.batch * shape.context * (KEPT_PER_LAYER * shape.width * shape.n_layer + 2 * shape.vocab_size)
+    kept = KEPT_PER_LAYER * shape.n_layer
+    if job.activation_checkpointing:
+        kept = KEPT_PER_LAYER + shape.n_layer  # of the layer that is computed again, and what lies between all of them
+    n_windows = -(-spec.inner.batch // job.accumulate)
+    trained = n_windows * shape.context * (kept * shape.width + 2 * shape.vocab_size)
     n_windows = windows_at_once(shape.context)
     evaluated = n_windows * shape.context * (HELD_IN_LAYER * shape.width + 3 * shape.vocab_size)
     return 4 * (trained + evaluated)
 
 
-def plan_of(spec: RunSpec, crowds: Sequence[int], upload_bps: float | None, role: Role = Role.AUTO) -> Plan:
+def plan_of(
+    spec: RunSpec, crowds: Sequence[int], upload_bps: float | None, role: Role = Role.AUTO, job: Training = PLAIN
+) -> Plan:
     """What a run takes of one peer, with each of these numbers of members. Raises: UsageError."""
     plan = spec.plan()
     has_model = spec.model is not None or spec.transformers
     tokens_per_step = spec.inner.batch * shape_of(spec).context if has_model and role.trains else 0
-    computed = COPIES_HELD * 4 * plan.numel + activation_bytes(spec) if role.trains else COPIES_HELPED * 4 * plan.numel
+    computed = COPIES_HELD * 4 * plan.numel + activation_bytes(spec, job) if role.trains else COPIES_HELPED * 4 * plan.numel
     traffic = []
     for n_members in crowds:
         sizing.check_members(n_members)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.errors import ConfigError
@@ -36,6 +37,7 @@ class GPT(nn.Module):
         """
         super().__init__()
         self.config = config
+        self._recomputes = False
         # torch's layers draw random weights from the global state when they are made; on "meta" there is nothing to fill
         with torch.device("meta"):
             self.embedding = nn.Embedding(config.vocab_size, config.width)
@@ -61,6 +63,10 @@ class GPT(nn.Module):
         Raises: ConfigError, if there is none of that name, or the changes do not fit.
         """
         return cls(preset(name, **changes), generator)
+
+    def recompute_activations(self) -> None:
+        """From now on, keep only the input of each block for the backward pass, which computes the block again."""
+        self._recomputes = True
 
     @property
     def n_params(self) -> int:
@@ -114,8 +120,9 @@ class GPT(nn.Module):
         else:
             rotation = self.rotation[:, :n_tokens]
         x_BTD = self.dropout(x_BTD)
+        recomputes = self._recomputes and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            x_BTD = block(x_BTD, rotation)
+            x_BTD = checkpoint(block, x_BTD, rotation, use_reentrant=False) if recomputes else block(x_BTD, rotation)
         hidden_BTD: Tensor = self.norm(x_BTD)
         return hidden_BTD
 

@@ -43,7 +43,7 @@ def plan_job(entry: RunChoice, peer: Peer, training: Training) -> Plan:
     crowds = (training.wait_for_members,) if training.wait_for_members > 1 else PLANNED_CROWDS
     upload_bps = parse_rate(peer.limits.upload) if peer.limits.upload else None
     if entry.new_run is not None:
-        return plan_of(described(with_data(entry.new_run, training.data)), crowds, upload_bps, Role(peer.role))
+        return plan_of(described(with_data(entry.new_run, training.data)), crowds, upload_bps, Role(peer.role), training)
     found: list[RunSpec | BaseException] = []
 
     def look_up() -> None:
@@ -58,7 +58,7 @@ def plan_job(entry: RunChoice, peer: Peer, training: Training) -> Plan:
     thread.join()
     if isinstance(found[0], BaseException):
         raise found[0]
-    return plan_of(found[0], crowds, upload_bps, Role(peer.role))
+    return plan_of(found[0], crowds, upload_bps, Role(peer.role), training)
 
 
 async def _look_up(entry: RunChoice) -> RunSpec:

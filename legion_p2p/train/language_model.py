@@ -20,11 +20,13 @@ class LanguageModel:
     vocab_size: int
     logits: Callable[[Tensor], Tensor]
     """Of the next token at every position: int64 (batch, tokens) to (batch, tokens, vocabulary)."""
+    recompute_activations: Callable[[], None]
+    """From now on, keep only what lies between layers for the backward pass, and compute the rest again. Raises: UsageError."""
 
     @classmethod
     def of_gpt(cls, gpt: GPT) -> Self:
         """The built-in model."""
-        return cls(gpt, gpt.config.context, gpt.config.vocab_size, lambda idx: gpt(idx)[0])
+        return cls(gpt, gpt.config.context, gpt.config.vocab_size, lambda idx: gpt(idx)[0], gpt.recompute_activations)
 
     def loss(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """The mean cross entropy in nats per token; targets of -1 do not count."""

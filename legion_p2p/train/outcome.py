@@ -26,8 +26,8 @@ class Stop:
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How it ended. `reason` is "steps", "minutes", "stopped", "together" where a helper served until all were done, or "data"
-    where the text could not be read any more."""
+    """How it ended. `reason` is "steps", "minutes", "stopped", "together" where a helper served until all were done, "data"
+    where the text could not be read any more, or "memory" where that did not suffice."""
 
     steps: int
     tokens: int
@@ -45,6 +45,10 @@ class Outcome(msgspec.Struct, frozen=True):
     """Why the text could not be read any more."""
     connected: tuple[str, ...] = ()
     """Ids of the peers that this one was connected to at the end."""
+    memory_problem: str = ""
+    """Why the memory did not suffice, and what takes less."""
+    mfu: float | None = None
+    """Model FLOPs utilisation; None where nobody knows what the device can do."""
 
 
 def join_command(run: str, addresses: Sequence[str]) -> str:

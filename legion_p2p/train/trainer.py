@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 import torch
-from torch import Tensor, nn
 
 from legion_p2p.config import Peer, RunChoice, Training
 from legion_p2p.core.chunks import ChunkLedger
@@ -17,6 +16,7 @@ from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import InnerSpec, RunSpec
 from legion_p2p.errors import ClosedError, DecodeError, MissingDataError, NotSavedError, StoreError, UsageError
 from legion_p2p.observe.events import PHASE, Events
+from legion_p2p.observe.memory import is_out_of_memory
 from legion_p2p.observe.metrics import JOIN_WITH, JsonlSink
 from legion_p2p.observe.status import Status
 from legion_p2p.services.run.active_run import ActiveRun
@@ -24,11 +24,14 @@ from legion_p2p.services.run.joiner import RunCreation
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.bridge import AT_EXIT_S, PeerThread
 from legion_p2p.train.companions import write_companions
+from legion_p2p.train.compute import Compute, choose_device, memory_advice
 from legion_p2p.train.corpus import Corpus, decode
-from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of, validation_batches, windows_at_once
+from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of
 from legion_p2p.train.datasets.folder import with_data
-from legion_p2p.train.described import check_memory, model_of, shape_of, spec_of
+from legion_p2p.train.described import activation_bytes, check_memory, model_of, shape_of, spec_of
 from legion_p2p.train.entering import enter
+from legion_p2p.train.evaluation import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, evaluate, load_flat
+from legion_p2p.train.flops import Utilisation, flops_per_token, peak_flops
 from legion_p2p.train.gpt import GPT
 from legion_p2p.train.inner import inner_optimizer
 from legion_p2p.train.language_model import LanguageModel
@@ -40,11 +43,9 @@ from legion_p2p.train.run_text import fetch_missing, open_run_text, shared_by
 from legion_p2p.train.saving import check_out, save_model
 
 STOP_FLUSH_S = 0.5  # what an orderly leave grants the last push
-EVAL_WINDOWS = 96  # while training; at the end it is FINAL_EVAL_WINDOWS
-FINAL_EVAL_WINDOWS = 384
 STEP_EVENT_EVERY_S = 0.5
 STATUS_EVERY_S = 0.5
-UNFINISHED = ("stopped", "data")
+UNFINISHED = ("stopped", "data", "memory")
 """Reasons to leave at once, without a last evaluation, and without waiting for others."""
 SAMPLE_CHARS = 300
 
@@ -60,26 +61,6 @@ def learning_rate(inner: InnerSpec, own_step: int, run_step: int) -> float:
     return rate
 
 
-@torch.no_grad()
-def evaluate(model: LanguageModel, corpus: Corpus, n_windows: int, device: str = "cpu") -> float:
-    """Mean loss in nats per token over evenly spaced windows of the held-out text."""
-    was_training = model.module.training
-    model.module.eval()
-    total, n = 0.0, 0
-    context = model.context
-    for x, y in validation_batches(corpus.validation, context, n_windows, windows_at_once(context)):
-        loss = model.loss(x.to(device), y.to(device))
-        total += float(loss) * len(x)
-        n += len(x)
-    model.module.train(was_training)
-    return total / n
-
-
-def load_flat(module: nn.Module, flat: Tensor) -> None:
-    """Put a run's flat parameters into a model of the same configuration."""
-    FlatView(trainable(module)).assign_slice(0, flat)
-
-
 def sample_text(gpt: GPT, seed: int, prompt: str = "\ndef ", n: int = SAMPLE_CHARS) -> str:
     """Some text as the built-in model continues `prompt`, where its tokens are bytes."""
     if gpt.config.vocab_size != 256:
@@ -88,17 +69,6 @@ def sample_text(gpt: GPT, seed: int, prompt: str = "\ndef ", n: int = SAMPLE_CHA
     idx = torch.tensor([list(prompt.encode())], dtype=torch.int64, device=device)
     generator = torch.Generator(device=device).manual_seed(seed)
     return decode(gpt.generate(idx, n, temperature=0.8, top_k=40, generator=generator)[0].tolist())
-
-
-def choose_device(name: str) -> str:
-    """Raises: UsageError, if there is no such device here."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, dtype=torch.float32, device=name)
-    except (RuntimeError, AssertionError) as bad:
-        raise UsageError(f"device {name!r}: {str(bad).splitlines()[0]}") from bad
-    return name
 
 
 class Trainer:
@@ -121,6 +91,7 @@ class Trainer:
         self._data = job.data
         self._on_status = on_status
         self._device = choose_device(job.device)
+        self._memory_problem = ""
         self._model: LanguageModel | None = None
         self._corpus: Corpus | None = None
         self._run_step = 0
@@ -129,6 +100,7 @@ class Trainer:
         self._evaluated_at = time.monotonic()
         self._text_problem = ""
         self._n_steps = 0
+        self._use = Utilisation(0, None)
 
     def run(self) -> Outcome:
         job = self.job
@@ -188,7 +160,10 @@ class Trainer:
 
     def _open_corpus(self, spec: RunSpec) -> Corpus:
         shape = shape_of(spec)
-        check_memory(spec)  # before a text is read that would be of no use
+        if self.job.accumulate > spec.inner.batch:
+            raise UsageError(f"--accumulate {self.job.accumulate}: a step of run {spec.name!r} has {spec.inner.batch} windows")
+        # before a text is read that would be of no use
+        check_memory(spec, 0 if self._device.startswith("cuda") else activation_bytes(spec, self.job))
         return open_run_text(spec, self._data, shape, self.events)
 
     def _train(self, thread: PeerThread, out: Path | None) -> Outcome:
@@ -200,7 +175,7 @@ class Trainer:
         if addresses:
             self.events.emit(JOIN_WITH, command=join_command(spec.name, addresses))
         model = self._model
-        model.module.to(self._device)
+        compute = Compute(model, self._device, self.job)
         inner = inner_optimizer(spec.inner, model.module)
         opt = Optimizer.beside(thread, inner, model.module, tokens_per_step=spec.inner.batch * model.context)
         data = self._share_of(corpus, spec, model.context, opt)
@@ -208,13 +183,23 @@ class Trainer:
         self._wait_for_members(opt)
         self._run_step = thread.call(engine.run_step)
         began = self._evaluated_at = time.monotonic()
-        reason = self._loop(model, opt, data, spec, corpus, began)
+        shape = shape_of(spec)
+        per_token = flops_per_token(model.module, shape.n_layer, shape.width, shape.context)
+        self._use = Utilisation(per_token, peak_flops(self._device, self.job.precision, self.job.peak_tflops))
+        try:
+            reason = self._loop(compute, opt, data, spec, corpus, began)
+        except (MemoryError, RuntimeError) as bad:
+            if not is_out_of_memory(bad):
+                raise
+            self._memory_problem = memory_advice(bad, self.job, self._device, spec.inner.batch, opt.steps)
+            reason = "memory"
+        opt.zero_grad()
         if reason in UNFINISHED:
             opt.flush(STOP_FLUSH_S, last=True)
             opt.report(training=False, done=True)
         else:
             self._finish(opt)
-        return self._conclude(model, opt, corpus, engine, thread, out, reason)
+        return self._conclude(compute, opt, corpus, engine, thread, out, reason)
 
     def _share_of(self, corpus: Corpus, spec: RunSpec, context: int, opt: Optimizer) -> ChunkedWindows:
         chunk_tokens = default_chunk_tokens(len(corpus.train), context)
@@ -243,9 +228,7 @@ class Trainer:
             self._show(opt)
             time.sleep(0.05)
 
-    def _loop(
-        self, model: LanguageModel, opt: Optimizer, data: ChunkedWindows, spec: RunSpec, corpus: Corpus, began: float
-    ) -> str:
+    def _loop(self, compute: Compute, opt: Optimizer, data: ChunkedWindows, spec: RunSpec, corpus: Corpus, began: float) -> str:
         job = self.job
         deadline = began + 60 * job.minutes if job.minutes else math.inf
         smoothed: float | None = None
@@ -261,21 +244,22 @@ class Trainer:
             except StoreError as bad:
                 self._text_problem = str(bad)
                 break
-            loss = model.loss(x.to(self._device), y.to(self._device))
-            torch.autograd.backward(loss)
+            value = compute.backward(x, y)
             if spec.inner.clip:
-                torch.nn.utils.clip_grad_norm_(model.module.parameters(), spec.inner.clip)
-            value = float(loss.detach())
+                torch.nn.utils.clip_grad_norm_(compute.model.module.parameters(), spec.inner.clip)
             if math.isfinite(value):  # what has diverged is told of elsewhere, and one such value would spoil all later ones
                 smoothed = value if smoothed is None else 0.9 * smoothed + 0.1 * value
-            opt.note(loss=smoothed, run_step=self._run_step + opt.steps + 1, **self._remaining(opt, began, deadline))
+            told = self._remaining(opt, began, deadline)
+            opt.note(
+                loss=smoothed, run_step=self._run_step + opt.steps + 1, mfu=self._use.mfu(opt.speed()["tokens_per_s"]), **told
+            )
             opt.step()
             opt.zero_grad()
             self._n_steps = opt.steps
             self._note_step(opt, smoothed)
             self._show(opt)
             if job.eval_every_s and time.monotonic() - self._evaluated_at >= job.eval_every_s:
-                self._note_eval(model, opt, corpus, EVAL_WINDOWS)
+                self._note_eval(compute, opt, corpus, EVAL_WINDOWS)
         return "data" if self._text_problem else "stopped"
 
     def _remaining(self, opt: Optimizer, began: float, deadline: float) -> dict[str, Any]:
@@ -293,9 +277,10 @@ class Trainer:
             self._show(opt)
 
     def _conclude(
-        self, model: LanguageModel, opt: Optimizer, corpus: Corpus, engine: ActiveRun, thread: PeerThread, out: Path | None,
+        self, compute: Compute, opt: Optimizer, corpus: Corpus, engine: ActiveRun, thread: PeerThread, out: Path | None,
         reason: str,
     ) -> Outcome:  # fmt: skip
+        model = compute.model
         flat = opt.common_parameters()
         digest = opt.common_digest()
         status = opt.status
@@ -303,7 +288,7 @@ class Trainer:
         saved_to, save_problem = self._save(model, out, {"run": engine.id, "digest": digest, "step": str(opt.steps)})
         if out is not None and saved_to and engine.spec is not None and engine.spec.transformers:
             write_companions(out, engine.spec, b"" if corpus.prepared is None else corpus.prepared.tokenizer)
-        val_loss = None if reason in UNFINISHED else self._evaluate(model, corpus, FINAL_EVAL_WINDOWS)
+        val_loss = None if reason in UNFINISHED else self._evaluate(compute, corpus, FINAL_EVAL_WINDOWS)
         self.events.emit(
             "run.finished",
             reason=reason,
@@ -322,7 +307,8 @@ class Trainer:
         self._show(opt, force=True)
         return Outcome(
             opt.steps, opt.tokens, val_loss, digest, reason, status.sent_bytes, status.received_bytes, opt.blocked_fraction,
-            saved_to, save_problem, self._text_problem, tuple(thread.call(engine.messenger.connected)),
+            saved_to, save_problem, self._text_problem, tuple(thread.call(engine.messenger.connected)), self._memory_problem,
+            self._use.mfu(opt.speed()["tokens_per_s"]),
         )  # fmt: skip
 
     def _save(self, model: LanguageModel, out: Path | None, metadata: dict[str, str]) -> tuple[str, str]:
@@ -348,21 +334,28 @@ class Trainer:
         if now - self._noted_at >= STEP_EVENT_EVERY_S or opt.steps == 1:
             self._noted_at = now
             shown = None if loss is None else round(loss, 4)
-            self.events.emit("step", step=opt.steps, tokens=opt.tokens, loss=shown, **opt.speed())
+            self.events.emit(
+                "step",
+                step=opt.steps,
+                tokens=opt.tokens,
+                loss=shown,
+                mfu=self._use.mfu(opt.speed()["tokens_per_s"]),
+                **opt.speed(),
+            )
 
-    def _note_eval(self, model: LanguageModel, opt: Optimizer, corpus: Corpus, n_windows: int) -> None:
+    def _note_eval(self, compute: Compute, opt: Optimizer, corpus: Corpus, n_windows: int) -> None:
         mine = opt.local.view.snapshot()
-        load_flat(model.module, opt.common_parameters())
-        val_loss = self._evaluate(model, corpus, n_windows)
-        load_flat(model.module, mine)
+        load_flat(compute.model.module, opt.common_parameters())
+        val_loss = self._evaluate(compute, corpus, n_windows)
+        load_flat(compute.model.module, mine)
         self._evaluated_at = time.monotonic()
         if val_loss is not None:
             self.events.emit("eval", step=opt.steps, tokens=opt.tokens, val_loss=round(val_loss, 5))
 
-    def _evaluate(self, model: LanguageModel, corpus: Corpus, n_windows: int) -> float | None:
+    def _evaluate(self, compute: Compute, corpus: Corpus, n_windows: int) -> float | None:
         """The loss on held-out text; None where that could not be read."""
         try:
-            return evaluate(model, corpus, n_windows, self._device)
+            return evaluate(compute.model, corpus, n_windows, self._device, compute.precise())
         except StoreError as bad:
             self._text_problem = str(bad)
             return None

@@ -22,7 +22,7 @@ from torch.nn.modules import module as torch_module
 
 from legion_p2p.core.model_config import model_config, read_model_config
 from legion_p2p.core.plan import MAX_PARAMS, MAX_SHARD_ELEMENTS, MAX_SHARDS, ParamSpec
-from legion_p2p.errors import ConfigError, IncompatibleModelError, LegionError
+from legion_p2p.errors import ConfigError, IncompatibleModelError, LegionError, UsageError
 from legion_p2p.train.language_model import LanguageModel
 from legion_p2p.train.parameters import trainable
 
@@ -205,12 +205,18 @@ def _watched() -> Iterator[None]:
         yield
 
 
-def _language_model(config: Any, module: nn.Module) -> LanguageModel:
+def _language_model(config: Any, module: Any) -> LanguageModel:
     def logits(idx_BT: Tensor) -> Tensor:
         out: Tensor = module(input_ids=idx_BT, use_cache=False).logits
         return out
 
-    return LanguageModel(module, _size_of(config, "max_position_embeddings"), _vocab_of(config, module), logits)
+    def recompute() -> None:
+        try:
+            module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        except (AttributeError, ValueError) as bad:
+            raise UsageError(f"--activation-checkpointing: transformers has none of this {config.model_type}") from bad
+
+    return LanguageModel(module, _size_of(config, "max_position_embeddings"), _vocab_of(config, module), logits, recompute)
 
 
 def _size_of(config: Any, name: str) -> int:

@@ -58,6 +58,7 @@ from legion_p2p.observe.status import *
 class Outcome(msgspec.Struct):
     steps: int; tokens: int; val_loss: float | None; digest: str; reason: str; sent_bytes: int; received_bytes: int
     save_problem: str = ""; text_problem: str = ""; connected: tuple[str, ...] = ()
+    memory_problem: str = ""; mfu: float | None = None
 
 class Plan(msgspec.Struct):
     run: str; n_params: int; n_shards: int; shard_elements: int; memory_bytes: int; push_bytes_per_round: int
@@ -90,7 +91,7 @@ def run_job(entry, peer, training, *, events, stop, on_status=None):
         while True: sum(range(10**6))
     return Outcome(step, step * 1024, 2.25, "ab" * 32, "stopped" if stop.requested else "steps",
                    1000 * step, 2000, "the model is in /tmp/x" if name == "unsaved" else "", "cut off" if name == "cut" else "",
-                   ("{PEER}",))
+                   ("{PEER}",), "training on cuda:0 ran out of memory; less takes: --precision bf16" if name == "large" else "")
 
 def run_helper(entry, peer, training, **how):
     outcome = run_job(entry, peer, training, **how)
@@ -468,10 +469,11 @@ def test_off_a_terminal_it_prints_plain_lines_and_a_farewell(tmp_path):
     lines = out.splitlines()
     assert (code, err) == (0, "")
     assert "run joined: run bafkrei, name demo" in lines[0] and "status" in lines[0] and "not status" not in lines[0]
-    assert "step 1/20; loss 2.5000" in lines[1] and len(lines) == 8
+    assert "step 1/20; loss 2.5000" in lines[1] and len(lines) == 9
     assert lines[2:] == [
         f"did its steps in run demo: 20 steps, 20.5k tokens in {lines[2].rpartition(' ')[2]}",
         "validation loss of the common model: 2.2500",
+        "model FLOPs utilisation unknown (--peak-tflops says what the device can do)",
         f"common model {'ab' * 32}",
         "sent 20.0 kB, received 2.00 kB",
         "written to o",
@@ -691,7 +693,12 @@ def test_a_reader_that_goes_away_does_not_end_the_training(mode, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "told"), [("unsaved", 5, "error: the model is in /tmp/x"), ("cut", 1, "error: cut off")]
+    ("name", "code", "told"),
+    [
+        ("unsaved", 5, "error: the model is in /tmp/x"),
+        ("cut", 1, "error: cut off"),
+        ("large", 4, "error: training on cuda:0 ran out of memory; less takes: --precision bf16"),
+    ],
 )
 def test_what_went_wrong_at_the_end_is_said_after_the_farewell(name, code, told, tmp_path):
     process = start(tmp_path, "--new-run", name, "--steps", "2", "--identity", "none", "--out", "o")
@@ -699,7 +706,7 @@ def test_what_went_wrong_at_the_end_is_said_after_the_farewell(name, code, told,
     out, err = process.communicate(timeout=20)
 
     assert process.returncode == code and told in err
-    assert "did its steps" in out and ("written to o" in out) == (name == "cut")
+    assert "did its steps" in out and ("written to o" in out) == (name != "unsaved")
 
 
 def on_a_terminal(tmp_path, *words, **kwargs):

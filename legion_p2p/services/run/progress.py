@@ -14,6 +14,8 @@ class Progress(msgspec.Struct, frozen=True):
     tokens_per_s: float = 0.0
     step_s: float = 0.0
     loss: float | None = None
+    mfu: float | None = None
+    """Model FLOPs utilisation, where the trainer knows it."""
     training: bool = False
     done: bool = False
     epoch: int = 0

@@ -119,6 +119,7 @@ def status_of(run: ActiveRun) -> Status:
         loss=progress.loss,
         tokens=progress.tokens,
         tokens_per_s=progress.tokens_per_s,
+        mfu=progress.mfu,
         local_steps=run.local_steps,
         run_step=run.run_step(),
         target_steps=progress.target_steps,

@@ -1,0 +1,52 @@
+"""How good a model is: its loss on held-out text."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from legion_p2p.tensor.flatten import FlatView
+from legion_p2p.train.corpus import Corpus
+from legion_p2p.train.data import validation_batches, windows_at_once
+from legion_p2p.train.language_model import LanguageModel
+from legion_p2p.train.parameters import trainable
+
+EVAL_WINDOWS = 96  # while training; at the end it is FINAL_EVAL_WINDOWS
+FINAL_EVAL_WINDOWS = 384
+
+
+@torch.no_grad()
+def evaluate(
+    model: LanguageModel,
+    corpus: Corpus,
+    n_windows: int,
+    device: str = "cpu",
+    precise: contextlib.AbstractContextManager[Any] | None = None,
+) -> float:
+    """Mean loss in nats per token over evenly spaced windows of the held-out text, computed within `precise`."""
+    total, n = 0.0, 0
+    context = model.context
+    with evaluating(model.module), precise or contextlib.nullcontext():
+        for x, y in validation_batches(corpus.validation, context, n_windows, windows_at_once(context)):
+            loss = model.loss(x.to(device), y.to(device))
+            total += float(loss) * len(x)
+            n += len(x)
+    return total / n
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """The module in eval mode, and back."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
+
+
+def load_flat(module: nn.Module, flat: Tensor) -> None:
+    """Put a run's flat parameters into a model of the same configuration."""
+    FlatView(trainable(module)).assign_slice(0, flat)

@@ -1,0 +1,63 @@
+"""What the trainer of legion-peer does when training fails, with a real peer."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from legion_p2p.config import Inner, NewRun, Peer, RunChoice, Training
+from legion_p2p.errors import UsageError
+from legion_p2p.observe.events import Event, Events
+from legion_p2p.train.compute import Compute
+from legion_p2p.train.job import run_job
+from legion_p2p.train.outcome import Outcome, Stop
+
+HERE = Peer(listen=("/ip4/127.0.0.1/tcp/0",), lan=False, port_mapping=False, status=False)
+
+
+def train(tmp_path: Path, **training: Any) -> tuple[Outcome, list[Event]]:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 2000)
+    events, seen = Events(), list[Event]()
+    events.add_sink(seen.append)
+    new_run = NewRun("x", preset="xxs", inner=Inner(batch=2))
+    job = Training(data=str(text), steps=6, threads=1, out=str(tmp_path / "out"), **training)
+    return run_job(RunChoice(new_run=new_run), HERE, job, events=events, stop=Stop()), seen
+
+
+def test_a_peer_whose_memory_does_not_suffice_leaves_in_order_and_says_what_takes_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_calls = 0
+    compute = Compute.backward
+
+    def backward(self: Compute, x: torch.Tensor, y: torch.Tensor) -> float:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return compute(self, x, y)
+
+    monkeypatch.setattr(Compute, "backward", backward)
+
+    outcome, seen = train(tmp_path)
+
+    assert (outcome.reason, outcome.steps) == ("memory", 2)
+    assert outcome.memory_problem.startswith("training on cpu ran out of memory after 2 steps (2.00 GiB more were asked for)")
+    assert "--accumulate 2" in outcome.memory_problem
+    assert outcome.saved_to and Path(outcome.saved_to).exists()
+    assert [event.name for event in seen][-1] == "run.left"
+
+
+def test_steps_in_parts_and_their_utilisation_are_told(tmp_path: Path) -> None:
+    outcome, seen = train(tmp_path, accumulate=2, peak_tflops=1.0)
+
+    assert outcome.reason == "steps" and outcome.tokens == 6 * 2 * 64
+    assert outcome.mfu is not None and 0 < outcome.mfu < 1
+    assert next(event.fields["mfu"] for event in reversed(seen) if event.name == "step") is not None
+
+
+def test_more_parts_than_a_step_has_windows_are_refused_before_the_run_is_created(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--accumulate 3: a step of run 'x' has 2 windows"):
+        train(tmp_path, accumulate=3)
