@@ -1,14 +1,14 @@
 """legion-ctl checkpoint: look into a block store, check and compare what is in it.
 
-All but `fetch` work on the files alone: no peer has to run, and one that does may go on meanwhile, except
-for `import` and `fetch`, which write (checkpoint_files.py).
+All but `fetch` work on files alone: no peer has to run, and one that does may go on meanwhile, except for those that write,
+`import` and `fetch` (checkpoint_files.py) and `pull` (checkpoint_buckets.py).
 """
 
 from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
 
-from legion_p2p.cli import checkpoint_files
+from legion_p2p.cli import checkpoint_buckets, checkpoint_files
 from legion_p2p.cli.block_store import AsJson, CidText, StoreOption, cid_of, opened_store
 from legion_p2p.cli.failures import DONE, FAILED
 from legion_p2p.cli.output import print_json, print_table, progress_bar, table_of
@@ -25,6 +25,8 @@ checkpoint = App(name="checkpoint", help="List, check, export, import and compar
 checkpoint.command(checkpoint_files.export)
 checkpoint.command(checkpoint_files.import_, name="import")
 checkpoint.command(checkpoint_files.fetch)
+checkpoint.command(checkpoint_buckets.push)
+checkpoint.command(checkpoint_buckets.pull)
 
 
 @checkpoint.command(name="list")
