@@ -14,8 +14,11 @@ import re
 import shutil
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
+
+from cyclopts import App
+
+from legion_p2p.cli.running import run_app
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = "100"
@@ -187,30 +190,26 @@ def commands() -> dict[str, str]:
 
 
 def command_page(command: str, entry: str) -> str:
-    module, function = entry.split(":")
-    main = getattr(importlib.import_module(module), function)
-    told = help_below(main, [command])
+    told = help_below(importlib.import_module(entry.partition(":")[0]).app, [command])
     blocks = "\n\n".join(f"## {' '.join(words)}\n\n```text\n{text.rstrip()}\n```" for words, text in told)
     return COMMAND.format(command=command, blocks=blocks)
 
 
-def help_below(main: Callable[[], object], words: list[str]) -> list[tuple[list[str], str]]:
+def help_below(app: App, words: list[str]) -> list[tuple[list[str], str]]:
     """What a command and all of its subcommands print for --help."""
-    text = help_text(main, words)
+    text = help_text(app, words)
     section = text.partition("─ Commands ")[2].partition("╰")[0]
     below = re.findall(r"^│ ([a-z][a-z-]*) ", section, re.MULTILINE)
-    return [(words, text), *(told for word in below for told in help_below(main, [*words, word]))]
+    return [(words, text), *(told for word in below for told in help_below(app, [*words, word]))]
 
 
-def help_text(main: Callable[[], object], words: list[str]) -> str:
+def help_text(app: App, words: list[str]) -> str:
     out = io.StringIO()
-    argv, sys.argv = sys.argv, [*words, "--help"]
     columns, os.environ["COLUMNS"] = os.environ.get("COLUMNS"), COLUMNS
     try:
-        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-            main()
+        with contextlib.redirect_stdout(out):
+            run_app(app, [*words[1:], "--help"])  # not the command's main(), which would choose the exit code of `make docs`
     finally:
-        sys.argv = argv
         if columns is None:
             del os.environ["COLUMNS"]
         else:

@@ -27,7 +27,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Pushed:
+class PushedBlocks:
     """What a push has written."""
 
     n_blocks: int
@@ -37,7 +37,7 @@ class Pushed:
 
 
 @dataclass(frozen=True)
-class Pulled:
+class PulledBlocks:
     """What a pull has brought."""
 
     n_blocks: int
@@ -94,7 +94,7 @@ class Bucket:
             raise DecodeError(f"{self.name} has other bytes under {cid} than it names")
         return data
 
-    def push(self, store: BlockStore, root: Cid, label: str, progress: Progress = lambda _: None) -> Pushed:
+    def push(self, store: BlockStore, root: Cid, label: str, progress: Progress = lambda _: None) -> PushedBlocks:
         """Write what the bucket lacks of a checkpoint that is whole here; its root is named last.
 
         Raises: MissingBlockError; DecodeError; StoreError. What was written then stays, and is not written again.
@@ -115,9 +115,9 @@ class Bucket:
                 self._files.write(waiting)
                 waiting = {}
         self._files.write(waiting | {f"pins/{root}": label.encode()})
-        return Pushed(n_blocks, n_bytes, n_had)
+        return PushedBlocks(n_blocks, n_bytes, n_had)
 
-    def pull(self, store: BlockStore, root: Cid, max_bytes: int, progress: Progress = lambda _: None) -> Pulled:
+    def pull(self, store: BlockStore, root: Cid, max_bytes: int, progress: Progress = lambda _: None) -> PulledBlocks:
         """Fetch what the store lacks of a checkpoint. Call it within `store.hold()`, or with `root` pinned.
 
         Raises: StoreError, if it is more than `max_bytes`; DecodeError, if `root` is no checkpoint. What was fetched stays.
@@ -157,7 +157,7 @@ class Bucket:
                     waiting.extend(fresh)
             if len(seen) > MAX_DAG_BLOCKS:
                 raise DecodeError(f"more than {MAX_DAG_BLOCKS} blocks below {root}")
-        return Pulled(n_blocks, n_bytes, n_had, tuple(missing), tuple(damaged))
+        return PulledBlocks(n_blocks, n_bytes, n_had, tuple(missing), tuple(damaged))
 
     def _manifest(self, cid: Cid) -> Manifest | None:
         """None where it is missing, damaged, or no manifest that its publisher signed."""

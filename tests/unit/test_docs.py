@@ -7,12 +7,14 @@ import importlib
 import io
 import re
 import shlex
-import sys
 import textwrap
 import tomllib
 from pathlib import Path
 
 import pytest
+from cyclopts import App
+
+from legion_p2p.cli.running import run_app
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = [path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "reference"]  # that is generated
@@ -42,22 +44,20 @@ def anchors(page: Path) -> set[str]:
 @functools.cache
 def help_of(command: str) -> str:
     """Everything that `--help` says, of the subcommands too."""
-    module, function = COMMANDS[command].split(":")
-    return help_below(getattr(importlib.import_module(module), function), [command])
+    return help_below(importlib.import_module(COMMANDS[command].partition(":")[0]).app, [command])
 
 
-def help_below(main, words: list[str]) -> str:
-    told = printed_by(main, [*words, "--help"])
+def help_below(app: App, words: list[str]) -> str:
+    told = printed_by(app, [*words[1:], "--help"])
     subcommands = re.findall(r"^│ ([a-z]+) ", told, re.MULTILINE) if "COMMAND" in told.splitlines()[0] else []
-    return told + "".join(help_below(main, [*words, subcommand]) for subcommand in subcommands)
+    return told + "".join(help_below(app, [*words, subcommand]) for subcommand in subcommands)
 
 
-def printed_by(main, argv: list[str]) -> str:
+def printed_by(app: App, argv: list[str]) -> str:
     out = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        patch.setattr(sys, "argv", argv)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.setenv("COLUMNS", "200")
-        main()
+        run_app(app, argv)  # not the command's main(), which would choose the exit code of the whole test session
     return out.getvalue()
 
 
