@@ -31,11 +31,13 @@ from legion_p2p.observe.events import PHASE, Events
 from legion_p2p.services.run.access_watch import watch_access
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.discovery import find_run
+from legion_p2p.services.run.evidence_keeper import keep_evidence
 from legion_p2p.services.run.joiner import SHORT_SEARCH_S, Params, RunCreation, creating, joining
 from legion_p2p.services.run.lobby import PeerParts
 from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.store.access_lists import AccessFiles, token_of
+from legion_p2p.store.evidence_file import EvidenceFile
 from legion_p2p.store.known_peers_file import KnownPeersFile
 from legion_p2p.store.public_blocks import PublicBlocks
 
@@ -160,6 +162,8 @@ async def open_peer(
                     if isinstance(peer.identity, str) and peer.identity:
                         lists = AccessFiles(user_path(peer.identity))
                         nursery.start_soon(watch_access, entered.ctx, entered.members, lists)
+                        proven = EvidenceFile.beside(user_path(peer.identity))
+                        await nursery.start(keep_evidence, entered.ctx, entered.members, proven)
                     if peer.status:
                         try:
                             where = await nursery.start(partial(serve_status, partial(status_of, entered)))

@@ -10,7 +10,7 @@ import msgspec
 
 from legion_p2p.config.fields import settle
 from legion_p2p.core.placement import PlacementName
-from legion_p2p.core.run import AggregationRule, InnerOptimizer, InnerSpec, OuterRule, RoundSpec, SyncRule, Untrained
+from legion_p2p.core.run import AggregationRule, InnerOptimizer, InnerSpec, OuterRule, RoundSpec, SyncRule, Untrained, Verify
 
 
 class Rounds(msgspec.Struct, frozen=True, repr_omit_defaults=True):
@@ -127,6 +127,10 @@ class Rounds(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     hostile_share: float | None = None
     """Share of the pushes of a round that the rule is to withstand, where it has to know. Higher: safer, and fewer honest pushes
     count."""
+
+    verify: Verify | None = None
+    """How owners are watched. none: members check that an update leads to the digest that its owner signed. late: owners sign
+    receipts for pushes, and an update that leaves one out without a reason takes its owner out."""
 
     shard_elements: int | None = None
     """Elements per shard; 0 chooses sixteen shards, fewer for a small model. Fewer: more messages, work is shared more evenly."""

@@ -1,8 +1,9 @@
-"""Evidence against owners that anybody can check again: two updates of one version.
+"""Evidence against owners that anybody can check again: two updates of one version, or a push that is left out.
 
 An owner signs the header of each update that it publishes. Whoever has two headers of one run, shard and version, from the same
-base and with different results, holds a proof: an honest owner combines a round once. The proof travels to all members, and at
-each that checks it the owner owns nothing from then on. Nobody votes on that.
+base and with different results, holds a proof: an honest owner combines a round once. So does a member with a receipt for a push
+and the update that lacks it (`core.receipts`). The proof travels to all members, and at each that checks it the owner owns
+nothing from then on. Nobody votes on that.
 
 An owner that lost its newest versions in a crash may sign a version again, with other bytes. So it may go on training, and owns
 again after `EXCLUDED_S`.
@@ -16,7 +17,8 @@ import msgspec
 
 from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import Identity, PeerId, verify
-from legion_p2p.core.messages.shards import MAX_SHOWN_HEADER_BYTES, Equivocation, SignedHeader
+from legion_p2p.core.messages.evidence import MAX_SHOWN_HEADER_BYTES, Equivocation, Evidence, Omission, SignedHeader
+from legion_p2p.core.receipts import check_omission
 from legion_p2p.core.wire import Update, UpdateHeader, decode_header
 from legion_p2p.errors import DecodeError, SignatureError
 
@@ -63,8 +65,10 @@ def equivocation(first: Update, second: Update) -> Equivocation | None:
     return evidence
 
 
-def culprit(evidence: Equivocation) -> PeerId:
+def culprit(evidence: Evidence) -> PeerId:
     """Against whom it speaks. Raises: DecodeError, SignatureError, where it proves nothing."""
+    if isinstance(evidence, Omission):
+        return check_omission(evidence, open_header(evidence.update.header, evidence.update.signature))
     first, second = (open_header(each.header, each.signature) for each in (evidence.first, evidence.second))
     for header in (first, second):
         if header.run != evidence.run:
@@ -78,9 +82,24 @@ def culprit(evidence: Equivocation) -> PeerId:
     return PeerId(first.owner)
 
 
+def reason_of(evidence: Evidence) -> str:
+    """What its culprit did, in words."""
+    if isinstance(evidence, Omission):
+        return "left a push out for which it had signed a receipt"
+    return "signed two different updates of one version"
+
+
 class _Proven(msgspec.Struct, frozen=True):
-    evidence: Equivocation
+    evidence: Evidence
     until: float
+
+
+class KeptEvidence(msgspec.Struct, frozen=True):
+    """A proof as it is kept on disk."""
+
+    evidence: Evidence
+    until_s: float
+    """Wall time at which it no longer counts."""
 
 
 class EvidenceBook:
@@ -91,16 +110,28 @@ class EvidenceBook:
         self.revision = 0
         """Rises whenever somebody is excluded, or is no longer."""
 
-    def add(self, evidence: Equivocation, now: float) -> PeerId | None:
+    def add(self, evidence: Evidence, now: float) -> PeerId | None:
         """Take evidence in; against whom it is, where that is news.
 
         Raises: DecodeError, SignatureError, where it proves nothing.
         """
+        return self._add(evidence, now, EXCLUDED_S)
+
+    def restore(self, kept: KeptEvidence, now: float, now_s: float) -> PeerId | None:
+        """As `add`, of what this peer knew before it was started again. `now_s`: wall time."""
+        left_s = min(kept.until_s - now_s, EXCLUDED_S)
+        return self._add(kept.evidence, now, left_s) if left_s > 0 else None
+
+    def kept(self, now: float, now_s: float) -> tuple[KeptEvidence, ...]:
+        """All of it, the oldest first."""
+        return tuple(KeptEvidence(one.evidence, now_s + one.until - now) for one in self._proven.values())
+
+    def _add(self, evidence: Evidence, now: float, lasts_s: float) -> PeerId | None:
         peer = culprit(evidence)
         self.end(now)
         if peer in self._proven:
             return None
-        self._proven[peer] = _Proven(evidence, now + EXCLUDED_S)
+        self._proven[peer] = _Proven(evidence, now + lasts_s)
         self.revision += 1
         return peer
 
@@ -114,6 +145,6 @@ class EvidenceBook:
         """Those that own nothing now."""
         return frozenset(self._proven)
 
-    def newest(self, n: int) -> Sequence[Equivocation]:
+    def newest(self, n: int) -> Sequence[Evidence]:
         """To show to a member that may not know it."""
         return [proven.evidence for proven in self._proven.values()][-n:]

@@ -38,6 +38,7 @@ AggregationRule = Literal[
 COORDINATE_RULES: tuple[AggregationRule, ...] = ("trimmed-mean", "median", "bulyan")
 DEFAULT_RULE: AggregationRule = "nearest-neighbours"
 Untrained = Literal["same", "average", "own"]
+Verify = Literal["none", "late"]
 
 
 class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -142,6 +143,10 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hostile_share: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] = 0.2
     """Share of the pushes of a round that the rule is to withstand, where it has to know. Higher: safer, and fewer honest pushes
     count."""
+
+    verify: Verify = "none"
+    """How owners are watched, besides what every member checks of an update. late: they sign receipts for pushes, and the standby
+    of a shard recomputes each update. Costs one more copy of each push: see `legion_p2p.core.account`."""
 
     quorum: Annotated[float, msgspec.Meta(gt=0, le=1)] = 2 / 3
     """Share of the training members after which a round may close without the rest. 1: waits for all that live."""

@@ -40,6 +40,13 @@ from legion_p2p.core.messages.blocks import (
     HeldBlocks,
     State,
 )
+from legion_p2p.core.messages.evidence import (
+    Equivocation,
+    Evidence,
+    Omission,
+    Receipt,
+    SignedHeader,
+)
 from legion_p2p.core.messages.members import (
     MAX_EXCHANGED,
     Accusation,
@@ -64,7 +71,6 @@ from legion_p2p.core.messages.shards import (
     MAX_INCLUDED,
     MAX_REASON_CHARS,
     MAX_UPDATES,
-    Equivocation,
     Failure,
     GetShard,
     GetUpdates,
@@ -76,7 +82,6 @@ from legion_p2p.core.messages.shards import (
     Push,
     Pushed,
     ShardState,
-    SignedHeader,
     Update,
     UpdateHeader,
     Updates,
@@ -87,11 +92,12 @@ __all__ = [
     "MAX_BLOCKS_BYTES", "MAX_BUSY_MS", "MAX_CHECKPOINTS", "MAX_COMPARED", "MAX_COUNT", "MAX_EXCHANGED", "MAX_GET_CIDS",
     "MAX_HAS_CIDS", "MAX_INCLUDED", "MAX_NORM", "MAX_PAYLOAD_BYTES", "MAX_REASON_CHARS", "MAX_UPDATES", "OTHER", "REQUESTS",
     "UNKNOWN", "Accusation", "AncestryQuery", "AncestryReply", "Blocks", "Busy", "Checkpoints", "Done", "Encoded",
-    "Equivocation", "Exchange", "Exchanged", "Failure", "GetBlocks", "GetCheckpoints", "GetRuns", "GetShard", "GetSpec",
-    "GetUpdates", "HandoverPart", "HasBlocks", "Held", "HeldBlocks", "Inclusion", "Message", "NotOwner", "Part", "Ping",
-    "PingFor", "Push", "Pushed", "RelayRequest", "Request", "RunSummary", "RunsFound", "ShardState", "SignedHeader",
-    "SpecFound", "State", "SyncReply", "SyncRequest", "Unknown", "Update", "UpdateHeader", "Updates", "decode_header",
-    "decode_request", "decode_with", "decoder_of", "encode", "encode_checked", "reply_types",
+    "Equivocation", "Evidence", "Exchange", "Exchanged", "Failure", "GetBlocks", "GetCheckpoints", "GetRuns", "GetShard",
+    "GetSpec", "GetUpdates", "HandoverPart", "HasBlocks", "Held", "HeldBlocks", "Inclusion", "Message", "NotOwner",
+    "Omission", "Part", "Ping", "PingFor", "Push", "Pushed", "Receipt", "RelayRequest", "Request", "RunSummary", "RunsFound",
+    "ShardState", "SignedHeader", "SpecFound", "State", "SyncReply", "SyncRequest", "Unknown", "Update", "UpdateHeader",
+    "Updates", "decode_header", "decode_request", "decode_with", "decoder_of", "encode", "encode_checked", "encode_struct",
+    "reply_types",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -118,6 +124,11 @@ _headers = msgspec.msgpack.Decoder(UpdateHeader)
 def encode(message: Message | UpdateHeader) -> bytes:
     """The MessagePack bytes of a message. Nothing is checked: what goes to other peers passes `encode_checked`."""
     return _encoder.encode(message)
+
+
+def encode_struct(value: msgspec.Struct) -> bytes:
+    """The MessagePack bytes of a part of a message, to be signed."""
+    return _encoder.encode(value)
 
 
 def encode_checked(message: Message | UpdateHeader) -> bytes:

@@ -12,6 +12,7 @@ from legion_p2p.core.announcement import Announcement, sign
 from legion_p2p.core.evidence import sign_header
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.priority import Priority
+from legion_p2p.core.rendezvous import owned_by
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.core.wire import (
     Done,
@@ -38,6 +39,16 @@ N_ELEMENTS = 16
 LAST_VERSION = 0xFFFFFFFF
 SMALL = 1e-6  # a weight that owns nothing beside others of 1, and stands by for nobody
 HUGE = 1e9  # a weight that owns everything
+
+
+def heaviest(swarm: Swarm) -> str:
+    """The name of a liar that owns shard 0 and no other by a huge weight, which counts as ten."""
+    run, weights = swarm.living()[0].engine, {peer.id: 1.0 for peer in swarm.living()}
+    for name in (f"liar {i}" for i in range(1000)):
+        me = swarm.identity(name).peer_id
+        if owned_by(me, run.id, run.region, range(run.plan.n_shards), {**weights, me: 10.0}) == [0]:
+            return name
+    raise AssertionError("no such key")
 
 
 class Liar:

@@ -71,7 +71,7 @@ async def test_an_owner_that_tells_two_things_is_found_out_and_owns_nothing_any_
         await swarm.kill(two_faced.name)
         await trio.sleep(30)
 
-        assert {e.fields["peer"] for peer in others for e in peer.events_named("owner.equivocated")} == {two_faced.id}
+        assert {e.fields["peer"] for peer in others for e in peer.events_named("owner.excluded")} == {two_faced.id}
         await swarm.settle()
         assert swarm.agree()
 
@@ -81,7 +81,7 @@ async def test_who_comes_later_is_shown_what_is_proven(autojump_clock):
         a, b = [await swarm.add(name) for name in "ab"]
         await trio.sleep(10)
         shown = await evidence_against(b, a)
-        a.engine.shards.equivocation._take(shown)
+        a.engine.shards.evidence.take(shown)
         late = await swarm.add("c")
 
         await swarm.until(lambda: late.engine.members.evidence.excluded() == {b.id}, 20, "told")
@@ -121,3 +121,41 @@ async def test_false_evidence_counts_against_who_shows_it(autojump_clock):
         for _ in range(20):
             await liar.refused(a, forged) if not liar.is_out(a) else None
         assert liar.is_out(a)
+
+
+async def test_an_owner_that_leaves_out_what_it_took_owns_nothing_any_more(autojump_clock):
+    """It signs receipts for all pushes, and drops those of one member. The others see that their versions go on."""
+    watched = msgspec.structs.replace(ROUNDS, verify="late")
+    async with Swarm(round=watched) as swarm:
+        peers = [await swarm.add(name, step_s=0.5) for name in "abcde"]
+        await trio.sleep(30)
+        assert not any(peer.engine.members.evidence.excluded() for peer in peers), "nobody is accused of what it did not do"
+        unfair = max(peers, key=lambda peer: len(owned_of(peer, peers[0])))
+        victim = next(peer for peer in peers if peer is not unfair)
+        others = [peer for peer in peers if peer is not unfair]
+
+        for replica in unfair.engine.shards.replicas.values():
+            leave_out(replica, victim.id)
+        await swarm.until(
+            lambda: all(peer.engine.members.evidence.excluded() == {unfair.id} for peer in others), 30, "found out by all"
+        )
+        await swarm.until(lambda: all(not owned_of(unfair, peer) for peer in others), 5, "it owns nothing")
+
+        (error,) = victim.events_named("owner.excluded")
+        assert error.fields["peer"] == unfair.id
+        await swarm.settle()
+        assert swarm.agree()
+
+
+def leave_out(replica: Any, victim: PeerId) -> None:
+    """From now on this owner takes the pushes of `victim`, and forgets them."""
+    close = replica.life.owner.close
+
+    def unfair(now: float) -> Any:
+        closed = close(now)
+        if closed is None:
+            return None
+        replica.arrived.pop(victim, None)
+        return msgspec.structs.replace(closed, contributions=tuple(c for c in closed.contributions if c.peer != victim))
+
+    replica.life.owner.close = unfair

@@ -39,6 +39,7 @@ from tests.sim.liar import (
     encoded,
     ends_equal,
     goes_on,
+    heaviest,
     owner_of,
     raw_payload,
     three,
@@ -199,7 +200,7 @@ async def test_an_owner_cannot_set_a_shard_to_what_it_likes_and_cannot_stop_it_f
     async with Swarm(round=CAPPED, numel=32) as swarm:
         peers = await three(swarm)
         await trio.sleep(20)
-        liar = Liar(swarm)
+        liar = Liar(swarm, heaviest(swarm))
         liar.answers[GetUpdates] = lambda: poison(liar, peers[0].versions()[0] + 100, 7.0)
         await liar.become_member(ready=True, weight=HUGE)
         await swarm.until(lambda: all(p.engine.shards.ownership(0).owner == liar.id for p in peers), 5, "it owns the shard")
@@ -231,7 +232,7 @@ async def test_even_an_owner_cannot_send_what_does_not_hold_together(autojump_cl
     async with Swarm(round=CAPPED, numel=32) as swarm:
         peers = await three(swarm)
         victim = peers[0]
-        liar = Liar(swarm)
+        liar = Liar(swarm, heaviest(swarm))
         liar.answers[GetUpdates] = lambda: poison(liar, victim.versions()[0] + 100, 0.5)
         await liar.become_member(ready=True, weight=HUGE)
         await swarm.until(lambda: all(p.engine.shards.ownership(0).owner == liar.id for p in peers), 5, "it owns the shard")
@@ -272,7 +273,7 @@ async def test_even_an_owner_cannot_send_what_does_not_hold_together(autojump_cl
 async def test_an_owner_that_answers_pushes_with_lies_holds_up_its_own_shards_only_while_it_lives(autojump_clock):
     async with Swarm(round=CAPPED, numel=32) as swarm:
         peers = await three(swarm)
-        liar = Liar(swarm)
+        liar = Liar(swarm, heaviest(swarm))
         lies = [Pushed(LAST_VERSION, True), NotOwner("nobody", b"garbage"), NotOwner(liar.id, b""), Done(), Held(0, b"d" * 32)]
         answers = random.Random(1)
         liar.answers[Push] = lambda: answers.choice(lies)

@@ -7,7 +7,8 @@ import pytest
 
 from legion_p2p.core.evidence import EXCLUDED_S, MAX_CULPRITS, EvidenceBook, culprit, equivocation, sign_header
 from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.core.messages.shards import MAX_SHOWN_HEADER_BYTES, Equivocation, Failure, SignedHeader
+from legion_p2p.core.messages.evidence import MAX_SHOWN_HEADER_BYTES, Equivocation, SignedHeader
+from legion_p2p.core.messages.shards import Failure
 from legion_p2p.core.wire import Update, UpdateHeader, decode_request, encode
 from legion_p2p.errors import DecodeError, SignatureError
 

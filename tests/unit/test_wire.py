@@ -17,7 +17,7 @@ from legion_p2p.core.distance import MAX_RATE
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.manifest import MAX_BLOCK_BYTES
 from legion_p2p.core.messages import base, blocks, members, regions, shards
-from legion_p2p.core.messages.shards import MAX_SHOWN_HEADER_BYTES
+from legion_p2p.core.messages.evidence import MAX_SHOWN_HEADER_BYTES
 from legion_p2p.core.plan import MAX_SHARDS, ParamSpec
 from legion_p2p.core.run import MAX_SPEC_BYTES, RunSpec, SignedSpec, open_spec, sign_spec
 from legion_p2p.core.update_norms import MAX_KNOWN
@@ -59,10 +59,12 @@ from legion_p2p.core.wire import (
     Inclusion,
     Message,
     NotOwner,
+    Omission,
     Ping,
     PingFor,
     Push,
     Pushed,
+    Receipt,
     RelayRequest,
     RunsFound,
     RunSummary,
@@ -101,6 +103,7 @@ REQUESTS: list[Message] = [
     GetShard("run", 1),
     HandoverPart("run", 1, 2, DIGEST, b"payload"),
     Equivocation("run", SignedHeader(b"one", b"s" * 64), SignedHeader(b"other", b"s" * 64)),
+    Omission("run", Receipt("run", 1, "owner", "peer", 3, 2, DIGEST), b"s" * 64, SignedHeader(b"one", b"s" * 64)),
     SyncRequest("run", 1, "west", 3, DIGEST, 0.5, 2.5, False, "int8", b"payload"),
     SyncRequest("run", 1, "west", 3, b"", 0.5, None, True, "bf16", b"payload"),
     RelayRequest("run", 1, 3, "int8", b"payload"),
@@ -115,6 +118,7 @@ REPLIES: list[Message] = [
     Exchanged((b"one",)),
     Done(),
     Pushed(7, True),
+    Pushed(7, False, DIGEST, b"s" * 64),
     NotOwner("peer", b"announcement"),
     Held(7, DIGEST),
     Updates((ONE_UPDATE, ONE_UPDATE), 7),
@@ -200,6 +204,8 @@ OPTIONAL = {
     (HandoverPart, "signature"): b"",
     (ShardState, "norms"): (),
     (Updates, "norms"): (),
+    (Pushed, "digest"): b"",
+    (Pushed, "signature"): b"",
     (SyncReply, "slowed_to"): None,
 }
 

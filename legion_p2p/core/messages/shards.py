@@ -9,7 +9,6 @@ from legion_p2p.core.messages.base import (
     CodecName,
     Count,
     Digest,
-    Done,
     Message,
     Payload,
     PeerName,
@@ -23,7 +22,7 @@ from legion_p2p.core.run import MAX_OUTER_DELAY
 from legion_p2p.core.update_norms import MAX_KNOWN
 
 MAX_INCLUDED = 10_000  # contributions to one update: as many as members may be
-MAX_SHOWN_HEADER_BYTES = 256 << 10  # of an update that is shown as evidence: two go into one control message; of 4000 members
+MAX_FAILED_NAMED = 256  # in one update: its header has room for thousands, and a liar can invent any number of members
 MAX_UPDATES = 64  # updates in one reply
 MAX_REASON_CHARS = 200
 
@@ -40,6 +39,9 @@ class Pushed(Message, frozen=True, tag="pushed"):
 
     version: Version
     included: bool
+    digest: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
+    """Of that version, and the owner's signature on the `Receipt`: empty where the run does not ask for receipts."""
+    signature: Annotated[bytes, msgspec.Meta(max_length=64)] = b""
 
 
 class NotOwner(Message, frozen=True, tag="not_owner"):
@@ -98,21 +100,6 @@ class UpdateHeader(msgspec.Struct, frozen=True):
     def averaged_fraction(self) -> float:
         """Contributions used per member that was training; 1 where nobody is missing."""
         return len(self.included) / max(1, self.expected, len(self.included))
-
-
-class SignedHeader(msgspec.Struct, frozen=True):
-    """What an owner has said of an update, without the update."""
-
-    header: Annotated[bytes, msgspec.Meta(max_length=MAX_SHOWN_HEADER_BYTES)]
-    signature: Annotated[bytes, msgspec.Meta(max_length=64)]
-
-
-class Equivocation(Request[Done], frozen=True, tag="equivocation"):
-    """Two updates of one version that one owner signed: see `core.evidence`."""
-
-    run: RunId
-    first: SignedHeader
-    second: SignedHeader
 
 
 class Held(Message, frozen=True, tag="held"):

@@ -26,6 +26,7 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.round import Closed, Contribution, Pace, RoundConfig, ShardRound, Verdict
 from legion_p2p.core.shard.events import Advanced, Owners, Shared
+from legion_p2p.core.wire import MAX_REASON_CHARS
 
 MAX_UPDATES_IN_FLIGHT = 8  # to one member and shard; a member that is further behind fetches by itself
 MAX_SURVIVORS = 16  # members that are asked for what a dead owner published last
@@ -121,6 +122,8 @@ class Owner:
         self._sent = -1
         self._is_due = False
         self._asked_for: Effect | None = None
+        self._given_up: tuple[Contribution, ...] = ()
+        """What waited in the round that was given up, while no version has come since."""
 
     @property
     def has_to_change(self) -> bool:
@@ -145,6 +148,7 @@ class Owner:
             case Advanced(version, _, included, followed):
                 if self.round is not None:
                     self.round.advanced(version, included)
+                self._given_up = ()
                 if followed:
                     self.made_tokens = 0
                     self.pace.closed((), now)
@@ -192,6 +196,11 @@ class Owner:
         self.handle_timeout(now)
         return closed
 
+    def refused(self, peer: PeerId, reason: str) -> None:
+        """A contribution of the round that was closed last was not usable, and there is no update that says so."""
+        if self.round is not None:
+            self.round.refused(peer, reason[:MAX_REASON_CHARS])
+
     def publish(self, version: int, members: Sequence[PeerId]) -> tuple[SendUpdate, ...]:
         """The members to send the update that made this version; `members`: all that should have it. A member that keeps up, or
         that the others wait for, is sent it; the rest fetches."""
@@ -214,9 +223,14 @@ class Owner:
         """Give up the round; False if there is none. Its members push again, to the next owner."""
         if self.round is None:
             return False
+        self._given_up = self.round.waiting
         self.round, self._is_due = None, False
         self.state, self._asked_for = OwnerState.RELEASING, None
         return True
+
+    def still_holds(self) -> frozenset[PeerId]:
+        """The members of which a contribution waits, or would if this peer owned the shard again, in this version."""
+        return frozenset(c.peer for c in (self._given_up if self.round is None else self.round.waiting))
 
     # inner steps
 
@@ -236,6 +250,9 @@ class Owner:
         self.round = ShardRound(self._config, self._chain.version, newest, self.pace)
         self.owned_from = self._chain.version
         self._sent = self._chain.version
+        for contribution in self._given_up:  # what this peer signed receipts for is not lost by owning nothing for a moment
+            self.round.push(contribution, now)
+        self._given_up = ()
         self.round.expect(self._expected, now)
 
 

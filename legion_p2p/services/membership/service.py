@@ -12,7 +12,7 @@ from legion_p2p.concurrency.nurseries import TaskStatus
 from legion_p2p.core.admission import Admission
 from legion_p2p.core.announcement import Announcement, open_signed, peer_of
 from legion_p2p.core.eligible import Eligible
-from legion_p2p.core.evidence import EvidenceBook
+from legion_p2p.core.evidence import EvidenceBook, KeptEvidence
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.membership import (
     Accuse,
@@ -27,7 +27,7 @@ from legion_p2p.core.membership import (
     believed,
     role_of,
 )
-from legion_p2p.core.messages.shards import Equivocation
+from legion_p2p.core.messages.evidence import Evidence
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.run import announce_topic
 from legion_p2p.core.wire import (
@@ -126,7 +126,7 @@ class MemberService:
         """Those in `region` that train now. The same object until that changes."""
         return self._roles_in(region).training
 
-    def prove(self, evidence: Equivocation) -> PeerId | None:
+    def prove(self, evidence: Evidence) -> PeerId | None:
         """Take evidence in; against whom it is, where that is news.
 
         Raises: DecodeError, SignatureError, where it proves nothing.
@@ -135,6 +135,15 @@ class MemberService:
         if culprit is not None:
             self._note_change()
         return culprit
+
+    def restore(self, kept: KeptEvidence) -> None:
+        """Take in what this peer knew before it was started again. Raises: DecodeError, where it proves nothing."""
+        if self.evidence.restore(kept, trio.current_time(), self._wall_time()) is not None:
+            self._note_change()
+
+    def kept_evidence(self) -> tuple[KeptEvidence, ...]:
+        """What is proven now, to be kept."""
+        return self.evidence.kept(trio.current_time(), self._wall_time())
 
     def is_heard(self, peer: PeerId) -> bool:
         """It is a member, and not silent."""

@@ -1,4 +1,4 @@
-"""Finding out that an owner told two groups of members two things, and telling all of it. What counts is in core/evidence.py.
+"""Finding out that an owner told two groups of members two things. What counts is in core/evidence.py.
 
 A member that announces another state of a version than this peer holds is asked where the two chains part. Where one owner signed
 both updates that follow from there, they are the evidence.
@@ -12,39 +12,30 @@ from legion_p2p.core.announcement import Announcement, mark_at, peer_of
 from legion_p2p.core.comparisons import Comparisons, parting
 from legion_p2p.core.evidence import equivocation
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.membership import Changed
 from legion_p2p.core.priority import Priority
-from legion_p2p.core.wire import AncestryQuery, Done, Equivocation, GetUpdates, State, Updates
+from legion_p2p.core.wire import AncestryQuery, GetUpdates, State, Updates
 from legion_p2p.errors import NetworkError
 from legion_p2p.services.context import PeerContext
+from legion_p2p.services.shards.evidence import EvidenceService
 from legion_p2p.services.shards.follower import FollowService
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
 
 MAX_LOOKED_AT = 64  # shards in one look, chosen at random
 MAX_STATES = 64  # newest ones of a shard that the other is asked about
-N_TOLD = 8  # members that are told of new evidence; each tells as many
-N_SHOWN = 8  # pieces of evidence that a member hears of when it comes
-TELL_S = 10.0
+ASK_S = 10.0
 
 
 class EquivocationWatch:
-    """Compares what members hold, and passes evidence on."""
+    """Compares what members hold."""
 
-    def __init__(self, ctx: PeerContext, states: ShardStates, follower: FollowService) -> None:
-        self._events = ctx.events
+    def __init__(self, ctx: PeerContext, states: ShardStates, follower: FollowService, evidence: EvidenceService) -> None:
         self._rng: random.Random = ctx.rng
         self._states = states
-        self._members = states.members
+        self._evidence = evidence
         self._comparisons = Comparisons()
-        follower.contradicted.add(lambda both: self._take(equivocation(*both)))
-        self._members.announcements.add(self._on_announcement)
-        self._members.member_changed.add(self._on_member_changed)
-
-    async def on_equivocation(self, peer: PeerId, message: Equivocation) -> Done:
-        """A member shows evidence. Raises: DecodeError, to be sent back: what proves nothing is its own fault."""
-        self._take(message, shown_by=peer)
-        return Done()
+        follower.contradicted.add(lambda both: self._evidence.take(equivocation(*both)))
+        states.members.announcements.add(self._on_announcement)
 
     def _on_announcement(self, announcement: Announcement) -> None:
         """Look at some of its marks, now and then."""
@@ -69,7 +60,7 @@ class EquivocationWatch:
         if not common:
             return
         try:
-            reply = await states.rpc.ask(peer, AncestryQuery(states.run, tuple(common)), within_s=TELL_S)
+            reply = await states.rpc.ask(peer, AncestryQuery(states.run, tuple(common)), within_s=ASK_S)
             parted = parting(common, reply.since)
             if parted is None:
                 return
@@ -79,31 +70,4 @@ class EquivocationWatch:
         except NetworkError:
             return
         if ours is not None and isinstance(updates, Updates) and updates.updates:
-            self._take(equivocation(ours.update, updates.updates[0]))
-
-    def _take(self, evidence: Equivocation | None, shown_by: PeerId | None = None) -> None:
-        culprit = None if evidence is None else self._members.prove(evidence)
-        if evidence is None or culprit is None:
-            return
-        whom = "this peer" if culprit == self._states.me else culprit
-        self._events.error(
-            "owner.equivocated", f"{whom} signed two different updates of one version: it owns nothing for a day", peer=culprit
-        )
-        others = [m.peer_id for m in self._members.table.counted() if m.peer_id not in (shown_by, culprit)]
-        for peer in self._rng.sample(others, min(N_TOLD, len(others))):
-            self._show(peer, evidence)
-
-    def _on_member_changed(self, change: Changed) -> None:
-        if change.before is None and change.after is not None:
-            for evidence in self._members.evidence.newest(N_SHOWN):
-                self._show(change.peer_id, evidence)
-
-    def _show(self, peer: PeerId, evidence: Equivocation) -> None:
-        if self._states.nursery is not None:
-            self._states.nursery.start_soon(self._tell, peer, evidence)
-
-    async def _tell(self, peer: PeerId, evidence: Equivocation) -> None:
-        try:
-            await self._states.rpc.ask(peer, evidence, within_s=TELL_S)
-        except NetworkError:
-            return  # others tell it too
+            self._evidence.take(equivocation(ours.update, updates.updates[0]))

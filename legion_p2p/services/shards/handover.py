@@ -86,7 +86,6 @@ class HandoverService:
         async with replica.lock:
             if not replica.life.owner.release():
                 return
-            replica.arrived.clear()
             replica.taken_over.clear()
             parts, chain, last = _kept(replica), replica.chain, replica.chain.last()
             question = HandoverPart(states.run, replica.shard, chain.version, chain.digest, b"", n_recent=replica.outer.n_recent)

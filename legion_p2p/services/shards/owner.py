@@ -10,8 +10,10 @@ import trio
 
 from legion_p2p.core.evidence import sign_header
 from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.messages.shards import MAX_FAILED_NAMED
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
 from legion_p2p.core.priority import Priority
+from legion_p2p.core.receipts import sign_receipt
 from legion_p2p.core.round import Closed, Contribution, Verdict
 from legion_p2p.core.shard import follower, owner, push
 from legion_p2p.core.shard.owner import SendUpdate, survivors_to_ask
@@ -26,6 +28,7 @@ from legion_p2p.core.wire import (
     NotOwner,
     Push,
     Pushed,
+    Receipt,
     Update,
     UpdateHeader,
     encode_checked,
@@ -37,7 +40,6 @@ from legion_p2p.services.shards.replica import Arrived, Combined, Replica, combi
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
 
 TAIL_S = 2.0  # to collect what a dead owner published last, before going on from it
-MAX_FAILED_NAMED = 256  # in one update: its header has room for thousands, and a liar can invent any number of members
 
 
 class OwnerService:
@@ -123,12 +125,21 @@ class OwnerService:
         contribution = Contribution(peer, message.seq, message.version, message.tokens, now)
         async with replica.lock:
             verdict = self._enter(replica, contribution, Arrived(message.codec, partial(decode, message.payload, replica.numel)))
+            answer = Pushed(replica.chain.version, True) if verdict is Verdict.INCLUDED else self._taken(replica, peer, message)
         if verdict is None:
             return self._not_owner(replica)
         if message.version > replica.chain.version:
             replica.life.follower.handle(follower.Shown(peer), trio.current_time())
             states.wake(replica)
-        return Pushed(replica.chain.version, verdict is Verdict.INCLUDED)
+        return answer
+
+    def _taken(self, replica: Replica, peer: PeerId, message: Push) -> Pushed:
+        """The contribution waits for the next version."""
+        chain, states = replica.chain, self._states
+        if self._rounds.verify == "none":
+            return Pushed(chain.version, False)
+        receipt = Receipt(states.run, replica.shard, states.me, peer, message.seq, chain.version, chain.digest)
+        return Pushed(chain.version, False, chain.digest, sign_receipt(receipt, self._identity))
 
     def submit(self, replica: Replica, packed: Packed) -> bool:
         """Take this peer's own contribution into the round; False: it does not own the shard."""
@@ -178,6 +189,8 @@ class OwnerService:
             replica.owner_residual, replica.outer = result.owner_residual, result.outer
             if result.payload is None:
                 states.note_round(header, replica.chain.version)
+                for peer, reason in result.refused:  # the next version names them
+                    replica.life.owner.refused(PeerId(peer), reason)
                 replica.life.push.handle(push.Excluded("the owner found it unusable"), trio.current_time())
                 return
             raw = encode_checked(header)

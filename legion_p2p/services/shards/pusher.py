@@ -12,6 +12,7 @@ from legion_p2p.core.wire import MAX_COUNT, Inclusion, Push, Pushed, UpdateHeade
 from legion_p2p.errors import DecodeError, NetworkError, NonFiniteError, RefusedError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.shards.mailbox import NON_FINITE
+from legion_p2p.services.shards.receipts import Receipts
 from legion_p2p.services.shards.replica import Body, LocalChange, Replica, pack, rebase
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
 
@@ -25,10 +26,11 @@ Submit = Callable[[Replica, Packed], bool]
 class PushService:
     """Pushes what the training thread hands in, until an update contains it."""
 
-    def __init__(self, ctx: PeerContext, states: ShardStates, submit: Submit) -> None:
+    def __init__(self, ctx: PeerContext, states: ShardStates, receipts: Receipts, submit: Submit) -> None:
         self._messenger = ctx.messenger
         self._events = ctx.events
         self._states = states
+        self._receipts = receipts
         self._submit = submit
         self._rounds = ctx.spec.round
         self._asking: dict[int, trio.CancelScope] = {}
@@ -123,6 +125,11 @@ class PushService:
                 self._events.emit("push.failed", shard=replica.shard, owner=target, reason=str(failed))
             return push.Unanswered(packed.seq)
         if isinstance(reply, Pushed):
+            try:
+                self._receipts.take(target, replica.shard, packed.seq, reply)
+            except DecodeError as bad:
+                self._messenger.report(target, f"bad receipt: {bad}")
+                return push.Unanswered(packed.seq)
             return push.Accepted(packed.seq, reply.version, reply.included)
         try:
             states.members.take(reply.announcement, direct=False)

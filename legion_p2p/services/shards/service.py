@@ -29,6 +29,7 @@ from legion_p2p.core.wire import (
     GetUpdates,
     HandoverPart,
     Message,
+    Omission,
     Push,
     Request,
     Update,
@@ -37,11 +38,13 @@ from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.rpc import Scope
 from legion_p2p.services.shards.equivocation import EquivocationWatch
+from legion_p2p.services.shards.evidence import EvidenceService
 from legion_p2p.services.shards.follower import FollowService
 from legion_p2p.services.shards.handover import HandoverService
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.services.shards.owner import OwnerService
 from legion_p2p.services.shards.pusher import PushService
+from legion_p2p.services.shards.receipts import Receipts
 from legion_p2p.services.shards.replica import LocalChange, Replica
 from legion_p2p.services.shards.server import ShardServer
 from legion_p2p.services.shards.states import ShardStates
@@ -58,9 +61,11 @@ class ShardService:
         self.states = ShardStates(ctx, members, mailbox)
         self.follower = FollowService(ctx, self.states)
         self.handover = HandoverService(ctx, self.states, self.follower)
-        self.equivocation = EquivocationWatch(ctx, self.states, self.follower)
+        self.evidence = EvidenceService(ctx, self.states)
+        self.equivocation = EquivocationWatch(ctx, self.states, self.follower, self.evidence)
+        self.receipts = Receipts(ctx, self.states, self.evidence)
         self.owner = OwnerService(ctx, self.states, self.follower)
-        self.pusher = PushService(ctx, self.states, self.owner.submit)
+        self.pusher = PushService(ctx, self.states, self.receipts, self.owner.submit)
         self.server = ShardServer(ctx, self.states)
         self.run = ctx.run
         self.spec = ctx.spec
@@ -96,7 +101,8 @@ class ShardService:
         scope.on(GetShard, self.server.on_get_shard)
         scope.on(AncestryQuery, self.server.on_ancestry_query)
         scope.on(HandoverPart, self.handover.on_handover)
-        scope.on(Equivocation, self.equivocation.on_equivocation)
+        scope.on(Equivocation, self.evidence.on_evidence)
+        scope.on(Omission, self.evidence.on_evidence)
 
     # what the rest of the peer asks for
 

@@ -225,8 +225,8 @@ class ShardStates:
         self._note_mark(replica)
         event = Advanced(chain.version, chain.newest(self.me), tuple(included), followed)
         replica.life.handle(event, trio.current_time())
-        if replica.round is not None and replica.arrived:
-            waiting = {c.peer for c in replica.round.waiting}
+        if replica.arrived:
+            waiting = replica.life.owner.still_holds()
             replica.arrived = {peer: value for peer, value in replica.arrived.items() if peer in waiting}
         self.wake(replica)
         replica.notify.notify()

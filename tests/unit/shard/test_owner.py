@@ -74,6 +74,48 @@ def test_a_shard_that_becomes_ours_is_claimed_before_a_round_opens() -> None:
     assert owner.state is OwnerState.OWNER and owner.round is not None and owner.owned_from == 0
 
 
+def test_what_an_owner_took_is_not_lost_while_it_owns_nothing_for_a_moment() -> None:
+    owner = owner_of(A, B)
+    push(owner, A, 3)
+
+    owner.handle(owns(C), 2.0)
+    assert owner.release() and owner.still_holds() == {A}
+    owner.handle(Released(), 2.0)
+    owner.handle(owns(ME), 3.0)
+    owner.handle(Claimed(), 3.0)
+
+    assert owner.round is not None and [(c.peer, c.seq) for c in owner.round.waiting] == [(A, 3)]
+
+
+def test_what_an_owner_took_counts_no_longer_once_another_peer_has_made_a_version() -> None:
+    owner = owner_of(A, B)
+    push(owner, A, 3)
+    owner.handle(owns(C), 2.0)
+    owner.release()
+    owner.handle(Released(), 2.0)
+
+    advance(owner._chain, C, ())
+    owner.handle(Advanced(1, -1, (), followed=True), 3.0)
+    owner.handle(owns(ME), 3.0)
+    owner.handle(Claimed(), 3.0)
+
+    assert owner.still_holds() == set()
+
+
+def test_a_push_of_a_round_that_came_to_nothing_is_named_by_the_next_version() -> None:
+    owner = owner_of(A, B)
+    push(owner, A, 3)
+    push(owner, B, 3)
+    assert owner.close(1.0) is not None
+
+    owner.refused(A, "x" * 1000)
+    push(owner, B, 4)
+    owner.handle(Expected((B,)), 2.0)
+    closed = owner.close(2.0)
+
+    assert closed is not None and [(f.peer, len(f.reason)) for f in closed.failed] == [(A, 200)]
+
+
 def test_a_shard_that_is_lost_while_it_is_claimed_is_not_owned() -> None:
     owner = Owner(ME, chain_at(0), ALL)
     owner.handle(owns(ME), 0.0)
