@@ -20,6 +20,7 @@ from legion_p2p.observe.status import MemberStatus, Status
 from legion_p2p.peer import open_peer
 from legion_p2p.train.arguments import Model
 from legion_p2p.train.bridge import PeerInLoop
+from legion_p2p.train.control import Control
 from legion_p2p.train.entering import creation_of, fit_of
 from legion_p2p.train.optimizer import Optimizer
 from legion_p2p.train.parameters import ModelView
@@ -110,6 +111,16 @@ class Run:
         Raises: IncompatibleModelError, naming the first parameter that differs; UsageError.
         """
         return self._run.optimizer(inner, model, tokens_per_step=tokens_per_step)
+
+    @property
+    def control(self) -> Control:
+        """Pauses this peer, limits it, or ends its training, from any thread."""
+        return self._run.control
+
+    @property
+    def should_stop(self) -> bool:
+        """The user of this peer has ended training here, or the peer has left: a loop ends."""
+        return self._run.should_stop
 
     def status(self) -> Status:
         """What the peer knows now: the record that `legion-ctl status` and the live view show as well."""

@@ -25,8 +25,16 @@ from legion_p2p.core.relay_ledger import parse_relay
 from legion_p2p.core.retention import parse_retention
 from legion_p2p.core.roles import Role
 from legion_p2p.core.run import run_id
-from legion_p2p.errors import HOW_TO_CREATE, NetworkError, NoContactError, RunExistsError, UnknownRunError, UsageError
-from legion_p2p.files.paths import user_path
+from legion_p2p.errors import (
+    HOW_TO_CREATE,
+    NetworkError,
+    NoContactError,
+    RunExistsError,
+    StoreError,
+    UnknownRunError,
+    UsageError,
+)
+from legion_p2p.files.paths import user_data_folder, user_path
 from legion_p2p.observe.events import PHASE, Events
 from legion_p2p.services.run.access_watch import watch_access
 from legion_p2p.services.run.active_run import ActiveRun
@@ -37,6 +45,7 @@ from legion_p2p.services.run.lobby import PeerParts
 from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.store.access_lists import AccessFiles, token_of
+from legion_p2p.store.control_key import load_or_create_control_key
 from legion_p2p.store.evidence_file import EvidenceFile
 from legion_p2p.store.known_peers_file import KnownPeersFile
 from legion_p2p.store.public_blocks import PublicBlocks
@@ -44,6 +53,7 @@ from legion_p2p.store.public_blocks import PublicBlocks
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from legion_p2p.net.control_http import ControlDoor
     from legion_p2p.net.network import Libp2pNetwork
     from legion_p2p.store.archive import Archive
 
@@ -157,6 +167,7 @@ async def open_peer(
                 else:
                     entering = joining(parts, run, params, search_s=peer.search_s, start=start)
                 async with entering as entered:
+                    entered.control.caps_changed.add(network.limit)
                     if blocks is not None:
                         blocks.is_open = entered.members.admission.is_open
                     if isinstance(peer.identity, str) and peer.identity:
@@ -166,7 +177,8 @@ async def open_peer(
                         await nursery.start(keep_evidence, entered.ctx, entered.members, proven)
                     if peer.status:
                         try:
-                            where = await nursery.start(partial(serve_status, partial(status_of, entered)))
+                            door = _door(entered, events)
+                            where = await nursery.start(partial(serve_status, partial(status_of, entered), control=door))
                             events.emit("status.served", address=where)
                         except NetworkError as bad:  # a machine without 127.0.0.1; training needs no status
                             events.emit("status.not_served", text=f"{bad}; legion-ctl cannot look at this peer")
@@ -180,6 +192,17 @@ async def open_peer(
         unlock()
 
 
+def _door(run: ActiveRun, events: Events) -> "ControlDoor | None":
+    """Where the user's commands go; None where their key cannot be had, so that nobody could show to be the user."""
+    from legion_p2p.net.control_http import ControlDoor
+
+    try:
+        return ControlDoor(load_or_create_control_key(user_data_folder()), run.control.obey)
+    except (StoreError, UsageError) as bad:
+        events.emit("control.closed", text=f"{bad}; legion-ctl cannot pause or limit this peer")
+        return None
+
+
 def _config_of(peer: Peer) -> PeerConfig:
     checkpoints = CheckpointConfig(every_s=peer.store.checkpoint_every_s)
     return PeerConfig(
@@ -189,6 +212,7 @@ def _config_of(peer: Peer) -> PeerConfig:
         volunteer_relay=peer.volunteer_relay,
         checkpoints=checkpoints,
         token=token_of(peer.token) if peer.token else b"",
+        caps=parse_caps(peer.limits.upload, peer.limits.download, peer.limits.quiet_hours),
     )
 
 

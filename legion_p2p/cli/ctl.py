@@ -1,4 +1,4 @@
-"""legion-ctl: ask a running peer on this machine what it knows, look into a store of checkpoints, or plan a run.
+"""legion-ctl: ask a running peer on this machine what it knows, tell it what to do, look into a store, or plan a run.
 
 It finds peers by knocking at the loopback ports on which they serve their status; no file has to be there or to be cleaned up.
 """
@@ -13,19 +13,19 @@ from cyclopts import Parameter
 from legion_p2p.cli.access import ban, show_id, token, unban
 from legion_p2p.cli.checkpoint import checkpoint
 from legion_p2p.cli.common import addresses_of_peers, make_app
+from legion_p2p.cli.control import finish, leave, limits, pause, resume
 from legion_p2p.cli.data import data
 from legion_p2p.cli.dry_run import plan
 from legion_p2p.cli.failures import DONE
+from legion_p2p.cli.find_peer import PeerOption, chosen_peer
 from legion_p2p.cli.output import print_json
 from legion_p2p.cli.running import run_and_exit
-from legion_p2p.config import STATUS_PORTS
-from legion_p2p.errors import NetworkError, UsageError
+from legion_p2p.errors import NetworkError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from legion_p2p.core.wire import RunSummary
-    from legion_p2p.net.status_http import FoundPeer
     from legion_p2p.observe.status import Status
 
 WATCH_EVERY_S = 1.0
@@ -34,8 +34,11 @@ RUNS_S = 5.0  # to be introduced to peers that are in a run
 RUNS_EVERY_S = 0.5
 
 app = make_app(
-    "legion-ctl", "Ask a running peer on this machine what it knows, work on checkpoints, prepare data, or plan a run."
+    "legion-ctl",
+    "Ask a running peer on this machine what it knows, pause or limit it, work on checkpoints, prepare data, or plan a run.",
 )
+for command in (pause, resume, finish, leave, limits):
+    app.command(command)
 app.command(checkpoint)
 app.command(data)
 app.command(token)
@@ -48,7 +51,7 @@ app.command(plan)
 @app.command
 def status(
     *,
-    peer: Annotated[str, Parameter(metavar="HOST:PORT")] = "",
+    peer: PeerOption = "",
     json: Annotated[bool, Parameter(negative=())] = False,
     watch: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
@@ -67,7 +70,7 @@ def status(
     """
     import trio
 
-    host, port = parse_status_address(peer) if peer else trio.run(_only_peer)
+    host, port = chosen_peer(peer)
     if watch:
         return _watch(host, port, json)
     _show(trio.run(_fetch, host, port), json)
@@ -77,7 +80,7 @@ def status(
 @app.command
 def peers(
     *,
-    peer: Annotated[str, Parameter(metavar="HOST:PORT")] = "",
+    peer: PeerOption = "",
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """List the connections of a peer: direct, punched or relayed, with delay and rate; and how others reach it.
@@ -93,7 +96,7 @@ def peers(
     """
     import trio
 
-    host, port = parse_status_address(peer) if peer else trio.run(_only_peer)
+    host, port = chosen_peer(peer)
     status = trio.run(_fetch, host, port)
     if json:
         return print_json({"reach": status.reach, "connections": status.connections})
@@ -149,41 +152,6 @@ async def _known_runs(addresses: tuple[str, ...]) -> "list[RunSummary]":
                 await trio.sleep(RUNS_EVERY_S)
                 found = await known_runs(network.messenger)
         return list(found.values())
-
-
-def parse_status_address(text: str) -> tuple[str, int]:
-    """`HOST:PORT` or `PORT`, the host being this machine where it is left out. Raises: UsageError."""
-    host, colon, port = text.rpartition(":")
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536) or (colon and not host):
-        raise UsageError(f"--peer {text!r}: the form is HOST:PORT, as in 127.0.0.1:{STATUS_PORTS[0]}")
-    return (host.strip("[]") if host else "127.0.0.1"), int(port)
-
-
-async def _only_peer() -> tuple[str, int]:
-    from legion_p2p.net.status_http import find_peers
-
-    probes = await find_peers()
-    running = [probe for probe in probes if probe.status is not None]
-    silent = [probe for probe in probes if probe.status is None]
-    if len(running) == 1:
-        return parse_status_address(running[0].address)
-    if running:
-        listed = "\n".join(_in_a_line(probe) for probe in running)
-        raise UsageError(f"{len(running)} peers run on this machine, choose one with --peer HOST:PORT:\n{listed}")
-    also = "".join(f"; {probe.problem}" for probe in silent)
-    raise NetworkError(
-        f"no peer runs on this machine (none serves its status on 127.0.0.1:{STATUS_PORTS[0]} to {STATUS_PORTS[-1]}{also}); "
-        f"start one: legion-peer --run NAME --initial-peers ADDR"
-    )
-
-
-def _in_a_line(probe: "FoundPeer") -> str:
-    from legion_p2p.observe.human import clean, whole_text
-
-    status = probe.status
-    assert status is not None
-    run = f"run {clean(status.run.name)}" if status.run else "no run yet"
-    return f"  {probe.address}  {clean(status.peer_id)}  {run}  step {whole_text(status.step)}"
 
 
 async def _fetch(host: str, port: int) -> "Status":

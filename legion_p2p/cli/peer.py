@@ -19,10 +19,12 @@ from legion_p2p.cli.common import SOURCES_HELP, make_app
 from legion_p2p.cli.contacts import entering_text, remembered_contacts
 from legion_p2p.cli.failures import DONE
 from legion_p2p.cli.farewell import farewell_lines, run_name
+from legion_p2p.cli.keys import HINT, Keys
 from legion_p2p.cli.peer_options import Job, Output, job_of, nobody_to_enter_through, signature
 from legion_p2p.cli.running import run_and_exit
-from legion_p2p.cli.signals import Signals
+from legion_p2p.cli.signals import Signals, pausing_signals
 from legion_p2p.config import Store
+from legion_p2p.core.control import BY_USER
 from legion_p2p.core.roles import Role
 from legion_p2p.errors import LegionError, NotSavedError, StoreError, TooLargeError, UsageError
 from legion_p2p.files.paths import user_data_folder, user_path
@@ -31,6 +33,7 @@ from legion_p2p.observe.events import HANDING_OVER, Event, Events
 from legion_p2p.observe.memory import PROGRAM_BYTES
 from legion_p2p.observe.metrics import JsonSink, PlainSink, handing_over_text
 from legion_p2p.observe.status import Status
+from legion_p2p.train.control import Control
 
 if TYPE_CHECKING:
     from legion_p2p.dashboard import LiveView
@@ -145,11 +148,13 @@ def _train(job: Job, output: Output) -> int:
     shown = _Shown(output, sys.stdout)
     with contextlib.ExitStack() as open_things:
         open_things.enter_context(shown)
-        signals = open_things.enter_context(Signals(before_exit=shown.restore_terminal))
+        control = Control()
+        signals = open_things.enter_context(Signals(before_exit=shown.restore_terminal, others=pausing_signals(control)))
+        shown.listen(open_things, control)
         events.add_sink(shown.on_event)
         began = time.monotonic()
         try:
-            job, outcome = _run(job, events, shown, signals)
+            job, outcome = _run(job, events, shown, signals, control)
         except LegionError as bad:
             if signals.caught:  # what fails because it was told to stop has not failed
                 return 128 + signals.caught
@@ -169,20 +174,16 @@ def _train(job: Job, output: Output) -> int:
     return 128 + signals.caught if signals.caught and outcome.reason == "stopped" else DONE
 
 
-def _run(job: Job, events: Events, shown: "_Shown", signals: Signals) -> "tuple[Job, Outcome]":
+def _run(job: Job, events: Events, shown: "_Shown", signals: Signals, control: Control) -> "tuple[Job, Outcome]":
     """The job as it was done, its identity and store chosen, and what came of it."""
     shown.begin("loading torch and libp2p")
-    from legion_p2p.train.outcome import Stop
-
     if Role(job.peer.role).trains:
         from legion_p2p.train.job import run_job as run
     else:
         from legion_p2p.train.helper import run_helper as run
 
-    stop = Stop()
-
     def leave(_number: int) -> None:
-        stop.request()
+        control.leave()
         shown.note("leaving the run; Ctrl+C again leaves at once")
 
     signals.orderly(leave)
@@ -192,10 +193,10 @@ def _run(job: Job, events: Events, shown: "_Shown", signals: Signals) -> "tuple[
         if job.picks_contacts and job.entry.initial_peers:
             shown.note(entering_text(n_listed, len(job.entry.initial_peers) - n_listed))
         try:
-            return job, run(job.entry, job.peer, job.training, events=events, stop=stop, on_status=shown.on_status)
+            return job, run(job.entry, job.peer, job.training, events=events, control=control, on_status=shown.on_status)
         except StoreError as bad:
             # another peer, started in the same moment, was faster: the next slot is ours
-            if job.picks_identity and not stop.requested and "in use" in str(bad):
+            if job.picks_identity and not control.leaving and "in use" in str(bad):
                 continue
             raise
 
@@ -230,6 +231,7 @@ class _Shown:
     def __init__(self, output: Output, stream: TextIO) -> None:
         self.status: Status | None = None
         self._view: LiveView | None = None
+        self._keys: Keys | None = None
         self._json = JsonSink(stream) if output.json else None
         self._plain: PlainSink | None = None
         if not output.json and not output.quiet and can_draw(stream):
@@ -278,7 +280,26 @@ class _Shown:
             with contextlib.suppress(OSError):
                 print(f"legion-peer: {text}", file=sys.stderr, flush=True)
 
+    def listen(self, open_things: contextlib.ExitStack, control: Control) -> None:
+        """Where a view is drawn, single keys tell the peer what to do."""
+        if self._view is None:
+            return
+
+        def finish() -> None:
+            self.note("finishing: what was trained is brought in")
+            control.finish()
+
+        def leave() -> None:
+            self.note("leaving the run; Ctrl+C leaves at once")
+            control.leave()
+
+        self._keys = open_things.enter_context(Keys({"p": lambda: toggle_pause(control), "f": finish, "q": leave}))
+        if self._keys.can_read:
+            self._view.hint(HINT)
+
     def restore_terminal(self) -> None:
+        if self._keys is not None:
+            self._keys.restore_terminal()
         if self._view is not None:
             self._view.restore_terminal()
 
@@ -292,6 +313,14 @@ class _Shown:
             self._view.note("")
             with contextlib.suppress(OSError):  # a terminal that was closed takes no last frame
                 self._view.__exit__(*raised)
+
+
+def toggle_pause(control: Control) -> None:
+    """Pause, or end the user's pause."""
+    if BY_USER in control.status.reasons:
+        control.resume()
+    else:
+        control.pause()
 
 
 def can_draw(stream: TextIO) -> bool:

@@ -6,10 +6,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
+if TYPE_CHECKING:
+    from legion_p2p.train.control import Control
+
+NOTHING: Mapping[int, Callable[[], None]] = {}
 ECHO_S = 0.1  # `timeout` and some shells deliver one signal twice; a person's second Ctrl+C comes later
 
 
@@ -49,8 +53,12 @@ class Signals:
     of torch. Use on the main thread; the handlers that were there before come back afterwards.
     """
 
-    def __init__(self, before_exit: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, before_exit: Callable[[], None] = lambda: None, others: Mapping[int, Callable[[], None]] = NOTHING
+    ) -> None:
+        """`others`: what further signals do, by their numbers; as often as they come."""
         self._before_exit = before_exit
+        self._others = others
         self._ask: Callable[[int], None] | None = None
         self._asked_at = 0.0
         self.caught = 0
@@ -63,7 +71,7 @@ class Signals:
     def __enter__(self) -> Self:
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
-        self._before = {number: signal.getsignal(number) for number in _ours()}
+        self._before = {number: signal.getsignal(number) for number in (*_ours(), *self._others)}
         self._wakeup_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in self._before:
             signal.signal(number, lambda *_: None)
@@ -82,7 +90,9 @@ class Signals:
     def _watch(self) -> None:
         while numbers := self._reader.recv(64):
             for number in numbers:
-                if number in self._before:
+                if number in self._others:
+                    self._others[number]()
+                elif number in self._before:
                     self._handle(number)
 
     def _handle(self, number: int) -> None:
@@ -94,6 +104,12 @@ class Signals:
             with contextlib.suppress(Exception):
                 self._before_exit()
             os._exit(128 + number)
+
+
+def pausing_signals(control: "Control") -> dict[int, Callable[[], None]]:
+    """SIGUSR1 pauses, SIGUSR2 resumes; nothing where the platform has no such signals."""
+    named = (("SIGUSR1", control.pause), ("SIGUSR2", control.resume))
+    return {int(getattr(signal, name)): action for name, action in named if hasattr(signal, name)}
 
 
 def _ours() -> list[int]:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from legion_p2p.core.caps import NO_CAPS, Caps
 from legion_p2p.core.checkpoint_policy import CheckpointConfig
 from legion_p2p.core.membership import MembershipConfig
 from legion_p2p.core.roles import Role
@@ -36,3 +37,7 @@ class PeerConfig(msgspec.Struct, frozen=True):
     checkpoints: CheckpointConfig = CheckpointConfig()
     token: bytes = b""
     """What admits it, where the run admits peers by token: see core.admission."""
+    caps: Caps = NO_CAPS
+    """Limits on its traffic as it starts; its user may change them."""
+    max_cpu: float | None = None
+    """Share of the machine's processors that the process may take as it starts; None: no limit."""

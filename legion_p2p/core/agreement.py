@@ -4,7 +4,8 @@ OPEN -> AGREED once this peer and all others are done, and those of its region a
 AGREED -> OPEN as soon as one of them is not done, or the versions differ
 
 A peer believes it after an announcement's time in AGREED: an announcement may be older than what its sender has been sent since.
-Members on probation or on their way back count as well, because what they have still to push would change the model.
+Members on probation or on their way back count as well, because what they have still to push would change the model. Paused
+members are done for now.
 """
 
 from collections.abc import Sequence

@@ -98,6 +98,8 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
     role: Role = Role.AUTO
     circuits: Annotated[int, msgspec.Meta(ge=0, le=MAX_CIRCUITS)] = 0
     """How many circuits it carries as a relay for others; 0: it is no relay."""
+    paused: bool = False
+    """Its user lets it train nothing for now: it is `done` meanwhile, so that nobody waits for it, and goes on later."""
 
     @property
     def order(self) -> tuple[int, int]:

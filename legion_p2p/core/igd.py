@@ -39,7 +39,7 @@ class Url(msgspec.Struct, frozen=True):
     path: str
 
 
-class Control(msgspec.Struct, frozen=True):
+class GatewayControl(msgspec.Struct, frozen=True):
     """Where a router is told what to do."""
 
     url: Url
@@ -71,18 +71,18 @@ def read_answer(data: bytes, sender: str) -> Url:
     return _page(headers.get("location", ""), sender)
 
 
-def read_description(data: bytes, page: Url) -> Control:
+def read_description(data: bytes, page: Url) -> GatewayControl:
     """Where the service for connections is controlled. Raises: DecodeError."""
     root = _parsed(data, MAX_DESCRIPTION_BYTES)
     base = f"http://{page.host}:{page.port}{page.path}"
     for wanted in SERVICES:
         for service in root.iter():
             if _name(service) == "service" and _text(service, "serviceType") == wanted:
-                return Control(_page(urljoin(base, _text(service, "controlURL")), page.host), wanted)
+                return GatewayControl(_page(urljoin(base, _text(service, "controlURL")), page.host), wanted)
     raise DecodeError("a router without a service for connections")
 
 
-def request(control: Control, action: str, arguments: Mapping[str, str | int]) -> tuple[bytes, bytes]:
+def request(control: GatewayControl, action: str, arguments: Mapping[str, str | int]) -> tuple[bytes, bytes]:
     """The header SOAPAction and the body of a request."""
     given = "".join(f"<{name}>{escape(str(value))}</{name}>" for name, value in arguments.items())
     body = (

@@ -59,6 +59,8 @@ def doing(member: MemberStatus) -> str:
         return member.liveness.lower()
     if member.role == "helper":
         return "helping" if member.ready else "joining"
+    if member.paused:
+        return "paused"
     if member.done:
         return "done"
     return "training" if member.training else "waiting" if member.ready else "joining"
@@ -234,6 +236,7 @@ class LiveView:
         self._losses = History()
         self._recent: deque[str] = deque(maxlen=MAX_RECENT)
         self._note = ""
+        self._hint = ""
         self._monotonic = monotonic
         self._phases: list[tuple[str, float]] = []
         self._last_error: ErrorStatus | None = None
@@ -271,13 +274,20 @@ class LiveView:
         with self._lock:
             self._note = text
 
+    def hint(self, text: str) -> None:
+        """A last line, that stays: which keys there are."""
+        with self._lock:
+            self._hint = text
+
     def render(self, width: int, height: int, ascii_only: bool) -> RenderableType:
         with self._lock:
             status, note, recent = self._status, self._note, tuple(self._recent)
+            hint = [self._hint] if self._hint and status is not None else []
             losses = [y for _, y in self._losses.points]
             phases, now = tuple(self._phases), self._monotonic()
             is_error_recent = now - self._error_came_at < ERROR_SHOWN_S
         notes = ([note] if note else []) if status and status.state != "joining" else [*recent, *([note] if note else [])]
+        notes += hint
         if status is None:
             lines = [*phase_lines(phases, now), *notes]
             return Group(*(line(human.shorten(human.clean(text), width), width=width) for text in lines))

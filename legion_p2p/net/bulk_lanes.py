@@ -275,6 +275,11 @@ class BulkLanes:
             if not streams:
                 self._open.pop(peer, None)
 
+    def drop(self) -> None:
+        """Close all of them."""
+        for peer in tuple(self._open):
+            self.close_all(peer)
+
     def close_all(self, peer: PeerId) -> None:
         """It is refused from now on, or the path to it has gone."""
         for stream in self._open.pop(peer, set()):

@@ -50,11 +50,10 @@ async def open_network(
     announced = [_announced_address(address, identity.peer_id) for address in announce]
     initial = list(dict.fromkeys(parse_peer_address(address) for address in initial_peers))
     failure: BaseException | None = None
-    shaper = Shaper(throttling.link, throttling.caps) if throttling != UNTHROTTLED else None
+    shaper = Shaper(throttling.link, throttling.caps)
     try:
         async with trio.open_nursery() as nursery:
-            if shaper is not None:
-                shaper.start(nursery)
+            shaper.start(nursery)
             parts = NetworkParts(identity, announced, config, nursery, shaper, tell)
             try:
                 await parts.start(where_to)

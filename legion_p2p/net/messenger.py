@@ -71,6 +71,11 @@ class Messenger:
         else:
             await self._lanes.accept(stream)
 
+    def drop_all_lanes(self) -> None:
+        """Close all connections for bulk; the next requests make them again."""
+        if self._lanes is not None:
+            self._lanes.drop()
+
     def drop_lanes(self, peer: PeerId) -> None:
         """A connection to `peer` was found dead, and what runs beside it probably is, too."""
         if self._lanes is not None:

@@ -68,6 +68,20 @@ class Shaper:
         for task in (self._up.run, self._down.run, *([self._watch_the_clock] if self._caps.quiet else [])):
             nursery.start_soon(task)
 
+    @property
+    def is_shaping(self) -> bool:
+        """Something is limited or delayed, now or at some time of the day."""
+        if self.profile != NO_LINK or self._caps.quiet is not None:
+            return True
+        return not (self._up.direction.is_free and self._down.direction.is_free)
+
+    def limit(self, caps: Caps) -> None:
+        """These limits hold from now on, for the connections that are open as well."""
+        self._caps = caps
+        self._obey()
+        self._up.rate_changed()
+        self._down.rate_changed()
+
     def limits_bps(self) -> tuple[float, float]:
         """What holds now, limits and link together: (up, down); infinite where nothing limits."""
         return self._up.direction.rate_bps, self._down.direction.rate_bps
@@ -84,19 +98,26 @@ class Shaper:
         """What it takes to connect to `host`: one round trip."""
         return self.profile.rtt_s + self.profile.path_s(place_of(host))
 
-    def shaped(self, stream: trio.SocketStream, owner: Sockets, dialed: str) -> "ShapedSocket":
+    def shaped(self, stream: trio.SocketStream, owner: Sockets, dialed: str) -> ShapedSocket:
         """A new connection over the link; `dialed`: the host, where it was this side that dialed."""
-        path_s = self.profile.path_s(place_of(dialed))
-        up, down = (
-            None if feeder.direction.is_free and not path_s and not self._caps.quiet else Channel(feeder, path_s)
-            for feeder in (self._up, self._down)
-        )
-        wrapped = ShapedSocket(stream, owner, up, down)
-        if up is not None:
-            self._nursery.start_soon(wrapped.write_due, up)
-        if down is not None:
-            self._nursery.start_soon(wrapped.read_ahead, down)
-        return wrapped
+        return ShapedSocket(stream, owner, self, self.profile.path_s(place_of(dialed)))
+
+    def up_for(self, wrapped: ShapedSocket) -> Channel | None:
+        """What the bytes of a connection go up through from now on; None: nothing holds them back."""
+        channel = self._channel(self._up, wrapped.path_s)
+        if channel is not None:
+            self._nursery.start_soon(wrapped.write_due, channel)
+        return channel
+
+    def down_for(self, wrapped: ShapedSocket) -> Channel | None:
+        """The same for the bytes that come down."""
+        channel = self._channel(self._down, wrapped.path_s)
+        if channel is not None:
+            self._nursery.start_soon(wrapped.read_ahead, channel)
+        return channel
+
+    def _channel(self, feeder: Feeder, path_s: float) -> Channel | None:
+        return None if feeder.direction.is_free and not path_s and not self._caps.quiet else Channel(feeder, path_s)
 
     def _obey(self) -> None:
         upload_bps, download_bps = self._caps.at(self._minute())

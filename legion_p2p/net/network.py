@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import msgspec
 from libp2p.host.basic_host import BasicHost
 
+from legion_p2p.core.caps import Caps
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.net.bitswap import Bitswap
 from legion_p2p.net.contacts import Contacts
@@ -13,6 +14,7 @@ from legion_p2p.net.gossip import Libp2pGossip
 from legion_p2p.net.lan import Lan
 from legion_p2p.net.listening import Listening
 from legion_p2p.net.messenger import Messenger
+from legion_p2p.net.netem import Shaper
 from legion_p2p.net.port_mapping import PortMapping
 from legion_p2p.net.reachability import Libp2pReachability
 from legion_p2p.net.reaching import Reaching
@@ -45,6 +47,8 @@ class Libp2pNetwork:
         """Meets the peers of the LAN; None where it was not asked to."""
         self.relay: Relay | None = None
         """Relays for others; None where it was not asked to."""
+        self.shaper: Shaper
+        """Limits all its traffic."""
 
     @property
     def peer_id(self) -> PeerId:
@@ -80,6 +84,13 @@ class Libp2pNetwork:
         Raises: NoContactError, if all of them failed at the first attempt. They are retried all the same until closing.
         """
         await self._contacts.join()
+
+    def limit(self, caps: Caps) -> None:
+        """These limits on all traffic hold from now on. Lanes for bulk that went past the link are made again."""
+        was_shaping = self.shaper.is_shaping
+        self.shaper.limit(caps)
+        if self.shaper.is_shaping and not was_shaping:
+            self.messenger.drop_all_lanes()
 
     def keep_contacts(self) -> None:
         """Connect to the initial peers in the background, again and again: for a node that is useful without them."""

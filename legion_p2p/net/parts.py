@@ -74,7 +74,7 @@ class NetworkParts:
     """libp2p's objects, put together."""
 
     def __init__(
-        self, identity: Identity, announced: Sequence[str], config: NetConfig, nursery: trio.Nursery, shaper: Shaper | None,
+        self, identity: Identity, announced: Sequence[str], config: NetConfig, nursery: trio.Nursery, shaper: Shaper,
         tell: Tell,
     ) -> None:  # fmt: skip
         self.config = config
@@ -179,6 +179,7 @@ class NetworkParts:
         )
         network = Libp2pNetwork(identity, self.host, contacts, self.listening)
         network.messenger = self.messenger
+        network.shaper = self.shaper
         reaching = self.reaching = Reaching(self, network.messenger)
         network.reaching, network.reachability, network.relay = reaching, reaching.reachability, reaching.relay
         network.discovery = Libp2pDiscovery(network.messenger, self.dht, self.book, self.config, self.listening.addresses)

@@ -32,7 +32,7 @@ from legion_p2p.core.igd import (
     PERMANENT_ONLY,
     SEARCH_HOST,
     SEARCH_PORT,
-    Control,
+    GatewayControl,
     RouterRefusedError,
     Url,
     check_reply,
@@ -123,7 +123,7 @@ class Gateway:
 class UpnpRouter:
     """A router that speaks UPnP."""
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: GatewayControl) -> None:
         self._control = control
 
     async def forward(self, client: str, port: int, outside: int) -> Forwarding:

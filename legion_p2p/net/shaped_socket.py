@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import socket
+from typing import Protocol
 
 import trio
 from libp2p.io.exceptions import ConnectionClosedError
@@ -38,6 +39,10 @@ class Feeder:
             when = self.direction.next_time()
             with trio.move_on_at(math.inf if when is None else when):
                 await self._wake.wait()
+
+    def rate_changed(self) -> None:
+        """The direction has another rate: look again when something may pass."""
+        self._wake.notify()
 
     def tell(self) -> None:
         """Wake those whose bytes are in flight now, and the feeder itself where something is left to do."""
@@ -108,26 +113,58 @@ class Channel:
         return rest
 
 
-class ShapedSocket(TrioTCPStream):
-    """One connection over the link. A write is done when its bytes are taken, as with a kernel's buffer."""
+class Link(Protocol):
+    """What a socket goes through: `net.netem.Shaper`."""
 
-    def __init__(self, stream: trio.SocketStream, owner: Sockets, up: Channel | None, down: Channel | None) -> None:
-        """A direction that is None is not shaped."""
+    @property
+    def is_shaping(self) -> bool:
+        """Something is limited or delayed."""
+
+    def up_for(self, wrapped: "ShapedSocket") -> Channel | None:
+        """What the bytes of a connection go up through from now on; None: nothing holds them back."""
+
+    def down_for(self, wrapped: "ShapedSocket") -> Channel | None:
+        """The same for the bytes that come down."""
+
+
+class ShapedSocket(TrioTCPStream):
+    """One connection over the link. A write is done when its bytes are taken, as with a kernel's buffer.
+
+    A direction in which nothing limits or delays goes to the kernel at once. When a limit is set, it goes through the link from
+    the next write, or read, on.
+    """
+
+    def __init__(self, stream: trio.SocketStream, owner: Sockets, link: Link, path_s: float) -> None:
+        """`path_s`: round trip beyond the link."""
         super().__init__(stream)
         self.read_lock = QuickLock()  # type: ignore[assignment]
         self.write_lock = QuickLock()  # type: ignore[assignment]
         self._plain = Socket(stream, owner)
         self.ends = self._plain.ends
         self._owner = owner
-        self._up = up
-        self._down = down
+        self._link = link
+        self.path_s = path_s
         self._writing = False
         self._broken = "closed here"
         self._closed = False
-        self._limit_kernel(socket.SO_SNDBUF, up)
-        self._limit_kernel(socket.SO_RCVBUF, down)
+        self._up: Channel | None = None
+        self._down: Channel | None = None
+        self._begin_up()
+        self._begin_down()
+
+    def _begin_up(self) -> None:
+        self._up = self._link.up_for(self)
+        self._limit_kernel(socket.SO_SNDBUF, self._up)
+
+    def _begin_down(self) -> None:
+        self._down = self._link.down_for(self)
+        self._limit_kernel(socket.SO_RCVBUF, self._down)
 
     async def write(self, data: bytes) -> None:
+        if self._up is None and self._link.is_shaping and not self._closed:
+            async with self._plain.write_lock:
+                if self._up is None:
+                    self._begin_up()
         if self._up is None:
             await self._plain.write(data)
             return
@@ -138,6 +175,10 @@ class ShapedSocket(TrioTCPStream):
                 raise ConnectionClosedError(f"connection closed: {self._broken}", transport="tcp")
 
     async def read(self, n: int | None = None) -> bytes:
+        if self._down is None and self._link.is_shaping and not self._closed:
+            async with self._plain.read_lock:
+                if self._down is None:
+                    self._begin_down()
         if self._down is None:
             return await self._plain.read(n)
         async with self.read_lock:

@@ -24,7 +24,11 @@ log = logging.getLogger("legion_p2p.net")
 
 
 class Shaping(Protocol):
-    """What makes sockets behave like those of an emulated link: net/netem.py."""
+    """What limits the traffic of sockets, and makes them behave like those of an emulated link: net/netem.py."""
+
+    @property
+    def is_shaping(self) -> bool:
+        """Something is limited or delayed."""
 
     def connect_s(self, host: str) -> float:
         """How long connecting to `host` takes."""
@@ -83,8 +87,8 @@ class Sockets:
 
     @property
     def are_shaped(self) -> bool:
-        """Whether their bytes go through a link, and so must not go to the kernel in any other way."""
-        return self._shaper is not None
+        """Whether their bytes go through a link now, and so must not go to the kernel in any other way."""
+        return self._shaper is not None and self._shaper.is_shaping
 
     def received_bytes(self) -> int:
         """From other machines, so far, over libp2p's connections."""
@@ -92,8 +96,8 @@ class Sockets:
 
     async def connected(self, stream: trio.SocketStream, host: str) -> "OpenSocket":
         """One that this side dialed at `host`."""
-        if self._shaper is not None:
-            await trio.sleep(self._shaper.connect_s(host))
+        if self._shaper is not None and (connect_s := self._shaper.connect_s(host)):
+            await trio.sleep(connect_s)
         return self.wrap(stream, host)
 
     def wrap(self, stream: trio.SocketStream, dialed: str = "") -> "OpenSocket":

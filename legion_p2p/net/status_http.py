@@ -1,22 +1,22 @@
 """The status of a running peer over HTTP, for this machine only; and how to find and to read it.
 
-The server (net/http_server.py) answers `GET /status` and `GET /healthz`. It binds 127.0.0.1, so that nobody outside can ask.
+The server (net/http_server.py) answers `GET /status` and `GET /healthz`, and takes the user's commands
+(net/control_http.py). It binds 127.0.0.1, so that nobody outside can ask.
 """
 
-import socket
 from collections.abc import Callable, Iterable
 
-import h11
 import msgspec
 import trio
 
 from legion_p2p.concurrency.nurseries import TaskStatus
 from legion_p2p.config import STATUS_PORTS
 from legion_p2p.errors import NetworkError
-from legion_p2p.net.http_server import LOOPBACK, MAX_HEADER_BYTES, Answer, address_of, listen_on, next_event, serve
+from legion_p2p.net.control_http import PATH, ControlDoor
+from legion_p2p.net.http_client import ask_locally
+from legion_p2p.net.http_server import LOOPBACK, Answer, address_of, listen_on, serve
 from legion_p2p.observe.status import STATUS_VERSION, Status
 
-MAX_STATUS_BYTES = 16 << 20  # 50,000 shards and members
 PROBE_S = 2.0  # a closed port refuses at once; only a busy or stopped peer needs waiting for
 NO_STATUS = b"no status:"  # how a peer begins to say why it has none; a web server says something else
 
@@ -28,9 +28,12 @@ async def serve_status(
     get_status: Callable[[], Status],
     *,
     ports: Iterable[int] = STATUS_PORTS,
+    control: ControlDoor | None = None,
     task_status: TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve what `get_status` returns on the first free of `ports`, or on any free one when all are taken, until cancelled.
+
+    `control`: where the user's commands go; None: none are taken.
 
     Start it with `address = await nursery.start(serve_status, get_status)`.
     """
@@ -43,7 +46,11 @@ async def serve_status(
 
     listener = await listen_on(LOOPBACK, (*ports, 0), "the status")
     task_status.started(address_of(listener))
-    await serve(listener, {"/status": status, "/healthz": lambda: (200, "text/plain", b"ok\n")}, only_here=True)
+    routes = {"/status": status, "/healthz": lambda: (200, "text/plain", b"ok\n")}
+    if control is None:
+        await serve(listener, routes, only_here=True)
+    else:
+        await serve(listener, {**routes, PATH: control.challenge}, only_here=True, posts={PATH: control.command})
 
 
 class FoundPeer(msgspec.Struct, frozen=True):
@@ -80,20 +87,10 @@ async def fetch_status(host: str, port: int, budget_s: float = PROBE_S) -> Statu
     address = f"{host}:{port}"
     try:
         with trio.fail_after(budget_s):
-            code, body = await _get(host, port, "/status")
+            answer = await ask_locally(host, port, "/status")
     except trio.TooSlowError as bad:
         raise NetworkError(f"{address} did not answer in {budget_s:g} s (stopped, or very busy)") from bad
-    except ConnectionRefusedError as bad:
-        raise NetworkError(f"nobody listens on {address}") from bad
-    except socket.gaierror as bad:
-        raise NetworkError(f"{host!r} is not a host that is known here") from bad
-    except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as bad:
-        # trio tries every address of a name and joins what went wrong into the cause
-        if isinstance(bad.__cause__, ConnectionRefusedError) or _all_refused(bad):
-            raise NetworkError(f"nobody listens on {address}") from ConnectionRefusedError()
-        raise NetworkError(f"{address}: {bad}") from bad
-    except h11.ProtocolError as bad:
-        raise NetworkError(_something_else(address)) from bad
+    code, body = answer.code, answer.body
     if code == 500 and body.startswith(NO_STATUS):
         raise NetworkError(f"{address} answered {code}: {body[:200].decode(errors='replace').strip()}")
     if code != 200:
@@ -117,26 +114,3 @@ def _is_record(body: bytes) -> bool:
         return isinstance(msgspec.json.decode(body), dict)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
-
-
-def _all_refused(bad: BaseException) -> bool:
-    cause = bad.__cause__
-    return isinstance(cause, BaseExceptionGroup) and cause.split(ConnectionRefusedError)[1] is None
-
-
-async def _get(host: str, port: int, path: str) -> tuple[int, bytes]:
-    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEADER_BYTES)
-    async with await trio.open_tcp_stream(host, port) as stream:
-        request = h11.Request(method="GET", target=path, headers=[("Host", f"{host}:{port}"), ("Connection", "close")])
-        await stream.send_all((connection.send(request) or b"") + (connection.send(h11.EndOfMessage()) or b""))
-        code, body = 0, bytearray()
-        while True:
-            event = await next_event(connection, stream)
-            if isinstance(event, h11.Response):
-                code = event.status_code
-            elif isinstance(event, h11.Data):
-                body += event.data
-                if len(body) > MAX_STATUS_BYTES:
-                    raise h11.RemoteProtocolError(f"status of more than {MAX_STATUS_BYTES} bytes")
-            elif not isinstance(event, h11.InformationalResponse):
-                return code, bytes(body)

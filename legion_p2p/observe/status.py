@@ -32,6 +32,8 @@ class MemberStatus(msgspec.Struct, frozen=True):
     role: str = "auto"
     reach: str = "unknown"
     """How others reach it, by its own account: public, punchable, relayed, or unknown."""
+    paused: bool = False
+    """It trains nothing for now, because its user or one of their conditions says so."""
 
 
 class ConnectionStatus(msgspec.Struct, frozen=True):
@@ -90,6 +92,22 @@ class ContactStatus(msgspec.Struct, frozen=True):
 
     address: str
     problem: str = ""
+
+
+class ControlStatus(msgspec.Struct, frozen=True):
+    """What the user has asked of this peer, and the limits that hold."""
+
+    wish: str = "train"
+    """What training is to do: train, pause, finish, or leave."""
+    reasons: tuple[str, ...] = ()
+    """Why it pauses: "by you", or conditions of its user that do not hold."""
+    until: float | None = None
+    """When the user's pause ends, in seconds since the epoch; None: there is none, or it has no end."""
+    upload_bps: float | None = None
+    """By the user's choice; None: no limit. The same for receiving below."""
+    download_bps: float | None = None
+    max_cpu: float | None = None
+    """Share of the machine's processors that the process may take; None: no limit."""
 
 
 class ServiceStatus(msgspec.Struct, frozen=True):
@@ -172,6 +190,7 @@ class Status(msgspec.Struct, frozen=True):
     """The initial peers that this peer was given."""
     former: tuple[str, ...] = ()
     """Addresses of former members that this peer tries, because it is alone: those that its store remembers."""
+    control: ControlStatus = ControlStatus()
     service: ServiceStatus | None = None
     mfu: float | None = None
     """Model FLOPs utilisation of this peer; None: not known."""

@@ -6,7 +6,6 @@ its identity is in use: two processes under one identity would take each other f
 """
 
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +16,7 @@ from legion_p2p.files.content import decode_text
 from legion_p2p.files.paths import FileKind, kind_of, shown, user_path
 from legion_p2p.files.reading import opened, reason_of
 from legion_p2p.files.writing import is_full
+from legion_p2p.store.private_file import check_private, create, make_folders
 
 try:
     import fcntl
@@ -50,9 +50,9 @@ def load_or_create_identity(path: str | os.PathLike[str]) -> StoredIdentity:
     """
     path = user_path(path)
     try:
-        _make_folders(path.parent)
+        make_folders(path.parent)
         if not path.exists():
-            _create(path, Identity.generate())
+            create(path, f"{HEADER}\n{Identity.generate().seed.hex()}\n")
         return _load(path)
     except OSError as failed:
         if is_full(failed):
@@ -69,7 +69,7 @@ def read_identity(path: str | os.PathLike[str]) -> Identity:
     """
     path = user_path(path)
     with opened(path) as file:
-        _check_private(file, path)
+        check_private(file, path, "identity")
         return Identity(_seed_in(file.read(MAX_FILE_BYTES), path))
 
 
@@ -86,53 +86,18 @@ def is_identity_free(path: str | os.PathLike[str]) -> bool:
         return _lock(file)
 
 
-def _make_folders(folder: Path) -> None:
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for each in reversed(missing):
-        each.mkdir(mode=0o700, exist_ok=True)
-
-
-def _create(path: Path, identity: Identity) -> None:
-    """Write it elsewhere with its final permissions, then link it into place, unless another process was faster."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(file, "w", encoding="ascii") as out:
-            out.write(f"{HEADER}\n{identity.seed.hex()}\n")
-            out.flush()
-            os.fsync(out.fileno())
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            return
-        except OSError:  # a file system without hard links
-            if not path.exists():
-                os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def _load(path: Path) -> StoredIdentity:
     if kind_of(path) is not FileKind.FILE:
         raise StoreError(f"the identity file {shown(path)} is not a regular file; move it away, or name another one")
     file = open(path, "rb")  # noqa: SIM115 (it stays open, for the lock)
     try:
-        _check_private(file, path)
+        check_private(file, path, "identity")
         if not _lock(file):
             raise StoreError(f"the identity {path} is in use by another process; end that one, or name another file")
         return StoredIdentity(Identity(_seed_in(file.read(MAX_FILE_BYTES), path)), file)
     except BaseException:  # Ctrl+C as well: the file is locked as long as it is open
         file.close()
         raise
-
-
-def _check_private(file: BinaryIO, path: Path) -> None:
-    mode = os.fstat(file.fileno()).st_mode
-    if os.name == "posix" and mode & 0o077:
-        raise StoreError(f"the identity file {path} can be read by others (mode {stat.S_IMODE(mode):04o}): chmod 600 {path}")
 
 
 def _seed_in(content: bytes, path: Path) -> bytes:

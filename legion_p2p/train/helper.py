@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 from legion_p2p.config import Peer, RunChoice, Training
+from legion_p2p.core.control import Wish
 from legion_p2p.errors import ClosedError, UsageError
 from legion_p2p.files.paths import user_path
 from legion_p2p.files.writing import make_folder
@@ -21,7 +22,8 @@ from legion_p2p.peer import open_peer
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.status import status_of
 from legion_p2p.train.bridge import AT_EXIT_S, PeerThread
-from legion_p2p.train.outcome import Outcome, Stop, join_command
+from legion_p2p.train.control import Control
+from legion_p2p.train.outcome import Outcome, join_command
 
 LOOK_EVERY_S = 0.5
 
@@ -44,10 +46,10 @@ def run_helper(
     training: Training,
     *,
     events: Events,
-    stop: Stop,
+    control: Control,
     on_status: Callable[[Status], None] | None = None,
 ) -> Outcome:
-    """Join the run, help until `stop`, or as long as the job says, and leave. Blocks.
+    """Join the run, help until it is asked to leave, or as long as the job says, and leave. Blocks.
 
     Raises: LegionError of any kind, as `train.job.run_job`.
     """
@@ -59,29 +61,32 @@ def run_helper(
         return open_peer(entry.run, peer, initial_peers=entry.initial_peers, events=events)
 
     try:
-        thread = PeerThread(opener, lambda: stop.requested)
+        thread = PeerThread(opener, lambda: control.leaving)
     except ClosedError:
-        if not stop.requested:
+        if not control.leaving:
             raise
         return Outcome(0, 0, None, "", "stopped")
     try:
-        return _help(thread, training, events, stop, on_status)
+        return _help(thread, training, events, control, on_status)
     finally:
         thread.close(AT_EXIT_S)
 
 
 def _help(
-    thread: PeerThread, training: Training, events: Events, stop: Stop, on_status: Callable[[Status], None] | None
+    thread: PeerThread, training: Training, events: Events, control: Control, on_status: Callable[[Status], None] | None
 ) -> Outcome:
     run = thread.engine
+    control.attach(thread)
     addresses = thread.call(run.network.addresses)
     if addresses:
         events.emit(JOIN_WITH, command=join_command(run.spec.name, addresses))
     deadline = time.monotonic() + 60 * training.minutes if training.minutes else math.inf
     reason = ""
     while not reason:
-        if stop.wait(LOOK_EVERY_S):
+        if control.wait(LOOK_EVERY_S):
             reason = "stopped"
+        elif run.control.wish.ends:
+            reason = "finished" if run.control.wish is Wish.FINISH else "stopped"
         elif time.monotonic() >= deadline:
             reason = "minutes"
         elif training.finish_together and thread.call(run.all_done):

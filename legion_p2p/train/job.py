@@ -13,9 +13,10 @@ from legion_p2p.core.units import parse_rate
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import Status
 from legion_p2p.services.run.discovery import find_run
+from legion_p2p.train.control import Control
 from legion_p2p.train.datasets.folder import with_data
 from legion_p2p.train.described import Plan, described, plan_of
-from legion_p2p.train.outcome import Outcome, Stop
+from legion_p2p.train.outcome import Outcome
 from legion_p2p.train.trainer import Trainer
 
 PLANNED_CROWDS = (2, 10, 100)  # numbers of members that a plan looks at where nobody names one
@@ -27,15 +28,15 @@ def run_job(
     training: Training,
     *,
     events: Events,
-    stop: Stop,
+    control: Control,
     on_status: Callable[[Status], None] | None = None,
 ) -> Outcome:
-    """Join or create the run, train, leave. Blocks; call `stop.request()` to end it in order.
+    """Join or create the run, train, leave. Blocks; call `control.leave()` to end it in order.
 
     Raises: LegionError of any kind: JoinError if the run or the network is to blame, IncompatibleModelError, UsageError,
     StoreError.
     """
-    return Trainer(entry, peer, training, events, stop, on_status).run()
+    return Trainer(entry, peer, training, events, control, on_status).run()
 
 
 def plan_job(entry: RunChoice, peer: Peer, training: Training) -> Plan:

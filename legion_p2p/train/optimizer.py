@@ -15,11 +15,14 @@ from torch import Tensor
 from legion_p2p.config import NewRun, Peer
 from legion_p2p.config.fields import argument
 from legion_p2p.config.old_names import OPTIMIZER_ARGUMENTS, explains
+from legion_p2p.core.control import Wish
+from legion_p2p.core.cpu_share import CpuShare
 from legion_p2p.core.pace import Ewma
 from legion_p2p.core.plan import check_fit
 from legion_p2p.core.roles import Role
 from legion_p2p.core.wire import MAX_COUNT
-from legion_p2p.errors import UsageError
+from legion_p2p.errors import ClosedError, UsageError
+from legion_p2p.observe.machine import n_processors
 from legion_p2p.observe.status import Status
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.progress import Progress
@@ -29,6 +32,7 @@ from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
 from legion_p2p.train.arguments import Model, checked_inner, model_view, must_train
 from legion_p2p.train.bridge import PeerAccess
+from legion_p2p.train.control import Control
 from legion_p2p.train.entering import creation_of, enter, entry_of
 from legion_p2p.train.guard import InnerGuard
 from legion_p2p.train.inner_list import as_one
@@ -39,6 +43,8 @@ from legion_p2p.train.values import MAX_TOKENS_PER_STEP, loss_in, progressed, se
 
 REPORT_EVERY_S = 0.5  # how often the training thread tells the network's what it has done
 WAIT_SLICE_S = 0.2  # so that Ctrl+C gets through while waiting
+FINISH_FLUSH_S = 30.0  # for the last push, where the user ends training
+LEAVE_FLUSH_S = 0.5  # the same where they want it to end at once
 REFUSALS = 2  # in a row, after which divergence is told: one is a batch that was out of line
 
 
@@ -96,8 +102,14 @@ class Optimizer(torch.optim.Optimizer):
         inner: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         model: Model,
         tokens_per_step: int = 1,
+        obeys: bool = True,
     ) -> "Optimizer":
-        """One for a peer that is in its run already, which leaves with it. Raises: IncompatibleModelError; UsageError."""
+        """One for a peer that is in its run already, which leaves with it.
+
+        `obeys`: `step()` does what the peer's user asks meanwhile; False: the caller looks at `wish` itself.
+
+        Raises: IncompatibleModelError; UsageError.
+        """
         must_train(thread.engine.role)
         one = as_one(checked_inner(inner))
         own = model_view(model)
@@ -105,6 +117,7 @@ class Optimizer(torch.optim.Optimizer):
         check_fit(own.fit(spec), spec.params)
         opt = cls.__new__(cls)
         opt._attach(one, own, thread, tokens_per_step)
+        opt._obeys = obeys
         return opt
 
     def _attach(self, inner: torch.optim.Optimizer, own: ModelView, thread: PeerAccess, tokens_per_step: int) -> None:
@@ -119,6 +132,9 @@ class Optimizer(torch.optim.Optimizer):
         self._last_at: float | None = None
         self._reported_at = 0.0
         self._extra = Progress()
+        self._obeys = True
+        self._has_ended = False
+        self._cpu: CpuShare | None = None
         self._reader: SharedReader | None = None
         self._thread = thread
         engine = self._thread.engine
@@ -203,9 +219,14 @@ class Optimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One local step; then take in what has come, and hand in the local change where it is time.
 
-        Raises: ClosedError, if the peer has left, from the failure that made it leave; UsageError, if something moves the
-        parameters that the run does not see: see `train.guard`.
+        Where the peer's user has paused it (legion-ctl, `run.control`), it returns when training goes on.
+
+        Raises: ClosedError, if the peer has left, from the failure that made it leave, or if its user has ended training and the
+        loop did not look at `should_stop`; UsageError, if something moves the parameters that the run does not see: see
+        `train.guard`.
         """
+        if self._has_ended:
+            raise ClosedError("training here has ended, as this peer's user asked: a loop looks at should_stop after each step")
         self._check_open()
         if not self.steps:
             self._first_step = self._thread.call(self._engine.run_step)
@@ -223,6 +244,9 @@ class Optimizer(torch.optim.Optimizer):
             epoch, chunks = self._reader.announcement()
             self.note(epoch=epoch, chunks=chunks)
         self._account(began)
+        if self._obeys:
+            self._obey()
+        self._keep_to_share()
         return result
 
     # what a training loop may use
@@ -297,6 +321,37 @@ class Optimizer(torch.optim.Optimizer):
         """Tokens and seconds per step, smoothed."""
         step_s = self._step_s.value or 0.0
         return {"tokens_per_s": round(self.tokens_per_step / step_s, 1) if step_s > 0 else 0.0, "step_s": round(step_s, 6)}
+
+    @property
+    def control(self) -> Control:
+        """Pauses this peer, limits it, or ends its training, from any thread."""
+        control = Control()
+        control.attach(self._thread)
+        return control
+
+    @property
+    def wish(self) -> Wish:
+        """What the peer's user wants training to do now: see `legion_p2p.core.control`."""
+        return self._engine.control.wish
+
+    @property
+    def should_stop(self) -> bool:
+        """Its user has ended training here, and `step()` has handed in what was trained; or the peer has left: a loop ends."""
+        return self._has_ended or not self._thread.alive
+
+    def rest(self) -> None:
+        """Let up to WAIT_SLICE_S of a pause pass: what was trained is handed in, and what comes is taken in."""
+        began = time.perf_counter()
+        if not self._extra.paused:
+            self.report(paused=True)
+        if not self._trainer.busy and not self._trainer.all_handed_in:
+            self._push()
+        self.wait_briefly()
+        self._check_open()
+        self._last_at = None  # no step takes as long as a pause
+        self._started_at += time.perf_counter() - began
+        if self.wish is not Wish.PAUSE:
+            self.report(paused=False)
 
     def wait_briefly(self) -> None:
         """Let up to WAIT_SLICE_S pass, taking in what comes."""
@@ -398,6 +453,30 @@ class Optimizer(torch.optim.Optimizer):
         self.close()
 
     # inner steps
+
+    def _obey(self) -> None:
+        """Do what the peer's user asks of training."""
+        while self.wish is Wish.PAUSE:
+            self.rest()
+        if self.wish.ends and not self._has_ended:
+            self._has_ended = True
+            self._flush(time.monotonic() + (LEAVE_FLUSH_S if self.wish is Wish.LEAVE else FINISH_FLUSH_S), last=True)
+            self.report(training=False, done=True)
+            if self.wish is Wish.LEAVE:
+                self._thread.close()
+
+    def _keep_to_share(self) -> None:
+        """Wait where this process has taken more of the processors than its user allows."""
+        share = self._engine.control.max_cpu
+        if share is None:
+            self._cpu = None
+            return
+        if self._cpu is None or self._cpu.share != share:
+            self._cpu = CpuShare(share, n_processors())
+        wait_s = self._cpu.wait_s(time.process_time(), time.monotonic())
+        deadline = time.monotonic() + wait_s
+        while wait_s and self.wish is Wish.TRAIN and not _is_over(deadline) and self._engine.mailbox.closed is None:
+            self._wait_once(deadline)
 
     @property
     def _engine(self) -> ActiveRun:

@@ -1,33 +1,15 @@
-"""How one `legion-peer` is asked to end, and what came of it."""
+"""What came of one `legion-peer`."""
 
 import shlex
-import threading
 from collections.abc import Sequence
 
 import msgspec
 
 
-class Stop:
-    """Asks a peer to leave in order. Safe from signal handlers and other threads."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-
-    def request(self) -> None:
-        self._event.set()
-
-    def wait(self, timeout_s: float) -> bool:
-        """Whether it was asked, at the latest after `timeout_s`."""
-        return self._event.wait(timeout_s)
-
-    @property
-    def requested(self) -> bool:
-        return self._event.is_set()
-
-
 class Outcome(msgspec.Struct, frozen=True):
-    """How it ended. `reason` is "steps", "minutes", "stopped", "together" where a helper served until all were done, "data"
-    where the text could not be read any more, or "memory" where that did not suffice."""
+    """How it ended. `reason` is "steps", "minutes", "stopped", "finished" where its user asked it to finish, "together" where a
+    helper served until all were done, "data" where the text could not be read any more, or "memory" where that did not
+    suffice."""
 
     steps: int
     tokens: int

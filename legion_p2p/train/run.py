@@ -17,6 +17,7 @@ from legion_p2p.observe.status import MemberStatus, Status
 from legion_p2p.services.run.status import status_of
 from legion_p2p.train.arguments import Model, model_view
 from legion_p2p.train.bridge import CLOSE_S, PeerAccess
+from legion_p2p.train.control import Control
 from legion_p2p.train.entering import creation_of, enter, entry_of
 from legion_p2p.train.optimizer import Optimizer
 from legion_p2p.train.parameters import ModelView
@@ -107,6 +108,9 @@ class Run:
         self._thread = thread
         self._events = events
         self._optimizer: Optimizer | None = None
+        self.control = Control()
+        """Pauses this peer, limits it, or ends its training, from any thread."""
+        self.control.attach(thread)
 
     @property
     def id(self) -> str:
@@ -140,6 +144,13 @@ class Run:
     def step(self) -> int:
         """Steps of the run, by the count of most of its members: what a learning-rate schedule of the whole run goes by."""
         return self._thread.call(self._thread.engine.run_step)
+
+    @property
+    def should_stop(self) -> bool:
+        """The user of this peer has ended training here, or the peer has left: a loop ends."""
+        if self._optimizer is not None:
+            return self._optimizer.should_stop
+        return not self._thread.alive or self._thread.engine.control.wish.ends
 
     def status(self) -> Status:
         """What the peer knows now: the record that `legion-ctl status` and the live view show as well."""

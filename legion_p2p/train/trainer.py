@@ -11,6 +11,7 @@ import torch
 
 from legion_p2p.config import Peer, RunChoice, Training
 from legion_p2p.core.chunks import ChunkLedger
+from legion_p2p.core.control import Wish
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import InnerSpec, RunSpec
@@ -25,6 +26,7 @@ from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.bridge import AT_EXIT_S, PeerThread
 from legion_p2p.train.companions import write_companions
 from legion_p2p.train.compute import Compute, choose_device, memory_advice
+from legion_p2p.train.control import Control
 from legion_p2p.train.corpus import Corpus, decode
 from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of
 from legion_p2p.train.datasets.folder import with_data
@@ -36,7 +38,7 @@ from legion_p2p.train.gpt import GPT
 from legion_p2p.train.inner import inner_optimizer
 from legion_p2p.train.language_model import LanguageModel
 from legion_p2p.train.optimizer import Optimizer
-from legion_p2p.train.outcome import Outcome, Stop, join_command
+from legion_p2p.train.outcome import Outcome, join_command
 from legion_p2p.train.parameters import param_specs, trainable
 from legion_p2p.train.resume import restore_state, training_state
 from legion_p2p.train.run_text import fetch_missing, open_run_text, shared_by
@@ -80,12 +82,12 @@ class Trainer:
         peer: Peer,
         job: Training,
         events: Events,
-        stop: Stop,
+        control: Control,
         on_status: Callable[[Status], None] | None,
     ) -> None:
         self.job = job
         self.events = events
-        self.stop = stop
+        self.control = control
         self._entry = entry
         self._peer = peer
         self._data = job.data
@@ -121,10 +123,11 @@ class Trainer:
         try:
             thread = self._enter(entry, creation)
         except ClosedError:
-            if not self.stop.requested:
+            if not self.control.leaving:
                 raise
             return Outcome(0, 0, None, "", "stopped")
         try:
+            self.control.attach(thread)
             return self._train(thread, out)
         except Exception:
             self._rescue(out)
@@ -138,7 +141,7 @@ class Trainer:
             try:
                 return enter(
                     entry, shared_by(self._peer, self._data), creation=creation, params=self._params_of, events=self.events,
-                    given_up=lambda: self.stop.requested,
+                    given_up=lambda: self.control.leaving,
                 )  # fmt: skip
             except MissingDataError as missing:
                 if is_last:
@@ -177,7 +180,7 @@ class Trainer:
         model = self._model
         compute = Compute(model, self._device, self.job)
         inner = inner_optimizer(spec.inner, model.module)
-        opt = Optimizer.beside(thread, inner, model.module, tokens_per_step=spec.inner.batch * model.context)
+        opt = Optimizer.beside(thread, inner, model.module, tokens_per_step=spec.inner.batch * model.context, obeys=False)
         data = self._share_of(corpus, spec, model.context, opt)
         self._go_on(engine, data)
         self._wait_for_members(opt)
@@ -221,7 +224,7 @@ class Trainer:
         engine.checkpoints.trainer_state = lambda: training_state(engine.me, data)
 
     def _wait_for_members(self, opt: Optimizer) -> None:
-        while self.job.wait_for_members and not self.stop.requested:
+        while self.job.wait_for_members and not self._ends(opt):
             status = opt.status
             if sum(m.ready for m in status.members) >= self.job.wait_for_members:
                 return
@@ -232,7 +235,13 @@ class Trainer:
         job = self.job
         deadline = began + 60 * job.minutes if job.minutes else math.inf
         smoothed: float | None = None
-        while not self.stop.requested and not self._text_problem:
+        while not self._ends(opt) and not self._text_problem:
+            if opt.wish is Wish.PAUSE:
+                opt.rest()
+                self._show(opt)
+                if time.monotonic() >= deadline:
+                    return "minutes"
+                continue
             if job.steps and opt.steps >= job.steps:
                 return "steps"
             if time.monotonic() >= deadline:
@@ -260,7 +269,13 @@ class Trainer:
             self._show(opt)
             if job.eval_every_s and time.monotonic() - self._evaluated_at >= job.eval_every_s:
                 self._note_eval(compute, opt, corpus, EVAL_WINDOWS)
-        return "data" if self._text_problem else "stopped"
+        if self._text_problem:
+            return "data"
+        return "finished" if opt.wish is Wish.FINISH and not self.control.leaving else "stopped"
+
+    def _ends(self, opt: Optimizer) -> bool:
+        """Whether its user wants it to train no more."""
+        return self.control.leaving or opt.wish.ends
 
     def _remaining(self, opt: Optimizer, began: float, deadline: float) -> dict[str, Any]:
         elapsed = time.monotonic() - began
@@ -272,7 +287,7 @@ class Trainer:
     def _finish(self, opt: Optimizer) -> None:
         opt.flush(30.0, last=True)
         opt.report(training=False, done=True)
-        while self.job.finish_together and not self.stop.requested and not opt.all_done:
+        while self.job.finish_together and not self._ends(opt) and not opt.all_done:
             opt.wait_briefly()
             self._show(opt)
 

@@ -75,7 +75,7 @@ def loss_in(result: Any) -> float | None:
 
 _FLOATS = frozenset({"tokens_per_s", "step_s", "loss", "blocked_fraction", "remaining_s", "mfu"})
 _COUNTS = frozenset({"step", "tokens", "epoch", "target_steps", "run_step"})
-_FLAGS = frozenset({"training", "done"})
+_FLAGS = frozenset({"training", "done", "paused"})
 
 
 def progressed(before: Progress, changes: Mapping[str, Any]) -> Progress:

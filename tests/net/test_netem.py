@@ -223,6 +223,45 @@ async def test_limits_without_a_delay_only_limit(autojump_clock, nursery):
     assert len(await a.read(1000)) == 1000 and trio.current_time() == before  # downwards there is no limit
 
 
+async def test_a_limit_that_is_set_later_holds_for_connections_that_are_open(autojump_clock, nursery):
+    here, there = kernel_pair()
+    shaper = Shaper(LinkProfile(), rng=random.Random(0))
+    shaper.start(nursery)
+    a = shaper.shaped(here, Sockets(), "")
+    pieces: list[tuple[int, float]] = []
+    both = trio.Event()
+
+    async def read_two():
+        for _ in range(2):
+            pieces.append((len(await a.read(1000)), trio.current_time()))
+        both.set()
+
+    nursery.start_soon(read_two)
+    await trio.testing.wait_all_tasks_blocked()  # it reads before there is a limit
+    began = trio.current_time()
+    await a.write(bytes(125_000))
+    n_read = len(await there.receive_some(1 << 20))
+    was_free = not shaper.is_shaping
+    shaper.limit(parse_caps("1mbit", "80kbit"))
+    await a.write(bytes(125_000))
+    while n_read < 250_000:
+        n_read += len(await there.receive_some(1 << 20))
+    took_s = trio.current_time() - began
+    for _ in range(2):
+        await there.send_all(b"x" * 1000)
+    await both.wait()
+    shaper.limit(NO_CAPS)
+    before = trio.current_time()
+    await a.write(bytes(125_000))
+    while n_read < 375_000:
+        n_read += len(await there.receive_some(1 << 20))
+
+    assert was_free and shaper.is_shaping is False
+    assert took_s == pytest.approx(1.0, rel=0.05)  # the first went at once, the second at the limit
+    assert [n for n, _ in pieces] == [1000, 1000] and pieces[1][1] - pieces[0][1] == pytest.approx(0.1, rel=0.2)
+    assert trio.current_time() == pytest.approx(before, abs=0.01)
+
+
 async def test_quiet_hours_begin_and_end(autojump_clock, nursery):
     minute = [12 * 60]
     caps = Caps(upload_bps=10e6, quiet=QuietHours(22 * 60, 7 * 60, 1e6))

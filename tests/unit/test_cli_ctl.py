@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from legion_p2p.cli import ctl
+from legion_p2p.cli.find_peer import parse_status_address
 from legion_p2p.cli.running import run_app
 from legion_p2p.errors import UsageError
 from legion_p2p.net import status_http
@@ -147,11 +148,11 @@ def test_a_web_server_on_the_port_of_a_peer_is_told_in_plain_words(own_ports, ca
 @pytest.mark.parametrize("text", ["", "x", "127.0.0.1:", ":47110", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:²"])
 def test_an_address_of_another_form_is_refused(text):
     with pytest.raises(UsageError, match="HOST:PORT"):
-        ctl.parse_status_address(text)
+        parse_status_address(text)
 
 
 def test_an_ipv6_host_may_stand_in_brackets():
-    assert ctl.parse_status_address("[::1]:47110") == ("::1", 47110)
+    assert parse_status_address("[::1]:47110") == ("::1", 47110)
 
 
 def test_a_strangers_names_do_not_act_on_the_terminal(own_ports, capsys):

@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -71,7 +72,10 @@ def plan_job(entry, peer, training):
     traffic = PlannedTraffic(100, 1_600_000, 1_600_000, 2_400_000, 156.25, 1.28 if peer.limits.upload else None)
     return Plan(entry.name, 800_000, 16, 50_000, 12_800_000, 800_000, 800_000, 5, 1024, "int8", "int8", (traffic,))
 
-def run_job(entry, peer, training, *, events, stop, on_status=None):
+def doing(control):
+    return "training" if not control._kept else "told to " + type(control._kept[-1]).__name__.lower()
+
+def run_job(entry, peer, training, *, events, control, on_status=None):
     name = entry.name
     if name == "unknown": raise UnknownRunError(name, 2)
     if name == "misfit": raise IncompatibleModelError("parameter 'wte.weight' is (256, 64) here and (256, 128) in the run")
@@ -82,14 +86,14 @@ def run_job(entry, peer, training, *, events, stop, on_status=None):
     step = 0
     while step < training.steps or not training.steps:
         step += 1  # at least one, also when it was stopped before: what is said at the end is then always the same
-        on_status(Status("{PEER}", ("{ADDRESS}",), RunStatus("bafkrei", name), "home", "training", step, (me, other), (),
+        on_status(Status("{PEER}", ("{ADDRESS}",), RunStatus("bafkrei", name), "home", doing(control), step, (me, other), (),
                          1000 * step, 2000, None, (), loss=2.5, target_steps=training.steps or None, uptime_s=step / 100))
         events.emit("step", step=step, loss=2.5)
-        if stop.requested: break
+        if control.leaving: break
         time.sleep(0.01)
     if name == "deaf":
         while True: sum(range(10**6))
-    return Outcome(step, step * 1024, 2.25, "ab" * 32, "stopped" if stop.requested else "steps",
+    return Outcome(step, step * 1024, 2.25, "ab" * 32, "stopped" if control.leaving else "steps",
                    1000 * step, 2000, "the model is in /tmp/x" if name == "unsaved" else "", "cut off" if name == "cut" else "",
                    ("{PEER}",), "training on cuda:0 ran out of memory; less takes: --precision bf16" if name == "large" else "")
 
@@ -654,6 +658,26 @@ def test_on_a_terminal_it_draws_the_view_and_gives_the_cursor_back(tmp_path):
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1
 
 
+def test_keys_tell_the_peer_what_to_do_and_the_terminal_is_as_it_was_before(tmp_path):
+    words = [sys.executable, "-c", DRIVER, "--run", "demo", "--initial-peers", ADDRESS, "--identity", "none"]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.execve(sys.executable, words, environment(tmp_path))
+    shown, modes = b"", termios.tcgetattr(terminal)
+
+    for awaited, typed in ((b"keys: p pause", b"x"), (b"training", b"P"), (b"told to pause", b"q"), (b"left run demo", b"")):
+        while awaited not in shown:
+            shown += os.read(terminal, 65536)  # EIO, which fails the test, once the peer has ended without it
+        os.write(terminal, typed)
+    after = termios.tcgetattr(terminal)
+    _, how = os.waitpid(child, 0)
+    os.close(terminal)
+
+    assert os.waitstatus_to_exitcode(how) == 0
+    assert after == modes and modes[3] & termios.ICANON
+
+
 def test_a_dumb_terminal_gets_lines(tmp_path):
     shown, code = on_a_terminal(tmp_path, "--new-run", "demo", "--steps", "5", "--identity", "none", env={"TERM": "dumb"})
 
@@ -663,7 +687,7 @@ def test_a_dumb_terminal_gets_lines(tmp_path):
 def test_a_terminal_that_is_closed_lets_the_peer_leave_in_order(tmp_path):
     done = tmp_path / "done"
     code = DRIVER.replace(
-        "    return Outcome(step", f"    open({str(done)!r}, 'w').write(str(stop.requested))\n    return Outcome(step"
+        "    return Outcome(step", f"    open({str(done)!r}, 'w').write(str(control.leaving))\n    return Outcome(step"
     )
     words = [sys.executable, "-c", code, "--new-run", "demo", "--identity", "none"]
     child, terminal = pty.fork()

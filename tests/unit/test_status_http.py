@@ -10,6 +10,7 @@ import trio
 
 from legion_p2p.errors import NetworkError
 from legion_p2p.net import http_server, status_http
+from legion_p2p.net.http_client import MAX_ANSWER_BYTES
 from legion_p2p.net.http_server import MAX_CONNECTIONS, MAX_HEADER_BYTES, is_loopback_host
 from legion_p2p.net.status_http import fetch_status, find_peers, serve_status
 from legion_p2p.observe.status import MemberStatus, RunStatus, Status
@@ -210,7 +211,7 @@ async def test_somebody_else_on_a_port_is_told_apart_from_a_peer(nursery, monkey
     failing = await nursery.start(answering, b"HTTP/1.1 500 Oops\r\nContent-Length: %d\r\n\r\n%b" % (len(html), html))
     page = await nursery.start(answering, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(html), html))
     ssh = await nursery.start(answering, b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
-    endless = await nursery.start(answering, b"HTTP/1.1 200 OK\r\n\r\n" + b" " * (status_http.MAX_STATUS_BYTES + 70000))
+    endless = await nursery.start(answering, b"HTTP/1.1 200 OK\r\n\r\n" + b" " * (MAX_ANSWER_BYTES + 70000))
     silent = await nursery.start(answering, None)
 
     for port, why in [

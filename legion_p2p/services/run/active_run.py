@@ -25,6 +25,7 @@ from legion_p2p.services.inter_region.traffic import RegionalMessenger
 from legion_p2p.services.membership.location import RegionService
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.run.advertise import AdvertiseService
+from legion_p2p.services.run.control import ControlService
 from legion_p2p.services.run.former import FormerMembers
 from legion_p2p.services.run.gate import OwnershipGate
 from legion_p2p.services.run.lobby import Lobby
@@ -70,6 +71,7 @@ class ActiveRun:
         self.spec: RunSpec = ctx.spec
         self.plan: ShardPlan = ctx.plan
         self.steps = StepCount()
+        self.control = ControlService(ctx)
         self.weight = OwnWeight(0.0 if self.role is Role.CLIENT else ctx.config.weight, messenger)
         self.shards = ShardService(ctx, members, self.mailbox)
         self.gate = OwnershipGate(members, self.shards)
@@ -98,6 +100,7 @@ class ActiveRun:
         nursery.start_soon(self.moving.run_forever)
         nursery.start_soon(self.checkpoints.run_forever)
         nursery.start_soon(self.former.run_forever)
+        nursery.start_soon(self.control.run_forever)
 
     async def greet(self) -> None:
         """Exchange announcements with members. Gossip takes a second to find its mesh; those that give up shards to this peer,
@@ -178,8 +181,8 @@ class ActiveRun:
         return self._agreement.look(self.has_finished(), self.shards.marks(), self.region, self._others(), trio.current_time())
 
     def has_finished(self) -> bool:
-        """This peer has trained all that it wanted to, which is nothing for a helper, and none of it is on its way."""
-        return (self.progress.done or not self.role.trains) and self.nothing_pending()
+        """This peer has trained all that it wants to now, which is nothing for a helper, and none of it is on its way."""
+        return (self.progress.done or self.progress.paused or not self.role.trains) and self.nothing_pending()
 
     def nothing_pending(self) -> bool:
         """Nothing that this peer trained, or collected as an owner, has still to come into an update."""

@@ -28,14 +28,16 @@ class Progress(msgspec.Struct, frozen=True):
     """Step of the run, where the trainer counts that; otherwise the peer counts it by `step`."""
     trouble: str = ""
     """Why this peer has nothing to push, in words for the others' users; empty while all is well."""
+    paused: bool = False
+    """Training rests, because the user or one of their conditions says so, and what was trained has been handed in."""
 
     def changes_what_others_do(self, before: "Progress") -> bool:
         """Whether the others should hear of it at once."""
         return _urgent(self) != _urgent(before)
 
 
-def _urgent(progress: Progress) -> tuple[bool, bool, int, bytes, str]:
-    return progress.training, progress.done, progress.epoch, progress.chunks, progress.trouble
+def _urgent(progress: Progress) -> tuple[bool, bool, bool, int, bytes, str]:
+    return progress.training, progress.done, progress.paused, progress.epoch, progress.chunks, progress.trouble
 
 
 class StepCount:

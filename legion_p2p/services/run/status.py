@@ -6,6 +6,7 @@ import msgspec
 import trio
 
 from legion_p2p.core.announcement import MAX_TROUBLE_CHARS, Announcement, peer_of
+from legion_p2p.core.control import Wish
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.reach import OwnReach
 from legion_p2p.observe.status import (
@@ -40,12 +41,12 @@ def describe(run: ActiveRun) -> Announcement:
         testimonies=run.regions.testimonies,
         weight=run.weight.value,
         ready=ready,
-        training=progress.training and ready and run.role.trains,
+        training=progress.training and not progress.paused and ready and run.role.trains,
         done=run.has_finished(),
         step=progress.step,
         run_step=run.steps.own(),
         tokens=progress.tokens,
-        tokens_per_s=progress.tokens_per_s,
+        tokens_per_s=0.0 if progress.paused else progress.tokens_per_s,
         step_s=progress.step_s,
         loss=progress.loss,
         sent_bytes=traffic.sent_bytes,
@@ -63,6 +64,7 @@ def describe(run: ActiveRun) -> Announcement:
         reach=run.reach.now(),
         role=run.role,
         circuits=run.ctx.reachability.own().circuits,
+        paused=progress.paused,
     )
 
 
@@ -118,7 +120,7 @@ def status_of(run: ActiveRun) -> Status:
         rounds=run.shards.states.rounds,
         loss=progress.loss,
         tokens=progress.tokens,
-        tokens_per_s=progress.tokens_per_s,
+        tokens_per_s=0.0 if progress.paused else progress.tokens_per_s,
         mfu=progress.mfu,
         local_steps=run.local_steps,
         run_step=run.run_step(),
@@ -131,6 +133,7 @@ def status_of(run: ActiveRun) -> Status:
         update_codec=run.shards.states.update_codec,
         bytes_in_region=run.messenger.regional.in_region,
         bytes_across=run.messenger.regional.across,
+        control=run.control.status(),
     )
 
 
@@ -143,6 +146,10 @@ def _state(run: ActiveRun) -> str:
         return "helping"
     if run.progress.done:
         return "done"
+    if run.control.wish is Wish.PAUSE:
+        return f"paused: {', '.join(run.control.status().reasons)}"
+    if run.control.wish.ends:
+        return "finishing"
     return run.progress.state or ("training" if run.progress.training else "waiting")
 
 
@@ -173,6 +180,7 @@ def _member_rows(run: ActiveRun) -> tuple[MemberStatus, ...]:
             rtt_s=run.ctx.reachability.connection(peer_of(a)).rtt_s,
             role=a.role.value,
             reach=a.reach.value,
+            paused=a.paused,
         )
         for a, liveness in sorted(rows, key=lambda row: row[0].peer_id)
     )
