@@ -1,11 +1,15 @@
 """Starts Python processes that have imported torch and libp2p already, which takes three to four seconds of CPU.
 
-Each is a fork of one process, the server, that has imported them and done nothing else. It runs a script or a module as `python
-SCRIPT` and `python -m MODULE` would, in a session of its own, with streams, environment and folder of its own, and ends as an
-interpreter does, handlers of atexit included. Use it for tests of what peers do to each other. How a command starts, and what
-becomes of it at the end of its interpreter, is tested with `python` itself.
+Each is a fork of one process, the server, that has imported them and done nothing else. It runs a script or a module as
+`python SCRIPT` and `python -m MODULE` would, in a session of its own, with streams, environment and folder of its own. It ends
+with the code of an interpreter, after its threads and its handlers of atexit. Only the interpreter is not taken apart, which
+takes two more seconds of CPU. Use it for tests of what peers do to each other. How a command starts, and what becomes of it at
+the end of its interpreter, is tested with `python` itself.
 """
 
+import atexit
+import contextlib
+import gc
 import json
 import os
 import runpy
@@ -176,12 +180,47 @@ def preload() -> None:
     import legion_p2p.train.trainer  # noqa: F401
 
 
+class Ending:
+    """Ends a child with the code of its interpreter, in the last handler of atexit."""
+
+    def __init__(self) -> None:
+        self._code = 0
+        self._by_signal = False
+        atexit.register(self._end)
+
+    def run(self, args: list[str], env: dict[str, str], cwd: str) -> None:
+        try:
+            become(args, env, cwd)
+        except SystemExit as end:
+            self._code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            raise
+        except KeyboardInterrupt:
+            self._by_signal = True
+            raise
+        except BaseException:
+            self._code = 1
+            raise
+
+    def _end(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        if self._by_signal:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        os._exit(self._code)
+
+
 def main() -> None:
+    ending = Ending()  # before anything else is imported: what is registered first comes last
+    gc.disable()  # which would go through all that is imported, again and again
     preload()
+    gc.freeze()
+    gc.enable()
     request = serve(socket.socket(fileno=int(sys.argv[1])))
     if request is None:
         os._exit(0)  # at once: taking torch apart takes seconds
-    become(**request)
+    ending.run(**request)
 
 
 if __name__ == "__main__":
