@@ -19,6 +19,7 @@ _WHERE = {
     "Inner": "legion_p2p.config",
     "LegionError": "legion_p2p.errors",
     "Limits": "legion_p2p.config",
+    "Manners": "legion_p2p.config",
     "MemberStatus": "legion_p2p.observe.status",
     "MuonAdamW": "legion_p2p.train.muon",
     "NewRun": "legion_p2p.config",
@@ -43,7 +44,7 @@ __all__ = sorted([*_WHERE, *_MODULES, "__version__"])
 if TYPE_CHECKING:
     from legion_p2p import aio, errors
     from legion_p2p.bootstrap import open_bootstrap
-    from legion_p2p.config import Inner, Limits, NewRun, Peer, Rounds, Store
+    from legion_p2p.config import Inner, Limits, Manners, NewRun, Peer, Rounds, Store
     from legion_p2p.core.identity import Identity
     from legion_p2p.core.run import RunSpec
     from legion_p2p.errors import LegionError

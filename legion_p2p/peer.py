@@ -4,6 +4,7 @@ The same engine runs in virtual time over `sim`. Everything that faces torch sta
 """
 
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
@@ -19,7 +20,9 @@ from legion_p2p.core.addresses import parse_addresses
 from legion_p2p.core.caps import parse_caps
 from legion_p2p.core.checkpoint_policy import CheckpointConfig
 from legion_p2p.core.cids import Cid
+from legion_p2p.core.control import parse_cpu
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.manners import ConditionsConfig
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.relay_ledger import parse_relay
 from legion_p2p.core.retention import parse_retention
@@ -36,12 +39,14 @@ from legion_p2p.errors import (
 )
 from legion_p2p.files.paths import user_data_folder, user_path
 from legion_p2p.observe.events import PHASE, Events
+from legion_p2p.observe.machine import Machine
 from legion_p2p.services.run.access_watch import watch_access
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.discovery import find_run
 from legion_p2p.services.run.evidence_keeper import keep_evidence
 from legion_p2p.services.run.joiner import SHORT_SEARCH_S, Params, RunCreation, creating, joining
 from legion_p2p.services.run.lobby import PeerParts
+from legion_p2p.services.run.manners import MannersService
 from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.store.access_lists import AccessFiles, token_of
@@ -49,6 +54,7 @@ from legion_p2p.store.control_key import load_or_create_control_key
 from legion_p2p.store.evidence_file import EvidenceFile
 from legion_p2p.store.known_peers_file import KnownPeersFile
 from legion_p2p.store.public_blocks import PublicBlocks
+from legion_p2p.store.volume_file import VolumeFile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -168,6 +174,9 @@ async def open_peer(
                     entering = joining(parts, run, params, search_s=peer.search_s, start=start)
                 async with entering as entered:
                     entered.control.caps_changed.add(network.limit)
+                    conditions = entered.ctx.config.manners
+                    if not conditions.asks_nothing:
+                        nursery.start_soon(_manners(entered, network, conditions, peer.identity).run_forever)
                     if blocks is not None:
                         blocks.is_open = entered.members.admission.is_open
                     if isinstance(peer.identity, str) and peer.identity:
@@ -192,6 +201,18 @@ async def open_peer(
         unlock()
 
 
+def _manners(run: ActiveRun, network: "Libp2pNetwork", conditions: ConditionsConfig, identity: str | Identity) -> MannersService:
+    is_file = isinstance(identity, str) and bool(identity)
+    return MannersService(
+        run.ctx,
+        run.control,
+        look=Machine(conditions).look,
+        counted=lambda: network.volume.n_bytes,
+        month=lambda: time.strftime("%Y-%m"),
+        store=VolumeFile.beside(str(identity)) if is_file else None,
+    )
+
+
 def _door(run: ActiveRun, events: Events) -> "ControlDoor | None":
     """Where the user's commands go; None where their key cannot be had, so that nobody could show to be the user."""
     from legion_p2p.net.control_http import ControlDoor
@@ -213,6 +234,8 @@ def _config_of(peer: Peer) -> PeerConfig:
         checkpoints=checkpoints,
         token=token_of(peer.token) if peer.token else b"",
         caps=parse_caps(peer.limits.upload, peer.limits.download, peer.limits.quiet_hours),
+        max_cpu=parse_cpu(peer.manners.max_cpu) if peer.manners.max_cpu else None,
+        manners=peer.manners.conditions(),
     )
 
 

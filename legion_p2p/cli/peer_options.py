@@ -17,7 +17,7 @@ from cyclopts import Group, Parameter, Token
 
 from legion_p2p.cli.common import given_by
 from legion_p2p.cli.contacts import listed_contacts
-from legion_p2p.config import Inner, Limits, NewRun, Peer, Rounds, RunChoice, Store, Training, read_new_run
+from legion_p2p.config import Inner, Limits, Manners, NewRun, Peer, Rounds, RunChoice, Store, Training, read_new_run
 from legion_p2p.config.fields import docs_of, field_value, hints_of
 from legion_p2p.errors import ConfigError, UsageError
 from legion_p2p.files.paths import FileKind, kind_of, shown, user_path
@@ -28,6 +28,7 @@ WHICH = Group.create_ordered("Which run")
 NEW = Group.create_ordered("A new run (these options win over SPEC.toml)")
 TRAINING = Group.create_ordered("Training")
 NETWORK = Group.create_ordered("This peer on the network")
+MANNERS = Group.create_ordered("What it may take of this machine")
 CHECKPOINTS = Group.create_ordered("Checkpoints")
 OUTPUT = Group.create_ordered("Output")
 
@@ -121,6 +122,13 @@ OPTIONS = (
     Option(Limits, "quiet_hours", NETWORK, "HOURS"),
     Option(Peer, "search_s", NETWORK, "SECONDS"),
     Option(Limits, "netem", NETWORK, "LINK"),
+    Option(Manners, "when", MANNERS),
+    Option(Manners, "on_battery", MANNERS, "YES|NO", default="yes"),
+    Option(Manners, "max_cpu", MANNERS, "SHARE"),
+    Option(Manners, "max_temperature", MANNERS, "DEGREES"),
+    Option(Manners, "max_memory", MANNERS, "SIZE"),
+    Option(Manners, "monthly", MANNERS, "SIZE"),
+    Option(Manners, "priority", MANNERS),
     Option(Store, "path", CHECKPOINTS, "FOLDER", flag="--store", default="beside the identity"),
     Option(Store, "max_gb", CHECKPOINTS, "GB", flag="--store-max-gb"),
     Option(Store, "keep", CHECKPOINTS, "WHAT"),
@@ -261,7 +269,7 @@ def job_of(values: Mapping[str, Any]) -> Job:
         may_remember = picks_contacts and (picks_identity or given[Peer]["identity"])
         if not (may_resume or may_remember or given[Peer].get("lan", True)):
             raise UsageError(nobody_to_enter_through(which["run"]))
-    peer = Peer(**given[Peer], limits=Limits(**given[Limits]), store=Store(**given[Store]))
+    peer = Peer(**given[Peer], limits=Limits(**given[Limits]), manners=Manners(**given[Manners]), store=Store(**given[Store]))
     return Job(RunChoice(**which), peer, training, picks_identity, picks_store, picks_contacts)
 
 

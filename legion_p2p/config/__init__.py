@@ -4,6 +4,7 @@ Units are in the names. None of it loads torch, libp2p or trio.
 """
 
 from legion_p2p.config.engine import AUTO_REGION, AUTO_WEIGHT, DEFAULT_REGION, PeerConfig, RegionLabel, Weight
+from legion_p2p.config.manners import Manners
 from legion_p2p.config.new_run import NewRun, new_run_of, read_new_run
 from legion_p2p.config.peer import DEFAULT_LISTEN, Limits, Peer, Store
 from legion_p2p.config.rounds import Inner, Rounds
@@ -24,6 +25,7 @@ __all__ = [
     "STATUS_PORTS",
     "Inner",
     "Limits",
+    "Manners",
     "NewRun",
     "Peer",
     "PeerConfig",

@@ -7,6 +7,7 @@ import msgspec
 
 from legion_p2p.core.caps import NO_CAPS, Caps
 from legion_p2p.core.checkpoint_policy import CheckpointConfig
+from legion_p2p.core.manners import ConditionsConfig
 from legion_p2p.core.membership import MembershipConfig
 from legion_p2p.core.roles import Role
 from legion_p2p.core.round import RoundConfig
@@ -41,3 +42,5 @@ class PeerConfig(msgspec.Struct, frozen=True):
     """Limits on its traffic as it starts; its user may change them."""
     max_cpu: float | None = None
     """Share of the machine's processors that the process may take as it starts; None: no limit."""
+    manners: ConditionsConfig = ConditionsConfig()
+    """When it may train."""

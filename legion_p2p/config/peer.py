@@ -8,6 +8,7 @@ import msgspec
 from legion_p2p.config.engine import AUTO_REGION, DEFAULT_REGION, REGION_FORM, Weight
 from legion_p2p.config.fields import settle
 from legion_p2p.config.forms import Form, ListenAddresses, Switch, checked_text, path_text, refusal, text_of
+from legion_p2p.config.manners import Manners
 from legion_p2p.core.caps import QUIET_FORM, parse_quiet_hours
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.profiles import parse_link
@@ -147,6 +148,9 @@ class Peer(msgspec.Struct, frozen=True, repr_omit_defaults=True):
 
     limits: Limits = Limits()
     """How much of the connection it may use."""
+
+    manners: Manners = Manners()
+    """When it may train, and what it may take of the machine."""
 
     store: Store = Store()
     """Where it keeps checkpoints."""

@@ -21,6 +21,7 @@ from legion_p2p.net.reaching import Reaching
 from legion_p2p.net.recall import Recall
 from legion_p2p.net.relay import Relay
 from legion_p2p.net.tally import Tally
+from legion_p2p.net.volume import WideVolume
 from legion_p2p.observe.status import ServiceStatus
 
 
@@ -49,6 +50,8 @@ class Libp2pNetwork:
         """Relays for others; None where it was not asked to."""
         self.shaper: Shaper
         """Limits all its traffic."""
+        self.volume: WideVolume
+        """What it has exchanged with other networks."""
 
     @property
     def peer_id(self) -> PeerId:

@@ -180,6 +180,7 @@ class NetworkParts:
         network = Libp2pNetwork(identity, self.host, contacts, self.listening)
         network.messenger = self.messenger
         network.shaper = self.shaper
+        network.volume = self.sockets.volume
         reaching = self.reaching = Reaching(self, network.messenger)
         network.reaching, network.reachability, network.relay = reaching, reaching.reachability, reaching.relay
         network.discovery = Libp2pDiscovery(network.messenger, self.dht, self.book, self.config, self.listening.addresses)

@@ -127,6 +127,7 @@ EVENTS = (
     _event("data.begins_anew", "The stored position in the text does not fit; reading starts from the beginning.", "reason"),
     _event("control.changed", "The user, or a condition of theirs, changed what training is to do.", "wish reason"),
     _event("control.closed", "Nobody can pause or limit this peer from outside, because there is no control key.", "text"),
+    _error("control.volume_lost", "What was sent and received this month could not be read or written; see `text`."),
     _event("control.limits", "The user has set other limits.", "upload_bps download_bps max_cpu"),
     _event("data.other_text", "A member trains on another text than this peer.", "peer reason"),
     _error("network.scarce", "This process may open too few files, so connections are turned away; the text says what helps."),

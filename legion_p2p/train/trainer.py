@@ -40,6 +40,7 @@ from legion_p2p.train.language_model import LanguageModel
 from legion_p2p.train.optimizer import Optimizer
 from legion_p2p.train.outcome import Outcome, join_command
 from legion_p2p.train.parameters import param_specs, trainable
+from legion_p2p.train.priority import lower_priority
 from legion_p2p.train.resume import restore_state, training_state
 from legion_p2p.train.run_text import fetch_missing, open_run_text, shared_by
 from legion_p2p.train.saving import check_out, save_model
@@ -128,6 +129,8 @@ class Trainer:
             return Outcome(0, 0, None, "", "stopped")
         try:
             self.control.attach(thread)
+            if self._peer.manners.priority == "low":
+                lower_priority()
             return self._train(thread, out)
         except Exception:
             self._rescue(out)

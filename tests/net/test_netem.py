@@ -43,6 +43,9 @@ class Kernel:
         except trio.EndOfChannel:
             return b""
 
+    def getpeername(self) -> tuple[str, int]:
+        return "10.0.0.2", 4710
+
     def getsockname(self) -> tuple[str, int]:
         return "10.0.0.1", 4710
 

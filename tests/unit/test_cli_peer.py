@@ -23,7 +23,7 @@ from legion_p2p.cli.contacts import MAX_REMEMBERED, entering_text, listed_contac
 from legion_p2p.cli.failures import exit_code_of
 from legion_p2p.cli.peer_options import OPTIONS
 from legion_p2p.cli.running import run_app
-from legion_p2p.config import Inner, Limits, NewRun, Peer, Rounds, RunChoice, Store, Training
+from legion_p2p.config import Inner, Limits, Manners, NewRun, Peer, Rounds, RunChoice, Store, Training
 from legion_p2p.config.new_run import chosen_inner, chosen_rounds
 from legion_p2p.config.old_names import FLAGS
 from legion_p2p.core.identity import Identity
@@ -214,7 +214,9 @@ def test_every_field_of_the_values_is_an_option_and_every_option_a_field(job_of)
     options = {(option.kind, option.field) for option in OPTIONS}
 
     fields = {
-        (kind, field) for kind in (RunChoice, Training, Peer, Limits, Store, Rounds, Inner) for field in kind.__struct_fields__
+        (kind, field)
+        for kind in (RunChoice, Training, Peer, Limits, Manners, Store, Rounds, Inner)
+        for field in kind.__struct_fields__
     }
     new_run = {
         (NewRun, "preset"),
@@ -222,7 +224,7 @@ def test_every_field_of_the_values_is_an_option_and_every_option_a_field(job_of)
         (NewRun, "links"),
         (NewRun, "admission"),
     }  # the rest is in SPEC.toml, or of its name, --data and --seed
-    assert options == (fields | new_run) - {(Peer, name) for name in ("limits", "store", "on_event")}
+    assert options == (fields | new_run) - {(Peer, name) for name in ("limits", "manners", "store", "on_event")}
     assert len({option.name for option in OPTIONS}) == len(OPTIONS)
 
 

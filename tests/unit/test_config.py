@@ -16,6 +16,7 @@ from legion_p2p.config import (
     MAX_CONFIG_BYTES,
     Inner,
     Limits,
+    Manners,
     NewRun,
     Peer,
     Rounds,
@@ -34,7 +35,7 @@ from legion_p2p.core.presets import LINKS
 from legion_p2p.core.run import InnerSpec, RoundSpec
 from legion_p2p.errors import ConfigError, UsageError
 
-PUBLIC = (Peer, Limits, Store, NewRun, Rounds, Inner, RunChoice, Training)
+PUBLIC = (Peer, Limits, Manners, Store, NewRun, Rounds, Inner, RunChoice, Training)
 ADDRESS = f"/ip4/10.0.0.1/tcp/1/p2p/{Identity(b'1' * 32).peer_id}"
 
 

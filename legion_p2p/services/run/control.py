@@ -10,6 +10,7 @@ import trio
 from legion_p2p.concurrency.notify import Notify
 from legion_p2p.core.caps import Caps, parse_caps
 from legion_p2p.core.control import NO_LIMIT, Command, SetLimits, TrainingControl, Wish, parse_cpu
+from legion_p2p.core.manners import SPENT_BPS
 from legion_p2p.core.observers import Observers
 from legion_p2p.observe.status import ControlStatus
 from legion_p2p.services.context import PeerContext
@@ -23,6 +24,7 @@ class ControlService:
         self._wall_time = ctx.wall_time
         self._machine = TrainingControl()
         self._notify = Notify()
+        self._is_spent = False
         self._reasons: tuple[str, ...] = ()
         self.wish = Wish.TRAIN
         """What the training side is to do now."""
@@ -46,6 +48,17 @@ class ControlService:
         """These conditions of the user's do not hold now; empty: all hold."""
         self._machine.hold(conditions)
         self._take_over()
+
+    def squeeze(self, is_spent: bool) -> None:
+        """Keep all traffic below SPENT_BPS, or no longer: the user's volume of this month is used up."""
+        if is_spent != self._is_spent:
+            self._is_spent = is_spent
+            self.caps_changed.tell(self._caps_now())
+
+    def _caps_now(self) -> Caps:
+        if not self._is_spent:
+            return self.caps
+        return Caps(min(self.caps.upload_bps, SPENT_BPS), min(self.caps.download_bps, SPENT_BPS), self.caps.quiet)
 
     def status(self) -> ControlStatus:
         """What holds now."""
@@ -85,7 +98,7 @@ class ControlService:
                 self.caps.download_bps if limits.download is None else chosen.download_bps,
                 self.caps.quiet,
             )
-            self.caps_changed.tell(self.caps)
+            self.caps_changed.tell(self._caps_now())
         status = self.status()
         self._events.emit(
             "control.limits", upload_bps=status.upload_bps, download_bps=status.download_bps, max_cpu=status.max_cpu
