@@ -128,7 +128,8 @@ class SimPeer:
             self._swarm.local_step(self)
             local_trainer.stepped(1)
             if local_trainer.steps == 1 or local_trainer.steps % 20 == 0:
-                engine.report(Progress(local_trainer.steps, local_trainer.tokens, 1 / self.step_s, self.step_s, None, True))
+                progress = Progress(local_trainer.steps, local_trainer.tokens, 1 / self.step_s, self.step_s, training=True)
+                engine.report(progress)
             if due := local_trainer.due(engine.local_steps):
                 engine.contribute(local_trainer.hand_in(due, warming_up=self.warming_up))
                 if self._swarm.round.synchronous:
