@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from legion_p2p.cli.access import ban, show_id, token, unban
+from legion_p2p.cli.bugreport import bugreport
 from legion_p2p.cli.checkpoint import checkpoint
 from legion_p2p.cli.common import addresses_of_peers, make_app
 from legion_p2p.cli.control import finish, leave, limits, pause, resume
 from legion_p2p.cli.data import data
+from legion_p2p.cli.doctor import doctor
 from legion_p2p.cli.dry_run import plan
 from legion_p2p.cli.failures import DONE
 from legion_p2p.cli.find_peer import PeerOption, chosen_peer
 from legion_p2p.cli.output import print_json
 from legion_p2p.cli.running import run_and_exit
+from legion_p2p.cli.service import service
+from legion_p2p.cli.top import top
 from legion_p2p.errors import NetworkError
 
 if TYPE_CHECKING:
@@ -37,8 +41,9 @@ app = make_app(
     "legion-ctl",
     "Ask a running peer on this machine what it knows, pause or limit it, work on checkpoints, prepare data, or plan a run.",
 )
-for command in (pause, resume, finish, leave, limits):
+for command in (pause, resume, finish, leave, limits, doctor, bugreport, top):
     app.command(command)
+app.command(service)
 app.command(checkpoint)
 app.command(data)
 app.command(token)

@@ -39,6 +39,15 @@ def read_limited(path: Path, max_bytes: int) -> bytes:
     return raw
 
 
+def read_tail(path: Path, max_bytes: int) -> bytes:
+    """The end of a file of lines, whole lines only, of at most `max_bytes`. Raises: StoreError."""
+    with opened(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - max_bytes))
+        raw = file.read(max_bytes)
+    return raw if size <= max_bytes else raw.partition(b"\n")[2]
+
+
 def read_text(path: Path, max_bytes: int) -> str:
     """The text of a small file that a person or another command wrote. Raises: StoreError."""
     raw = read_limited(path, max_bytes)

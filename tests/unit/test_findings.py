@@ -1,0 +1,125 @@
+"""legion-ctl doctor: what is judged of a machine, and what is printed; and that no fault of one look hides the others."""
+
+import json
+from typing import Any
+
+import pytest
+
+from legion_p2p.cli import ctl, doctor
+from legion_p2p.cli.running import run_app
+from legion_p2p.core.findings import (
+    FEW_DISK_BYTES,
+    FEW_FILES,
+    FEW_MEMORY_BYTES,
+    MIN_DISK_BYTES,
+    MIN_FILES,
+    MIN_MEMORY_BYTES,
+    SLOW_S,
+    Health,
+    has_problem,
+    judge_addresses,
+    judge_clock,
+    judge_contact,
+    judge_disk,
+    judge_files,
+    judge_memory,
+    judge_reach,
+    ok,
+    problem,
+    warning,
+)
+from legion_p2p.errors import NetworkError, StoreError
+
+OK, WARNING, PROBLEM = Health.OK, Health.WARNING, Health.PROBLEM
+
+
+@pytest.mark.parametrize(
+    ("finding", "health"),
+    [
+        (judge_disk(MIN_DISK_BYTES - 1, "x"), PROBLEM),
+        (judge_disk(FEW_DISK_BYTES - 1, "x"), WARNING),
+        (judge_disk(FEW_DISK_BYTES, "x"), OK),
+        (judge_files(MIN_FILES - 1), PROBLEM),
+        (judge_files(FEW_FILES - 1), WARNING),
+        (judge_files(FEW_FILES), OK),
+        (judge_files(None), OK),
+        (judge_memory(MIN_MEMORY_BYTES - 1, "x"), PROBLEM),
+        (judge_memory(FEW_MEMORY_BYTES - 1, "x"), WARNING),
+        (judge_memory(FEW_MEMORY_BYTES, "x"), OK),
+        (judge_clock(1970, 2026, None), PROBLEM),
+        (judge_clock(2030, 2026, False), WARNING),
+        (judge_clock(2030, 2026, None), OK),
+        (judge_addresses([]), PROBLEM),
+        (judge_addresses(["192.168.1.2"]), OK),
+        (judge_contact("/ip4/1.2.3.4/tcp/1", "refused", None, None), PROBLEM),
+        (judge_contact("/ip4/1.2.3.4/tcp/1", None, 0.05, False), PROBLEM),
+        (judge_contact("/ip4/1.2.3.4/tcp/1", None, SLOW_S + 0.1, True), WARNING),
+        (judge_contact("/ip4/1.2.3.4/tcp/1", None, 0.05, True), OK),
+        (judge_reach("relayed", "symmetric", "nobody could dial it"), WARNING),
+        (judge_reach("unknown", "unknown", ""), WARNING),
+        (judge_reach("public", "none", ""), OK),
+    ],
+)
+def test_a_finding_is_judged_and_whatever_is_not_well_has_a_remedy(finding: Any, health: Health) -> None:
+    assert finding.health is health
+    assert bool(finding.remedy) is (health is not OK) and finding.text
+
+
+def test_each_line_says_how_it_is_and_the_last_one_counts() -> None:
+    lines = doctor.lines_of(
+        [ok("Python", "3.11"), warning("disk", "2 GB", "free some"), problem("clock", "it says 1970", "set it")]
+    )
+
+    assert lines[0] == "ok       Python: 3.11"
+    assert lines[1:3] == ["warning  disk: 2 GB", "         -> free some"]
+    assert lines[-1] == "1 problem and 1 warning"
+    assert doctor.lines_of([ok("Python", "3.11")])[-1] == "nothing is wrong here"
+
+
+def test_the_exit_code_tells_whether_there_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [warning("disk", "2 GB", "free some")]
+    monkeypatch.setattr(doctor, "examine", lambda contacts, run: found)
+    assert run_app(ctl.app, ["doctor"]) == 0
+
+    found.append(problem("clock", "it says 1970", "set it"))
+    assert run_app(ctl.app, ["doctor", "--json"]) == 1
+    assert [row["health"] for row in json.loads(capsys.readouterr().out.splitlines()[-1])] == ["warning", "problem"]
+
+
+def test_a_look_that_fails_is_a_finding_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Any:
+        raise StoreError("the disk does not answer")
+
+    broken.__name__ = "disk"
+    monkeypatch.setattr(doctor, "disk", broken)
+    monkeypatch.setattr(doctor, "torch_and_devices", lambda: ok("device", "none"))  # loading torch takes seconds
+
+    findings = doctor.examine()
+
+    assert [f.name for f in findings] == ["Python", "packages", "device", "disk", "open files", "memory", "clock", "addresses"]
+    assert findings[3].health is WARNING and "does not answer" in findings[3].text
+
+
+async def refuse(peer: object, body: bytes) -> bytes:
+    raise NetworkError("in no run")
+
+
+async def test_contacts_are_tried_and_named_with_their_delay_or_with_why_not() -> None:
+    from legion_p2p.core.identity import Identity
+    from legion_p2p.net import checkup
+    from legion_p2p.net.host import open_network
+
+    async with open_network(Identity.generate(), listen=("/ip4/127.0.0.1/tcp/0",)) as node:
+        (address,) = node.addresses()[:1]
+        node.messenger.serve(refuse)
+        checkup.REACH_S, before = 0.1, checkup.REACH_S
+        try:
+            found = await checkup.examine_network((address,))
+            dead = await checkup.examine_network((f"/ip4/127.0.0.1/tcp/1/p2p/{node.peer_id}",))
+        finally:
+            checkup.REACH_S = before
+
+    assert [f.name for f in found] == ["initial peer", "reach"] and found[0].health is OK and " ms" in found[0].text
+    assert [f.health for f in dead] == [PROBLEM] and has_problem(dead)
