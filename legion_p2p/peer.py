@@ -47,6 +47,7 @@ from legion_p2p.services.run.evidence_keeper import keep_evidence
 from legion_p2p.services.run.joiner import SHORT_SEARCH_S, Params, RunCreation, creating, joining
 from legion_p2p.services.run.lobby import PeerParts
 from legion_p2p.services.run.manners import MannersService
+from legion_p2p.services.run.sampling import sample_forever
 from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.store.access_lists import AccessFiles, token_of
@@ -55,6 +56,8 @@ from legion_p2p.store.evidence_file import EvidenceFile
 from legion_p2p.store.known_peers_file import KnownPeersFile
 from legion_p2p.store.public_blocks import PublicBlocks
 from legion_p2p.store.volume_file import VolumeFile
+from legion_p2p.web.peer_hosting import host_peer_page
+from legion_p2p.web.record import RunRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,6 +101,9 @@ async def open_peer(
     events = events or Events()
     if peer.on_event is not None:
         events.add_sink(peer.on_event)
+    record = RunRecord()
+    if peer.dashboard != "no":
+        events.add_sink(record)
     contacts = parse_addresses(initial_peers)
     whoami, unlock = _identity_of(peer)
     disk = ThreadOffload(1)
@@ -184,10 +190,15 @@ async def open_peer(
                         nursery.start_soon(watch_access, entered.ctx, entered.members, lists)
                         proven = EvidenceFile.beside(user_path(peer.identity))
                         await nursery.start(keep_evidence, entered.ctx, entered.members, proven)
+                    nursery.start_soon(sample_forever, entered)
+                    status = partial(status_of, entered)
+                    entered.dashboard = await host_peer_page(
+                        peer, entered.spec, status, entered.control.obey, record, events, nursery
+                    )
                     if peer.status:
                         try:
                             door = _door(entered, events)
-                            where = await nursery.start(partial(serve_status, partial(status_of, entered), control=door))
+                            where = await nursery.start(partial(serve_status, status, control=door))
                             events.emit("status.served", address=where)
                         except NetworkError as bad:  # a machine without 127.0.0.1; training needs no status
                             events.emit("status.not_served", text=f"{bad}; legion-ctl cannot look at this peer")

@@ -7,22 +7,26 @@ imported.
 
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
+from legion_p2p.cli.bootstrap_page import host_node_page
 from legion_p2p.cli.common import SOURCES_HELP, addresses_of_peers, listen_addresses, make_app
 from legion_p2p.cli.node_log import ContactLines, DailyLine, Notes, peers_text, reach_lines
 from legion_p2p.cli.running import run_and_exit
-from legion_p2p.config import DEFAULT_BOOTSTRAP_PORT
+from legion_p2p.config import DEFAULT_BOOTSTRAP_PORT, Peer
+from legion_p2p.config.fields import field_value
 from legion_p2p.config.forms import NONE
 from legion_p2p.core.relay_ledger import DEFAULT_RELAY, parse_relay
 from legion_p2p.errors import NetworkError, UsageError
 from legion_p2p.files.paths import user_data_folder
 from legion_p2p.observe.status import ContactStatus, Status
+from legion_p2p.web.node_page import NodeRecord
 
 if TYPE_CHECKING:
     from legion_p2p.core.identity import Identity
@@ -60,6 +64,8 @@ class Options:
     10mbit,peers=256,circuits=512,hourly=8gb (of one peer). no: it does not."""
     metrics: Annotated[str, Parameter(metavar="[HOST:]PORT")] = ""
     """Serve metrics for Prometheus there, at /metrics; without a host on this machine only. [default: not served]"""
+    dashboard: Annotated[str, Parameter(metavar="YES|NO|PORT")] = "yes"
+    """Serve a page for a browser on this machine: yes, no, or the port. Whoever opens it needs the token in its address."""
     identity: Annotated[str, Parameter(metavar="FILE")] = ""
     """Key file that says who this node is, made on first use; the peers that it knows are kept beside it. [default: bootstrap.key
     in the user's data folder]"""
@@ -77,6 +83,7 @@ def bootstrap(options: Options = Options()) -> int:
             "--identity none: others find this node by its id, so it needs a key file; without --identity it has one"
         )
     parse_relay(options.relay)
+    dashboard = dashboard_choice(options.dashboard)
     if options.metrics:
         metrics_address(options.metrics)
     # from here on libp2p is needed
@@ -85,6 +92,7 @@ def bootstrap(options: Options = Options()) -> int:
     from legion_p2p.store.identity import load_or_create_identity
 
     stored = load_or_create_identity(options.identity or default_identity_path())
+    options = replace(options, dashboard=dashboard)
     listen = options.listen or (f"/ip4/0.0.0.0/tcp/{options.port}", f"/ip6/::/tcp/{options.port}")
     return trio.run(_serve, stored.identity, listen, options)
 
@@ -135,8 +143,12 @@ async def _until_told(network: "Libp2pNetwork", options: Options, note: Notes, s
     from legion_p2p.net.status_http import serve_status
 
     status = partial(_status, network, trio.current_time())
+    record = NodeRecord()
     async with open_flat_nursery() as nursery:
-        nursery.start_soon(_tell_daily, status, note)
+        nursery.start_soon(_watch, status, record, note)
+        await host_node_page(
+            network, options.dashboard, options.identity or default_identity_path(), status, record, note, nursery
+        )
         try:
             await nursery.start(serve_status, status)
         except NetworkError as bad:
@@ -151,15 +163,25 @@ async def _until_told(network: "Libp2pNetwork", options: Options, note: Notes, s
     return caught
 
 
-async def _tell_daily(status: Callable[[], Status], note: Notes) -> None:
+async def _watch(status: Callable[[], Status], record: NodeRecord, note: Notes) -> None:
     import trio
 
     daily = DailyLine(trio.current_time())
     while True:
-        line = daily.look(status(), trio.current_time())
+        now = status()
+        record.note(now, time.time())
+        line = daily.look(now, trio.current_time())
         if line:
             note(line)
         await trio.sleep(LOOK_EVERY_S)
+
+
+def dashboard_choice(text: str) -> str:
+    """Raises: UsageError."""
+    try:
+        return str(field_value(Peer, "dashboard", text, is_text=True))
+    except UsageError as bad:
+        raise UsageError(f"--dashboard: {bad}") from bad
 
 
 def metrics_address(text: str) -> tuple[str, int]:

@@ -135,6 +135,7 @@ OPTIONS = (
     Option(Store, "shared", CHECKPOINTS, "FOLDER...", flag="--share"),
     Option(Store, "checkpoint_every_s", CHECKPOINTS, "SECONDS"),
     Option(Training, "out", OUTPUT, "FOLDER"),
+    Option(Peer, "dashboard", OUTPUT, "YES|NO|PORT", default="yes"),
     Option(Peer, "status", OUTPUT),
 )  # fmt: skip
 

@@ -14,10 +14,13 @@ from legion_p2p.config.training import RunChoice, Training
 DEFAULT_BOOTSTRAP_PORT = 4710
 STATUS_PORTS = range(47110, 47174)
 """Loopback ports on which peers serve their status: the first free one. `legion-ctl` looks there; no file has to tell."""
+DASHBOARD_PORTS = range(47210, 47274)
+"""Loopback ports on which peers and bootstrap nodes serve their page: the first free one."""
 
 __all__ = [
     "AUTO_REGION",
     "AUTO_WEIGHT",
+    "DASHBOARD_PORTS",
     "DEFAULT_BOOTSTRAP_PORT",
     "DEFAULT_LISTEN",
     "DEFAULT_REGION",

@@ -19,6 +19,7 @@ from legion_p2p.core.units import RATE_FORM, parse_rate
 
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0")
 DEFAULT_SEARCH_S = 15.0  # a run that was created a moment ago takes seconds to show in the DHT
+_DASHBOARD_FORM = "yes, no, or a port"
 _KEY_FILE = "the path of a key file, or a legion_p2p.Identity"
 
 
@@ -54,6 +55,17 @@ def _folders(given: Any) -> tuple[str, ...]:
     if not isinstance(given, list | tuple):
         raise refusal(given, allowed)
     return tuple(text for one in given if (text := text_of(one, allowed)))
+
+
+def _dashboard(given: Any) -> str:
+    if isinstance(given, bool):
+        return "yes" if given else "no"
+    text = str(given).lower() if isinstance(given, str | int) else ""
+    if text.isascii() and text.isdecimal() and 1 <= int(text) <= 65535:
+        return text
+    if text not in ("yes", "no"):
+        raise refusal(given, _DASHBOARD_FORM)
+    return text
 
 
 def _callback(given: Any) -> Callable[[Any], None] | None:
@@ -157,6 +169,9 @@ class Peer(msgspec.Struct, frozen=True, repr_omit_defaults=True):
 
     status: bool = True
     """Serve the status on this machine, for legion-ctl."""
+
+    dashboard: Annotated[str, Form(_DASHBOARD_FORM, _dashboard)] = "yes"
+    """Serve a page for a browser on this machine: yes, no, or the port. Whoever opens it needs the token in its address."""
 
     search_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = DEFAULT_SEARCH_S
     """Seconds to look for the run before giving up. Longer: finds it through slow links; a wrong name is noticed later."""

@@ -83,6 +83,8 @@ class RelayLedger:
         self.limits = limits
         self.relayed_bytes = 0
         self.n_refused = 0
+        self.refusals: Counter[str] = Counter()
+        """How often something was refused, by the reason."""
         self._reserved: dict[PeerId, tuple[str, float]] = {}  # peer -> (its host, until when)
         self._circuits: Counter[tuple[PeerId, PeerId]] = Counter()
         self._accounts: BoundedMap[PeerId, _Account] = BoundedMap(MAX_ACCOUNTS)
@@ -117,6 +119,15 @@ class RelayLedger:
 
     def reserved(self) -> frozenset[PeerId]:
         return frozenset(self._reserved)
+
+    def circuits(self) -> list[tuple[PeerId, PeerId, int]]:
+        """Between whom circuits are open, and how many."""
+        return [(source, target, n) for (source, target), n in self._circuits.items()]
+
+    def hourly_bytes(self, peer: PeerId) -> int:
+        """What `peer` has sent through here in the hour that runs for it."""
+        account = self._accounts.get(peer)
+        return 0 if account is None else account.hour_bytes
 
     def open(self, source: PeerId, target: PeerId, now: float) -> str:
         """A circuit begins. Where this is not refused, `close` follows."""
@@ -161,4 +172,5 @@ class RelayLedger:
 
     def _refuse(self, reason: str) -> str:
         self.n_refused += 1
+        self.refusals[reason] += 1  # bounded: a reason names a limit, and no peer
         return reason

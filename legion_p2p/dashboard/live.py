@@ -19,51 +19,17 @@ from rich.text import Text
 
 from legion_p2p.dashboard.fit import Column, Screen, bar, ends, fit_table, line, sparkline
 from legion_p2p.observe import human
-from legion_p2p.observe.events import PHASE, Event
+from legion_p2p.observe.events import DASHBOARD, PHASE, Event
+from legion_p2p.observe.history import History
 from legion_p2p.observe.metrics import JOIN_WITH, describe, rounds_of
 from legion_p2p.observe.status import ErrorStatus, MemberStatus, Status
-from legion_p2p.observe.words import alone_text, connection_text, failed_text, is_alone, relayed_text
+from legion_p2p.observe.words import alone_text, connection_text, doing, failed_text, is_alone, relayed_text
 
 REFRESH_PER_S = 4  # more looks no smoother and costs a core's percent each
-MAX_HISTORY = 2048  # points of the loss curve; halved when full
 MAX_RECENT = 3
 MAX_PHASES = 8
 ERROR_SHOWN_S = 60.0  # an error leaves the view after so long; `legion-ctl status` and metrics.jsonl keep it
 MIN_MEMBER_ROWS = 3
-
-
-class History:
-    """A growing curve in bounded memory: when it is full, every second point goes."""
-
-    def __init__(self, limit: int = MAX_HISTORY) -> None:
-        self._limit = limit
-        self._stride = 1
-        self._seen = 0
-        self.points: list[tuple[float, float]] = []
-
-    def add(self, x: float, y: float) -> None:
-        if self.points and x <= self.points[-1][0]:
-            return
-        self._seen += 1
-        if self._seen % self._stride:
-            return
-        self.points.append((x, y))
-        if len(self.points) >= self._limit:
-            self.points = self.points[::2]
-            self._stride *= 2
-
-
-def doing(member: MemberStatus) -> str:
-    """What a member is at, in one word."""
-    if member.liveness.upper() != "ALIVE":
-        return member.liveness.lower()
-    if member.role == "helper":
-        return "helping" if member.ready else "joining"
-    if member.paused:
-        return "paused"
-    if member.done:
-        return "done"
-    return "training" if member.training else "waiting" if member.ready else "joining"
 
 
 def members_in_order(status: Status) -> list[MemberStatus]:
@@ -255,7 +221,7 @@ class LiveView:
                 self._losses.add(status.step, status.loss)
 
     def event(self, event: Event) -> None:
-        if event.name == JOIN_WITH:  # above the view, where it stays and can be copied
+        if event.name in (JOIN_WITH, DASHBOARD):  # above the view, where it stays and can be copied
             self._live.console.print(describe(event), soft_wrap=True)
             return
         if event.name == PHASE:

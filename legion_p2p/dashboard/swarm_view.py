@@ -12,8 +12,9 @@ from rich.live import Live
 from rich.text import Text
 
 from legion_p2p.dashboard.fit import Column, Screen, bar, ends, fit_table, line, plot
-from legion_p2p.dashboard.live import REFRESH_PER_S, History, fraction_done
+from legion_p2p.dashboard.live import REFRESH_PER_S, fraction_done
 from legion_p2p.observe import human
+from legion_p2p.observe.history import History
 from legion_p2p.observe.metrics import rounds_of
 from legion_p2p.observe.status import Status
 

@@ -30,7 +30,7 @@ from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import PeerId
 from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.limits import MAX_PROVIDER_RATE, NetConfig
-from legion_p2p.net.patches import KAD_PROTOCOL
+from legion_p2p.net.patches import KAD_PROTOCOL, replace_attributes
 from legion_p2p.net.providers import Providers
 from legion_p2p.net.tally import Tally
 
@@ -69,12 +69,25 @@ class Dht:
         self.kad._inbound_limiter.total_tokens = MAX_INBOUND_QUERIES
         self.kad._provider_rate_max = MAX_PROVIDER_RATE
         self.providers = self.kad.provider_store = Providers(host, config.provider_lifetime_s)
+        replace_attributes(self.kad, _add_closer_peers_to_response=self._name_closer_peers)
+        self._add_closer_peers = self.kad.__class__._add_closer_peers_to_response
         if config.dht_server:
             host.set_stream_handler(KAD_PROTOCOL, self._answer)
 
     async def _answer(self, stream: INetStream) -> None:
         self._tally.n_questions += 1
         await self.kad.handle_stream(stream)
+
+    def _name_closer_peers(self, answer: Message, closest: list[ID], exclude_peer_id: ID | None = None) -> None:
+        """The last that libp2p does to an answer: who is told of whom is noted here."""
+        self._add_closer_peers(self.kad, answer, closest, exclude_peer_id=exclude_peer_id)
+        if exclude_peer_id is None or answer.type != Message.MessageType.GET_PROVIDERS:
+            return  # nodes that look around ask for closer ones all the time
+        asker = str(exclude_peer_id)
+        named = dict.fromkeys(str(ID(peer.id)) for peer in (*answer.providerPeers, *answer.closerPeers))
+        named.pop(asker, None)
+        if named:
+            self._tally.introduced(PeerId(asker), [PeerId(peer) for peer in named])
 
     def size(self) -> int:
         """Nodes in the routing table."""

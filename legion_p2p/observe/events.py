@@ -21,6 +21,9 @@ HANDING_OVER = "run.handing_over"
 PHASE = "peer.phase"
 """The event of a peer on its way into a run that begins with something that takes a while: `text` says what."""
 
+DASHBOARD = "dashboard.served"
+"""The event of a page that is served: `address`, and privately the address with its token."""
+
 Sink = Callable[["Event"], None]
 
 
@@ -31,6 +34,8 @@ class Event(msgspec.Struct, frozen=True):
     at: float
     fields: dict[str, Any]
     is_error: bool = False
+    private: str = ""
+    """What only the person at this process may read, such as an address with a token: no file and no JSON has it."""
 
     def as_dict(self) -> dict[str, Any]:
         return {"event": self.name, "at": round(self.at, 6), **({"error": True} if self.is_error else {}), **self.fields}
@@ -56,6 +61,10 @@ class Events:
 
     def emit(self, name: str, /, **fields: Any) -> None:
         self._send(Event(name, self._wall_time(), fields))
+
+    def emit_private(self, name: str, private: str, /, **fields: Any) -> None:
+        """As `emit`, with something that sinks may show to the person at this process, and that is written nowhere."""
+        self._send(Event(name, self._wall_time(), fields, private=private))
 
     def error(self, name: str, text: str, /, **fields: Any) -> None:
         """Something went wrong that a person may want to know; it stays visible in the status."""

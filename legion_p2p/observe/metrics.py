@@ -19,13 +19,15 @@ import msgspec
 
 from legion_p2p.errors import UsageError
 from legion_p2p.observe import human
-from legion_p2p.observe.events import HANDING_OVER, PHASE, Event
+from legion_p2p.observe.events import DASHBOARD, HANDING_OVER, PHASE, Event
 from legion_p2p.observe.status import Status
 from legion_p2p.observe.words import alone_text
 
 PROGRESS_EVERY_S = 10.0  # a log of a night stays below 4000 lines
 BURST = 4  # lines of one kind within PROGRESS_EVERY_S; a crowd that joins at once must not hide everything else
-ROUTINE = frozenset({"step", "round.closed", "shard.owned", "shard.fetched", "run.finished", "peer.left", "peer.failed"})
+ROUTINE = frozenset({
+    "step", "sample", "round.closed", "shard.owned", "shard.fetched", "run.finished", "peer.left", "peer.failed",
+})  # fmt: skip
 """Events that lines for people leave out: the progress line, the farewell or the error message tells the same better."""
 FREQUENT = frozenset({"round.closed"})
 """Events that come many times a second."""
@@ -253,6 +255,8 @@ def describe(event: Event) -> str:
     if event.name == JOIN_WITH:  # to be pasted, so as it is
         command = human.clean(str(event.fields.get("command", "")), MAX_COMMAND_CHARS)
         return f"{human.clock_text(event.at)} others join with: {command}"
+    if event.name == DASHBOARD:
+        return f"{human.clock_text(event.at)} dashboard: {event.private or event.fields.get('address', '')}"
     if event.name == HANDING_OVER:
         return f"{human.clock_text(event.at)} {handing_over_text(event)}"
     if event.name == PHASE:

@@ -1,10 +1,18 @@
 """What a status says about the user's work, in words: which peers are late, and why this peer is alone."""
 
+import shlex
+from collections.abc import Sequence
+
 from legion_p2p.core.round import LATE
 from legion_p2p.observe import human
-from legion_p2p.observe.status import ConnectionStatus, FailedPush, ReachStatus, Status
+from legion_p2p.observe.status import ConnectionStatus, FailedPush, MemberStatus, ReachStatus, Status
 
 MAX_CONTACTS_SHOWN = 2
+
+
+def join_command(run: str, addresses: Sequence[str]) -> str:
+    """What others run to join through this peer."""
+    return shlex.join(["legion-peer", "--run", run, "--initial-peers", *addresses])
 
 
 def reason_text(failed: FailedPush, max_chars: int = 200) -> str:
@@ -17,6 +25,19 @@ def failed_text(failed: FailedPush, status: Status, max_chars: int = 200) -> str
     who = "this peer" if failed.peer_id == status.peer_id else human.short_id(failed.peer_id)
     is_late = failed.reason == LATE
     return f"{who}: {reason_text(failed)}" if is_late else f"not averaged: {who} ({reason_text(failed, max_chars)})"
+
+
+def doing(member: MemberStatus) -> str:
+    """What a member is at, in one word."""
+    if member.liveness.upper() != "ALIVE":
+        return member.liveness.lower()
+    if member.role == "helper":
+        return "helping" if member.ready else "joining"
+    if member.paused:
+        return "paused"
+    if member.done:
+        return "done"
+    return "training" if member.training else "waiting" if member.ready else "joining"
 
 
 def connection_text(connection: ConnectionStatus | None) -> str:

@@ -18,12 +18,13 @@ from legion_p2p.files.writing import make_folder
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.metrics import JOIN_WITH, JsonlSink
 from legion_p2p.observe.status import Status
+from legion_p2p.observe.words import join_command
 from legion_p2p.peer import open_peer
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.status import status_of
 from legion_p2p.train.bridge import AT_EXIT_S, PeerThread
 from legion_p2p.train.control import Control
-from legion_p2p.train.outcome import Outcome, join_command
+from legion_p2p.train.outcome import Outcome
 
 LOOK_EVERY_S = 0.5
 

@@ -1,8 +1,5 @@
 """What came of one `legion-peer`."""
 
-import shlex
-from collections.abc import Sequence
-
 import msgspec
 
 
@@ -31,8 +28,3 @@ class Outcome(msgspec.Struct, frozen=True):
     """Why the memory did not suffice, and what takes less."""
     mfu: float | None = None
     """Model FLOPs utilisation; None where nobody knows what the device can do."""
-
-
-def join_command(run: str, addresses: Sequence[str]) -> str:
-    """What others run to join through this peer."""
-    return shlex.join(["legion-peer", "--run", run, "--initial-peers", *addresses])

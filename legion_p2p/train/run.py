@@ -127,6 +127,11 @@ class Run:
         """The run's specification: how all members average, and the parameters that are trained."""
         return self._thread.engine.spec
 
+    @property
+    def dashboard(self) -> str:
+        """Address of this peer's page, for a browser on this machine; with its token, so it is for you alone. Empty: none."""
+        return self._thread.engine.dashboard
+
     def optimizer(
         self, inner: torch.optim.Optimizer | Sequence[torch.optim.Optimizer], model: Model, *, tokens_per_step: int = 1
     ) -> Optimizer:

@@ -20,6 +20,7 @@ from legion_p2p.observe.events import PHASE, Events
 from legion_p2p.observe.memory import is_out_of_memory
 from legion_p2p.observe.metrics import JOIN_WITH, JsonlSink
 from legion_p2p.observe.status import Status
+from legion_p2p.observe.words import join_command
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.joiner import RunCreation
 from legion_p2p.tensor.flatten import FlatView
@@ -38,7 +39,7 @@ from legion_p2p.train.gpt import GPT
 from legion_p2p.train.inner import inner_optimizer
 from legion_p2p.train.language_model import LanguageModel
 from legion_p2p.train.optimizer import Optimizer
-from legion_p2p.train.outcome import Outcome, join_command
+from legion_p2p.train.outcome import Outcome
 from legion_p2p.train.parameters import param_specs, trainable
 from legion_p2p.train.priority import lower_priority
 from legion_p2p.train.resume import restore_state, training_state

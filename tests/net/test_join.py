@@ -67,6 +67,7 @@ async def test_who_only_asks_the_dht_finds_and_is_not_asked():
                 await trio.sleep(0.1)
         await eventually(lambda: boot.discovery.dht.size() == 1)
         assert [str(peer) for peer in boot.discovery.dht.closest_known(b"x", 20)] == [a.peer_id]
+        assert (client.peer_id, (a.peer_id,)) in [(one.asker, one.named) for one in boot.tally.introductions]
 
 
 async def test_one_live_contact_among_dead_ones_is_enough():

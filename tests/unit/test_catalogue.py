@@ -18,6 +18,8 @@ SPREAD = {  # calls that pass some of their fields with **: what these are
     "peer.left": {field.name for field in msgspec.structs.fields(Outcome)},
 }
 
+WAYS = ("emit", "emit_private", "error")
+
 
 def trees() -> dict[Path, ast.Module]:
     return {path: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
@@ -42,7 +44,7 @@ def emitted() -> dict[str, tuple[set[str], bool]]:
     errors: set[str] = set()
     for path, tree in found.items():
         for call in ast.walk(tree):
-            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in ("emit", "error")):
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in WAYS):
                 continue
             if not ast.unparse(call.func.value).split(".")[-1].endswith("events"):
                 continue

@@ -24,8 +24,9 @@ from legion_p2p.dashboard import (
     render_swarm,
 )
 from legion_p2p.dashboard.fit import bar, plot, sparkline
-from legion_p2p.dashboard.live import ERROR_SHOWN_S, MAX_PHASES, History, doing
+from legion_p2p.dashboard.live import ERROR_SHOWN_S, MAX_PHASES
 from legion_p2p.observe.events import PHASE, Event
+from legion_p2p.observe.history import History
 from legion_p2p.observe.metrics import progress_text
 from legion_p2p.observe.status import (
     ConnectionStatus,
@@ -40,7 +41,7 @@ from legion_p2p.observe.status import (
     ShardStatus,
     Status,
 )
-from legion_p2p.observe.words import alone_text
+from legion_p2p.observe.words import alone_text, doing
 
 IDS = [Identity(bytes([i]) * 32).peer_id for i in range(1, 41)]
 

@@ -116,3 +116,16 @@ def test_what_a_person_allows_is_read():
 def test_what_is_no_limit_is_refused(text):
     with pytest.raises(UsageError):
         parse_relay(text)
+
+
+def test_it_is_known_what_is_carried_for_whom_and_why_something_was_refused():
+    ledger = RelayLedger(RelayLimits())
+    ledger.open(A, B, 0.0)
+    ledger.open(A, C, 0.0)
+    ledger.reserve(B, "1.2.3.4", 0.0)
+    ledger.open(A, B, 1.0)
+    ledger.pass_at(A, PIECE, 2.0)
+
+    assert ledger.circuits() == [(A, B, 1)]
+    assert (ledger.hourly_bytes(A), ledger.hourly_bytes(C)) == (PIECE, 0)
+    assert dict(ledger.refusals) == {"that peer has no reservation here": 2}

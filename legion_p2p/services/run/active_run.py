@@ -62,6 +62,8 @@ class ActiveRun:
         self.messenger = messenger
         self.members = members
         self.restored = restored
+        self.dashboard = ""
+        """Address of this peer's page with its token, for whoever started the peer; empty: it has none."""
         self.network = lobby.parts.network
         self.mailbox = lobby.parts.mailbox
         self.upload_slots = lobby.upload_slots

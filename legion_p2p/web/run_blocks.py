@@ -1,0 +1,147 @@
+"""Parts of a page that follow from a record alone: of a running peer, or of one whose metrics.jsonl is read."""
+
+import shlex
+from collections.abc import Callable
+
+from legion_p2p.observe import human
+from legion_p2p.observe.advice import advice_on
+from legion_p2p.observe.status import FailedPush
+from legion_p2p.observe.words import reason_text
+from legion_p2p.web.blocks import Block, Cell, Chart, Prose, Table, TableColumn, rows_of
+from legion_p2p.web.record import RunRecord
+
+MAX_ROUNDS_LISTED = 40
+MAX_ERRORS_LISTED = 20
+FP32_BYTES = 4
+
+LEARNING, ROUNDS, CHECKPOINTS, ERRORS = "Learning", "Rounds", "Checkpoints", "Errors"
+
+
+def learning_blocks(record: RunRecord) -> tuple[Block, ...]:
+    """Loss and speed."""
+    return (
+        Chart(
+            "loss", LEARNING, "Loss, in nats per token", "loss",
+            (
+                record.line("loss", "training, this peer"), record.line("swarm_loss", "training, mean of all"),
+                record.line("val_loss", "common model, held-out text"),
+            ),
+            record.marks(),
+            "The first two are smoothed. Peers with --eval-every-s measure held-out text while training, others at the end.",
+        ),
+        Chart(
+            "speed", LEARNING, "Tokens per second", "count",
+            (record.line("swarm_tokens_per_s", "all members"), record.line("tokens_per_s", "this peer")), record.marks(),
+        ),
+    )  # fmt: skip
+
+
+def round_blocks(record: RunRecord, name: Callable[[str], str] = human.short_id) -> tuple[Block, ...]:
+    """Which rounds closed with whom, and who was missing."""
+    rows: list[tuple[Cell, ...]] = [
+        (
+            human.clock_text(closed.at), closed.shard, closed.version, closed.n_included, closed.n_expected,
+            closed.averaged_fraction, _missing_text(closed.missing, name),
+        )
+        for closed in record.rounds()
+    ]  # fmt: skip
+    shown, n_more = rows_of(rows, MAX_ROUNDS_LISTED)
+    missed: list[tuple[Cell, ...]] = [(name(peer), n) for peer, n in record.missed()]
+    missing, n_more_missing = rows_of(missed, MAX_ROUNDS_LISTED)
+    n = record.n_rounds
+    told = (
+        f"{human.whole_text(n)} rounds of single shards closed; {human.percent_text(record.n_complete / n)} of them had every "
+        f"member, {human.percent_text(record.averaged / n)} of all work was averaged at once. What is late counts in the next."
+        if n
+        else "No round has closed yet."
+    )
+    return (
+        Table(
+            "rounds", ROUNDS, "The newest rounds",
+            (
+                TableColumn("at"), TableColumn("shard", "int"), TableColumn("version", "int"), TableColumn("included", "int"),
+                TableColumn("expected", "int"), TableColumn("averaged", "percent"), TableColumn("not in it, and why"),
+            ),
+            shown, told, n_more, is_wide=True,
+        ),
+        *(
+            (Table("missed", ROUNDS, "Members that were not in a round",
+                   (TableColumn("peer", "id"), TableColumn("rounds", "int")), missing, n_more=n_more_missing),)
+            if missing else ()
+        ),
+    )  # fmt: skip
+
+
+def _missing_text(missing: tuple[tuple[str, str], ...], name: Callable[[str], str]) -> str:
+    told = [f"{name(peer)}: {reason_text(FailedPush(peer, reason), 80)}" for peer, reason in missing[:4]]
+    return "; ".join(told) + (f"; and {len(missing) - 4} more" if len(missing) > 4 else "")
+
+
+def plain_bytes(n_params: int, steps: int, n_members: int) -> float:
+    """What each of so many members would send if every step were a ring all-reduce of fp32 gradients; 0: nothing to compare."""
+    return 2 * (n_members - 1) / n_members * FP32_BYTES * n_params * steps if n_members > 1 else 0.0
+
+
+def saved_text(plain: float, sent: float) -> str:
+    """How much less was sent."""
+    if plain <= sent:
+        return "nothing yet"
+    return f"{human.percent_text(1 - sent / plain)}: {plain / sent:.3g} times less"
+
+
+def checkpoint_blocks(record: RunRecord, store: str) -> tuple[Block, ...]:
+    """Which checkpoints were stored, and how to look at one."""
+    stored = record.stored()
+    shown, n_more = rows_of(
+        [(human.clock_text(one.at), one.step, one.cid, one.n_bytes, one.took_s) for one in stored], MAX_ROUNDS_LISTED
+    )
+    if not stored:
+        why = "None yet." if store else "This peer keeps no checkpoints: --store FOLDER names a folder for them."
+        return (Prose("checkpoints", CHECKPOINTS, "Checkpoints", why),)
+    commands: tuple[Block, ...] = ()
+    if store:
+        where = f"--store {shlex.quote(store)}"
+        cid = stored[0].cid
+        commands = (
+            Prose(
+                "checkpoint-commands", CHECKPOINTS, "Verify, export, and see who has the newest one",
+                f"legion-ctl checkpoint verify {cid} {where}\n"
+                f"legion-ctl checkpoint export {cid} --safetensors exported {where}\n"
+                f"legion-ctl checkpoint show {cid} {where}",
+                is_code=True,
+            ),
+        )  # fmt: skip
+    return (
+        Table(
+            "checkpoints", CHECKPOINTS, "Checkpoints of this peer",
+            (
+                TableColumn("at"), TableColumn("step", "int"), TableColumn("CID"), TableColumn("size", "bytes"),
+                TableColumn("took", "seconds"),
+            ),
+            shown, "Peers that fetch one check every block by its CID.", n_more, is_wide=True,
+        ),
+        *commands,
+    )  # fmt: skip
+
+
+def error_block(record: RunRecord, now: float) -> Block:
+    """What went wrong, in words, and what to do."""
+    rows: list[tuple[Cell, ...]] = [
+        (
+            f"{human.seconds_text(max(0.0, now - trouble.at))} ago" if now else human.clock_text(trouble.at),
+            in_short(trouble.text), advice_on(trouble.event), human.clean(trouble.event, 60),
+        )
+        for trouble in record.troubles()
+    ]  # fmt: skip
+    shown, n_more = rows_of(rows, MAX_ERRORS_LISTED)
+    if not shown:
+        return Prose("errors", ERRORS, "Errors", "None.")
+    return Table(
+        "errors", ERRORS, "Errors, and what to do",
+        (TableColumn("when"), TableColumn("what"), TableColumn("what to do"), TableColumn("event")),
+        shown, n_more=n_more, is_wide=True,
+    )  # fmt: skip
+
+
+def in_short(text: str) -> str:
+    return human.clean(human.short_ids(text), 400)
