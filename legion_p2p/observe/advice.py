@@ -7,6 +7,7 @@ ADVICE = {
     "checkpoint.failed": "Look at the disk that the text names: free space, or give the store another folder with --store.",
     "checkpoint.journal_damaged": "Nothing needs to be done: what is missing is fetched from other members.",
     "checkpoint.unusable": "Nothing needs to be done while an older checkpoint or another member is there; look at the disk.",
+    "control.volume_lost": "Look at the file that the text names; it may be deleted, and the month is then counted from zero.",
     "evidence.not_kept": "Look at the file that the text names; it may be deleted.",
     "join.no_store": "Free disk space, or give the store another folder with --store.",
     "member.dead": "Nothing needs to be done: its shards have gone to other members.",
