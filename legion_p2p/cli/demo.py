@@ -17,13 +17,13 @@ from cyclopts import Group, Parameter
 
 from legion_p2p.cli.common import SOURCES_HELP, at_least, checked, make_app
 from legion_p2p.cli.failures import DONE, FAILED
+from legion_p2p.cli.new_folder import new_folder
 from legion_p2p.cli.running import run_and_exit
 from legion_p2p.cli.signals import Signals
 from legion_p2p.core.profiles import parse_link
-from legion_p2p.errors import ConfigError, UsageError
+from legion_p2p.errors import UsageError
 
 MAX_PEERS = 32  # each is a process of some 400 MB
-DEFAULT_FOLDER = "legion-out"
 
 HELP = """Watch a swarm train a small language model on this machine.
 
@@ -81,7 +81,7 @@ def demo(options: DemoOptions = DemoOptions()) -> int:
     if options.regions > options.peers:
         raise UsageError(f"--regions {options.regions} with --peers {options.peers}: each needs a peer")
     check_preset(options.preset)
-    out = make_folder(options.out)
+    out = new_folder(options.out, "demo")
     chosen: dict[str, Any] = {
         name: getattr(options, name) for name in ("local_steps", "learning_rate", "batch") if getattr(options, name)
     }
@@ -118,29 +118,6 @@ def check_preset(name: str) -> None:
     """Raises: UsageError. The names are written here as well, for looking them up would import torch."""
     if name not in ("xxs", "s", "m", "l"):
         raise UsageError(f"--preset {name}: xxs, s, m or l; gpt2 needs a tokenizer that the demo does not bring")
-
-
-def make_folder(given: str) -> Path:
-    """The folder to write to, new or empty, so that no two demos mix. Raises: ConfigError."""
-    if given:
-        path = Path(given)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise ConfigError(f"--out {given}: this folder is not empty, and a demo must not mix with what is there")
-        except OSError as bad:
-            raise ConfigError(f"--out {given}: {bad.strerror or bad}") from bad
-        return path
-    try:
-        for n in range(1, 1 << 20):
-            path = Path(DEFAULT_FOLDER, f"demo-{n}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                path.mkdir()
-                return path
-    except OSError as bad:
-        raise ConfigError(f"cannot write to {DEFAULT_FOLDER}: {bad.strerror or bad}: choose another folder with --out") from bad
-    raise ConfigError(f"{DEFAULT_FOLDER} is full: choose another folder with --out")
 
 
 def told(summary: dict[str, Any], out: Path) -> list[str]:

@@ -92,6 +92,12 @@ def struct_of(kind: type[T], data: Mapping[str, Any], renamed: Mapping[str, str]
                 raise ConfigError(f"{where}: {in_short(given)} stands where a table must be")
             values[key] = struct_of(hint, given, renamed, path=f"{where}.")
             continue
+        row = _row_of(hint)
+        if row is not None:
+            if not isinstance(given, list | tuple) or not all(isinstance(one, Mapping) for one in given):
+                raise ConfigError(f"{where}: {in_short(given)} stands where a list of tables must be: [[{where}]]")
+            values[key] = tuple(struct_of(row, one, renamed, path=f"{where}[{i}].") for i, one in enumerate(given))
+            continue
         try:
             values[key] = field_value(kind, key, given)
         except UsageError as bad:
@@ -99,7 +105,18 @@ def struct_of(kind: type[T], data: Mapping[str, Any], renamed: Mapping[str, str]
     missing = [f.name for f in msgspec.structs.fields(kind) if f.required and f.name not in values]
     if missing:
         raise ConfigError(f"{path}{missing[0]} is missing")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except UsageError as bad:  # fields that are right by themselves, and contradict each other
+        raise ConfigError(f"{path.removesuffix('.')}: {bad}" if path else str(bad)) from None
+
+
+def _row_of(hint: Any) -> type[msgspec.Struct] | None:
+    """The struct of which a field holds several; None where it holds something else."""
+    if typing.get_origin(hint) is not tuple:
+        return None
+    first = typing.get_args(hint)[0]
+    return first if isinstance(first, type) and issubclass(first, msgspec.Struct) else None
 
 
 def said(value: msgspec.Struct) -> dict[str, Any]:

@@ -57,6 +57,10 @@ class Station(Protocol):
     connections: set[PeerId]
     n_sent: int
     n_received: int
+    n_gossip: int
+    """Bytes of gossip that have reached it."""
+    handler_errors: list[Exception]
+    """What its handlers have failed with that is no answer: mistakes in the program."""
     refusals: Refusals
     died: trio.Event
     asked: dict[Exchange, PeerId]

@@ -52,6 +52,7 @@ class Mail:
             _, _, target, topic, data = heapq.heappop(self._due)
             if not target.alive:
                 continue
+            target.n_gossip += len(data)
             if target.frozen:
                 target.held = [*target.held, (topic, data)][-MAX_HELD:]
             else:

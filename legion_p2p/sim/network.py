@@ -20,7 +20,7 @@ The same seed gives the same run, to the last event, under `trio.testing.MockClo
 
 import math
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from importlib import import_module
 from types import TracebackType
 from typing import Any
@@ -45,6 +45,8 @@ from legion_p2p.sim.reachability import SimReachability
 from legion_p2p.sim.throttle import Access, Uplink
 
 Corrupt = Callable[[PeerId, PeerId, bytes], bytes]
+Wall = tuple[frozenset[PeerId], frozenset[PeerId] | None]
+"""Two groups that are apart; None: the first is apart from everybody else."""
 
 
 class World:
@@ -58,7 +60,7 @@ class World:
         rate_bytes_s: float | BetweenPeers = math.inf,
         up_bytes_s: float = math.inf,
         loss: float = 0.0,
-        links: Mapping[PeerId, LinkProfile] | None = None,
+        links: MutableMapping[PeerId, LinkProfile] | None = None,
     ) -> None:
         """`delay_s`: one way; `rate_bytes_s`: of bulk between two peers; either may be a function of (from, to). `up_bytes_s`: of
         all bulk that one peer sends. `loss`: of requests, 0 to 1. `links`: the access link of each peer, in place of these rates;
@@ -78,7 +80,7 @@ class World:
         self._records: dict[str, dict[PeerId, tuple[float, tuple[str, ...]]]] = {}
         self._hidden: dict[PeerId, tuple[tuple[PeerId, ...], frozenset[PeerId]]] = {}
         self._carried: dict[frozenset[PeerId], PeerId] = {}
-        self._walls: list[tuple[frozenset[PeerId], frozenset[PeerId]]] = []
+        self._walls: list[Wall] = []
         self.changed = Notify()
         """Somebody joined, left, froze, thawed or was hidden, or a wall was put up or taken down."""
         self.mail = Mail(self)
@@ -154,14 +156,19 @@ class World:
             network.gossip.receive(topic, data)
         self._change()
 
-    def partition(self, one: Iterable[PeerId], other: Iterable[PeerId]) -> None:
-        """Let nothing through between the two groups, until `heal`."""
-        self._walls.append((frozenset(one), frozenset(other)))
+    def partition(self, one: Iterable[PeerId], other: Iterable[PeerId] | None = None) -> Wall:
+        """Let nothing through between the two groups, until `heal`. `other` None: everybody else, also those that come later."""
+        wall = frozenset(one), None if other is None else frozenset(other)
+        self._walls.append(wall)
         self._change()
+        return wall
 
-    def heal(self) -> None:
-        """Undo all partitions."""
-        self._walls.clear()
+    def heal(self, wall: Wall | None = None) -> None:
+        """Undo one partition, or all of them."""
+        if wall is None:
+            self._walls.clear()
+        elif wall in self._walls:
+            self._walls.remove(wall)
         self._change()
 
     def hide(self, peer: PeerId, relays: Iterable[PeerId] = (), but_from: Iterable[PeerId] = ()) -> None:
@@ -192,7 +199,7 @@ class World:
 
     def is_blocked(self, a: PeerId, b: PeerId) -> bool:
         """Whether a partition separates them."""
-        return any((a in one and b in other) or (b in one and a in other) for one, other in self._walls)
+        return any(_separates(wall, a, b) for wall in self._walls)
 
     def can_dial(self, source: PeerId, target: PeerId) -> bool:
         """Whether a direct connection can be made from one to the other."""
@@ -251,6 +258,15 @@ class World:
             return None, None
         up, down = (bps if math.isfinite(bps) else None for bps in (profile.up_bps, profile.down_bps))
         return up, down
+
+    def relink(self, peer: PeerId, profile: LinkProfile) -> None:
+        """From now on its access link is this one. What has been sent already keeps its time."""
+        if self.links is None:
+            raise UsageError("peers of this world have no links: World(links=...)")
+        self.links[peer] = profile
+        if peer in self._uplinks:
+            self._uplinks[peer].bytes_s = profile.up_bps / 8
+        self._access.pop(peer, None)
 
     def _uplink_of(self, peer: PeerId) -> Uplink | None:
         bytes_s = self.up_bytes_s if self.links is None else self.links[peer].up_bps / 8
@@ -350,6 +366,13 @@ class World:
         return [Contact(peer, addresses) for peer, (_, addresses) in sorted(records.items())]
 
 
+def _separates(wall: Wall, a: PeerId, b: PeerId) -> bool:
+    one, other = wall
+    if other is None:
+        return (a in one) != (b in one)
+    return (a in one and b in other) or (b in one and a in other)
+
+
 class SimNetwork:
     """What `open_network` gives, in a `World`."""
 
@@ -361,7 +384,8 @@ class SimNetwork:
         self.dial_reports: dict[str, str | None] = {}
         self.address = address
         self.connections: set[PeerId] = set()
-        self.n_sent = self.n_received = 0
+        self.n_sent = self.n_received = self.n_gossip = 0
+        self.handler_errors: list[Exception] = []
         self.refusals = Refusals()
         self.refusals.refused.add(lambda peer: world.disconnect(self.peer_id, peer))
         self.messenger = SimMessenger(world, self, self.refusals)

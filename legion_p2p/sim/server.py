@@ -55,6 +55,7 @@ class SimServer:
             outcome.reply = bytes(reply)
         except LegionError as refused:
             outcome.error = RefusedError(self._network.peer_id, type(refused).__name__, str(refused))
-        except Exception:  # as over a real network: a handler that fails ends no peer
+        except Exception as failed:  # as over a real network: a handler that fails ends no peer
+            self._network.handler_errors.append(failed)
             reason = "the other side failed to handle it; its log tells why"
             outcome.error = RefusedError(self._network.peer_id, "InternalError", reason)

@@ -63,7 +63,8 @@ class SimPeer:
         self.network = network
         self.events = Events(wall_time=trio.current_time)
         self.log: list[Event] = []
-        self.events.add_sink(self.log.append)
+        on_event = swarm.on_event
+        self.events.add_sink(self.log.append if on_event is None else lambda event: on_event(self, event))
         self.engine: ActiveRun
         self.target = target
         self.step_s = step_s
@@ -83,6 +84,9 @@ class SimPeer:
         self.max_steps: int | None = None
         self.clock_off_s = 0.0
         """How far its clock is ahead of everybody else's; more from one moment to the next: it was suspended."""
+        self.stores = False
+        self.archive: Archive | None = None
+        """Where it keeps checkpoints, if it does."""
         self.joined = trio.Event()
         self.scope = trio.CancelScope()
         self.training_scope = trio.CancelScope()
@@ -158,13 +162,18 @@ class Swarm:
         local_step: Callable[[SimPeer], None] = pull,
         model: Callable[[str], FlatView] | None = None,
         specified: Callable[[RunSpec], RunSpec] = lambda spec: spec,
+        on_event: "Callable[[SimPeer, Event], None] | None" = None,
+        on_failure: "Callable[[SimPeer, Exception], None] | None" = None,
     ) -> None:
         """`stores`: a folder in which every peer keeps checkpoints, under its name. `start`: the initial parameters, 1-D fp32 of
         `numel`, zeros otherwise. `shape`: of the one parameter, because what has one dimension is sent dense beside sparse
         codecs. `local_step`: changes `peer.theta` in place. `model`: gives by the name of a peer the parameters that it trains
         instead; `local_step` then changes those, and `start` is as long as they are. `specified`: changes the run's specification
-        before it is created."""
+        before it is created. `on_event`: gets the events of all peers, which then keep none in their `log`. `on_failure`: told
+        what ended a peer, which otherwise ends the swarm."""
         self.specified = specified
+        self.on_event = on_event
+        self.on_failure = on_failure
         self.start_at = torch.zeros(numel, dtype=torch.float32, device="cpu") if start is None else start
         self.local_step = local_step
         self.model = model
@@ -225,12 +234,14 @@ class Swarm:
         role: str = "auto",
         relay: bool = False,
         token: bytes = b"",
+        stores: bool | None = None,
     ) -> SimPeer:
         """Start a peer without waiting for it; the first one creates the run."""
         network = self.world.join(self.identity(name))
         peer = SimPeer(self, name, network, self.target(name), step_s or self.step_s)
         peer.training = training and Role(role).trains
         peer.clock_off_s = clock_off_s
+        peer.stores = self.stores is not None if stores is None else stores
         creates = not self.peers if creates is None else creates
         self.peers[name] = peer
         config = msgspec.structs.replace(
@@ -263,7 +274,7 @@ class Swarm:
         return trio.current_time() - began
 
     def living(self) -> Sequence[SimPeer]:
-        return [peer for peer in self.peers.values() if peer.joined.is_set()]
+        return [peer for peer in self.peers.values() if peer.joined.is_set() and not peer.ended.is_set()]
 
     def agree(self) -> bool:
         """All peers hold the same bytes of all shards."""
@@ -293,6 +304,13 @@ class Swarm:
     async def _run(self, peer: SimPeer, creates: bool, config: PeerConfig) -> None:
         try:
             await self._live(peer, creates, config)
+        except Exception as failed:
+            if self.on_failure is None:
+                raise
+            peer.network.close()
+            if self.peers.get(peer.name) is peer:
+                del self.peers[peer.name]
+            self.on_failure(peer, failed)
         finally:
             peer.ended.set()
 
@@ -313,7 +331,9 @@ class Swarm:
     @asynccontextmanager
     async def _opened(self, peer: SimPeer, creates: bool, config: PeerConfig) -> AsyncIterator[ActiveRun]:
         params = param_specs(peer.view)
-        archive = None if self.stores is None else Archive(BlockStore(self.stores / peer.name), peer.network.identity)
+        archive = None
+        if peer.stores and self.stores is not None:
+            archive = peer.archive = Archive(BlockStore(self.stores / peer.name), peer.network.identity)
         parts = PeerParts(
             peer.network,
             offload=inline,

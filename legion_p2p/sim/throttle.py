@@ -18,7 +18,8 @@ class Uplink:
     """A peer's way out: what goes first is decided in core/priority.py; of equal priority the connections take turns."""
 
     def __init__(self, bytes_s: float, start: Callable[..., None]) -> None:
-        self._bytes_s = bytes_s
+        self.bytes_s = bytes_s
+        """May be changed at any time; the piece that is on its way keeps its time."""
         self._start = start
         self._queues: dict[Priority, deque[_Sending]] = {}
         self._gate = PriorityGate()
@@ -43,9 +44,9 @@ class Uplink:
             self._gate.passed(priority)
             queue = self._queues[priority]
             sending = queue.popleft()
-            piece = min(sending.n_bytes, max(UPLINK_CHUNK_BYTES, int(self._bytes_s * UPLINK_CHUNK_S)))
+            piece = min(sending.n_bytes, max(UPLINK_CHUNK_BYTES, int(self.bytes_s * UPLINK_CHUNK_S)))
             queue.append(sending)
-            await trio.sleep(piece / self._bytes_s)
+            await trio.sleep(piece / self.bytes_s)
             sending.n_bytes -= piece
             if not sending.n_bytes:
                 queue.remove(sending)

@@ -13,6 +13,7 @@ import pytest
 from legion_p2p.cli import demo, demo_processes
 from legion_p2p.cli.demo_plan import DemoPlan
 from legion_p2p.cli.demo_processes import ENDED, ProcessGroup
+from legion_p2p.cli.new_folder import new_folder
 from legion_p2p.cli.running import run_app
 from legion_p2p.config import new_run_of
 from legion_p2p.dashboard.plot import draw_demo
@@ -43,13 +44,13 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
 
     with pytest.raises(ConfigError, match="not empty"):
-        demo.make_folder(str(tmp_path))
+        new_folder(str(tmp_path), "demo")
 
 
 def test_folders_are_numbered_and_never_shared(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    assert [demo.make_folder("").name for _ in range(3)] == ["demo-1", "demo-2", "demo-3"]
+    assert [new_folder("", "demo").name for _ in range(3)] == ["demo-1", "demo-2", "demo-3"]
 
 
 def test_a_preset_that_cannot_be_shown_is_refused_before_anything_starts(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,130 @@
+"""Scenarios, simulated: the same seed gives the same trace, faults do what they say, and results mean something."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from legion_p2p.scenarios.files import read_scenario, ready_names, scenario_of, smaller
+from legion_p2p.scenarios.simulation import simulate, summary_of
+
+SMALL = {"n_peers": 4, "duration_s": 10.0}
+
+
+def simulated(seed=0, write=None, **data):
+    return simulate(scenario_of({"duration_s": 30, "sample_s": 1, "rounds": {"local_steps": 5}, **data}), seed, write=write)
+
+
+def short(name):
+    """A ready scenario at a fraction of its size and time."""
+    import msgspec
+
+    return msgspec.structs.replace(smaller(read_scenario(name)[1], **SMALL), settle_s=0.0, sample_s=1.0)
+
+
+@pytest.mark.parametrize("name", ready_names())
+def test_the_same_seed_gives_the_same_trace_bit_for_bit(name):
+    lines: list[list[bytes]] = [[], []]
+
+    first, again = (simulate(short(name), 3, write=written.append) for written in lines)
+
+    assert lines[0] == lines[1]
+    assert first.record.digest == again.record.digest
+    assert max(sample.n_joined for sample in first.record.samples) > 1
+    assert not first.record.violations
+
+
+def test_another_process_gives_the_same_trace_and_another_seed_another_one():
+    code = (
+        "from legion_p2p.scenarios.simulation import simulate; from tests.sim.test_scenarios import short;"
+        "print(simulate(short('straggler'), 3).record.digest)"
+    )
+    env = {**os.environ, "PYTHONHASHSEED": "12345"}
+
+    there = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert there == simulate(short("straggler"), 3).record.digest != simulate(short("straggler"), 4).record.digest
+
+
+def test_a_swarm_learns_and_the_summary_tells_it():
+    data = {"duration_s": 40, "settle_s": 60, "peers": [{"name": "a", "count": 3, "step_s": 0.4, "link": "cable"}]}
+    scenario = scenario_of({"sample_s": 1, "rounds": {"local_steps": 5}, **data})
+    outcome = simulate(scenario, 0)
+
+    summary = summary_of("mine", 0, scenario, outcome)
+
+    assert summary["loss_last"] < 0.2 * summary["loss_first"]
+    assert summary["agreed"] is True and summary["violations"] == []
+    assert 0.9 < summary["goodput"] <= 1.0
+    assert summary["n_dead_wrongly"] == 0 and summary["n_at_the_end"] == 3
+
+
+def test_peers_come_and_go_as_planned():
+    outcome = simulated(peers=[{"name": "a"}, {"name": "b", "present": [[5, 12], [20, 26]], "stays": {"ends": "leave"}}])
+
+    n_joined = {sample.at_s: sample.n_joined for sample in outcome.record.samples}
+    assert [n_joined[at] for at in (4.0, 9.0, 15.0, 24.0, 30.0)] == [1, 2, 1, 2, 1]
+    assert outcome.record.presence["b"] == [(5.0, 12.0), (20.0, 26.0)]
+
+
+def test_faults_hit_whom_they_name_for_as_long_as_they_say():
+    faults = [
+        {"kind": "kill", "at_s": 5, "who": "b", "for_s": 5},
+        {"kind": "suspend", "at_s": 8, "who": "c", "for_s": 4},
+        {"kind": "partition", "at_s": 20, "who": "d", "for_s": 4},
+        {"kind": "clock", "at_s": 25, "who": "owner", "for_s": 2},
+        {"kind": "slow", "at_s": 5, "who": "a", "for_s": 3},
+        {"kind": "hang", "at_s": 5, "who": "d", "for_s": 3},
+        {"kind": "link", "at_s": 5, "who": "d", "for_s": 3},
+        {"kind": "disk-full", "at_s": 12, "who": "a", "for_s": 5},
+    ]
+    peers = [{"name": name, "step_s": 0.5, "link": "good", "stores": name == "a"} for name in "abcd"]
+
+    outcome = simulated(duration_s=40, settle_s=60, peers=peers, faults=faults)
+
+    assert [(f["kind"], f["peers"]) for f in outcome.record.faults if f["kind"] != "clock"] == [
+        ("kill", ["b"]), ("slow", ["a"]), ("hang", ["d"]), ("link", ["d"]), ("suspend", ["c"]), ("disk-full", ["a"]),
+        ("partition", ["d"]),
+    ]  # fmt: skip
+    assert [time for times in outcome.record.presence["b"] for time in times[:1]] == [0.0, 10.0]
+    assert outcome.record.counts["checkpoint.failed"] >= 1
+    assert outcome.agreed is True and not outcome.record.violations
+
+
+def test_a_link_follows_its_trace(tmp_path):
+    (tmp_path / "link.csv").write_text("at_s,up_bps\n0,1e8\n15,1e4\n60,1e8\n")
+    peers = [{"name": "a", "step_s": 0.2, "count": 3, "trace": str(tmp_path / "link.csv")}]
+
+    samples = simulated(peers=peers, task={"kind": "quadratic", "size": 2000}).record.samples
+
+    early, late = (samples[at].n_updates - samples[at - 10].n_updates for at in (14, 29))
+    assert early > 2 * late
+
+
+def test_who_attacks_does_harm_where_all_are_trusted():
+    peers = [{"name": "a", "count": 4, "step_s": 0.5}, {"name": "x", "step_s": 0.5, "weight": 0, "attack": "against"}]
+
+    losses = [simulated(peers=peers, rounds={"aggregation": rule}).record.samples[-1].loss for rule in ("mean", "auto")]
+
+    assert not losses[0] < 10 * losses[1]  # NaN as well
+
+
+def test_a_peer_that_finds_nobody_tries_again():
+    outcome = simulated(peers=[{"name": "a", "present": [[0, 4], [16, 40]]}, {"name": "b", "present": [[6, 40]]}])
+
+    assert outcome.record.presence["b"][0][0] == 6.0 and len(outcome.record.presence["b"]) > 1
+    assert not outcome.record.violations
+
+
+def test_nothing_is_trained_where_only_the_engine_is_looked_at():
+    outcome = simulated(
+        peers=[{"name": "a", "count": 3}], task={"kind": "none", "size": 4}, rounds={"shard_elements": 1, "local_steps": 5}
+    )
+
+    assert outcome.n_shards == 4
+    assert outcome.record.samples[-1].n_updates > 4 and outcome.record.samples[-1].loss is None
+
+
+def test_the_thousand_are_a_thousand():
+    assert sum(group.count for group in read_scenario("thousand")[1].peers) == 1000

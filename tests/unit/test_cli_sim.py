@@ -1,0 +1,109 @@
+"""legion-sim: what it prints and leaves, and what it says of mistakes."""
+
+import json
+import re
+
+import pytest
+
+from legion_p2p.cli.running import run_app
+from legion_p2p.cli.sim import app, change_of
+from legion_p2p.errors import UsageError
+
+TINY = """
+duration_s = 5
+rounds = { local_steps = 2 }
+
+[[peers]]
+name = "a"
+count = 3
+step_s = 0.2
+link = "good"
+
+[[faults]]
+kind = "slow"
+at_s = 1
+for_s = 2
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+def test_a_run_leaves_a_report_that_needs_nothing_else(tiny, tmp_path, capsys):
+    out = tmp_path / "out"
+
+    assert run_app(app, ["run", str(tiny), "--out", str(out)]) == 0
+
+    told = capsys.readouterr().out
+    assert "tiny, seed 0: 3 peers" in told and "hash " in told and "report.html" in told
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"report.html", "summary.json", "trace.jsonl", "scenario.toml", "loss.png", "peers.png", "bytes.png"}
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/svg+xml;base64,") == len(list(out.glob("*.png")))
+    assert not re.findall(r'(?:src|href)="(?!data:)', page), "nothing is loaded from elsewhere"
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["n_faults"] == 1 and summary["hash"] in page
+    lines = [json.loads(line) for line in (out / "trace.jsonl").read_text().splitlines()]
+    assert {"sim.sample", "sim.fault", "sim.peer", "run.joined", "round.closed"} <= {line["event"] for line in lines}
+
+
+def test_what_a_run_left_can_be_run_again(tiny, tmp_path, capsys):
+    how = ["--no-report", "--json", "--seed", "4"]
+    assert run_app(app, ["run", str(tiny), *how, "--out", str(tmp_path / "1"), "--set", "peers.a.count=2", "duration_s=4"]) == 0
+    first = json.loads(capsys.readouterr().out)
+
+    assert run_app(app, ["run", str(tmp_path / "1" / "scenario.toml"), *how, "--out", str(tmp_path / "2")]) == 0
+
+    again = json.loads(capsys.readouterr().out)
+    assert (first["n_peers"], first["virtual_s"]) == (2, 4.0)
+    assert again["hash"] == first["hash"]
+
+
+def test_the_list_names_each_scenario_with_what_it_shows(capsys):
+    assert run_app(app, ["list", "--json"]) == 0
+
+    found = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+    assert found["thousand"]["peers"] == 1000 and all(one["about"] for one in found.values())
+
+
+def test_a_scenario_that_is_shown_is_one(tmp_path, capsys):
+    assert run_app(app, ["show", "churn"]) == 0
+    shown = capsys.readouterr().out
+    (tmp_path / "mine.toml").write_text(shown)
+
+    assert run_app(app, ["show", str(tmp_path / "mine.toml")]) == 0
+
+    assert 'kind = "exponential"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "nowhere.toml"], "nowhere.toml"),
+        (["run", "nowhere"], "known are brownout"),
+        (["run", "good", "--peers", "0"], "must be a number of at least 1"),
+        (["run", "good", "--set", "peers.x.count=1"], "peers.x.count: x is none of home"),
+        (["run", "good", "--set", "duration_s"], "the form is FIELD=VALUE"),
+        (["run", "good", "--set", "rounds.quorum=2"], "rounds.quorum: 2 is not allowed: give a number above 0 and at most 1"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    assert run_app(app, words) == 2
+
+    assert said in capsys.readouterr().err.splitlines()[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_change_is_a_field_and_a_value():
+    assert change_of("a.b=3") == ("a.b", 3)
+    assert change_of('a="x"') == ("a", "x")
+    assert change_of("a=cable") == ("a", "cable")
+    assert change_of("a=[1, 2]") == ("a", [1, 2])
+    with pytest.raises(UsageError):
+        change_of("=3")
