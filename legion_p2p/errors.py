@@ -4,6 +4,7 @@ The class tells what is to blame and what to do; the message tells what was seen
 `except LegionError` catches all of them and nothing else.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,11 @@ HOW_TO_CREATE = "to create it: --new-run on the command line, NewRun(...) in Pyt
 MAX_NAMES_TOLD = 10  # of runs or peers, in one message
 HOW_TO_BE_REACHED = "a member needs an address that others can dial (a forwarded port, with --announce), or a relay that answers"
 _NOBODY: Mapping[str, str] = {}
+
+
+def short_name(kind: "type[LegionError]") -> str:
+    """How an error is called where there is little room, and on the page of errors: `unknown-run` for UnknownRunError."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", kind.__name__.removesuffix("Error")).lower()
 
 
 def describe_failure(failure: BaseException) -> str:

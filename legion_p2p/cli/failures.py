@@ -22,6 +22,7 @@ from legion_p2p.errors import (
     TooLargeError,
     UnknownRunError,
     UsageError,
+    short_name,
 )
 from legion_p2p.files.paths import shown
 
@@ -39,6 +40,16 @@ _IN_THE_SYSTEM = {
 }
 
 
+OTHER_NAMES = {
+    "memory": (MISFIT, "The memory does not suffice: the machine's, that of its container, or what the process may have."),
+    "system": (FAILED, "The operating system refused: a file, a disk, or a limit of this user. The message names what."),
+    "unicode": (USAGE, "A name or a text is not valid Unicode."),
+    "installation": (FAILED, "A part of the installation cannot be loaded. Install the package again."),
+    "mistake": (FAILED, "A mistake in the program. `legion-ctl bugreport` writes what a report of it needs."),
+}
+"""Names of what ends a command and is no LegionError: exit code, and what it means."""
+
+
 @dataclass(frozen=True)
 class CommandFailure:
     """What to tell of an exception."""
@@ -48,33 +59,40 @@ class CommandFailure:
     hint: str = ""
     details: str = ""
     """The traceback, where the program itself seems to be at fault."""
+    name: str = ""
+    """The short name of the error, by which docs/errors.md has it."""
 
 
 def failure_of(bad: BaseException, command: str) -> CommandFailure:
     """What to tell the user of whatever ended a command."""
     for text in filter(None, map(memory_problem, causes(bad))):
-        return CommandFailure(text, MISFIT, "a smaller --preset takes less; legion-peer --dry-run tells what a run takes")
+        hint = "a smaller --preset takes less; legion-peer --dry-run tells what a run takes"
+        return CommandFailure(text, MISFIT, hint, name="memory")
     failed = [cause for cause in causes(bad) if isinstance(cause, LegionError)]
     if failed:
         told, at_fault = failed[0], next((one for one in failed if not isinstance(one, ClosedError)), failed[0])
-        return CommandFailure(str(told), exit_code_of(at_fault), hint_for(at_fault, command))
+        return CommandFailure(str(told), exit_code_of(at_fault), hint_for(at_fault, command), name=short_name(type(at_fault)))
     for cause in causes(bad):
         if isinstance(cause, OSError):
-            return CommandFailure(system_problem(cause), FAILED)
+            return CommandFailure(system_problem(cause), FAILED, name="system")
         if isinstance(cause, UnicodeError):
             return CommandFailure(
-                f"a name or text that is not valid Unicode: {cause.reason if hasattr(cause, 'reason') else cause}", USAGE
+                f"a name or text that is not valid Unicode: {cause.reason if hasattr(cause, 'reason') else cause}",
+                USAGE,
+                name="unicode",
             )
         if isinstance(cause, RuntimeError) and "can't start new thread" in str(cause):
-            return CommandFailure(_IN_THE_SYSTEM[errno.EAGAIN], FAILED)
+            return CommandFailure(_IN_THE_SYSTEM[errno.EAGAIN], FAILED, name="system")
         if isinstance(cause, ImportError):
             text = f"a part of the installation cannot be loaded: {_first_line(str(cause))}"
-            return CommandFailure(text, FAILED, "install the package again; legion-peer --version shows which this is")
+            return CommandFailure(
+                text, FAILED, "install the package again; legion-peer --version shows which this is", name="installation"
+            )
     root = list(causes(bad))[-1]
     text = f"an unexpected {type(root).__name__}: {_first_line(str(root)) or 'without a message'}"
     return CommandFailure(
         text, FAILED, "this is a mistake in the program; please report it with the lines above",
-        "".join(traceback.format_exception(bad)),
+        "".join(traceback.format_exception(bad)), "mistake",
     )  # fmt: skip
 
 

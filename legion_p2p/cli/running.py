@@ -49,7 +49,7 @@ def _run(app: App, name: str, words: list[str]) -> int:
         result = app(words, exit_on_error=False, print_error=False, verbose=False, result_action="return_value")
         return result if isinstance(result, int) and not isinstance(result, bool) else DONE
     except CycloptsError as bad:
-        return _tell(name, CommandFailure(meant(name, bad) or _told(bad), USAGE, f"see {name} --help"))
+        return _tell(name, CommandFailure(meant(name, bad) or _told(bad), USAGE, f"see {name} --help", name="usage"))
     except BrokenPipeError:
         return READER_GONE
     except SystemExit as end:
@@ -62,10 +62,13 @@ def _run(app: App, name: str, words: list[str]) -> int:
         return _tell(name, failure_of(bad, name))
 
 
-def report(name: str, text: str, hint: str = "", details: str = "") -> None:
-    """What went wrong, on one line where it is not a list, and one about what to do. Never fails: stderr may be closed."""
+def report(name: str, text: str, hint: str = "", details: str = "", kind: str = "") -> None:
+    """What went wrong, on one line where it is not a list, and one about what to do. Never fails: stderr may be closed.
+
+    `kind`: the short name of the error, in brackets behind the first line.
+    """
     first, *more = text.splitlines() or [""]
-    lines = [f"{name}: error: {shown(first)}"]
+    lines = [f"{name}: error: {shown(first)}" + (f" [{kind}]" if kind else "")]
     lines += (f"  {shown(line.strip())}" for line in more)  # indented, so that no stranger's text passes for a line of ours
     lines += (f"  {shown(line)}" for line in details.splitlines())
     if hint:
@@ -94,7 +97,7 @@ def run_and_exit(app: App) -> NoReturn:
 
 
 def _tell(name: str, failure: CommandFailure) -> int:
-    report(name, failure.text, failure.hint, failure.details)
+    report(name, failure.text, failure.hint, failure.details, failure.name)
     return failure.code
 
 

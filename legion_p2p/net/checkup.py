@@ -10,6 +10,7 @@ from legion_p2p.core.wire import GetRuns, encode
 from legion_p2p.errors import NetworkError, NoContactError, RefusedError
 from legion_p2p.net.host import open_network
 from legion_p2p.net.network import Libp2pNetwork
+from legion_p2p.net.wire import OTHER_VERSION
 
 REACH_S = 12.0  # contacts dial back within some seconds; a NAT that has to be looked at takes longer, and is left unknown
 ANSWER_S = 5.0
@@ -49,7 +50,7 @@ async def _contact(network: Libp2pNetwork, address: str, trouble: str | None) ->
             await messenger.request(peer, encode(GetRuns()))
         speaks = True
     except RefusedError as refused:
-        speaks = refused.kind != "UnknownVersionError"
+        speaks = refused.kind != OTHER_VERSION
     except (NetworkError, trio.TooSlowError):
         pass
     rtt_s = messenger.rtt_s(peer)

@@ -33,7 +33,7 @@ from legion_p2p.net.limits import GARBAGE_SCORE, MAX_BODY_BYTES, MAX_REQUESTS_OU
 from legion_p2p.net.peer_score import REFUSED
 from legion_p2p.net.request_stream import RequestStream, StreamKey
 from legion_p2p.net.streams import PROTOCOLS, SharedParts, muxed, reset
-from legion_p2p.net.wire import FrameKind, UnknownVersion, decode
+from legion_p2p.net.wire import OTHER_VERSION, FrameKind, UnknownVersion, decode
 
 RTTS_KEPT = 5  # of each peer, of which the shortest counts: delay is only ever added
 MAX_RTT_PEERS = 4096
@@ -214,6 +214,7 @@ class Client:
             try:
                 envelope = decode(await frames.read_exactly(envelope_bytes))
             except UnknownVersion as unknown:
+                self._parts.other_version.tell((stream.peer, f"it answers in {unknown}"))
                 raise DecodeError(f"answered in {unknown}") from unknown
             pending = stream.pending.get(envelope.id)
             if envelope.kind == FrameKind.PONG:
@@ -232,6 +233,8 @@ class Client:
                     body = await frames.read_body(body_bytes)
                 if envelope.kind == FrameKind.REFUSAL:
                     pending.error = RefusedError(stream.peer, envelope.error, envelope.reason)
+                    if envelope.error == OTHER_VERSION:
+                        self._parts.other_version.tell((stream.peer, f"it refuses {envelope.reason}"))
                 else:
                     pending.reply = body
                 stream.forget(pending)

@@ -43,6 +43,7 @@ class Messenger:
         self._addresses = addresses
         parts = SharedParts(Counters(None if shaper is None else shaper.limits_bps), refusals, shaper)
         self._counters = parts.counters
+        self.other_version = parts.other_version
         self._server = Server(host, nursery, parts)
         self._lanes = None if lanes is None else BulkLanes(lanes, nursery, dialer, refusals, self.call, self._server.serve_lane)
         self._client = Client(host, nursery, dialer, parts, self._lanes)

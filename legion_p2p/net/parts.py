@@ -15,6 +15,7 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.connectivity import Sight
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.errors import NetworkError
@@ -51,6 +52,7 @@ from legion_p2p.observe.events import Events
 
 NO_SUCH_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)  # of a machine without IPv6, or without IPv4
 PEERSTORE_SWEEP_S = 300
+MAX_OTHER_VERSIONS = 64  # peers of another version that are told of once; more come with a new release, and repeat themselves
 
 logger = logging.getLogger("legion_p2p.net")
 
@@ -101,8 +103,17 @@ class NetworkParts:
             self.host, nursery, self.dialer, self.book, self.refusals, self.listening.addresses, shaper,
             LaneParts(identity, self.sockets, self.scarcity.max_sockets) if config.bulk_lanes else None,
         )  # fmt: skip
+        self._other_versions: BoundedMap[PeerId, None] = BoundedMap(MAX_OTHER_VERSIONS)
+        self.messenger.other_version.add(self._note_version)
         self.dht = Dht(self.host, config, self.book, self.tally)
         self.pubsub, self.router = make_pubsub(self.host, config)
+
+    def _note_version(self, noticed: tuple[PeerId, str]) -> None:
+        """Tell the user, once for each peer; the other side tells its own."""
+        peer, text = noticed
+        if peer not in self._other_versions:
+            self._other_versions[peer] = None
+            self.tell.events.error("network.other_version", f"{peer} cannot be talked to: {text}", peer=peer)
 
     async def start(self, where_to: Sequence[str]) -> None:
         for service in (self.swarm, self.pubsub, self.router):

@@ -32,7 +32,7 @@ from legion_p2p.net.limits import (
     MAX_STREAMS_PER_LANE_IN,
 )
 from legion_p2p.net.streams import PROTOCOLS, SharedParts, muxed, reset
-from legion_p2p.net.wire import VERSION, Envelope, FrameKind, UnknownVersion, decode, encode, refusal
+from legion_p2p.net.wire import OTHER_VERSION, VERSION, Envelope, FrameKind, UnknownVersion, decode, encode, refusal
 
 log = logging.getLogger("legion_p2p.net")
 
@@ -95,7 +95,8 @@ class Server:
                 envelope = decode(packed)
             except UnknownVersion as unknown:
                 await frames.skip(body_bytes)
-                _refuse(frames, unknown.request_id, "UnknownVersionError", str(unknown))
+                self._parts.other_version.tell((peer, f"it speaks {unknown}"))
+                _refuse(frames, unknown.request_id, OTHER_VERSION, str(unknown))
                 continue
             if envelope.kind == FrameKind.PING:
                 await frames.skip(body_bytes)

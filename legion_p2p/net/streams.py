@@ -7,6 +7,8 @@ import trio
 from libp2p.custom_types import TProtocol
 from libp2p.network.stream.net_stream import NetStream
 
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.observers import Observers
 from legion_p2p.net.byte_streams import ByteStream, MuxedStream
 from legion_p2p.net.counters import Counters
 from legion_p2p.net.frames import FrameStream, UploadGate
@@ -27,6 +29,8 @@ class SharedParts:
     refusals: Refusals
     shaper: Shaper | None
     gate: UploadGate = field(default_factory=UploadGate)
+    other_version: Observers[tuple[PeerId, str]] = field(default_factory=Observers)
+    """Told of each peer that speaks another version of the protocol, and which, in words; as often as it is noticed."""
 
     def frames(self, stream: ByteStream, lane: str) -> FrameStream:
         """The frames of this lane on a stream."""

@@ -18,6 +18,7 @@ from legion_p2p.errors import DecodeError
 from legion_p2p.net.limits import MAX_BULK_FRAME_BYTES, MAX_CONTROL_FRAME_BYTES
 
 VERSION = 3
+OTHER_VERSION = "UnknownVersionError"  # how a refusal of a version is called, in every version for ever
 HEAD = struct.Struct(">IH")
 MAX_ENVELOPE_BYTES = 2048  # a reason of MAX_REASON_CHARS in the worst encoding, and the fixed fields
 MAX_REASON_CHARS = 400
@@ -56,7 +57,9 @@ class UnknownVersion(Exception):  # not an error of either side
     def __init__(self, version: int, request_id: int) -> None:
         self.version = version
         self.request_id = request_id
-        super().__init__(f"version {version}, this side speaks {VERSION}")
+        super().__init__(
+            f"version {version} of the protocol, this side speaks {VERSION}: the older of the two needs a newer legion_p2p"
+        )
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -135,6 +135,7 @@ EVENTS = (
     _event("control.limits", "The user has set other limits.", "upload_bps download_bps max_cpu"),
     _event("data.other_text", "A member trains on another text than this peer.", "peer reason"),
     _error("network.scarce", "This process may open too few files, so connections are turned away; the text says what helps."),
+    _error("network.other_version", "A peer speaks another version of the protocol; its user is told as well.", "peer"),
     _event("network.changed", "This machine has other addresses; connections from those that are gone were closed.", "text"),
     _event("network.away", "No other machine can be reached; this peer keeps trying.", "text"),
     _event("network.forwarded", "The router forwards a port to this peer; whether others can dial it is found out.", "text"),

@@ -20,8 +20,10 @@ from legion_p2p.net.limits import (
     MAX_REQUESTS_IN,
     MAX_STREAMS_PER_LANE_IN,
 )
+from legion_p2p.net.parts import Tell
 from legion_p2p.net.streams import PROTOCOLS
-from legion_p2p.net.wire import VERSION, Envelope, FrameKind, encode, refusal
+from legion_p2p.net.wire import VERSION, Envelope, FrameKind, UnknownVersion, decode, encode, refusal
+from legion_p2p.observe.events import Events
 from tests.net.conftest import echo, eventually, opened
 
 LANES = sorted(PROTOCOLS)
@@ -136,6 +138,25 @@ async def test_an_unknown_version_is_refused_by_name_and_is_no_misbehaviour():
 
         assert b"UnknownVersionError" in answer
         assert score(victim, stranger) == 0
+
+
+async def test_two_peers_whose_versions_do_not_fit_tell_both_users_once(monkeypatch):
+    def as_if_newer(packed: bytes) -> Envelope:
+        raise UnknownVersion(VERSION + 1, decode(packed).id)
+
+    told: dict[str, list[object]] = {"victim": [], "stranger": []}
+    tells = {name: Tell(events=Events()) for name in told}
+    for name, tell in tells.items():
+        tell.events.add_sink(lambda event, name=name: event.name == "network.other_version" and told[name].append(event))
+    monkeypatch.setattr(server, "decode", as_if_newer)
+    async with opened(tell=tells["victim"]) as victim, opened(of=victim, tell=tells["stranger"]) as stranger:
+        for _ in range(3):
+            with trio.fail_after(20), pytest.raises(RefusedError) as refused:
+                await stranger.messenger.request(victim.messenger.peer_id, b"")
+
+        assert refused.value.kind == "UnknownVersionError" and "needs a newer legion_p2p" in str(refused.value)
+        assert [event.fields["peer"] for event in told["victim"]] == [stranger.messenger.peer_id]
+        assert [event.fields["peer"] for event in told["stranger"]] == [victim.messenger.peer_id]
 
 
 async def test_an_answer_that_is_garbage_is_a_remote_protocol_error():
