@@ -21,6 +21,7 @@ from legion_p2p.cli.dry_run import plan
 from legion_p2p.cli.failures import DONE
 from legion_p2p.cli.find_peer import PeerOption, chosen_peer
 from legion_p2p.cli.output import print_json
+from legion_p2p.cli.report import report
 from legion_p2p.cli.running import run_and_exit
 from legion_p2p.cli.service import service
 from legion_p2p.cli.top import top
@@ -51,6 +52,7 @@ app.command(show_id, name="id")
 app.command(ban)
 app.command(unban)
 app.command(plan)
+app.command(report)
 
 
 @app.command

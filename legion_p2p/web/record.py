@@ -156,7 +156,7 @@ class RunRecord:
 
     def _finished(self, at: float, fields: Mapping[str, Any]) -> None:
         self.finished = dict(fields)
-        self._eval(at, fields)
+        self._sample(at, fields)
 
     def mark(self, at: float, text: str) -> None:
         """Something that the curves should show, which no event says."""
@@ -165,14 +165,24 @@ class RunRecord:
 
     # what there is
 
-    def line(self, name: str, label: str) -> Line:
-        """A curve of `CURVES`, from when the record began."""
+    def line(self, name: str, label: str, began: float | None = None) -> Line:
+        """A curve of `CURVES`, over seconds since `began`; None: since the record begins."""
         with self._lock:
-            return self._curves[name].line(label, self.began or 0.0)
+            return self._curves[name].line(label, self.began or 0.0 if began is None else began)
 
-    def marks(self) -> tuple[ChartMark, ...]:
+    def newest(self, name: str) -> float | None:
+        """The last value of a curve; None: there is none."""
+        return next(iter(reversed(self.line(name, "").y)), None)
+
+    @property
+    def newest_step(self) -> float:
+        """The last step that was told of."""
         with self._lock:
-            began = self.began or 0.0
+            return self._steps.points[-1][1] if self._steps.points else 0.0
+
+    def marks(self, began: float | None = None) -> tuple[ChartMark, ...]:
+        with self._lock:
+            began = self.began or 0.0 if began is None else began
             return tuple(ChartMark(round(at - began, 2), text, self._step_at(at)) for at, text in self._marks)
 
     def rounds(self) -> list[ClosedRound]:
