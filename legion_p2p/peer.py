@@ -55,6 +55,7 @@ from legion_p2p.store.control_key import load_or_create_control_key
 from legion_p2p.store.evidence_file import EvidenceFile
 from legion_p2p.store.known_peers_file import KnownPeersFile
 from legion_p2p.store.public_blocks import PublicBlocks
+from legion_p2p.store.shelf import FileShelf
 from legion_p2p.store.volume_file import VolumeFile
 from legion_p2p.web.peer_hosting import host_peer_page
 from legion_p2p.web.record import RunRecord
@@ -173,6 +174,7 @@ async def open_peer(
                     rng=random.Random(),
                     archive=archive,
                     disk=disk,
+                    shelf=FileShelf(user_path(peer.store.path) if peer.store.path else None),
                 )
                 if isinstance(run, RunCreation):
                     entering = creating(parts, run)

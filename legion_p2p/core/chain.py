@@ -14,7 +14,7 @@ The log is bounded in entries and in bytes; a peer that falls behind its start f
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Sized
 from enum import Enum
 
 import msgspec
@@ -104,6 +104,11 @@ class Chain:
             self._log_bytes -= _size(oldest.update)
         self.owner = PeerId(header.owner)
         self._include(header.included)
+
+    def shelve(self, keep: Callable[[bytes | memoryview], bytes | memoryview]) -> None:
+        """Hold the bytes of all updates in the log as `keep` gives them back."""
+        for version, entry in self._log.items():
+            self._log[version] = LogEntry(entry.header, with_payload(entry.update, keep(entry.update.payload)))
 
     def rebased(self, digest: bytes, owner: PeerId, included: Iterable[Inclusion] = ()) -> None:
         """A swarm of one replaced the bytes: a new version without an update that others could apply."""
@@ -199,6 +204,11 @@ class Chain:
                 self._included[peer] = max(inclusion.seq, self._included.pop(peer, -1))
         while len(self._included) > MAX_TRACKED:  # the member that contributed longest ago goes: newcomers must find room
             del self._included[next(iter(self._included))]
+
+
+def with_payload(update: Update, payload: bytes | memoryview) -> Update:
+    """The update, with the same payload held elsewhere."""
+    return Update(update.header, update.signature, payload)
 
 
 def _by_itself(update: Update) -> Update:

@@ -10,7 +10,7 @@ from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.plan import ShardPlan
 from legion_p2p.core.run import RunSpec
 from legion_p2p.observe.events import Events
-from legion_p2p.services.ports import Discovery, Gossip, Messenger, Offload, Reachability
+from legion_p2p.services.ports import IN_MEMORY, BytesShelf, Discovery, Gossip, Messenger, Offload, Reachability
 from legion_p2p.services.upload_slots import UploadSlotService
 
 
@@ -38,6 +38,8 @@ class PeerContext:
     events: Events
     rng: random.Random
     wall_time: Callable[[], float]
+    shelf: BytesShelf = IN_MEMORY
+    """Holds updates that members may still ask for."""
 
     @cached_property
     def me(self) -> PeerId:

@@ -127,6 +127,23 @@ class Offload(Protocol):
     async def __call__(self, fn: Callable[..., T], *args: Any) -> T: ...
 
 
+class BytesShelf(Protocol):
+    """Holds bytes that are needed seldom elsewhere than in memory, where it can."""
+
+    def keep(self, data: bytes | memoryview) -> bytes | memoryview:
+        """The same bytes, to be held instead of `data`. May take as long as writing them to a disk's cache."""
+
+
+class MemoryShelf:
+    """Holds them in memory."""
+
+    def keep(self, data: bytes | memoryview) -> bytes | memoryview:
+        return data
+
+
+IN_MEMORY = MemoryShelf()
+
+
 class Archive(Protocol):
     """The checkpoints of one run on a disk (store/archive.py). Every call may wait for the disk: make them through an Offload,
     one at a time; only `get` and `size_of` may be called meanwhile.

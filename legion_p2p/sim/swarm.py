@@ -25,6 +25,7 @@ from legion_p2p.core.roles import Role
 from legion_p2p.core.run import RoundSpec, RunSpec
 from legion_p2p.observe.events import Event, Events
 from legion_p2p.observe.status import Status
+from legion_p2p.services.ports import IN_MEMORY, BytesShelf
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.joiner import RunCreation, creating, joining
 from legion_p2p.services.run.lobby import PeerParts
@@ -135,7 +136,7 @@ class SimPeer:
                 progress = Progress(local_trainer.steps, local_trainer.tokens, 1 / self.step_s, self.step_s, training=True)
                 engine.report(progress)
             if due := local_trainer.due(engine.local_steps):
-                engine.contribute(local_trainer.hand_in(due, warming_up=self.warming_up))
+                engine.contribute(local_trainer.hand_in(due, warming_up=self.warming_up, compactly=engine.compacts()))
                 if self._swarm.round.synchronous:
                     began = trio.current_time()
                     while local_trainer.busy:
@@ -164,16 +165,18 @@ class Swarm:
         specified: Callable[[RunSpec], RunSpec] = lambda spec: spec,
         on_event: "Callable[[SimPeer, Event], None] | None" = None,
         on_failure: "Callable[[SimPeer, Exception], None] | None" = None,
+        shelf: BytesShelf = IN_MEMORY,
     ) -> None:
         """`stores`: a folder in which every peer keeps checkpoints, under its name. `start`: the initial parameters, 1-D fp32 of
         `numel`, zeros otherwise. `shape`: of the one parameter, because what has one dimension is sent dense beside sparse
         codecs. `local_step`: changes `peer.theta` in place. `model`: gives by the name of a peer the parameters that it trains
         instead; `local_step` then changes those, and `start` is as long as they are. `specified`: changes the run's specification
         before it is created. `on_event`: gets the events of all peers, which then keep none in their `log`. `on_failure`: told
-        what ended a peer, which otherwise ends the swarm."""
+        what ended a peer, which otherwise ends the swarm. `shelf`: what every peer holds its log of updates in."""
         self.specified = specified
         self.on_event = on_event
         self.on_failure = on_failure
+        self.shelf = shelf
         self.start_at = torch.zeros(numel, dtype=torch.float32, device="cpu") if start is None else start
         self.local_step = local_step
         self.model = model
@@ -343,6 +346,7 @@ class Swarm:
             rng=random.Random(f"{self._seed}/{peer.name}"),
             wall_time=peer.wall_time,
             archive=archive,
+            shelf=self.shelf,
         )
         try:
             if creates:

@@ -10,6 +10,9 @@ in, up to the rounding of the two fp32 operations. The second one rounds nothing
 two million values of every top-k, dense, and even-step codec. Then all that is ever lost is the rounding of `residual + x`. sign
 and gauss2 to gauss4, which have no zero, and "-unbiased" may lose half a unit in the last place of e - q, too: after 100 rounds,
 1e-7 of the largest sum. On a grid that fp32 holds without rounding, nothing is lost at all.
+
+Peers hold the residual of a large shard in a byte an element from one round to the next (see `compact`), which moves each of its
+values by at most 1/254 of the largest of its block.
 """
 
 from typing import NamedTuple

@@ -235,7 +235,7 @@ class Optimizer(torch.optim.Optimizer):
         self._trainer.stepped(self._tokens_per_step)
         self._apply_updates()
         if due := self._trainer.due(self._engine.local_steps):
-            self._push(due)
+            self._push(due, compactly=self._engine.compacts())
             if self.synchronous:
                 self._wait_for_round()
         if closure is not None and (loss := loss_in(result)) is not None:
@@ -492,9 +492,10 @@ class Optimizer(torch.optim.Optimizer):
         self._thread.post(lambda: None)  # raises for a fork, by name
         raise self._thread.closed("the network's thread has ended") from self._thread.cause
 
-    def _push(self, shards: Sequence[int] | None = None) -> None:
+    def _push(self, shards: Sequence[int] | None = None, *, compactly: bool = False) -> None:
         """Hand in the changes of `shards` (all) whose last one is settled; the others' go on growing until the next time."""
-        changes = self._trainer.hand_in(shards, warming_up=getattr(self.inner, "warming_up", False))
+        warming_up = getattr(self.inner, "warming_up", False)
+        changes = self._trainer.hand_in(shards, warming_up=warming_up, compactly=compactly)
         if changes:
             self._thread.post(self._engine.contribute, changes)
 

@@ -135,6 +135,12 @@ class ActiveRun:
         """Steps to the next push, for this peer now."""
         return self.pacer.local_steps
 
+    def compacts(self) -> bool:
+        """Whether changes are handed in compactly. Alone, they become the next version bit for bit; and where training waits for
+        each round, nothing is held meanwhile.
+        """
+        return not self.spec.round.synchronous and not self.members.alone()
+
     def is_across(self, peer: PeerId) -> bool:
         """Whether `peer` is a member of another region."""
         member = self.members.table.get(peer)

@@ -256,6 +256,7 @@ class Joiner:
             events=self._events,
             rng=self._parts.rng,
             wall_time=self._parts.wall_time,
+            shelf=self._parts.shelf,
         )
         members = MemberService(ctx, lambda: describe(run))
         refusal = members.admission.refusal(ctx.me, ctx.config.token, ctx.wall_time())

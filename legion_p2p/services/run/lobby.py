@@ -15,7 +15,7 @@ from legion_p2p.core.wire import Blocks, Busy, Checkpoints, GetBlocks, HasBlocks
 from legion_p2p.errors import NetworkError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.checkpoint.serve import ProvideService
-from legion_p2p.services.ports import Archive, Discovery, Gossip, Messenger, Offload, Reachability
+from legion_p2p.services.ports import IN_MEMORY, Archive, BytesShelf, Discovery, Gossip, Messenger, Offload, Reachability
 from legion_p2p.services.rpc import Dispatcher
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.services.upload_slots import UploadSlotService
@@ -63,6 +63,8 @@ class PeerParts:
     """Where checkpoints are kept; None: nowhere."""
     disk: Offload | None = None
     """Runs what waits for the disk; None: `offload` does."""
+    shelf: BytesShelf = IN_MEMORY
+    """Holds what is needed seldom."""
 
 
 class BlockProvider(Protocol):

@@ -103,7 +103,7 @@ class FollowService:
             norm = float((replica.reference - made).norm())
             if not is_common:
                 self._must_not_be_longer(replica, header.owner, norm, replica.norms.longest)
-            self._states.accept(replica, header, update, made, norm)
+            self._states.accept(replica, header, await self._states.shelved(update, replica.numel), made, norm)
         return step
 
     def _must_not_be_longer(self, replica: Replica, owner: str, norm: float, longest: float | None) -> None:

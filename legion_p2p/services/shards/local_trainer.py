@@ -96,12 +96,17 @@ class LocalTrainer:
             if shard not in self._busy and self.steps - max(pushed_at, settled_at - lead) >= local_steps
         ]
 
-    def hand_in(self, shards: Sequence[int] | None = None, *, warming_up: bool = False) -> list[LocalChange]:
-        """What changed in `shards` (all) that are not busy, for the engine; they are busy from now on."""
+    def hand_in(
+        self, shards: Sequence[int] | None = None, *, warming_up: bool = False, compactly: bool = False
+    ) -> list[LocalChange]:
+        """What changed in `shards` (all) that are not busy, for the engine; they are busy from now on.
+
+        `compactly`: see `LocalCopy.hand_in`. The last changes are handed in exactly.
+        """
         wanted = range(len(self.local.bounds)) if shards is None else shards
         ready = [s for s in wanted if s not in self._busy and self._handed_in[s][0] < self.steps]
         changes = []
-        for shard, (base, local) in self.local.hand_in(ready).items():
+        for shard, (base, local) in self.local.hand_in(ready, compactly=compactly and not warming_up).items():
             steps, tokens = self._handed_in[shard]
             version = self.local.versions[shard]
             changes.append(LocalChange(shard, version, base, local, self.tokens - tokens, self.steps - steps, warming_up))

@@ -36,8 +36,9 @@ from legion_p2p.core.wire import (
 from legion_p2p.errors import CodecError, DecodeError, NetworkError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.shards.follower import FollowService
-from legion_p2p.services.shards.replica import Arrived, Combined, Replica, combine_arrived
+from legion_p2p.services.shards.replica import Body, Combined, Replica, combine_arrived
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
+from legion_p2p.tensor.compact import compacted, expanded
 
 TAIL_S = 2.0  # to collect what a dead owner published last, before going on from it
 
@@ -124,7 +125,9 @@ class OwnerService:
         now = trio.current_time()
         contribution = Contribution(peer, message.seq, message.version, message.tokens, now)
         async with replica.lock:
-            verdict = self._enter(replica, contribution, Arrived(message.codec, partial(decode, message.payload, replica.numel)))
+            verdict = self._enter(
+                replica, contribution, Body(message.codec, message.payload, partial(decode, message.payload, replica.numel))
+            )
             answer = Pushed(replica.chain.version, True) if verdict is Verdict.INCLUDED else self._taken(replica, peer, message)
         if verdict is None:
             return self._not_owner(replica)
@@ -144,9 +147,9 @@ class OwnerService:
     def submit(self, replica: Replica, packed: Packed) -> bool:
         """Take this peer's own contribution into the round; False: it does not own the shard."""
         contribution = Contribution(self._states.me, packed.seq, packed.version, packed.tokens, trio.current_time())
-        return self._enter(replica, contribution, Arrived(packed.body.codec, lambda: packed.body.sent)) is not None
+        return self._enter(replica, contribution, packed.body) is not None
 
-    def _enter(self, replica: Replica, contribution: Contribution, arrived: Arrived) -> Verdict | None:
+    def _enter(self, replica: Replica, contribution: Contribution, arrived: Body) -> Verdict | None:
         verdict = replica.life.owner.push(contribution, trio.current_time())
         if verdict is Verdict.ACCEPTED:
             replica.arrived[contribution.peer] = arrived
@@ -177,7 +180,7 @@ class OwnerService:
                 replica.numel * len(arrived),
                 combine_arrived,
                 replica.reference,
-                replica.owner_residual,
+                expanded(replica.owner_kept),
                 replica.outer,
                 closed,
                 arrived,
@@ -186,7 +189,9 @@ class OwnerService:
                 replica.norms.owners_longest if self._states.bounds_updates else None,
             )
             header = self._header(replica, closed, result, name)
-            replica.owner_residual, replica.outer = result.owner_residual, result.outer
+            replica.owner_kept, replica.outer = result.owner_residual, result.outer
+            if not states.has_other_regions():  # what two copies give each other must not change on the way
+                replica.owner_kept = await states.compute(replica.numel, compacted, result.owner_residual)
             if result.payload is None:
                 states.note_round(header, replica.chain.version)
                 for peer, reason in result.refused:  # the next version names them
@@ -196,7 +201,7 @@ class OwnerService:
             raw = encode_checked(header)
             update = Update(raw, sign_header(raw, self._identity), result.payload)
             replica.life.owner.made_tokens += header.tokens
-            states.accept(replica, header, update, result.reference, result.norm)
+            states.accept(replica, header, await states.shelved(update, replica.numel), result.reference, result.norm)
         self._publish(replica, update, header)
 
     def _header(self, replica: Replica, closed: Closed, result: Combined, codec_name: str) -> UpdateHeader:

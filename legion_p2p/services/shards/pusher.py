@@ -1,6 +1,7 @@
 """Between a member and an owner: bringing this peer's own changes to the owner of the shard. Decided in core/shard/push.py."""
 
 from collections.abc import Callable
+from functools import partial
 
 import trio
 
@@ -50,12 +51,15 @@ class PushService:
             codec = self._states.codec_of(replica, name)
             decay = self._rounds.feedback_decay
             try:
-                payload, sent, residual = await self._states.compute(replica.numel, pack, change, replica.residual, codec, decay)
+                payload, kept = await self._states.compute(replica.numel, pack, change, replica.kept, codec, decay)
             except NonFiniteError:
                 self._take_back(replica)
                 return
-            replica.residual = residual if residual is not None and bool(residual.any()) else None
-            self._tell(replica, push.CompressDone(Body(name, payload, sent), self._states.ramp_pushes))
+            replica.kept = kept
+            self._tell(
+                replica,
+                push.CompressDone(Body(name, payload, partial(codec.decode, payload, replica.numel)), self._states.ramp_pushes),
+            )
 
     async def rebase(self, replica: Replica, change: LocalChange, seq: int) -> None:
         """Alone in the run, what was trained is the next version: bit for bit, with nothing to average or to send."""

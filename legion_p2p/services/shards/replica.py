@@ -22,6 +22,7 @@ from legion_p2p.errors import CodecError, NonFiniteError
 from legion_p2p.tensor.aggregate import Contribution, capped_weights
 from legion_p2p.tensor.body import is_finite, require_finite
 from legion_p2p.tensor.codec import Codec
+from legion_p2p.tensor.compact import Compact, Held, compacted, expanded, value_of
 from legion_p2p.tensor.feedback import Compressed, compress
 from legion_p2p.tensor.flatten import digest
 from legion_p2p.tensor.outer import OuterState, outer_step
@@ -35,8 +36,8 @@ class LocalChange:
     shard: int
     version: int
     """The newest version that `local` has taken in."""
-    base: Tensor
-    local: Tensor
+    base: Held
+    local: Held
     tokens: int
     steps: int
     warming_up: bool = False
@@ -44,22 +45,14 @@ class LocalChange:
 
 
 @dataclass(frozen=True, eq=False)
-class Arrived:
-    """A contribution to the round that is open, as it came: what it decodes to may be hundreds of times as long."""
+class Body:
+    """What a change was compressed to, as it is held until an update contains it: what it decodes to may be hundreds of times as
+    long."""
 
     codec: str
+    payload: bytes | memoryview
     decoded: Callable[[], Tensor]
     """It has been checked: decoding it succeeds."""
-
-
-@dataclass(frozen=True, eq=False)
-class Body:
-    """What a change was compressed to: the body of a contribution."""
-
-    codec: str
-    payload: bytes
-    sent: Tensor
-    """What the payload decodes to, for the case that this peer is the owner."""
 
 
 @dataclass(eq=False)
@@ -78,13 +71,14 @@ class Replica:
     """Lengths of the last updates."""
 
     # as a member
-    residual: Tensor | None = None
-    """What compression left out of this peer's contributions so far."""
+    kept: Tensor | Compact | None = None
+    """See `residual`."""
 
     # as the owner
-    arrived: dict[PeerId, Arrived] = field(default_factory=dict)
+    arrived: dict[PeerId, Body] = field(default_factory=dict)
     """The contributions in the round."""
-    owner_residual: Tensor | None = None
+    owner_kept: Tensor | Compact | None = None
+    """See `owner_residual`."""
     outer: OuterState = field(default_factory=OuterState)
     taken_over: dict[Part, tuple[PeerId, int, bytes]] = field(default_factory=dict)
     """The last hand-over of each part: from whom, and in which version and digest."""
@@ -92,6 +86,24 @@ class Replica:
     @property
     def numel(self) -> int:
         return self.reference.numel()
+
+    @property
+    def residual(self) -> Tensor | None:
+        """What compression left out of this peer's contributions so far; of large shards, nearly."""
+        return expanded(self.kept)
+
+    @residual.setter
+    def residual(self, value: Tensor | None) -> None:
+        self.kept = compacted(value)
+
+    @property
+    def owner_residual(self) -> Tensor | None:
+        """What compression left out of this owner's updates so far."""
+        return expanded(self.owner_kept)
+
+    @owner_residual.setter
+    def owner_residual(self, value: Tensor | None) -> None:
+        self.owner_kept = value
 
     @property
     def chain(self) -> Chain:
@@ -172,7 +184,7 @@ def combine_arrived(
     owner_residual: Tensor | None,
     outer: OuterState,
     closed: Closed,
-    arrived: dict[PeerId, Arrived],
+    arrived: dict[PeerId, Body],
     spec: RoundSpec,
     codec: Codec,
     longest: float | None,
@@ -184,7 +196,7 @@ def combine_arrived(
 
 def rebase(change: LocalChange, *leftovers: Tensor | None) -> tuple[Tensor, bytes]:
     """The local parameters as the next reference, with what compression had left over, and its digest. Raises: NonFiniteError."""
-    made = change.local
+    made = value_of(change.local)
     for leftover in leftovers:
         made = made if leftover is None else made - leftover
     require_finite(made)
@@ -200,7 +212,8 @@ def advance(reference: Tensor, payload: bytes | memoryview, codec: Codec) -> tup
     return made, digest(made)
 
 
-def pack(change: LocalChange, residual: Tensor | None, codec: Codec, decay: float) -> tuple[bytes, Tensor, Tensor | None]:
-    """A member's compressed change: payload, what it decodes to, and the residual, if any. Raises: NonFiniteError."""
-    packed = compress(codec, residual, change.base - change.local, decay)
-    return packed.data, packed.sent, packed.residual
+def pack(change: LocalChange, kept: Tensor | Compact | None, codec: Codec, decay: float) -> tuple[bytes, Tensor | Compact | None]:
+    """A member's compressed change, and what is kept of it. Raises: NonFiniteError."""
+    packed = compress(codec, expanded(kept), value_of(change.base) - value_of(change.local), decay)
+    residual = packed.residual
+    return packed.data, compacted(residual) if residual is not None and bool(residual.any()) else None

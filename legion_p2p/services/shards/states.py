@@ -12,7 +12,7 @@ from torch import Tensor
 from legion_p2p.concurrency.notify import Notify
 from legion_p2p.config import AUTO_REGION
 from legion_p2p.core.announcement import MARK_BYTES, mark_of
-from legion_p2p.core.chain import Chain
+from legion_p2p.core.chain import Chain, with_payload
 from legion_p2p.core.eligible import Eligible
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.membership import Liveness
@@ -113,6 +113,7 @@ class ShardStates:
 
     def hold_chain(self, shard: int, reference: Tensor, chain: Chain) -> None:
         """Begin to hold a shard at the end of this chain."""
+        chain.shelve(self._ctx.shelf.keep)
         life = ShardLife(self.me, chain, self._config, self.members.config.announce_s)
         replica = self.replicas[shard] = Replica(shard, reference, life)
         life.handle(Owners(self._owners[shard]), trio.current_time())
@@ -201,6 +202,10 @@ class ShardStates:
         member = self.members.table.get(peer)
         return member is not None and member.announcement.ready and member.liveness is not Liveness.DEAD
 
+    def has_other_regions(self) -> bool:
+        """Members of other regions are known."""
+        return any(m.announcement.region != self.region for m in self.members.table.counted())
+
     def must_be_member(self, peer: PeerId) -> None:
         """Raises: RemoteProtocolError."""
         if not self.members.is_known(peer):
@@ -262,6 +267,10 @@ class ShardStates:
             failed=[{"peer_id": f.peer, "reason": f.reason} for f in header.failed],
             owner=header.owner,
         )
+
+    async def shelved(self, update: Update, numel: int) -> Update:
+        """The update, held as the shelf holds it, for the log."""
+        return with_payload(update, await self.compute(numel, self._ctx.shelf.keep, update.payload))
 
     async def compute(self, n_elements: int, fn: Callable[..., T], *args: object) -> T:
         """The result of `fn(*args)`, which is arithmetic on this many elements."""
