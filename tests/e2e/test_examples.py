@@ -1,4 +1,7 @@
-"""Every example runs for real, in processes of its own, as somebody who tries it would run it."""
+"""Every example runs for real, in processes of its own, as somebody who tries it would run it.
+
+Peers that are only there for another one to meet are forks of a process that has imported torch, which costs four seconds of CPU.
+"""
 
 import os
 import signal
@@ -11,6 +14,7 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
+from fork_server import Forked, ForkServer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LONGEST_S = 100  # they take 5 to 15 s on an idle machine; a busy one is not a failure
@@ -36,19 +40,35 @@ def started(script: str, *args: str) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
+@contextmanager
+def forked(forks: ForkServer, script: str, *args: str) -> Iterator[Forked]:
+    """Like `started`; what it writes to stderr is not looked at."""
+    with open(os.devnull, "w") as nowhere:
+        process = forks.start([str(EXAMPLES / script), *args], environment(), EXAMPLES, nowhere.fileno())
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 def environment() -> dict[str, str]:
     """This checkout, whether it is installed or not; LEGION_* of the outside does not get in."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LEGION_")}
     return kept | {"PYTHONPATH": os.pathsep.join(filter(None, [str(EXAMPLES.parent), os.environ.get("PYTHONPATH")]))}
 
 
-def output_of(process: subprocess.Popen[str]) -> str:
-    told, _ = process.communicate(timeout=LONGEST_S)
+def output_of(process: subprocess.Popen[str] | Forked) -> str:
+    if isinstance(process, Forked):
+        told = process.stdout.read()
+        process.wait(LONGEST_S)
+    else:
+        told, _ = process.communicate(timeout=LONGEST_S)
     assert process.returncode == 0, told
     return told
 
 
-def first_line(process: subprocess.Popen[str]) -> str:
+def first_line(process: subprocess.Popen[str] | Forked) -> str:
     assert process.stdout is not None
     return process.stdout.readline()
 
@@ -61,8 +81,8 @@ def test_a_wrapped_optimizer_trains_alone() -> None:
     assert "of whose time the swarm took" in told.splitlines()[-1]
 
 
-def test_a_second_terminal_joins_the_run_of_the_first() -> None:
-    with started("01_wrap_an_optimizer.py", "--seconds", "300") as founder:
+def test_a_second_terminal_joins_the_run_of_the_first(forks: ForkServer) -> None:
+    with forked(forks, "01_wrap_an_optimizer.py", "--seconds", "300") as founder:
         address = first_line(founder).split()[-1]
         with started("01_wrap_an_optimizer.py", "--seconds", "3", "--initial-peers", address) as joiner:
             told = output_of(joiner)
@@ -79,15 +99,15 @@ def test_founder_and_joiner_end_with_the_same_model() -> None:
     assert told.splitlines()[-1] == "same model"
 
 
-def test_a_bootstrap_node_introduces_peers_and_keeps_its_identity(tmp_path: Path) -> None:
+def test_a_bootstrap_node_introduces_peers_and_keeps_its_identity(tmp_path: Path, forks: ForkServer) -> None:
     key = str(tmp_path / "bootstrap.key")
 
     with started("03_host_a_bootstrap_node.py", "--identity", key) as node:
         word, address = first_line(node).split()
         assert word == "--initial-peers"
-        with started("01_wrap_an_optimizer.py", "--new-run", "--seconds", "300", "--initial-peers", address) as founder:
+        with forked(forks, "01_wrap_an_optimizer.py", "--new-run", "--seconds", "300", "--initial-peers", address) as founder:
             assert "run next-byte" in first_line(founder)
-            with started("01_wrap_an_optimizer.py", "--seconds", "2", "--initial-peers", address) as joiner:
+            with forked(forks, "01_wrap_an_optimizer.py", "--seconds", "2", "--initial-peers", address) as joiner:
                 told = output_of(joiner)
         node.send_signal(signal.SIGINT)
         farewell = output_of(node)
