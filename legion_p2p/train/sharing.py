@@ -39,10 +39,14 @@ def share_text(thread: PeerAccess, engine: ActiveRun, make: Make[Reader]) -> Rea
                 if announcement.peer_id not in warned:
                     warned.add(announcement.peer_id)
                     engine.events.emit("data.other_text", peer=announcement.peer_id, reason=str(bad))
+
+    def count(_: None = None) -> None:
         living[:] = [peer_of(a) for a in engine.members.everyone() if a.training or a.peer_id == engine.me]
 
     def begin() -> None:
         engine.members.announcements.add(heard)
+        engine.members.roles_changed.add(count)
+        count()
         for announcement in engine.members.everyone():
             heard(announcement)
 
