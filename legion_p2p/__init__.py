@@ -29,6 +29,7 @@ _WHERE = {
     "Rounds": "legion_p2p.config",
     "Run": "legion_p2p.train.run",
     "RunSpec": "legion_p2p.core.run",
+    "ShardedModel": "legion_p2p.train.sharding.model",
     "Status": "legion_p2p.observe.status",
     "Store": "legion_p2p.config",
     "average": "legion_p2p.train.averaging",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from legion_p2p.train.onebit import OneBitAdam
     from legion_p2p.train.optimizer import Optimizer
     from legion_p2p.train.run import Run, create, join
+    from legion_p2p.train.sharding.model import ShardedModel
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 import trio
+from torch import nn
 
 from legion_p2p.config import NewRun, Peer, RunChoice
 from legion_p2p.core.run import RunSpec
@@ -26,6 +27,7 @@ from legion_p2p.train.optimizer import Optimizer
 from legion_p2p.train.parameters import ModelView
 from legion_p2p.train.run import Run as RunFromThreads
 from legion_p2p.train.run import create_arguments, join_arguments, kept_events
+from legion_p2p.train.sharding.model import ShardedModel
 
 __all__ = ["Run", "create", "join"]
 
@@ -111,6 +113,13 @@ class Run:
         Raises: IncompatibleModelError, naming the first parameter that differs; UsageError.
         """
         return self._run.optimizer(inner, model, tokens_per_step=tokens_per_step)
+
+    def shard(self, model: nn.Module, *, tokens_per_step: int = 1, accumulate: int = 1, keep: bool = False) -> ShardedModel:
+        """Train `model` in a sharded run: see `legion_p2p.Run.shard`. To be called, and trained with, in a worker thread.
+
+        Raises: IncompatibleModelError, naming the first parameter that differs; UsageError, where the run is not sharded.
+        """
+        return self._run.shard(model, tokens_per_step=tokens_per_step, accumulate=accumulate, keep=keep)
 
     @property
     def control(self) -> Control:

@@ -81,6 +81,7 @@ OPTIONS = (
     Option(NewRun, "architecture", NEW, "hf:WHAT", flag="--model"),
     Option(NewRun, "links", NEW, help="What members' connections carry; chooses what is not said below: see --dry-run.",
            default="cable"),
+    Option(NewRun, "sharding", NEW),
     Option(NewRun, "admission", NEW),
     Option(Rounds, "local_steps", NEW),
     Option(Rounds, "push_codec", NEW, "NAME", alias="--codec"),

@@ -14,7 +14,7 @@ from legion_p2p.config.toml import read_table
 from legion_p2p.core.admission import Admits, check_admission
 from legion_p2p.core.cids import MAX_CID_CHARS
 from legion_p2p.core.presets import LINKS, Links
-from legion_p2p.core.run import MAX_RUN_NAME_CHARS, InnerSpec, RoundSpec, looks_like_run_id
+from legion_p2p.core.run import MAX_RUN_NAME_CHARS, InnerSpec, RoundSpec, Sharding, looks_like_run_id
 from legion_p2p.errors import ConfigError, UsageError
 from legion_p2p.files.paths import shown
 
@@ -86,6 +86,10 @@ class NewRun(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     tokenizer: Annotated[str, msgspec.Meta(max_length=MAX_CID_CHARS)] = ""
     """Id of the tokenizer of that data, as legion-ctl data show says it."""
 
+    sharding: Sharding = "none"
+    """Whether every member holds the whole model (none), or the members are one group on a fast network that holds it together
+    (full): each part at an owner and a standby, so that its training may take more memory than any member has."""
+
     seed: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     """Of the first weights of the built-in GPT, and of what is drawn at random from the run's specification."""
 
@@ -120,6 +124,19 @@ def chosen_rounds(rounds: Rounds, links: Links | None) -> RoundSpec:
     chosen = _converted({**(LINKS[links]["round"] if links else {}), **fields}, RoundSpec)
     chosen.check()
     return chosen
+
+
+def sharded_rounds(rounds: Rounds) -> RoundSpec:
+    """The same for a sharded run: weights and gradients travel as bf16 where nobody says more."""
+    codecs = {"push_codec": "bf16", "update_codec": "bf16", "push_codecs": (), "update_codecs": ()}
+    chosen = _converted({**codecs, **said(rounds)}, RoundSpec)
+    chosen.check()
+    return chosen
+
+
+def sharded_inner(inner: Inner) -> InnerSpec:
+    """What the owners of a sharded run train with. Raises: ConfigError."""
+    return _converted({"clip": 0.0, **said(inner)}, InnerSpec)
 
 
 def chosen_inner(inner: Inner, links: Links | None) -> InnerSpec:

@@ -244,6 +244,10 @@ class InnerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Tokens in a window; 0: as many as the model can read."""
 
 
+Sharding = Literal["none", "full"]
+SHARDED_CODECS = ("fp32", "bf16")
+
+
 class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One training job."""
 
@@ -271,12 +275,17 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The allow-list."""
     fixed: Annotated[tuple[FixedSpec, ...], msgspec.Meta(max_length=MAX_PARAMS)] = ()
     """What the founder's model has beside the parameters of the run, with digests: see `RoundSpec.untrained`."""
+    sharding: Sharding = "none"
+    """"full": the members are one group on a fast network and hold one model together, each unit at its owner and a standby, as
+    ZeRO-3 does: see `legion_p2p.core.sharding.plan`. "none": every member holds the whole model."""
     nonce: Annotated[str, msgspec.Meta(max_length=64)] = ""
     """Keeps two runs of one name and one content apart."""
 
     def check(self) -> None:
         """Raises: UsageError, where fields that are right by themselves do not fit together."""
         self.round.check()
+        if self.sharding == "full":
+            self._check_sharded()
         if self.transformers:
             if self.model is not None:
                 raise UsageError("a run trains the built-in model or one of transformers, not both")
@@ -291,6 +300,19 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 except DecodeError as bad:
                     raise UsageError(f"{name}: {bad}") from bad
         check_admission(self.admission, self.admins, self.admitted)
+
+    def _check_sharded(self) -> None:
+        """Raises: UsageError, where a sharded run cannot do what is chosen."""
+        for field in ("push_codec", "update_codec"):
+            if getattr(self.round, field) not in SHARDED_CODECS:
+                chosen, known = getattr(self.round, field), ", ".join(SHARDED_CODECS)
+                raise UsageError(f"round.{field} {chosen!r}: in a sharded run weights and gradients travel in one of {known}")
+        if self.inner.optimizer != "adamw":
+            raise UsageError(f"inner.optimizer {self.inner.optimizer!r}: the owners of a sharded run run adamw")
+        if self.inner.clip:
+            raise UsageError(f"inner.clip {self.inner.clip}: the owners of a sharded run do not clip gradients; choose 0")
+        if self.round.untrained == "average":
+            raise UsageError('round.untrained "average": in a sharded run nobody averages buffers; choose "same" or "own"')
 
     def plan(self) -> ShardPlan:
         return plan_for(sum(p.numel for p in self.params), self.round.shard_elements)

@@ -67,6 +67,21 @@ from legion_p2p.core.messages.regions import (
     SyncRequest,
     Unknown,
 )
+from legion_p2p.core.messages.sharding import (
+    MAX_STEP_MEMBERS,
+    MAX_UNIT_PARTS,
+    AppointUnit,
+    AskUnit,
+    PullUnit,
+    PushGradient,
+    PutUnit,
+    ReplicateStep,
+    UnitElsewhere,
+    UnitHeld,
+    UnitRole,
+    UnitStepped,
+    UnitWeights,
+)
 from legion_p2p.core.messages.shards import (
     MAX_INCLUDED,
     MAX_REASON_CHARS,
@@ -90,14 +105,15 @@ from legion_p2p.errors import DecodeError, SelfCheckError
 
 __all__ = [
     "MAX_BLOCKS_BYTES", "MAX_BUSY_MS", "MAX_CHECKPOINTS", "MAX_COMPARED", "MAX_COUNT", "MAX_EXCHANGED", "MAX_GET_CIDS",
-    "MAX_HAS_CIDS", "MAX_INCLUDED", "MAX_NORM", "MAX_PAYLOAD_BYTES", "MAX_REASON_CHARS", "MAX_UPDATES", "OTHER", "REQUESTS",
-    "UNKNOWN", "Accusation", "AncestryQuery", "AncestryReply", "Blocks", "Busy", "Checkpoints", "Done", "Encoded",
-    "Equivocation", "Evidence", "Exchange", "Exchanged", "Failure", "GetBlocks", "GetCheckpoints", "GetRuns", "GetShard",
-    "GetSpec", "GetUpdates", "HandoverPart", "HasBlocks", "Held", "HeldBlocks", "Inclusion", "Message", "NotOwner",
-    "Omission", "Part", "Ping", "PingFor", "Push", "Pushed", "Receipt", "RelayRequest", "Request", "RunSummary", "RunsFound",
-    "ShardState", "SignedHeader", "SpecFound", "State", "SyncReply", "SyncRequest", "Unknown", "Update", "UpdateHeader",
-    "Updates", "decode_header", "decode_request", "decode_with", "decoder_of", "encode", "encode_checked", "encode_struct",
-    "reply_types",
+    "MAX_HAS_CIDS", "MAX_INCLUDED", "MAX_NORM", "MAX_PAYLOAD_BYTES", "MAX_REASON_CHARS", "MAX_STEP_MEMBERS", "MAX_UNIT_PARTS",
+    "MAX_UPDATES", "OTHER", "REQUESTS", "UNKNOWN", "Accusation", "AncestryQuery", "AncestryReply", "AppointUnit", "AskUnit",
+    "Blocks", "Busy", "Checkpoints", "Done", "Encoded", "Equivocation", "Evidence", "Exchange", "Exchanged", "Failure",
+    "GetBlocks", "GetCheckpoints", "GetRuns", "GetShard", "GetSpec", "GetUpdates", "HandoverPart", "HasBlocks", "Held",
+    "HeldBlocks", "Inclusion", "Message", "NotOwner", "Omission", "Part", "Ping", "PingFor", "PullUnit", "Push", "PushGradient",
+    "Pushed", "PutUnit", "Receipt", "RelayRequest", "ReplicateStep", "Request", "RunSummary", "RunsFound", "ShardState",
+    "SignedHeader", "SpecFound", "State", "SyncReply", "SyncRequest", "UnitElsewhere", "UnitHeld", "UnitRole", "UnitStepped",
+    "UnitWeights", "Unknown", "Update", "UpdateHeader", "Updates", "decode_header", "decode_request", "decode_with",
+    "decoder_of", "encode", "encode_checked", "encode_struct", "reply_types",
 ]  # fmt: skip
 
 T = TypeVar("T")

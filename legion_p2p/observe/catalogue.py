@@ -78,6 +78,7 @@ FIELDS = {
     "tokens": "tokens trained by this peer, or contained in what is described",
     "tokens_per_s": "training speed, smoothed",
     "upload_bps": "limit on sending, in bits per second; null: none",
+    "unit": "index of a unit of a sharded run, from 0",
     "update_codec": "codec of this peer's updates from now on",
     "val_loss": "loss on held-out text, in nats per token; null where it was not measured",
     "version": "version of the shard",
@@ -170,6 +171,13 @@ EVENTS = (
     _event("shard.built", "A shard was built on a checkpoint and the updates since.", "shard base stored version"),
     _event("shard.not_built", "A shard could not be built on a checkpoint, and is fetched whole.", "shard version reason"),
     _event("shard.merged", "What this peer trained alone will reach the others with its next push.", "shard tokens owner"),
+    # units of a sharded run
+    _event("unit.handed_over", "The peer that should own a unit owns it now.", "unit version peer"),
+    _event("unit.taken_over", "The owner of a unit is gone, and this peer, which stood by, owns it now.", "unit version peer"),
+    _event("unit.let_go", "Two peers owned a unit; this one does not any more.", "unit version peer"),
+    _event("unit.standby_lost", "A peer does not stand by for a unit any more; it, or another one, is given it again.",
+           "unit version peer reason"),
+    _event("unit.not_moved", "A unit could not be given to the peer that should have it; it is tried again.", "unit peer reason"),
     # members
     _event("member.changed", "A member came, became suspect or dead, or left.", "peer before after"),
     _error("member.diverged", "A member announces that its training has diverged, so that it pushes nothing.", "peer"),

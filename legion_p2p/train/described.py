@@ -8,11 +8,13 @@ import torch
 
 from legion_p2p.config import NewRun, Training
 from legion_p2p.config.fields import said
-from legion_p2p.config.new_run import DEFAULT_DATA, DEFAULT_PRESET, chosen_inner, chosen_rounds
+from legion_p2p.config.new_run import DEFAULT_DATA, DEFAULT_PRESET, chosen_inner, chosen_rounds, sharded_inner, sharded_rounds
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, check_fit
 from legion_p2p.core.presets import DEFAULT_LINKS
 from legion_p2p.core.roles import Role
 from legion_p2p.core.run import RunSpec
+from legion_p2p.core.sharding.cost import held_bytes, step_bytes
+from legion_p2p.core.sharding.plan import plan_units
 from legion_p2p.errors import CodecError, ConfigError, IncompatibleModelError, UsageError
 from legion_p2p.observe import human
 from legion_p2p.observe.memory import PROGRAM_BYTES, free_memory
@@ -26,6 +28,7 @@ from legion_p2p.train.sizing import COPIES_HELD, COPIES_HELPED
 from legion_p2p.train.transformers_model import build, load_folder, outline_of
 from legion_p2p.train.transformers_source import source_of
 
+COPIES_BUILT = 2  # of the parameters: the model as it is made, and the run's copy of it; most of both goes to other members
 PLAIN = Training()
 KEPT_PER_LAYER = 17  # numbers for each token and unit of width that a step keeps for its backward pass
 HELD_IN_LAYER = 14  # of an evaluation, which keeps one layer at a time
@@ -116,7 +119,8 @@ def check_memory(spec: RunSpec, beside: int = 0) -> None:
     Raises: IncompatibleModelError, if this machine, container or process has too little.
     """
     buffer_bytes = outline_of(spec.transformers).buffer_bytes if spec.transformers else 0
-    needed = COPIES_HELD * 4 * sum(p.numel for p in spec.params) + buffer_bytes + beside
+    copies = COPIES_BUILT if spec.sharding == "full" else COPIES_HELD
+    needed = copies * 4 * sum(p.numel for p in spec.params) + buffer_bytes + beside
     free = free_memory()
     if needed > free.n_bytes:
         needs, has = human.bytes_text(needed), human.bytes_text(max(0, free.n_bytes))
@@ -127,7 +131,8 @@ def check_memory(spec: RunSpec, beside: int = 0) -> None:
 def described(new_run: NewRun) -> RunSpec:
     """The specification of a run to create, its founder not yet filled in. Raises: ConfigError; IncompatibleModelError."""
     links = new_run.links or DEFAULT_LINKS
-    inner = chosen_inner(new_run.inner, links)
+    is_sharded = new_run.sharding == "full"
+    inner = sharded_inner(new_run.inner) if is_sharded else chosen_inner(new_run.inner, links)
     model, transformers = None, ""
     if new_run.architecture:
         transformers = source_of(new_run).config
@@ -142,8 +147,9 @@ def described(new_run: NewRun) -> RunSpec:
         name=new_run.name,
         founder="",
         params=params,
-        round=chosen_rounds(new_run.rounds, links),
+        round=sharded_rounds(new_run.rounds) if is_sharded else chosen_rounds(new_run.rounds, links),
         inner=inner,
+        sharding=new_run.sharding,
         model=model,
         transformers=transformers,
         data=new_run.data or DEFAULT_DATA,
@@ -203,6 +209,7 @@ def check_choices(new_run: NewRun, spec: RunSpec) -> None:
         wanted |= {("model", field): value for field, value in msgspec.to_builtins(gpt_of(new_run)).items()}
     if new_run.data:
         wanted["", "data"] = new_run.data
+    wanted |= {("", "sharding"): new_run.sharding}
     wanted |= {("", field): value for field in ("dataset", "tokenizer") if (value := getattr(new_run, field))}
     for (where, field), value in wanted.items():
         part = {"rounds": spec.round, "inner": spec.inner, "model": spec.model, "": spec}[where]
@@ -247,6 +254,8 @@ def plan_of(
     spec: RunSpec, crowds: Sequence[int], upload_bps: float | None, role: Role = Role.AUTO, job: Training = PLAIN
 ) -> Plan:
     """What a run takes of one peer, with each of these numbers of members. Raises: UsageError."""
+    if spec.sharding == "full":
+        return _sharded_plan(spec, crowds, upload_bps, job)
     plan = spec.plan()
     has_model = spec.model is not None or spec.transformers
     tokens_per_step = spec.inner.batch * shape_of(spec).context if has_model and role.trains else 0
@@ -272,6 +281,35 @@ def plan_of(
         push_bytes_per_round=alone.pushes,
         update_bytes_per_round=alone.updates,
         local_steps=spec.round.local_steps,
+        tokens_per_step=tokens_per_step,
+        traffic=tuple(traffic),
+    )
+
+
+def _sharded_plan(spec: RunSpec, crowds: Sequence[int], upload_bps: float | None, job: Training) -> Plan:
+    """Of a sharded run: a round is a step, and `memory_bytes` is what a member holds in the first of the crowds."""
+    units = plan_units(spec.params)
+    numel = spec.plan().numel
+    has_model = spec.model is not None or spec.transformers
+    tokens_per_step = spec.inner.batch * shape_of(spec).context if has_model else 0
+    weights, gradients = (codec.get(name).bits_per_element for name in (spec.round.update_codec, spec.round.push_codec))
+    traffic = []
+    for n_members in crowds:
+        sizing.check_members(n_members)
+        moved = round(step_bytes(numel, n_members, weights, gradients))
+        send_s = None if upload_bps is None else 8 * moved / upload_bps
+        traffic.append(PlannedTraffic(n_members, moved, moved, moved, moved / max(1, tokens_per_step), send_s))
+    return Plan(
+        run=spec.name,
+        n_params=numel,
+        n_shards=len(units.units),
+        shard_elements=max(unit.numel for unit in units.units),
+        memory_bytes=round(held_bytes(units, crowds[0])) + activation_bytes(spec, job) + PROGRAM_BYTES,
+        push_codec=spec.round.push_codec,
+        update_codec=spec.round.update_codec,
+        push_bytes_per_round=round(numel * gradients / 8),
+        update_bytes_per_round=round(2 * numel * weights / 8),
+        local_steps=1,
         tokens_per_step=tokens_per_step,
         traffic=tuple(traffic),
     )

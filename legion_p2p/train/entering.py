@@ -8,9 +8,9 @@ from torch import Tensor
 from legion_p2p.config import NewRun, Peer, RunChoice
 from legion_p2p.config.fields import argument
 from legion_p2p.config.forms import PeerAddresses, refusal
-from legion_p2p.config.new_run import chosen_rounds
+from legion_p2p.config.new_run import chosen_rounds, sharded_inner, sharded_rounds
 from legion_p2p.core.plan import ParamSpec
-from legion_p2p.core.run import RunSpec
+from legion_p2p.core.run import InnerSpec, RunSpec
 from legion_p2p.errors import UsageError
 from legion_p2p.observe.events import Events
 from legion_p2p.peer import open_peer
@@ -77,10 +77,14 @@ def entry_of(place: str, run: object, initial_peers: object) -> RunChoice:
 
 def creation_of(new_run: NewRun, own: ModelView) -> RunCreation:
     """A run to create around a model of the user's own, which starts as it is now. Raises: UsageError."""
-    for field in ("preset", "architecture", "model", "inner"):
+    of_builtin = (
+        ("preset", "architecture", "model") if new_run.sharding == "full" else ("preset", "architecture", "model", "inner")
+    )
+    for field in of_builtin:
         if getattr(new_run, field) != getattr(NewRun(new_run.name), field):
             raise UsageError(f"NewRun({field}=...) is of the built-in model; here the model and its optimizer are your own")
-    rounds = chosen_rounds(new_run.rounds, new_run.links)
+    is_sharded = new_run.sharding == "full"
+    rounds = sharded_rounds(new_run.rounds) if is_sharded else chosen_rounds(new_run.rounds, new_run.links)
     view = FlatView(own.in_run(rounds.untrained))
     fixed = () if rounds.untrained == "own" else own.fixed()
     spec = RunSpec(
@@ -88,6 +92,8 @@ def creation_of(new_run: NewRun, own: ModelView) -> RunCreation:
         founder="",
         params=param_specs(view),
         round=rounds,
+        inner=sharded_inner(new_run.inner) if is_sharded else InnerSpec(),
+        sharding=new_run.sharding,
         data=new_run.data,
         dataset=new_run.dataset,
         tokenizer=new_run.tokenizer,

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 
 import msgspec
 import torch
+from torch import nn
 
 from legion_p2p.config import NewRun, Peer, RunChoice
 from legion_p2p.config.fields import argument
@@ -21,7 +22,10 @@ from legion_p2p.train.control import Control
 from legion_p2p.train.entering import creation_of, enter, entry_of
 from legion_p2p.train.optimizer import Optimizer
 from legion_p2p.train.parameters import ModelView
+from legion_p2p.train.sharding.model import ShardedModel
+from legion_p2p.train.values import MAX_TOKENS_PER_STEP, whole
 
+MAX_ACCUMULATED = 10_000  # backward passes in a step
 MAX_EVENTS_KEPT = 1000  # some minutes of a busy run; a caller that needs all of them gives the peer an on_event
 
 
@@ -111,6 +115,7 @@ class Run:
         self.control = Control()
         """Pauses this peer, limits it, or ends its training, from any thread."""
         self.control.attach(thread)
+        self._sharded: ShardedModel | None = None
 
     @property
     def id(self) -> str:
@@ -145,6 +150,21 @@ class Run:
         self._optimizer = Optimizer.beside(self._thread, inner, model, tokens_per_step)
         return self._optimizer
 
+    def shard(self, model: nn.Module, *, tokens_per_step: int = 1, accumulate: int = 1, keep: bool = False) -> ShardedModel:
+        """Train `model` in a sharded run, `NewRun(..., sharding="full")`: weights come from their owners block by block as the
+        model runs, and gradients go there as they arise. The model may be on the device "meta", where it takes no memory.
+
+        `tokens_per_step`: weight of one step relative to those of other members, such as tokens in a batch. `accumulate`:
+        backward passes in a step. `keep`: weights stay from the forward to the backward pass, which takes the memory of all
+        parameters and halves what is pulled.
+
+        Raises: IncompatibleModelError, naming the first parameter that differs; UsageError, where the run is not sharded.
+        """
+        tokens = whole(tokens_per_step, "tokens_per_step", 1, MAX_TOKENS_PER_STEP)
+        parts = whole(accumulate, "accumulate", 1, MAX_ACCUMULATED)
+        self._sharded = ShardedModel(self._thread, model, tokens_per_step=tokens, accumulate=parts, keep=keep)
+        return self._sharded
+
     @property
     def step(self) -> int:
         """Steps of the run, by the count of most of its members: what a learning-rate schedule of the whole run goes by."""
@@ -176,8 +196,12 @@ class Run:
     def finish(self, *, together: bool = False, timeout_s: float | None = None) -> str:
         """End training: push the rest; where `together`, serve on until every member is done.
 
-        Returns the digest of the common model: members with the same one hold the same bits.
+        Returns the digest of the common model: members with the same one hold the same bits. Empty in a sharded run, where nobody
+        holds all of it.
         """
+        if self._sharded is not None:
+            self._sharded.finish(together=together)
+            return ""
         if self._optimizer is None:
             raise UsageError("nothing is trained here: run.optimizer(inner, model) begins")
         return self._optimizer.finish(together=together, timeout_s=timeout_s)

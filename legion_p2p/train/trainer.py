@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from legion_p2p.config import Peer, RunChoice, Training
 from legion_p2p.core.chunks import ChunkLedger
 from legion_p2p.core.control import Wish
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.learning_rate import learning_rate
 from legion_p2p.core.plan import ParamSpec
-from legion_p2p.core.run import InnerSpec, RunSpec
+from legion_p2p.core.run import RunSpec
 from legion_p2p.errors import ClosedError, DecodeError, MissingDataError, NotSavedError, StoreError, UsageError
 from legion_p2p.observe.events import PHASE, Events
 from legion_p2p.observe.memory import is_out_of_memory
@@ -45,6 +47,7 @@ from legion_p2p.train.priority import lower_priority
 from legion_p2p.train.resume import restore_state, training_state
 from legion_p2p.train.run_text import fetch_missing, open_run_text, shared_by
 from legion_p2p.train.saving import check_out, save_model
+from legion_p2p.train.sharding.loop import ShardedLoop
 
 STOP_FLUSH_S = 0.5  # what an orderly leave grants the last push
 STEP_EVENT_EVERY_S = 0.5
@@ -52,17 +55,6 @@ STATUS_EVERY_S = 0.5
 UNFINISHED = ("stopped", "data", "memory")
 """Reasons to leave at once, without a last evaluation, and without waiting for others."""
 SAMPLE_CHARS = 300
-
-
-def learning_rate(inner: InnerSpec, own_step: int, run_step: int) -> float:
-    """Linear warm-up over this peer's own steps, for its fresh moments; cosine to a tenth over the run's."""
-    rate = inner.learning_rate
-    if inner.decay_steps:
-        done = min(1.0, run_step / inner.decay_steps)
-        rate *= 0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * done))
-    if own_step < inner.warmup_steps:
-        rate *= (own_step + 1) / inner.warmup_steps
-    return rate
 
 
 def sample_text(gpt: GPT, seed: int, prompt: str = "\ndef ", n: int = SAMPLE_CHARS) -> str:
@@ -183,9 +175,12 @@ class Trainer:
             self.events.emit(JOIN_WITH, command=join_command(spec.name, addresses))
         model = self._model
         compute = Compute(model, self._device, self.job)
+        if spec.sharding == "full":
+            loop = ShardedLoop(thread, compute, self.job, self.events, self.control, self._on_status)
+            return loop.run(corpus, partial(self._reader, corpus, spec, model.context), out)
         inner = inner_optimizer(spec.inner, model.module)
         opt = Optimizer.beside(thread, inner, model.module, tokens_per_step=spec.inner.batch * model.context, obeys=False)
-        data = self._share_of(corpus, spec, model.context, opt)
+        data = opt.share(partial(self._reader, corpus, spec, model.context))
         self._go_on(engine, data)
         self._wait_for_members(opt)
         self._run_step = thread.call(engine.run_step)
@@ -208,15 +203,13 @@ class Trainer:
             self._finish(opt)
         return self._conclude(compute, opt, corpus, engine, thread, out, reason)
 
-    def _share_of(self, corpus: Corpus, spec: RunSpec, context: int, opt: Optimizer) -> ChunkedWindows:
+    def _reader(
+        self, corpus: Corpus, spec: RunSpec, context: int, me: PeerId, members: Callable[[], Iterable[PeerId]]
+    ) -> ChunkedWindows:
         chunk_tokens = default_chunk_tokens(len(corpus.train), context)
-
-        def make(me: PeerId, members: Callable[[], Iterable[PeerId]]) -> ChunkedWindows:
-            ledger = ChunkLedger(n_chunks_of(len(corpus.train), chunk_tokens), me)
-            seed = _seed_of(spec, self.job, me)
-            return ChunkedWindows(corpus.train, chunk_tokens, context, spec.inner.batch, seed, ledger, members)
-
-        return opt.share(make)
+        ledger = ChunkLedger(n_chunks_of(len(corpus.train), chunk_tokens), me)
+        seed = _seed_of(spec, self.job, me)
+        return ChunkedWindows(corpus.train, chunk_tokens, context, spec.inner.batch, seed, ledger, members)
 
     def _go_on(self, engine: ActiveRun, data: ChunkedWindows) -> None:
         """Read on where this peer stopped, if it resumes; and let checkpoints say where it is from now on."""

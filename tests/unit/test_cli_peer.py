@@ -222,6 +222,7 @@ def test_every_field_of_the_values_is_an_option_and_every_option_a_field(job_of)
         (NewRun, "preset"),
         (NewRun, "architecture"),
         (NewRun, "links"),
+        (NewRun, "sharding"),
         (NewRun, "admission"),
     }  # the rest is in SPEC.toml, or of its name, --data and --seed
     assert options == (fields | new_run) - {(Peer, name) for name in ("limits", "manners", "store", "on_event")}

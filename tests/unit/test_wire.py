@@ -16,7 +16,7 @@ from legion_p2p.core.announcement import MAX_ANNOUNCEMENT_BYTES, Announcement, o
 from legion_p2p.core.distance import MAX_RATE
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.manifest import MAX_BLOCK_BYTES
-from legion_p2p.core.messages import base, blocks, members, regions, shards
+from legion_p2p.core.messages import base, blocks, members, regions, sharding, shards
 from legion_p2p.core.messages.evidence import MAX_SHOWN_HEADER_BYTES
 from legion_p2p.core.plan import MAX_SHARDS, ParamSpec
 from legion_p2p.core.run import MAX_SPEC_BYTES, RunSpec, SignedSpec, open_spec, sign_spec
@@ -32,12 +32,16 @@ from legion_p2p.core.wire import (
     MAX_NORM,
     MAX_PAYLOAD_BYTES,
     MAX_REASON_CHARS,
+    MAX_STEP_MEMBERS,
+    MAX_UNIT_PARTS,
     MAX_UPDATES,
     OTHER,
     UNKNOWN,
     Accusation,
     AncestryQuery,
     AncestryReply,
+    AppointUnit,
+    AskUnit,
     Blocks,
     Busy,
     Checkpoints,
@@ -62,10 +66,14 @@ from legion_p2p.core.wire import (
     Omission,
     Ping,
     PingFor,
+    PullUnit,
     Push,
     Pushed,
+    PushGradient,
+    PutUnit,
     Receipt,
     RelayRequest,
+    ReplicateStep,
     RunsFound,
     RunSummary,
     ShardState,
@@ -74,6 +82,10 @@ from legion_p2p.core.wire import (
     State,
     SyncReply,
     SyncRequest,
+    UnitElsewhere,
+    UnitHeld,
+    UnitStepped,
+    UnitWeights,
     Unknown,
     Update,
     UpdateHeader,
@@ -111,6 +123,12 @@ REQUESTS: list[Message] = [
     GetCheckpoints("run"),
     AncestryQuery("run", (State(0, 1, b"d" * 32),)),
     GetBlocks((b"c" * 36, b"d" * 36)),
+    PullUnit("run", 1, 2, True),
+    PushGradient("run", 1, 2, 3, b"payload"),
+    ReplicateStep("run", 1, 2, 3, ("a", "b"), b"payload"),
+    PutUnit("run", 1, 2, 3, ("a",), 0, 2, b"payload"),
+    AppointUnit("run", 1, 2, 3, "owner"),
+    AskUnit("run", 1),
 ]
 REPLIES: list[Message] = [
     RunsFound((RunSummary("stories", "b" * 59, 3),)),
@@ -131,6 +149,10 @@ REPLIES: list[Message] = [
     AncestryReply((0, UNKNOWN, OTHER)),
     Busy(1500),
     Blocks((b"block", b"")),
+    UnitHeld("owner", 1, 2, DIGEST, "peer"),
+    UnitElsewhere("peer"),
+    UnitWeights(1, b"payload"),
+    UnitStepped(1, True),
 ]
 HEADER = UpdateHeader("run", 1, 2, DIGEST, DIGEST, "owner", "int8", (Inclusion("a", 1),), (Failure("b", "late"),), 2, 99)
 MESSAGES = [*REQUESTS, *REPLIES]
@@ -152,7 +174,7 @@ def name(message: object) -> str:
 
 def test_all_messages_are_tried_here() -> None:
     defined = {kind for kind in vars(wire).values() if isinstance(kind, type) and issubclass(kind, Message)}
-    for module in (base, blocks, members, regions, shards):
+    for module in (base, blocks, members, regions, sharding, shards):
         assert {kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Message)} <= defined
 
     assert {type(message) for message in MESSAGES} == defined - {Message, wire.Request}
@@ -207,6 +229,9 @@ OPTIONAL = {
     (Pushed, "digest"): b"",
     (Pushed, "signature"): b"",
     (SyncReply, "slowed_to"): None,
+    (PullUnit, "exact"): False,
+    (UnitHeld, "digest"): b"",
+    (UnitHeld, "standby"): "",
 }
 
 
@@ -256,6 +281,28 @@ LIMITS = [
         "r" * 101,
     ),
     ("run", (Ping, Push, UpdateHeader), "r", ""),
+    ("run", (PullUnit, PushGradient, ReplicateStep, PutUnit, AppointUnit, AskUnit), "r" * 100, "r" * 101),
+    ("unit", (PullUnit, PushGradient, ReplicateStep, PutUnit, AppointUnit, AskUnit), MAX_SHARDS - 1, MAX_SHARDS),
+    ("unit", (PullUnit, PushGradient, ReplicateStep, PutUnit, AppointUnit, AskUnit), 0, -1),
+    ("step", (PullUnit, PushGradient, ReplicateStep), 0xFFFFFFFF, 1 << 32),
+    ("version", (PutUnit, AppointUnit, UnitHeld, UnitWeights, UnitStepped), 0xFFFFFFFF, 1 << 32),
+    ("term", (ReplicateStep, PutUnit, AppointUnit, UnitHeld), 1 << 62, (1 << 62) + 1),
+    ("tokens", (PushGradient,), 1, 0),
+    ("included", (ReplicateStep, PutUnit), ["p" * 64] * MAX_STEP_MEMBERS, ["p" * 64] * (MAX_STEP_MEMBERS + 1)),
+    ("included", (ReplicateStep, PutUnit), ["p" * 64], ["p" * 65]),
+    ("part", (PutUnit,), MAX_UNIT_PARTS - 1, MAX_UNIT_PARTS),
+    ("n_parts", (PutUnit,), MAX_UNIT_PARTS, MAX_UNIT_PARTS + 1),
+    ("n_parts", (PutUnit,), 1, 0),
+    ("role", (AppointUnit, UnitHeld), "none", "king"),
+    ("standby", (UnitHeld,), "p" * 64, "p" * 65),
+    ("digest", (UnitHeld,), DIGEST, DIGEST + b"d"),
+    ("owner", (UnitElsewhere,), "p" * 64, "p" * 65),
+    (
+        "payload",
+        (PushGradient, ReplicateStep, PutUnit, UnitWeights),
+        b"p" * MAX_PAYLOAD_BYTES,
+        b"p" * (MAX_PAYLOAD_BYTES + 1),
+    ),
     ("peer", (PingFor, Accusation), "p" * 64, "p" * 65),
     ("owner", (NotOwner, UpdateHeader), "p" * 64, "p" * 65),
     ("rate", (SyncRequest,), MAX_RATE, 1.001 * MAX_RATE),

@@ -37,6 +37,7 @@ from legion_p2p.services.run.progress import Progress, StepCount
 from legion_p2p.services.run.resume import Restored
 from legion_p2p.services.run.returning import ReturnService
 from legion_p2p.services.run.weight import OwnWeight
+from legion_p2p.services.sharding.service import UnitService
 from legion_p2p.services.shards.replica import LocalChange
 from legion_p2p.services.shards.service import ShardService
 
@@ -74,13 +75,17 @@ class ActiveRun:
         self.plan: ShardPlan = ctx.plan
         self.steps = StepCount()
         self.control = ControlService(ctx)
+        archive = lobby.parts.archive
         self.weight = OwnWeight(0.0 if self.role is Role.CLIENT else ctx.config.weight, messenger)
         self.shards = ShardService(ctx, members, self.mailbox)
+        self.units = UnitService(ctx, members, archive) if ctx.spec.sharding == "full" else None
+        """The units of a sharded run; None: every member holds the whole model."""
         self.gate = OwnershipGate(members, self.shards)
         self.regions = RegionService(ctx, members)
         self.region_sync = RegionSync(ctx, members, self.shards)
         self.pacer = Pacer(ctx.spec.round, self.shards, ctx.events)
-        self.checkpoints = LocalCheckpoints(ctx, lobby.parts.archive, members, self.shards, self.run_step)
+        follows = self.units is None
+        self.checkpoints = LocalCheckpoints(ctx, archive, members, self.shards, self.run_step, follows=follows)
         self.reach = AnnouncedReach(ctx, members)
         self.advertise = AdvertiseService(ctx, members, self.shards, self.checkpoints.keys)
         self.checkpoints.on_published(self.advertise.look_again)
@@ -97,6 +102,10 @@ class ActiveRun:
         await self.members.announce_now()
         await self.greet()
         self.shards.on_members_changed()
+        if self.units is not None:  # one group, that holds the model together
+            await nursery.start(self.units.run_forever)
+            nursery.start_soon(self.former.run_forever)
+            return
         nursery.start_soon(self.region_sync.run_forever)
         nursery.start_soon(self.returning.run_forever)
         nursery.start_soon(self.moving.run_forever)
@@ -209,4 +218,6 @@ class ActiveRun:
         self._update_local_steps()
 
     def _update_local_steps(self) -> None:
+        if self.units is not None:  # every step is one of the whole group
+            return
         self.pacer.update(self.steps.own(), self.progress.step_s, self._others(), self.messenger.bandwidth())

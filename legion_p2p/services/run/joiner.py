@@ -14,10 +14,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 import msgspec
+import torch
 import trio
 from torch import Tensor
 
 from legion_p2p.concurrency.nurseries import open_flat_nursery
+from legion_p2p.config.engine import DEFAULT_REGION
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.plan import ParamSpec, check_fit
 from legion_p2p.core.run import RunSpec, SignedSpec, run_id, sign_spec
@@ -118,6 +120,12 @@ class Joiner:
         run = self._enter(sign_spec(spec, self._network.identity), spec)
         run.shards.move(await run.regions.first())
         await self._nursery.start(run.members.run_forever)
+        if run.units is not None:
+            await run.units.found(creation.parameters)
+            await run.checkpoints.open(run.signed)
+            await self._take_part(run)
+            self._events.emit("run.created", run=run.id, name=spec.name)
+            return run
         for shard in range(run.plan.n_shards):
             start, end = run.plan.bounds(shard)
             reference = creation.parameters[start:end].clone()
@@ -145,7 +153,7 @@ class Joiner:
             return await self._resume(restored, (), params)
         if restored is not None and found.id != str(restored.stored.manifest.run):
             restored = await self._stored(found.id)
-        if restored is not None:
+        if restored is not None and found.spec.sharding == "none":
             return await self._resume(restored, found.contacts, params)
         return await self._join(found, params, start)
 
@@ -183,6 +191,8 @@ class Joiner:
             await run.greet()
         run.shards.move(await run.regions.first())
         run.members.announce_soon()
+        if run.units is not None:
+            return await self._join_sharded(run)
         sync = StateSync(run.ctx, run.members, run.region, run.checkpoints.store)
         fetched = await sync.fetch(start)
         if any(f.chain.version for f in fetched):
@@ -206,6 +216,8 @@ class Joiner:
         _check_model(params, stored.spec)
         run = self._enter(stored.signed, stored.spec, restored)
         run.steps.began_at = restored.step
+        if run.units is not None:
+            return await self._resume_sharded(run, restored)
         for shard, (reference, chain) in enumerate(restored.shards):
             run.shards.hold_chain(shard, reference, chain)
         self._events.emit(
@@ -232,6 +244,29 @@ class Joiner:
         await run.take_part(self._nursery)
         self._nursery.start_soon(run.advertise.run_forever)
 
+    async def _resume_sharded(self, run: ActiveRun, restored: Restored) -> ActiveRun:
+        """Nobody else is in the run: this peer owns every unit, and gives them away as others come. The optimizer begins cold."""
+        run.shards.move(await run.regions.first())
+        await self._nursery.start(run.members.run_forever)
+        assert run.units is not None
+        await run.units.found(torch.cat([reference for reference, _ in restored.shards]), restored.step)
+        await self._take_part(run)
+        self._events.emit("run.resumed", run=run.id, name=run.spec.name, step=restored.step)
+        return run
+
+    async def _join_sharded(self, run: ActiveRun) -> ActiveRun:
+        """Nothing is fetched: units come as this peer is to own them, and weights as it uses them.
+
+        Raises: JoinError, where the network is too slow.
+        """
+        assert run.units is not None
+        await run.units.client.check_network()
+        run.steps.began_at = run.run_step()
+        await run.checkpoints.open(run.signed)
+        await self._take_part(run)
+        self._events.emit("run.joined", run=run.id, name=run.spec.name, n_donors=0, n_shards=0, n_from_checkpoints=0)
+        return run
+
     def _enter(self, signed: SignedSpec, spec: RunSpec, restored: Restored | None = None) -> ActiveRun:
         """From here on this peer answers as a member of the run. Raises: IncompatibleModelError; JoinError."""
         try:
@@ -241,11 +276,14 @@ class Joiner:
             raise IncompatibleModelError(f"run {spec.name!r} needs another version of this program: {unknown}") from unknown
         run: ActiveRun
         messenger = RegionalMessenger(self._network.messenger, lambda peer: run.is_across(peer))
+        config = self._parts.config
+        if spec.sharding == "full":  # one group: what is too far away is too slow
+            config = msgspec.structs.replace(config, region=DEFAULT_REGION)
         ctx = PeerContext(
             run=run_id(signed),
             spec=spec,
             identity=self._network.identity,
-            config=self._parts.config,
+            config=config,
             messenger=messenger,
             reachability=self._network.reachability,
             discovery=self._network.discovery,

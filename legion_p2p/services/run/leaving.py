@@ -50,6 +50,8 @@ async def _hand_over(run: ActiveRun) -> None:
             nursery.start_soon(run.members.exchange_with, member.peer_id)
         run.shards.on_members_changed()
         await run.shards.hand_over_all()
+        if run.units is not None:
+            await run.units.hand_over_all()
         await run.region_sync.relay.finish_all()
         nursery.cancel_scope.cancel()
 

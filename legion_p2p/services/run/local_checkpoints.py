@@ -27,8 +27,10 @@ class LocalCheckpoints:
         members: MemberService,
         shards: ShardService,
         step: Callable[[], int],
+        *,
+        follows: bool = True,
     ) -> None:
-        """`step`: of the run, now."""
+        """`step`: of the run, now. `follows`: what the shards come to is written down; not where a run is sharded."""
         self.trainer_state: Callable[[], Mapping[str, Any]] = dict
         """What the training thread needs to go on after a restart. Called in the peer's thread."""
         self.store: BlockCache | None = archive
@@ -36,9 +38,9 @@ class LocalCheckpoints:
         self._run = ctx.run
         self._disk = ctx.disk
         self._archive = archive
-        self._writer = (
-            None if archive is None else CheckpointService(ctx, archive, members, shards, step, lambda: self.trainer_state())
-        )
+        self._writer = None
+        if archive is not None and follows:
+            self._writer = CheckpointService(ctx, archive, members, shards, step, lambda: self.trainer_state())
 
     @property
     def newest(self) -> Cid | None:

@@ -22,6 +22,7 @@ from legion_p2p.observe.status import (
 from legion_p2p.services.ports import Reachability
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.lobby import Lobby
+from legion_p2p.services.sharding.service import UnitService
 
 MAX_ANNOUNCED_ADDRESSES = 16  # of one peer: more make every announcement longer, and hardly any of them can be dialled
 
@@ -155,8 +156,10 @@ def _state(run: ActiveRun) -> str:
 
 def _member_rows(run: ActiveRun) -> tuple[MemberStatus, ...]:
     owned: dict[PeerId, int] = {}
-    for shard in run.shards.replicas:
-        owner = run.shards.ownership(shard).owner
+    owners = [run.shards.ownership(shard).owner for shard in run.shards.replicas]
+    if run.units is not None:
+        owners = [run.units.table.ownership(unit.index).owner for unit in run.units.table.units]
+    for owner in owners:
         if owner is not None:
             owned[owner] = owned.get(owner, 0) + 1
     rows = [(describe(run), "ALIVE")]
@@ -196,8 +199,17 @@ def _connection_row(reachability: Reachability, peer: PeerId) -> ConnectionStatu
 
 
 def _shard_rows(run: ActiveRun) -> tuple[ShardStatus, ...]:
-    rows = []
+    rows = [] if run.units is None else _unit_rows(run.units)
     for shard, replica in sorted(run.shards.replicas.items()):
         owners = run.shards.ownership(shard)
         rows.append(ShardStatus(shard, replica.chain.version, replica.chain.digest.hex(), owners.owner, owners.standby))
     return tuple(rows)
+
+
+def _unit_rows(units: UnitService) -> list[ShardStatus]:
+    """Of a sharded run: the units that this peer holds."""
+    rows = []
+    for index, held in sorted(units.table.held.items()):
+        owners = units.table.ownership(index)
+        rows.append(ShardStatus(index, held.version, held.digest.hex(), owners.owner, owners.standby))
+    return rows

@@ -1,0 +1,158 @@
+"""What a member's training needs of the units: weights before a step, and somebody who takes the gradients.
+
+The owner is asked. One that is gone, or owns the unit no longer -> the one that it names, the one that should own it, the one
+that should stand by, then every member, again and again, until one answers: a unit whose owner died has a new one within seconds.
+"""
+
+from collections.abc import Iterator
+
+import trio
+from torch import Tensor
+
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.messages.sharding import AskUnit, PullUnit, PushGradient, UnitElsewhere, UnitStepped
+from legion_p2p.core.priority import Priority
+from legion_p2p.core.sharding.cost import MAX_STEP_S, step_network_s
+from legion_p2p.core.wire import Encoded
+from legion_p2p.errors import CodecError, JoinError, NetworkError
+from legion_p2p.observe import human
+from legion_p2p.services.context import PeerContext
+from legion_p2p.services.sharding.keeper import UnitKeeper
+from legion_p2p.services.sharding.table import UnitTable
+from legion_p2p.tensor.body import require_finite
+
+AGAIN_S = 0.2  # after every member was asked in vain
+ASK_S = 2.0
+TIME_S = 30.0  # for the unit by which the network is measured
+MAX_TIMED = 8  # members: each takes as long as a unit travels
+HELPS = "join over a faster one, or train in a run that is not sharded"
+LOST_S = 120.0  # a unit that nobody has for so long has gone with its owner and its standby
+
+
+class UnitClient:
+    """Pulls and pushes for this peer."""
+
+    def __init__(self, ctx: PeerContext, table: UnitTable, keeper: UnitKeeper) -> None:
+        self._run = ctx.run
+        self._offload = ctx.offload
+        self._table = table
+        self._keeper = keeper
+        self._known: dict[int, PeerId] = {}
+        """Who answered for a unit last, where it is another one than should own it."""
+
+    async def pull(self, unit: int, step: int, *, exact: bool = False) -> Tensor:
+        """The weights with which `step` is computed, 1-D fp32, once the unit has made the steps before. Where the others are
+        further already, newer ones. `exact`: not rounded to what the run sends. Raises: NetworkError, if nobody has the unit."""
+        codec, numel = self._table.codec_of_weights(exact=exact), self._table.units[unit].numel
+        give_up_at = trio.current_time() + LOST_S
+        while True:
+            own = await self._keeper.weights(unit, step)
+            if own is not None:
+                if codec.name == "fp32":
+                    return own[1]
+                return await self._offload(lambda weights: codec.decode(codec.encode(weights), numel), own[1])
+            for peer in self._whom(unit):
+                try:
+                    reply = await self._table.ask(peer, PullUnit(self._run, unit, step, exact), Priority.ROUND)
+                    if isinstance(reply, UnitElsewhere):
+                        self._note_elsewhere(unit, reply)
+                        continue
+                    weights = await self._offload(codec.decode, reply.payload, numel)
+                except (NetworkError, CodecError):
+                    self._known.pop(unit, None)
+                    continue
+                self._known[unit] = peer
+                return weights
+            await self._pause(unit, give_up_at)
+
+    async def push(self, unit: int, step: int, tokens: int, gradient: Tensor) -> UnitStepped:
+        """What became of the gradient, 1-D fp32; the unit's step is made when this returns.
+
+        Raises: NonFiniteError; NetworkError, if nobody has the unit.
+        """
+        require_finite(gradient)
+        give_up_at = trio.current_time() + LOST_S
+        encoded: Encoded[UnitStepped | UnitElsewhere] | None = None
+        while True:
+            stepped = await self._keeper.submit(self._table.me, unit, step, tokens, gradient)
+            if stepped is not None:
+                return stepped
+            for peer in self._whom(unit):
+                if encoded is None:
+                    payload = await self._offload(self._table.gradients_codec.encode, gradient)
+                    encoded = Encoded(PushGradient(self._run, unit, step, tokens, payload))
+                try:
+                    reply = await self._table.ask(peer, encoded, Priority.CATCH_UP)
+                except NetworkError:
+                    self._known.pop(unit, None)
+                    continue
+                if isinstance(reply, UnitElsewhere):
+                    self._note_elsewhere(unit, reply)
+                    continue
+                self._known[unit] = peer
+                return reply
+            await self._pause(unit, give_up_at)
+
+    async def newest_step(self) -> int:
+        """The step that the run has come to: that of the unit that is furthest."""
+        versions = [held.version for held in self._table.held.values()]
+
+        async def ask(unit: int) -> None:
+            replies = await self._table.ask_all(AskUnit(self._run, unit), ASK_S)
+            versions.extend(held.version for held in replies.values())
+
+        async with trio.open_nursery() as nursery:
+            for unit in range(len(self._table.units)):
+                nursery.start_soon(ask, unit)
+        return max(versions, default=0)
+
+    async def check_network(self) -> None:
+        """Time one unit from each of a few members: whether the slowest of them carries a step in good time.
+
+        Raises: JoinError, with the figures.
+        """
+        sizes = {unit.index: unit.numel for unit in self._table.units}
+        largest = max(sizes, key=lambda unit: sizes[unit])
+        members = self._table.living_others()
+        weight = self._table.codec_of_weights(exact=False).bits_per_element
+        gradient = self._table.gradients_codec.bits_per_element
+        for peer in members[:MAX_TIMED]:
+            began = trio.current_time()
+            try:
+                reply = await self._table.ask(peer, PullUnit(self._run, largest, 0), Priority.ROUND, TIME_S)
+            except NetworkError:
+                continue
+            if isinstance(reply, UnitElsewhere):
+                continue
+            took_s = max(trio.current_time() - began, 1e-6)
+            bps = weight * sizes[largest] / took_s
+            step_s = step_network_s(sum(sizes.values()), len(members) + 1, (weight, gradient), bps)
+            if step_s > MAX_STEP_S:
+                told = f"{human.rate_text(bps)} came from {peer}, at which the bytes of one step take {step_s:.1f} s"
+                raise JoinError(f"the network is too slow for this sharded run: {told}, {MAX_STEP_S:.0f} s are allowed; {HELPS}")
+
+    def _whom(self, unit: int) -> Iterator[PeerId]:
+        """Others that may have it, the likeliest first. Looks at what was learnt each time it is asked for the next one."""
+        tried = {self._table.me}
+        while True:
+            should = self._table.ownership(unit)
+            likely = (self._known.get(unit), should.owner, should.standby, *self._table.living_others())
+            peer = next((peer for peer in likely if peer is not None and peer not in tried), None)
+            if peer is None:
+                return
+            tried.add(peer)
+            yield peer
+
+    def _note_elsewhere(self, unit: int, reply: UnitElsewhere) -> None:
+        if reply.owner and reply.owner != self._table.me and self._table.lives(PeerId(reply.owner)):
+            self._known[unit] = PeerId(reply.owner)
+        else:
+            self._known.pop(unit, None)
+
+    async def _pause(self, unit: int, give_up_at: float) -> None:
+        if trio.current_time() >= give_up_at:
+            raise NetworkError(
+                f"unit {unit} of the run is lost: for {LOST_S:.0f} s no member had it. Its owner and its standby are gone; go on "
+                "from a checkpoint"
+            )
+        await trio.sleep(AGAIN_S)

@@ -1,0 +1,163 @@
+"""Which units this peer holds, and which member owns and stands by for each."""
+
+from collections.abc import Mapping
+
+import msgspec
+import trio
+
+from legion_p2p.concurrency.notify import Notify
+from legion_p2p.core.eligible import Eligible
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.learning_rate import learning_rate
+from legion_p2p.core.membership import Changed, Liveness
+from legion_p2p.core.messages.sharding import UnitHeld
+from legion_p2p.core.priority import Priority
+from legion_p2p.core.rendezvous import Ownership
+from legion_p2p.core.round import RoundConfig
+from legion_p2p.core.sharding.placement import place_units
+from legion_p2p.core.sharding.plan import UnitPlan, plan_units
+from legion_p2p.core.wire import Encoded, Request
+from legion_p2p.errors import DecodeError, RemoteProtocolError, UnreachableError
+from legion_p2p.services.context import PeerContext
+from legion_p2p.services.membership.service import MemberService
+from legion_p2p.services.rpc import R, Rpc
+from legion_p2p.services.sharding.held import HeldUnit
+from legion_p2p.tensor import codec
+from legion_p2p.tensor.adamw import AdamWRates
+from legion_p2p.tensor.codec import Codec
+
+FIRST_GRACE_S = 10.0  # a process that has just begun takes long for its first step
+GRACE_PERIODS = 1.0  # of a step: what a member that is slower than the others costs them at most, and twice
+MANY_SPREADS = 1e9  # so that only the periods count
+NOTHING_HELD = UnitHeld("none", 0, 0)
+
+
+def step_config(config: RoundConfig, quorum: float) -> RoundConfig:
+    """When a step closes: members of a group are about equally fast, and what one of them computed in vain is a whole step."""
+    return msgspec.structs.replace(
+        config, quorum=quorum, first_grace_s=FIRST_GRACE_S, grace_spreads=MANY_SPREADS, max_grace_periods=GRACE_PERIODS
+    )
+
+
+class UnitTable:
+    """The units of a run at one peer."""
+
+    def __init__(self, ctx: PeerContext, members: MemberService) -> None:
+        self.run = ctx.run
+        self.me = ctx.me
+        self.region = ctx.config.region
+        self.members = members
+        self.plan: UnitPlan = plan_units(ctx.spec.params)
+        self.units = self.plan.units
+        self.held: dict[int, HeldUnit] = {}
+        self._weights_codec = codec.get(ctx.spec.round.update_codec)
+        self.gradients_codec = codec.get(ctx.spec.round.push_codec)
+        self.round = step_config(ctx.config.rounds, ctx.spec.round.waits_for())
+        self.woken = Notify()
+        """Wakes the task that looks whether units should move."""
+        self._inner = ctx.spec.inner
+        self._rpc = Rpc(ctx.messenger, members)
+        self._sizes = [unit.numel for unit in self.units]
+        self._eligible = Eligible()
+        self._owners: tuple[Ownership, ...] = (Ownership(None, None),) * len(self.units)
+        self._asked: dict[PeerId, set[trio.CancelScope]] = {}
+        members.member_changed.add(self._on_member_changed)
+
+    # what is held
+
+    def unit_held(self, unit: int) -> HeldUnit | None:
+        """Raises: DecodeError, if there is no such unit."""
+        if unit >= len(self.units):
+            raise DecodeError(f"unit {unit}, there are {len(self.units)}")
+        return self.held.get(unit)
+
+    def said_of(self, unit: int) -> UnitHeld:
+        """What this peer says of a unit. Raises: DecodeError, if there is no such unit."""
+        held = self.unit_held(unit)
+        return NOTHING_HELD if held is None else held.as_said()
+
+    def drop(self, held: HeldUnit) -> None:
+        """Hold it no longer. Those that wait for it are told who owns it."""
+        held.role = "none"
+        held.arrived.clear()
+        self.held.pop(held.index, None)
+        held.changed.notify()
+
+    def n_owned(self) -> int:
+        return sum(held.role == "owner" for held in self.held.values())
+
+    def rates(self, version: int) -> AdamWRates:
+        """Those of the step after `version` others."""
+        inner = self._inner
+        return AdamWRates(learning_rate(inner, version, version), inner.beta1, inner.beta2, inner.weight_decay)
+
+    def codec_of_weights(self, *, exact: bool) -> Codec:
+        return codec.get("fp32") if exact else self._weights_codec
+
+    # who owns it
+
+    def ownership(self, unit: int) -> Ownership:
+        """By the members that are known now."""
+        eligible = self.members.eligible(self.region)
+        if eligible is not self._eligible:
+            self._eligible = eligible
+            self._owners = place_units(self.run, self.region, self._sizes, {**eligible.reserve, **eligible.weights})
+        return self._owners[unit]
+
+    def owner_hint(self, unit: int) -> PeerId | None:
+        """Which member owns it, as far as this peer knows."""
+        held = self.held.get(unit)
+        if held is not None and held.role == "owner":
+            return self.me
+        return held.owner if held is not None and held.owner is not None else self.ownership(unit).owner
+
+    def lives(self, peer: PeerId) -> bool:
+        if peer == self.me:
+            return True
+        member = self.members.table.get(peer)
+        return member is not None and member.liveness is not Liveness.DEAD
+
+    def living_others(self) -> list[PeerId]:
+        return [member.peer_id for member in self.members.table.counted()]
+
+    def training_since(self) -> Mapping[PeerId, int]:
+        """The members that train, and from which step of the run on."""
+        return {PeerId(a.peer_id): a.run_step for a in self.members.everyone() if a.training}
+
+    def must_be_member(self, peer: PeerId) -> None:
+        """Raises: RemoteProtocolError."""
+        if not self.members.is_known(peer):
+            raise RemoteProtocolError(peer, "not a known member of this run: send an announcement first")
+
+    # asking
+
+    async def ask(
+        self, peer: PeerId, request: Request[R] | Encoded[R], priority: Priority = Priority.CONTROL, within_s: float = 60.0
+    ) -> R:
+        """The reply of a member; an error as soon as it counts as dead, because it may keep its connections and never answer.
+
+        Raises: NetworkError.
+        """
+        if not self.lives(peer):
+            raise UnreachableError(peer, "it is gone")
+        scopes = self._asked.setdefault(peer, set())
+        scope = trio.CancelScope()
+        scopes.add(scope)
+        try:
+            with scope:
+                return await self._rpc.ask(peer, request, priority, within_s=within_s)
+        finally:
+            scopes.discard(scope)
+            if not scopes:
+                self._asked.pop(peer, None)
+        raise UnreachableError(peer, "it is gone")
+
+    async def ask_all(self, request: Request[R], within_s: float) -> dict[PeerId, R]:
+        """The replies of all living members that answer."""
+        return await self._rpc.ask_all(self.living_others(), request, within_s=within_s)
+
+    def _on_member_changed(self, change: Changed) -> None:
+        if change.after in (None, Liveness.DEAD):
+            for scope in tuple(self._asked.get(change.peer_id, ())):
+                scope.cancel()
+        self.woken.notify()

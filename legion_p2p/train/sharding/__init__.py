@@ -1,0 +1,1 @@
+"""Training in a sharded run: `run.shard(model)`."""

@@ -1,0 +1,343 @@
+"""A model in a sharded run: its weights come as they are needed, and its gradients go as they arise."""
+
+import time
+from collections import deque
+from collections.abc import Collection, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from legion_p2p.core.control import Wish
+from legion_p2p.core.messages.sharding import UnitStepped
+from legion_p2p.core.pace import Ewma
+from legion_p2p.core.plan import ParamSpec, check_fit
+from legion_p2p.core.sharding.plan import UnitPlan
+from legion_p2p.core.sharding.schedule import BlockSchedule
+from legion_p2p.core.wire import MAX_COUNT
+from legion_p2p.errors import IncompatibleModelError, UsageError
+from legion_p2p.services.run.progress import Progress
+from legion_p2p.train.bridge import PeerAccess
+from legion_p2p.train.parameters import ModelView
+from legion_p2p.train.sharding.exchange import POLL_S, UnitExchange
+from legion_p2p.train.sharding.storage import BlockStorage
+from legion_p2p.train.values import progressed
+
+MAX_PUSHES = 3  # blocks whose gradients are on their way: more only take memory, at this member and at owners
+REPORT_EVERY_S = 0.5
+
+
+class ShardedModel:
+    """Trains a module in a sharded run: made by `Run.shard`.
+
+        sharded = run.shard(model)
+        for x, y in batches:
+            loss_of(model, x, y).backward()
+            sharded.step()
+
+    The module's parameters have values only while they are at work. The owners of the run's units run the optimizer that the
+    run's specification names, so there is none here.
+    """
+
+    def __init__(
+        self, thread: PeerAccess, model: nn.Module, *, tokens_per_step: int = 1, accumulate: int = 1, keep: bool = False
+    ) -> None:
+        """Raises: IncompatibleModelError, where the model does not fit the run; UsageError."""
+        engine = thread.engine
+        if engine.units is None:
+            raise UsageError(f"run {engine.spec.name!r} is not sharded: run.optimizer(inner, model) trains in it")
+        if not isinstance(model, nn.Module):
+            raise UsageError("shard(model): give a torch.nn.Module, which has blocks")
+        own = ModelView(model)
+        check_fit(tuple(ParamSpec(name, tuple(tensor.shape)) for name, tensor in own.trained), engine.spec.params)
+        plan = engine.units.table.plan
+        _check_uses(model, own, plan)
+        self._thread = thread
+        self._engine = engine
+        self._units = engine.units
+        self._exchange = UnitExchange(thread, engine.units)
+        self._tokens_per_step = tokens_per_step
+        self._accumulate = accumulate
+        self._storages = _storages(model, own, plan)
+        self._rest = self._storages[0] if not self._storages[0].block.name else None
+        self._blocks = self._storages[1:] if self._rest else self._storages
+        self._schedule = BlockSchedule(len(self._blocks), keep=keep)
+        self._pulled: dict[int, Future[Sequence[Tensor]]] = {}
+        self._rest_pulled: Future[Sequence[Tensor]] | None = None
+        self._pushing: deque[Future[Sequence[UnitStepped]]] = deque()
+        self._newest = 0
+        self._n_included = self._n_pushed = 0
+        self._n_passes = [0] * len(self._storages)
+        """Backward passes of each storage in this step that have given it all of its gradients."""
+        self._missing = [len(storage.parameters) for storage in self._storages]
+        """Parameters of each storage that this backward pass has given no gradient yet."""
+        self._progress = Progress()
+        self._step_s = Ewma(0.1)
+        self._last_at: float | None = None
+        self._reported_at = 0.0
+        self._began_at = time.perf_counter()
+        self.step_of_run = self._exchange.run(engine.units.client.newest_step)
+        """Steps that the run has made."""
+        self.n_steps = 0
+        """Steps that this peer was in."""
+        self._hook(model)
+        self.report(training=True, run_step=self.step_of_run)
+        self._exchange.run(engine.greet)  # from here on the owners wait for this peer's gradients
+
+    # what a training loop calls
+
+    def wait_for_members(self, n: int) -> None:
+        """Wait until `n` members train, this one included: from the first step on all of them are in."""
+
+        async def wait() -> None:
+            while len(self._units.table.training_since()) < n:
+                await self._engine.members.changed.wait()
+
+        self._exchange.run(wait)
+
+    def step(self) -> bool:
+        """End the step: wait until every unit has made it. True, where all of them have this peer's gradients in it.
+
+        Where the peer's user has paused it (legion-ctl, `run.control`), it returns when training goes on.
+
+        Raises: ClosedError; NetworkError, where a unit is lost; UsageError, where no backward pass went before.
+        """
+        passes = max(self._n_passes)
+        if not passes and not any(p.grad is not None for storage in self._storages for p in storage.parameters):
+            raise UsageError("step() without a backward pass before it")
+        for i in reversed(range(len(self._storages))):
+            if self._n_passes[i] < self._accumulate:
+                self._push(i)
+        while self._pushing:
+            self._await_push()
+        included = self._n_included == self._n_pushed
+        self._n_included = self._n_pushed = 0
+        self._free_all()
+        self.step_of_run = max(self.step_of_run + 1, self._newest)
+        self.n_steps += 1
+        self._note_step()
+        if self._thread.call(self._units.saver.is_due):
+            self.save()
+        while self._engine.control.wish is Wish.PAUSE:
+            self._pause_briefly()
+        return included
+
+    def _pause_briefly(self) -> None:
+        """Let a moment of a pause pass. Nobody waits for this peer meanwhile; it goes on with the step that the others are at."""
+        if not self._progress.paused:
+            self.report(paused=True, training=False)
+        time.sleep(POLL_S)
+        if self._engine.control.wish is not Wish.PAUSE:
+            self.step_of_run = self._exchange.run(self._units.client.newest_step)
+            self._last_at = None  # no step takes as long as a pause
+            self.report(paused=False, training=True, run_step=self.step_of_run)
+
+    def save(self) -> None:
+        """Write a checkpoint into this peer's store, if it has one: the others wait meanwhile."""
+        self._exchange.run(lambda: self._units.saver.save(self.step_of_run))
+
+    def finish(self, *, together: bool = False) -> None:
+        """End training: write a last checkpoint, after which the others wait for this peer no longer. Where `together`, serve on
+        until every member is done."""
+        self.save()
+        self.report(training=False, done=True)
+        while together and self._thread.alive and not self.all_done:
+            time.sleep(POLL_S)
+
+    @property
+    def all_done(self) -> bool:
+        """Every member has trained all it wanted to."""
+        return self._thread.call(self._engine.all_done)
+
+    def note(self, **more: Any) -> None:
+        """Tell the displays what only the loop knows, such as `loss`."""
+        self._progress = progressed(self._progress, more)
+
+    def gather(self) -> None:
+        """Pull all weights, so that the module is a whole one until the next step: to save or to evaluate it. Takes the memory of
+        all of its parameters."""
+        for storage in self._storages:
+            storage.fill(self._exchange.wait(self._exchange.pull(storage.units, self.step_of_run, exact=True)))
+        self._schedule.gathered()
+        self._pulled.clear()
+
+    def training(self) -> Collection[str]:
+        """The members that train now. In the network's thread."""
+        return self._units.table.training_since()
+
+    @property
+    def tokens(self) -> int:
+        """The weight of all steps of this peer."""
+        return self._tokens_per_step * self.n_steps
+
+    def speed(self) -> dict[str, float]:
+        """Tokens and seconds per step, smoothed."""
+        rate = self._tokens_per_step / self.step_s if self.step_s else 0.0
+        return {"tokens_per_s": round(rate, 1), "step_s": round(self.step_s, 6)}
+
+    @property
+    def blocked_fraction(self) -> float:
+        """Share of the time that this peer has waited for others."""
+        return min(1.0, self._exchange.waited_s / max(1e-9, time.perf_counter() - self._began_at))
+
+    @property
+    def step_s(self) -> float:
+        """Seconds for a step, smoothed; 0 before the second."""
+        return self._step_s.value or 0.0
+
+    # hooks
+
+    def _hook(self, model: nn.Module) -> None:
+        model.register_forward_pre_hook(lambda module, args: self._pull_rest())
+        for i, storage in enumerate(self._blocks):
+            module = model.get_submodule(storage.block.name.removesuffix("."))
+            module.register_forward_pre_hook(partial(self._before_forward, i))
+            module.register_forward_hook(partial(self._after_forward, i))
+        for i, storage in enumerate(self._storages):
+            for parameter in storage.parameters:
+                parameter.register_post_accumulate_grad_hook(partial(self._on_gradient, i))  # type: ignore[no-untyped-call]
+
+    def _before_forward(self, i: int, module: nn.Module, args: Any) -> None:
+        self._pull_rest()
+        self._begin_pulls(self._schedule.before_forward(i))
+        self._ensure(i)
+
+    def _after_forward(self, i: int, module: nn.Module, args: Any, output: Any) -> None:
+        tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        for tensor in tensors:
+            tensor.register_hook(partial(self._before_backward, i))  # type: ignore[no-untyped-call]
+        if self._schedule.after_forward(i, has_backward=bool(tensors)):
+            self._blocks[i].free()
+
+    def _before_backward(self, i: int, gradient: Tensor) -> None:
+        self._begin_pulls(self._schedule.before_backward(i))
+        self._ensure(i)
+
+    def _on_gradient(self, index: int, parameter: Tensor) -> None:
+        self._missing[index] -= 1
+        if self._missing[index]:
+            return
+        storage = self._storages[index]
+        self._missing[index] = len(storage.parameters)
+        self._n_passes[index] += 1
+        if storage is not self._rest:
+            i = index - len(self._storages) + len(self._blocks)
+            if self._schedule.after_backward(i):
+                storage.free()
+        if self._n_passes[index] == self._accumulate:
+            self._push(index)
+        if min(self._n_passes) == max(self._n_passes):
+            self._schedule.after_micro_batch()
+
+    # weights
+
+    def _pull_rest(self) -> None:
+        if self._rest is None or self._rest.is_here:
+            return
+        self._rest.fill(self._exchange.wait(self._exchange.pull(self._rest.units, self.step_of_run)))
+
+    def _begin_pulls(self, blocks: Sequence[int]) -> None:
+        for i in blocks:
+            self._pulled[i] = self._exchange.pull(self._blocks[i].units, self.step_of_run)
+
+    def _ensure(self, i: int) -> None:
+        pulled = self._pulled.pop(i, None)
+        if pulled is not None:
+            self._blocks[i].fill(self._exchange.wait(pulled))
+
+    def _free_all(self) -> None:
+        for i in self._schedule.after_step():
+            pulled = self._pulled.pop(i, None)
+            if pulled is not None:
+                pulled.cancel()
+            self._blocks[i].free()
+        if self._rest is not None:
+            self._rest.free()
+        self._n_passes = [0] * len(self._storages)
+        self._missing = [len(storage.parameters) for storage in self._storages]
+
+    # gradients
+
+    def _push(self, index: int) -> None:
+        storage = self._storages[index]
+        while len(self._pushing) >= MAX_PUSHES:
+            self._await_push()
+        self._n_passes[index] = self._accumulate
+        gradients = storage.take_gradients()
+        self._pushing.append(self._exchange.push(storage.units, self.step_of_run, self._tokens_per_step, gradients))
+
+    def _await_push(self) -> None:
+        for stepped in self._exchange.wait(self._pushing.popleft()):
+            self._n_pushed += 1
+            self._n_included += stepped.included
+            self._newest = max(self._newest, stepped.version)
+
+    # progress
+
+    def _note_step(self) -> None:
+        now = time.perf_counter()
+        if self._last_at is not None:
+            self._step_s.add(now - self._last_at)
+        self._last_at = now
+        if now - self._reported_at >= REPORT_EVERY_S:
+            self.report()
+
+    def report(self, **changes: Any) -> None:
+        """Tell the network's thread what this one has done, now."""
+        self._reported_at = time.perf_counter()
+        base: dict[str, Any] = {} if self._progress.done or self._progress.paused else {"training": True}
+        if self.n_steps:
+            base |= {"step": self.n_steps, "tokens": min(self.tokens, MAX_COUNT), "run_step": self.step_of_run, **self.speed()}
+            base["blocked_fraction"] = self.blocked_fraction
+        self._progress = progressed(self._progress, base | changes)
+        self._thread.post(self._engine.report, self._progress)
+
+
+def _storages(model: nn.Module, own: ModelView, plan: UnitPlan) -> list[BlockStorage]:
+    """One for each block, with memory that is given back already."""
+    parameters: list[tuple[nn.Parameter, Sequence[int]]] = []
+    for name, tensor in own.trained:
+        parameter = _with_device(model, name, tensor) if tensor.is_meta else tensor
+        assert isinstance(parameter, nn.Parameter)
+        if parameter.dtype != torch.float32:
+            raise UsageError(f"parameter {name} is {parameter.dtype}: a sharded run trains torch.float32")
+        parameters.append((parameter, tensor.shape))
+    devices = {parameter.device for parameter, _ in parameters}
+    if len(devices) > 1:
+        raise UsageError(f"the model's parameters are on {', '.join(sorted(map(str, devices)))}: a sharded run has them on one")
+    (device,) = devices
+    return [BlockStorage(block, parameters, device) for block in plan.blocks]
+
+
+def _with_device(model: nn.Module, name: str, meta: Tensor) -> nn.Parameter:
+    """A parameter on the CPU in the place of one on the device "meta", wherever the model uses that."""
+    fresh = nn.Parameter(torch.empty(0, dtype=meta.dtype, device="cpu"))
+    for module in model.modules():
+        for own_name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter is meta:
+                setattr(module, own_name, fresh)
+    return fresh
+
+
+def _check_uses(model: nn.Module, own: ModelView, plan: UnitPlan) -> None:
+    """Raises: IncompatibleModelError, where a block cannot be cut out of the model."""
+    for name, tensor in (*own.frozen, *own.buffers):
+        if tensor.is_meta:
+            raise IncompatibleModelError(f"{name} is on the device meta and not trained in the run, so it has no values")
+    block_of = {piece.param: block.name for block in plan.blocks for unit in block.units for piece in unit.pieces}
+    ids = {id(tensor): block_of[i] for i, (_, tensor) in enumerate(own.trained)}
+    modules = dict(model.named_modules())
+    for block in plan.blocks:
+        if block.name and block.name.removesuffix(".") not in modules:
+            raise IncompatibleModelError(
+                f"the model has no module {block.name.removesuffix('.')!r}: give the model without wrappers"
+            )
+    for path, module in modules.items():
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            inside = ids.get(id(parameter), "")
+            if not f"{path}.".startswith(inside):
+                what = f"{path}.{parameter_name}" if path else parameter_name
+                raise IncompatibleModelError(f"{what} is shared with block {inside!r}: a sharded run cannot cut such a model")

@@ -1,0 +1,91 @@
+"""Sharded runs over libp2p: peers in threads of one process, and in processes of their own that are killed."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import legion_p2p as legion
+from legion_p2p.train.gpt import GPT
+from legion_p2p.train.gpt_config import GPTConfig
+
+PEER = legion.Peer(listen=("/ip4/127.0.0.1/tcp/0",), lan=False)
+CONFIG = GPTConfig(n_layer=3, n_head=2, width=16, context=8, vocab_size=32)
+INNER = legion.Inner(optimizer="adamw", learning_rate=0.01, warmup_steps=0)
+N_STEPS = 20
+
+
+def new_run(codec: str = "fp32") -> legion.NewRun:
+    rounds = legion.Rounds(push_codec=codec, update_codec=codec, quorum=1.0)
+    return legion.NewRun("group", sharding="full", inner=INNER, rounds=rounds)
+
+
+def batch_of(member: int, step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1000 * member + step)
+    tokens = torch.randint(0, CONFIG.vocab_size, (2, CONFIG.context + 1), generator=generator)
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def plain(n: int) -> GPT:
+    """What one process makes of the joint batches."""
+    model = GPT(CONFIG)
+    inner = torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.1)
+    for step in range(N_STEPS):
+        x, y = (torch.cat(parts) for parts in zip(*(batch_of(member, step) for member in range(n)), strict=True))
+        inner.zero_grad()
+        model(x, y)[1].backward()
+        inner.step()
+    return model
+
+
+def train(run: legion.Run, model: nn.Module, member: int, n: int, trained: list[dict[str, Tensor]]) -> None:
+    sharded = run.shard(model)
+    sharded.wait_for_members(n)
+    for step in range(N_STEPS):
+        model(*batch_of(member, step))[1].backward()
+        assert sharded.step()
+    sharded.gather()
+    trained.append({name: p.detach().clone() for name, p in model.named_parameters()})
+
+
+def in_threads(jobs: list[Callable[[], None]]) -> None:
+    failures: list[BaseException] = []
+
+    def run(job: Callable[[], None]) -> None:
+        try:
+            job()
+        except BaseException as failed:
+            failures.append(failed)
+
+    threads = [threading.Thread(target=run, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failures and not any(thread.is_alive() for thread in threads), failures
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_members_that_shard_a_model_train_as_one_process_with_the_joint_batch(n: int):
+    trained: list[dict[str, Tensor]] = []
+    runs = [legion.create(new_run(), GPT(CONFIG), peer=PEER)]
+    try:
+        runs += [legion.join("group", initial_peers=runs[0].addresses(), peer=PEER) for _ in range(n - 1)]
+        models = [GPT(CONFIG), *(meta_gpt() for _ in range(n - 1))]
+        in_threads([lambda i=i: train(runs[i], models[i], i, n, trained) for i in range(n)])
+    finally:
+        for run in runs:
+            run.close()
+
+    expected = dict(plain(n).named_parameters())
+    assert len(trained) == n
+    for weights in trained:
+        for name, tensor in weights.items():
+            assert torch.allclose(tensor, expected[name], atol=1e-5, rtol=0), name
+
+
+def meta_gpt() -> GPT:
+    """A model that has no memory yet."""
+    return GPT(CONFIG, shapes_only=True)

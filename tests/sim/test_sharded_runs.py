@@ -1,0 +1,219 @@
+"""Sharded runs: the group trains as one process would, whoever comes, leaves or dies."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import trio
+from torch import Tensor
+
+from legion_p2p.core.identity import Identity
+from legion_p2p.core.plan import ShardPlan
+from legion_p2p.errors import JoinError
+from legion_p2p.store.archive import Archive
+from legion_p2p.store.blocks import BlockStore
+from legion_p2p.tensor.flatten import from_fp32_bytes
+from tests.sim.sharded import INNER, NUMEL, Group, Member, group_of, resumed_group
+
+NAMES = ("a", "b", "c", "d")
+
+
+def target(name: str) -> Tensor:
+    return torch.randn(NUMEL, generator=torch.Generator().manual_seed(sum(name.encode())))
+
+
+def towards_target(weights: Tensor, name: str, step: int) -> Tensor:
+    """Of a quadratic loss around a point of its own, that moves."""
+    return weights - target(name) * (1 + 0.1 * step)
+
+
+def plain_adamw(start: Tensor, *batches: Sequence[str]) -> Tensor:
+    """What one process makes of joint batches: whose are in each step."""
+    weights = torch.nn.Parameter(start.clone())
+    betas = (INNER.beta1, INNER.beta2)
+    inner = torch.optim.AdamW([weights], lr=INNER.learning_rate, betas=betas, weight_decay=INNER.weight_decay)
+    for step, names in enumerate(batches):
+        weights.grad = torch.stack([towards_target(weights.detach(), name, step) for name in names]).mean(0)
+        inner.step()
+    return weights.detach()
+
+
+async def train(group: Group, n_steps: int) -> None:
+    async def one(member: Member) -> None:
+        await member.begin(len(group.members), member.step)
+        for _ in range(n_steps):
+            await member.train_step(towards_target)
+
+    async with trio.open_nursery() as nursery:
+        for member in group.members.values():
+            nursery.start_soon(one, member)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+async def test_a_group_trains_as_one_process_with_the_joint_batch(n: int, autojump_clock):
+    async with group_of(*NAMES[:n]) as group:
+        await train(group, 20)
+
+        weights = await group.members["a"].pulled()
+        assert torch.allclose(weights, plain_adamw(group.start, *[NAMES[:n]] * 20), atol=1e-5, rtol=0)
+        assert all(all(member.included) for member in group.members.values())
+        assert all(len(states) == 1 for states in group.digests().values())
+
+
+async def test_a_killed_owner_costs_at_most_ten_seconds_and_no_step(autojump_clock):
+    async with group_of(*NAMES) as group:
+        await train(group, 5)
+        before = await group.members["b"].pulled()
+
+        await group.kill("a")
+        killed_at = trio.current_time()
+        await train(group, 1)
+        took_s = trio.current_time() - killed_at
+        await group.settled()
+        await train(group, 4)
+
+        weights = await group.members["b"].pulled()
+        assert took_s < 10
+        assert not torch.equal(weights, before)
+        assert {version for states in group.digests().values() for version, _ in states} == {10}
+        assert all(len(states) == 1 for states in group.digests().values())
+        assert any(member.events_named("unit.taken_over") for member in group.members.values())
+
+
+async def test_four_of_which_one_is_killed_in_mid_step_go_on_as_three_that_never_had_it(autojump_clock):
+    async with group_of(*NAMES) as group:
+        await train(group, 3)
+        killed = group.members["d"]
+        others = [member for member in group.members.values() if member is not killed]
+        table = killed.units.table
+
+        async with trio.open_nursery() as nursery:
+            for member in others:
+                nursery.start_soon(member.train_step, towards_target)
+            for unit in table.units[::2]:  # half of its gradients are on their way
+                zeros = torch.zeros(unit.numel)
+                killed_push = killed.units.client.push
+                group.nursery.start_soon(killed_push, unit.index, 3, 1, zeros)
+            await trio.sleep(0.2)
+            await group.kill("d")
+        start = await group.members["a"].pulled()
+        moments = moments_of(group)
+        await train(group, 6)
+
+        weights = await group.members["a"].pulled()
+        assert torch.allclose(weights, adamw_from(start, moments, ["a", "b", "c"], 6, first=4), atol=1e-5, rtol=0)
+        assert all(len(states) == 1 for states in group.digests().values())
+
+
+def moments_of(group: Group) -> tuple[Tensor, Tensor]:
+    """What the owners remember, flat."""
+    first, second = torch.zeros(NUMEL), torch.zeros(NUMEL)
+    for member in group.members.values():
+        table = member.units.table
+        for held in table.held.values():
+            at = 0
+            for piece in held.unit.pieces:
+                start, numel = table.plan.starts[piece.param] + piece.start, piece.numel
+                first[start : start + numel] = held.moments.first[at : at + numel]
+                second[start : start + numel] = held.moments.second[at : at + numel]
+                at += numel
+    return first, second
+
+
+def adamw_from(start: Tensor, moments: tuple[Tensor, Tensor], names: list[str], n_steps: int, first: int) -> Tensor:
+    """As `plain_adamw`, from moments that `first` steps have made."""
+    weights = torch.nn.Parameter(start.clone())
+    betas = (INNER.beta1, INNER.beta2)
+    inner = torch.optim.AdamW([weights], lr=INNER.learning_rate, betas=betas, weight_decay=INNER.weight_decay)
+    inner.state[weights] = {"step": torch.tensor(float(first)), "exp_avg": moments[0], "exp_avg_sq": moments[1]}
+    for step in range(first, first + n_steps):
+        weights.grad = torch.stack([towards_target(weights.detach(), name, step) for name in names]).mean(0)
+        inner.step()
+    return weights.detach()
+
+
+async def test_members_come_and_go_at_any_step_and_the_units_with_them(autojump_clock):
+    async with group_of("a", "b") as group:
+        await train(group, 4)
+        await group.add("c")
+        await group.settled()
+        group.members["c"].step = 4
+        await train(group, 4)
+        await group.leave("a")
+        await group.settled()
+        await train(group, 4)
+
+        weights = await group.members["b"].pulled()
+        expected = plain_adamw(group.start, *["ab"] * 4, *["abc"] * 4, *["bc"] * 4)
+        assert torch.allclose(weights, expected, atol=1e-5, rtol=0)
+        assert all(len(states) == 1 for states in group.digests().values())
+
+
+async def test_a_newcomer_takes_its_units_while_the_others_train(autojump_clock):
+    async with group_of("a", "b") as group:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(train, group, 60)
+            await trio.sleep(0.5)
+            await group.add("c")
+            group.members["c"].step = 0
+        await group.settled()
+
+        weights = await group.members["a"].pulled()
+        assert torch.allclose(weights, plain_adamw(group.start, *["ab"] * 60), atol=1e-5, rtol=0)
+        assert all(len(states) == 1 for states in group.digests().values())
+
+
+async def test_an_owner_that_was_cut_off_lets_go_when_it_is_back(autojump_clock):
+    async with group_of(*NAMES) as group:
+        await train(group, 2)
+        away = group.members["a"]
+        group.world.partition([away.id], [member.id for member in group.members.values() if member is not away])
+        await trio.sleep(20)
+        rest = {name: group.members[name] for name in NAMES[1:]}
+        everybody, group.members = group.members, rest
+        await train(group, 3)
+        group.world.heal()
+        group.members = everybody
+        await group.settled()
+
+        assert {version for states in group.digests().values() for version, _ in states} == {5}
+        assert all(len(states) == 1 for states in group.digests().values())
+
+
+async def test_a_checkpoint_is_a_manifest_like_any_other_and_the_run_goes_on_from_it(tmp_path: Path, autojump_clock):
+    async with group_of(*NAMES[:2], stores=tmp_path) as group:
+        await train(group, 5)
+        saver = group.members["b"]
+        await saver.units.saver.save(saver.step)
+        weights = await saver.pulled()
+
+    assert saver.events_named("checkpoint.stored")
+    stored = whole_of(tmp_path / "b", saver.engine.plan)
+    assert torch.equal(stored, weights)
+    async with resumed_group("b", tmp_path) as group:
+        again = group.members["b"]
+        assert await again.units.client.newest_step() == 5
+        again.step = 5
+        assert torch.equal(await again.pulled(), weights)
+        await train(group, 2)
+
+
+def whole_of(store: Path, plan: ShardPlan) -> Tensor:
+    """The parameters in a store, as a replicated run would read them."""
+    archive = Archive(BlockStore(store), Identity(b"reader".ljust(32, b".")))
+    try:
+        (found,) = archive.find("group")
+        archive.open(found.signed, found)
+        return torch.cat([from_fp32_bytes(archive.shard(shard)[1]) for shard in range(plan.n_shards)])
+    finally:
+        archive.close()
+
+
+async def test_a_network_that_is_too_slow_is_refused_with_the_figure(autojump_clock, monkeypatch):
+    async with group_of("a", "b") as group:
+        monkeypatch.setattr("legion_p2p.services.sharding.client.MAX_STEP_S", 1e-6)
+
+        with pytest.raises(JoinError, match=r"the network is too slow .* came from .* are allowed"):
+            async with group.joining("c"):
+                pass
