@@ -6,7 +6,6 @@ This module reads the options and shows what goes on; legion_p2p.scenarios simul
 import contextlib
 import os
 import time
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,14 +17,13 @@ from legion_p2p.cli.failures import DONE, FAILED
 from legion_p2p.cli.new_folder import new_folder
 from legion_p2p.cli.output import print_json, print_table, table_of
 from legion_p2p.cli.running import run_and_exit
-from legion_p2p.errors import UsageError
+from legion_p2p.cli.sim_options import AsJsonLine, Changes, ScenarioName, chosen_scenario
+from legion_p2p.cli.sim_sweep import sweep
 
 if TYPE_CHECKING:
     from legion_p2p.scenarios.record import Sample
-    from legion_p2p.scenarios.scenario import Scenario
 
 REDRAW_S = 0.25  # of wall time, between two looks at the progress
-INFRA = {"task": {"kind": "none", "size": 16}}
 
 HELP = """Simulate whole swarms: the real engine in virtual time, over emulated links, with churn and faults.
 
@@ -36,10 +34,6 @@ HELP = """Simulate whole swarms: the real engine in virtual time, over emulated 
   legion-sim run faults --until-violation --seeds 100"""
 
 app = make_app("legion-sim", HELP)
-
-ScenarioName = Annotated[str, Parameter(metavar="SCENARIO")]
-Changes = Annotated[tuple[str, ...], Parameter(name="--set", consume_multiple=True, negative=(), metavar="FIELD=VALUE...")]
-AsJsonLine = Annotated[bool, Parameter(negative=())]
 
 
 @app.command(name="list")
@@ -108,6 +102,9 @@ def run(
     changes: Changes = (),
     infra: Annotated[bool, Parameter(negative=())] = False,
     report: bool = True,
+    until_violation: Annotated[bool, Parameter(negative=())] = False,
+    seeds: Annotated[int, Parameter(validator=at_least(1))] = 100,
+    jobs: Annotated[int, Parameter(validator=at_least(1))] = 1,
     quiet: Annotated[bool, Parameter(negative=())] = False,
     json: AsJsonLine = False,
 ) -> int:
@@ -133,6 +130,13 @@ def run(
         Train nothing: membership, ownership, and rounds without content, for the cost of the engine alone.
     report
         Draw the report and its pictures.
+    until_violation
+        Try one seed after the other, from --seed on, until something happens that never should; then make the scenario smaller,
+        and leave the smallest that shows it.
+    seeds
+        With --until-violation: how many.
+    jobs
+        With --until-violation: processes that simulate at the same time.
     quiet
         Show no progress.
     json
@@ -142,6 +146,10 @@ def run(
 
     name, chosen = chosen_scenario(scenario, changes, infra, peers, minutes)
     folder = new_folder(out, f"sim-{name}")
+    if until_violation:
+        from legion_p2p.cli.sim_search import search_into
+
+        return search_into(folder, name, chosen, range(seed, seed + seeds), jobs, quiet=quiet, json=json)
     with progress(name, chosen.duration_s, quiet or json) as on_sample:
         summary = simulate_into(folder, name, chosen, seed, on_sample=on_sample, draws=report)
     if json:
@@ -149,39 +157,6 @@ def run(
     else:
         print("\n".join(told(summary, folder)))
     return FAILED if summary["violations"] else DONE
-
-
-def chosen_scenario(
-    named: str, changes: tuple[str, ...], infra: bool = False, peers: int | None = None, minutes: float | None = None
-) -> "tuple[str, Scenario]":
-    """The scenario of that name or file, with what else the command line says. Raises: UsageError."""
-    from legion_p2p.scenarios.files import changed, read_data, scenario_of, smaller
-
-    name, data = read_data(named)
-    given = dict(change_of(text) for text in changes)
-    if infra:
-        data = {**data, **INFRA}
-        given = {"rounds.shard_elements": 1, **given}
-    scenario = scenario_of(changed(data, given), named)
-    if peers is not None or minutes is not None:
-        scenario = smaller(scenario, peers, None if minutes is None else 60 * minutes)
-    return name, scenario
-
-
-def change_of(text: str) -> tuple[str, Any]:
-    """FIELD=VALUE, the value as TOML has it or a plain word. Raises: UsageError."""
-    field, equals, value = text.partition("=")
-    if not equals or not field:
-        raise UsageError(f"{text!r}: the form is FIELD=VALUE, as in rounds.local_steps=20")
-    return field, value_of_text(value)
-
-
-def value_of_text(text: str) -> Any:
-    """A value as TOML has it; what is none is a word."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 @contextlib.contextmanager
@@ -247,6 +222,9 @@ def told(summary: dict[str, Any], folder: Path) -> list[str]:
     if summary["agreed"]:
         lines.append("  at the end all held the same")
     return [*lines, f"  hash {summary['hash']}", f"  {folder}{os.sep}report.html and the rest are there"]
+
+
+app.command(sweep)
 
 
 def main() -> None:

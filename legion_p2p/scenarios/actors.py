@@ -186,8 +186,9 @@ class Cast:
         self.look_for_errors(actor, peer)
 
     def look_for_errors(self, actor: Actor, peer: SimPeer) -> None:
-        """What its handlers failed with, as violations."""
-        for error in peer.network.handler_errors:
+        """What its handlers have failed with since the last look, as violations."""
+        errors, peer.network.handler_errors = peer.network.handler_errors, []
+        for error in errors:
             self.record.violation("ended", f"a handler of {actor.name} failed with {type(error).__name__}: {error}"[:300])
 
 

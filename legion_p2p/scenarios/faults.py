@@ -7,7 +7,7 @@ import trio
 
 from legion_p2p.errors import DiskFullError
 from legion_p2p.scenarios.actors import Actor, Cast, slower
-from legion_p2p.scenarios.scenario import OWNERSHIP, Fault
+from legion_p2p.scenarios.scenario import OWNERSHIP, Fault, is_meant
 from legion_p2p.sim.swarm import SimPeer
 
 WRITES = ("append", "append_whole", "put_all", "put_base", "publish")
@@ -38,7 +38,7 @@ def victims_of(cast: Cast, fault: Fault) -> list[Actor]:
     if fault.who in OWNERSHIP:
         return _by_ownership(cast, there, fault.who, rng)
     if fault.who != "random":
-        there = [actor for actor in there if fault.who in (actor.name, actor.plan.group.name)]
+        there = [actor for actor in there if is_meant(fault.who, actor.name)]
     if fault.kind == "disk-full":
         there = [actor for actor in there if actor.plan.group.stores]
     wanted = max(1, round(fault.share * len(there))) if fault.share else fault.count

@@ -24,6 +24,7 @@ MAX_PEERS = 10_000  # of all groups and of all that come in place of others; the
 MAX_GROUPS = 10_000  # a scenario that was made smaller has one for each peer
 MAX_FAULTS = 10_000
 MAX_DURATION_S = 30 * 86400.0
+MIN_SAMPLE_S = 0.5  # unless somebody asks for more: a look at all shards of all peers takes a while
 MAX_ELEMENTS = 1 << 24  # of a toy model: 64 MiB at each peer
 
 _Time = Annotated[float, msgspec.Meta(ge=0, le=MAX_DURATION_S)]
@@ -162,7 +163,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     for_s: _Time = 30.0
     """How long it lasts. A killed peer starts again after that time; 0: never."""
     who: Annotated[str, msgspec.Meta(min_length=1, max_length=80)] = "random"
-    """random; the owner of a random shard, its standby, or both; or the name of a group or a peer."""
+    """random; the owner of a random shard, its standby, or both; or the name of a group or a peer:
+    all whose names begin with it and a hyphen."""
     count: Annotated[int, msgspec.Meta(ge=1, le=MAX_PEERS)] = 1
     """Peers hit at a time."""
     share: _Share = 0.0
@@ -211,7 +213,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     settle_s: _Time = 0.0
     """Virtual time after that, without faults and training, in which all that live should come to agree. 0: none."""
     sample_s: _Time = 0.0
-    """Time between two samples of loss, bytes and members. 0: a two hundredth of the duration."""
+    """Time between two samples of loss, bytes and members. 0: a two hundredth of the duration,
+    at least half a second."""
     task: SimTask = SimTask()
     """What is trained."""
     links: Links | None = None
@@ -243,7 +246,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         return chosen_rounds(self.rounds, self.links)
 
     def sample_every_s(self) -> float:
-        return self.sample_s or self.duration_s / 200
+        return self.sample_s or max(MIN_SAMPLE_S, self.duration_s / 200)
 
 
 def _contradictions(scenario: Scenario) -> Iterator[str]:
@@ -266,11 +269,11 @@ def _contradictions(scenario: Scenario) -> Iterator[str]:
     for fault in scenario.faults:
         if fault.at_s is not None and fault.at_s > scenario.duration_s:
             yield f"faults: {fault.kind} at {fault.at_s:g} s, but the simulation ends at {scenario.duration_s:g} s"
-        group = next((g for g in scenario.peers if fault.who in (g.name, *peer_names(g))), None)
-        if fault.who not in get_args(Victim) and group is None:
+        groups = [g for g in scenario.peers if any(is_meant(fault.who, name) for name in peer_names(g))]
+        if fault.who not in get_args(Victim) and not groups:
             known = ", ".join([*get_args(Victim), *names[:8]])
             yield f"faults: who = {fault.who!r} is no group and no peer; allowed are {known}"
-        if fault.kind == "disk-full" and not any(g.stores for g in ([group] if group else scenario.peers)):
+        if fault.kind == "disk-full" and not any(g.stores for g in groups or scenario.peers):
             yield "faults: disk-full, but none of these peers keeps checkpoints: set `stores = true` in their group"
     yield from _problems_of_rounds(scenario)
 
@@ -280,6 +283,11 @@ def _problems_of_rounds(scenario: Scenario) -> Iterator[str]:
         scenario.round_spec()
     except UsageError as bad:
         yield f"rounds: {bad}"
+
+
+def is_meant(who: str, name: str) -> bool:
+    """Whether a fault that names `who` means the peer of this name."""
+    return name == who or name.startswith(f"{who}-")
 
 
 def peer_names(group: PeerGroup) -> tuple[str, ...]:

@@ -114,9 +114,6 @@ class _Simulation:
                     await self._sample_until(self._scenario.duration_s)
                     nursery.cancel_scope.cancel()
                 agreed = await self._settle(swarm)
-                for actor in self._cast.actors.values():
-                    if actor.peer is not None:
-                        self._cast.look_for_errors(actor, actor.peer)
                 return self._outcome(agreed, time.perf_counter() - began_s, time.process_time() - began_cpu_s)
 
     def _swarm(self, stores: Path | None) -> Swarm:
@@ -216,14 +213,18 @@ class _Simulation:
         there = cast.in_run()
         if any(actor.is_apart for actor in cast.actors.values()):
             self._disturbed_at, self._was_disturbed = now, True
-        self._report(self._watch.sampled(self._holdings(), now, now - self._disturbed_at))
+        for actor in there:
+            if actor.peer is not None:
+                cast.look_for_errors(actor, actor.peer)
+        holdings = list(self._holdings())
+        self._report(self._watch.sampled(holdings, now, now - self._disturbed_at))
         sent_bytes, gossip_bytes = cast.sent_bytes()
         known = [len(actor.peer.engine.members.everyone()) for actor in there if actor.peer is not None]
         n_shards = there[0].peer.engine.plan.n_shards if there and there[0].peer is not None else 1
         sample = Sample(
             at_s=round(now, 6), loss=self._loss(there), n_started=sum(a.peer is not None for a in cast.actors.values()),
             n_joined=len(there), n_known=int(statistics.median(known)) if known else 0, n_steps=self._n_steps,
-            n_included=round(self._watch.n_tokens / n_shards, 2), n_updates=self._watch.n_updates, n_behind=self._n_behind(),
+            n_included=round(self._watch.n_tokens / n_shards, 2), n_updates=self._watch.n_updates, n_behind=n_behind(holdings),
             sent_bytes=sent_bytes, gossip_bytes=gossip_bytes,
         )  # fmt: skip
         self._record.sample(sample)
@@ -244,17 +245,10 @@ class _Simulation:
             if actor.peer is None or actor.held:
                 continue
             engine = actor.peer.engine
+            region = engine.region
             for shard, replica in engine.shards.replicas.items():
-                yield Holding(actor.name, engine.region, shard, replica.chain.version, replica.chain.digest)
-
-    def _n_behind(self) -> int:
-        newest: dict[tuple[str, int], int] = {}
-        held: dict[str, list[tuple[tuple[str, int], int]]] = {}
-        for holding in self._holdings():
-            key = (holding.region, holding.shard)
-            newest[key] = max(newest.get(key, 0), holding.version)
-            held.setdefault(holding.peer, []).append((key, holding.version))
-        return sum(any(newest[key] - version >= 2 for key, version in shards) for shards in held.values())
+                chain = replica.chain
+                yield Holding(actor.name, region, shard, chain.version, chain.digest)
 
     def _report(self, found: Iterator[Violation]) -> None:
         for violation in found:
@@ -271,6 +265,15 @@ class _Simulation:
             places={actor.name: position_of(peer) for actor, peer in there},
             regions={actor.name: peer.engine.region or DEFAULT_REGION for actor, peer in there},
         )  # fmt: skip
+
+
+def n_behind(holdings: list[Holding]) -> int:
+    """Peers that hold some shard two or more versions behind the newest of their region."""
+    newest: dict[tuple[str, int], int] = {}
+    for holding in holdings:
+        key = (holding.region, holding.shard)
+        newest[key] = max(newest.get(key, 0), holding.version)
+    return len({holding.peer for holding in holdings if newest[holding.region, holding.shard] - holding.version >= 2})
 
 
 def position_of(peer: SimPeer) -> tuple[float, ...]:

@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
-from legion_p2p.scenarios.files import read_scenario, ready_names, scenario_of, smaller
+from legion_p2p.scenarios import faults
+from legion_p2p.scenarios.files import read_scenario, ready_names, scenario_of, scenario_toml, smaller
+from legion_p2p.scenarios.search import search
 from legion_p2p.scenarios.simulation import simulate, summary_of
 
 SMALL = {"n_peers": 4, "duration_s": 10.0}
@@ -128,3 +131,29 @@ def test_nothing_is_trained_where_only_the_engine_is_looked_at():
 
 def test_the_thousand_are_a_thousand():
     assert sum(group.count for group in read_scenario("thousand")[1].peers) == 1000
+
+
+def test_a_violation_is_found_and_its_scenario_made_smaller(monkeypatch):
+    """A fault that makes a handler fail, as a mistake in the program would, among others that are harmless."""
+    harm = [{"kind": "clock", "at_s": 5, "who": "a"}]
+    noise = [{"kind": "slow", "at_s": at, "who": "b", "for_s": 1} for at in (2, 3, 4)]
+    peers = [{"name": "a", "step_s": 0.4}, {"name": "b", "step_s": 0.4}, {"name": "c", "count": 2, "step_s": 0.4}]
+    scenario = scenario_of({
+        "duration_s": 10, "sample_s": 1, "peers": peers, "faults": noise + harm, "rounds": {"local_steps": 5}
+    })  # fmt: skip
+    inflict = faults._inflict
+
+    def fail(cast, fault, actor, peer):
+        if fault.kind == "clock":
+            peer.network.handler_errors.append(ValueError("a mistake in the program"))
+        return inflict(cast, fault, actor, peer)
+
+    monkeypatch.setattr(faults, "_inflict", fail)
+
+    found = search(scenario, range(1))
+
+    assert found is not None and found.kind == "ended" and "ValueError" in found.text
+    assert [fault.kind for fault in found.scenario.faults] == ["clock"]
+    assert [group.name for group in found.scenario.peers] == ["a"]
+    again = simulate(scenario_of(tomllib.loads(scenario_toml(found.scenario))), found.seed)
+    assert [one["kind"] for one in again.record.violations] == ["ended"]

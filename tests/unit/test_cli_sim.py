@@ -6,7 +6,8 @@ import re
 import pytest
 
 from legion_p2p.cli.running import run_app
-from legion_p2p.cli.sim import app, change_of
+from legion_p2p.cli.sim import app
+from legion_p2p.cli.sim_options import change_of
 from legion_p2p.errors import UsageError
 
 TINY = """
@@ -63,6 +64,27 @@ def test_what_a_run_left_can_be_run_again(tiny, tmp_path, capsys):
     assert again["hash"] == first["hash"]
 
 
+def test_a_sweep_compares_every_combination(tiny, tmp_path, capsys):
+    grid = ["rounds.local_steps=2,4", "peers.a.link=good,dsl"]
+
+    assert run_app(app, ["sweep", str(tiny), *grid, "--out", str(tmp_path / "out"), "--minutes", "0.05"]) == 0
+
+    told = capsys.readouterr().out
+    assert "rounds.local_steps" in told and "loss last" in told and "dsl" in told
+    rows = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert [row["chosen"]["peers.a.link"] for row in rows] == ["good", "dsl", "good", "dsl"]
+    assert rows[0]["figures"]["updates_per_shard"] > rows[2]["figures"]["updates_per_shard"] > 0
+
+
+def test_a_search_that_finds_nothing_says_so(tiny, tmp_path, capsys):
+    words = ["run", str(tiny), "--until-violation", "--seeds", "2", "--minutes", "0.03", "--out", str(tmp_path / "out")]
+
+    assert run_app(app, words) == 0
+
+    told = capsys.readouterr()
+    assert "nothing that must never happen in 2 seeds, 0 to 1" in told.out and "seed 1: nothing" in told.err
+
+
 def test_the_list_names_each_scenario_with_what_it_shows(capsys):
     assert run_app(app, ["list", "--json"]) == 0
 
@@ -88,6 +110,9 @@ def test_a_scenario_that_is_shown_is_one(tmp_path, capsys):
         (["run", "good", "--peers", "0"], "must be a number of at least 1"),
         (["run", "good", "--set", "peers.x.count=1"], "peers.x.count: x is none of home"),
         (["run", "good", "--set", "duration_s"], "the form is FIELD=VALUE"),
+        (["sweep", "good", "rounds.local_steps"], "the form is FIELD=VALUE,VALUE"),
+        (["sweep", "good", f"duration_s={','.join(map(str, range(1, 1002)))}"], "1001 combinations, at most 1000"),
+        (["sweep", "good", "rounds.local_steps=5,none"], "rounds.local_steps: 'none' is not allowed"),
         (["run", "good", "--set", "rounds.quorum=2"], "rounds.quorum: 2 is not allowed: give a number above 0 and at most 1"),
     ],
 )

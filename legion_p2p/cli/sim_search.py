@@ -1,0 +1,46 @@
+"""legion-sim run --until-violation: what was found, and where the smallest scenario that shows it is."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from legion_p2p.cli.failures import DONE, FAILED
+from legion_p2p.cli.output import print_json
+
+if TYPE_CHECKING:
+    from legion_p2p.scenarios.scenario import Scenario
+
+SMALLEST = "smallest.toml"
+
+
+def search_into(
+    folder: Path, name: str, scenario: "Scenario", seeds: Sequence[int], n_jobs: int, *, quiet: bool, json: bool
+) -> int:
+    """Look for a violation; the exit code: 1 if there is one."""
+    from legion_p2p.scenarios.files import scenario_toml
+    from legion_p2p.scenarios.search import search
+
+    def tell(text: str) -> None:
+        if not (quiet or json):
+            print(text, file=sys.stderr, flush=True)
+
+    found = search(scenario, seeds, n_jobs=n_jobs, tell=tell)
+    if found is None:
+        if json:
+            return print_json({"scenario": name, "seeds": len(seeds), "found": None})
+        print(f"{name}: nothing that must never happen in {len(seeds)} seeds, {seeds[0]} to {seeds[-1]}")
+        return DONE
+    path = folder / SMALLEST
+    path.write_text(scenario_toml(found.scenario), encoding="utf-8")
+    n_peers, n_faults = len(found.scenario.peers), len(found.scenario.faults)
+    if json:
+        print_json({
+            "scenario": name, "seeds": len(seeds), "found": found.kind, "seed": found.seed, "text": found.text,
+            "at_s": found.at_s, "n_peers": n_peers, "n_faults": n_faults, "smallest": str(path),
+        })  # fmt: skip
+    else:
+        print(f"{name}: {found.kind} with seed {found.seed} at {found.at_s:g} s: {found.text}")
+        print(f"  the smallest scenario that shows it has {n_peers} peers and {n_faults} faults ({found.n_tries} were tried)")
+        print(f"  legion-sim run {path} --seed {found.seed}")
+    return FAILED
