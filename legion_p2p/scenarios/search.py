@@ -21,7 +21,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Finding(msgspec.Struct, frozen=True):
+class FoundViolation(msgspec.Struct, frozen=True):
     """A violation, and the smallest scenario that was found to show it."""
 
     seed: int
@@ -39,7 +39,7 @@ def violations_of(scenario: Scenario, seed: int) -> list[dict[str, Any]]:
 
 def search(
     scenario: Scenario, seeds: Iterable[int], *, n_jobs: int = 1, tell: Callable[[str], object] = lambda text: None
-) -> Finding | None:
+) -> FoundViolation | None:
     """The first seed of these at which something is violated, with the smallest scenario; None: all is well."""
     for seed, found in in_parallel(_look_at_seed, [(scenario, seed) for seed in seeds], n_jobs):
         if found:
@@ -49,7 +49,9 @@ def search(
     return None
 
 
-def smallest(scenario: Scenario, seed: int, first: dict[str, Any], tell: Callable[[str], object] = lambda text: None) -> Finding:
+def smallest(
+    scenario: Scenario, seed: int, first: dict[str, Any], tell: Callable[[str], object] = lambda text: None
+) -> FoundViolation:
     """Leave out faults and peers as long as a violation of the kind of `first` remains."""
     kind, n_tries = first["kind"], 0
     found = first
@@ -74,7 +76,7 @@ def smallest(scenario: Scenario, seed: int, first: dict[str, Any], tell: Callabl
     peers = fewest(rest, lambda some: shows(SwarmPlan((first_peer, *some), tuple(faults))))
     small = scenario_of_plan(scenario, SwarmPlan((first_peer, *peers), tuple(faults)))
     small = msgspec.structs.replace(small, about=f"{kind} with seed {seed}: {found['text']}"[:500])
-    return Finding(seed, kind, found["text"], found["at_s"], small, n_tries)
+    return FoundViolation(seed, kind, found["text"], found["at_s"], small, n_tries)
 
 
 def fewest(items: Sequence[T], shows: Callable[[Sequence[T]], bool]) -> list[T]:
