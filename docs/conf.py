@@ -17,7 +17,7 @@ version = release = legion_p2p.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 root_doc = "docs/reference/index"
-include_patterns = ["*.md", "docs/*.md", "docs/**/*.md", "tests/README.md"]
+include_patterns = ["*.md", "docs/*.md", "docs/**/*.md", "deploy/README.md", "tests/README.md"]
 exclude_patterns = ["legion-out", "build", ".venv", ".github"]
 source_suffix = {".md": "markdown"}
 

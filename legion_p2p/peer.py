@@ -16,7 +16,7 @@ import trio
 from legion_p2p.concurrency.nurseries import TaskStatus, open_flat_nursery
 from legion_p2p.config import Peer, PeerConfig, Store
 from legion_p2p.core.access_link import NO_LINK
-from legion_p2p.core.addresses import parse_addresses
+from legion_p2p.core.addresses import parse_addresses, parse_endpoint
 from legion_p2p.core.caps import parse_caps
 from legion_p2p.core.checkpoint_policy import CheckpointConfig
 from legion_p2p.core.cids import Cid
@@ -204,6 +204,8 @@ async def open_peer(
                             events.emit("status.served", address=where)
                         except NetworkError as bad:  # a machine without 127.0.0.1; training needs no status
                             events.emit("status.not_served", text=f"{bad}; legion-ctl cannot look at this peer")
+                    if peer.metrics:
+                        await _serve_metrics(nursery, entered, *parse_endpoint(peer.metrics))
                     yield entered
             finally:
                 network_scope.cancel()
@@ -235,6 +237,17 @@ def _door(run: ActiveRun, events: Events) -> "ControlDoor | None":
     except (StoreError, UsageError) as bad:
         events.emit("control.closed", text=f"{bad}; legion-ctl cannot pause or limit this peer")
         return None
+
+
+async def _serve_metrics(nursery: trio.Nursery, run: ActiveRun, host: str, port: int) -> None:
+    """Where they cannot be served, training goes on."""
+    from legion_p2p.net.metrics_http import serve_metrics
+
+    try:
+        address = await nursery.start(serve_metrics, partial(status_of, run), host, port)
+        run.events.emit("metrics.served", address=f"http://{address}/metrics")
+    except NetworkError as bad:
+        run.events.error("metrics.not_served", str(bad))
 
 
 def _config_of(peer: Peer) -> PeerConfig:

@@ -96,7 +96,13 @@ The reference is generated from the code, so that it is always that of this vers
 
 CONTENTS = {
     "Start": ["/README", "../index", "../tutorial"],
-    "Guides": ["../commands/legion-peer", "../commands/legion-bootstrap", "../commands/legion-ctl", "../commands/legion-demo"],
+    "Guides": [
+        "/deploy/README",
+        "../commands/legion-peer",
+        "../commands/legion-bootstrap",
+        "../commands/legion-ctl",
+        "../commands/legion-demo",
+    ],
     "Reference": ["api", "events", "legion-peer", "legion-bootstrap", "legion-ctl", "legion-demo"],
     "Inside": ["../ARCHITECTURE", "/tests/README", "../LOG"],
     "Project": ["/CONTRIBUTING", "/SECURITY", "/CODE_OF_CONDUCT", "/CHANGELOG"],

@@ -22,6 +22,7 @@ from legion_p2p.cli.running import run_and_exit
 from legion_p2p.config import DEFAULT_BOOTSTRAP_PORT, Peer
 from legion_p2p.config.fields import field_value
 from legion_p2p.config.forms import NONE
+from legion_p2p.core.addresses import parse_endpoint
 from legion_p2p.core.relay_ledger import DEFAULT_RELAY, parse_relay
 from legion_p2p.errors import NetworkError, UsageError
 from legion_p2p.files.paths import user_data_folder
@@ -85,7 +86,10 @@ def bootstrap(options: Options = Options()) -> int:
     parse_relay(options.relay)
     dashboard = dashboard_choice(options.dashboard)
     if options.metrics:
-        metrics_address(options.metrics)
+        try:
+            parse_endpoint(options.metrics)
+        except UsageError as bad:
+            raise UsageError(f"--metrics {bad}") from bad
     # from here on libp2p is needed
     import trio
 
@@ -156,7 +160,7 @@ async def _until_told(network: "Libp2pNetwork", options: Options, note: Notes, s
         if options.metrics:
             from legion_p2p.net.metrics_http import serve_metrics
 
-            note(f"metrics: http://{await nursery.start(serve_metrics, status, *metrics_address(options.metrics))}/metrics")
+            note(f"metrics: http://{await nursery.start(serve_metrics, status, *parse_endpoint(options.metrics))}/metrics")
         caught = await anext(signals)
         note("leaving")
         nursery.cancel_scope.cancel()
@@ -182,14 +186,6 @@ def dashboard_choice(text: str) -> str:
         return str(field_value(Peer, "dashboard", text, is_text=True))
     except UsageError as bad:
         raise UsageError(f"--dashboard: {bad}") from bad
-
-
-def metrics_address(text: str) -> tuple[str, int]:
-    """`PORT`, `HOST:PORT` or `[IPV6]:PORT`, the host being this machine where it is left out. Raises: UsageError."""
-    host, colon, port = text.rpartition(":")
-    if not (port.isascii() and port.isdigit() and int(port) < 65536) or (colon and not host) or (":" in host and host[0] != "["):
-        raise UsageError(f"--metrics {text!r}: the form is PORT, or HOST:PORT, as in 127.0.0.1:9100")
-    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def _status(network: "Libp2pNetwork", began: float) -> Status:

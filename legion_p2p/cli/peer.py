@@ -33,6 +33,8 @@ from legion_p2p.observe.events import HANDING_OVER, Event, Events
 from legion_p2p.observe.memory import PROGRAM_BYTES
 from legion_p2p.observe.metrics import JsonSink, PlainSink, handing_over_text
 from legion_p2p.observe.status import Status
+from legion_p2p.reporting.reports import DEFAULT_FOLDER, Reports
+from legion_p2p.reporting.trackers import usable
 from legion_p2p.train.control import Control
 
 if TYPE_CHECKING:
@@ -152,6 +154,13 @@ def _train(job: Job, output: Output) -> int:
         signals = open_things.enter_context(Signals(before_exit=shown.restore_terminal, others=pausing_signals(control)))
         shown.listen(open_things, control)
         events.add_sink(shown.on_event)
+        if trackers := usable(job.training.report_to):
+            folder = user_path(job.training.out or DEFAULT_FOLDER)
+            reports = Reports(
+                trackers, lambda: shown.status, tell=lambda text: events.error("reports.ended", text), folder=folder
+            )
+            events.add_sink(reports.on_event)
+            open_things.callback(reports.close)
         began = time.monotonic()
         try:
             job, outcome = _run(job, events, shown, signals, control)

@@ -137,7 +137,9 @@ OPTIONS = (
     Option(Store, "checkpoint_every_s", CHECKPOINTS, "SECONDS"),
     Option(Training, "out", OUTPUT, "FOLDER"),
     Option(Peer, "dashboard", OUTPUT, "YES|NO|PORT", default="yes"),
+    Option(Training, "report_to", OUTPUT, "WHAT"),
     Option(Peer, "status", OUTPUT),
+    Option(Peer, "metrics", OUTPUT, "[HOST:]PORT"),
 )  # fmt: skip
 
 
@@ -188,8 +190,9 @@ def _default(option: Option) -> Any:
 
 def _annotation(option: Option) -> Any:
     hint = _plain_type(hints_of(option.kind)[option.field])
-    if hint is bool and option.metavar:  # said in a word, because it is on where nothing is said
-        hint = str
+    is_word = hint is bool and bool(option.metavar)  # said in a word, because it is on where nothing is said
+    if is_word:
+        hint = str | bool
     is_many = typing.get_origin(hint) is tuple
     text = option.help or docs_of(option.kind)[option.field]
     look = Parameter(
@@ -199,9 +202,11 @@ def _annotation(option: Option) -> Any:
         metavar=option.metavar or None,
         help=_as_flags(" ".join(text.split())) + (f" [default: {option.default}]" if option.default else ""),
         consume_multiple=is_many,
-        negative=() if is_many or option.field in ("volunteer_relay", "create_or_join") else None,
+        negative=() if is_many or is_word or option.field in ("volunteer_relay", "create_or_join") else None,
         converter=None if hint is bool else _text_of if option.field == "new_run" else _reader(option, is_many),
     )
+    if _default(option) is None:
+        hint |= None  # or cyclopts refuses the default, in a process that has imported pydantic
     return Annotated[hint, look]
 
 

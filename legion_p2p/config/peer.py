@@ -9,6 +9,7 @@ from legion_p2p.config.engine import AUTO_REGION, DEFAULT_REGION, REGION_FORM, W
 from legion_p2p.config.fields import settle
 from legion_p2p.config.forms import Form, ListenAddresses, Switch, checked_text, path_text, refusal, text_of
 from legion_p2p.config.manners import Manners
+from legion_p2p.core.addresses import ENDPOINT_FORM, parse_endpoint
 from legion_p2p.core.caps import QUIET_FORM, parse_quiet_hours
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.profiles import parse_link
@@ -172,6 +173,9 @@ class Peer(msgspec.Struct, frozen=True, repr_omit_defaults=True):
 
     dashboard: Annotated[str, Form(_DASHBOARD_FORM, _dashboard)] = "yes"
     """Serve a page for a browser on this machine: yes, no, or the port. Whoever opens it needs the token in its address."""
+    metrics: Annotated[str, checked_text(ENDPOINT_FORM, parse_endpoint)] = ""
+    """Serve metrics for Prometheus there, at /metrics, once the peer is in its run; without a host on this machine only. Empty:
+    they are not served."""
 
     search_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = DEFAULT_SEARCH_S
     """Seconds to look for the run before giving up. Longer: finds it through slow links; a wrong name is noticed later."""

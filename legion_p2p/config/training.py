@@ -5,12 +5,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from legion_p2p.config.fields import settle
-from legion_p2p.config.forms import Form, PeerAddresses, path_text, refusal
+from legion_p2p.config.forms import NONE, Form, PeerAddresses, path_text, refusal
 from legion_p2p.config.new_run import NewRun
 from legion_p2p.errors import UsageError
 
 MAX_RUN_CHARS = 100  # of a name; an id is shorter
 _RUN = "the name or id of a run"
+TRACKER_NAMES = ("wandb", "tensorboard", "trackio", "otel", NONE)
+TRACKERS = f"any of {', '.join(TRACKER_NAMES)}"
 
 
 def _run(given: Any) -> str:
@@ -23,6 +25,17 @@ def _new_run(given: Any) -> NewRun | None:
     if given is None or isinstance(given, NewRun):
         return given
     raise refusal(given, 'a NewRun("name")')
+
+
+def _trackers(given: Any) -> tuple[str, ...]:
+    if isinstance(given, str):
+        given = given.split(",")
+    if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
+        raise refusal(given, TRACKERS)
+    names = [name.strip() for text in given for name in text.split(",")]
+    if wrong := [name for name in names if name not in TRACKER_NAMES]:
+        raise refusal(wrong[0], TRACKERS)
+    return tuple(dict.fromkeys(name for name in names if name != NONE))
 
 
 class RunChoice(msgspec.Struct, frozen=True, repr_omit_defaults=True):
@@ -102,6 +115,10 @@ class Training(msgspec.Struct, frozen=True, repr_omit_defaults=True):
 
     out: Annotated[str, path_text("the path of a folder")] = ""
     """Folder for metrics.jsonl and the model; without it nothing is written."""
+
+    report_to: Annotated[tuple[str, ...], Form(TRACKERS, _trackers)] = ()
+    """Report this peer's numbers to wandb, tensorboard, trackio or otel, several separated by commas; none: to none. Each needs
+    the extra of its name."""
 
     def __post_init__(self) -> None:
         settle(self)

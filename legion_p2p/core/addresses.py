@@ -33,6 +33,7 @@ MAX_INCLUDE_DEPTH = 4  # an @file may name further files, but not itself without
 MAX_INCLUDED_FILES = 100  # nor many that each name many
 MAX_FILE_BYTES = 1 << 20  # of an address file: more than MAX_ADDRESSES addresses with a comment each
 FLAG = "--initial-peers"
+ENDPOINT_FORM = "PORT, or HOST:PORT, as in 127.0.0.1:9100"
 
 MAX_HOST_CHARS = 253
 
@@ -217,6 +218,14 @@ class AddressScope(Enum):
     ANYWHERE = "others anywhere"
     NETWORK = "others in this network"
     MACHINE = "others on this machine"
+
+
+def parse_endpoint(text: str) -> tuple[str, int]:
+    """`PORT`, `HOST:PORT` or `[IPV6]:PORT`, the host being this machine where it is left out. Raises: UsageError."""
+    host, colon, port = text.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) < 65536) or (colon and not host) or (":" in host and host[0] != "["):
+        raise UsageError(f"{text!r}: the form is {ENDPOINT_FORM}")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def scope_of(address: str) -> AddressScope:

@@ -1,7 +1,9 @@
 """`join` and `create`, and the `Run` that they return: this peer's part in a run, as ordinary synchronous code sees it."""
 
+import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
+from os import PathLike
 from types import TracebackType
 from typing import Annotated, Self
 
@@ -13,8 +15,11 @@ from legion_p2p.config import NewRun, Peer, RunChoice
 from legion_p2p.config.fields import argument
 from legion_p2p.core.run import RunSpec
 from legion_p2p.errors import UsageError
+from legion_p2p.files.paths import user_path
 from legion_p2p.observe.events import Event, Events
 from legion_p2p.observe.status import MemberStatus, Status
+from legion_p2p.reporting.reports import DEFAULT_FOLDER, EVERY_S, Reports
+from legion_p2p.reporting.trackers import usable
 from legion_p2p.services.run.status import status_of
 from legion_p2p.train.arguments import Model, model_view
 from legion_p2p.train.bridge import CLOSE_S, PeerAccess
@@ -23,7 +28,7 @@ from legion_p2p.train.entering import creation_of, enter, entry_of
 from legion_p2p.train.optimizer import Optimizer
 from legion_p2p.train.parameters import ModelView
 from legion_p2p.train.sharding.model import ShardedModel
-from legion_p2p.train.values import MAX_TOKENS_PER_STEP, whole
+from legion_p2p.train.values import MAX_TOKENS_PER_STEP, seconds, whole
 
 MAX_ACCUMULATED = 10_000  # backward passes in a step
 MAX_EVENTS_KEPT = 1000  # some minutes of a busy run; a caller that needs all of them gives the peer an on_event
@@ -116,6 +121,7 @@ class Run:
         """Pauses this peer, limits it, or ends its training, from any thread."""
         self.control.attach(thread)
         self._sharded: ShardedModel | None = None
+        self._reports: Reports | None = None
 
     @property
     def id(self) -> str:
@@ -193,6 +199,22 @@ class Run:
         """What has happened, the newest last; at most MAX_EVENTS_KEPT. `Peer(on_event=...)` is called with each as it happens."""
         return tuple(self._events)
 
+    def report_to(self, *trackers: str, folder: str | PathLike[str] = DEFAULT_FOLDER, every_s: float = EVERY_S) -> None:
+        """Report this peer's numbers to "wandb", "tensorboard", "trackio" or "otel" from now on, until the peer leaves.
+
+        `folder` is for those that write files. Each needs the extra of its name. One that fails is named on stderr and left out.
+
+        Raises: UsageError, if there is no such tracker, its package is missing, or reports go somewhere already.
+        """
+        names = usable(trackers)
+        pause_s = seconds(every_s, "every_s")
+        if not pause_s:
+            raise UsageError("every_s is 0: must be more")
+        if self._reports is not None:
+            raise UsageError("this run reports already: name all trackers in one call")
+        self._reports = Reports(names, self.status, tell=_warn, folder=user_path(folder), every_s=pause_s)
+        self._thread.engine.events.add_sink(self._reports.on_event)
+
     def finish(self, *, together: bool = False, timeout_s: float | None = None) -> str:
         """End training: push the rest; where `together`, serve on until every member is done.
 
@@ -209,6 +231,9 @@ class Run:
     def close(self, wait_s: float = CLOSE_S) -> None:
         """Leave the run in order, and wait for that, at most `wait_s`. Large shards that go to their next owners go on in the
         background; the end of the script waits for that."""
+        reports, self._reports = self._reports, None
+        if reports is not None:
+            reports.close()
         if self._optimizer is not None:
             self._optimizer.close()
         self._thread.close(wait_s)
@@ -218,3 +243,7 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, bad: BaseException | None, where: TracebackType | None) -> None:
         self.close()
+
+
+def _warn(text: str) -> None:
+    print(f"legion_p2p: {text}", file=sys.stderr, flush=True)

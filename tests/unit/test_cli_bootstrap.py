@@ -2,9 +2,9 @@
 
 import pytest
 
-from legion_p2p.cli.bootstrap import Options, bootstrap, metrics_address
+from legion_p2p.cli.bootstrap import Options, bootstrap
 from legion_p2p.cli.node_log import DAY_S, MAX_CONTACT_LINES, ContactLines, DailyLine, reach_lines
-from legion_p2p.core.addresses import AddressScope, scope_of
+from legion_p2p.core.addresses import AddressScope, parse_endpoint, scope_of
 from legion_p2p.core.identity import Identity
 from legion_p2p.errors import UsageError
 from legion_p2p.observe.status import ContactStatus, ServiceStatus, Status
@@ -104,13 +104,13 @@ def test_another_node_that_comes_and_goes_does_not_fill_the_log():
     [("9100", ("127.0.0.1", 9100)), ("0.0.0.0:1", ("0.0.0.0", 1)), ("[::1]:0", ("::1", 0)), ("here:80", ("here", 80))],
 )
 def test_where_metrics_are_served_is_a_port_or_a_host_and_a_port(text, where):
-    assert metrics_address(text) == where
+    assert parse_endpoint(text) == where
 
 
 @pytest.mark.parametrize("text", ["x", ":9100", "9100:", "host:99999", "::1:9100", "host:-1", ""])
 def test_what_is_no_place_for_metrics_is_refused_with_the_form(text):
     with pytest.raises(UsageError, match=r"HOST:PORT, as in 127\.0\.0\.1:9100"):
-        metrics_address(text)
+        parse_endpoint(text)
 
 
 def test_a_node_without_a_key_of_its_own_is_refused_because_nobody_would_find_it_again(tmp_path, monkeypatch):

@@ -773,3 +773,11 @@ def test_a_role_that_there_is_not_is_refused_with_those_that_there_are(tmp_path)
     code, _, err = run(tmp_path, "--run", "demo", "--role", "master", "--initial-peers", ADDRESS)
 
     assert code == 2 and "--role" in err and all(role in err for role in ("auto", "trainer", "client", "helper"))
+
+
+def test_options_are_read_alike_in_a_process_that_has_imported_pydantic(job_of):
+    pytest.importorskip("pydantic")  # which some libraries import, and cyclopts then checks defaults and values by it
+
+    job = job_of("--run", "demo", "--lan", "no", "--report-to", "none")
+
+    assert (job.entry.run, job.peer.lan, job.peer.port_mapping, job.training.report_to) == ("demo", False, True, ())
