@@ -130,7 +130,8 @@ class Rounds(msgspec.Struct, frozen=True, repr_omit_defaults=True):
 
     verify: Verify | None = None
     """How owners are watched. none: members check that an update leads to the digest that its owner signed. late: owners sign
-    receipts for pushes, and an update that leaves one out without a reason takes its owner out."""
+    receipts for pushes, and the standby of a shard computes each update again. What is wrong takes its owner out. Each push then
+    goes over the network twice."""
 
     shard_elements: int | None = None
     """Elements per shard; 0 chooses sixteen shards, fewer for a small model. Fewer: more messages, work is shared more evenly."""

@@ -17,7 +17,7 @@ import msgspec
 
 from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import Identity, PeerId, verify
-from legion_p2p.core.messages.evidence import MAX_SHOWN_HEADER_BYTES, Equivocation, Evidence, Omission, SignedHeader
+from legion_p2p.core.messages.evidence import MAX_SHOWN_HEADER_BYTES, Equivocation, Evidence, Miscount, Omission, SignedHeader
 from legion_p2p.core.receipts import check_omission
 from legion_p2p.core.wire import Update, UpdateHeader, decode_header
 from legion_p2p.errors import DecodeError, SignatureError
@@ -67,6 +67,8 @@ def equivocation(first: Update, second: Update) -> Equivocation | None:
 
 def culprit(evidence: Evidence) -> PeerId:
     """Against whom it speaks. Raises: DecodeError, SignatureError, where it proves nothing."""
+    if isinstance(evidence, Miscount):
+        raise DecodeError("an accusation that proves nothing by itself")
     if isinstance(evidence, Omission):
         return check_omission(evidence, open_header(evidence.update.header, evidence.update.signature))
     first, second = (open_header(each.header, each.signature) for each in (evidence.first, evidence.second))
@@ -82,8 +84,10 @@ def culprit(evidence: Evidence) -> PeerId:
     return PeerId(first.owner)
 
 
-def reason_of(evidence: Evidence) -> str:
-    """What its culprit did, in words."""
+def reason_of(evidence: Evidence, *, by_owner: bool = True) -> str:
+    """What its culprit did, in words; `by_owner`: it is the owner, not an accuser."""
+    if isinstance(evidence, Miscount):
+        return "published an update that is not what it was made of" if by_owner else "accused an owner falsely of that"
     if isinstance(evidence, Omission):
         return "left a push out for which it had signed a receipt"
     return "signed two different updates of one version"
@@ -100,6 +104,8 @@ class KeptEvidence(msgspec.Struct, frozen=True):
     evidence: Evidence
     until_s: float
     """Wall time at which it no longer counts."""
+    culprit: str = ""
+    """Against whom it spoke when its inputs were at hand; of evidence that needs them."""
 
 
 class EvidenceBook:
@@ -115,19 +121,25 @@ class EvidenceBook:
 
         Raises: DecodeError, SignatureError, where it proves nothing.
         """
-        return self._add(evidence, now, EXCLUDED_S)
+        return self._exclude(culprit(evidence), evidence, now, EXCLUDED_S)
+
+    def convict(self, peer: PeerId, evidence: Miscount, now: float) -> bool:
+        """This peer has computed what an accusation is about, and `peer` is wrong; whether that is news."""
+        return self._exclude(peer, evidence, now, EXCLUDED_S) is not None
 
     def restore(self, kept: KeptEvidence, now: float, now_s: float) -> PeerId | None:
         """As `add`, of what this peer knew before it was started again. `now_s`: wall time."""
         left_s = min(kept.until_s - now_s, EXCLUDED_S)
-        return self._add(kept.evidence, now, left_s) if left_s > 0 else None
+        if left_s <= 0:
+            return None
+        peer = PeerId(kept.culprit) if isinstance(kept.evidence, Miscount) else culprit(kept.evidence)
+        return self._exclude(peer, kept.evidence, now, left_s)
 
     def kept(self, now: float, now_s: float) -> tuple[KeptEvidence, ...]:
         """All of it, the oldest first."""
-        return tuple(KeptEvidence(one.evidence, now_s + one.until - now) for one in self._proven.values())
+        return tuple(KeptEvidence(one.evidence, now_s + one.until - now, peer) for peer, one in self._proven.items())
 
-    def _add(self, evidence: Evidence, now: float, lasts_s: float) -> PeerId | None:
-        peer = culprit(evidence)
+    def _exclude(self, peer: PeerId, evidence: Evidence, now: float, lasts_s: float) -> PeerId | None:
         self.end(now)
         if peer in self._proven:
             return None

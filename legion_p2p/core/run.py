@@ -146,7 +146,7 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     verify: Verify = "none"
     """How owners are watched, besides what every member checks of an update. late: they sign receipts for pushes, and the standby
-    of a shard recomputes each update. Costs one more copy of each push: see `legion_p2p.core.account`."""
+    of a shard computes each update again, after it was applied. Costs one more copy of each push: see `core.account`."""
 
     quorum: Annotated[float, msgspec.Meta(gt=0, le=1)] = 2 / 3
     """Share of the training members after which a round may close without the rest. 1: waits for all that live."""

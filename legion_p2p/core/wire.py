@@ -43,7 +43,11 @@ from legion_p2p.core.messages.blocks import (
 from legion_p2p.core.messages.evidence import (
     Equivocation,
     Evidence,
+    GetInput,
+    InputPart,
+    Miscount,
     Omission,
+    PushClaim,
     Receipt,
     SignedHeader,
 )
@@ -98,6 +102,7 @@ from legion_p2p.core.messages.shards import (
     Pushed,
     ShardState,
     Update,
+    UpdateAccount,
     UpdateHeader,
     Updates,
 )
@@ -108,12 +113,13 @@ __all__ = [
     "MAX_HAS_CIDS", "MAX_INCLUDED", "MAX_NORM", "MAX_PAYLOAD_BYTES", "MAX_REASON_CHARS", "MAX_STEP_MEMBERS", "MAX_UNIT_PARTS",
     "MAX_UPDATES", "OTHER", "REQUESTS", "UNKNOWN", "Accusation", "AncestryQuery", "AncestryReply", "AppointUnit", "AskUnit",
     "Blocks", "Busy", "Checkpoints", "Done", "Encoded", "Equivocation", "Evidence", "Exchange", "Exchanged", "Failure",
-    "GetBlocks", "GetCheckpoints", "GetRuns", "GetShard", "GetSpec", "GetUpdates", "HandoverPart", "HasBlocks", "Held",
-    "HeldBlocks", "Inclusion", "Message", "NotOwner", "Omission", "Part", "Ping", "PingFor", "PullUnit", "Push", "PushGradient",
-    "Pushed", "PutUnit", "Receipt", "RelayRequest", "ReplicateStep", "Request", "RunSummary", "RunsFound", "ShardState",
-    "SignedHeader", "SpecFound", "State", "SyncReply", "SyncRequest", "UnitElsewhere", "UnitHeld", "UnitRole", "UnitStepped",
-    "UnitWeights", "Unknown", "Update", "UpdateHeader", "Updates", "decode_header", "decode_request", "decode_with",
-    "decoder_of", "encode", "encode_checked", "encode_struct", "reply_types",
+    "GetBlocks", "GetCheckpoints", "GetInput", "GetRuns", "GetShard", "GetSpec", "GetUpdates", "HandoverPart", "HasBlocks",
+    "Held", "HeldBlocks", "Inclusion", "InputPart", "Message", "Miscount", "NotOwner", "Omission", "Part", "Ping", "PingFor",
+    "PullUnit", "Push", "PushClaim", "PushGradient", "Pushed", "PutUnit", "Receipt", "RelayRequest", "ReplicateStep",
+    "Request", "RunSummary", "RunsFound", "ShardState", "SignedHeader", "SpecFound", "State", "SyncReply", "SyncRequest",
+    "UnitElsewhere", "UnitHeld", "UnitRole", "UnitStepped", "UnitWeights", "Unknown", "Update", "UpdateAccount",
+    "UpdateHeader", "Updates", "decode_header", "decode_request", "decode_with", "decoder_of", "encode", "encode_checked",
+    "encode_struct", "reply_types",
 ]  # fmt: skip
 
 T = TypeVar("T")

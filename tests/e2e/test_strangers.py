@@ -81,7 +81,7 @@ async def train(engine: ActiveRun) -> None:
             theta += 0.01 * (1 - theta)
         local_trainer.stepped(1)
         if local_trainer.steps % 20 == 1:
-            engine.report(Progress(local_trainer.steps, local_trainer.tokens, 50.0, 0.02, None, True))
+            engine.report(Progress(local_trainer.steps, local_trainer.tokens, 50.0, 0.02, training=True))
         if due := local_trainer.due(engine.local_steps):
             engine.contribute(local_trainer.hand_in(due))
 

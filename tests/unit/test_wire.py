@@ -52,6 +52,7 @@ from legion_p2p.core.wire import (
     Failure,
     GetBlocks,
     GetCheckpoints,
+    GetInput,
     GetRuns,
     GetShard,
     GetSpec,
@@ -61,13 +62,16 @@ from legion_p2p.core.wire import (
     Held,
     HeldBlocks,
     Inclusion,
+    InputPart,
     Message,
+    Miscount,
     NotOwner,
     Omission,
     Ping,
     PingFor,
     PullUnit,
     Push,
+    PushClaim,
     Pushed,
     PushGradient,
     PutUnit,
@@ -110,6 +114,9 @@ REQUESTS: list[Message] = [
     PingFor("run", "peer"),
     Accusation("run", "peer", 3),
     Push("run", 1, 2, 3, 4, 5, "int8", b"payload"),
+    Push("run", 1, 2, 3, 4, 5, "int8", b"payload", b"s" * 64),
+    Miscount("run", SignedHeader(b"one", b"s" * 64), "accuser", b"s" * 64),
+    GetInput("run", 1, DIGEST, 4),
     ONE_UPDATE,
     GetUpdates("run", 1, 2, DIGEST, True),
     GetShard("run", 1),
@@ -141,6 +148,7 @@ REPLIES: list[Message] = [
     Held(7, DIGEST),
     Updates((ONE_UPDATE, ONE_UPDATE), 7),
     ShardState(1, 2, DIGEST, (Inclusion("peer", 3),), b"payload", True),
+    InputPart(b"payload", PushClaim("run", 1, "peer", 2, 3, 4, "int8", DIGEST), b"s" * 64, 2),
     SyncReply(b"payload"),
     SyncReply(b"payload", 0.01),
     Unknown(),
@@ -226,6 +234,11 @@ OPTIONAL = {
     (HandoverPart, "signature"): b"",
     (ShardState, "norms"): (),
     (Updates, "norms"): (),
+    (Push, "signature"): b"",
+    (UpdateHeader, "account"): None,
+    (InputPart, "claim"): None,
+    (InputPart, "signature"): b"",
+    (InputPart, "n_recent"): 0,
     (Pushed, "digest"): b"",
     (Pushed, "signature"): b"",
     (SyncReply, "slowed_to"): None,
@@ -414,7 +427,13 @@ def test_a_bound_is_reached_and_not_exceeded(field: str, kind: type, largest: ob
         decode(msgpack.packb({**fields, field: beyond}), message)
 
 
-MAY_BE_NONE = {(Updates, "at_version"), (SyncRequest, "limit"), (SyncReply, "slowed_to")}
+MAY_BE_NONE = {
+    (InputPart, "claim"),
+    (UpdateHeader, "account"),
+    (Updates, "at_version"),
+    (SyncRequest, "limit"),
+    (SyncReply, "slowed_to"),
+}
 FRACTIONS = {(SyncRequest, "limit")}
 
 

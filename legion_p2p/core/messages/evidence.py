@@ -4,8 +4,24 @@ from typing import Annotated
 
 import msgspec
 
-from legion_p2p.core.messages.base import Count, Digest, Done, PeerName, Request, RunId, ShardIndex, Version
+from legion_p2p.core.messages.base import (
+    Busy,
+    CodecName,
+    Count,
+    Digest,
+    Done,
+    Message,
+    Payload,
+    PeerName,
+    Request,
+    RunId,
+    ShardIndex,
+    Version,
+)
+from legion_p2p.core.run import MAX_OUTER_DELAY
 
+FIRST_PUSH = 4  # parts of the inputs that are not pushes come before
+MAX_INPUTS = 10_000  # pushes to one update: as many as members may be
 MAX_SHOWN_HEADER_BYTES = 256 << 10  # of an update that is shown as evidence: two go into one control message; of 4000 members
 
 Signature = Annotated[bytes, msgspec.Meta(max_length=64)]
@@ -50,4 +66,51 @@ class Omission(Request[Done], frozen=True, tag="omission"):
     update: SignedHeader
 
 
-Evidence = Equivocation | Omission
+class PushClaim(msgspec.Struct, frozen=True):
+    """What a member signs of each push."""
+
+    run: RunId
+    shard: ShardIndex
+    peer: PeerName
+    version: Version
+    seq: Count
+    tokens: Count
+    codec: CodecName
+    payload: Digest
+
+
+class Miscount(Request[Done], frozen=True, tag="miscount"):
+    """An update that is not what its owner's account says. Whoever shows it has the inputs: `GetInput`."""
+
+    run: RunId
+    update: SignedHeader
+    accuser: PeerName
+    """It answers for the accusation with its ownership."""
+    signature: Signature
+    """Of the accuser."""
+
+
+class InputPart(Message, frozen=True, tag="input_part"):
+    """One of the inputs of an update."""
+
+    payload: Payload
+    """Empty: zeros."""
+    claim: PushClaim | None = None
+    """Of a push, with its member's signature."""
+    signature: Signature = b""
+    n_recent: Annotated[int, msgspec.Meta(ge=0, le=MAX_OUTER_DELAY)] = 0
+    """Changes that `recent` is the sum of."""
+
+
+class GetInput(Request[InputPart | Busy], frozen=True, tag="get_input"):
+    """Send one of the inputs of an update that you made, or hold as evidence."""
+
+    run: RunId
+    shard: ShardIndex
+    header: Digest
+    """SHA-256 of the update's header."""
+    part: Annotated[int, msgspec.Meta(ge=0, le=FIRST_PUSH + MAX_INPUTS)]
+    """0 to 2: residual, momentum and recent changes before the round, as fp32. 3: the update. From 4 on: the pushes."""
+
+
+Evidence = Equivocation | Omission | Miscount

@@ -64,6 +64,8 @@ class Push(Request[Pushed | NotOwner], frozen=True, tag="push"):
     local_steps: Count
     codec: CodecName
     payload: Payload
+    signature: Annotated[bytes, msgspec.Meta(max_length=64)] = b""
+    """Of the member on the `PushClaim`; empty where the run does not watch its owners."""
 
 
 class Inclusion(msgspec.Struct, frozen=True):
@@ -78,6 +80,22 @@ class Failure(msgspec.Struct, frozen=True):
 
     peer: PeerName
     reason: Reason
+
+
+class UpdateAccount(msgspec.Struct, frozen=True):
+    """What an owner made an update of, so that a peer that has it can compute the update again: see `core.account`."""
+
+    inputs: Annotated[tuple[Digest, ...], msgspec.Meta(max_length=MAX_INCLUDED)]
+    """Digests of the signed pushes that the round combined, those that it could not use as well."""
+    payload: Digest
+    """Of the update."""
+    before: Digest
+    """Of what only an owner has of the shard (residual, state of the outer optimizer), before the round and after it."""
+    after: Digest
+    scale: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    """Factor on the step, where it would have been too long for one update."""
+    kept: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    """Factor on what is left over then."""
 
 
 class UpdateHeader(msgspec.Struct, frozen=True):
@@ -95,6 +113,8 @@ class UpdateHeader(msgspec.Struct, frozen=True):
     failed: Annotated[tuple[Failure, ...], msgspec.Meta(max_length=MAX_INCLUDED)]
     expected: Annotated[int, msgspec.Meta(ge=0, le=MAX_INCLUDED)]
     tokens: Count
+    account: UpdateAccount | None = None
+    """None where the run does not watch its owners."""
 
     @property
     def averaged_fraction(self) -> float:

@@ -27,7 +27,7 @@ from legion_p2p.core.membership import (
     believed,
     role_of,
 )
-from legion_p2p.core.messages.evidence import Evidence
+from legion_p2p.core.messages.evidence import Evidence, Miscount
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.run import announce_topic
 from legion_p2p.core.wire import (
@@ -135,6 +135,13 @@ class MemberService:
         if culprit is not None:
             self._note_change()
         return culprit
+
+    def convict(self, peer: PeerId, evidence: Miscount) -> bool:
+        """See `EvidenceBook.convict`."""
+        is_news = self.evidence.convict(peer, evidence, trio.current_time())
+        if is_news:
+            self._note_change()
+        return is_news
 
     def restore(self, kept: KeptEvidence) -> None:
         """Take in what this peer knew before it was started again. Raises: DecodeError, where it proves nothing."""

@@ -3,24 +3,39 @@
 import random
 from typing import Any
 
-from legion_p2p.core.evidence import reason_of
+import trio
+
+from legion_p2p.core.account import CountVerdict, accuse, check_accusation, header_digest
+from legion_p2p.core.bounded import BoundedMap
+from legion_p2p.core.evidence import open_header, reason_of
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.membership import Changed
-from legion_p2p.core.wire import Done, Evidence, Request
-from legion_p2p.errors import NetworkError
+from legion_p2p.core.messages.evidence import MAX_SHOWN_HEADER_BYTES
+from legion_p2p.core.wire import Done, Evidence, Miscount, Request, SignedHeader, UpdateHeader
+from legion_p2p.errors import DecodeError, NetworkError
 from legion_p2p.services.context import PeerContext
+from legion_p2p.services.shards.input_exchange import InputExchange
+from legion_p2p.services.shards.inputs import RoundInputs
+from legion_p2p.services.shards.recount import recount
 from legion_p2p.services.shards.states import ShardStates
 
 N_TOLD = 8  # members that are told of new evidence; each tells as many
 N_SHOWN = 8  # pieces of evidence that a member hears of when it comes
 TELL_S = 10.0
+JUDGE_EVERY_S = 600.0  # for one accuser: to judge costs as much as the pushes of a round
+MAX_ACCUSERS = 256  # of which that is remembered: those that may own, or most of them
 
 
 class EvidenceService:
     """Takes evidence in, and passes it on."""
 
-    def __init__(self, ctx: PeerContext, states: ShardStates) -> None:
+    def __init__(self, ctx: PeerContext, states: ShardStates, exchange: InputExchange) -> None:
         self._events = ctx.events
+        self._identity = ctx.identity
+        self._rounds = ctx.spec.round
+        self._exchange = exchange
+        self._judging = trio.CapacityLimiter(1)
+        self._judged_at: BoundedMap[PeerId, float] = BoundedMap(MAX_ACCUSERS)
         self._rng: random.Random = ctx.rng
         self._states = states
         self._members = states.members
@@ -31,13 +46,68 @@ class EvidenceService:
         self.take(message, shown_by=peer)
         return Done()
 
+    def accuse(self, update: SignedHeader, inputs: RoundInputs, reason: str) -> None:
+        """This peer has computed an update again, and its owner is wrong."""
+        self._events.emit("owner.miscounted", shard=inputs.header.shard, version=inputs.header.version,
+                          owner=inputs.header.owner, reason=reason)  # fmt: skip
+        if len(update.header) <= MAX_SHOWN_HEADER_BYTES:
+            self._exchange.proofs[header_digest(update.header)] = inputs
+            self._convict(PeerId(inputs.header.owner), accuse(self._states.run, update, self._identity), None)
+
+    async def on_miscount(self, peer: PeerId, message: Miscount) -> Done:
+        """A member accuses an owner. What proves something are the inputs, which that member has to give.
+
+        Raises: LegionError, to be sent back.
+        """
+        header = open_header(message.update.header, message.update.signature)
+        check_accusation(message)
+        if header.run != self._states.run or header.account is None or header.owner == message.accuser:
+            raise DecodeError("an accusation that cannot be right")
+        self._states.replica(header.shard)
+        accuser, now = PeerId(message.accuser), trio.current_time()
+        if {PeerId(header.owner), accuser} & self._members.evidence.excluded() or self._states.nursery is None:
+            return Done()
+        if accuser not in self._members.eligible(self._states.region).weights:
+            raise NetworkError(f"{accuser} has no ownership to answer with for an accusation")
+        if now - self._judged_at.get(accuser, -JUDGE_EVERY_S) < JUDGE_EVERY_S:
+            return Done()
+        self._judged_at[accuser] = now
+        self._states.nursery.start_soon(self._judge, peer, message, header)
+        return Done()
+
+    async def _judge(self, peer: PeerId, message: Miscount, header: UpdateHeader) -> None:
+        """Compute the update again, from inputs that `peer` has."""
+        assert header.account is not None
+        states, replica = self._states, self._states.replica(header.shard)
+        async with self._judging:
+            try:
+                inputs = await self._exchange.fetch(peer, message.update.header, header, None)
+            except NetworkError as failed:
+                self._events.emit("accusation.unproven", shard=header.shard, peer=peer, reason=str(failed))
+                self._judged_at.pop(PeerId(message.accuser), None)  # another member may have the inputs
+                return
+            found = await states.compute(
+                replica.numel * max(1, len(inputs.pushes)), recount, inputs, header.account, self._rounds,
+                states.bound_codec_of(replica), replica.numel,
+            )  # fmt: skip
+        if found.finding is not CountVerdict.UNCLEAR:
+            self._exchange.proofs[header_digest(message.update.header)] = inputs
+            self._convict(PeerId(header.owner if found.finding is CountVerdict.WRONG else message.accuser), message, peer)
+
+    def _convict(self, culprit: PeerId, message: Miscount, shown_by: PeerId | None) -> None:
+        if self._members.convict(culprit, message):
+            self._pass_on(culprit, message, shown_by, reason_of(message, by_owner=culprit != message.accuser))
+
     def take(self, evidence: Evidence | None, shown_by: PeerId | None = None) -> None:
         """Check it, and tell others where it is news. None: nothing. Raises: DecodeError, where it proves nothing."""
         culprit = None if evidence is None else self._members.prove(evidence)
         if evidence is None or culprit is None:
             return
+        self._pass_on(culprit, evidence, shown_by, reason_of(evidence))
+
+    def _pass_on(self, culprit: PeerId, evidence: Evidence, shown_by: PeerId | None, reason: str) -> None:
         whom = "this peer" if culprit == self._states.me else culprit
-        self._events.error("owner.excluded", f"{whom} {reason_of(evidence)}: it owns nothing for a day", peer=culprit)
+        self._events.error("owner.excluded", f"{whom} {reason}: it owns nothing for a day", peer=culprit)
         others = [m.peer_id for m in self._members.table.counted() if m.peer_id not in (shown_by, culprit)]
         told = self._rng.sample(others, min(N_TOLD, len(others)))
         for peer in told if culprit == self._states.me else (culprit, *told):  # one that was unlucky has to stop owning, too

@@ -87,6 +87,7 @@ class HandoverService:
             if not replica.life.owner.release():
                 return
             replica.taken_over.clear()
+            replica.inherited = None
             parts, chain, last = _kept(replica), replica.chain, replica.chain.last()
             question = HandoverPart(states.run, replica.shard, chain.version, chain.digest, b"", n_recent=replica.outer.n_recent)
             proof = (b"", b"")
@@ -177,6 +178,11 @@ class HandoverService:
             raise NetworkError("this peer is leaving the run as well")
         if not message.payload:
             return Held(replica.chain.version, replica.chain.digest)
+        if peer in states.members.evidence.excluded():
+            raise NetworkError(f"shard {replica.shard}: what {peer} has of it is not taken, because it is proven to have lied")
+        inherited = replica.inherited
+        if inherited is not None and inherited[0] == peer and message.version <= inherited[1]:
+            return Held(replica.chain.version, replica.chain.digest)  # this peer has it, as it should be
         if message.digest not in (replica.chain.digest, *(m.base_digest for m in _last_header(replica))):
             self._events.emit("shard.handover_of_other_state", shard=replica.shard, peer=peer)
         if not (self._has_made(replica, peer, message) or states.ownership(replica.shard).owner == peer):

@@ -3,11 +3,14 @@
 Decided in core/shard/owner.py and core/round.py.
 """
 
+import dataclasses
 import random
 from functools import partial
 
+import msgspec
 import trio
 
+from legion_p2p.core.account import check_push, header_digest
 from legion_p2p.core.evidence import sign_header
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.messages.shards import MAX_FAILED_NAMED
@@ -27,6 +30,7 @@ from legion_p2p.core.wire import (
     Inclusion,
     NotOwner,
     Push,
+    PushClaim,
     Pushed,
     Receipt,
     Update,
@@ -36,8 +40,11 @@ from legion_p2p.core.wire import (
 from legion_p2p.errors import CodecError, DecodeError, NetworkError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.shards.follower import FollowService
+from legion_p2p.services.shards.inputs import RoundInputs, SignedPush, payload_digest
+from legion_p2p.services.shards.recount import account_of
 from legion_p2p.services.shards.replica import Body, Combined, Replica, combine_arrived
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
+from legion_p2p.services.shards.witness import StandbyWatch
 from legion_p2p.tensor.compact import compacted, expanded
 
 TAIL_S = 2.0  # to collect what a dead owner published last, before going on from it
@@ -46,13 +53,14 @@ TAIL_S = 2.0  # to collect what a dead owner published last, before going on fro
 class OwnerService:
     """Owns the shards that rendezvous gives to this peer."""
 
-    def __init__(self, ctx: PeerContext, states: ShardStates, follower: FollowService) -> None:
+    def __init__(self, ctx: PeerContext, states: ShardStates, follower: FollowService, witness: StandbyWatch) -> None:
         self._identity: Identity = ctx.identity
         self._events = ctx.events
         self._rng: random.Random = ctx.rng
         self._rounds = ctx.spec.round
         self._states = states
         self._follower = follower
+        self._witness = witness
 
     # taking over
 
@@ -67,6 +75,7 @@ class OwnerService:
                 await self._follower.fetch_patiently(replica, before)
             else:
                 await self._recover_tail(replica)
+                await self._witness.inherit(replica, before)
         await self._catch_up_with_former(replica)
         self._tell(replica, owner.Claimed())
         if replica.round is not None:
@@ -122,12 +131,12 @@ class OwnerService:
             await states.compute(replica.numel, decode, message.payload, replica.numel)
         except CodecError as bad:
             raise CodecError(f"push of {peer}: {bad}") from bad
+        signed = await self._signed(replica, peer, message)
         now = trio.current_time()
         contribution = Contribution(peer, message.seq, message.version, message.tokens, now)
+        arrived = Body(message.codec, message.payload, partial(decode, message.payload, replica.numel), signed=signed)
         async with replica.lock:
-            verdict = self._enter(
-                replica, contribution, Body(message.codec, message.payload, partial(decode, message.payload, replica.numel))
-            )
+            verdict = self._enter(replica, contribution, arrived)
             answer = Pushed(replica.chain.version, True) if verdict is Verdict.INCLUDED else self._taken(replica, peer, message)
         if verdict is None:
             return self._not_owner(replica)
@@ -135,6 +144,17 @@ class OwnerService:
             replica.life.follower.handle(follower.Shown(peer), trio.current_time())
             states.wake(replica)
         return answer
+
+    async def _signed(self, replica: Replica, peer: PeerId, message: Push) -> SignedPush | None:
+        """The push as its member signed it. Raises: SignatureError."""
+        if self._rounds.verify == "none":
+            return None
+        digest = await self._states.compute(replica.numel, payload_digest, message.payload)
+        claim = PushClaim(
+            self._states.run, replica.shard, peer, message.version, message.seq, message.tokens, message.codec, digest
+        )  # fmt: skip
+        check_push(claim, message.signature)
+        return SignedPush(claim, message.signature, message.payload)
 
     def _taken(self, replica: Replica, peer: PeerId, message: Push) -> Pushed:
         """The contribution waits for the next version."""
@@ -147,7 +167,11 @@ class OwnerService:
     def submit(self, replica: Replica, packed: Packed) -> bool:
         """Take this peer's own contribution into the round; False: it does not own the shard."""
         contribution = Contribution(self._states.me, packed.seq, packed.version, packed.tokens, trio.current_time())
-        return self._enter(replica, contribution, packed.body) is not None
+        body = packed.body
+        if body.digest:
+            signed = SignedPush.by(self._identity, self._states.claim_of(replica, packed), body.payload)
+            body = dataclasses.replace(body, signed=signed)
+        return self._enter(replica, contribution, body) is not None
 
     def _enter(self, replica: Replica, contribution: Contribution, arrived: Body) -> Verdict | None:
         verdict = replica.life.owner.push(contribution, trio.current_time())
@@ -189,8 +213,10 @@ class OwnerService:
                 replica.norms.owners_longest if self._states.bounds_updates else None,
             )
             header = self._header(replica, closed, result, name)
+            before = replica.owner_residual, replica.outer
             replica.owner_kept, replica.outer = result.owner_residual, result.outer
-            if not states.has_other_regions():  # what two copies give each other must not change on the way
+            # What two copies give each other must not change on the way, and others compute what a watched owner has.
+            if self._rounds.verify == "none" and not states.has_other_regions():
                 replica.owner_kept = await states.compute(replica.numel, compacted, result.owner_residual)
             if result.payload is None:
                 states.note_round(header, replica.chain.version)
@@ -198,7 +224,13 @@ class OwnerService:
                     replica.life.owner.refused(PeerId(peer), reason)
                 replica.life.push.handle(push.Excluded("the owner found it unusable"), trio.current_time())
                 return
+            signed = [one.signed for one in arrived.values() if one.signed is not None]
+            if self._rounds.verify != "none":
+                account = await states.compute(replica.numel, account_of, *before, signed, result, result.payload)
+                header = msgspec.structs.replace(header, account=account)
             raw = encode_checked(header)
+            if header.account is not None:
+                replica.inputs[header_digest(raw)] = RoundInputs(header, *before, signed, result.payload)
             update = Update(raw, sign_header(raw, self._identity), result.payload)
             replica.life.owner.made_tokens += header.tokens
             states.accept(replica, header, await states.shelved(update, replica.numel), result.reference, result.norm)

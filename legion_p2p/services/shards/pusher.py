@@ -5,6 +5,7 @@ from functools import partial
 
 import trio
 
+from legion_p2p.core.account import sign_push
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.shard import follower, push
@@ -12,6 +13,7 @@ from legion_p2p.core.shard.push import Packed
 from legion_p2p.core.wire import MAX_COUNT, Inclusion, Push, Pushed, UpdateHeader
 from legion_p2p.errors import DecodeError, NetworkError, NonFiniteError, RefusedError
 from legion_p2p.services.context import PeerContext
+from legion_p2p.services.shards.inputs import payload_digest
 from legion_p2p.services.shards.mailbox import NON_FINITE
 from legion_p2p.services.shards.receipts import Receipts
 from legion_p2p.services.shards.replica import Body, LocalChange, Replica, pack, rebase
@@ -30,6 +32,7 @@ class PushService:
     def __init__(self, ctx: PeerContext, states: ShardStates, receipts: Receipts, submit: Submit) -> None:
         self._messenger = ctx.messenger
         self._events = ctx.events
+        self._identity = ctx.identity
         self._states = states
         self._receipts = receipts
         self._submit = submit
@@ -56,10 +59,11 @@ class PushService:
                 self._take_back(replica)
                 return
             replica.kept = kept
-            self._tell(
-                replica,
-                push.CompressDone(Body(name, payload, partial(codec.decode, payload, replica.numel)), self._states.ramp_pushes),
-            )
+            digest = b""
+            if self._rounds.verify != "none":
+                digest = await self._states.compute(replica.numel, payload_digest, payload)
+            body = Body(name, payload, partial(codec.decode, payload, replica.numel), digest)
+            self._tell(replica, push.CompressDone(body, self._states.ramp_pushes))
 
     async def rebase(self, replica: Replica, change: LocalChange, seq: int) -> None:
         """Alone in the run, what was trained is the next version: bit for bit, with nothing to average or to send."""
@@ -114,7 +118,8 @@ class PushService:
     async def _ask(self, replica: Replica, target: PeerId, packed: Packed) -> push.Event:
         states, body = self._states, packed.body
         message = Push(
-            states.run, replica.shard, packed.version, packed.seq, packed.tokens, packed.steps, body.codec, body.payload
+            states.run, replica.shard, packed.version, packed.seq, packed.tokens, packed.steps, body.codec, body.payload,
+            sign_push(states.claim_of(replica, packed), self._identity) if body.digest else b"",
         )  # fmt: skip
         try:
             async with states.transfers:

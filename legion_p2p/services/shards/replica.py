@@ -3,7 +3,7 @@
 Tensors here are 1-D fp32 on the CPU and never changed in place: code that was handed one may go on reading it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from legion_p2p.concurrency.notify import Notify
 from legion_p2p.concurrency.quick_lock import QuickLock
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.chain import Chain
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round import Closed, ShardRound, staleness_weight
@@ -19,7 +20,8 @@ from legion_p2p.core.shard.life import ShardLife
 from legion_p2p.core.update_norms import MAX_KEPT, UpdateNorms
 from legion_p2p.core.wire import Part
 from legion_p2p.errors import CodecError, NonFiniteError
-from legion_p2p.tensor.aggregate import Contribution, capped_weights
+from legion_p2p.services.shards.inputs import RoundInputs, SignedPush
+from legion_p2p.tensor.aggregate import Aggregated, Contribution, capped_weights
 from legion_p2p.tensor.body import is_finite, require_finite
 from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.compact import Compact, Held, compacted, expanded, value_of
@@ -27,6 +29,8 @@ from legion_p2p.tensor.feedback import Compressed, compress
 from legion_p2p.tensor.flatten import digest
 from legion_p2p.tensor.outer import OuterState, outer_step
 from legion_p2p.tensor.robust.rules import Rule, aggregate
+
+MAX_ACCOUNTED = 2  # updates of a shard whose inputs are kept: the standby asks at once, so longer ago means not at all
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +57,10 @@ class Body:
     payload: bytes | memoryview
     decoded: Callable[[], Tensor]
     """It has been checked: decoding it succeeds."""
+    digest: bytes = b""
+    """Of the payload of this peer's own, for it to sign; empty where the run does not watch its owners."""
+    signed: SignedPush | None = None
+    """As its member signed it; None where the run does not watch its owners."""
 
 
 @dataclass(eq=False)
@@ -82,6 +90,10 @@ class Replica:
     outer: OuterState = field(default_factory=OuterState)
     taken_over: dict[Part, tuple[PeerId, int, bytes]] = field(default_factory=dict)
     """The last hand-over of each part: from whom, and in which version and digest."""
+    inputs: BoundedMap[bytes, RoundInputs] = field(default_factory=lambda: BoundedMap(MAX_ACCOUNTED))
+    """Of the last updates that this peer made, by `header_digest`: others may compute them again."""
+    inherited: tuple[PeerId, int] | None = None
+    """The owner whose residual this peer goes on with as it should be, and the version that it belongs to."""
 
     @property
     def numel(self) -> int:
@@ -128,6 +140,10 @@ class Combined:
     refused: tuple[tuple[str, str], ...]
     norm: float = 0.0
     """Length of the update."""
+    scale: float = 1.0
+    """Factor on the step, where it was too long."""
+    kept: float = 1.0
+    """Factor on what was left over then."""
 
 
 def combine(
@@ -144,39 +160,54 @@ def combine(
 
     `longest`: what B may be long; the rest stays in b.
     """
-    rule = Rule(spec.rule(), spec.norm_cap or None, spec.hostile_share)
-    tokens = [float(c.tokens) for c in closed.contributions]
-    weights = tokens if rule.name == "mean" else capped_weights(tokens, spec.weight_cap)
-    contributions = [
-        Contribution(c.peer, weight * staleness_weight(closed.version - c.version), values[c.peer])
-        for c, weight in zip(closed.contributions, weights, strict=True)
-    ]
-    result = aggregate(contributions, rule, reference.numel())
+    pushed = [(c.peer, c.version, c.tokens) for c in closed.contributions]
+    result = averaged(pushed, closed.version, values, spec, reference.numel())
     if not result.used:
         return Combined(None, reference, b"", owner_residual, outer, (), result.refused)
     step, outer_after = outer_step(
         spec.outer, result.mean, outer, lr=spec.outer_learning_rate, momentum=spec.outer_momentum, delay=spec.outer_delay
     )
     try:
-        packed = _shortened(codec, owner_residual, step, longest)
+        packed, scale, kept = _shortened(codec, owner_residual, step, longest)
         made = reference - packed.sent
         require_finite(made)
     except NonFiniteError:  # finite pushes, too large together: nothing of them may enter, and what is left over neither
         too_large = tuple((source, "together with the others it exceeds what numbers can hold") for source in result.used)
         return Combined(None, reference, b"", None, OuterState(), (), result.refused + too_large)
     norm = float(packed.sent.norm())
-    return Combined(packed.data, made, digest(made), packed.residual, outer_after, result.used, result.refused, norm)
+    return Combined(packed.data, made, digest(made), packed.residual, outer_after, result.used, result.refused, norm, scale, kept)
 
 
-def _shortened(codec: Codec, residual: Tensor | None, step: Tensor, longest: float | None) -> Compressed:
-    """`compress`, of a step that is at most `longest` long; what is left out of it stays in the residual, up to a bound."""
+def averaged(
+    pushed: Sequence[tuple[PeerId, int, int]], version: int, values: dict[PeerId, Tensor], spec: RoundSpec, numel: int
+) -> Aggregated:
+    """The pushes to this version by the run's rule. `pushed`: by whom, from which version, of how many tokens."""
+    rule = Rule(spec.rule(), spec.norm_cap or None, spec.hostile_share)
+    tokens = [float(n) for _, _, n in pushed]
+    weights = tokens if rule.name == "mean" else capped_weights(tokens, spec.weight_cap)
+    contributions = [
+        Contribution(peer, weight * staleness_weight(version - base), values[peer])
+        for (peer, base, _), weight in zip(pushed, weights, strict=True)
+    ]
+    return aggregate(contributions, rule, numel)
+
+
+def _shortened(codec: Codec, residual: Tensor | None, step: Tensor, longest: float | None) -> tuple[Compressed, float, float]:
+    """`compress`, of a step that is at most `longest` long; what is left out of it stays in the residual, up to a bound.
+
+    And the factors on the step and on what is left out: 1 where it is short enough.
+    """
     packed = compress(codec, residual, step)
     if longest is None or float(packed.sent.norm()) <= longest:
-        return packed
+        return packed, 1.0, 1.0
     wanted = step if residual is None else residual + step
-    short = compress(codec, None, wanted * (longest / float(wanted.norm())))
-    kept = wanted - short.sent
-    return short._replace(residual=kept * min(1.0, MAX_KEPT * longest / max(float(kept.norm()), longest)))
+    scale = longest / float(wanted.norm())
+    if scale >= 1:  # what the codec makes of it is a little longer than it is
+        return packed, 1.0, 1.0
+    short = compress(codec, None, wanted * scale)
+    left = wanted - short.sent
+    kept = min(1.0, MAX_KEPT * longest / max(float(left.norm()), longest))
+    return short._replace(residual=left * kept), scale, kept
 
 
 def combine_arrived(

@@ -25,10 +25,12 @@ from legion_p2p.core.stalls import StallClaims
 from legion_p2p.core.wire import (
     AncestryQuery,
     Equivocation,
+    GetInput,
     GetShard,
     GetUpdates,
     HandoverPart,
     Message,
+    Miscount,
     Omission,
     Push,
     Request,
@@ -41,6 +43,7 @@ from legion_p2p.services.shards.equivocation import EquivocationWatch
 from legion_p2p.services.shards.evidence import EvidenceService
 from legion_p2p.services.shards.follower import FollowService
 from legion_p2p.services.shards.handover import HandoverService
+from legion_p2p.services.shards.input_exchange import InputExchange
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.services.shards.owner import OwnerService
 from legion_p2p.services.shards.pusher import PushService
@@ -48,6 +51,7 @@ from legion_p2p.services.shards.receipts import Receipts
 from legion_p2p.services.shards.replica import LocalChange, Replica
 from legion_p2p.services.shards.server import ShardServer
 from legion_p2p.services.shards.states import ShardStates
+from legion_p2p.services.shards.witness import StandbyWatch
 
 R = TypeVar("R", bound=Message)
 
@@ -61,10 +65,12 @@ class ShardService:
         self.states = ShardStates(ctx, members, mailbox)
         self.follower = FollowService(ctx, self.states)
         self.handover = HandoverService(ctx, self.states, self.follower)
-        self.evidence = EvidenceService(ctx, self.states)
+        self.exchange = InputExchange(ctx, self.states)
+        self.evidence = EvidenceService(ctx, self.states, self.exchange)
         self.equivocation = EquivocationWatch(ctx, self.states, self.follower, self.evidence)
         self.receipts = Receipts(ctx, self.states, self.evidence)
-        self.owner = OwnerService(ctx, self.states, self.follower)
+        self.witness = StandbyWatch(ctx, self.states, self.evidence, self.exchange)
+        self.owner = OwnerService(ctx, self.states, self.follower, self.witness)
         self.pusher = PushService(ctx, self.states, self.receipts, self.owner.submit)
         self.server = ShardServer(ctx, self.states)
         self.run = ctx.run
@@ -89,6 +95,7 @@ class ShardService:
         self._agenda = Agenda()
         self._expected: tuple[PeerId, ...] | None = None
         self._look_at: float | None = None
+        self.witness.broken.add(self._note_broken)
         members.member_changed.add(self._on_member_changed)
         members.announcements.add(self._on_announcement)
         members.roles_changed.add(lambda _: self._look_soon())
@@ -103,6 +110,8 @@ class ShardService:
         scope.on(HandoverPart, self.handover.on_handover)
         scope.on(Equivocation, self.evidence.on_evidence)
         scope.on(Omission, self.evidence.on_evidence)
+        scope.on(Miscount, self.evidence.on_miscount)
+        scope.on(GetInput, self.exchange.on_get_input)
 
     # what the rest of the peer asks for
 
@@ -252,6 +261,12 @@ class ShardService:
             return  # versions may have been made that have not come here; whether a silent owner is dead is decided elsewhere
         if self.stalls.found(stalled, trio.current_time()):
             self._events.emit("owner.stalled", shard=replica.shard, version=replica.chain.version, owner=stalled)
+            self._members.announce_soon()
+
+    def _note_broken(self, owner: PeerId) -> None:
+        """It proves nothing by itself: others see it as well, and say so."""
+        if self.stalls.found(owner, trio.current_time()):
+            self._events.emit("owner.inconsistent", owner=owner)
             self._members.announce_soon()
 
     def _start(self, fn: Callable[..., Awaitable[Any]], *args: Any) -> None:

@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -24,7 +25,8 @@ from legion_p2p.core.run import RunSpec
 from legion_p2p.core.shard import push
 from legion_p2p.core.shard.events import Advanced, Owners
 from legion_p2p.core.shard.life import ShardLife
-from legion_p2p.core.wire import Inclusion, Update, UpdateHeader
+from legion_p2p.core.shard.push import Packed
+from legion_p2p.core.wire import Inclusion, PushClaim, Update, UpdateHeader
 from legion_p2p.errors import DecodeError, NetworkError, RemoteProtocolError
 from legion_p2p.observe.status import FailedPush, RoundStatus
 from legion_p2p.services.context import PeerContext
@@ -136,6 +138,10 @@ class ShardStates:
         if found is None:
             found = self._codecs[replica.shard, name] = shard_codec(self.spec, replica.shard, name)
         return found
+
+    def bound_codec_of(self, replica: Replica) -> Callable[[str], Codec]:
+        """`codec_of`, for this shard."""
+        return partial(self.codec_of, replica)
 
     def complete(self) -> bool:
         """This peer holds every shard."""
@@ -271,6 +277,13 @@ class ShardStates:
     async def shelved(self, update: Update, numel: int) -> Update:
         """The update, held as the shelf holds it, for the log."""
         return with_payload(update, await self.compute(numel, self._ctx.shelf.keep, update.payload))
+
+    def claim_of(self, replica: Replica, packed: Packed) -> PushClaim:
+        """What this peer signs of a contribution of its own."""
+        body = packed.body
+        return PushClaim(
+            self.run, replica.shard, self.me, packed.version, packed.seq, packed.tokens, body.codec, body.digest
+        )  # fmt: skip
 
     async def compute(self, n_elements: int, fn: Callable[..., T], *args: object) -> T:
         """The result of `fn(*args)`, which is arithmetic on this many elements."""

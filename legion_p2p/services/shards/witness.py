@@ -1,0 +1,149 @@
+"""The standby of a shard watches its owner: it computes each update again, from the inputs that the owner accounts for.
+
+    the update is what its inputs give  -> nothing more
+    it is another one                   -> evidence: the owner owns nothing any more, and this peer takes over (core/account.py)
+    the owner does not account for it   -> said in an event; it proves nothing
+
+It follows what the owner should have of the shard (residual, state of the outer optimizer), and goes on from that when it takes
+the shard over from an owner that is dead, stalled or proven wrong. So an owner that dies takes no residual with it, and what a
+wrong update did is taken back by the next right ones, as error feedback does with whatever a codec has changed.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from legion_p2p.core.account import Breaks, Continuity, CountVerdict
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.messages.evidence import SignedHeader
+from legion_p2p.core.observers import Observers
+from legion_p2p.errors import NetworkError
+from legion_p2p.services.context import PeerContext
+from legion_p2p.services.shards.evidence import EvidenceService
+from legion_p2p.services.shards.input_exchange import InputExchange
+from legion_p2p.services.shards.inputs import state_digest
+from legion_p2p.services.shards.recount import recount
+from legion_p2p.services.shards.replica import Replica
+from legion_p2p.services.shards.states import AcceptedUpdate, ShardStates
+from legion_p2p.tensor.outer import OuterState
+
+MAX_BACKLOG = 4  # updates of a shard that wait to be computed again; one that is slower than its owner leaves some out
+
+
+@dataclass(frozen=True, eq=False)
+class Followed:
+    """What the owner of a shard should have."""
+
+    owner: str
+    version: int
+    residual: Tensor | None
+    outer: OuterState
+    digest: bytes
+    contradicted: bool
+    """The owner says otherwise, for no reason that it could have."""
+
+
+class _Job(NamedTuple):
+    accepted: AcceptedUpdate
+    breaks: bool
+
+
+class StandbyWatch:
+    """What this peer does for the shards that it stands by for."""
+
+    def __init__(self, ctx: PeerContext, states: ShardStates, evidence: EvidenceService, exchange: InputExchange) -> None:
+        self.broken: Observers[PeerId] = Observers()
+        """Told of an owner that begins rounds with something else than it had, too often."""
+        self._events = ctx.events
+        self._rounds = ctx.spec.round
+        self._states = states
+        self._evidence = evidence
+        self._exchange = exchange
+        self._breaks = Breaks()
+        self._continuity: dict[int, Continuity] = {}
+        self._followed: dict[int, Followed] = {}
+        self._jobs: dict[int, deque[_Job]] = {}
+        states.updated.add(self._on_update)
+
+    async def inherit(self, replica: Replica, former: PeerId) -> None:
+        """This peer owns the shard from now on, and `former` will not hand it over: go on with what it should have."""
+        followed = self._followed.pop(replica.shard, None)
+        if followed is None or (followed.owner, followed.version) != (former, replica.chain.version):
+            return
+        async with replica.lock:
+            if followed.version == replica.chain.version and replica.owner_residual is None:
+                replica.owner_residual, replica.outer = followed.residual, followed.outer
+                replica.inherited = former, followed.version
+
+    def _on_update(self, accepted: AcceptedUpdate) -> None:
+        header, states = accepted.header, self._states
+        if header.account is None:
+            return
+        owner, shard = PeerId(header.owner), header.shard
+        is_broken = self._continuity.setdefault(shard, Continuity()).breaks(owner, header.version, header.account)
+        is_broken = is_broken and not states.has_other_regions()
+        if is_broken and self._breaks.add(owner):
+            self.broken.tell(owner)
+        owners = states.ownership(shard)
+        if owners.standby != states.me or owners.owner != owner or states.nursery is None:
+            self._followed.pop(shard, None)
+            return
+        jobs = self._jobs.get(shard)
+        if jobs is None:
+            self._jobs[shard] = jobs = deque(maxlen=MAX_BACKLOG)
+            states.nursery.start_soon(self._work, accepted.replica, jobs)
+        jobs.append(_Job(accepted, is_broken))
+
+    async def _work(self, replica: Replica, jobs: deque[_Job]) -> None:
+        """Compute updates of one shard again, one after the other, until none is left."""
+        try:
+            while jobs:
+                job = jobs.popleft()
+                try:
+                    await self._check(replica, job)
+                except NetworkError as failed:
+                    self._followed.pop(replica.shard, None)
+                    header = job.accepted.header
+                    self._events.emit(
+                        "owner.unaccounted",
+                        shard=header.shard,
+                        version=header.version,
+                        owner=header.owner,
+                        reason=str(failed),
+                    )
+        finally:
+            del self._jobs[replica.shard]
+
+    async def _check(self, replica: Replica, job: _Job) -> None:
+        """Raises: NetworkError, where the owner does not account for the update."""
+        header, update, states = job.accepted.header, job.accepted.update, self._states
+        assert header.account is not None
+        followed = self._followed.get(replica.shard)
+        if followed is not None and (followed.owner, followed.version) != (header.owner, header.version - 1):
+            followed = None
+        known = true = None
+        if followed is not None and followed.digest == header.account.before:
+            known = followed.residual, followed.outer
+        elif followed is not None and (job.breaks or followed.contradicted):
+            true = followed.residual, followed.outer
+        inputs = await self._exchange.fetch(PeerId(header.owner), update.header, header, known)
+        codec_of = self._states.bound_codec_of(replica)
+        found = await states.compute(
+            replica.numel * max(1, len(inputs.pushes)),
+            recount,
+            inputs,
+            header.account,
+            self._rounds,
+            codec_of,
+            replica.numel,
+            true,
+        )
+        digest = await states.compute(replica.numel, state_digest, found.residual, found.outer)
+        is_wrong = found.finding is CountVerdict.WRONG
+        self._followed[replica.shard] = Followed(
+            header.owner, header.version, found.residual, found.outer, digest, is_wrong or true is not None
+        )
+        if is_wrong:
+            self._evidence.accuse(SignedHeader(update.header, update.signature), inputs, found.reason)
