@@ -6,7 +6,7 @@ from legion_p2p.core.addresses import parse_peer_address
 from legion_p2p.core.findings import Finding, judge_contact, judge_reach
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.reach import OwnReach, Reach
-from legion_p2p.core.wire import GetRuns, encode
+from legion_p2p.core.wire import GetRuns, encode_checked
 from legion_p2p.errors import NetworkError, NoContactError, RefusedError
 from legion_p2p.net.host import open_network
 from legion_p2p.net.network import Libp2pNetwork
@@ -47,7 +47,7 @@ async def _contact(network: Libp2pNetwork, address: str, trouble: str | None) ->
     began = trio.current_time()
     try:
         with trio.fail_after(ANSWER_S):
-            await messenger.request(peer, encode(GetRuns()))
+            await messenger.request(peer, encode_checked(GetRuns()))
         speaks = True
     except RefusedError as refused:
         speaks = refused.kind != OTHER_VERSION
