@@ -28,12 +28,14 @@ async def open_bootstrap(
     initial_peers: Iterable[str] = (),
     announce: Sequence[str] = (),
     relay: str = DEFAULT_RELAY,
+    network_key: str = "",
 ) -> "AsyncIterator[Libp2pNetwork]":
     """A bootstrap node for as long as the block lasts. Under trio.
 
     Its `addresses()` are what peers give as `initial_peers`. With a key file as `identity` they survive a restart. Other nodes
     in `initial_peers` are connected to in the background, for ever; whether they answer or not does not matter to this one.
     `relay`: what passes through it for peers that nobody can dial, in bits per second; "no": it does not relay.
+    `network_key`: file with a key that all peers of a network share.
     Beside the key file it keeps the peers that it knows, so that it introduces them again after a restart.
 
     Raises: UsageError, for an address that cannot be one; NetworkError, if it cannot be listened on; StoreError, for its key.
@@ -42,6 +44,7 @@ async def open_bootstrap(
     from legion_p2p.net.limits import NetConfig
     from legion_p2p.store.identity import load_or_create_identity
     from legion_p2p.store.known_peers_file import KnownPeersFile
+    from legion_p2p.store.network_key_file import load_network_key
 
     listen = argument("open_bootstrap(listen=...)", ListenAddresses, listen)
     announce = argument("open_bootstrap(announce=...)", ListenAddresses, announce)
@@ -52,7 +55,11 @@ async def open_bootstrap(
     whoami = stored.identity if stored else (who if isinstance(who, Identity) else Identity.generate())
     try:
         async with open_network(
-            whoami, listen=listen, initial_peers=contacts, announce=announce, config=NetConfig(relay=limits, relay_unproven=True)
+            whoami,
+            listen=listen,
+            initial_peers=contacts,
+            announce=announce,
+            config=NetConfig(relay=limits, relay_unproven=True, network_key=load_network_key(network_key)),
         ) as network:
             network.keep_contacts()
             if stored is None:

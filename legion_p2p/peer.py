@@ -54,6 +54,7 @@ from legion_p2p.store.access_lists import AccessFiles, token_of
 from legion_p2p.store.control_key import load_or_create_control_key
 from legion_p2p.store.evidence_file import EvidenceFile
 from legion_p2p.store.known_peers_file import KnownPeersFile
+from legion_p2p.store.network_key_file import load_network_key
 from legion_p2p.store.public_blocks import PublicBlocks
 from legion_p2p.store.shelf import FileShelf
 from legion_p2p.store.volume_file import VolumeFile
@@ -124,7 +125,12 @@ async def open_peer(
             parse_link(peer.limits.netem) if peer.limits.netem else NO_LINK,
             parse_caps(peer.limits.upload, peer.limits.download, peer.limits.quiet_hours),
         ),
-        config=NetConfig(relay=parse_relay(peer.relay), lan=peer.lan, port_mapping=peer.port_mapping),
+        config=NetConfig(
+            relay=parse_relay(peer.relay),
+            lan=peer.lan,
+            port_mapping=peer.port_mapping,
+            network_key=load_network_key(peer.network_key),
+        ),
         blocks=blocks,
         tell=Tell(warning=lambda text: events.error("network.scarce", text), events=events),
     )

@@ -70,6 +70,8 @@ class Options:
     identity: Annotated[str, Parameter(metavar="FILE")] = ""
     """Key file that says who this node is, made on first use; the peers that it knows are kept beside it. [default: bootstrap.key
     in the user's data folder]"""
+    network_key: Annotated[str, Parameter(metavar="FILE")] = ""
+    """File with a key that all peers of a network share; peers without it get no answer at all. [default: none]"""
     config: Annotated[str, Parameter(metavar="FILE")] = ""
     """TOML file with further options."""
 
@@ -113,6 +115,7 @@ async def _serve(identity: "Identity", listen: tuple[str, ...], options: Options
     from legion_p2p.net.parts import Tell
     from legion_p2p.observe.events import Events
     from legion_p2p.store.known_peers_file import KnownPeersFile
+    from legion_p2p.store.network_key_file import load_network_key
 
     note = Notes()
     events = Events()
@@ -120,7 +123,9 @@ async def _serve(identity: "Identity", listen: tuple[str, ...], options: Options
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with open_network(
             identity, listen=listen, initial_peers=options.also, announce=options.announce,
-            config=NetConfig(relay=parse_relay(options.relay), relay_unproven=True),
+            config=NetConfig(
+                relay=parse_relay(options.relay), relay_unproven=True, network_key=load_network_key(options.network_key)
+            ),
             tell=Tell(ContactLines(note, trio.current_time), note, events),
         ) as network:  # fmt: skip
             note(f"legion-bootstrap {identity.peer_id} listens on {', '.join(listen)}")

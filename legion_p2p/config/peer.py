@@ -183,6 +183,10 @@ class Peer(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     token: Annotated[str, path_text("a token, or the path of a file with one")] = ""
     """File with what admits this peer to a private run, as legion-ctl token make printed it; or that line itself."""
 
+    network_key: Annotated[str, path_text("the path of a file with the key of a network")] = ""
+    """File with a key that all peers of a network share, of 64 hexadecimal digits; peers without it get no answer at all. Empty:
+    whoever comes is answered."""
+
     on_event: Annotated[Callable[[Any], None] | None, Form("a function that takes an Event", _callback)] = None
     """Called with each `Event`, from joining to leaving, in the peer's own thread: it should return at once."""
 

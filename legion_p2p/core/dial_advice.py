@@ -6,14 +6,23 @@ from collections.abc import Iterable, Mapping
 from legion_p2p.core.addresses import is_circuit
 from legion_p2p.core.dial_order import Nearness, Network, nearness
 
+OTHER_KEY = "this peer has a network key (--network-key): the peers that it dials must have the same one, and may have none"
+NO_KEY = "those peers may have a network key: ask for the file, and give it with --network-key"
 MAX_ADVICE = 3  # pieces of advice in one message: the first that applies to each address, and no more than can be read
 
 
-def advice(reasons: Mapping[str, str], networks: Iterable[Network]) -> tuple[str, ...]:
-    """`reasons`: by address, why dialing it failed. `networks`: those that this machine is in."""
+def advice(reasons: Mapping[str, str], networks: Iterable[Network], *, has_key: bool = False) -> tuple[str, ...]:
+    """`reasons`: by address, why dialing it failed. `networks`: those that this machine is in. `has_key`: of a network."""
     here = tuple(networks)
-    told = (_advice(address, reason, here) for address, reason in reasons.items())
+    told = [_advice(address, reason, here) for address, reason in reasons.items()]
+    if any(_is_of_another_network(reason, has_key) for reason in reasons.values()):
+        told.insert(0, OTHER_KEY if has_key else NO_KEY)
     return tuple(dict.fromkeys(text for text in told if text))[:MAX_ADVICE]
+
+
+def _is_of_another_network(reason: str, has_key: bool) -> bool:
+    """What a peer that has another network key does, or one of which only one side has a key."""
+    return (has_key and "closed by the other side" in reason) or ("noise" in reason and "is not spoken there" in reason)
 
 
 def _advice(address: str, reason: str, networks: tuple[Network, ...]) -> str:

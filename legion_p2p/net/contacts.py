@@ -58,7 +58,7 @@ class Contacts:
         await decided.wait()
         if all(reason is not None for reason in self.reports.values()):
             reasons = {address: reason or "" for address, reason in self.reports.items()}
-            raise NoContactError(reasons, advice(reasons, own_networks()))
+            raise NoContactError(reasons, advice(reasons, own_networks(), has_key=bool(self._config.network_key)))
 
     def keep(self, tried: Callable[[str], None] = lambda address: None) -> None:
         """Connect to them in the background, again and again."""

@@ -8,7 +8,6 @@ from libp2p.host.basic_host import BasicHost
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.swarm import Swarm
 from libp2p.peer.peerstore import PeerStore
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.stream_muxer.yamux.yamux import Yamux
@@ -16,19 +15,23 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 from legion_p2p.core.identity import Identity
 from legion_p2p.net.limits import HANDSHAKE_TIMEOUT_S, MAX_CONNECTIONS
 from legion_p2p.net.listening import Listening
+from legion_p2p.net.network_key import secured
 from legion_p2p.net.patches import replace_attributes
 from legion_p2p.net.transport import Transport
 
 NEGOTIATION_TIMEOUT_S = 15.0  # for a stream's protocol: giving up early on a busy machine only adds to its work
 
 
-def make_host(identity: Identity, transport: Transport, listening: Listening, peerstore: PeerStore) -> BasicHost:
+def make_host(
+    identity: Identity, transport: Transport, listening: Listening, peerstore: PeerStore, network_key: bytes = b""
+) -> BasicHost:
     key_pair = create_new_key_pair(identity.seed)
     assert str(generate_peer_id_from(key_pair)) == identity.peer_id
+    protocol, noise = secured(Noise(key_pair, noise_privkey=create_noise_key_pair().private_key), network_key)
     host = new_host(
         key_pair=key_pair,
         # Noise and yamux only: the default also offers plaintext
-        sec_opt={NOISE: Noise(key_pair, noise_privkey=create_noise_key_pair().private_key)},
+        sec_opt={protocol: noise},
         muxer_opt={TProtocol(YAMUX): Yamux},
         peerstore_opt=peerstore,
         transports=[transport],

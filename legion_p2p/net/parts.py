@@ -94,7 +94,7 @@ class NetworkParts:
         self.names = SystemNames()
         self.scarcity = scarcity = Scarcity(descriptor_limit(), tell.warning, self.tally)
         self.transport = Transport(nursery, self.sockets, scarcity, self.names)
-        self.host = make_host(identity, self.transport, self.listening, self.peerstore)
+        self.host = make_host(identity, self.transport, self.listening, self.peerstore, config.network_key)
         self.swarm = swarm_of(self.host)
         self.liveness = Liveness(self.swarm, nursery)
         guard(self.swarm, self.refusals, self.liveness, self.tally)

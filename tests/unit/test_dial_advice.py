@@ -4,7 +4,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from legion_p2p.core.dial_advice import MAX_ADVICE, advice
+from legion_p2p.core.dial_advice import MAX_ADVICE, NO_KEY, OTHER_KEY, advice
 from legion_p2p.core.identity import Identity
 
 HOME = (ip_network("192.168.1.0/24"),)
@@ -41,3 +41,19 @@ def test_the_same_advice_is_given_once_and_no_more_than_can_be_read() -> None:
 
 def test_what_is_not_known_to_help_is_not_advised() -> None:
     assert advice({"/ip4/8.8.8.8/tcp/4710/p2p/x": "not tried yet"}, HOME) == ()
+
+
+@pytest.mark.parametrize(
+    ("reason", "has_key", "told"),
+    [
+        ("connection closed by the other side", True, OTHER_KEY),
+        ("connection closed by the other side", False, None),
+        ("/legion/noise-xxpsk0/1 is not spoken there", True, OTHER_KEY),
+        ("/noise is not spoken there", False, NO_KEY),
+        ("/yamux/1.0.0 is not spoken there", False, None),
+    ],
+)
+def test_where_only_one_side_has_the_network_key_that_is_said(reason: str, has_key: bool, told: str | None) -> None:
+    found = advice({"/ip4/192.0.2.1/tcp/4710/p2p/peer": reason}, (), has_key=has_key)
+
+    assert found == (() if told is None else (told,))
