@@ -10,13 +10,12 @@ fit that of other libraries. This one fits no other library either, and costs no
 """
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from libp2p.custom_types import TProtocol
 from libp2p.security.noise.patterns import PatternXX
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as Noise
-from noise.connection import NoiseConnection
 
 from legion_p2p.net.patches import replace_attributes
 
@@ -35,7 +34,7 @@ def secured(noise: Noise, network_key: bytes) -> tuple[TProtocol, Noise]:
         replace_attributes(pattern, protocol_name=PATTERN)
         plain_state = pattern.create_noise_state
 
-        def create_noise_state(prologue: bytes | None = None) -> NoiseConnection:
+        def create_noise_state(prologue: bytes | None = None) -> Any:
             state = plain_state(prologue)
             state.set_psks(network_key)
             return state
