@@ -126,8 +126,9 @@ class _Simulation:
             announce_s=scenario.announce_s, suspect_after_s=DEFAULTS.suspect_after_s * pace, grace_s=DEFAULTS.grace_s * pace,
             probe_every_s=DEFAULTS.probe_every_s * pace,
         )  # fmt: skip
+        world = World(self._seed, links=links, gossip_takes_links=True)
         return Swarm(
-            seed=self._seed, world=World(self._seed, links=links), numel=self._task.start.numel(), start=self._task.start,
+            seed=self._seed, world=world, numel=self._task.start.numel(), start=self._task.start,
             round=scenario.round_spec(), config=PeerConfig(membership=membership), local_step=self._step,
             model=self._task.model, stores=stores, on_event=self._event,
         )  # fmt: skip

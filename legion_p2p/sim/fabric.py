@@ -89,6 +89,7 @@ class Fabric(Protocol):
 
     random: random.Random
     delay_s: float | BetweenPeers
+    gossip_takes_links: bool
     loss: float
     bandwidths: dict[PeerId, Bandwidth]
     changed: Notify

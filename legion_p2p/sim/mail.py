@@ -67,7 +67,10 @@ class Mail:
             if wanting is None:
                 wanting = self._wanting[topic] = {n.peer_id for n in world.networks() if n.alive and n.gossip.wants(topic)}
             hop_s = world.delay_s
-            reached = self._flood(source, wanting) if callable(hop_s) else self._flood_evenly(source, wanting, hop_s)
+            if world.gossip_takes_links:
+                reached = self._flood_directly(source, wanting)
+            else:
+                reached = self._flood(source, wanting) if callable(hop_s) else self._flood_evenly(source, wanting, hop_s)
             self._routes[key] = [(world.network_of(peer), delay_s) for peer, delay_s in reached.items()]
         return self._routes[key]
 
@@ -84,6 +87,20 @@ class Mail:
                 if to not in reached:
                     heapq.heappush(frontier, (delay_s + self._world.delay(at, to), to))
         del reached[source.peer_id]
+        return reached
+
+    def _flood_directly(self, source: Station, wanting: set[PeerId]) -> dict[PeerId, float]:
+        """`_flood`, where no way round is shorter than a connection: only those without one hear it from others."""
+        me = source.peer_id
+        reached = {to: self._world.delay(me, to) for to in sorted(self._next(me, wanting))}
+        frontier = sorted((delay_s, to) for to, delay_s in reached.items())
+        left = wanting - reached.keys() - {me}
+        while frontier and left:
+            delay_s, at = heapq.heappop(frontier)
+            for to in sorted(self._next(at, left)):
+                reached[to] = delay_s + self._world.delay(at, to)
+                heapq.heappush(frontier, (reached[to], to))
+                left.discard(to)
         return reached
 
     def _flood_evenly(self, source: Station, wanting: set[PeerId], hop_s: float) -> dict[PeerId, float]:

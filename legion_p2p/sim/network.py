@@ -61,16 +61,19 @@ class World:
         up_bytes_s: float = math.inf,
         loss: float = 0.0,
         links: MutableMapping[PeerId, LinkProfile] | None = None,
+        gossip_takes_links: bool = False,
     ) -> None:
         """`delay_s`: one way; `rate_bytes_s`: of bulk between two peers; either may be a function of (from, to). `up_bytes_s`: of
         all bulk that one peer sends. `loss`: of requests, 0 to 1. `links`: the access link of each peer, in place of these rates;
-        peers that join later are added to it before they do."""
+        peers that join later are added to it before they do. `gossip_takes_links`: gossip has their delays, too, and otherwise
+        `delay_s` from one peer to the next."""
         self.random = random.Random(seed)
         self.delay_s = delay_s
         self.rate_bytes_s = rate_bytes_s
         self.up_bytes_s = up_bytes_s
         self.loss = loss
         self.links = links
+        self.gossip_takes_links = gossip_takes_links and links is not None
         self.corrupt: Corrupt | None = None
         """Called with (from, to, bytes) for each body and each gossip message; returns what arrives."""
         self.bandwidths: dict[PeerId, Bandwidth] = {}

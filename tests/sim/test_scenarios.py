@@ -1,16 +1,22 @@
 """Scenarios, simulated: the same seed gives the same trace, faults do what they say, and results mean something."""
 
+import contextlib
+import functools
 import os
 import subprocess
 import sys
 import tomllib
 
 import pytest
+import trio
 
+from legion_p2p.core.identity import Identity
+from legion_p2p.core.profiles import parse_link
 from legion_p2p.scenarios import faults
 from legion_p2p.scenarios.files import read_scenario, ready_names, scenario_of, scenario_toml, smaller
 from legion_p2p.scenarios.search import search
 from legion_p2p.scenarios.simulation import simulate, summary_of
+from legion_p2p.sim.network import World
 
 SMALL = {"n_peers": 4, "duration_s": 10.0}
 
@@ -93,6 +99,26 @@ def test_faults_hit_whom_they_name_for_as_long_as_they_say():
     assert [time for times in outcome.record.presence["b"] for time in times[:1]] == [0.0, 10.0]
     assert outcome.record.counts["checkpoint.failed"] >= 1
     assert outcome.agreed is True and not outcome.record.violations
+
+
+async def test_gossip_takes_as_long_as_the_links_and_hops_on_its_way(autojump_clock):
+    identities = [Identity(bytes([n]) * 32) for n in (1, 2, 3)]
+    a, b, c = (identity.peer_id for identity in identities)
+    links = {peer: parse_link(f"rtt={rtt}s") for peer, rtt in ((a, 1), (b, 2), (c, 3))}
+    heard = {}
+    async with World(links=links, gossip_takes_links=True) as world, contextlib.AsyncExitStack() as listening:
+        networks = [world.join(identity) for identity in identities]
+        for network in networks:
+            note = functools.partial(lambda peer, data: heard.update({peer: trio.current_time()}), network.peer_id)
+            await listening.enter_async_context(network.gossip.listen("topic", note))
+        world.connect(a, b)
+        world.connect(b, c)
+
+        began_at = trio.current_time()
+        await networks[0].gossip.publish("topic", b"news")
+        await trio.sleep(9)
+
+    assert {peer: round(at - began_at, 6) for peer, at in heard.items()} == {b: 1.5, c: 4.0}
 
 
 def test_a_link_follows_its_trace(tmp_path):
