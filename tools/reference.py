@@ -17,6 +17,7 @@ import tomllib
 from pathlib import Path
 
 from cyclopts import App
+from reference_tables import configuration_page, wire_page
 
 from legion_p2p.cli.running import run_app
 
@@ -89,43 +90,73 @@ INDEX = """# legion_p2p {version}
 {start}
 
 The reference is generated from the code, so that it is always that of this version:
-[Python](api.md), [events](events.md), and what each command prints for --help.
+[configuration](configuration.md), [Python](api.md), [events](events.md), [messages of the wire](wire.md), and what each command
+prints for --help.
 
 {toctrees}
 """
 
 CONTENTS = {
-    "Start": ["/README", "../index", "../tutorial"],
-    "Guides": [
+    "Start": ["/README", "../index", "../join", "../swarm", "../tutorial", "../bootstrap-node", "../real-models", "../simulate"],
+    "How to": [
+        "../manners",
+        "../trouble",
+        "../dashboard",
+        "../metrics",
         "/deploy/README",
+        "../frameworks",
+        "../notebook",
+        "../checkpoints",
+        "../private-runs",
+        "../library",
         "../commands/legion-peer",
         "../commands/legion-bootstrap",
         "../commands/legion-ctl",
         "../commands/legion-demo",
+        "../commands/legion-sim",
     ],
-    "Reference": ["api", "events", "legion-peer", "legion-bootstrap", "legion-ctl", "legion-demo"],
-    "Inside": ["../ARCHITECTURE", "/tests/README", "../LOG"],
-    "Project": ["/CONTRIBUTING", "/SECURITY", "/CODE_OF_CONDUCT", "/CHANGELOG"],
+    "Reference": [
+        "legion-peer",
+        "legion-bootstrap",
+        "legion-ctl",
+        "legion-demo",
+        "legion-sim",
+        "configuration",
+        "api",
+        "events",
+        "wire",
+        "../errors",
+        "../faq",
+        "../platforms",
+    ],
+    "Explanation": ["../explanation", "../network", "../coming-from", "../ARCHITECTURE", "/tests/README", "../LOG"],
+    "Security model": ["../trust", "/SECURITY"],
+    "Project": ["/CONTRIBUTING", "/CODE_OF_CONDUCT", "/CHANGELOG"],
 }
 
 
 def pages() -> dict[str, str]:
     """The name of each page's file, and its text."""
-    found = {"index.md": index_page(), "events.md": events_page()}
+    found = {
+        "index.md": index_page(),
+        "events.md": events_page(),
+        "configuration.md": configuration_page(),
+        "wire.md": wire_page(),
+    }
     for command, entry in commands().items():
         found[f"{command}.md"] = command_page(command, entry)
     return found | api_pages()
 
 
 def index_page() -> str:
-    """The first page of the site. Pages in docs/ that nobody has put in order come with the guides."""
+    """The first page of the site. Pages in docs/ that nobody has put in order come first among "How to"."""
     from legion_p2p import __version__
 
     contents = {caption: list(names) for caption, names in CONTENTS.items()}
     placed = {name for names in contents.values() for name in names}
     more = [f"../{path.stem}" for path in sorted((ROOT / "docs").glob("*.md"))]
     contents["Records"] = [f"../records/{path.stem}" for path in sorted((ROOT / "docs" / "records").glob("*.md"))]
-    contents["Guides"][:0] = [name for name in more if name not in placed]
+    contents["How to"][:0] = [name for name in more if name not in placed]
     toctrees = [
         "\n".join(["```{toctree}", f":caption: {caption}", ":hidden:", "", *names, "```"]) for caption, names in contents.items()
     ]

@@ -7,14 +7,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from legion_p2p.errors import DiskFullError, StoreError
+from legion_p2p.files.locks import try_lock
 from legion_p2p.files.paths import shown
 from legion_p2p.files.reading import reason_of
 from legion_p2p.files.writing import is_full, sync_folder
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 HEADER = "legion_p2p block store 1\n"
 
@@ -48,12 +44,8 @@ class StoreFolder:
 
     def _lock(self) -> None:
         self._lock_file = open(self.path / "lock", "wb")  # noqa: SIM115 (it stays open, for the lock)
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                told = f"another process writes to the store {self.path}"
-                raise StoreError(f"{told}; end that one, or name another store") from None
+        if not try_lock(self._lock_file):
+            raise StoreError(f"another process writes to the store {self.path}; end that one, or name another store")
 
     def check(self) -> None:
         """Raises: StoreError, if it is no block store of this version; OSError."""

@@ -13,15 +13,11 @@ from typing import BinaryIO
 from legion_p2p.core.identity import SEED_BYTES, Identity, PeerId
 from legion_p2p.errors import DiskFullError, StoreError
 from legion_p2p.files.content import decode_text
+from legion_p2p.files.locks import try_lock
 from legion_p2p.files.paths import FileKind, kind_of, shown, user_path
 from legion_p2p.files.reading import opened, reason_of
 from legion_p2p.files.writing import is_full
 from legion_p2p.store.private_file import check_private, create, make_folders
-
-try:
-    import fcntl
-except ImportError:  # Windows: neither locks nor permission bits
-    fcntl = None  # type: ignore[assignment]
 
 HEADER = "# legion_p2p identity: Ed25519 seed in hex. Keep it secret: whoever has it is this peer."
 MAX_FILE_BYTES = 4096
@@ -83,7 +79,7 @@ def is_identity_free(path: str | os.PathLike[str]) -> bool:
     if kind_of(where) is FileKind.MISSING:
         return True
     with opened(where) as file:
-        return _lock(file)
+        return try_lock(file)
 
 
 def _load(path: Path) -> StoredIdentity:
@@ -92,7 +88,7 @@ def _load(path: Path) -> StoredIdentity:
     file = open(path, "rb")  # noqa: SIM115 (it stays open, for the lock)
     try:
         check_private(file, path, "identity")
-        if not _lock(file):
+        if not try_lock(file):
             raise StoreError(f"the identity {path} is in use by another process; end that one, or name another file")
         return StoredIdentity(Identity(_seed_in(file.read(MAX_FILE_BYTES), path)), file)
     except BaseException:  # Ctrl+C as well: the file is locked as long as it is open
@@ -112,15 +108,3 @@ def _seed_in(content: bytes, path: Path) -> bytes:
             "away to get a new identity"
         ) from bad
     return seed
-
-
-def _lock(file: BinaryIO) -> bool:
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks (some NFS): better unlocked than unusable
-        return True
-    return True
