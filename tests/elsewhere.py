@@ -35,7 +35,7 @@ SIGNALS = (
 USED = (
     "asyncio", "concurrent.futures", "cyclopts", "hypothesis", "libp2p", "matplotlib", "multiprocessing.connection", "numpy",
     "platformdirs.unix", "prometheus_client", "psutil", "pytest", "pytest_cov", "pytest_trio", "rich.console",
-    "subprocess", "torch", "transformers", "trio", "xdist", "zeroconf",
+    "subprocess", "torch", "trio", "xdist", "zeroconf",
 )  # fmt: skip
 
 
