@@ -21,7 +21,12 @@ MAX_CONTACTS = 2  # addresses in the command that comes back: one may be gone by
 
 def farewell_lines(job: Job, outcome: "Outcome", status: Status | None, wall_s: float) -> list[str]:
     """What came of it, and how to come back."""
-    ends = {"steps": "did its steps in", "minutes": "used its minutes in", "together": "stayed until all were done in"}
+    ends = {
+        "steps": "did its steps in",
+        "minutes": "used its minutes in",
+        "target": "reached the target of",
+        "together": "stayed until all were done in",
+    }
     verb = ends.get(outcome.reason, "left")
     did = f"{human.whole_text(outcome.steps)} steps, {human.count_text(outcome.tokens)} tokens in"
     if not Role(job.peer.role).trains:

@@ -14,7 +14,15 @@ from legion_p2p.config.toml import read_table
 from legion_p2p.core.admission import Admits, check_admission
 from legion_p2p.core.cids import MAX_CID_CHARS
 from legion_p2p.core.presets import LINKS, Links
-from legion_p2p.core.run import MAX_RUN_NAME_CHARS, InnerSpec, RoundSpec, Sharding, looks_like_run_id
+from legion_p2p.core.run import (
+    MAX_RUN_NAME_CHARS,
+    InnerSpec,
+    RoundSpec,
+    Sharding,
+    TargetCount,
+    TargetLoss,
+    looks_like_run_id,
+)
 from legion_p2p.errors import ConfigError, UsageError
 from legion_p2p.files.paths import shown
 
@@ -101,6 +109,15 @@ class NewRun(msgspec.Struct, frozen=True, repr_omit_defaults=True):
 
     admitted: tuple[str, ...] = ()
     """The allow-list: ids of peers."""
+
+    target_steps: TargetCount = 0
+    """The run ends by itself, for all members, at this step of it. 0: it has no such end."""
+
+    target_tokens: TargetCount = 0
+    """It ends when its members have trained so many tokens together. 0: it has no such end."""
+
+    target_loss: TargetLoss = 0.0
+    """It ends when the median of its members' training losses has stayed at or below this for 30 s. 0: it has no such end."""
 
     def __post_init__(self) -> None:
         settle(self)

@@ -100,6 +100,10 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
     """How many circuits it carries as a relay for others; 0: it is no relay."""
     paused: bool = False
     """Its user lets it train nothing for now: it is `done` meanwhile, so that nobody waits for it, and goes on later."""
+    run_tokens: _Count = 0
+    """Tokens that the run has trained, as this member counts."""
+    reached: bool = False
+    """It has seen the run come to its target."""
 
     @property
     def order(self) -> tuple[int, int]:

@@ -20,6 +20,8 @@ MAX_RUN_NAME_CHARS = 100
 MAX_OUTER_DELAY = 10_000
 
 RunName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_RUN_NAME_CHARS, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*\Z")]
+TargetCount = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+TargetLoss = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 _Small = Annotated[str, msgspec.Meta(max_length=64)]
 _PeerId = Annotated[str, msgspec.Meta(max_length=MAX_PEER_ID_CHARS)]
 _Codec = _Small
@@ -280,6 +282,12 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ZeRO-3 does: see `legion_p2p.core.sharding.plan`. "none": every member holds the whole model."""
     nonce: Annotated[str, msgspec.Meta(max_length=64)] = ""
     """Keeps two runs of one name and one content apart."""
+    target_steps: TargetCount = 0
+    """The run ends at this step of it; 0: no such end. See `legion_p2p.core.target`."""
+    target_tokens: TargetCount = 0
+    """It ends when its members have trained so many tokens together; 0: no such end."""
+    target_loss: TargetLoss = 0.0
+    """It ends when the median of its members' training losses stays at or below this; 0: no such end."""
 
     def check(self) -> None:
         """Raises: UsageError, where fields that are right by themselves do not fit together."""
@@ -313,6 +321,8 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UsageError(f"inner.clip {self.inner.clip}: the owners of a sharded run do not clip gradients; choose 0")
         if self.round.untrained == "average":
             raise UsageError('round.untrained "average": in a sharded run nobody averages buffers; choose "same" or "own"')
+        if self.target_tokens:
+            raise UsageError("target_tokens: nobody counts the tokens of a sharded run; give target_steps or target_loss")
 
     def plan(self) -> ShardPlan:
         return plan_for(sum(p.numel for p in self.params), self.round.shard_elements)

@@ -23,7 +23,7 @@ from legion_p2p.observe.events import DASHBOARD, PHASE, Event
 from legion_p2p.observe.history import History
 from legion_p2p.observe.metrics import JOIN_WITH, describe, rounds_of
 from legion_p2p.observe.status import ErrorStatus, MemberStatus, Status
-from legion_p2p.observe.words import alone_text, connection_text, doing, failed_text, is_alone, relayed_text
+from legion_p2p.observe.words import alone_text, connection_text, doing, failed_text, is_alone, left_text, relayed_text
 
 REFRESH_PER_S = 4  # more looks no smoother and costs a core's percent each
 MAX_RECENT = 3
@@ -107,6 +107,8 @@ def _head(status: Status, width: int, ascii_only: bool, losses: Sequence[float])
     clock = f"{human.seconds_text(status.uptime_s)} elapsed"
     if status.remaining_s is not None and status.state not in ("done", "leaving"):
         clock += f", {human.seconds_text(status.remaining_s)} left"
+    elif status.target is not None and not status.target.reached and status.state not in ("done", "leaving"):
+        clock += f", {left_text(status.target)}"
     title = Text.assemble((name, "bold"), (f" {run_id}  " if run_id else "  "), (human.clean(status.state), "bold"))
     target = f"/{human.whole_text(status.target_steps)}" if status.target_steps else ""
     facts = line(

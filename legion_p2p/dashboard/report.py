@@ -8,7 +8,7 @@ from legion_p2p.dashboard.live import member_columns, members_in_order
 from legion_p2p.observe import human
 from legion_p2p.observe.metrics import rounds_of
 from legion_p2p.observe.status import ConnectionStatus, ServiceStatus, Status
-from legion_p2p.observe.words import alone_text, connection_text, reach_text, reason_text
+from legion_p2p.observe.words import alone_text, connection_text, reach_text, reason_text, target_text
 
 MAX_ERRORS_SHOWN = 5
 ROOM_FOR_IDS = 110  # columns of a terminal in which whole peer ids leave room for everything else
@@ -89,6 +89,7 @@ def _facts(status: Status, width: int) -> list[Text]:
         ("state", f"{human.clean(status.state)}, {human.seconds_text(status.uptime_s)} elapsed{left}"),
         ("progress", f"step {human.whole_text(status.step)}{target}, loss {human.loss_text(status.loss)}, "
                      f"{human.count_text(status.tokens_per_s)} tokens/s, {human.count_text(status.tokens)} tokens"),
+        *([] if status.target is None else [("target", target_text(status.target))]),
         ("traffic", f"sent {human.bytes_text(status.sent_bytes)}, received {human.bytes_text(status.received_bytes)}, "
                     f"training waited {human.percent_text(status.blocked_fraction)} of the time"),
         ("connected", f"{human.whole_text(status.n_connected)} peer{'s' * (status.n_connected != 1)}"),

@@ -120,6 +120,7 @@ EVENTS = (
     _event("run.nobody_answers", "No initial peer answered; this peer trains alone, and keeps trying.", "text"),
     _event("run.not_asked", "A contact did not tell of the run.", "peer reason"),
     _event("run.handing_over", "This peer leaves, and gives large shards away first.", "n_shards left_bytes remaining_s"),
+    _event("run.target_reached", "The run has come to its target, and ends.", "text step tokens"),
     _event("run.finished", "Training has ended.", "reason step tokens val_loss digest sent_bytes received_bytes region "
            "bytes_in_region bytes_across rounds blocked_fraction"),
     _event("run.left", "This peer has left the run.", "run"),

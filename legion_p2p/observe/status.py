@@ -110,6 +110,21 @@ class ControlStatus(msgspec.Struct, frozen=True):
     """Share of the machine's processors that the process may take; None: no limit."""
 
 
+class TargetStatus(msgspec.Struct, frozen=True):
+    """What ends the run, and how far it is; 0: not by that."""
+
+    steps: int = 0
+    tokens: int = 0
+    loss: float = 0.0
+    run_tokens: int = 0
+    """Tokens that the run has trained so far, as most members count."""
+    reached: str = ""
+    """What was reached, in words; empty: the run goes on."""
+    least_s: float | None = None
+    """Seconds that it still takes, at least and at most, by the last ten minutes; None: unknown."""
+    most_s: float | None = None
+
+
 class ServiceStatus(msgspec.Struct, frozen=True):
     """What a peer does for others, whether they are in a run with it or not. Totals since it started, and what it holds now."""
 
@@ -191,6 +206,8 @@ class Status(msgspec.Struct, frozen=True):
     former: tuple[str, ...] = ()
     """Addresses of former members that this peer tries, because it is alone: those that its store remembers."""
     control: ControlStatus = ControlStatus()
+    target: TargetStatus | None = None
+    """What the run is to come to; None: it has no end of its own."""
     service: ServiceStatus | None = None
     mfu: float | None = None
     """Model FLOPs utilisation of this peer; None: not known."""

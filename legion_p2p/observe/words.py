@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from legion_p2p.core.round import LATE
 from legion_p2p.observe import human
-from legion_p2p.observe.status import ConnectionStatus, FailedPush, MemberStatus, ReachStatus, Status
+from legion_p2p.observe.status import ConnectionStatus, FailedPush, MemberStatus, ReachStatus, Status, TargetStatus
 
 MAX_CONTACTS_SHOWN = 2
 
@@ -65,6 +65,25 @@ def relayed_text(status: Status) -> str:
         return ""
     through = ", ".join(map(human.short_id, status.reach.relays)) or "none yet"
     return f"others reach this peer through relays only ({through}): it owns shards only while too few others can be reached"
+
+
+def left_text(target: TargetStatus) -> str:
+    """How long until the run has come to its target, as a range."""
+    if target.least_s is None or target.most_s is None:
+        return "time left unknown"
+    least, most = human.seconds_text(target.least_s), human.seconds_text(target.most_s)
+    return f"{least} left" if least == most else f"{least} to {most} left"
+
+
+def target_text(target: TargetStatus) -> str:
+    """What ends the run, and when."""
+    named = [
+        f"{human.whole_text(target.steps)} steps" if target.steps else "",
+        f"{human.count_text(target.tokens)} tokens ({human.count_text(target.run_tokens)} so far)" if target.tokens else "",
+        f"a loss of {human.loss_text(target.loss)}" if target.loss else "",
+    ]
+    told = " or ".join(filter(None, named))
+    return f"{told}: {human.clean(target.reached) or left_text(target)}"
 
 
 def is_alone(status: Status) -> bool:

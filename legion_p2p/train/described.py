@@ -159,6 +159,9 @@ def described(new_run: NewRun) -> RunSpec:
         admission=new_run.admission,
         admins=new_run.admins,
         admitted=new_run.admitted,
+        target_steps=new_run.target_steps,
+        target_tokens=new_run.target_tokens,
+        target_loss=new_run.target_loss,
     )
     check_codecs(spec)
     spec.plan()

@@ -86,6 +86,8 @@ def _help(
     while not reason:
         if control.wait(LOOK_EVERY_S):
             reason = "stopped"
+        elif run.target.reached:
+            reason = "target" if thread.call(run.all_done) else ""
         elif run.control.wish.ends:
             reason = "finished" if run.control.wish is Wish.FINISH else "stopped"
         elif time.monotonic() >= deadline:

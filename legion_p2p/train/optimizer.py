@@ -339,6 +339,11 @@ class Optimizer(torch.optim.Optimizer):
         """Its user has ended training here, and `step()` has handed in what was trained; or the peer has left: a loop ends."""
         return self._has_ended or not self._thread.alive
 
+    @property
+    def target_reached(self) -> bool:
+        """The run has come to the target of its specification, and ends."""
+        return self._engine.target.reached
+
     def rest(self) -> None:
         """Let up to WAIT_SLICE_S of a pause pass: what was trained is handed in, and what comes is taken in."""
         began = time.perf_counter()

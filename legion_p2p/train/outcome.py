@@ -4,7 +4,8 @@ import msgspec
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How it ended. `reason` is "steps", "minutes", "stopped", "finished" where its user asked it to finish, "together" where a
+    """How it ended. `reason` is "steps", "minutes", "stopped", "finished" where its user asked it to finish, "target" where the
+    run has come to its target, "together" where a
     helper served until all were done, "data" where the text could not be read any more, or "memory" where that did not
     suffice."""
 

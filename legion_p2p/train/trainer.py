@@ -49,6 +49,7 @@ from legion_p2p.train.run_text import fetch_missing, open_run_text, shared_by
 from legion_p2p.train.saving import check_out, save_model
 from legion_p2p.train.sharding.loop import ShardedLoop
 
+TARGET_TOGETHER_S = 120.0  # at a run's target all end with the same model; one that never ends must not hold the others up
 STOP_FLUSH_S = 0.5  # what an orderly leave grants the last push
 STEP_EVENT_EVERY_S = 0.5
 STATUS_EVERY_S = 0.5
@@ -268,7 +269,12 @@ class Trainer:
                 self._note_eval(compute, opt, corpus, EVAL_WINDOWS)
         if self._text_problem:
             return "data"
+        if self._target_reached(opt):
+            return "target"
         return "finished" if opt.wish is Wish.FINISH and not self.control.leaving else "stopped"
+
+    def _target_reached(self, opt: Optimizer) -> bool:
+        return opt.target_reached and not self.control.leaving
 
     def _ends(self, opt: Optimizer) -> bool:
         """Whether its user wants it to train no more."""
@@ -284,6 +290,10 @@ class Trainer:
     def _finish(self, opt: Optimizer) -> None:
         opt.flush(30.0, last=True)
         opt.report(training=False, done=True)
+        until = time.monotonic() + TARGET_TOGETHER_S if self._target_reached(opt) else 0.0
+        while time.monotonic() < until and not self.control.leaving and not opt.all_done:
+            opt.wait_briefly()
+            self._show(opt)
         while self.job.finish_together and not self._ends(opt) and not opt.all_done:
             opt.wait_briefly()
             self._show(opt)

@@ -224,6 +224,9 @@ def test_every_field_of_the_values_is_an_option_and_every_option_a_field(job_of)
         (NewRun, "links"),
         (NewRun, "sharding"),
         (NewRun, "admission"),
+        (NewRun, "target_steps"),
+        (NewRun, "target_tokens"),
+        (NewRun, "target_loss"),
     }  # the rest is in SPEC.toml, or of its name, --data and --seed
     assert options == (fields | new_run) - {(Peer, name) for name in ("limits", "manners", "store", "on_event")}
     assert len({option.name for option in OPTIONS}) == len(OPTIONS)

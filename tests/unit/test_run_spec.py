@@ -26,6 +26,7 @@ from legion_p2p.core.run import (
     MAX_SPEC_TEXT_BYTES,
     RENAMED_ROUND_FIELDS,
     AggregationRule,
+    InnerSpec,
     RoundSpec,
     RunName,
     RunSpec,
@@ -72,6 +73,14 @@ def test_it_opens_as_it_was_signed() -> None:
     spec = spec_of(round=RoundSpec(local_steps=3, push_codec="fp32"), model={"n_embd": 64, "bias": False})
 
     assert open_spec(sign_spec(spec, FOUNDER)) == spec
+
+
+def test_a_sharded_run_has_no_target_in_tokens_because_nobody_counts_them() -> None:
+    fields = {"sharding": "full", "inner": InnerSpec(clip=0.0), "round": RoundSpec(push_codec="fp32", update_codec="fp32")}
+
+    sign_spec(spec_of(**fields, target_steps=10), FOUNDER)
+    with pytest.raises(UsageError, match="target_tokens"):
+        sign_spec(spec_of(**fields, target_tokens=10), FOUNDER)
 
 
 def test_the_id_is_the_cid_of_the_bytes_and_stays_what_it_is() -> None:

@@ -36,6 +36,7 @@ from legion_p2p.services.run.pacing import Pacer
 from legion_p2p.services.run.progress import Progress, StepCount
 from legion_p2p.services.run.resume import Restored
 from legion_p2p.services.run.returning import ReturnService
+from legion_p2p.services.run.target import TargetService
 from legion_p2p.services.run.weight import OwnWeight
 from legion_p2p.services.sharding.service import UnitService
 from legion_p2p.services.shards.replica import LocalChange
@@ -83,9 +84,12 @@ class ActiveRun:
         self.gate = OwnershipGate(members, self.shards)
         self.regions = RegionService(ctx, members)
         self.region_sync = RegionSync(ctx, members, self.shards)
+        self.target = TargetService(ctx, members, self.steps, self.shards.states, self.control)
         self.pacer = Pacer(ctx.spec.round, self.shards, ctx.events)
         follows = self.units is None
-        self.checkpoints = LocalCheckpoints(ctx, archive, members, self.shards, self.run_step, follows=follows)
+        self.checkpoints = LocalCheckpoints(
+            ctx, archive, members, self.shards, self.run_step, self.target.own_tokens, follows=follows
+        )
         self.reach = AnnouncedReach(ctx, members)
         self.advertise = AdvertiseService(ctx, members, self.shards, self.checkpoints.keys)
         self.checkpoints.on_published(self.advertise.look_again)
@@ -112,6 +116,7 @@ class ActiveRun:
         nursery.start_soon(self.checkpoints.run_forever)
         nursery.start_soon(self.former.run_forever)
         nursery.start_soon(self.control.run_forever)
+        nursery.start_soon(self.target.run_forever)
 
     async def greet(self) -> None:
         """Exchange announcements with members. Gossip takes a second to find its mesh; those that give up shards to this peer,

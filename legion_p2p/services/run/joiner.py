@@ -200,6 +200,7 @@ class Joiner:
         for f in fetched:
             run.shards.hold_chain(f.shard, f.reference, f.chain)
         run.steps.began_at = run.run_step()
+        run.target.began_tokens = run.target.run_tokens() - run.shards.states.counted_tokens
         await run.checkpoints.open(run.signed)
         await run.checkpoints.adopt(fetched, run.steps.began_at)
         await self._take_part(run)
@@ -216,6 +217,7 @@ class Joiner:
         _check_model(params, stored.spec)
         run = self._enter(stored.signed, stored.spec, restored)
         run.steps.began_at = restored.step
+        run.target.began_tokens = restored.run_tokens
         if run.units is not None:
             return await self._resume_sharded(run, restored)
         for shard, (reference, chain) in enumerate(restored.shards):
@@ -236,6 +238,7 @@ class Joiner:
         if goes_on:
             _ramp_pushes(run)
         run.steps.began_at = run.run_step()
+        run.target.began_tokens = run.target.run_tokens() - run.shards.states.counted_tokens
         await run.take_part(self._nursery)
         self._events.emit("run.resumed", run=run.id, name=run.spec.name, step=run.steps.began_at)
         return run

@@ -17,6 +17,9 @@ from legion_p2p.services.shards.service import ShardService
 MAX_PROVIDED = 8  # checkpoints under which a peer is found in the DHT: each record is renewed again and again
 
 
+RUN_TOKENS = "run_tokens"  # in the state of a checkpoint
+
+
 class LocalCheckpoints:
     """Opens the archive for the run, fills it from what was fetched, and has it written while the peer trains."""
 
@@ -27,20 +30,26 @@ class LocalCheckpoints:
         members: MemberService,
         shards: ShardService,
         step: Callable[[], int],
+        tokens: Callable[[], int],
         *,
         follows: bool = True,
     ) -> None:
-        """`step`: of the run, now. `follows`: what the shards come to is written down; not where a run is sharded."""
+        """`step`, `tokens`: of the run, now. `follows`: what the shards come to is written down; not where a run is sharded."""
         self.trainer_state: Callable[[], Mapping[str, Any]] = dict
         """What the training thread needs to go on after a restart. Called in the peer's thread."""
         self.store: BlockCache | None = archive
         """Where blocks that are fetched can be kept."""
+        self._tokens = tokens
         self._run = ctx.run
         self._disk = ctx.disk
         self._archive = archive
         self._writer = None
         if archive is not None and follows:
-            self._writer = CheckpointService(ctx, archive, members, shards, step, lambda: self.trainer_state())
+            self._writer = CheckpointService(ctx, archive, members, shards, step, self._state)
+
+    def _state(self) -> Mapping[str, Any]:
+        """What a checkpoint holds beside the shards."""
+        return {**self.trainer_state(), RUN_TOKENS: self._tokens()}
 
     @property
     def newest(self) -> Cid | None:

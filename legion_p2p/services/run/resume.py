@@ -20,6 +20,7 @@ from legion_p2p.core.announcement import Announcement, peer_of, unpack_marks
 from legion_p2p.core.chain import Chain
 from legion_p2p.core.checkpoint_policy import StoredRun
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.messages.base import MAX_COUNT
 from legion_p2p.errors import DecodeError, StoreError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.checkpoint.replay import replay
@@ -39,6 +40,12 @@ class Restored:
     shards: tuple[tuple[Tensor, Chain], ...]
     step: int
     state: dict[str, Any]
+
+    @property
+    def run_tokens(self) -> int:
+        """Tokens that the run had trained; 0 where an older version wrote the checkpoint."""
+        stored = self.state.get("run_tokens", 0)
+        return stored if isinstance(stored, int) and 0 <= stored <= MAX_COUNT else 0
 
     def contributors(self) -> set[PeerId]:
         """All peers whose work the state contains, and the former members."""

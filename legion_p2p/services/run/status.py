@@ -8,6 +8,7 @@ import trio
 from legion_p2p.core.announcement import MAX_TROUBLE_CHARS, Announcement, peer_of
 from legion_p2p.core.control import Wish
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.messages.base import MAX_COUNT
 from legion_p2p.core.reach import OwnReach
 from legion_p2p.observe.status import (
     ConnectionStatus,
@@ -18,6 +19,7 @@ from legion_p2p.observe.status import (
     RunStatus,
     ShardStatus,
     Status,
+    TargetStatus,
 )
 from legion_p2p.services.ports import Reachability
 from legion_p2p.services.run.active_run import ActiveRun
@@ -66,6 +68,8 @@ def describe(run: ActiveRun) -> Announcement:
         role=run.role,
         circuits=run.ctx.reachability.own().circuits,
         paused=progress.paused,
+        run_tokens=min(run.target.own_tokens(), MAX_COUNT),
+        reached=run.target.reached,
     )
 
 
@@ -135,7 +139,18 @@ def status_of(run: ActiveRun) -> Status:
         bytes_in_region=run.messenger.regional.in_region,
         bytes_across=run.messenger.regional.across,
         control=run.control.status(),
+        target=_target_row(run),
     )
+
+
+def _target_row(run: ActiveRun) -> TargetStatus | None:
+    target, left = run.target.watch.target, run.target.left()
+    if target.is_open_ended:
+        return None
+    return TargetStatus(
+        target.steps, target.tokens, target.loss, run.target.run_tokens(), run.target.watch.reason,
+        None if left is None else left.least_s, None if left is None else left.most_s,
+    )  # fmt: skip
 
 
 def _state(run: ActiveRun) -> str:

@@ -43,6 +43,7 @@ TRANSFER_DEADLINE_S = 120.0  # one shard is at most 32 MiB: 2.2 Mbit/s suffice
 MAX_CONCURRENT_TRANSFERS = 32  # each holds at most one shard in memory
 MAX_LOG_BYTES = 60 << 20  # of updates of one shard: they travel in one frame of 64 MiB
 INLINE_ELEMENTS = 1 << 17  # arithmetic on fewer holds up the loop for a millisecond, as long as a hop to another thread takes
+COUNTED_SHARD = 0  # whose updates say how many tokens the run has trained: any one would do
 MAX_VERSION_IN_MARK = 0xFFFFFFFF
 
 
@@ -82,6 +83,8 @@ class ShardStates:
         self.bounds_updates = ctx.spec.round.rule() != "mean"
         """Whether updates that are far longer than usual are refused; not where all members are trusted."""
         self.rounds = 0
+        self.counted_tokens = 0
+        """Tokens in the updates of one shard that this peer has seen: a push of any shard counts all that its member trained."""
         self.last_round: RoundStatus | None = None
         self.transfers = trio.CapacityLimiter(MAX_CONCURRENT_TRANSFERS)
         self.urgent = trio.CapacityLimiter(MAX_CONCURRENT_TRANSFERS)
@@ -258,6 +261,8 @@ class ShardStates:
     def note_round(self, header: UpdateHeader, version: int) -> None:
         """A round has closed, here or at another peer."""
         self.rounds += 1
+        if header.shard == COUNTED_SHARD:
+            self.counted_tokens += header.tokens
         failed = tuple(FailedPush(f.peer, f.reason) for f in header.failed)
         self.last_round = RoundStatus(
             header.shard, version, header.averaged_fraction, failed, len(header.included), header.expected

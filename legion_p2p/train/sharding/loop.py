@@ -28,7 +28,7 @@ from legion_p2p.train.sharding.model import ShardedModel
 from legion_p2p.train.sharing import Make, share_text
 
 EVENT_EVERY_S = 0.5
-FINISHED = ("steps", "minutes", "finished")
+FINISHED = ("steps", "minutes", "finished", "target")
 
 
 class ShardedLoop:
@@ -109,6 +109,8 @@ class ShardedLoop:
                 val_loss = self._evaluate(corpus, EVAL_WINDOWS)
                 if val_loss is not None:
                     self._events.emit("eval", step=sharded.n_steps, tokens=sharded.tokens, val_loss=round(val_loss, 5))
+        if self._engine.target.reached and not self._control.leaving:
+            return "target"
         return "finished" if self._engine.control.wish is Wish.FINISH and not self._control.leaving else "stopped"
 
     def _conclude(self, sharded: ShardedModel, corpus: Corpus, out: Path | None, reason: str) -> Outcome:
