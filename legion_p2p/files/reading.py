@@ -14,6 +14,8 @@ from legion_p2p.errors import StoreError
 from legion_p2p.files.content import decode_text
 from legion_p2p.files.paths import FileKind, kind_of_mode, shown
 
+PIECE_BYTES = 1 << 16  # that are read at a time
+
 _READABLE_ONCE = (FileKind.PIPE, FileKind.STREAM_DEVICE)
 
 
@@ -33,7 +35,11 @@ def opened(path: Path, *, streams: bool = False) -> Iterator[BufferedReader]:
 def read_limited(path: Path, max_bytes: int) -> bytes:
     """All of a small file, or of a pipe. Raises: StoreError, also where it is larger than `max_bytes`."""
     with opened(path, streams=True) as file:
-        raw = file.read(max_bytes + 1)
+        pieces, n_left = [], max_bytes + 1  # a read of many bytes makes room for all of them before it knows how many there are
+        while n_left and (piece := file.read(min(n_left, PIECE_BYTES))):
+            pieces.append(piece)
+            n_left -= len(piece)
+    raw = b"".join(pieces)
     if len(raw) > max_bytes:
         raise StoreError(f"{shown(path)} is too large for such a file: it may have at most {max_bytes} bytes")
     return raw
