@@ -110,8 +110,9 @@ SETTERS = {
     "signal": frozenset({"signal"}),
     "warnings": frozenset({"simplefilter", "filterwarnings"}),
 }
-OWNERS = ("cli", "net/patches.py", "train/trainer.py", "train/resume.py")
-"""Parts that only run where the process belongs to a command; patches.py changes libp2p's loggers, nothing of the user's."""
+OWNERS = ("cli", "net/patches.py", "scenarios/simulation.py", "train/trainer.py", "train/resume.py")
+"""Parts that only run where the process belongs to a command; patches.py changes libp2p's loggers, nothing of the user's, and
+simulation.py sets the number of threads back."""
 
 
 def faults_of(tree: ast.Module, owns_process: bool) -> Iterator[tuple[int, str]]:
