@@ -1,0 +1,111 @@
+"""The page of a peer that trains, in a browser: its curve appears, its buttons work, and a wrong token shows nothing."""
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from workers import loss_of, model_of
+
+import legion_p2p as legion
+from legion_p2p.errors import ClosedError
+from legion_p2p.services.run import sampling
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine")
+
+PAUSED_WITHIN_S = 2.0
+PATIENCE_MS = 60_000
+STRANGER = '<img src=x onerror="document.title=1">'
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=BROWSER, args=["--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[legion.Run]:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setattr(sampling, "SAMPLE_EVERY_S", 0.3)
+    wanted = legion.NewRun(f"page/{time.time_ns()}", rounds=legion.Rounds(local_steps=2))
+    with legion.create(wanted, model_of(), peer=legion.Peer(listen="/ip4/127.0.0.1/tcp/0")) as run:
+        yield run
+
+
+def trained(run: legion.Run) -> legion.Optimizer:
+    """A training loop on a thread of its own."""
+    model = model_of(seed=1)
+    opt = run.optimizer(torch.optim.SGD(model.parameters(), lr=0.05), model)
+
+    def train() -> None:
+        with contextlib.suppress(ClosedError):  # at the end of the test
+            while not opt.should_stop:
+                opt.zero_grad()
+                loss = loss_of(model, 1, opt.steps)
+                loss.backward()
+                opt.note(loss=float(loss.detach()))
+                opt.step()
+                time.sleep(0.02)
+
+    threading.Thread(target=train, daemon=True).start()
+    return opt
+
+
+def until(condition: Callable[[], Any], within_s: float = 30.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_browser_sees_the_curve_pauses_the_peer_and_is_told_nothing_without_the_token(
+    run: legion.Run, browser: Any, tmp_path: Any
+):
+    opt = trained(run)
+    run._thread.engine.events.error("sync.failed", STRANGER)  # such as a peer may have said
+    window = browser.new_page(viewport={"width": 1280, "height": 900})
+    wrong: list[str] = []
+    window.on("pageerror", lambda error: wrong.append(str(error)))
+    window.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+
+    window.goto(run.dashboard.partition("#")[0] + "#" + "x" * 43)
+    window.get_by_text("The token is wrong").wait_for(timeout=PATIENCE_MS)
+    assert window.locator(".card").count() == 0 and run.name not in window.content()
+    assert [told for told in wrong if "401" not in told] == []
+    wrong.clear()
+
+    window.get_by_label("Address or token").fill(run.dashboard)
+    window.keyboard.press("Enter")
+    window.locator("#card-loss canvas").wait_for(timeout=PATIENCE_MS)
+    assert run.dashboard.partition("#")[2] not in window.url
+
+    window.get_by_role("button", name="Pause", exact=True).click()
+    pressed_at = time.monotonic()
+    until(lambda: run.status().control.wish == "pause")
+    time.sleep(max(0.0, pressed_at + PAUSED_WITHIN_S - time.monotonic()))
+    stopped_at = opt.steps
+    window.get_by_role("button", name="Resume").wait_for(timeout=PATIENCE_MS)
+    assert opt.steps == stopped_at
+
+    window.get_by_role("button", name="Resume").click()
+    until(lambda: opt.steps > stopped_at)
+    window.get_by_role("button", name="Limits").click()
+    window.get_by_label("Upload").fill("5mbit")
+    window.get_by_role("button", name="Set").click()
+    until(lambda: run.status().control.upload_bps == 5e6)
+
+    assert window.locator("#card-errors").get_by_text(STRANGER).count() == 1 and window.locator("img").count() == 0
+    shot = tmp_path / "page.png"
+    window.screenshot(path=str(shot))
+    assert shot.stat().st_size > 20_000
+    assert wrong == []
