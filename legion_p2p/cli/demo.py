@@ -11,17 +11,22 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
+from legion_p2p.cli.bootstrap import dashboard_choice
 from legion_p2p.cli.common import SOURCES_HELP, at_least, checked, make_app
+from legion_p2p.cli.demo_page import DemoRecord, has_desktop, serve_in_background
 from legion_p2p.cli.failures import DONE, FAILED
 from legion_p2p.cli.new_folder import new_folder
 from legion_p2p.cli.running import run_and_exit
 from legion_p2p.cli.signals import Signals
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.errors import UsageError
+
+if TYPE_CHECKING:
+    from legion_p2p.cli.demo_view import DemoView
 
 MAX_PEERS = 32  # each is a process of some 400 MB
 
@@ -61,6 +66,10 @@ class DemoOptions:
     """Show nothing before the result."""
     json: Annotated[bool, Parameter(negative=())] = False
     """Print only the summary, as a line of JSON."""
+    kill: bool = True
+    """Kill a peer (kill -9) in the middle, and let another join; from three peers on."""
+    dashboard: Annotated[str, Parameter(metavar="YES|NO|PORT", converter=checked(dashboard_choice))] = "yes"
+    """Show a page in the browser: its address is printed, and on a desktop it is opened."""
     config: Annotated[str, Parameter(metavar="FILE")] = ""
     """TOML file with further options."""
     steps: Annotated[int, Parameter(validator=at_least(0), show=False)] = 0
@@ -89,16 +98,18 @@ def demo(options: DemoOptions = DemoOptions()) -> int:
         chosen |= {"push_codec": options.codec, "update_codec": options.codec}
     plan = DemoPlan(
         n_peers=options.peers, minutes=options.minutes, preset=options.preset, seed=options.seed, lone=options.lone,
-        steps=options.steps, n_regions=options.regions, netem=options.netem,
+        steps=options.steps, n_regions=options.regions, netem=options.netem, kill=options.kill,
         store=options.store or str(out / "store"),
         **chosen,
     )  # fmt: skip
+    record = DemoRecord(plan)
     show = DemoView(plan, "none" if options.json or options.quiet else "view" if _can_draw() else "lines")
     with contextlib.ExitStack() as open_things:
         open_things.callback(show.close)
         signals = open_things.enter_context(Signals(before_exit=show.close_at_once))
         try:
-            summary = run_demo(plan, out, show, signals)
+            _open_page(record, options.dashboard, show)
+            summary = run_demo(plan, out, show, record, signals)
         except Interrupted:
             show.close()
             print(f"legion-demo: stopped; what there is so far is in {out}", file=sys.stderr)
@@ -107,10 +118,15 @@ def demo(options: DemoOptions = DemoOptions()) -> int:
             show.close()
             print(f"legion-demo: error: {bad}", file=sys.stderr)
             return FAILED
+    lines = told(summary, out)
+    record.result(lines)
+    from legion_p2p.web.report import report_html
+
+    (out / "report.html").write_bytes(report_html(record.page()))
     if options.json:
         print(json_module.dumps(summary))
     else:
-        print("\n".join(told(summary, out)))
+        print("\n".join(lines))
     return DONE if summary["digests_equal"] and summary["swarm_val_loss"] is not None else FAILED
 
 
@@ -140,6 +156,10 @@ def told(summary: dict[str, Any], out: Path) -> list[str]:
         better = 100 * (1 - swarm / alone)
         verdict = f"the swarm is {better:.1f} % better" if better > 0 else f"the swarm is {-better:.1f} % worse"
         lines.append(f"  of a lone peer after as many steps           {human.loss_text(alone)}  {verdict}")
+        if summary["lone_all_text_val_loss"] is not None:
+            n_bytes = human.count_text(summary["lone_all_text_tokens"])
+            loss = human.loss_text(summary["lone_all_text_val_loss"])
+            lines.append(f"  of a lone peer after as much text, {n_bytes:>6}    {loss}  all of it in one place, and nothing sent")
         lines += ["", *_wrapped(summary["lone_note"])]
     lines += ["", "the common model at each peer:"]
     region_of = {peer_id: region for region, peer_ids in summary["regions"].items() for peer_id in peer_ids}
@@ -148,6 +168,9 @@ def told(summary: dict[str, Any], out: Path) -> list[str]:
         where = f"  region {region_of[peer_id]}" if several else ""
         lines.append(f"  {label}  {human.short_id(peer_id)}{where}  {summary['digests'][peer_id][:32]}..")
     lines.append(f"  {summary['verdict']}")
+    if summary["killed"]:
+        came = f", and {summary['joined']} joined and made the steps that were left" if summary["joined"] else ""
+        lines += ["", f"{summary['killed']} was killed (kill -9) in the middle{came}"]
     if summary["lost"]:
         lines += ["", f"lost on the way: {'; '.join(summary['lost'])}"]
     both = summary["bytes_in_region"] + summary["bytes_across"]
@@ -169,7 +192,11 @@ def told(summary: dict[str, Any], out: Path) -> list[str]:
             f"  legion-ctl checkpoint show {summary['checkpoint']} {store}",
             f"  legion-ctl checkpoint export {summary['checkpoint']} --safetensors {shlex.quote(str(out / 'exported'))} {store}",
         ]  # fmt: skip
-    return [*lines, "", f"{human.seconds_text(summary['wall_s'])} in all; curves.png, summary.json and the rest are in {out}"]
+    return [
+        *lines,
+        "",
+        f"{human.seconds_text(summary['wall_s'])} in all; report.html, curves.png and the rest are in {out}",
+    ]
 
 
 def _wrapped(text: str) -> list[str]:
@@ -177,6 +204,22 @@ def _wrapped(text: str) -> list[str]:
     import textwrap
 
     return textwrap.wrap(text, min(96, shutil.get_terminal_size().columns - 1))
+
+
+def _open_page(record: DemoRecord, choice: str, show: "DemoView") -> None:
+    """Serve the demo's page, say where, and open it where somebody sits."""
+    from legion_p2p.web.hosting import ports_of
+
+    ports = ports_of(choice)
+    address = serve_in_background(record.page, ports) if ports else ""
+    if not address:
+        return
+    show.announce(f"dashboard: {address}")
+    if has_desktop(dict(os.environ), sys.platform, sys.stdout.isatty()):
+        import webbrowser
+
+        with contextlib.suppress(Exception):  # of whatever browser there is; the address was printed
+            webbrowser.open(address)
 
 
 def _can_draw() -> bool:

@@ -11,13 +11,12 @@ from typing import Any
 import msgspec
 
 from legion_p2p.cli.common import version_text
-from legion_p2p.cli.demo_plan import ALONE, RUN_NAME, DemoPeer, DemoPlan
+from legion_p2p.cli.demo_plan import ALONE, RUN_NAME, Contestants, DemoPeer, DemoPlan
 
 
-def judge(
-    plan: DemoPlan, peers: list[DemoPeer], lone: DemoPeer | None, lost: list[str], out: Path, began: float
-) -> dict[str, Any]:
+def judge(plan: DemoPlan, contestants: Contestants, lost: list[str], out: Path, began: float) -> dict[str, Any]:
     """Compare, evaluate, draw; write curves.json, curves.png and summary.json into `out`; what stands in the last."""
+    peers, lone, lone_all_text, killed, joined = contestants
     done = [p for p in peers if p.finished is not None]
     regions = {p.label: str((p.finished or {}).get("region", "")) for p in done}
     model = judged_model(out / "SPEC.toml", [(regions[p.label], out / p.label / "model.safetensors") for p in done], plan.seed)
@@ -30,12 +29,13 @@ def judge(
     ends = [p.step_times[-1] for p in done if p.step_times]
     train_s = max(ends, default=0.0) - min(starts, default=0.0)
     alone = lone.finished if lone and lone.finished else None
+    alone_all_text = lone_all_text.finished if lone_all_text and lone_all_text.finished else None
     n_rounds, period_s = _rounds(done)
     n_steps = max((f["step"] for f in finished), default=0)
     lone_note = (
         f"The lone peer ran beside the swarm on this machine: plain torch, the same model and first weights, "
         f"{plan.batch} windows a step from the same text, the same schedule, and as many steps as each peer. "
-        f"So the swarm has read {len(done)} times as much text: compared are equal steps of each peer, not equal text."
+        f"The second one read {plan.n_peers} times as much in each of its steps, about as much text as all peers together."
     )
     lone_evals = lone.evals if lone else []
     curves = {
@@ -58,6 +58,11 @@ def judge(
         "tokens": sum(f["tokens"] for f in finished),
         "swarm_val_loss": model.val_loss,
         "lone_val_loss": alone["val_loss"] if alone else None,
+        "killed": killed,
+        "joined": joined,
+        "lone_tokens": alone["tokens"] if alone else None,
+        "lone_all_text_val_loss": alone_all_text["val_loss"] if alone_all_text else None,
+        "lone_all_text_tokens": alone_all_text["tokens"] if alone_all_text else None,
         "lone_note": lone_note if alone else "no lone peer was trained",
         "digests": {ids[label]: digest for label, digest in digests.items()},
         "digests_equal": equal,

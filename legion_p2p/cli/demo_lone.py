@@ -9,6 +9,7 @@ import json
 import time
 from typing import Any
 
+import msgspec
 import torch
 
 from legion_p2p.config import NewRun, read_new_run
@@ -32,9 +33,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--evals", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--times", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lone = Lone(read_new_run(options.spec), options.seed)
+    lone = Lone(read_new_run(options.spec), options.seed, options.times)
     if options.calibrate:
         say("calibrated", step_s=lone.seconds_per_step(options.calibrate))
     else:
@@ -48,10 +50,11 @@ def say(event: str, **fields: Any) -> None:
 class Lone:
     """A model, its optimizer and its text."""
 
-    def __init__(self, new_run: NewRun, seed: int) -> None:
+    def __init__(self, new_run: NewRun, seed: int, times: int = 1) -> None:
+        """`times`: how many peers' windows it reads in each step."""
         spec, model = spec_of(new_run)
         self.model = model
-        self.inner = spec.inner
+        self.inner = msgspec.structs.replace(spec.inner, batch=times * spec.inner.batch)
         self.corpus: Corpus = open_text(spec.data, self.model.context)
         self.opt = inner_optimizer(self.inner, self.model.module)
         n_tokens, context = len(self.corpus.train), self.model.context

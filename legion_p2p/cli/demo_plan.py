@@ -1,5 +1,7 @@
 """What a demo is to do, and what is known of each of its peers."""
 
+from typing import NamedTuple
+
 import msgspec
 
 from legion_p2p.cli.demo_processes import Child, Event
@@ -7,9 +9,12 @@ from legion_p2p.observe.status import Status
 
 RUN_NAME = "demo"
 ALONE = "lone"
+ALONE_ALL_TEXT = "lone-all-text"
+"""The one that reads as much text as the swarm: as many steps, with all peers' windows in each."""
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 NEAR_AND_FAR = "rtt=2ms,inside=1ms,across=116ms"  # with both links 5 ms at one place, and 120 ms between two
 N_PARAMS = {"xxs": 252_384, "s": 836_736, "m": 4_852_992, "l": 25_567_744}  # known without importing torch to count them
+MIN_PEERS_TO_KILL = 3
 MIN_SHARDS = 10  # so that each of three peers almost surely owns some; sixteen cost small models more than their training
 
 
@@ -32,8 +37,15 @@ class DemoPlan(msgspec.Struct, frozen=True):
     """Places that the peers are spread over, 120 ms away from each other. They find their regions by themselves."""
     netem: str = ""
     """Link of every peer, as for legion-peer."""
+    kill: bool = True
+    """Kill a peer in the middle, and let another join."""
     store: str = ""
     """Folder in which the first peer keeps checkpoints; empty: none does."""
+
+    @property
+    def kills(self) -> bool:
+        """Where enough are left, at one place."""
+        return self.kill and self.n_peers >= MIN_PEERS_TO_KILL and self.n_regions == 1
 
     @property
     def shard_elements(self) -> int:
@@ -93,3 +105,17 @@ class DemoPeer:
     def settled(self) -> bool:
         """Nothing more is to come from it."""
         return self.exit_code is not None
+
+
+class Contestants(NamedTuple):
+    """Whose results are compared."""
+
+    peers: list[DemoPeer]
+    lone: DemoPeer | None
+    """Trained alone, with as many steps as each peer."""
+    lone_all_text: DemoPeer | None
+    """Trained alone, with as many steps, and as much text as all peers together."""
+    killed: str
+    """Label of the peer that was killed on purpose; empty: none was."""
+    joined: str
+    """Label of the peer that joined in the middle, and ended with the others."""

@@ -3,7 +3,8 @@
     start      a bootstrap node; N peers and a lone one import what they need
     calibrate  all N + 1 train for a moment at once: so fast is this machine when they share it; the number of steps follows
     join       peer 1 creates the run, the others join it by its name through the bootstrap node and the DHT
-    train      all make the same number of steps; the lone peer begins with the first of them
+    train      all make the same number of steps; two train alone meanwhile, one of them on as much text as all together.
+               In the middle one peer is killed (kill -9), and another joins and makes the steps that are left
     judge      the common model is loaded, compared byte for byte between the peers, and evaluated
 
 A peer that dies before the training begins is replaced (the others wait for as many as were planned), up to MAX_REPLACED times;
@@ -13,12 +14,14 @@ one that dies later is missed, and the rest go on while there are two, or one wh
 import contextlib
 import os
 import queue
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from legion_p2p.cli.demo_plan import ALONE, LOOPBACK, RUN_NAME, DemoPeer, DemoPlan
+from legion_p2p.cli.demo_page import DemoRecord
+from legion_p2p.cli.demo_plan import ALONE, ALONE_ALL_TEXT, LOOPBACK, RUN_NAME, Contestants, DemoPeer, DemoPlan
 from legion_p2p.cli.demo_processes import ENDED, LINE, Child, Event, ProcessGroup, poll_status
 from legion_p2p.cli.demo_view import DemoView
 from legion_p2p.cli.signals import Signals
@@ -34,6 +37,8 @@ MIN_STEPS = 20
 STEPS_PER_EVAL = 160  # an evaluation takes as long as 8 steps of plain torch, at a peer 5: some 3 %
 MAX_EVALS = 30
 MAX_REPLACED = 2
+KILL_AT, JOIN_AT = 1 / 3, 1 / 2  # of the steps
+MIN_LEFT_S = 30.0  # joining takes 4 s on an idle machine, 10 to 15 on one that is busy with other work
 CHECKPOINTS = 4  # while training
 PEER, BOOTSTRAP, LONE = "legion_p2p.cli.peer", "legion_p2p.cli.bootstrap", "legion_p2p.cli.demo_lone"
 
@@ -46,14 +51,14 @@ class Interrupted(Exception):
     """Somebody pressed Ctrl+C, or the like."""
 
 
-def run_demo(plan: DemoPlan, out: Path, show: DemoView, signals: Signals) -> dict[str, Any]:
+def run_demo(plan: DemoPlan, out: Path, show: DemoView, record: DemoRecord, signals: Signals) -> dict[str, Any]:
     """Run the demo; what came of it, as it stands in summary.json. Every process it started has ended when this returns.
 
     Raises: DemoError; Interrupted.
     """
     began = time.monotonic()
     with ProcessGroup() as family:
-        demo = _Demo(plan, out, show, family, began)
+        demo = _Demo(plan, out, show, record, family, began)
         signals.orderly(lambda _: demo.interrupt())
         demo.train()
     if demo.interrupted:
@@ -63,7 +68,14 @@ def run_demo(plan: DemoPlan, out: Path, show: DemoView, signals: Signals) -> dic
     from legion_p2p.cli.demo_evaluation import judge
 
     show.phase("judging")
-    return judge(plan, list(demo.peers.values()), demo.lone, demo.lost, out, began)
+    record.phase("judging")
+    return judge(plan, demo.contestants, demo.lost, out, began)
+
+
+def is_worth_a_join(spent_s: float, step: int, n_steps: int) -> bool:
+    """Whether so much time is left that a peer which joins now still trains with the others: they end without one that is not
+    there yet."""
+    return (n_steps - step) * spent_s / max(1, step) >= MIN_LEFT_S
 
 
 def _leave(show: DemoView, number: int) -> None:
@@ -72,22 +84,28 @@ def _leave(show: DemoView, number: int) -> None:
 
 
 class _Demo:
-    def __init__(self, plan: DemoPlan, out: Path, show: DemoView, family: ProcessGroup, began: float) -> None:
+    def __init__(self, plan: DemoPlan, out: Path, show: DemoView, record: DemoRecord, family: ProcessGroup, began: float) -> None:
         self.plan = plan
         self.out = out
         self.show = show
+        self.record = record
         self.family = family
         self.began = began
         self.interrupted = False
         self.contact = ""
         self.peers: dict[str, DemoPeer] = {}
-        self.lone: DemoPeer | None = None
+        self.alone: dict[str, DemoPeer] = {}
+        self.spare: DemoPeer | None = None
+        """Joins in the middle; until then it has only imported what it needs."""
+        self.killed = ""
+        """Label of the peer that was killed on purpose."""
         self.lost: list[str] = []
         self.n_steps = plan.steps
         self.n_replaced = 0
         self.sent_off: set[str] = set()
         self.train_s = 30.0
         self.training = False
+        self.trains_since = 0.0
 
     def interrupt(self) -> None:
         self.interrupted = True
@@ -102,48 +120,90 @@ class _Demo:
     def train(self) -> None:
         plan = self.plan
         patience_s = 60 + 60 * plan.minutes  # a machine that is busy with something else may be this slow, not slower
-        self.show.phase("starting processes")
+        self._phase("starting processes")
         key = self.out / "bootstrap" / "identity.key"
         self.bootstrap = self.family.start("bootstrap", self.out / "bootstrap" / "log.txt", preload=False)
-        self.bootstrap.run(BOOTSTRAP, ["--listen", LOOPBACK, "--identity", str(key)])
+        self.bootstrap.run(BOOTSTRAP, ["--listen", LOOPBACK, "--identity", str(key), "--dashboard", "no"])
         for n in range(plan.n_peers):
             self._start_peer(f"peer-{n + 1}")
-        if plan.lone:
-            self.lone = DemoPeer(ALONE, self.family.start(ALONE, self.out / ALONE / "log.txt"))
+        for label in (ALONE, ALONE_ALL_TEXT) if plan.lone else ():
+            self.alone[label] = DemoPeer(label, self.family.start(label, self.out / label / "log.txt"))
+        if plan.kills:
+            label = f"peer-{plan.n_peers + 1}"
+            self.spare = DemoPeer(label, self.family.start(label, self.out / label / "log.txt"))
         poll_status(self._status_addresses, self._heard, STATUS_EVERY_S)
-        everyone = [*self.peers.values(), *([self.lone] if self.lone else [])]
+        everyone = [*self.peers.values(), *self.alone.values()]
         started = "all processes have started"
         self._until(lambda: bool(self.contact) and all(p.loaded or p.settled for p in everyone), patience_s, started)
         if not self.n_steps:
             self._calibrate(everyone, patience_s)
         (self.out / "SPEC.toml").write_text(plan.spec_text(self.n_steps))
-        self.show.phase("joining")
+        self._phase("joining")
         self._send_off(self.peers["peer-1"])
         self._until(lambda: bool(self.peers["peer-1"].address), patience_s, "peer-1 has created the run")
         for peer in list(self.peers.values())[1:]:
             self._send_off(peer)
         self._until(self._has_begun, patience_s, "all peers have joined")
         self.training = True
-        self.show.phase("training")
-        if self.lone is not None:
-            n_evals = str(self._n_evals())
-            args = [str(self.out / "SPEC.toml"), "--steps", str(self.n_steps), "--evals", n_evals, "--seed", str(plan.seed)]
-            self.lone.child.run(LONE, args)
+        self.trains_since = time.monotonic()
+        self._phase("training")
+        for peer in self.alone.values():
+            times = plan.n_peers if peer.label == ALONE_ALL_TEXT else 1
+            args = [str(self.out / "SPEC.toml"), "--steps", str(self.n_steps), "--evals", str(self._n_evals())]
+            peer.child.run(LONE, [*args, "--seed", str(plan.seed), "--times", str(times)])
+        if self.spare is not None:
+            self._kill_one_and_let_another_join(self.spare, 3 * patience_s)
         self._until(lambda: all(p.settled for p in self.peers.values()), 3 * patience_s, "all peers are done")
-        if self.lone is not None and self.lone.finished is None and not self.lone.settled:
-            self.show.phase("waiting for the lone peer")
-            self._until(lambda: self.lone is None or self.lone.finished is not None, 3 * patience_s, "the lone peer is done")
+        if not self._are_done_alone():
+            self._phase("waiting for those that train alone")
+            self._until(self._are_done_alone, 3 * patience_s, "those that train alone are done")
         with contextlib.suppress(OSError):
             key.unlink()
 
+    def _are_done_alone(self) -> bool:
+        return all(peer.finished is not None or peer.settled for peer in self.alone.values())
+
+    def _phase(self, text: str) -> None:
+        self.show.phase(text)
+        self.record.phase(text)
+
+    def _step(self) -> int:
+        """Where the slowest of the peers is that still train."""
+        return min((p.losses[-1][0] for p in self.peers.values() if p.losses and not p.settled), default=self.n_steps)
+
+    def _kill_one_and_let_another_join(self, spare: DemoPeer, within_s: float) -> None:
+        self._until(lambda: self._step() >= KILL_AT * self.n_steps, within_s, "a third of the steps are made")
+        victim = self.peers[f"peer-{self.plan.n_peers}"]
+        spent_s = time.monotonic() - self.trains_since
+        if victim.settled or not is_worth_a_join(spent_s, self._step(), self.n_steps):
+            return
+        self.killed = victim.label
+        self.record.mark(f"{victim.label} is killed (kill -9)")
+        self.show.note(f"{victim.label} is killed (kill -9), at step {human.whole_text(victim.losses[-1][0])}")
+        victim.child.signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+        self._until(lambda: self._step() >= JOIN_AT * self.n_steps and (spare.loaded or spare.settled), within_s, "half is made")
+        self.peers[spare.label] = spare
+        self.show.note(f"{spare.label} joins, at step {human.whole_text(self._step())} of the others")
+        self._send_off(spare, max(MIN_STEPS, self.n_steps - self._step()))
+        self._until(lambda: bool(spare.losses) or spare.settled, within_s, f"{spare.label} has joined")
+        self.record.mark(f"{spare.label} has joined")
+
+    @property
+    def contestants(self) -> Contestants:
+        """Whose results are compared."""
+        joined = self.spare.label if self.spare is not None and self.spare.finished else ""
+        return Contestants(list(self.peers.values()), self.alone.get(ALONE), self.alone.get(ALONE_ALL_TEXT), self.killed, joined)
+
     def _calibrate(self, everyone: list[DemoPeer], patience_s: float) -> None:
-        self.show.phase("measuring this machine")
+        self._phase("measuring this machine")
         spec = self.out / "SPEC.toml"
         spec.write_text(self.plan.spec_text(1000))
         for peer in everyone:
-            peer.child.run(LONE, [str(spec), "--calibrate", str(min(CALIBRATION_S, 4 * self.plan.minutes))])
+            share = self.plan.n_peers if peer.label == ALONE_ALL_TEXT else 1
+            seconds = str(min(CALIBRATION_S, 4 * self.plan.minutes))
+            peer.child.run(LONE, [str(spec), "--calibrate", seconds, "--times", str(share)])
         self._until(lambda: all(p.step_s or p.settled for p in everyone), patience_s, "the machine is measured")
-        times = [p.step_s for p in everyone if p.step_s]
+        times = [p.step_s for p in everyone if p.step_s and p.label != ALONE_ALL_TEXT]
         left_s = 60 * self.plan.minutes - self.elapsed_s - min(JOIN_S + END_S, 15 * self.plan.minutes)
         n_steps = int(left_s / (SWARM_OVERHEAD * sum(times) / len(times))) if times else 0
         self.n_steps = max(MIN_STEPS, n_steps)
@@ -159,18 +219,20 @@ class _Demo:
         self.peers[label] = peer
         return peer
 
-    def _send_off(self, peer: DemoPeer) -> None:
-        """Create the run or join it, and train."""
+    def _send_off(self, peer: DemoPeer, n_steps: int = 0) -> None:
+        """Create the run or join it, and make so many steps; 0: all."""
         self.sent_off.add(peer.label)
         number = int(peer.label.rpartition("-")[2])
         first = number == 1 and not self._founded()
         which = ["--new-run", str(self.out / "SPEC.toml")] if first else ["--run", RUN_NAME]
         args = [
-            *which, "--initial-peers", self.contact, "--steps", str(self.n_steps), "--finish-together",
-            "--wait-for-members", str(self.plan.n_peers), "--threads", "1", "--device", "cpu", "--identity", "none",
+            *which, "--initial-peers", self.contact, "--steps", str(n_steps or self.n_steps), "--finish-together",
+            "--threads", "1", "--device", "cpu", "--identity", "none",
             *self.plan.link_options(number), "--seed", str(self.plan.seed + number),
-            "--out", str(self.out / peer.label), "--json",
+            "--out", str(self.out / peer.label), "--json", "--dashboard", "no",
         ]  # fmt: skip
+        if not n_steps:
+            args += ["--wait-for-members", str(self.plan.n_peers)]
         if number == 1:
             args += ["--eval-every-s", f"{self.train_s / self._n_evals():.2f}"]
             args += ["--store", self.plan.store, "--checkpoint-every-s", f"{max(1.0, self.train_s / CHECKPOINTS):.2f}"]
@@ -206,9 +268,11 @@ class _Demo:
                 if not self.training:
                     raise DemoError(f"the bootstrap node ended with code {event['code']}{_said(child)}")
             return
-        peer = next((p for p in (*self.peers.values(), self.lone) if p is not None and p.child is child), None)
+        known = (*self.peers.values(), *self.alone.values(), *([self.spare] if self.spare else []))
+        peer = next((p for p in known if p.child is child), None)
         if peer is None:  # it was replaced
             return
+        self.record.hear(peer.label, event)
         if name == "loaded":
             peer.loaded = True
         elif name == "calibrated":
@@ -218,7 +282,7 @@ class _Demo:
         elif name == "step":
             peer.losses.append((event["step"], event["loss"]))
             peer.step_times.append(event["at"])
-            if peer is self.lone:
+            if peer.label == ALONE:
                 self.show.lone(event["step"], event["loss"], event["tokens_per_s"], self.n_steps)
         elif name == "eval":
             peer.evals.append((event["step"], event["val_loss"]))
@@ -229,9 +293,10 @@ class _Demo:
             peer.checkpoint = str(event["cid"])
         elif name in ("run.finished", "lone.finished"):
             peer.finished = event
-            if peer is self.lone:
+            if peer.label == ALONE:
                 self.show.lone(event["step"], event["val_loss"], event["tokens_per_s"], self.n_steps, "done")
-                peer.child.signal(15)
+            if peer.label in self.alone:
+                peer.child.signal(signal.SIGTERM)
         elif name == ENDED:
             self._ended(peer, int(event["code"]))
 
@@ -240,15 +305,16 @@ class _Demo:
 
     def _ended(self, peer: DemoPeer, code: int) -> None:
         peer.exit_code = code
-        if peer is self.lone:
+        if peer.label in self.alone:
             if peer.finished is None:
                 self._tell_of(peer.label, peer.child, code)
-                self.lone = None
+                del self.alone[peer.label]
             return
-        if not peer.lost:
-            self.show.state(peer.label, "done")
+        word = "done" if not peer.lost else "killed" if peer.label == self.killed else "lost"
+        self.show.state(peer.label, word)
+        self.record.state(peer.label, word)
+        if word != "lost":
             return
-        self.show.state(peer.label, "lost")
         self._tell_of(peer.label, peer.child, code)
         if not self.training:
             self.n_replaced += 1
@@ -270,7 +336,7 @@ class _Demo:
         self.show.note(f"{label} {how}{': ' + words[-1] if words else ''}")
 
     def _logs(self) -> str:
-        waiting = [p for p in (*self.peers.values(), *([self.lone] if self.lone else [])) if not p.settled]
+        waiting = [p for p in (*self.peers.values(), *self.alone.values()) if not p.settled]
         return "".join(f"\n{p.label} is at step {p.losses[-1][0] if p.losses else 0}{_said(p.child)}" for p in waiting)
 
     def _status_addresses(self) -> dict[str, str]:
@@ -279,6 +345,7 @@ class _Demo:
     def _heard(self, label: str, status: Status) -> None:
         self.peers[label].status = status
         self.show.status(label, status)
+        self.record.status(label, status)
 
 
 def _said(child: Child) -> str:

@@ -44,6 +44,13 @@ class DemoView:
         self._say(text)
         self._refresh()
 
+    def announce(self, text: str) -> None:
+        """Something that stays on the screen, to be copied."""
+        if self._view is not None:
+            self._view.console.print(text, soft_wrap=True)
+        else:
+            self._say(text)
+
     def note(self, text: str) -> None:
         """Something that went wrong, or that the reader should know."""
         self._notes = [*self._notes, text][-MAX_NOTES:]

@@ -14,6 +14,7 @@ from processes import eventually
 
 from legion_p2p.cli import ctl
 from legion_p2p.cli.running import run_app
+from legion_p2p.web.report import page_of_report
 
 KEYS = {
     "run", "n_peers", "local_steps", "tokens", "swarm_val_loss", "lone_val_loss", "digests", "sent_bytes", "received_bytes",
@@ -21,8 +22,8 @@ KEYS = {
 }  # fmt: skip
 
 
-def start(script, out: Path, *args: str):
-    return script("-m", "legion_p2p.cli.demo", "--peers", "2", "--out", str(out), *args)
+def start(script, out: Path, *args: str, peers: int = 2):
+    return script("-m", "legion_p2p.cli.demo", "--peers", str(peers), "--out", str(out), *args)
 
 
 def nobody_of(family: list[psutil.Process]) -> bool:
@@ -31,6 +32,10 @@ def nobody_of(family: list[psutil.Process]) -> bool:
 
 def family_of(demo) -> list[psutil.Process]:
     return psutil.Process(demo.pid).children(recursive=True)
+
+
+def block_of(report: dict[str, Any], id: str) -> dict[str, Any]:
+    return next(block for block in report["blocks"] if block["id"] == id)
 
 
 def checkpoint(what: str, cid: str, store: Path) -> Any:
@@ -45,19 +50,28 @@ def test_two_peers_end_with_one_model_and_the_demo_leaves_what_it_promises(scrip
     out = tmp_path / "a folder"
 
     demo = start(script, out, "--steps", "40")
-    family = eventually(lambda: len(found := family_of(demo)) >= 4 and found)
+    family = eventually(lambda: len(found := family_of(demo)) >= 5 and found)
     code = demo.wait()
 
     assert code == 0, demo.story()
     summary = json.loads((out / "summary.json").read_text())
     assert summary.keys() >= KEYS
     assert summary["n_peers"] == 2 and summary["local_steps"] == 40 and summary["tokens"] == 2 * 40 * 4 * 64
+    assert (summary["killed"], summary["joined"], summary["lost"]) == ("", "", [])  # of two none is
+    assert summary["lone_tokens"] == summary["tokens"] / 2 and summary["lone_all_text_tokens"] == summary["tokens"]
     assert len(summary["digests"]) == 2 and len(set(summary["digests"].values())) == 1 and all(summary["digests"].values())
     assert all(peer.startswith("12D3KooW") for peer in summary["digests"])
     assert 1 < summary["swarm_val_loss"] < 5.2 and 1 < summary["lone_val_loss"] < 5.2
     assert summary["sent_bytes"] > 100_000 and summary["rounds"] >= 2
     assert (out / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and (out / "curves.png").stat().st_size > 10_000
     assert json.loads((out / "curves.json").read_text())["lone_validation"]
+    report = page_of_report((out / "report.html").read_bytes())
+    assert block_of(report, "result")["text"].startswith("2 peers made 40 local steps each")
+    assert [line["label"] for line in report["points"]["held-out"]] == [
+        "the swarm",
+        "alone, as many steps",
+        "alone, as much text",
+    ]
     for n in (1, 2):
         events = [json.loads(line) for line in (out / f"peer-{n}" / "metrics.jsonl").read_text().splitlines()]
         assert {"step", "round.closed", "run.finished"} <= {event["event"] for event in events}
@@ -66,10 +80,12 @@ def test_two_peers_end_with_one_model_and_the_demo_leaves_what_it_promises(scrip
     assert stored["checkpoint"]["run_name"] == "demo" and stored["checkpoint"]["n_missing"] == 0
     assert summary["checkpoint"] in [one["cid"] for one in checkpoint("list", "", out / "store")]
     told = [str(m.get("text")) for m in demo.said]
+    assert any("dashboard: http://127.0.0.1:" in line for line in told[:3])
     assert any(f"export {summary['checkpoint']} --safetensors" in line for line in told)
     assert not (out / "bootstrap" / "identity.key").exists()
     eventually(lambda: nobody_of(family), 30)
-    assert [path for path in demo.left_files() if "matplotlib" not in path] == []  # which keeps its list of fonts
+    left = [path for path in demo.left_files() if "matplotlib" not in path]  # which keeps its list of fonts
+    assert [path for path in left if not path.endswith("legion_p2p/control.key")] == []  # which every peer of the user shares
 
 
 @pytest.mark.timeout(170)
@@ -88,7 +104,9 @@ def test_no_process_outlives_a_demo_that_is_stopped(script, tmp_path, way, n, al
 
 @pytest.mark.timeout(170)
 def test_a_peer_that_dies_is_named_and_the_others_go_on(script, tmp_path):
-    demo = script("-m", "legion_p2p.cli.demo", "--peers", "3", "--no-lone", "--steps", "60", "--out", str(tmp_path / "out"))
+    demo = script(
+        "-m", "legion_p2p.cli.demo", "--peers", "3", "--no-lone", "--no-kill", "--steps", "60", "--out", str(tmp_path / "out")
+    )
     eventually(lambda: any("training" in str(m.get("text")) for m in demo.said))
 
     next(p for p in family_of(demo) if "peer-3" in p.cmdline()).kill()

@@ -1,0 +1,48 @@
+"""In the middle of a demo a peer is killed and another joins; played by processes that train nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from legion_p2p.cli import demo_swarm
+from legion_p2p.cli.demo_page import DemoRecord
+from legion_p2p.cli.demo_plan import DemoPlan
+from legion_p2p.cli.demo_processes import ProcessGroup
+from legion_p2p.cli.demo_swarm import is_worth_a_join
+from legion_p2p.cli.demo_view import DemoView
+
+N_STEPS = 120
+
+
+@pytest.fixture
+def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A demo that has trained, and what its page has."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    for name in ("PEER", "BOOTSTRAP", "LONE"):
+        monkeypatch.setattr(demo_swarm, name, "demo_stand_in")
+    monkeypatch.setattr(demo_swarm, "MIN_LEFT_S", 0.0)
+    plan = DemoPlan(n_peers=3, minutes=1, preset="xxs", seed=0, lone=True, steps=N_STEPS)
+    record = DemoRecord(plan)
+    with ProcessGroup() as family:
+        start = family.start
+        monkeypatch.setattr(family, "start", lambda label, log, *, preload=True: start(label, log, preload=False))
+        demo = demo_swarm._Demo(plan, tmp_path, DemoView(plan, "none"), record, family, 0.0)
+        demo.train()
+    return demo, record
+
+
+def test_one_is_killed_and_another_makes_the_steps_that_are_left(played) -> None:
+    demo, record = played
+
+    assert demo.killed == "peer-3" and demo.lost == []
+    victim, newcomer = demo.peers["peer-3"], demo.peers["peer-4"]
+    assert victim.exit_code == -9 and victim.finished is None
+    assert newcomer.finished is not None and 20 <= newcomer.finished["step"] < N_STEPS
+    assert [mark.text for mark in record.page().blocks[0].marks] == ["peer-3 is killed (kill -9)", "peer-4 has joined"]
+    assert demo.contestants.lone.finished and demo.contestants.lone_all_text.finished
+
+
+def test_nobody_is_killed_where_the_others_would_end_before_a_newcomer_is_in_the_run() -> None:
+    assert is_worth_a_join(spent_s=60.0, step=100, n_steps=300)
+    assert not is_worth_a_join(spent_s=10.0, step=100, n_steps=300)
+    assert not is_worth_a_join(spent_s=1.0, step=0, n_steps=10)
