@@ -124,5 +124,5 @@ def test_no_line_of_a_file_can_break_the_record(name: str, fields: dict, is_erro
 
 
 def test_every_error_event_says_what_can_be_done() -> None:
-    assert set(ADVICE) == {kind.name for kind in EVENTS if kind.is_error}
+    assert set(ADVICE) == {kind.name for kind in EVENTS if kind.is_error}, "observe/advice.py has a line for each error event"
     assert all(text[0].isupper() and text.endswith(".") for text in ADVICE.values())
