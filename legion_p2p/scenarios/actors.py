@@ -93,6 +93,10 @@ class Cast:
             if actor.trace is not None:
                 nursery.start_soon(self._follow_trace, actor, actor.trace)
 
+    def finish(self) -> None:
+        """From now on nobody comes, and one that fails is not started again."""
+        self._nursery = None
+
     def in_run(self) -> list[Actor]:
         """Those that are in the run now, in the order of the plan."""
         return [actor for actor in self.actors.values() if actor.is_in_run]

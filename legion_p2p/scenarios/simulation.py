@@ -52,7 +52,7 @@ class SimOutcome:
     n_dead_wrongly: int
     """Reports that a member is dead which lived, and which nothing kept from the others."""
     agreed: bool | None
-    """At the end all held the same; None: nobody waited for it."""
+    """At the end all held the same; None: nobody waited for it, or nobody was left."""
     places: dict[str, tuple[float, ...]]
     """Network coordinates of the peers that were there at the end, by name: seconds."""
     regions: dict[str, str]
@@ -112,6 +112,7 @@ class _Simulation:
                     await self._cast.perform(nursery)
                     nursery.start_soon(carry_out, self._cast, self._plan.faults, nursery)
                     await self._sample_until(self._scenario.duration_s)
+                    self._cast.finish()
                     nursery.cancel_scope.cancel()
                 agreed = await self._settle(swarm)
                 return self._outcome(agreed, time.perf_counter() - began_s, time.process_time() - began_cpu_s)
@@ -196,6 +197,8 @@ class _Simulation:
             living = swarm.living()
             agreed = len(living) > 0 and {peer.engine.all_done() for peer in living} == {True}
         self._look()
+        if not swarm.living():
+            return None  # nobody is left that could agree
         if not agreed:
             self._record.violation("no-agreement", f"not all hold the same {self._scenario.settle_s:g} s after the last step")
         self._report(self._watch.ended(self._holdings(), self._was_disturbed))

@@ -296,7 +296,7 @@ class Swarm:
 
     def stop_training(self) -> None:
         for peer in self.peers.values():
-            peer.max_steps = peer.local_trainer.steps
+            peer.max_steps = peer.local_trainer.steps if peer.joined.is_set() else 0
 
     async def settle(self, timeout_s: float = 60.0) -> None:
         """Stop training, let everything arrive, and check that all hold the same."""

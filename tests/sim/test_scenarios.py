@@ -139,6 +139,23 @@ def test_who_attacks_does_harm_where_all_are_trusted():
     assert not losses[0] < 10 * losses[1]  # NaN as well
 
 
+def test_a_peer_that_is_still_joining_at_the_end_is_not_waited_for():
+    peers = [{"name": "a", "count": 2, "step_s": 0.4, "link": "good"}, {"name": "b", "link": "rtt=2s", "joins": {"at_s": 9.5}}]
+
+    outcome = simulated(duration_s=10, settle_s=60, peers=peers)
+
+    last = outcome.record.samples[-1]
+    assert (last.n_started, last.n_joined) == (3, 2) and outcome.agreed is True
+
+
+def test_a_peer_that_finds_nobody_at_the_end_is_given_up():
+    peers = [{"name": "a", "present": [[0, 4]]}, {"name": "b", "present": [[6, 100]]}]
+
+    outcome = simulated(duration_s=10, settle_s=30, peers=peers)
+
+    assert outcome.agreed is None and not outcome.record.violations and outcome.record.presence["b"][0][1] > 10
+
+
 def test_a_peer_that_finds_nobody_tries_again():
     outcome = simulated(peers=[{"name": "a", "present": [[0, 4], [16, 40]]}, {"name": "b", "present": [[6, 40]]}])
 
