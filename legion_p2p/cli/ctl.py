@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from legion_p2p.cli.access import ban, show_id, token, unban
+from legion_p2p.cli.bandwidth import bw
 from legion_p2p.cli.bugreport import bugreport
 from legion_p2p.cli.checkpoint import checkpoint
 from legion_p2p.cli.common import addresses_of_peers, make_app
@@ -42,7 +43,7 @@ app = make_app(
     "legion-ctl",
     "Ask a running peer on this machine what it knows, pause or limit it, work on checkpoints, prepare data, or plan a run.",
 )
-for command in (pause, resume, finish, leave, limits, doctor, bugreport, top):
+for command in (pause, resume, finish, leave, limits, doctor, bugreport, top, bw):
     app.command(command)
 app.command(service)
 app.command(checkpoint)

@@ -125,6 +125,23 @@ class TargetStatus(msgspec.Struct, frozen=True):
     most_s: float | None = None
 
 
+class TrafficRow(msgspec.Struct, frozen=True):
+    """Bytes of requests and replies with one peer, for one purpose, or in one hour."""
+
+    name: str
+    """The peer's id, what it was for, or when the hour began, in seconds since the epoch."""
+    sent_bytes: int
+    received_bytes: int
+
+
+class BooksStatus(msgspec.Struct, frozen=True):
+    """Who got and sent what, since the start."""
+
+    peers: tuple[TrafficRow, ...] = ()
+    classes: tuple[TrafficRow, ...] = ()
+    hours: tuple[TrafficRow, ...] = ()
+
+
 class ServiceStatus(msgspec.Struct, frozen=True):
     """What a peer does for others, whether they are in a run with it or not. Totals since it started, and what it holds now."""
 
@@ -208,6 +225,7 @@ class Status(msgspec.Struct, frozen=True):
     control: ControlStatus = ControlStatus()
     target: TargetStatus | None = None
     """What the run is to come to; None: it has no end of its own."""
+    books: BooksStatus = BooksStatus()
     service: ServiceStatus | None = None
     mfu: float | None = None
     """Model FLOPs utilisation of this peer; None: not known."""

@@ -1,5 +1,6 @@
 """The messenger as the services use it: it also counts how many bytes stay in the region, and how many leave it."""
 
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -7,6 +8,7 @@ import msgspec
 from legion_p2p.core.contact import Bandwidth, Handler, Traffic
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority, ThrottledReply
+from legion_p2p.core.traffic_ledger import TrafficLedger, class_of
 from legion_p2p.services.ports import Messenger
 
 
@@ -20,26 +22,32 @@ class RegionTraffic(msgspec.Struct, frozen=True):
 class RegionalMessenger:
     """See services.ports.Messenger: everything is passed on."""
 
-    def __init__(self, messenger: Messenger, is_across: Callable[[PeerId], bool]) -> None:
+    def __init__(
+        self, messenger: Messenger, is_across: Callable[[PeerId], bool], wall_time: Callable[[], float] = time.time
+    ) -> None:
         """`is_across`: whether a peer is in another region now."""
         self.peer_id = messenger.peer_id
         self.regional = RegionTraffic()
+        self.books = TrafficLedger()
         self._messenger = messenger
         self._is_across = is_across
+        self._wall_time = wall_time
 
     def serve(self, handler: Handler) -> None:
         async def counted(peer: PeerId, body: bytes) -> bytes | ThrottledReply[bytes]:
-            self._count(peer, len(body))
+            kind = class_of(body)
+            self._count(peer, kind, 0, len(body))
             reply = await handler(peer, body)
-            self._count(peer, len(reply.reply if isinstance(reply, ThrottledReply) else reply))
+            self._count(peer, kind, len(reply.reply if isinstance(reply, ThrottledReply) else reply), 0)
             return reply
 
         self._messenger.serve(counted)
 
     async def request(self, peer: PeerId, body: bytes, priority: Priority = Priority.CONTROL) -> bytes:
-        self._count(peer, len(body))
+        kind = class_of(body)
+        self._count(peer, kind, len(body), 0)
         reply = await self._messenger.request(peer, body, priority)
-        self._count(peer, len(reply))
+        self._count(peer, kind, 0, len(reply))
         return reply
 
     def add_addresses(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
@@ -63,8 +71,9 @@ class RegionalMessenger:
     def report(self, peer: PeerId, misbehaviour: str) -> None:
         self._messenger.report(peer, misbehaviour)
 
-    def _count(self, peer: PeerId, n_bytes: int) -> None:
-        now = self.regional
+    def _count(self, peer: PeerId, kind: str, sent_bytes: int, received_bytes: int) -> None:
+        self.books.moved(peer, kind, sent_bytes, received_bytes, self._wall_time())
+        now, n_bytes = self.regional, sent_bytes + received_bytes
         if self._is_across(peer):
             self.regional = RegionTraffic(now.in_region, now.across + n_bytes)
         else:

@@ -278,7 +278,7 @@ class Joiner:
         except CodecError as unknown:
             raise IncompatibleModelError(f"run {spec.name!r} needs another version of this program: {unknown}") from unknown
         run: ActiveRun
-        messenger = RegionalMessenger(self._network.messenger, lambda peer: run.is_across(peer))
+        messenger = RegionalMessenger(self._network.messenger, lambda peer: run.is_across(peer), self._parts.wall_time)
         config = self._parts.config
         if spec.sharding == "full":  # one group: what is too far away is too slow
             config = msgspec.structs.replace(config, region=DEFAULT_REGION)

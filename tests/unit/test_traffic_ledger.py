@@ -1,0 +1,86 @@
+"""The books of a peer's traffic: what a request is for, bounds, and what legion-ctl bw prints."""
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from legion_p2p.cli.bandwidth import MOST_PEERS, lines_of
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.messages.shards import GetShard
+from legion_p2p.core.traffic_ledger import (
+    _CLASSES,
+    HOUR_S,
+    MAX_HOURS,
+    MAX_PEERS,
+    OTHER_CLASS,
+    MovedBytes,
+    TrafficLedger,
+    class_of,
+)
+from legion_p2p.core.wire import GetBlocks, Ping, encode
+from legion_p2p.observe.status import BooksStatus, TrafficRow
+from legion_p2p.services.inter_region.traffic import RegionalMessenger
+from legion_p2p.sim.network import World
+from tests.parts_of import identity_of
+
+
+def test_a_request_is_told_by_its_type_without_decoding_it() -> None:
+    assert class_of(encode(Ping("run"))) == "members"
+    assert class_of(encode(GetShard("run", 0))) == "catching up"
+    assert class_of(encode(GetBlocks(()))) == "checkpoints and data"
+    assert {class_of(msgspec.msgpack.encode({"type": tag})) for tags in _CLASSES.values() for tag in tags} == set(_CLASSES)
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes_have_a_class(body: bytes) -> None:
+    assert class_of(body) in {*_CLASSES, OTHER_CLASS}
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["training", "members"]), st.integers(0, 9), st.integers(0, 9)))
+)
+def test_all_three_books_add_up_to_the_same(moved: list[tuple[str, str, int, int]]) -> None:
+    ledger = TrafficLedger()
+
+    for n, (peer, kind, sent, received) in enumerate(moved):
+        ledger.moved(peer, kind, sent, received, n * HOUR_S / 4)
+
+    total = MovedBytes(sum(row[2] for row in moved), sum(row[3] for row in moved))
+    if len(moved) < 4 * MAX_HOURS:
+        for book in (ledger.by_peer, ledger.by_class, ledger.by_hour):
+            assert MovedBytes(sum(m.sent_bytes for m in book.values()), sum(m.received_bytes for m in book.values())) == total
+
+
+def test_crowds_and_years_do_not_make_the_books_grow() -> None:
+    ledger = TrafficLedger()
+
+    for n in range(2 * MAX_PEERS):
+        ledger.moved(f"peer {n}", "members", 1, 1, n * HOUR_S)
+
+    assert len(ledger.by_peer) == MAX_PEERS and len(ledger.by_hour) == MAX_HOURS and len(ledger.by_class) == 1
+
+
+async def test_the_messenger_writes_down_both_directions_on_both_sides(autojump_clock: object) -> None:
+    async with World() as world:
+        one, two = (RegionalMessenger(world.join(identity_of(name)).messenger, lambda peer: False) for name in "ab")
+        one.add_addresses(two.peer_id, two.addresses())
+
+        async def echo(peer: PeerId, body: bytes) -> bytes:
+            return body * 2
+
+        two.serve(echo)
+        body = encode(Ping("run"))
+        await one.request(two.peer_id, body)
+
+    assert one.books.by_peer == {two.peer_id: MovedBytes(len(body), 2 * len(body))}
+    assert two.books.by_peer == {one.peer_id: MovedBytes(2 * len(body), len(body))}
+    assert set(one.books.by_class) == set(two.books.by_class) == {"members"}
+
+
+def test_the_tables_have_the_largest_first_and_say_what_is_left_out() -> None:
+    peers = tuple(TrafficRow(f"12D3KooW{n:08}", n, 0) for n in range(MOST_PEERS + 3))
+    lines = lines_of(BooksStatus(peers, (TrafficRow("training", 2_000_000, 1_000),), ()))
+
+    assert lines[1].split() == ["training", "2.00", "MB", "1.00", "kB"]
+    assert lines[4].startswith(f"{MOST_PEERS + 2:08}") and "and 3 more peers" in lines
+    assert lines[-1] == "nothing yet"
