@@ -1,10 +1,13 @@
 """Sharded runs over libp2p: peers in threads of one process, and in processes of their own that are killed."""
 
 import threading
+import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
+from processes import Workers
 from torch import Tensor, nn
 
 import legion_p2p as legion
@@ -84,6 +87,27 @@ def test_members_that_shard_a_model_train_as_one_process_with_the_joint_batch(n:
     for weights in trained:
         for name, tensor in weights.items():
             assert torch.allclose(tensor, expected[name], atol=1e-5, rtol=0), name
+
+
+def test_a_member_that_is_killed_in_mid_step_costs_the_others_seconds_and_no_step(bootstrap: str, workers: Workers) -> None:
+    four = workers.take(4)
+    run = f"run/{time.time_ns()}"
+    for rank, worker in enumerate(four):
+        worker.tell(do="sharded", rank=rank, n=4, steps=40, run=run, peers=[bootstrap])
+        worker.wait_for("in_run")
+    for worker in four:
+        worker.wait_for(lambda m: m.get("event") == "stepped" and m["step"] >= 5)
+
+    four[3].kill()
+    killed_at = time.time()
+    results = [worker.result() for worker in four[:3]]
+
+    steps = [[m["at"] for m in worker.events("stepped")] for worker in four[:3]]
+    longest_s = max(after - before for one in steps for before, after in pairwise(one))
+    assert len({result["parameters"] for result in results}) == 1
+    assert {result["run_step"] for result in results} == {40}
+    assert any(worker.events("unit.taken_over") for worker in four[:3])
+    print(f"killed at {killed_at:.1f}; the longest step took {longest_s:.1f} s")
 
 
 def meta_gpt() -> GPT:

@@ -244,6 +244,32 @@ def lone(steps: int) -> dict[str, Any]:
         }  # fmt: skip
 
 
+def sharded(rank: int, n: int, steps: int, run: str, peers: list[str]) -> dict[str, Any]:
+    """Training in a sharded run; each step is said. Waits for `n` members at the beginning, whoever is left goes on."""
+    model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(6)))
+    rounds = legion.Rounds(push_codec="fp32", update_codec="fp32", quorum=1.0)
+    new_run = legion.NewRun(run, sharding="full", rounds=rounds, inner=legion.Inner(warmup_steps=0))
+    peer = peer_with()
+    with (
+        legion.create(new_run, model, peer=peer, initial_peers=peers)
+        if rank == 0
+        else legion.join(run, initial_peers=peers, peer=peer) as joined
+    ):
+        say(event="in_run", peer_id=joined.status().peer_id)
+        shard = joined.shard(model)
+        shard.wait_for_members(n)
+        for step in range(steps):
+            x, _ = batch_of(rank, step)
+            x = x.repeat(1, 16)[:, :16]
+            (model(x) - x).square().mean().backward()
+            shard.step()
+            say(event="stepped", step=step + 1, at=time.time())
+            time.sleep(0.05)
+        joined.finish(together=True)
+        shard.gather()
+        return {"parameters": hex_of(model.parameters()), "run_step": shard.step_of_run}
+
+
 def leftovers() -> dict[str, Any]:
     """What a command has left behind in this process."""
     import psutil
