@@ -13,6 +13,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -249,7 +250,7 @@ def sharded(rank: int, n: int, steps: int, run: str, peers: list[str]) -> dict[s
     model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(6)))
     rounds = legion.Rounds(push_codec="fp32", update_codec="fp32", quorum=1.0)
     new_run = legion.NewRun(run, sharding="full", rounds=rounds, inner=legion.Inner(warmup_steps=0))
-    peer = peer_with()
+    peer = msgspec.structs.replace(peer_with(), status=False)  # no key for legion-ctl is left behind
     with (
         legion.create(new_run, model, peer=peer, initial_peers=peers)
         if rank == 0
