@@ -111,7 +111,7 @@ def moments_of(group: Group) -> tuple[Tensor, Tensor]:
     first, second = torch.zeros(NUMEL), torch.zeros(NUMEL)
     for member in group.members.values():
         table = member.units.table
-        for held in table.held.values():
+        for held in (held for held in table.held.values() if held.role == "owner"):
             at = 0
             for piece in held.unit.pieces:
                 start, numel = table.plan.starts[piece.param] + piece.start, piece.numel
