@@ -5,9 +5,9 @@
     python benchmarks/attacks.py --codec topk512-2bit --rules norm-cap geometric-median
 
 The real engine in virtual time, on the task of benchmarks/churn.py. Hostile members own nothing, know what all push, act
-together, and claim a thousand times their tokens (legion_p2p/sim/attackers.py). A cell is the final loss of the honest divided by
-that of the same honest members alone, who trust each other (rule mean): 1 is harmless. "alone": nobody is hostile, so what the
-rule costs.
+together, and claim a thousand times their tokens and steps (legion_p2p/sim/attackers.py). A cell is the final loss of the honest
+divided by that of the same honest members alone, who trust each other (rule mean): 1 is harmless. "alone": nobody is hostile, so
+what the rule costs.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def ratio(losses: list[float], alone: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rules", nargs="+", default=[*RULES])
-    parser.add_argument("--attacks", nargs="+", default=[*ATTACKS])
+    parser.add_argument("--attacks", nargs="*", default=[*ATTACKS])
     parser.add_argument("--peers", type=int, default=5)
     parser.add_argument("--hostile", type=int, default=1)
     parser.add_argument("--slow", type=int, default=0, help="honest members at a quarter of the speed")
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--codec", default="int8")
     parser.add_argument("--norm-cap", type=float, default=1.0)
     parser.add_argument("--weight-cap", type=float, default=1.5)
+    parser.add_argument("--restore-length", type=float, default=0.0, help="of RoundSpec; 1 in a run of which nothing is said")
     args = parser.parse_args()
     torch.set_num_threads(1)
     began = time.process_time()
@@ -83,6 +84,7 @@ def main() -> None:
         spec = RoundSpec(
             local_steps=10, push_codec=args.codec, update_codec="int8", dense_codec="", shard_elements=shard_elements,
             aggregation=rule, norm_cap=args.norm_cap, weight_cap=args.weight_cap,
+            restore_length=args.restore_length if rule != "mean" else 0.0,
         )  # fmt: skip
         return [run(final_loss, seed, n_honest, n_hostile, attack, spec, sizes, args.slow) for seed in seeds]
 

@@ -163,9 +163,8 @@ class Swarm:
             base, values = self.reference[start:end].clone(), {}
             for rank, worker in enumerate(self.workers):
                 change = LocalChange(shard, self.version, base, worker.view.read_slice(start, end), 1, 1)
-                payload, values[str(rank)], worker.residuals[shard] = pack(
-                    change, worker.residuals[shard], push, rounds.feedback_decay
-                )
+                payload, worker.residuals[shard] = pack(change, worker.residuals[shard], push, rounds.feedback_decay)
+                values[str(rank)] = push.decode(payload, end - start)
                 self.pushed_bytes += len(payload) / len(self.workers)
             pushes = tuple(Contribution(peer, self.version, self.version, 1, 0.0) for peer in values)
             closed = Closed(self.version, pushes, len(pushes), ())

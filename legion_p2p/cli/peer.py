@@ -124,6 +124,7 @@ def plan_lines(plan: "Plan", store: Store | None) -> list[str]:
         ("local steps per round", whole_text(plan.local_steps)),
         ("tokens per step", whole_text(plan.tokens_per_step)),
         ("pushes", f"{bytes_text(plan.push_bytes_per_round)} for all shards, as {human.clean(plan.push_codec, 64)}"),
+        *([("", f"down to {human.clean(plan.push_codecs[-1], 64)} where a connection carries less")] if plan.push_codecs else []),
         ("updates", f"{bytes_text(plan.update_bytes_per_round)} for all shards, as {human.clean(plan.update_codec, 64)}"),
     ]
     columns = [

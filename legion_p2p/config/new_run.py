@@ -13,14 +13,16 @@ from legion_p2p.config.rounds import Inner, Rounds
 from legion_p2p.config.toml import read_table
 from legion_p2p.core.admission import Admits, check_admission
 from legion_p2p.core.cids import MAX_CID_CHARS
-from legion_p2p.core.presets import LINKS, Links
+from legion_p2p.core.presets import DEFAULT_LINKS, LINKS, Links
 from legion_p2p.core.run import (
+    COORDINATE_RULES,
     MAX_RUN_NAME_CHARS,
     InnerSpec,
     RoundSpec,
     Sharding,
     TargetCount,
     TargetLoss,
+    is_sparse,
     looks_like_run_id,
 )
 from legion_p2p.errors import ConfigError, UsageError
@@ -64,9 +66,10 @@ class NewRun(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     name: Annotated[str, Form(f"the name of a run: {_NAME_FORM}", run_name)]
     """By which others join it."""
 
-    links: Links | None = None
-    """What members' connections carry: lan, fibre, cable or dsl. It chooses what is left open below as was measured to be best
-    there, with Muon inside. [the built-in model: cable; a model of your own: int8, which suits any optimizer]"""
+    links: Links = DEFAULT_LINKS
+    """What members' connections carry. It chooses what is left open below as was measured to be best there. auto: pushes as
+    precise as the connections allow, which suits any optimizer. lan, fibre, cable or dsl: for connections that are known, and
+    Muon inside."""
 
     rounds: Rounds = Rounds()
     """How the members average."""
@@ -129,7 +132,9 @@ class NewRun(msgspec.Struct, frozen=True, repr_omit_defaults=True):
 def chosen_rounds(rounds: Rounds, links: Links | None) -> RoundSpec:
     """The rounds of a new run, with nothing left open.
 
-    A push codec that is given is meant for updates as well, and leaves no others to choose from, unless more is said.
+    In a synchronous run, which is data parallelism, the mean of the pushes keeps its length unless somebody says otherwise. Local
+    steps that are given hold from the start; an outer step that is given is the only thing done to the mean. A push codec that
+    is given is meant for updates as well, and leaves no others to choose from, unless more is said.
 
     Raises: UsageError, where choices do not fit together.
     """
@@ -138,7 +143,14 @@ def chosen_rounds(rounds: Rounds, links: Links | None) -> RoundSpec:
         fields = {"push_codecs": (), "update_codec": fields["push_codec"], **fields}
     if "update_codec" in fields:
         fields = {"update_codecs": (), **fields}
-    chosen = _converted({**(LINKS[links]["round"] if links else {}), **fields}, RoundSpec)
+    measured = LINKS[links]["round"] if links else {}
+    if fields.get("synchronous") or "local_steps" in fields:
+        measured = {name: value for name, value in measured.items() if name != "ramp_steps"}
+    if fields.get("synchronous") or "outer" in fields or "outer_learning_rate" in fields:
+        measured = {name: value for name, value in measured.items() if name != "restore_length"}
+    if fields.get("aggregation") in COORDINATE_RULES and "push_codecs" in measured:
+        measured = {**measured, "push_codecs": tuple(name for name in measured["push_codecs"] if not is_sparse(name))}
+    chosen = _converted({**measured, **fields}, RoundSpec)
     chosen.check()
     return chosen
 
@@ -156,10 +168,10 @@ def sharded_inner(inner: Inner) -> InnerSpec:
     return _converted({"clip": 0.0, **said(inner)}, InnerSpec)
 
 
-def chosen_inner(inner: Inner, links: Links | None) -> InnerSpec:
+def chosen_inner(inner: Inner, links: Links) -> InnerSpec:
     """How `legion-peer` trains in a new run, with nothing left open. Raises: ConfigError."""
     fields = said(inner)
-    measured = LINKS[links]["inner"] if links else {}
+    measured = LINKS[links]["inner"]
     if fields.get("optimizer", measured.get("optimizer")) == measured.get("optimizer"):  # another one has other rates
         fields = {**measured, **fields}
     return _converted(fields, InnerSpec)

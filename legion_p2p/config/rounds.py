@@ -75,6 +75,10 @@ class Rounds(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     mixing: float | None = None
     """Share of the way that local parameters go to a new version; their own training since the push is kept in any case."""
 
+    restore_length: float | None = None
+    """How much is given back of the length that the mean of pushes loses because they disagree. 1: as long as the pushes, which
+    suits optimizers that normalize their steps (Adam, Muon). 0: nothing, plain averaging."""
+
     outer: OuterRule | None = None
     """What the owner does with the averaged change: add it, or take an outer step with or without momentum."""
 

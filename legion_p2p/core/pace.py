@@ -4,9 +4,11 @@ The period of a round is `local_steps` of a peer of median speed. Each peer comp
 does as many of its own steps as fit (the dynamic local updates of Liu et al. 2024, arXiv 2401.09135).
 """
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 
+LEAST_ROUND_S = 0.1  # that a ramp makes rounds: more frequent ones cost the machine more than they help training
 MAX_SPEEDUP = 8  # a peer eight times the median does eight times the steps; beyond that it would drift too far
 
 
@@ -16,6 +18,14 @@ def ramped(first: int, last: int, ramp_steps: int, run_step: int) -> int:
         return last
     grown: float = first * (last / first) ** (run_step / ramp_steps)
     return max(1, round(grown))
+
+
+def at_least(reference: int, last: int, step_s: Iterable[float]) -> int:
+    """Local steps of a ramp that has come to `reference` on its way to `last`: no round shorter than LEAST_ROUND_S for it."""
+    measured = [s for s in step_s if s > 0]
+    if reference >= last or not measured:
+        return reference
+    return min(last, max(reference, math.ceil(LEAST_ROUND_S / statistics.median_low(measured))))
 
 
 def local_steps(reference: int, own_step_s: float, others_step_s: Iterable[float], least: int = 1, most: int = 100_000) -> int:

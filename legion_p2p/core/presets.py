@@ -1,13 +1,16 @@
-"""How a new run averages, by what its members' connections carry: the best that was measured (docs/records/convergence.md).
+"""How a new run averages, by what its members' connections carry: the best that was measured (docs/records/convergence.md and
+docs/records/learning.md).
 
-Local steps, codecs and inner optimizer belong together: sparse pushes want frequent rounds, a high rate, and Muon inside.
+Where nothing is said ("auto") pushes are dense while the connections carry it, and sparse where they do not; rounds are frequent
+at first; and the mean of the pushes is as long as the pushes. That suits the optimizer and the rate that somebody brings. The
+others are for connections that are known: sparse pushes want frequent rounds, a high rate, and Muon inside.
 """
 
 from typing import Any, Literal
 
-Links = Literal["lan", "fibre", "cable", "dsl"]
+Links = Literal["auto", "lan", "fibre", "cable", "dsl"]
 
-DEFAULT_LINKS: Links = "cable"
+DEFAULT_LINKS: Links = "auto"
 
 _MUON = {"optimizer": "muon", "learning_rate": 0.02}
 
@@ -20,6 +23,20 @@ def _sparse(pushes: tuple[str, ...], updates: tuple[str, ...]) -> dict[str, dict
 
 
 LINKS: dict[str, dict[str, dict[str, Any]]] = {
+    "auto": {
+        "round": {
+            "local_steps": 5,
+            "ramp_steps": 200,
+            "restore_length": 1.0,
+            "push_codec": "int8",
+            "push_codecs": ("int4", "topk512-2bit", "topk256-2bit", "topk128-2bit", "topk64-2bit"),
+            "update_codec": "int8",
+            "update_codecs": ("int4", "topk1024-4bit", "topk512-2bit", "topk256-2bit"),
+            "feedback_decay": 0.95,
+            "sync_codecs": ("topk512-2bit",),
+        },
+        "inner": _MUON,
+    },
     "lan": {"round": {"local_steps": 2, "push_codec": "int8", "update_codec": "int8"}, "inner": _MUON},
     "fibre": _sparse(
         ("topk512-2bit", "int4", "topk256-2bit", "topk128-2bit"),
@@ -34,5 +51,5 @@ LINKS: dict[str, dict[str, dict[str, Any]]] = {
         ("topk512-2bit", "topk256-2bit", "topk128-2bit"),
     ),
 }
-"""Fields of RoundSpec and InnerSpec that differ from their defaults. lan: a gigabit and a millisecond; fibre: 100 Mbit/s up and
-more; cable: about 20; dsl: about 5."""
+"""Fields of RoundSpec and InnerSpec that differ from their defaults. auto: whatever they carry; lan: a gigabit and
+a millisecond; fibre: 100 Mbit/s up and more; cable: about 20; dsl: about 5."""

@@ -72,6 +72,8 @@ class Contribution(msgspec.Struct, frozen=True):
     """The version that the member trained from."""
     tokens: int
     at: float
+    steps: int = 1
+    """Local steps that it is made of."""
 
 
 class Verdict(Enum):

@@ -93,6 +93,10 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mixing: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     """Share of the way that local parameters go to a new version; their own training since the push is kept in any case."""
 
+    restore_length: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    """How much is given back of the length that the mean of pushes loses because they disagree (`tensor/mean_length.py`). 1: all,
+    which suits optimizers that normalize their steps. 0: nothing, plain averaging."""
+
     outer: OuterRule = "average"
     """What the owner does with the averaged change: see `legion_p2p.tensor.outer`."""
 

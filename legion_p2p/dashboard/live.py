@@ -150,6 +150,7 @@ def round_line(status: Status, width: int) -> Text:
         f"round {human.whole_text(rounds_of(status))}:",
         Text(averaged, style="" if last.averaged_fraction >= 1 else "yellow"),
         f"last shard {last.shard} of {len(status.shards)}",
+        None if status.agreement is None else f"agreement {status.agreement:.2f}",
         f"model {status.common_digest[:8]}" if status.common_digest else None,
         width=width,
     )

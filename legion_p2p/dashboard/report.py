@@ -124,6 +124,7 @@ def _round_text(status: Status) -> str:
     return (
         f"{human.whole_text(rounds_of(status))}, last: shard {last.shard} version {last.version}, "
         f"averaged {human.percent_text(last.averaged_fraction)}{of}"
+        + ("" if status.agreement is None else f", pushes agree by {status.agreement:.2f}")
     )
 
 

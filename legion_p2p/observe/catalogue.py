@@ -8,6 +8,7 @@ words what went wrong.
 import msgspec
 
 FIELDS = {
+    "agreement": "how far the pushes agreed: 1 all alike, 0 as if each went its own way; null: not measured",
     "address": "where something listens",
     "after": "what it is now",
     "averaged_fraction": "share of the expected contributions, by weight, that the round averaged: 0 to 1",
@@ -155,7 +156,7 @@ EVENTS = (
     _event("model.rescued", "The peer failed, and its own parameters are in a file.", "text"),
     # rounds and shards
     _event("round.closed", "A round of a shard closed, and this peer holds its result.",
-           "shard version n_included n_expected digest averaged_fraction failed owner"),
+           "shard version n_included n_expected digest averaged_fraction agreement failed owner"),
     _event("link.adapted", "Codecs or local steps changed, because the connection carries more or less than before.",
            "push_codec update_codec stretch local_steps"),
     _event("push.failed", "A push did not arrive, and will be sent again.", "shard owner reason"),

@@ -197,6 +197,8 @@ class Status(msgspec.Struct, frozen=True):
     target_steps: int | None = None
     remaining_s: float | None = None
     uptime_s: float = 0.0
+    agreement: float | None = None
+    """How far the pushes of the last rounds agreed: 1 all alike, 0 as if each went its own way. None: not measured."""
     common_digest: str = ""
     """Digest over the digests of all shards: two peers with the same one hold the same model."""
     blocked_fraction: float = 0.0

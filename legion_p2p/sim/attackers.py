@@ -1,6 +1,7 @@
 """Members that push what hurts: peers of a simulated swarm that run the real engine, and change their pushes on the wire.
 
-The strongest that the protocol allows: they know all honest pushes, act together, and claim a thousand times their tokens.
+The strongest that the protocol allows: they know all honest pushes, act together, and claim a thousand times their tokens and
+steps.
 """
 
 import statistics
@@ -19,7 +20,7 @@ from legion_p2p.services.shards.codecs import shard_codec
 from legion_p2p.sim.swarm import SimPeer
 from legion_p2p.tensor.codec import Codec
 
-INFLATED = 1000  # times their tokens
+INFLATED = 1000  # times their tokens and steps
 BEYOND = 100.0  # times what they would push: whatever cap there is, it is reached
 LARGEST = 1e30  # of an element
 ALIE_Z = 1.5  # standard deviations of the others: hardly noticed among 5 to 25 (Baruch, Baruch and Goldberg 2019)
@@ -114,7 +115,12 @@ class Conspiracy:
         view = View(own, tuple(honest[p] for p in sorted(honest)), self.noise)
         self.n_changed += 1
         value = torch.nan_to_num(self.attack(view), nan=0.0).clamp(-LARGEST, LARGEST)  # more would be refused
-        return msgspec.structs.replace(push, payload=codec.encode(value), tokens=push.tokens * self.inflated)
+        return msgspec.structs.replace(
+            push,
+            payload=codec.encode(value),
+            tokens=push.tokens * self.inflated,
+            local_steps=push.local_steps * self.inflated,
+        )
 
 
 def _codec_of(peer: SimPeer, push: Push) -> Codec:

@@ -18,9 +18,11 @@ from torch import Tensor
 from legion_p2p.errors import UsageError
 from legion_p2p.tensor.body import is_finite
 from legion_p2p.tensor.flatten import digest
+from legion_p2p.tensor.mean_length import Term, given_back
 
 # Shape suffixes: N = elements of a shard, B = elements of a block.
 
+MAX_STEPS_RATIO = 4.0  # of steps believed to the median: more would let one liar among few make rounds' steps far too long
 BLOCK = 1 << 15  # elements that are summed at a time: what is read and written again stays in the processor's cache
 
 
@@ -34,6 +36,8 @@ class Contribution:
     """Relative to the others, such as tokens trained."""
     value: Tensor
     """1-D fp32 on the CPU."""
+    steps: float = 1.0
+    """Local steps that it is made of: see `per_step`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,17 +48,22 @@ class Aggregated:
     used: tuple[str, ...]
     refused: tuple[tuple[str, str], ...]
     """(source, reason), sorted."""
+    agreement: float | None = None
+    """How far they agreed, 0 to 1. None: not measured, or there was nothing to compare."""
 
 
-def weighted_mean(contributions: Sequence[Contribution], norm_cap: float | None = None, numel: int | None = None) -> Aggregated:
-    """The mean by weight, in which no contribution has a norm larger than `norm_cap` times the median norm.
+def weighted_mean(
+    contributions: Sequence[Contribution], norm_cap: float | None = None, numel: int | None = None, *, restore: float = 0.0
+) -> Aggregated:
+    """The mean by weight, in which no contribution has a norm per step larger than `norm_cap` times the median one.
 
     A longer one is scaled down and stays in `used`. The median is over those that are finite and not all zero (an idle peer
     should not shrink the others), and of an even number of them it is the lower of the middle two: with two contributions the
     smaller norm is the measure, so a liar may slow a round of two down, but not blow it up. A single one is its own median: a
-    cap of 1 or more never touches it.
+    cap of 1 or more never touches it. Without a cap all are trusted, and numbers of steps do not matter.
 
-    `numel` is only needed where there may be no contribution at all.
+    `restore`: the part of the length that is given back, see `tensor.mean_length`; 0 measures nothing. `numel` is only needed
+    where there may be no contribution at all.
 
     Raises: UsageError, if values differ in length or are not 1-D fp32, or `norm_cap` is not positive.
     """
@@ -62,9 +71,9 @@ def weighted_mean(contributions: Sequence[Contribution], norm_cap: float | None 
         raise UsageError(f"norm_cap {norm_cap}, must be positive")
     numel = common_numel(contributions, numel)
     usable, refused = usable_in_order(contributions)
-    factors = [1.0] * len(usable)
+    factors, mean_steps = [1.0] * len(usable), 1.0
     if norm_cap is not None:
-        factors = cap_factors([norm(c.value) for c in usable], norm_cap)
+        factors, mean_steps = equal_factors(usable, norm_cap)
 
     mean_N = torch.zeros(numel, dtype=torch.float32, device="cpu")
     if usable:
@@ -79,11 +88,48 @@ def weighted_mean(contributions: Sequence[Contribution], norm_cap: float | None 
             for c, share, factor in zip(usable, shares, factors, strict=True):
                 sum_B.add_(one_B.copy_(c.value[start:end]).mul_(share * factor))
             mean_N[start:end] = sum_B.div_(total)
+    agreement = None
+    if restore > 0:
+        terms = [Term(c.value, c.weight, factor) for c, factor in zip(usable, factors, strict=True)]
+        mean_N, agreement = given_back(mean_N, terms, restore)
     return Aggregated(
-        mean=mean_N,
+        mean=mean_N if mean_steps == 1.0 else mean_N * mean_steps,
         used=tuple(c.source for c in usable),
         refused=refused,
+        agreement=agreement,
     )
+
+
+def equal_factors(contributions: Sequence[Contribution], norm_cap: float | None) -> tuple[list[float], float]:
+    """Of each the factor that makes it the change of one step, and no longer than `norm_cap` allows; and of how many steps the
+    mean of those is to be the change.
+
+    A peer that makes four steps while another makes one pushes what is up to four times as long. Rules compare directions and
+    lengths, so they are given both at equal steps: otherwise they would take one for an outlier, or cut it to the other's length
+    (normalized averaging: Wang et al. 2020, 2007.07481). One step is here all the steps of the contribution with the most.
+    """
+    most = max((c.steps for c in contributions), default=1.0)
+    per_step = [most / c.steps for c in contributions]
+    caps = [1.0] * len(contributions)
+    if norm_cap is not None:
+        caps = cap_factors([norm(c.value) * one for c, one in zip(contributions, per_step, strict=True)], norm_cap)
+    factors = [one * cap for one, cap in zip(per_step, caps, strict=True)]
+    if all(one == 1.0 for one in per_step):
+        return factors, 1.0
+    heaviest = max(c.weight for c in contributions)
+    weights = [c.weight / heaviest for c in contributions]
+    return factors, math.fsum(w / one for w, one in zip(weights, per_step, strict=True)) / math.fsum(weights)
+
+
+def believed_steps(steps: Sequence[int], hostile: int) -> tuple[float, ...]:
+    """Claims of steps, none larger than the one that `hostile` others exceed, nor than MAX_STEPS_RATIO times the lower median.
+
+    They cannot be checked. A claim that is too high makes a push count for less and the round's step longer, by at most
+    MAX_STEPS_RATIO; one that is too low makes the push a longer one, which is capped.
+    """
+    ordered = sorted(steps, reverse=True)
+    limit = min(ordered[min(hostile, len(ordered) - 1)], MAX_STEPS_RATIO * _lower_median([float(s) for s in steps]))
+    return tuple(float(min(s, limit)) for s in steps)
 
 
 def capped_weights(tokens: Sequence[float], cap: float) -> tuple[float, ...]:

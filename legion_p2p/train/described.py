@@ -10,7 +10,6 @@ from legion_p2p.config import NewRun, Training
 from legion_p2p.config.fields import said
 from legion_p2p.config.new_run import DEFAULT_DATA, DEFAULT_PRESET, chosen_inner, chosen_rounds, sharded_inner, sharded_rounds
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, check_fit
-from legion_p2p.core.presets import DEFAULT_LINKS
 from legion_p2p.core.roles import Role
 from legion_p2p.core.run import RunSpec
 from legion_p2p.core.sharding.cost import held_bytes, step_bytes
@@ -62,6 +61,8 @@ class Plan(msgspec.Struct, frozen=True):
     local_steps: int
     tokens_per_step: int
     traffic: tuple[PlannedTraffic, ...] = ()
+    push_codecs: tuple[str, ...] = ()
+    """Others that a member may use instead, the densest first."""
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -130,9 +131,8 @@ def check_memory(spec: RunSpec, beside: int = 0) -> None:
 
 def described(new_run: NewRun) -> RunSpec:
     """The specification of a run to create, its founder not yet filled in. Raises: ConfigError; IncompatibleModelError."""
-    links = new_run.links or DEFAULT_LINKS
     is_sharded = new_run.sharding == "full"
-    inner = sharded_inner(new_run.inner) if is_sharded else chosen_inner(new_run.inner, links)
+    inner = sharded_inner(new_run.inner) if is_sharded else chosen_inner(new_run.inner, new_run.links)
     model, transformers = None, ""
     if new_run.architecture:
         transformers = source_of(new_run).config
@@ -147,7 +147,7 @@ def described(new_run: NewRun) -> RunSpec:
         name=new_run.name,
         founder="",
         params=params,
-        round=sharded_rounds(new_run.rounds) if is_sharded else chosen_rounds(new_run.rounds, links),
+        round=sharded_rounds(new_run.rounds) if is_sharded else chosen_rounds(new_run.rounds, new_run.links),
         inner=inner,
         sharding=new_run.sharding,
         model=model,
@@ -280,6 +280,7 @@ def plan_of(
         shard_elements=min(plan.shard_elements, MAX_SHARD_ELEMENTS),
         memory_bytes=computed + PROGRAM_BYTES,
         push_codec=spec.round.push_codec,
+        push_codecs=spec.round.push_codecs,
         update_codec=spec.round.update_codec,
         push_bytes_per_round=alone.pushes,
         update_bytes_per_round=alone.updates,

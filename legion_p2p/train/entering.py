@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
+import msgspec
 from torch import Tensor
+from torch.optim import Optimizer
 
 from legion_p2p.config import NewRun, Peer, RunChoice
 from legion_p2p.config.fields import argument
@@ -19,6 +21,7 @@ from legion_p2p.services.run.joiner import Params, RunCreation
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.bridge import PeerThread
 from legion_p2p.train.described import check_choices, check_codecs
+from legion_p2p.train.inner_list import is_proportional
 from legion_p2p.train.parameters import ModelView, param_specs
 
 _RUN = 'the name or id of a run to join, or NewRun("name") to create one'
@@ -75,8 +78,12 @@ def entry_of(place: str, run: object, initial_peers: object) -> RunChoice:
     return RunChoice(new_run=run, initial_peers=contacts) if isinstance(run, NewRun) else RunChoice(run, contacts)
 
 
-def creation_of(new_run: NewRun, own: ModelView) -> RunCreation:
-    """A run to create around a model of the user's own, which starts as it is now. Raises: UsageError."""
+def creation_of(new_run: NewRun, own: ModelView, inner: Optimizer | None = None) -> RunCreation:
+    """A run to create around a model of the user's own, which starts as it is now. Raises: UsageError.
+
+    `inner`: the optimizer that makes the local steps, where it is known. Of one that does not normalize its steps, the mean of
+    the pushes has the right length as it is (docs/records/learning.md).
+    """
     of_builtin = (
         ("preset", "architecture", "model") if new_run.sharding == "full" else ("preset", "architecture", "model", "inner")
     )
@@ -85,6 +92,8 @@ def creation_of(new_run: NewRun, own: ModelView) -> RunCreation:
             raise UsageError(f"NewRun({field}=...) is of the built-in model; here the model and its optimizer are your own")
     is_sharded = new_run.sharding == "full"
     rounds = sharded_rounds(new_run.rounds) if is_sharded else chosen_rounds(new_run.rounds, new_run.links)
+    if inner is not None and new_run.rounds.restore_length is None and is_proportional(inner):
+        rounds = msgspec.structs.replace(rounds, restore_length=0.0)
     view = FlatView(own.in_run(rounds.untrained))
     fixed = () if rounds.untrained == "own" else own.fixed()
     spec = RunSpec(

@@ -82,3 +82,15 @@ class OptimizerList(torch.optim.Optimizer):
 def as_one(inner: Any) -> Any:
     """A list or tuple of optimizers as one optimizer; anything else as it is."""
     return OptimizerList(inner) if isinstance(inner, list | tuple) and not isinstance(inner, str) else inner
+
+
+PROPORTIONAL = (torch.optim.SGD, torch.optim.ASGD, torch.optim.LBFGS)
+
+
+def is_proportional(inner: torch.optim.Optimizer) -> bool:
+    """Whether its steps are as long as its gradients say. All others normalize them: Adam and its kin, Muon, Adafactor, sign.
+
+    What is not known is taken for one that normalizes, as nearly all that are written today do.
+    """
+    parts = inner.optimizers if isinstance(inner, OptimizerList) else (inner,)
+    return all(isinstance(part, PROPORTIONAL) for part in parts)

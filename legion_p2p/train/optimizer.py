@@ -87,7 +87,7 @@ class Optimizer(torch.optim.Optimizer):
         own = model_view(model)
         check_wrappable(one, FlatView(own.trained))
         tokens = whole(tokens_per_step, "tokens_per_step", 1, MAX_TOKENS_PER_STEP)
-        creation = None if entry.new_run is None else creation_of(entry.new_run, own)
+        creation = None if entry.new_run is None else creation_of(entry.new_run, own, one)
         thread = enter(entry, peer, creation=creation, params=own.fit)
         try:
             self._attach(one, own, thread, tokens)

@@ -59,7 +59,7 @@ def way_in(run: str, new_run: bool, rounds: dict[str, Any] | None = None) -> str
     if not new_run:
         return run
     fields = dict(rounds or {})
-    return legion.NewRun(run, links=fields.pop("links", None), rounds=legion.Rounds(**fields))
+    return legion.NewRun(run, links=fields.pop("links", "auto"), rounds=legion.Rounds(**fields))
 
 
 def tensors_of(seed: int) -> list[torch.Tensor]:

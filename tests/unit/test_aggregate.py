@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from legion_p2p.errors import UsageError
-from legion_p2p.tensor.aggregate import Contribution, capped_weights, weighted_mean
+from legion_p2p.tensor.aggregate import MAX_STEPS_RATIO, Contribution, believed_steps, capped_weights, weighted_mean
 from legion_p2p.tensor.flatten import digest
 
 
@@ -176,3 +176,50 @@ def test_impossible_claims_neither_move_the_median_nor_are_hidden() -> None:
 
     assert weights == (math.inf, 0.0, -5.0, 10.0, 40.0)
     assert math.isnan(capped_weights([math.nan], cap=4.0)[0])
+
+
+def test_pushes_of_different_numbers_of_steps_are_compared_as_the_changes_of_one() -> None:
+    """Two that made four steps each while two made one: the cap cut the long ones to the length of the short ones."""
+    pushes = [
+        Contribution(name, steps, torch.full((4,), steps), steps)
+        for name, steps in zip("abcd", (1.0, 1.0, 4.0, 4.0), strict=True)
+    ]
+
+    capped = weighted_mean(pushes, norm_cap=1.0).mean
+    as_it_was = weighted_mean([Contribution(c.source, c.weight, c.value) for c in pushes], norm_cap=1.0).mean
+
+    torch.testing.assert_close(capped, torch.full((4,), (2 * 1 + 8 * 4) / 10))  # the mean by tokens
+    torch.testing.assert_close(as_it_was, torch.ones(4))
+
+
+def test_a_push_that_is_long_for_its_steps_is_capped_all_the_same() -> None:
+    pushes = [Contribution(name, 1.0, torch.full((4,), 2.0), 2.0) for name in "abc"]
+    long = Contribution("d", 1.0, torch.full((4,), 1000.0), 1.0)
+
+    made = weighted_mean([*pushes, long], norm_cap=1.0).mean
+
+    torch.testing.assert_close(made, torch.full((4,), (3 * 2 + 1) / 4))
+
+
+def test_where_all_are_trusted_steps_do_not_matter() -> None:
+    pushes = [Contribution("a", 1.0, torch.ones(3), 1.0), Contribution("b", 3.0, torch.full((3,), 5.0), 7.0)]
+
+    assert weighted_mean(pushes).mean.tolist() == [4.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("claims", "hostile", "believed"),
+    [
+        ((10, 10, 10), 0, (10, 10, 10)),
+        ((1, 1, 4, 4), 0, (1, 1, 4, 4)),
+        ((1, 1, 4, 4), 1, (1, 1, 4, 4)),
+        ((5, 5, 5, 5, 10**9), 1, (5, 5, 5, 5, 5)),
+        ((5, 5, 5, 10**9), 0, (5, 5, 5, 5 * MAX_STEPS_RATIO)),
+        ((1, 100), 0, (1, MAX_STEPS_RATIO)),
+        ((7,), 0, (7,)),
+    ],
+)
+def test_claims_of_steps_are_believed_where_enough_others_make_them(
+    claims: tuple[int, ...], hostile: int, believed: tuple[float, ...]
+) -> None:
+    assert believed_steps(claims, hostile) == believed

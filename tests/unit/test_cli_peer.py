@@ -64,6 +64,7 @@ class Outcome(msgspec.Struct):
 class Plan(msgspec.Struct):
     run: str; n_params: int; n_shards: int; shard_elements: int; memory_bytes: int; push_bytes_per_round: int
     update_bytes_per_round: int; local_steps: int; tokens_per_step: int; push_codec: str; update_codec: str; traffic: tuple
+    push_codecs: tuple = ()
 
 class PlannedTraffic(msgspec.Struct):
     n_members: int; sent_bytes: int; received_bytes: int; most_sent_bytes: int; sent_bytes_per_token: float; send_s: float | None
@@ -404,7 +405,7 @@ def test_an_option_that_has_another_name_now_says_so_wherever_it_stands(old, new
         (("--netem", "cabel"), "--netem: link 'cabel': 'cabel' is not known; allowed is a profile (good, cellular"),
         (("--quiet-hours", "22-7"), "--quiet-hours: quiet hours '22-7': allowed is HH:MM-HH:MM"),
         (("--steps", "many"), "--steps: 'many' is not allowed: give a whole number of at least 0"),
-        (("--links", "cabel"), "--links: 'cabel' is not allowed: give one of cable, dsl, fibre, lan"),
+        (("--links", "cabel"), "--links: 'cabel' is not allowed: give one of auto, cable, dsl, fibre, lan"),
         (("--sync-every", "0"), "--sync-every: '0' is not allowed: give a whole number from 1"),
         (("--peers", "x"), "unknown option: --peers; did you mean --initial-peers?"),
         (("stories", ADDRESS), f"'stories' '{ADDRESS}': did you mean --run stories --initial-peers {ADDRESS}?"),

@@ -1,5 +1,6 @@
 """What an owner makes of a closed round: by the run's rule, with the caps that go with it."""
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
@@ -82,6 +83,29 @@ def test_a_late_push_counts_less_beyond_the_cap() -> None:
     made = combined({"a": (100, ones(1)), "b": (10**9, -ones(1))}, RoundSpec(aggregation="norm-cap"), versions={"b": 1})
 
     torch.testing.assert_close(made.reference, -ones((1 - 0.5) / 1.5))
+
+
+def test_the_length_that_the_mean_loses_is_given_back_where_the_run_says_so() -> None:
+    one, other = torch.zeros(N), torch.zeros(N)
+    one[0], other[1] = 3.0, 3.0
+    pushes = {"a": (100, one), "b": (100, other)}
+
+    plain, restored = combined(pushes, SPEC), combined(pushes, RoundSpec(restore_length=1.0))
+
+    assert plain.norm == pytest.approx(3 / 2**0.5) and plain.agreement is None
+    assert restored.norm == pytest.approx(3.0) and restored.agreement == pytest.approx(0.0)
+
+
+def test_one_that_claims_a_thousand_times_its_steps_moves_a_round_of_five_no_further() -> None:
+    pushes = {name: (100, ones(1)) for name in "abcde"}
+    honest = round_of(*(PeerId(name) for name in "abcde"))
+    liar = tuple(msgspec.structs.replace(c, steps=10_000 if c.peer == "e" else 10) for c in honest.contributions)
+    values = {PeerId(name): value for name, (_, value) in pushes.items()}
+    closed = msgspec.structs.replace(honest, contributions=liar)
+
+    made = combine(torch.zeros(N), None, OuterState(), closed, values, SPEC, codec.get("fp32"))
+
+    torch.testing.assert_close(made.reference, -ones(1))
 
 
 def test_a_step_that_is_too_long_is_shortened_and_the_rest_comes_later() -> None:

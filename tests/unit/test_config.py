@@ -31,8 +31,8 @@ from legion_p2p.config.fields import docs_of, field_value, hints_of, struct_of
 from legion_p2p.config.forms import MAX_SHOWN_CHARS, in_short
 from legion_p2p.config.new_run import chosen_inner, chosen_rounds
 from legion_p2p.core.identity import Identity
-from legion_p2p.core.presets import LINKS
-from legion_p2p.core.run import InnerSpec, RoundSpec
+from legion_p2p.core.presets import DEFAULT_LINKS, LINKS
+from legion_p2p.core.run import InnerSpec, RoundSpec, is_sparse
 from legion_p2p.errors import ConfigError, UsageError
 
 PUBLIC = (Peer, Limits, Manners, Store, NewRun, Rounds, Inner, RunChoice, Training)
@@ -74,7 +74,10 @@ def written(folder: Path, text: str | bytes) -> str:
         (lambda: Peer(on_event=3), "Peer(on_event=...): 3 is not allowed: give a function that takes an Event"),
         (lambda: NewRun("my run"), "NewRun(name=...): run name 'my run': allowed are letters, digits, and . _ / -"),
         (lambda: NewRun("bafkrei" + "a" * 52), "looks like a run's id"),
-        (lambda: NewRun("x", links="cabel"), "NewRun(links=...): 'cabel' is not allowed: give one of cable, dsl, fibre, lan"),
+        (
+            lambda: NewRun("x", links="cabel"),
+            "NewRun(links=...): 'cabel' is not allowed: give one of auto, cable, dsl, fibre, lan",
+        ),
         (lambda: NewRun("x", rounds={"local_steps": 3}), "NewRun(rounds=...): {'local_steps': 3} is not allowed: give a Rounds"),
         (lambda: Rounds(local_steps=0), "Rounds(local_steps=...): 0 is not allowed: give a whole number from 1 to 100,000"),
         (lambda: Rounds(local_steps="5"), "Rounds(local_steps=...): '5' is not allowed"),
@@ -253,12 +256,39 @@ def test_a_configuration_is_read_from_the_home_folder_and_from_a_name_with_blank
 # what a new run comes to
 
 
-def test_what_is_left_open_follows_from_the_links_and_without_them_suits_any_optimizer() -> None:
+def test_what_is_left_open_follows_from_the_links() -> None:
     cable = chosen_rounds(Rounds(local_steps=7), "cable")
 
     assert cable.local_steps == 7 and cable.push_codec == LINKS["cable"]["round"]["push_codec"]
-    assert chosen_rounds(Rounds(), None) == RoundSpec()
-    assert chosen_rounds(Rounds(quorum=1.0), None) == RoundSpec(quorum=1.0)
+
+
+def test_a_run_of_which_nothing_is_said_is_the_same_from_python_and_from_the_command() -> None:
+    said_nothing = chosen_rounds(Rounds(), NewRun("x").links)
+
+    assert NewRun("x").links == DEFAULT_LINKS == "auto"
+    assert (said_nothing.push_codec, said_nothing.update_codec, said_nothing.restore_length) == ("int8", "int8", 1.0)
+    assert said_nothing.ramp_from < said_nothing.local_steps and said_nothing.ramp_steps > 0
+    assert any(is_sparse(name) for name in said_nothing.push_codecs)  # for connections that carry no dense push
+
+
+def test_a_synchronous_run_is_data_parallelism_unless_more_is_said() -> None:
+    plain = chosen_rounds(Rounds(synchronous=True), "auto")
+    lengthened = chosen_rounds(Rounds(synchronous=True, restore_length=1.0), "auto")
+
+    assert (plain.restore_length, plain.ramp_steps) == (0.0, 0)
+    assert lengthened.restore_length == 1.0
+
+
+def test_local_steps_that_are_given_hold_from_the_start_and_an_outer_step_that_is_given_is_the_only_one() -> None:
+    assert chosen_rounds(Rounds(local_steps=50), "auto").ramp_steps == 0
+    assert chosen_rounds(Rounds(local_steps=50, ramp_steps=100), "auto").ramp_steps == 100
+    assert chosen_rounds(Rounds(outer="nesterov", outer_learning_rate=0.7), "auto").restore_length == 0.0
+
+
+def test_a_rule_for_dense_pushes_takes_the_dense_codecs_of_the_default() -> None:
+    chosen = chosen_rounds(Rounds(aggregation="median"), "auto")
+
+    assert chosen.rule() == "median" and chosen.push_codecs == ("int4",)
 
 
 def test_a_push_codec_that_is_given_is_the_only_one_and_is_meant_for_updates_too() -> None:

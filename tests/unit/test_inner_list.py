@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from legion_p2p.errors import UsageError
-from legion_p2p.train.inner_list import OptimizerList, as_one
+from legion_p2p.train.inner_list import OptimizerList, as_one, is_proportional
 from legion_p2p.train.muon import MuonAdamW
 
 
@@ -125,3 +125,14 @@ def test_one_optimizer_stays_itself() -> None:
     inner = torch.optim.SGD(model_of().parameters(), lr=1)
 
     assert as_one(inner) is inner
+
+
+def test_only_optimizers_that_scale_with_the_gradient_make_steps_in_proportion_to_it() -> None:
+    model = model_of()
+
+    assert is_proportional(torch.optim.SGD(model.parameters(), lr=1, momentum=0.9))
+    assert not is_proportional(torch.optim.AdamW(model.parameters()))
+    assert not is_proportional(as_one(pair_of(model)))
+    assert is_proportional(as_one([torch.optim.SGD(model[0].parameters(), lr=1), torch.optim.SGD(model[2].parameters(), lr=1)]))
+    mixed = [torch.optim.SGD(model[0].parameters(), lr=1), torch.optim.AdamW(model[2].parameters())]
+    assert not is_proportional(as_one(mixed))

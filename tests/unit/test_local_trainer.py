@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from legion_p2p.services.shards.local_trainer import LocalTrainer
+from legion_p2p.services.shards.local_trainer import MAX_WAIT_STEPS, LocalTrainer
 from legion_p2p.services.shards.mailbox import NON_FINITE, Mailbox
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
@@ -67,6 +67,19 @@ def test_a_member_that_waits_for_others_comes_to_push_when_they_do() -> None:
     assert [b - a for a, b in itertools.pairwise(later)] == [8] * (len(later) - 1)
 
 
+def test_a_push_waits_for_as_many_steps_as_its_answer_took() -> None:
+    """Else seven of its eight steps would be of before the answer. Taken in after 7 steps, it is pushed 14 after the last one."""
+    pushes = run(local_trainer(streaming=False), 40, 1, answer_after=6)
+
+    assert pushes[0] == [1, 15, 29]
+
+
+def test_an_answer_that_took_the_time_of_an_outage_says_nothing_of_the_next() -> None:
+    pushes = run(local_trainer(streaming=False), 150, 2, answer_after=99)
+
+    assert pushes[0] == [2, 2 + 100 + MAX_WAIT_STEPS]
+
+
 def test_a_shard_on_its_way_is_not_handed_in_again_and_its_change_goes_on_growing() -> None:
     one = local_trainer(streaming=False)
     for _ in range(30):
@@ -77,11 +90,11 @@ def test_a_shard_on_its_way_is_not_handed_in_again_and_its_change_goes_on_growin
     one.mailbox.settle(0)
     one.take_in()
     assert one.due(8) == []  # for it waited long
-    for _ in range(6):
+    for _ in range(20):
         one.stepped(3)
     (change,) = one.hand_in(one.due(8))
 
-    assert (change.shard, change.steps, change.tokens) == (0, 28, 84)
+    assert (change.shard, change.steps, change.tokens) == (0, 42, 126)
 
 
 def test_divergence_is_counted_until_it_has_gone_well_for_a_while() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from legion_p2p.core.pace import MAX_SPEEDUP, Ewma, local_steps, ramped, run_step
+from legion_p2p.core.pace import MAX_SPEEDUP, Ewma, at_least, local_steps, ramped, run_step
 
 seconds = st.floats(0, 1e15, allow_subnormal=True)
 
@@ -66,6 +66,14 @@ def test_local_steps_ramp_up_by_equal_factors_and_end_at_the_runs() -> None:
 
     assert steps == [1, 2, 4, 8, 16, 32, 64, 64, 64]
     assert ramped(1, 10, 0, 0) == 10
+
+
+def test_a_ramp_makes_no_round_too_short_for_the_steps_of_the_members() -> None:
+    assert at_least(1, 5, [1.0, 2.0]) == 1
+    assert at_least(1, 5, [0.03, 0.04, 9.0]) == 3
+    assert at_least(1, 5, [0.001]) == 5  # and none longer than the run's
+    assert at_least(1, 5, []) == at_least(1, 5, [0.0]) == 1
+    assert at_least(5, 5, [0.001]) == 5
 
 
 def test_the_step_of_the_run_is_the_own_count_or_what_most_others_announce() -> None:

@@ -430,6 +430,7 @@ def test_a_bound_is_reached_and_not_exceeded(field: str, kind: type, largest: ob
 MAY_BE_NONE = {
     (InputPart, "claim"),
     (UpdateHeader, "account"),
+    (UpdateHeader, "agreement"),
     (Updates, "at_version"),
     (SyncRequest, "limit"),
     (SyncReply, "slowed_to"),

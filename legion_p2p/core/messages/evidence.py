@@ -77,6 +77,7 @@ class PushClaim(msgspec.Struct, frozen=True):
     tokens: Count
     codec: CodecName
     payload: Digest
+    steps: Count = 1
 
 
 class Miscount(Request[Done], frozen=True, tag="miscount"):

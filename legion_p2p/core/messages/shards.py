@@ -115,6 +115,8 @@ class UpdateHeader(msgspec.Struct, frozen=True):
     tokens: Count
     account: UpdateAccount | None = None
     """None where the run does not watch its owners."""
+    agreement: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    """How far the contributions agreed, by the owner's word: see `tensor/mean_length.py`. None: not measured."""
 
     @property
     def averaged_fraction(self) -> float:

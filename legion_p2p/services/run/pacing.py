@@ -7,7 +7,7 @@ import msgspec
 from legion_p2p.core.adapt import Choice, CodecCost, Load, choose
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.contact import Bandwidth
-from legion_p2p.core.pace import local_steps, ramped, run_step
+from legion_p2p.core.pace import at_least, local_steps, ramped, run_step
 from legion_p2p.core.run import RoundSpec
 from legion_p2p.observe.events import Events
 from legion_p2p.services.shards.service import ShardService
@@ -36,9 +36,11 @@ class Pacer:
         if rounds.synchronous:  # all wait for all: a member that did more steps in a round would count for more than its tokens
             self.local_steps = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, max([step, *theirs]))
             return
+        step_times = [step_s, *(a.step_s for a in others if a.training)]
         reference = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, run_step(step, theirs))
+        reference = at_least(reference, rounds.local_steps, step_times)
         least, most = min(rounds.min_local_steps, reference), max(rounds.max_local_steps, reference)
-        steps = local_steps(reference, step_s, [a.step_s for a in others if a.training], least, most)
+        steps = local_steps(reference, step_s, step_times[1:], least, most)
         upload_bps = bandwidth.known_upload_bps
         choice, self.local_steps = paced(rounds, steps, most, step_s, self._load(others), upload_bps, self._choice)
         if (choice.push_codec, choice.update_codec) != (self._choice.push_codec, self._choice.update_codec):

@@ -4,8 +4,9 @@ Used by the optimizer in the training thread, and by simulated peers.
 
 When a shard is pushed: `local_steps` steps after its last push; and where that push waited long for others to arrive, not much
 earlier than `local_steps` after the version that it waited for. So members that began at different moments come to push together,
-without any message about it. Shards begin staggered over the steps of a round, which makes the traffic even (Streaming DiLoCo,
-2501.18512)."""
+without any message about it. Where answers take longer than `local_steps`, a push waits for as many steps after the answer as the
+answer took: otherwise most of what it brings would have been trained without what the others pushed (docs/records/learning.md).
+Shards begin staggered over the steps of a round, which makes the traffic even (Streaming DiLoCo, 2501.18512)."""
 
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from legion_p2p.services.shards.mailbox import NON_FINITE, Mailbox, Settled
 from legion_p2p.services.shards.replica import LocalChange
 from legion_p2p.tensor.local import LocalCopy
 
+MAX_WAIT_ROUNDS, MAX_WAIT_STEPS = 4, 16  # the more of both: an answer that took an outage's time says nothing of the next
 WELL_AGAIN = 3  # contributions accepted in a row; one may be of a moment in which the parameters had just been taken back
 LEAD = 4  # a push may come this fraction of a round earlier than a whole round after the last version
 
@@ -90,10 +92,12 @@ class LocalTrainer:
         if local_steps != self._local_steps:
             self._stagger(local_steps)
         lead = local_steps // LEAD
+        longest = max(MAX_WAIT_ROUNDS * local_steps, MAX_WAIT_STEPS)
         return [
             shard
             for shard, (pushed_at, settled_at) in enumerate(zip(self._pushed_at, self._settled_at, strict=True))
-            if shard not in self._busy and self.steps - max(pushed_at, settled_at - lead) >= local_steps
+            if shard not in self._busy
+            and self.steps - max(pushed_at, settled_at - lead) >= max(local_steps, min(settled_at - pushed_at, longest))
         ]
 
     def hand_in(

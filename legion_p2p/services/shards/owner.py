@@ -133,7 +133,7 @@ class OwnerService:
             raise CodecError(f"push of {peer}: {bad}") from bad
         signed = await self._signed(replica, peer, message)
         now = trio.current_time()
-        contribution = Contribution(peer, message.seq, message.version, message.tokens, now)
+        contribution = Contribution(peer, message.seq, message.version, message.tokens, now, max(1, message.local_steps))
         arrived = Body(message.codec, message.payload, partial(decode, message.payload, replica.numel), signed=signed)
         async with replica.lock:
             verdict = self._enter(replica, contribution, arrived)
@@ -151,7 +151,8 @@ class OwnerService:
             return None
         digest = await self._states.compute(replica.numel, payload_digest, message.payload)
         claim = PushClaim(
-            self._states.run, replica.shard, peer, message.version, message.seq, message.tokens, message.codec, digest
+            self._states.run, replica.shard, peer, message.version, message.seq, message.tokens, message.codec, digest,
+            message.local_steps,
         )  # fmt: skip
         check_push(claim, message.signature)
         return SignedPush(claim, message.signature, message.payload)
@@ -166,7 +167,8 @@ class OwnerService:
 
     def submit(self, replica: Replica, packed: Packed) -> bool:
         """Take this peer's own contribution into the round; False: it does not own the shard."""
-        contribution = Contribution(self._states.me, packed.seq, packed.version, packed.tokens, trio.current_time())
+        steps = max(1, packed.steps)
+        contribution = Contribution(self._states.me, packed.seq, packed.version, packed.tokens, trio.current_time(), steps)
         body = packed.body
         if body.digest:
             signed = SignedPush.by(self._identity, self._states.claim_of(replica, packed), body.payload)
@@ -251,6 +253,7 @@ class OwnerService:
             (refused + closed.failed)[:MAX_FAILED_NAMED],
             min(closed.expected, MAX_INCLUDED),
             min(sum(c.tokens for c in used), MAX_COUNT),
+            agreement=result.agreement,
         )
 
     # publishing

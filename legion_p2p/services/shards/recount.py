@@ -100,7 +100,7 @@ def _step(
     inputs: RoundInputs, values: dict[PeerId, Tensor], before: OuterState, spec: RoundSpec, numel: int
 ) -> tuple[Tensor, OuterState, tuple[tuple[str, int], ...]]:
     """What the round changes the shard by, the state after it, and which contributions were used."""
-    pushed = [(PeerId(p.claim.peer), p.claim.version, p.claim.tokens) for p in inputs.pushes]
+    pushed = [(PeerId(p.claim.peer), p.claim.version, p.claim.tokens, p.claim.steps) for p in inputs.pushes]
     result = averaged(pushed, inputs.header.version - 1, values, spec, numel)
     seq_of = {p.claim.peer: p.claim.seq for p in inputs.pushes}
     step, outer = outer_step(

@@ -21,14 +21,14 @@ from legion_p2p.core.update_norms import MAX_KEPT, UpdateNorms
 from legion_p2p.core.wire import Part
 from legion_p2p.errors import CodecError, NonFiniteError
 from legion_p2p.services.shards.inputs import RoundInputs, SignedPush
-from legion_p2p.tensor.aggregate import Aggregated, Contribution, capped_weights
+from legion_p2p.tensor.aggregate import Aggregated, Contribution, believed_steps, capped_weights
 from legion_p2p.tensor.body import is_finite, require_finite
 from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.compact import Compact, Held, compacted, expanded, value_of
 from legion_p2p.tensor.feedback import Compressed, compress
 from legion_p2p.tensor.flatten import digest
 from legion_p2p.tensor.outer import OuterState, outer_step
-from legion_p2p.tensor.robust.rules import Rule, aggregate
+from legion_p2p.tensor.robust.rules import Rule, aggregate, n_hostile
 
 MAX_ACCOUNTED = 2  # updates of a shard whose inputs are kept: the standby asks at once, so longer ago means not at all
 
@@ -144,6 +144,8 @@ class Combined:
     """Factor on the step, where it was too long."""
     kept: float = 1.0
     """Factor on what was left over then."""
+    agreement: float | None = None
+    """How far the pushes agreed: 0 to 1. None: not measured."""
 
 
 def combine(
@@ -160,7 +162,7 @@ def combine(
 
     `longest`: what B may be long; the rest stays in b.
     """
-    pushed = [(c.peer, c.version, c.tokens) for c in closed.contributions]
+    pushed = [(c.peer, c.version, c.tokens, c.steps) for c in closed.contributions]
     result = averaged(pushed, closed.version, values, spec, reference.numel())
     if not result.used:
         return Combined(None, reference, b"", owner_residual, outer, (), result.refused)
@@ -175,21 +177,34 @@ def combine(
         too_large = tuple((source, "together with the others it exceeds what numbers can hold") for source in result.used)
         return Combined(None, reference, b"", None, OuterState(), (), result.refused + too_large)
     norm = float(packed.sent.norm())
-    return Combined(packed.data, made, digest(made), packed.residual, outer_after, result.used, result.refused, norm, scale, kept)
+    return Combined(
+        packed.data,
+        made,
+        digest(made),
+        packed.residual,
+        outer_after,
+        result.used,
+        result.refused,
+        norm,
+        scale,
+        kept,
+        result.agreement,
+    )
 
 
 def averaged(
-    pushed: Sequence[tuple[PeerId, int, int]], version: int, values: dict[PeerId, Tensor], spec: RoundSpec, numel: int
+    pushed: Sequence[tuple[PeerId, int, int, int]], version: int, values: dict[PeerId, Tensor], spec: RoundSpec, numel: int
 ) -> Aggregated:
-    """The pushes to this version by the run's rule. `pushed`: by whom, from which version, of how many tokens."""
+    """The pushes to this version by the run's rule. `pushed`: by whom, from which version, of how many tokens and steps."""
     rule = Rule(spec.rule(), spec.norm_cap or None, spec.hostile_share)
-    tokens = [float(n) for _, _, n in pushed]
+    tokens = [float(n) for _, _, n, _ in pushed]
     weights = tokens if rule.name == "mean" else capped_weights(tokens, spec.weight_cap)
+    steps = believed_steps([max(1, n) for _, _, _, n in pushed], n_hostile(rule, len(pushed)))
     contributions = [
-        Contribution(peer, weight * staleness_weight(version - base), values[peer])
-        for (peer, base, _), weight in zip(pushed, weights, strict=True)
+        Contribution(peer, weight * staleness_weight(version - base), values[peer], n_steps)
+        for (peer, base, _, _), weight, n_steps in zip(pushed, weights, steps, strict=True)
     ]
-    return aggregate(contributions, rule, numel)
+    return aggregate(contributions, rule, numel, restore=spec.restore_length)
 
 
 def _shortened(codec: Codec, residual: Tensor | None, step: Tensor, longest: float | None) -> tuple[Compressed, float, float]:

@@ -18,6 +18,7 @@ from legion_p2p.core.eligible import Eligible
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.membership import Liveness
 from legion_p2p.core.observers import Observers
+from legion_p2p.core.pace import Ewma
 from legion_p2p.core.placement import Placement
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.round import LATE
@@ -45,6 +46,7 @@ MAX_LOG_BYTES = 60 << 20  # of updates of one shard: they travel in one frame of
 INLINE_ELEMENTS = 1 << 17  # arithmetic on fewer holds up the loop for a millisecond, as long as a hop to another thread takes
 COUNTED_SHARD = 0  # whose updates say how many tokens the run has trained: any one would do
 MAX_VERSION_IN_MARK = 0xFFFFFFFF
+AGREEMENT_WEIGHT = 0.02  # of the newest round: a model has about sixteen shards, so this looks back over some three rounds of all
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +88,8 @@ class ShardStates:
         self.counted_tokens = 0
         """Tokens in the updates of one shard that this peer has seen: a push of any shard counts all that its member trained."""
         self.last_round: RoundStatus | None = None
+        self.agreement = Ewma(AGREEMENT_WEIGHT)
+        """Of the pushes of all shards' rounds lately."""
         self.transfers = trio.CapacityLimiter(MAX_CONCURRENT_TRANSFERS)
         self.urgent = trio.CapacityLimiter(MAX_CONCURRENT_TRANSFERS)
         """For transfers that a round of this peer waits for."""
@@ -263,6 +267,8 @@ class ShardStates:
         self.rounds += 1
         if header.shard == COUNTED_SHARD:
             self.counted_tokens += header.tokens
+        if header.agreement is not None:
+            self.agreement.add(header.agreement)
         failed = tuple(FailedPush(f.peer, f.reason) for f in header.failed)
         self.last_round = RoundStatus(
             header.shard, version, header.averaged_fraction, failed, len(header.included), header.expected
@@ -275,6 +281,7 @@ class ShardStates:
             n_expected=header.expected,
             digest=header.digest.hex()[:16],
             averaged_fraction=round(header.averaged_fraction, 4),
+            agreement=None if header.agreement is None else round(header.agreement, 4),
             failed=[{"peer_id": f.peer, "reason": f.reason} for f in header.failed],
             owner=header.owner,
         )
@@ -287,7 +294,8 @@ class ShardStates:
         """What this peer signs of a contribution of its own."""
         body = packed.body
         return PushClaim(
-            self.run, replica.shard, self.me, packed.version, packed.seq, packed.tokens, body.codec, body.digest
+            self.run, replica.shard, self.me, packed.version, packed.seq, packed.tokens, body.codec, body.digest,
+            packed.steps,
         )  # fmt: skip
 
     async def compute(self, n_elements: int, fn: Callable[..., T], *args: object) -> T:

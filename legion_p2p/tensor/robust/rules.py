@@ -13,7 +13,8 @@
 | centered-clip | means of pairs, clipped around a center | yes |
 | nearest-neighbours | near-duplicates share a weight, pushes are mixed with their nearest; then the geometric median | yes |
 
-All but `mean` cap norms first. The same contributions give the same bits, in whatever order they came and on whatever machine.
+All but `mean` look at the changes of one step (`aggregate.equal_factors`), and cap their norms first. The same contributions give
+the same bits, in whatever order they came and on whatever machine.
 """
 
 # Shape suffixes: P = points, N = elements of a shard.
@@ -32,12 +33,13 @@ from legion_p2p.errors import UsageError
 from legion_p2p.tensor.aggregate import (
     Aggregated,
     Contribution,
-    cap_factors,
     common_numel,
+    equal_factors,
     norm,
     usable_in_order,
     weighted_mean,
 )
+from legion_p2p.tensor.mean_length import Term, given_back
 from legion_p2p.tensor.robust import centers, coordinatewise, selection
 from legion_p2p.tensor.robust.geometry import CHUNK, Floats, Group, chunk_of, combination, squared_distances
 from legion_p2p.tensor.robust.points import Points
@@ -76,32 +78,41 @@ def names() -> tuple[str, ...]:
     return "mean", "norm-cap", *BY_DISTANCE, *BY_COORDINATE
 
 
-def aggregate(contributions: Sequence[Contribution], rule: Rule, numel: int | None = None) -> Aggregated:
+def aggregate(contributions: Sequence[Contribution], rule: Rule, numel: int | None = None, *, restore: float = 0.0) -> Aggregated:
     """What the contributions come to. Those that a rule leaves out are in `used` as well: they were taken into account.
 
-    `numel` is only needed where there may be no contribution at all.
+    `restore`: the part of the length that is given back, see `tensor.mean_length`; 0 measures nothing. `numel` is only needed
+    where there may be no contribution at all.
 
     Raises: UsageError, if there is no such rule, values differ in length or are not 1-D fp32, or `norm_cap` is not positive.
     """
     if rule.name not in names():
         raise UsageError(f"aggregation {rule.name!r}: allowed are {', '.join(names())}")
     if rule.name in ("mean", "norm-cap"):
-        return weighted_mean(contributions, None if rule.name == "mean" else rule.norm_cap, numel)
+        return weighted_mean(contributions, None if rule.name == "mean" else rule.norm_cap, numel, restore=restore)
     numel = common_numel(contributions, numel)
     used, refused = usable_in_order(contributions)
     if not used:
         return Aggregated(torch.zeros(numel, dtype=torch.float32, device="cpu"), (), refused)
     values = [c.value for c in used]
-    groups = _groups(used, rule.norm_cap)
+    factors, mean_steps = equal_factors(used, rule.norm_cap)
+    groups = _groups(used, factors)
     hostile = n_hostile(rule, len(groups))
     if rule.name in BY_DISTANCE:
-        factors_P = BY_DISTANCE[rule.name](_points(values, groups), hostile)
-        result = combination(values, _factors_of_pushes(groups, factors_P, len(values)))
+        shares = _factors_of_pushes(groups, BY_DISTANCE[rule.name](_points(values, groups), hostile), len(values))
+        result = combination(values, shares)
+        shares = [share / factor for share, factor in zip(shares, factors, strict=True)]
     else:
+        shares = [c.weight for c in used]
         if rule.name == "bulyan":
             groups = [groups[i] for i in selection.chosen_by_bulyan(_points(values, groups), hostile)]
         result = _by_coordinate(values, groups, BY_COORDINATE[rule.name], hostile)
-    return Aggregated(result, tuple(c.source for c in used), refused)
+    agreement = None
+    if restore > 0:
+        terms = [Term(value, share, factor) for value, share, factor in zip(values, shares, factors, strict=True)]
+        result, agreement = given_back(result, terms, restore)
+    result = result if mean_steps == 1.0 else result * mean_steps
+    return Aggregated(result, tuple(c.source for c in used), refused, agreement)
 
 
 def n_hostile(rule: Rule, n: int) -> int:
@@ -111,14 +122,13 @@ def n_hostile(rule: Rule, n: int) -> int:
     return max(0, min(wanted, (n - more) // per_hostile))
 
 
-def _groups(used: Sequence[Contribution], norm_cap: float | None) -> list[Group]:
+def _groups(used: Sequence[Contribution], factors: Sequence[float]) -> list[Group]:
     """Each push alone; or, where they are too many to compare, random groups of pushes, which no member could foresee."""
-    norms = [norm(c.value) for c in used]
-    factors = [1.0] * len(used) if norm_cap is None else cap_factors(norms, norm_cap)
     heaviest = max(c.weight for c in used)
     weights = [c.weight / heaviest for c in used]
     order = list(range(len(used)))
     if len(used) > MAX_COMPARED:
+        norms = [norm(c.value) for c in used]
         seed = hashlib.sha256(struct.pack(f"<{len(norms)}d", *norms)).digest()
         order.sort(key=lambda i: hashlib.sha256(seed + i.to_bytes(4, "big")).digest())
     size = -(-len(used) // MAX_COMPARED)
