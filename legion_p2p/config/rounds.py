@@ -118,7 +118,7 @@ class Rounds(msgspec.Struct, frozen=True, repr_omit_defaults=True):
 
     aggregation: AggregationRule | Literal["auto"] | None = None
     """How an owner combines the pushes of a round. mean: by tokens, exactly, where all members are trusted. auto: mean where the
-    run is synchronous, and else norm-cap."""
+    run is synchronous, and else nearest-neighbours."""
 
     norm_cap: float | None = None
     """A push counts with at most this many times the median norm; not in mean. Lower: safer, and unfair to unusual data. 0: no

@@ -60,9 +60,11 @@ def payload_of(name: str, data: bytes) -> torch.Tensor:
     return codec.get(name).decode(data, N)
 
 
-@cache
+_FOLDER = tempfile.TemporaryDirectory(prefix="decoders-")  # gone with the process
+
+
 def folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="decoders-"))
+    return Path(_FOLDER.name)
 
 
 @cache
