@@ -141,8 +141,9 @@ def told(summary: dict[str, Any], out: Path) -> list[str]:
     from legion_p2p.observe import human
 
     n_peers, swarm, alone = summary["n_peers"], summary["swarm_val_loss"], summary["lone_val_loss"]
+    up_to = "up to " if summary["killed"] else ""
     summed_up = (
-        f"{n_peers} peers made {human.whole_text(summary['local_steps'])} local steps each and read "
+        f"{n_peers} peers made {up_to}{human.whole_text(summary['local_steps'])} local steps each and read "
         f"{human.count_text(summary['tokens'])} bytes of text in all, in {human.whole_text(summary['rounds'])} rounds of "
         f"{1000 * summary['round_period_s']:.0f} ms."
     )

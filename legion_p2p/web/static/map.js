@@ -3,7 +3,7 @@
 
 const PeerMap = (() => {
   const SVG = "http://www.w3.org/2000/svg";
-  const WIDTH = 640, HEIGHT = 430, CX = WIDTH / 2, CY = HEIGHT / 2, OUTER = 190;
+  const WIDTH = 640, HEIGHT = 430, CX = WIDTH / 2, CY = HEIGHT / 2, OUTER = 190, WIDER = 1.45; // a page is wider than high
   const RINGS_MS = [1, 10, 100, 1000];
   const SHAPES = ["circle", "square", "diamond", "triangle"];
 
@@ -37,7 +37,7 @@ const PeerMap = (() => {
     svg.setAttribute("aria-label", `${others.length} other peers in ${regions.length} regions; the table of members has the same.`);
     for (const ms of RINGS_MS) {
       const r = radius(ms / 1000);
-      svg.append(make("circle", { cx: CX, cy: CY, r, class: "ring" }));
+      svg.append(make("ellipse", { cx: CX, cy: CY, rx: WIDER * r, ry: r, class: "ring" }));
       svg.append(make("text", { x: CX + 3, y: CY - r - 2, class: "ring-text" }, ms < 1000 ? `${ms} ms` : "1 s"));
     }
     const places = new Map();
@@ -45,7 +45,7 @@ const PeerMap = (() => {
     others.forEach((node, i) => {
       const angle = (2 * Math.PI * (i + 0.5)) / Math.max(1, others.length) - Math.PI / 2;
       const r = radius(node.rtt_s);
-      places.set(node.id, [CX + 1.45 * r * Math.cos(angle), CY + r * Math.sin(angle)]);
+      places.set(node.id, [CX + WIDER * r * Math.cos(angle), CY + r * Math.sin(angle)]);
     });
     for (const node of others) {
       if (!node.kind) continue;
