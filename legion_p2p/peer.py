@@ -266,6 +266,7 @@ def _config_of(peer: Peer) -> PeerConfig:
         checkpoints=checkpoints,
         token=token_of(peer.token) if peer.token else b"",
         caps=parse_caps(peer.limits.upload, peer.limits.download, peer.limits.quiet_hours),
+        offload=peer.offload == "disk",
         max_cpu=parse_cpu(peer.manners.max_cpu) if peer.manners.max_cpu else None,
         manners=peer.manners.conditions(),
     )

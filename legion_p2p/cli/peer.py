@@ -30,7 +30,7 @@ from legion_p2p.errors import LegionError, NotSavedError, StoreError, TooLargeEr
 from legion_p2p.files.paths import user_data_folder, user_path
 from legion_p2p.observe import human
 from legion_p2p.observe.events import HANDING_OVER, Event, Events
-from legion_p2p.observe.memory import PROGRAM_BYTES
+from legion_p2p.observe.memory import PROGRAM_BYTES, give_back_freed_memory
 from legion_p2p.observe.metrics import JsonSink, PlainSink, handing_over_text
 from legion_p2p.observe.status import Status
 from legion_p2p.reporting.reports import DEFAULT_FOLDER, Reports
@@ -186,6 +186,7 @@ def _train(job: Job, output: Output) -> int:
 
 def _run(job: Job, events: Events, shown: "_Shown", signals: Signals, control: Control) -> "tuple[Job, Outcome]":
     """The job as it was done, its identity and store chosen, and what came of it."""
+    give_back_freed_memory()
     shown.begin("loading torch and libp2p")
     if Role(job.peer.role).trains:
         from legion_p2p.train.job import run_job as run

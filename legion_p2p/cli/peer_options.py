@@ -124,6 +124,7 @@ OPTIONS = (
     Option(Limits, "download", NETWORK, "RATE"),
     Option(Limits, "quiet_hours", NETWORK, "HOURS"),
     Option(Peer, "search_s", NETWORK, "SECONDS"),
+    Option(Peer, "offload", TRAINING),
     Option(Limits, "netem", NETWORK, "LINK"),
     Option(Manners, "when", MANNERS),
     Option(Manners, "on_battery", MANNERS, "YES|NO", default="yes"),

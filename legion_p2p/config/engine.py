@@ -42,5 +42,7 @@ class PeerConfig(msgspec.Struct, frozen=True):
     """Limits on its traffic as it starts; its user may change them."""
     max_cpu: float | None = None
     """Share of the machine's processors that the process may take as it starts; None: no limit."""
+    offload: bool = False
+    """Hold on the disk what a round needs once."""
     manners: ConditionsConfig = ConditionsConfig()
     """When it may train."""

@@ -1,7 +1,7 @@
 """`Peer`: how one peer behaves, whatever it trains. The same values are the options of `legion-peer`."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 
@@ -151,6 +151,10 @@ class Peer(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     weight: Weight = 1.0
     """Share of the model's shards to take care of, relative to others; each costs upload. 0: none; auto: 1 for each 10 Mbit/s of
     upload."""
+
+    offload: Literal["none", "disk"] = "none"
+    """With disk, what a round needs once (the common copy, what is to be sent later) is held in files of the store's folder
+    instead of memory: at most 2 bytes a parameter are held, instead of 8. Each round writes and reads a few times the model."""
 
     volunteer_relay: bool = False
     """Carry the exchange with other regions for members of this one that have little upload. Costs upload."""

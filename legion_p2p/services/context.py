@@ -12,6 +12,7 @@ from legion_p2p.core.run import RunSpec
 from legion_p2p.observe.events import Events
 from legion_p2p.services.ports import IN_MEMORY, BytesShelf, Discovery, Gossip, Messenger, Offload, Reachability
 from legion_p2p.services.upload_slots import UploadSlotService
+from legion_p2p.tensor.compact import Keep, in_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,11 @@ class PeerContext:
     @cached_property
     def me(self) -> PeerId:
         return self.identity.peer_id
+
+    @cached_property
+    def keep(self) -> Keep:
+        """Holds what a round needs once."""
+        return self.shelf.keep if self.config.offload else in_memory
 
     @cached_property
     def plan(self) -> ShardPlan:

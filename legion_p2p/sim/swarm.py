@@ -322,7 +322,9 @@ class Swarm:
             async with self._opened(peer, creates, config) as engine:
                 peer.engine = engine
                 plan = engine.plan
-                local = LocalCopy(peer.view, [plan.bounds(s) for s in range(plan.n_shards)], exact=True, mixing=self.round.mixing)
+                local = LocalCopy(
+                    peer.view, [plan.bounds(s) for s in range(plan.n_shards)], True, self.round.mixing, engine.ctx.keep
+                )
                 peer.local_trainer = LocalTrainer(
                     local, engine.mailbox, streaming=self.round.streaming and not self.round.synchronous
                 )

@@ -4,7 +4,6 @@ Each piece is a file without a name, mapped into memory: it takes no memory unti
 read whenever it needs that, and the file is gone with the last reference to the piece, or with the process.
 """
 
-import contextlib
 import mmap
 import tempfile
 import weakref
@@ -47,11 +46,3 @@ class FileShelf:
 def _disk_folder() -> Path:
     lasting = Path("/var/tmp")
     return lasting if lasting.is_dir() else Path(tempfile.gettempdir())
-
-
-def cool(data: memoryview) -> None:
-    """Let the system have the memory that reading a piece took. What is read later comes from the file again."""
-    mapped = data.obj
-    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        with contextlib.suppress(OSError, ValueError):
-            mapped.madvise(mmap.MADV_DONTNEED)

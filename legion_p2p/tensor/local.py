@@ -20,19 +20,23 @@ from torch import Tensor
 
 from legion_p2p.errors import NonFiniteError
 from legion_p2p.tensor.body import is_finite
-from legion_p2p.tensor.compact import SMALLEST, Compact, Held, Less, value_of
+from legion_p2p.tensor.compact import SMALLEST, Compact, Held, Keep, Less, Shelved, in_memory, value_of
 from legion_p2p.tensor.flatten import FlatView
 
 
 class LocalCopy:
     """The training side of all shards. `bounds` are [start, end) of each shard in the flattened parameters."""
 
-    def __init__(self, view: FlatView, bounds: Sequence[tuple[int, int]], exact: bool, mixing: float = 1.0) -> None:
+    def __init__(
+        self, view: FlatView, bounds: Sequence[tuple[int, int]], exact: bool, mixing: float = 1.0, keep: Keep = in_memory
+    ) -> None:
         self.view = view
         self.bounds = tuple(bounds)
         self.exact = exact
         """All parameters are fp32: a reference is stored as it is. Others round it, and rounding must not count as training."""
         self.mixing = mixing
+        self._keep = keep
+        """Where what was handed in compactly is held."""
         self._types = view.types()
         self.versions = [-1] * len(self.bounds)
         self._bases: list[Held | None] = [None] * len(self.bounds)
@@ -63,17 +67,18 @@ class LocalCopy:
             return _print_of(local) != self._prints[shard]
         return not torch.equal(local, value_of(base))
 
-    def take(self, shard: int, version: int, reference: Tensor | None) -> None:
-        """A shard has a new version; `reference` None: its bytes are those that were handed in with the last push."""
+    def take(self, shard: int, version: int, held_reference: Tensor | Shelved | None) -> None:
+        """A shard has a new version; without a reference its bytes are those that were handed in with the last push."""
         self.versions[shard] = version
-        if reference is None:
+        if held_reference is None:
             return
+        reference = value_of(held_reference)
         start, end = self.bounds[shard]
         held, seen = self._bases[shard], self._prints[shard]
         self._prints[shard] = None
         if held is None:
             self.view.assign_slice(start, reference)
-            self._bases[shard] = reference if self.exact else self.view.read_slice(start, end)
+            self._bases[shard] = held_reference if self.exact else self.view.read_slice(start, end)
             return
         local = self.view.read_slice(start, end)
         base = value_of(held)
@@ -83,10 +88,10 @@ class LocalCopy:
         if not is_finite(change) or (seen is not None and _print_of(local) == seen):
             change.zero_()
         if self.mixing < 1.0:
-            reference = base + self.mixing * (reference - base)
+            reference = held_reference = base + self.mixing * (reference - base)
         # In this order a peer that has not trained since its push ends with exactly the reference.
         self.view.assign_slice(start, reference + change)
-        self._bases[shard] = reference if self.exact else self.view.read_slice(start, end) - change
+        self._bases[shard] = held_reference if self.exact else self.view.read_slice(start, end) - change
 
     def take_back(self) -> None:
         """Undo all that has moved the parameters since the last call of `hand_in`, or of `take` where none was."""
@@ -109,19 +114,19 @@ class LocalCopy:
             if base is None:
                 continue
             local = self.view.read_slice(start, end) if whole is None else whole[start:end]
-            after, self._prints[shard] = _compact_base(base, local) if compactly else (local, None)
+            after, self._prints[shard] = _compact_base(base, local, self._keep) if compactly else (local, None)
             handed[shard] = (base, after)
             self._bases[shard] = after
         return handed
 
 
-def _compact_base(base: Held, local: Tensor) -> tuple[Held, int | None]:
+def _compact_base(base: Held, local: Tensor, keep: Keep) -> tuple[Held, int | None]:
     """The base after `local` was handed in, and the print of `local` if that is only nearly it."""
     reference = base.reference if isinstance(base, Less) else base
     if local.numel() < SMALLEST:
         return local, None
     try:
-        return Less(reference, Compact.of(reference - local)), _print_of(local)
+        return Less(reference, Compact.of(value_of(reference) - local, keep)), _print_of(local)
     except NonFiniteError:  # whoever takes the change refuses it
         return local, None
 

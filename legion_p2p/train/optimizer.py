@@ -141,7 +141,9 @@ class Optimizer(torch.optim.Optimizer):
         plan = engine.plan
         rounds = engine.spec.round
         exact = all(kind == torch.float32 for kind in view.types())
-        self.local = LocalCopy(view, [plan.bounds(shard) for shard in range(plan.n_shards)], exact, rounds.mixing)
+        self.local = LocalCopy(
+            view, [plan.bounds(shard) for shard in range(plan.n_shards)], exact, rounds.mixing, engine.ctx.keep
+        )
         self.synchronous = rounds.synchronous
         self._trainer = LocalTrainer(self.local, engine.mailbox, streaming=rounds.streaming and not rounds.synchronous)
         self._guard = InnerGuard(inner, view, own.name_of)

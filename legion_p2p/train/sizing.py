@@ -34,8 +34,9 @@ from legion_p2p.tensor.body import HEADER
 from legion_p2p.tensor.mixed import Mixed
 
 MAX_ELEMENTS = MAX_SHARDS * MAX_SHARD_ELEMENTS
-COPIES_HELD = 10
-"""Parameters, gradients, two moments; reference, base, snapshot, residual, a round in flight: 4 bytes an element each."""
+COPIES_HELD = 7
+"""Parameters, gradients, two moments; the common copy; what was handed in, what compression left out, a round in flight: 4
+bytes an element each. Measured with the preset l: docs/records/memory.md."""
 COPIES_HELPED = 5
 """What a helper holds of all elements: reference, log of updates, residual, a round in flight. Measured with the preset l."""
 LATER = 1000  # versions, sequence numbers and request ids of a run that has been going on for a while

@@ -10,8 +10,9 @@ from legion_p2p.config import Inner, NewRun, Peer, RunChoice, Training
 from legion_p2p.errors import UsageError
 from legion_p2p.observe.events import Event, Events
 from legion_p2p.train.compute import Compute
+from legion_p2p.train.control import Control
 from legion_p2p.train.job import run_job
-from legion_p2p.train.outcome import Outcome, Stop
+from legion_p2p.train.outcome import Outcome
 
 HERE = Peer(listen=("/ip4/127.0.0.1/tcp/0",), lan=False, port_mapping=False, status=False)
 
@@ -23,7 +24,7 @@ def train(tmp_path: Path, **training: Any) -> tuple[Outcome, list[Event]]:
     events.add_sink(seen.append)
     new_run = NewRun("x", preset="xxs", inner=Inner(batch=2))
     job = Training(data=str(text), steps=6, threads=1, out=str(tmp_path / "out"), **training)
-    return run_job(RunChoice(new_run=new_run), HERE, job, events=events, stop=Stop()), seen
+    return run_job(RunChoice(new_run=new_run), HERE, job, events=events, control=Control()), seen
 
 
 def test_a_peer_whose_memory_does_not_suffice_leaves_in_order_and_says_what_takes_less(

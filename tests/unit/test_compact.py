@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from legion_p2p.tensor import compact, local
-from legion_p2p.tensor.compact import Compact, Less, compacted, expanded, value_of
+from legion_p2p.tensor.compact import Compact, Less, Shelved, compacted, expanded, in_memory, shelved, value_of
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
 
@@ -49,6 +49,34 @@ def test_what_is_short_or_not_finite_stays_as_it_is() -> None:
 
     assert compacted(short) is short and compacted(bad) is bad and compacted(None) is None
     assert expanded(short) is short and expanded(None) is None
+
+
+def test_what_is_held_elsewhere_is_the_same_bits_and_a_copy_each_time() -> None:
+    kept: list[bytes | memoryview] = []
+
+    def keep(data: bytes | memoryview) -> bytes | memoryview:
+        kept.append(bytes(data))
+        return kept[-1]
+
+    held = shelved(random(1), keep)
+    value_of(held).zero_()
+
+    assert isinstance(held, Shelved) and torch.equal(value_of(held), random(1)) and len(kept) == 1
+    assert shelved(short := torch.rand(15), keep) is short
+
+
+def test_a_reference_that_is_held_elsewhere_is_trained_on_like_any_other() -> None:
+    results = []
+    for keep in (in_memory, bytes):
+        weights, copy = copy_at(random(0))
+        copy.take(0, 1, shelved(random(1), keep))
+        weights -= random(3, 0.01)
+        base, after = copy.hand_in([0], compactly=True)[0]
+        weights -= random(4, 0.01)
+        copy.take(0, 2, shelved(random(2), keep))
+        results.append((weights.clone(), value_of(base) - value_of(after)))
+
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
 
 
 def test_a_base_that_is_held_compactly_is_the_same_bits_each_time() -> None:

@@ -51,5 +51,5 @@ def test_a_model_that_is_too_large_is_refused_before_it_is_made_by_founders_too(
     monkeypatch.setattr(described, "free_memory", lambda: FreeMemory(1_000_000, "its limit on address space, ulimit -v"))
     new_run = new_run_of({"name": "x", "preset": "xxs"})
 
-    with pytest.raises(IncompatibleModelError, match=r"needs about 10\.1 MB of memory, and 1\.00 MB are free here .*ulimit -v"):
+    with pytest.raises(IncompatibleModelError, match=r"needs about 7\.07 MB of memory, and 1\.00 MB are free here .*ulimit -v"):
         described.spec_of(new_run)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from legion_p2p.files.mapped import cool
 from legion_p2p.store import shelf
-from legion_p2p.store.shelf import FileShelf, cool
+from legion_p2p.store.shelf import FileShelf
 
 PIECE = bytes(range(256)) * 1024
 

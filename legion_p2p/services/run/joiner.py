@@ -23,7 +23,7 @@ from legion_p2p.config.engine import DEFAULT_REGION
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.plan import ParamSpec, check_fit
 from legion_p2p.core.run import RunSpec, SignedSpec, run_id, sign_spec
-from legion_p2p.errors import CodecError, IncompatibleModelError, JoinError, RunExistsError, UnknownRunError
+from legion_p2p.errors import CodecError, IncompatibleModelError, JoinError, RunExistsError, UnknownRunError, UsageError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.inter_region.traffic import RegionalMessenger
 from legion_p2p.services.membership.service import MemberService
@@ -45,12 +45,20 @@ Params = Sequence[ParamSpec] | Callable[[RunSpec], Sequence[ParamSpec]] | None
 """Parameters of the model that shall train: given, or made once the run's specification is known, or not checked."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class RunCreation:
     """A run to create: all of its specification but the founder, and the initial parameters (1-D fp32)."""
 
     spec: RunSpec
-    parameters: Tensor
+    parameters: Tensor | None
+    """None once the run has been created: those who remember what was created need not hold the model a second time."""
+
+    def take_parameters(self) -> Tensor:
+        """The initial parameters, for the run that is created with them. Raises: UsageError, the second time."""
+        taken, self.parameters = self.parameters, None
+        if taken is None:
+            raise UsageError(f"run {self.spec.name!r} was created already: describe a new one")
+        return taken
 
 
 @asynccontextmanager
@@ -117,18 +125,19 @@ class Joiner:
                 raise RunExistsError(
                     f"a run named {spec.name!r} exists (id {known.id}): join it with --run {spec.name}, or choose another name"
                 )
+        parameters = creation.take_parameters()
         run = self._enter(sign_spec(spec, self._network.identity), spec)
         run.shards.move(await run.regions.first())
         await self._nursery.start(run.members.run_forever)
         if run.units is not None:
-            await run.units.found(creation.parameters)
+            await run.units.found(parameters)
             await run.checkpoints.open(run.signed)
             await self._take_part(run)
             self._events.emit("run.created", run=run.id, name=spec.name)
             return run
         for shard in range(run.plan.n_shards):
             start, end = run.plan.bounds(shard)
-            reference = creation.parameters[start:end].clone()
+            reference = parameters[start:end].clone()
             run.shards.hold(shard, reference, 0, await self._parts.offload(digest, reference))
         await run.checkpoints.open(run.signed)
         await self._take_part(run)

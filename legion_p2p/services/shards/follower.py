@@ -103,7 +103,8 @@ class FollowService:
             norm = float((replica.reference - made).norm())
             if not is_common:
                 self._must_not_be_longer(replica, header.owner, norm, replica.norms.longest)
-            self._states.accept(replica, header, await self._states.shelved(update, replica.numel), made, norm)
+            common = await self._states.to_hold(made)
+            self._states.accept(replica, header, await self._states.shelved(update, replica.numel), common, norm)
         return step
 
     def _must_not_be_longer(self, replica: Replica, owner: str, norm: float, longest: float | None) -> None:
@@ -326,9 +327,9 @@ class FollowService:
                 replica.life.push.handle(push.Merged(owner.made_tokens), trio.current_time())
                 self._events.emit("shard.merged", shard=replica.shard, tokens=owner.made_tokens, owner=peer)
             owner.made_tokens = 0
-            replica.reference = theirs
+            replica.common = held = await self._states.to_hold(theirs)
             replica.chain.replaced(state.version, state.digest, peer, state.included)
-            states.mailbox.post(replica.shard, state.version, theirs)
+            states.mailbox.post(replica.shard, state.version, held)
             states.advanced(replica, state.included)
             states.replaced.tell(replica)
         self._events.emit("shard.fetched", shard=replica.shard, version=state.version, peer=peer)

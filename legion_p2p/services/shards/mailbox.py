@@ -14,6 +14,8 @@ from legion_p2p.errors import describe_failure
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from legion_p2p.tensor.compact import Shelved
+
 NON_FINITE = "local parameters are not finite"
 """Why a contribution failed: the training that made it had diverged."""
 
@@ -23,7 +25,7 @@ class Delivery(msgspec.Struct, frozen=True):
 
     shard: int
     version: int
-    reference: "Tensor | None"
+    reference: "Tensor | Shelved | None"
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -45,7 +47,7 @@ class Mailbox:
         self._closed: str | None = None
         self._cause: BaseException | None = None
 
-    def post(self, shard: int, version: int, reference: "Tensor | None") -> None:
+    def post(self, shard: int, version: int, reference: "Tensor | Shelved | None") -> None:
         with self._changed:
             waiting = self._deliveries.get(shard)
             if reference is None and waiting is not None:  # an undrained reference stays, under the newer version

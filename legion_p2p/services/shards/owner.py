@@ -219,7 +219,7 @@ class OwnerService:
             replica.owner_kept, replica.outer = result.owner_residual, result.outer
             # What two copies give each other must not change on the way, and others compute what a watched owner has.
             if self._rounds.verify == "none" and not states.has_other_regions():
-                replica.owner_kept = await states.compute(replica.numel, compacted, result.owner_residual)
+                replica.owner_kept = await states.compute(replica.numel, compacted, result.owner_residual, states.keep)
             if result.payload is None:
                 states.note_round(header, replica.chain.version)
                 for peer, reason in result.refused:  # the next version names them
@@ -235,7 +235,8 @@ class OwnerService:
                 replica.inputs[header_digest(raw)] = RoundInputs(header, *before, signed, result.payload)
             update = Update(raw, sign_header(raw, self._identity), result.payload)
             replica.life.owner.made_tokens += header.tokens
-            states.accept(replica, header, await states.shelved(update, replica.numel), result.reference, result.norm)
+            made = await states.to_hold(result.reference)
+            states.accept(replica, header, await states.shelved(update, replica.numel), made, result.norm)
         self._publish(replica, update, header)
 
     def _header(self, replica: Replica, closed: Closed, result: Combined, codec_name: str) -> UpdateHeader:

@@ -54,7 +54,9 @@ class PushService:
             codec = self._states.codec_of(replica, name)
             decay = self._rounds.feedback_decay
             try:
-                payload, kept = await self._states.compute(replica.numel, pack, change, replica.kept, codec, decay)
+                payload, kept = await self._states.compute(
+                    replica.numel, pack, change, replica.kept, codec, decay, self._states.keep
+                )
             except NonFiniteError:
                 self._take_back(replica)
                 return
@@ -76,12 +78,12 @@ class PushService:
                 return
             included = (Inclusion(states.me, seq),)
             replica.residual = replica.owner_residual = None
-            replica.reference = made
+            replica.common = held = await states.to_hold(made)
             before = replica.chain.digest
             replica.chain.rebased(digest, states.me, included)
             version = replica.chain.version
             replica.life.owner.made_tokens += change.tokens
-            states.mailbox.post(replica.shard, version, None if made is change.local else made)
+            states.mailbox.post(replica.shard, version, None if held is change.local else held)
             states.advanced(replica, included)
             self._tell(replica, push.Rebased(seq))
             states.replaced.tell(replica)
@@ -155,7 +157,7 @@ class PushService:
         """Local training diverged. The caller holds the lock."""
         self._events.emit("push.non_finite", shard=replica.shard)  # the training side tells the user, once
         replica.residual = None  # it may be what is not finite, and would be so for ever
-        self._states.mailbox.post(replica.shard, replica.chain.version, replica.reference)
+        self._states.mailbox.post(replica.shard, replica.chain.version, replica.common)
         self._tell(replica, push.Unusable(NON_FINITE))
 
     def _tell(self, replica: Replica, event: push.Event) -> None:

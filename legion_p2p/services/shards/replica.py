@@ -24,7 +24,7 @@ from legion_p2p.services.shards.inputs import RoundInputs, SignedPush
 from legion_p2p.tensor.aggregate import Aggregated, Contribution, believed_steps, capped_weights
 from legion_p2p.tensor.body import is_finite, require_finite
 from legion_p2p.tensor.codec import Codec
-from legion_p2p.tensor.compact import Compact, Held, compacted, expanded, value_of
+from legion_p2p.tensor.compact import Compact, Held, Keep, Shelved, compacted, expanded, in_memory, value_of
 from legion_p2p.tensor.feedback import Compressed, compress
 from legion_p2p.tensor.flatten import digest
 from legion_p2p.tensor.outer import OuterState, outer_step
@@ -68,7 +68,8 @@ class Replica:
     """One shard as this peer holds it. Tensors are replaced only under `lock`."""
 
     shard: int
-    reference: Tensor
+    common: Tensor | Shelved
+    """See `reference`."""
     life: ShardLife
     """What is to be done about it."""
     lock: QuickLock = field(default_factory=QuickLock)
@@ -97,7 +98,16 @@ class Replica:
 
     @property
     def numel(self) -> int:
-        return self.reference.numel()
+        return self.common.numel() if isinstance(self.common, Tensor) else self.common.numel
+
+    @property
+    def reference(self) -> Tensor:
+        """The common copy."""
+        return value_of(self.common)
+
+    @reference.setter
+    def reference(self, value: Tensor) -> None:
+        self.common = value
 
     @property
     def residual(self) -> Tensor | None:
@@ -258,8 +268,10 @@ def advance(reference: Tensor, payload: bytes | memoryview, codec: Codec) -> tup
     return made, digest(made)
 
 
-def pack(change: LocalChange, kept: Tensor | Compact | None, codec: Codec, decay: float) -> tuple[bytes, Tensor | Compact | None]:
+def pack(
+    change: LocalChange, kept: Tensor | Compact | None, codec: Codec, decay: float, keep: Keep = in_memory
+) -> tuple[bytes, Tensor | Compact | None]:
     """A member's compressed change, and what is kept of it. Raises: NonFiniteError."""
     packed = compress(codec, expanded(kept), value_of(change.base) - value_of(change.local), decay)
     residual = packed.residual
-    return packed.data, compacted(residual) if residual is not None and bool(residual.any()) else None
+    return packed.data, compacted(residual, keep) if residual is not None and bool(residual.any()) else None

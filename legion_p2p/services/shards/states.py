@@ -37,6 +37,7 @@ from legion_p2p.services.shards.codecs import shard_codec
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.tensor.codec import Codec
+from legion_p2p.tensor.compact import Shelved, in_memory, shelved
 
 T = TypeVar("T")
 
@@ -72,6 +73,7 @@ class ShardStates:
         self.plan = ctx.plan
         self.me = ctx.me
         self.placement = Placement(ctx.run, self.plan.n_shards, ctx.spec.round.placement)
+        self.keep = ctx.keep
         self.region = "" if ctx.config.region == AUTO_REGION else ctx.config.region
         self.replicas: dict[int, Replica] = {}
         self.members = members
@@ -124,10 +126,10 @@ class ShardStates:
         """Begin to hold a shard at the end of this chain."""
         chain.shelve(self._ctx.shelf.keep)
         life = ShardLife(self.me, chain, self._config, self.members.config.announce_s)
-        replica = self.replicas[shard] = Replica(shard, reference, life)
+        replica = self.replicas[shard] = Replica(shard, shelved(reference, self.keep), life)
         life.handle(Owners(self._owners[shard]), trio.current_time())
         self._note_mark(replica)
-        self.mailbox.post(shard, chain.version, reference)
+        self.mailbox.post(shard, chain.version, replica.common)
         self.wake(replica)
 
     def replica(self, shard: int) -> Replica:
@@ -249,10 +251,10 @@ class ShardStates:
         self.wake(replica)
         replica.notify.notify()
 
-    def accept(self, replica: Replica, header: UpdateHeader, update: Update, made: Tensor, norm: float) -> None:
+    def accept(self, replica: Replica, header: UpdateHeader, update: Update, made: Tensor | Shelved, norm: float) -> None:
         """The shard has a new version by an update that is `norm` long. The caller holds the lock."""
         replica.norms.add(norm)
-        replica.reference = made
+        replica.common = made
         replica.chain.applied(header, update)
         self.updated.tell(AcceptedUpdate(replica, header, update))
         self.mailbox.post(replica.shard, header.version, made)
@@ -285,6 +287,10 @@ class ShardStates:
             failed=[{"peer_id": f.peer, "reason": f.reason} for f in header.failed],
             owner=header.owner,
         )
+
+    async def to_hold(self, made: Tensor) -> Tensor | Shelved:
+        """What is held of a shard's new values."""
+        return made if self.keep is in_memory else await self.compute(made.numel(), shelved, made, self.keep)
 
     async def shelved(self, update: Update, numel: int) -> Update:
         """The update, held as the shelf holds it, for the log."""
