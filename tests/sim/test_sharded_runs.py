@@ -3,18 +3,21 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 import trio
 from torch import Tensor
 
+from legion_p2p.core.control import Pause, Wish
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.plan import ShardPlan
 from legion_p2p.errors import JoinError
+from legion_p2p.services.run.progress import Progress
 from legion_p2p.store.archive import Archive
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.tensor.flatten import from_fp32_bytes
-from tests.sim.sharded import INNER, NUMEL, Group, Member, group_of, resumed_group
+from tests.sim.sharded import INNER, NUMEL, SPEC, Group, Member, group_of, resumed_group
 
 NAMES = ("a", "b", "c", "d")
 
@@ -217,3 +220,18 @@ async def test_a_network_that_is_too_slow_is_refused_with_the_figure(autojump_cl
         with pytest.raises(JoinError, match=r"the network is too slow .* came from .* are allowed"):
             async with group.joining("c"):
                 pass
+
+
+async def test_a_pause_ends_by_itself_and_a_target_ends_the_run(autojump_clock):
+    async with group_of("a", "b", spec=msgspec.structs.replace(SPEC, target_steps=7)) as group:
+        member = group.members["a"]
+        member.engine.control.obey(Pause(5.0))
+        assert member.engine.control.wish is Wish.PAUSE
+        await trio.sleep(10)
+        assert member.engine.control.wish is Wish.TRAIN
+
+        for one in group.members.values():
+            one.engine.report(Progress(training=True, run_step=7))
+        await trio.sleep(10)
+
+        assert {one.engine.control.wish for one in group.members.values()} == {Wish.FINISH}

@@ -108,12 +108,11 @@ class ActiveRun:
         self.shards.on_members_changed()
         if self.units is not None:  # one group, that holds the model together
             await nursery.start(self.units.run_forever)
-            nursery.start_soon(self.former.run_forever)
-            return
-        nursery.start_soon(self.region_sync.run_forever)
-        nursery.start_soon(self.returning.run_forever)
-        nursery.start_soon(self.moving.run_forever)
-        nursery.start_soon(self.checkpoints.run_forever)
+        else:
+            nursery.start_soon(self.region_sync.run_forever)
+            nursery.start_soon(self.returning.run_forever)
+            nursery.start_soon(self.moving.run_forever)
+            nursery.start_soon(self.checkpoints.run_forever)
         nursery.start_soon(self.former.run_forever)
         nursery.start_soon(self.control.run_forever)
         nursery.start_soon(self.target.run_forever)
