@@ -221,7 +221,8 @@ def told(summary: dict[str, Any], folder: Path) -> list[str]:
     lines += [f"  VIOLATION at {one['at_s']:g} s: {one['kind']}: {human.clean(one['text'])}" for one in summary["violations"]]
     if summary["agreed"]:
         lines.append("  at the end all held the same")
-    return [*lines, f"  hash {summary['hash']}", f"  {folder}{os.sep}report.html and the rest are there"]
+    first = "report.html" if (folder / "report.html").exists() else "summary.json"
+    return [*lines, f"  hash {summary['hash']}", f"  {folder}{os.sep}{first} and the rest are there"]
 
 
 app.command(sweep)

@@ -52,6 +52,13 @@ def test_a_run_leaves_a_report_that_needs_nothing_else(tiny, tmp_path, capsys):
     assert {"sim.sample", "sim.fault", "sim.peer", "run.joined", "round.closed"} <= {line["event"] for line in lines}
 
 
+def test_without_a_report_none_is_promised(tiny, tmp_path, capsys):
+    assert run_app(app, ["run", str(tiny), "--no-report", "--minutes", "0.03", "--out", str(tmp_path / "out")]) == 0
+
+    assert "summary.json and the rest are there" in capsys.readouterr().out
+    assert not list((tmp_path / "out").glob("*.html")) and not list((tmp_path / "out").glob("*.png"))
+
+
 def test_what_a_run_left_can_be_run_again(tiny, tmp_path, capsys):
     how = ["--no-report", "--json", "--seed", "4"]
     assert run_app(app, ["run", str(tiny), *how, "--out", str(tmp_path / "1"), "--set", "peers.a.count=2", "duration_s=4"]) == 0
