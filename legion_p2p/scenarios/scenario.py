@@ -218,7 +218,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     task: SimTask = SimTask()
     """What is trained."""
     links: Links | None = None
-    """Settings of the run as legion-peer --links chooses them: lan, fibre, cable or dsl."""
+    """Settings of the run as legion-peer --links chooses them. [default: each field of `rounds` has its own default]"""
     rounds: Rounds = Rounds()
     """How the members average: the fields of a new run's specification."""
     peers: tuple[PeerGroup, ...]
