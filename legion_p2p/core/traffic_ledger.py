@@ -35,9 +35,9 @@ class MovedBytes(msgspec.Struct, frozen=True):
         return MovedBytes(self.sent_bytes + sent_bytes, self.received_bytes + received_bytes)
 
 
-def class_of(request: bytes) -> str:
+def class_of(request: bytes | bytearray | memoryview) -> str:
     """What a request is for, by the name of its type, without decoding it; OTHER_CLASS for anything that is not known."""
-    head = request[:MAX_TAG_BYTES]
+    head = bytes(request[:MAX_TAG_BYTES])  # what came over the network stands in a buffer that has no hash
     at = head.find(_TYPE)
     if at < 0 or at + len(_TYPE) >= len(head) or head[at + len(_TYPE)] & 0xE0 != 0xA0:
         return OTHER_CLASS

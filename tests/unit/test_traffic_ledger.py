@@ -27,6 +27,7 @@ from tests.parts_of import identity_of
 def test_a_request_is_told_by_its_type_without_decoding_it() -> None:
     assert class_of(encode(Ping("run"))) == "members"
     assert class_of(encode(GetShard("run", 0))) == "catching up"
+    assert class_of(bytearray(encode(Ping("run")))) == class_of(memoryview(encode(Ping("run")))) == "members"
     assert class_of(encode(GetBlocks(()))) == "checkpoints and data"
     assert {class_of(msgspec.msgpack.encode({"type": tag})) for tags in _CLASSES.values() for tag in tags} == set(_CLASSES)
 
