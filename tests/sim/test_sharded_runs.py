@@ -110,17 +110,17 @@ async def test_four_of_which_one_is_killed_in_mid_step_go_on_as_three_that_never
 
 
 def moments_of(group: Group) -> tuple[Tensor, Tensor]:
-    """What the owners remember, flat."""
+    """What the peers that hold the newest version of each unit remember, flat: one may be a step behind, and an owner dead."""
     first, second = torch.zeros(NUMEL), torch.zeros(NUMEL)
-    for member in group.members.values():
-        table = member.units.table
-        for held in (held for held in table.held.values() if held.role == "owner"):
-            at = 0
-            for piece in held.unit.pieces:
-                start, numel = table.plan.starts[piece.param] + piece.start, piece.numel
-                first[start : start + numel] = held.moments.first[at : at + numel]
-                second[start : start + numel] = held.moments.second[at : at + numel]
-                at += numel
+    tables = [member.units.table for member in group.members.values()]
+    for unit in tables[0].units:
+        held = max((t.held[unit.index] for t in tables if unit.index in t.held), key=lambda held: held.version)
+        at = 0
+        for piece in unit.pieces:
+            start, numel = tables[0].plan.starts[piece.param] + piece.start, piece.numel
+            first[start : start + numel] = held.moments.first[at : at + numel]
+            second[start : start + numel] = held.moments.second[at : at + numel]
+            at += numel
     return first, second
 
 
