@@ -235,3 +235,9 @@ async def test_a_pause_ends_by_itself_and_a_target_ends_the_run(autojump_clock):
         await trio.sleep(10)
 
         assert {one.engine.control.wish for one in group.members.values()} == {Wish.FINISH}
+
+
+@pytest.mark.parametrize("data", ["x", "z"])
+async def test_nobody_keeps_what_has_moved_on_twice(data: str, autojump_clock):
+    async with group_of(*NAMES, spec=msgspec.structs.replace(SPEC, data=data)) as group:  # another id, other owners
+        assert sum(len(member.units.table.held) for member in group.members.values()) == 2 * 7

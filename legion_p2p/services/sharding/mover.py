@@ -195,7 +195,7 @@ class UnitMover:
             return
         if theirs.role == "owner" and theirs.standby not in ("", self._table.me):
             self._table.drop(held)
-        elif theirs.role != "owner" and theirs.term >= held.term:  # it has handed the unit over: to whom, others know
+        elif theirs.role != "owner":  # it has handed the unit over: to whom, others know
             others = await self._table.ask_all(AskUnit(self._table.run, held.index), ASK_S)
             owners = [peer for peer, of_peer in others.items() if of_peer.role == "owner"]
             held.owner = owners[0] if owners else held.owner
