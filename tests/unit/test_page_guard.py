@@ -72,6 +72,7 @@ def test_the_files_can_only_be_read(method: str) -> None:
         "", "Bearer ", "Bearer wrong", f"bearer {TOKEN}", f"Bearer {TOKEN} ", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", TOKEN,
         f"Bearer {TOKEN.swapcase()}", "Bearer \xe9",
     ],
+    ids=["nothing", "no token", "another", "small b", "space", "shorter", "basic", "bare", "swapped case", "not ASCII"],
 )  # fmt: skip
 def test_anything_but_the_token_is_refused(value: str) -> None:
     assert code("GET", "/api/events", headers(Authorization=value)) == 401
