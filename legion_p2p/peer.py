@@ -105,7 +105,7 @@ async def open_peer(
         events.add_sink(peer.on_event)
     record = RunRecord()
     if peer.dashboard != "no":
-        events.add_sink(record)
+        events.add_sink(record, shows=False)
     contacts = parse_addresses(initial_peers)
     whoami, unlock = _identity_of(peer)
     disk = ThreadOffload(1)

@@ -47,17 +47,21 @@ class Events:
     def __init__(self, wall_time: Callable[[], float] = time.time) -> None:
         self._wall_time = wall_time
         self._sinks: list[Sink] = []
+        self._shown_by: list[Sink] = []
         self._lock = threading.Lock()
         self.errors: deque[Event] = deque(maxlen=MAX_ERRORS_KEPT)
 
-    def add_sink(self, sink: Sink) -> None:
+    def add_sink(self, sink: Sink, *, shows: bool = True) -> None:
+        """`shows` False: it only records what happened, so that whoever sits at this process has to be told in another way."""
         with self._lock:
             self._sinks.append(sink)
+            if shows:
+                self._shown_by.append(sink)
 
     @property
-    def has_sinks(self) -> bool:
-        """Somebody listens."""
-        return bool(self._sinks)
+    def are_shown(self) -> bool:
+        """Somebody listens that may tell a person."""
+        return bool(self._shown_by)
 
     def emit(self, name: str, /, **fields: Any) -> None:
         self._send(Event(name, self._wall_time(), fields))
@@ -81,5 +85,6 @@ class Events:
             except Exception as broken:
                 print(f"legion_p2p: an event sink failed and is dropped: {broken!r}", file=sys.stderr)
                 with self._lock:
-                    if sink in self._sinks:
-                        self._sinks.remove(sink)
+                    for sinks_left in (self._sinks, self._shown_by):
+                        if sink in sinks_left:
+                            sinks_left.remove(sink)

@@ -213,7 +213,7 @@ class Run:
         if self._reports is not None:
             raise UsageError("this run reports already: name all trackers in one call")
         self._reports = Reports(names, self.status, tell=_warn, folder=user_path(folder), every_s=pause_s)
-        self._thread.engine.events.add_sink(self._reports.on_event)
+        self._thread.engine.events.add_sink(self._reports.on_event, shows=False)
 
     def finish(self, *, together: bool = False, timeout_s: float | None = None) -> str:
         """End training: push the rest; where `together`, serve on until every member is done.

@@ -70,6 +70,22 @@ def test_a_sink_that_fails_is_dropped_with_a_note_and_the_others_go_on(capsys: p
     assert capsys.readouterr().err.count("disk full") == 1
 
 
+def test_a_person_is_told_by_sinks_that_show_what_happened_and_by_no_others(capsys: pytest.CaptureFixture[str]) -> None:
+    events = Events()
+    events.add_sink(lambda event: None, shows=False)
+    assert not events.are_shown
+
+    def shown(event: Event) -> None:
+        raise ValueError("its terminal is gone")
+
+    events.add_sink(shown)
+    assert events.are_shown
+    events.emit("step")
+
+    assert not events.are_shown  # it was dropped
+    assert "an event sink failed" in capsys.readouterr().err
+
+
 def test_a_sink_may_emit_and_add_sinks_itself() -> None:
     events = Events()
     seen: list[str] = []
