@@ -114,6 +114,7 @@ OPTIONS = (
     Option(Peer, "announce", NETWORK, "ADDR..."),
     Option(Peer, "port_mapping", NETWORK, "YES|NO", default="yes"),
     Option(Peer, "lan", NETWORK, "YES|NO", default="yes"),
+    Option(Peer, "network_key", NETWORK, "FILE"),
     Option(Peer, "role", NETWORK),
     Option(Peer, "weight", NETWORK),
     Option(Peer, "region", NETWORK, "LABEL"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trio
 
-from legion_p2p.concurrency.nurseries import TaskStatus
+from legion_p2p.concurrency.nurseries import TaskStatus, open_flat_nursery
 from legion_p2p.config import DASHBOARD_PORTS
 from legion_p2p.files.paths import user_path
 from legion_p2p.web.blocks import WebPage
@@ -38,7 +38,7 @@ async def host_page(
     With a key file, the address is in a file beside it meanwhile, which its owner alone can read. Raises: NetworkError.
     """
     token = new_token()
-    async with trio.open_nursery() as nursery:
+    async with open_flat_nursery() as nursery:
 
         async def serve(task_status: TaskStatus[str]) -> None:
             await serve_page(make, token=token, obey=obey, ports=ports, task_status=task_status)

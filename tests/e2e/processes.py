@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 from fork_server import ForkServer
 
+from legion_p2p.store.control_key import NAME as CONTROL_KEY
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 PATIENCE_S = 120.0  # for anything that should come in seconds: the machine may be busy with something else
@@ -138,7 +140,9 @@ class Process:
             return []
 
     def left_files(self) -> list[str]:
-        return sorted(str(p.relative_to(self.tmp)) for p in self.tmp.rglob("*") if p.is_file())
+        """But for the control key, which all peers of a user share: the first one makes it, and it stays."""
+        left = (p for p in self.tmp.rglob("*") if p.is_file() and p.name != CONTROL_KEY)
+        return sorted(str(p.relative_to(self.tmp)) for p in left)
 
     def close(self) -> None:
         self.kill()

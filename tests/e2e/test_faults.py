@@ -177,7 +177,7 @@ def test_every_way_out_leaves_nothing_behind(workers: Workers, script: Start, fo
     peer = leaver.wait_for("in_run")["peer_id"]
     leaver.wait_for("tenth")
     ports = listening_ports({leaver.pid})
-    assert len(ports) == 2  # libp2p and the status
+    assert len(ports) == 3  # libp2p, the status and the page
 
     leaver.tell(go="on")
     if how.startswith("forever"):

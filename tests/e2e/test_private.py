@@ -30,7 +30,7 @@ def said_by(words: list[str]) -> str:
 
 
 def test_the_three_commands_of_the_page_make_a_private_run(tmp_path: Path, forks: ForkServer) -> None:
-    create, admit, join = commands()
+    create, admit, join, *_ = commands()
     lab_key, guest_key, token = (str(tmp_path / name) for name in ("lab.key", "guest.key", "guest.token"))
     lab, guest = (said_by(["-m", "legion_p2p.cli.ctl", "id", "--identity", key]) for key in (lab_key, guest_key))
     name = f"e2e/{time.time_ns()}"

@@ -4,8 +4,8 @@ Used by the optimizer in the training thread, and by simulated peers.
 
 When a shard is pushed: `local_steps` steps after its last push; and where that push waited long for others to arrive, not much
 earlier than `local_steps` after the version that it waited for. So members that began at different moments come to push together,
-without any message about it. Where answers take longer than `local_steps`, a push waits for as many steps after the answer as the
-answer took: otherwise most of what it brings would have been trained without what the others pushed (docs/records/learning.md).
+without any message about it. Where answers take longer than `local_steps`, a push waits after the answer for two thirds of the
+steps that the answer took: otherwise most of what it brings would have been trained without what the others pushed (docs/records/learning.md).
 Shards begin staggered over the steps of a round, which makes the traffic even (Streaming DiLoCo, 2501.18512)."""
 
 from collections.abc import Sequence
@@ -97,7 +97,8 @@ class LocalTrainer:
             shard
             for shard, (pushed_at, settled_at) in enumerate(zip(self._pushed_at, self._settled_at, strict=True))
             if shard not in self._busy
-            and self.steps - max(pushed_at, settled_at - lead) >= max(local_steps, min(settled_at - pushed_at, longest))
+            and self.steps - max(pushed_at, settled_at - lead)
+            >= max(local_steps, min(2 * (settled_at - pushed_at) // 3, longest))
         ]
 
     def hand_in(
