@@ -5,8 +5,10 @@ Used by the optimizer in the training thread, and by simulated peers.
 When a shard is pushed: `local_steps` steps after its last push; and where that push waited long for others to arrive, not much
 earlier than `local_steps` after the version that it waited for. So members that began at different moments come to push together,
 without any message about it. Where answers take longer than `local_steps`, a push waits after the answer for two thirds of the
-steps that the answer took: otherwise most of what it brings would have been trained without what the others pushed (docs/records/learning.md).
-Shards begin staggered over the steps of a round, which makes the traffic even (Streaming DiLoCo, 2501.18512)."""
+steps that the answer took: otherwise most of what it brings would have been trained without what the others pushed
+(docs/records/learning.md). Shards begin staggered over the steps of a round, which makes the traffic even (Streaming DiLoCo,
+2501.18512).
+"""
 
 from collections.abc import Sequence
 
