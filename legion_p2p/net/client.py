@@ -28,7 +28,7 @@ from legion_p2p.net.answered_once import request_name
 from legion_p2p.net.bulk_lanes import BulkLanes, OpenLaneStream
 from legion_p2p.net.byte_streams import ByteStream
 from legion_p2p.net.dialer import Dialer
-from legion_p2p.net.frames import FrameStream, Side, read_and_write
+from legion_p2p.net.frames import CutShort, FrameStream, Side, read_and_write
 from legion_p2p.net.limits import GARBAGE_SCORE, MAX_BODY_BYTES, MAX_REQUESTS_OUT, OPEN_TIMEOUT_S
 from legion_p2p.net.peer_score import REFUSED
 from legion_p2p.net.request_stream import RequestStream, StreamKey
@@ -188,7 +188,9 @@ class Client:
 
     def _explain(self, stream: "RequestStream", failed: Exception) -> None:
         """Why a stream is over."""
-        if isinstance(failed, DecodeError):
+        if isinstance(failed, CutShort) and stream.key.on_lane:
+            stream.reason = "the connection broke"
+        elif isinstance(failed, DecodeError):
             stream.error = RemoteProtocolError(stream.peer, str(failed))
             self._parts.refusals.report(stream.peer, str(failed), GARBAGE_SCORE)
         elif isinstance(failed, UnreachableError):

@@ -54,6 +54,11 @@ class UploadGate:
         return PIECE_BYTES
 
 
+class CutShort(DecodeError):
+    """The stream ended within a frame. On a connection of its own that says nothing of the other side: it ends so, too, where the
+    network or a process does."""
+
+
 class Outgoing:
     """A frame on its way."""
 
@@ -207,7 +212,7 @@ class FrameStream:
                 with memoryview(body) as whole, whole[n_read:] as room:
                     n_new = await self._read_into(room)
                 if not n_new:
-                    raise DecodeError("a frame cut short")
+                    raise CutShort("a frame cut short")
                 admit(n_new)
                 n_read += n_new
                 stall.deadline = trio.current_time() + FRAME_STALL_S

@@ -21,7 +21,7 @@ from legion_p2p.errors import DecodeError, LegionError, UsageError
 from legion_p2p.net.answered_once import AnsweredOnce, request_name
 from legion_p2p.net.bulk_lanes import OpenLaneStream
 from legion_p2p.net.byte_streams import ByteStream
-from legion_p2p.net.frames import FrameStream, Outgoing, read_and_write
+from legion_p2p.net.frames import CutShort, FrameStream, Outgoing, read_and_write
 from legion_p2p.net.limits import (
     GARBAGE_SCORE,
     MAX_BODY_BYTES,
@@ -74,7 +74,8 @@ class Server:
         try:
             await read_and_write(frames, lambda: self._read_requests(frames, peer, ticket))
         except DecodeError as bad:
-            self._parts.refusals.report(peer, str(bad), GARBAGE_SCORE)
+            if not (ticket and isinstance(bad, CutShort)):
+                self._parts.refusals.report(peer, str(bad), GARBAGE_SCORE)
         except Exception as broken:
             log.debug("stream of %s on %s: %r", peer, lane, broken)
         finally:

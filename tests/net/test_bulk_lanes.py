@@ -22,6 +22,7 @@ from legion_p2p.net.certificates import Certificates
 from legion_p2p.net.limits import MAX_SCORE, NetConfig
 from legion_p2p.net.netem import Throttling
 from legion_p2p.net.sockets import host_and_port
+from legion_p2p.net.wire import VERSION, Envelope, FrameKind, encode
 from tests.net.conftest import echo, eventually, opened
 
 BULK = Priority.ROUND
@@ -492,6 +493,17 @@ async def test_garbage_on_a_lane_ends_it_and_counts():
 
         await eventually(lambda: a.messenger.refusals.score(b.peer_id) > 2)
         assert not lanes(a)
+
+
+async def test_a_lane_that_ends_within_a_frame_says_nothing_of_the_other_side():
+    async with pair() as (a, b):
+        lane = await b.messenger._lanes.open(a.peer_id)
+        await lane.stream.write(encode(Envelope(VERSION, 1, FrameKind.REQUEST), 1000) + bytes(10))
+        await eventually(lambda: len(lanes(a)) == 1)
+        lane.stream.close_now()  # as where a process is killed, or a network goes
+
+        await eventually(lambda: not lanes(a))
+        assert a.messenger.refusals.score(b.peer_id) == 0
 
 
 @pytest.mark.parametrize("question", [b"", b"\xc1", msgspec.msgpack.encode({"type": "invite", "certificate": 1}) + b"x"])
