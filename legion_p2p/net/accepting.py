@@ -86,8 +86,11 @@ class Scarcity:
 async def accept_forever(
     listener: trio.SocketListener, handle: Callable[[trio.SocketStream], Awaitable[None]], scarcity: Scarcity
 ) -> None:
-    """Give every connection to `handle`, each in a task of its own, until cancelled or until the listener is closed."""
-    async with trio.open_nursery() as nursery:
+    """Give every connection to `handle`, each in a task of its own, until cancelled or until the listener is closed.
+
+    It is closed at the end: its port would stay taken until the garbage collector finds it.
+    """
+    async with listener, trio.open_nursery() as nursery:
         while True:
             try:
                 stream = await listener.accept()

@@ -59,6 +59,13 @@ class Listening:
     def __init__(self, *numbers):
         self._failures = [OSError(number, os.strerror(number)) for number in numbers]
         self.given = 0
+        self.is_closed = False
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        self.is_closed = True
 
     async def accept(self):
         await trio.lowlevel.checkpoint()
@@ -83,6 +90,15 @@ async def test_a_lack_of_descriptors_is_waited_out_and_told_once(autojump_clock)
 
     assert seen == [1, 2] and len(told) == 1
     assert trio.current_time() - began == pytest.approx(3.0)
+    assert listening.is_closed
+
+
+async def test_a_port_is_free_as_soon_as_nobody_accepts_there_any_more():
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    with trio.move_on_after(0.05):
+        await accept_forever(listener, trio.aclose_forcefully, Scarcity(64, print, Tally()))
+
+    assert listener.socket.fileno() == -1
 
 
 @pytest.mark.skipif(not has_ipv6, reason="this machine has no IPv6")
