@@ -12,7 +12,7 @@ import pytest
 from fork_server import ForkServer
 from processes import HERE, Process, Workers, eventually, listening_ports
 
-from legion_p2p.config import STATUS_PORTS
+from legion_p2p.config import DASHBOARD_PORTS, STATUS_PORTS
 
 _names = itertools.count()
 ROUNDS = {"local_steps": 2, "shard_elements": 512}
@@ -148,9 +148,9 @@ def test_a_late_joiner_holds_the_common_model_before_its_first_push(bootstrap: s
 
 
 def still_listening(ports: set[int]) -> set[int]:
-    """Ports of a dead process that are taken; its status port may be the next peer's by now."""
+    """Ports of a dead process that are taken; those of its status and its page may be the next peer's by now."""
     taken = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-    return (ports & taken) - set(STATUS_PORTS)
+    return (ports & taken) - {*STATUS_PORTS, *DASHBOARD_PORTS}
 
 
 def gone(process: Process) -> list[int]:
