@@ -26,6 +26,7 @@ class DemoView:
         self._phase = ""
         self._notes: list[str] = []
         self._statuses: dict[str, Status] = {}
+        self._ended: set[str] = set()
         self._lone: Any = None
         self._view: SwarmView | None = None
         if kind == "view":
@@ -64,6 +65,7 @@ class DemoView:
 
     def state(self, label: str, word: str) -> None:
         """How a peer's process ended."""
+        self._ended.add(label)
         if self._view is not None:
             self._view.update(label, None, word)
 
@@ -98,12 +100,13 @@ class DemoView:
         if self._lone is not None:
             parts.append(f"alone step {human.whole_text(self._lone.step)} loss {human.loss_text(self._lone.loss)}")
         parts.append(f"round {human.whole_text(max(map(rounds_of, statuses)))}")
-        parts.append(f"{human.count_text(sum(s.tokens_per_s for s in statuses))} tokens/s")
+        going_on = [status for label, status in self._statuses.items() if label not in self._ended]
+        parts.append(f"{human.count_text(sum(s.tokens_per_s for s in going_on))} tokens/s")
         parts.append(f"sent {human.bytes_text(sum(s.sent_bytes for s in statuses))}")
         regions = sorted({s.region for s in statuses if s.region})
         if len(regions) > 1:
             parts.append(f"regions {' '.join(s.region or human.NOTHING for s in statuses)}")
-        left = [s.remaining_s for s in statuses if s.remaining_s is not None]
+        left = [s.remaining_s for s in going_on if s.remaining_s is not None]
         if left:
             parts.append(f"{human.seconds_text(max(left))} left")
         return "; ".join(parts)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from legion_p2p.cli import demo_swarm
@@ -10,6 +11,7 @@ from legion_p2p.cli.demo_plan import DemoPlan
 from legion_p2p.cli.demo_processes import ProcessGroup
 from legion_p2p.cli.demo_swarm import is_worth_a_join
 from legion_p2p.cli.demo_view import DemoView
+from legion_p2p.observe.status import Status
 
 N_STEPS = 120
 
@@ -46,3 +48,15 @@ def test_nobody_is_killed_where_the_others_would_end_before_a_newcomer_is_in_the
     assert is_worth_a_join(spent_s=60.0, step=100, n_steps=300)
     assert not is_worth_a_join(spent_s=10.0, step=100, n_steps=300)
     assert not is_worth_a_join(spent_s=1.0, step=0, n_steps=10)
+
+
+def test_a_peer_that_is_gone_says_nothing_of_speed_and_of_the_time_left() -> None:
+    view = DemoView(DemoPlan(n_peers=2, minutes=1, preset="xxs", seed=0, lone=True, steps=N_STEPS), "none")
+    here = Status("here", (), None, "", "training", 50, (), (), 0, 0, None, (), tokens_per_s=100.0, remaining_s=20.0)
+    view.status("peer-1", here)
+    view.status("peer-2", msgspec.structs.replace(here, tokens_per_s=900.0, remaining_s=156.0))
+    assert "1.00k tokens/s" in view._progress() and view._progress().endswith("2:36 left")
+
+    view.state("peer-2", "killed")
+
+    assert "100 tokens/s" in view._progress() and view._progress().endswith("0:20 left")
