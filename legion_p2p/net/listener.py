@@ -86,14 +86,14 @@ class Listener(IListener):
             return
         try:
             await self._tls(stream)
-        except Exception as error:
+        except Exception as error:  # a stranger may send anything: it costs its own connection and no other
             log.debug("inbound TLS connection failed: %r", error)
 
     async def _serve_libp2p(self, stream: trio.SocketStream) -> None:
         wrapped = self._sockets.wrap(stream)
         try:
             await self._handler(cast(ReadWriteCloser, wrapped))
-        except Exception as error:
+        except Exception as error:  # the same
             log.debug("inbound connection failed: %r", error)
         finally:
             wrapped.close_now()

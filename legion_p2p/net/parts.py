@@ -238,7 +238,7 @@ class NetworkParts:
         while True:
             try:
                 await task()
-            except Exception:
+            except Exception:  # a fault in one task must not end the others, nor this one for good
                 if self.is_open:
                     logger.exception("%s failed, and begins again", task.__qualname__)
             await trio.sleep(1.0)

@@ -10,6 +10,9 @@ import psutil
 from legion_p2p.core.manners import ConditionsConfig, MachineFacts
 from legion_p2p.observe.memory import used_memory
 
+UNKNOWN = (AttributeError, OSError, NotImplementedError, ValueError, RuntimeError)
+"""What psutil raises for a sensor that a platform has no function for, that the system hides, or that shows nonsense."""
+
 MIN_LOOK_S = 0.5  # shares over less are mostly rounding: the system counts in hundredths of a second
 
 
@@ -57,7 +60,7 @@ class Machine:
 
 def on_battery() -> bool | None:
     """Whether the machine runs on its battery; None where it has none, or does not tell."""
-    with contextlib.suppress(AttributeError, OSError, NotImplementedError, ValueError, RuntimeError):
+    with contextlib.suppress(*UNKNOWN):
         battery = psutil.sensors_battery()
         if battery is not None and battery.power_plugged is not None:
             return not battery.power_plugged
@@ -66,7 +69,7 @@ def on_battery() -> bool | None:
 
 def temperature_c() -> float | None:
     """The hottest sensor of the machine; None where there is none. A sensor that shows what cannot be is left out."""
-    with contextlib.suppress(AttributeError, OSError, NotImplementedError, ValueError, RuntimeError):
+    with contextlib.suppress(*UNKNOWN):
         shown = [float(each.current) for sensors in psutil.sensors_temperatures().values() for each in sensors if each.current]
         return max((c for c in shown if 0 < c < 150), default=None)
     return None

@@ -78,7 +78,7 @@ class Stays(msgspec.Struct, frozen=True, kw_only=True):
     mean_s: _Length = 3600.0
     """Mean length of a session; of daily ones, see `day_s` and `online`."""
     shape: Annotated[float, msgspec.Meta(ge=0.1, le=10)] = 0.5
-    """Of the Weibull distribution. Below 1: many sessions are short, and who has stayed long goes on staying."""
+    """Of the Weibull distribution. Below 1: many sessions are short, and a peer that has stayed long is likely to stay longer."""
     day_s: _Length = 86400.0
     """Length of a day. A shorter one simulates more days in the same time."""
     online: _Share = 0.4

@@ -2,10 +2,7 @@
 
 GET  /              the page, and the files that it is made of: they tell nothing of a peer
 GET  /api/events    server-sent events: the page, then what of it changes
-POST /api/pause     {"for_s": 3600}, or {"for_s": null}: until resumed
-POST /api/resume    {}
-POST /api/finish    {}
-POST /api/limit     {"upload": "5mbit", "download": ""}
+POST /api/control   a command as JSON (core/control.py)
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,4 +1,4 @@
-"""The page of a bootstrap node: whom it introduced to whom, what it relays, and what it refused."""
+"""The page of a bootstrap node: which peers it introduced to which, what it relays, and what it refused."""
 
 from collections.abc import Mapping, Sequence
 

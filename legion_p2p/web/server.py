@@ -6,6 +6,7 @@ connections, and an end for a client that reads nothing. Its own sends cannot be
 peer from leaving.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable
 from functools import cache, partial
 from typing import Any, cast
@@ -24,6 +25,8 @@ from legion_p2p.web.feed import Feed, Obey
 MAX_PAGE_CONNECTIONS = 32  # a browser opens up to six for a window
 IDLE_S = 5.0  # of a connection without a request, a first one included: whoever sends nothing keeps no place
 SEND_S = 2.0  # of one piece, some 100 kB over loopback: whoever reads nothing keeps no place either
+
+log = logging.getLogger("legion_p2p.web")
 
 Serve = Callable[["PatientStream"], Awaitable[None]]
 
@@ -118,5 +121,5 @@ async def _serve_one(server: Callable[..., object], app: object, config: object,
     """One connection, until either side ends it. What is wrong with one harms no other."""
     try:
         await server(app, config, context, {}, stream).run()  # type: ignore[attr-defined]
-    except Exception:
-        return
+    except Exception as broken:  # of hypercorn's, by what a client sent: one connection must not end the peer that it looks at
+        log.debug("a connection to the page failed: %r", broken)

@@ -197,7 +197,7 @@ class Ending:
         except KeyboardInterrupt:
             self._by_signal = True
             raise
-        except BaseException:
+        except BaseException:  # whatever it is, the interpreter prints it, and ends with 1
             self._code = 1
             raise
 

@@ -45,7 +45,7 @@ def peer(folder: Path, words: list[str], *more: str, **instead: str) -> Process:
 
 
 def test_from_a_folder_of_text_to_a_model_that_transformers_loads(tmp_path: Path) -> None:
-    install, prepare, show, dry_run, create, join, list_, export, use, _sharded = COMMANDS
+    install, prepare, show, dry_run, create, join, list_, export, use, sharded = COMMANDS
     (tmp_path / "books").mkdir()
     for i in range(20):
         (tmp_path / "books" / f"{i}.txt").write_text(f"Once there was a fox, the {i}th of his name.\n" * 60)
@@ -75,3 +75,4 @@ def test_from_a_folder_of_text_to_a_model_that_transformers_loads(tmp_path: Path
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     assert "Once" in run(tmp_path, use)
+    assert "as bf16" in run(tmp_path, [*sharded, "--dry-run"])  # as sharded runs send; others say int8
