@@ -21,7 +21,7 @@ import torch
 import trio
 from churn import BATCH, N_HIDDEN, N_IN, N_TEACHER, WIDE, Task, run
 
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.sim.attackers import ATTACKS, Conspiracy
 from legion_p2p.sim.swarm import Swarm
 

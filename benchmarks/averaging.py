@@ -35,7 +35,8 @@ def average_peer(rank, n_peers, elements, codec, address, barrier, results):
 
     from legion_p2p.config import Peer
     from legion_p2p.core.plan import ParamSpec
-    from legion_p2p.core.run import RoundSpec, RunSpec
+    from legion_p2p.core.round_spec import RoundSpec
+    from legion_p2p.core.run import RunSpec
     from legion_p2p.peer import open_peer
     from legion_p2p.services.run.joiner import RunCreation
     from legion_p2p.services.run.progress import Progress

@@ -25,7 +25,8 @@ from legion_p2p.core.evidence import sign_header
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.retention import Retention
-from legion_p2p.core.run import RoundSpec, RunSpec, run_id, sign_spec
+from legion_p2p.core.round_spec import RoundSpec
+from legion_p2p.core.run import RunSpec, run_id, sign_spec
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader, encode
 from legion_p2p.store.archive import Archive
 from legion_p2p.store.blocks import BlockStore

@@ -26,7 +26,7 @@ from trio.testing import MockClock
 
 from legion_p2p.config import PeerConfig
 from legion_p2p.core.membership import MembershipConfig
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.sim.swarm import SimPeer, Swarm
 
 N_IN, N_HIDDEN, N_TEACHER, BATCH = 8, 24, 64, 16

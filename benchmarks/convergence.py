@@ -31,7 +31,8 @@ import torch
 
 from legion_p2p.core.plan import plan_for
 from legion_p2p.core.round import Closed, Contribution
-from legion_p2p.core.run import RoundSpec, RunSpec
+from legion_p2p.core.round_spec import RoundSpec
+from legion_p2p.core.run import RunSpec
 from legion_p2p.services.shards.codecs import shard_codec
 from legion_p2p.services.shards.replica import LocalChange, combine, pack
 from legion_p2p.tensor.flatten import FlatView

@@ -120,7 +120,7 @@ async def crowd(load: float, n_newcomers: int) -> dict[str, float]:
     """Rounds a minute before and while newcomers fetch; `load`: the share of the connections that training takes."""
     import trio
 
-    from legion_p2p.core.run import RoundSpec
+    from legion_p2p.core.round_spec import RoundSpec
     from legion_p2p.sim.network import World
     from legion_p2p.sim.swarm import Swarm
 
@@ -175,7 +175,7 @@ async def stay(load: float, n_newcomers: int, n_shards: int, training: bool, cab
     """Rounds a minute of those who trained before, relative to before: while newcomers come, and in the minute after."""
     import trio
 
-    from legion_p2p.core.run import RoundSpec
+    from legion_p2p.core.round_spec import RoundSpec
     from legion_p2p.sim.network import World
     from legion_p2p.sim.swarm import Swarm
 
@@ -337,7 +337,7 @@ async def after_a_join(seed: int, ramp_pushes: int) -> dict[str, float]:
 
     from legion_p2p.config import PeerConfig
     from legion_p2p.core.round import RoundConfig
-    from legion_p2p.core.run import RoundSpec
+    from legion_p2p.core.round_spec import RoundSpec
     from legion_p2p.sim.swarm import SimPeer, Swarm
 
     import torch  # isort: skip

@@ -39,7 +39,7 @@ from trio.testing import MockClock
 from legion_p2p.core.access_link import LinkProfile
 from legion_p2p.core.presets import LINKS
 from legion_p2p.core.profiles import parse_link
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.services.run.progress import Progress
 from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import SimPeer, Swarm

@@ -25,7 +25,8 @@ from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.manifest import LEAF_ELEMENTS, Manifest, StoredShard
 from legion_p2p.core.plan import ParamSpec
-from legion_p2p.core.run import RoundSpec, RunSpec, sign_spec
+from legion_p2p.core.round_spec import RoundSpec
+from legion_p2p.core.run import RunSpec, sign_spec
 from legion_p2p.core.shard_chunks import decode_chunk, encode_chunk, split
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader, encode
 from legion_p2p.store.blocks import BlockStore

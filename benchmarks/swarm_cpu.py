@@ -20,7 +20,7 @@ import torch
 import trio
 from trio.testing import MockClock
 
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.sim.swarm import Swarm
 
 SHARD_ELEMENTS = 256

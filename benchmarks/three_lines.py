@@ -34,7 +34,8 @@ from legion_p2p.config import Rounds
 from legion_p2p.config.new_run import chosen_rounds
 from legion_p2p.core.pace import ramped
 from legion_p2p.core.round import Closed, Contribution
-from legion_p2p.core.run import RoundSpec, RunSpec
+from legion_p2p.core.round_spec import RoundSpec
+from legion_p2p.core.run import RunSpec
 from legion_p2p.services.shards.codecs import shard_codec
 from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.services.shards.mailbox import Mailbox

@@ -21,7 +21,7 @@ from trio.testing import MockClock
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.round import Closed, Contribution
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import Inclusion, PushClaim, UpdateHeader
 from legion_p2p.services.shards.inputs import RoundInputs, SignedPush, payload_digest
 from legion_p2p.services.shards.recount import account_of, recount

@@ -7,7 +7,8 @@ from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.manifest import Manifest, StoredShard
 from legion_p2p.core.plan import ParamSpec
-from legion_p2p.core.run import RoundSpec, RunSpec, SignedSpec, sign_spec
+from legion_p2p.core.round_spec import RoundSpec
+from legion_p2p.core.run import RunSpec, SignedSpec, sign_spec
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader, encode
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.checkpoints import publish, put_base, put_node, put_spec, put_update

@@ -11,7 +11,8 @@ from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.reach import NO_CONNECTION, UNKNOWN_REACH, OwnReach, PeerConnection
-from legion_p2p.core.run import RoundSpec, RunSpec
+from legion_p2p.core.round_spec import RoundSpec
+from legion_p2p.core.run import RunSpec
 from legion_p2p.observe.events import Events
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.ports import Messenger

@@ -8,7 +8,8 @@ import torch
 from legion_p2p.config import PeerConfig
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.plan import ParamSpec
-from legion_p2p.core.run import RoundSpec, RunSpec
+from legion_p2p.core.round_spec import RoundSpec
+from legion_p2p.core.run import RunSpec
 from legion_p2p.observe.events import Event, Events
 from legion_p2p.services.ports import Archive
 from legion_p2p.services.run.joiner import RunCreation

@@ -14,17 +14,8 @@ from legion_p2p.config.toml import read_table
 from legion_p2p.core.admission import Admits, check_admission
 from legion_p2p.core.cids import MAX_CID_CHARS
 from legion_p2p.core.presets import DEFAULT_LINKS, LINKS, Links
-from legion_p2p.core.run import (
-    COORDINATE_RULES,
-    MAX_RUN_NAME_CHARS,
-    InnerSpec,
-    RoundSpec,
-    Sharding,
-    TargetCount,
-    TargetLoss,
-    is_sparse,
-    looks_like_run_id,
-)
+from legion_p2p.core.round_spec import COORDINATE_RULES, RoundSpec, is_sparse
+from legion_p2p.core.run import MAX_RUN_NAME_CHARS, InnerSpec, Sharding, TargetCount, TargetLoss, looks_like_run_id
 from legion_p2p.errors import ConfigError, UsageError
 from legion_p2p.files.paths import shown
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import ParamSpec, TypeVar
 
-from legion_p2p.core.run import RENAMED_ROUND_FIELDS, RoundSpec
+from legion_p2p.core.round_spec import RENAMED_ROUND_FIELDS, RoundSpec
 from legion_p2p.errors import UsageError
 
 P = ParamSpec("P")

@@ -1,7 +1,7 @@
-"""`Rounds` and `Inner`: what whoever creates a run may choose of it. What is left open (None) follows from the links.
+"""`Rounds` and `Inner`: what the creator of a run may choose of it. What is left open (None) follows from the links.
 
-The bounds of each field are those of `core.run.RoundSpec` and `InnerSpec`, which a run's signed specification holds with nothing
-left open; tests/unit/test_config.py checks that both have the same fields.
+Each field has the bounds of the same field of `RoundSpec` (core/round_spec.py) or `InnerSpec` (core/run.py), which are signed and
+leave nothing open. tests/unit/test_config.py checks that both have the same fields.
 """
 
 from typing import ClassVar, Literal
@@ -10,7 +10,8 @@ import msgspec
 
 from legion_p2p.config.fields import settle
 from legion_p2p.core.placement import PlacementName
-from legion_p2p.core.run import AggregationRule, InnerOptimizer, InnerSpec, OuterRule, RoundSpec, SyncRule, Untrained, Verify
+from legion_p2p.core.round_spec import AggregationRule, OuterRule, RoundSpec, SyncRule, Untrained, Verify
+from legion_p2p.core.run import InnerOptimizer, InnerSpec
 
 
 class Rounds(msgspec.Struct, frozen=True, repr_omit_defaults=True):

@@ -17,7 +17,7 @@ from legion_p2p.config.new_run import chosen_rounds
 from legion_p2p.core.presets import Links
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.roles import RoleName
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.errors import UsageError
 
 MAX_PEERS = 10_000  # of all groups and of all that come in place of others; the table of members ends there

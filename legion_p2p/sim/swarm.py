@@ -22,7 +22,8 @@ from legion_p2p.concurrency.notify import Notify
 from legion_p2p.config import PeerConfig, Weight
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.roles import Role
-from legion_p2p.core.run import RoundSpec, RunSpec
+from legion_p2p.core.round_spec import RoundSpec
+from legion_p2p.core.run import RunSpec
 from legion_p2p.observe.events import Event, Events
 from legion_p2p.observe.status import Status
 from legion_p2p.services.ports import IN_MEMORY, BytesShelf

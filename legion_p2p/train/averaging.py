@@ -26,7 +26,8 @@ from legion_p2p.config.old_names import AVERAGE_ARGUMENTS, explains
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.roles import Role
-from legion_p2p.core.run import RoundSpec, RunSpec
+from legion_p2p.core.round_spec import RoundSpec
+from legion_p2p.core.run import RunSpec
 from legion_p2p.errors import IncompatibleModelError, JoinError, NetworkError, NonFiniteError, UsageError
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.joiner import RunCreation

@@ -23,7 +23,8 @@ from legion_p2p.core.announcement import Announcement, sign
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.priority import Priority
-from legion_p2p.core.run import RoundSpec, RunSpec
+from legion_p2p.core.round_spec import RoundSpec
+from legion_p2p.core.run import RunSpec
 from legion_p2p.core.wire import (
     Accusation,
     Done,

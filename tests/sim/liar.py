@@ -13,7 +13,7 @@ from legion_p2p.core.evidence import sign_header
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.rendezvous import owned_by
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import (
     Done,
     Exchange,

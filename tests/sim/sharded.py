@@ -13,7 +13,8 @@ from torch import Tensor
 from legion_p2p.config import PeerConfig
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.plan import ParamSpec
-from legion_p2p.core.run import InnerSpec, RoundSpec, RunSpec
+from legion_p2p.core.round_spec import RoundSpec
+from legion_p2p.core.run import InnerSpec, RunSpec
 from legion_p2p.observe.events import Event, Events
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.joiner import RunCreation, creating, joining

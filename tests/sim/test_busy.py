@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import trio
 
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import Busy
 from legion_p2p.sim.swarm import SimPeer, Swarm
 

@@ -17,7 +17,8 @@ from legion_p2p.core.cids import DAG_CBOR, Cid
 from legion_p2p.core.manifest import block_key, checkpoint_key
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.rendezvous import shard_key
-from legion_p2p.core.run import RoundSpec, name_key, run_key
+from legion_p2p.core.round_spec import RoundSpec
+from legion_p2p.core.run import name_key, run_key
 from legion_p2p.core.wire import Blocks, GetBlocks, HasBlocks, encode
 from legion_p2p.errors import DiskFullError, MissingBlockError, RefusedError, UnreachableError
 from legion_p2p.observe.events import Events

@@ -17,7 +17,7 @@ import trio
 from legion_p2p.config import PeerConfig
 from legion_p2p.core.checkpoint_policy import CheckpointConfig
 from legion_p2p.core.membership import MembershipConfig
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.shard.push import PushState
 from legion_p2p.errors import DiskFullError
 from legion_p2p.services.run import advertise

@@ -8,7 +8,7 @@ import trio
 
 from legion_p2p.core.evidence import sign_header
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import Equivocation, Update, decode_header, decode_request, encode
 from legion_p2p.services.shards.codecs import shard_codec
 from legion_p2p.sim.swarm import SimPeer, Swarm

@@ -6,7 +6,7 @@ import torch
 import trio
 
 from legion_p2p.core.contact import Bandwidth
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import GetRuns, GetSpec, Push, encode
 from legion_p2p.errors import IncompatibleModelError, JoinError, RefusedError, RunExistsError, UnknownRunError
 from legion_p2p.services.run.discovery import known_runs

@@ -5,7 +5,7 @@ import torch
 import trio
 
 from legion_p2p.core.rendezvous import Ownership
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.shard.events import Owners
 from legion_p2p.sim.swarm import Swarm
 

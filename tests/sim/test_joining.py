@@ -13,7 +13,7 @@ from legion_p2p.core.cids import RAW, Cid
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.manifest import decode_base, decode_manifest, decode_shard, encode_node, sign_manifest
 from legion_p2p.core.priority import Priority
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.shard_chunks import encode_chunk
 from legion_p2p.core.wire import GetShard
 from legion_p2p.errors import NetworkError, UnknownRunError

@@ -5,7 +5,7 @@ import pytest
 import trio
 
 from legion_p2p.core.contact import Bandwidth
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import HandoverPart
 from legion_p2p.errors import UnreachableError
 from legion_p2p.services.run import leaving

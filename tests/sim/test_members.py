@@ -11,7 +11,8 @@ import trio
 from legion_p2p.core.admission import Admission
 from legion_p2p.core.announcement import Announcement, sign
 from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.core.membership import Liveness, MembershipConfig
+from legion_p2p.core.member import Liveness
+from legion_p2p.core.membership import MembershipConfig
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.wire import Accusation, Done, Exchange, Exchanged, Message, PingFor, decode_request, encode
 from legion_p2p.errors import JoinError

@@ -4,7 +4,7 @@ import pytest
 import trio
 
 from legion_p2p.config import PeerConfig
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.sim.swarm import Swarm
 from legion_p2p.store import shelf
 from legion_p2p.store.shelf import FileShelf

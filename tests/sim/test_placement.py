@@ -9,7 +9,7 @@ import trio
 from legion_p2p.config import AUTO_WEIGHT
 from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.placement import HEADROOM
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.sim.swarm import Swarm
 
 ROUND = RoundSpec(local_steps=5, push_codec="fp32", update_codec="fp32", aggregation="mean", shard_elements=8)

@@ -7,7 +7,7 @@ import trio
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.reach import OwnReach, Reach
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.sim.swarm import SimPeer, Swarm
 
 ROUND = RoundSpec(local_steps=5, push_codec="fp32", update_codec="fp32", aggregation="mean", shard_elements=8)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import trio
 
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.services.inter_region.copies import RegionCopy
 from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import SimPeer, Swarm

@@ -6,7 +6,7 @@ import torch
 import trio
 
 from legion_p2p.core.intervals import SHARE
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import Swarm
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import trio
 
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import SyncReply, SyncRequest, encode
 from legion_p2p.errors import RefusedError
 from legion_p2p.sim.swarm import SimPeer, Swarm

@@ -9,7 +9,7 @@ import trio
 from legion_p2p.config import AUTO_REGION, PeerConfig
 from legion_p2p.core.coordinates import Coordinate
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import Push, SyncRequest, Update, decode_request
 from legion_p2p.errors import DecodeError
 from legion_p2p.services.membership.location import RegionService

@@ -6,7 +6,7 @@ import torch
 import trio
 
 from legion_p2p.core.contact import Bandwidth
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import RelayRequest, encode
 from legion_p2p.errors import RefusedError
 from legion_p2p.services.inter_region.copies import RegionCopy

@@ -10,7 +10,7 @@ import trio
 
 from legion_p2p.config import PeerConfig
 from legion_p2p.core.checkpoint_policy import CheckpointConfig
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.services.checkpoint import writer
 from legion_p2p.sim.swarm import SimPeer, Swarm
 from legion_p2p.store.blocks import BlockStore

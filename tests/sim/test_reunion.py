@@ -8,7 +8,7 @@ import torch
 import trio
 from torch import Tensor
 
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.sim.swarm import SimPeer, Swarm
 
 IN, HIDDEN = 8, 16

@@ -5,7 +5,7 @@ from typing import Any
 import trio
 
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import GetUpdates, decode_request
 from legion_p2p.sim.swarm import SimPeer, Swarm
 

@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import Swarm
 

@@ -4,7 +4,7 @@ import msgspec
 import trio
 
 from legion_p2p.core.control import Wish
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.sim.swarm import Swarm
 
 ROUND = RoundSpec(local_steps=5, push_codec="fp32", update_codec="fp32", aggregation="mean", shard_elements=256)

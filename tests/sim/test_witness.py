@@ -8,7 +8,7 @@ import torch
 import trio
 
 from legion_p2p.core.account import accuse
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import GetInput, SignedHeader
 from legion_p2p.services.shards import owner as owner_module
 from legion_p2p.services.shards.replica import Combined

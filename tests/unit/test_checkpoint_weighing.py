@@ -14,7 +14,7 @@ from legion_p2p.core.announcement import Announcement
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.manifest import decode_base, decode_manifest, decode_shard
-from legion_p2p.core.membership import Liveness, Member
+from legion_p2p.core.member import Liveness, Member
 from legion_p2p.core.wire import OTHER, UNKNOWN, AncestryQuery, AncestryReply, Checkpoints, GetCheckpoints
 from legion_p2p.errors import DecodeError, SignatureError
 from legion_p2p.observe.events import Event, Events

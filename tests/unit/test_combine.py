@@ -7,7 +7,7 @@ from torch import Tensor
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round import Closed, Contribution
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.update_norms import MAX_KEPT, OWNERS_SHARE
 from legion_p2p.services.shards.replica import Combined, combine
 from legion_p2p.tensor import codec

@@ -32,7 +32,8 @@ from legion_p2p.config.forms import MAX_SHOWN_CHARS, in_short
 from legion_p2p.config.new_run import chosen_inner, chosen_rounds
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.presets import DEFAULT_LINKS, LINKS
-from legion_p2p.core.run import InnerSpec, RoundSpec, is_sparse
+from legion_p2p.core.round_spec import RoundSpec, is_sparse
+from legion_p2p.core.run import InnerSpec
 from legion_p2p.errors import ConfigError, UsageError
 
 PUBLIC = (Peer, Limits, Manners, Store, NewRun, Rounds, Inner, RunChoice, Training)

@@ -7,19 +7,8 @@ from hypothesis import strategies as st
 from legion_p2p.core import membership
 from legion_p2p.core.announcement import Announcement
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.membership import (
-    Accuse,
-    Changed,
-    Effect,
-    Greet,
-    Liveness,
-    Membership,
-    MembershipConfig,
-    Met,
-    Probe,
-    Refute,
-    believed,
-)
+from legion_p2p.core.member import Accuse, Changed, Effect, Greet, Liveness, Met, Probe, Refute, believed
+from legion_p2p.core.membership import Membership, MembershipConfig
 from legion_p2p.services.membership.region_roles import Roles
 
 ME, A, B, C = (PeerId(name) for name in ("me", "A", "B", "C"))

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from legion_p2p.core.plan import FixedSpec, check_fixed
-from legion_p2p.core.run import RoundSpec, RunSpec
+from legion_p2p.core.round_spec import RoundSpec
+from legion_p2p.core.run import RunSpec
 from legion_p2p.errors import IncompatibleModelError
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.parameters import ModelView, param_specs, plain_names

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from legion_p2p.core.round import Closed, Contribution
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.services.shards.replica import combine
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.aggregate import Contribution as Pushed

@@ -8,7 +8,7 @@ from torch import Tensor
 from legion_p2p.core.account import CountVerdict, sign_push
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.round import Closed, Contribution
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import Inclusion, PushClaim, UpdateAccount, UpdateHeader
 from legion_p2p.services.shards.inputs import RoundInputs, SignedPush, payload_digest, state_digest
 from legion_p2p.services.shards.recount import Recount, account_of, recount

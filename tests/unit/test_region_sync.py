@@ -16,7 +16,7 @@ from torch import Tensor
 from legion_p2p.config import PeerConfig
 from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import Held, Ping, RelayRequest, SyncReply, SyncRequest, Unknown, encode
 from legion_p2p.errors import CodecError, DecodeError, NetworkError, RemoteProtocolError, UnreachableError
 from legion_p2p.services.inter_region.copies import RegionCopy

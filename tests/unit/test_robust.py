@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from legion_p2p.core.run import COORDINATE_RULES, AggregationRule
+from legion_p2p.core.round_spec import COORDINATE_RULES, AggregationRule
 from legion_p2p.errors import UsageError
 from legion_p2p.tensor.aggregate import Contribution
 from legion_p2p.tensor.flatten import digest

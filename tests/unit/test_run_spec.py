@@ -18,16 +18,12 @@ from hypothesis import strategies as st
 from legion_p2p.core.admission import MAX_ADMINS, MAX_ADMITTED
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.plan import MAX_PARAMS, ParamSpec
+from legion_p2p.core.round_spec import COORDINATE_RULES, DEFAULT_RULE, RENAMED_ROUND_FIELDS, AggregationRule, RoundSpec
 from legion_p2p.core.run import (
-    COORDINATE_RULES,
-    DEFAULT_RULE,
     MAX_RUN_NAME_CHARS,
     MAX_SPEC_BYTES,
     MAX_SPEC_TEXT_BYTES,
-    RENAMED_ROUND_FIELDS,
-    AggregationRule,
     InnerSpec,
-    RoundSpec,
     RunName,
     RunSpec,
     SignedSpec,

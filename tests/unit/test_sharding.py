@@ -12,7 +12,8 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.messages.sharding import UnitHeld
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, ParamSpec
 from legion_p2p.core.round import RoundConfig
-from legion_p2p.core.run import InnerSpec, RoundSpec, RunSpec
+from legion_p2p.core.round_spec import RoundSpec
+from legion_p2p.core.run import InnerSpec, RunSpec
 from legion_p2p.core.sharding.cost import held_bytes, step_bytes
 from legion_p2p.core.sharding.placement import place_units
 from legion_p2p.core.sharding.plan import plan_units

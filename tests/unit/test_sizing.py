@@ -9,7 +9,8 @@ import torch
 from legion_p2p.config import NewRun
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.roles import Role
-from legion_p2p.core.run import RoundSpec, RunSpec
+from legion_p2p.core.round_spec import RoundSpec
+from legion_p2p.core.run import RunSpec
 from legion_p2p.core.wire import Push, encode
 from legion_p2p.errors import CodecError, UsageError
 from legion_p2p.services.shards.codecs import shard_codec

@@ -18,7 +18,7 @@ from legion_p2p.core.messages.base import (
     ShardIndex,
     Version,
 )
-from legion_p2p.core.run import MAX_OUTER_DELAY
+from legion_p2p.core.round_spec import MAX_OUTER_DELAY
 
 FIRST_PUSH = 4  # parts of the inputs that are not pushes come before
 MAX_INPUTS = 10_000  # pushes to one update: as many as members may be

@@ -18,7 +18,7 @@ from legion_p2p.core.messages.base import (
     Version,
 )
 from legion_p2p.core.messages.members import SignedBytes
-from legion_p2p.core.run import MAX_OUTER_DELAY
+from legion_p2p.core.round_spec import MAX_OUTER_DELAY
 from legion_p2p.core.update_norms import MAX_KNOWN
 
 MAX_INCLUDED = 10_000  # contributions to one update: as many as members may be

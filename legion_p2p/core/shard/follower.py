@@ -27,7 +27,18 @@ from legion_p2p.core.announcement import Mark
 from legion_p2p.core.chain import Chain
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.rendezvous import Ownership
-from legion_p2p.core.shard.events import Advanced, Owners, Shared
+from legion_p2p.core.shard.events import Advanced, Owners
+from legion_p2p.core.shard.follower_events import (
+    Announced,
+    AskBegun,
+    AskEnded,
+    Event,
+    Fetch,
+    FetchEnded,
+    Shown,
+    TurnedAway,
+    Unreachable,
+)
 
 MAX_CLAIM_PAUSE_S = 60.0  # between two looks at what a member claims whose claims come to nothing
 MAX_CLAIMS = 256  # members whose claims about one shard are remembered
@@ -43,65 +54,7 @@ class FollowerState(Enum):
 # events
 
 
-class Announced(msgspec.Struct, frozen=True):
-    """A member of this region holds this; None: nothing that counts, or nothing any more."""
-
-    peer: PeerId
-    mark: Mark | None
-
-
-class Shown(msgspec.Struct, frozen=True):
-    """A message of `peer` shows that it has more than is held here."""
-
-    peer: PeerId
-    proved: bool = False
-    """By a signed update, of a peer that may make them: no earlier failure speaks against asking."""
-
-
-class AskBegun(msgspec.Struct, frozen=True):
-    """`peer` is being asked at somebody else's wish, for as long as it takes: until `AskEnded` it needs no other question."""
-
-    peer: PeerId
-
-
-class AskEnded(msgspec.Struct, frozen=True):
-    """What `AskBegun` began has ended."""
-
-    peer: PeerId
-
-
-class FetchEnded(msgspec.Struct, frozen=True):
-    """`peer` was asked."""
-
-    peer: PeerId
-    came_forward: bool
-    trusted: bool = False
-    """It is a peer whose word is believed: it is asked again after the shortest pause."""
-
-
-class TurnedAway(msgspec.Struct, frozen=True):
-    """`peer` was asked, and has no time before `retry_s`."""
-
-    peer: PeerId
-    retry_s: float
-
-
-class Unreachable(msgspec.Struct, frozen=True):
-    """`peer` was asked and did not answer; whether it lives is decided by membership."""
-
-    peer: PeerId
-
-
 # effects
-
-
-class Fetch(msgspec.Struct, frozen=True):
-    """Ask this peer for what is missing here; then `FetchEnded`, `TurnedAway` or `Unreachable`."""
-
-    peer: PeerId
-
-
-Event = Shared | Announced | Shown | AskBegun | AskEnded | FetchEnded | TurnedAway | Unreachable
 
 
 class _Claim(msgspec.Struct):

@@ -13,7 +13,7 @@ is taken over while it is still being handed over.
 from legion_p2p.core.chain import Chain
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round import RoundConfig
-from legion_p2p.core.shard import follower, owner, push
+from legion_p2p.core.shard import follower_events, owner, push_events
 from legion_p2p.core.shard.events import Owners, Shared
 from legion_p2p.core.shard.follower import Follower
 from legion_p2p.core.shard.handover import Handover
@@ -21,8 +21,8 @@ from legion_p2p.core.shard.owner import Owner
 from legion_p2p.core.shard.push import PushQueue, PushState
 from legion_p2p.core.shard.stall import Stalled, StallWatch
 
-Effect = push.Effect | Stalled | follower.Fetch | owner.Effect
-Job = follower.Fetch | owner.Effect
+Effect = push_events.Effect | Stalled | follower_events.Fetch | owner.Effect
+Job = follower_events.Fetch | owner.Effect
 """What is done one at a time."""
 
 

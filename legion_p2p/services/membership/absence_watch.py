@@ -8,7 +8,8 @@ from legion_p2p.concurrency.notify import Notify
 from legion_p2p.core.absence import Absence
 from legion_p2p.core.announcement import Announcement
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.membership import Changed, Liveness, Member, MembershipConfig
+from legion_p2p.core.member import Changed, Liveness, Member
+from legion_p2p.core.membership import MembershipConfig
 
 
 class AbsenceWatch:

@@ -13,7 +13,8 @@ from typing import Any
 import trio
 
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.membership import Accuse, Liveness, Membership
+from legion_p2p.core.member import Accuse, Liveness
+from legion_p2p.core.membership import Membership
 from legion_p2p.core.wire import Accusation, Ping, PingFor, Request
 from legion_p2p.errors import NetworkError
 from legion_p2p.services.rpc import Rpc

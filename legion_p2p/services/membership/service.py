@@ -14,19 +14,8 @@ from legion_p2p.core.announcement import Announcement, open_signed, peer_of
 from legion_p2p.core.eligible import Eligible
 from legion_p2p.core.evidence import EvidenceBook, KeptEvidence
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.membership import (
-    Accuse,
-    Changed,
-    Greet,
-    Liveness,
-    Member,
-    Membership,
-    Met,
-    Probe,
-    Refute,
-    believed,
-    role_of,
-)
+from legion_p2p.core.member import Accuse, Changed, Greet, Liveness, Member, Met, Probe, Refute, believed, role_of
+from legion_p2p.core.membership import Membership
 from legion_p2p.core.messages.evidence import Evidence, Miscount
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.run import announce_topic

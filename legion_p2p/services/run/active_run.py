@@ -14,7 +14,7 @@ from torch import Tensor
 from legion_p2p.core.agreement import Agreement
 from legion_p2p.core.announcement import Announcement
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.membership import Changed, Liveness
+from legion_p2p.core.member import Changed, Liveness
 from legion_p2p.core.plan import ShardPlan
 from legion_p2p.core.presence import Presence
 from legion_p2p.core.roles import Role

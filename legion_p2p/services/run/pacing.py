@@ -8,7 +8,7 @@ from legion_p2p.core.adapt import Choice, CodecCost, Load, choose
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.pace import at_least, local_steps, ramped, run_step
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.observe.events import Events
 from legion_p2p.services.shards.service import ShardService
 from legion_p2p.tensor import codec

@@ -9,7 +9,7 @@ from legion_p2p.concurrency.notify import Notify
 from legion_p2p.core.eligible import Eligible
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.learning_rate import learning_rate
-from legion_p2p.core.membership import Changed, Liveness
+from legion_p2p.core.member import Changed, Liveness
 from legion_p2p.core.messages.sharding import UnitHeld
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.rendezvous import Ownership

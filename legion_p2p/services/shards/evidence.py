@@ -9,7 +9,7 @@ from legion_p2p.core.account import CountVerdict, accuse, check_accusation, head
 from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.evidence import open_header, reason_of
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.membership import Changed
+from legion_p2p.core.member import Changed
 from legion_p2p.core.messages.evidence import MAX_SHOWN_HEADER_BYTES
 from legion_p2p.core.wire import Done, Evidence, Miscount, Request, SignedHeader, UpdateHeader
 from legion_p2p.errors import DecodeError, NetworkError

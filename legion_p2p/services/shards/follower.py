@@ -12,11 +12,11 @@ from legion_p2p.core.announcement import Mark, mark_at
 from legion_p2p.core.chain import Step
 from legion_p2p.core.evidence import open_header
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.membership import Liveness
+from legion_p2p.core.member import Liveness
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
 from legion_p2p.core.priority import Priority
-from legion_p2p.core.shard import follower, push
+from legion_p2p.core.shard import follower_events, push_events
 from legion_p2p.core.shard.follower import Adoption, differs_from_most, is_behind_most, judge_whole, may_make, most_hold
 from legion_p2p.core.wire import Busy, GetUpdates, Held, ShardState, Update, UpdateHeader, Updates
 from legion_p2p.errors import (
@@ -70,7 +70,7 @@ class FollowService:
         # The lock is granted in order of arrival, so updates that came in order are judged in order.
         step = await self._apply(replica, header, message)
         if step is Step.BEHIND or (step is Step.FORKED and peer == self._states.ownership(replica.shard).owner):
-            self._tell(replica, follower.Shown(peer, proved=True))
+            self._tell(replica, follower_events.Shown(peer, proved=True))
         return Held(replica.chain.version, replica.chain.digest)
 
     def open_update(self, message: Update) -> UpdateHeader:
@@ -194,7 +194,7 @@ class FollowService:
                 continue
             async with replica.lock:
                 replica.owner_residual, replica.outer = None, OuterState()
-                replica.life.push.handle(push.Moved(replica.chain.version), trio.current_time())
+                replica.life.push.handle(push_events.Moved(replica.chain.version), trio.current_time())
             states.wake(replica)
 
     def _is_still_at(self, replica: Replica, n_replaced: int) -> bool:
@@ -210,7 +210,7 @@ class FollowService:
         self, replica: Replica, peer: PeerId, *, log_only: bool = False, trusted: bool = False, within_s: float = CLAIM_DEADLINE_S
     ) -> None:
         """`fetch`, again and again while `peer` is busy."""
-        self._tell(replica, follower.AskBegun(peer))
+        self._tell(replica, follower_events.AskBegun(peer))
         try:
             for _ in range(MAX_BUSY_ANSWERS):
                 retry_s = await self.fetch(replica, peer, log_only=log_only, trusted=trusted, within_s=within_s)
@@ -218,7 +218,7 @@ class FollowService:
                     return
                 await trio.sleep(retry_s * self._rng.uniform(1.0, 1.5))  # so that not all that wait come at the same moment
         finally:
-            self._tell(replica, follower.AskEnded(peer))
+            self._tell(replica, follower_events.AskEnded(peer))
 
     async def fetch(
         self, replica: Replica, peer: PeerId, *, log_only: bool = False, trusted: bool = False, within_s: float = CLAIM_DEADLINE_S
@@ -244,7 +244,7 @@ class FollowService:
             async with states.urgent if is_waited_for else states.transfers:
                 reply = await states.rpc.ask(peer, request, priority, within_s=within_s)
             if isinstance(reply, Busy):
-                self._tell(replica, follower.TurnedAway(peer, reply.retry_ms / 1000))
+                self._tell(replica, follower_events.TurnedAway(peer, reply.retry_ms / 1000))
                 return reply.retry_ms / 1000
             if isinstance(reply, Updates):
                 await self._take_updates(replica, reply, trusted, is_common)
@@ -260,13 +260,13 @@ class FollowService:
             self._events.error("shard.sync_refused", f"shard {replica.shard}: {bad}", peer=peer)
         except NetworkError as failed:
             self._events.emit("shard.sync_failed", shard=replica.shard, peer=peer, reason=str(failed))
-            self._tell(replica, follower.Unreachable(peer))
+            self._tell(replica, follower_events.Unreachable(peer))
             return None
         except (DecodeError, IncompatibleModelError) as bad:
             self._messenger.report(peer, f"bad state of shard {replica.shard}: {bad}")
             self._events.error("shard.sync_refused", f"shard {replica.shard}: {bad}", peer=peer)
         came_forward = before != (replica.chain.version, replica.chain.digest)
-        self._tell(replica, follower.FetchEnded(peer, came_forward, known))
+        self._tell(replica, follower_events.FetchEnded(peer, came_forward, known))
         return None
 
     def _transfer_s(self, replica: Replica) -> float:
@@ -324,7 +324,7 @@ class FollowService:
             if adoption is Adoption.MERGE:
                 ours_ahead = theirs - replica.reference
                 replica.residual = ours_ahead if replica.residual is None else replica.residual + ours_ahead
-                replica.life.push.handle(push.Merged(owner.made_tokens), trio.current_time())
+                replica.life.push.handle(push_events.Merged(owner.made_tokens), trio.current_time())
                 self._events.emit("shard.merged", shard=replica.shard, tokens=owner.made_tokens, owner=peer)
             owner.made_tokens = 0
             replica.common = held = await self._states.to_hold(theirs)
@@ -346,12 +346,12 @@ class FollowService:
 
     def _note(self, replica: Replica, peer: PeerId, mark: Mark | None) -> None:
         machine = replica.life.follower
-        machine.handle(follower.Announced(peer, mark), trio.current_time())
+        machine.handle(follower_events.Announced(peer, mark), trio.current_time())
         self._note_rest(replica)
         if machine.is_behind:  # most announcements say nothing new
             self._states.wake(replica)
 
-    def _tell(self, replica: Replica, event: follower.Event) -> None:
+    def _tell(self, replica: Replica, event: follower_events.Event) -> None:
         replica.life.follower.handle(event, trio.current_time())
         self._note_rest(replica)
         self._states.wake(replica)

@@ -16,7 +16,7 @@ from torch import Tensor
 from legion_p2p.concurrency.semaphore import PeerSemaphore
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority
-from legion_p2p.core.shard import handover, owner, push
+from legion_p2p.core.shard import handover, owner, push_events
 from legion_p2p.core.slots import SlotLimits
 from legion_p2p.core.wire import HandoverPart, Held, Part, Update, UpdateHeader
 from legion_p2p.errors import CodecError, NetworkError, RefusedError
@@ -96,7 +96,7 @@ class HandoverService:
             replica.owner_residual, replica.outer = None, OuterState()
             self._to_hand_over[replica.shard] = self._part_bytes(replica) * len(parts)
         states.settled.notify()
-        replica.life.push.handle(push.RoundGivenUp(), now())
+        replica.life.push.handle(push_events.RoundGivenUp(), now())
         states.wake(replica)
         try:
             replica.life.handover.handle(handover.Begun(chain.version, tuple(parts)), now())

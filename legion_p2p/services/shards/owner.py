@@ -18,9 +18,9 @@ from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.receipts import sign_receipt
 from legion_p2p.core.round import Closed, Contribution, Verdict
-from legion_p2p.core.shard import follower, owner, push
+from legion_p2p.core.shard import follower_events, owner, push_events
 from legion_p2p.core.shard.owner import SendUpdate, survivors_to_ask
-from legion_p2p.core.shard.push import Packed
+from legion_p2p.core.shard.push_events import Packed
 from legion_p2p.core.wire import (
     MAX_COUNT,
     MAX_INCLUDED,
@@ -141,7 +141,7 @@ class OwnerService:
         if verdict is None:
             return self._not_owner(replica)
         if message.version > replica.chain.version:
-            replica.life.follower.handle(follower.Shown(peer), trio.current_time())
+            replica.life.follower.handle(follower_events.Shown(peer), trio.current_time())
             states.wake(replica)
         return answer
 
@@ -224,7 +224,7 @@ class OwnerService:
                 states.note_round(header, replica.chain.version)
                 for peer, reason in result.refused:  # the next version names them
                     replica.life.owner.refused(PeerId(peer), reason)
-                replica.life.push.handle(push.Excluded("the owner found it unusable"), trio.current_time())
+                replica.life.push.handle(push_events.Excluded("the owner found it unusable"), trio.current_time())
                 return
             signed = [one.signed for one in arrived.values() if one.signed is not None]
             if self._rounds.verify != "none":

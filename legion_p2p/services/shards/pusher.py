@@ -8,8 +8,8 @@ import trio
 from legion_p2p.core.account import sign_push
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority
-from legion_p2p.core.shard import follower, push
-from legion_p2p.core.shard.push import Packed
+from legion_p2p.core.shard import follower_events, push_events
+from legion_p2p.core.shard.push_events import Packed
 from legion_p2p.core.wire import MAX_COUNT, Inclusion, Push, Pushed, UpdateHeader
 from legion_p2p.errors import DecodeError, NetworkError, NonFiniteError, RefusedError
 from legion_p2p.services.context import PeerContext
@@ -44,7 +44,7 @@ class PushService:
         """A local change to push. Its shard must have been settled since the last one."""
         replica = self._states.replicas[change.shard]
         alone = self._states.members.alone() and change.version == replica.chain.version
-        self._tell(replica, push.Offered(change, change.version, change.tokens, change.steps, alone))
+        self._tell(replica, push_events.Offered(change, change.version, change.tokens, change.steps, alone))
 
     async def encode(self, replica: Replica, change: LocalChange) -> None:
         """Compress a change."""
@@ -65,7 +65,7 @@ class PushService:
             if self._rounds.verify != "none":
                 digest = await self._states.compute(replica.numel, payload_digest, payload)
             body = Body(name, payload, partial(codec.decode, payload, replica.numel), digest)
-            self._tell(replica, push.CompressDone(body, self._states.ramp_pushes))
+            self._tell(replica, push_events.CompressDone(body, self._states.ramp_pushes))
 
     async def rebase(self, replica: Replica, change: LocalChange, seq: int) -> None:
         """Alone in the run, what was trained is the next version: bit for bit, with nothing to average or to send."""
@@ -85,7 +85,7 @@ class PushService:
             replica.life.owner.made_tokens += change.tokens
             states.mailbox.post(replica.shard, version, None if held is change.local else held)
             states.advanced(replica, included)
-            self._tell(replica, push.Rebased(seq))
+            self._tell(replica, push_events.Rebased(seq))
             states.replaced.tell(replica)
         tokens = min(change.tokens, MAX_COUNT)
         as_update = UpdateHeader(
@@ -96,9 +96,9 @@ class PushService:
     def enter(self, replica: Replica, packed: Packed) -> None:
         """This peer owns the shard: its contribution needs no network."""
         if self._submit(replica, packed):
-            self._tell(replica, push.Accepted(packed.seq, replica.chain.version))
+            self._tell(replica, push_events.Accepted(packed.seq, replica.chain.version))
         else:
-            self._tell(replica, push.Unanswered(packed.seq))
+            self._tell(replica, push_events.Unanswered(packed.seq))
 
     async def send(self, replica: Replica, target: PeerId, packed: Packed) -> None:
         """Ask `target` to take the contribution. Cancelled by `give_up`."""
@@ -117,7 +117,7 @@ class PushService:
         if scope is not None:
             scope.cancel()
 
-    async def _ask(self, replica: Replica, target: PeerId, packed: Packed) -> push.Event:
+    async def _ask(self, replica: Replica, target: PeerId, packed: Packed) -> push_events.Event:
         states, body = self._states, packed.body
         message = Push(
             states.run, replica.shard, packed.version, packed.seq, packed.tokens, packed.steps, body.codec, body.payload,
@@ -129,37 +129,37 @@ class PushService:
         except RefusedError as refused:
             if refused.kind in MALFORMED:
                 self._events.error("push.refused", f"shard {replica.shard}: {refused}", peer=target)
-                return push.Malformed(packed.seq, str(refused))
-            return push.Unanswered(packed.seq)
+                return push_events.Malformed(packed.seq, str(refused))
+            return push_events.Unanswered(packed.seq)
         except NetworkError as failed:
             if not states.reachability.is_cut_off():  # that was told, in a line for all that cannot be sent
                 self._events.emit("push.failed", shard=replica.shard, owner=target, reason=str(failed))
-            return push.Unanswered(packed.seq)
+            return push_events.Unanswered(packed.seq)
         if isinstance(reply, Pushed):
             try:
                 self._receipts.take(target, replica.shard, packed.seq, reply)
             except DecodeError as bad:
                 self._messenger.report(target, f"bad receipt: {bad}")
-                return push.Unanswered(packed.seq)
-            return push.Accepted(packed.seq, reply.version, reply.included)
+                return push_events.Unanswered(packed.seq)
+            return push_events.Accepted(packed.seq, reply.version, reply.included)
         try:
             states.members.take(reply.announcement, direct=False)
         except DecodeError as bad:
             self._messenger.report(target, f"bad announcement: {bad}")
         owner = PeerId(reply.owner)
-        return push.Redirected(packed.seq, owner if states.lives(owner) else None)
+        return push_events.Redirected(packed.seq, owner if states.lives(owner) else None)
 
     def ask_for_included(self, replica: Replica, owner: PeerId) -> None:
         """`owner` has made a version with the contribution, and it is not here."""
-        replica.life.follower.handle(follower.Shown(owner), trio.current_time())
+        replica.life.follower.handle(follower_events.Shown(owner), trio.current_time())
 
     def _take_back(self, replica: Replica) -> None:
         """Local training diverged. The caller holds the lock."""
         self._events.emit("push.non_finite", shard=replica.shard)  # the training side tells the user, once
         replica.residual = None  # it may be what is not finite, and would be so for ever
         self._states.mailbox.post(replica.shard, replica.chain.version, replica.common)
-        self._tell(replica, push.Unusable(NON_FINITE))
+        self._tell(replica, push_events.Unusable(NON_FINITE))
 
-    def _tell(self, replica: Replica, event: push.Event) -> None:
+    def _tell(self, replica: Replica, event: push_events.Event) -> None:
         replica.life.push.handle(event, trio.current_time())
         self._states.wake(replica)

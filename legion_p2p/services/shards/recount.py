@@ -8,7 +8,7 @@ from torch import Tensor
 from legion_p2p.core.account import CountVerdict, check_push, deviation, input_digest
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.messages.shards import UpdateAccount
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.errors import CodecError, DecodeError, NonFiniteError
 from legion_p2p.services.shards.inputs import RoundInputs, SignedPush, payload_digest, state_digest
 from legion_p2p.services.shards.replica import Combined, averaged

@@ -15,7 +15,7 @@ from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.chain import Chain
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round import Closed, ShardRound, staleness_weight
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.shard.life import ShardLife
 from legion_p2p.core.update_norms import MAX_KEPT, UpdateNorms
 from legion_p2p.core.wire import Part

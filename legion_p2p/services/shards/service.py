@@ -15,9 +15,9 @@ import trio
 from legion_p2p.concurrency.nurseries import TaskStatus
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.membership import Changed, Liveness
+from legion_p2p.core.member import Changed, Liveness
 from legion_p2p.core.priority import Priority
-from legion_p2p.core.shard import follower, life, owner, push
+from legion_p2p.core.shard import follower_events, life, owner, push_events
 from legion_p2p.core.shard.agenda import Agenda
 from legion_p2p.core.shard.events import Gone
 from legion_p2p.core.shard.stall import Stalled
@@ -230,24 +230,24 @@ class ShardService:
 
     def _carry_out(self, replica: Replica, effect: life.Effect) -> None:
         match effect:
-            case push.Compress(change):
+            case push_events.Compress(change):
                 self._start(self.pusher.encode, replica, change)
-            case push.Rebase(change, seq):
+            case push_events.Rebase(change, seq):
                 self._start(self.pusher.rebase, replica, change, seq)
-            case push.SendPush(target, packed):
+            case push_events.SendPush(target, packed):
                 self._start(self.pusher.send, replica, target, packed)
-            case push.GiveUp():
+            case push_events.GiveUp():
                 self.pusher.give_up(replica)
-            case push.Enter(packed):
+            case push_events.Enter(packed):
                 self.pusher.enter(replica, packed)
-            case push.Settle(failure):
+            case push_events.Settle(failure):
                 self.states.mailbox.settle(replica.shard, failure)
                 self.states.settled.notify()
-            case push.Ask(peer):
+            case push_events.Ask(peer):
                 self.pusher.ask_for_included(replica, peer)
             case Stalled(stalled):
                 self._note_stalled(replica, stalled)
-            case follower.Fetch(peer):
+            case follower_events.Fetch(peer):
                 self._start(self._do, replica, self.follower.fetch, peer)
             case owner.Claim():
                 self._start(self._do, replica, self.owner.claim)

@@ -16,17 +16,17 @@ from legion_p2p.core.announcement import MARK_BYTES, mark_of
 from legion_p2p.core.chain import Chain, with_payload
 from legion_p2p.core.eligible import Eligible
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.membership import Liveness
+from legion_p2p.core.member import Liveness
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.pace import Ewma
 from legion_p2p.core.placement import Placement
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.round import LATE
 from legion_p2p.core.run import RunSpec
-from legion_p2p.core.shard import push
+from legion_p2p.core.shard import push_events
 from legion_p2p.core.shard.events import Advanced, Owners
 from legion_p2p.core.shard.life import ShardLife
-from legion_p2p.core.shard.push import Packed
+from legion_p2p.core.shard.push_events import Packed
 from legion_p2p.core.wire import Inclusion, PushClaim, Update, UpdateHeader
 from legion_p2p.errors import DecodeError, NetworkError, RemoteProtocolError
 from legion_p2p.observe.status import FailedPush, RoundStatus
@@ -261,7 +261,7 @@ class ShardStates:
         self.advanced(replica, header.included, followed=header.owner != self.me)
         for failure in header.failed:
             if failure.peer == self.me and failure.reason != LATE:
-                replica.life.push.handle(push.Excluded(failure.reason), trio.current_time())
+                replica.life.push.handle(push_events.Excluded(failure.reason), trio.current_time())
         self.note_round(header, header.version)
 
     def note_round(self, header: UpdateHeader, version: int) -> None:

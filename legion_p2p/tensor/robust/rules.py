@@ -67,7 +67,7 @@ NEEDS = {"krum": (2, 3), "multi-krum": (2, 3), "bulyan": (4, 3)}
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule with its settings: see the fields of `core.run.RoundSpec`."""
+    """A rule with its settings: see the fields of `core.round_spec.RoundSpec`."""
 
     name: str
     norm_cap: float | None = 1.0

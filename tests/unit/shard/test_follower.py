@@ -12,22 +12,15 @@ from legion_p2p.core.shard.follower import (
     MAX_CLAIMS,
     MAX_VERSION_JUMP,
     Adoption,
-    Announced,
-    AskBegun,
-    AskEnded,
-    Fetch,
-    FetchEnded,
     Follower,
     FollowerState,
-    Shown,
-    TurnedAway,
-    Unreachable,
     differs_from_most,
     is_behind_most,
     judge_whole,
     may_make,
     most_hold,
 )
+from legion_p2p.core.shard.follower_events import Announced, AskBegun, AskEnded, Fetch, FetchEnded, Shown, TurnedAway, Unreachable
 from tests.unit.shard.chains import OWNER, advance, chain_at, digest_of, mark
 
 ME, OTHER, LIAR = (PeerId(name) for name in ("me", "other", "liar"))

@@ -9,7 +9,7 @@ from legion_p2p.core.chain import Chain, Step
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.round import Contribution, RoundConfig, Verdict
-from legion_p2p.core.shard import follower, owner, push
+from legion_p2p.core.shard import follower_events, owner, push, push_events
 from legion_p2p.core.shard.events import Advanced, Owners
 from legion_p2p.core.shard.life import ShardLife
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader
@@ -36,7 +36,7 @@ def owning_life() -> ShardLife:
 def test_ownership_comes_before_fetching_and_fetching_before_closing() -> None:
     life = owning_life()
     life.owner.push(Contribution(A, 0, 0, 1, 1.0), 1.0)
-    life.follower.handle(follower.Announced(B, mark(4)), 1.0)
+    life.follower.handle(follower_events.Announced(B, mark(4)), 1.0)
     life.handle(Owners(Ownership(B, None)), 1.0)
 
     jobs = []
@@ -45,17 +45,17 @@ def test_ownership_comes_before_fetching_and_fetching_before_closing() -> None:
         life.owner.release()
         life.done()
 
-    assert jobs == [owner.Release(), follower.Fetch(B)]
+    assert jobs == [owner.Release(), follower_events.Fetch(B)]
 
 
 def test_a_round_closes_only_after_what_others_hold_was_fetched() -> None:
     life = owning_life()
     life.owner.push(Contribution(A, 0, 0, 1, 1.0), 1.0)
-    life.follower.handle(follower.Announced(B, mark(4)), 1.0)
+    life.follower.handle(follower_events.Announced(B, mark(4)), 1.0)
 
-    assert life.poll() == follower.Fetch(B) and life.poll() is None
+    assert life.poll() == follower_events.Fetch(B) and life.poll() is None
     assert life.next_deadline() is None, "nothing else is done meanwhile"
-    life.follower.handle(follower.FetchEnded(B, came_forward=False), 2.0)
+    life.follower.handle(follower_events.FetchEnded(B, came_forward=False), 2.0)
     life.done()
 
     assert life.poll() == owner.Close()
@@ -63,26 +63,26 @@ def test_a_round_closes_only_after_what_others_hold_was_fetched() -> None:
 
 def test_this_peers_own_changes_wait_for_nothing() -> None:
     life = owning_life()
-    life.follower.handle(follower.Announced(B, mark(4)), 1.0)
-    assert life.poll() == follower.Fetch(B)
+    life.follower.handle(follower_events.Announced(B, mark(4)), 1.0)
+    assert life.poll() == follower_events.Fetch(B)
 
-    life.push.handle(push.Offered("change", 0, 1, 1), 1.0)
-    assert isinstance(life.poll(), push.Compress)
-    life.push.handle(push.CompressDone("body"), 1.0)
+    life.push.handle(push_events.Offered("change", 0, 1, 1), 1.0)
+    assert isinstance(life.poll(), push_events.Compress)
+    life.push.handle(push_events.CompressDone("body"), 1.0)
     life.handle_timeout(1.0)
 
-    assert isinstance(life.poll(), push.Enter)
+    assert isinstance(life.poll(), push_events.Enter)
 
 
 def test_it_wants_to_be_asked_again_at_the_earliest_of_its_deadlines() -> None:
     life = life_of(ME)
     life.handle(Owners(Ownership(A, None)), 0.0)
-    life.follower.handle(follower.Announced(A, mark(1)), 1.0)
+    life.follower.handle(follower_events.Announced(A, mark(1)), 1.0)
     assert life.next_deadline() == 3.0
 
-    life.push.handle(push.Offered("change", 0, 1, 1), 2.0)
+    life.push.handle(push_events.Offered("change", 0, 1, 1), 2.0)
     life.poll()
-    life.push.handle(push.CompressDone("body"), 2.0)
+    life.push.handle(push_events.CompressDone("body"), 2.0)
 
     assert life.next_deadline() == 2.0
 
@@ -111,13 +111,13 @@ class Swarm:
         life = self.lives[peer]
         if life.push.is_idle:
             self.offered[peer] += 1
-            life.push.handle(push.Offered("change", life.chain.version, 1, 1), self.now)
+            life.push.handle(push_events.Offered("change", life.chain.version, 1, 1), self.now)
             self.work()
 
     def deliver(self, at: int) -> None:
         sender, target, message = self.on_the_way.pop(at % len(self.on_the_way))
         life = self.lives[target]
-        if isinstance(message, push.Packed):
+        if isinstance(message, push_events.Packed):
             self.on_the_way.append((target, sender, self.answer(life, sender, message)))
         elif isinstance(message, UpdateHeader):
             self.take(life, message)
@@ -125,20 +125,20 @@ class Swarm:
             life.push.handle(message, self.now)  # type: ignore[arg-type]
         self.work()
 
-    def answer(self, life: ShardLife, sender: PeerId, packed: push.Packed) -> push.Event:
+    def answer(self, life: ShardLife, sender: PeerId, packed: push_events.Packed) -> push_events.Event:
         if life.chain.includes(sender, packed.seq):
-            return push.Accepted(packed.seq, life.chain.version, included=True)
+            return push_events.Accepted(packed.seq, life.chain.version, included=True)
         verdict = life.owner.push(Contribution(sender, packed.seq, packed.version, 1, self.now), self.now)
         if verdict is None:
-            return push.Redirected(packed.seq, None)
-        return push.Accepted(packed.seq, life.chain.version, verdict is Verdict.INCLUDED)
+            return push_events.Redirected(packed.seq, None)
+        return push_events.Accepted(packed.seq, life.chain.version, verdict is Verdict.INCLUDED)
 
     def take(self, life: ShardLife, header: UpdateHeader) -> None:
         step = life.chain.judge(header)
         if step is Step.APPLY:
             self.apply(life, header)
         elif step is Step.BEHIND:
-            life.follower.handle(follower.Shown(PeerId(header.owner), proved=True), self.now)
+            life.follower.handle(follower_events.Shown(PeerId(header.owner), proved=True), self.now)
 
     def apply(self, life: ShardLife, header: UpdateHeader, *, followed: bool = True) -> None:
         life.chain.applied(header, Update(b"", b"", b""))
@@ -158,21 +158,21 @@ class Swarm:
 
     def carry_out(self, peer: PeerId, life: ShardLife, effect: object) -> None:
         match effect:
-            case push.Compress():
-                life.push.handle(push.CompressDone("body"), self.now)
-            case push.SendPush(target, packed):
+            case push_events.Compress():
+                life.push.handle(push_events.CompressDone("body"), self.now)
+            case push_events.SendPush(target, packed):
                 self.on_the_way.append((peer, target, packed))
-            case push.Enter(packed):
+            case push_events.Enter(packed):
                 life.push.handle(self.answer(life, peer, packed), self.now)
-            case push.Settle(failure):
+            case push_events.Settle(failure):
                 assert failure is None
                 self.settled[peer] += 1
-            case push.Ask(source):
-                life.follower.handle(follower.Shown(source), self.now)
-            case follower.Fetch(source):
+            case push_events.Ask(source):
+                life.follower.handle(follower_events.Shown(source), self.now)
+            case follower_events.Fetch(source):
                 before = life.chain.version
                 self.catch_up(life)
-                life.follower.handle(follower.FetchEnded(source, life.chain.version > before), self.now)
+                life.follower.handle(follower_events.FetchEnded(source, life.chain.version > before), self.now)
                 life.done()
             case owner.Claim():
                 self.catch_up(life)
@@ -180,7 +180,7 @@ class Swarm:
                 life.done()
             case owner.Release():
                 life.owner.release()
-                life.push.handle(push.RoundGivenUp(), self.now)
+                life.push.handle(push_events.RoundGivenUp(), self.now)
                 life.owner.handle(owner.Released(), self.now)
                 life.done()
             case owner.Close():
@@ -231,7 +231,7 @@ def test_in_any_order_of_events_each_contribution_comes_into_one_update_and_is_s
                     swarm.on_the_way.pop(n % len(swarm.on_the_way))
     for life in swarm.lives.values():  # the lost requests of a push end by their deadline
         if life.push.state is push.PushState.SENT and life.push.packed is not None:
-            life.push.handle(push.Unanswered(life.push.packed.seq), swarm.now)
+            life.push.handle(push_events.Unanswered(life.push.packed.seq), swarm.now)
     for _ in range(40):
         for name in names:
             swarm.offer(name) if not swarm.offered[name] else None

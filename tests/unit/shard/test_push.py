@@ -14,6 +14,10 @@ from legion_p2p.core.shard.push import (
     RESEND_AFTER_VERSIONS,
     RESEND_REDIRECTED_S,
     RETRY_S,
+    PushQueue,
+    PushState,
+)
+from legion_p2p.core.shard.push_events import (
     Accepted,
     Ask,
     Compress,
@@ -26,8 +30,6 @@ from legion_p2p.core.shard.push import (
     Merged,
     Moved,
     Offered,
-    PushQueue,
-    PushState,
     Rebase,
     Rebased,
     Redirected,

@@ -17,7 +17,7 @@ from legion_p2p.core.announcement import mark_of
 from legion_p2p.core.evidence import sign_header
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.rendezvous import Ownership
-from legion_p2p.core.run import RoundSpec
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.shard.events import Owners
 from legion_p2p.core.shard.push import PushState
 from legion_p2p.core.wire import (

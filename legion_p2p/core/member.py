@@ -1,0 +1,99 @@
+"""A member of a run as this peer sees it, and what the table of members (membership.py) asks to be done."""
+
+from enum import Enum
+
+import msgspec
+
+from legion_p2p.core.announcement import Announcement, peer_of
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.reach import Reach
+from legion_p2p.core.roles import Role
+
+
+class Liveness(Enum):
+    ALIVE = "ALIVE"
+    SUSPECT = "SUSPECT"
+    DEAD = "DEAD"
+
+
+class Member(msgspec.Struct, frozen=True):
+    """One row of the table."""
+
+    announcement: Announcement
+    liveness: Liveness
+    since: float
+    """When it entered its present liveness."""
+    next_probe_at: float = 0.0
+    met: bool = False
+    """A message came from it, over a connection of its own."""
+    n_greeted: int = 0
+    next_greeting_at: float = 0.0
+
+    @property
+    def peer_id(self) -> PeerId:
+        return peer_of(self.announcement)
+
+    @property
+    def counts(self) -> bool:
+        """Takes part in ownership and rounds: not dead."""
+        return self.liveness is not Liveness.DEAD
+
+
+def role_of(announcement: Announcement) -> tuple[bool, bool, float, str, Reach, Role, tuple[str, ...]]:
+    """What decides who owns which shard, and who is waited for."""
+    a = announcement
+    return (a.ready, a.training, a.weight, a.region, a.reach, a.role, a.stalled)
+
+
+def believed(member: Member, region: str) -> Announcement:
+    """What a member says of itself, as far as a peer of `region` takes it.
+
+    One of this region that was never met may not exist: it owns nothing, nobody waits for its pushes, and its word on what the
+    shards are does not count. A member of another region is met only where regions sync.
+    """
+    said = member.announcement
+    if member.met or said.region != region or not (said.ready or said.training):
+        return said
+    return msgspec.structs.replace(said, ready=False, training=False)
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """A member came, went, or changed its liveness; None on a side means that it was, or is, not in the table."""
+
+    peer_id: PeerId
+    before: Liveness | None
+    after: Liveness | None
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """Ask this suspect for a sign of life."""
+
+    peer_id: PeerId
+
+
+class Greet(msgspec.Struct, frozen=True):
+    """Ask this member for a sign of life, because so far only others told of it."""
+
+    peer_id: PeerId
+
+
+class Met(msgspec.Struct, frozen=True):
+    """The first message came from this member."""
+
+    peer_id: PeerId
+
+
+class Accuse(msgspec.Struct, frozen=True):
+    """Tell others that this peer seems dead, so that they look for themselves, and it can refute."""
+
+    peer_id: PeerId
+    incarnation: int
+
+
+class Refute(msgspec.Struct, frozen=True):
+    """Announce this peer at once, with an incarnation of at least `incarnation`."""
+
+    incarnation: int
+
+
+Effect = Changed | Probe | Greet | Met | Accuse | Refute
