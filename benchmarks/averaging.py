@@ -61,7 +61,7 @@ def average_peer(rank, n_peers, elements, codec, address, barrier, results):
                     address.put(next(a for a in engine.network.addresses() if "127.0.0.1" in a))
             await engine.wait_for_members(n_peers)
             engine.report(Progress(step=1, tokens=1, training=True))
-            while sum(a.training for a in engine.members.everyone()) < n_peers:
+            while sum(a.training for a in engine.members.roster.everyone()) < n_peers:
                 await engine.members.changed.wait()
             await trio.sleep(2)  # ownership has settled, and every peer knows every other
             await trio.to_thread.run_sync(barrier.wait)

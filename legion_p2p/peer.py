@@ -192,7 +192,7 @@ async def open_peer(
                     if not conditions.asks_nothing:
                         nursery.start_soon(_manners(entered, network, conditions, peer.identity).run_forever)
                     if blocks is not None:
-                        blocks.is_open = entered.members.admission.is_open
+                        blocks.is_open = entered.members.access.admission.is_open
                     if isinstance(peer.identity, str) and peer.identity:
                         lists = AccessFiles(user_path(peer.identity))
                         nursery.start_soon(watch_access, entered.ctx, entered.members, lists)

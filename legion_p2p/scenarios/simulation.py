@@ -223,7 +223,7 @@ class _Simulation:
         holdings = list(self._holdings())
         self._report(self._watch.sampled(holdings, now, now - self._disturbed_at))
         sent_bytes, gossip_bytes = cast.sent_bytes()
-        known = [len(actor.peer.engine.members.everyone()) for actor in there if actor.peer is not None]
+        known = [len(actor.peer.engine.members.roster.everyone()) for actor in there if actor.peer is not None]
         n_shards = there[0].peer.engine.plan.n_shards if there and there[0].peer is not None else 1
         sample = Sample(
             at_s=round(now, 6), loss=self._loss(there), n_started=sum(a.peer is not None for a in cast.actors.values()),

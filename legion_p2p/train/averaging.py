@@ -180,7 +180,7 @@ async def average_once(engine: ActiveRun, values: Tensor, n_peers: int, gather_s
 
     engine.report(Progress(training=False, done=True))
     await _meet(engine)
-    while not all(a.done for a in engine.members.everyone()):
+    while not all(a.done for a in engine.members.roster.everyone()):
         await engine.members.changed.wait()
     late = [replica.shard for replica, outcome in zip(replicas, outcomes, strict=True) if outcome.version != 1]
     if late:
@@ -220,7 +220,7 @@ async def _follow(replica: Replica, outcome: _Outcome) -> None:
 
 def _taking_part(engine: ActiveRun) -> set[PeerId]:
     """Members that hold the zeros and are about to push, or have pushed."""
-    return {PeerId(a.peer_id) for a in engine.members.everyone() if a.ready and a.role.trains and (a.training or a.done)}
+    return {PeerId(a.peer_id) for a in engine.members.roster.everyone() if a.ready and a.role.trains and (a.training or a.done)}
 
 
 async def _meet(engine: ActiveRun) -> None:

@@ -490,7 +490,7 @@ class Optimizer(torch.optim.Optimizer):
         return self._thread.engine
 
     def _count_training(self) -> int:
-        return sum(a.ready and a.role.trains and (a.training or a.done) for a in self._engine.members.everyone())
+        return sum(a.ready and a.role.trains and (a.training or a.done) for a in self._engine.members.roster.everyone())
 
     def _check_open(self) -> None:
         self._thread.check_may_wait()

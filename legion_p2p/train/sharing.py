@@ -41,13 +41,13 @@ def share_text(thread: PeerAccess, engine: ActiveRun, make: Make[Reader]) -> Rea
                     engine.events.emit("data.other_text", peer=announcement.peer_id, reason=str(bad))
 
     def count(_: None = None) -> None:
-        living[:] = [peer_of(a) for a in engine.members.everyone() if a.training or a.peer_id == engine.me]
+        living[:] = [peer_of(a) for a in engine.members.roster.everyone() if a.training or a.peer_id == engine.me]
 
     def begin() -> None:
         engine.members.announcements.add(heard)
         engine.members.roles_changed.add(count)
         count()
-        for announcement in engine.members.everyone():
+        for announcement in engine.members.roster.everyone():
             heard(announcement)
 
     thread.call(begin)

@@ -174,8 +174,8 @@ def test_so_is_that_of_a_service(wrap: Wrap) -> None:
     async def fails(*_: Any, **__: Any) -> None:
         raise KeyError("in a service")
 
-    a._engine.members.announce_now = fails  # which its task calls within a period
-    a._thread.call(a._engine.members.announce_soon)
+    a._engine.members.announcer.announce_now = fails  # which its task calls within a period
+    a._thread.call(a._engine.members.announcer.announce_soon)
     began = time.monotonic()
     with pytest.raises(ClosedError, match="KeyError: 'in a service'") as caught:
         while time.monotonic() < began + 40:
@@ -444,7 +444,7 @@ def test_a_poisoned_optimizer_is_told_of_here_and_at_the_others(wrap: Wrap, capf
 
     until(healed)
     assert all(bool(torch.isfinite(p).all()) for p in theirs.parameters())
-    until(lambda: a._thread.call(a._engine.members.announced, b._engine.me).trouble == "")
+    until(lambda: a._thread.call(a._engine.members.roster.announced, b._engine.me).trouble == "")
 
 
 # lifetimes

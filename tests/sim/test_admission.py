@@ -118,7 +118,7 @@ async def test_a_revocation_that_one_member_knows_of_reaches_all(autojump_clock)
         await swarm.kill("guest")
         newcomer = await swarm.add("d", token=token_of(swarm, "d"))
         await trio.sleep(5)
-        assert "revoked" in newcomer.engine.members.admission.refusal(guest.id, token_of(swarm, "guest"), BEGAN_AT)
+        assert "revoked" in newcomer.engine.members.access.admission.refusal(guest.id, token_of(swarm, "guest"), BEGAN_AT)
 
 
 async def test_a_ban_holds_at_the_peer_whose_user_spoke_it(autojump_clock):
@@ -128,10 +128,10 @@ async def test_a_ban_holds_at_the_peer_whose_user_spoke_it(autojump_clock):
         await liar.become_member(ready=True)
         assert all(knows(peer, liar.id) for peer in peers)
 
-        peers[0].engine.members.ban({liar.id})
+        peers[0].engine.members.access.ban({liar.id})
         await trio.sleep(5)
 
         assert [knows(peer, liar.id) for peer in peers] == [False, True, True]
         assert await liar.refused(peers[0], Ping(liar.run)) == "NotAdmittedError"
-        peers[0].engine.members.ban(set())
+        peers[0].engine.members.access.ban(set())
         assert await liar.refused(peers[0], Ping(liar.run)) == ""

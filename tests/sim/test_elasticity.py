@@ -46,7 +46,7 @@ async def crowd(swarm: Swarm, n: int, step_s: float = STEP_S) -> list[SimPeer]:
 
 def n_known(peers: Iterable[SimPeer]) -> set[int]:
     """How many peers each of them knows, itself included."""
-    return {len(p.engine.members.everyone()) for p in peers}
+    return {len(p.engine.members.roster.everyone()) for p in peers}
 
 
 class Witness:
@@ -338,9 +338,9 @@ async def test_who_returns_makes_nobody_follow_because_others_died_long_before(a
 
         async with witnessed(swarm, stay):
             swarm.world.freeze(late.id)
-            await swarm.until(lambda: all(len(p.engine.members.everyone()) == 3 for p in stay), 20, "it is taken for dead")
+            await swarm.until(lambda: all(len(p.engine.members.roster.everyone()) == 3 for p in stay), 20, "it is taken for dead")
             swarm.world.thaw(late.id)
-            await swarm.until(lambda: all(len(p.engine.members.everyone()) == 4 for p in stay), 20, "it is back")
+            await swarm.until(lambda: all(len(p.engine.members.roster.everyone()) == 4 for p in stay), 20, "it is back")
             await all_grow(swarm, stay, 30)
             assert not any(p.events_named("run.rejoining") for p in stay)
 
@@ -355,7 +355,7 @@ async def test_of_a_majority_that_died_one_starts_again_and_nobody_waits_for_it(
         async with witnessed(swarm, stay):
             for name in "wxyz":
                 await swarm.kill(name)
-            await swarm.until(lambda: all(len(p.engine.members.everyone()) == 2 for p in stay), 20, "the dead are dead")
+            await swarm.until(lambda: all(len(p.engine.members.roster.everyone()) == 2 for p in stay), 20, "the dead are dead")
             await swarm.add("w")
             await all_grow(swarm, swarm.living(), 30)
             assert not any(p.events_named("run.rejoining") for p in stay)

@@ -65,7 +65,7 @@ async def test_an_owner_that_tells_two_things_is_found_out_and_owns_nothing_any_
 
         TwoFaced(two_faced, others[:2])
         await swarm.until(
-            lambda: all(peer.engine.members.evidence.excluded() == {two_faced.id} for peer in others), 90, "found out by all"
+            lambda: all(peer.engine.members.proofs.book.excluded() == {two_faced.id} for peer in others), 90, "found out by all"
         )
         await swarm.until(lambda: all(not owned_of(two_faced, peer) for peer in others), 5, "it owns nothing")
         await swarm.kill(two_faced.name)
@@ -84,9 +84,9 @@ async def test_who_comes_later_is_shown_what_is_proven(autojump_clock):
         a.engine.shards.evidence.take(shown)
         late = await swarm.add("c")
 
-        await swarm.until(lambda: late.engine.members.evidence.excluded() == {b.id}, 20, "told")
+        await swarm.until(lambda: late.engine.members.proofs.book.excluded() == {b.id}, 20, "told")
 
-        assert a.engine.members.evidence.excluded() == {b.id} and not owned_of(b, late)
+        assert a.engine.members.proofs.book.excluded() == {b.id} and not owned_of(b, late)
 
 
 async def evidence_against(culprit: SimPeer, at: SimPeer) -> Equivocation:
@@ -117,7 +117,7 @@ async def test_false_evidence_counts_against_who_shows_it(autojump_clock):
 
         kinds = {await liar.refused(a, forged) for _ in range(3)}
 
-        assert kinds == {"SignatureError"} and not a.engine.members.evidence.excluded()
+        assert kinds == {"SignatureError"} and not a.engine.members.proofs.book.excluded()
         for _ in range(20):
             await liar.refused(a, forged) if not liar.is_out(a) else None
         assert liar.is_out(a)
@@ -129,7 +129,7 @@ async def test_an_owner_that_leaves_out_what_it_took_owns_nothing_any_more(autoj
     async with Swarm(round=watched) as swarm:
         peers = [await swarm.add(name, step_s=0.5) for name in "abcde"]
         await trio.sleep(30)
-        assert not any(peer.engine.members.evidence.excluded() for peer in peers), "nobody is accused of what it did not do"
+        assert not any(peer.engine.members.proofs.book.excluded() for peer in peers), "nobody is accused of what it did not do"
         unfair = max(peers, key=lambda peer: len(owned_of(peer, peers[0])))
         victim = next(peer for peer in peers if peer is not unfair)
         others = [peer for peer in peers if peer is not unfair]
@@ -137,7 +137,7 @@ async def test_an_owner_that_leaves_out_what_it_took_owns_nothing_any_more(autoj
         for replica in unfair.engine.shards.replicas.values():
             leave_out(replica, victim.id)
         await swarm.until(
-            lambda: all(peer.engine.members.evidence.excluded() == {unfair.id} for peer in others), 30, "found out by all"
+            lambda: all(peer.engine.members.proofs.book.excluded() == {unfair.id} for peer in others), 30, "found out by all"
         )
         await swarm.until(lambda: all(not owned_of(unfair, peer) for peer in others), 5, "it owns nothing")
 

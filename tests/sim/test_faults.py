@@ -107,7 +107,7 @@ async def test_sixteen_that_start_in_the_same_second_end_in_one_run(autojump_clo
             swarm.start(f"p{i}")
 
         await swarm.until(lambda: all(p.joined.is_set() for p in swarm.peers.values()), 60, "all joined")
-        await swarm.until(lambda: all(len(p.engine.members.everyone()) == 16 for p in swarm.living()), 30, "all know all")
+        await swarm.until(lambda: all(len(p.engine.members.roster.everyone()) == 16 for p in swarm.living()), 30, "all know all")
         await swarm.until(swarm.owners_agree, 30, "one view of who owns what")
         await swarm.settle(90)
         assert swarm.agree()
@@ -209,7 +209,7 @@ async def test_joining_a_run_of_which_nobody_holds_the_model_says_so(autojump_cl
     async with Swarm() as swarm:
         a = await swarm.add("a")
         a.engine.presence.suspend()
-        a.engine.members.announce_soon()
+        a.engine.members.announcer.announce_soon()
         network = swarm.world.join(swarm.identity("late"))
 
         with pytest.raises(JoinError, match="no member that holds the model"):

@@ -96,7 +96,7 @@ async def declared_dead(by: Iterable[Peer], watched_s: float) -> set[PeerId]:
 
 
 def all_know(peers: Iterable[Peer], n: int) -> bool:
-    return {len(peer.members.everyone()) for peer in peers} == {n}
+    return {len(peer.members.roster.everyone()) for peer in peers} == {n}
 
 
 def forget_requests(peers: Iterable[Peer]) -> None:

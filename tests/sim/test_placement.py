@@ -26,7 +26,7 @@ def owned(swarm: Swarm) -> Counter[str]:
 
 def n_able(swarm: Swarm) -> set[int]:
     """How many members may own, as each peer says."""
-    return {sum(a.ready for a in peer.engine.members.everyone()) for peer in swarm.living()}
+    return {sum(a.ready for a in peer.engine.members.roster.everyone()) for peer in swarm.living()}
 
 
 @pytest.mark.parametrize(("name", "n_shards"), [("rendezvous", 8), ("priority", 16), ("stable", 8)])
@@ -62,9 +62,9 @@ async def test_who_is_weighed_by_its_upload_owns_as_much_as_that_carries_and_wav
             swarm.world.bandwidths[swarm.identity(name).peer_id] = Bandwidth(upload_bps=bps)
             await swarm.add(name, weight=AUTO_WEIGHT)
         first = swarm.peers["fibre"]
-        await swarm.until(lambda: {m.peer_id for m in first.engine.members.in_region()} != set(), 10)
+        await swarm.until(lambda: {m.peer_id for m in first.engine.members.roster.in_region()} != set(), 10)
         await trio.sleep(10)
-        weights = {a.peer_id: a.weight for a in first.engine.members.everyone()}
+        weights = {a.peer_id: a.weight for a in first.engine.members.roster.everyone()}
         before = owned(swarm)
 
         for n in range(20):  # a busy line measures less now and then

@@ -163,7 +163,7 @@ async def test_a_peer_whose_reach_wavers_moves_its_shards_a_few_times_only(autoj
         await longest.watch(300)
 
         # twenty changes were found; a change that is announced is seen by one peer after the other
-        announced = [peer.engine.members.announced(wavering.id) for peer in swarm.living() if peer is not wavering]
+        announced = [peer.engine.members.roster.announced(wavering.id) for peer in swarm.living() if peer is not wavering]
         assert {a.reach for a in announced if a is not None} == {Reach.RELAYED}
         assert longest.n_changes <= 6
         assert {"p0", "p1"} <= owners(swarm)
@@ -185,5 +185,5 @@ async def test_a_client_trains_and_owns_nothing_and_a_helper_owns_and_is_never_w
         assert helper.digests() == trainer.digests() or helper.versions() != trainer.versions()
         await swarm.leave("trainer")
         await swarm.until(lambda: owners(swarm) == {"helper"}, 20)
-        assert client.engine.members.announced(helper.id).weight == 1.0
-        assert msgspec.to_builtins(client.engine.members.announced(helper.id).role) == "helper"
+        assert client.engine.members.roster.announced(helper.id).weight == 1.0
+        assert msgspec.to_builtins(client.engine.members.roster.announced(helper.id).role) == "helper"

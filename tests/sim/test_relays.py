@@ -164,7 +164,7 @@ async def test_a_relay_that_steps_down_gives_away_what_it_has_not_delivered(auto
         carried = big.engine.region_sync.relay
         await swarm.until(lambda: any(copy.undelivered.norm() > 0 for copy in carried._copies.values()), 30)
         swarm.world.bandwidths[big.id] = LITTLE
-        big.engine.members.announce_soon()
+        big.engine.members.announcer.announce_soon()
         await trio.sleep(15)
 
         assert not carried._copies

@@ -169,7 +169,7 @@ async def test_nobody_is_announced_by_anybody_else(autojump_clock):
     async with Swarm(round=CAPPED, numel=32) as swarm:
         a, b, c = await three(swarm)
         liar = Liar(swarm)
-        forged = sign(msgspec.structs.replace(a.engine.members.own(), seq=1 << 40, leaving=True), liar.identity)
+        forged = sign(msgspec.structs.replace(a.engine.members.own.now(), seq=1 << 40, leaving=True), liar.identity)
         body = msgspec.msgpack.encode({"peer_id": liar.id, "run": b"\xff\xfe"})
         not_unicode = msgspec.msgpack.encode({"body": body, "signature": liar.identity.sign(body)})
 

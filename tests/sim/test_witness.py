@@ -31,7 +31,7 @@ def accusations(swarm: Swarm) -> list[Any]:
 
 def is_excluded(swarm: Swarm, culprit: SimPeer) -> bool:
     others = [peer for peer in swarm.living() if peer is not culprit]
-    return all(peer.engine.members.evidence.excluded() == {culprit.id} for peer in others)
+    return all(peer.engine.members.proofs.book.excluded() == {culprit.id} for peer in others)
 
 
 def busiest(peers: list[SimPeer]) -> SimPeer:

@@ -166,6 +166,7 @@ async def test_a_running_peer_follows_the_lists_and_keeps_what_it_has_when_one_i
     class Members:
         def __init__(self) -> None:
             self.admission = Admission(RUN, "token", FOUNDER.peer_id)
+            self.access = self
             self.bans: list[set[str]] = []
 
         def ban(self, peers: set[str]) -> None:
@@ -187,7 +188,7 @@ async def test_a_running_peer_follows_the_lists_and_keeps_what_it_has_when_one_i
         lists.revoked = [make_revocation(FOUNDER, "another", GUEST.peer_id), make_revocation(FOUNDER, RUN, GUEST.peer_id)]
         await trio.sleep(2 * LOOK_EVERY_S)
         assert members.bans[-1] == {GUEST.peer_id}
-        assert "revoked" in members.admission.refusal(GUEST.peer_id, make_token(FOUNDER, RUN, GUEST.peer_id, 2000), 1000.0)
+        assert "revoked" in members.access.admission.refusal(GUEST.peer_id, make_token(FOUNDER, RUN, GUEST.peer_id, 2000), 1000.0)
 
         lists.broken, lists.changes = True, 2
         await trio.sleep(2 * LOOK_EVERY_S)

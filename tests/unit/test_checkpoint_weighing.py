@@ -40,7 +40,7 @@ class Members:
     def __init__(self, members: Iterable[PeerId]) -> None:
         said = [Announcement(peer, "run", ready=True, region=REGION, weight=1.0) for peer in members]
         self.rows = [Member(announcement, Liveness.ALIVE, 0) for announcement in said]
-        self.table = self
+        self.table = self.roster = self
 
     def counted(self) -> list[Member]:
         return self.rows

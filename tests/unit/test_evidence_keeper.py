@@ -38,7 +38,7 @@ async def test_evidence_is_kept_and_taken_in_again(autojump_clock: object) -> No
         store = Kept(KeptEvidence(elsewhere, until_s))
         async with trio.open_nursery() as nursery:
             await nursery.start(keep_evidence, peer.run.ctx, peer.run.members, store)
-            assert not peer.run.members.evidence.excluded()
+            assert not peer.run.members.proofs.book.excluded()
             peer.shards.evidence.take(evidence)
             await trio.sleep(2 * LOOK_EVERY_S)
             nursery.cancel_scope.cancel()
@@ -51,8 +51,8 @@ async def test_evidence_is_kept_and_taken_in_again(autojump_clock: object) -> No
         store.fails = True
         async with trio.open_nursery() as nursery:
             await nursery.start(keep_evidence, peer.run.ctx, peer.run.members, store)
-            assert peer.run.members.evidence.excluded() == {OWNER.peer_id}
-            peer.run.members.evidence.revision += 1
+            assert peer.run.members.proofs.book.excluded() == {OWNER.peer_id}
+            peer.run.members.proofs.book.revision += 1
             await trio.sleep(2 * LOOK_EVERY_S)
             nursery.cancel_scope.cancel()
 

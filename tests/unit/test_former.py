@@ -36,7 +36,7 @@ async def two_stores(folder: Path) -> None:
                 await met(world, second, first)
                 async with joining(second, "run"):
                     await run.wait_for_members(2)
-                    one.remember([(a.peer_id, a.addresses) for a in run.members.everyone()])
+                    one.remember([(a.peer_id, a.addresses) for a in run.members.roster.everyone()])
 
 
 async def test_one_that_comes_back_late_is_found_by_the_address_that_the_store_remembers(
@@ -52,7 +52,7 @@ async def test_one_that_comes_back_late_is_found_by_the_address_that_the_store_r
             second = parts_of(world, "second", archive=other, config=CONFIG)
             async with joining(first, "run", PARAMS) as alone:
                 await trio.sleep(30)  # checkpoints are written meanwhile, and must not forget the other one
-                assert alone.members.alone()
+                assert alone.members.roster.alone()
                 assert [address.rpartition("/")[2] for address in status_of(alone).former] == [second.network.identity.peer_id]
                 async with joining(second, "run", PARAMS):
                     with trio.fail_after(2 * MAX_PAUSE_S):

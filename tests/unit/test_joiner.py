@@ -139,7 +139,7 @@ async def test_a_model_that_differs_is_refused_before_the_run_is_entered(autojum
         with pytest.raises(IncompatibleModelError, match="parameter 0 differs"):
             async with joining(parts, "run", other):
                 pass
-        assert not run.members.is_known(parts.network.identity.peer_id)
+        assert not run.members.roster.is_known(parts.network.identity.peer_id)
 
 
 async def test_a_run_whose_codec_is_unknown_here_is_refused(autojump_clock: object) -> None:
@@ -155,7 +155,7 @@ async def test_a_run_whose_codec_is_unknown_here_is_refused(autojump_clock: obje
 async def test_a_run_of_which_nobody_holds_the_model_cannot_be_joined(autojump_clock: object) -> None:
     async with a_run_of_one() as (world, first, run):
         run.presence.suspend()
-        run.members.announce_soon()
+        run.members.announcer.announce_soon()
         parts = parts_of(world, "second")
         await met(world, parts, first)
         with pytest.raises(JoinError, match="no member that holds the model"):
@@ -177,7 +177,7 @@ async def test_a_peer_that_leaves_says_so_and_its_shards_go_to_those_who_stay(au
         assert log[-1].name == "run.left" and second.presence.left
         await trio.sleep(5)
         assert len(run.shards.owned()) == run.plan.n_shards
-        assert run.members.alone()
+        assert run.members.roster.alone()
 
 
 async def test_a_peer_that_is_cancelled_leaves_in_order(autojump_clock: object) -> None:
@@ -191,7 +191,7 @@ async def test_a_peer_that_is_cancelled_leaves_in_order(autojump_clock: object) 
 
         assert second.presence.left
         await trio.sleep(1)
-        assert run.members.alone()
+        assert run.members.roster.alone()
 
 
 def stored_at(path: Path, name: str) -> closing[Archive]:

@@ -25,6 +25,7 @@ class Members:
         self.done = done
         self.absence = SimpleNamespace(was_away=False, noticed=Notify())
         self.n_ready = 1
+        self.announcer = self.roster = self
         self.table = SimpleNamespace(incarnation=5)
 
     def announce_soon(self) -> None:

@@ -417,7 +417,7 @@ async def test_a_narrow_connection_makes_syncs_rarer_and_sparser_and_a_wide_one_
         for upload_bps in (1e9, 20.0, 1e-3):
             for side in (east, west):
                 world.bandwidths[side.run.me] = Bandwidth(upload_bps=upload_bps, download_bps=upload_bps)
-                side.run.members.announce_soon()
+                side.run.members.announcer.announce_soon()
             await trio.sleep(5)
             east.train(5)
             found.append(schedule.interval(east.replica, "west"))
@@ -483,7 +483,7 @@ async def with_a_relay() -> AsyncIterator[tuple[World, Side, Side, Side]]:
         async with joining(parts, "run") as run:
             relay = Side(run)
             for side in (east, west, relay):
-                side.run.members.announce_soon()
+                side.run.members.announcer.announce_soon()
             await until(lambda: all(s.sync.schedule.representative("west", 0) == run.me for s in (east, west, relay)))
             yield world, east, west, relay
 
@@ -573,7 +573,7 @@ async def test_a_relay_that_leaves_delivers_all_that_is_left(autojump_clock: obj
         before = west.copy()
         relay.sync.relay.copy(relay.replica).subtract(0.01 * FAR)
         relay.run.presence.leave()
-        relay.run.members.announce_soon()
+        relay.run.members.announcer.announce_soon()
         await relay.sync.relay.finish_all()
 
         assert torch.allclose(west.copy(), before - 0.01 * FAR, atol=1e-4)

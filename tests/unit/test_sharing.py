@@ -15,6 +15,7 @@ class Members:
 
     def __init__(self):
         self.announcements, self.roles_changed = Observers(), Observers()
+        self.roster = self
         self.said = {peer: SimpleNamespace(peer_id=str(peer), training=False, chunks=b"", epoch=0) for peer in (ME, A)}
 
     def everyone(self):

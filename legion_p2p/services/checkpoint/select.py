@@ -184,7 +184,7 @@ class CheckpointSelection:
                 for peer in roots[root]:
                     self._messenger.report(peer, f"told of a checkpoint that is none of this run: {bad}")
                 continue
-            if self._members.is_known(PeerId(manifest.publisher)):
+            if self._members.roster.is_known(PeerId(manifest.publisher)):
                 found[manifest.publisher].append(manifest)
             else:
                 self._events.emit("checkpoint.not_believed", cid=str(root), reason=f"{manifest.publisher} is no member")

@@ -189,7 +189,7 @@ class CheckpointService:
             if publish:
                 for head in heads:  # one at a time: on leaving, nobody waits for all of them
                     await self._disk(_put_if_missing, self._archive, head)
-                contacts = [(a.peer_id, a.addresses) for a in self._members.everyone()[:MAX_MEMBERS]]
+                contacts = [(a.peer_id, a.addresses) for a in self._members.roster.everyone()[:MAX_MEMBERS]]
                 created_s = int(self._wall_time())
                 self.newest = await self._disk(_publish, self._archive, step, created_s, state or {}, contacts)
                 self.stored_marks = marks
@@ -215,7 +215,7 @@ class CheckpointService:
         self._next_at = self._not_before = trio.current_time() + RETRY_S
 
     def _all_state(self) -> dict[str, Any]:
-        members = [a.peer_id for a in self._members.everyone() if a.ready][:MAX_MEMBERS]
+        members = [a.peer_id for a in self._members.roster.everyone() if a.ready][:MAX_MEMBERS]
         return {**self._state(), "members": " ".join(members)}
 
 

@@ -63,7 +63,7 @@ class Schedule:
     def by_region(self) -> dict[str, list[Announcement]]:
         """The members that may own, by region."""
         members: dict[str, list[Announcement]] = {}
-        for announcement in self._members.everyone():
+        for announcement in self._members.roster.everyone():
             if announcement.ready and announcement.weight > 0 and announcement.region:
                 members.setdefault(announcement.region, []).append(announcement)
         return members
@@ -76,7 +76,7 @@ class Schedule:
         return self._shards.placement.owners(region, owners.weights, owners.reserve)[shard].owner
 
     def _eligible(self, region: str) -> Eligible:
-        everyone = self._members.everyone()
+        everyone = self._members.roster.everyone()
         if everyone is not self._everyone:
             self._everyone, self._owners = everyone, {}
         if region not in self._owners:
@@ -89,7 +89,7 @@ class Schedule:
         owner = self.owner(region, shard)
         if owner is None or region == CENTER:
             return owner
-        in_region = [a for a in self._members.everyone() if a.region == region]
+        in_region = [a for a in self._members.roster.everyone() if a.region == region]
         announced = next((a for a in in_region if a.peer_id == owner), None)
         return owner if announced is None else representative_of(self._shards.run, shard, announced, in_region)
 
@@ -177,7 +177,7 @@ class Schedule:
 
     def _ways(self, shard: int, other: str) -> list[Direction]:
         """There and back, between the representatives of both regions."""
-        everyone, mine = self._members.everyone(), self._shards.region
+        everyone, mine = self._members.roster.everyone(), self._shards.region
         by_peer = {peer_of(a): a for a in everyone}
         us, them = (by_peer.get(p) for p in (self._shards.me, self.representative(other, shard)) if p is not None)
         if us is None or them is None or us is them:

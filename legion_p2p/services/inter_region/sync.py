@@ -76,6 +76,6 @@ class RegionSync:
         if replica.round is not None:
             return RegionCopy(replica)
         is_relay = (
-            self._members.own().relay and self.schedule.representative(self._shards.region, replica.shard) == self._shards.me
+            self._members.own.now().relay and self.schedule.representative(self._shards.region, replica.shard) == self._shards.me
         )
         return self.relay.copy(replica) if is_relay else None

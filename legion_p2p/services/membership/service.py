@@ -3,20 +3,16 @@
 Announcements go out by gossip and, to heal what gossip loses, in an exchange of tables with one random member at a time.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import trio
 
 from legion_p2p.concurrency.notify import Notify
 from legion_p2p.concurrency.nurseries import TaskStatus
-from legion_p2p.core.admission import Admission
 from legion_p2p.core.announcement import Announcement, open_signed, peer_of
-from legion_p2p.core.eligible import Eligible
-from legion_p2p.core.evidence import EvidenceBook, KeptEvidence
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.member import Accuse, Changed, Greet, Liveness, Member, Met, Probe, Refute, believed, role_of
+from legion_p2p.core.member import Accuse, Changed, Greet, Met, Probe, Refute
 from legion_p2p.core.membership import Membership
-from legion_p2p.core.messages.evidence import Evidence, Miscount
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.run import announce_topic
 from legion_p2p.core.wire import (
@@ -31,10 +27,13 @@ from legion_p2p.core.wire import (
 from legion_p2p.errors import DecodeError, NetworkError, NoAnswerError, NotAdmittedError, UnreachableError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.absence_watch import AbsenceWatch
+from legion_p2p.services.membership.access import AccessControl
+from legion_p2p.services.membership.announcer import Announcer
 from legion_p2p.services.membership.key_watch import KeyWatch
 from legion_p2p.services.membership.own import OwnAnnouncement
 from legion_p2p.services.membership.prober import Prober
-from legion_p2p.services.membership.region_roles import RegionRoles, Roles
+from legion_p2p.services.membership.proofs import Proofs
+from legion_p2p.services.membership.roster import Roster
 from legion_p2p.services.membership.signed import SignedAnnouncements
 from legion_p2p.services.rpc import Rpc
 
@@ -57,15 +56,14 @@ class MemberService:
         """Rings when somebody came, went, or announced something new."""
         self.new_roles = Notify()
         """Rings when somebody came, went, or has another role: rarely, where `changed` rings at every announcement."""
-        self.evidence = EvidenceBook()
-        """What is proven against members."""
+        self.proofs = Proofs(ctx.wall_time, self._note_change)
         self.absence = AbsenceWatch(self.me, config, ctx.wall_time)
-        self._wall_time = ctx.wall_time
-        self._everyone: tuple[Announcement, ...] = ()
-        self._everyone_at: tuple[object, ...] = ()  # what it was made from
-        spec = ctx.spec
-        self.admission = Admission(ctx.run, spec.admission, spec.founder, spec.admins, spec.admitted)
-        self._roles = RegionRoles(ctx.run)
+        self.own = OwnAnnouncement(self.table, ctx.identity, describe, self._note_change)
+        self.roster = Roster(ctx.run, self.table, self.own, self.absence, self.proofs.book)
+        self.announcer = Announcer(ctx, self.own, self._note_change)
+        self._signed = SignedAnnouncements(self.table, ctx.rng)
+        self.access = AccessControl(ctx, self.table, self.own, self._signed)
+        self.access.excluded.add(lambda _: self._work())
         self._roles_told: tuple[object, ...] = ()
         self._messenger = ctx.messenger
         self._reachability = ctx.reachability
@@ -75,11 +73,7 @@ class MemberService:
         self._gossip = ctx.gossip
         self._events = ctx.events
         self._rng = ctx.rng
-        self._own = OwnAnnouncement(self.table, ctx.identity, describe)
-        self._signed = SignedAnnouncements(self.table, ctx.rng)
         self._key_watch = KeyWatch(ctx.events)
-        self._hurry = Notify()
-        self._hurried = False
         self._nursery: trio.Nursery | None = None
         self.roles_changed: Observers[None] = Observers()
         """Told when a member came, went, or has another role, this peer included."""
@@ -87,141 +81,15 @@ class MemberService:
         self.announcements: Observers[Announcement] = Observers()
         """Told of each announcement that is news."""
 
-    # what others ask
-
-    def everyone(self) -> Sequence[Announcement]:
-        """This peer's announcement, then those of all members that are not dead, by peer id.
-
-        A member that this peer never met counts as not ready. So does one that was taken for dead and is back, until it says in a
-        new incarnation that it has caught up.
-        """
-        own = self.own()
-        state = (self.table.revision, self.absence.n_doubted, own.seq)
-        if self._everyone_at != state:  # asked for many times between two changes
-            others = [believed(m, own.region) for m in self.table.counted()]
-            self._everyone = (own, *map(self.absence.trusted, others))
-            self._everyone_at = state
-        return self._everyone
-
-    def eligible(self, region: str) -> Eligible:
-        """Those that own the shards of `region`. The same object until that changes."""
-        return self._roles_in(region).eligible
-
-    def ready(self, region: str) -> tuple[PeerId, ...]:
-        """Those in `region` that hold the model. The same object until that changes."""
-        return self._roles_in(region).ready
-
-    def training(self, region: str) -> tuple[PeerId, ...]:
-        """Those in `region` that train now. The same object until that changes."""
-        return self._roles_in(region).training
-
-    def prove(self, evidence: Evidence) -> PeerId | None:
-        """Take evidence in; against whom it is, where that is news.
-
-        Raises: DecodeError, SignatureError, where it proves nothing.
-        """
-        culprit = self.evidence.add(evidence, trio.current_time())
-        if culprit is not None:
-            self._note_change()
-        return culprit
-
-    def convict(self, peer: PeerId, evidence: Miscount) -> bool:
-        """See `EvidenceBook.convict`."""
-        is_news = self.evidence.convict(peer, evidence, trio.current_time())
-        if is_news:
-            self._note_change()
-        return is_news
-
-    def restore(self, kept: KeptEvidence) -> None:
-        """Take in what this peer knew before it was started again. Raises: DecodeError, where it proves nothing."""
-        if self.evidence.restore(kept, trio.current_time(), self._wall_time()) is not None:
-            self._note_change()
-
-    def kept_evidence(self) -> tuple[KeptEvidence, ...]:
-        """What is proven now, to be kept."""
-        return self.evidence.kept(trio.current_time(), self._wall_time())
-
-    def is_heard(self, peer: PeerId) -> bool:
-        """It is a member, and not silent."""
-        member = self.table.get(peer)
-        return member is not None and member.liveness is Liveness.ALIVE
-
-    def is_deposed(self, peer: PeerId) -> bool:
-        """It owns nothing, because it made no progress with what it owned, or made two things of it."""
-        return peer in self._roles_in(self.own().region).deposed
-
-    def _roles_in(self, region: str) -> Roles:
-        self.own()
-        return self._roles.of(region, self.everyone, self._roles_revision(), self.evidence.excluded())
-
-    def _roles_revision(self) -> tuple[object, ...]:
-        own_role = None if self._own.current is None else role_of(self._own.current)
-        return self.table.roles_revision, self.absence.n_doubted, self.evidence.revision, own_role
-
-    def announced(self, peer: PeerId) -> Announcement | None:
-        """As in `everyone`, of one of the others."""
-        member = self.table.get(peer)
-        if member is None or not member.counts:
-            return None
-        return self.absence.trusted(believed(member, self.own().region))
-
-    def others(self) -> list[Announcement]:
-        """What the other members say that are not dead, without those of this region that this peer never met."""
-        region = self.own().region
-        return [m.announcement for m in self.table.counted() if m.met or m.announcement.region != region]
-
-    def own(self) -> Announcement:
-        return self._own.current or self._renew()
-
-    def in_region(self) -> list[Member]:
-        """The others of this peer's own region that are not dead."""
-        region = self.own().region
-        return [m for m in self.table.counted() if m.announcement.region == region]
-
-    def is_known(self, peer: PeerId) -> bool:
-        return peer == self.me or self.table.get(peer) is not None
-
-    def alone(self) -> bool:
-        """Nobody else is in the run, as far as known."""
-        return not self.table.n_counted
-
     def introduce(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
         """`peer` may be found there."""
         if peer != self.me:
             self._messenger.add_addresses(peer, addresses)
 
-    def must_be_admitted(self, peer: PeerId) -> None:
-        """Raises: NotAdmittedError, if the run asks for more to take part than `peer` has shown, or the user has banned it."""
-        refusal = self._refusal(peer)
-        if refusal:
-            raise NotAdmittedError(peer, refusal)
-
-    def revocations(self) -> tuple[bytes, ...]:
-        """Those that this peer announces next."""
-        return self.admission.revocations(self._wall_time(), self._own.seq)
-
     def revoke(self, revocation: bytes) -> None:
         """Take a revocation, and tell the others. Raises: DecodeError."""
-        if self.admission.revoke(revocation, self._wall_time()):
-            self.exclude_refused()
-            self.announce_soon()
-
-    def ban(self, peers: Collection[PeerId]) -> None:
-        """From now on these have no part in the run, as far as this peer is concerned, and no others are banned."""
-        self.admission.banned = frozenset(peers)
-        self.exclude_refused()
-
-    def exclude_refused(self) -> None:
-        """Forget those that may not take part any more: a token expired or was revoked, or a user banned one."""
-        for member in self.table.members():
-            if self._refusal(member.peer_id):
-                self.table.excluded(member.peer_id)
-                self._signed.forget(member.peer_id)
-        self._work()
-
-    def _refusal(self, peer: PeerId) -> str:
-        member = self.table.get(peer)
-        return self.admission.refusal(peer, b"" if member is None else member.announcement.token, self._wall_time())
+        if self.access.revoke([revocation]):
+            self.announcer.announce_soon()
 
     def heard(self, peer: PeerId) -> None:
         """Any message came from `peer`."""
@@ -245,13 +113,13 @@ class MemberService:
         known = self.table.get(peer)
         if known is not None and announcement.order <= known.announcement.order:
             return announcement  # most of an exchange: gossip had brought it
-        refusal = self.admission.refusal(peer, announcement.token, self._wall_time())
+        refusal = self.access.refusal(peer, announcement.token)
         if refusal:
             raise NotAdmittedError(peer, refusal)
-        if announcement.revocations and self._revoke_all(announcement.revocations):
-            self.exclude_refused()
+        if announcement.revocations:
+            self.access.revoke(announcement.revocations)
         if peer == self.me and announcement.incarnation > self.table.incarnation:
-            self._key_watch.contradicted(announcement, self._own.seq)
+            self._key_watch.contradicted(announcement, self.own.seq)
         if self.table.announced(announcement, trio.current_time(), direct=direct):
             if announcement.leaving:
                 self._signed.forget(peer)
@@ -264,17 +132,13 @@ class MemberService:
         self._work()
         return announcement
 
-    def _revoke_all(self, revocations: Sequence[bytes]) -> bool:
-        now_s = self._wall_time()
-        return sum([self.admission.revoke(revocation, now_s) for revocation in revocations]) > 0  # all of them, not the first
-
     def signed_of(self, peer: PeerId) -> bytes | None:
         """The signed announcement of a member, to pass on."""
         return self.signed_own() if peer == self.me else self._signed.get(peer)
 
     def signed_own(self) -> bytes:
-        self.own()
-        return self._own.signed
+        self.own.now()
+        return self.own.signed
 
     # what others send
 
@@ -282,7 +146,7 @@ class MemberService:
         # Before learning: the asker does not need back what it sent. One that knows few members is told of all.
         known = self._sample(peer, SAMPLE if len(message.announcements) >= SAMPLE else MAX_EXCHANGED - 1)
         self._take_all(peer, message.announcements)
-        self.must_be_admitted(peer)
+        self.access.must_be_admitted(peer)
         self.heard(peer)
         newest = self._signed.get(peer)
         if newest is not None and newest not in message.announcements:
@@ -291,7 +155,7 @@ class MemberService:
 
     async def on_ping_for(self, message: PingFor) -> Done:
         suspect = PeerId(message.peer)
-        if suspect == self.me or not self.is_known(suspect):  # nobody is to be reached through us but members
+        if suspect == self.me or not self.roster.is_known(suspect):  # nobody is to be reached through us but members
             raise UnreachableError(suspect, "it is no other member that I know of")
         try:
             await self._rpc.ask(suspect, Ping(self.run), within_s=self.config.grace_s)
@@ -313,26 +177,15 @@ class MemberService:
 
     # what this peer does
 
-    def announce_soon(self) -> None:
-        """Announce at once instead of at the next regular time: something changed that others act on."""
-        self._hurried = True
-        self._own.expire()
-        self._hurry.notify()
-        self._note_change()
-
-    async def announce_now(self) -> None:
-        self._renew()
-        await self._gossip.publish(announce_topic(self.run), self._own.signed)
-
     async def leave(self, deadline_s: float) -> None:
         """Tell everybody that this peer goes; at most `deadline_s`."""
-        self._own.leaving = True  # all that is announced from here on says so: a later word would bring this peer back to life
-        self._renew()
-        signed = self._own.signed
+        self.own.leaving = True  # all that is announced from here on says so: a later word would bring this peer back to life
+        self.own.renew()
+        signed = self.own.signed
         farewell = Exchange(self.run, (signed,))
         with trio.move_on_after(deadline_s):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._gossip.publish, announce_topic(self.run), signed)
+                nursery.start_soon(self.announcer.publish, signed)
                 for member in self.table.counted()[:MAX_EXCHANGED]:
                     nursery.start_soon(self._prober.tell, member.peer_id, farewell)
 
@@ -352,7 +205,7 @@ class MemberService:
             self._nursery = nursery
             stop_hearing = self._reachability.regained.add(lambda peer: nursery.start_soon(self._meet_again, peer))
             try:
-                nursery.start_soon(self._announce_regularly)
+                nursery.start_soon(self.announcer.announce_regularly, self._notice_absence)
                 nursery.start_soon(self._exchange_regularly)
                 nursery.start_soon(self._look_at_clock)
                 nursery.start_soon(self._key_watch.end_where_shared)
@@ -379,15 +232,6 @@ class MemberService:
 
     # tasks
 
-    async def _announce_regularly(self) -> None:
-        while True:
-            self._hurried = False
-            self._notice_absence()
-            await self.announce_now()
-            with trio.move_on_after(self.config.announce_s * self._rng.uniform(0.85, 1.0)):
-                if not self._hurried:
-                    await self._hurry.wait()
-
     async def _exchange_regularly(self) -> None:
         while True:
             await trio.sleep(self.config.announce_s * self._rng.uniform(1.0, 2.0))
@@ -403,21 +247,21 @@ class MemberService:
             self._notice_absence()
             if self._messenger.addresses() != addresses:
                 addresses = self._messenger.addresses()
-                self.announce_soon()
+                self.announcer.announce_soon()
             now = trio.current_time()
-            if not self.admission.is_open:
-                self.exclude_refused()
+            if not self.access.admission.is_open:
+                self.access.exclude_refused()
             if self.absence.end_probation():
                 self._note_change()
             self.table.handle_timeout(now)
-            self.evidence.end(now)
+            self.proofs.book.end(now)
             self._work()
 
     # inner steps
 
     def _note_change(self) -> None:
         self.changed.notify()
-        roles = self._roles_revision()
+        roles = self.roster.revision()
         if roles != self._roles_told:
             self._roles_told = roles
             self.new_roles.notify()
@@ -442,7 +286,7 @@ class MemberService:
             elif isinstance(effect, Refute):
                 self.table.incarnation = max(self.table.incarnation, effect.incarnation)
                 self._events.emit("member.refuted", incarnation=self.table.incarnation)
-                self.announce_soon()
+                self.announcer.announce_soon()
                 rang = True
             elif self._nursery is not None:
                 if isinstance(effect, Probe):
@@ -457,14 +301,11 @@ class MemberService:
     def _judge_return(self, change: Changed) -> None:
         """Only within a region: regions that were cut off from each other go on as they are, and come together as regions do."""
         member = self.table.get(change.peer_id)
-        if (member is None or self._is_here(member)) and self.absence.judge(change, member, self._ids_in_region):
+        if (member is None or self.roster.is_here(member)) and self.absence.judge(change, member, self._ids_in_region):
             self._note_change()
 
-    def _is_here(self, member: Member) -> bool:
-        return member.announcement.region == self.own().region
-
     def _ids_in_region(self) -> list[PeerId]:
-        return [member.peer_id for member in self.in_region()]
+        return [member.peer_id for member in self.roster.in_region()]
 
     async def _probe(self, suspect: PeerId) -> None:
         helpers = self._prober.helpers(suspect)
@@ -480,7 +321,7 @@ class MemberService:
 
     async def _greet(self, peer: PeerId) -> None:
         member = self.table.get(peer)
-        if member is not None and self._is_here(member) and await self._prober.greet(peer):
+        if member is not None and self.roster.is_here(member) and await self._prober.greet(peer):
             self.heard(peer)
 
     async def _meet_again(self, peer: PeerId) -> None:
@@ -502,10 +343,3 @@ class MemberService:
 
     def _sample(self, excluding: PeerId, limit: int) -> tuple[bytes, ...]:
         return self._signed.sample(self.signed_own(), excluding, limit)
-
-    def _renew(self) -> Announcement:
-        before = self._own.current
-        own = self._own.renew()
-        if before is None or role_of(before) != role_of(own):
-            self._note_change()
-        return own

@@ -43,7 +43,7 @@ async def _read(ctx: PeerContext, members: MemberService, lists: AccessLists) ->
     except StoreError as bad:  # what was read before holds on
         ctx.events.error("access.unreadable", str(bad))
         return
-    members.ban(banned)
+    members.access.ban(banned)
     for revocation in revocations:
         try:
             members.revoke(revocation)

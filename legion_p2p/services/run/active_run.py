@@ -103,7 +103,7 @@ class ActiveRun:
         """Own shards and train from now on; every shard is held. What else a member does runs in `nursery`."""
         self.presence.joined()
         await nursery.start(self.shards.run_forever)
-        await self.members.announce_now()
+        await self.members.announcer.announce_now()
         await self.greet()
         self.shards.on_members_changed()
         if self.units is not None:  # one group, that holds the model together
@@ -152,7 +152,7 @@ class ActiveRun:
         """Whether changes are handed in compactly. Alone, they become the next version bit for bit; and where training waits for
         each round, nothing is held meanwhile.
         """
-        return not self.spec.round.synchronous and not self.members.alone()
+        return not self.spec.round.synchronous and not self.members.roster.alone()
 
     def is_across(self, peer: PeerId) -> bool:
         """Whether `peer` is a member of another region."""
@@ -174,7 +174,7 @@ class ActiveRun:
         """The newest from the training thread. What others act on is announced at once."""
         before, self.steps.progress = self.steps.progress, progress
         if progress.changes_what_others_do(before):
-            self.members.announce_soon()
+            self.members.announcer.announce_soon()
         self._update_local_steps()
 
     def run_step(self) -> int:
@@ -194,7 +194,7 @@ class ActiveRun:
 
     async def wait_for_members(self, n: int) -> None:
         """Until the run has `n` members that hold the model, this peer included."""
-        while sum(a.ready for a in self.members.everyone()) < n:
+        while sum(a.ready for a in self.members.roster.everyone()) < n:
             await self.members.changed.wait()
 
     def all_done(self) -> bool:
@@ -212,7 +212,7 @@ class ActiveRun:
     # inner steps
 
     def _others(self) -> list[Announcement]:
-        return self.members.others()
+        return self.members.roster.others()
 
     def _on_member_changed(self, change: Changed) -> None:
         if change.after is None:

@@ -105,6 +105,6 @@ class AdvertiseService:
                 except NetworkError as failed:
                     self._events.emit("look.failed", reason=str(failed))
             for contact in contacts:
-                if not self._members.is_known(contact.peer_id):
+                if not self._members.roster.is_known(contact.peer_id):
                     self._messenger.add_addresses(contact.peer_id, contact.addresses)
                     await self._members.exchange_with(contact.peer_id)

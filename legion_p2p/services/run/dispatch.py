@@ -77,7 +77,7 @@ def answer(run: ActiveRun) -> None:
 
     def check_admitted(peer: PeerId, message: Request[Any]) -> None:
         if not isinstance(message, Exchange):  # which brings what the peer is admitted by
-            run.members.must_be_admitted(peer)
+            run.members.access.must_be_admitted(peer)
 
     def check_in_run(peer: PeerId, message: Request[Any]) -> None:
         check_admitted(peer, message)

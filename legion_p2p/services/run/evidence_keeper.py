@@ -35,18 +35,18 @@ async def keep_evidence(
                 others.append(kept)
                 continue
             try:
-                members.restore(kept)
+                members.proofs.restore(kept)
             except DecodeError as bad:
                 ctx.events.error("evidence.not_kept", f"kept evidence proves nothing: {bad}")
     except StoreError as bad:
         ctx.events.error("evidence.not_kept", str(bad))
-    written = members.evidence.revision
+    written = members.proofs.book.revision
     task_status.started(None)
     while True:
-        if members.evidence.revision != written:
-            written = members.evidence.revision
+        if members.proofs.book.revision != written:
+            written = members.proofs.book.revision
             try:
-                await ctx.disk(store.save, (*others, *members.kept_evidence()))
+                await ctx.disk(store.save, (*others, *members.proofs.kept()))
             except StoreError as bad:
                 ctx.events.error("evidence.not_kept", str(bad))
         await trio.sleep(LOOK_EVERY_S)

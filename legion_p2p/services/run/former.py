@@ -29,7 +29,7 @@ class FormerMembers:
         """Look while this peer is alone; wait where it is not."""
         pause_s = FIRST_PAUSE_S
         while True:
-            if self._members.alone():
+            if self._members.roster.alone():
                 await self._try_all()
                 await trio.sleep(pause_s * self._rng.uniform(0.8, 1.2))
                 pause_s = min(2 * pause_s, MAX_PAUSE_S)

@@ -32,5 +32,5 @@ class OwnershipGate:
 
     def tell(self) -> None:
         """The presence has changed: the others hear of it, and the shards act on it."""
-        self._members.announce_soon()
+        self._members.announcer.announce_soon()
         self._shards.on_members_changed()

@@ -196,10 +196,10 @@ class Joiner:
                 await run.members.changed.wait()
         if scope.cancelled_caught:
             raise JoinError(f"run {run.spec.name!r} is known, but no member that holds the model answered in {MEMBERS_S:.0f} s")
-        if not run.members.admission.is_open:  # a member that has not seen the token gives nothing
+        if not run.members.access.admission.is_open:  # a member that has not seen the token gives nothing
             await run.greet()
         run.shards.move(await run.regions.first())
-        run.members.announce_soon()
+        run.members.announcer.announce_soon()
         if run.units is not None:
             return await self._join_sharded(run)
         sync = StateSync(run.ctx, run.members, run.region, run.checkpoints.store)
@@ -240,7 +240,7 @@ class Joiner:
         for contact in contacts:
             await run.members.exchange_with(contact)
         run.shards.move(await run.regions.first())
-        run.members.announce_soon()
+        run.members.announcer.announce_soon()
         goes_on = await gather(restored, await run.checkpoints.remembered(), run.members, run.ctx.config.checkpoints.gather_s)
         run.shards.on_members_changed()
         await catch_up(restored, run.members, run.shards, self._events)
@@ -309,7 +309,7 @@ class Joiner:
             shelf=self._parts.shelf,
         )
         members = MemberService(ctx, lambda: describe(run))
-        refusal = members.admission.refusal(ctx.me, ctx.config.token, ctx.wall_time())
+        refusal = members.access.admission.refusal(ctx.me, ctx.config.token, ctx.wall_time())
         if refusal:
             raise JoinError(f"run {spec.name!r} does not admit this peer, {ctx.me}: {refusal}; ask its creator, {spec.founder}")
         resumed_from = None if restored is None else replace(restored, shards=())  # the tensors are held by the shards

@@ -42,11 +42,11 @@ async def leave(run: ActiveRun) -> None:
 
 async def _hand_over(run: ActiveRun) -> None:
     """Own nothing, and have all that only an owner has at the next ones."""
-    run.members.announce_soon()
+    run.members.announcer.announce_soon()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_give_notice, run)
-        nursery.start_soon(run.members.announce_now)
-        for member in run.members.in_region()[:MAX_TOLD]:  # a next owner should not have to wait for gossip
+        nursery.start_soon(run.members.announcer.announce_now)
+        for member in run.members.roster.in_region()[:MAX_TOLD]:  # a next owner should not have to wait for gossip
             nursery.start_soon(run.members.exchange_with, member.peer_id)
         run.shards.on_members_changed()
         await run.shards.hand_over_all()

@@ -33,7 +33,7 @@ class AnnouncedReach:
 
     def _on_changed(self, own: OwnReach) -> None:
         self._tell(own)
-        self._members.announce_soon()
+        self._members.announcer.announce_soon()
 
     def _tell(self, own: OwnReach) -> None:
         if (own.reach, own.nat) != self._told:  # and not only its relays

@@ -54,4 +54,4 @@ class StepCount:
 
     def of_run(self, members: MemberService) -> int:
         """The step of the run, by all that is known: see `core.pace.run_step`."""
-        return run_step(self.own(), [a.run_step for a in members.others() if a.ready])
+        return run_step(self.own(), [a.run_step for a in members.roster.others() if a.ready])

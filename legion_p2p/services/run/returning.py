@@ -30,7 +30,7 @@ class ReturnService:
             while not self._members.absence.was_away:
                 await self._members.absence.noticed.wait()
             self._members.absence.was_away = False
-            if any(m.announcement.ready for m in self._members.in_region()):
+            if any(m.announcement.ready for m in self._members.roster.in_region()):
                 await self._return()
 
     async def _return(self) -> None:

@@ -21,7 +21,7 @@ async def sample_forever(run: ActiveRun) -> None:
 
 def emit_sample(run: ActiveRun) -> None:
     """Say how all of it stands now, by what the members announce."""
-    members = run.members.everyone()
+    members = run.members.roster.everyone()
     traffic = run.messenger.traffic()
     run.events.emit(
         "sample",

@@ -64,7 +64,7 @@ def describe(run: ActiveRun) -> Announcement:
         epoch=progress.epoch,
         chunks=progress.chunks,
         token=run.ctx.config.token,
-        revocations=run.members.revocations(),
+        revocations=run.members.access.revocations(),
         stalled=run.shards.stalls.named(trio.current_time()),
         trouble=progress.trouble[:MAX_TROUBLE_CHARS],
         reach=run.reach.now(),

@@ -43,7 +43,7 @@ class TargetService:
 
     def run_tokens(self) -> int:
         """Tokens of the run, by this peer's count or by what most others announce, if that is more."""
-        return run_step(self.own_tokens(), [a.run_tokens for a in self._members.others() if a.ready])
+        return run_step(self.own_tokens(), [a.run_tokens for a in self._members.roster.others() if a.ready])
 
     def left(self) -> TimeLeft | None:
         """How long until the target; None: unknown."""
@@ -61,14 +61,14 @@ class TargetService:
 
     def look_once(self) -> None:
         """Whether the target is reached now; then training ends here."""
-        now, others = trio.current_time(), [a for a in self._members.others() if a.ready]
+        now, others = trio.current_time(), [a for a in self._members.roster.others() if a.ready]
         run = RunProgress(self._steps.of_run(self._members), self.run_tokens(), self._losses(others))
         self._eta["steps"].count(run.step, now)
         self._eta["tokens"].count(run.tokens, now)
         if self.watch.look(run, [a.reached for a in others if a.role.trains], now):
             self._ctx.events.emit("run.target_reached", text=self.watch.reason, step=run.step, tokens=run.tokens)
             self._control.obey(Finish())
-            self._members.announce_soon()
+            self._members.announcer.announce_soon()
 
     def _losses(self, others: list[Announcement]) -> tuple[float, ...]:
         own = self._steps.progress.loss

@@ -72,7 +72,7 @@ class UnitService:
 
     async def hand_over_all(self) -> None:
         """Until this peer, which is not ready any more, owns nothing, or nobody else can own."""
-        while self.table.n_owned() and self._members.eligible(self.table.region).weights:
+        while self.table.n_owned() and self._members.roster.eligible(self.table.region).weights:
             self.table.woken.notify()
             await trio.sleep(0.05)
 
@@ -84,7 +84,7 @@ class UnitService:
                 await absence.noticed.wait()
             absence.was_away = False
             self._members.table.incarnation += 1
-            self._members.announce_soon()
+            self._members.announcer.announce_soon()
             self.mover.contest_all()
 
     def _start_owning(self, held: HeldUnit) -> None:

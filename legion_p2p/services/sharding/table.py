@@ -98,7 +98,7 @@ class UnitTable:
 
     def ownership(self, unit: int) -> Ownership:
         """By the members that are known now."""
-        eligible = self.members.eligible(self.region)
+        eligible = self.members.roster.eligible(self.region)
         if eligible is not self._eligible:
             self._eligible = eligible
             self._owners = place_units(self.run, self.region, self._sizes, {**eligible.reserve, **eligible.weights})
@@ -122,11 +122,11 @@ class UnitTable:
 
     def training_since(self) -> Mapping[PeerId, int]:
         """The members that train, and from which step of the run on."""
-        return {PeerId(a.peer_id): a.run_step for a in self.members.everyone() if a.training}
+        return {PeerId(a.peer_id): a.run_step for a in self.members.roster.everyone() if a.training}
 
     def must_be_member(self, peer: PeerId) -> None:
         """Raises: RemoteProtocolError."""
-        if not self.members.is_known(peer):
+        if not self.members.roster.is_known(peer):
             raise RemoteProtocolError(peer, "not a known member of this run: send an announcement first")
 
     # asking

@@ -65,9 +65,9 @@ class EvidenceService:
             raise DecodeError("an accusation that cannot be right")
         self._states.replica(header.shard)
         accuser, now = PeerId(message.accuser), trio.current_time()
-        if {PeerId(header.owner), accuser} & self._members.evidence.excluded() or self._states.nursery is None:
+        if {PeerId(header.owner), accuser} & self._members.proofs.book.excluded() or self._states.nursery is None:
             return Done()
-        if accuser not in self._members.eligible(self._states.region).weights:
+        if accuser not in self._members.roster.eligible(self._states.region).weights:
             raise NetworkError(f"{accuser} has no ownership to answer with for an accusation")
         if now - self._judged_at.get(accuser, -JUDGE_EVERY_S) < JUDGE_EVERY_S:
             return Done()
@@ -95,12 +95,12 @@ class EvidenceService:
             self._convict(PeerId(header.owner if found.finding is CountVerdict.WRONG else message.accuser), message, peer)
 
     def _convict(self, culprit: PeerId, message: Miscount, shown_by: PeerId | None) -> None:
-        if self._members.convict(culprit, message):
+        if self._members.proofs.convict(culprit, message):
             self._pass_on(culprit, message, shown_by, reason_of(message, by_owner=culprit != message.accuser))
 
     def take(self, evidence: Evidence | None, shown_by: PeerId | None = None) -> None:
         """Check it, and tell others where it is news. None: nothing. Raises: DecodeError, where it proves nothing."""
-        culprit = None if evidence is None else self._members.prove(evidence)
+        culprit = None if evidence is None else self._members.proofs.prove(evidence)
         if evidence is None or culprit is None:
             return
         self._pass_on(culprit, evidence, shown_by, reason_of(evidence))
@@ -115,7 +115,7 @@ class EvidenceService:
 
     def _on_member_changed(self, change: Changed) -> None:
         if change.before is None and change.after is not None:
-            for evidence in self._members.evidence.newest(N_SHOWN):
+            for evidence in self._members.proofs.book.newest(N_SHOWN):
                 self._show(change.peer_id, evidence)
 
     def _show(self, peer: PeerId, evidence: Evidence) -> None:

@@ -135,7 +135,7 @@ class FollowService:
         """The shard changed hands: look at what those announced that count from now on."""
         states = self._states
         owner = states.ownership(replica.shard).owner
-        peers = states.members.ready(states.region) if owner == states.me else () if owner is None else (owner,)
+        peers = states.members.roster.ready(states.region) if owner == states.me else () if owner is None else (owner,)
         for peer in peers:
             self._note(replica, peer, mark_at(self._marks_of(peer), replica.shard))
 
@@ -152,12 +152,14 @@ class FollowService:
         states = self._states
         left_out = (states.me, states.ownership(replica.shard).owner)
         return [
-            mark_at(self._marks_of(peer), replica.shard) for peer in states.members.ready(states.region) if peer not in left_out
+            mark_at(self._marks_of(peer), replica.shard)
+            for peer in states.members.roster.ready(states.region)
+            if peer not in left_out
         ]
 
     def _marks_of(self, peer: PeerId) -> bytes:
         """Of all shards, packed, as a member of this region announces them; empty where it says nothing that counts."""
-        announced = self._states.members.announced(peer)
+        announced = self._states.members.roster.announced(peer)
         if announced is None or not announced.ready or announced.region != self._states.region:
             return b""
         return announced.marks if len(announced.marks) == self._states.n_mark_bytes else b""
@@ -294,7 +296,7 @@ class FollowService:
     def _holds_what_most_hold(self, replica: Replica, peer: PeerId) -> bool:
         marks: list[Mark | None] = []
         of_peer: Mark | None = None
-        for other in self._states.members.ready(self._states.region):
+        for other in self._states.members.roster.ready(self._states.region):
             if other != self._states.me:
                 marks.append(mark_at(self._marks_of(other), replica.shard))
                 if other == peer:

@@ -178,7 +178,7 @@ class HandoverService:
             raise NetworkError("this peer is leaving the run as well")
         if not message.payload:
             return Held(replica.chain.version, replica.chain.digest)
-        if peer in states.members.evidence.excluded():
+        if peer in states.members.proofs.book.excluded():
             raise NetworkError(f"shard {replica.shard}: what {peer} has of it is not taken, because it is proven to have lied")
         inherited = replica.inherited
         if inherited is not None and inherited[0] == peer and message.version <= inherited[1]:

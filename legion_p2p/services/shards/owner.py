@@ -69,7 +69,7 @@ class OwnerService:
         states = self._states
         before = replica.chain.owner
         if before is not None and before != states.me:
-            if states.lives(before) and not states.members.is_deposed(before):
+            if states.lives(before) and not states.members.roster.is_deposed(before):
                 # Its view may lag behind ours: our announcement tells it to stop, and then its word is the last one.
                 await states.members.exchange_with(before)
                 await self._follower.fetch_patiently(replica, before)
@@ -96,7 +96,7 @@ class OwnerService:
     async def _recover_tail(self, replica: Replica) -> None:
         """The owner before us is dead. What it published last may have reached others only."""
         states = self._states
-        others = [peer for peer in states.members.ready(states.region) if peer != states.me]
+        others = [peer for peer in states.members.roster.ready(states.region) if peer != states.me]
         ahead = [peer for peer in others if self._follower.is_said_to_be_ahead(replica, peer)]
         ahead, rest = survivors_to_ask(ahead, [peer for peer in others if peer not in ahead], self._rng)
         update_bytes = states.codec_of(replica, states.update_codec).bits_per_element * replica.numel / 8
@@ -264,7 +264,7 @@ class OwnerService:
         if nursery is None:
             return
         encoded = Encoded(update)
-        for send in replica.life.owner.publish(header.version, self._states.members.ready(self._states.region)):
+        for send in replica.life.owner.publish(header.version, self._states.members.roster.ready(self._states.region)):
             nursery.start_soon(self.deliver, replica, send, encoded)
 
     async def deliver(self, replica: Replica, send: SendUpdate, update: Encoded[Held]) -> None:

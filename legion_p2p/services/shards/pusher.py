@@ -43,7 +43,7 @@ class PushService:
     def contribute(self, change: LocalChange) -> None:
         """A local change to push. Its shard must have been settled since the last one."""
         replica = self._states.replicas[change.shard]
-        alone = self._states.members.alone() and change.version == replica.chain.version
+        alone = self._states.members.roster.alone() and change.version == replica.chain.version
         self._tell(replica, push_events.Offered(change, change.version, change.tokens, change.steps, alone))
 
     async def encode(self, replica: Replica, change: LocalChange) -> None:

@@ -48,7 +48,7 @@ class ShardServer:
             return await self._state(replica, replica.chain.passed(message.version, message.digest))
 
         n_bytes = replica.chain.bytes_since(message.version, message.digest)
-        members = states.members.ready(states.region)
+        members = states.members.roster.ready(states.region)
         goes_first = peer == states.ownership(replica.shard).owner or peer in replica.chain.first(members)
         may_wait = peer in members and not goes_first  # a member that lives on what is left over takes what is fewest bytes
         whole = not message.log_only and (n_bytes is None or (may_wait and n_bytes > 4 * replica.numel))

@@ -160,7 +160,7 @@ class ShardService:
 
     def _take_in_expected(self) -> None:
         """Rounds wait for the members that train now."""
-        expected = self._members.training(self.states.region)
+        expected = self._members.roster.training(self.states.region)
         if expected is not self._expected:
             self._expected = expected
             for replica in self.states.replicas.values():
@@ -257,17 +257,17 @@ class ShardService:
                 self._start(self._do, replica, self.owner.close)
 
     def _note_stalled(self, replica: Replica, stalled: PeerId) -> None:
-        if self._members.absence.was_away or not self._members.is_heard(stalled) or self.follower.is_behind_most(replica):
+        if self._members.absence.was_away or not self._members.roster.is_heard(stalled) or self.follower.is_behind_most(replica):
             return  # versions may have been made that have not come here; whether a silent owner is dead is decided elsewhere
         if self.stalls.found(stalled, trio.current_time()):
             self._events.emit("owner.stalled", shard=replica.shard, version=replica.chain.version, owner=stalled)
-            self._members.announce_soon()
+            self._members.announcer.announce_soon()
 
     def _note_broken(self, owner: PeerId) -> None:
         """It proves nothing by itself: others see it as well, and say so."""
         if self.stalls.found(owner, trio.current_time()):
             self._events.emit("owner.inconsistent", owner=owner)
-            self._members.announce_soon()
+            self._members.announcer.announce_soon()
 
     def _start(self, fn: Callable[..., Awaitable[Any]], *args: Any) -> None:
         assert self.states.nursery is not None

@@ -187,7 +187,7 @@ class ShardStates:
 
     def refresh_owners(self) -> list[Replica]:
         """Look at the members again; the shards whose owner or standby is another one than before."""
-        eligible = self.members.eligible(self.region)
+        eligible = self.members.roster.eligible(self.region)
         if eligible is self._eligible:
             return []
         self._eligible = eligible
@@ -223,7 +223,7 @@ class ShardStates:
 
     def must_be_member(self, peer: PeerId) -> None:
         """Raises: RemoteProtocolError."""
-        if not self.members.is_known(peer):
+        if not self.members.roster.is_known(peer):
             raise RemoteProtocolError(peer, "not a known member of this run: send an announcement first")
 
     # what happens to it

@@ -132,7 +132,7 @@ def _ping(run: str) -> Any:
 
 def _agree(peers: list[Peer]) -> bool:
     views = {peer.shards.ownership(0) for peer in peers}
-    known = all(len(peer.run.members.training(peer.shards.region)) == len(peers) for peer in peers)
+    known = all(len(peer.run.members.roster.training(peer.shards.region)) == len(peers) for peer in peers)
     return len(views) == 1 and known
 
 
@@ -171,7 +171,7 @@ async def test_no_round_closes_without_a_member_that_has_just_begun_to_train(aut
     async with peers_of(2, msgspec.structs.replace(ONE, quorum=1.0)) as [owner, member]:
         for peer in (owner, member):
             peer.run.report(Progress(training=False))
-        await until(lambda: not any(peer.run.members.training(peer.shards.region) for peer in (owner, member)))
+        await until(lambda: not any(peer.run.members.roster.training(peer.shards.region) for peer in (owner, member)))
         await trio.sleep(1)
         before = owner.replica.chain.version
 
@@ -435,7 +435,7 @@ async def test_an_owner_asks_a_member_that_announces_a_newer_version(autojump_cl
     """Nothing but updates of those whose versions are to be followed: here there are none, and the claim comes to nothing."""
     async with peers_of(3) as (owner, member, _):
         member.shards.states._marks[:4] = (9).to_bytes(4, "big")
-        member.run.members.announce_soon()
+        member.run.members.announcer.announce_soon()
 
         await until(lambda: owner.replica.life.follower._claims.get(member.me) is not None, 20)
         await until(lambda: owner.replica.life.follower._claims[member.me].pause_s > 0, 20)
