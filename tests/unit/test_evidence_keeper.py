@@ -34,7 +34,7 @@ async def test_evidence_is_kept_and_taken_in_again(autojump_clock: object) -> No
         evidence = found(of_run, msgspec.structs.replace(RECEIPT, run=peer.run.id))
         elsewhere = found(WITHOUT)
         assert evidence is not None and elsewhere is not None
-        until_s = peer.run.members._wall_time() + 1000
+        until_s = peer.run.ctx.wall_time() + 1000
         store = Kept(KeptEvidence(elsewhere, until_s))
         async with trio.open_nursery() as nursery:
             await nursery.start(keep_evidence, peer.run.ctx, peer.run.members, store)
