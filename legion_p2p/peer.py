@@ -228,7 +228,7 @@ def _manners(run: ActiveRun, network: "Libp2pNetwork", conditions: ConditionsCon
         run.ctx,
         run.control,
         look=Machine(conditions).look,
-        counted=lambda: network.volume.n_bytes,
+        counted=lambda: network.volume.wide_bytes,
         month=lambda: time.strftime("%Y-%m"),
         store=VolumeFile.beside(str(identity)) if is_file else None,
     )

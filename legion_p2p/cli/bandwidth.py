@@ -1,6 +1,5 @@
-"""legion-ctl bw: what a peer has sent and received, by peer, by what it was for, and by hour."""
+"""legion-ctl bw: what a peer has sent and received, by peer, by what it was for, and by hour; and what all of it comes to."""
 
-import time
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -11,6 +10,7 @@ from legion_p2p.cli.output import print_json
 from legion_p2p.observe import human
 from legion_p2p.observe.status import BooksStatus, TrafficRow
 
+REST = "headers and encryption"  # handshakes too, and what broke off on its way
 MOST_PEERS = 20  # of the table; --json has all
 
 
@@ -41,15 +41,20 @@ def lines_of(books: BooksStatus) -> list[str]:
     """Three tables, one below the other."""
     by_bytes = sorted(books.peers, key=lambda row: -(row.sent_bytes + row.received_bytes))
     peers = [(human.short_id(row.name), row) for row in by_bytes[:MOST_PEERS]]
-    hours = [(time.strftime("%d %b %H:00", time.localtime(int(row.name))), row) for row in books.hours]
-    lines = [*_table("for", [(human.clean(row.name, 24), row) for row in books.classes]), ""]
-    lines += [*_table("with", peers)]
+    hours = [(human.hour_text(float(row.name)), row) for row in books.hours]
+    largest = sorted(books.classes, key=lambda row: -(row.sent_bytes + row.received_bytes))
+    classes = [(human.clean(row.name, 24), row) for row in largest]
+    if books.rest is not None and books.total is not None:
+        classes += [(REST, books.rest), ("all that the sockets moved", books.total)]
+    if books.local is not None:
+        classes.append(("of it on this network", books.local))
+    lines = [*_table("for", classes), "", *_table("with", peers)]
     if len(by_bytes) > MOST_PEERS:
         lines.append(f"and {len(by_bytes) - MOST_PEERS} more peers")
     return [*lines, "", *_table("in the hour from", hours)]
 
 
 def _table(title: str, rows: list[tuple[str, TrafficRow]]) -> list[str]:
-    head = f"{title:<24}  {'sent':>10}  {'received':>10}"
-    told = [f"{name:<24}  {human.bytes_text(r.sent_bytes):>10}  {human.bytes_text(r.received_bytes):>10}" for name, r in rows]
+    head = f"{title:<26}  {'sent':>10}  {'received':>10}"
+    told = [f"{name:<26}  {human.bytes_text(r.sent_bytes):>10}  {human.bytes_text(r.received_bytes):>10}" for name, r in rows]
     return [head, *(told or ["nothing yet"])]

@@ -26,6 +26,7 @@ from legion_p2p.core.addresses import parse_endpoint
 from legion_p2p.core.relay_ledger import DEFAULT_RELAY, parse_relay
 from legion_p2p.errors import NetworkError, UsageError
 from legion_p2p.files.paths import user_data_folder
+from legion_p2p.observe.books import books_of
 from legion_p2p.observe.status import ContactStatus, Status
 from legion_p2p.web.node_page import NodeRecord
 
@@ -203,7 +204,7 @@ def _status(network: "Libp2pNetwork", began: float) -> Status:
         sent_bytes=traffic.sent_bytes, received_bytes=traffic.received_bytes, last_round=None, errors=(),
         uptime_s=trio.current_time() - began, n_connected=len(network.messenger.connected()),
         contacts=tuple(ContactStatus(address, problem or "") for address, problem in network.dial_reports.items()),
-        service=network.service(), pid=os.getpid(),
+        books=books_of((), network.network_traffic()), service=network.service(), pid=os.getpid(),
     )  # fmt: skip
 
 

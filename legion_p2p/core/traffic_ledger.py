@@ -1,7 +1,16 @@
-"""Who got and sent what: bytes of requests and replies by peer, by what they are for, and by hour.
+"""Who got and sent what: bytes by peer, by what they are for, and by hour.
 
-What travels below, and gossip and the DHT, is not in it. All of it is bounded: peers by MAX_PEERS, hours by MAX_HOURS.
+Two ledgers and one count make the whole:
+
+    the services' ledger   bodies of requests and replies, by the type of the request
+    the network's ledger   gossip, the DHT, circuits and whatever else runs between peers
+    the sockets' count     everything; what the ledgers leave is headers, encryption, handshakes, and what broke off on its way
+
+All of it is bounded: peers by MAX_PEERS, hours by MAX_HOURS.
 """
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import msgspec
 
@@ -13,6 +22,8 @@ HOUR_S = 3600
 MAX_TAG_BYTES = 48  # where the name of a message's type ends at the latest
 
 OTHER_CLASS = "other"
+GOSSIP, DHT, BLOCKS, UPKEEP, RELAYED = "gossip", "finding peers", "IPFS clients", "keeping connections", "relayed for others"
+"""What the network itself sends and receives bytes for."""
 _CLASSES = {
     "training": ("push", "update"),
     "sharded steps": ("pull_unit", "push_gradient", "replicate_step", "put_unit", "appoint_unit", "ask_unit"),
@@ -23,6 +34,8 @@ _CLASSES = {
 }
 _CLASS_OF = {tag.encode(): name for name, tags in _CLASSES.items() for tag in tags}
 _TYPE = b"\xa4type"
+
+K = TypeVar("K")
 
 
 class MovedBytes(msgspec.Struct, frozen=True):
@@ -45,21 +58,65 @@ def class_of(request: bytes | bytearray | memoryview) -> str:
     return _CLASS_OF.get(head[begin : begin + (head[begin - 1] & 0x1F)], OTHER_CLASS)
 
 
+class HourlyBytes:
+    """Bytes by hours since the epoch."""
+
+    def __init__(self) -> None:
+        self.hours: BoundedMap[int, MovedBytes] = BoundedMap(MAX_HOURS)
+
+    def moved(self, sent_bytes: int, received_bytes: int, now_s: float) -> None:
+        """`now_s`: since the epoch."""
+        hour = int(now_s // HOUR_S)
+        self.hours[hour] = self.hours.get(hour, NOTHING).plus(sent_bytes, received_bytes)
+
+
 class TrafficLedger:
-    """The books of one peer."""
+    """Bytes of one peer, as it has entered them."""
 
     def __init__(self) -> None:
         self.by_peer: BoundedMap[str, MovedBytes] = BoundedMap(MAX_PEERS)
         self.by_class: dict[str, MovedBytes] = {}
-        self.by_hour: BoundedMap[int, MovedBytes] = BoundedMap(MAX_HOURS)
-        """By hours since the epoch."""
+        self.by_hour = HourlyBytes()
 
     def moved(self, peer: str, kind: str, sent_bytes: int, received_bytes: int, now_s: float) -> None:
-        """A request of that kind, or a reply to one, has passed. `now_s`: since the epoch."""
-        hour = int(now_s // HOUR_S)
-        self.by_peer[peer] = self.by_peer.get(peer, _NOTHING).plus(sent_bytes, received_bytes)
-        self.by_class[kind] = self.by_class.get(kind, _NOTHING).plus(sent_bytes, received_bytes)
-        self.by_hour[hour] = self.by_hour.get(hour, _NOTHING).plus(sent_bytes, received_bytes)
+        """So much has passed, for something of that kind. `now_s`: since the epoch."""
+        self.by_peer[peer] = self.by_peer.get(peer, NOTHING).plus(sent_bytes, received_bytes)
+        self.by_class[kind] = self.by_class.get(kind, NOTHING).plus(sent_bytes, received_bytes)
+        self.by_hour.moved(sent_bytes, received_bytes, now_s)
 
 
-_NOTHING = MovedBytes()
+NOTHING = MovedBytes()
+
+
+class SocketBytes(msgspec.Struct, frozen=True):
+    """What all connections to peers together have carried, as the sockets counted it."""
+
+    total: MovedBytes = NOTHING
+    local: MovedBytes = NOTHING
+    """Of it, with this machine and its local network, which no volume of a month counts."""
+    by_hour: dict[int, MovedBytes] = {}
+
+
+class NetworkTraffic(msgspec.Struct, frozen=True):
+    """What a network knows of its traffic beside requests."""
+
+    ledger: TrafficLedger
+    sockets: SocketBytes | None = None
+    """None: there are no sockets, as in a simulation."""
+
+
+def summed(books: Iterable[Mapping[K, MovedBytes]]) -> dict[K, MovedBytes]:
+    """Several books as one."""
+    found: dict[K, MovedBytes] = {}
+    for book in books:
+        for name, moved in book.items():
+            found[name] = found.get(name, NOTHING).plus(moved.sent_bytes, moved.received_bytes)
+    return found
+
+
+def left_over(total: MovedBytes, accounted: Iterable[MovedBytes]) -> MovedBytes:
+    """What the sockets counted and no ledger names. Never negative: a request that fails before it is sent stands in a ledger."""
+    sent, received = total.sent_bytes, total.received_bytes
+    for one in accounted:
+        sent, received = sent - one.sent_bytes, received - one.received_bytes
+    return MovedBytes(max(0, sent), max(0, received))

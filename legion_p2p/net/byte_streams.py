@@ -91,7 +91,7 @@ class TlsStream:
         self._low_water = 1
         self._has_no_low_water = False
         self._owner = owner
-        self._count = owner.volume.meter(sock)
+        self._meter = owner.volume.meter(sock)
         owner.remember(self, sock)
 
     async def handshake(self) -> None:
@@ -120,7 +120,7 @@ class TlsStream:
             if not n_new:
                 break
             n_read += n_new
-            self._count(n_new)
+            self._meter.received(n_new)
         self._heard_at = trio.current_time()
         await self._let_others(n_read)
         return n_read
@@ -139,7 +139,7 @@ class TlsStream:
                     raise
             else:
                 view = view[n_sent:]
-                self._count(n_sent)
+                self._meter.sent(n_sent)
                 await self._let_others(n_sent)
 
     async def _wait_readable(self, n_certain: int) -> None:

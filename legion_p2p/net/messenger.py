@@ -19,9 +19,11 @@ from legion_p2p.net.bulk_lanes import SERVICE, BulkLanes, LaneParts
 from legion_p2p.net.client import Client
 from legion_p2p.net.counters import Counters
 from legion_p2p.net.dialer import Dialer
+from legion_p2p.net.libp2p_host import swarm_of
 from legion_p2p.net.netem import Shaper
 from legion_p2p.net.peer_score import Refusals
 from legion_p2p.net.server import Server
+from legion_p2p.net.stream_meters import StreamMeters
 from legion_p2p.net.streams import PROTOCOLS, SharedParts
 
 log = logging.getLogger("legion_p2p.net")
@@ -41,6 +43,7 @@ class Messenger:
         self._nursery = nursery
         self._book = book
         self._addresses = addresses
+        self.meters = StreamMeters(swarm_of(host))
         parts = SharedParts(Counters(None if shaper is None else shaper.limits_bps), refusals, shaper)
         self._counters = parts.counters
         self.other_version = parts.other_version
@@ -56,14 +59,17 @@ class Messenger:
 
     def serve_internally(self, service: str, handler: Handler) -> None:
         """Answer requests of another part of the network layer."""
-        self._server.serve(service, handler)
+        self._server.serve(service, self.meters.answering(service, handler))
 
     async def request(self, peer: PeerId, body: bytes, priority: Priority = Priority.CONTROL) -> bytes:
         return await self._client.call(peer, "", body, priority)
 
     async def call(self, peer: PeerId, service: str, body: bytes) -> bytes:
         """`request`, to another part of the network layer."""
-        return await self._client.call(peer, service, body)
+        self.meters.asked(peer, service, len(body), 0)
+        reply = await self._client.call(peer, service, body)
+        self.meters.asked(peer, service, 0, len(reply))
+        return reply
 
     async def accept_tls(self, stream: trio.SocketStream) -> None:
         """Take an inbound connection that begins with TLS: a bulk lane, or nothing."""

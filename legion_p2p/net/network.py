@@ -7,6 +7,7 @@ from libp2p.host.basic_host import BasicHost
 
 from legion_p2p.core.caps import Caps
 from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.core.traffic_ledger import NetworkTraffic
 from legion_p2p.net.bitswap import Bitswap
 from legion_p2p.net.contacts import Contacts
 from legion_p2p.net.discovery import Libp2pDiscovery
@@ -21,7 +22,7 @@ from legion_p2p.net.reaching import Reaching
 from legion_p2p.net.recall import Recall
 from legion_p2p.net.relay import Relay
 from legion_p2p.net.tally import Tally
-from legion_p2p.net.volume import WideVolume
+from legion_p2p.net.volume import SocketVolume
 from legion_p2p.observe.status import ServiceStatus
 
 
@@ -50,8 +51,8 @@ class Libp2pNetwork:
         """Relays for others; None where it was not asked to."""
         self.shaper: Shaper
         """Limits all its traffic."""
-        self.volume: WideVolume
-        """What it has exchanged with other networks."""
+        self.volume: SocketVolume
+        """What its sockets have moved."""
 
     @property
     def peer_id(self) -> PeerId:
@@ -76,6 +77,10 @@ class Libp2pNetwork:
             service, n_reservations=ledger.n_reservations, n_circuits=ledger.n_circuits, n_relay_refusals=ledger.n_refused,
             relayed_bytes=ledger.relayed_bytes,
         )  # fmt: skip
+
+    def network_traffic(self) -> NetworkTraffic:
+        """What it has sent and received beside requests, and in all."""
+        return NetworkTraffic(self.messenger.meters.ledger, self.volume.counted())
 
     def addresses(self) -> tuple[str, ...]:
         """Where others may reach this peer, ending in /p2p/<id>; the most useful first, loopback last."""

@@ -9,7 +9,7 @@ import struct
 import sys
 import types
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import libp2p.io.utils
 import libp2p.pubsub.gossipsub
@@ -137,6 +137,8 @@ def _update_windows_rarely() -> None:
 
     async def update(stream: yamux.YamuxStream, *, bytes_read: int = 0) -> None:
         buffered = len(stream.conn.stream_buffers.get(stream.stream_id, b""))
+        if bytes_read and (meter := stream.__dict__.get("meter")) is not None:
+            meter(0, bytes_read)
         if 2 * (stream.target_recv_window - stream.recv_window - buffered) < stream.target_recv_window:
             return
         async with stream.window_lock:
@@ -153,6 +155,7 @@ def _wait_for_windows() -> None:
 
     async def write(stream: yamux.YamuxStream, data: bytes) -> None:
         sent = 0
+        meter = stream.__dict__.get("meter")
         async with stream.rw_lock.write_lock():  # what one writer writes stays together
             while sent < len(data):
                 with trio.move_on_after(ZERO_WINDOW_S) as stall:
@@ -165,8 +168,24 @@ def _wait_for_windows() -> None:
                 header = struct.pack(yamux.YAMUX_HEADER_FORMAT, 0, yamux.TYPE_DATA, 0, stream.stream_id, size)
                 await stream.conn._write_frame(header + bytes(data[sent : sent + size]))
                 sent += size
+                if meter is not None:
+                    meter(size, 0)
 
     replace_attributes(yamux.YamuxStream, write=write)
+
+
+def _meter_streams() -> None:
+    """libp2p counts no bytes. A stream that has its protocol gets a meter from its host, and tells it of bytes."""
+    set_protocol = net_stream.NetStream.set_protocol
+
+    def set_and_meter(stream: net_stream.NetStream, protocol_id: TProtocol) -> None:
+        set_protocol(stream, protocol_id)
+        meter_of = getattr(getattr(stream.swarm_conn, "swarm", None), "meter_of", None)
+        if meter_of is not None:
+            below = cast(yamux.YamuxStream, stream.muxed_stream)  # the only muxer there is
+            below.__dict__["meter"] = meter_of(str(stream.muxed_conn.peer_id), str(protocol_id), below.is_initiator)
+
+    replace_attributes(net_stream.NetStream, set_protocol=set_and_meter)
 
 
 class _Trio(types.ModuleType):
@@ -263,6 +282,7 @@ _expire_quietly()
 _bound_unread()
 _update_windows_rarely()
 _wait_for_windows()
+_meter_streams()
 _lock_quickly()
 _negotiate_in_one_step()
 _widen_subscriptions()

@@ -200,7 +200,7 @@ class ShapedSocket(TrioTCPStream):
             with trio.move_on_after(WRITE_STALL_S) as stall:
                 try:
                     await self.stream.send_all(data)
-                    self._plain.count(len(data))
+                    self._plain.meter.sent(len(data))
                 except trio.BrokenResourceError as broken:
                     self._break(str(broken))
                 except trio.ClosedResourceError:
@@ -214,7 +214,7 @@ class ShapedSocket(TrioTCPStream):
         try:
             while data := await self.stream.receive_some(READ_BYTES):
                 self.ends.received_bytes += len(data)
-                self._plain.count(len(data))
+                self._plain.meter.received(len(data))
                 await down.put(data)
             self._broken = "ended by the other side"
         except trio.BrokenResourceError as broken:

@@ -19,7 +19,7 @@ from legion_p2p.core.addresses import split_address
 from legion_p2p.net.forks import keep_from_children
 from legion_p2p.net.limits import WRITE_STALL_S
 from legion_p2p.net.packet_size import WATCH_S, PacketSize
-from legion_p2p.net.volume import WideVolume
+from legion_p2p.net.volume import SocketVolume
 
 log = logging.getLogger("legion_p2p.net")
 
@@ -80,7 +80,7 @@ class Sockets:
         self._shaper = shaper
         self._open: dict[Closable, socket.socket | trio.socket.SocketType | None] = {}
         self.packet_size = PacketSize()
-        self.volume = WideVolume()
+        self.volume = SocketVolume()
         self._ends: dict[Closable, Ends] = {}
         self._received_before = 0  # on those that are closed now
 
@@ -142,7 +142,7 @@ class Socket(TrioTCPStream):
         self.write_lock = QuickLock()  # type: ignore[assignment]
         self._owner = owner
         self.ends = Ends(stream.socket)
-        self.count = owner.volume.meter(stream.socket)
+        self.meter = owner.volume.meter(stream.socket)
         self._heard_at = float("-inf")
 
     def _stalled(self) -> None:
@@ -156,7 +156,7 @@ class Socket(TrioTCPStream):
             with trio.CancelScope(deadline=trio.current_time() + WRITE_STALL_S, shield=True) as stall:
                 try:
                     await self.stream.send_all(data)
-                    self.count(len(data))
+                    self.meter.sent(len(data))
                 except (trio.BrokenResourceError, trio.ClosedResourceError) as broken:
                     self._end(broken)
                     raise ConnectionClosedError(f"connection closed: {broken}", transport="tcp") from broken
@@ -178,7 +178,7 @@ class Socket(TrioTCPStream):
                 # b"" would make libp2p's read loops ask a hundred times more
                 raise ConnectionClosedError("connection closed by the other side", transport="tcp")
             self.ends.received_bytes += len(data)
-            self.count(len(data))
+            self.meter.received(len(data))
             self._heard_at = trio.current_time()
             return data
 

@@ -99,6 +99,11 @@ def clock_text(at: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(at))
 
 
+def hour_text(at: float) -> str:
+    """The day and the hour, in local time: 27 Nov 16:00."""
+    return time.strftime("%d %b %H:00", time.localtime(at))
+
+
 def _scaled(value: float, units: tuple[str, ...], gap: str) -> str:
     if not math.isfinite(value):
         return NOTHING

@@ -126,7 +126,7 @@ class TargetStatus(msgspec.Struct, frozen=True):
 
 
 class TrafficRow(msgspec.Struct, frozen=True):
-    """Bytes of requests and replies with one peer, for one purpose, or in one hour."""
+    """Bytes with one peer, for one purpose, or in one hour."""
 
     name: str
     """The peer's id, what it was for, or when the hour began, in seconds since the epoch."""
@@ -135,11 +135,19 @@ class TrafficRow(msgspec.Struct, frozen=True):
 
 
 class BooksStatus(msgspec.Struct, frozen=True):
-    """Who got and sent what, since the start."""
+    """Who got and sent what, since the start. Where `total` is known, the bytes of `classes` and `rest` together are those of it,
+    and `hours` count all of it.
+    """
 
     peers: tuple[TrafficRow, ...] = ()
     classes: tuple[TrafficRow, ...] = ()
     hours: tuple[TrafficRow, ...] = ()
+    total: TrafficRow | None = None
+    """As the sockets counted it; None: there are none."""
+    rest: TrafficRow | None = None
+    """Headers, encryption, handshakes, and what broke off on its way: what `classes` leave of `total`."""
+    local: TrafficRow | None = None
+    """Of `total`, with this machine and its local network."""
 
 
 class ServiceStatus(msgspec.Struct, frozen=True):

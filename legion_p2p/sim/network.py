@@ -32,6 +32,7 @@ from legion_p2p.core.access_link import LinkProfile
 from legion_p2p.core.contact import Bandwidth, Contact
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.priority import Priority
+from legion_p2p.core.traffic_ledger import NetworkTraffic, TrafficLedger
 from legion_p2p.errors import ClosedError, UnreachableError, UsageError
 from legion_p2p.net.peer_score import Refusals
 from legion_p2p.sim.client import reset
@@ -409,6 +410,10 @@ class SimNetwork:
     def addresses(self) -> tuple[str, ...]:
         """Ending in /p2p/<id>."""
         return tuple(f"{address}/p2p/{self.peer_id}" for address in self.messenger.addresses())
+
+    def network_traffic(self) -> NetworkTraffic:
+        """Nothing: a simulation counts requests only."""
+        return NetworkTraffic(TrafficLedger())
 
     async def join(self) -> None:
         """Nothing to do: all peers of a world can be found."""

@@ -9,9 +9,9 @@ from legion_p2p.observe import human
 from legion_p2p.observe.events import Event
 from legion_p2p.web.blocks import Block, Cell, Chart, Facts, Figure, Head, Line, Table, TableColumn, WebPage
 from legion_p2p.web.record import RunRecord
-from legion_p2p.web.run_blocks import LEARNING, checkpoint_blocks, error_block, learning_blocks, round_blocks
+from legion_p2p.web.run_blocks import LEARNING, TRAFFIC, checkpoint_blocks, error_block, learning_blocks, round_blocks
 
-TRAFFIC, PEERS = "Traffic", "Peers"
+PEERS = "Peers"
 MAX_LINE_BYTES = 1 << 20  # of one event; longer ones are not ours
 MAX_CURVES = 12  # in one chart: more cannot be told apart
 

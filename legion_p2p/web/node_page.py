@@ -9,6 +9,7 @@ from legion_p2p.observe.status import ConnectionStatus, ServiceStatus, Status
 from legion_p2p.observe.words import connection_text, n_lost
 from legion_p2p.web.blocks import Block, Cell, Chart, Facts, Figure, Head, Notice, Prose, Table, TableColumn, WebPage, rows_of
 from legion_p2p.web.curve import Curve
+from legion_p2p.web.run_blocks import traffic_tables
 
 MAX_ROWS = 200
 MAX_NAMED_SHOWN = 6
@@ -73,7 +74,8 @@ def node_page(status: Status, record: NodeRecord, details: NodeDetails) -> WebPa
     """All of it."""
     service = status.service or ServiceStatus()
     blocks: tuple[Block, ...] = (
-        *record.charts(), _introductions(details), _connections(details), *_relay(details, service), *_node(status),
+        *record.charts(), _introductions(details), _connections(details), *_relay(details, service),
+        *traffic_tables(status.books), *_node(status),
     )  # fmt: skip
     return WebPage(_head(status, service), blocks)
 

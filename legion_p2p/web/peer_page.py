@@ -29,6 +29,7 @@ from legion_p2p.web.blocks import (
 )
 from legion_p2p.web.record import RunRecord
 from legion_p2p.web.run_blocks import (
+    TRAFFIC,
     checkpoint_blocks,
     error_block,
     in_short,
@@ -36,6 +37,7 @@ from legion_p2p.web.run_blocks import (
     plain_bytes,
     round_blocks,
     saved_text,
+    traffic_tables,
 )
 
 MAX_PEERS_MAPPED = 60  # more would hide each other
@@ -44,7 +46,7 @@ MAX_SHARDS_LISTED = 200
 MAX_REASONS = 4
 ERROR_NOTICE_S = 60.0  # an error stays at the top for so long; the list of errors keeps it
 
-PEERS, TRAFFIC, MINE, SETTINGS = "Peers", "Traffic", "My contribution", "Settings"
+PEERS, MINE, SETTINGS = "Peers", "My contribution", "Settings"
 
 
 class PeerFacts(msgspec.Struct, frozen=True):
@@ -214,6 +216,7 @@ def _traffic_blocks(status: Status, record: RunRecord, facts: PeerFacts) -> tupl
             "traffic", TRAFFIC, "Traffic of this peer", tuple(rows),
             "Plain all-reduce: a ring that sums fp32 gradients of all parameters at every step, among the members of now.",
         ),
+        *traffic_tables(status.books, lambda peer: _name(peer, status)),
     )  # fmt: skip
 
 

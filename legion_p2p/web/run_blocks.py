@@ -1,20 +1,21 @@
 """Parts of a page that follow from a record alone: of a running peer, or of one whose metrics.jsonl is read."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from legion_p2p.observe import human
 from legion_p2p.observe.advice import advice_on
-from legion_p2p.observe.status import FailedPush
+from legion_p2p.observe.status import BooksStatus, FailedPush, TrafficRow
 from legion_p2p.observe.words import reason_text
 from legion_p2p.web.blocks import Block, Cell, Chart, Prose, Table, TableColumn, rows_of
 from legion_p2p.web.record import RunRecord
 
 MAX_ROUNDS_LISTED = 40
 MAX_ERRORS_LISTED = 20
+MAX_TRAFFIC_ROWS = 100
 FP32_BYTES = 4
 
-LEARNING, ROUNDS, CHECKPOINTS, ERRORS = "Learning", "Rounds", "Checkpoints", "Errors"
+LEARNING, ROUNDS, TRAFFIC, CHECKPOINTS, ERRORS = "Learning", "Rounds", "Traffic", "Checkpoints", "Errors"
 
 
 def learning_blocks(record: RunRecord) -> tuple[Block, ...]:
@@ -87,6 +88,35 @@ def saved_text(plain: float, sent: float) -> str:
     if plain <= sent:
         return "nothing yet"
     return f"{human.percent_text(1 - sent / plain)}: {plain / sent:.3g} times less"
+
+
+def traffic_tables(books: BooksStatus, name: Callable[[str], str] = human.short_id) -> tuple[Table, ...]:
+    """Bytes by what they were for, by peer, and by hour."""
+
+    def largest(found: tuple[TrafficRow, ...]) -> list[TrafficRow]:
+        return sorted(found, key=lambda row: -(row.sent_bytes + row.received_bytes))
+
+    purposes = [(human.clean(row.name, 40), row) for row in largest(books.classes)]
+    if books.rest is not None and books.total is not None:
+        purposes += [("headers and encryption", books.rest), ("all", books.total)]
+    peers, n_more = rows_of(_traffic_rows((name(row.name), row) for row in largest(books.peers)), MAX_TRAFFIC_ROWS)
+    hours = _traffic_rows((human.hour_text(float(row.name)), row) for row in reversed(books.hours))
+    local = "" if books.local is None else (
+        f"{human.bytes_text(books.local.sent_bytes + books.local.received_bytes)} of all stayed on this machine and its local "
+        "network, which --monthly does not count."
+    )  # fmt: skip
+    both = (TableColumn("sent", "bytes"), TableColumn("received", "bytes"))
+    return (
+        Table(
+            "purposes", TRAFFIC, "Bytes by what they were for", (TableColumn("for"), *both), tuple(_traffic_rows(purposes)), local
+        ),
+        Table("traffic-peers", TRAFFIC, "Bytes by peer", (TableColumn("peer", "id"), *both), peers, n_more=n_more),
+        Table("hours", TRAFFIC, "Bytes by hour", (TableColumn("from"), *both), tuple(hours)),
+    )  # fmt: skip
+
+
+def _traffic_rows(named: Iterable[tuple[str, TrafficRow]]) -> list[tuple[Cell, ...]]:
+    return [(name, row.sent_bytes, row.received_bytes) for name, row in named]
 
 
 def checkpoint_blocks(record: RunRecord, store: str) -> tuple[Block, ...]:

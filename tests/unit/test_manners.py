@@ -23,9 +23,10 @@ from legion_p2p.core.manners import (
     MachineFacts,
     TrainingConditions,
 )
+from legion_p2p.core.traffic_ledger import MovedBytes
 from legion_p2p.core.volume import MonthlyVolume, VolumeMeter
 from legion_p2p.errors import StoreError, UsageError
-from legion_p2p.net.volume import WideVolume, is_wide
+from legion_p2p.net.volume import SocketVolume, is_wide
 from legion_p2p.observe import machine
 from legion_p2p.observe.machine import Machine
 from legion_p2p.services.run.control import ControlService
@@ -154,10 +155,15 @@ def test_the_local_network_is_not_counted(host: str, wide: bool) -> None:
         def getpeername(self) -> tuple[str, int]:
             return host, 4710
 
-    volume = WideVolume()
-    volume.meter(Sock())(1000)  # type: ignore[arg-type]
+    volume = SocketVolume()
+    meter = volume.meter(Sock())  # type: ignore[arg-type]
+    meter.sent(600)
+    meter.received(400)
 
-    assert is_wide(host) is wide and volume.n_bytes == 1000 * wide
+    counted = volume.counted()
+    assert is_wide(host) is wide and volume.wide_bytes == 1000 * wide
+    assert counted.total == MovedBytes(600, 400) and counted.local == MovedBytes(600 * (not wide), 400 * (not wide))
+    assert list(counted.by_hour.values()) == [MovedBytes(600, 400)]
 
 
 # what the machine tells

@@ -7,6 +7,7 @@ from legion_p2p.core.identity import Identity
 from legion_p2p.core.round import LATE
 from legion_p2p.observe.events import Event
 from legion_p2p.observe.status import (
+    BooksStatus,
     ConnectionStatus,
     ControlStatus,
     FailedPush,
@@ -15,6 +16,7 @@ from legion_p2p.observe.status import (
     RunStatus,
     ShardStatus,
     Status,
+    TrafficRow,
 )
 from legion_p2p.web.blocks import Block, WebPage
 from legion_p2p.web.feed import ClientState, encoded
@@ -85,6 +87,24 @@ def test_what_compression_saves_is_compared_with_summing_every_gradient() -> Non
     assert facts_of(page(), "traffic")["saved by compression and local steps"].startswith("97.5 %: 40 times")
     much = page(status(sent_bytes=10**9))
     assert facts_of(much, "traffic")["saved by compression and local steps"] == "nothing yet"
+
+
+def test_bytes_are_told_by_purpose_by_peer_and_by_hour_and_add_up_to_what_the_sockets_counted() -> None:
+    books = BooksStatus(
+        (TrafficRow(IDS[1], 10, 20), TrafficRow(IDS[2], 30, 40)),
+        (TrafficRow("gossip", 1, 2), TrafficRow("training", 80, 90)),
+        (TrafficRow("0", 5, 5), TrafficRow("3600", 95, 105)),
+        TrafficRow("total", 100, 110), TrafficRow("rest", 19, 18), TrafficRow("local", 4, 6),
+    )  # fmt: skip
+
+    told = page(status(books=books))
+
+    purposes = block(told, "purposes")
+    assert [row[0] for row in purposes.rows] == ["training", "gossip", "headers and encryption", "all"]
+    assert [sum(row[i] for row in purposes.rows[:-1]) for i in (1, 2)] == list(purposes.rows[-1][1:]) == [100, 110]
+    assert "10 B of all stayed" in purposes.note
+    assert block(told, "traffic-peers").rows == ((IDS[2][-8:], 30, 40), (IDS[1][-8:], 10, 20))
+    assert [row[1] for row in block(told, "hours").rows] == [95, 5]
 
 
 def test_a_contribution_counts_rounds_that_have_this_peers_work() -> None:

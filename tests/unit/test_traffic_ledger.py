@@ -16,6 +16,8 @@ from legion_p2p.core.traffic_ledger import (
     MovedBytes,
     TrafficLedger,
     class_of,
+    left_over,
+    summed,
 )
 from legion_p2p.core.wire import GetBlocks, Ping, encode
 from legion_p2p.observe.status import BooksStatus, TrafficRow
@@ -48,7 +50,7 @@ def test_all_three_books_add_up_to_the_same(moved: list[tuple[str, str, int, int
 
     total = MovedBytes(sum(row[2] for row in moved), sum(row[3] for row in moved))
     if len(moved) < 4 * MAX_HOURS:
-        for book in (ledger.by_peer, ledger.by_class, ledger.by_hour):
+        for book in (ledger.by_peer, ledger.by_class, ledger.by_hour.hours):
             assert MovedBytes(sum(m.sent_bytes for m in book.values()), sum(m.received_bytes for m in book.values())) == total
 
 
@@ -58,7 +60,7 @@ def test_crowds_and_years_do_not_make_the_books_grow() -> None:
     for n in range(2 * MAX_PEERS):
         ledger.moved(f"peer {n}", "members", 1, 1, n * HOUR_S)
 
-    assert len(ledger.by_peer) == MAX_PEERS and len(ledger.by_hour) == MAX_HOURS and len(ledger.by_class) == 1
+    assert len(ledger.by_peer) == MAX_PEERS and len(ledger.by_hour.hours) == MAX_HOURS and len(ledger.by_class) == 1
 
 
 async def test_the_messenger_writes_down_both_directions_on_both_sides(autojump_clock: object) -> None:
@@ -76,6 +78,36 @@ async def test_the_messenger_writes_down_both_directions_on_both_sides(autojump_
     assert one.books.by_peer == {two.peer_id: MovedBytes(len(body), 2 * len(body))}
     assert two.books.by_peer == {one.peer_id: MovedBytes(2 * len(body), len(body))}
     assert set(one.books.by_class) == set(two.books.by_class) == {"members"}
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9))), st.tuples(st.integers(0, 99), st.integers(0, 99))
+)  # fmt: skip
+def test_what_no_ledger_names_and_what_ledgers_name_make_the_total_unless_ledgers_name_more(
+    named: list[tuple[int, int]], total: tuple[int, int]
+) -> None:
+    accounted = [MovedBytes(*one) for one in named]
+
+    rest = left_over(MovedBytes(*total), accounted)
+
+    for way in ("sent_bytes", "received_bytes"):
+        known, whole = sum(getattr(one, way) for one in accounted), getattr(MovedBytes(*total), way)
+        assert getattr(rest, way) == max(0, whole - known)
+
+
+def test_the_last_lines_of_what_it_was_for_say_what_is_left_over_and_what_all_of_it_is() -> None:
+    rows = {name: TrafficRow(name, n, n) for name, n in (("total", 10_000), ("rest", 2_000), ("local", 500))}
+
+    lines = lines_of(BooksStatus((), (TrafficRow("gossip", 8_000, 8_000),), (), **rows))
+
+    assert [line.split()[-4] for line in lines[1:5]] == ["8.00", "2.00", "10.0", "500"]
+    assert lines[2].startswith("headers and encryption") and lines[4].startswith("of it on this network")
+
+
+def test_two_books_of_one_peer_are_added_name_by_name() -> None:
+    one, other = {"a": MovedBytes(1, 2)}, {"a": MovedBytes(3, 4), "b": MovedBytes(5, 6)}
+
+    assert summed((one, other)) == {"a": MovedBytes(4, 6), "b": MovedBytes(5, 6)}
 
 
 def test_the_tables_have_the_largest_first_and_say_what_is_left_out() -> None:

@@ -11,6 +11,7 @@ import trio
 from legion_p2p.config import PeerConfig
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.priority import ThrottledReply
+from legion_p2p.core.traffic_ledger import NetworkTraffic
 from legion_p2p.core.wire import Blocks, Busy, Checkpoints, GetBlocks, HasBlocks, HeldBlocks
 from legion_p2p.errors import NetworkError
 from legion_p2p.observe.events import Events
@@ -45,6 +46,9 @@ class Network(Protocol):
         ...
 
     def addresses(self) -> tuple[str, ...]: ...
+
+    def network_traffic(self) -> NetworkTraffic:
+        """What it has sent and received beside requests, and in all."""
 
 
 @dataclass(frozen=True, eq=False)

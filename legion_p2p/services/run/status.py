@@ -10,9 +10,8 @@ from legion_p2p.core.control import Wish
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.messages.base import MAX_COUNT
 from legion_p2p.core.reach import OwnReach
-from legion_p2p.core.traffic_ledger import HOUR_S, TrafficLedger
+from legion_p2p.observe.books import books_of
 from legion_p2p.observe.status import (
-    BooksStatus,
     ConnectionStatus,
     ContactStatus,
     ErrorStatus,
@@ -22,7 +21,6 @@ from legion_p2p.observe.status import (
     ShardStatus,
     Status,
     TargetStatus,
-    TrafficRow,
 )
 from legion_p2p.services.ports import Reachability
 from legion_p2p.services.run.active_run import ActiveRun
@@ -144,15 +142,7 @@ def status_of(run: ActiveRun) -> Status:
         bytes_across=run.messenger.regional.across,
         control=run.control.status(),
         target=_target_row(run),
-        books=_books(run.messenger.books),
-    )
-
-
-def _books(ledger: TrafficLedger) -> BooksStatus:
-    return BooksStatus(
-        tuple(TrafficRow(peer, m.sent_bytes, m.received_bytes) for peer, m in ledger.by_peer.items()),
-        tuple(TrafficRow(name, m.sent_bytes, m.received_bytes) for name, m in sorted(ledger.by_class.items())),
-        tuple(TrafficRow(str(hour * HOUR_S), m.sent_bytes, m.received_bytes) for hour, m in sorted(ledger.by_hour.items())),
+        books=books_of((run.messenger.books,), run.lobby.parts.network.network_traffic()),
     )
 
 
