@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from legion_p2p.config.forms import in_short
 from legion_p2p.core.roles import Role
 from legion_p2p.errors import UsageError
+from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.parameters import ModelView
 
 Model = nn.Module | Iterable[tuple[str, Tensor]]
@@ -30,6 +31,16 @@ def must_train(role: Role) -> None:
     """Raises: UsageError, where a peer of this role trains nothing."""
     if not role.trains:
         raise UsageError(f"Peer(role={role.value!r}) trains nothing: join the run without a model, as with legion_p2p.join(run)")
+
+
+def must_hold(inner: Any, view: FlatView) -> None:
+    """Raises: UsageError, where the inner optimizer does not hold a parameter of `view` that it should train."""
+    held = {id(p) for group in inner.param_groups for p in group["params"]}
+    missing = [name for name, p in zip(view.names, view.parameters, strict=True) if p.requires_grad and id(p) not in held]
+    if missing:
+        raise UsageError(
+            f"the inner optimizer does not hold {missing[0]}, a trainable parameter of the model ({len(missing)} are missing)"
+        )
 
 
 def model_view(model: Any) -> ModelView:

@@ -17,7 +17,6 @@ from legion_p2p.config.fields import argument
 from legion_p2p.config.old_names import OPTIMIZER_ARGUMENTS, explains
 from legion_p2p.core.control import Wish
 from legion_p2p.core.cpu_share import CpuShare
-from legion_p2p.core.pace import Ewma
 from legion_p2p.core.plan import check_fit
 from legion_p2p.core.roles import Role
 from legion_p2p.core.wire import MAX_COUNT
@@ -30,22 +29,22 @@ from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
-from legion_p2p.train.arguments import Model, checked_inner, model_view, must_train
+from legion_p2p.train.arguments import Model, checked_inner, model_view, must_hold, must_train
 from legion_p2p.train.bridge import PeerAccess
 from legion_p2p.train.control import Control
 from legion_p2p.train.entering import creation_of, enter, entry_of
 from legion_p2p.train.guard import InnerGuard
 from legion_p2p.train.inner_list import as_one
-from legion_p2p.train.notices import DivergedMembers, show, text_of_divergence
+from legion_p2p.train.live_parameters import check_free, claim, give_back
+from legion_p2p.train.notices import DivergedMembers
 from legion_p2p.train.parameters import ModelView
 from legion_p2p.train.sharing import Make, Reader, SharedReader, share_text
-from legion_p2p.train.values import MAX_TOKENS_PER_STEP, loss_in, progressed, seconds, whole
+from legion_p2p.train.step_clock import StepClock
+from legion_p2p.train.swarm_exchange import SwarmExchange
+from legion_p2p.train.values import MAX_TOKENS_PER_STEP, deadline_after, is_over, loss_in, progressed, whole
 
-REPORT_EVERY_S = 0.5  # how often the training thread tells the network's what it has done
-WAIT_SLICE_S = 0.2  # so that Ctrl+C gets through while waiting
 FINISH_FLUSH_S = 30.0  # for the last push, where the user ends training
 LEAVE_FLUSH_S = 0.5  # the same where they want it to end at once
-REFUSALS = 2  # in a row, after which divergence is told: one is a batch that was out of line
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -126,11 +125,7 @@ class Optimizer(torch.optim.Optimizer):
         self.inner = inner
         check_wrappable(inner, view)
         self.tokens_per_step = tokens_per_step
-        self._step_s = Ewma(0.1)
-        self._blocked_s = 0.0
-        self._started_at = time.perf_counter()
-        self._last_at: float | None = None
-        self._reported_at = 0.0
+        self._clock = StepClock(time.perf_counter())
         self._extra = Progress()
         self._obeys = True
         self._has_ended = False
@@ -147,12 +142,15 @@ class Optimizer(torch.optim.Optimizer):
         self.synchronous = rounds.synchronous
         self._trainer = LocalTrainer(self.local, engine.mailbox, streaming=rounds.streaming and not rounds.synchronous)
         self._guard = InnerGuard(inner, view, own.name_of)
-        self._told_of_divergence = False
-        self._apply_updates()
+        weak = weakref.proxy(self)  # not `self`: an optimizer that is dropped goes at once, not at the next garbage collection
+        self._exchange = SwarmExchange(
+            thread, self._trainer, self.local, inner, self._guard, lambda trouble: weak.report(trouble=trouble)
+        )
+        self._exchange.apply_updates()
         self._first_step = self._thread.call(engine.run_step)
         others = DivergedMembers(engine.me, engine.events)
         self._thread.call(engine.members.announcements.add, others.heard)
-        _live.add(self)
+        claim(self._exchange)
         # A notebook's cell that runs again drops the optimizer of before: its peer leaves.
         self._dropped = weakref.finalize(self, _leave, thread, self._guard)
         self._dropped.atexit = False  # which the bridge sees to, and it waits
@@ -229,17 +227,17 @@ class Optimizer(torch.optim.Optimizer):
         """
         if self._has_ended:
             raise ClosedError("training here has ended, as this peer's user asked: a loop looks at should_stop after each step")
-        self._check_open()
+        self._exchange.check_open()
         if not self.steps:
             self._first_step = self._thread.call(self._engine.run_step)
         result = self._guard.step(closure)
         began = time.perf_counter()
         self._trainer.stepped(self._tokens_per_step)
-        self._apply_updates()
+        self._exchange.apply_updates()
         if due := self._trainer.due(self._engine.local_steps):
-            self._push(due, compactly=self._engine.compacts())
+            self._exchange.push(due, compactly=self._engine.compacts())
             if self.synchronous:
-                self._wait_for_round()
+                self._exchange.wait_for_round()
         if closure is not None and (loss := loss_in(result)) is not None:
             self.note(loss=loss)
         if self._reader is not None:
@@ -289,12 +287,12 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def blocked_s(self) -> float:
         """Seconds that step() has spent on the swarm instead of training."""
-        return self._blocked_s
+        return self._clock.blocked_s
 
     @property
     def blocked_fraction(self) -> float:
         """Share of the wall time that step() spent on the swarm instead of training."""
-        return self._blocked_s / max(1e-9, time.perf_counter() - self._started_at)
+        return self._clock.blocked_fraction(time.perf_counter())
 
     def note(self, *, loss: Any = None, **more: Any) -> None:
         """Tell the swarm's displays what only the loop knows: the loss (a number, or a tensor of one), and for trainers any other
@@ -314,15 +312,14 @@ class Optimizer(torch.optim.Optimizer):
         `make` is given this peer's id, and a function that tells which peers train. What the reader has taken goes with this
         peer's announcements from the next step() on. Raises: ClosedError.
         """
-        self._check_open()
+        self._exchange.check_open()
         reader = share_text(self._thread, self._engine, make)
         self._reader = reader
         return reader
 
     def speed(self) -> dict[str, float]:
         """Tokens and seconds per step, smoothed."""
-        step_s = self._step_s.value or 0.0
-        return {"tokens_per_s": round(self.tokens_per_step / step_s, 1) if step_s > 0 else 0.0, "step_s": round(step_s, 6)}
+        return self._clock.speed(self.tokens_per_step)
 
     @property
     def control(self) -> Control:
@@ -351,18 +348,16 @@ class Optimizer(torch.optim.Optimizer):
         began = time.perf_counter()
         if not self._extra.paused:
             self.report(paused=True)
-        if not self._trainer.busy and not self._trainer.all_handed_in:
-            self._push()
+        self._exchange.push_rest()
         self.wait_briefly()
-        self._check_open()
-        self._last_at = None  # no step takes as long as a pause
-        self._started_at += time.perf_counter() - began
+        self._exchange.check_open()
+        self._clock.paused(time.perf_counter() - began)
         if self.wish is not Wish.PAUSE:
             self.report(paused=False)
 
     def wait_briefly(self) -> None:
         """Let up to WAIT_SLICE_S pass, taking in what comes."""
-        self._wait_once()
+        self._exchange.wait_once()
         if self._engine.mailbox.closed is None:
             time.sleep(0.02)
 
@@ -373,16 +368,16 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises: UsageError after `timeout_s`; ClosedError.
         """
-        n, deadline = whole(n, "n", 1), _deadline(timeout_s)
-        self._check_open()
+        n, deadline = whole(n, "n", 1), deadline_after(timeout_s)
+        self._exchange.check_open()
         self.report(training=True)
         while (have := self._thread.call(self._count_training)) < n:
             if deadline is not None and time.monotonic() > deadline:
                 self.report()
                 raise UsageError(f"{have} members after {timeout_s} s, waited for {n}")
-            self._wait_once()
+            self._exchange.wait_once()
             time.sleep(0.02)
-            self._check_open()
+            self._exchange.check_open()
 
     def flush(self, timeout_s: Any = None, *, last: bool = False) -> bool:
         """Push what was trained since the last push and wait until an update contains it; False after `timeout_s`.
@@ -390,7 +385,10 @@ class Optimizer(torch.optim.Optimizer):
         `last`: no training follows, so what compression left out before goes with it as far as the connection allows; and what
         moved the parameters without a step goes with it, too.
         """
-        return self._flush(_deadline(timeout_s), last)
+        deadline = deadline_after(timeout_s)
+        if last:
+            self._exchange.push_last(self._tokens_per_step)
+        return self._exchange.flush(deadline)
 
     def forget_changes(self) -> None:
         """Take the parameters back to where the run and this peer's last push have left them: for weights that were loaded, from
@@ -398,8 +396,8 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises: ClosedError.
         """
-        self._check_open()
-        self._apply_updates()
+        self._exchange.check_open()
+        self._exchange.apply_updates()
         self.local.take_back()
         self._guard.updated()
 
@@ -408,12 +406,13 @@ class Optimizer(torch.optim.Optimizer):
 
         `timeout_s` bounds all of it: what is not done then stays as it is.
         """
-        deadline = _deadline(timeout_s)
-        self._flush(deadline, last=True)
+        deadline = deadline_after(timeout_s)
+        self._exchange.push_last(self._tokens_per_step)
+        self._exchange.flush(deadline)
         self.report(training=False, done=True)
-        while together and self._thread.alive and not self._thread.call(self._engine.all_done) and not _is_over(deadline):
-            self._wait_once(deadline)
-        self._apply_updates()
+        while together and self._thread.alive and not self._thread.call(self._engine.all_done) and not is_over(deadline):
+            self._exchange.wait_once(deadline)
+        self._exchange.apply_updates()
         return self.common_digest()
 
     @property
@@ -431,9 +430,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def report(self, **changes: Any) -> None:
         """Tell the network's thread what this one has done, now."""
-        elapsed = max(1e-9, time.perf_counter() - self._started_at)
-        step_s = self._step_s.value or 0.0
-        rate = self.tokens_per_step / step_s if step_s > 0 else self.tokens / elapsed
+        step_s = self._clock.step_s
+        rate = self.tokens_per_step / step_s if step_s else self.tokens / self._clock.elapsed_s(time.perf_counter())
         base = {"step": self.steps, "tokens": min(self.tokens, MAX_COUNT), "tokens_per_s": rate, "step_s": step_s}
         base["blocked_fraction"] = self.blocked_fraction
         base["training"] = self.steps > 0
@@ -445,11 +443,10 @@ class Optimizer(torch.optim.Optimizer):
         large shards that go to their next owners, are sent in the background; the end of the script waits for that. The inner
         optimizer goes on without a swarm.
         """
-        if self._thread.alive and self._engine.mailbox.closed is None:
-            self._thread.post(self._engine.push_last)
-            self._count_unseen()
-            self._push()
-        _live.discard(self)
+        if self._exchange.is_open:
+            self._exchange.push_last(self._tokens_per_step)
+            self._exchange.push()
+        give_back(self._exchange)
         self._guard.release()
         self._thread.close()
 
@@ -467,7 +464,8 @@ class Optimizer(torch.optim.Optimizer):
             self.rest()
         if self.wish.ends and not self._has_ended:
             self._has_ended = True
-            self._flush(time.monotonic() + (LEAVE_FLUSH_S if self.wish is Wish.LEAVE else FINISH_FLUSH_S), last=True)
+            self._exchange.push_last(self._tokens_per_step)
+            self._exchange.flush(time.monotonic() + (LEAVE_FLUSH_S if self.wish is Wish.LEAVE else FINISH_FLUSH_S))
             self.report(training=False, done=True)
             if self.wish is Wish.LEAVE:
                 self._thread.close()
@@ -482,8 +480,8 @@ class Optimizer(torch.optim.Optimizer):
             self._cpu = CpuShare(share, n_processors())
         wait_s = self._cpu.wait_s(time.process_time(), time.monotonic())
         deadline = time.monotonic() + wait_s
-        while wait_s and self.wish is Wish.TRAIN and not _is_over(deadline) and self._engine.mailbox.closed is None:
-            self._wait_once(deadline)
+        while wait_s and self.wish is Wish.TRAIN and not is_over(deadline) and self._engine.mailbox.closed is None:
+            self._exchange.wait_once(deadline)
 
     @property
     def _engine(self) -> ActiveRun:
@@ -492,77 +490,11 @@ class Optimizer(torch.optim.Optimizer):
     def _count_training(self) -> int:
         return sum(a.ready and a.role.trains and (a.training or a.done) for a in self._engine.members.roster.everyone())
 
-    def _check_open(self) -> None:
-        self._thread.check_may_wait()
-        if self._engine.mailbox.closed is None and self._thread.alive:
-            return
-        self._thread.post(lambda: None)  # raises for a fork, by name
-        raise self._thread.closed("the network's thread has ended") from self._thread.cause
-
-    def _push(self, shards: Sequence[int] | None = None, *, compactly: bool = False) -> None:
-        """Hand in the changes of `shards` (all) whose last one is settled; the others' go on growing until the next time."""
-        warming_up = getattr(self.inner, "warming_up", False)
-        changes = self._trainer.hand_in(shards, warming_up=warming_up, compactly=compactly)
-        if changes:
-            self._thread.post(self._engine.contribute, changes)
-
-    def _wait_for_round(self) -> None:
-        while self._trainer.busy:
-            self._wait_once()
-            self._check_open()
-
-    def _wait_once(self, deadline: float | None = None) -> None:
-        if self._thread.alive:  # not in a forked process, where the mailbox's lock may be held for ever
-            left_s = WAIT_SLICE_S if deadline is None else min(WAIT_SLICE_S, max(0.0, deadline - time.monotonic()))
-            self._engine.mailbox.wait(left_s)
-            self._apply_updates()
-
-    def _flush(self, deadline: float | None, last: bool) -> bool:
-        if last:
-            self._thread.post(self._engine.push_last)
-            self._count_unseen()
-        while self._thread.alive and self._engine.mailbox.closed is None:
-            self._apply_updates()
-            if not self._trainer.busy:
-                if self._trainer.all_handed_in:
-                    return True
-                self._push()
-            if _is_over(deadline):
-                return False
-            self._wait_once(deadline)
-        return False
-
-    def _apply_updates(self) -> None:
-        self.local.follow_types()
-        if self._trainer.take_in():
-            self._guard.updated()
-        if self._trainer.refusals >= REFUSALS and not self._told_of_divergence:
-            self._told_of_divergence = True
-            text = text_of_divergence(self.inner)
-            self._engine.events.error("training.diverged", text)
-            show(self._engine.events, text)
-            self.report(trouble=text)
-        elif self._told_of_divergence and not self._trainer.refusals:
-            self._told_of_divergence = False
-            self.report(trouble="")
-
-    def _count_unseen(self) -> None:
-        """Whatever moved the parameters without a step of this optimizer counts as one, so that it is pushed."""
-        if self._trainer.moved_unseen:
-            self._trainer.stepped(self._tokens_per_step)
-
     def _account(self, began: float) -> None:
         now = time.perf_counter()
-        self._blocked_s += now - began
-        if self._last_at is not None:
-            self._step_s.add(max(1e-6, began - self._last_at))
-        self._last_at = now
-        if now - self._reported_at >= REPORT_EVERY_S or self.steps == 1:
-            self._reported_at = now
+        self._clock.stepped(began, now)
+        if self._clock.report_is_due(now) or self.steps == 1:
             self.report()
-
-
-_live: "weakref.WeakSet[Optimizer]" = weakref.WeakSet()
 
 
 def check_wrappable(inner: Any, view: FlatView) -> None:
@@ -572,33 +504,11 @@ def check_wrappable(inner: Any, view: FlatView) -> None:
     """
     if isinstance(inner, Optimizer):
         raise UsageError("this optimizer is in a run already: wrapped again, each of its changes would count twice")
-    own = {id(p) for p in view.parameters}
-    for other in list(_live):
-        if other._thread.alive and other._engine.mailbox.closed is None:
-            shared = [name for name, p in zip(other.local.view.names, other.local.view.parameters, strict=True) if id(p) in own]
-            if shared:
-                raise UsageError(
-                    f"parameter {shared[0]} is trained in a run already, by another legion_p2p optimizer of this process: "
-                    f"close() that one first"
-                )
-    held = {id(p) for group in inner.param_groups for p in group["params"]}
-    missing = [name for name, p in zip(view.names, view.parameters, strict=True) if p.requires_grad and id(p) not in held]
-    if missing:
-        raise UsageError(
-            f"the inner optimizer does not hold {missing[0]}, a trainable parameter of the model ({len(missing)} are missing)"
-        )
+    check_free(view)
+    must_hold(inner, view)
 
 
 def _leave(thread: PeerAccess, guard: InnerGuard) -> None:
     """In the background: code that drops an optimizer should not wait for that."""
     guard.release()
     thread.close(0.0)
-
-
-def _deadline(timeout_s: Any) -> float | None:
-    limit_s = seconds(timeout_s, "timeout_s")
-    return None if limit_s is None else time.monotonic() + limit_s
-
-
-def _is_over(deadline: float | None) -> bool:
-    return deadline is not None and time.monotonic() >= deadline

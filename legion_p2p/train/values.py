@@ -4,6 +4,7 @@ What is wrong there would end the thread, or be refused by other peers, long aft
 """
 
 import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,6 +56,17 @@ def seconds(value: Any, name: str) -> float | None:
     if converted < 0:
         raise UsageError(f"{name} is {converted}: 0 or more seconds are expected")
     return converted
+
+
+def deadline_after(timeout_s: Any) -> float | None:
+    """When that time is over, by time.monotonic(); None: never. Raises: UsageError."""
+    limit_s = seconds(timeout_s, "timeout_s")
+    return None if limit_s is None else time.monotonic() + limit_s
+
+
+def is_over(deadline: float | None) -> bool:
+    """Whether a deadline of `deadline_after` has passed."""
+    return deadline is not None and time.monotonic() >= deadline
 
 
 def loss_in(result: Any) -> float | None:

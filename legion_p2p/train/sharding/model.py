@@ -13,7 +13,6 @@ from torch.utils import _pytree as pytree
 
 from legion_p2p.core.control import Wish
 from legion_p2p.core.messages.sharding import UnitStepped
-from legion_p2p.core.pace import Ewma
 from legion_p2p.core.plan import ParamSpec, check_fit
 from legion_p2p.core.sharding.plan import UnitPlan
 from legion_p2p.core.sharding.schedule import BlockSchedule
@@ -24,10 +23,10 @@ from legion_p2p.train.bridge import PeerAccess
 from legion_p2p.train.parameters import ModelView
 from legion_p2p.train.sharding.exchange import POLL_S, UnitExchange
 from legion_p2p.train.sharding.storage import BlockStorage
+from legion_p2p.train.step_clock import StepClock
 from legion_p2p.train.values import progressed
 
 MAX_PUSHES = 3  # blocks whose gradients are on their way: more only take memory, at this member and at owners
-REPORT_EVERY_S = 0.5
 
 
 class ShardedModel:
@@ -75,10 +74,7 @@ class ShardedModel:
         self._missing = [len(storage.parameters) for storage in self._storages]
         """Parameters of each storage that this backward pass has given no gradient yet."""
         self._progress = Progress()
-        self._step_s = Ewma(0.1)
-        self._last_at: float | None = None
-        self._reported_at = 0.0
-        self._began_at = time.perf_counter()
+        self._clock = StepClock(time.perf_counter())
         self.step_of_run = self._exchange.run(engine.units.client.newest_step)
         """Steps that the run has made."""
         self.n_steps = 0
@@ -132,7 +128,7 @@ class ShardedModel:
         time.sleep(POLL_S)
         if self._engine.control.wish is not Wish.PAUSE:
             self.step_of_run = self._exchange.run(self._units.client.newest_step)
-            self._last_at = None  # no step takes as long as a pause
+            self._clock.paused(0.0)
             self.report(paused=False, training=True, run_step=self.step_of_run)
 
     def save(self) -> None:
@@ -175,18 +171,17 @@ class ShardedModel:
 
     def speed(self) -> dict[str, float]:
         """Tokens and seconds per step, smoothed."""
-        rate = self._tokens_per_step / self.step_s if self.step_s else 0.0
-        return {"tokens_per_s": round(rate, 1), "step_s": round(self.step_s, 6)}
+        return self._clock.speed(self._tokens_per_step)
 
     @property
     def blocked_fraction(self) -> float:
         """Share of the time that this peer has waited for others."""
-        return min(1.0, self._exchange.waited_s / max(1e-9, time.perf_counter() - self._began_at))
+        return min(1.0, self._exchange.waited_s / self._clock.elapsed_s(time.perf_counter()))
 
     @property
     def step_s(self) -> float:
         """Seconds for a step, smoothed; 0 before the second."""
-        return self._step_s.value or 0.0
+        return self._clock.step_s
 
     # hooks
 
@@ -279,15 +274,12 @@ class ShardedModel:
 
     def _note_step(self) -> None:
         now = time.perf_counter()
-        if self._last_at is not None:
-            self._step_s.add(now - self._last_at)
-        self._last_at = now
-        if now - self._reported_at >= REPORT_EVERY_S:
+        self._clock.stepped(now, now)
+        if self._clock.report_is_due(now):
             self.report()
 
     def report(self, **changes: Any) -> None:
         """Tell the network's thread what this one has done, now."""
-        self._reported_at = time.perf_counter()
         base: dict[str, Any] = {} if self._progress.done or self._progress.paused else {"training": True}
         if self.n_steps:
             base |= {"step": self.n_steps, "tokens": min(self.tokens, MAX_COUNT), "run_step": self.step_of_run, **self.speed()}
