@@ -38,6 +38,7 @@ from legion_p2p.errors import (
     UsageError,
 )
 from legion_p2p.files.paths import user_data_folder, user_path
+from legion_p2p.observe.clocks import running_clock
 from legion_p2p.observe.events import PHASE, Events
 from legion_p2p.observe.machine import Machine
 from legion_p2p.services.run.access_watch import watch_access
@@ -178,6 +179,7 @@ async def open_peer(
                     events=events,
                     config=_config_of(peer),
                     rng=random.Random(),
+                    running_clock=running_clock,
                     archive=archive,
                     disk=disk,
                     shelf=FileShelf(user_path(peer.store.path) if peer.store.path else None),

@@ -27,7 +27,9 @@ class Absence:
     """What one peer knows of its own absence and of the others'. The methods that may find out about its own say whether."""
 
     def __init__(self, me: PeerId, patience_s: float, clocks: Sequence[float]) -> None:
-        """`patience_s`: of silence, until one is taken for dead. `clocks`: the monotonic and the wall clock, in seconds, now."""
+        """`patience_s`: of silence, until one is taken for dead. `clocks`: the monotonic clock, and one that runs on while the
+        machine sleeps, in seconds, now. Neither is ever set.
+        """
         self.n_doubted = 0
         """Rises with every change of the probation."""
         self._me = me
@@ -44,8 +46,7 @@ class Absence:
     def look(self, clocks: Sequence[float]) -> bool:
         """True if this peer was suspended or stopped for so long that the others consider it dead.
 
-        Both clocks are compared, because the monotonic one stands still while a machine sleeps (Linux, macOS). A wall clock
-        that is set right by more than that looks the same, and costs no more than following the others for a moment.
+        Both clocks are compared, because the monotonic one stands still while a machine sleeps (Linux, macOS).
         """
         before, self._looked_at = self._looked_at, tuple(clocks)
         return max(now - then for now, then in zip(self._looked_at, before, strict=True)) > self._patience_s

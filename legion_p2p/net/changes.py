@@ -8,8 +8,6 @@ after each of these  -> no pause before dialing is waited out; peers whose conne
 """
 
 import logging
-import sys
-import time
 from collections.abc import Callable
 from random import SystemRandom
 
@@ -158,15 +156,6 @@ class NetworkChanges:
             log.debug("not back yet: %s", failed)
         finally:
             self._redialing.discard(peer)
-
-
-def running_clock() -> float:
-    """Seconds on a clock that runs on while the machine sleeps, as far as the system has one."""
-    if sys.platform == "linux":
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    if sys.platform == "darwin":
-        return time.clock_gettime(time.CLOCK_MONOTONIC)
-    return time.monotonic()
 
 
 def _rounded(seconds: float) -> str:

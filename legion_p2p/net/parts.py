@@ -23,7 +23,7 @@ from legion_p2p.net.accepting import Scarcity, Warn, descriptor_limit
 from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.bitswap import Bitswap, BlockSource
 from legion_p2p.net.bulk_lanes import LaneParts
-from legion_p2p.net.changes import NetworkChanges, running_clock
+from legion_p2p.net.changes import NetworkChanges
 from legion_p2p.net.contacts import Contacts
 from legion_p2p.net.dht import Dht
 from legion_p2p.net.dialer import Dialer
@@ -48,6 +48,7 @@ from legion_p2p.net.recall import Recall
 from legion_p2p.net.sockets import Sockets
 from legion_p2p.net.tally import Tally
 from legion_p2p.net.transport import Transport
+from legion_p2p.observe.clocks import running_clock
 from legion_p2p.observe.events import Events
 
 NO_SUCH_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)  # of a machine without IPv6, or without IPv4

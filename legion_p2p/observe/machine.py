@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Sequence
 
 import psutil
 
@@ -13,6 +14,7 @@ from legion_p2p.observe.memory import used_memory
 UNKNOWN = (AttributeError, OSError, NotImplementedError, ValueError, RuntimeError)
 """What psutil raises for a sensor that a platform has no function for, that the system hides, or that shows nonsense."""
 
+AHEAD_S = 5.0  # that a time may lie ahead: file systems round
 MIN_LOOK_S = 0.5  # shares over less are mostly rounding: the system counts in hundredths of a second
 
 
@@ -89,7 +91,14 @@ def input_age_s() -> float | None:
             if user.terminal and not user.terminal.startswith(":"):
                 with contextlib.suppress(OSError):
                     ages.append(time.time() - os.stat(f"/dev/{user.terminal}").st_atime)
-    return max(0.0, min(ages)) if ages else None
+    return youngest(ages)
+
+
+def youngest(ages: Sequence[float]) -> float | None:
+    """The least of the ages; None where there is none. One that lies ahead was written before the clock was set back: it tells
+    nothing.
+    """
+    return min((max(0.0, age) for age in ages if age > -AHEAD_S), default=None)
 
 
 def _input_age_windows() -> float | None:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+import trio
+
 from legion_p2p.config import PeerConfig
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.plan import ShardPlan
@@ -39,6 +41,8 @@ class PeerContext:
     events: Events
     rng: random.Random
     wall_time: Callable[[], float]
+    running_clock: Callable[[], float] = trio.current_time
+    """Seconds on a clock that nobody sets, and that runs on while the machine sleeps."""
     shelf: BytesShelf = IN_MEMORY
     """Holds updates that members may still ask for."""
 

@@ -86,6 +86,8 @@ class SimPeer:
         self.max_steps: int | None = None
         self.clock_off_s = 0.0
         """How far its clock is ahead of everybody else's; more from one moment to the next: it was suspended."""
+        self.clock_set_s = 0.0
+        """By how much somebody has set its wall clock."""
         self.stores = False
         self.archive: Archive | None = None
         """Where it keeps checkpoints, if it does."""
@@ -103,7 +105,11 @@ class SimPeer:
         return status_of(self.engine)
 
     def wall_time(self) -> float:
-        return BEGAN_AT + trio.current_time() + self.clock_off_s
+        return BEGAN_AT + self.running_clock() + self.clock_set_s
+
+    def running_clock(self) -> float:
+        """Runs on while its machine sleeps; nobody sets it."""
+        return trio.current_time() + self.clock_off_s
 
     def versions(self) -> list[int]:
         return [self.engine.shards.replicas[s].chain.version for s in range(self.engine.plan.n_shards)]
@@ -348,6 +354,7 @@ class Swarm:
             config=config,
             rng=random.Random(f"{self._seed}/{peer.name}"),
             wall_time=peer.wall_time,
+            running_clock=peer.running_clock,
             archive=archive,
             shelf=self.shelf,
         )

@@ -6,7 +6,27 @@ from typing import Any
 from legion_p2p.observe.history import History
 from legion_p2p.web.blocks import Line
 
+SLACK_S = 2.0  # events of two threads may come in another order than they happened
 MAX_POINTS = 720  # a wide screen shows no more
+
+
+class SteadyTime:
+    """Times of events, as a line that never goes back by more than SLACK_S: where the clock was set back, it goes on from where
+    it was.
+    """
+
+    def __init__(self) -> None:
+        self._off_s = 0.0
+        self._newest = -math.inf
+
+    def of(self, at: float) -> float:
+        """`at` as it belongs on the line."""
+        steady = at + self._off_s
+        if steady < self._newest - SLACK_S:
+            self._off_s += self._newest - steady
+            steady = self._newest
+        self._newest = max(self._newest, steady)
+        return steady
 
 
 class Curve:

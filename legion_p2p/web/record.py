@@ -21,7 +21,7 @@ from legion_p2p.observe import human
 from legion_p2p.observe.events import Event
 from legion_p2p.observe.history import History
 from legion_p2p.web.blocks import ChartMark, Line
-from legion_p2p.web.curve import MAX_POINTS, Curve, number_of
+from legion_p2p.web.curve import MAX_POINTS, Curve, SteadyTime, number_of
 
 MAX_ROUNDS = 100
 MAX_MARKS = 40
@@ -76,6 +76,9 @@ class RunRecord:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._curves = {name: Curve() for name in CURVES}
+        self._time = SteadyTime()
+        self._at = 0.0
+        """Of the event that is heard now, on the line of the curves."""
         self._marks: deque[tuple[float, str]] = deque(maxlen=MAX_MARKS)
         self._steps = History(MAX_POINTS)
         self._rounds: deque[ClosedRound] = deque(maxlen=MAX_ROUNDS)
@@ -96,9 +99,10 @@ class RunRecord:
 
     def __call__(self, event: Event) -> None:
         with self._lock:
+            self._at = self._time.of(event.at)
             if self.began is None:
-                self.began = event.at
-            self.ended = event.at
+                self.began = self._at
+            self.ended = self._at
             if event.is_error:
                 self._troubles.append(Trouble(event.at, event.name, str(event.fields.get("text", ""))))
             heard = _HEARD.get(event.name)
@@ -112,18 +116,18 @@ class RunRecord:
 
     def _step(self, at: float, fields: Mapping[str, Any]) -> None:
         step = fields.get("step")
-        self._steps.add(at, number_of(step) or 0.0)
+        self._steps.add(self._at, number_of(step) or 0.0)
         for name in ("loss", "tokens_per_s"):
-            self._curves[name].add(at, fields.get(name), step)
+            self._curves[name].add(self._at, fields.get(name), step)
 
     def _eval(self, at: float, fields: Mapping[str, Any]) -> None:
-        self._curves["val_loss"].add(at, fields.get("val_loss"), fields.get("step"))
+        self._curves["val_loss"].add(self._at, fields.get("val_loss"), fields.get("step"))
 
     def _sample(self, at: float, fields: Mapping[str, Any]) -> None:
         step = fields.get("step")
-        self._steps.add(at, number_of(step) or 0.0)
+        self._steps.add(self._at, number_of(step) or 0.0)
         for name in CURVES:
-            self._curves[name].add(at, fields.get(name), step)
+            self._curves[name].add(self._at, fields.get(name), step)
 
     def _round(self, at: float, fields: Mapping[str, Any]) -> None:
         missing = tuple(_missing(one) for one in _list(fields.get("failed"))[:MAX_NAMED])
@@ -143,7 +147,7 @@ class RunRecord:
     def _member(self, at: float, fields: Mapping[str, Any]) -> None:
         what = _CHANGES.get((fields.get("before") == "ALIVE", str(fields.get("after"))))
         if what is not None:
-            self._marks.append((at, f"{human.short_id(str(fields.get('peer', '')))} {what}"))
+            self._marks.append((self._at, f"{human.short_id(str(fields.get('peer', '')))} {what}"))
 
     def _checkpoint(self, at: float, fields: Mapping[str, Any]) -> None:
         n_bytes = fields.get("n_bytes")
@@ -161,7 +165,7 @@ class RunRecord:
     def mark(self, at: float, text: str) -> None:
         """Something that the curves should show, which no event says."""
         with self._lock:
-            self._marks.append((at, text))
+            self._marks.append((self._time.of(at), text))
 
     # what there is
 

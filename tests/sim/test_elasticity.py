@@ -265,7 +265,7 @@ async def test_one_of_fifty_is_suspended_for_an_hour(autojump_clock, monkeypatch
 
 
 async def test_who_slept_while_its_own_clock_stood_still_follows_before_it_owns(autojump_clock):
-    """Of a suspended machine only the wall clock tells that time has passed."""
+    """Of a suspended machine only the clock that runs on tells that time has passed."""
     async with Swarm(round=LOSSY, step_s=STEP_S) as swarm:
         peers = [await swarm.add(name) for name in "abcd"]
         await trio.sleep(15)

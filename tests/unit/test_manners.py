@@ -24,7 +24,7 @@ from legion_p2p.core.manners import (
     TrainingConditions,
 )
 from legion_p2p.core.traffic_ledger import MovedBytes
-from legion_p2p.core.volume import MonthlyVolume, VolumeMeter
+from legion_p2p.core.volume import MAX_MONTHS, MonthlyVolume, VolumeMeter
 from legion_p2p.errors import StoreError, UsageError
 from legion_p2p.net.volume import SocketVolume, is_wide
 from legion_p2p.observe import machine
@@ -120,14 +120,27 @@ def test_a_busy_machine_is_never_called_free_before_it_has_rested_for_the_whole_
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**9), st.sampled_from(["2026-11", "2026-12"])), max_size=30))
-def test_a_meter_adds_what_a_counter_grows_by_and_begins_each_month_with_nothing(looks: list[tuple[int, str]]) -> None:
-    meter, counted, month, expected = VolumeMeter(MonthlyVolume()), 0, "", 0
+def test_each_month_has_what_a_counter_grew_by_in_it_even_if_the_clock_is_set_back(looks: list[tuple[int, str]]) -> None:
+    meter, counted, expected = VolumeMeter(MonthlyVolume()), 0, {"2026-11": 0, "2026-12": 0}
 
     for grown, now in looks:
         counted += grown
-        expected = (expected if now == month else 0) + grown
-        month = now
-        assert meter.look(counted, now) == MonthlyVolume(now, expected)
+        expected[now] += grown
+        assert meter.look(counted, now) == MonthlyVolume(now, expected[now])
+
+
+def test_a_clock_that_knows_no_end_of_months_does_not_make_the_meter_grow() -> None:
+    meter = VolumeMeter(MonthlyVolume())
+
+    for year in range(2000, 2100):
+        meter.look(0, f"{year}-01")
+
+    assert len(meter._others) == MAX_MONTHS
+
+
+def test_input_before_the_clock_was_set_back_tells_nothing() -> None:
+    assert machine.youngest([30.0, -3600.0]) == 30.0
+    assert machine.youngest([-1.0]) == 0.0 and machine.youngest([-3600.0]) is None and machine.youngest([]) is None
 
 
 def test_the_volume_is_kept_over_a_restart_and_a_damaged_file_is_reported(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from legion_p2p.observe.catalogue import EVENTS
 from legion_p2p.observe.events import Event
 from legion_p2p.observe.metrics import encode_event
 from legion_p2p.observe.status import FailedPush
+from legion_p2p.web.curve import SLACK_S, SteadyTime
 from legion_p2p.web.record import MAX_MARKS, MAX_NAMED, MAX_POINTS, MAX_ROUNDS, MAX_STORED, MAX_TROUBLES, RunRecord
 
 
@@ -39,6 +40,21 @@ def test_curves_have_the_time_since_the_beginning_and_the_step() -> None:
     loss, held_out = record.line("loss", "mine"), record.line("val_loss", "held out")
     assert (loss.x, loss.y, loss.step) == ((1.0,), (3.0,), (5.0,))
     assert (held_out.x, held_out.y, held_out.step) == ((2.5,), (2.5,), (9.0,))
+
+
+def test_curves_go_on_where_they_were_when_the_clock_is_set_back() -> None:
+    record = heard(*(Event("step", at, {"step": at % 100, "loss": 2.0}) for at in (5000.0, 5010.0, 1420.0, 1430.0, 5050.0)))
+
+    assert record.line("loss", "mine").x == (0.0, 10.0, 10.0 + 10.0, 10.0 + 10.0 + 3620.0)
+
+
+@given(st.lists(st.floats(-1e9, 1e9), max_size=50))
+def test_the_line_of_times_goes_back_by_no_more_than_two_threads_need(times: list[float]) -> None:
+    steady = SteadyTime()
+
+    line = [steady.of(at) for at in times]
+
+    assert all(after >= max(line[:i], default=-math.inf) - SLACK_S - 1e-3 for i, after in enumerate(line))
 
 
 def test_a_member_that_comes_or_goes_is_a_mark_at_the_step_of_that_moment() -> None:

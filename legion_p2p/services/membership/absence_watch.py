@@ -15,12 +15,12 @@ from legion_p2p.core.membership import MembershipConfig
 class AbsenceWatch:
     """core/absence.py with the clocks of this machine. A method that may find this peer absent returns whether it did."""
 
-    def __init__(self, me: PeerId, config: MembershipConfig, wall_time: Callable[[], float]) -> None:
+    def __init__(self, me: PeerId, config: MembershipConfig, running_clock: Callable[[], float]) -> None:
         self.was_away = False
         """The others went on without this peer since this was last looked at."""
         self.noticed = Notify()
         """Rings when `was_away` becomes true."""
-        self._wall_time = wall_time
+        self._running_clock = running_clock
         self._absence = Absence(me, config.suspect_after_s + config.grace_s, self._clocks())
 
     @property
@@ -63,4 +63,4 @@ class AbsenceWatch:
         return was_away
 
     def _clocks(self) -> tuple[float, float]:
-        return trio.current_time(), self._wall_time()
+        return trio.current_time(), self._running_clock()

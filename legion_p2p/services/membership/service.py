@@ -57,7 +57,7 @@ class MemberService:
         self.new_roles = Notify()
         """Rings when somebody came, went, or has another role: rarely, where `changed` rings at every announcement."""
         self.proofs = Proofs(ctx.wall_time, self._note_change)
-        self.absence = AbsenceWatch(self.me, config, ctx.wall_time)
+        self.absence = AbsenceWatch(self.me, config, ctx.running_clock)
         self.own = OwnAnnouncement(self.table, ctx.identity, describe, self._note_change)
         self.roster = Roster(ctx.run, self.table, self.own, self.absence, self.proofs.book)
         self.announcer = Announcer(ctx, self.own, self._note_change)

@@ -25,6 +25,7 @@ from legion_p2p.services.inter_region.traffic import RegionalMessenger
 from legion_p2p.services.membership.location import RegionService
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.run.advertise import AdvertiseService
+from legion_p2p.services.run.clock_log import log_clock
 from legion_p2p.services.run.control import ControlService
 from legion_p2p.services.run.former import FormerMembers
 from legion_p2p.services.run.gate import OwnershipGate
@@ -116,6 +117,7 @@ class ActiveRun:
         nursery.start_soon(self.former.run_forever)
         nursery.start_soon(self.control.run_forever)
         nursery.start_soon(self.target.run_forever)
+        nursery.start_soon(log_clock, self.ctx)
 
     async def greet(self) -> None:
         """Exchange announcements with members. Gossip takes a second to find its mesh; those that give up shards to this peer,

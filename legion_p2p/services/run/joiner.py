@@ -306,6 +306,7 @@ class Joiner:
             events=self._events,
             rng=self._parts.rng,
             wall_time=self._parts.wall_time,
+            running_clock=self._parts.running_clock,
             shelf=self._parts.shelf,
         )
         members = MemberService(ctx, lambda: describe(run))

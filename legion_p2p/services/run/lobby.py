@@ -63,6 +63,8 @@ class PeerParts:
     config: PeerConfig
     rng: random.Random
     wall_time: Callable[[], float] = time.time
+    running_clock: Callable[[], float] = trio.current_time
+    """Seconds on a clock that nobody sets, and that runs on while the machine sleeps."""
     archive: Archive | None = None
     """Where checkpoints are kept; None: nowhere."""
     disk: Offload | None = None
