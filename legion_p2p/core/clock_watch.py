@@ -3,8 +3,8 @@
     the wall clock went as far as the clock that nobody sets   -> nothing happened; a machine that slept looks like that as well
     it went further, or less far, by JUMP_S or more            -> it was set
 
-A clock that a time server slows down or speeds up (at most 0.05 % by NTP) is no jump. Training, rounds and membership go by the other
-clock, so nothing has to be done but to say so: times in logs are others from then on, and so are quiet hours and the ends of tokens.
+A clock that a time server slows down or speeds up (at most 0.05 % by NTP) is no jump. Training, rounds and membership go by the
+other clock, so nothing has to be done but to say so. Times in logs, quiet hours and the ends of tokens are others from then on.
 """
 
 JUMP_S = 2.0  # some looks come late, and both clocks are read one after the other; people notice nothing below
