@@ -60,6 +60,7 @@ class Stream(IMuxedStream):
 
     def __init__(self, conn: "Connection", wrote: Callable[["Stream", bytes], None], waiting: bytes = b"") -> None:
         self.muxed_conn = conn
+        self.is_initiator = not waiting  # whoever opens a stream speaks first
         self.is_kad = False
         self._wrote = wrote
         self._unread = bytearray(waiting)
@@ -159,8 +160,7 @@ class Connection(IMuxedConn):
         self._opened.close()
 
     def get_remote_address(self) -> tuple[str, int]:
-        _, _, host, _, port = str(self._peer.address).split("/")
-        return host, int(port)
+        return self._peer.end
 
     def get_transport_addresses(self) -> list[Multiaddr]:
         return []
@@ -177,7 +177,8 @@ class Visitor:
         keys = create_new_key_pair(identity.seed)
         self.id = ID.from_base58(identity.peer_id)
         # the /24 changes with every peer, as in a crowd from everywhere
-        self.address = Multiaddr(f"/ip4/{11 + number % 80}.{number // 80 % 250}.{number // 20000 % 250}.1/tcp/4710")
+        self.end = (f"{11 + number % 80}.{number // 80 % 250}.{number // 20000 % 250}.1", 4710)
+        self.address = Multiaddr(f"/ip4/{self.end[0]}/tcp/{self.end[1]}")
         self.record = create_signed_peer_record(self.id, [self.address], keys.private_key).marshal_envelope()
         about = Identify(
             protocol_version="ipfs/0.1.0", agent_version="crowd", public_key=keys.public_key.serialize(), protocols=PROTOCOLS,

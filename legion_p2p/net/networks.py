@@ -9,6 +9,7 @@ import psutil
 
 from legion_p2p.core.dial_order import Network
 
+MAX_HOSTS = 4096  # that are remembered: more than a peer has connections
 LOOK_S = 2.0  # a look takes 0.3 ms, and some ask for every connection
 
 Ip = IPv4Address | IPv6Address
@@ -42,13 +43,21 @@ def _networks_at(_moment: int) -> tuple[Network, ...]:
 
 def is_elsewhere(host: str, networks: Iterable[Network]) -> bool:
     """Whether an IP address lies outside of all `networks`. A name is taken for one elsewhere."""
-    try:
-        ip = ip_address(host.partition("%")[0])
-    except ValueError:
+    ip = _ip_of(host)
+    if ip is None:
         return host != "localhost"
     if ip.is_loopback or ip.is_link_local:
         return False
     return not any(ip.version == network.version and ip in network for network in networks)
+
+
+@lru_cache(MAX_HOSTS)
+def _ip_of(host: str) -> Ip | None:
+    """None: a name. All connections are looked at every second, and reading an address takes longer than the rest of the look."""
+    try:
+        return ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
 
 
 def is_loopback(address: str) -> bool:

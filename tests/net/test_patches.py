@@ -1,5 +1,6 @@
 """What is changed in libp2p is really changed, in the version that is installed."""
 
+import hashlib
 import random
 import sys
 from importlib.metadata import version
@@ -7,9 +8,14 @@ from importlib.metadata import version
 import pytest
 import trio
 from libp2p.kad_dht import common, kad_dht, peer_routing, provider_store, value_store
+from libp2p.kad_dht.pb.kademlia_pb2 import Message
+from libp2p.kad_dht.routing_table import RoutingTable, peer_id_to_key
+from libp2p.kad_dht.utils import xor_distance
 from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 from libp2p.stream_muxer.yamux import yamux
+from multiaddr import Multiaddr
 
 from legion_p2p.net.patches import KAD_PROTOCOL, ZERO_WINDOW_S
 from tests.net.conftest import opened
@@ -36,6 +42,32 @@ async def test_the_public_dht_is_not_spoken_on_the_wire():
             await b._host.new_stream(peer, ["/ipfs/kad/1.0.0"])
         stream = await b._host.new_stream(peer, [KAD_PROTOCOL])
         await stream.close()
+
+
+async def test_the_nodes_that_are_named_are_the_closest_ones_and_the_closest_first():
+    async with opened() as a:
+        table = RoutingTable(ID(random.randbytes(34)), a._host, max_peers_per_subnet=None)
+        for number in range(300):
+            info = PeerInfo(ID(random.randbytes(34)), [Multiaddr(f"/ip4/11.{number % 250}.{number // 250}.1/tcp/1")])
+            await table.add_peer(info, skip_server_mode_check=True)
+        key = random.randbytes(34)
+        target = hashlib.sha256(key).digest()
+
+        named = table.find_local_closest_peers(key, 20)
+
+    assert table.size() > 40
+    assert named == sorted(table.get_peer_ids(), key=lambda node: xor_distance(peer_id_to_key(node), target))[:20]
+
+
+async def test_an_answer_of_the_dht_says_to_which_nodes_there_is_a_connection():
+    kinds = Message.ConnectionType
+    async with opened() as a, opened(of=a) as b:
+        known, unknown = ID(random.randbytes(34)), ID(random.randbytes(34))
+        b._host.get_peerstore().add_addrs(known, [Multiaddr("/ip4/127.0.0.1/tcp/1")], 60)
+
+        said = [kad_dht.get_connection_type(b._host, peer) for peer in (ID.from_base58(a.peer_id), known, unknown)]
+
+    assert said == [kinds.CONNECTED, kinds.CAN_CONNECT, kinds.NOT_CONNECTED]
 
 
 async def test_only_noise_and_yamux_are_offered():
