@@ -128,6 +128,7 @@ async def open_peer(
         ),
         config=NetConfig(
             relay=parse_relay(peer.relay),
+            speed_tests=peer.speed_tests,
             lan=peer.lan,
             port_mapping=peer.port_mapping,
             network_key=load_network_key(peer.network_key),

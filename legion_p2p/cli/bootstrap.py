@@ -24,6 +24,7 @@ from legion_p2p.config.fields import field_value
 from legion_p2p.config.forms import NONE
 from legion_p2p.core.addresses import parse_endpoint
 from legion_p2p.core.relay_ledger import DEFAULT_RELAY, parse_relay
+from legion_p2p.core.speed_tests import PER_HOUR_OF_NODE
 from legion_p2p.errors import NetworkError, UsageError
 from legion_p2p.files.paths import user_data_folder
 from legion_p2p.observe.books import books_of
@@ -64,6 +65,9 @@ class Options:
     relay: Annotated[str, Parameter(metavar="RATE")] = DEFAULT_RELAY
     """Carry the traffic of peers that nobody can dial, at most so much of it together; further limits as in
     10mbit,peers=256,circuits=512,hourly=8gb (of one peer). no: it does not."""
+    speed_tests: Annotated[int, Parameter(metavar="N")] = PER_HOUR_OF_NODE
+    """Tests of bandwidth that peers may make against this node in an hour (legion-ctl doctor), each at most 4 MiB both ways. 0:
+    none."""
     metrics: Annotated[str, Parameter(metavar="[HOST:]PORT")] = ""
     """Serve metrics for Prometheus there, at /metrics; without a host on this machine only. [default: not served]"""
     dashboard: Annotated[str, Parameter(metavar="YES|NO|PORT")] = "yes"
@@ -86,6 +90,8 @@ def bootstrap(options: Options = Options()) -> int:
         raise UsageError(
             "--identity none: others find this node by its id, so it needs a key file; without --identity it has one"
         )
+    if options.speed_tests < 0:
+        raise UsageError(f"--speed-tests {options.speed_tests}, must be 0 or more")
     parse_relay(options.relay)
     dashboard = dashboard_choice(options.dashboard)
     if options.metrics:
@@ -125,7 +131,8 @@ async def _serve(identity: "Identity", listen: tuple[str, ...], options: Options
         async with open_network(
             identity, listen=listen, initial_peers=options.also, announce=options.announce,
             config=NetConfig(
-                relay=parse_relay(options.relay), relay_unproven=True, network_key=load_network_key(options.network_key)
+                relay=parse_relay(options.relay), relay_unproven=True, network_key=load_network_key(options.network_key),
+                speed_tests=options.speed_tests,
             ),
             tell=Tell(ContactLines(note, trio.current_time), note, events),
         ) as network:  # fmt: skip

@@ -119,6 +119,7 @@ OPTIONS = (
     Option(Peer, "weight", NETWORK),
     Option(Peer, "region", NETWORK, "LABEL"),
     Option(Peer, "relay", NETWORK, "RATE"),
+    Option(Peer, "speed_tests", NETWORK, "N"),
     Option(Peer, "volunteer_relay", NETWORK),
     Option(Peer, "token", NETWORK, "FILE"),
     Option(Limits, "upload", NETWORK, "RATE"),

@@ -16,6 +16,7 @@ from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.relay_ledger import DEFAULT_RELAY, RELAY_FORM, parse_relay
 from legion_p2p.core.retention import parse_retention
 from legion_p2p.core.roles import RoleName
+from legion_p2p.core.speed_tests import PER_HOUR_OF_PEER
 from legion_p2p.core.units import RATE_FORM, parse_rate
 
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0")
@@ -162,6 +163,10 @@ class Peer(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     relay: Annotated[str, Form(RELAY_FORM, _relay)] = DEFAULT_RELAY
     """Where others can dial this peer, carry traffic of peers that nobody can dial, at most so much of it; no: carry none. Limits
     on peers, circuits and a peer's bytes in an hour may follow: 10mbit,peers=256,circuits=512,hourly=8gb."""
+
+    speed_tests: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = PER_HOUR_OF_PEER
+    """Tests of bandwidth that others may make against this peer in an hour (legion-ctl doctor), each at most 4 MiB both ways, and
+    none while transfers run. 0: none."""
 
     limits: Limits = Limits()
     """How much of the connection it may use."""

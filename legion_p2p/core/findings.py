@@ -14,6 +14,7 @@ MIN_FILES = 256  # 64 connections of two sockets each, and Python's own files
 FEW_FILES = 1024  # what systems usually allow; a crowd of members needs more
 MIN_MEMORY_BYTES = 1e9  # a peer with the smallest model takes half of it
 FEW_MEMORY_BYTES = 3e9
+SLOW_BPS = 1e6  # a push of a small model takes ten seconds, even if it is sparse
 SLOW_S = 1.0  # of a round trip: rounds of seconds begin to wait for it
 
 
@@ -98,16 +99,30 @@ def judge_addresses(hosts: Sequence[str]) -> Finding:
     return problem("addresses", "this machine has no address but loopback", "connect it to a network")
 
 
-def judge_contact(address: str, trouble: str | None, rtt_s: float | None, speaks: bool | None) -> Finding:
-    """An initial peer. `trouble`: why it cannot be reached; `speaks`: it takes requests of this version, None: not known."""
-    name = "initial peer"
-    if trouble is not None:
-        return problem(name, f"{address}: {trouble}", "check that it runs, its address, and that no firewall is between")
-    if speaks is False:
+class ContactFacts(msgspec.Struct, frozen=True):
+    """What came of trying an initial peer."""
+
+    trouble: str = ""
+    """Why it cannot be reached; empty: it answers."""
+    rtt_s: float | None = None
+    other_version: str = ""
+    """What it says of its version, where that does not fit this one."""
+    version: str = ""
+    """Of the protocol, where it fits; empty: not known."""
+
+
+def judge_contact(address: str, facts: ContactFacts) -> Finding:
+    """An initial peer."""
+    name, rtt_s = "initial peer", facts.rtt_s
+    if facts.trouble:
+        return problem(name, f"{address}: {facts.trouble}", "check that it runs, its address, and that no firewall is between")
+    if facts.other_version:
         return problem(
-            name, f"{address}: it answers, but in another version of the protocol", "install the newest version on both"
-        )
+            name, f"{address}: answers, but in another version of the protocol: {facts.other_version}",
+            "install the newest version on both",
+        )  # fmt: skip
     delay = "" if rtt_s is None else f", {1000 * rtt_s:.0f} ms"
+    delay += f", version {facts.version} of the protocol" if facts.version else ""
     if rtt_s is not None and rtt_s > SLOW_S:
         return warning(name, f"{address}: answers{delay}", "enter through a peer that is nearer")
     return ok(name, f"{address}: answers{delay}")
@@ -120,3 +135,36 @@ def judge_reach(reach: str, nat: str, why: str) -> Finding:
     if reach == "unknown":
         return warning("reach", text, "nobody has tried to dial this machine yet; ask again with --initial-peers, or in a minute")
     return ok("reach", text)
+
+
+def judge_mapping(port: int | None, by: str, is_needed: bool, is_public: bool) -> Finding:
+    """`port`: that a router forwards; `by`: the protocol by which it does; `is_public`: others dial this machine anyway."""
+    name = "port mapping"
+    if port is not None:
+        return ok(name, f"the router forwards a port when it is asked, by {by}")
+    if not is_needed:
+        return ok(name, "not needed: this machine has no private address")
+    text = "no router forwards a port: neither PCP, NAT-PMP nor UPnP was granted"
+    if is_public:
+        return ok(name, f"{text}; others reach this machine all the same")
+    return warning(name, text, "turn on UPnP or NAT-PMP in the router, or forward a port by hand and name it with --announce")
+
+
+def judge_speed(up_bps: float, down_bps: float, peer: str) -> Finding:
+    """Bits per second, measured against `peer`."""
+    text = f"{up_bps / 1e6:.1f} Mbit/s up, {down_bps / 1e6:.1f} Mbit/s down, against {peer}"
+    if min(up_bps, down_bps) < SLOW_BPS:
+        return warning(
+            "bandwidth",
+            text,
+            "it works, with sparser pushes and longer rounds; a small model needs less, and so does --role client",
+        )
+    return ok("bandwidth", text)
+
+
+def no_speed(reasons: Sequence[str]) -> Finding:
+    """`reasons`: why no peer took a test."""
+    why = "; ".join(dict.fromkeys(reasons)) or "no initial peer answers"
+    return warning(
+        "bandwidth", f"not measured: {why}", "ask again in a minute; legion-ctl status shows what the transfers of a peer reach"
+    )  # fmt: skip

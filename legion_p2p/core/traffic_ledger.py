@@ -22,7 +22,8 @@ HOUR_S = 3600
 MAX_TAG_BYTES = 48  # where the name of a message's type ends at the latest
 
 OTHER_CLASS = "other"
-GOSSIP, DHT, BLOCKS, UPKEEP, RELAYED = "gossip", "finding peers", "IPFS clients", "keeping connections", "relayed for others"
+GOSSIP, DHT, BLOCKS = "gossip", "finding peers", "IPFS clients"
+UPKEEP, RELAYED, SPEED = "keeping connections", "relayed for others", "tests of bandwidth"
 """What the network itself sends and receives bytes for."""
 _CLASSES = {
     "training": ("push", "update"),

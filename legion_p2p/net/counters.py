@@ -47,6 +47,11 @@ class Counters:
     def traffic(self) -> Traffic:
         return Traffic(sent_bytes=self._n_sent, received_bytes=self._n_received)
 
+    @property
+    def is_busy(self) -> bool:
+        """A transfer of some size is under way, in either direction."""
+        return self._upload.is_busy or self._download.is_busy
+
     def bandwidth(self) -> Bandwidth:
         now = trio.current_time()
         limits = (math.inf, math.inf) if self._limits_bps is None else self._limits_bps()

@@ -100,6 +100,9 @@ class NetConfig(msgspec.Struct, frozen=True, kw_only=True):
     relay_unproven: bool = False
     """Relay from the start, as a bootstrap node does, and not only once others have dialed this host."""
 
+    speed_tests: int = 0
+    """Tests of bandwidth that others may make against this host in an hour, each of 4 MiB both ways at most. 0: none."""
+
     bulk_lanes: bool = True
     """Use TCP connections with TLS of their own for bulk, beside the libp2p connections. False: a quarter of the rate, and more
     CPU; one connection per peer."""

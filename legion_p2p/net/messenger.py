@@ -114,6 +114,10 @@ class Messenger:
     def traffic(self) -> Traffic:
         return self._counters.traffic()
 
+    def is_busy(self) -> bool:
+        """A transfer of some size is under way, in either direction."""
+        return self._counters.is_busy
+
     def bandwidth(self) -> Bandwidth:
         return self._counters.bandwidth()
 

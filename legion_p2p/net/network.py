@@ -21,6 +21,7 @@ from legion_p2p.net.reachability import Libp2pReachability
 from legion_p2p.net.reaching import Reaching
 from legion_p2p.net.recall import Recall
 from legion_p2p.net.relay import Relay
+from legion_p2p.net.speed import MeasuredSpeed, measure_speed
 from legion_p2p.net.tally import Tally
 from legion_p2p.net.volume import SocketVolume
 from legion_p2p.observe.status import ServiceStatus
@@ -92,6 +93,10 @@ class Libp2pNetwork:
         Raises: NoContactError, if all of them failed at the first attempt. They are retried all the same until closing.
         """
         await self._contacts.join()
+
+    async def measure_speed(self, peer: PeerId) -> MeasuredSpeed:
+        """How fast this machine sends to a peer that it is connected with, and receives from it. Raises: NetworkError."""
+        return await measure_speed(self._host, peer, self.messenger.rtt_s(peer) or 0.0)
 
     def limit(self, caps: Caps) -> None:
         """These limits on all traffic hold from now on. Lanes for bulk that went past the link are made again."""

@@ -46,6 +46,7 @@ from legion_p2p.net.port_mapping import PortMapping
 from legion_p2p.net.reaching import Reaching
 from legion_p2p.net.recall import Recall
 from legion_p2p.net.sockets import Sockets
+from legion_p2p.net.speed import SpeedService
 from legion_p2p.net.tally import Tally
 from legion_p2p.net.transport import Transport
 from legion_p2p.observe.clocks import running_clock
@@ -200,6 +201,7 @@ class NetworkParts:
         network.gossip = Libp2pGossip(self.pubsub, self.nursery, network.messenger.report)
         network.tally = self.tally
         network.recall = Recall(self.dht, self.book, self.peerstore, network.messenger.connected)
+        SpeedService(self.host, self.config.speed_tests, network.messenger.is_busy, network.messenger.report)
         if blocks is not None:
             network.bitswap = Bitswap(self.host, self.nursery, blocks, network.messenger.report)
         for where, peer in initial:

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from ipaddress import ip_address
 
+import msgspec
 import trio
 
 from legion_p2p.core.connectivity import AddressesChanged, Change
@@ -28,6 +29,17 @@ Routers = Callable[[str], AsyncGenerator[Router, None]]
 log = logging.getLogger("legion_p2p.net")
 
 
+class MappingOutcome(msgspec.Struct, frozen=True):
+    """What came of asking routers for a port."""
+
+    port: int | None
+    """That is forwarded; None: none is."""
+    by: str = ""
+    """The protocol by which a router does it."""
+    is_needed: bool = True
+    """False: this machine listens at no private IPv4 address, so there is nothing to forward."""
+
+
 class PortMapping:
     """The port that a router forwards to one peer."""
 
@@ -41,6 +53,8 @@ class PortMapping:
         self._router: Router | None = None
         self._lease = PortLease(trio.current_time())
         self._moved = trio.Event()
+        self._outcome: MappingOutcome | None = None
+        self._asked = trio.Event()
         listening.mapped = self.ports
         changes.changed.add(self._note)
 
@@ -49,11 +63,22 @@ class PortMapping:
         self._lease.expire(trio.current_time())
         return () if self._lease.held is None else (self._lease.held.port,)
 
+    async def outcome(self) -> MappingOutcome:
+        """What came of asking all routers, as soon as that is over for the first time."""
+        await self._asked.wait()
+        assert self._outcome is not None
+        return self._outcome
+
+    def _came_of_it(self, outcome: MappingOutcome) -> None:
+        self._outcome = outcome
+        self._asked.set()
+
     async def run_forever(self) -> None:
         while True:
             self._moved = trio.Event()
             inside = self._inside()
             if inside is None:
+                self._came_of_it(MappingOutcome(None, is_needed=False))
                 await self._moved.wait()
                 continue
             try:
@@ -90,6 +115,7 @@ class PortMapping:
                     return
         self._router = None
         self._lease.refused(trio.current_time())
+        self._came_of_it(MappingOutcome(None))
 
     async def _grants(self, router: Router, client: str, port: int, wished: int) -> bool:
         try:
@@ -98,6 +124,7 @@ class PortMapping:
             log.debug("no port is forwarded to %s: %s", client, refused)
             return False
         self._router = router
+        self._came_of_it(MappingOutcome(forwarding.port, router.speaks))
         if self._lease.granted(forwarding, trio.current_time()):
             self.opened.tell(forwarding.port)
             self._events.emit("network.forwarded", text=f"the router forwards TCP port {forwarding.port} to this peer")

@@ -58,6 +58,11 @@ log = logging.getLogger("legion_p2p.net")
 class Router(Protocol):
     """Something that can forward ports."""
 
+    @property
+    def speaks(self) -> str:
+        """By which protocol it is asked."""
+        ...
+
     async def forward(self, client: str, port: int, outside: int) -> Forwarding:
         """Let `outside`, or another port, lead to `port` at `client`. Raises: NetworkError, DecodeError."""
         ...
@@ -69,6 +74,10 @@ class Router(Protocol):
 
 class Gateway:
     """A router that speaks PCP or NAT-PMP."""
+
+    @property
+    def speaks(self) -> str:
+        return "NAT-PMP" if self._is_old else "PCP"
 
     def __init__(self, host: str, udp_port: int = GATEWAY_PORT) -> None:
         self._where = (host, udp_port)
@@ -122,6 +131,8 @@ class Gateway:
 
 class UpnpRouter:
     """A router that speaks UPnP."""
+
+    speaks = "UPnP"
 
     def __init__(self, control: GatewayControl) -> None:
         self._control = control

@@ -13,9 +13,10 @@ from libp2p.network.swarm import Swarm
 from legion_p2p.core.contact import Handler
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import ThrottledReply
-from legion_p2p.core.traffic_ledger import BLOCKS, DHT, GOSSIP, RELAYED, UPKEEP, TrafficLedger
+from legion_p2p.core.traffic_ledger import BLOCKS, DHT, GOSSIP, RELAYED, SPEED, UPKEEP, TrafficLedger
 from legion_p2p.net.patches import KAD_PROTOCOL
 from legion_p2p.net.relay import HOP, STOP
+from legion_p2p.net.speed import PROTOCOL as SPEED_PROTOCOL
 from legion_p2p.net.streams import PROTOCOLS
 
 INTERNAL_CLASSES: Final = {"discovery": DHT}
@@ -71,4 +72,6 @@ def class_of_stream(protocol: str, is_initiator: bool) -> str:
         return DHT
     if protocol.startswith("/meshsub/"):
         return GOSSIP
+    if protocol == SPEED_PROTOCOL:
+        return SPEED
     return BLOCKS if protocol.startswith("/ipfs/bitswap/") else UPKEEP

@@ -11,7 +11,7 @@ from legion_p2p.core.port_lease import LIFETIME_S, Forwarding
 from legion_p2p.errors import NetworkError
 from legion_p2p.net import networks
 from legion_p2p.net.networks import gateways
-from legion_p2p.net.port_mapping import PortMapping
+from legion_p2p.net.port_mapping import MappingOutcome, PortMapping
 from legion_p2p.observe.events import Events
 
 HERE = "192.168.1.5"
@@ -19,6 +19,8 @@ HERE = "192.168.1.5"
 
 class Router:
     """Forwards ports, while it is there."""
+
+    speaks = "PCP"
 
     def __init__(self, offset: int = 0) -> None:
         self.is_there = True
@@ -66,6 +68,7 @@ async def test_a_port_is_forwarded_by_the_router_that_does_it_renewed_and_taken_
     world = World(mute, router)
     scope = trio.CancelScope()
     nursery.start_soon(run_in, scope, world.mapping)
+    assert await world.mapping.outcome() == MappingOutcome(4711, "PCP")
     await trio.sleep(5)
     assert world.mapping.ports() == world.mapped() == (4711,)
 

@@ -14,7 +14,9 @@ from legion_p2p.core.findings import (
     MIN_DISK_BYTES,
     MIN_FILES,
     MIN_MEMORY_BYTES,
+    SLOW_BPS,
     SLOW_S,
+    ContactFacts,
     Health,
     has_problem,
     judge_addresses,
@@ -22,14 +24,18 @@ from legion_p2p.core.findings import (
     judge_contact,
     judge_disk,
     judge_files,
+    judge_mapping,
     judge_memory,
     judge_reach,
+    judge_speed,
+    no_speed,
     ok,
     problem,
     warning,
 )
 from legion_p2p.errors import NetworkError, StoreError
 
+ADDRESS = "/ip4/1.2.3.4/tcp/1"
 OK, WARNING, PROBLEM = Health.OK, Health.WARNING, Health.PROBLEM
 
 
@@ -51,10 +57,18 @@ OK, WARNING, PROBLEM = Health.OK, Health.WARNING, Health.PROBLEM
         (judge_clock(2030, 2026, None), OK),
         (judge_addresses([]), PROBLEM),
         (judge_addresses(["192.168.1.2"]), OK),
-        (judge_contact("/ip4/1.2.3.4/tcp/1", "refused", None, None), PROBLEM),
-        (judge_contact("/ip4/1.2.3.4/tcp/1", None, 0.05, False), PROBLEM),
-        (judge_contact("/ip4/1.2.3.4/tcp/1", None, SLOW_S + 0.1, True), WARNING),
-        (judge_contact("/ip4/1.2.3.4/tcp/1", None, 0.05, True), OK),
+        (judge_contact(ADDRESS, ContactFacts("refused")), PROBLEM),
+        (judge_contact(ADDRESS, ContactFacts(rtt_s=0.05, other_version="it speaks 2")), PROBLEM),
+        (judge_contact(ADDRESS, ContactFacts(rtt_s=SLOW_S + 0.1)), WARNING),
+        (judge_contact(ADDRESS, ContactFacts(rtt_s=0.05, version="3")), OK),
+        (judge_mapping(4710, "UPnP", True, False), OK),
+        (judge_mapping(None, "", True, False), WARNING),
+        (judge_mapping(None, "", True, True), OK),
+        (judge_mapping(None, "", False, False), OK),
+        (judge_speed(SLOW_BPS - 1, 50e6, "abcdefgh"), WARNING),
+        (judge_speed(10e6, 50e6, "abcdefgh"), OK),
+        (no_speed(["it refuses: it is busy at the moment"]), WARNING),
+        (no_speed([]), WARNING),
         (judge_reach("relayed", "symmetric", "nobody could dial it"), WARNING),
         (judge_reach("unknown", "unknown", ""), WARNING),
         (judge_reach("public", "none", ""), OK),
@@ -106,20 +120,25 @@ async def refuse(peer: object, body: bytes) -> bytes:
     raise NetworkError("in no run")
 
 
-async def test_contacts_are_tried_and_named_with_their_delay_or_with_why_not() -> None:
+async def test_contacts_are_tried_and_named_with_their_delay_or_with_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     from legion_p2p.core.identity import Identity
     from legion_p2p.net import checkup
     from legion_p2p.net.host import open_network
+    from legion_p2p.net.limits import NetConfig
 
-    async with open_network(Identity.generate(), listen=("/ip4/127.0.0.1/tcp/0",)) as node:
+    async with open_network(
+        Identity.generate(), listen=("/ip4/127.0.0.1/tcp/0",), config=NetConfig(speed_tests=1)
+    ) as node:  # fmt: skip
         (address,) = node.addresses()[:1]
         node.messenger.serve(refuse)
-        checkup.REACH_S, before = 0.1, checkup.REACH_S
-        try:
-            found = await checkup.examine_network((address,))
-            dead = await checkup.examine_network((f"/ip4/127.0.0.1/tcp/1/p2p/{node.peer_id}",))
-        finally:
-            checkup.REACH_S = before
+        monkeypatch.setattr(checkup, "REACH_S", 0.1)
+        monkeypatch.setattr(checkup, "MAPPING_S", 0.1)
+        found = await checkup.examine_network((address,))
+        again = await checkup.examine_network((address,))
+        dead = await checkup.examine_network((f"/ip4/127.0.0.1/tcp/1/p2p/{node.peer_id}",))
 
-    assert [f.name for f in found] == ["initial peer", "reach"] and found[0].health is OK and " ms" in found[0].text
+    assert [f.name for f in found] == ["initial peer", "reach", "port mapping", "bandwidth"]
+    assert found[0].health is OK and " ms" in found[0].text and "version 3 of the protocol" in found[0].text
+    assert found[3].health is OK and node.peer_id[-8:] in found[3].text
+    assert again[3].health is WARNING and "too many have asked" in again[3].text
     assert [f.health for f in dead] == [PROBLEM] and has_problem(dead)
