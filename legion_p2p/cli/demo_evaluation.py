@@ -127,10 +127,9 @@ def judged_model(spec: Path, files: list[tuple[str, Path]], seed: int) -> Evalua
     from legion_p2p.config import read_new_run
     from legion_p2p.train.corpus import open_text
     from legion_p2p.train.described import spec_of
-    from legion_p2p.train.evaluation import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, evaluate
+    from legion_p2p.train.evaluation import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, evaluate, sample_text
     from legion_p2p.train.gpt import GPT
     from legion_p2p.train.parameters import trainable
-    from legion_p2p.train.trainer import sample_text
 
     torch.set_num_threads(1)  # with more, they wait for each other where the machine is busy: minutes instead of seconds
     new_run = read_new_run(str(spec))

@@ -21,7 +21,7 @@ from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks
 from legion_p2p.train.described import spec_of
 from legion_p2p.train.evaluation import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, evaluate
 from legion_p2p.train.inner import inner_optimizer
-from legion_p2p.train.trainer import STEP_EVENT_EVERY_S
+from legion_p2p.train.loop_report import STEP_EVENT_EVERY_S
 
 WARM_UP_STEPS = 3  # torch plans its kernels in the first ones
 

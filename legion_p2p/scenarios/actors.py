@@ -182,7 +182,7 @@ class Cast:
         while True:
             await trio.sleep_until(trace.next_change(trio.current_time()))
             if not actor.held["link"]:
-                self.swarm.world.relink(self.swarm.identity(actor.name).peer_id, self.link_of(actor))
+                self.swarm.world.rates.relink(self.swarm.identity(actor.name).peer_id, self.link_of(actor))
 
     def _count(self, actor: Actor, peer: SimPeer) -> None:
         actor.sent_bytes += peer.network.n_sent

@@ -101,7 +101,7 @@ def _inflict(cast: Cast, fault: Fault, actor: Actor, peer: SimPeer) -> Undo:
     elif kind == "disk-full":
         fill_disk(peer)
     elif kind == "link":
-        world.relink(peer.id, slower(cast.link_of(actor), fault.factor))
+        world.rates.relink(peer.id, slower(cast.link_of(actor), fault.factor))
 
     def undo() -> None:
         actor.held[kind] -= 1
@@ -115,7 +115,7 @@ def _inflict(cast: Cast, fault: Fault, actor: Actor, peer: SimPeer) -> Undo:
             elif kind == "disk-full":
                 free_disk(peer)
             elif kind == "link":
-                world.relink(peer.id, cast.link_of(actor))
+                world.rates.relink(peer.id, cast.link_of(actor))
             if not (actor.held["suspend"] or actor.held["hang"]):
                 peer.hung = False
 

@@ -1,4 +1,4 @@
-"""What the parts of a simulated peer see of their world and of other peers. `sim.network` implements it: World and SimNetwork."""
+"""What the parts of a simulated peer see of their world (network.py: `World`) and of other peers (station.py: `SimNetwork`)."""
 
 import random
 from collections.abc import Awaitable, Callable, Iterable
@@ -84,6 +84,12 @@ class Post(Protocol):
     def peers_changed(self) -> None: ...
 
 
+class LinkRates(Protocol):
+    """What the access links of peers carry."""
+
+    def limits_bps(self, peer: PeerId) -> tuple[float | None, float | None]: ...
+
+
 class Fabric(Protocol):
     """The world: all peers, and what lies between them."""
 
@@ -98,7 +104,12 @@ class Fabric(Protocol):
     def mail(self) -> Post: ...
 
     @property
+    def rates(self) -> LinkRates: ...
+
+    @property
     def is_split(self) -> bool: ...
+
+    def kill(self, peer: PeerId) -> None: ...
 
     def delay(self, source: PeerId, target: PeerId) -> float: ...
 
@@ -113,8 +124,6 @@ class Fabric(Protocol):
     async def travel(self, source: PeerId, target: PeerId, n_bytes: int, priority: Priority) -> None: ...
 
     async def wait_through(self, source: PeerId, target: PeerId) -> None: ...
-
-    def limits_bps(self, peer: PeerId) -> tuple[float | None, float | None]: ...
 
     def peer(self, peer: PeerId) -> Station | None: ...
 

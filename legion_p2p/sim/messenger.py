@@ -52,7 +52,7 @@ class SimMessenger:
         return self._client.rtt_s(peer)
 
     def bandwidth(self) -> Bandwidth:
-        up_bps, down_bps = self._world.limits_bps(self.peer_id)
+        up_bps, down_bps = self._world.rates.limits_bps(self.peer_id)
         return self._world.bandwidths.get(self.peer_id, Bandwidth(upload_limit_bps=up_bps, download_limit_bps=down_bps))
 
     def traffic(self) -> Traffic:

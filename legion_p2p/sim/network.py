@@ -32,18 +32,14 @@ from legion_p2p.core.access_link import LinkProfile
 from legion_p2p.core.contact import Bandwidth, Contact
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.priority import Priority
-from legion_p2p.core.traffic_ledger import NetworkTraffic, TrafficLedger
 from legion_p2p.errors import ClosedError, UnreachableError, UsageError
-from legion_p2p.net.peer_score import Refusals
 from legion_p2p.sim.client import reset
-from legion_p2p.sim.discovery import PROVIDER_LIFETIME_S, SimDiscovery
-from legion_p2p.sim.exchange import BREAK_AFTER_S, Exchange
+from legion_p2p.sim.discovery import PROVIDER_LIFETIME_S
+from legion_p2p.sim.exchange import BREAK_AFTER_S
 from legion_p2p.sim.fabric import BetweenPeers, Station
-from legion_p2p.sim.gossip import SimGossip
 from legion_p2p.sim.mail import Mail
-from legion_p2p.sim.messenger import SimMessenger
-from legion_p2p.sim.reachability import SimReachability
-from legion_p2p.sim.throttle import Access, Uplink
+from legion_p2p.sim.rates import Rates
+from legion_p2p.sim.station import SimNetwork
 
 Corrupt = Callable[[PeerId, PeerId, bytes], bytes]
 Wall = tuple[frozenset[PeerId], frozenset[PeerId] | None]
@@ -71,7 +67,6 @@ class World:
         self.random = random.Random(seed)
         self.delay_s = delay_s
         self.rate_bytes_s = rate_bytes_s
-        self.up_bytes_s = up_bytes_s
         self.loss = loss
         self.links = links
         self.gossip_takes_links = gossip_takes_links and links is not None
@@ -88,9 +83,7 @@ class World:
         self.changed = Notify()
         """Somebody joined, left, froze, thawed or was hidden, or a wall was put up or taken down."""
         self.mail = Mail(self)
-        self._busy_until: dict[tuple[PeerId, PeerId], float] = {}
-        self._uplinks: dict[PeerId, Uplink] = {}
-        self._access: dict[PeerId, Access] = {}
+        self.rates = Rates(seed, up_bytes_s, links, self.start)
         self._n_joined = 0
         self._nursery: trio.Nursery | None = None
         self._manager = trio.open_nursery()
@@ -117,7 +110,7 @@ class World:
                 return False  # the body's own exception comes out as it is
             raise
 
-    def join(self, identity: Identity) -> "SimNetwork":
+    def join(self, identity: Identity) -> SimNetwork:
         """A peer's network. A killed or closed peer may join again, at another address."""
         if self._nursery is None:
             raise UsageError("the world is not running: async with World(...)")
@@ -237,52 +230,19 @@ class World:
         """
         is_bulk = priority is not Priority.CONTROL
         relay = self.relay_between(source, target)
-        for sender in (source, relay):
-            if is_bulk and sender is not None and (uplink := self._uplink_of(sender)) is not None:
-                await uplink.send(target, n_bytes, priority)
-        if self.links is not None and is_bulk:
-            await trio.sleep_until(self._access_of(source).up(target, self.links[target].place, n_bytes))
-            await trio.sleep_until(self._access_of(target).down(source, n_bytes))
-            await self.wait_through(source, target, relay)
-            return
-        wait_s = self.delay(source, target)
         if is_bulk:
-            rate = self.rate_bytes_s(source, target) if callable(self.rate_bytes_s) else self.rate_bytes_s
-            now = trio.current_time()
-            begin = max(now, self._busy_until.get((source, target), now))
-            self._busy_until[source, target] = begin + n_bytes / rate
-            wait_s += begin + n_bytes / rate - now
-        await trio.sleep(wait_s)
+            for sender in (source, relay):
+                if sender is not None:
+                    await self.rates.send(sender, target, n_bytes, priority)
+        if is_bulk and self.links is not None:
+            await self.rates.pass_links(source, target, n_bytes)
+        else:
+            wait_s = self.delay(source, target)
+            if is_bulk:
+                rate = self.rate_bytes_s(source, target) if callable(self.rate_bytes_s) else self.rate_bytes_s
+                wait_s += self.rates.turn_s(source, target, n_bytes / rate)
+            await trio.sleep(wait_s)
         await self.wait_through(source, target, relay)
-
-    def limits_bps(self, peer: PeerId) -> tuple[float | None, float | None]:
-        """What its access link carries, up and down; None where nothing limits it."""
-        profile = None if self.links is None else self.links[peer]
-        if profile is None:
-            return None, None
-        up, down = (bps if math.isfinite(bps) else None for bps in (profile.up_bps, profile.down_bps))
-        return up, down
-
-    def relink(self, peer: PeerId, profile: LinkProfile) -> None:
-        """From now on its access link is this one. What has been sent already keeps its time."""
-        if self.links is None:
-            raise UsageError("peers of this world have no links: World(links=...)")
-        self.links[peer] = profile
-        if peer in self._uplinks:
-            self._uplinks[peer].bytes_s = profile.up_bps / 8
-        self._access.pop(peer, None)
-
-    def _uplink_of(self, peer: PeerId) -> Uplink | None:
-        bytes_s = self.up_bytes_s if self.links is None else self.links[peer].up_bps / 8
-        if bytes_s == math.inf:
-            return None
-        return self._uplinks.setdefault(peer, Uplink(bytes_s, self.start))
-
-    def _access_of(self, peer: PeerId) -> Access:
-        assert self.links is not None
-        if peer not in self._access:
-            self._access[peer] = Access(self.links[peer], random.Random(f"{self._seed}/{peer}"))
-        return self._access[peer]
 
     async def wait_through(self, source: PeerId, target: PeerId, relay: PeerId | None = None) -> None:
         """Wait while an end or the relay is frozen, without limit, or while a partition lasts, for as long as TCP tries."""
@@ -302,16 +262,16 @@ class World:
             else:
                 return
 
-    def peer(self, peer: PeerId) -> "SimNetwork | None":
+    def peer(self, peer: PeerId) -> SimNetwork | None:
         """It, if it is alive."""
         network = self._peers.get(peer)
         return network if network is not None and network.alive else None
 
-    def networks(self) -> Iterable["SimNetwork"]:
+    def networks(self) -> Iterable[SimNetwork]:
         """All peers that ever joined."""
         return self._peers.values()
 
-    def network_of(self, peer: PeerId) -> "SimNetwork":
+    def network_of(self, peer: PeerId) -> SimNetwork:
         """A peer that joined once, dead or alive."""
         return self._peers[peer]
 
@@ -345,7 +305,7 @@ class World:
         await trio.sleep(self.delay(a, b) / 2)
         self.disconnect(a, b)
 
-    async def _notice_reset(self, network: "SimNetwork", dead: PeerId) -> None:
+    async def _notice_reset(self, network: SimNetwork, dead: PeerId) -> None:
         await trio.sleep(self.delay(dead, network.peer_id))
         if not self.is_blocked(network.peer_id, dead):
             self.disconnect(network.peer_id, dead)
@@ -375,62 +335,3 @@ def _separates(wall: Wall, a: PeerId, b: PeerId) -> bool:
     if other is None:
         return (a in one) != (b in one)
     return (a in one and b in other) or (b in one and a in other)
-
-
-class SimNetwork:
-    """What `open_network` gives, in a `World`."""
-
-    def __init__(self, world: World, identity: Identity, address: str) -> None:
-        self.identity = identity
-        self.alive = True
-        self.frozen = False
-        self.held: list[tuple[str, bytes]] = []
-        self.dial_reports: dict[str, str | None] = {}
-        self.address = address
-        self.connections: set[PeerId] = set()
-        self.n_sent = self.n_received = self.n_gossip = 0
-        self.handler_errors: list[Exception] = []
-        self.refusals = Refusals()
-        self.refusals.refused.add(lambda peer: world.disconnect(self.peer_id, peer))
-        self.messenger = SimMessenger(world, self, self.refusals)
-        self.reachability = SimReachability(world, self)
-        self.discovery = SimDiscovery(world, self)
-        self.gossip = SimGossip(world, self)
-        self.died = trio.Event()
-        self.asked: dict[Exchange, PeerId] = {}
-        """Requests to this peer that are under way, and whose they are."""
-        self.asking: set[Exchange] = set()
-        """Requests of this peer that it waits for."""
-        self._world = world
-
-    @property
-    def peer_id(self) -> PeerId:
-        return self.identity.peer_id
-
-    def addresses(self) -> tuple[str, ...]:
-        """Ending in /p2p/<id>."""
-        return tuple(f"{address}/p2p/{self.peer_id}" for address in self.messenger.addresses())
-
-    def network_traffic(self) -> NetworkTraffic:
-        """Nothing: a simulation counts requests only."""
-        return NetworkTraffic(TrafficLedger())
-
-    async def join(self) -> None:
-        """Nothing to do: all peers of a world can be found."""
-        await trio.lowlevel.checkpoint()
-
-    def keep_contacts(self) -> None:
-        """Nothing to do either."""
-
-    def close(self) -> None:
-        """Leave. To the others it looks as if killed: leaving properly is the services' business."""
-        if self.alive:
-            self._world.kill(self.peer_id)
-
-    def die(self) -> None:
-        self.alive = False
-        self.died.set()
-        for exchange in self.asking:
-            exchange.done.set()
-        for exchange in self.asked:
-            exchange.stop()

@@ -34,7 +34,8 @@ from legion_p2p.services.run.progress import Progress
 from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.services.shards.mailbox import Mailbox
-from legion_p2p.sim.network import SimNetwork, World
+from legion_p2p.sim.network import World
+from legion_p2p.sim.station import SimNetwork
 from legion_p2p.store.archive import Archive
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.tensor.flatten import FlatView

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from legion_p2p.tensor.flatten import FlatView
-from legion_p2p.train.corpus import Corpus
+from legion_p2p.train.corpus import Corpus, decode
 from legion_p2p.train.data import validation_batches, windows_at_once
+from legion_p2p.train.gpt import GPT
 from legion_p2p.train.language_model import LanguageModel
 from legion_p2p.train.parameters import trainable
 
 EVAL_WINDOWS = 96  # while training; at the end it is FINAL_EVAL_WINDOWS
 FINAL_EVAL_WINDOWS = 384
+SAMPLE_CHARS = 300
 
 
 @torch.no_grad()
@@ -50,3 +52,13 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def load_flat(module: nn.Module, flat: Tensor) -> None:
     """Put a run's flat parameters into a model of the same configuration."""
     FlatView(trainable(module)).assign_slice(0, flat)
+
+
+def sample_text(gpt: GPT, seed: int, prompt: str = "\ndef ", n: int = SAMPLE_CHARS) -> str:
+    """Some text as the built-in model continues `prompt`, where its tokens are bytes."""
+    if gpt.config.vocab_size != 256:
+        return ""
+    device = next(gpt.parameters()).device
+    idx = torch.tensor([list(prompt.encode())], dtype=torch.int64, device=device)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    return decode(gpt.generate(idx, n, temperature=0.8, top_k=40, generator=generator)[0].tolist())

@@ -4,10 +4,12 @@ import msgspec
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How it ended. `reason` is "steps", "minutes", "stopped", "finished" where its user asked it to finish, "target" where the
-    run has come to its target, "together" where a
-    helper served until all were done, "data" where the text could not be read any more, or "memory" where that did not
-    suffice."""
+    """How it ended.
+
+    `reason` is "steps", "minutes" or "stopped"; "finished", where its user asked it to finish; "target", where the run has come
+    to its target; "together", where a helper served until all were done; "data", where the text could no longer be read; or
+    "memory", where there was too little of it.
+    """
 
     steps: int
     tokens: int

@@ -1,6 +1,6 @@
 """Where a trainer is in its text and its random numbers, as checkpoints keep it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -8,6 +8,8 @@ import torch
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import DecodeError
+from legion_p2p.observe.events import Events
+from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.train.data import ChunkedWindows
 
 MAX_DATA_BYTES = 40 << 10  # of the 64 KiB that a checkpoint has for all of the state; beyond it open chunks are left unfinished
@@ -41,3 +43,13 @@ def restore_state(state: Mapping[str, Any], me: PeerId, data: ChunkedWindows) ->
     data.load_state_dict(position)
     if isinstance(rng, bytes) and len(rng) == torch.get_rng_state().numel():
         torch.set_rng_state(torch.frombuffer(bytearray(rng), dtype=torch.uint8))
+
+
+def read_on(engine: ActiveRun, data: ChunkedWindows, events: Events) -> Callable[[], dict[str, Any]]:
+    """Read on where this peer stopped, if it resumes. What checkpoints keep of the trainer from now on."""
+    if engine.restored is not None:
+        try:
+            restore_state(engine.restored.state, engine.me, data)
+        except DecodeError as bad:
+            events.emit("data.begins_anew", reason=str(bad))
+    return lambda: training_state(engine.me, data)

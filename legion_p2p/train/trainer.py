@@ -1,71 +1,41 @@
-"""What `legion-peer` does: build the run's model, feed it its share of the text, train, and keep everybody told."""
+"""What `legion-peer` does: it builds the run's model, reads its text, joins, trains, and leaves."""
 
-import math
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
 
 from legion_p2p.config import Peer, RunChoice, Training
 from legion_p2p.core.chunks import ChunkLedger
-from legion_p2p.core.control import Wish
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.learning_rate import learning_rate
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import RunSpec
-from legion_p2p.errors import ClosedError, DecodeError, MissingDataError, NotSavedError, StoreError, UsageError
+from legion_p2p.errors import ClosedError, MissingDataError, UsageError
 from legion_p2p.observe.events import PHASE, Events
-from legion_p2p.observe.memory import is_out_of_memory
 from legion_p2p.observe.metrics import JOIN_WITH, JsonlSink
 from legion_p2p.observe.status import Status
 from legion_p2p.observe.words import join_command
-from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.joiner import RunCreation
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.bridge import AT_EXIT_S, PeerThread
-from legion_p2p.train.companions import write_companions
-from legion_p2p.train.compute import Compute, choose_device, memory_advice
+from legion_p2p.train.compute import Compute, choose_device
 from legion_p2p.train.control import Control
-from legion_p2p.train.corpus import Corpus, decode
+from legion_p2p.train.corpus import Corpus
 from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of
 from legion_p2p.train.datasets.folder import with_data
 from legion_p2p.train.described import activation_bytes, check_memory, model_of, shape_of, spec_of
 from legion_p2p.train.entering import enter
-from legion_p2p.train.evaluation import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, evaluate, load_flat
-from legion_p2p.train.flops import Utilisation, flops_per_token, peak_flops
-from legion_p2p.train.gpt import GPT
-from legion_p2p.train.inner import inner_optimizer
 from legion_p2p.train.language_model import LanguageModel
-from legion_p2p.train.optimizer import Optimizer
+from legion_p2p.train.loop import TrainingLoop
+from legion_p2p.train.loop_report import save_or_tell
 from legion_p2p.train.outcome import Outcome
 from legion_p2p.train.parameters import param_specs, trainable
 from legion_p2p.train.priority import lower_priority
-from legion_p2p.train.resume import restore_state, training_state
 from legion_p2p.train.run_text import fetch_missing, open_run_text, shared_by
-from legion_p2p.train.saving import check_out, save_model
+from legion_p2p.train.saving import check_out
 from legion_p2p.train.sharding.loop import ShardedLoop
-
-TARGET_TOGETHER_S = 120.0  # at a run's target all end with the same model; one that never ends must not hold the others up
-STOP_FLUSH_S = 0.5  # what an orderly leave grants the last push
-STEP_EVENT_EVERY_S = 0.5
-STATUS_EVERY_S = 0.5
-UNFINISHED = ("stopped", "data", "memory")
-"""Reasons to leave at once, without a last evaluation, and without waiting for others."""
-SAMPLE_CHARS = 300
-
-
-def sample_text(gpt: GPT, seed: int, prompt: str = "\ndef ", n: int = SAMPLE_CHARS) -> str:
-    """Some text as the built-in model continues `prompt`, where its tokens are bytes."""
-    if gpt.config.vocab_size != 256:
-        return ""
-    device = next(gpt.parameters()).device
-    idx = torch.tensor([list(prompt.encode())], dtype=torch.int64, device=device)
-    generator = torch.Generator(device=device).manual_seed(seed)
-    return decode(gpt.generate(idx, n, temperature=0.8, top_k=40, generator=generator)[0].tolist())
 
 
 class Trainer:
@@ -88,16 +58,9 @@ class Trainer:
         self._data = job.data
         self._on_status = on_status
         self._device = choose_device(job.device)
-        self._memory_problem = ""
         self._model: LanguageModel | None = None
         self._corpus: Corpus | None = None
-        self._run_step = 0
-        self._shown_at = 0.0
-        self._noted_at = 0.0
-        self._evaluated_at = time.monotonic()
-        self._text_problem = ""
-        self._n_steps = 0
-        self._use = Utilisation(0, None)
+        self._loop: TrainingLoop | None = None
 
     def run(self) -> Outcome:
         job = self.job
@@ -179,30 +142,8 @@ class Trainer:
         if spec.sharding == "full":
             loop = ShardedLoop(thread, compute, self.job, self.events, self.control, self._on_status)
             return loop.run(corpus, partial(self._reader, corpus, spec, model.context), out)
-        inner = inner_optimizer(spec.inner, model.module)
-        opt = Optimizer.beside(thread, inner, model.module, tokens_per_step=spec.inner.batch * model.context, obeys=False)
-        data = opt.share(partial(self._reader, corpus, spec, model.context))
-        self._go_on(engine, data)
-        self._wait_for_members(opt)
-        self._run_step = thread.call(engine.run_step)
-        began = self._evaluated_at = time.monotonic()
-        shape = shape_of(spec)
-        per_token = flops_per_token(model.module, shape.n_layer, shape.width, shape.context)
-        self._use = Utilisation(per_token, peak_flops(self._device, self.job.precision, self.job.peak_tflops))
-        try:
-            reason = self._loop(compute, opt, data, spec, corpus, began)
-        except (MemoryError, RuntimeError) as bad:
-            if not is_out_of_memory(bad):
-                raise
-            self._memory_problem = memory_advice(bad, self.job, self._device, spec.inner.batch, opt.steps)
-            reason = "memory"
-        opt.zero_grad()
-        if reason in UNFINISHED:
-            opt.flush(STOP_FLUSH_S, last=True)
-            opt.report(training=False, done=True)
-        else:
-            self._finish(opt)
-        return self._conclude(compute, opt, corpus, engine, thread, out, reason)
+        self._loop = TrainingLoop(thread, compute, self.job, self.events, self.control, self._on_status)
+        return self._loop.run(corpus, partial(self._reader, corpus, spec, model.context), out)
 
     def _reader(
         self, corpus: Corpus, spec: RunSpec, context: int, me: PeerId, members: Callable[[], Iterable[PeerId]]
@@ -212,181 +153,13 @@ class Trainer:
         seed = _seed_of(spec, self.job, me)
         return ChunkedWindows(corpus.train, chunk_tokens, context, spec.inner.batch, seed, ledger, members)
 
-    def _go_on(self, engine: ActiveRun, data: ChunkedWindows) -> None:
-        """Read on where this peer stopped, if it resumes; and let checkpoints say where it is from now on."""
-        if engine.restored is not None:
-            try:
-                restore_state(engine.restored.state, engine.me, data)
-            except DecodeError as bad:
-                self.events.emit("data.begins_anew", reason=str(bad))
-        engine.checkpoints.trainer_state = lambda: training_state(engine.me, data)
-
-    def _wait_for_members(self, opt: Optimizer) -> None:
-        while self.job.wait_for_members and not self._ends(opt):
-            status = opt.status
-            if sum(m.ready for m in status.members) >= self.job.wait_for_members:
-                return
-            self._show(opt)
-            time.sleep(0.05)
-
-    def _loop(self, compute: Compute, opt: Optimizer, data: ChunkedWindows, spec: RunSpec, corpus: Corpus, began: float) -> str:
-        job = self.job
-        deadline = began + 60 * job.minutes if job.minutes else math.inf
-        smoothed: float | None = None
-        while not self._ends(opt) and not self._text_problem:
-            if opt.wish is Wish.PAUSE:
-                opt.rest()
-                self._show(opt)
-                if time.monotonic() >= deadline:
-                    return "minutes"
-                continue
-            if job.steps and opt.steps >= job.steps:
-                return "steps"
-            if time.monotonic() >= deadline:
-                return "minutes"
-            for group in opt.param_groups:
-                group["lr"] = learning_rate(spec.inner, opt.steps, self._run_step + opt.steps)
-            try:
-                x, y = next(data)
-            except StoreError as bad:
-                self._text_problem = str(bad)
-                break
-            value = compute.backward(x, y)
-            if spec.inner.clip:
-                torch.nn.utils.clip_grad_norm_(compute.model.module.parameters(), spec.inner.clip)
-            if math.isfinite(value):  # what has diverged is told of elsewhere, and one such value would spoil all later ones
-                smoothed = value if smoothed is None else 0.9 * smoothed + 0.1 * value
-            told = self._remaining(opt, began, deadline)
-            opt.note(
-                loss=smoothed, run_step=self._run_step + opt.steps + 1, mfu=self._use.mfu(opt.speed()["tokens_per_s"]), **told
-            )
-            opt.step()
-            opt.zero_grad()
-            self._n_steps = opt.steps
-            self._note_step(opt, smoothed)
-            self._show(opt)
-            if job.eval_every_s and time.monotonic() - self._evaluated_at >= job.eval_every_s:
-                self._note_eval(compute, opt, corpus, EVAL_WINDOWS)
-        if self._text_problem:
-            return "data"
-        if self._target_reached(opt):
-            return "target"
-        return "finished" if opt.wish is Wish.FINISH and not self.control.leaving else "stopped"
-
-    def _target_reached(self, opt: Optimizer) -> bool:
-        return opt.target_reached and not self.control.leaving
-
-    def _ends(self, opt: Optimizer) -> bool:
-        """Whether its user wants it to train no more."""
-        return self.control.leaving or opt.wish.ends
-
-    def _remaining(self, opt: Optimizer, began: float, deadline: float) -> dict[str, Any]:
-        elapsed = time.monotonic() - began
-        left = deadline - time.monotonic()
-        if self.job.steps and opt.steps > 5:
-            left = min(left, elapsed / opt.steps * (self.job.steps - opt.steps))
-        return {"target_steps": self.job.steps or None, "remaining_s": None if math.isinf(left) else max(0.0, left)}
-
-    def _finish(self, opt: Optimizer) -> None:
-        opt.flush(30.0, last=True)
-        opt.report(training=False, done=True)
-        until = time.monotonic() + TARGET_TOGETHER_S if self._target_reached(opt) else 0.0
-        while time.monotonic() < until and not self.control.leaving and not opt.all_done:
-            opt.wait_briefly()
-            self._show(opt)
-        while self.job.finish_together and not self._ends(opt) and not opt.all_done:
-            opt.wait_briefly()
-            self._show(opt)
-
-    def _conclude(
-        self, compute: Compute, opt: Optimizer, corpus: Corpus, engine: ActiveRun, thread: PeerThread, out: Path | None,
-        reason: str,
-    ) -> Outcome:  # fmt: skip
-        model = compute.model
-        flat = opt.common_parameters()
-        digest = opt.common_digest()
-        status = opt.status
-        load_flat(model.module, flat)
-        saved_to, save_problem = self._save(model, out, {"run": engine.id, "digest": digest, "step": str(opt.steps)})
-        if out is not None and saved_to and engine.spec is not None and engine.spec.transformers:
-            write_companions(out, engine.spec, b"" if corpus.prepared is None else corpus.prepared.tokenizer)
-        val_loss = None if reason in UNFINISHED else self._evaluate(compute, corpus, FINAL_EVAL_WINDOWS)
-        self.events.emit(
-            "run.finished",
-            reason=reason,
-            step=opt.steps,
-            tokens=opt.tokens,
-            val_loss=val_loss,
-            digest=digest,
-            sent_bytes=status.sent_bytes,
-            received_bytes=status.received_bytes,
-            region=status.region,
-            bytes_in_region=status.bytes_in_region,
-            bytes_across=status.bytes_across,
-            rounds=status.rounds,
-            blocked_fraction=round(opt.blocked_fraction, 5),
-        )
-        self._show(opt, force=True)
-        return Outcome(
-            opt.steps, opt.tokens, val_loss, digest, reason, status.sent_bytes, status.received_bytes, opt.blocked_fraction,
-            saved_to, save_problem, self._text_problem, tuple(thread.call(engine.messenger.connected)), self._memory_problem,
-            self._use.mfu(opt.speed()["tokens_per_s"]),
-        )  # fmt: skip
-
-    def _save(self, model: LanguageModel, out: Path | None, metadata: dict[str, str]) -> tuple[str, str]:
-        """Where the model is, and what is wrong with that; empty: nothing."""
-        if out is None:
-            return "", ""
-        try:
-            # A tied output matrix is the embedding: it is stored once.
-            return str(save_model(list(trainable(model.module)), out, metadata)), ""
-        except NotSavedError as bad:
-            self.events.error("model.not_saved", str(bad))
-            return "", str(bad)
-
     def _rescue(self, out: Path | None) -> None:
         """The peer fails. What it has trained itself is all that there is of the model, unless a store has more."""
-        if self._model is not None and self._n_steps:
-            path, _ = self._save(self._model, out, {"step": str(self._n_steps), "of": "this peer alone"})
+        n_steps = 0 if self._loop is None else self._loop.opt.steps
+        if self._model is not None and out is not None and n_steps:
+            path, _ = save_or_tell(self._model, out, {"step": str(n_steps), "of": "this peer alone"}, self.events)
             if path:
                 self.events.emit("model.rescued", text=f"this peer's own parameters are in {path}")
-
-    def _note_step(self, opt: Optimizer, loss: float | None) -> None:
-        now = time.monotonic()
-        if now - self._noted_at >= STEP_EVENT_EVERY_S or opt.steps == 1:
-            self._noted_at = now
-            shown = None if loss is None else round(loss, 4)
-            self.events.emit(
-                "step",
-                step=opt.steps,
-                tokens=opt.tokens,
-                loss=shown,
-                mfu=self._use.mfu(opt.speed()["tokens_per_s"]),
-                **opt.speed(),
-            )
-
-    def _note_eval(self, compute: Compute, opt: Optimizer, corpus: Corpus, n_windows: int) -> None:
-        mine = opt.local.view.snapshot()
-        load_flat(compute.model.module, opt.common_parameters())
-        val_loss = self._evaluate(compute, corpus, n_windows)
-        load_flat(compute.model.module, mine)
-        self._evaluated_at = time.monotonic()
-        if val_loss is not None:
-            self.events.emit("eval", step=opt.steps, tokens=opt.tokens, val_loss=round(val_loss, 5))
-
-    def _evaluate(self, compute: Compute, corpus: Corpus, n_windows: int) -> float | None:
-        """The loss on held-out text; None where that could not be read."""
-        try:
-            return evaluate(compute.model, corpus, n_windows, self._device, compute.precise())
-        except StoreError as bad:
-            self._text_problem = str(bad)
-            return None
-
-    def _show(self, opt: Optimizer, *, force: bool = False) -> None:
-        now = time.monotonic()
-        if self._on_status is not None and (force or now - self._shown_at >= STATUS_EVERY_S):
-            self._shown_at = now
-            self._on_status(opt.status)
 
 
 def _seed_of(spec: RunSpec, job: Training, me: PeerId) -> int:

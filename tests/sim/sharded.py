@@ -21,7 +21,8 @@ from legion_p2p.services.run.joiner import RunCreation, creating, joining
 from legion_p2p.services.run.lobby import PeerParts
 from legion_p2p.services.run.progress import Progress
 from legion_p2p.services.shards.mailbox import Mailbox
-from legion_p2p.sim.network import SimNetwork, World
+from legion_p2p.sim.network import World
+from legion_p2p.sim.station import SimNetwork
 from legion_p2p.sim.swarm import inline
 from legion_p2p.store.archive import Archive
 from legion_p2p.store.blocks import BlockStore

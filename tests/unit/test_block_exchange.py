@@ -22,7 +22,8 @@ from legion_p2p.services.checkpoint.providers import MAX_TURNED_AWAY, PER_PROVID
 from legion_p2p.services.checkpoint.serve import ProvideService
 from legion_p2p.services.rpc import Dispatcher
 from legion_p2p.services.upload_slots import UploadSlotService
-from legion_p2p.sim.network import SimNetwork, World
+from legion_p2p.sim.network import World
+from legion_p2p.sim.station import SimNetwork
 from legion_p2p.store.archive import Archive
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.dataset_files import DatasetBlocks

@@ -37,7 +37,8 @@ from legion_p2p.errors import (
 from legion_p2p.net.limits import MAX_SCORE
 from legion_p2p.observe.events import Event, Events
 from legion_p2p.services.rpc import Dispatcher, Rpc
-from legion_p2p.sim.network import SimNetwork, World
+from legion_p2p.sim.network import World
+from legion_p2p.sim.station import SimNetwork
 
 STATE = ShardState(3, 7, b"d" * 32, (), b"payload", ancestor=False)
 ASKER, ANSWERER, NOBODY = (Identity(bytes([n]) * 32) for n in range(3))

@@ -35,7 +35,8 @@ from legion_p2p.services.run.leaving import leave
 from legion_p2p.services.run.lobby import Lobby, PeerParts
 from legion_p2p.services.run.progress import Progress
 from legion_p2p.services.run.status import describe, status_before, status_of
-from legion_p2p.sim.network import SimNetwork, World
+from legion_p2p.sim.network import World
+from legion_p2p.sim.station import SimNetwork
 from tests.parts_of import PARAMS, creation_of, identity_of, log_of, parts_of
 from tests.replies import decode_reply
 from tests.unit.test_joiner import met

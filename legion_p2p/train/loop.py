@@ -1,0 +1,200 @@
+"""What `legion-peer` does between joining and leaving, in a run whose members hold the whole model."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from legion_p2p.config import Training
+from legion_p2p.core.control import Wish
+from legion_p2p.core.learning_rate import learning_rate
+from legion_p2p.errors import StoreError
+from legion_p2p.observe.events import Events
+from legion_p2p.observe.memory import is_out_of_memory
+from legion_p2p.observe.status import Status
+from legion_p2p.train.bridge import PeerThread
+from legion_p2p.train.compute import Compute, memory_advice
+from legion_p2p.train.control import Control
+from legion_p2p.train.corpus import Corpus
+from legion_p2p.train.data import ChunkedWindows
+from legion_p2p.train.described import shape_of
+from legion_p2p.train.evaluation import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, load_flat
+from legion_p2p.train.flops import Utilisation, flops_per_token, peak_flops
+from legion_p2p.train.inner import inner_optimizer
+from legion_p2p.train.loop_report import LoopReport
+from legion_p2p.train.optimizer import Optimizer
+from legion_p2p.train.outcome import Outcome
+from legion_p2p.train.resume import read_on
+from legion_p2p.train.sharing import Make
+
+TARGET_TOGETHER_S = 120.0  # at a run's target all end with the same model; one that never ends must not hold the others up
+STOP_FLUSH_S = 0.5  # what an orderly leave grants the last push
+FINISH_FLUSH_S = 30.0  # the same where training is over
+UNFINISHED = ("stopped", "data", "memory")
+"""Reasons to leave at once, without a last evaluation, and without waiting for others."""
+
+
+class TrainingLoop:
+    """One job in one run."""
+
+    def __init__(
+        self,
+        thread: PeerThread,
+        compute: Compute,
+        job: Training,
+        events: Events,
+        control: Control,
+        on_status: Callable[[Status], None] | None,
+    ) -> None:
+        engine = thread.engine
+        spec, model = engine.spec, compute.model
+        inner = inner_optimizer(spec.inner, model.module)
+        self.opt = Optimizer.beside(thread, inner, model.module, tokens_per_step=spec.inner.batch * model.context, obeys=False)
+        self._thread = thread
+        self._engine = engine
+        self._spec = spec
+        self._compute = compute
+        self._job = job
+        self._events = events
+        self._control = control
+        self._report = LoopReport(thread, compute, events, on_status)
+        self._memory_problem = ""
+        self._run_step = 0
+        self._evaluated_at = time.monotonic()
+        shape = shape_of(spec)
+        per_token = flops_per_token(model.module, shape.n_layer, shape.width, shape.context)
+        self._use = Utilisation(per_token, peak_flops(compute.device, job.precision, job.peak_tflops))
+
+    def run(self, corpus: Corpus, reader: Make[ChunkedWindows], out: Path | None) -> Outcome:
+        """Train, save and evaluate."""
+        opt, engine = self.opt, self._engine
+        data = opt.share(reader)
+        engine.checkpoints.trainer_state = read_on(engine, data, self._events)
+        self._wait_for_members()
+        self._run_step = self._thread.call(engine.run_step)
+        self._evaluated_at = time.monotonic()
+        try:
+            reason = self._train(data, corpus)
+        except (MemoryError, RuntimeError) as bad:
+            if not is_out_of_memory(bad):
+                raise
+            self._memory_problem = memory_advice(bad, self._job, self._compute.device, self._spec.inner.batch, opt.steps)
+            reason = "memory"
+        opt.zero_grad()
+        if reason in UNFINISHED:
+            opt.flush(STOP_FLUSH_S, last=True)
+            opt.report(training=False, done=True)
+        else:
+            self._finish()
+        return self._conclude(corpus, out, reason)
+
+    def _wait_for_members(self) -> None:
+        while self._job.wait_for_members and not self._ends():
+            if sum(m.ready for m in self.opt.status.members) >= self._job.wait_for_members:
+                return
+            self._report.show()
+            time.sleep(0.05)
+
+    def _train(self, data: ChunkedWindows, corpus: Corpus) -> str:
+        job, opt, inner, began = self._job, self.opt, self._spec.inner, time.monotonic()
+        deadline = began + 60 * job.minutes if job.minutes else math.inf
+        smoothed: float | None = None
+        while not self._ends() and not self._report.text_problem:
+            if opt.wish is Wish.PAUSE:
+                opt.rest()
+                self._report.show()
+                if time.monotonic() >= deadline:
+                    return "minutes"
+                continue
+            if job.steps and opt.steps >= job.steps:
+                return "steps"
+            if time.monotonic() >= deadline:
+                return "minutes"
+            for group in opt.param_groups:
+                group["lr"] = learning_rate(inner, opt.steps, self._run_step + opt.steps)
+            try:
+                x, y = next(data)
+            except StoreError as bad:
+                self._report.text_problem = str(bad)
+                break
+            value = self._compute.backward(x, y)
+            if inner.clip:
+                torch.nn.utils.clip_grad_norm_(self._compute.model.module.parameters(), inner.clip)
+            if math.isfinite(value):  # what has diverged is told of elsewhere, and one such value would spoil all later ones
+                smoothed = value if smoothed is None else 0.9 * smoothed + 0.1 * value
+            told = self._remaining(began, deadline)
+            opt.note(loss=smoothed, run_step=self._run_step + opt.steps + 1, mfu=self._mfu(), **told)
+            opt.step()
+            opt.zero_grad()
+            self._report.stepped(opt.steps, opt.tokens, smoothed, self._mfu(), opt.speed())
+            if job.eval_every_s and time.monotonic() - self._evaluated_at >= job.eval_every_s:
+                self._evaluate_common(corpus)
+        if self._report.text_problem:
+            return "data"
+        if self._target_reached():
+            return "target"
+        return "finished" if opt.wish is Wish.FINISH and not self._control.leaving else "stopped"
+
+    def _mfu(self) -> float | None:
+        return self._use.mfu(self.opt.speed()["tokens_per_s"])
+
+    def _target_reached(self) -> bool:
+        return self.opt.target_reached and not self._control.leaving
+
+    def _ends(self) -> bool:
+        """Whether its user wants it to train no more."""
+        return self._control.leaving or self.opt.wish.ends
+
+    def _remaining(self, began: float, deadline: float) -> dict[str, Any]:
+        elapsed = time.monotonic() - began
+        left = deadline - time.monotonic()
+        if self._job.steps and self.opt.steps > 5:
+            left = min(left, elapsed / self.opt.steps * (self._job.steps - self.opt.steps))
+        return {"target_steps": self._job.steps or None, "remaining_s": None if math.isinf(left) else max(0.0, left)}
+
+    def _finish(self) -> None:
+        opt = self.opt
+        opt.flush(FINISH_FLUSH_S, last=True)
+        opt.report(training=False, done=True)
+        until = time.monotonic() + TARGET_TOGETHER_S if self._target_reached() else 0.0
+        while time.monotonic() < until and not self._control.leaving and not opt.all_done:
+            opt.wait_briefly()
+            self._report.show()
+        while self._job.finish_together and not self._ends() and not opt.all_done:
+            opt.wait_briefly()
+            self._report.show()
+
+    def _conclude(self, corpus: Corpus, out: Path | None, reason: str) -> Outcome:
+        opt, report = self.opt, self._report
+        flat = opt.common_parameters()
+        digest = opt.common_digest()
+        status = opt.status
+        load_flat(self._compute.model.module, flat)
+        saved_to, save_problem = report.save(out, corpus, digest, opt.steps)
+        val_loss = None if reason in UNFINISHED else report.evaluate(corpus, FINAL_EVAL_WINDOWS)
+        made = Outcome(
+            opt.steps,
+            opt.tokens,
+            val_loss,
+            digest,
+            reason,
+            blocked_fraction=opt.blocked_fraction,
+            saved_to=saved_to,
+            save_problem=save_problem,
+            memory_problem=self._memory_problem,
+            mfu=self._mfu(),
+        )
+        return report.finished(made, status)
+
+    def _evaluate_common(self, corpus: Corpus) -> None:
+        """Evaluate the region's common model, and go on with this peer's own parameters."""
+        opt, module = self.opt, self._compute.model.module
+        mine = opt.local.view.snapshot()
+        load_flat(module, opt.common_parameters())
+        val_loss = self._report.evaluate(corpus, EVAL_WINDOWS)
+        load_flat(module, mine)
+        self._evaluated_at = time.monotonic()
+        self._report.evaluated(opt.steps, opt.tokens, val_loss)
