@@ -183,7 +183,7 @@ async def test_what_others_act_on_is_announced_at_once_and_the_rest_is_not(
 ) -> None:
     async with a_run_and_a_stranger() as (_, run, _):
         announced: list[None] = []
-        monkeypatch.setattr(run.members, "announce_soon", lambda: announced.append(None))
+        monkeypatch.setattr(run.members.announcer, "announce_soon", lambda: announced.append(None))
 
         run.report(Progress(step=1))
         assert not announced
