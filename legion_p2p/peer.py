@@ -23,6 +23,7 @@ from legion_p2p.core.cids import Cid
 from legion_p2p.core.control import parse_cpu
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.manners import ConditionsConfig
+from legion_p2p.core.privacy import parse_privacy
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.relay_ledger import parse_relay
 from legion_p2p.core.retention import parse_retention
@@ -41,6 +42,7 @@ from legion_p2p.files.paths import user_data_folder, user_path
 from legion_p2p.observe.clocks import running_clock
 from legion_p2p.observe.events import PHASE, Events
 from legion_p2p.observe.machine import Machine
+from legion_p2p.services.ports import FORGOTTEN
 from legion_p2p.services.run.access_watch import watch_access
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.discovery import find_run
@@ -51,6 +53,7 @@ from legion_p2p.services.run.manners import MannersService
 from legion_p2p.services.run.sampling import sample_forever
 from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.mailbox import Mailbox
+from legion_p2p.services.shards.privacy import accountant
 from legion_p2p.store.access_lists import AccessFiles, token_of
 from legion_p2p.store.control_key import load_or_create_control_key
 from legion_p2p.store.evidence_file import EvidenceFile
@@ -58,6 +61,7 @@ from legion_p2p.store.known_peers_file import KnownPeersFile
 from legion_p2p.store.network_key_file import load_network_key
 from legion_p2p.store.public_blocks import PublicBlocks
 from legion_p2p.store.shelf import FileShelf
+from legion_p2p.store.spent_file import SpentFile
 from legion_p2p.store.volume_file import VolumeFile
 from legion_p2p.web.peer_hosting import host_peer_page
 from legion_p2p.web.record import RunRecord
@@ -108,6 +112,8 @@ async def open_peer(
     if peer.dashboard != "no":
         events.add_sink(record, shows=False)
     contacts = parse_addresses(initial_peers)
+    if peer.dp:
+        accountant()  # before anything is pushed that nobody counts
     whoami, unlock = _identity_of(peer)
     disk = ThreadOffload(1)
     try:
@@ -184,6 +190,7 @@ async def open_peer(
                     archive=archive,
                     disk=disk,
                     shelf=FileShelf(user_path(peer.store.path) if peer.store.path else None),
+                    spent=SpentFile.beside(peer.identity) if isinstance(peer.identity, str) and peer.identity else FORGOTTEN,
                 )
                 if isinstance(run, RunCreation):
                     entering = creating(parts, run)
@@ -270,6 +277,7 @@ def _config_of(peer: Peer) -> PeerConfig:
         token=token_of(peer.token) if peer.token else b"",
         caps=parse_caps(peer.limits.upload, peer.limits.download, peer.limits.quiet_hours),
         offload=peer.offload == "disk",
+        privacy=parse_privacy(peer.dp) if peer.dp else None,
         max_cpu=parse_cpu(peer.manners.max_cpu) if peer.manners.max_cpu else None,
         manners=peer.manners.conditions(),
     )

@@ -122,6 +122,7 @@ OPTIONS = (
     Option(Peer, "speed_tests", NETWORK, "N"),
     Option(Peer, "volunteer_relay", NETWORK),
     Option(Peer, "token", NETWORK, "FILE"),
+    Option(Peer, "dp", NETWORK, "SETTINGS"),
     Option(Limits, "upload", NETWORK, "RATE"),
     Option(Limits, "download", NETWORK, "RATE"),
     Option(Limits, "quiet_hours", NETWORK, "HOURS"),

@@ -9,6 +9,7 @@ from legion_p2p.core.caps import NO_CAPS, Caps
 from legion_p2p.core.checkpoint_policy import CheckpointConfig
 from legion_p2p.core.manners import ConditionsConfig
 from legion_p2p.core.membership import MembershipConfig
+from legion_p2p.core.privacy import Privacy
 from legion_p2p.core.roles import Role
 from legion_p2p.core.round import RoundConfig
 
@@ -44,5 +45,7 @@ class PeerConfig(msgspec.Struct, frozen=True):
     """Share of the machine's processors that the process may take as it starts; None: no limit."""
     offload: bool = False
     """Hold on the disk what a round needs once."""
+    privacy: Privacy | None = None
+    """What is done to changes before they are pushed; None: nothing."""
     manners: ConditionsConfig = ConditionsConfig()
     """When it may train."""

@@ -12,6 +12,7 @@ from legion_p2p.config.manners import Manners
 from legion_p2p.core.addresses import ENDPOINT_FORM, parse_endpoint
 from legion_p2p.core.caps import QUIET_FORM, parse_quiet_hours
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.privacy import PRIVACY_FORM, parse_privacy
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.relay_ledger import DEFAULT_RELAY, RELAY_FORM, parse_relay
 from legion_p2p.core.retention import parse_retention
@@ -156,6 +157,11 @@ class Peer(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     offload: Literal["none", "disk"] = "none"
     """With disk, what a round needs once (the common copy, what is to be sent later) is held in files of the store's folder
     instead of memory: at most 2 bytes a parameter are held, instead of 8. Each round writes and reads a few times the model."""
+
+    dp: Annotated[str, checked_text(PRIVACY_FORM, parse_privacy)] = ""
+    """Differential privacy of what this peer pushes. noise=1,clip=0.5,delta=1e-6 shortens each round's change to a length of 0.5,
+    and adds noise of 1 * 0.5 to each of its elements; the status shows the epsilon that is spent. It costs most of what is
+    learnt. Needs legion_p2p[privacy]. Empty: none."""
 
     volunteer_relay: bool = False
     """Carry the exchange with other regions for members of this one that have little upload. Costs upload."""

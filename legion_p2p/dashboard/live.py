@@ -23,7 +23,16 @@ from legion_p2p.observe.events import DASHBOARD, PHASE, Event
 from legion_p2p.observe.history import History
 from legion_p2p.observe.metrics import JOIN_WITH, describe, rounds_of
 from legion_p2p.observe.status import ErrorStatus, MemberStatus, Status
-from legion_p2p.observe.words import alone_text, connection_text, doing, failed_text, is_alone, left_text, relayed_text
+from legion_p2p.observe.words import (
+    alone_text,
+    connection_text,
+    doing,
+    failed_text,
+    is_alone,
+    left_text,
+    privacy_text,
+    relayed_text,
+)
 
 REFRESH_PER_S = 4  # more looks no smoother and costs a core's percent each
 MAX_RECENT = 3
@@ -123,6 +132,8 @@ def _head(status: Status, width: int, ascii_only: bool, losses: Sequence[float])
         width=width,
     )
     lines = [ends(title, Text(clock), width), facts]
+    if status.privacy is not None:
+        lines.append(line(privacy_text(status.privacy), width=width))
     fraction = fraction_done(status)
     if fraction is not None:
         share = f" {human.percent_text(min(1.0, fraction)):>6}"

@@ -192,6 +192,8 @@ EVENTS = (
     _error("member.dead", "A member did not answer, and is considered dead.", "peer"),
     _event("update.too_long", "An update was not followed: it is far longer than those before it.", "shard version owner"),
     _error("owner.excluded", "An owner is proven to have said two things, or to have left out a push; it owns nothing.", "peer"),
+    _error("privacy.not_read", "What pushes have spent of this peer's privacy cannot be read; see `text`."),
+    _error("privacy.not_written", "What pushes have spent of this peer's privacy cannot be written down; see `text`."),
     _error("evidence.not_kept", "The file of what is proven against owners cannot be read or written; see `text`."),
     _event("owner.miscounted", "This peer computed an update again, and its owner is wrong.", "shard version owner reason"),
     _event("owner.unaccounted", "An owner did not show what it made an update of.", "shard version owner reason"),

@@ -21,7 +21,7 @@ from legion_p2p.errors import UsageError
 from legion_p2p.observe import human
 from legion_p2p.observe.events import DASHBOARD, HANDING_OVER, PHASE, Event
 from legion_p2p.observe.status import Status
-from legion_p2p.observe.words import alone_text
+from legion_p2p.observe.words import alone_text, privacy_text
 
 PROGRESS_EVERY_S = 10.0  # a log of a night stays below 4000 lines
 BURST = 4  # lines of one kind within PROGRESS_EVERY_S; a crowd that joins at once must not hide everything else
@@ -245,6 +245,8 @@ def progress_text(status: Status) -> str:
         averaged = human.percent_text(status.last_round.averaged_fraction)
         parts.append(f"{human.whole_text(rounds_of(status))} rounds, last averaged {averaged}")
     parts.append(f"sent {human.bytes_text(status.sent_bytes)}, received {human.bytes_text(status.received_bytes)}")
+    if status.privacy is not None:
+        parts.append(privacy_text(status.privacy))
     if status.remaining_s is not None:
         parts.append(f"{human.seconds_text(status.remaining_s)} left")
     return "; ".join(parts)

@@ -179,6 +179,18 @@ class ErrorStatus(msgspec.Struct, frozen=True):
     text: str
 
 
+class PrivacyStatus(msgspec.Struct, frozen=True):
+    """What this peer's pushes have spent of its privacy."""
+
+    epsilon: float | None
+    """At `delta`, of all that was pushed in this run; None: nothing was pushed since the start."""
+    delta: float
+    rounds: float
+    """How often the whole model was pushed."""
+    clipped_share: float
+    """Of the pushes since the start, those that had to be shortened."""
+
+
 class Status(msgspec.Struct, frozen=True):
     """All of it. Bytes are totals since this peer started."""
 
@@ -239,5 +251,7 @@ class Status(msgspec.Struct, frozen=True):
     service: ServiceStatus | None = None
     mfu: float | None = None
     """Model FLOPs utilisation of this peer; None: not known."""
+    privacy: PrivacyStatus | None = None
+    """None: nothing is done to what this peer pushes."""
     pid: int = 0
     status_version: int = STATUS_VERSION

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from legion_p2p.core.round import LATE
 from legion_p2p.observe import human
-from legion_p2p.observe.status import ConnectionStatus, FailedPush, MemberStatus, ReachStatus, Status, TargetStatus
+from legion_p2p.observe.status import ConnectionStatus, FailedPush, MemberStatus, PrivacyStatus, ReachStatus, Status, TargetStatus
 
 MAX_CONTACTS_SHOWN = 2
 
@@ -65,6 +65,14 @@ def relayed_text(status: Status) -> str:
         return ""
     through = ", ".join(map(human.short_id, status.reach.relays)) or "none yet"
     return f"others reach this peer through relays only ({through}): it owns shards only while too few others can be reached"
+
+
+def privacy_text(privacy: PrivacyStatus) -> str:
+    """What pushes have spent of this peer's privacy."""
+    if privacy.epsilon is None:
+        return "epsilon: nothing pushed yet"
+    told = f"epsilon {privacy.epsilon:.3g} at delta {privacy.delta:g}, after {privacy.rounds:.1f} rounds"
+    return f"{told}; {human.percent_text(privacy.clipped_share)} of the pushes were clipped"
 
 
 def left_text(target: TargetStatus) -> str:

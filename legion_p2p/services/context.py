@@ -12,7 +12,17 @@ from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.plan import ShardPlan
 from legion_p2p.core.run import RunSpec
 from legion_p2p.observe.events import Events
-from legion_p2p.services.ports import IN_MEMORY, BytesShelf, Discovery, Gossip, Messenger, Offload, Reachability
+from legion_p2p.services.ports import (
+    FORGOTTEN,
+    IN_MEMORY,
+    BytesShelf,
+    Discovery,
+    Gossip,
+    Messenger,
+    Offload,
+    Reachability,
+    SpentStore,
+)
 from legion_p2p.services.upload_slots import UploadSlotService
 from legion_p2p.tensor.compact import Keep, in_memory
 
@@ -45,6 +55,8 @@ class PeerContext:
     """Seconds on a clock that nobody sets, and that runs on while the machine sleeps."""
     shelf: BytesShelf = IN_MEMORY
     """Holds updates that members may still ask for."""
+    spent: SpentStore = FORGOTTEN
+    """Remembers what pushes have spent of this peer's privacy."""
 
     @cached_property
     def me(self) -> PeerId:

@@ -17,6 +17,7 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.manifest import Base, StoredShard
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.priority import Priority
+from legion_p2p.core.privacy import Spent
 from legion_p2p.core.reach import OwnReach, PeerConnection
 from legion_p2p.core.run import SignedSpec
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader
@@ -142,6 +143,29 @@ class MemoryShelf:
 
 
 IN_MEMORY = MemoryShelf()
+
+
+class SpentStore(Protocol):
+    """Where it is written down what pushes have spent of a peer's privacy: store/spent_file.py. All of it waits for the disk."""
+
+    def load(self, run: str) -> Spent:
+        """Raises: StoreError."""
+
+    def save(self, run: str, spent: Spent) -> None:
+        """Raises: StoreError."""
+
+
+class NoSpentStore:
+    """That of a peer that has no key file, and so is another peer the next time."""
+
+    def load(self, run: str) -> Spent:
+        return Spent()
+
+    def save(self, run: str, spent: Spent) -> None:
+        pass
+
+
+FORGOTTEN = NoSpentStore()
 
 
 class Archive(Protocol):

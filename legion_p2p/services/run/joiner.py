@@ -289,6 +289,11 @@ class Joiner:
         run: ActiveRun
         messenger = RegionalMessenger(self._network.messenger, lambda peer: run.is_across(peer), self._parts.wall_time)
         config = self._parts.config
+        if spec.sharding == "full" and config.privacy is not None:
+            raise JoinError(
+                f"run {spec.name!r} is sharded: gradients of every step go to others, and dp= adds no noise to those; "
+                "join a run that is not sharded, or leave dp out"
+            )
         if spec.sharding == "full":  # one group: what is too far away is too slow
             config = msgspec.structs.replace(config, region=DEFAULT_REGION)
         ctx = PeerContext(
@@ -308,6 +313,7 @@ class Joiner:
             wall_time=self._parts.wall_time,
             running_clock=self._parts.running_clock,
             shelf=self._parts.shelf,
+            spent=self._parts.spent,
         )
         members = MemberService(ctx, lambda: describe(run))
         refusal = members.access.admission.refusal(ctx.me, ctx.config.token, ctx.wall_time())

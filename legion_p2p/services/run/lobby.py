@@ -16,7 +16,18 @@ from legion_p2p.core.wire import Blocks, Busy, Checkpoints, GetBlocks, HasBlocks
 from legion_p2p.errors import NetworkError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.checkpoint.serve import ProvideService
-from legion_p2p.services.ports import IN_MEMORY, Archive, BytesShelf, Discovery, Gossip, Messenger, Offload, Reachability
+from legion_p2p.services.ports import (
+    FORGOTTEN,
+    IN_MEMORY,
+    Archive,
+    BytesShelf,
+    Discovery,
+    Gossip,
+    Messenger,
+    Offload,
+    Reachability,
+    SpentStore,
+)
 from legion_p2p.services.rpc import Dispatcher
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.services.upload_slots import UploadSlotService
@@ -71,6 +82,8 @@ class PeerParts:
     """Runs what waits for the disk; None: `offload` does."""
     shelf: BytesShelf = IN_MEMORY
     """Holds what is needed seldom."""
+    spent: SpentStore = FORGOTTEN
+    """Remembers what pushes have spent of this peer's privacy."""
 
 
 class BlockProvider(Protocol):

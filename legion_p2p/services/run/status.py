@@ -52,7 +52,7 @@ def describe(run: ActiveRun) -> Announcement:
         tokens=progress.tokens,
         tokens_per_s=0.0 if progress.paused else progress.tokens_per_s,
         step_s=progress.step_s,
-        loss=progress.loss,
+        loss=progress.loss if run.ctx.config.privacy is None else None,  # it says something of the text, without noise
         sent_bytes=traffic.sent_bytes,
         received_bytes=traffic.received_bytes,
         upload_bps=_least(bandwidth.upload_bps, bandwidth.upload_limit_bps),
@@ -113,7 +113,7 @@ def status_before(lobby: Lobby) -> Status:
 
 def status_of(run: ActiveRun) -> Status:
     """What a peer in a run knows now. In the peer's thread."""
-    progress = run.progress
+    progress, private = run.progress, run.shards.pusher.private
     return msgspec.structs.replace(
         status_before(run.lobby),
         run=RunStatus(run.id, run.spec.name),
@@ -143,6 +143,7 @@ def status_of(run: ActiveRun) -> Status:
         control=run.control.status(),
         target=_target_row(run),
         books=books_of((run.messenger.books,), run.lobby.parts.network.network_traffic()),
+        privacy=None if private is None else private.status(),
     )
 
 

@@ -15,6 +15,7 @@ from legion_p2p.errors import DecodeError, NetworkError, NonFiniteError, Refused
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.shards.inputs import payload_digest
 from legion_p2p.services.shards.mailbox import NON_FINITE
+from legion_p2p.services.shards.privacy import PrivateReleases
 from legion_p2p.services.shards.receipts import Receipts
 from legion_p2p.services.shards.replica import Body, LocalChange, Replica, pack, rebase
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
@@ -37,6 +38,8 @@ class PushService:
         self._receipts = receipts
         self._submit = submit
         self._rounds = ctx.spec.round
+        self.private = None if ctx.config.privacy is None else PrivateReleases(ctx, ctx.config.privacy)
+        """Shortens changes and adds noise, where this peer's user wants that."""
         self._asking: dict[int, trio.CancelScope] = {}
         """By shard: the request that carries its contribution."""
 
@@ -44,6 +47,7 @@ class PushService:
         """A local change to push. Its shard must have been settled since the last one."""
         replica = self._states.replicas[change.shard]
         alone = self._states.members.roster.alone() and change.version == replica.chain.version
+        alone = alone and self.private is None  # what is trained alone is seen by those that join later
         self._tell(replica, push_events.Offered(change, change.version, change.tokens, change.steps, alone))
 
     async def encode(self, replica: Replica, change: LocalChange) -> None:
@@ -53,13 +57,16 @@ class PushService:
         async with replica.lock:
             codec = self._states.codec_of(replica, name)
             decay = self._rounds.feedback_decay
+            release = None if self.private is None else await self.private.charge(replica.numel)
             try:
                 payload, kept = await self._states.compute(
-                    replica.numel, pack, change, replica.kept, codec, decay, self._states.keep
+                    replica.numel, pack, change, replica.kept, codec, decay, self._states.keep, release
                 )
             except NonFiniteError:
                 self._take_back(replica)
                 return
+            if self.private is not None and release is not None:
+                self.private.note(release)
             replica.kept = kept
             digest = b""
             if self._rounds.verify != "none":

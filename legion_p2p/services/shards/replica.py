@@ -269,9 +269,21 @@ def advance(reference: Tensor, payload: bytes | memoryview, codec: Codec) -> tup
 
 
 def pack(
-    change: LocalChange, kept: Tensor | Compact | None, codec: Codec, decay: float, keep: Keep = in_memory
+    change: LocalChange,
+    kept: Tensor | Compact | None,
+    codec: Codec,
+    decay: float,
+    keep: Keep = in_memory,
+    release: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[bytes, Tensor | Compact | None]:
-    """A member's compressed change, and what is kept of it. Raises: NonFiniteError."""
-    packed = compress(codec, expanded(kept), value_of(change.base) - value_of(change.local), decay)
+    """A member's compressed change, and what is kept of it. Raises: NonFiniteError.
+
+    `release`: makes what others may see of the change; nothing else of it is used.
+    """
+    moved = value_of(change.base) - value_of(change.local)
+    if release is not None:
+        require_finite(moved)
+        moved = release(moved)
+    packed = compress(codec, expanded(kept), moved, decay)
     residual = packed.residual
     return packed.data, compacted(residual, keep) if residual is not None and bool(residual.any()) else None

@@ -4,6 +4,7 @@ import gc
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from legion_p2p.core.announcement import mark_of
 from legion_p2p.core.evidence import sign_header
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.privacy import Spent, parse_privacy
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.shard.events import Owners
@@ -38,11 +40,13 @@ from legion_p2p.core.wire import (
     Updates,
     encode,
 )
-from legion_p2p.errors import CodecError, DecodeError, LegionError, NetworkError, UnreachableError
+from legion_p2p.errors import CodecError, DecodeError, LegionError, NetworkError, StoreError, UnreachableError
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.joiner import creating, joining
 from legion_p2p.services.run.leaving import leave
+from legion_p2p.services.run.lobby import PeerParts
 from legion_p2p.services.run.progress import Progress
+from legion_p2p.services.run.status import describe, status_of
 from legion_p2p.services.shards.mailbox import NON_FINITE
 from legion_p2p.services.shards.replica import LocalChange, Replica
 from legion_p2p.sim.network import World
@@ -104,13 +108,15 @@ class Peer:
 
 
 @asynccontextmanager
-async def peers_of(n: int, rounds: RoundSpec = ONE) -> AsyncIterator[list[Peer]]:
-    """A run of `n` peers that train; the owner of its shard is the first of them."""
+async def peers_of(
+    n: int, rounds: RoundSpec = ONE, make: Callable[[PeerParts], PeerParts] = lambda parts: parts
+) -> AsyncIterator[list[Peer]]:
+    """A run of `n` peers that train, made of what `make` says; the owner of its shard is the first of them."""
     async with AsyncExitStack() as stack:
         world = await stack.enter_async_context(World())
         peers: list[Peer] = []
         for i in range(n):
-            parts = parts_of(world, f"peer-{i}")
+            parts = make(parts_of(world, f"peer-{i}"))
             if not peers:
                 run = await stack.enter_async_context(creating(parts, creation_of(rounds=rounds)))
             else:
@@ -205,6 +211,58 @@ async def test_parameters_that_are_not_finite_are_taken_back(autojump_clock: obj
 
         assert peers[-1].settled() == [NON_FINITE]
         assert "push.non_finite" in peers[-1].names() and peers[-1].replica.chain.version == 0
+
+
+class SpentInMemory:
+    """What was written down, and whether the disk fails."""
+
+    def __init__(self) -> None:
+        self.written = Spent()
+        self.fails = False
+
+    def load(self, run: str) -> Spent:
+        return self.written
+
+    def save(self, run: str, spent: Spent) -> None:
+        if self.fails:
+            raise StoreError("the disk is full")
+        self.written = spent
+
+
+def private(parts: PeerParts, store: SpentInMemory, text: str = "noise=1,clip=1,delta=1e-6") -> PeerParts:
+    config = msgspec.structs.replace(parts.config, privacy=parse_privacy(text))
+    return replace(parts, config=config, spent=store)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_what_a_private_peer_pushes_is_short_and_noisy_also_where_it_is_alone(autojump_clock: object, n: int) -> None:
+    store = SpentInMemory()
+    async with peers_of(n, make=lambda parts: private(parts, store)) as peers:
+        owner = peers[0]
+        before = owner.replica.reference
+        for peer in peers:
+            peer.run.report(Progress(training=True, loss=1.25))
+            peer.offer(RAMP * 1000)
+        await until(lambda: all(peer.replica.chain.version == 1 for peer in peers))
+
+        moved = before - owner.replica.reference
+        assert float(moved.norm()) < 4 * math.sqrt(N)  # clipped to 1, and the noise of 64 elements
+        assert not torch.allclose(moved / moved.norm(), RAMP / RAMP.norm(), atol=1e-3)
+        status = status_of(owner.run).privacy
+        assert status is not None and 4.88 < status.epsilon < 5.3
+        assert (status.rounds, status.clipped_share) == (1.0, 1.0) and store.written.total >= 1.0
+        assert describe(owner.run).loss is None and status_of(owner.run).loss == 1.25
+
+
+async def test_a_full_disk_is_reported_and_what_is_spent_is_still_counted(autojump_clock: object) -> None:
+    store = SpentInMemory()
+    store.fails = True
+    async with peers_of(1, make=lambda parts: private(parts, store)) as (only,):
+        only.offer(RAMP)
+        await until(lambda: only.replica.chain.version == 1)
+
+        status = status_of(only.run).privacy
+        assert "privacy.not_written" in only.names() and status is not None and status.rounds == 1.0
 
 
 async def test_a_push_to_a_peer_that_owns_nothing_is_sent_to_the_owner(autojump_clock: object) -> None:
