@@ -84,7 +84,7 @@ DRAWS_IN_PLACE = frozenset(
         "orthogonal_",
     ]
 )
-OWN_RANDOM = frozenset({"Random", "SystemRandom", "Generator", "PCG64", "default_rng", "SeedSequence"})
+OWN_RANDOM = frozenset({"Random", "SystemRandom", "Generator", "PCG64", "Philox", "default_rng", "SeedSequence"})
 SETTERS = {
     "torch": frozenset(
         [

@@ -163,6 +163,7 @@ def test_the_check_lets_pass_what_says_all(tmp_path: Path) -> None:
         "import random\nimport numpy as np\nimport torch\n"
         "torch.zeros(3, dtype=torch.float32, device='cpu')\ntorch.zeros_like(x)\nx.new_empty(3)\ntorch.from_numpy(x)\n"
         "torch.rand(3, dtype=d, device=d, generator=g)\nrandom.Random(3).random()\nnp.random.default_rng(3).normal()\n"
+        "np.random.Generator(np.random.Philox(3)).normal()\n"
     )
 
     done = subprocess.run([sys.executable, str(TOOL), str(tmp_path)], capture_output=True, text=True, timeout=60)
