@@ -27,7 +27,8 @@ from trio.testing import MockClock
 from legion_p2p.config import PeerConfig
 from legion_p2p.core.membership import MembershipConfig
 from legion_p2p.core.round_spec import RoundSpec
-from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm_peer import SimPeer
 
 N_IN, N_HIDDEN, N_TEACHER, BATCH = 8, 24, 64, 16
 NUMEL = N_IN * N_HIDDEN + 2 * N_HIDDEN

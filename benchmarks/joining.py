@@ -338,7 +338,8 @@ async def after_a_join(seed: int, ramp_pushes: int) -> dict[str, float]:
     from legion_p2p.config import PeerConfig
     from legion_p2p.core.round import RoundConfig
     from legion_p2p.core.round_spec import RoundSpec
-    from legion_p2p.sim.swarm import SimPeer, Swarm
+    from legion_p2p.sim.swarm import Swarm
+    from legion_p2p.sim.swarm_peer import SimPeer
 
     import torch  # isort: skip
 

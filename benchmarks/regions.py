@@ -42,7 +42,8 @@ from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.services.run.progress import Progress
 from legion_p2p.sim.network import World
-from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm_peer import SimPeer
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.corpus import stdlib_text
 from legion_p2p.train.gpt import GPT

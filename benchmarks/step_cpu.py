@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from legion_p2p.cli.demo_plan import LOOPBACK, RUN_NAME, DemoPlan
-from legion_p2p.observe.metrics import JOIN_WITH
+from legion_p2p.observe.event_text import JOIN_WITH
 
 ENDED = "ended"
 WARM_UP_STEPS = 40  # torch plans its kernels, connections are made, and the first rounds are found into

@@ -7,7 +7,7 @@ from typing import Any
 
 from legion_p2p.cli.demo_plan import ALONE, ALONE_ALL_TEXT, N_PARAMS, DemoPlan
 from legion_p2p.observe import human
-from legion_p2p.observe.metrics import rounds_of
+from legion_p2p.observe.event_text import rounds_of
 from legion_p2p.observe.status import Status
 from legion_p2p.web.blocks import Block, Cell, Chart, ChartMark, Figure, Head, Line, Notice, Prose, Table, TableColumn, WebPage
 from legion_p2p.web.curve import Curve

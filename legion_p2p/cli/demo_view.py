@@ -5,7 +5,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from legion_p2p.observe import human
-from legion_p2p.observe.metrics import rounds_of
+from legion_p2p.observe.event_text import rounds_of
 from legion_p2p.observe.status import Status
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ class Notes:
 
     def event(self, event: Event) -> None:
         """The network changed."""
-        from legion_p2p.observe.metrics import describe
+        from legion_p2p.observe.event_text import describe
 
         self._write(describe(event))
 

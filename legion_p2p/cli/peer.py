@@ -7,11 +7,10 @@ Neither torch nor libp2p is imported before the job is known to make sense.
 
 import contextlib
 import dataclasses
-import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,27 +18,23 @@ from legion_p2p.cli.common import SOURCES_HELP, make_app
 from legion_p2p.cli.contacts import entering_text, remembered_contacts
 from legion_p2p.cli.failures import DONE
 from legion_p2p.cli.farewell import farewell_lines, run_name
-from legion_p2p.cli.keys import HINT, Keys
 from legion_p2p.cli.peer_options import Job, Output, job_of, nobody_to_enter_through, signature
+from legion_p2p.cli.peer_view import PeerView
 from legion_p2p.cli.running import run_and_exit
 from legion_p2p.cli.signals import Signals, pausing_signals
 from legion_p2p.config import Store
-from legion_p2p.core.control import BY_USER
 from legion_p2p.core.roles import Role
 from legion_p2p.errors import LegionError, NotSavedError, StoreError, TooLargeError, UsageError
 from legion_p2p.files.paths import user_data_folder, user_path
 from legion_p2p.observe import human
-from legion_p2p.observe.events import HANDING_OVER, Event, Events
+from legion_p2p.observe.events import Events
 from legion_p2p.observe.memory import PROGRAM_BYTES, give_back_freed_memory
-from legion_p2p.observe.metrics import JsonSink, PlainSink, handing_over_text
-from legion_p2p.observe.status import Status
 from legion_p2p.reporting.reports import DEFAULT_FOLDER, Reports
 from legion_p2p.reporting.trackers import usable
 from legion_p2p.train.control import Control
 
 if TYPE_CHECKING:
-    from legion_p2p.dashboard import LiveView
-    from legion_p2p.train.described import Plan
+    from legion_p2p.train.job_plan import Plan
     from legion_p2p.train.outcome import Outcome
 
 MAX_IDENTITY_SLOTS = 64  # peers of one user on one machine; more is a loop that leaks processes
@@ -148,7 +143,7 @@ def plan_lines(plan: "Plan", store: Store | None) -> list[str]:
 
 def _train(job: Job, output: Output) -> int:
     events = Events()
-    shown = _Shown(output, sys.stdout)
+    shown = PeerView(output, sys.stdout)
     with contextlib.ExitStack() as open_things:
         open_things.enter_context(shown)
         control = Control()
@@ -184,7 +179,7 @@ def _train(job: Job, output: Output) -> int:
     return 128 + signals.caught if signals.caught and outcome.reason == "stopped" else DONE
 
 
-def _run(job: Job, events: Events, shown: "_Shown", signals: Signals, control: Control) -> "tuple[Job, Outcome]":
+def _run(job: Job, events: Events, shown: "PeerView", signals: Signals, control: Control) -> "tuple[Job, Outcome]":
     """The job as it was done, its identity and store chosen, and what came of it."""
     give_back_freed_memory()
     shown.begin("loading torch and libp2p")
@@ -234,109 +229,6 @@ def with_contacts(job: Job) -> Job:
     if not (contacts or job.peer.store.path or job.picks_store or job.peer.lan):
         raise UsageError(nobody_to_enter_through(job.entry.run))
     return dataclasses.replace(job, entry=msgspec.structs.replace(job.entry, initial_peers=contacts))
-
-
-class _Shown:
-    """What the user sees while the peer works: a live view on a terminal, lines elsewhere, JSON where asked for, or nothing."""
-
-    def __init__(self, output: Output, stream: TextIO) -> None:
-        self.status: Status | None = None
-        self._view: LiveView | None = None
-        self._keys: Keys | None = None
-        self._json = JsonSink(stream) if output.json else None
-        self._plain: PlainSink | None = None
-        if not output.json and not output.quiet and can_draw(stream):
-            from rich.console import Console
-
-            from legion_p2p import dashboard
-
-            self._view = dashboard.LiveView(Console(file=stream, highlight=False))
-        elif not output.json:
-            self._plain = PlainSink(sys.stderr if output.quiet else stream, quiet=output.quiet)
-
-    def on_event(self, event: Event) -> None:
-        if event.name == HANDING_OVER and self._view is not None:
-            self._view.note(handing_over_text(event))
-        for sink in (self._json, self._plain, self._view.event if self._view else None):
-            if sink is not None:
-                try:
-                    sink(event)
-                except OSError:
-                    self._reader_has_gone()
-
-    def begin(self, what: str) -> None:
-        """On a terminal, where people wait: what takes the next seconds."""
-        if self._view is not None:
-            self._view.begin(what)
-
-    def on_status(self, status: Status) -> None:
-        self.status = status
-        if self._view is not None:
-            self._view.update(status)
-        elif self._plain is not None:
-            try:
-                self._plain.progress(status)
-            except OSError:
-                self._reader_has_gone()
-
-    def _reader_has_gone(self) -> None:
-        """Whoever read the lines (`| head -1`), or the disk that they went to, takes no more: training goes on without."""
-        self._json = self._plain = None
-        self.note("nobody reads stdout any more; training goes on, and Ctrl+C ends it")
-
-    def note(self, text: str) -> None:
-        if self._view is not None:
-            self._view.note(text)
-        else:
-            with contextlib.suppress(OSError):
-                print(f"legion-peer: {text}", file=sys.stderr, flush=True)
-
-    def listen(self, open_things: contextlib.ExitStack, control: Control) -> None:
-        """Where a view is drawn, single keys tell the peer what to do."""
-        if self._view is None:
-            return
-
-        def finish() -> None:
-            self.note("finishing: what was trained is brought in")
-            control.finish()
-
-        def leave() -> None:
-            self.note("leaving the run; Ctrl+C leaves at once")
-            control.leave()
-
-        self._keys = open_things.enter_context(Keys({"p": lambda: toggle_pause(control), "f": finish, "q": leave}))
-        if self._keys.can_read:
-            self._view.hint(HINT)
-
-    def restore_terminal(self) -> None:
-        if self._keys is not None:
-            self._keys.restore_terminal()
-        if self._view is not None:
-            self._view.restore_terminal()
-
-    def __enter__(self) -> "_Shown":
-        if self._view is not None:
-            self._view.__enter__()
-        return self
-
-    def __exit__(self, *raised: Any) -> None:
-        if self._view is not None:
-            self._view.note("")
-            with contextlib.suppress(OSError):  # a terminal that was closed takes no last frame
-                self._view.__exit__(*raised)
-
-
-def toggle_pause(control: Control) -> None:
-    """Pause, or end the user's pause."""
-    if BY_USER in control.status.reasons:
-        control.resume()
-    else:
-        control.pause()
-
-
-def can_draw(stream: TextIO) -> bool:
-    """True where a view can be drawn in place: a terminal that moves its cursor."""
-    return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 def main() -> None:

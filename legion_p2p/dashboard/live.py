@@ -19,9 +19,9 @@ from rich.text import Text
 
 from legion_p2p.dashboard.fit import Column, Screen, bar, ends, fit_table, line, sparkline
 from legion_p2p.observe import human
+from legion_p2p.observe.event_text import JOIN_WITH, describe, rounds_of
 from legion_p2p.observe.events import DASHBOARD, PHASE, Event
 from legion_p2p.observe.history import History
-from legion_p2p.observe.metrics import JOIN_WITH, describe, rounds_of
 from legion_p2p.observe.status import ErrorStatus, MemberStatus, Status
 from legion_p2p.observe.words import (
     alone_text,

@@ -6,7 +6,7 @@ from rich.text import Text
 from legion_p2p.dashboard.fit import Column, fit_table, line
 from legion_p2p.dashboard.live import member_columns, members_in_order
 from legion_p2p.observe import human
-from legion_p2p.observe.metrics import rounds_of
+from legion_p2p.observe.event_text import rounds_of
 from legion_p2p.observe.status import ConnectionStatus, ServiceStatus, Status
 from legion_p2p.observe.words import alone_text, connection_text, reach_text, reason_text, target_text
 

@@ -14,8 +14,8 @@ from rich.text import Text
 from legion_p2p.dashboard.fit import Column, Screen, bar, ends, fit_table, line, plot
 from legion_p2p.dashboard.live import REFRESH_PER_S, fraction_done
 from legion_p2p.observe import human
+from legion_p2p.observe.event_text import rounds_of
 from legion_p2p.observe.history import History
-from legion_p2p.observe.metrics import rounds_of
 from legion_p2p.observe.status import Status
 
 SWARM_MARK, LONE_MARK = "o", "."

@@ -16,7 +16,8 @@ from legion_p2p.errors import LegionError
 from legion_p2p.scenarios.link_trace import LinkTrace
 from legion_p2p.scenarios.plan import Attendance, PeerPlan
 from legion_p2p.scenarios.record import Record
-from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm_peer import SimPeer
 
 RETRY_S = 5.0  # until a peer that could not join is started again, as its user would
 NO_LIMIT = LinkProfile(rtt_s=0.010)  # of peers without a link, where others have one

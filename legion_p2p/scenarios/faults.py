@@ -8,7 +8,7 @@ import trio
 from legion_p2p.errors import DiskFullError
 from legion_p2p.scenarios.actors import Actor, Cast, slower
 from legion_p2p.scenarios.scenario import OWNERSHIP, Fault, is_meant
-from legion_p2p.sim.swarm import SimPeer
+from legion_p2p.sim.swarm_peer import SimPeer
 
 WRITES = ("append", "append_whole", "put_all", "put_base", "publish")
 """What an archive does that takes up room."""

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from legion_p2p.observe.events import Event
-from legion_p2p.sim.swarm import SimPeer
+from legion_p2p.sim.swarm_peer import SimPeer
 
 COUNTED_ONLY = frozenset({"member.changed", "announcement.refused"})
 SAMPLE, FAULT, PEER, VIOLATION = "sim.sample", "sim.fault", "sim.peer", "sim.violation"

@@ -9,7 +9,8 @@ import msgspec
 
 from legion_p2p.scenarios.scenario import Scenario
 from legion_p2p.scenarios.search import in_parallel
-from legion_p2p.scenarios.simulation import simulate, summary_of
+from legion_p2p.scenarios.simulation import simulate
+from legion_p2p.scenarios.summary import summary_of
 
 COMPARED = (
     "loss_last", "goodput", "updates_per_shard", "sent_bytes_per_peer_and_s", "join_median_s", "n_dead_wrongly", "cpu_s",

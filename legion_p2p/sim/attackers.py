@@ -17,7 +17,7 @@ from torch import Tensor
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.wire import Push, decode_request, encode
 from legion_p2p.services.shards.codecs import shard_codec
-from legion_p2p.sim.swarm import SimPeer
+from legion_p2p.sim.swarm_peer import SimPeer
 from legion_p2p.tensor.codec import Codec
 
 INFLATED = 1000  # times their tokens and steps

@@ -16,8 +16,8 @@ import trio
 
 from legion_p2p.concurrency.nurseries import root_of
 from legion_p2p.errors import ClosedError, UsageError, describe_failure
+from legion_p2p.observe.event_text import handing_over_text
 from legion_p2p.observe.events import HANDING_OVER, Event
-from legion_p2p.observe.metrics import handing_over_text
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.leaving import LEAVE_S
 

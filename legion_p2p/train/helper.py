@@ -15,8 +15,9 @@ from legion_p2p.core.control import Wish
 from legion_p2p.errors import ClosedError, UsageError
 from legion_p2p.files.paths import user_path
 from legion_p2p.files.writing import make_folder
+from legion_p2p.observe.event_text import JOIN_WITH
 from legion_p2p.observe.events import Events
-from legion_p2p.observe.metrics import JOIN_WITH, JsonlSink
+from legion_p2p.observe.metrics import JsonlSink
 from legion_p2p.observe.status import Status
 from legion_p2p.observe.words import join_command
 from legion_p2p.peer import open_peer

@@ -15,7 +15,8 @@ from legion_p2p.observe.status import Status
 from legion_p2p.services.run.discovery import find_run
 from legion_p2p.train.control import Control
 from legion_p2p.train.datasets.folder import with_data
-from legion_p2p.train.described import Plan, described, plan_of
+from legion_p2p.train.described import described
+from legion_p2p.train.job_plan import Plan, plan_of
 from legion_p2p.train.outcome import Outcome
 from legion_p2p.train.trainer import Trainer
 

@@ -13,8 +13,9 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import RunSpec
 from legion_p2p.errors import ClosedError, MissingDataError, UsageError
+from legion_p2p.observe.event_text import JOIN_WITH
 from legion_p2p.observe.events import PHASE, Events
-from legion_p2p.observe.metrics import JOIN_WITH, JsonlSink
+from legion_p2p.observe.metrics import JsonlSink
 from legion_p2p.observe.status import Status
 from legion_p2p.observe.words import join_command
 from legion_p2p.services.run.joiner import RunCreation
@@ -25,8 +26,9 @@ from legion_p2p.train.control import Control
 from legion_p2p.train.corpus import Corpus
 from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of
 from legion_p2p.train.datasets.folder import with_data
-from legion_p2p.train.described import activation_bytes, check_memory, model_of, shape_of, spec_of
+from legion_p2p.train.described import check_memory, model_of, shape_of, spec_of
 from legion_p2p.train.entering import enter
+from legion_p2p.train.job_plan import activation_bytes
 from legion_p2p.train.language_model import LanguageModel
 from legion_p2p.train.loop import TrainingLoop
 from legion_p2p.train.loop_report import save_or_tell

@@ -7,7 +7,7 @@ import msgspec
 from legion_p2p.core.units import rate_text
 from legion_p2p.observe import human
 from legion_p2p.observe.advice import advice_on
-from legion_p2p.observe.metrics import rounds_of
+from legion_p2p.observe.event_text import rounds_of
 from legion_p2p.observe.status import ConnectionStatus, ControlStatus, MemberStatus, Status
 from legion_p2p.observe.words import alone_text, connection_text, doing, join_command, reach_text, relayed_text
 from legion_p2p.web.blocks import (

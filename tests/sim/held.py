@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from legion_p2p.sim.swarm import SimPeer
+from legion_p2p.sim.swarm_peer import SimPeer
 
 LARGE = 1024
 """Bytes of an object that counts: a piece of a shard, not a key or a name."""

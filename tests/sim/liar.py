@@ -28,7 +28,8 @@ from legion_p2p.core.wire import (
     encode,
 )
 from legion_p2p.errors import IncompatibleModelError, RefusedError
-from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm_peer import SimPeer
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
 from tests.replies import decode_reply

@@ -9,7 +9,8 @@ from legion_p2p.core.announcement import sign
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.run import announce_topic
 from legion_p2p.core.wire import Accusation, Exchange, Exchanged, GetShard, GetSpec, GetUpdates, Ping, PingFor, SpecFound
-from legion_p2p.sim.swarm import BEGAN_AT, SimPeer, Swarm
+from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm_peer import BEGAN_AT, SimPeer
 from tests.sim.liar import CAPPED, HUGE, Liar, ends_equal, goes_on
 
 LONG = int(BEGAN_AT) + 100_000

@@ -7,7 +7,8 @@ import trio
 
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import Busy
-from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm_peer import SimPeer
 
 LARGE = RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", aggregation="mean", shard_elements=20_000)
 RETRY_S = 3.0

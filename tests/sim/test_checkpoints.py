@@ -25,7 +25,8 @@ from legion_p2p.observe.events import Events
 from legion_p2p.services.checkpoint import fetch as fetch_module
 from legion_p2p.services.checkpoint import serve, writer
 from legion_p2p.services.checkpoint.fetch import Fetcher
-from legion_p2p.sim.swarm import SimPeer, Swarm, inline
+from legion_p2p.sim.swarm import Swarm, inline
+from legion_p2p.sim.swarm_peer import SimPeer
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.journal import Journal
 from legion_p2p.train.checkpoint import Checkpoint

@@ -21,7 +21,8 @@ from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.shard.push import PushState
 from legion_p2p.errors import DiskFullError
 from legion_p2p.services.run import advertise
-from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm_peer import SimPeer
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.journal import Journal
 from legion_p2p.train.checkpoint import Checkpoint

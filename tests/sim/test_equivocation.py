@@ -11,7 +11,8 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import Equivocation, Update, decode_header, decode_request, encode
 from legion_p2p.services.shards.codecs import shard_codec
-from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm_peer import SimPeer
 from legion_p2p.tensor.flatten import digest
 from tests.sim.liar import Liar
 

@@ -24,7 +24,8 @@ from legion_p2p.core.wire import (
     Updates,
 )
 from legion_p2p.errors import CodecError, RefusedError, UnreachableError
-from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm_peer import SimPeer
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
 from legion_p2p.tensor.outer import OuterState

@@ -9,7 +9,8 @@ from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import HandoverPart
 from legion_p2p.errors import UnreachableError
 from legion_p2p.services.run import leaving
-from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm_peer import SimPeer
 
 MBIT = 125_000.0  # bytes a second
 SMALL = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", aggregation="mean", shard_elements=16)

@@ -8,7 +8,8 @@ import trio
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.reach import OwnReach, Reach
 from legion_p2p.core.round_spec import RoundSpec
-from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm_peer import SimPeer
 
 ROUND = RoundSpec(local_steps=5, push_codec="fp32", update_codec="fp32", aggregation="mean", shard_elements=8)
 VERDICT_S = 4.0  # until a peer has found out that nobody can dial it

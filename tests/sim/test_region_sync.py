@@ -10,7 +10,8 @@ import trio
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.services.inter_region.copies import RegionCopy
 from legion_p2p.sim.network import World
-from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm_peer import SimPeer
 
 LOSSY = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", aggregation="mean", shard_elements=32, sync_every=2)
 

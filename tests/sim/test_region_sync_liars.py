@@ -7,7 +7,8 @@ import trio
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import SyncReply, SyncRequest, encode
 from legion_p2p.errors import RefusedError
-from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm_peer import SimPeer
 from legion_p2p.tensor import codec
 
 ROUND = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", shard_elements=64, sync_every=2)

@@ -14,7 +14,8 @@ from legion_p2p.core.wire import Push, SyncRequest, Update, decode_request
 from legion_p2p.errors import DecodeError
 from legion_p2p.services.membership.location import RegionService
 from legion_p2p.sim.network import World
-from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm_peer import SimPeer
 
 LOSSY = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", aggregation="mean", shard_elements=32, sync_every=2)
 INSIDE_S, ACROSS_S = 0.0025, 0.06  # one way

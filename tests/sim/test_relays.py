@@ -11,7 +11,8 @@ from legion_p2p.core.wire import RelayRequest, encode
 from legion_p2p.errors import RefusedError
 from legion_p2p.services.inter_region.copies import RegionCopy
 from legion_p2p.sim.network import World
-from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm_peer import SimPeer
 from legion_p2p.tensor import codec
 
 ROUND = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", norm_cap=3.0, shard_elements=32, sync_every=2)

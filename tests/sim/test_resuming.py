@@ -12,7 +12,8 @@ from legion_p2p.config import PeerConfig
 from legion_p2p.core.checkpoint_policy import CheckpointConfig
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.services.checkpoint import writer
-from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm_peer import SimPeer
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.train.checkpoint import Checkpoint
 

@@ -9,7 +9,8 @@ import trio
 from torch import Tensor
 
 from legion_p2p.core.round_spec import RoundSpec
-from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm_peer import SimPeer
 
 IN, HIDDEN = 8, 16
 NUMEL = IN * HIDDEN + 2 * HIDDEN

@@ -15,7 +15,8 @@ from legion_p2p.core.profiles import parse_link
 from legion_p2p.scenarios import faults
 from legion_p2p.scenarios.files import read_scenario, ready_names, scenario_of, scenario_toml, smaller
 from legion_p2p.scenarios.search import search
-from legion_p2p.scenarios.simulation import simulate, summary_of
+from legion_p2p.scenarios.simulation import simulate
+from legion_p2p.scenarios.summary import summary_of
 from legion_p2p.sim.network import World
 
 SMALL = {"n_peers": 4, "duration_s": 10.0}

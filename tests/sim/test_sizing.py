@@ -7,7 +7,7 @@ from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.run import RunSpec
 from legion_p2p.sim.swarm import Swarm
-from legion_p2p.train.sizing import frames_of, traffic_of
+from legion_p2p.train.round_traffic import frames_of, traffic_of
 
 NUMEL = 1 << 17
 

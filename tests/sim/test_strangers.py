@@ -33,7 +33,8 @@ from legion_p2p.core.wire import (
     decode_header,
 )
 from legion_p2p.errors import LegionError, UnreachableError
-from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm_peer import SimPeer
 from tests.sim.liar import (
     CAPPED,
     HALF,

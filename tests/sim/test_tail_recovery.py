@@ -7,7 +7,8 @@ import trio
 
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.sim.network import World
-from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm_peer import SimPeer
 from tests.sim.test_busy import Occupied
 
 DEAD_WITHIN_S = 60

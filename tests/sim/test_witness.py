@@ -12,7 +12,8 @@ from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import GetInput, SignedHeader
 from legion_p2p.services.shards import owner as owner_module
 from legion_p2p.services.shards.replica import Combined
-from legion_p2p.sim.swarm import SimPeer, Swarm
+from legion_p2p.sim.swarm import Swarm
+from legion_p2p.sim.swarm_peer import SimPeer
 from legion_p2p.tensor.feedback import compress
 from legion_p2p.tensor.flatten import digest
 from tests.sim.liar import Liar

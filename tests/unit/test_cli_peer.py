@@ -19,9 +19,11 @@ import pytest
 from rich.console import Console
 
 from legion_p2p.cli import peer as cli
+from legion_p2p.cli import peer_view
 from legion_p2p.cli.contacts import MAX_REMEMBERED, entering_text, listed_contacts
 from legion_p2p.cli.failures import exit_code_of
 from legion_p2p.cli.peer_options import OPTIONS
+from legion_p2p.cli.peer_view import PeerView
 from legion_p2p.cli.running import run_app
 from legion_p2p.config import Inner, Limits, Manners, NewRun, Peer, Rounds, RunChoice, Store, Training
 from legion_p2p.config.new_run import chosen_inner, chosen_rounds
@@ -546,8 +548,8 @@ def test_a_dry_run_says_what_the_job_takes_and_starts_nothing(tmp_path):
 
 
 def test_the_live_view_says_how_long_leaving_takes(monkeypatch):
-    monkeypatch.setattr(cli, "can_draw", lambda stream: True)
-    shown = cli._Shown(cli.Output(), io.StringIO())
+    monkeypatch.setattr(peer_view, "can_draw", lambda stream: True)
+    shown = PeerView(cli.Output(), io.StringIO())
     shown.on_status(Status("me", (), None, "", "training", 3, (), (), 0, 0, None, ()))
 
     shown.on_event(Event(HANDING_OVER, 0.0, {"n_shards": 3, "left_bytes": 12_300_000, "remaining_s": 11.7}))

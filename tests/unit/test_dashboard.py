@@ -25,9 +25,9 @@ from legion_p2p.dashboard import (
 )
 from legion_p2p.dashboard.fit import bar, plot, sparkline
 from legion_p2p.dashboard.live import ERROR_SHOWN_S, MAX_PHASES
+from legion_p2p.observe.event_text import progress_text
 from legion_p2p.observe.events import PHASE, Event
 from legion_p2p.observe.history import History
-from legion_p2p.observe.metrics import progress_text
 from legion_p2p.observe.status import (
     ConnectionStatus,
     ContactStatus,

@@ -9,7 +9,8 @@ import pytest
 
 from legion_p2p.config import NewRun
 from legion_p2p.train.data import MAX_EVAL_TOKENS, MAX_EVAL_WINDOWS, windows_at_once
-from legion_p2p.train.described import described, plan_of
+from legion_p2p.train.described import described
+from legion_p2p.train.job_plan import plan_of
 
 MEASURED = """import resource, subprocess, sys
 done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from legion_p2p.errors import UsageError
 from legion_p2p.observe import human
+from legion_p2p.observe.event_text import describe
 from legion_p2p.observe.events import HANDING_OVER, Event, Events
-from legion_p2p.observe.metrics import BURST, PROGRESS_EVERY_S, JsonlSink, JsonSink, PlainSink, describe
+from legion_p2p.observe.metrics import BURST, PROGRESS_EVERY_S, JsonlSink, JsonSink, PlainSink
 from legion_p2p.observe.status import MemberStatus, RoundStatus, Status
 
 PEER = "12D3KooWRndVhVZPCiQwHBBBdg769GyrPUW13zxwqQyf9r3ANaba"

@@ -14,18 +14,12 @@ from legion_p2p.core.run import RunSpec
 from legion_p2p.core.wire import Push, encode
 from legion_p2p.errors import CodecError, UsageError
 from legion_p2p.services.shards.codecs import shard_codec
-from legion_p2p.train.described import described, plan_of
+from legion_p2p.train.described import described
 from legion_p2p.train.gpt import shapes_of
 from legion_p2p.train.gpt_config import of_size, preset
-from legion_p2p.train.sizing import (
-    MAX_ELEMENTS,
-    Connection,
-    announcement_bytes,
-    forecast,
-    frames_of,
-    shares,
-    traffic_of,
-)
+from legion_p2p.train.job_plan import plan_of
+from legion_p2p.train.round_traffic import announcement_bytes, frames_of, traffic_of
+from legion_p2p.train.sizing import MAX_ELEMENTS, Connection, forecast, shares
 
 SLOW = Connection(10e6, 100e6, 0.05)
 

@@ -20,10 +20,11 @@ from legion_p2p.store.checkpoints import publish, put_base, put_node, put_spec
 from legion_p2p.tensor.flatten import FlatView, digest, fp32_bytes
 from legion_p2p.train import transformers_model as module
 from legion_p2p.train.checkpoint import Checkpoint
-from legion_p2p.train.described import check_choices, described, model_of, plan_of, shape_of, spec_of
+from legion_p2p.train.described import check_choices, described, model_of, shape_of, spec_of
 from legion_p2p.train.export import export_safetensors
 from legion_p2p.train.families import FAMILIES
 from legion_p2p.train.imports import import_folder
+from legion_p2p.train.job_plan import plan_of
 from legion_p2p.train.parameters import trainable
 from tests.checkpoint_of import FOUNDER
 

@@ -7,22 +7,20 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from legion_p2p.core.control import Wish
 from legion_p2p.core.messages.sharding import UnitStepped
 from legion_p2p.core.plan import ParamSpec, check_fit
-from legion_p2p.core.sharding.plan import UnitPlan
 from legion_p2p.core.sharding.schedule import BlockSchedule
 from legion_p2p.core.wire import MAX_COUNT
-from legion_p2p.errors import IncompatibleModelError, UsageError
+from legion_p2p.errors import UsageError
 from legion_p2p.services.run.progress import Progress
 from legion_p2p.train.bridge import PeerAccess
 from legion_p2p.train.parameters import ModelView
+from legion_p2p.train.sharding.blocks import check_uses, storages_of
 from legion_p2p.train.sharding.exchange import POLL_S, UnitExchange
-from legion_p2p.train.sharding.storage import BlockStorage
 from legion_p2p.train.step_clock import StepClock
 from legion_p2p.train.values import progressed
 
@@ -53,25 +51,25 @@ class ShardedModel:
         own = ModelView(model)
         check_fit(tuple(ParamSpec(name, tuple(tensor.shape)) for name, tensor in own.trained), engine.spec.params)
         plan = engine.units.table.plan
-        _check_uses(model, own, plan)
+        check_uses(model, own, plan)
         self._thread = thread
         self._engine = engine
         self._units = engine.units
         self._exchange = UnitExchange(thread, engine.units)
         self._tokens_per_step = tokens_per_step
         self._accumulate = accumulate
-        self._storages = _storages(model, own, plan)
-        self._rest = self._storages[0] if not self._storages[0].block.name else None
-        self._blocks = self._storages[1:] if self._rest else self._storages
+        self.storages_of = storages_of(model, own, plan)
+        self._rest = self.storages_of[0] if not self.storages_of[0].block.name else None
+        self._blocks = self.storages_of[1:] if self._rest else self.storages_of
         self._schedule = BlockSchedule(len(self._blocks), keep=keep)
         self._pulled: dict[int, Future[Sequence[Tensor]]] = {}
         self._rest_pulled: Future[Sequence[Tensor]] | None = None
         self._pushing: deque[Future[Sequence[UnitStepped]]] = deque()
         self._newest = 0
         self._n_included = self._n_pushed = 0
-        self._n_passes = [0] * len(self._storages)
+        self._n_passes = [0] * len(self.storages_of)
         """Backward passes of each storage in this step that have given it all of its gradients."""
-        self._missing = [len(storage.parameters) for storage in self._storages]
+        self._missing = [len(storage.parameters) for storage in self.storages_of]
         """Parameters of each storage that this backward pass has given no gradient yet."""
         self._progress = Progress()
         self._clock = StepClock(time.perf_counter())
@@ -102,9 +100,9 @@ class ShardedModel:
         Raises: ClosedError; NetworkError, where a unit is lost; UsageError, where no backward pass went before.
         """
         passes = max(self._n_passes)
-        if not passes and not any(p.grad is not None for storage in self._storages for p in storage.parameters):
+        if not passes and not any(p.grad is not None for storage in self.storages_of for p in storage.parameters):
             raise UsageError("step() without a backward pass before it")
-        for i in reversed(range(len(self._storages))):
+        for i in reversed(range(len(self.storages_of))):
             if self._n_passes[i] < self._accumulate:
                 self._push(i)
         while self._pushing:
@@ -155,7 +153,7 @@ class ShardedModel:
     def gather(self) -> None:
         """Pull all weights, so that the module is a whole one until the next step: to save or to evaluate it. Takes the memory of
         all of its parameters."""
-        for storage in self._storages:
+        for storage in self.storages_of:
             storage.fill(self._exchange.wait(self._exchange.pull(storage.units, self.step_of_run, exact=True)))
         self._schedule.gathered()
         self._pulled.clear()
@@ -191,7 +189,7 @@ class ShardedModel:
             module = model.get_submodule(storage.block.name.removesuffix("."))
             module.register_forward_pre_hook(partial(self._before_forward, i))
             module.register_forward_hook(partial(self._after_forward, i))
-        for i, storage in enumerate(self._storages):
+        for i, storage in enumerate(self.storages_of):
             for parameter in storage.parameters:
                 parameter.register_post_accumulate_grad_hook(partial(self._on_gradient, i))  # type: ignore[no-untyped-call]
 
@@ -215,11 +213,11 @@ class ShardedModel:
         self._missing[index] -= 1
         if self._missing[index]:
             return
-        storage = self._storages[index]
+        storage = self.storages_of[index]
         self._missing[index] = len(storage.parameters)
         self._n_passes[index] += 1
         if storage is not self._rest:
-            i = index - len(self._storages) + len(self._blocks)
+            i = index - len(self.storages_of) + len(self._blocks)
             if self._schedule.after_backward(i):
                 storage.free()
         if self._n_passes[index] == self._accumulate:
@@ -251,13 +249,13 @@ class ShardedModel:
             self._blocks[i].free()
         if self._rest is not None:
             self._rest.free()
-        self._n_passes = [0] * len(self._storages)
-        self._missing = [len(storage.parameters) for storage in self._storages]
+        self._n_passes = [0] * len(self.storages_of)
+        self._missing = [len(storage.parameters) for storage in self.storages_of]
 
     # gradients
 
     def _push(self, index: int) -> None:
-        storage = self._storages[index]
+        storage = self.storages_of[index]
         while len(self._pushing) >= MAX_PUSHES:
             self._await_push()
         self._n_passes[index] = self._accumulate
@@ -286,50 +284,3 @@ class ShardedModel:
             base["blocked_fraction"] = self.blocked_fraction
         self._progress = progressed(self._progress, base | changes)
         self._thread.post(self._engine.report, self._progress)
-
-
-def _storages(model: nn.Module, own: ModelView, plan: UnitPlan) -> list[BlockStorage]:
-    """One for each block, with memory that is given back already."""
-    parameters: list[tuple[nn.Parameter, Sequence[int]]] = []
-    for name, tensor in own.trained:
-        parameter = _with_device(model, name, tensor) if tensor.is_meta else tensor
-        assert isinstance(parameter, nn.Parameter)
-        if parameter.dtype != torch.float32:
-            raise UsageError(f"parameter {name} is {parameter.dtype}: a sharded run trains torch.float32")
-        parameters.append((parameter, tensor.shape))
-    devices = {parameter.device for parameter, _ in parameters}
-    if len(devices) > 1:
-        raise UsageError(f"the model's parameters are on {', '.join(sorted(map(str, devices)))}: a sharded run has them on one")
-    (device,) = devices
-    return [BlockStorage(block, parameters, device) for block in plan.blocks]
-
-
-def _with_device(model: nn.Module, name: str, meta: Tensor) -> nn.Parameter:
-    """A parameter on the CPU in the place of one on the device "meta", wherever the model uses that."""
-    fresh = nn.Parameter(torch.empty(0, dtype=meta.dtype, device="cpu"))
-    for module in model.modules():
-        for own_name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter is meta:
-                setattr(module, own_name, fresh)
-    return fresh
-
-
-def _check_uses(model: nn.Module, own: ModelView, plan: UnitPlan) -> None:
-    """Raises: IncompatibleModelError, where a block cannot be cut out of the model."""
-    for name, tensor in (*own.frozen, *own.buffers):
-        if tensor.is_meta:
-            raise IncompatibleModelError(f"{name} is on the device meta and not trained in the run, so it has no values")
-    block_of = {piece.param: block.name for block in plan.blocks for unit in block.units for piece in unit.pieces}
-    ids = {id(tensor): block_of[i] for i, (_, tensor) in enumerate(own.trained)}
-    modules = dict(model.named_modules())
-    for block in plan.blocks:
-        if block.name and block.name.removesuffix(".") not in modules:
-            raise IncompatibleModelError(
-                f"the model has no module {block.name.removesuffix('.')!r}: give the model without wrappers"
-            )
-    for path, module in modules.items():
-        for parameter_name, parameter in module.named_parameters(recurse=False):
-            inside = ids.get(id(parameter), "")
-            if not f"{path}.".startswith(inside):
-                what = f"{path}.{parameter_name}" if path else parameter_name
-                raise IncompatibleModelError(f"{what} is shared with block {inside!r}: a sharded run cannot cut such a model")
