@@ -16,6 +16,7 @@ from legion_p2p.train.evaluation import evaluating
 from legion_p2p.train.flops import Utilisation, flops_per_token, peak_flops, peak_of
 from legion_p2p.train.gpt import GPT
 from legion_p2p.train.gpt_config import GPTConfig
+from legion_p2p.train.job_plan import activation_bytes
 from legion_p2p.train.language_model import LanguageModel
 
 TINY = GPTConfig(n_layer=2, n_head=2, width=16, context=12, vocab_size=11)
@@ -135,8 +136,8 @@ def test_a_step_that_would_take_absurd_memory_is_refused_before_it_is_computed(m
 
     described.check_memory(spec)
     with pytest.raises(IncompatibleModelError, match=r"needs about .* GB of memory, and 10\.0 GB are free"):
-        described.check_memory(spec, described.activation_bytes(spec))
-    described.check_memory(spec, described.activation_bytes(spec, Training(accumulate=256)))
+        described.check_memory(spec, activation_bytes(spec))
+    described.check_memory(spec, activation_bytes(spec, Training(accumulate=256)))
 
 
 def test_the_operations_of_a_token_count_each_matrix_once_and_tables_where_they_multiply() -> None:
