@@ -4,6 +4,7 @@ The requests of this peer: client.py; those of others: server.py. This module pu
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 
 import trio
@@ -54,8 +55,8 @@ class Messenger:
             self.serve_internally(SERVICE, self._lanes.answer)
         refusals.refused.add(lambda peer: nursery.start_soon(self._disconnect, peer))
 
-    def serve(self, handler: Handler) -> None:
-        self._server.serve("", handler)
+    def serve(self, handler: Handler, longest: float = math.inf) -> None:
+        self._server.serve("", handler, longest)
 
     def serve_internally(self, service: str, handler: Handler) -> None:
         """Answer requests of another part of the network layer."""

@@ -4,6 +4,7 @@ What a stranger sends wrongly costs it the stream, and raises its score; never t
 """
 
 import logging
+import math
 from collections import Counter
 from contextlib import ExitStack
 from functools import partial
@@ -16,6 +17,7 @@ from libp2p.network.stream.net_stream import NetStream
 from legion_p2p.core.contact import Handler
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority, ThrottledReply
+from legion_p2p.core.receive_budget import TOO_LONG, ReceiveBudget, ServedRequests, too_long
 from legion_p2p.core.slots import Slot, SlotLimits, Slots
 from legion_p2p.errors import DecodeError, LegionError, UsageError
 from legion_p2p.net.answered_once import AnsweredOnce, request_name
@@ -43,17 +45,17 @@ class Server:
     def __init__(self, host: BasicHost, nursery: trio.Nursery, parts: SharedParts) -> None:
         self._nursery = nursery
         self._parts = parts
-        self._services: dict[str, Handler] = {}
+        self._services: dict[str, ServedRequests] = {}
         self._handling = Slots(SlotLimits(max_items=MAX_REQUESTS_IN_TOTAL, max_per_peer=MAX_REQUESTS_IN))
         self._n_streams: Counter[tuple[PeerId, str, bool]] = Counter()
-        self._n_buffered = 0
+        self._received = ReceiveBudget(MAX_BUFFERED_BYTES)
         self._once = AnsweredOnce()
         for lane, protocol in PROTOCOLS.items():
             host.set_stream_handler(protocol, partial(self._serve_muxed, lane))
 
-    def serve(self, service: str, handler: Handler) -> None:
-        """Answer requests to this service from now on; "" is the application."""
-        self._services[service] = handler
+    def serve(self, service: str, handler: Handler, longest: float = math.inf) -> None:
+        """Answer requests to this service from now on, but those of more than `longest` bytes; "" is the application."""
+        self._services[service] = ServedRequests(handler, longest)
 
     async def _serve_muxed(self, lane: str, raw: INetStream) -> None:
         assert isinstance(raw, NetStream)  # what a BasicHost accepts
@@ -110,39 +112,42 @@ class Server:
                 raise DecodeError(f"a {envelope.kind.name} where only requests belong")
 
     async def _take_request(self, frames: FrameStream, peer: PeerId, envelope: Envelope, body_bytes: int, ticket: str) -> None:
-        handler = self._services.get(envelope.service)
-        slot = None if handler is None else self._handling.begin(peer)
-        if handler is None or slot is None:
+        served = self._services.get(envelope.service)
+        fits = served is not None and body_bytes <= served.longest
+        slot = self._handling.begin(peer) if fits else None
+        if served is None or slot is None:
             # read on to the end: not reading would stall the stream for everything behind it
             await frames.skip(body_bytes)
             if len(frames) < MAX_QUEUED_PONGS + MAX_REQUESTS_IN:
-                if handler is None:
+                if served is None:
                     reason = "this peer does not answer such requests" + ("" if envelope.service else " yet")
                     _refuse(frames, envelope.id, "NotServingError", reason)
+                elif not fits:
+                    _refuse(frames, envelope.id, TOO_LONG, too_long(body_bytes, served))
                 else:
                     _refuse(frames, envelope.id, "BusyError", f"more than {MAX_REQUESTS_IN} requests at once, or many of others")
             return
-        n_buffered = 0
+        n_buffered = n_read = 0
 
         def admit(n_bytes: int) -> None:
-            nonlocal n_buffered
-            n_buffered += n_bytes
-            self._n_buffered += n_bytes
-            if self._n_buffered > MAX_BUFFERED_BYTES:
+            nonlocal n_buffered, n_read
+            n_read += n_bytes
+            if not self._received.take(peer, n_bytes):
                 raise _NoRoom
+            n_buffered += n_bytes
 
         try:
             body = await frames.read_body(body_bytes, admit)
         except _NoRoom:
-            self._done(slot, n_buffered)
-            await frames.skip(body_bytes - n_buffered)
-            _refuse(frames, envelope.id, "BusyError", "too much is being received from all peers together")
+            self._done(slot, peer, n_buffered)
+            await frames.skip(body_bytes - n_read)
+            _refuse(frames, envelope.id, "BusyError", "too much is being received from this peer, or from all peers together")
             return
         except BaseException:  # cancelled as well, when the stream ends: what it held is free again
-            self._done(slot, n_buffered)
+            self._done(slot, peer, n_buffered)
             raise
         name = request_name(ticket, envelope.id) if ticket else ""
-        handler = self._once.handler_of(peer, handler, name, envelope.again)
+        handler = self._once.handler_of(peer, served.handler, name, envelope.again)
         # not in the stream's nursery: a handler that has begun is not torn down because the asker went away
         self._nursery.start_soon(self._answer, frames, peer, envelope.id, handler, body, slot)
 
@@ -156,7 +161,7 @@ class Server:
                 # the slot is taken until the reply is on its way: a peer that does not read gets no further ones
                 await frame.done.wait()
         finally:
-            self._done(slot, body_bytes)
+            self._done(slot, peer, body_bytes)
 
     async def _run_handler(
         self, frames: FrameStream, peer: PeerId, request_id: int, handler: Handler, body: bytes, afterwards: ExitStack
@@ -177,8 +182,8 @@ class Server:
             return _refuse(frames, request_id, "InternalError", "the other side failed to handle it; its log tells why")
         return frames.put(encode(Envelope(VERSION, request_id, FrameKind.REPLY), len(reply)), reply, priority)
 
-    def _done(self, slot: Slot, body_bytes: int) -> None:
-        self._n_buffered -= body_bytes
+    def _done(self, slot: Slot, peer: PeerId, body_bytes: int) -> None:
+        self._received.give_back(peer, body_bytes)
         self._handling.end(slot)
 
 

@@ -4,6 +4,7 @@ Two sets of implementations stand behind them: `net` (libp2p) and `sim.network` 
 Both pass the suite in tests/contract; services cannot tell them apart.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
@@ -31,8 +32,9 @@ class Messenger(Protocol):
     @property
     def peer_id(self) -> PeerId: ...
 
-    def serve(self, handler: Handler) -> None:
-        """Answer all requests with `handler` from now on. Before the first call they are refused."""
+    def serve(self, handler: Handler, longest: float = math.inf) -> None:
+        """Answer all requests with `handler` from now on. Before the first call they are refused, and so are those of more than
+        `longest` bytes, always, as the asker's DecodeError; nothing of them is held."""
 
     async def request(self, peer: PeerId, body: bytes, priority: Priority = Priority.CONTROL) -> bytes:
         """Send `body` and wait for the reply. Connects first where needed. Deadlines are the caller's.

@@ -3,6 +3,8 @@
 The requests of this peer: client.py; those of others: server.py. This module puts the two together, as net/messenger.py does.
 """
 
+import math
+
 from legion_p2p.core.contact import Bandwidth, Handler, Traffic
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority
@@ -25,8 +27,8 @@ class SimMessenger:
         self._network = network
         self._client = SimClient(world, network, self.book, refusals)
 
-    def serve(self, handler: Handler) -> None:
-        self.server.serve("", handler)
+    def serve(self, handler: Handler, longest: float = math.inf) -> None:
+        self.server.serve("", handler, longest)
 
     def serve_internally(self, service: str, handler: Handler) -> None:
         """Answer requests of another part of the network layer."""

@@ -125,6 +125,21 @@ async def test_a_request_over_the_limit_is_the_askers_mistake(swarm, clock, prio
     assert await b.messenger.request(a.peer_id, bytes(MAX_BODY_BYTES["control"])) == bytes(MAX_BODY_BYTES["control"])
 
 
+@pytest.mark.parametrize("priority", [Priority.CONTROL, Priority.ROUND], ids=lambda priority: priority.name)
+async def test_a_request_longer_than_this_peer_has_use_for_is_refused_and_the_next_is_answered(swarm, clock, priority):
+    a, b = await swarm.start_connected(2)
+
+    async def handler(peer, body):
+        return body
+
+    a.messenger.serve(handler, 1000)
+
+    with pytest.raises(RefusedError, match="the longest that can be meant for this peer has 1000") as refused:
+        await b.messenger.request(a.peer_id, bytes(1001), priority)
+    assert refused.value.kind == "DecodeError"
+    assert await b.messenger.request(a.peer_id, bytes(1000), priority) == bytes(1000)
+
+
 async def test_a_reply_over_the_limit_is_refused(swarm, clock):
     a, b = await swarm.start_connected(2)
 

@@ -221,7 +221,7 @@ async def test_what_does_not_fit_into_the_buffers_is_refused_and_read_on(monkeyp
         assert refused.value.kind == "BusyError"
 
         assert await asker.messenger.request(victim.messenger.peer_id, b"small", priority=Priority.ROUND) == b"small"
-        assert victim.messenger._server._n_buffered == 0
+        assert victim.messenger._server._received.n_bytes == 0
 
 
 async def test_streams_without_end_are_cut_off():

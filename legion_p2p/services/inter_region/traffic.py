@@ -1,5 +1,6 @@
 """The messenger as the services use it: it also counts how many bytes stay in the region, and how many leave it."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -33,7 +34,7 @@ class RegionalMessenger:
         self._is_across = is_across
         self._wall_time = wall_time
 
-    def serve(self, handler: Handler) -> None:
+    def serve(self, handler: Handler, longest: float = math.inf) -> None:
         async def counted(peer: PeerId, body: bytes) -> bytes | ThrottledReply[bytes]:
             kind = class_of(body)
             self._count(peer, kind, 0, len(body))
@@ -41,7 +42,7 @@ class RegionalMessenger:
             self._count(peer, kind, len(reply.reply if isinstance(reply, ThrottledReply) else reply), 0)
             return reply
 
-        self._messenger.serve(counted)
+        self._messenger.serve(counted, longest)
 
     async def request(self, peer: PeerId, body: bytes, priority: Priority = Priority.CONTROL) -> bytes:
         kind = class_of(body)

@@ -9,9 +9,11 @@
 A request that cannot be read, or that carries what is not allowed, is reported, and raises the score of its sender.
 """
 
+import math
 from typing import Any
 
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.run import RunSpec
 from legion_p2p.core.wire import (
     REQUESTS,
     Accusation,
@@ -37,6 +39,8 @@ from legion_p2p.errors import IncompatibleModelError, NetworkError, UnknownRunEr
 from legion_p2p.services.rpc import Scope
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.lobby import Lobby
+
+BESIDE_BYTES = 2 << 20  # what stands beside a shard: an update's header takes up to 1 MiB, and evidence half of that
 
 
 def answer_before(lobby: Lobby) -> None:
@@ -100,7 +104,17 @@ def answer(run: ActiveRun) -> None:
     run.shards.answer(in_run)
     if run.units is not None:
         run.units.answer(in_run)
-    run.messenger.serve(dispatcher.handle)
+    run.messenger.serve(dispatcher.handle, longest_request(run.spec))
+
+
+def longest_request(spec: RunSpec) -> float:
+    """No member sends a longer one, in bytes: a shard in fp32, and what stands beside it. Those about units may be as long as a
+    frame.
+    """
+    if spec.sharding != "none":
+        return math.inf
+    plan = spec.plan()
+    return 4 * plan.size(0) + BESIDE_BYTES
 
 
 def _answer_about_members(in_run: Scope, run: ActiveRun) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from legion_p2p.core.announcement import mark_of
 from legion_p2p.core.evidence import sign_header
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.priority import Priority
 from legion_p2p.core.privacy import Spent, parse_privacy
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.round_spec import RoundSpec
@@ -40,8 +41,9 @@ from legion_p2p.core.wire import (
     Updates,
     encode,
 )
-from legion_p2p.errors import CodecError, DecodeError, LegionError, NetworkError, StoreError, UnreachableError
+from legion_p2p.errors import CodecError, DecodeError, LegionError, NetworkError, RefusedError, StoreError, UnreachableError
 from legion_p2p.services.run.active_run import ActiveRun
+from legion_p2p.services.run.dispatch import BESIDE_BYTES
 from legion_p2p.services.run.joiner import creating, joining
 from legion_p2p.services.run.leaving import leave
 from legion_p2p.services.run.lobby import PeerParts
@@ -360,6 +362,12 @@ async def test_a_stranger_can_push_nothing(autojump_clock: object) -> None:
 
 
 # following
+
+
+async def test_a_request_that_is_longer_than_the_runs_shards_is_not_even_held(autojump_clock: object) -> None:
+    async with peers_of(2) as (owner, member):
+        with pytest.raises(RefusedError, match="the longest that can be meant for this peer"):
+            await member.run.messenger.request(owner.me, bytes(4 * N + BESIDE_BYTES + 1), Priority.ROUND)
 
 
 async def test_an_update_that_is_lost_is_fetched(autojump_clock: object) -> None:
