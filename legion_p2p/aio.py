@@ -21,6 +21,7 @@ from legion_p2p.observe.status import MemberStatus, Status
 from legion_p2p.peer import open_peer
 from legion_p2p.train.arguments import Model
 from legion_p2p.train.bridge import PeerInLoop
+from legion_p2p.train.checkpoint_tools import CHECKPOINT_TOOLS
 from legion_p2p.train.control import Control
 from legion_p2p.train.entering import creation_of, fit_of
 from legion_p2p.train.optimizer import Optimizer
@@ -67,6 +68,7 @@ async def _opened(entry: RunChoice, peer: Peer, own: ModelView | None) -> "Async
         create_or_join=entry.create_or_join,
         params=fit_of(entry, None if own is None else own.fit),
         events=events,
+        tools=CHECKPOINT_TOOLS,
     )
     async with opened as entered:
         run = RunFromThreads(PeerInLoop(entered), kept)

@@ -42,6 +42,7 @@ from legion_p2p.files.paths import user_data_folder, user_path
 from legion_p2p.observe.clocks import running_clock
 from legion_p2p.observe.events import PHASE, Events
 from legion_p2p.observe.machine import Machine
+from legion_p2p.services.checkpoint.holders import CheckpointHolders
 from legion_p2p.services.ports import FORGOTTEN
 from legion_p2p.services.run.access_watch import watch_access
 from legion_p2p.services.run.active_run import ActiveRun
@@ -63,6 +64,8 @@ from legion_p2p.store.public_blocks import PublicBlocks
 from legion_p2p.store.shelf import FileShelf
 from legion_p2p.store.spent_file import SpentFile
 from legion_p2p.store.volume_file import VolumeFile
+from legion_p2p.web.checkpoint_desk import CheckpointDesk
+from legion_p2p.web.checkpoint_jobs import CheckpointJobs, CheckpointTools
 from legion_p2p.web.peer_hosting import host_peer_page
 from legion_p2p.web.record import RunRecord
 
@@ -86,13 +89,14 @@ async def open_peer(
     params: Params = None,
     start: "Tensor | None" = None,
     events: Events | None = None,
+    tools: CheckpointTools | None = None,
 ) -> AsyncIterator[ActiveRun]:
     """A peer in a run, for as long as the block lasts. Under trio. Leaving the block leaves the run in order.
 
     `run`: the name or id of a run to join, or one to create. `create_or_join`: create it only if neither the peer's store nor
     anybody who answers has a run of its name; else go on with that, or join it. `params`: those of the model that shall train, or
     a function that makes them of the run's specification; a run that has others is refused. `start`: what the run's parameters
-    were in the beginning; shards that still are like that are not fetched.
+    were in the beginning; shards that still are like that are not fetched. `tools`: what the page can do with checkpoints.
 
     With a store, a run that nobody in reach has, but the store, goes on from there, and `initial_peers` may be empty or dead.
 
@@ -210,8 +214,11 @@ async def open_peer(
                         await nursery.start(keep_evidence, entered.ctx, entered.members, proven)
                     nursery.start_soon(sample_forever, entered)
                     status = partial(status_of, entered)
+                    desk = None if archive is None or tools is None else _desk(entered, archive, tools, peer.store)
+                    if desk is not None and peer.dashboard != "no":
+                        nursery.start_soon(desk.run_forever)
                     entered.dashboard = await host_peer_page(
-                        peer, entered.spec, status, entered.control.obey, record, events, nursery
+                        peer, entered.spec, status, entered.control.obey, record, events, desk, nursery
                     )
                     if peer.status:
                         try:
@@ -242,6 +249,15 @@ def _manners(run: ActiveRun, network: "Libp2pNetwork", conditions: ConditionsCon
         month=lambda: time.strftime("%Y-%m"),
         store=VolumeFile.beside(str(identity)) if is_file else None,
     )
+
+
+def _desk(run: ActiveRun, archive: "Archive", tools: CheckpointTools, store: Store) -> CheckpointDesk:
+    """The checkpoints on the page. What it does waits for nothing else, and nothing else for it."""
+    from legion_p2p.net.offload import ThreadOffload
+
+    exports = user_path(store.exports) if store.exports else None
+    jobs = CheckpointJobs(tools, archive.store, ThreadOffload(1), exports)
+    return CheckpointDesk(run.me, run.spec, archive, CheckpointHolders(run.ctx, run.members).look, jobs, ThreadOffload(1))
 
 
 def _door(run: ActiveRun, events: Events) -> "ControlDoor | None":

@@ -182,16 +182,15 @@ def diff(a: str, b: str, /, *, store: StoreOption = "", json: AsJson = False) ->
 
 def _misfits(blocks: "BlockStore", root: "Cid", quiet: bool) -> list[str]:
     """What does not fit together, where all blocks are whole."""
-    from legion_p2p.train.checkpoint import Checkpoint
+    from legion_p2p.store.checkpoints import get_manifest, get_spec
+    from legion_p2p.train.checkpoint_tools import misfits_of
 
     try:
-        opened = Checkpoint(blocks, root)
-        with progress_bar("applying updates", opened.plan.numel, quiet) as progress:
-            for _ in opened.shards(progress):
-                pass
+        numel = get_spec(blocks, get_manifest(blocks, root))[1].plan().numel
     except (DecodeError, StoreError) as bad:
         return [str(bad)]
-    return []
+    with progress_bar("applying updates", numel, quiet) as progress:
+        return misfits_of(blocks, root, progress)
 
 
 def _plain(value: Any) -> Any:

@@ -139,6 +139,7 @@ OPTIONS = (
     Option(Store, "path", CHECKPOINTS, "FOLDER", flag="--store", default="beside the identity"),
     Option(Store, "max_gb", CHECKPOINTS, "GB", flag="--store-max-gb"),
     Option(Store, "keep", CHECKPOINTS, "WHAT"),
+    Option(Store, "exports", CHECKPOINTS, "FOLDER"),
     Option(Store, "shared", CHECKPOINTS, "FOLDER...", flag="--share"),
     Option(Store, "checkpoint_every_s", CHECKPOINTS, "SECONDS"),
     Option(Training, "out", OUTPUT, "FOLDER"),

@@ -117,6 +117,10 @@ class Store(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """Seconds between two checkpoints. What comes in between is kept too, in a journal that only this peer reads. Shorter: more
     writing."""
 
+    exports: Annotated[str, path_text("the path of a folder")] = ""
+    """Folder below which the page in the browser exports checkpoints, if somebody with its token presses the button. Empty: it
+    exports none."""
+
     shared: Annotated[tuple[str, ...], Form("folders of prepared data", _folders)] = ()
     """Folders of prepared data to give to peers that ask, as well as checkpoints. What legion-peer itself trains on is among
     them."""

@@ -30,6 +30,7 @@ from legion_p2p.observe.words import (
     failed_text,
     is_alone,
     left_text,
+    own_left_text,
     privacy_text,
     relayed_text,
 )
@@ -114,8 +115,8 @@ def _head(status: Status, width: int, ascii_only: bool, losses: Sequence[float])
     name = human.clean(status.run.name, 40) if status.run else "no run yet"
     run_id = f"({human.short_id(status.run.id)})" if status.run else ""
     clock = f"{human.seconds_text(status.uptime_s)} elapsed"
-    if status.remaining_s is not None and status.state not in ("done", "leaving"):
-        clock += f", {human.seconds_text(status.remaining_s)} left"
+    if own_left_text(status) and status.state not in ("done", "leaving"):
+        clock += f", {own_left_text(status)}"
     elif status.target is not None and not status.target.reached and status.state not in ("done", "leaving"):
         clock += f", {left_text(status.target)}"
     title = Text.assemble((name, "bold"), (f" {run_id}  " if run_id else "  "), (human.clean(status.state), "bold"))

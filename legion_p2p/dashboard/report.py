@@ -8,7 +8,7 @@ from legion_p2p.dashboard.live import member_columns, members_in_order
 from legion_p2p.observe import human
 from legion_p2p.observe.event_text import rounds_of
 from legion_p2p.observe.status import ConnectionStatus, ServiceStatus, Status
-from legion_p2p.observe.words import alone_text, connection_text, reach_text, reason_text, target_text
+from legion_p2p.observe.words import alone_text, connection_text, own_left_text, reach_text, reason_text, target_text
 
 MAX_ERRORS_SHOWN = 5
 ROOM_FOR_IDS = 110  # columns of a terminal in which whole peer ids leave room for everything else
@@ -79,7 +79,7 @@ def _node_facts(status: Status, service: ServiceStatus, width: int) -> list[Text
 def _facts(status: Status, width: int) -> list[Text]:
     run = f"{human.clean(status.run.name)}  {human.clean(status.run.id)}" if status.run else "none yet"
     target = f" of {human.whole_text(status.target_steps)}" if status.target_steps else ""
-    left = f", {human.seconds_text(status.remaining_s)} left" if status.remaining_s is not None else ""
+    left = f", {own_left_text(status)}" if own_left_text(status) else ""
     facts = [
         ("peer", human.clean(status.peer_id) + (f"  (process {status.pid})" if status.pid else "")),
         *(("" if i else "addresses", human.clean(address)) for i, address in enumerate(status.addresses)),

@@ -5,7 +5,7 @@ from typing import Any
 from legion_p2p.observe import human
 from legion_p2p.observe.events import DASHBOARD, HANDING_OVER, PHASE, Event
 from legion_p2p.observe.status import Status
-from legion_p2p.observe.words import alone_text, privacy_text
+from legion_p2p.observe.words import alone_text, own_left_text, privacy_text
 
 MAX_VALUE_CHARS = 300
 MAX_COMMAND_CHARS = 2000
@@ -42,8 +42,8 @@ def progress_text(status: Status) -> str:
     parts.append(f"sent {human.bytes_text(status.sent_bytes)}, received {human.bytes_text(status.received_bytes)}")
     if status.privacy is not None:
         parts.append(privacy_text(status.privacy))
-    if status.remaining_s is not None:
-        parts.append(f"{human.seconds_text(status.remaining_s)} left")
+    if own_left_text(status):
+        parts.append(own_left_text(status))
     return "; ".join(parts)
 
 

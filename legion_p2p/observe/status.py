@@ -216,6 +216,10 @@ class Status(msgspec.Struct, frozen=True):
     local_steps: int = 0
     target_steps: int | None = None
     remaining_s: float | None = None
+    """Until what this peer's user asked for is done: at least, or about, where `remaining_most_s` is not known; None: unknown, or
+    nothing was asked for."""
+    remaining_most_s: float | None = None
+    """At most, by the last ten minutes."""
     uptime_s: float = 0.0
     agreement: float | None = None
     """How far the pushes of the last rounds agreed: 1 all alike, 0 as if each went its own way. None: not measured."""

@@ -75,12 +75,26 @@ def privacy_text(privacy: PrivacyStatus) -> str:
     return f"{told}; {human.percent_text(privacy.clipped_share)} of the pushes were clipped"
 
 
+def own_left_text(status: Status) -> str:
+    """How long until what this peer's user asked for is done: a range, or about, or unknown; empty where it has no end."""
+    least_s, most_s = status.remaining_s, status.remaining_most_s
+    if least_s is None:
+        return "time left unknown" if status.target_steps else ""
+    if most_s is None:
+        return f"about {human.seconds_text(least_s)} left"
+    return _range_text(least_s, most_s)
+
+
+def _range_text(least_s: float, most_s: float) -> str:
+    least, most = human.seconds_text(least_s), human.seconds_text(most_s)
+    return f"{least} left" if least == most else f"{least} to {most} left"
+
+
 def left_text(target: TargetStatus) -> str:
     """How long until the run has come to its target, as a range."""
     if target.least_s is None or target.most_s is None:
         return "time left unknown"
-    least, most = human.seconds_text(target.least_s), human.seconds_text(target.most_s)
-    return f"{least} left" if least == most else f"{least} to {most} left"
+    return _range_text(target.least_s, target.most_s)
 
 
 def target_text(target: TargetStatus) -> str:

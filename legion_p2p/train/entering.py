@@ -20,6 +20,7 @@ from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.joiner import Params, RunCreation
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.bridge import PeerThread
+from legion_p2p.train.checkpoint_tools import CHECKPOINT_TOOLS
 from legion_p2p.train.described import check_choices, check_codecs
 from legion_p2p.train.inner_list import is_proportional
 from legion_p2p.train.parameters import ModelView, param_specs
@@ -51,6 +52,7 @@ def enter(
             params=fit_of(entry, params),
             start=start,
             events=events,
+            tools=CHECKPOINT_TOOLS,
         )
 
     return PeerThread(opener, given_up)

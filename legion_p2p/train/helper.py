@@ -24,6 +24,7 @@ from legion_p2p.peer import open_peer
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.status import status_of
 from legion_p2p.train.bridge import AT_EXIT_S, PeerThread
+from legion_p2p.train.checkpoint_tools import CHECKPOINT_TOOLS
 from legion_p2p.train.control import Control
 from legion_p2p.train.outcome import Outcome
 
@@ -60,7 +61,7 @@ def run_helper(
         events.add_sink(JsonlSink(make_folder(user_path(training.out)) / "metrics.jsonl"))
 
     def opener() -> AbstractAsyncContextManager[ActiveRun]:
-        return open_peer(entry.run, peer, initial_peers=entry.initial_peers, events=events)
+        return open_peer(entry.run, peer, initial_peers=entry.initial_peers, events=events, tools=CHECKPOINT_TOOLS)
 
     try:
         thread = PeerThread(opener, lambda: control.leaving)

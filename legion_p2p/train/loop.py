@@ -10,6 +10,7 @@ import torch
 
 from legion_p2p.config import Training
 from legion_p2p.core.control import Wish
+from legion_p2p.core.eta import EtaEstimator
 from legion_p2p.core.learning_rate import learning_rate
 from legion_p2p.errors import StoreError
 from legion_p2p.observe.events import Events
@@ -63,6 +64,7 @@ class TrainingLoop:
         self._report = LoopReport(thread, compute, events, on_status)
         self._memory_problem = ""
         self._run_step = 0
+        self._eta = EtaEstimator()
         self._evaluated_at = time.monotonic()
         shape = shape_of(spec)
         per_token = flops_per_token(model.module, shape.n_layer, shape.width, shape.context)
@@ -149,11 +151,22 @@ class TrainingLoop:
         return self._control.leaving or self.opt.wish.ends
 
     def _remaining(self, began: float, deadline: float) -> dict[str, Any]:
-        elapsed = time.monotonic() - began
-        left = deadline - time.monotonic()
-        if self._job.steps and self.opt.steps > 5:
-            left = min(left, elapsed / self.opt.steps * (self._job.steps - self.opt.steps))
-        return {"target_steps": self._job.steps or None, "remaining_s": None if math.isinf(left) else max(0.0, left)}
+        """How long until what the user asked for is done: a range as soon as enough steps were seen, before that about."""
+        now = time.monotonic()
+        least_s = most_s = max(0.0, deadline - now)
+        self._eta.count(self.opt.steps, now)
+        if self._job.steps:
+            found = self._eta.left(self._job.steps)
+            if found is not None:
+                least_s, most_s = min(least_s, found.least_s), min(most_s, found.most_s)
+            elif self.opt.steps > 5:
+                average_s = (now - began) / self.opt.steps * (self._job.steps - self.opt.steps)
+                least_s, most_s = min(least_s, max(0.0, average_s)), math.inf
+        return {
+            "target_steps": self._job.steps or None,
+            "remaining_s": None if math.isinf(least_s) else least_s,
+            "remaining_most_s": None if math.isinf(most_s) else most_s,
+        }
 
     def _finish(self) -> None:
         opt = self.opt

@@ -85,7 +85,7 @@ def loss_in(result: Any) -> float | None:
         return None
 
 
-_FLOATS = frozenset({"tokens_per_s", "step_s", "loss", "blocked_fraction", "remaining_s", "mfu"})
+_FLOATS = frozenset({"tokens_per_s", "step_s", "loss", "blocked_fraction", "remaining_s", "remaining_most_s", "mfu"})
 _COUNTS = frozenset({"step", "tokens", "epoch", "target_steps", "run_step"})
 _FLAGS = frozenset({"training", "done", "paused"})
 
@@ -97,7 +97,7 @@ def progressed(before: Progress, changes: Mapping[str, Any]) -> Progress:
         if name not in Progress.__struct_fields__:
             known = ", ".join(Progress.__struct_fields__)
             raise UsageError(f"{name!r} is nothing that a peer tells of itself: known are {known}")
-        if value is None and name in ("loss", "target_steps", "remaining_s", "mfu"):
+        if value is None and name in ("loss", "target_steps", "remaining_s", "remaining_most_s", "mfu"):
             converted[name] = None
         elif name in _FLOATS:
             converted[name] = number(value, name)

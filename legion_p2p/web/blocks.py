@@ -17,6 +17,13 @@ class TableColumn(msgspec.Struct, frozen=True):
     kind: CellKind = "text"
 
 
+class RowAction(msgspec.Struct, frozen=True):
+    """A button in a row: it sends `{"type": type, "cid": key of the row}`."""
+
+    label: str
+    type: str
+
+
 class Table(msgspec.Struct, frozen=True, tag="table"):
     """Rows, the most important first; `n_more` were left out."""
 
@@ -29,6 +36,10 @@ class Table(msgspec.Struct, frozen=True, tag="table"):
     n_more: int = 0
     is_wide: bool = False
     """It has the width of the page for itself."""
+    actions: tuple[RowAction, ...] = ()
+    """Buttons in each row that has a key, where the page may change something."""
+    keys: tuple[str, ...] = ()
+    """Of each row: what its buttons send; empty: it has none."""
 
 
 class Line(msgspec.Struct, frozen=True):

@@ -9,7 +9,16 @@ from legion_p2p.observe import human
 from legion_p2p.observe.advice import advice_on
 from legion_p2p.observe.event_text import rounds_of
 from legion_p2p.observe.status import ConnectionStatus, ControlStatus, MemberStatus, Status
-from legion_p2p.observe.words import alone_text, connection_text, doing, join_command, reach_text, relayed_text
+from legion_p2p.observe.words import (
+    alone_text,
+    connection_text,
+    doing,
+    join_command,
+    own_left_text,
+    reach_text,
+    relayed_text,
+    target_text,
+)
 from legion_p2p.web.blocks import (
     Block,
     Cell,
@@ -59,8 +68,8 @@ class PeerFacts(msgspec.Struct, frozen=True):
     """Folder of its checkpoints; empty: it keeps none."""
 
 
-def peer_page(status: Status, record: RunRecord, facts: PeerFacts, now: float) -> WebPage:
-    """`now`: seconds since the epoch."""
+def peer_page(status: Status, record: RunRecord, facts: PeerFacts, now: float, checkpoints: Table | None = None) -> WebPage:
+    """`now`: seconds since the epoch. `checkpoints`: those that there are, with their buttons; None: what was recorded."""
     return WebPage(
         _head(status, record, now),
         (
@@ -68,7 +77,8 @@ def peer_page(status: Status, record: RunRecord, facts: PeerFacts, now: float) -
             *_peer_blocks(status),
             *round_blocks(record, lambda peer: _name(peer, status)),
             *_traffic_blocks(status, record, facts),
-            *checkpoint_blocks(record, facts.store),
+            *((checkpoints,) if checkpoints is not None else ()),
+            *checkpoint_blocks(record, facts.store, has_table=checkpoints is not None),
             _contribution(status, record),
             error_block(record, now),
             Facts("settings", SETTINGS, "Settings in force", (*_running_settings(status), *facts.settings)),
@@ -80,7 +90,9 @@ def _head(status: Status, record: RunRecord, now: float) -> Head:
     alive = [member for member in status.members if member.liveness.upper() == "ALIVE"]
     swarm_rate = sum(member.tokens_per_s for member in alive if member.training)
     target = f" of {human.whole_text(status.target_steps)}" if status.target_steps else ""
-    left = f", {human.seconds_text(status.remaining_s)} left" if status.remaining_s is not None else ""
+    left = f", {own_left_text(status)}" if own_left_text(status) else ""
+    if status.target is not None:
+        left += f"; the run ends at {target_text(status.target)}"
     return Head(
         title=human.clean(status.run.name, 80) if status.run else "no run yet",
         subtitle=f"peer {human.short_id(status.peer_id)}, {human.seconds_text(status.uptime_s)} elapsed{left}",

@@ -54,7 +54,6 @@ class Stored(msgspec.Struct, frozen=True):
     step: int
     cid: str
     took_s: float | None
-    n_bytes: int | None = None
 
 
 class Trouble(msgspec.Struct, frozen=True):
@@ -150,13 +149,8 @@ class RunRecord:
             self._marks.append((self._at, f"{human.short_id(str(fields.get('peer', '')))} {what}"))
 
     def _checkpoint(self, at: float, fields: Mapping[str, Any]) -> None:
-        n_bytes = fields.get("n_bytes")
-        self._stored.append(
-            Stored(
-                at, _int(fields.get("step")), human.clean(str(fields.get("cid", "")), 100), number_of(fields.get("wall_s")),
-                n_bytes if isinstance(n_bytes, int) else None,
-            )
-        )  # fmt: skip
+        cid = human.clean(str(fields.get("cid", "")), 100)
+        self._stored.append(Stored(at, _int(fields.get("step")), cid, number_of(fields.get("wall_s"))))
 
     def _finished(self, at: float, fields: Mapping[str, Any]) -> None:
         self.finished = dict(fields)

@@ -119,12 +119,12 @@ def _traffic_rows(named: Iterable[tuple[str, TrafficRow]]) -> list[tuple[Cell, .
     return [(name, row.sent_bytes, row.received_bytes) for name, row in named]
 
 
-def checkpoint_blocks(record: RunRecord, store: str) -> tuple[Block, ...]:
-    """Which checkpoints were stored, and how to look at one."""
+def checkpoint_blocks(record: RunRecord, store: str, *, has_table: bool = False) -> tuple[Block, ...]:
+    """Which checkpoints were stored, and how to look at one in a terminal. `has_table`: another block says which there are."""
     stored = record.stored()
-    shown, n_more = rows_of(
-        [(human.clock_text(one.at), one.step, one.cid, one.n_bytes, one.took_s) for one in stored], MAX_ROUNDS_LISTED
-    )
+    shown, n_more = rows_of([(human.clock_text(one.at), one.step, one.cid, one.took_s) for one in stored], MAX_ROUNDS_LISTED)
+    if not stored and has_table:
+        return ()
     if not stored:
         why = "None yet." if store else "This peer keeps no checkpoints: --store FOLDER names a folder for them."
         return (Prose("checkpoints", CHECKPOINTS, "Checkpoints", why),)
@@ -134,20 +134,19 @@ def checkpoint_blocks(record: RunRecord, store: str) -> tuple[Block, ...]:
         cid = stored[0].cid
         commands = (
             Prose(
-                "checkpoint-commands", CHECKPOINTS, "Verify, export, and see who has the newest one",
+                "checkpoint-commands", CHECKPOINTS, "The same in a terminal",
                 f"legion-ctl checkpoint verify {cid} {where}\n"
                 f"legion-ctl checkpoint export {cid} --safetensors exported {where}\n"
                 f"legion-ctl checkpoint show {cid} {where}",
                 is_code=True,
             ),
         )  # fmt: skip
+    if has_table:
+        return commands
     return (
         Table(
             "checkpoints", CHECKPOINTS, "Checkpoints of this peer",
-            (
-                TableColumn("at"), TableColumn("step", "int"), TableColumn("CID"), TableColumn("size", "bytes"),
-                TableColumn("took", "seconds"),
-            ),
+            (TableColumn("at"), TableColumn("step", "int"), TableColumn("CID"), TableColumn("took", "seconds")),
             shown, "Peers that fetch one check every block by its CID.", n_more, is_wide=True,
         ),
         *commands,

@@ -38,7 +38,8 @@ def run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[legion.Run]:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     monkeypatch.setattr(sampling, "SAMPLE_EVERY_S", 0.3)
     wanted = legion.NewRun(f"page/{time.time_ns()}", rounds=legion.Rounds(local_steps=2))
-    with legion.create(wanted, model_of(), peer=legion.Peer(listen="/ip4/127.0.0.1/tcp/0")) as run:
+    store = legion.Store(str(tmp_path / "store"), checkpoint_every_s=1, exports=str(tmp_path / "exports"))
+    with legion.create(wanted, model_of(), peer=legion.Peer(listen="/ip4/127.0.0.1/tcp/0", store=store)) as run:
         yield run
 
 
@@ -103,6 +104,12 @@ def test_a_browser_sees_the_curve_pauses_the_peer_and_is_told_nothing_without_th
     window.get_by_label("Upload").fill("5mbit")
     window.get_by_role("button", name="Set").click()
     until(lambda: run.status().control.upload_bps == 5e6)
+
+    window.get_by_role("button", name="Verify").first.click()
+    window.locator("#card-checkpoints").get_by_text("whole: every block").first.wait_for(timeout=PATIENCE_MS)
+    window.get_by_role("button", name="Export").first.click()
+    window.locator("#card-checkpoints").get_by_text("exported to").first.wait_for(timeout=PATIENCE_MS)
+    assert len(list((tmp_path / "exports").glob("page-*/model.safetensors"))) == 1
 
     assert window.locator("#card-errors").get_by_text(STRANGER).count() == 1 and window.locator("img").count() == 0
     shot = tmp_path / "page.png"

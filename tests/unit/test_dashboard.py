@@ -61,7 +61,8 @@ def status(n=4, **kwargs):
         "shards": tuple(ShardStatus(i, 40 + i, f"{i:02x}" * 32, IDS[i % n], None) for i in range(5)),
         "sent_bytes": 61_000_000, "received_bytes": 59_000_000, "last_round": RoundStatus(3, 43, 1.0, (), n, n), "errors": (),
         "rounds": 43, "loss": 2.3456, "tokens": 5_000_000, "tokens_per_s": 49_000.0, "local_steps": 10, "target_steps": 5000,
-        "remaining_s": 1830.0, "uptime_s": 753.0, "common_digest": "1a2b3c4d" * 8, "blocked_fraction": 0.013, "pid": 4242,
+        "remaining_s": 1830.0, "remaining_most_s": 1830.0,
+        "uptime_s": 753.0, "common_digest": "1a2b3c4d" * 8, "blocked_fraction": 0.013, "pid": 4242,
     }  # fmt: skip
     return Status(**{**base, **kwargs})
 

@@ -16,9 +16,10 @@ from legion_p2p.observe.status import (
     RunStatus,
     ShardStatus,
     Status,
+    TargetStatus,
     TrafficRow,
 )
-from legion_p2p.web.blocks import Block, WebPage
+from legion_p2p.web.blocks import Block, RowAction, Table, WebPage
 from legion_p2p.web.feed import ClientState, encoded
 from legion_p2p.web.peer_page import MAX_PEERS_LISTED, MAX_PEERS_MAPPED, MAX_SHARDS_LISTED, PeerFacts, peer_page, plain_bytes
 from legion_p2p.web.record import RunRecord
@@ -153,6 +154,29 @@ def test_what_is_stored_comes_with_the_commands_that_verify_and_export_it() -> N
     commands = block(told, "checkpoint-commands").text
     assert "verify bafyexample --store '/a folder/store'" in commands and "--safetensors" in commands
     assert "--store FOLDER" in block(page(), "checkpoints").text
+
+
+def test_checkpoints_with_buttons_stand_in_place_of_those_that_were_recorded() -> None:
+    record = RunRecord()
+    record(Event("checkpoint.stored", 1.0, {"step": 9, "cid": "bafyexample", "wall_s": 0.4}))
+    table = Table("checkpoints", "Checkpoints", "t", (), (), actions=(RowAction("Verify", "verify"),), keys=())
+
+    told = peer_page(status(), record, PeerFacts(store="/a"), NOW, table)
+
+    assert [one for one in told.blocks if one.id == "checkpoints"] == [table]
+    assert block(told, "checkpoint-commands").text.startswith("legion-ctl checkpoint verify bafyexample")
+
+
+def test_the_time_left_is_a_range_or_about_or_unknown() -> None:
+    def subtitle(**more) -> str:
+        return page(status(**more)).head.subtitle
+
+    assert subtitle(remaining_s=60.0, remaining_most_s=120.0).endswith("1:00 to 2:00 left")
+    assert subtitle(remaining_s=60.0).endswith("about 1:00 left")
+    assert subtitle(target_steps=100).endswith("time left unknown")
+    assert subtitle().endswith("elapsed")
+    assert subtitle(target=TargetStatus(steps=500)).endswith("the run ends at 500 steps: time left unknown")
+    assert subtitle(target=TargetStatus(steps=500, least_s=60.0, most_s=60.0)).endswith("500 steps: 1:00 left")
 
 
 def test_a_status_of_thousands_makes_a_small_page_that_says_what_it_leaves_out() -> None:

@@ -23,6 +23,8 @@ class Progress(msgspec.Struct, frozen=True):
     blocked_fraction: float = 0.0
     target_steps: int | None = None
     remaining_s: float | None = None
+    """Until what this peer's user asked for is done: at least, or about, where `remaining_most_s` is not known."""
+    remaining_most_s: float | None = None
     state: str = ""
     run_step: int = 0
     """Step of the run, where the trainer counts that; otherwise the peer counts it by `step`."""

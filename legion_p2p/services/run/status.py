@@ -132,6 +132,7 @@ def status_of(run: ActiveRun) -> Status:
         run_step=run.run_step(),
         target_steps=progress.target_steps,
         remaining_s=progress.remaining_s,
+        remaining_most_s=progress.remaining_most_s,
         agreement=run.shards.states.agreement.value,
         common_digest=run.common_digest(),
         former=run.former.tried,

@@ -37,19 +37,26 @@ function cell(value, kind) {
   return text("td", shown, isNumber(kind) ? "num" : kind === "id" ? "id mono" : "");
 }
 
-function fill(table, columns, rows) {
+// `buttons`: of the row with that number, where the page can change something
+function fill(table, columns, rows, buttons) {
   const head = document.createElement("tr");
   for (const column of columns) {
     const th = text("th", column.name, isNumber(column.kind) ? "num" : "");
     th.scope = "col";
     head.append(th);
   }
+  if (buttons) head.append(text("th", "do", "num"));
   const body = document.createElement("tbody");
-  for (const row of rows) {
+  rows.forEach((row, k) => {
     const tr = document.createElement("tr");
     row.forEach((value, i) => tr.append(cell(value, columns[i].kind)));
+    if (buttons) {
+      const td = text("td", "", "do");
+      td.append(...buttons(k));
+      tr.append(td);
+    }
     body.append(tr);
-  }
+  });
   const thead = document.createElement("thead");
   thead.append(head);
   table.replaceChildren(thead, body);
@@ -131,7 +138,7 @@ class Card {
     this.node.classList.toggle("wide", Boolean(block.is_wide));
     if (block.type === "table") {
       this.scroll.setAttribute("aria-label", block.title);
-      fill(this.table, block.columns, block.rows);
+      this.fillTable(block);
     } else if (block.type === "facts") {
       const list = text("dl", "", "facts");
       for (const [name, value] of block.rows) list.append(text("dt", name), text("dd", value));
@@ -144,6 +151,19 @@ class Card {
       this.curves.describe(block, text);
       this.draw();
     }
+  }
+
+  // buttons keep their focus although the table is made again
+  fillTable(block) {
+    const focused = document.activeElement && this.table.contains(document.activeElement) ? document.activeElement.dataset.key : "";
+    const can = (block.actions || []).length && Actions.control;
+    fill(this.table, block.columns, block.rows, can ? (k) => (block.keys[k] ? block.actions.map((action) => {
+      const node = button(action.label, () => Actions.send({ type: action.type, cid: block.keys[k] }), "small");
+      node.dataset.key = `${action.type} ${block.keys[k]}`;
+      node.setAttribute("aria-label", `${action.label} ${block.keys[k].slice(-8)}`);
+      return node;
+    }) : []) : null);
+    if (focused) [...this.table.querySelectorAll("button")].find((node) => node.dataset.key === focused)?.focus();
   }
 
   add(lines) { this.curves.add(lines); this.draw(); this.fillCurves(); }

@@ -1,0 +1,19 @@
+"""Who has which checkpoints, as members have said: for people to look at, never to decide by."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from legion_p2p.core.cids import Cid
+from legion_p2p.core.identity import PeerId
+
+
+class HoldersFound(msgspec.Struct, frozen=True):
+    """What came of asking some members."""
+
+    n_asked: int = 0
+    n_answered: int = 0
+    named: Mapping[Cid, tuple[PeerId, ...]] = {}
+    """Members that name a checkpoint as theirs."""
+    shares: Mapping[PeerId, float] = {}
+    """Which share of the blocks of the one that was asked about a member has: 1 if it could restore it alone."""

@@ -1,0 +1,152 @@
+"""The checkpoints of a page: which there are, who has them, and what its buttons do; over real stores, in virtual time."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import trio
+from safetensors.torch import load_file
+
+from legion_p2p.core.cids import Cid
+from legion_p2p.errors import UsageError
+from legion_p2p.services.checkpoint.holders import CheckpointHolders
+from legion_p2p.sim.swarm import SimPeer, inline
+from legion_p2p.train.checkpoint_tools import CHECKPOINT_TOOLS
+from legion_p2p.web.checkpoint_desk import ASK_EVERY_S, LOOK_EVERY_S, CheckpointDesk
+from legion_p2p.web.checkpoint_jobs import CheckpointJobs
+from tests.sim.test_checkpoints import swarm_in
+
+
+@pytest.fixture(autouse=True)
+def no_sync(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+def desk_of(peer: SimPeer, exports: Path | None = None) -> CheckpointDesk:
+    assert peer.archive is not None
+    run = peer.engine
+    jobs = CheckpointJobs(CHECKPOINT_TOOLS, peer.archive.store, inline, exports)
+    return CheckpointDesk(run.me, run.spec, peer.archive, CheckpointHolders(run.ctx, run.members).look, jobs, inline)
+
+
+def wish(kind: str, cid: str, **more: object) -> bytes:
+    return json.dumps({"type": kind, "cid": cid, **more}).encode()
+
+
+async def test_it_lists_what_is_kept_with_size_and_who_has_how_much_of_it(tmp_path: Path, autojump_clock):
+    async with swarm_in(tmp_path) as swarm:
+        a, b = [await swarm.add(name) for name in "ab"]
+        await trio.sleep(25)
+        desk = desk_of(a)
+
+        await desk.look()
+        table = desk.table()
+
+        here = [row for row, key in zip(table.rows, table.keys, strict=True) if key]
+        assert [Cid.parse(row[3]) for row in here] == list(a.archive.kept) and here[0][0] > here[-1][0] > 0
+        assert all(row[2] > 0 and row[4].startswith("this peer") and row[5] == "" for row in here)
+        theirs = [row for row, key in zip(table.rows, table.keys, strict=True) if not key]
+        assert {Cid.parse(row[3]) for row in theirs} == set(b.archive.kept)
+        assert all((row[0], row[2], row[4]) == (None, None, b.id[-8:]) for row in theirs)
+        assert f"{b.id[-8:]} (" in here[0][4] and "% of its blocks" in here[0][4]
+        assert "others: unknown" in here[-1][4]
+        assert "1 of 1 members" in table.note
+
+
+async def test_members_are_asked_only_while_somebody_looks(tmp_path: Path, autojump_clock):
+    async with swarm_in(tmp_path) as swarm, trio.open_nursery() as nursery:
+        a, _ = [await swarm.add(name) for name in "ab"]
+        await trio.sleep(15)
+        desk, asked = desk_of(a), []
+        look = desk._ask
+
+        async def counted(blocks):
+            asked.append(trio.current_time())
+            return await look(blocks)
+
+        desk._ask = counted
+        nursery.start_soon(desk.run_forever)
+        await trio.sleep(3 * ASK_EVERY_S)
+        assert asked == [] and "being asked" in desk.table().note
+
+        for _ in range(int(2 * ASK_EVERY_S)):
+            desk.table()
+            await trio.sleep(1)
+        assert len(asked) == 2 and asked[1] - asked[0] >= ASK_EVERY_S
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_button_verifies_and_exports_below_the_folder_that_the_owner_named(tmp_path: Path, autojump_clock):
+    exports = tmp_path / "exports"
+    async with swarm_in(tmp_path / "stores") as swarm, trio.open_nursery() as nursery:
+        a = await swarm.add("a")
+        await trio.sleep(15)
+        desk = desk_of(a, exports)
+        nursery.start_soon(desk.run_forever)
+        desk.table()
+        await trio.sleep(LOOK_EVERY_S + 1)
+        table = desk.table()
+        cid = table.keys[0]
+        assert [action.label for action in table.actions] == ["Verify", "Export"]
+
+        assert desk.obey(wish("verify", cid))
+        assert desk.table().rows[0][5] == "verifying: 0 %"
+        with pytest.raises(UsageError, match="one is verified or exported already"):
+            desk.obey(wish("export", cid))
+        await trio.sleep(0.1)
+        assert desk.table().rows[0][5] == "whole: every block and digest is right"
+
+        assert desk.obey(wish("export", cid, folder="/etc", out="../../x"))
+        await trio.sleep(0.1)
+        (made,) = exports.iterdir()
+        assert made.name == f"sim-step-{table.rows[0][0]}-{cid[-8:]}" and made.name in desk.table().rows[0][5]
+        assert load_file(made / "model.safetensors")["w"].numel() == swarm.numel
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_damaged_block_is_found_and_told(tmp_path: Path, autojump_clock):
+    async with swarm_in(tmp_path) as swarm, trio.open_nursery() as nursery:
+        a = await swarm.add("a")
+        await trio.sleep(15)
+        desk = desk_of(a)
+        nursery.start_soon(desk.jobs.run_forever)
+        await desk.look()
+        newest = max(desk._kept.values(), key=lambda one: one.step)
+        leaf = next(cid for cid in newest.blocks if cid.codec == "raw")
+        path = next((tmp_path / "a" / "blocks").rglob(str(leaf)))
+        path.chmod(0o600)
+        data = path.read_bytes()
+        path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+
+        desk.obey(wish("verify", str(newest.cid)))
+        await trio.sleep(0.1)
+
+        assert desk.jobs.result(str(newest.cid)).startswith("damaged: ")
+        nursery.cancel_scope.cancel()
+
+
+async def test_wishes_of_an_attacker_do_nothing(tmp_path: Path, autojump_clock):
+    async with swarm_in(tmp_path / "stores") as swarm:
+        a, b = [await swarm.add(name) for name in "ab"]
+        await trio.sleep(25)
+        desk = desk_of(a)
+        await desk.look()
+        mine, theirs = desk.table().keys[0], str(b.archive.kept[0])
+
+        for other in ("../../etc/passwd", "", theirs, mine.upper(), mine + "/..", f" {mine}", "/ipfs/" + mine):
+            with pytest.raises(UsageError, match="keeps no such checkpoint"):
+                desk.obey(wish("verify", other))
+        with pytest.raises(UsageError, match="its owner names a folder with --exports"):
+            desk.obey(wish("export", mine))
+        for garbage in (
+            b"",
+            b"{}",
+            b"[" * 2000,
+            b"\xff",
+            wish("erase", mine),
+            wish("verify", "x" * 101),
+            b'{"type":"verify","cid":7}',
+        ):
+            assert not desk.obey(garbage)
+        assert desk.jobs.running is None
