@@ -4,7 +4,6 @@ The same engine runs in virtual time over `sim`. Everything that faces torch sta
 """
 
 import random
-import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
@@ -13,70 +12,47 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from legion_p2p.beside_run import start_beside
 from legion_p2p.concurrency.nurseries import TaskStatus, open_flat_nursery
 from legion_p2p.config import Peer, PeerConfig, Store
 from legion_p2p.core.access_link import NO_LINK
-from legion_p2p.core.addresses import parse_addresses, parse_endpoint
+from legion_p2p.core.addresses import parse_addresses
 from legion_p2p.core.caps import parse_caps
 from legion_p2p.core.checkpoint_policy import CheckpointConfig
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.control import parse_cpu
 from legion_p2p.core.identity import Identity
-from legion_p2p.core.manners import ConditionsConfig
 from legion_p2p.core.privacy import parse_privacy
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.core.relay_ledger import parse_relay
 from legion_p2p.core.retention import parse_retention
 from legion_p2p.core.roles import Role
-from legion_p2p.core.run import run_id
-from legion_p2p.errors import (
-    HOW_TO_CREATE,
-    NetworkError,
-    NoContactError,
-    RunExistsError,
-    StoreError,
-    UnknownRunError,
-    UsageError,
-)
-from legion_p2p.files.paths import user_data_folder, user_path
+from legion_p2p.files.paths import user_path
 from legion_p2p.observe.clocks import running_clock
 from legion_p2p.observe.events import PHASE, Events
-from legion_p2p.observe.machine import Machine
+from legion_p2p.run_search import choose_run
 from legion_p2p.services.checkpoint.holders import CheckpointHolders
 from legion_p2p.services.ports import FORGOTTEN
-from legion_p2p.services.run.access_watch import watch_access
 from legion_p2p.services.run.active_run import ActiveRun
-from legion_p2p.services.run.discovery import find_run
-from legion_p2p.services.run.evidence_keeper import keep_evidence
-from legion_p2p.services.run.joiner import SHORT_SEARCH_S, Params, RunCreation, creating, joining
+from legion_p2p.services.run.joiner import Params, RunCreation, creating, joining
 from legion_p2p.services.run.lobby import PeerParts
-from legion_p2p.services.run.manners import MannersService
-from legion_p2p.services.run.sampling import sample_forever
-from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.services.shards.privacy import accountant
-from legion_p2p.store.access_lists import AccessFiles, token_of
-from legion_p2p.store.control_key import load_or_create_control_key
-from legion_p2p.store.evidence_file import EvidenceFile
+from legion_p2p.store.access_lists import token_of
 from legion_p2p.store.known_peers_file import KnownPeersFile
 from legion_p2p.store.network_key_file import load_network_key
 from legion_p2p.store.public_blocks import PublicBlocks
 from legion_p2p.store.shelf import FileShelf
 from legion_p2p.store.spent_file import SpentFile
-from legion_p2p.store.volume_file import VolumeFile
 from legion_p2p.web.checkpoint_desk import CheckpointDesk
 from legion_p2p.web.checkpoint_jobs import CheckpointJobs, CheckpointTools
-from legion_p2p.web.peer_hosting import host_peer_page
 from legion_p2p.web.record import RunRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from legion_p2p.net.control_http import ControlDoor
     from legion_p2p.net.network import Libp2pNetwork
     from legion_p2p.store.archive import Archive
-
-LAN_SEARCH_S = 8.0  # for a first neighbour: mDNS asks after 0, 1 and 3 s, and the neighbour is dialed
 
 
 @asynccontextmanager
@@ -107,7 +83,6 @@ async def open_peer(
     from legion_p2p.net.netem import Throttling
     from legion_p2p.net.offload import ThreadOffload
     from legion_p2p.net.parts import Tell
-    from legion_p2p.net.status_http import serve_status
 
     events = events or Events()
     if peer.on_event is not None:
@@ -165,22 +140,7 @@ async def open_peer(
         async with open_flat_nursery() as nursery:
             network, network_scope = await nursery.start(host)
             try:
-                name = run if isinstance(run, str) else run.spec.name
-                stored = await disk(_stored_id, archive, name) if archive is not None else ""
-                if isinstance(run, RunCreation) and stored and not create_or_join:
-                    raise RunExistsError(
-                        f"the store {peer.store.path} holds a run named {name!r} already, with the id {stored}: "
-                        f"--run {name} goes on with it, from Python join({name!r}); or choose another name, or another store"
-                    )
-                if network.dial_reports:
-                    events.emit(PHASE, text=f"connecting to {len(network.dial_reports)} initial peers")
-                is_alone = not (stored or network.dial_reports or isinstance(run, RunCreation))
-                if is_alone and not await _meets_a_neighbour(network, events):
-                    losses = await disk(archive.losses, name.partition("@")[0]) if archive is not None else ""
-                    raise UsageError(_nobody_to_ask(name, peer.store, losses, peer.lan))
-                await _connect(network, bool(stored), events)
-                if isinstance(run, RunCreation) and create_or_join:
-                    run = stored or await _living_id(network, name, events) or run
+                run = await choose_run(run, network, peer, archive, disk, events, create_or_join=create_or_join)
                 is_new = isinstance(run, RunCreation)
                 events.emit(PHASE, text="creating the run" if is_new else f"looking for run {run}, and fetching its model")
                 parts = PeerParts(
@@ -201,34 +161,10 @@ async def open_peer(
                 else:
                     entering = joining(parts, run, params, search_s=peer.search_s, start=start)
                 async with entering as entered:
-                    entered.control.caps_changed.add(network.limit)
-                    conditions = entered.ctx.config.manners
-                    if not conditions.asks_nothing:
-                        nursery.start_soon(_manners(entered, network, conditions, peer.identity).run_forever)
                     if blocks is not None:
                         blocks.is_open = entered.members.access.admission.is_open
-                    if isinstance(peer.identity, str) and peer.identity:
-                        lists = AccessFiles(user_path(peer.identity))
-                        nursery.start_soon(watch_access, entered.ctx, entered.members, lists)
-                        proven = EvidenceFile.beside(user_path(peer.identity))
-                        await nursery.start(keep_evidence, entered.ctx, entered.members, proven)
-                    nursery.start_soon(sample_forever, entered)
-                    status = partial(status_of, entered)
                     desk = None if archive is None or tools is None else _desk(entered, archive, tools, peer.store)
-                    if desk is not None and peer.dashboard != "no":
-                        nursery.start_soon(desk.run_forever)
-                    entered.dashboard = await host_peer_page(
-                        peer, entered.spec, status, entered.control.obey, record, events, desk, nursery
-                    )
-                    if peer.status:
-                        try:
-                            door = _door(entered, events)
-                            where = await nursery.start(partial(serve_status, status, control=door))
-                            events.emit("status.served", address=where)
-                        except NetworkError as bad:  # a machine without 127.0.0.1; training needs no status
-                            events.emit("status.not_served", text=f"{bad}; legion-ctl cannot look at this peer")
-                    if peer.metrics:
-                        await _serve_metrics(nursery, entered, *parse_endpoint(peer.metrics))
+                    await start_beside(nursery, entered, network, peer, record, desk)
                     yield entered
             finally:
                 network_scope.cancel()
@@ -237,49 +173,6 @@ async def open_peer(
         if archive is not None:
             archive.close()
         unlock()
-
-
-def _manners(run: ActiveRun, network: "Libp2pNetwork", conditions: ConditionsConfig, identity: str | Identity) -> MannersService:
-    is_file = isinstance(identity, str) and bool(identity)
-    return MannersService(
-        run.ctx,
-        run.control,
-        look=Machine(conditions).look,
-        counted=lambda: network.volume.wide_bytes,
-        month=lambda: time.strftime("%Y-%m"),
-        store=VolumeFile.beside(str(identity)) if is_file else None,
-    )
-
-
-def _desk(run: ActiveRun, archive: "Archive", tools: CheckpointTools, store: Store) -> CheckpointDesk:
-    """The checkpoints on the page. What it does waits for nothing else, and nothing else for it."""
-    from legion_p2p.net.offload import ThreadOffload
-
-    exports = user_path(store.exports) if store.exports else None
-    jobs = CheckpointJobs(tools, archive.store, ThreadOffload(1), exports)
-    return CheckpointDesk(run.me, run.spec, archive, CheckpointHolders(run.ctx, run.members).look, jobs, ThreadOffload(1))
-
-
-def _door(run: ActiveRun, events: Events) -> "ControlDoor | None":
-    """Where the user's commands go; None where their key cannot be had, so that nobody could show to be the user."""
-    from legion_p2p.net.control_http import ControlDoor
-
-    try:
-        return ControlDoor(load_or_create_control_key(user_data_folder()), run.control.obey)
-    except (StoreError, UsageError) as bad:
-        events.emit("control.closed", text=f"{bad}; legion-ctl cannot pause or limit this peer")
-        return None
-
-
-async def _serve_metrics(nursery: trio.Nursery, run: ActiveRun, host: str, port: int) -> None:
-    """Where they cannot be served, training goes on."""
-    from legion_p2p.net.metrics_http import serve_metrics
-
-    try:
-        address = await nursery.start(serve_metrics, partial(status_of, run), host, port)
-        run.events.emit("metrics.served", address=f"http://{address}/metrics")
-    except NetworkError as bad:
-        run.events.error("metrics.not_served", str(bad))
 
 
 def _config_of(peer: Peer) -> PeerConfig:
@@ -299,50 +192,13 @@ def _config_of(peer: Peer) -> PeerConfig:
     )
 
 
-def _stored_id(archive: "Archive", run: str) -> str:
-    """The id of the run of this name or id of which the store has the newest checkpoint; empty where it has none."""
-    return next((run_id(stored.signed) for stored in archive.find(run.partition("@")[0])), "")
+def _desk(run: ActiveRun, archive: "Archive", tools: CheckpointTools, store: Store) -> CheckpointDesk:
+    """The checkpoints on the page. What it does waits for nothing else, and nothing else for it."""
+    from legion_p2p.net.offload import ThreadOffload
 
-
-async def _living_id(network: "Libp2pNetwork", name: str, events: Events) -> str:
-    """The id of the run of this name that somebody in reach has; empty where nobody has."""
-    if not network.messenger.connected():
-        return ""
-    try:
-        found = await find_run(name, network.messenger, network.discovery, events, search_s=SHORT_SEARCH_S)
-    except UnknownRunError:
-        return ""
-    return found.id
-
-
-async def _meets_a_neighbour(network: "Libp2pNetwork", events: Events) -> bool:
-    """Whether there is a peer on this LAN through which a run may be found."""
-    if network.lan is None:
-        return False
-    events.emit(PHASE, text="looking for peers on this LAN")
-    with trio.move_on_after(LAN_SEARCH_S):
-        await network.lan.met.wait()
-    return network.lan.met.is_set()
-
-
-def _nobody_to_ask(name: str, store: Store, losses: str, lan: bool) -> str:
-    problem = f"no initial peers are given to find the run {name!r} through"
-    if lan:
-        problem += f", and no peer on this LAN was found in {LAN_SEARCH_S:.0f} s"
-    if losses:
-        return f"{problem}, and {losses}"
-    where = f", and the store {store.path} holds no checkpoint of it" if store.path else ""
-    return f"{problem}{where}; {HOW_TO_CREATE}"
-
-
-async def _connect(network: "Libp2pNetwork", is_stored: bool, events: Events) -> None:
-    """Connect to the initial peers; where none answers, a stored run is enough. Raises: NoContactError."""
-    try:
-        await network.join()
-    except NoContactError as nobody:
-        if not is_stored:
-            raise
-        events.emit("run.nobody_answers", text=str(nobody))
+    exports = user_path(store.exports) if store.exports else None
+    jobs = CheckpointJobs(tools, archive.store, ThreadOffload(1), exports)
+    return CheckpointDesk(run.me, run.spec, archive, CheckpointHolders(run.ctx, run.members).look, jobs, ThreadOffload(1))
 
 
 def open_archive(store: Store, identity: Identity, events: Events) -> "Archive":
