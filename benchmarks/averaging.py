@@ -2,12 +2,19 @@
 
     python benchmarks/averaging.py --elements 25000000 --peers 4
 
+Before it, the peers have been together for a while (--settle): a newcomer announces itself to the DHT often, and then ever more
+rarely, which took a quarter of the CPU that was seen two seconds after the last one had come. What peers take while nothing is
+averaged is printed beside it (idle_core_percent, of one of them). Python's collector is set as in `legion-peer`: with its default
+thresholds it may go through all objects of torch meanwhile, which takes 0.1 s in each process.
+
 Ideal is what any all-reduce through owners must send: each of n peers sends the (n-1)/n of the vector that it does not own,
 and each owner sends its mean to n-1 others: 2 (n-1) times the vector. Bytes on the wire are the loopback interface's own count,
-headers of TCP and IP included, so nothing else should use the network meanwhile. gloo does not encrypt; libp2p's Noise does.
+headers of TCP and IP included, so nothing else should use the network meanwhile. gloo does not encrypt; lanes do. CPU seconds per
+GiB are all that is used, over what all peers receive.
 """
 
 import argparse
+import gc
 import json
 import multiprocessing as mp
 import os
@@ -17,6 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
+IDLE_S = 3.0
 KNOWN = {"hivemind": {"wire_MB": 602.7, "wall_s": 4.2, "cpu_s": [8.7, 12.2]}, "gloo": {"wire_MB": 601.0, "wall_s": 0.22}}
 
 
@@ -29,10 +37,11 @@ def cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def average_peer(rank, n_peers, elements, codec, address, barrier, results):
+def average_peer(rank, n_peers, elements, codec, settle_s, address, barrier, results):
     import torch
     import trio
 
+    from legion_p2p.cli.running import COLLECT_AFTER
     from legion_p2p.config import Peer
     from legion_p2p.core.plan import ParamSpec
     from legion_p2p.core.round_spec import RoundSpec
@@ -42,6 +51,7 @@ def average_peer(rank, n_peers, elements, codec, address, barrier, results):
     from legion_p2p.services.run.progress import Progress
     from legion_p2p.services.shards.replica import LocalChange
 
+    gc.set_threshold(*COLLECT_AFTER)
     torch.set_num_threads(1)
     values = torch.full((elements,), float(rank + 1))
     rounds = RoundSpec(local_steps=1, push_codec=codec, update_codec=codec, aggregation="mean", quorum=1.0, synchronous=True)
@@ -63,7 +73,10 @@ def average_peer(rank, n_peers, elements, codec, address, barrier, results):
             engine.report(Progress(step=1, tokens=1, training=True))
             while sum(a.training for a in engine.members.roster.everyone()) < n_peers:
                 await engine.members.changed.wait()
-            await trio.sleep(2)  # ownership has settled, and every peer knows every other
+            await trio.sleep(settle_s)
+            idle = cpu_s()
+            await trio.sleep(IDLE_S)
+            idle = cpu_s() - idle
             await trio.to_thread.run_sync(barrier.wait)
             sent = engine.network.messenger.traffic().sent_bytes
             wire, began, cpu = loopback_bytes(), time.perf_counter(), cpu_s()
@@ -84,6 +97,7 @@ def average_peer(rank, n_peers, elements, codec, address, barrier, results):
                     "rank": rank,
                     "wall_s": wall,
                     "cpu_s": cpu,
+                    "idle_cpu_s": idle,
                     "wire_bytes": loopback_bytes() - wire,
                     "sent_bytes": engine.network.messenger.traffic().sent_bytes - sent,
                     "error": error,
@@ -130,12 +144,16 @@ def run(target, n_peers, *args):
 
 def summary(rows, ideal_bytes):
     wire = max(row["wire_bytes"] for row in rows)
+    cpu = sum(row["cpu_s"] for row in rows)
+    idle = max(row.get("idle_cpu_s", 0.0) for row in rows)
     return {
         "wire_MB": round(wire / 1e6, 1),
         "wire_over_ideal": round(wire / ideal_bytes, 4),
         "sent_over_ideal": round(sum(row.get("sent_bytes", 0) for row in rows) / ideal_bytes, 4),
         "wall_s": round(max(row["wall_s"] for row in rows), 3),
-        "cpu_s": round(sum(row["cpu_s"] for row in rows), 2),
+        "cpu_s": round(cpu, 2),
+        "cpu_s_per_gib": round(cpu / (ideal_bytes / 2**30), 2),
+        "idle_core_percent": round(100 * idle / IDLE_S, 1),
     }
 
 
@@ -145,12 +163,13 @@ def main() -> int:
     parser.add_argument("--peers", type=int, default=4)
     parser.add_argument("--codec", default="fp32")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--settle", type=float, default=20.0, metavar="SECONDS", help="from the last peer's arrival on")
     args = parser.parse_args()
     ideal_bytes = 2 * (args.peers - 1) * 4 * args.elements
     report = {"elements": args.elements, "peers": args.peers, "codec": args.codec, "ideal_MB": ideal_bytes / 1e6, "runs": []}
     for _ in range(args.repeat):
         address = mp.get_context("spawn").Queue()
-        ours = run(average_peer, args.peers, args.elements, args.codec, address)
+        ours = run(average_peer, args.peers, args.elements, args.codec, args.settle, address)
         if len({row["digest"] for row in ours}) != 1:
             raise SystemExit(f"the peers differ: {ours}")
         with tempfile.TemporaryDirectory() as folder:

@@ -6,8 +6,9 @@ import msgspec
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import ThrottledReply
+from legion_p2p.core.spliced import Bytes
 
-Handler = Callable[[PeerId, bytes], Awaitable[bytes | ThrottledReply[bytes]]]
+Handler = Callable[[PeerId, bytes], Awaitable[Bytes | ThrottledReply[Bytes]]]
 """Answers a request: (the peer that asks, the request's body) -> the reply's body.
 
 Plain bytes are sent with the priority of rounds, a ThrottledReply with its own. A LegionError that the handler raises reaches the

@@ -5,6 +5,7 @@ anything is used; what does not fit raises DecodeError, and the peer that sent i
 any MessagePack reader can follow.
 """
 
+import secrets
 from collections.abc import Iterable
 from functools import cache, reduce
 from operator import or_
@@ -19,6 +20,7 @@ from legion_p2p.core.messages.base import (
     Busy,
     Done,
     Message,
+    Payload,
     Request,
     reply_types,
 )
@@ -106,6 +108,7 @@ from legion_p2p.core.messages.shards import (
     UpdateHeader,
     Updates,
 )
+from legion_p2p.core.spliced import Bytes, Spliced
 from legion_p2p.errors import DecodeError, SelfCheckError
 
 __all__ = [
@@ -119,11 +122,15 @@ __all__ = [
     "Request", "RunSummary", "RunsFound", "ShardState", "SignedHeader", "SpecFound", "State", "SyncReply", "SyncRequest",
     "UnitElsewhere", "UnitHeld", "UnitRole", "UnitStepped", "UnitWeights", "Unknown", "Update", "UpdateAccount",
     "UpdateHeader", "Updates", "decode_header", "decode_request", "decode_with", "decoder_of", "encode", "encode_checked",
-    "encode_struct", "reply_types",
+    "encode_struct", "encode_to_send", "reply_types",
 ]  # fmt: skip
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+SPLICED_FROM_BYTES = 1 << 16  # a shorter payload is copied in less time than its message takes to be sent in parts
+ALIGNED_BYTES = 4  # of a payload's place in its message, so that its receiver can compute with fp32 values where they lie
+_KEY = b"payload"
 
 REQUESTS: tuple[type[Request[Any]], ...] = tuple(
     kind for kind in vars().values() if isinstance(kind, type) and issubclass(kind, Request) and kind is not Request
@@ -166,12 +173,45 @@ def encode_checked(message: Message | UpdateHeader) -> bytes:
     return body
 
 
+def encode_to_send(message: Message) -> Bytes:
+    """`encode_checked`, with a long payload left where it is. Raises: SelfCheckError."""
+    payload: bytes | memoryview = message.payload if _carries_payload(type(message)) else b""  # type: ignore[attr-defined]
+    if len(payload) < SPLICED_FROM_BYTES:
+        return encode_checked(message)
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise SelfCheckError(f"{type(message).__name__} with a payload of {len(payload)} bytes, limit is {MAX_PAYLOAD_BYTES}")
+    place = secrets.token_bytes(16)  # found again for certain, whatever else the message contains
+    body = encode_checked(msgspec.structs.replace(message, payload=place))
+    before, _, after = body.partition(place)
+    return Spliced(_before_payload(before, len(payload)), payload, after)
+
+
+@cache
+def _carries_payload(kind: type[Message]) -> bool:
+    return any(field.name == "payload" and field.type == Payload for field in msgspec.structs.fields(kind))
+
+
+def _before_payload(before: bytes, n_bytes: int) -> bytes:
+    """What stands before a payload of so many bytes, made out of `before`, which stands before one of 16.
+
+    A length may take more bytes than it needs, so that the payload comes to lie at a multiple of ALIGNED_BYTES.
+    """
+    head, key = before[: -len(_KEY) - 3], before[-len(_KEY) - 3 : -2]
+    assert key == bytes([0xA0 | len(_KEY)]) + _KEY and head[0] & 0xF0 == 0x80  # how msgspec writes a map of less than 16 fields
+    length = b"\xc6" + n_bytes.to_bytes(4, "big")
+    missing = -(len(before) - 2 + len(length)) % ALIGNED_BYTES
+    if missing == 3:
+        head = bytes([0xDE, 0, head[0] & 0x0F]) + head[1:]
+    key_length = {0: key[:1], 1: b"\xd9\x07", 2: b"\xda\x00\x07", 3: b"\xd9\x07"}[missing]
+    return head + key_length + _KEY + length
+
+
 class Encoded(Generic[R]):
     """A request as bytes, so that one that goes to many peers is encoded once."""
 
     def __init__(self, request: Request[R]) -> None:
         self.kind = type(request)
-        self.body = encode_checked(request)
+        self.body = encode_to_send(request)
 
     def decode_reply(self, data: bytes) -> R:
         """The reply to it. Raises: DecodeError, also where the message is of a type that does not answer it."""

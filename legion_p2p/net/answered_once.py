@@ -16,6 +16,7 @@ from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.contact import Handler
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import ThrottledReply
+from legion_p2p.core.spliced import Bytes
 from legion_p2p.errors import LegionError
 
 MAX_KEPT = 2048  # requests: as many handlers as may run at once
@@ -54,10 +55,10 @@ class _Asked:
         self._handler = handler
         self._forget = forget
         self._done = trio.Event()
-        self._reply = b""
+        self._reply: Bytes = b""
         self._refused: LegionError | None = None
 
-    async def answer(self, peer: PeerId, body: bytes) -> bytes | ThrottledReply[bytes]:
+    async def answer(self, peer: PeerId, body: bytes) -> Bytes | ThrottledReply[Bytes]:
         try:
             reply = await self._handler(peer, body)
         except LegionError as refused:
@@ -74,7 +75,7 @@ class _Asked:
             self._forget()
         return reply
 
-    async def answer_again(self, peer: PeerId, body: bytes) -> bytes | ThrottledReply[bytes]:
+    async def answer_again(self, peer: PeerId, body: bytes) -> Bytes | ThrottledReply[Bytes]:
         await self._done.wait()
         if self._refused is not None:
             raise self._refused

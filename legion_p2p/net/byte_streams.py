@@ -109,18 +109,21 @@ class TlsStream:
 
     async def read_into(self, room: memoryview) -> int:
         n_read = 0
-        while n_read < len(room):
-            try:
-                n_new = self._sock.recv_into(room[n_read:])
-            except ssl.SSLWantReadError:
-                if n_read:
+        try:
+            while n_read < len(room):
+                try:
+                    n_new = self._sock.recv_into(room[n_read:])
+                except ssl.SSLWantReadError:
+                    if n_read:
+                        break
+                    await self._wait_readable(len(room))
+                    continue
+                if not n_new:
                     break
-                await self._wait_readable(len(room))
-                continue
-            if not n_new:
-                break
-            n_read += n_new
-            self._meter.received(n_new)
+                n_read += n_new
+        finally:
+            if n_read:
+                self._meter.received(n_read)
         self._heard_at = trio.current_time()
         await self._let_others(n_read)
         return n_read

@@ -23,6 +23,7 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.lanes import LaneAttempts
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.slots import SlotLimits
+from legion_p2p.core.spliced import Bytes
 from legion_p2p.errors import DecodeError, RefusedError, RemoteProtocolError, UnreachableError, UsageError
 from legion_p2p.net.answered_once import request_name
 from legion_p2p.net.bulk_lanes import BulkLanes, OpenLaneStream
@@ -73,7 +74,7 @@ class Client:
         """The shortest of the last few round trips to it."""
         return min(self._rtts.get(peer, ()), default=None)
 
-    async def call(self, peer: PeerId, service: str, body: bytes, priority: Priority = Priority.CONTROL) -> bytes:
+    async def call(self, peer: PeerId, service: str, body: Bytes, priority: Priority = Priority.CONTROL) -> bytes:
         """`request` of services.ports.Messenger, to any service of the other side."""
         limit = MAX_BODY_BYTES[priority.lane]
         if len(body) > limit:
@@ -81,7 +82,7 @@ class Client:
         async with self._slots[priority].slot((peer,)):
             return await self._call_in_turn(peer, service, body, priority)
 
-    async def _call_in_turn(self, peer: PeerId, service: str, body: bytes, priority: Priority) -> bytes:
+    async def _call_in_turn(self, peer: PeerId, service: str, body: Bytes, priority: Priority) -> bytes:
         retried = False
         again = ""
         may_use_lane = priority.lane == "bulk" and self._lanes is not None

@@ -14,6 +14,7 @@ import trio
 
 from legion_p2p.concurrency.notify import Notify
 from legion_p2p.core.priority import PIECE_BYTES, TRICKLE_BYTES, Priority, PriorityGate, PriorityQueue
+from legion_p2p.core.spliced import Bytes, Pieces, coalesced, parts_of
 from legion_p2p.errors import DecodeError
 from legion_p2p.net.byte_streams import ByteStream
 from legion_p2p.net.counters import Counters
@@ -23,7 +24,7 @@ from legion_p2p.net.wire import HEAD, check_head
 READ_BYTES = 1 << 18
 BUFFER_BYTES = 1 << 14  # what is read ahead, so that a small frame is read at once: a TLS record
 FIRST_BYTES = 1 << 20  # of a body, for which there is memory at once
-JOIN_BYTES = 1 << 15  # a body up to this size is written together with its head: one packet instead of two
+JOIN_BYTES = 1 << 15  # a frame up to this size, or the start of a longer one, is written at once: one packet instead of two
 
 
 class UploadGate:
@@ -64,7 +65,7 @@ class Outgoing:
 
     __slots__ = ("abandoned", "begun", "body", "done", "due", "head", "priority", "written")
 
-    def __init__(self, head: bytes, body: bytes, priority: Priority) -> None:
+    def __init__(self, head: bytes, body: Bytes, priority: Priority) -> None:
         self.head = head
         self.body = body
         self.priority = priority
@@ -98,7 +99,7 @@ class FrameStream:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def put(self, head: bytes, body: bytes = b"", priority: Priority = Priority.CONTROL) -> Outgoing:
+    def put(self, head: bytes, body: Bytes = b"", priority: Priority = Priority.CONTROL) -> Outgoing:
         """Queue a frame, before those of a lower priority that have not begun. A stream for control knows no other priority."""
         frame = Outgoing(head, body, Priority.CONTROL if self.lane == "control" else priority)
         if self._ended:
@@ -149,22 +150,18 @@ class FrameStream:
 
         Raises: TooSlowError, if the other side does not take that.
         """
-        body = memoryview(frame.body)
+        parts = (frame.head, *parts_of(frame.body))
         if frame.priority <= Priority.ROUND:
-            if len(body) <= JOIN_BYTES:
-                await self._stream.write(frame.head + frame.body)
-            else:
-                await self._stream.write(frame.head)
-                await self._stream.write(body)
+            for part in coalesced(parts, JOIN_BYTES):
+                await self._stream.write(part)
             return
-        with trio.fail_after(DOWNLOAD_STALL_S):
-            await self._stream.write(frame.head + bytes(body[:n_bytes]))
-        body = body[n_bytes:]
-        while body:
-            n_bytes = await self._gate.wait(self._urgency)
+        rest = Pieces(parts)
+        n_bytes += len(frame.head)
+        while rest:
             with trio.fail_after(DOWNLOAD_STALL_S):
-                await self._stream.write(body[:n_bytes])
-            body = body[n_bytes:]
+                await self._stream.write(rest.take(n_bytes))
+            if rest:
+                n_bytes = await self._gate.wait(self._urgency)
 
     def _urgency(self) -> Priority:
         """That of all that waits here: what is begun is finished first, and must not hold up what is more urgent."""

@@ -15,6 +15,7 @@ from libp2p.peer.id import ID
 from legion_p2p.core.contact import Bandwidth, Handler, Traffic
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority
+from legion_p2p.core.spliced import Bytes
 from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.bulk_lanes import SERVICE, BulkLanes, LaneParts
 from legion_p2p.net.client import Client
@@ -62,7 +63,7 @@ class Messenger:
         """Answer requests of another part of the network layer."""
         self._server.serve(service, self.meters.answering(service, handler))
 
-    async def request(self, peer: PeerId, body: bytes, priority: Priority = Priority.CONTROL) -> bytes:
+    async def request(self, peer: PeerId, body: Bytes, priority: Priority = Priority.CONTROL) -> bytes:
         return await self._client.call(peer, "", body, priority)
 
     async def call(self, peer: PeerId, service: str, body: bytes) -> bytes:

@@ -6,6 +6,7 @@ import trio
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority
+from legion_p2p.core.spliced import Bytes
 from legion_p2p.errors import UnreachableError
 from legion_p2p.net.frames import FrameStream, Outgoing
 from legion_p2p.net.wire import VERSION, Envelope, FrameKind, encode
@@ -64,7 +65,7 @@ class RequestStream:
         self.ping_frame: Outgoing | None = None
         self.ping_sent_at = float("-inf")
 
-    def send(self, service: str, body: bytes, priority: Priority, again: str = "") -> PendingRequest:
+    def send(self, service: str, body: Bytes, priority: Priority, again: str = "") -> PendingRequest:
         """Queue a request, and now and then a ping before it. The stream is open. `again`: see `Envelope`."""
         frames = self.frames
         assert frames is not None

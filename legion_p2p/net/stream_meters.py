@@ -13,6 +13,7 @@ from libp2p.network.swarm import Swarm
 from legion_p2p.core.contact import Handler
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import ThrottledReply
+from legion_p2p.core.spliced import Bytes
 from legion_p2p.core.traffic_ledger import BLOCKS, DHT, GOSSIP, RELAYED, SPEED, UPKEEP, TrafficLedger
 from legion_p2p.net.patches import KAD_PROTOCOL
 from legion_p2p.net.relay import HOP, STOP
@@ -52,7 +53,7 @@ class StreamMeters:
     def answering(self, service: str, handler: Handler) -> Handler:
         """The handler, with what it takes and gives counted."""
 
-        async def counted(peer: PeerId, body: bytes) -> bytes | ThrottledReply[bytes]:
+        async def counted(peer: PeerId, body: bytes) -> Bytes | ThrottledReply[Bytes]:
             self.asked(peer, service, 0, len(body))
             reply = await handler(peer, body)
             self.asked(peer, service, len(reply.reply if isinstance(reply, ThrottledReply) else reply), 0)

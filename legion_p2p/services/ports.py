@@ -21,6 +21,7 @@ from legion_p2p.core.priority import Priority
 from legion_p2p.core.privacy import Spent
 from legion_p2p.core.reach import OwnReach, PeerConnection
 from legion_p2p.core.run import SignedSpec
+from legion_p2p.core.spliced import Bytes
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ class Messenger(Protocol):
         """Answer all requests with `handler` from now on. Before the first call they are refused, and so are those of more than
         `longest` bytes, always, as the asker's DecodeError; nothing of them is held."""
 
-    async def request(self, peer: PeerId, body: bytes, priority: Priority = Priority.CONTROL) -> bytes:
+    async def request(self, peer: PeerId, body: Bytes, priority: Priority = Priority.CONTROL) -> bytes:
         """Send `body` and wait for the reply. Connects first where needed. Deadlines are the caller's.
 
         What goes first where the upload is not enough for everything: see Priority. A request may have been carried out even if

@@ -20,7 +20,8 @@ import trio
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority, ThrottledReply
-from legion_p2p.core.wire import REQUESTS, Encoded, Message, Request, decode_with, decoder_of, encode_checked
+from legion_p2p.core.spliced import Bytes
+from legion_p2p.core.wire import REQUESTS, Encoded, Message, Request, decode_with, decoder_of, encode_to_send
 from legion_p2p.errors import DecodeError, NetworkError, NoAnswerError, RemoteProtocolError, UnreachableError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.ports import Messenger
@@ -79,7 +80,7 @@ class Rpc:
             self._liveness.heard(peer)
         return reply
 
-    async def _request(self, peer: PeerId, body: bytes, priority: Priority, within_s: float) -> bytes:
+    async def _request(self, peer: PeerId, body: Bytes, priority: Priority, within_s: float) -> bytes:
         if within_s == math.inf:
             return await self._messenger.request(peer, body, priority)
         with trio.move_on_after(within_s):
@@ -137,7 +138,7 @@ class Dispatcher:
         """For handlers that share a condition: see `Scope`."""
         return Scope(self, check, answered)
 
-    async def handle(self, peer: PeerId, body: bytes) -> bytes | ThrottledReply[bytes]:
+    async def handle(self, peer: PeerId, body: bytes) -> Bytes | ThrottledReply[Bytes]:
         """Answer a request.
 
         Raises: LegionError, to be sent back as a refusal. The asker is reported if its request cannot be decoded, or if the
@@ -162,10 +163,10 @@ class Dispatcher:
             raise
 
     @staticmethod
-    def _encoded(request: Request[Any], reply: Message) -> bytes:
+    def _encoded(request: Request[Any], reply: Message) -> Bytes:
         if not request.answered_by(request, reply):
             raise TypeError(f"{type(reply).__name__} does not answer {type(request).__name__}")
-        return encode_checked(reply)
+        return encode_to_send(reply)
 
 
 class Scope:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.spliced import Bytes
 from legion_p2p.core.wire import Push, decode_request, encode
 from legion_p2p.services.shards.codecs import shard_codec
 from legion_p2p.sim.swarm_peer import SimPeer
@@ -131,8 +132,8 @@ def _wrap(peer: SimPeer, change: Callable[[Push], Push]) -> None:
     messenger = peer.network.messenger
     honest_request = messenger.request
 
-    async def request(to: PeerId, body: bytes, *how: Any, **more: Any) -> bytes:
-        message = decode_request(body)
+    async def request(to: PeerId, body: Bytes, *how: Any, **more: Any) -> bytes:
+        message = decode_request(bytes(body))
         return await honest_request(to, encode(change(message)) if isinstance(message, Push) else body, *how, **more)
 
     messenger.request = request  # type: ignore[method-assign, assignment]

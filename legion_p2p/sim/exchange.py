@@ -5,6 +5,7 @@ from typing import Final
 import trio
 
 from legion_p2p.core.priority import Priority, ThrottledReply
+from legion_p2p.core.spliced import Bytes
 from legion_p2p.net.wire import VERSION, Envelope, FrameKind, encode
 
 FRAME_BYTES: Final = len(encode(Envelope(VERSION, 1000, FrameKind.REQUEST), 0))  # of head and envelope, in the middle of a run
@@ -22,7 +23,7 @@ class Exchange:
         self.error: Exception | None = None
         self.priority = Priority.ROUND
         """Of the reply."""
-        self._throttled: ThrottledReply[bytes] | None = None
+        self._throttled: ThrottledReply[Bytes] | None = None
         self._is_over = False
         self.is_handled = False
         """The other side is at work on it."""
@@ -35,7 +36,7 @@ class Exchange:
             self.is_stopped = True
             self.scope.cancel()
 
-    def throttle(self, reply: ThrottledReply[bytes]) -> None:
+    def throttle(self, reply: ThrottledReply[Bytes]) -> None:
         """The reply holds an upload slot until `over`."""
         self._throttled, self.priority = reply, reply.priority
         if self._is_over:

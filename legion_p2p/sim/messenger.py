@@ -8,6 +8,7 @@ import math
 from legion_p2p.core.contact import Bandwidth, Handler, Traffic
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority
+from legion_p2p.core.spliced import Bytes
 from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.peer_score import Refusals
 from legion_p2p.sim.client import SimClient
@@ -34,8 +35,8 @@ class SimMessenger:
         """Answer requests of another part of the network layer."""
         self.server.serve(service, handler)
 
-    async def request(self, peer: PeerId, body: bytes, priority: Priority = Priority.CONTROL) -> bytes:
-        return await self._client.call(peer, "", body, priority)
+    async def request(self, peer: PeerId, body: Bytes, priority: Priority = Priority.CONTROL) -> bytes:
+        return await self._client.call(peer, "", bytes(body), priority)
 
     async def call(self, peer: PeerId, service: str, body: bytes) -> bytes:
         """`request`, to another part of the network layer."""

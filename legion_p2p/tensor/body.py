@@ -11,6 +11,7 @@ receiver's own `numel`, never on what a stranger wrote.
 
 import math
 import struct
+import sys
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,22 @@ def read(body: memoryview, dtype: str, count: int, offset: int = 0) -> Tensor:
 def numbers(body: memoryview, dtype: str, count: int, offset: int = 0) -> npt.NDArray[Any]:
     """The same where they lie, not to be written to: a look at a few of them is several times as quick in numpy as in torch."""
     return np.frombuffer(body, np.dtype(dtype).newbyteorder("<"), count, offset)
+
+
+def in_place(body: memoryview) -> Tensor | None:
+    """Its fp32 values where they lie, as a tensor that shares its memory. None: this machine cannot read them there."""
+    values = np.frombuffer(body, np.dtype("<f4"))
+    can_share = sys.byteorder == "little" and values.flags.aligned and values.flags.writeable  # torch knows no other memory
+    return torch.from_numpy(values) if can_share else None
+
+
+def unfilled(codec_id: int, version: int, numel: int) -> tuple[memoryview, Tensor]:
+    """A body of fp32 values that are still to be written, into the tensor that is returned with it and shares its memory."""
+    words = HEADER.size // 4
+    whole_N = torch.empty(words + numel, dtype=torch.float32, device="cpu")
+    data = whole_N.numpy().view(np.uint8).data
+    HEADER.pack_into(data, 0, codec_id, version, 0, numel)
+    return data, whole_N[words:]
 
 
 def encodable(x: Tensor) -> Tensor:

@@ -12,11 +12,11 @@ from torch import Tensor
 from legion_p2p.errors import CodecError, UsageError
 from legion_p2p.tensor import topk
 from legion_p2p.tensor.blockwise import INT2, INT3, INT4, INT8, UNBIASED
-from legion_p2p.tensor.dense import BF16, FP16, FP32
+from legion_p2p.tensor.dense import BF16, FP16, FP32, Dense
 from legion_p2p.tensor.lloydmax import GAUSS2, GAUSS3, GAUSS4, SIGN
 from legion_p2p.tensor.topk import READY_MADE
 
-__all__ = ["Codec", "get", "names", "register"]
+__all__ = ["Codec", "decode_shared", "get", "names", "register"]
 
 
 class Codec(Protocol):
@@ -69,6 +69,11 @@ def get(name: str) -> Codec:
         # the name may come from a stranger's run specification: do not repeat all of it
         raise CodecError(f"unknown codec {name[:40]!r}, known are {', '.join(names())}, and other topk<k>-<bits>bit")
     return found
+
+
+def decode_shared(codec: Codec, data: bytes | memoryview, numel: int) -> Tensor:
+    """`codec.decode`, for a caller that changes nothing: what can be read where it lies is not copied. Raises: CodecError."""
+    return codec.decode_shared(data, numel) if isinstance(codec, Dense) else codec.decode(data, numel)
 
 
 _DENSE: tuple[Codec, ...] = (FP32, FP16, BF16, INT8, INT4, INT3, INT2, *UNBIASED, GAUSS4, GAUSS3, GAUSS2, SIGN)

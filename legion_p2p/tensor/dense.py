@@ -44,7 +44,27 @@ class Dense:
     def decode(self, data: bytes | memoryview, numel: int) -> Tensor:
         """Raises: CodecError."""
         raw = body.unpack(data, self.codec_id, VERSION, numel, numel * self.dtype.itemsize)
-        x_N = body.read(raw, self.wire, numel).view(self.dtype).to(torch.float32)
+        return self._checked(body.read(raw, self.wire, numel).view(self.dtype).to(torch.float32))
+
+    def decode_shared(self, data: bytes | memoryview, numel: int) -> Tensor:
+        """`decode`, for a caller that changes nothing: fp32 values are read where they lie. Raises: CodecError."""
+        if self.dtype != torch.float32:
+            return self.decode(data, numel)
+        raw = body.unpack(data, self.codec_id, VERSION, numel, numel * self.dtype.itemsize)
+        x_N = body.in_place(raw)
+        return self.decode(data, numel) if x_N is None else self._checked(x_N)
+
+    def encode_difference(self, a: Tensor, b: Tensor) -> tuple[memoryview, Tensor]:
+        """`a - b` of two fp32 tensors on the CPU, in fp32: computed where it is sent from, and a view of that.
+
+        Raises: NonFiniteError.
+        """
+        data, x_N = body.unfilled(self.codec_id, VERSION, a.numel())
+        torch.sub(a.detach(), b.detach(), out=x_N)
+        body.require_finite(x_N)
+        return data, x_N
+
+    def _checked(self, x_N: Tensor) -> Tensor:
         if not body.is_finite(x_N):
             raise CodecError(f"{self.name} body carries NaN or infinity")
         return x_N

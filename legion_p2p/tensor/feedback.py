@@ -15,21 +15,24 @@ Peers hold the residual of a large shard in a byte an element from one round to 
 values by at most 1/254 of the largest of its block.
 """
 
+import sys
 from typing import NamedTuple
 
 from torch import Tensor
 
 from legion_p2p.errors import UsageError
 from legion_p2p.tensor.codec import Codec
+from legion_p2p.tensor.dense import FP32
 
 EXACT = ("fp32",)
 """Codecs that decode to the bits that were encoded: to do it, and to subtract, would take three passes over fresh memory."""
+CAN_SHARE = sys.byteorder == "little"  # what is computed here is what is sent
 
 
 class Compressed(NamedTuple):
     """What `compress` gives."""
 
-    data: bytes
+    data: bytes | memoryview
     sent: Tensor
     """What the receiver decodes from `data`, bit for bit. 1-D fp32 on the CPU."""
     residual: Tensor | None
@@ -54,3 +57,11 @@ def compress(codec: Codec, residual: Tensor | None, x: Tensor, decay: float = 1.
         return Compressed(data, wanted.cpu(), None)
     sent = codec.decode(data, wanted.numel())
     return Compressed(data, sent, wanted - sent.to(wanted.device))
+
+
+def compress_difference(codec: Codec, residual: Tensor | None, a: Tensor, b: Tensor, decay: float = 1.0) -> Compressed:
+    """`compress`, of `a - b`, two fp32 tensors on the CPU. Raises: NonFiniteError, UsageError: as encode() does."""
+    if codec is not FP32 or residual is not None or not CAN_SHARE:
+        return compress(codec, residual, a - b, decay)
+    data, sent = FP32.encode_difference(a, b)
+    return Compressed(data, sent, None)

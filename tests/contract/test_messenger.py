@@ -8,6 +8,7 @@ import trio
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.priority import Priority, ThrottledReply
 from legion_p2p.core.reach import NO_CONNECTION, ConnectionKind, Reach
+from legion_p2p.core.spliced import Spliced
 from legion_p2p.errors import CodecError, RefusedError, UnreachableError, UsageError
 from legion_p2p.net.limits import MAX_BODY_BYTES, MAX_REQUESTS_OUT, MAX_SCORE
 from tests.contract.conftest import echo, eventually
@@ -114,6 +115,20 @@ async def test_25_megabytes_arrive_whole_while_control_goes_on(swarm, clock):
     assert n_pings >= 1  # some came through in between; how quick they were is measured in tests/net
     assert b.messenger.traffic().sent_bytes > len(body)
     assert b.messenger.traffic().received_bytes > len(body)
+
+
+@pytest.mark.parametrize("priority", [Priority.ROUND, Priority.DOWNLOAD], ids=lambda priority: priority.name)
+async def test_what_lies_in_several_places_arrives_in_one_piece(swarm, clock, priority):
+    a, b = await swarm.start_connected(2)
+    payload = bytes(range(256)) * 2000
+
+    async def handler(peer, body):
+        return Spliced(b"got", memoryview(bytes(body)), b"whole")
+
+    a.messenger.serve(handler)
+
+    reply = await b.messenger.request(a.peer_id, Spliced(b"head", memoryview(payload), b"tail"), priority)
+    assert reply == b"gothead" + payload + b"tailwhole"
 
 
 @pytest.mark.parametrize("priority", list(Priority), ids=lambda priority: priority.name)

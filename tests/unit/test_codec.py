@@ -361,3 +361,32 @@ def test_huge_tiny_and_zero_values_pass_side_by_side(name: str) -> None:
     ordinary, got = x[12288:16384], decoded[12288:16384]
     assert got.any() and float((got - ordinary).abs().max()) <= float(ordinary.abs().max())
     assert bool((decoded[16384:] >= 0).all())
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "int8"])
+def test_what_is_decoded_where_it_lies_is_what_a_copy_would_be(name: str) -> None:
+    data = codec.get(name).encode(torch.randn(1000))
+    for at in range(4):  # of whatever alignment, and of memory that may not be written to
+        room = bytearray(at + len(data))
+        room[at:] = data
+        for view in (memoryview(room)[at:], memoryview(bytes(room))[at:]):
+            assert torch.equal(codec.decode_shared(codec.get(name), view, 1000), codec.get(name).decode(data, 1000))
+
+
+def test_fp32_values_that_can_be_read_where_they_lie_are_not_copied() -> None:
+    data = bytearray(codec.get("fp32").encode(torch.ones(1000)))
+
+    values = codec.decode_shared(codec.get("fp32"), memoryview(data), 1000)
+    data[8:12] = struct.pack("<f", 5.0)
+
+    assert values[0] == 5.0
+
+
+def test_what_is_not_finite_is_refused_where_it_lies() -> None:
+    data = bytearray(codec.get("fp32").encode(torch.ones(1000)))
+    data[8:12] = struct.pack("<f", math.nan)
+
+    with pytest.raises(CodecError, match="NaN or infinity"):
+        codec.decode_shared(codec.get("fp32"), memoryview(data), 1000)
+    with pytest.raises(CodecError, match="bytes"):
+        codec.decode_shared(codec.get("fp32"), memoryview(data)[:-1], 1000)

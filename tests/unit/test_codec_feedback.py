@@ -5,7 +5,7 @@ import torch
 
 from legion_p2p.errors import NonFiniteError, UsageError
 from legion_p2p.tensor import codec
-from legion_p2p.tensor.feedback import compress
+from legion_p2p.tensor.feedback import compress, compress_difference
 
 N_ROUNDS = 100
 
@@ -123,3 +123,22 @@ def test_a_decay_that_would_grow_the_residual_and_a_residual_of_another_shape_ar
         compress(codec.get("fp32"), None, torch.ones(2), 1.5)
     with pytest.raises(UsageError, match="residual of shape"):
         compress(codec.get("fp32"), torch.ones(1), torch.ones(2))
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "int8", "topk64-4bit"])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_a_difference_is_compressed_to_the_bytes_of_its_value(name: str, with_residual: bool) -> None:
+    a, b, left = torch.randn(3, 1000)
+    residual = left if with_residual else None
+
+    made = compress_difference(codec.get(name), residual, a, b)
+
+    expected = compress(codec.get(name), residual, a - b)
+    assert bytes(made.data) == expected.data
+    assert torch.equal(made.sent, expected.sent)
+    assert (made.residual is None) == (expected.residual is None)
+
+
+def test_a_difference_that_diverged_is_not_sent() -> None:
+    with pytest.raises(NonFiniteError):
+        compress_difference(codec.get("fp32"), None, torch.full((8,), 3e38), torch.full((8,), -3e38))

@@ -36,7 +36,7 @@ def replay(
             raise DecodeError(f"an update in the log of shard {shard} that does not lead from version {version - 1} to {version}")
         if header.codec not in spec.round.allowed_update_codecs():
             raise DecodeError(f"version {version} of shard {shard} is in codec {header.codec!r}, which its run does not allow")
-        reference, held = advance(reference, update.payload, shard_codec(spec, shard, header.codec))
+        reference, held, _ = advance(reference, update.payload, shard_codec(spec, shard, header.codec))
         if held != header.digest:
             raise DecodeError(f"version {version} of shard {shard} is not what the update to it says")
         yield LogEntry(header, update), reference

@@ -9,6 +9,7 @@ import msgspec
 from legion_p2p.core.contact import Bandwidth, Handler, Traffic
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority, ThrottledReply
+from legion_p2p.core.spliced import Bytes, start_of
 from legion_p2p.core.traffic_ledger import TrafficLedger, class_of
 from legion_p2p.services.ports import Messenger
 
@@ -35,7 +36,7 @@ class RegionalMessenger:
         self._wall_time = wall_time
 
     def serve(self, handler: Handler, longest: float = math.inf) -> None:
-        async def counted(peer: PeerId, body: bytes) -> bytes | ThrottledReply[bytes]:
+        async def counted(peer: PeerId, body: bytes) -> Bytes | ThrottledReply[Bytes]:
             kind = class_of(body)
             self._count(peer, kind, 0, len(body))
             reply = await handler(peer, body)
@@ -44,8 +45,8 @@ class RegionalMessenger:
 
         self._messenger.serve(counted, longest)
 
-    async def request(self, peer: PeerId, body: bytes, priority: Priority = Priority.CONTROL) -> bytes:
-        kind = class_of(body)
+    async def request(self, peer: PeerId, body: Bytes, priority: Priority = Priority.CONTROL) -> bytes:
+        kind = class_of(start_of(body))
         self._count(peer, kind, len(body), 0)
         reply = await self._messenger.request(peer, body, priority)
         self._count(peer, kind, 0, len(reply))

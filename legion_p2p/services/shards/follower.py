@@ -95,12 +95,11 @@ class FollowService:
                 if held is not None:
                     self.contradicted.tell((held.update, update))
                 return step
-            made, digest_ = await self._states.compute(
+            made, digest_, norm = await self._states.compute(
                 replica.numel, advance, replica.reference, update.payload, self._states.codec_of(replica, header.codec)
             )
             if digest_ != header.digest:
                 raise DecodeError(f"shard {replica.shard} version {header.version}: the update does not lead to its digest")
-            norm = float((replica.reference - made).norm())
             if not is_common:
                 self._must_not_be_longer(replica, header.owner, norm, replica.norms.longest)
             common = await self._states.to_hold(made)

@@ -45,6 +45,7 @@ from legion_p2p.services.shards.recount import account_of
 from legion_p2p.services.shards.replica import Body, Combined, Replica, combine_arrived
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
 from legion_p2p.services.shards.witness import StandbyWatch
+from legion_p2p.tensor.codec import decode_shared
 from legion_p2p.tensor.compact import compacted, expanded
 
 TAIL_S = 2.0  # to collect what a dead owner published last, before going on from it
@@ -126,7 +127,7 @@ class OwnerService:
             return Pushed(replica.chain.version, True)
         if replica.round is None:
             return self._not_owner(replica)
-        decode = states.codec_of(replica, message.codec).decode
+        decode = partial(decode_shared, states.codec_of(replica, message.codec))
         try:
             await states.compute(replica.numel, decode, message.payload, replica.numel)
         except CodecError as bad:

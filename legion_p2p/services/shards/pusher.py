@@ -19,6 +19,7 @@ from legion_p2p.services.shards.privacy import PrivateReleases
 from legion_p2p.services.shards.receipts import Receipts
 from legion_p2p.services.shards.replica import Body, LocalChange, Replica, pack, rebase
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
+from legion_p2p.tensor.codec import decode_shared
 
 MALFORMED = ("CodecError", "DecodeError", "IncompatibleModelError")
 """Refusals that would come again, whenever the same is sent."""
@@ -71,7 +72,7 @@ class PushService:
             digest = b""
             if self._rounds.verify != "none":
                 digest = await self._states.compute(replica.numel, payload_digest, payload)
-            body = Body(name, payload, partial(codec.decode, payload, replica.numel), digest)
+            body = Body(name, payload, partial(decode_shared, codec, payload, replica.numel), digest)
             self._tell(replica, push_events.CompressDone(body, self._states.ramp_pushes))
 
     async def rebase(self, replica: Replica, change: LocalChange, seq: int) -> None:

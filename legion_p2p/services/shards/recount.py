@@ -32,7 +32,7 @@ class Recount:
 
 
 def account_of(
-    residual: Tensor | None, outer: OuterState, pushes: Sequence[SignedPush], result: Combined, payload: bytes
+    residual: Tensor | None, outer: OuterState, pushes: Sequence[SignedPush], result: Combined, payload: bytes | memoryview
 ) -> UpdateAccount:
     """The account of a round that was made of these."""
     return UpdateAccount(

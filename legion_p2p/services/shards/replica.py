@@ -25,7 +25,8 @@ from legion_p2p.tensor.aggregate import Aggregated, Contribution, believed_steps
 from legion_p2p.tensor.body import is_finite, require_finite
 from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.compact import Compact, Held, Keep, Shelved, compacted, expanded, in_memory, value_of
-from legion_p2p.tensor.feedback import Compressed, compress
+from legion_p2p.tensor.dense import FP32
+from legion_p2p.tensor.feedback import Compressed, compress, compress_difference
 from legion_p2p.tensor.flatten import digest
 from legion_p2p.tensor.outer import OuterState, outer_step
 from legion_p2p.tensor.robust.rules import Rule, aggregate, n_hostile
@@ -141,7 +142,7 @@ class Replica:
 class Combined:
     """What a closed round comes to; `payload` is None where no contribution was usable."""
 
-    payload: bytes | None
+    payload: bytes | memoryview | None
     reference: Tensor
     digest: bytes
     owner_residual: Tensor | None
@@ -259,13 +260,17 @@ def rebase(change: LocalChange, *leftovers: Tensor | None) -> tuple[Tensor, byte
     return made, digest(made)
 
 
-def advance(reference: Tensor, payload: bytes | memoryview, codec: Codec) -> tuple[Tensor, bytes]:
-    """Apply an update: the next reference and its digest. Raises: CodecError."""
-    change = codec.decode(payload, reference.numel())
-    made = torch.sub(reference, change, out=change)  # fresh memory would cost more than the subtraction
+def advance(reference: Tensor, payload: bytes | memoryview, codec: Codec) -> tuple[Tensor, bytes, float]:
+    """Apply an update: the next reference, its digest, and how long the update is. Raises: CodecError."""
+    if codec is FP32:
+        change = FP32.decode_shared(payload, reference.numel())
+        norm, made = float(change.norm()), reference - change
+    else:
+        change = codec.decode(payload, reference.numel())
+        norm, made = float(change.norm()), torch.sub(reference, change, out=change)  # fresh memory would cost more than this
     if not is_finite(made):
         raise CodecError("the update leads to NaN or infinity")
-    return made, digest(made)
+    return made, digest(made), norm
 
 
 def pack(
@@ -275,15 +280,17 @@ def pack(
     decay: float,
     keep: Keep = in_memory,
     release: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[bytes, Tensor | Compact | None]:
+) -> tuple[bytes | memoryview, Tensor | Compact | None]:
     """A member's compressed change, and what is kept of it. Raises: NonFiniteError.
 
     `release`: makes what others may see of the change; nothing else of it is used.
     """
-    moved = value_of(change.base) - value_of(change.local)
-    if release is not None:
+    base, local = value_of(change.base), value_of(change.local)
+    if release is None:
+        packed = compress_difference(codec, expanded(kept), base, local, decay)
+    else:
+        moved = base - local
         require_finite(moved)
-        moved = release(moved)
-    packed = compress(codec, expanded(kept), moved, decay)
+        packed = compress(codec, expanded(kept), release(moved), decay)
     residual = packed.residual
     return packed.data, compacted(residual, keep) if residual is not None and bool(residual.any()) else None
