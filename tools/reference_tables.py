@@ -25,7 +25,7 @@ which is checked before anything is used. Announcements and specifications of ru
 
 
 def configuration_page() -> str:
-    from legion_p2p.cli.peer_options import OPTIONS
+    from legion_p2p.cli.option_table import OPTIONS
     from legion_p2p.config.fields import docs_of
 
     flags = {(option.kind, option.field): option.name for option in OPTIONS}

@@ -22,7 +22,7 @@ from legion_p2p.cli import peer as cli
 from legion_p2p.cli import peer_view
 from legion_p2p.cli.contacts import MAX_REMEMBERED, entering_text, listed_contacts
 from legion_p2p.cli.failures import exit_code_of
-from legion_p2p.cli.peer_options import OPTIONS
+from legion_p2p.cli.option_table import OPTIONS
 from legion_p2p.cli.peer_view import PeerView
 from legion_p2p.cli.running import run_app
 from legion_p2p.config import Inner, Limits, Manners, NewRun, Peer, Rounds, RunChoice, Store, Training
