@@ -216,6 +216,7 @@ def _run(contacts: tuple[str, ...], run: str) -> list[Finding]:
     return [
         ok("run", f"{human.clean(plan.run)} is found: {human.whole_text(plan.n_params)} parameters"),
         ok("run fits", needs) if fits else problem("run fits", needs, "end other programs, or join a smaller run"),
+        ok("data", "what the run trains on is here"),
     ]
 
 

@@ -70,10 +70,10 @@ def table_of_peers(found: "tuple[FoundPeer, ...]", width: int, ascii_only: bool 
             "run", lambda row: human.clean(row[1].run.name, 24) if row[1].run else human.NOTHING, 0, right=False, max_chars=24
         ),
         Column("state", lambda row: human.clean(row[1].state), 0, right=False, max_chars=30),
-        Column("step", lambda row: human.whole_text(row[1].step), 1),
+        Column("step", lambda row: human.whole_text(row[1].step) if row[1].run else human.NOTHING, 1),
         Column("loss", lambda row: human.loss_text(row[1].loss), 2),
-        Column("tokens/s", lambda row: human.count_text(row[1].tokens_per_s), 2),
-        Column("members", lambda row: human.whole_text(len(row[1].members)), 3),
+        Column("tokens/s", lambda row: human.count_text(row[1].tokens_per_s) if row[1].run else human.NOTHING, 2),
+        Column("members", lambda row: human.whole_text(len(row[1].members)) if row[1].run else human.NOTHING, 3),
         Column("up", lambda row: human.rate_text(row[1].upload_bps), 4),
         Column("down", lambda row: human.rate_text(row[1].download_bps), 4),
         Column("sent", lambda row: human.bytes_text(row[1].sent_bytes), 5),

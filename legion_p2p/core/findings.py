@@ -133,7 +133,9 @@ def judge_reach(reach: str, nat: str, why: str) -> Finding:
     if reach == "relayed":
         return warning("reach", text, "forward a port of the router to this machine, and name it with --announce")
     if reach == "unknown":
-        return warning("reach", text, "nobody has tried to dial this machine yet; ask again with --initial-peers, or in a minute")
+        return warning(
+            "reach", text, "ask again in a minute, with an initial peer of another network: one of this network proves nothing"
+        )
     return ok("reach", text)
 
 

@@ -20,6 +20,8 @@ ADVICE = {
     "network.scarce": "Start the peer with a higher limit of open files: ulimit -n 4096.",
     "owner.excluded": "Nothing needs to be done: it owns no shards any more.",
     "peer.failed": "The text says what failed; legion-peer --help lists what can be changed.",
+    "privacy.not_read": "Mend the file that the text names, or stop the peer if the budget must not be exceeded.",
+    "privacy.not_written": "Free disk space where the text says; a restart would not know what was spent since.",
     "provider.dropped": NOTHING_TO_DO,
     "push.refused": "If it goes on, compare the versions of legion_p2p at both peers.",
     "reports.ended": "Look at the tracker that the text names; metrics.jsonl has all of it.",

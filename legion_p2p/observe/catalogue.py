@@ -28,6 +28,7 @@ FIELDS = {
     "incarnation": "number with which this peer contradicts reports that it is gone",
     "key": "what was to be advertised in the DHT",
     "kind": "class of the exception",
+    "has_own": "whether it contains this peer's own work, as its owner has signed",
     "local_steps": "optimizer steps between two pushes of a shard",
     "loss": "training loss of the last step, in nats per token",
     "manifest": "content id of the checkpoint's manifest",
@@ -158,7 +159,7 @@ EVENTS = (
     _event("model.rescued", "The peer failed, and its own parameters are in a file.", "text"),
     # rounds and shards
     _event("round.closed", "A round of a shard closed, and this peer holds its result.",
-           "shard version n_included n_expected digest averaged_fraction agreement failed owner"),
+           "shard version n_included n_expected digest averaged_fraction agreement failed owner has_own"),
     _event("link.adapted", "Codecs or local steps changed, because the connection carries more or less than before.",
            "push_codec update_codec stretch local_steps"),
     _event("push.failed", "A push did not arrive, and will be sent again.", "shard owner reason"),

@@ -4,6 +4,7 @@ from collections import Counter
 
 import msgspec
 
+from legion_p2p.core.traffic_ledger import RELAYED
 from legion_p2p.core.units import rate_text
 from legion_p2p.observe import human
 from legion_p2p.observe.advice import advice_on
@@ -52,6 +53,7 @@ from legion_p2p.web.run_blocks import (
 MAX_PEERS_MAPPED = 60  # more would hide each other
 MAX_PEERS_LISTED = 200
 MAX_SHARDS_LISTED = 200
+MAX_SIGNERS_LISTED = 40
 MAX_REASONS = 4
 ERROR_NOTICE_S = 60.0  # an error stays at the top for so long; the list of errors keeps it
 
@@ -79,7 +81,7 @@ def peer_page(status: Status, record: RunRecord, facts: PeerFacts, now: float, c
             *_traffic_blocks(status, record, facts),
             *((checkpoints,) if checkpoints is not None else ()),
             *checkpoint_blocks(record, facts.store, has_table=checkpoints is not None),
-            _contribution(status, record),
+            *_contribution(status, record),
             error_block(record, now),
             Facts("settings", SETTINGS, "Settings in force", (*_running_settings(status), *facts.settings)),
         ),
@@ -232,17 +234,16 @@ def _traffic_blocks(status: Status, record: RunRecord, facts: PeerFacts) -> tupl
     )  # fmt: skip
 
 
-def _contribution(status: Status, record: RunRecord) -> Facts:
+def _contribution(status: Status, record: RunRecord) -> tuple[Block, ...]:
     of_all = sum(member.tokens for member in status.members)
-    n_in = record.n_rounds - dict(record.missed()).get(status.peer_id, 0)
-    relayed = 0 if status.service is None else status.service.relayed_bytes
+    relayed = sum(row.sent_bytes for row in status.books.classes if row.name == RELAYED)
     owned = sum(shard.owner == status.peer_id for shard in status.shards)
     share = f", {human.percent_text(status.tokens / of_all)} of what the members of now have" if of_all else ""
-    return Facts(
+    facts = Facts(
         "contribution", MINE, "What this peer has given",
         (
             ("tokens trained", human.count_text(status.tokens) + share),
-            ("rounds that have its work", f"{human.whole_text(n_in)} of {human.whole_text(record.n_rounds)}"),
+            ("rounds that have its work", f"{human.whole_text(record.n_own)} of {human.whole_text(record.n_rounds)}"),
             ("shards that it owns now", f"{owned} of {len(status.shards)}"),
             ("bytes sent to others", human.bytes_text(status.sent_bytes)),
             ("bytes passed on between others", human.bytes_text(relayed)),
@@ -250,6 +251,10 @@ def _contribution(status: Status, record: RunRecord) -> Facts:
         ),
         "Each update is signed by its owner and names the members whose work it contains: that is the proof of a contribution.",
     )  # fmt: skip
+    signed: list[tuple[Cell, ...]] = [(_name(owner, status), n) for owner, n in record.signed()]
+    shown, n_more = rows_of(signed, MAX_SIGNERS_LISTED)
+    columns = (TableColumn("owner", "id"), TableColumn("rounds", "int"))
+    return facts, Table("signed", MINE, "Signed updates with its work, by their owners", columns, shown, n_more=n_more)
 
 
 def _running_settings(status: Status) -> tuple[tuple[str, str], ...]:

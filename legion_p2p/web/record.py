@@ -84,11 +84,14 @@ class RunRecord:
         self._stored: deque[Stored] = deque(maxlen=MAX_STORED)
         self._troubles: deque[Trouble] = deque(maxlen=MAX_TROUBLES)
         self._missed: Counter[str] = Counter()
+        self._signed: Counter[str] = Counter()
         self.began: float | None = None
         self.ended: float | None = None
         self.run = ""
         self.n_rounds = 0
         """Of all shards together; the same for the next."""
+        self.n_own = 0
+        """Rounds with this peer's own work."""
         self.n_complete = 0
         """Rounds with every member that was expected."""
         self.averaged = 0.0
@@ -139,6 +142,11 @@ class RunRecord:
         self.n_rounds += 1
         self.n_complete += not missing
         self.averaged += closed.averaged_fraction
+        if fields.get("has_own") is True:
+            self.n_own += 1
+            owner = human.clean(str(fields.get("owner", "")), 100)
+            if owner in self._signed or len(self._signed) < MAX_NAMED:
+                self._signed[owner] += 1
         for peer, _ in missing:
             if peer in self._missed or len(self._missed) < MAX_NAMED:
                 self._missed[peer] += 1
@@ -202,6 +210,11 @@ class RunRecord:
         """Which peers were not in a round, and how often, most often first."""
         with self._lock:
             return self._missed.most_common()
+
+    def signed(self) -> list[tuple[str, int]]:
+        """Which owners have signed updates with this peer's own work, and how many, most first."""
+        with self._lock:
+            return self._signed.most_common()
 
     def _step_at(self, at: float) -> float | None:
         """At which step this peer was."""

@@ -4,13 +4,11 @@ import msgspec
 
 from legion_p2p.config import Peer
 from legion_p2p.core.identity import Identity
-from legion_p2p.core.round import LATE
 from legion_p2p.observe.events import Event
 from legion_p2p.observe.status import (
     BooksStatus,
     ConnectionStatus,
     ControlStatus,
-    FailedPush,
     MemberStatus,
     ReachStatus,
     RunStatus,
@@ -110,12 +108,15 @@ def test_bytes_are_told_by_purpose_by_peer_and_by_hour_and_add_up_to_what_the_so
 
 def test_a_contribution_counts_rounds_that_have_this_peers_work() -> None:
     record = RunRecord()
-    for failed in ([], [FailedPush(IDS[0], LATE)], []):
-        record(Event("round.closed", 1.0, {"shard": 0, "version": 1, "averaged_fraction": 1.0, "failed": failed}))
+    for has_own, owner in ((True, IDS[1]), (False, IDS[0]), (True, IDS[1])):
+        closed = {"shard": 0, "version": 1, "averaged_fraction": 1.0, "failed": [], "has_own": has_own, "owner": owner}
+        record(Event("round.closed", 1.0, closed))
 
-    told = facts_of(page(record=record), "contribution")
+    relayed = BooksStatus(classes=(TrafficRow("relayed for others", 5_000_000, 5_000_000),))
+    told = facts_of(page(status(books=relayed), record=record), "contribution")
 
-    assert told["rounds that have its work"] == "2 of 3"
+    assert told["rounds that have its work"] == "2 of 3" and told["bytes passed on between others"] == "5.00 MB"
+    assert block(page(record=record), "signed").rows == ((IDS[1][-8:], 2),)
     assert told["shards that it owns now"] == "1 of 2" and told["hours"] == "2.00"
 
 

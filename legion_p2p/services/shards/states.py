@@ -286,6 +286,7 @@ class ShardStates:
             agreement=None if header.agreement is None else round(header.agreement, 4),
             failed=[{"peer_id": f.peer, "reason": f.reason} for f in header.failed],
             owner=header.owner,
+            has_own=any(one.peer == self.me for one in header.included),
         )
 
     async def to_hold(self, made: Tensor) -> Tensor | Shelved:

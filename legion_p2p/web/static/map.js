@@ -61,7 +61,7 @@ const PeerMap = (() => {
       group.append(make("title", {}, `${node.label}${node.me ? " (me)" : ""}, region ${node.region || "none"}, ${node.state}, ${node.n_shards} shards, `
         + `${node.kind || "no connection"}${node.me || node.rtt_s === null ? "" : `, ${(1000 * node.rtt_s).toFixed(1)} ms`}`));
       group.append(shape(SHAPES[index % 4], x, y, 6 + Math.min(10, 2 * Math.sqrt(node.n_shards)), index % 6));
-      group.append(make("text", { x, y: y + 26, "text-anchor": "middle" }, node.me ? "this peer" : node.label));
+      group.append(make("text", { x, y: y + 28, "text-anchor": "middle" }, node.me ? "this peer" : node.label));
       svg.append(group);
     }
     const legend = text("ul", "", "legend");

@@ -34,7 +34,8 @@ const isNumber = (kind) => !["text", "id"].includes(kind);
 
 function cell(value, kind) {
   const shown = value === null || value === undefined ? "-" : typeof value === "number" ? precise[kind](value) : String(value);
-  return text("td", shown, isNumber(kind) ? "num" : kind === "id" ? "id mono" : "");
+  const long = shown.split(" ").some((word) => word.length > 24) ? "long" : ""; // which may break anywhere, as times may not
+  return text("td", shown, isNumber(kind) ? "num" : kind === "id" ? "id mono" : long);
 }
 
 // `buttons`: of the row with that number, where the page can change something
