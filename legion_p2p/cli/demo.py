@@ -18,25 +18,35 @@ from cyclopts import Group, Parameter
 from legion_p2p.cli.bootstrap import dashboard_choice
 from legion_p2p.cli.common import SOURCES_HELP, at_least, checked, make_app
 from legion_p2p.cli.demo_page import DemoRecord, has_desktop, serve_in_background
+from legion_p2p.cli.demo_plan import UPLOAD
 from legion_p2p.cli.failures import DONE, FAILED
 from legion_p2p.cli.new_folder import new_folder
 from legion_p2p.cli.running import run_and_exit
 from legion_p2p.cli.signals import Signals
 from legion_p2p.core.profiles import parse_link
+from legion_p2p.core.units import parse_rate
 from legion_p2p.errors import UsageError
 
 if TYPE_CHECKING:
     from legion_p2p.cli.demo_view import DemoView
 
+NO_LIMIT = "none"
 MAX_PEERS = 32  # each is a process of some 400 MB
 
 HELP = """Watch a swarm train a small language model on this machine.
 
-One bootstrap node and some peers, each a process of its own, find each other through the DHT and train one GPT on the source of
-the Python standard library; beside them a lone peer makes as many steps. Takes 3 minutes.
+One bootstrap node and some peers, each a process of its own, find each other through the DHT and train one GPT on little stories,
+with the settings that new runs have by default; beside them a lone peer makes as many steps. Takes 3 minutes.
 
   legion-demo
   legion-demo --peers 4 --minutes 5 --out my-demo"""
+
+
+def check_upload(text: str) -> None:
+    """Raises: UsageError."""
+    if text != NO_LIMIT:
+        parse_rate(text)
+
 
 app = make_app("legion-demo", HELP, help_epilogue=SOURCES_HELP)
 
@@ -56,6 +66,8 @@ class DemoOptions:
     """Of the model's first weights and of the text's order."""
     regions: Annotated[int, Parameter(validator=at_least(1))] = 1
     """Places, 120 ms away from each other, that the peers are spread over: they form regions. Linux only."""
+    upload: Annotated[str, Parameter(metavar="RATE|none", converter=checked(check_upload))] = UPLOAD
+    """What each peer may send: so little that the default settings choose sparse pushes. none: as much as it can."""
     netem: Annotated[str, Parameter(converter=checked(parse_link), metavar="LINK")] = ""
     """Link to emulate at every peer: cable, dsl, ..., or settings."""
     store: Annotated[str, Parameter(metavar="FOLDER")] = ""
@@ -99,6 +111,7 @@ def demo(options: DemoOptions = DemoOptions()) -> int:
     plan = DemoPlan(
         n_peers=options.peers, minutes=options.minutes, preset=options.preset, seed=options.seed, lone=options.lone,
         steps=options.steps, n_regions=options.regions, netem=options.netem, kill=options.kill,
+        upload=options.upload.removeprefix(NO_LIMIT),
         store=options.store or str(out / "store"),
         **chosen,
     )  # fmt: skip
@@ -183,8 +196,8 @@ def told(summary: dict[str, Any], out: Path) -> list[str]:
     )
     lines += ["", *_wrapped(traffic)]
     if summary["sample"]:
-        written = summary["sample"].strip().splitlines()
-        lines += ["", "the common model writes:", *(f"  | {human.clean(line).rstrip()}" for line in written)]
+        written = [line for part in summary["sample"].strip().splitlines() for line in _wrapped(human.clean(part)) or [""]]
+        lines += ["", "the common model writes:", *(f"  | {line}".rstrip() for line in written)]
     if summary["checkpoint"]:
         store = shlex.join(["--store", summary["store"]])
         lines += [
@@ -204,7 +217,7 @@ def _wrapped(text: str) -> list[str]:
     import shutil
     import textwrap
 
-    return textwrap.wrap(text, min(96, shutil.get_terminal_size().columns - 1))
+    return textwrap.wrap(text, min(96, shutil.get_terminal_size().columns - 5))
 
 
 def _open_page(record: DemoRecord, choice: str, show: "DemoView") -> None:

@@ -13,6 +13,10 @@ import msgspec
 from legion_p2p.cli.common import version_text
 from legion_p2p.cli.demo_plan import ALONE, RUN_NAME, Contestants, DemoPeer, DemoPlan
 
+SAMPLE_CHARS = 1200  # two stories, and room for a long one
+SAMPLE_STORIES = 2
+SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 0.5, 10  # below 1 a model says what it is sure of
+
 
 def judge(plan: DemoPlan, contestants: Contestants, lost: list[str], out: Path, began: float) -> dict[str, Any]:
     """Compare, evaluate, draw; write curves.json, curves.png and summary.json into `out`; what stands in the last."""
@@ -130,6 +134,7 @@ def judged_model(spec: Path, files: list[tuple[str, Path]], seed: int) -> Evalua
     from legion_p2p.train.evaluation import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, evaluate, sample_text
     from legion_p2p.train.gpt import GPT
     from legion_p2p.train.parameters import trainable
+    from legion_p2p.train.tales import SEPARATOR
 
     torch.set_num_threads(1)  # with more, they wait for each other where the machine is busy: minutes instead of seconds
     new_run = read_new_run(str(spec))
@@ -153,8 +158,14 @@ def judged_model(spec: Path, files: list[tuple[str, Path]], seed: int) -> Evalua
     curve_loss = evaluate(model, corpus, EVAL_WINDOWS)
     gpt.eval()
     same = len(hashes) == len({region for region, _ in hashes}) and len(there) == len(files)
-    sample = sample_text(gpt, seed)
+    sample = whole_stories(sample_text(gpt, seed, SEPARATOR, SAMPLE_CHARS, SAMPLE_TEMPERATURE, SAMPLE_TOP_K))
     return Evaluation(val_loss, same, sample, gpt.n_params, FINAL_EVAL_WINDOWS, EVAL_WINDOWS, curve_loss, str(torch.__version__))
+
+
+def whole_stories(text: str) -> str:
+    """The first few stories of what a model wrote; where there is not one whole, all of it."""
+    stories = [story.strip() for story in text.strip().split("\n\n")]
+    return "\n\n".join(stories[:-1][:SAMPLE_STORIES] or stories)
 
 
 def _evals(peers: list[DemoPeer]) -> list[tuple[int, float]]:

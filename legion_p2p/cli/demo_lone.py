@@ -6,6 +6,8 @@ from the same text in the same way. What it has seen after as many steps is one 
 
 import argparse
 import json
+import math
+import os
 import time
 from typing import Any
 
@@ -22,8 +24,10 @@ from legion_p2p.train.described import spec_of
 from legion_p2p.train.evaluation import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, evaluate
 from legion_p2p.train.inner import inner_optimizer
 from legion_p2p.train.loop_report import STEP_EVENT_EVERY_S
+from legion_p2p.train.priority import NICE, lower_priority
 
 WARM_UP_STEPS = 3  # torch plans its kernels in the first ones
+PEER_WORK = 1.5  # processor time of a peer's step beside one of plain torch: measured
 
 
 def main() -> None:
@@ -40,7 +44,17 @@ def main() -> None:
     if options.calibrate:
         say("calibrated", step_s=lone.seconds_per_step(options.calibrate))
     else:
+        give_way(options.times)
         lone.train(options.steps, options.evals)
+
+
+def give_way(times: int) -> None:
+    """Give way to other programs, as the training of a peer does, and share the processors with the peers by the work that there
+    is to do, so that all are done at about the same time. Each level of niceness is a quarter less."""
+    if hasattr(os, "nice"):
+        os.nice(max(0, NICE + round(math.log(PEER_WORK / times, 1.25))))
+    else:
+        lower_priority()
 
 
 def say(event: str, **fields: Any) -> None:

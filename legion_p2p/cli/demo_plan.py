@@ -8,12 +8,17 @@ from legion_p2p.cli.demo_processes import Child, Event
 from legion_p2p.observe.status import Status
 
 RUN_NAME = "demo"
+TEXT = "tales"  # of simple English a model learns enough in three minutes that what it writes can be read
 ALONE = "lone"
 ALONE_ALL_TEXT = "lone-all-text"
 """The one that reads as much text as the swarm: as many steps, with all peers' windows in each."""
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 NEAR_AND_FAR = "rtt=2ms,inside=1ms,across=116ms"  # with both links 5 ms at one place, and 120 ms between two
-N_PARAMS = {"xxs": 252_384, "s": 836_736, "m": 4_852_992, "l": 25_567_744}  # known without importing torch to count them
+CONTEXT = {"xxs": 128}  # instead of 64: who a story is about should still be seen at its end
+N_PARAMS = {"xxs": 258_528, "s": 836_736, "m": 4_852_992, "l": 25_567_744}  # known without importing torch to count them
+UPLOAD = "2mbit"
+"""What each peer may send a second. It is little, as the model is: so the defaults of new runs choose sparse pushes, as they do
+for a model of a hundred million parameters behind a home connection."""
 MIN_PEERS_TO_KILL = 3
 MIN_SHARDS = 10  # so that each of three peers almost surely owns some; sixteen cost small models more than their training
 
@@ -28,11 +33,14 @@ class DemoPlan(msgspec.Struct, frozen=True):
     lone: bool
     steps: int = 0
     """0: as many as fit into `minutes`."""
-    local_steps: int = 5
-    learning_rate: float = 3e-3
-    batch: int = 4
-    push_codec: str = "int8"
-    update_codec: str = "int8"
+    local_steps: int = 0
+    """0, like an empty codec: what new runs have by default."""
+    learning_rate: float = 0.0
+    batch: int = 8
+    push_codec: str = ""
+    update_codec: str = ""
+    upload: str = UPLOAD
+    """Limit of what each peer sends; empty: none."""
     n_regions: int = 1
     """Places that the peers are spread over, 120 ms away from each other. They find their regions by themselves."""
     netem: str = ""
@@ -59,20 +67,24 @@ class DemoPlan(msgspec.Struct, frozen=True):
     def link_options(self, number: int) -> list[str]:
         """Options of legion-peer for the link of the peer of this number, and where it listens."""
         place = self.place(number)
+        limit = ["--upload", self.upload] if self.upload and not self.netem else []
         if not place:
-            return ["--listen", LOOPBACK, *(["--netem", self.netem] if self.netem else [])]
+            return ["--listen", LOOPBACK, *limit, *(["--netem", self.netem] if self.netem else [])]
         link = ",".join([*([self.netem] if self.netem else []), NEAR_AND_FAR, f"place={place}"])
-        return ["--listen", f"/ip4/127.{place}.0.1/tcp/0", "--netem", link, "--region", "auto"]
+        return ["--listen", f"/ip4/127.{place}.0.1/tcp/0", *limit, "--netem", link, "--region", "auto"]
 
     def spec_text(self, n_steps: int) -> str:
-        """SPEC.toml of the run."""
+        """SPEC.toml of the run: what is to be learned, and for how long. How is left to the defaults of new runs."""
+        model = [f"context = {CONTEXT[self.preset]}"] if self.preset in CONTEXT else []
+        rounds = [f"local_steps = {self.local_steps}"] if self.local_steps else []
+        rounds += [f'push_codec = "{self.push_codec}"'] if self.push_codec else []
+        rounds += [f'update_codec = "{self.update_codec}"'] if self.update_codec else []
+        rate = [f"learning_rate = {self.learning_rate}"] if self.learning_rate else []
         return "\n".join([
-            f'name = "{RUN_NAME}"', f'preset = "{self.preset}"', 'data = "stdlib"', f"seed = {self.seed}", "",
-            "[rounds]", f"local_steps = {self.local_steps}",
-            f'push_codec = "{self.push_codec}"', "push_codecs = []",
-            f'update_codec = "{self.update_codec}"', "update_codecs = []",
-            "feedback_decay = 1.0", f"shard_elements = {self.shard_elements}", "",
-            "[inner]", 'optimizer = "adamw"', f"learning_rate = {self.learning_rate}", f"batch = {self.batch}",
+            f'name = "{RUN_NAME}"', f'preset = "{self.preset}"', f'data = "{TEXT}"', f"seed = {self.seed}", "",
+            "[model]", *model, "",
+            "[rounds]", *rounds, f"shard_elements = {self.shard_elements}", "",
+            "[inner]", *rate, f"batch = {self.batch}",
             f"decay_steps = {n_steps}", f"warmup_steps = {min(50, max(1, n_steps // 10))}", "",
         ])  # fmt: skip
 

@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError
 
 from legion_p2p.cli.failures import DONE, FAILED, USAGE, CommandFailure, failure_of
 from legion_p2p.cli.near_misses import meant
+from legion_p2p.cli.process_one import reap_orphans_as_process_one
 from legion_p2p.cli.signals import termination_as_interrupt
 from legion_p2p.cli.streams import flush, prepare_streams
 from legion_p2p.files.paths import shown
@@ -92,6 +93,7 @@ def run_and_exit(app: App) -> NoReturn:
 
     atexit.register(end)
     gc.set_threshold(*COLLECT_AFTER)
+    reap_orphans_as_process_one()
     code = run_app(app)
     sys.exit(code)
 

@@ -80,7 +80,7 @@ class NewRun(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """How `legion-peer` trains the built-in GPT between two pushes."""
 
     data: Annotated[str, msgspec.Meta(max_length=200)] = ""
-    """What the run trains on: stdlib (built in), or what people call it. [the built-in model: stdlib]"""
+    """What the run trains on: stdlib or tales (built in), or what people call it. [the built-in model: stdlib]"""
 
     dataset: Annotated[str, msgspec.Meta(max_length=MAX_CID_CHARS)] = ""
     """Id of the prepared data that all members train on, as legion-ctl data prepare says it. [default: that of --data]"""

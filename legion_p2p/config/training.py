@@ -69,7 +69,8 @@ class Training(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """What `legion-peer` does in its run."""
 
     data: str = ""
-    """What to train on: stdlib (built in), a folder or file of text, or a .bin of token ids. [default: what the run says]"""
+    """What to train on: stdlib or tales (built in), a folder or file of text, or a .bin of token ids. [default: what the run
+    says]"""
 
     steps: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Leave after this many steps; 0: no limit."""

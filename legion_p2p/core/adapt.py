@@ -1,7 +1,11 @@
 """How much a peer sends, by what its connection carries: which of the run's codecs, and how many local steps.
 
     bits a round = pushes of what others own + updates of what this peer owns, to every other member
-    the densest codecs are taken whose bits fit into SHARE of a round; where none do, the sparsest, and rounds become longer
+    the best codecs are taken whose bits fit into SHARE of a round; where none do, the sparsest, and rounds become longer
+
+Of two pairs of codecs that one is better whose sparser half is denser: a model learns no more from a dense update of pushes that
+left nearly everything out, nor from dense pushes whose mean is then thinned out (docs/records/demo.md). Of equal ones the denser
+pushes count, because each is one member's only word, while an update is the mean of all.
 
 Only codecs that the run allows, and no more local steps than it allows: what does not fit then is late, and late is not lost. A
 limit that the user set counts like a connection of that rate, so adapting never fights it.
@@ -56,14 +60,16 @@ def choose(
         return now
     budget = SHARE * upload_bps * round_s
     pairs = [(_bits(load, push, update), push, update) for push in pushes for update in updates]
-    # of equally dear pairs the denser pushes: each is one member's only word, an update is the mean of all
-    pairs.sort(key=lambda pair: (pair[0], pair[1].bits_per_element, pair[2].bits_per_element))
     present = next((bits for bits, p, u in pairs if (p.name, u.name) == (now.push_codec, now.update_codec)), math.inf)
-    for bits, push, update in reversed(pairs):
+    for bits, push, update in sorted(pairs, key=lambda pair: _quality(pair[1], pair[2]), reverse=True):
         if bits <= (budget if bits <= present else budget / KEEP):
             return Choice(push.name, update.name)
-    bits, push, update = pairs[0]
+    bits, push, update = min(pairs, key=lambda pair: (pair[0], *_quality(pair[1], pair[2])))
     return Choice(push.name, update.name, min(max(1.0, bits / budget), max_stretch))
+
+
+def _quality(push: CodecCost, update: CodecCost) -> tuple[float, float, float]:
+    return min(push.bits_per_element, update.bits_per_element), push.bits_per_element, update.bits_per_element
 
 
 def _bits(load: Load, push: CodecCost, update: CodecCost) -> float:

@@ -3,6 +3,7 @@
 Sources, as `open_text` takes them:
 
     "stdlib"       the Python standard library of the running interpreter: the reference text, on every machine already
+    "tales"        little stories in simple English, which tales.py makes: the same on every machine
     a folder       all text files below it
     a text file    its bytes; packed with gzip, zstandard, bzip2 or xz it is unpacked, UTF-16 becomes UTF-8
     a .bin file    token ids that `write_tokens` wrote
@@ -27,10 +28,14 @@ from legion_p2p.files.content import PROBE_BYTES, UTF8_MARK, is_binary, wide_enc
 from legion_p2p.files.paths import FileKind, kind_of, shown, user_path
 from legion_p2p.files.reading import opened
 from legion_p2p.train.datasets.folder import PreparedFolder, open_prepared
+from legion_p2p.train.tales import tales_text
 from legion_p2p.train.text_files import files_below, packed_as, plain_text, read_file, read_folder
 from legion_p2p.train.tokens import MAGIC, Tokens, blocks_of, check_vocabulary, open_tokens, part_of, tokens_in
 
 BYTE_VOCABULARY = 256
+STDLIB, TALES = "stdlib", "tales"
+BUILT_IN = (STDLIB, TALES)
+"""Texts that every peer has, so that a run's specification may name them."""
 MAX_FOLDER_BYTES = 4 << 30  # a folder, or what is unpacked, is held in memory; more belongs into a .bin, which is not
 VALIDATION_SHARE = 0.05
 
@@ -90,15 +95,18 @@ def open_text(source: str | Path, context: int = 1) -> Corpus:
     vocab_size, left_out = BYTE_VOCABULARY, ""
     train: Tokens
     validation: Tokens
-    if source == "stdlib":
-        name = "stdlib"
+    if source == STDLIB:
+        name = STDLIB
         train, validation = map(_bytes_array, stdlib_text())
+    elif source == TALES:
+        name = TALES
+        train, validation = _split_at_the_end(_bytes_array(tales_text()))
     else:
         path = user_path(source)
         kind = kind_of(path)
         name = shown(path.resolve().name if kind is FileKind.FOLDER else path.name)
         if kind is FileKind.MISSING:
-            raise StoreError(f'{shown(path)} does not exist: give "stdlib", a folder, a text file or a .bin of tokens')
+            raise StoreError(f'{shown(path)} does not exist: give "stdlib", "tales", a folder, a text file or a .bin of tokens')
         prepared = open_prepared(path)
         if prepared is not None:
             return _prepared_corpus(prepared, name, context)
@@ -106,10 +114,14 @@ def open_text(source: str | Path, context: int = 1) -> Corpus:
             train, validation, left_out = _folder_text(path)
         else:
             tokens, vocab_size = _file_tokens(path)
-            n_train = len(tokens) - int(len(tokens) * VALIDATION_SHARE)
-            train, validation = part_of(tokens, 0, n_train), part_of(tokens, n_train, len(tokens))
+            train, validation = _split_at_the_end(tokens)
     _check_length(shown(source), train, validation, context)
     return Corpus(name, train, validation, vocab_size, _digest(source, train, validation, vocab_size), left_out)
+
+
+def _split_at_the_end(tokens: Tokens) -> tuple[Tokens, Tokens]:
+    n_train = len(tokens) - int(len(tokens) * VALIDATION_SHARE)
+    return part_of(tokens, 0, n_train), part_of(tokens, n_train, len(tokens))
 
 
 def _prepared_corpus(prepared: PreparedFolder, name: str, context: int) -> Corpus:

@@ -16,7 +16,6 @@ from legion_p2p.train.parameters import trainable
 
 EVAL_WINDOWS = 96  # while training; at the end it is FINAL_EVAL_WINDOWS
 FINAL_EVAL_WINDOWS = 384
-SAMPLE_CHARS = 300
 
 
 @torch.no_grad()
@@ -54,11 +53,11 @@ def load_flat(module: nn.Module, flat: Tensor) -> None:
     FlatView(trainable(module)).assign_slice(0, flat)
 
 
-def sample_text(gpt: GPT, seed: int, prompt: str = "\ndef ", n: int = SAMPLE_CHARS) -> str:
+def sample_text(gpt: GPT, seed: int, prompt: str, n: int, temperature: float = 0.8, top_k: int = 40) -> str:
     """Some text as the built-in model continues `prompt`, where its tokens are bytes."""
     if gpt.config.vocab_size != 256:
         return ""
     device = next(gpt.parameters()).device
     idx = torch.tensor([list(prompt.encode())], dtype=torch.int64, device=device)
     generator = torch.Generator(device=device).manual_seed(seed)
-    return decode(gpt.generate(idx, n, temperature=0.8, top_k=40, generator=generator)[0].tolist())
+    return decode(gpt.generate(idx, n, temperature=temperature, top_k=top_k, generator=generator)[0].tolist())

@@ -12,7 +12,7 @@ from legion_p2p.errors import IncompatibleModelError, MissingDataError, UsageErr
 from legion_p2p.files.paths import shown, user_data_folder, user_path
 from legion_p2p.observe.events import PHASE, Events
 from legion_p2p.store.dataset_files import is_dataset
-from legion_p2p.train.corpus import Corpus, open_text
+from legion_p2p.train.corpus import BUILT_IN, Corpus, open_text
 from legion_p2p.train.datasets.fetch import fetch_dataset
 from legion_p2p.train.datasets.folder import open_prepared
 from legion_p2p.train.described import Shape
@@ -29,7 +29,7 @@ def open_run_text(spec: RunSpec, given: str, shape: Shape, events: Events) -> Co
     source = given or spec.data
     if not given and spec.dataset:
         raise MissingDataError(spec.name, spec.dataset)
-    if not given and source != "stdlib":
+    if not given and source not in BUILT_IN:
         # A stranger's specification must not choose what is read from this disk.
         raise UsageError(f"run {spec.name!r} trains on {source!r}: give the text that you have of it with --data")
     events.emit(PHASE, text=f"reading the text ({shown(source)})")

@@ -56,7 +56,7 @@ def test_two_peers_end_with_one_model_and_the_demo_leaves_what_it_promises(scrip
     assert code == 0, demo.story()
     summary = json.loads((out / "summary.json").read_text())
     assert summary.keys() >= KEYS
-    assert summary["n_peers"] == 2 and summary["local_steps"] == 40 and summary["tokens"] == 2 * 40 * 4 * 64
+    assert summary["n_peers"] == 2 and summary["local_steps"] == 40 and summary["tokens"] == 2 * 40 * 8 * 128
     assert (summary["killed"], summary["joined"], summary["lost"]) == ("", "", [])  # of two none is
     assert summary["lone_tokens"] == summary["tokens"] / 2 and summary["lone_all_text_tokens"] == summary["tokens"]
     assert len(summary["digests"]) == 2 and len(set(summary["digests"].values())) == 1 and all(summary["digests"].values())

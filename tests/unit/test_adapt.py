@@ -46,6 +46,20 @@ def test_an_owner_pays_for_every_member() -> None:
     assert choose(ALL, ALL, many, 1.0, 40e6, NOW).update_codec == "sparse"
 
 
+def test_neither_pushes_nor_updates_are_thinned_out_for_the_density_of_the_other() -> None:
+    codecs = tuple(CodecCost(name, bits) for name, bits in (("int8", 8.0), ("int4", 4.0), ("top512", 0.9), ("top64", 0.15)))
+    both = Load(push_elements=1_000_000, update_elements=1_000_000)
+
+    def of(bits: float) -> Choice:
+        return choose(codecs, codecs, both, 1.0, bits / SHARE * 1.01, Choice("int8", "int8"))
+
+    assert of(16e6) == Choice("int8", "int8")
+    assert of(8.2e6) == Choice("int4", "int4")  # and not int8 one way, and next to nothing the other
+    assert of(4.9e6) == Choice("int4", "top512")
+    assert of(1.8e6) == Choice("top512", "top512")
+    assert of(0.3e6) == Choice("top64", "top64")
+
+
 @given(st.floats(1e3, 1e10), st.floats(0.01, 100), st.integers(0, 10**9), st.integers(0, 10**9))
 def test_what_is_chosen_fits_or_is_the_least_there_is(upload_bps: float, round_s: float, pushed: int, updated: int) -> None:
     costs = {cost.name: cost.bits_per_element for cost in ALL}

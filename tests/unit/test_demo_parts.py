@@ -8,16 +8,23 @@ import sys
 import tomllib
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from legion_p2p.cli import demo, demo_processes
-from legion_p2p.cli.demo_plan import DemoPlan
+from legion_p2p.cli.demo_evaluation import whole_stories
+from legion_p2p.cli.demo_plan import N_PARAMS, DemoPlan
 from legion_p2p.cli.demo_processes import ENDED, ProcessGroup
 from legion_p2p.cli.new_folder import new_folder
 from legion_p2p.cli.running import run_app
 from legion_p2p.config import new_run_of
+from legion_p2p.config.new_run import chosen_inner, chosen_rounds
+from legion_p2p.core.adapt import Choice, Load
+from legion_p2p.core.units import parse_rate
 from legion_p2p.dashboard.plot import draw_demo
 from legion_p2p.errors import ConfigError, UsageError
+from legion_p2p.services.run.pacing import paced
+from legion_p2p.train.described import spec_of
 
 
 def test_help_imports_neither_torch_nor_libp2p():
@@ -37,7 +44,50 @@ def test_the_specification_that_it_writes_is_one():
 
     spec = new_run_of(tomllib.loads(plan.spec_text(1234)))
 
-    assert (spec.preset, spec.seed, spec.inner.decay_steps, spec.rounds.local_steps) == ("xxs", 7, 1234, plan.local_steps)
+    assert (spec.preset, spec.seed, spec.inner.decay_steps, spec.data) == ("xxs", 7, 1234, "tales")
+
+
+@pytest.mark.parametrize("preset", N_PARAMS)
+def test_it_says_how_large_its_models_are_without_building_them(preset):
+    plan = DemoPlan(n_peers=3, minutes=3, preset=preset, seed=0, lone=True)
+
+    _, model = spec_of(new_run_of(tomllib.loads(plan.spec_text(100))))
+
+    assert sum(p.numel() for p in model.module.parameters()) == N_PARAMS[preset]
+
+
+def test_it_learns_as_new_runs_do_by_default_with_muon_and_sparse_pushes():
+    plan = DemoPlan(n_peers=3, minutes=3, preset="xxs", seed=0, lone=True)
+    spec, default = new_run_of(tomllib.loads(plan.spec_text(1234))), new_run_of({"name": "any"})
+
+    rounds = chosen_rounds(spec.rounds, spec.links)
+    inner = chosen_inner(spec.inner, spec.links)
+
+    usual = chosen_rounds(default.rounds, default.links)
+    assert rounds == msgspec.structs.replace(usual, shard_elements=plan.shard_elements)
+    assert (inner.optimizer, inner.learning_rate) == ("muon", chosen_inner(default.inner, default.links).learning_rate)
+    third = N_PARAMS["xxs"] // 3
+    load = Load(push_elements=2 * third, update_elements=2 * third)
+    for step_s in (0.01, 0.05, 0.12):  # from fast machines to two cores
+        now = Choice(rounds.push_codec, rounds.update_codec)
+        choice, _ = paced(rounds, rounds.local_steps, rounds.max_local_steps, step_s, load, parse_rate(plan.upload), now)
+        assert choice.push_codec.startswith("topk") and choice.update_codec.startswith("topk")
+
+
+def test_its_sample_is_whole_stories():
+    assert whole_stories("\n\nOne.\n\nTwo.\n\nThree.\n\nFo") == "One.\n\nTwo."
+    assert whole_stories("\n\nOne.\n\nTw") == "One."
+    assert whole_stories("\n\nOn") == "On"
+
+
+def test_a_limit_is_a_rate_or_none(capsys):
+    plan = DemoPlan(n_peers=3, minutes=3, preset="xxs", seed=0, lone=True)
+
+    assert "--upload" in plan.link_options(1)
+    assert "--upload" not in msgspec.structs.replace(plan, upload="").link_options(1)
+    assert "--upload" not in msgspec.structs.replace(plan, netem="cable").link_options(1)
+    assert run_app(demo.app, ["--upload", "fast"]) == 2
+    assert "--upload" in capsys.readouterr().err
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path):
