@@ -81,13 +81,19 @@ def weighted_mean(
         heaviest = max(c.weight for c in usable)
         shares = [c.weight / heaviest for c in usable]
         total = math.fsum(shares)
-        sum_B, one_B = torch.empty(2, min(BLOCK, numel), dtype=torch.float64, device="cpu")
+        out_N, values = mean_N.numpy(), [c.value.detach().numpy() for c in usable]
+        sum_B, one_B = np.empty((2, min(BLOCK, numel)))  # in numpy: torch takes a quarter longer, of 256 elements three times as long
         for start in range(0, numel, BLOCK):
             end = min(start + BLOCK, numel)
-            sum_B, one_B = sum_B[: end - start].zero_(), one_B[: end - start]
-            for c, share, factor in zip(usable, shares, factors, strict=True):
-                sum_B.add_(one_B.copy_(c.value[start:end]).mul_(share * factor))
-            mean_N[start:end] = sum_B.div_(total)
+            sum_B, one_B = sum_B[: end - start], one_B[: end - start]
+            sum_B.fill(0.0)
+            for value_N, share, factor in zip(values, shares, factors, strict=True):
+                one_B[:] = value_N[start:end]
+                one_B *= share * factor
+                sum_B += one_B
+            sum_B /= total
+            with np.errstate(over="ignore"):  # finite values that are too large together: whoever gets the mean checks it
+                out_N[start:end] = sum_B
     agreement = None
     if restore > 0:
         terms = [Term(c.value, c.weight, factor) for c, factor in zip(usable, factors, strict=True)]

@@ -92,6 +92,15 @@ def test_the_largest_weights_and_values_do_not_overflow() -> None:
     assert result.mean.tolist() == [largest]
 
 
+def test_a_mean_that_is_too_large_for_fp32_is_infinite_and_no_warning() -> None:
+    result = weighted_mean([push("a", [3e38], weight=1.0), push("b", [3e38], weight=1.0)], norm_cap=None)
+
+    assert result.mean.tolist() == pytest.approx([3e38])
+
+    steps = [Contribution("a", 1.0, torch.tensor([3e38]), 1.0), Contribution("b", 1.0, torch.tensor([3e38]), 4.0)]
+    assert weighted_mean(steps, norm_cap=2.0).mean.tolist() == [math.inf]
+
+
 def test_the_order_of_arrival_does_not_change_a_bit() -> None:
     g = torch.Generator().manual_seed(1)
     pushes = [Contribution(f"peer{i}", 1.0 + i / 7, torch.randn(1003, generator=g) * 10.0**i) for i in range(9)]

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from legion_p2p.errors import CodecError, NonFiniteError, UsageError
-from legion_p2p.tensor import codec
+from legion_p2p.tensor import blockwise, codec
 from legion_p2p.tensor.blockwise import BLOCK, MIN_SCALE
+from legion_p2p.tensor.body import is_finite, is_zero
 
 DENSE = ("fp32", "fp16", "bf16")
 BUILT_IN = (*DENSE, "int8", "int4", "int3", "int2")
@@ -170,6 +171,31 @@ def test_an_even_step_is_off_by_half_a_step_of_its_own_block_at_most(name: str, 
         step = float(exact.abs().max()) / steps
         if step * steps <= 127 * MAX_SCALE:  # beyond, values saturate
             assert float((exact - got).abs().max()) <= 0.5 * step * (1 + 1e-4) + steps * MIN_SCALE
+
+
+@given(x=tensors)
+def test_short_tensors_have_the_same_bits_in_int8_as_if_they_were_part_of_a_long_one(x: Tensor) -> None:
+    as_few = codec.get("int8").encode(x)
+    decoded = codec.get("int8").decode(as_few, x.numel())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blockwise, "FEW", -1)
+        assert codec.get("int8").encode(x) == as_few
+        assert same_bits(codec.get("int8").decode(as_few, x.numel()), decoded)
+
+
+@given(x=tensors, bad=st.sampled_from([1.0, 3.4e38, math.nan, math.inf, -math.inf]), at=st.integers(0, 699))
+def test_one_value_that_is_not_finite_is_found_among_any_others(x: Tensor, bad: float, at: int) -> None:
+    if len(x):
+        x[at % len(x)] = bad
+
+    assert is_finite(x) == bool(torch.isfinite(x).all())
+    assert is_finite(x.view(1, -1)) == is_finite(x)
+
+
+@pytest.mark.parametrize(("value", "all_zero"), [(0.0, True), (-0.0, True), (1e-45, False), (1e-30, False), (2.0, False)])
+def test_the_smallest_number_is_not_zero(value: float, all_zero: bool) -> None:
+    assert is_zero(torch.tensor([0.0, value])) is all_zero
 
 
 @pytest.mark.parametrize(("name", "largest"), [("fp16", 65504.0), ("bf16", torch.finfo(torch.bfloat16).max)])

@@ -22,7 +22,7 @@ from legion_p2p.core.wire import Part
 from legion_p2p.errors import CodecError, NonFiniteError
 from legion_p2p.services.shards.inputs import RoundInputs, SignedPush
 from legion_p2p.tensor.aggregate import Aggregated, Contribution, believed_steps, capped_weights
-from legion_p2p.tensor.body import is_finite, require_finite
+from legion_p2p.tensor.body import is_finite, is_zero, require_finite
 from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.compact import Compact, Held, Keep, Shelved, compacted, expanded, in_memory, value_of
 from legion_p2p.tensor.dense import FP32
@@ -293,4 +293,4 @@ def pack(
         require_finite(moved)
         packed = compress(codec, expanded(kept), release(moved), decay)
     residual = packed.residual
-    return packed.data, compacted(residual, keep) if residual is not None and bool(residual.any()) else None
+    return packed.data, None if residual is None or is_zero(residual) else compacted(residual, keep)
