@@ -1,8 +1,7 @@
 """Waiting for a slot: a semaphore over peers."""
 
 import math
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 import trio
 
@@ -22,10 +21,17 @@ class PeerSemaphore:
         """Nobody has a slot or waits for one."""
         return self._slots.is_unused
 
-    @asynccontextmanager
-    async def slot(self, peers: Sequence[PeerId], n_bytes: int = 0) -> AsyncIterator[PeerId]:
+    def slot(self, peers: Sequence[PeerId], n_bytes: int = 0) -> "SlotWait":
         """Wait for a slot with one of `peers`, for something of this many bytes; the block knows which, and has the slot until it
         ends."""
+        return SlotWait(self, peers, n_bytes)
+
+    async def acquire(self, peers: Sequence[PeerId], n_bytes: int = 0) -> Slot:
+        """As `slot`, until `release`."""
+        if len(peers) == 1 and not n_bytes and not self._slots.has_waiting:
+            free = self._slots.begin(peers[0], now=trio.current_time())
+            if free is not None:
+                return free
         slot = self._slots.ask(peers, n_bytes)
         try:
             if n_bytes:
@@ -33,11 +39,15 @@ class PeerSemaphore:
             self._admit()
             if slot.peer is None:
                 await self._wait(slot)
-            assert slot.peer is not None
-            yield slot.peer
-        finally:
-            self._slots.end(slot)
-            self._admit()
+        except BaseException:
+            self.release(slot)
+            raise
+        return slot
+
+    def release(self, slot: Slot) -> None:
+        """What the slot was for is over."""
+        self._slots.end(slot)
+        self._admit()
 
     def rest(self, peer: PeerId, until: float) -> None:
         """Give no slot with `peer` before then."""
@@ -63,3 +73,22 @@ class PeerSemaphore:
         while (slot := self._slots.poll(now)) is not None:
             if slot.order in self._woken:
                 self._woken[slot.order].set()
+
+
+class SlotWait:
+    """A slot for the length of an `async with` block."""
+
+    def __init__(self, semaphore: PeerSemaphore, peers: Sequence[PeerId], n_bytes: int) -> None:
+        self._semaphore = semaphore
+        self._peers = peers
+        self._n_bytes = n_bytes
+        self._slot: Slot | None = None
+
+    async def __aenter__(self) -> PeerId:
+        self._slot = await self._semaphore.acquire(self._peers, self._n_bytes)
+        assert self._slot.peer is not None
+        return self._slot.peer
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._slot is not None:
+            self._semaphore.release(self._slot)

@@ -74,8 +74,10 @@ class Rpc:
             if self._liveness is not None:
                 self._liveness.lost(peer)
             raise
-        with self.checking(peer, "bad reply"):
+        try:
             reply = encoded.decode_reply(data)
+        except DecodeError as bad:
+            raise self._reported(peer, "bad reply", bad) from bad
         if self._liveness is not None:
             self._liveness.heard(peer)
         return reply
@@ -112,8 +114,11 @@ class Rpc:
         try:
             yield
         except DecodeError as bad:
-            self._messenger.report(peer, f"{what}: {bad}")
-            raise RemoteProtocolError(peer, f"{what}: {bad}") from bad
+            raise self._reported(peer, what, bad) from bad
+
+    def _reported(self, peer: PeerId, what: str, bad: DecodeError) -> RemoteProtocolError:
+        self._messenger.report(peer, f"{what}: {bad}")
+        return RemoteProtocolError(peer, f"{what}: {bad}")
 
 
 class Dispatcher:

@@ -1,4 +1,4 @@
-"""A request under way in a simulated world, and what becomes of it."""
+"""A request under way in a simulated world, as both sides see it."""
 
 from typing import Final
 
@@ -13,7 +13,7 @@ BREAK_AFTER_S = 30.0  # of packets that vanish, until TCP gives the connection u
 
 
 class Exchange:
-    """One request and its reply, or the error in its place."""
+    """One request as its asker sees it, and its reply, or the error in its place."""
 
     def __init__(self) -> None:
         self.done = trio.Event()
@@ -21,10 +21,6 @@ class Exchange:
         """Cancelled when the other side dies at work, or its kernel resets the connection."""
         self.reply = b""
         self.error: Exception | None = None
-        self.priority = Priority.ROUND
-        """Of the reply."""
-        self._throttled: ThrottledReply[Bytes] | None = None
-        self._is_over = False
         self.is_handled = False
         """The other side is at work on it."""
         self.is_stopped = False
@@ -35,6 +31,18 @@ class Exchange:
         if self.is_handled:
             self.is_stopped = True
             self.scope.cancel()
+
+
+class Outcome:
+    """What a request came to at the other side."""
+
+    def __init__(self) -> None:
+        self.reply = b""
+        self.error: Exception | None = None
+        self.priority = Priority.ROUND
+        """Of the reply."""
+        self._throttled: ThrottledReply[Bytes] | None = None
+        self._is_over = False
 
     def throttle(self, reply: ThrottledReply[Bytes]) -> None:
         """The reply holds an upload slot until `over`."""

@@ -1,11 +1,11 @@
 """Gossip between simulated peers: which peers a message reaches over their connections, and when."""
 
 import heapq
-import math
+from collections.abc import Iterable
+from functools import partial
 
 import trio
 
-from legion_p2p.concurrency.notify import Notify
 from legion_p2p.core.identity import PeerId
 from legion_p2p.sim.fabric import Fabric, Station
 
@@ -17,20 +17,15 @@ class Mail:
 
     def __init__(self, world: Fabric) -> None:
         self._world = world
-        self._due: list[tuple[float, int, Station, str, bytes]] = []
-        self._n_sent = 0
-        self._came = Notify()
-        self._routes: dict[tuple[str, PeerId], list[tuple[Station, float]]] = {}
+        self._routes: dict[tuple[str, PeerId], list[tuple[float, list[Station]]]] = {}
         self._wanting: dict[str, set[PeerId]] = {}
 
     def publish(self, source: Station, topic: str, data: bytes) -> None:
         """Pass a message on along connections between subscribers, at their delays."""
         now = trio.current_time()
-        for target, delay_s in self._route(topic, source):
-            arrived = self._world.arrives(source.peer_id, target.peer_id, data)
-            self._n_sent += 1
-            heapq.heappush(self._due, (now + delay_s, self._n_sent, target, topic, arrived))
-        self._came.notify()
+        for delay_s, targets in self._route(topic, source):
+            arriving = [(target, self._world.arrives(source.peer_id, target.peer_id, data)) for target in targets]
+            self._world.timers.at(now + delay_s, partial(_deliver, topic, arriving))
 
     def connections_changed(self) -> None:
         """Messages may take other paths from now on."""
@@ -41,25 +36,8 @@ class Mail:
         self._routes.clear()
         self._wanting.clear()
 
-    async def deliver(self) -> None:
-        """Hand over each message when it is due, until cancelled."""
-        while True:
-            due_at = self._due[0][0] if self._due else math.inf
-            if due_at > trio.current_time():
-                with trio.move_on_at(due_at):
-                    await self._came.wait()
-                continue
-            _, _, target, topic, data = heapq.heappop(self._due)
-            if not target.alive:
-                continue
-            target.n_gossip += len(data)
-            if target.frozen:
-                target.held = [*target.held, (topic, data)][-MAX_HELD:]
-            else:
-                target.gossip.receive(topic, data)
-
-    def _route(self, topic: str, source: Station) -> list[tuple[Station, float]]:
-        """The peers that a message reaches, and after how long: the fastest path over connections between subscribers."""
+    def _route(self, topic: str, source: Station) -> list[tuple[float, list[Station]]]:
+        """The peers that a message reaches, by how long it takes: the fastest path over connections between subscribers."""
         key = (topic, source.peer_id)
         if key not in self._routes:
             world = self._world
@@ -71,7 +49,10 @@ class Mail:
                 reached = self._flood_directly(source, wanting)
             else:
                 reached = self._flood(source, wanting) if callable(hop_s) else self._flood_evenly(source, wanting, hop_s)
-            self._routes[key] = [(world.network_of(peer), delay_s) for peer, delay_s in reached.items()]
+            by_delay: dict[float, list[Station]] = {}
+            for peer, delay_s in reached.items():
+                by_delay.setdefault(delay_s, []).append(world.network_of(peer))
+            self._routes[key] = list(by_delay.items())
         return self._routes[key]
 
     def _flood(self, source: Station, wanting: set[PeerId]) -> dict[PeerId, float]:
@@ -127,3 +108,14 @@ class Mail:
             return set()
         connected = network.connections & wanting
         return {to for to in connected if not self._world.is_blocked(at, to)} if self._world.is_split else connected
+
+
+def _deliver(topic: str, arriving: Iterable[tuple[Station, bytes]]) -> None:
+    for target, data in arriving:
+        if not target.alive:
+            continue
+        target.n_gossip += len(data)
+        if target.frozen:
+            target.held = [*target.held, (topic, data)][-MAX_HELD:]
+        else:
+            target.gossip.receive(topic, data)

@@ -40,6 +40,7 @@ from legion_p2p.sim.fabric import BetweenPeers, Station
 from legion_p2p.sim.mail import Mail
 from legion_p2p.sim.rates import Rates
 from legion_p2p.sim.station import SimNetwork
+from legion_p2p.sim.timers import Timers
 
 Corrupt = Callable[[PeerId, PeerId, bytes], bytes]
 Wall = tuple[frozenset[PeerId], frozenset[PeerId] | None]
@@ -82,8 +83,9 @@ class World:
         self._walls: list[Wall] = []
         self.changed = Notify()
         """Somebody joined, left, froze, thawed or was hidden, or a wall was put up or taken down."""
+        self.timers = Timers()
         self.mail = Mail(self)
-        self.rates = Rates(seed, up_bytes_s, links, self.start)
+        self.rates = Rates(seed, up_bytes_s, links, self.start, self.timers)
         self._n_joined = 0
         self._nursery: trio.Nursery | None = None
         self._manager = trio.open_nursery()
@@ -94,7 +96,7 @@ class World:
         trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True
         trio_run._r.seed(self._seed)
         self._nursery = await self._manager.__aenter__()
-        self._nursery.start_soon(self.mail.deliver)
+        self._nursery.start_soon(self.timers.run)
         return self
 
     async def __aexit__(
@@ -183,7 +185,7 @@ class World:
 
     def delay(self, source: PeerId, target: PeerId) -> float:
         """One way."""
-        relay = self.relay_between(source, target) if self._carried else None
+        relay = self.relay_between(source, target)
         if relay is not None:
             return self._direct_delay(source, relay) + self._direct_delay(relay, target)
         return self._direct_delay(source, target)
@@ -212,7 +214,7 @@ class World:
 
     def relay_between(self, a: PeerId, b: PeerId) -> PeerId | None:
         """What carries their connection; None where it is direct, or there is none."""
-        return self._carried.get(frozenset((a, b)))
+        return None if not self._carried else self._carried.get(frozenset((a, b)))
 
     def _carries(self, relay: PeerId, a: PeerId, b: PeerId) -> bool:
         network = self.peer(relay)
@@ -240,12 +242,14 @@ class World:
             wait_s = self.delay(source, target)
             if is_bulk:
                 rate = self.rate_bytes_s(source, target) if callable(self.rate_bytes_s) else self.rate_bytes_s
-                wait_s += self.rates.turn_s(source, target, n_bytes / rate)
-            await trio.sleep(wait_s)
+                wait_s += self.rates.turn_s(source, target, n_bytes / rate) if rate != math.inf else 0.0
+            await self.timers.sleep_until(trio.current_time() + wait_s)
         await self.wait_through(source, target, relay)
 
     async def wait_through(self, source: PeerId, target: PeerId, relay: PeerId | None = None) -> None:
         """Wait while an end or the relay is frozen, without limit, or while a partition lasts, for as long as TCP tries."""
+        if relay is None and not (self._walls or self._peers[source].frozen or self._peers[target].frozen):
+            return  # as nearly always
         hops = [(source, target)] if relay is None else [(source, relay), (relay, target)]
         ends = {end for hop in hops for end in hop}
         while True:

@@ -11,6 +11,7 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority
 from legion_p2p.errors import UsageError
 from legion_p2p.sim.throttle import Access, Uplink
+from legion_p2p.sim.timers import Timers
 
 
 class Rates:
@@ -22,12 +23,14 @@ class Rates:
         up_bytes_s: float,
         links: MutableMapping[PeerId, LinkProfile] | None,
         start: Callable[..., None],
+        timers: Timers,
     ) -> None:
         """See `World`. `start` runs a task as long as the world lasts."""
         self._seed = seed
         self._up_bytes_s = up_bytes_s
         self._links = links
         self._start = start
+        self._timers = timers
         self._busy_until: dict[tuple[PeerId, PeerId], float] = {}
         self._uplinks: dict[PeerId, Uplink] = {}
         self._access: dict[PeerId, Access] = {}
@@ -41,8 +44,8 @@ class Rates:
     async def pass_links(self, source: PeerId, target: PeerId, n_bytes: int) -> None:
         """Wait until the bytes have passed the access links of both."""
         assert self._links is not None
-        await trio.sleep_until(self._access_of(source).up(target, self._links[target].place, n_bytes))
-        await trio.sleep_until(self._access_of(target).down(source, n_bytes))
+        await self._timers.sleep_until(self._access_of(source).up(target, self._links[target].place, n_bytes))
+        await self._timers.sleep_until(self._access_of(target).down(source, n_bytes))
 
     def turn_s(self, source: PeerId, target: PeerId, takes_s: float) -> float:
         """Seconds until the bytes have their turn between the two peers, and have passed in `takes_s` after that."""

@@ -2,12 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
 from random import Random
 
 import trio
 
-from legion_p2p.concurrency.semaphore import PeerSemaphore
+from legion_p2p.concurrency.semaphore import PeerSemaphore, SlotWait
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.slots import SlotLimits
 from legion_p2p.core.wire import Busy
@@ -26,7 +25,7 @@ class ProviderScheduler:
         self._semaphore = PeerSemaphore(SlotLimits(max_per_peer=PER_PROVIDER))
         self._n_turned_away: Counter[PeerId] = Counter()
 
-    def turn(self, candidates: Sequence[PeerId]) -> AbstractAsyncContextManager[PeerId]:
+    def turn(self, candidates: Sequence[PeerId]) -> SlotWait:
         """Wait until one of them may be asked, and ask that one within the block. Of several it is the one that has least to send
         us; of equal ones the first.
         """

@@ -14,7 +14,7 @@ from legion_p2p.core.traffic_ledger import TrafficLedger, class_of
 from legion_p2p.services.ports import Messenger
 
 
-class RegionTraffic(msgspec.Struct, frozen=True):
+class RegionTraffic(msgspec.Struct):
     """Bytes of the bodies of requests and replies, both ways."""
 
     in_region: int = 0
@@ -75,8 +75,7 @@ class RegionalMessenger:
 
     def _count(self, peer: PeerId, kind: str, sent_bytes: int, received_bytes: int) -> None:
         self.books.moved(peer, kind, sent_bytes, received_bytes, self._wall_time())
-        now, n_bytes = self.regional, sent_bytes + received_bytes
         if self._is_across(peer):
-            self.regional = RegionTraffic(now.in_region, now.across + n_bytes)
+            self.regional.across += sent_bytes + received_bytes
         else:
-            self.regional = RegionTraffic(now.in_region + n_bytes, now.across)
+            self.regional.in_region += sent_bytes + received_bytes
