@@ -7,7 +7,8 @@
 Peers train a toy model in virtual time over the network of legion_p2p.sim: 16 shards of 256 elements, int8, local steps of 1 s,
 ten of them a round. The CPU time of the process is divided by peers and virtual seconds, so it contains the simulated network,
 the toy's arithmetic and all that a peer does: announcements, probing, pushes, rounds and updates. Joining is not counted.
-With `--idle` nobody trains: what is left is what a run costs that only waits.
+With `--idle` nobody trains: what is left is what a run costs that only waits. Python's garbage collector is set as all commands
+set it.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import torch
 import trio
 from trio.testing import MockClock
 
+from legion_p2p.cli.running import COLLECT_AFTER
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.sim.swarm import Swarm
 
@@ -63,6 +65,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print where the time goes; what is measured is then slower")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    gc.set_threshold(*COLLECT_AFTER)
     for n_peers in args.peers:
         for n_shards in args.shards:
             profile = cProfile.Profile(time.process_time) if args.profile else None

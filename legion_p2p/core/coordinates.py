@@ -34,6 +34,10 @@ MAX_PULL_S = 0.1  # how much too far a peer may seem: one that claims to be 10 s
 UNSETTLED = 0.75  # half of the largest error: such a coordinate tells nobody where its owner is
 MAX_PAIRS = 512  # peers whose last round trips are kept for the filter; those heard of longest ago are forgotten
 
+STEADY_S = 0.005  # a coordinate that has moved by less is announced as it was: witnesses tolerate four times as much
+STEADY_ERROR = 2.0  # so is an error that has become less than this many times as large, or as small,
+SURE = 0.1  # or that was below this and is
+
 _Seconds = Annotated[float, msgspec.Meta(ge=-MAX_COORDINATE_S, le=MAX_COORDINATE_S)]
 
 
@@ -83,6 +87,7 @@ class Locator:
         self._config = config
         self._rng = rng
         self._samples: BoundedMap[PeerId, deque[tuple[float, float]]] = BoundedMap(MAX_PAIRS)
+        self._least_s: dict[PeerId, float] = {}  # of each of them: asked for many times between two samples
 
     @property
     def n_heard(self) -> int:
@@ -98,6 +103,9 @@ class Locator:
         samples.append((now, rtt_s))
         while now - samples[0][0] > self._config.filter_age_s:
             samples.popleft()
+        self._least_s[peer] = min(rtt_s for _, rtt_s in samples)
+        if len(self._least_s) > len(self._samples):  # one of them was forgotten
+            self._least_s = {kept: self._least_s[kept] for kept in self._samples}
 
     def fit(self, peer: PeerId, theirs: Coordinate) -> None:
         """Move towards where the round trips to `peer`, which says it is at `theirs`, would fit, if there are any."""
@@ -112,6 +120,7 @@ class Locator:
     def forget(self, peer: PeerId) -> None:
         """It has left."""
         self._samples.pop(peer, None)
+        self._least_s.pop(peer, None)
 
     def n_samples(self, peer: PeerId) -> int:
         """Round trips to `peer` that are remembered."""
@@ -119,13 +128,12 @@ class Locator:
 
     def measured_s(self, peer: PeerId) -> float | None:
         """The filtered round trip to `peer`, where there is one."""
-        last = list(self._samples.get(peer, ()))[-self._config.filter_size :]
-        return median_low(rtt_s for _, rtt_s in last) if last else None
+        samples = self._samples.get(peer)
+        return None if samples is None else median_low([rtt_s for _, rtt_s in samples][-self._config.filter_size :])
 
     def least_s(self, peer: PeerId) -> float | None:
         """The shortest of the last round trips to `peer`: what a busy machine adds to most of them is not in it."""
-        samples = self._samples.get(peer)
-        return min(rtt_s for _, rtt_s in samples) if samples else None
+        return self._least_s.get(peer)
 
     def _move(self, theirs: Coordinate, rtt_s: float) -> None:
         config, mine = self._config, self.coordinate
@@ -161,6 +169,32 @@ class Locator:
         random = [self._rng.gauss(0, 1) for _ in range(N_DIMENSIONS)]
         length = math.hypot(*random) or 1.0
         return [r / length for r in random], 0.0
+
+
+class SteadyCoordinate:
+    """A coordinate as it is announced: it follows one that trembles in steps (as the application-level coordinates of Ledlie et
+    al.), so that what others know, and what they computed from it, stays true for long."""
+
+    def __init__(self) -> None:
+        self._announced: Coordinate | None = None
+
+    def look(self, now: Coordinate) -> Coordinate:
+        """What to announce, where this peer is at `now`."""
+        before = self._announced
+        if before is not None and _moved_s(before, now) <= STEADY_S and _is_as_sure(before.error, now.error):
+            return before
+        self._announced = now
+        return now
+
+
+def _moved_s(a: Coordinate, b: Coordinate) -> float:
+    """By how much more or less any round trip is expected to take."""
+    return math.dist(a.position, b.position) + abs(a.height - b.height)
+
+
+def _is_as_sure(before: float, now: float) -> bool:
+    low, high = sorted(max(error, SURE) for error in (before, now))
+    return high < STEADY_ERROR * low and (before < UNSETTLED) == (now < UNSETTLED)
 
 
 def _bounded(x: float, low: float, high: float) -> float:

@@ -17,7 +17,7 @@ Never happens: a peer chooses its witnesses, or the peers that it is a witness o
 
 import hashlib
 import struct
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from itertools import chain, islice
@@ -66,6 +66,7 @@ class Ring:
         self._n_candidates = max(0, min(N_CANDIDATES, len(self.accounts) - 1))
         self._twice = self.accounts + self.accounts[: self._n_candidates]
         self._at = {account.peer_id: at for at, account in enumerate(self.accounts)}
+        self._at_mark = {_mark(account.peer_id): at for at, account in enumerate(self.accounts)}
 
     def witnesses_of(self, peer: PeerId) -> list[Account]:
         """The nearest to where it claims to be first. All peers that see the same announcements agree on them."""
@@ -80,18 +81,45 @@ class Ring:
 
     def subjects_of(self, witness: PeerId) -> list[PeerId]:
         """Whom it is to measure, in the order of the ring; at most MAX_TESTIMONIES."""
+        peers = (self.accounts[i].peer_id for i in self.before(witness))
+        return list(islice((peer for peer in peers if self.is_witness(witness, peer)), MAX_TESTIMONIES))
+
+    def before(self, witness: PeerId) -> list[int]:
+        """Where those stand that it is a candidate for."""
         at, n = self._at[witness], len(self.accounts)
-        before = sorted((at - 1 - back) % n for back in range(self._n_candidates))  # it is a candidate for no others
-        peers = (self.accounts[i].peer_id for i in before)
-        chosen = (peer for peer in peers if any(other.peer_id == witness for other in self.witnesses_of(peer)))
-        return list(islice(chosen, MAX_TESTIMONIES))
+        return sorted((at - 1 - back) % n for back in range(self._n_candidates))
+
+    def is_witness(self, witness: PeerId, peer: PeerId) -> bool:
+        """Whether `witness`, a candidate, is one of `witnesses_of(peer)`."""
+        at = self._at[peer]
+        claimed, here = self.accounts[at].coordinate, self.accounts[self._at[witness]].coordinate
+        if claimed is None or here is None:
+            return False
+        candidates = self._twice[at + 1 : at + 1 + self._n_candidates]
+        mine = claimed.rtt_s(here), witness
+        n_nearer = sum((claimed.rtt_s(c.coordinate), c.peer_id) < mine for c in candidates if c.coordinate is not None)
+        return n_nearer < N_WITNESSES
+
+    def is_candidate(self, candidate: PeerId, peer: PeerId) -> bool:
+        """Whether chance has chosen it for one that may be a witness of `peer`."""
+        return 0 < (self._at[candidate] - self._at[peer]) % len(self.accounts) <= self._n_candidates
+
+    def of_mark(self, mark: bytes) -> Account | None:
+        """The account of the peer with this mark, if it is in the ring."""
+        at = self._at_mark.get(mark)
+        return None if at is None else self.accounts[at]
+
+    def renew(self, account: Account) -> None:
+        """One that is in the ring announces something else."""
+        at, n = self._at[account.peer_id], len(self.accounts)
+        self.accounts[at] = self._twice[at] = account
+        if at < self._n_candidates:
+            self._twice[n + at] = account
 
 
 def doubted(ring: Ring) -> frozenset[PeerId]:
     """The members whose coordinate is not believed. All peers that see the same announcements agree."""
     spoken = {account.peer_id: _unpacked(account.testimonies) for account in ring.accounts}
-    if not _any_may_be_doubted(ring.accounts, spoken):  # as a rule, and then nobody's witnesses need to be found
-        return frozenset()
     n_speaking = Counter(chain.from_iterable(spoken.values()))
     verdicts = {}
     for account in ring.accounts:
@@ -106,21 +134,95 @@ def doubted(ring: Ring) -> frozenset[PeerId]:
     return found if 2 * len(found) <= len(verdicts) else frozenset()
 
 
-def _any_may_be_doubted(accounts: Iterable[Account], spoken: Mapping[PeerId, Mapping[bytes, float]]) -> bool:
-    """Whether at least MIN_CONTRADICTING members, witnesses or not, measured something else than some peer claims."""
-    claims = {_mark(account.peer_id): account.coordinate for account in accounts}
-    contradicting: Counter[bytes] = Counter()
-    for account in accounts:
-        here = account.coordinate
-        if here is None or here.error >= UNSETTLED:
-            continue
-        for mark, rtt_s in spoken[account.peer_id].items():
-            claimed = claims.get(mark)
-            if claimed is not None and 0 < rtt_s <= MAX_RTT_S and not _fits(claimed, Witness(here, rtt_s)):
-                contradicting[mark] += 1
-                if contradicting[mark] >= MIN_CONTRADICTING:
-                    return True
-    return False
+class WitnessBook:
+    """What all announce, taken in one change after the other: whom one peer is to measure, and who is not believed.
+
+    Most of the time nobody has moved, and of a run of hundreds a few have: only what concerns those is computed again.
+    """
+
+    def __init__(self, me: PeerId) -> None:
+        self.subjects: list[PeerId] = []
+        """`Ring.subjects_of` this peer."""
+        self.doubted: frozenset[PeerId] = frozenset()
+        """See `doubted`."""
+        self._me = me
+        self._accounts: dict[PeerId, Account] = {}
+        self._ring = Ring(())
+        self._is_subject: dict[PeerId, bool] = {}  # of those that this peer is a candidate for
+        self._spoken: dict[PeerId, Mapping[bytes, float]] = {}
+        self._speakers: defaultdict[bytes, set[PeerId]] = defaultdict(set)  # by whom they speak about
+        self._contradicting: defaultdict[bytes, set[PeerId]] = defaultdict(set)  # of them those that measured something else
+
+    def hear(self, accounts: Iterable[Account]) -> None:
+        """All announce this now, this peer included."""
+        heard = {account.peer_id: account for account in accounts}
+        if heard.keys() != self._accounts.keys():
+            self._begin(heard)
+        else:
+            changed = [account for peer, account in heard.items() if account != self._accounts[peer]]
+            if not changed:
+                return
+            moved = [a for a in changed if a.coordinate != self._accounts[a.peer_id].coordinate]
+            for account in changed:
+                self._accounts[account.peer_id] = account
+                self._ring.renew(account)
+            for account in changed:
+                self._take_testimonies(account)
+            for account in moved:
+                self._look_at(account)
+        self.subjects = [peer for peer, is_subject in self._is_subject.items() if is_subject][:MAX_TESTIMONIES]
+        any_may_be_doubted = any(len(found) >= MIN_CONTRADICTING for found in self._contradicting.values())
+        # As a rule none may, and then nobody's witnesses need to be found.
+        self.doubted = doubted(self._ring) if any_may_be_doubted else frozenset()
+
+    def _begin(self, accounts: dict[PeerId, Account]) -> None:
+        """Others are members than before."""
+        self._accounts = accounts
+        self._ring = Ring(accounts.values())
+        before = (self._ring.accounts[i].peer_id for i in self._ring.before(self._me))
+        self._is_subject = {peer: self._ring.is_witness(self._me, peer) for peer in before}
+        for book in (self._spoken, self._speakers, self._contradicting):
+            book.clear()
+        for account in accounts.values():
+            self._take_testimonies(account)
+
+    def _look_at(self, account: Account) -> None:
+        """It claims to be elsewhere than before."""
+        peer, mark = account.peer_id, _mark(account.peer_id)
+        for subject in self._is_subject:
+            if peer in (subject, self._me) or self._ring.is_candidate(peer, subject):
+                self._is_subject[subject] = self._ring.is_witness(self._me, subject)
+        for about in self._spoken[peer]:
+            self._compare(peer, about)
+        for speaker in self._speakers.get(mark, ()):
+            self._compare(speaker, mark)
+
+    def _take_testimonies(self, account: Account) -> None:
+        """Note what it measured of others."""
+        peer, now = account.peer_id, _unpacked(account.testimonies)
+        before = self._spoken.get(peer, {})
+        if now is before:
+            return
+        self._spoken[peer] = now
+        for mark in before.keys() - now.keys():
+            for book in (self._speakers, self._contradicting):
+                book[mark].discard(peer)
+                if not book[mark]:  # anybody may speak of peers that nobody knows, and of others each time
+                    del book[mark]
+        for mark, rtt_s in now.items():
+            if rtt_s != before.get(mark):
+                self._speakers[mark].add(peer)
+                self._compare(peer, mark)
+
+    def _compare(self, speaker: PeerId, mark: bytes) -> None:
+        """What a member, witness or not, measured of the one with this mark with what that claims."""
+        account, here, rtt_s = self._ring.of_mark(mark), self._accounts[speaker].coordinate, self._spoken[speaker][mark]
+        claimed = None if account is None else account.coordinate
+        is_sure = here is not None and here.error < UNSETTLED and 0 < rtt_s <= MAX_RTT_S
+        if claimed is not None and here is not None and is_sure and not _fits(claimed, Witness(here, rtt_s)):
+            self._contradicting[mark].add(speaker)
+        else:
+            self._contradicting[mark].discard(speaker)
 
 
 def is_believed(claimed: Coordinate, witnesses: Iterable[Witness]) -> bool | None:

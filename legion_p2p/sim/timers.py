@@ -14,7 +14,7 @@ from legion_p2p.concurrency.notify import Notify
 
 
 class Timers:
-    """Calls functions, and wakes tasks, in virtual time. What is due at the same moment comes in the order in which it was asked."""
+    """Calls functions, and wakes tasks, in virtual time; of the same moment, in the order in which it was asked for them."""
 
     def __init__(self) -> None:
         self._due: list[tuple[float, int, Callable[[], object]]] = []

@@ -82,7 +82,7 @@ def weighted_mean(
         shares = [c.weight / heaviest for c in usable]
         total = math.fsum(shares)
         out_N, values = mean_N.numpy(), [c.value.detach().numpy() for c in usable]
-        sum_B, one_B = np.empty((2, min(BLOCK, numel)))  # in numpy: torch takes a quarter longer, of 256 elements three times as long
+        sum_B, one_B = np.empty((2, min(BLOCK, numel)))  # torch takes a quarter longer, and of 256 elements three times as long
         for start in range(0, numel, BLOCK):
             end = min(start + BLOCK, numel)
             sum_B, one_B = sum_B[: end - start], one_B[: end - start]

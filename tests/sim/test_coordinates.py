@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from legion_p2p.core.coordinates import MAX_COORDINATE_S, MIN_HEIGHT_S, ORIGIN, Coordinate, Locator
+from legion_p2p.core.coordinates import (
+    MAX_COORDINATE_S,
+    MIN_HEIGHT_S,
+    ORIGIN,
+    STEADY_S,
+    UNSETTLED,
+    Coordinate,
+    Locator,
+    SteadyCoordinate,
+)
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.witnesses import Witness, is_believed
 
@@ -138,6 +147,29 @@ def test_two_at_the_same_place_move_apart():
         locator.observe(PeerId("x"), Coordinate(ORIGIN.position, 0.001, 0.1), 0.1, float(t))
 
     assert locator.coordinate.rtt_s(Coordinate(ORIGIN.position, 0.001, 0.1)) == pytest.approx(0.1, rel=0.05)
+
+
+def test_a_coordinate_that_trembles_is_announced_as_it_was_and_one_that_moves_is_followed():
+    steady = SteadyCoordinate()
+    first = Coordinate((0.0, 0.0, 0.0, 0.0), 0.01, 0.15)
+    assert steady.look(first) is first
+
+    for t in range(20):
+        assert steady.look(Coordinate((0.001 * (t % 3), 0.0, 0.0, 0.0), 0.01 + 0.001 * (t % 2), 0.1 + 0.01 * (t % 10))) is first
+
+    moved = Coordinate((0.5 * STEADY_S, 0.0, 0.0, 0.0), 0.01 + 0.6 * STEADY_S, 0.15)
+    assert steady.look(moved) is moved  # a round trip to it takes longer by more than STEADY_S
+    unsure = Coordinate(moved.position, moved.height, 0.4)
+    assert steady.look(unsure) is unsure
+
+
+@given(st.lists(st.tuples(st.floats(-0.05, 0.05), st.floats(1e-3, 1.5)), min_size=1, max_size=30))
+def test_what_is_announced_is_never_further_off_than_nobody_minds(places):
+    steady = SteadyCoordinate()
+    for x, error in places:
+        here = Coordinate((x, 0.0, 0.0, 0.0), 0.01, error)
+        told = steady.look(here)
+        assert abs(told.position[0] - x) <= STEADY_S and (told.error < UNSETTLED) == (error < UNSETTLED)
 
 
 finite = st.floats(-MAX_COORDINATE_S, MAX_COORDINATE_S)

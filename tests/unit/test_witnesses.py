@@ -19,6 +19,7 @@ from legion_p2p.core.witnesses import (
     Account,
     Ring,
     Witness,
+    WitnessBook,
     doubted,
     is_believed,
     pack_testimonies,
@@ -140,3 +141,48 @@ def test_as_many_as_it_takes_to_doubt_a_peer_are_looked_for_first() -> None:
         assert is_believed(here, [*fitting, *[Witness(here, here.rtt_s(far))] * (MIN_CONTRADICTING - 1)])
     fitting = [Witness(here, here.rtt_s(here))] * (MIN_WITNESSES - MIN_CONTRADICTING)
     assert is_believed(here, [*fitting, *[Witness(here, here.rtt_s(far))] * MIN_CONTRADICTING]) is False
+
+
+steps = st.tuples(
+    st.integers(0, 11),
+    st.integers(0, 4),
+    st.sampled_from([0.1, 0.5, 0.9]),
+    st.lists(st.integers(0, 13), max_size=8),
+    st.booleans(),
+)
+
+
+@given(st.lists(steps, min_size=1, max_size=25))
+def test_what_is_taken_in_change_by_change_is_what_all_of_it_at_once_gives(moves) -> None:
+    book, known = WitnessBook(PEERS[0]), {PEERS[0]: Account(PEERS[0], None)}
+    for i, place, error, measured, leaves in moves:
+        peer = PEERS[i]
+        if leaves and peer != PEERS[0]:
+            known.pop(peer, None)
+        else:
+            said = pack_testimonies([(PEERS[j], 0.1 * (j % 3)) for j in set(measured)])  # some of nobody that is a member
+            known[peer] = Account(peer, None if place == 4 else at(100 * place, error), said)
+
+        book.hear(known.values())
+
+        ring = Ring(known.values())
+        assert book.subjects == ring.subjects_of(PEERS[0])
+        assert book.doubted == doubted(ring)
+
+
+def test_a_witness_is_one_of_the_nearest_candidates() -> None:
+    rng = random.Random(3)
+    ring = Ring([Account(peer, at(rng.randrange(300))) for peer in PEERS])
+
+    for witness in PEERS:
+        named = {peer for peer in PEERS if any(w.peer_id == witness for w in ring.witnesses_of(peer))}
+        assert named == {peer for peer in PEERS if ring.is_candidate(witness, peer) and ring.is_witness(witness, peer)}
+
+
+def test_a_member_that_speaks_of_others_each_time_fills_no_memory() -> None:
+    book = WitnessBook(PEERS[0])
+    for k in range(50):
+        said = pack_testimonies([(PeerId(f"nobody-{k}-{i}"), 0.1) for i in range(MAX_TESTIMONIES)])
+        book.hear([Account(PEERS[0], at(0)), Account(PEERS[1], at(0), said)])
+
+    assert len(book._speakers) + len(book._contradicting) <= 2 * MAX_TESTIMONIES

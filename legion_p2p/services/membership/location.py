@@ -14,11 +14,11 @@ import trio
 
 from legion_p2p.config import AUTO_REGION
 from legion_p2p.core.announcement import Announcement, peer_of
-from legion_p2p.core.coordinates import Coordinate, Locator
+from legion_p2p.core.coordinates import Coordinate, Locator, SteadyCoordinate
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.pings import PingPlan, RoundTrips
 from legion_p2p.core.regions import FEW_SAMPLES, Measured, Placed, RegionChoice, regions_of
-from legion_p2p.core.witnesses import Account, Ring, doubted, pack_testimonies
+from legion_p2p.core.witnesses import Account, WitnessBook, pack_testimonies
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
 
@@ -39,24 +39,24 @@ class RegionService:
         self._messenger = ctx.messenger
         self._rng = random.Random(members.me)
         self._locator = Locator(self._rng)
+        self._steady = SteadyCoordinate()
         self._fixed = None if ctx.config.region == AUTO_REGION else ctx.config.region
         self._choice = RegionChoice(members.me)
         self._placed = self._fixed is not None
-        self._subjects: list[PeerId] = []
-        self._doubted: frozenset[PeerId] = frozenset()
+        self._book = WitnessBook(members.me)
         self._plan = PingPlan(members.me)
         self._planned_at: object = None  # the revision of the members that the plan was made for
         self._read: dict[PeerId, float] = {}  # what the messenger last said: only what is new is another sample
 
     @property
     def coordinate(self) -> Coordinate | None:
-        """Where this peer is; None before it has looked around."""
-        return self._locator.coordinate if self._placed else None
+        """Where this peer says it is; None before it has looked around."""
+        return self._steady.look(self._locator.coordinate) if self._placed else None
 
     @property
     def testimonies(self) -> bytes:
         """What this peer measured of those that it is a witness of, packed."""
-        measured = ((peer, self._locator.least_s(peer)) for peer in self._subjects)
+        measured = ((peer, self._locator.least_s(peer)) for peer in self._book.subjects)
         return pack_testimonies([(peer, rtt_s) for peer, rtt_s in measured if rtt_s is not None])
 
     async def first(self) -> str:
@@ -83,7 +83,7 @@ class RegionService:
                 self._read[peer] = rtt_s
                 self._sample(peer, rtt_s)
         self._hear_witnesses()
-        if pinged := self._plan.due(self._subjects, self._known, trio.current_time()):
+        if pinged := self._plan.due(self._book.subjects, self._known, trio.current_time()):
             async with trio.open_nursery() as nursery:
                 for peer in pinged:
                     nursery.start_soon(self._ping, peer, 1)
@@ -105,11 +105,11 @@ class RegionService:
         here, others = self._locator.coordinate, self._others()
         placed = [Placed(peer_of(a), a.region, a.coordinate) for a in others if a.coordinate is not None]
         placed.append(Placed(self._members.me, self._choice.region, here))
-        return self._choice.look(here, regions_of(placed, self._doubted), self._measured(placed))
+        return self._choice.look(here, regions_of(placed, self._book.doubted), self._measured(placed))
 
     def is_doubted(self, peer: PeerId) -> bool:
         """Its witnesses measured something else than the coordinate that it announces."""
-        return peer in self._doubted
+        return peer in self._book.doubted
 
     def forget(self, peer: PeerId) -> None:
         """It has left."""
@@ -141,10 +141,7 @@ class RegionService:
     def _hear_witnesses(self) -> None:
         """Once per announcement period: which members to measure, and which not to believe."""
         accounts = [Account(peer_of(a), a.coordinate, a.testimonies) for a in self._others()]
-        accounts.append(Account(self._members.me, self.coordinate, self.testimonies))
-        ring = Ring(accounts)
-        self._subjects = ring.subjects_of(self._members.me)
-        self._doubted = doubted(ring)
+        self._book.hear([*accounts, Account(self._members.me, self.coordinate, self.testimonies)])
 
     async def _ping(self, peer: PeerId, n: int) -> None:
         for _ in range(n):
@@ -157,7 +154,7 @@ class RegionService:
         claims = {
             peer_of(a): a.coordinate
             for a in self._others()
-            if a.coordinate is not None and a.peer_id not in self._doubted and self._locator.n_samples(peer_of(a))
+            if a.coordinate is not None and a.peer_id not in self._book.doubted and self._locator.n_samples(peer_of(a))
         }
         for _ in range(n_passes):
             for peer in self._rng.sample(sorted(claims), min(most, len(claims))):
