@@ -198,10 +198,14 @@ class Chain:
         self._older_bytes.clear()
 
     def _include(self, included: Iterable[Inclusion]) -> None:
-        for inclusion in included:
-            peer = PeerId(inclusion.peer)
-            if self.is_plausible(peer, inclusion.seq):  # or a liar could have all that the member ever sends taken for included
-                self._included[peer] = max(inclusion.seq, self._included.pop(peer, -1))
+        known = self._included
+        for inclusion in included:  # of hundreds of members, in each update
+            peer, seq = PeerId(inclusion.peer), inclusion.seq
+            newest = known.get(peer, -1)
+            if seq <= newest + MAX_SEQ_JUMP:  # or a liar could have all that the member ever sends taken for included
+                if newest >= 0:
+                    del known[peer]
+                known[peer] = seq if seq > newest else newest
         while len(self._included) > MAX_TRACKED:  # the member that contributed longest ago goes: newcomers must find room
             del self._included[next(iter(self._included))]
 

@@ -12,6 +12,7 @@ Never happens: a peer is excluded by what it did not sign; evidence of one owner
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -24,6 +25,7 @@ from legion_p2p.errors import DecodeError, SignatureError
 
 EXCLUDED_S = 24 * 3600.0
 MAX_CULPRITS = 64  # whose evidence is kept, of at most half a megabyte each; a key costs nothing, so more would help nobody
+MAX_OPENED = 64  # headers that were checked already: one comes again as evidence, by a relay, and to other peers of this process
 DOMAIN = b"legion/update/1\0"
 
 
@@ -32,6 +34,7 @@ def sign_header(raw: bytes, identity: Identity) -> bytes:
     return identity.sign(DOMAIN + raw)
 
 
+@lru_cache(maxsize=MAX_OPENED)
 def open_header(raw: bytes, signature: bytes) -> UpdateHeader:
     """An update's header that its owner has signed. Raises: DecodeError; SignatureError."""
     header = decode_header(raw)

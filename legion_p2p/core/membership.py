@@ -228,6 +228,11 @@ class Membership:
         return self._all_counted().copy()
 
     @property
+    def n_members(self) -> int:
+        """Rows, the dead included."""
+        return len(self._members)
+
+    @property
     def n_counted(self) -> int:
         """How many are not dead."""
         return len(self._all_counted())

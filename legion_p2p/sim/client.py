@@ -10,7 +10,7 @@ from legion_p2p.errors import UnreachableError, UsageError
 from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.limits import DIAL_TIMEOUT_S, MAX_BODY_BYTES, MAX_REQUESTS_OUT
 from legion_p2p.net.peer_score import REFUSED, Refusals
-from legion_p2p.sim.exchange import BREAK_AFTER_S, FRAME_BYTES, Exchange, Outcome
+from legion_p2p.sim.exchange import BREAK_AFTER_S, FRAME_BYTES, Exchange, RequestOutcome
 from legion_p2p.sim.fabric import Fabric, Station
 
 
@@ -91,7 +91,7 @@ class SimClient:
     async def _exchange(self, exchange: Exchange, peer: PeerId, service: str, body: bytes, priority: Priority) -> None:
         world, network, me = self._world, self._network, self._network.peer_id
         other = world.network_of(peer)
-        outcome = Outcome()
+        outcome = RequestOutcome()
         breaks = world.random.random() < world.loss
         late = world.random.random() < 0.5
         begun_at = trio.current_time()

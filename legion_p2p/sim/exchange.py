@@ -33,7 +33,7 @@ class Exchange:
             self.scope.cancel()
 
 
-class Outcome:
+class RequestOutcome:
     """What a request came to at the other side."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority
 from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.peer_score import Refusals
-from legion_p2p.sim.exchange import Exchange, Outcome
+from legion_p2p.sim.exchange import Exchange, RequestOutcome
 from legion_p2p.sim.timers import Timers
 
 BetweenPeers = Callable[[PeerId, PeerId], float]
@@ -21,7 +21,7 @@ BetweenPeers = Callable[[PeerId, PeerId], float]
 class Answering(Protocol):
     """A peer's end of the requests of others."""
 
-    async def handle(self, outcome: Outcome, asker: PeerId, service: str, body: bytes, lane: str) -> None: ...
+    async def handle(self, outcome: RequestOutcome, asker: PeerId, service: str, body: bytes, lane: str) -> None: ...
 
 
 class StationMessenger(Protocol):

@@ -11,7 +11,7 @@ from legion_p2p.core.receive_budget import TOO_LONG, ServedRequests, too_long
 from legion_p2p.core.slots import SlotLimits, Slots
 from legion_p2p.errors import LegionError, RefusedError, UsageError
 from legion_p2p.net.limits import MAX_BODY_BYTES, MAX_REQUESTS_IN, MAX_REQUESTS_IN_TOTAL
-from legion_p2p.sim.exchange import Outcome
+from legion_p2p.sim.exchange import RequestOutcome
 from legion_p2p.sim.fabric import Station
 
 
@@ -27,7 +27,7 @@ class SimServer:
         """Answer requests to this service from now on, but those of more than `longest` bytes; "" is the application."""
         self._services[service] = ServedRequests(handler, longest)
 
-    async def handle(self, outcome: Outcome, asker: PeerId, service: str, body: bytes, lane: str) -> None:
+    async def handle(self, outcome: RequestOutcome, asker: PeerId, service: str, body: bytes, lane: str) -> None:
         """What a request leads to here: `outcome` gets the reply, or the error that the asker gets. Cancelled, if this peer dies
         meanwhile; never ends, if it is dead already: the asker learns of that by a reset."""
         if not self._network.alive:
@@ -49,7 +49,7 @@ class SimServer:
         finally:
             self._handling.end(slot)
 
-    async def _run_handler(self, outcome: Outcome, handler: Handler, asker: PeerId, body: bytes, lane: str) -> None:
+    async def _run_handler(self, outcome: RequestOutcome, handler: Handler, asker: PeerId, body: bytes, lane: str) -> None:
         try:
             reply = await handler(asker, body)
             if isinstance(reply, ThrottledReply):

@@ -40,9 +40,12 @@ async def test_those_that_wait_get_it_in_the_order_of_asking_and_one_that_gives_
     assert had == ["a", "c", "d"]
 
 
+@pytest.mark.parametrize("limit", [1, 3])
 @pytest.mark.parametrize("seed", range(20))
-async def test_whatever_its_holders_do_there_is_one_at_a_time_and_it_comes_free(seed: int, autojump_clock: object) -> None:
-    rng, lock, held = random.Random(seed), QuickLock(), []
+async def test_whatever_its_holders_do_there_are_no_more_than_allowed_and_it_comes_free(
+    seed: int, limit: int, autojump_clock: object
+) -> None:
+    rng, lock, held = random.Random(seed), QuickLock(limit), []
 
     async def hold() -> None:
         await trio.sleep(rng.random())
@@ -50,7 +53,7 @@ async def test_whatever_its_holders_do_there_is_one_at_a_time_and_it_comes_free(
             async with lock:
                 held.append(None)
                 try:
-                    assert len(held) == 1
+                    assert len(held) <= limit and lock.is_free == (len(held) < limit)
                     await trio.sleep(rng.choice([0.0, 0.1, 0.5]))
                 finally:
                     held.pop()
@@ -59,4 +62,6 @@ async def test_whatever_its_holders_do_there_is_one_at_a_time_and_it_comes_free(
         for _ in range(20):
             nursery.start_soon(hold)
     with trio.fail_after(1.0):
-        await lock.acquire()
+        for _ in range(limit):
+            await lock.acquire()
+    assert not lock.is_free

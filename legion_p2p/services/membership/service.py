@@ -120,6 +120,7 @@ class MemberService:
             self.access.revoke(announcement.revocations)
         if peer == self.me and announcement.incarnation > self.table.incarnation:
             self._key_watch.contradicted(announcement, self.own.seq)
+        roles_before = self.table.roles_revision
         if self.table.announced(announcement, trio.current_time(), direct=direct):
             if announcement.leaving:
                 self._signed.forget(peer)
@@ -128,7 +129,10 @@ class MemberService:
                 if known is None or known.announcement.addresses != announcement.addresses:
                     self._messenger.add_addresses(peer, announcement.addresses)
                 self.announcements.tell(announcement)
-            self._note_change()
+            if self.table.roles_revision == roles_before:
+                self.changed.notify()  # as most: what others act on is as it was
+            else:
+                self._note_change()
         self._work()
         return announcement
 

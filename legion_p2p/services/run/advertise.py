@@ -9,6 +9,7 @@ from collections.abc import Callable
 import trio
 
 from legion_p2p.core.contact import Contact
+from legion_p2p.core.looks import LookPlan
 from legion_p2p.core.rendezvous import shard_key
 from legion_p2p.core.run import name_key, run_key
 from legion_p2p.errors import NetworkError
@@ -17,8 +18,7 @@ from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.shards.service import ShardService
 
 SETTLE_S = 2.0  # joins come in bursts: advertise once they are over
-FIRST_LOOKS_S = (1.0, 3.0, 8.0)  # after joining: others may have joined in the same second and know each other as little
-LOOK_EVERY_S = 30.0
+LOOK_EVERY_S = 30.0  # while looks find somebody, or somebody is missed: core/looks.py
 FIND_DEADLINE_S = 15.0
 MAX_PROVIDES_AT_ONCE = 4
 
@@ -95,16 +95,26 @@ class AdvertiseService:
                     nursery.start_soon(provide, key)
 
     async def _look_for_members(self) -> None:
-        waits = iter(FIRST_LOOKS_S)
+        plan = LookPlan(LOOK_EVERY_S)
         while True:
-            await trio.sleep(next(waits, LOOK_EVERY_S) * self._rng.uniform(0.8, 1.2))
-            contacts: tuple[Contact, ...] = ()
-            with trio.move_on_after(FIND_DEADLINE_S):
-                try:
-                    contacts = await self._discovery.find(run_key(self._run))
-                except NetworkError as failed:
-                    self._events.emit("look.failed", reason=str(failed))
-            for contact in contacts:
-                if not self._members.roster.is_known(contact.peer_id):
-                    self._messenger.add_addresses(contact.peer_id, contact.addresses)
-                    await self._members.exchange_with(contact.peer_id)
+            await trio.sleep(plan.next_s() * self._rng.uniform(0.8, 1.2))
+            if plan.is_due(misses=self._misses_somebody()):
+                plan.looked(found=await self._look())
+
+    def _misses_somebody(self) -> bool:
+        table = self._members.table
+        return table.n_counted == 0 or table.n_counted < table.n_members
+
+    async def _look(self) -> bool:
+        """Whether somebody was found that was unknown."""
+        contacts: tuple[Contact, ...] = ()
+        with trio.move_on_after(FIND_DEADLINE_S):
+            try:
+                contacts = await self._discovery.find(run_key(self._run))
+            except NetworkError as failed:
+                self._events.emit("look.failed", reason=str(failed))
+        unknown = [contact for contact in contacts if not self._members.roster.is_known(contact.peer_id)]
+        for contact in unknown:
+            self._messenger.add_addresses(contact.peer_id, contact.addresses)
+            await self._members.exchange_with(contact.peer_id)
+        return bool(unknown)

@@ -41,7 +41,7 @@ class EquivocationWatch:
         """Look at some of its marks, now and then."""
         states, peer, now = self._states, peer_of(announcement), trio.current_time()
         marks = announcement.marks
-        if announcement.region != states.region or len(marks) != states.n_mark_bytes or marks == states.marks():
+        if announcement.region != states.region or len(marks) != states.n_mark_bytes or states.is_what_we_hold(marks):
             return
         if not self._comparisons.may_look(peer, now):
             return

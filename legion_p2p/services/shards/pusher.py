@@ -51,6 +51,10 @@ class PushService:
         alone = alone and self.private is None  # what is trained alone is seen by those that join later
         self._tell(replica, push_events.Offered(change, change.version, change.tokens, change.steps, alone))
 
+    def encodes_at_once(self, replica: Replica) -> bool:
+        """Whether `encode` has nothing to wait for."""
+        return self.private is None and replica.lock.is_free and self._states.computes_at_once(replica.numel)
+
     async def encode(self, replica: Replica, change: LocalChange) -> None:
         """Compress a change."""
         warm_up = self._rounds.warmup_codec if change.warming_up else ""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from legion_p2p.concurrency.at_once import run_at_once
 from legion_p2p.concurrency.nurseries import TaskStatus
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.identity import PeerId
@@ -223,15 +224,21 @@ class ShardService:
             self._look(self.states.replicas[shard], now)
 
     def _look(self, replica: Replica, now: float) -> None:
-        replica.life.handle_timeout(now)
-        while (effect := replica.life.poll()) is not None:
-            self._carry_out(replica, effect)
+        happened = True
+        while happened:
+            replica.life.handle_timeout(now)
+            while (effect := replica.life.poll()) is not None:
+                self._carry_out(replica, effect)
+            happened = self.states.take_one_to_look_at(replica)  # by what was carried out
         self._agenda.set(replica.shard, replica.life.next_deadline())
 
     def _carry_out(self, replica: Replica, effect: life.Effect) -> None:
         match effect:
             case push_events.Compress(change):
-                self._start(self.pusher.encode, replica, change)
+                if self.pusher.encodes_at_once(replica):
+                    run_at_once(self.pusher.encode(replica, change))
+                else:
+                    self._start(self.pusher.encode, replica, change)
             case push_events.Rebase(change, seq):
                 self._start(self.pusher.rebase, replica, change, seq)
             case push_events.SendPush(target, packed):

@@ -11,6 +11,7 @@ import trio
 from torch import Tensor
 
 from legion_p2p.concurrency.notify import Notify
+from legion_p2p.concurrency.quick_lock import QuickLock
 from legion_p2p.config import AUTO_REGION
 from legion_p2p.core.announcement import MARK_BYTES, mark_of
 from legion_p2p.core.chain import Chain, with_payload
@@ -92,8 +93,8 @@ class ShardStates:
         self.last_round: RoundStatus | None = None
         self.agreement = Ewma(AGREEMENT_WEIGHT)
         """Of the pushes of all shards' rounds lately."""
-        self.transfers = trio.CapacityLimiter(MAX_CONCURRENT_TRANSFERS)
-        self.urgent = trio.CapacityLimiter(MAX_CONCURRENT_TRANSFERS)
+        self.transfers = QuickLock(MAX_CONCURRENT_TRANSFERS)
+        self.urgent = QuickLock(MAX_CONCURRENT_TRANSFERS)
         """For transfers that a round of this peer waits for."""
         self.settled = Notify()
         """Wakes those that wait until something has been delivered or handed over."""
@@ -165,10 +166,14 @@ class ShardStates:
         place = slice(MARK_BYTES * shard, MARK_BYTES * (shard + 1))
         return marks[place] == self._marks[place]
 
+    def is_what_we_hold(self, marks: bytes) -> bool:
+        """Whether packed marks are this peer's own."""
+        return marks == self._marks
+
     def says_what_we_hold(self, peer: PeerId) -> bool:
         """Whether the marks that a member announces are this peer's own."""
         member = self.members.table.get(peer)
-        return member is not None and member.announcement.marks == self._marks
+        return member is not None and self.is_what_we_hold(member.announcement.marks)
 
     # who owns it
 
@@ -237,6 +242,13 @@ class ShardStates:
         """The shards to which something happened since the last call."""
         taken, self._to_look_at = self._to_look_at, {}
         return taken
+
+    def take_one_to_look_at(self, replica: Replica) -> bool:
+        """Whether something happened to this shard since the last call of this or of `take_to_look_at`."""
+        happened = self._to_look_at.pop(replica.shard, 0) is None
+        if happened and not self._to_look_at:
+            self.woken = trio.Event()
+        return happened
 
     def advanced(self, replica: Replica, included: Sequence[Inclusion], *, followed: bool = False) -> None:
         """The shard has another version than before. Call it after the mailbox has got the bytes: what is settled earlier would
@@ -307,7 +319,11 @@ class ShardStates:
 
     async def compute(self, n_elements: int, fn: Callable[..., T], *args: object) -> T:
         """The result of `fn(*args)`, which is arithmetic on this many elements."""
-        return fn(*args) if n_elements <= INLINE_ELEMENTS else await self._ctx.offload(fn, *args)
+        return fn(*args) if self.computes_at_once(n_elements) else await self._ctx.offload(fn, *args)
+
+    def computes_at_once(self, n_elements: int) -> bool:
+        """Whether `compute` does not wait."""
+        return n_elements <= INLINE_ELEMENTS
 
     def _note_mark(self, replica: Replica) -> None:
         mark = mark_of(min(replica.chain.version, MAX_VERSION_IN_MARK), replica.chain.digest)
