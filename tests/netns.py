@@ -1,8 +1,9 @@
 """A small internet on one machine: network namespaces for hosts and home routers, for tests of what addresses and NATs do.
 
 Every place has a network of its own, which looks public, behind one router without limits: 11.1.0.0/24, 11.2.0.0/24 and so on.
-A home is a NAT gateway there, with hosts in 192.168.N.0/24 behind it. Needs root, `ip` and `nft`; `skip_reason` says what is
-missing.
+A home is a NAT gateway there, with hosts in 192.168.N.0/24 behind it. An internet with IPv6 only has 2a0e:1::/64, 2a0e:2::/64 and
+so on, and its homes have a firewall and no NAT: hosts have public addresses, and nothing comes in that nobody inside asked for.
+Needs root, `ip` and `nft`; `skip_reason` says what is missing.
 
 Each namespace lives as long as a process in it, which ends with this one: nothing is left behind.
 """
@@ -68,13 +69,14 @@ class Namespace:
 class Internet:
     """Makes hosts and homes; `opened` ends it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_ipv6_only: bool = False) -> None:
         self.made: list[Namespace] = []
+        self.has_ipv6_only = has_ipv6_only
         self._n_links = 0
         self._n_places = 0
         self._n_homes = 0
         self.router = self._namespace("router")
-        self.router.run("sysctl -qw net.ipv4.ip_forward=1")
+        self.router.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
 
     def host(self, name: str) -> Namespace:
         """A host with a public address."""
@@ -91,8 +93,9 @@ class Internet:
             behind.attach(gateway)
         self._n_homes += 1
         home = Home(self, gateway, kind, self._n_homes)
-        if forgets_s:
-            gateway.run(f"sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_established={forgets_s}")
+        if forgets_s:  # and a packet of a flow that it does not know opens none, unlike Linux without this
+            timeout = f"net.netfilter.nf_conntrack_tcp_timeout_established={forgets_s}"
+            gateway.run(f"sysctl -qw {timeout} net.netfilter.nf_conntrack_tcp_loose=0")
         return home
 
     def swallow_above(self, most_bytes: int) -> None:
@@ -108,19 +111,20 @@ class Internet:
 
     def _at_public_place(self, made: Namespace) -> None:
         self._n_places += 1
-        made.address = f"11.{self._n_places}.0.1"
-        self.link(made, "wan0", f"{made.address}/24", self.router, f"11.{self._n_places}.0.254/24")
-        made.run(f"ip route add default via 11.{self._n_places}.0.254")
+        network, length = (f"2a0e:{self._n_places}::", 64) if self.has_ipv6_only else (f"11.{self._n_places}.0.", 24)
+        made.address, router = f"{network}1", f"{network}254"
+        self.link(made, "wan0", f"{made.address}/{length}", self.router, f"{router}/{length}")
+        made.run(f"ip route add default via {router}")
 
     def link(self, near: Namespace, near_name: str, near_ip: str, far: Namespace, far_ip: str) -> None:
         """A cable between two namespaces."""
         self._n_links += 1
-        far_name = f"to{self._n_links}"
+        far_name, at_once = f"to{self._n_links}", " nodad" if self.has_ipv6_only else ""
         near.run(
             f"ip link add {near_name} type veth peer name {far_name} netns {far.holder.pid}; "
-            f"ip addr add {near_ip} dev {near_name}; ip link set {near_name} up"
+            f"ip addr add {near_ip} dev {near_name}{at_once}; ip link set {near_name} up"
         )
-        far.run(f"ip addr add {far_ip} dev {far_name}; ip link set {far_name} up")
+        far.run(f"ip addr add {far_ip} dev {far_name}{at_once}; ip link set {far_name} up")
 
     def _namespace(self, name: str) -> Namespace:
         # `cat` ends when this process does, however that happens
@@ -143,20 +147,25 @@ class Internet:
 
 
 class Home:
-    """A NAT gateway and the hosts behind it."""
+    """A gateway with a NAT, or with IPv6 only a firewall, and the hosts behind it."""
 
     def __init__(self, internet: Internet, gateway: Namespace, kind: str, number: int) -> None:
         self.gateway = gateway
         self._internet = internet
         self._number = number
         self._n_hosts = 0
-        gateway.run("sysctl -qw net.ipv4.ip_forward=1; ip link add lan0 type bridge; ip link set lan0 up")
-        gateway.run(f"ip addr add 192.168.{number}.254/24 dev lan0")
+        gateway.run("ip link add lan0 type bridge; ip link set lan0 up")
+        if internet.has_ipv6_only:
+            gateway.run(f"sysctl -qw net.ipv6.conf.all.forwarding=1; ip addr add {self._inside(254)} dev lan0 nodad")
+            internet.router.run(f"ip -6 route add {self._inside(0)} via {gateway.address}")
+            nat = ""
+        else:
+            gateway.run(f"sysctl -qw net.ipv4.ip_forward=1; ip addr add {self._inside(254)} dev lan0")
+            nat = f'chain out {{ type nat hook postrouting priority srcnat; oifname "wan0" {SNAT[kind]}; }}'
         gateway.nft(
-            f"""table ip nat {{
-                chain out {{ type nat hook postrouting priority srcnat; oifname "wan0" {SNAT[kind]}; }}
+            f"""table inet home {{ {nat}
                 chain in {{ type filter hook input priority filter; iifname "wan0" ct state established,related accept;
-                    iifname "wan0" drop; }}
+                    iifname "wan0" meta l4proto != ipv6-icmp drop; }}
                 chain through {{ type filter hook forward priority filter; iifname "wan0" ct state established,related accept;
                     iifname "wan0" ct state new drop; }}
             }}"""
@@ -171,20 +180,29 @@ class Home:
     def attach(self, made: Namespace) -> None:
         self._n_hosts += 1
         self._internet._n_links += 1
-        far_name = f"to{self._internet._n_links}"
-        made.address = self.gateway.address
+        far_name, inside = f"to{self._internet._n_links}", self._inside(self._n_hosts)
+        has_ipv6_only = self._internet.has_ipv6_only
+        made.address = inside.split("/")[0] if has_ipv6_only else self.gateway.address
         made.run(
             f"ip link add wan0 type veth peer name {far_name} netns {self.gateway.holder.pid}; "
-            f"ip addr add 192.168.{self._number}.{self._n_hosts}/24 dev wan0; ip link set wan0 up; "
-            f"ip route add default via 192.168.{self._number}.254"
+            f"ip addr add {inside} dev wan0{' nodad' if has_ipv6_only else ''}; ip link set wan0 up; "
+            f"ip route add default via {self._inside(254).split('/')[0]}"
         )
         self.gateway.run(f"ip link set {far_name} master lan0; ip link set {far_name} up")
 
+    def limit_upload(self, rate: str) -> None:
+        """What leaves this home goes at that rate from now on, such as 256kbit, with a queue of a quarter of a second."""
+        self.gateway.run(f"tc qdisc add dev wan0 root tbf rate {rate} burst 4kb latency 250ms")
+
+    def _inside(self, n: int) -> str:
+        """The address of its n-th host, with the length of the prefix."""
+        return f"2a0e:ffff:{self._number}::{n or ''}/64" if self._internet.has_ipv6_only else f"192.168.{self._number}.{n}/24"
+
 
 @contextmanager
-def opened() -> Iterator[Internet]:
+def opened(*, has_ipv6_only: bool = False) -> Iterator[Internet]:
     """An internet, for as long as the block lasts."""
-    internet = Internet()
+    internet = Internet(has_ipv6_only=has_ipv6_only)
     try:
         yield internet
     finally:

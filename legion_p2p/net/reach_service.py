@@ -176,7 +176,8 @@ class OwnReachService:
         async def upgrade_security(raw: IRawConnection, is_initiator: bool, peer_id: ID | None = None) -> ISecureConn:
             secured = await upgrade(raw, is_initiator, peer_id)
             end = None if is_initiator or raw.is_initiator else raw.get_remote_address()
-            if end is not None and not self.is_punching(end[0]) and is_elsewhere(end[0], own_networks()):
+            is_proof = end is not None and not self.is_punching(end[0]) and end not in self._transport.dialed
+            if end is not None and is_proof and is_elsewhere(end[0], own_networks()):
                 self._arrivals[PeerId(str(secured.get_remote_peer()))] = trio.current_time()
                 self.finder.arrived(end[0], "", trio.current_time())
             return secured

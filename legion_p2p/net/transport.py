@@ -13,14 +13,17 @@ from libp2p.transport.exceptions import OpenConnectionError
 from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
 
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.errors import UsageError
 from legion_p2p.net.accepting import Scarcity
 from legion_p2p.net.dial_reasons import reason_of
+from legion_p2p.net.ends import End
 from legion_p2p.net.listener import Listener
 from legion_p2p.net.names import Names, open_stream, resolve
 from legion_p2p.net.packet_size import PacketSize
 from legion_p2p.net.sockets import Sockets, host_and_port, share_port
 
+MAX_DIALED = 1024  # ends that are remembered; the one dialed longest ago is forgotten first
 PORT_TAKEN = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EINVAL, errno.EACCES)  # by a connection to the same place, or in use
 
 
@@ -29,6 +32,9 @@ class Transport(TCP):
 
     def __init__(self, nursery: trio.Nursery, sockets: Sockets, scarcity: Scarcity, names: Names) -> None:
         super().__init__()
+        self.dialed: BoundedMap[End, bool] = BoundedMap(MAX_DIALED)
+        """Ends that were dialed from the listening port. Since then a router or firewall lets in what comes from there, and that
+        proves nothing about this peer's reach."""
         self._names = names
         self._nursery = nursery
         self._sockets = sockets
@@ -47,13 +53,14 @@ class Transport(TCP):
     async def _connect_small(self, host: str, port: int) -> trio.SocketStream:
         return await connect_to(host, port, self._sockets.packet_size)
 
-    async def dial_with_source(self, maddr: Multiaddr, source: tuple[str, int]) -> IRawConnection:
+    async def dial_with_source(self, maddr: Multiaddr, source: End) -> IRawConnection:
         """Like `dial`, from the port that this peer listens on: a router then shows everybody the same port for both, which is
         what holes are punched to. Where that port cannot be used once more, from any other.
         """
         try:
             host, port = host_and_port(str(maddr))
             where = await resolve(self._names, str(maddr).split("/")[1], host)
+            self.dialed[where[0], port] = True
             stream = await connect_to(where[0], port, self._sockets.packet_size, source)
         except (OSError, UsageError) as failed:
             if isinstance(failed, OSError) and failed.errno in PORT_TAKEN:
@@ -65,7 +72,7 @@ class Transport(TCP):
         return Listener(handler_function, self._nursery, self._sockets, self._scarcity)
 
 
-async def connect_to(host: str, port: int, packet_size: PacketSize, source: tuple[str, int] | None = None) -> trio.SocketStream:
+async def connect_to(host: str, port: int, packet_size: PacketSize, source: End | None = None) -> trio.SocketStream:
     """Connect to an IP address, from a port that this process listens on if one is given."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = trio.socket.socket(family, socket.SOCK_STREAM)

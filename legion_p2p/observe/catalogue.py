@@ -159,7 +159,7 @@ EVENTS = (
     _event("model.rescued", "The peer failed, and its own parameters are in a file.", "text"),
     # rounds and shards
     _event("round.closed", "A round of a shard closed, and this peer holds its result.",
-           "shard version n_included n_expected digest averaged_fraction agreement failed owner has_own"),
+           "shard version n_included n_expected tokens digest averaged_fraction agreement failed owner has_own"),
     _event("link.adapted", "Codecs or local steps changed, because the connection carries more or less than before.",
            "push_codec update_codec stretch local_steps"),
     _event("push.failed", "A push did not arrive, and will be sent again.", "shard owner reason"),

@@ -23,8 +23,10 @@ from legion_p2p.observe.event_text import describe, progress_text
 from legion_p2p.observe.events import Event
 from legion_p2p.observe.status import Status
 
-PROGRESS_EVERY_S = 10.0  # a log of a night stays below 4000 lines
-BURST = 4  # lines of one kind within PROGRESS_EVERY_S; a crowd that joins at once must not hide everything else
+PROGRESS_EVERY_S = 10.0  # at first, when somebody looks whether it works
+PROGRESS_LATER_S = 60.0  # in the end: a log of a healthy hour has less than 200 lines
+PROGRESS_SHARE = 0.1  # of the time since the first line after which the next one comes, between those two
+BURST = 4  # lines of one kind from one progress line to the next; a crowd that joins at once must not hide everything else
 ROUTINE = frozenset({
     "step", "sample", "round.closed", "shard.owned", "shard.fetched", "run.finished", "peer.left", "peer.failed",
 })  # fmt: skip
@@ -159,23 +161,24 @@ class JsonSink:
 class PlainSink:
     """Each event as a line that a person reads: the time, what happened in words, and its fields with units.
 
-    What is `ROUTINE` never shows, errors always. Of all else, `BURST` lines of a kind pass in `PROGRESS_EVERY_S`; the next line
-    that passes says how many did not. `progress()` writes one line about the whole peer in that time, however often it is called.
+    What is `ROUTINE` never shows, errors always. `progress()` writes a line about the whole peer every `PROGRESS_EVERY_S`, and
+    after some minutes every `PROGRESS_LATER_S`, however often it is called. Of all else, `BURST` lines of a kind pass in such a
+    time; the next line that passes says how many did not.
     """
 
     def __init__(
-        self, stream: TextIO, *, progress_every_s: float = PROGRESS_EVERY_S, burst: int = BURST, quiet: bool = False,
+        self, stream: TextIO, *, burst: int = BURST, quiet: bool = False,
         monotonic: Callable[[], float] = time.monotonic, wall_time: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._stream = stream
-        self._progress_every_s = progress_every_s
         self._burst = burst
         self._quiet = quiet
         self._monotonic = monotonic
         self._wall_time = wall_time
         self._lock = threading.Lock()
         self._windows: dict[str, tuple[float, int, int]] = {}  # name: when its window began, lines shown, lines held back
-        self._last_progress: float | None = None
+        self._first_progress: float | None = None
+        self._last_progress = -math.inf
         self._last_step = -1
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
 
@@ -194,9 +197,11 @@ class PlainSink:
         """Say how far the peer is, unless that was said a moment ago or nothing has moved."""
         now = self._monotonic()
         with self._lock:
-            early = self._last_progress is not None and now - self._last_progress < self._progress_every_s
+            early = now - self._last_progress < self._every_s(now)
             if self._quiet or early or status.step == self._last_step:
                 return
+            if self._first_progress is None:
+                self._first_progress = now
             self._last_progress = now
             self._last_step = status.step
             self._write(f"{human.clock_text(self._wall_time())} {progress_text(status)}")
@@ -204,12 +209,17 @@ class PlainSink:
     def _admit(self, name: str) -> tuple[bool, int]:
         now = self._monotonic()
         began, shown, held_back = self._windows.get(name, (now, 0, 0))
-        if now - began >= self._progress_every_s:
+        if now - began >= self._every_s(now):
             self._windows[name] = (now, 1, 0)
             return True, held_back
         passes = shown < self._burst
         self._windows[name] = (began, shown + 1, held_back) if passes else (began, shown, held_back + 1)
         return passes, 0
+
+    def _every_s(self, now: float) -> float:
+        """Seconds from one progress line to the next, by now."""
+        since_s = 0.0 if self._first_progress is None else now - self._first_progress
+        return min(max(PROGRESS_SHARE * since_s, PROGRESS_EVERY_S), PROGRESS_LATER_S)
 
     def _write(self, line: str) -> None:
         self._stream.write(line.encode(self._encoding, "replace").decode(self._encoding) + "\n")

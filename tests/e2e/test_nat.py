@@ -13,8 +13,8 @@ PEER = "legion_p2p.cli.peer"
 
 
 @pytest.fixture
-def internet() -> Iterator[Internet]:
-    with opened() as made:
+def internet(request: pytest.FixtureRequest) -> Iterator[Internet]:
+    with opened(has_ipv6_only=getattr(request, "param", "IPv4") == "IPv6") as made:
         yield made
 
 
@@ -56,6 +56,7 @@ def workers(internet: Internet, commands: list[Command], folder: Path, a: Namesp
     commands.append(Command(b, folder, "b", "tests.reach_worker", "b", address, "--talk-to", "a"))
 
 
+@pytest.mark.parametrize("internet", ["IPv4", "IPv6"], indirect=True)
 def test_a_hole_is_punched_while_the_relay_carries_and_no_request_fails(
     internet: Internet, commands: list[Command], tmp_path: Path
 ) -> None:
@@ -64,8 +65,9 @@ def test_a_hole_is_punched_while_the_relay_carries_and_no_request_fails(
 
     commands[2].line_with('"kind": "relayed"')
     commands[2].line_with('"kind": "punched"')
-    for peer in commands[1:]:
-        peer.line_with('"reach": "punchable"', '"nat": "cone"')
+    for peer in commands[1:]:  # with IPv6 each has a firewall and no NAT
+        peer.line_with('"reach": "punchable"', f'"nat": "{"none" if internet.has_ipv6_only else "cone"}"')
+        assert not peer.lines_with('"reach": "public"')
 
     assert not [line for line in commands[2].lines_with('"failed"') if '"after": 0' not in line]
 

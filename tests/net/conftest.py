@@ -1,5 +1,6 @@
 """Networks on loopback, and strangers that speak libp2p but not our protocol."""
 
+import socket
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -36,3 +37,10 @@ async def eventually(is_so, within_s: float = 30.0) -> None:
     with trio.fail_after(within_s):
         while not is_so():  # noqa: ASYNC110
             await trio.sleep(0.02)
+
+
+def free_port() -> int:
+    """One on which nothing of 127.0.0.1 listens now."""
+    with socket.socket() as tried:
+        tried.bind(("127.0.0.1", 0))
+        return tried.getsockname()[1]

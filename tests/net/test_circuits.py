@@ -7,6 +7,7 @@ import trio
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, Status, StopMessage
+from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
 from legion_p2p.core.identity import Identity
@@ -16,10 +17,11 @@ from legion_p2p.core.relay_ledger import RelayLimits
 from legion_p2p.errors import LegionError, UnreachableError
 from legion_p2p.net import circuits, reach_service
 from legion_p2p.net.circuit_stream import CircuitStream, read_message, write_message
+from legion_p2p.net.ends import multiaddr_of, remote_end
 from legion_p2p.net.limits import NetConfig
 from legion_p2p.net.network import Libp2pNetwork
 from legion_p2p.net.relay import HOP, STOP
-from tests.net.conftest import eventually, opened
+from tests.net.conftest import eventually, free_port, opened
 
 LIMITS = RelayLimits()
 SECRET = b"what the relay must not read"
@@ -239,6 +241,28 @@ async def test_a_dial_that_arrives_proves_a_peer_public_and_makes_it_a_relay():
 
         a.reaching.reachability.concluded(ReachVerdict(Reach.RELAYED))
         assert not a.relay.enabled and a.reachability.own().circuits == 0
+
+
+async def test_what_comes_through_the_hole_that_a_dial_of_this_peer_has_made_proves_nothing():
+    async with opened() as a:
+        service, (_, _, host, _, port) = a.reaching.own_reach, a.messenger.addresses()[0].split("/")
+        there, here = (host, free_port()), (host, int(port))
+        with pytest.raises(OpenConnectionError):  # nobody listens there yet
+            await service._transport.dial_with_source(Multiaddr(multiaddr_of(there)), here)
+        arrived = []
+        service.finder.arrived = lambda host, address, now: arrived.append(host)
+        async with opened(listen=[multiaddr_of(there)]) as b:
+            b.reaching.own_reach._dial_backs.ask = lambda *asked: "not now"
+            b._contacts._dialer.source = lambda address: there
+            b.messenger.add_addresses(a.peer_id, a.messenger.addresses())
+            await b.messenger.request(a.peer_id, b"")
+            (connection,) = a._contacts._dialer.direct(b.peer_id)
+            assert remote_end(connection.muxed_conn) == there
+            assert not arrived
+
+            assert await b.reaching.own_reach._dial_back(a.peer_id, here)
+
+            await eventually(lambda: arrived == [host])
 
 
 async def test_only_the_address_that_a_request_came_from_is_dialed_back():

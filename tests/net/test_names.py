@@ -9,12 +9,13 @@ import dns.rrset
 import pytest
 import trio
 
+from legion_p2p.core.contact import Contact
 from legion_p2p.core.identity import Identity
 from legion_p2p.errors import NetworkError, NoContactError
 from legion_p2p.net import parts
 from legion_p2p.net.host import open_network
 from legion_p2p.net.names import SystemNames, addresses_by_texts, open_stream
-from tests.net.conftest import QUICK, eventually, opened
+from tests.net.conftest import QUICK, eventually, free_port, opened
 
 PEER = Identity(bytes(32)).peer_id
 
@@ -156,3 +157,40 @@ async def test_a_contact_by_texts_is_found_where_they_say_now_and_again_when_the
 
             await eventually(lambda: network.dial_reports[address] is None)
     nursery.cancel_scope.cancel()
+
+
+async def test_others_dial_an_announced_name_and_are_told_of_nothing_else(monkeypatch):
+    names = FakeNames()
+    names.of["home.example"] = ["127.0.0.1"]
+    monkeypatch.setattr(parts, "SystemNames", lambda: names)
+    port = free_port()
+    listen, announce = (f"/ip4/127.0.0.1/tcp/{port}",), (f"/dns4/home.example/tcp/{port}",)
+    async with opened() as boot, opened(of=boot, listen=listen, announce=announce) as named, opened(of=boot) as other:
+        await named.discovery.provide("here")
+        assert not names.asked
+
+        found: tuple[Contact, ...] = ()
+        with trio.fail_after(30):
+            while not found:
+                found = await other.discovery.find("here")
+
+        assert [contact.addresses for contact in found if contact.peer_id == named.peer_id] == [announce]
+        assert await other.messenger.request(named.peer_id, b"x") == b"x"
+        assert set(names.asked) == {"home.example"}
+
+
+@pytest.mark.parametrize(("protocol", "listen"), [("dns4", "/ip4/127.0.0.1/tcp/0"), ("dns6", "/ip6/::1/tcp/0")])
+async def test_the_name_of_a_contact_that_fails_is_looked_up_again_until_it_leads_there(protocol, listen, monkeypatch):
+    names = FakeNames()
+    monkeypatch.setattr(parts, "SystemNames", lambda: names)
+    async with opened(listen=(listen,)) as boot:
+        _, _, here, _, port = boot.addresses()[0].partition("/p2p/")[0].split("/")
+        names.of["boot.example"] = ["127.0.0.9" if protocol == "dns4" else "::ffff:127.0.0.9"]
+        address = f"/{protocol}/boot.example/tcp/{port}/p2p/{boot.peer_id}"
+        async with open_network(Identity.generate(), listen=(), initial_peers=[address], config=QUICK) as network:
+            with pytest.raises(NoContactError) as nobody:
+                await network.join()
+            assert nobody.value.reasons[address] == "connection refused"
+
+            names.of["boot.example"] = [here]
+            await eventually(lambda: network.dial_reports[address] is None)

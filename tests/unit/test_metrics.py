@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 import threading
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -204,6 +205,23 @@ def test_errors_always_show_even_where_all_else_is_quiet():
         sink.progress(status())
 
     assert len(stream.getvalue().splitlines()) == 20
+
+
+def test_progress_is_told_often_at_first_and_less_than_twice_a_minute_over_an_hour():
+    clock = Clock()
+    sink, stream = plain(clock)
+    came = []
+
+    for tick in range(3601):
+        before = len(stream.getvalue())
+        sink.progress(status(step=tick))
+        if len(stream.getvalue()) > before:
+            came.append(tick)
+        clock.now += 1.0
+
+    assert came[:7] == [0, 10, 20, 30, 40, 50, 60]
+    assert {later - sooner for sooner, later in pairwise(came) if sooner >= 600} == {60}
+    assert len(came) < 90
 
 
 def test_progress_is_told_every_ten_seconds_and_only_when_something_moved():

@@ -293,6 +293,7 @@ class ShardStates:
             version=version,
             n_included=len(header.included),
             n_expected=header.expected,
+            tokens=header.tokens,
             digest=header.digest.hex()[:16],
             averaged_fraction=round(header.averaged_fraction, 4),
             agreement=None if header.agreement is None else round(header.agreement, 4),
