@@ -2,7 +2,7 @@
 
     python benchmarks/reach.py
     python benchmarks/reach.py --only "two behind cones" --seconds 60
-    python benchmarks/reach.py --log-minutes 10
+    python benchmarks/reach.py --only "three of five" --at-once
     python benchmarks/reach.py --transfer 50
 
 Each situation is a public bootstrap node and some peers, real processes in network namespaces (tests/netns.py), that
@@ -151,7 +151,7 @@ class Peer:
             time.sleep(0.2)
 
     def look_on(self) -> None:
-        """Watch its status from now on."""
+        """Watch its status from the moment when it is in the run."""
         address = self.wait_for("status.served")["address"]
         with self._looks_file.open("w") as file:
             self._looks = subprocess.Popen(
@@ -216,8 +216,10 @@ def rounds_between(peers: list[Peer], from_at: float, until_at: float) -> list[S
     return list(found.values())
 
 
-def start(situation: Situation, internet: Internet, folder: Path, nodes: list[Command], peers: list[Peer]) -> None:
-    """The node first, then the peers one after the other; returns when all are in the run."""
+def start(
+    situation: Situation, internet: Internet, folder: Path, nodes: list[Command], peers: list[Peer], *, at_once: bool
+) -> None:
+    """The node first, then the one that creates the run, then the others; returns when all are in the run."""
     node_at = internet.host("node")
     places = situation.places(internet)
     situation.harm(internet)
@@ -227,8 +229,10 @@ def start(situation: Situation, internet: Internet, folder: Path, nodes: list[Co
     new = ("--new-run", "far", "--preset", "xxs", "--local-steps", "5", "--batch", "1")
     for n, place in enumerate(places):
         peers.append(Peer(place, folder, f"peer{n}", *common, *(("--run", "far") if n else new), *situation.words))
-        peers[n].wait_for("run.joined" if n else "run.created")
-        peers[n].look_on()
+        if n == 0 or not at_once:
+            peers[n].look_on()
+    for peer in peers[1:] if at_once else ():
+        peer.look_on()
 
 
 def joining_s(peer: Peer) -> float:
@@ -237,14 +241,14 @@ def joining_s(peer: Peer) -> float:
     return float(round(at.get("run.joined", at.get("run.created")) - at["peer.phase"], 1))
 
 
-def measure(situation: Situation, seconds: float) -> dict[str, object]:
+def measure(situation: Situation, seconds: float, *, at_once: bool) -> dict[str, object]:
     """Run it; what came of it."""
     folder = Path(tempfile.mkdtemp(prefix="legion-reach-"))
     peers: list[Peer] = []
     with opened(has_ipv6_only=situation.has_ipv6_only) as internet:
         nodes: list[Command] = []
         try:
-            start(situation, internet, folder, nodes, peers)
+            start(situation, internet, folder, nodes, peers, at_once=at_once)
             time.sleep(GRACE_S)
             if situation.idle_s:
                 for peer in peers:
@@ -333,6 +337,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="situations whose names contain this")
     parser.add_argument("--transfer", type=int, default=0, metavar="MB", help="send so much through a relay instead")
+    parser.add_argument("--at-once", action="store_true", help="start all that join at the same moment, as many as there are")
     parser.add_argument("--seconds", type=float, default=40.0, help="of training in each")
     options = parser.parse_args()
     if skip_reason():
@@ -342,7 +347,7 @@ def main() -> None:
         return
     for situation in SITUATIONS:
         if options.only in situation.name:
-            print(json.dumps(measure(situation, options.seconds)), flush=True)
+            print(json.dumps(measure(situation, options.seconds, at_once=options.at_once)), flush=True)
 
 
 if __name__ == "__main__":

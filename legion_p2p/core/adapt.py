@@ -19,6 +19,8 @@ import msgspec
 SHARE = 0.5  # of a round's time for sending: the rest is room for answers, other traffic and what was measured wrongly
 KEEP = 1.25  # a denser codec must fit with this much to spare before it replaces a sparser one: no flapping
 
+JOINING = 4  # recipients for which a member that joins counts: it fetches the model over the same connection
+
 
 class CodecCost(msgspec.Struct, frozen=True):
     """A codec that the run allows, and what it costs."""
@@ -70,6 +72,15 @@ def choose(
 
 def _quality(push: CodecCost, update: CodecCost) -> tuple[float, float, float]:
     return min(push.bits_per_element, update.bits_per_element), push.bits_per_element, update.bits_per_element
+
+
+def recipients(n_first: int, n_ready: int, n_joining: int) -> int:
+    """For how many members the updates of a shard count, of which the first ones get them at once.
+
+    Where nobody goes first, one of the others counts all the same. A peer that made versions faster than anybody can follow would
+    have to give whole shards to each newcomer, and again as soon as they have arrived.
+    """
+    return max(n_first, 1 if n_ready else JOINING if n_joining else 0)
 
 
 def _bits(load: Load, push: CodecCost, update: CodecCost) -> float:

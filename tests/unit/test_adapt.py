@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from legion_p2p.core.adapt import KEEP, SHARE, Choice, CodecCost, Load, choose
+from legion_p2p.core.adapt import JOINING, KEEP, SHARE, Choice, CodecCost, Load, choose, recipients
 
 DENSE, MIDDLE, SPARSE = CodecCost("dense", 8.0), CodecCost("middle", 0.5), CodecCost("sparse", 0.1)
 ALL = (MIDDLE, DENSE, SPARSE)
@@ -69,3 +69,14 @@ def test_what_is_chosen_fits_or_is_the_least_there_is(upload_bps: float, round_s
     assert 1.0 <= made.stretch <= 5.0
     if pushed + updated and bits > SHARE * upload_bps * round_s:
         assert (made.push_codec, made.update_codec) == ("sparse", "sparse")
+
+
+def test_rounds_take_account_of_a_member_that_nobody_else_would_count() -> None:
+    assert recipients(n_first=0, n_ready=0, n_joining=0) == 0
+    assert recipients(n_first=0, n_ready=3, n_joining=0) == 1
+    assert recipients(n_first=0, n_ready=0, n_joining=3) == JOINING
+
+
+@given(st.integers(1, 100), st.integers(0, 100), st.integers(0, 1000))
+def test_a_crowd_that_joins_costs_those_that_go_first_nothing(n_first: int, n_others: int, n_joining: int) -> None:
+    assert recipients(n_first, n_first + n_others, n_joining) == n_first

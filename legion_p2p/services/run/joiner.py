@@ -212,8 +212,10 @@ class Joiner:
         run.target.began_tokens = run.target.run_tokens() - run.shards.states.counted_tokens
         await run.checkpoints.open(run.signed)
         await run.checkpoints.adopt(fetched, run.steps.began_at)
+        run.shards.on_members_changed()
+        await run.shards.sync_all()  # versions that appeared while the rest was being fetched: what is owned must be current
         await self._take_part(run)
-        await run.shards.sync_all()  # versions that appeared while the rest was being fetched
+        await run.shards.sync_all()
         self._events.emit(
             "run.joined", run=run.id, name=run.spec.name, n_donors=len(sync.donors), n_shards=len(fetched),
             n_from_checkpoints=sum(f.stored is not None for f in fetched),

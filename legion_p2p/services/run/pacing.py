@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import msgspec
 
-from legion_p2p.core.adapt import Choice, CodecCost, Load, choose
+from legion_p2p.core.adapt import Choice, CodecCost, Load, choose, recipients
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.pace import at_least, local_steps, ramped, run_step
@@ -66,11 +66,13 @@ class Pacer:
     def _load(self, others: "list[Announcement]") -> Load:
         """Updates to members that do not go first take up only what is left over: see core.contribution."""
         owned = {shard: self._shards.plan.size(shard) for shard in self._shards.owned()}
-        followers = [peer_of(a) for a in others if a.ready and a.region == self._shards.region]
+        here = [a for a in others if a.region == self._shards.region]
+        followers = [peer_of(a) for a in here if a.ready]
         me = self._shards.me
-        n_updates = sum(
-            size * len(self._shards.replicas[shard].chain.first([me, *followers]) - {me}) for shard, size in owned.items()
-        )
+        n_updates = 0
+        for shard, size in owned.items():
+            n_first = len(self._shards.replicas[shard].chain.first([me, *followers]) - {me})
+            n_updates += size * recipients(n_first, len(followers), len(here) - len(followers))
         return Load(self._shards.plan.numel - sum(owned.values()) if followers else 0, n_updates)
 
 

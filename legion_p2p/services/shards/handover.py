@@ -31,6 +31,7 @@ from legion_p2p.tensor.outer import OuterState, carried_on
 MAX_BYTES_AT_ONCE = 4 << 20  # of hand-overs on their way: more would share the link, and all of them end late
 LOOK_S = 0.2  # at most, between two looks at whether everything has arrived
 PRECISE_S = 30.0  # all of it in a byte an element is worth more than a part of it exactly: what takes longer goes in that
+STAYING_S = 3.0  # the same for a peer that stays: until the parts have arrived nobody makes versions of the shard
 PRECISE, COARSE = "fp32", "int8"
 
 
@@ -65,9 +66,7 @@ class HandoverService:
         """
         self.leaving = True
         replicas = self._states.replicas.values()
-        n_bytes = sum(4 * r.numel * len(_kept(r)) for r in replicas if r.round is not None)
-        if 8 * n_bytes > PRECISE_S * (self._messenger.bandwidth().known_upload_bps or math.inf):
-            self._codec = COARSE
+        self._choose_codec(sum(4 * r.numel * len(_kept(r)) for r in replicas if r.round is not None), PRECISE_S)
         async with trio.open_nursery() as nursery:
             for replica in replicas:
                 replica.life.handover.handle(handover.Leaving(), trio.current_time())
@@ -75,6 +74,11 @@ class HandoverService:
         while self.to_hand_over[0]:  # what was under way already
             with trio.move_on_after(LOOK_S):
                 await self._states.settled.wait()
+
+    def _choose_codec(self, n_bytes: int, precise_s: float) -> None:
+        """In what so many bytes of parts go, which are to arrive in that time."""
+        is_slow = 8 * n_bytes > precise_s * (self._messenger.bandwidth().known_upload_bps or math.inf)
+        self._codec = COARSE if is_slow else PRECISE
 
     def _is_pushing(self, replica: Replica) -> bool:
         """A push of this peer's own has still to come to an owner, which brings it into an update though this peer is gone."""
@@ -94,6 +98,8 @@ class HandoverService:
             if last is not None and last.header.owner == states.me:
                 proof = (last.update.header, last.update.signature)
             replica.owner_residual, replica.outer = None, OuterState()
+            if not self.leaving:
+                self._choose_codec(4 * replica.numel * len(parts) + sum(self._to_hand_over.values()), STAYING_S)
             self._to_hand_over[replica.shard] = self._part_bytes(replica) * len(parts)
         states.settled.notify()
         replica.life.push.handle(push_events.RoundGivenUp(), now())
