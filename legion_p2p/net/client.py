@@ -12,6 +12,7 @@ import logging
 from collections import deque
 
 import trio
+from libp2p.abc import INetStream
 from libp2p.connection_types import ConnectionType
 from libp2p.host.basic_host import BasicHost
 from libp2p.network.stream.net_stream import NetStream
@@ -33,7 +34,7 @@ from legion_p2p.net.frames import CutShort, FrameStream, Side, read_and_write
 from legion_p2p.net.limits import GARBAGE_SCORE, MAX_BODY_BYTES, MAX_REQUESTS_OUT, OPEN_TIMEOUT_S
 from legion_p2p.net.peer_score import REFUSED
 from legion_p2p.net.request_stream import RequestStream, StreamKey
-from legion_p2p.net.streams import PROTOCOLS, SharedParts, muxed, reset
+from legion_p2p.net.streams import PROTOCOLS, SharedParts, connection_is_over, muxed, reset
 from legion_p2p.net.wire import OTHER_VERSION, FrameKind, UnknownVersion, decode
 
 RTTS_KEPT = 5  # of each peer, of which the shortest counts: delay is only ever added
@@ -141,6 +142,7 @@ class Client:
 
     async def _run(self, stream: "RequestStream") -> None:
         raw: ByteStream | None = None
+        opened: INetStream | None = None
         try:
             with stream.scope:
                 try:
@@ -152,7 +154,7 @@ class Client:
                     raw = muxed(opened, stream.lane)
                     await self._use(stream, raw)
                 except Exception as failed:
-                    self._explain(stream, failed)
+                    self._explain(stream, failed, is_over=opened is not None and connection_is_over(opened))
         finally:
             self._end(stream)
             if raw is not None:
@@ -172,7 +174,7 @@ class Client:
                     stream.ticket = lane.ticket
                     await self._use(stream, lane.stream, stream.wait_until_idle)
                 except Exception as failed:
-                    self._explain(stream, failed)
+                    self._explain(stream, failed, is_over=True)
         finally:
             if stream.is_idle:
                 self._attempts.lasted(stream.peer)
@@ -187,9 +189,9 @@ class Client:
         stream.opened.set()
         await read_and_write(frames, lambda: self._read_replies(stream, frames), *others)
 
-    def _explain(self, stream: "RequestStream", failed: Exception) -> None:
-        """Why a stream is over."""
-        if isinstance(failed, CutShort) and stream.key.on_lane:
+    def _explain(self, stream: "RequestStream", failed: Exception, *, is_over: bool) -> None:
+        """Why a stream is over; `is_over`: so is its connection."""
+        if isinstance(failed, CutShort) and is_over:
             stream.reason = "the connection broke"
         elif isinstance(failed, DecodeError):
             stream.error = RemoteProtocolError(stream.peer, str(failed))

@@ -1,9 +1,9 @@
 """Where full-size packets vanish: some tunnels drop what is too long for them and tell nobody, an MTU black hole.
 
 Small requests pass then, and every large transfer stalls. The sign of that is a connection that sends the same large segment
-again and again in vain, while the other side is heard. It is closed, and from then on this process makes all its connections with
-small segments, in both directions; that costs 1 % more bytes. Linux can find out by itself (net.ipv4.tcp_mtu_probing), but only
-root may tell it to.
+again and again in vain, while the other side is heard, and on which no large one has arrived before: else it is only slow. It is
+closed, and from then on this process makes all its connections with small segments, in both directions, for 1 % more bytes.
+Linux can find out by itself (net.ipv4.tcp_mtu_probing), but only root may tell it to.
 """
 
 import logging
@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 import trio
 
@@ -19,7 +20,7 @@ SMALL_SEGMENT_BYTES = 1200  # of 1280, which every IPv6 link passes, less the he
 RETRANSMITS = 4  # in a row: after 3 s at the earliest; with 5 % loss that happens once in 160,000 segments
 HEARD_WITHIN_S = 2.0  # less than those take: it was heard while they were in vain
 WATCH_S = 1.0
-INFO = struct.Struct("=BBBB12xI4xI24xI")  # the first part of tcp_info in linux/tcp.h
+INFO = struct.Struct("=BBBB12xI4xI24xI64xQ64xI")  # the first part of tcp_info in linux/tcp.h; the last two since Linux 4.18
 HEARD_S = 40.0  # a peer that was heard within so long before the stall is alive: longer than a stall takes to be noticed
 
 T = TypeVar("T")
@@ -42,6 +43,7 @@ class PacketSize:
 
     def __init__(self) -> None:
         self.is_small = False
+        self._passed: WeakKeyDictionary[object, _Passed] = WeakKeyDictionary()
         self._listening: list[_Options] = []
 
     def listens(self, sock: _Options) -> None:
@@ -60,12 +62,24 @@ class PacketSize:
 
     def vanishing(self, sockets: Iterable[tuple[T, _Readable]]) -> list[T]:
         """Of these connections, each with its socket, those on which large packets vanish. Only Linux tells."""
-        infos = [(connection, info) for connection, sock in sockets if (info := _look(sock)) is not None]
-        heard = {info.host for _, info in infos if info.silent_ms < 1000 * HEARD_WITHIN_S}
-        found = [(connection, info) for connection, info in infos if info.is_in_vain and (self.is_small or info.host in heard)]
+        infos = [(connection, sock, info) for connection, sock in sockets if (info := _look(sock)) is not None]
+        heard = {info.host for _, _, info in infos if info.silent_ms < 1000 * HEARD_WITHIN_S}
+        found = [
+            (connection, info)
+            for connection, sock, info in infos
+            if not self._has_passed_large(sock, info) and info.is_in_vain and (self.is_small or info.host in heard)
+        ]
         for _, info in found:
             self.stalled(info.host, trio.current_time())
         return [connection for connection, _ in found]
+
+    def _has_passed_large(self, sock: object, info: "_Info") -> bool:
+        """Whether large segments of this connection have arrived: since the last look, or some time before."""
+        before = self._passed.get(sock, _Passed())
+        n_bytes, n_segments = info.acked_bytes - before.acked_bytes, info.n_delivered - before.n_delivered
+        is_large = before.is_large or n_bytes > SMALL_SEGMENT_BYTES * n_segments > 0
+        self._passed[sock] = _Passed(info.acked_bytes, info.n_delivered, is_large)
+        return is_large
 
     def apply(self, sock: _Options) -> None:
         """Set a socket that is not connected yet."""
@@ -86,6 +100,18 @@ class _Info:
     """Since it brought anything."""
     is_in_vain: bool
     """It sends the same large segment again and again."""
+    acked_bytes: int
+    n_delivered: int
+    """Segments."""
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """What had arrived of a connection at the last look."""
+
+    acked_bytes: int = 0
+    n_delivered: int = 0
+    is_large: bool = False
 
 
 def _look(sock: _Readable) -> _Info | None:
@@ -94,8 +120,9 @@ def _look(sock: _Readable) -> _Info | None:
         return None
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, option, INFO.size)
-        _, _, retransmits, _, segment_bytes, n_unconfirmed, silent_ms = INFO.unpack(info)
+        _, _, retransmits, _, segment_bytes, n_unconfirmed, silent_ms, acked_bytes, n_delivered = INFO.unpack(info)
         host = str(sock.getpeername()[0])
     except (OSError, struct.error):  # it is closed, or this is another system
         return None
-    return _Info(host, silent_ms, segment_bytes > SMALL_SEGMENT_BYTES and n_unconfirmed > 0 and retransmits >= RETRANSMITS)
+    is_in_vain = segment_bytes > SMALL_SEGMENT_BYTES and n_unconfirmed > 0 and retransmits >= RETRANSMITS
+    return _Info(host, silent_ms, is_in_vain, acked_bytes, n_delivered)

@@ -6,6 +6,7 @@ What a stranger sends wrongly costs it the stream, and raises its score; never t
 import logging
 import math
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
@@ -33,7 +34,7 @@ from legion_p2p.net.limits import (
     MAX_REQUESTS_IN_TOTAL,
     MAX_STREAMS_PER_LANE_IN,
 )
-from legion_p2p.net.streams import PROTOCOLS, SharedParts, muxed, reset
+from legion_p2p.net.streams import PROTOCOLS, SharedParts, connection_is_over, muxed, reset
 from legion_p2p.net.wire import OTHER_VERSION, VERSION, Envelope, FrameKind, UnknownVersion, decode, encode, refusal
 
 log = logging.getLogger("legion_p2p.net")
@@ -59,13 +60,15 @@ class Server:
 
     async def _serve_muxed(self, lane: str, raw: INetStream) -> None:
         assert isinstance(raw, NetStream)  # what a BasicHost accepts
-        await self._serve_stream(PeerId(str(raw.muxed_conn.peer_id)), lane, muxed(raw, lane), "")
+        peer = PeerId(str(raw.muxed_conn.peer_id))
+        await self._serve_stream(peer, lane, muxed(raw, lane), "", lambda: connection_is_over(raw))
 
     async def serve_lane(self, peer: PeerId, lane: OpenLaneStream) -> None:
         """Answer what `peer` asks on a bulk lane, until it ends."""
-        await self._serve_stream(peer, "bulk", lane.stream, lane.ticket)
+        await self._serve_stream(peer, "bulk", lane.stream, lane.ticket, lambda: True)
 
-    async def _serve_stream(self, peer: PeerId, lane: str, raw: ByteStream, ticket: str) -> None:
+    async def _serve_stream(self, peer: PeerId, lane: str, raw: ByteStream, ticket: str, is_over: Callable[[], bool]) -> None:
+        """`is_over`: once the stream has ended, whether its connection has as well."""
         key = (peer, lane, bool(ticket))
         if self._n_streams[key] >= MAX_STREAMS_PER_LANE_IN:
             self._parts.refusals.report(peer, f"more than {MAX_STREAMS_PER_LANE_IN} streams on the {lane} lane")
@@ -76,7 +79,7 @@ class Server:
         try:
             await read_and_write(frames, lambda: self._read_requests(frames, peer, ticket))
         except DecodeError as bad:
-            if not (ticket and isinstance(bad, CutShort)):
+            if not (isinstance(bad, CutShort) and is_over()):
                 self._parts.refusals.report(peer, str(bad), GARBAGE_SCORE)
         except Exception as broken:
             log.debug("stream of %s on %s: %r", peer, lane, broken)

@@ -2,10 +2,13 @@
 
 import logging
 from dataclasses import dataclass, field
+from typing import cast
 
 import trio
+from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.network.stream.net_stream import NetStream
+from libp2p.stream_muxer.yamux.yamux import Yamux
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.observers import Observers
@@ -41,6 +44,11 @@ class SharedParts:
 def muxed(stream: NetStream, lane: str) -> MuxedStream:
     """A libp2p stream for this lane."""
     return MuxedStream(stream, RECV_WINDOW_BYTES[lane])
+
+
+def connection_is_over(stream: INetStream) -> bool:
+    """Whether the connection that carries it has broken or was closed, so that nobody is to blame for how the stream ends."""
+    return cast(Yamux, stream.muxed_conn).event_shutting_down.is_set()
 
 
 async def reset(stream: ByteStream) -> None:

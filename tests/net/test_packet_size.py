@@ -5,7 +5,7 @@ import socket
 import pytest
 import trio
 
-from legion_p2p.net.packet_size import HEARD_S, SMALL_SEGMENT_BYTES, PacketSize
+from legion_p2p.net.packet_size import HEARD_S, INFO, RETRANSMITS, SMALL_SEGMENT_BYTES, PacketSize
 from tests.net.conftest import opened
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "TCP_MAXSEG"), reason="needs TCP_MAXSEG")
@@ -42,3 +42,29 @@ async def test_a_peer_that_is_simply_gone_changes_nothing(autojump_clock):
     assert not size.is_small
     size.stalled("11.1.0.1", trio.current_time() - 1)
     assert size.is_small
+
+
+class Told:
+    """A socket of which the kernel says how often its last segment was sent in vain, and what has arrived of the others."""
+
+    def __init__(self) -> None:
+        self.retransmits = 0
+        self.acked_bytes = 0
+        self.n_delivered = 0
+
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        return INFO.pack(1, 0, self.retransmits, 0, 1448, 1, 100, self.acked_bytes, self.n_delivered)
+
+    def getpeername(self) -> tuple[str, int]:
+        return "11.1.0.1", 4710
+
+
+async def test_a_connection_on_which_large_segments_arrived_is_slow_and_one_on_which_only_small_ones_did_leads_through_a_hole():
+    size, slow, hole = PacketSize(), Told(), Told()
+    slow.acked_bytes, slow.n_delivered = 20 * 1448, 20
+    hole.acked_bytes, hole.n_delivered = 40 * 700, 40
+    assert size.vanishing([("slow", slow), ("hole", hole)]) == []
+
+    slow.retransmits = hole.retransmits = RETRANSMITS
+    slow.acked_bytes, slow.n_delivered = slow.acked_bytes + 10 * 200, slow.n_delivered + 10  # only small ones since
+    assert size.vanishing([("slow", slow), ("hole", hole)]) == ["hole"]

@@ -42,6 +42,8 @@ class Pacer:
         least, most = min(rounds.min_local_steps, reference), max(rounds.max_local_steps, reference)
         steps = local_steps(reference, step_s, step_times[1:], least, most)
         upload_bps = bandwidth.known_upload_bps
+        if upload_bps is None and not theirs:  # answers are not measured, but whoever gets them says how fast they come
+            upload_bps = max((a.download_bps for a in others if a.download_bps), default=None)
         choice, self.local_steps = paced(rounds, steps, most, step_s, self._load(others), upload_bps, self._choice)
         if (choice.push_codec, choice.update_codec) != (self._choice.push_codec, self._choice.update_codec):
             self._events.emit("link.adapted", **msgspec.structs.asdict(choice), local_steps=self.local_steps)
