@@ -212,10 +212,11 @@ class Joiner:
         run.target.began_tokens = run.target.run_tokens() - run.shards.states.counted_tokens
         await run.checkpoints.open(run.signed)
         await run.checkpoints.adopt(fetched, run.steps.began_at)
-        run.shards.on_members_changed()
-        await run.shards.sync_all()  # versions that appeared while the rest was being fetched: what is owned must be current
+        if sum(member.announcement.ready for member in run.members.table.counted()) == 1:
+            run.shards.on_members_changed()
+            await run.shards.sync_all()  # it gives half of its shards away as soon as this peer is ready, which must be in step then
         await self._take_part(run)
-        await run.shards.sync_all()
+        await run.shards.sync_all()  # versions that appeared while the rest was being fetched
         self._events.emit(
             "run.joined", run=run.id, name=run.spec.name, n_donors=len(sync.donors), n_shards=len(fetched),
             n_from_checkpoints=sum(f.stored is not None for f in fetched),
