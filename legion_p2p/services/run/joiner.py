@@ -214,7 +214,7 @@ class Joiner:
         await run.checkpoints.adopt(fetched, run.steps.began_at)
         if sum(member.announcement.ready for member in run.members.table.counted()) == 1:
             run.shards.on_members_changed()
-            await run.shards.sync_all()  # it gives half of its shards away as soon as this peer is ready, which must be in step then
+            await run.shards.sync_all()  # as soon as this peer is ready half of the shards are its own: it must be in step then
         await self._take_part(run)
         await run.shards.sync_all()  # versions that appeared while the rest was being fetched
         self._events.emit(
