@@ -18,7 +18,6 @@ import msgspec
 
 SHARE = 0.5  # of a round's time for sending: the rest is room for answers, other traffic and what was measured wrongly
 KEEP = 1.25  # a denser codec must fit with this much to spare before it replaces a sparser one: no flapping
-
 JOINING = 4  # recipients for which a member that joins counts: it fetches the model over the same connection
 
 
