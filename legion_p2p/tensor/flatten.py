@@ -7,6 +7,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,15 +16,28 @@ from torch import Tensor
 from legion_p2p.errors import UsageError
 
 
+class Together(Protocol):
+    """The other processes that hold the same parameters, or parts of them, and take part in what is done here."""
+
+    def reading(self, start: int, end: int) -> None:
+        """They read the same slice."""
+
+    def writing(self, start: int, values: Tensor) -> None:
+        """They write the same."""
+
+
 class FlatView:
     """Reads and writes slices of the flattened parameters; knows where each one lies.
 
     `parameters` are tensors, or pairs of name and tensor such as `model.named_parameters()`; without names they are called
     by their index. Any float type, device and shape. It holds the tensors themselves: replaced memory (`p.data = ...`) is
     followed, but a model that gets new Parameter objects needs a new view.
+
+    A parameter may be a DTensor, of which this process holds a part: then reading and writing are collectives, as it is one, and
+    `together` are told before each. Writes are passed on to them where parameters are not spread, too.
     """
 
-    def __init__(self, parameters: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> None:
+    def __init__(self, parameters: Iterable[Tensor] | Iterable[tuple[str, Tensor]], together: Together | None = None) -> None:
         named = [p if isinstance(p, tuple) else (str(i), p) for i, p in enumerate(parameters)]
         first_of = {id(p): (name, p) for name, p in reversed(named)}
         kept = [(name, p) for name, p in named if first_of[id(p)][0] == name]
@@ -33,6 +47,7 @@ class FlatView:
         self.names = tuple(name for name, _ in kept)
         self.shapes = tuple(tuple(p.shape) for _, p in kept)
         self._params = tuple(p for _, p in kept)
+        self._together = together
         # N + 1 boundaries: parameter i lies in [starts[i], starts[i + 1])
         self.starts = tuple(accumulate((p.numel() for p in self._params), initial=0))
         self.numel = self.starts[-1]
@@ -50,9 +65,11 @@ class FlatView:
     def read_slice(self, start: int, end: int) -> Tensor:
         """A copy of elements [start, end): 1-D fp32 on the CPU."""
         self._check(start, end)
+        if self._together is not None and any(is_spread(p) for p, *_ in self._pieces(start, end)):
+            self._together.reading(start, end)
         out = torch.empty(end - start, dtype=torch.float32, device="cpu")
         for p, a, b, at in self._pieces(start, end):
-            out[at : at + b - a].copy_(p.detach().reshape(-1)[a:b])
+            out[at : at + b - a].copy_(all_of(p).reshape(-1)[a:b])
         return out
 
     @torch.no_grad()
@@ -74,10 +91,14 @@ class FlatView:
         if values.ndim != 1:
             raise UsageError(f"values of shape {tuple(values.shape)}, must be 1-D")
         self._check(start, start + len(values))
+        if self._together is not None:
+            self._together.writing(start, values)
         for p, a, b, at in self._pieces(start, start + len(values)):
             new = values[at : at + b - a]
             target = p.detach()
-            if target.is_contiguous():
+            if is_spread(p):
+                _assign_spread(p, a, b, new)
+            elif target.is_contiguous():
                 target.view(-1)[a:b].copy_(new)
             else:
                 # no flat view of it exists: change a flat copy and put all of that back
@@ -98,6 +119,27 @@ class FlatView:
             if a < b:
                 yield self._params[i], a - first, b - first, a - start
             i += 1
+
+
+def is_spread(p: Tensor) -> bool:
+    """It is a DTensor, whose parts several processes hold."""
+    return hasattr(p, "full_tensor")
+
+
+def all_of(p: Tensor) -> Tensor:
+    """All of it, without its gradient's history; of a DTensor a copy."""
+    return p.detach().full_tensor() if is_spread(p) else p.detach()  # type: ignore[attr-defined]
+
+
+def _assign_spread(p: Any, a: int, b: int, new: Tensor) -> None:
+    """Write elements [a, b) of a DTensor. All of it is in memory for a moment."""
+    from torch.distributed.tensor import distribute_tensor
+
+    local = p.detach().to_local()
+    flat = new.to(local.device, p.dtype) if b - a == p.numel() else all_of(p).reshape(-1).clone()
+    flat[a:b] = new.to(local.device)
+    placed = distribute_tensor(flat.view(p.shape), p.device_mesh, p.placements)
+    local.copy_(placed.to_local())
 
 
 def snapshot(params: Sequence[Tensor]) -> Tensor:

@@ -23,7 +23,7 @@ from legion_p2p.train.bridge import PeerThread
 from legion_p2p.train.checkpoint_tools import CHECKPOINT_TOOLS
 from legion_p2p.train.described import check_choices, check_codecs
 from legion_p2p.train.inner_list import is_proportional
-from legion_p2p.train.parameters import ModelView, param_specs
+from legion_p2p.train.parameters import ModelView, Named, param_specs
 
 _RUN = 'the name or id of a run to join, or NewRun("name") to create one'
 
@@ -80,11 +80,13 @@ def entry_of(place: str, run: object, initial_peers: object) -> RunChoice:
     return RunChoice(new_run=run, initial_peers=contacts) if isinstance(run, NewRun) else RunChoice(run, contacts)
 
 
-def creation_of(new_run: NewRun, own: ModelView, inner: Optimizer | None = None) -> RunCreation:
+def creation_of(
+    new_run: NewRun, own: ModelView, inner: Optimizer | None = None, view_of: Callable[[Named], FlatView] = FlatView
+) -> RunCreation:
     """A run to create around a model of the user's own, which starts as it is now. Raises: UsageError.
 
     `inner`: the optimizer that makes the local steps, where it is known. Of one that does not normalize its steps, the mean of
-    the pushes has the right length as it is (docs/records/learning.md).
+    the pushes has the right length as it is (docs/records/learning.md). `view_of`: how its parameters are read.
     """
     of_builtin = (
         ("preset", "architecture", "model") if new_run.sharding == "full" else ("preset", "architecture", "model", "inner")
@@ -96,7 +98,7 @@ def creation_of(new_run: NewRun, own: ModelView, inner: Optimizer | None = None)
     rounds = sharded_rounds(new_run.rounds) if is_sharded else chosen_rounds(new_run.rounds, new_run.links)
     if inner is not None and new_run.rounds.restore_length is None and is_proportional(inner):
         rounds = msgspec.structs.replace(rounds, restore_length=0.0)
-    view = FlatView(own.in_run(rounds.untrained))
+    view = view_of(own.in_run(rounds.untrained))
     fixed = () if rounds.untrained == "own" else own.fixed()
     spec = RunSpec(
         name=new_run.name,

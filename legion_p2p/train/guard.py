@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from legion_p2p.errors import UsageError
-from legion_p2p.tensor.flatten import FlatView
+from legion_p2p.tensor.flatten import FlatView, is_spread
 
 SAMPLED = 1 << 12  # elements of a tensor that are compared: code that moves weights moves more than one in a thousand
 MAX_WALKED = 200_000  # objects inside an optimizer that are looked at for copies: two states of 20,000 parameters, and dicts
@@ -28,6 +28,8 @@ class InnerGuard:
     """Of one inner optimizer and the parameters of a run."""
 
     def __init__(self, inner: torch.optim.Optimizer, view: FlatView, name_of: NameOf) -> None:
+        """Where processes hold parts of the parameters, values are not compared: looking at them is a collective."""
+        self._is_spread = any(is_spread(p) for p in view.parameters)
         self._inner = inner
         self._view = view
         self._name_of = name_of
@@ -54,7 +56,8 @@ class InnerGuard:
         a copy of the parameters from before the last updates.
         """
         self._check_outside()
-        self._copies.before_step()
+        if not self._is_spread:
+            self._copies.before_step()
         self._stepping = True
         try:
             result = self._inner.step() if closure is None else self._inner.step(closure)
@@ -62,7 +65,8 @@ class InnerGuard:
             self._stepping = False
         if closure is not None:
             self._check_outside()
-        self._copies.after_step()
+        if not self._is_spread:
+            self._copies.after_step()
         return result
 
     def updated(self) -> None:
@@ -124,7 +128,7 @@ class InnerGuard:
             )
 
     def _fingerprint(self) -> list[object]:
-        return [(p.data_ptr(), _sample(p).tobytes()) for p in self._view.parameters]
+        return [] if self._is_spread else [(p.data_ptr(), _sample(p).tobytes()) for p in self._view.parameters]
 
 
 class CopyWatch:

@@ -7,12 +7,13 @@ the local change. It never waits for the network, except in a synchronous run, w
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from legion_p2p.config import NewRun, Peer
+from legion_p2p.config import NewRun, Peer, RunChoice
 from legion_p2p.config.fields import argument
 from legion_p2p.config.old_names import OPTIMIZER_ARGUMENTS, explains
 from legion_p2p.core.control import Wish
@@ -37,13 +38,16 @@ from legion_p2p.train.guard import InnerGuard
 from legion_p2p.train.inner_list import as_one
 from legion_p2p.train.live_parameters import check_free, claim, give_back
 from legion_p2p.train.notices import DivergedMembers
-from legion_p2p.train.parameters import ModelView
+from legion_p2p.train.parameters import ModelView, Named
+from legion_p2p.train.ranks import RankGroup, RankState, SameModel, collective
 from legion_p2p.train.sharing import Make, Reader, SharedReader, share_text
 from legion_p2p.train.step_clock import StepClock
 from legion_p2p.train.swarm_exchange import SwarmExchange
 from legion_p2p.train.values import MAX_TOKENS_PER_STEP, deadline_after, is_over, loss_in, progressed, whole
 
 FINISH_FLUSH_S = 30.0  # for the last push, where the user ends training
+OF_THE_PEER = frozenset({"_thread", "_exchange", "_trainer", "_clock", "_extra", "_reader", "local", "synchronous"})
+"""What only the rank has that has the peer."""
 LEAVE_FLUSH_S = 0.5  # the same where they want it to end at once
 
 
@@ -62,11 +66,17 @@ class Optimizer(torch.optim.Optimizer):
         run: name or id of the run to join; or a NewRun("name"), to create it.
         initial_peers: addresses of any peers or bootstrap nodes, or "@file"; one that answers is enough.
         peer: how this peer behaves on the network; the default suits a machine at home.
-        tokens_per_step: weight of one local step relative to those of other members, such as tokens in a batch.
+        tokens_per_step: weight of one local step relative to those of other members, such as tokens in a batch; of several
+            ranks, that of one rank's batch.
+
+    Several ranks of torch.distributed are one peer: each makes this optimizer around its DistributedDataParallel or FSDP2 model,
+    and all call the same methods in the same order. Rank 0 has the peer: see docs/several-gpus.md.
 
     Raises: NoContactError, if no initial peer answers; UnknownRunError; RunExistsError; IncompatibleModelError, naming the first
     parameter that differs; UsageError, naming the argument.
     """
+
+    inner: torch.optim.Optimizer
 
     @explains(OPTIMIZER_ARGUMENTS)
     def __init__(
@@ -86,10 +96,24 @@ class Optimizer(torch.optim.Optimizer):
         own = model_view(model)
         check_wrappable(one, FlatView(own.trained))
         tokens = whole(tokens_per_step, "tokens_per_step", 1, MAX_TOKENS_PER_STEP)
-        creation = None if entry.new_run is None else creation_of(entry.new_run, own, one)
+        self._ranks = RankGroup.of_this_job()
+        # No super().__init__: it would copy the groups, and the inner optimizer should stay the one that holds them.
+        self.inner = one
+        self._tokens_per_step = tokens
+        if self._ranks is not None:
+            own.fixed()  # while all ranks are here
+            self._same_model = SameModel(own)
+            self._guard = InnerGuard(one, self._same_model.view, own.name_of)
+        self._join(entry, peer, own)
+
+    @collective
+    def _join(self, entry: RunChoice, peer: Peer, own: ModelView) -> None:
+        creation = None if entry.new_run is None else creation_of(entry.new_run, own, self.inner, self._view_of)
         thread = enter(entry, peer, creation=creation, params=own.fit)
         try:
-            self._attach(one, own, thread, tokens)
+            if self._ranks is not None:
+                self._guard.release()
+            self._attach(self.inner, own, thread, self._tokens_per_step)
         except BaseException:  # Ctrl+C as well: the peer would stay in the run
             thread.close()
             raise
@@ -115,13 +139,13 @@ class Optimizer(torch.optim.Optimizer):
         spec = thread.engine.spec
         check_fit(own.fit(spec), spec.params)
         opt = cls.__new__(cls)
+        opt._ranks = None
         opt._attach(one, own, thread, tokens_per_step)
         opt._obeys = obeys
         return opt
 
     def _attach(self, inner: torch.optim.Optimizer, own: ModelView, thread: PeerAccess, tokens_per_step: int) -> None:
-        view = FlatView(own.in_run(thread.engine.spec.round.untrained))
-        # No super().__init__: it would copy the groups, and the inner optimizer should stay the one that holds them.
+        view = self._view_of(own.in_run(thread.engine.spec.round.untrained))
         self.inner = inner
         check_wrappable(inner, view)
         self.tokens_per_step = tokens_per_step
@@ -183,8 +207,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def __getattr__(self, name: str) -> Any:
         # The hook tables and flags that torch keeps on an optimizer live on the inner one.
-        if name in ("inner", "_guard"):
+        if name in ("inner", "_guard", "_ranks"):
             raise AttributeError(name)
+        if self._ranks is not None and name in OF_THE_PEER:
+            raise UsageError(f"rank 0 has the peer, and this is rank {self._ranks.rank}: what it knows is asked for there")
         return self._guard.attribute(name)
 
     @property
@@ -225,20 +251,32 @@ class Optimizer(torch.optim.Optimizer):
         loop did not look at `should_stop`; UsageError, if something moves the parameters that the run does not see: see
         `train.guard`.
         """
+        if self._ranks is None:
+            self._begin_step()
+        result = self._guard.step(closure)
+        self._stepped(None if closure is None else loss_in(result))
+        return result
+
+    def _begin_step(self) -> None:
         if self._has_ended:
             raise ClosedError("training here has ended, as this peer's user asked: a loop looks at should_stop after each step")
         self._exchange.check_open()
         if not self.steps:
             self._first_step = self._thread.call(self._engine.run_step)
-        result = self._guard.step(closure)
+
+    @collective
+    def _stepped(self, loss: float | None) -> None:
+        """The inner optimizer has stepped."""
+        if self._ranks is not None:
+            self._begin_step()
         began = time.perf_counter()
-        self._trainer.stepped(self._tokens_per_step)
+        self._trainer.stepped(self._n_tokens)
         self._exchange.apply_updates()
         if due := self._trainer.due(self._engine.local_steps):
             self._exchange.push(due, compactly=self._engine.compacts())
             if self.synchronous:
                 self._exchange.wait_for_round()
-        if closure is not None and (loss := loss_in(result)) is not None:
+        if loss is not None:
             self.note(loss=loss)
         if self._reader is not None:
             epoch, chunks = self._reader.announcement()
@@ -247,7 +285,6 @@ class Optimizer(torch.optim.Optimizer):
         if self._obeys:
             self._obey()
         self._keep_to_share()
-        return result
 
     # what a training loop may use
 
@@ -261,18 +298,25 @@ class Optimizer(torch.optim.Optimizer):
         self._tokens_per_step = whole(tokens, "tokens_per_step", 1, MAX_TOKENS_PER_STEP)
 
     @property
+    def _n_tokens(self) -> int:
+        """Those of a step of all ranks."""
+        return self._tokens_per_step * (1 if self._ranks is None else self._ranks.size)
+
+    @property
     def steps(self) -> int:
         """Local steps made."""
-        return self._trainer.steps
+        return self._trainer.steps if self._ranks is None or self._ranks.leads else self._ranks.state.steps
 
     @property
     def run_step(self) -> int:
         """The run's step, for schedules: what the run had come to when this peer made its first step, and its own steps since."""
+        if self._ranks is not None and not self._ranks.leads:
+            return self._ranks.state.run_step
         return self._first_step + self.steps if self.steps else self._thread.call(self._engine.run_step)
 
     @property
     def tokens(self) -> int:
-        return self._trainer.tokens
+        return self._trainer.tokens if self._ranks is None or self._ranks.leads else self._ranks.state.tokens
 
     @property
     def last_failure(self) -> str | None:
@@ -298,8 +342,10 @@ class Optimizer(torch.optim.Optimizer):
         """Tell the swarm's displays what only the loop knows: the loss (a number, or a tensor of one), and for trainers any other
         field of Progress.
 
-        Raises: UsageError, if it is no finite number.
+        Of several ranks, that of rank 0 counts. Raises: UsageError, if it is no finite number.
         """
+        if self._ranks is not None and not self._ranks.leads:
+            return
         if loss is not None:
             more["loss"] = loss
         self._extra = progressed(self._extra, more)
@@ -319,7 +365,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def speed(self) -> dict[str, float]:
         """Tokens and seconds per step, smoothed."""
-        return self._clock.speed(self.tokens_per_step)
+        return self._clock.speed(self._n_tokens)
 
     @property
     def control(self) -> Control:
@@ -336,13 +382,17 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def should_stop(self) -> bool:
         """Its user has ended training here, and `step()` has handed in what was trained; or the peer has left: a loop ends."""
+        return self._has_to_stop() if self._ranks is None else self._ranks.state.should_stop
+
+    def _has_to_stop(self) -> bool:
         return self._has_ended or not self._thread.alive
 
     @property
     def target_reached(self) -> bool:
         """The run has come to the target of its specification, and ends."""
-        return self._engine.target.reached
+        return self._engine.target.reached if self._ranks is None else self._ranks.state.target_reached
 
+    @collective
     def rest(self) -> None:
         """Let up to WAIT_SLICE_S of a pause pass: what was trained is handed in, and what comes is taken in."""
         began = time.perf_counter()
@@ -355,12 +405,14 @@ class Optimizer(torch.optim.Optimizer):
         if self.wish is not Wish.PAUSE:
             self.report(paused=False)
 
+    @collective
     def wait_briefly(self) -> None:
         """Let up to WAIT_SLICE_S pass, taking in what comes."""
         self._exchange.wait_once()
         if self._engine.mailbox.closed is None:
             time.sleep(0.02)
 
+    @collective
     def wait_for_members(self, n: Any, timeout_s: Any = None) -> None:
         """Wait until the run has `n` members that train, or are about to, as this one says from now on.
 
@@ -379,6 +431,7 @@ class Optimizer(torch.optim.Optimizer):
             time.sleep(0.02)
             self._exchange.check_open()
 
+    @collective
     def flush(self, timeout_s: Any = None, *, last: bool = False) -> bool:
         """Push what was trained since the last push and wait until an update contains it; False after `timeout_s`.
 
@@ -387,9 +440,10 @@ class Optimizer(torch.optim.Optimizer):
         """
         deadline = deadline_after(timeout_s)
         if last:
-            self._exchange.push_last(self._tokens_per_step)
+            self._exchange.push_last(self._n_tokens)
         return self._exchange.flush(deadline)
 
+    @collective
     def forget_changes(self) -> None:
         """Take the parameters back to where the run and this peer's last push have left them: for weights that were loaded, from
         an old checkpoint for example, into a model that is in a run already. Steps that were not pushed yet are lost.
@@ -401,13 +455,14 @@ class Optimizer(torch.optim.Optimizer):
         self.local.take_back()
         self._guard.updated()
 
+    @collective
     def finish(self, *, together: bool = False, timeout_s: Any = None) -> str:
         """End training: push the rest; where `together`, serve on until every member is done. The common model's digest.
 
         `timeout_s` bounds all of it: what is not done then stays as it is.
         """
         deadline = deadline_after(timeout_s)
-        self._exchange.push_last(self._tokens_per_step)
+        self._exchange.push_last(self._n_tokens)
         self._exchange.flush(deadline)
         self.report(training=False, done=True)
         while together and self._thread.alive and not self._thread.call(self._engine.all_done) and not is_over(deadline):
@@ -420,6 +475,7 @@ class Optimizer(torch.optim.Optimizer):
         """Every member has trained all it wanted to, and all hold the same versions."""
         return self._thread.call(self._engine.all_done)
 
+    @collective
     def common_digest(self) -> str:
         """Digest of the region's common model: equal at two peers means equal bits."""
         return self._thread.call(self._engine.common_digest)
@@ -431,7 +487,7 @@ class Optimizer(torch.optim.Optimizer):
     def report(self, **changes: Any) -> None:
         """Tell the network's thread what this one has done, now."""
         step_s = self._clock.step_s
-        rate = self.tokens_per_step / step_s if step_s else self.tokens / self._clock.elapsed_s(time.perf_counter())
+        rate = self._n_tokens / step_s if step_s else self.tokens / self._clock.elapsed_s(time.perf_counter())
         base = {"step": self.steps, "tokens": min(self.tokens, MAX_COUNT), "tokens_per_s": rate, "step_s": step_s}
         base["blocked_fraction"] = self.blocked_fraction
         base["training"] = self.steps > 0
@@ -443,11 +499,19 @@ class Optimizer(torch.optim.Optimizer):
         large shards that go to their next owners, are sent in the background; the end of the script waits for that. The inner
         optimizer goes on without a swarm.
         """
+        if self._ranks is None:
+            self._leave_run()
+        else:
+            with suppress(ClosedError):  # other ranks may be gone
+                self._leave_run()
+        self._guard.release()
+
+    @collective
+    def _leave_run(self) -> None:
         if self._exchange.is_open:
-            self._exchange.push_last(self._tokens_per_step)
+            self._exchange.push_last(self._n_tokens)
             self._exchange.push()
         give_back(self._exchange)
-        self._guard.release()
         self._thread.close()
 
     def __enter__(self) -> "Optimizer":
@@ -464,7 +528,7 @@ class Optimizer(torch.optim.Optimizer):
             self.rest()
         if self.wish.ends and not self._has_ended:
             self._has_ended = True
-            self._exchange.push_last(self._tokens_per_step)
+            self._exchange.push_last(self._n_tokens)
             self._exchange.flush(time.monotonic() + (LEAVE_FLUSH_S if self.wish is Wish.LEAVE else FINISH_FLUSH_S))
             self.report(training=False, done=True)
             if self.wish is Wish.LEAVE:
@@ -482,6 +546,13 @@ class Optimizer(torch.optim.Optimizer):
         deadline = time.monotonic() + wait_s
         while wait_s and self.wish is Wish.TRAIN and not is_over(deadline) and self._engine.mailbox.closed is None:
             self._exchange.wait_once(deadline)
+
+    def _view_of(self, named: Named) -> FlatView:
+        return FlatView(named) if self._ranks is None else self._ranks.view(named)
+
+    def _rank_state(self) -> RankState:
+        run_step = self._first_step + self.steps
+        return RankState(self.steps, self.tokens, run_step, self._has_to_stop(), self._engine.target.reached)
 
     @property
     def _engine(self) -> ActiveRun:

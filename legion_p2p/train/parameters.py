@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from legion_p2p.core.plan import FIXED_DIGEST_BYTES, FixedSpec, ParamSpec, check_fixed
 from legion_p2p.core.run import RunSpec
-from legion_p2p.tensor.flatten import FlatView
+from legion_p2p.tensor.flatten import FlatView, all_of
 
 Named = Sequence[tuple[str, Tensor]]
 
@@ -102,7 +102,7 @@ def plain_names(names: Sequence[str], wrapped_as_module: Iterable[str] = ()) -> 
 
 def fixed_spec(name: str, tensor: Tensor) -> FixedSpec:
     """Its digest: of the bytes where they are, and of the type that they are in."""
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    data = all_of(tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     whole = hashlib.sha256(str(tensor.dtype).encode())
     whole.update(data.data)
     return FixedSpec(name, tuple(tensor.shape), whole.digest()[:FIXED_DIGEST_BYTES])
