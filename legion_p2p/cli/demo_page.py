@@ -48,7 +48,7 @@ class DemoRecord:
             at, step = event.get("at"), event.get("step")
             if event.get("event") == "step":
                 self._training.setdefault(label, Curve()).add(at or 0.0, event.get("loss"), step)
-            elif event.get("event") in ("eval", "lone.finished"):
+            elif event.get("event") in ("eval", "lone.finished") and step:  # the height before the first would flatten the rest
                 self._held_out.setdefault(label, Curve()).add(at or 0.0, event.get("val_loss"), step)
 
     def status(self, label: str, status: Status) -> None:

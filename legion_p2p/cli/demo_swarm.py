@@ -34,8 +34,8 @@ SWARM_OVERHEAD = 1.8  # CPU time of a step of a peer, beside that of plain torch
 END_S = 8.0  # the last rounds, the last evaluation of every peer, and the comparison: measured
 JOIN_S = 4.0  # from the founder's order to the first step: measured
 MIN_STEPS = 20
-STEPS_PER_EVAL = 160  # an evaluation takes as long as 8 steps of plain torch, at a peer 5: some 3 %
-MAX_EVALS = 30
+STEPS_PER_EVAL = 60  # an evaluation takes as long as 4 steps of plain torch: some 5 %
+MIN_EVALS, MAX_EVALS = 8, 30
 MAX_REPLACED = 2
 KILL_AT, JOIN_AT = 1 / 3, 1 / 2  # of the steps
 MIN_LEFT_S = 30.0  # joining takes 4 s on an idle machine, 10 to 15 on one that is busy with other work
@@ -212,7 +212,7 @@ class _Demo:
         self.show.note(f"{step_ms:.1f} ms per step with all at work: {human.whole_text(self.n_steps)} steps each")
 
     def _n_evals(self) -> int:
-        return min(MAX_EVALS, max(4, self.n_steps // STEPS_PER_EVAL))
+        return min(MAX_EVALS, max(MIN_EVALS, self.n_steps // STEPS_PER_EVAL))
 
     def _start_peer(self, label: str) -> DemoPeer:
         peer = DemoPeer(label, self.family.start(label, self.out / label / "log.txt"))

@@ -38,6 +38,7 @@ def block(record: DemoRecord, id: str):
 
 
 def test_the_swarm_is_compared_with_those_that_train_alone(record: DemoRecord) -> None:
+    record.hear(ALONE, {"event": "eval", "at": 1000.0, "step": 0, "val_loss": 5.5})  # all curves begin there
     for label, loss in (("peer-1", 2.0), (ALONE, 2.4), (ALONE_ALL_TEXT, 1.9)):
         record.hear(label, {"event": "eval", "at": 1001.0, "step": 50, "val_loss": loss})
 
