@@ -1,11 +1,13 @@
 """Training libraries as peers of a run: the real packages, a small random model, and a second peer with an ordinary loop."""
 
 import importlib.util
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -116,9 +118,28 @@ def trainer_of(model: Any, optimizer: Any, folder: Path, **arguments: Any) -> An
     )
 
 
+class Hub:
+    """What transformers calls of the hub's library: repositories are folders here."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def create_repo(self, name: str, **given: Any) -> Any:
+        (self.folder / name).mkdir(parents=True)
+        return SimpleNamespace(repo_id=name)
+
+    def upload_folder(self, *, repo_id: str, folder_path: str, **given: Any) -> None:
+        for file in Path(folder_path).glob("*"):
+            if file.is_file():
+                shutil.copy(file, self.folder / repo_id)
+
+
 @needs("transformers")
 @needs("accelerate")
-def test_a_trainer_with_bf16_accumulation_and_evaluation_ends_with_the_common_model_and_resumes_with_it(tmp_path: Path) -> None:
+def test_a_trainer_with_bf16_accumulation_and_evaluation_ends_with_the_common_model_and_resumes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: Hub(tmp_path / "hub"))
     with other_peer(gpt2(1), language_loss) as other:
         model = gpt2(2)
         with legion.Optimizer(
@@ -141,10 +162,12 @@ def test_a_trainer_with_bf16_accumulation_and_evaluation_ends_with_the_common_mo
             other.end()
             common = opt.finish(together=True, timeout_s=60)
             trainer.save_model(str(tmp_path / "end"))
+            trainer.push_to_hub()
 
     assert common == other.digest
     assert max(p.abs().max() for p in other.model.parameters()) < 10, "the checkpoint's parameters were pushed into the run"
-    assert parameters_digest(type(model).from_pretrained(tmp_path / "end")) == parameters_digest(other.model)
+    for saved in (tmp_path / "end", tmp_path / "hub" / tmp_path.name):
+        assert parameters_digest(type(model).from_pretrained(saved)) == parameters_digest(other.model)
 
 
 @needs("transformers")
