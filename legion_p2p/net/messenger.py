@@ -68,9 +68,8 @@ class Messenger:
 
     async def call(self, peer: PeerId, service: str, body: bytes) -> bytes:
         """`request`, to another part of the network layer."""
-        self.meters.asked(peer, service, len(body), 0)
         reply = await self._client.call(peer, service, body)
-        self.meters.asked(peer, service, 0, len(reply))
+        self.meters.asked(peer, service, len(body), len(reply))
         return reply
 
     async def accept_tls(self, stream: trio.SocketStream) -> None:

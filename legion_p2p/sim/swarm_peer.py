@@ -57,6 +57,8 @@ class SimPeer:
         """How long it has waited for rounds, in a synchronous run."""
         self.local_trainer: LocalTrainer
         self.training = True
+        self.loss: float | None = None
+        """What it says that its loss is."""
         self.warming_up = False
         """As an inner optimizer says of itself."""
         self.hung = False
@@ -118,7 +120,9 @@ class SimPeer:
             self._swarm.local_step(self)
             local_trainer.stepped(1)
             if local_trainer.steps == 1 or local_trainer.steps % 20 == 0:
-                progress = Progress(local_trainer.steps, local_trainer.tokens, 1 / self.step_s, self.step_s, training=True)
+                progress = Progress(
+                    local_trainer.steps, local_trainer.tokens, 1 / self.step_s, self.step_s, loss=self.loss, training=True
+                )
                 engine.report(progress)
             if due := local_trainer.due(engine.local_steps):
                 engine.contribute(local_trainer.hand_in(due, warming_up=self.warming_up, compactly=engine.compacts()))

@@ -5,6 +5,7 @@ import trio
 
 from legion_p2p.core.control import Wish
 from legion_p2p.core.round_spec import RoundSpec
+from legion_p2p.core.target import HOLD_S
 from legion_p2p.sim.swarm import Swarm
 
 ROUND = RoundSpec(local_steps=5, push_codec="fp32", update_codec="fp32", aggregation="mean", shard_elements=256)
@@ -39,3 +40,31 @@ async def test_tokens_are_those_of_all_members_together_and_a_newcomer_knows_the
         trained = sum(peer.local_trainer.tokens for peer in (a, b, late))
         counts = [peer.engine.target.run_tokens() for peer in (a, b, late)]
         assert all(abs(count - trained) <= 0.02 * trained for count in counts), (trained, counts)
+
+
+async def test_a_target_in_tokens_ends_training_everywhere(autojump_clock):
+    async with Swarm(numel=1024, round=ROUND, step_s=0.1) as swarm:
+        swarm.specified = lambda spec: msgspec.structs.replace(spec, target_tokens=1000)
+        peers = [await swarm.add(name) for name in "ab"]
+
+        await swarm.until(lambda: all(peer.engine.control.wish is Wish.FINISH for peer in peers), 120, "all have ended")
+
+        assert all(peer.engine.target.watch.reason == "the run has trained its 1,000 tokens" for peer in peers)
+        assert all(peer.engine.target.run_tokens() >= 1000 for peer in peers)
+
+
+async def test_a_loss_that_most_members_hold_ends_training_everywhere_and_one_that_lies_does_not(autojump_clock):
+    async with Swarm(numel=1024, round=ROUND, step_s=0.1) as swarm:
+        swarm.specified = lambda spec: msgspec.structs.replace(spec, target_loss=2.0)
+        peers = [await swarm.add(name) for name in "abc"]
+        for peer, loss in zip(peers, (0.1, 2.5, 2.6), strict=True):
+            peer.loss = loss
+        await trio.sleep(2 * HOLD_S)
+        assert all(peer.engine.control.wish is Wish.TRAIN for peer in peers)
+
+        peers[1].loss = 1.9
+        fell_at = trio.current_time()
+        await swarm.until(lambda: all(peer.engine.control.wish is Wish.FINISH for peer in peers), 120, "all have ended")
+
+        assert HOLD_S <= trio.current_time() - fell_at < HOLD_S + 15
+        assert "the run has come to a loss of 2" in {peer.engine.target.watch.reason for peer in peers}

@@ -1,6 +1,8 @@
 """The books of a peer's traffic: what a request is for, bounds, and what legion-ctl bw prints."""
 
 import msgspec
+import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +22,7 @@ from legion_p2p.core.traffic_ledger import (
     summed,
 )
 from legion_p2p.core.wire import GetBlocks, Ping, encode
+from legion_p2p.errors import NetworkError, RefusedError
 from legion_p2p.observe.status import BooksStatus, TrafficRow
 from legion_p2p.services.inter_region.traffic import RegionalMessenger
 from legion_p2p.sim.network import World
@@ -93,6 +96,29 @@ def test_what_no_ledger_names_and_what_ledgers_name_make_the_total_unless_ledger
     for way in ("sent_bytes", "received_bytes"):
         known, whole = sum(getattr(one, way) for one in accounted), getattr(MovedBytes(*total), way)
         assert getattr(rest, way) == max(0, whole - known)
+
+
+async def test_a_request_counts_when_it_has_been_answered_and_one_that_fails_does_not(autojump_clock: object) -> None:
+    async with World() as world:
+        one, two = (RegionalMessenger(world.join(identity_of(name)).messenger, lambda peer: False) for name in "ab")
+        one.add_addresses(two.peer_id, two.addresses())
+
+        async def slow(peer: PeerId, body: bytes) -> bytes:
+            await trio.sleep(10)
+            raise NetworkError("no")
+
+        two.serve(slow)
+        async with trio.open_nursery() as nursery:
+
+            async def ask() -> None:
+                with pytest.raises(RefusedError):
+                    await one.request(two.peer_id, encode(Ping("run")))
+
+            nursery.start_soon(ask)
+            await trio.sleep(5)
+            assert one.books.by_class == {}
+
+    assert one.books.by_class == {} and one.regional.in_region == 0
 
 
 def test_the_last_lines_of_what_it_was_for_say_what_is_left_over_and_what_all_of_it_is() -> None:

@@ -15,7 +15,7 @@ from legion_p2p.services.ports import Messenger
 
 
 class RegionTraffic(msgspec.Struct):
-    """Bytes of the bodies of requests and replies, both ways."""
+    """Bytes of the bodies of requests and replies, both ways; a request counts when it has been answered."""
 
     in_region: int = 0
     across: int = 0
@@ -46,10 +46,9 @@ class RegionalMessenger:
         self._messenger.serve(counted, longest)
 
     async def request(self, peer: PeerId, body: Bytes, priority: Priority = Priority.CONTROL) -> bytes:
-        kind = class_of(start_of(body))
-        self._count(peer, kind, len(body), 0)
         reply = await self._messenger.request(peer, body, priority)
-        self._count(peer, kind, 0, len(reply))
+        # not before: what waits for its turn has not been sent, and what broke off was sent in part
+        self._count(peer, class_of(start_of(body)), len(body), len(reply))
         return reply
 
     def add_addresses(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
