@@ -19,7 +19,9 @@ from legion_p2p.net.limits import (
     MAX_INBOUND_STREAMS,
     MAX_REQUESTS_IN,
     MAX_STREAMS_PER_LANE_IN,
+    NetConfig,
 )
+from legion_p2p.net.liveness import close
 from legion_p2p.net.parts import Tell
 from legion_p2p.net.streams import PROTOCOLS
 from legion_p2p.net.wire import VERSION, Envelope, FrameKind, UnknownVersion, decode, encode, refusal
@@ -173,6 +175,28 @@ async def test_an_answer_that_is_garbage_is_a_remote_protocol_error():
             await asker.messenger.request(liar.messenger.peer_id, b"")
         assert error.value.peer_id == liar.messenger.peer_id
         assert score(asker, liar) > 0.9 * GARBAGE_SCORE
+
+
+async def test_a_connection_that_breaks_within_a_reply_is_nobodys_misbehaviour():
+    n_bytes = 32 << 20  # takes half a second here, so that the connection breaks in the middle
+
+    async def much(peer: str, body: bytes) -> bytes:
+        return bytes(n_bytes)
+
+    config = NetConfig(bulk_lanes=False, redial_max_s=1.0)
+    async with opened(config=config) as a, opened(of=a, config=config) as b, trio.open_nursery() as nursery:
+        a.messenger.serve(much)
+
+        @nursery.start_soon
+        async def cut() -> None:
+            await eventually(lambda: b.messenger.traffic().received_bytes > 1 << 20)
+            for connection in a._contacts._dialer.direct(b.peer_id):
+                await close(connection)
+
+        with pytest.raises(UnreachableError):
+            await b.messenger.request(a.peer_id, b"", Priority.ROUND)
+
+        assert score(b, a) == 0
 
 
 async def test_a_reply_to_a_request_that_was_never_sent_is_misbehaviour():
