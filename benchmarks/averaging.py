@@ -15,6 +15,7 @@ GiB are all that is used, over what all peers receive.
 
 import argparse
 import gc
+import importlib.util
 import json
 import multiprocessing as mp
 import os
@@ -25,6 +26,7 @@ import time
 from pathlib import Path
 
 IDLE_S = 3.0
+MATCHMAKING_S = 3.0  # of hivemind's wall time: it looks for others so long
 PAUSE_S = 1.0  # between two rounds: what is done after one, such as its answers, does not count for the next
 KNOWN = {"hivemind": {"wire_MB": 602.7, "wall_s": 4.2, "cpu_s": [8.7, 12.2]}, "gloo": {"wire_MB": 601.0, "wall_s": 0.22}}
 
@@ -130,6 +132,41 @@ def gloo_peer(rank, n_peers, elements, store, barrier, results):
     dist.destroy_process_group()
 
 
+def hivemind_peer(rank, n_peers, elements, address, barrier, results):
+    import hivemind
+    import psutil
+    import torch
+
+    mp.set_start_method("fork", force=True)  # its own processes are started so
+
+    def cpu_of_all() -> float:
+        """It works in processes of its own, one of them not in Python."""
+        own = psutil.Process()
+        return sum(sum(process.cpu_times()[:2]) for process in (own, *own.children(recursive=True)))
+
+    torch.set_num_threads(1)
+    initial = [] if rank == 0 else [address.get()]
+    dht = hivemind.DHT(initial_peers=initial, start=True, host_maddrs=["/ip4/127.0.0.1/tcp/0"])
+    if rank == 0:
+        for _ in range(n_peers - 1):
+            address.put(str(dht.get_visible_maddrs()[0]))
+    averager = hivemind.averaging.DecentralizedAverager(
+        [torch.full((elements,), float(rank + 1))], dht, prefix="bench", start=True,
+        target_group_size=n_peers, min_group_size=n_peers, min_matchmaking_time=MATCHMAKING_S,
+    )  # fmt: skip
+    barrier.wait()
+    time.sleep(5)
+    barrier.wait()
+    wire, began, cpu = loopback_bytes(), time.perf_counter(), cpu_of_all()
+    averager.step(timeout=60)
+    wall, cpu = time.perf_counter() - began, cpu_of_all() - cpu
+    barrier.wait()
+    results.put({"rank": rank, "wall_s": wall, "cpu_s": cpu, "wire_bytes": loopback_bytes() - wire})
+    barrier.wait()
+    averager.shutdown()
+    dht.shutdown()
+
+
 def run(target, n_peers, *args):
     context = mp.get_context("spawn")
     results, barrier = context.Queue(), context.Barrier(n_peers)
@@ -186,6 +223,9 @@ def main() -> int:
                 "gloo": summary(gloo, ideal_bytes),
             }
         )
+        if importlib.util.find_spec("hivemind") is not None:
+            address = mp.get_context("spawn").Queue()
+            report["runs"][-1]["hivemind"] = summary(run(hivemind_peer, args.peers, args.elements, address), ideal_bytes)
         print(json.dumps(report["runs"][-1]), file=sys.stderr)
     report["known"] = KNOWN
     print(json.dumps(report, indent=2))

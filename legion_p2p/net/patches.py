@@ -9,6 +9,7 @@ import logging
 import random
 import struct
 import sys
+import time
 import types
 from collections.abc import Sequence
 from functools import lru_cache
@@ -32,6 +33,8 @@ from libp2p.protocol_muxer import multiselect_client
 from libp2p.protocol_muxer.exceptions import MultiselectClientError, MultiselectCommunicatorError
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.pubsub import pubsub
+from libp2p.pubsub import utils as pubsub_utils
+from libp2p.pubsub.pb.rpc_pb2 import RPC
 from libp2p.stream_muxer import rw_lock
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 from libp2p.stream_muxer.yamux import yamux
@@ -41,11 +44,14 @@ from libp2p.tools.anyio_service.trio_manager import TrioManager
 from libp2p.utils.varint import encode_delim
 
 from legion_p2p.concurrency.quick_lock import QuickLock
+from legion_p2p.core.bounded import BoundedMap
 
 KAD_PROTOCOL = TProtocol("/legion/kad/1.0.0")
 ZERO_WINDOW_S = 60.0  # a relay that is full passes 64 kbit/s to each peer: a window of 256 KiB takes half a minute
 WINDOW_POLL_S = 0.01
 MAX_DATA_BYTES = yamux.MAX_MESSAGE_SIZE - yamux.HEADER_SIZE
+RECORD_FRESH_S = 600.0  # libp2p's own clock goes by time.time() as well
+MAX_RECORDS = 1024  # that were checked: several of each of the peers that there may be connections to
 MAX_PLACES = 1 << 14  # in the space of keys that are remembered: a routing table has at most 5120 nodes
 UNREAD_SLACK_BYTES = 1 << 20  # what an honest sender may overrun its window by: py-libp2p's accounting is not exact
 
@@ -93,6 +99,28 @@ def _answer_quickly() -> None:
 
     replace_attributes(RoutingTable, find_local_closest_peers=find_local_closest_peers)
     replace_attributes(kad_dht, get_connection_type=get_connection_type)
+
+
+def _believe_records_once() -> None:
+    """Each message of gossip carries its sender's signed addresses. To check again what was checked a moment ago took a tenth of
+    what an idle peer costs, and addresses that are stored for two hours need not be stored again meanwhile.
+    """
+    consume = pubsub_utils.maybe_consume_signed_record
+
+    def consume_if_new(message: RPC, host: IHost, peer_id: ID) -> bool:
+        record = message.senderRecord
+        store = cast(PeerStore, host.get_peerstore())
+        checked = store.__dict__.setdefault("checked_records", BoundedMap(MAX_RECORDS))
+        is_fresh = checked.get((peer_id, record), float("-inf")) > time.time() - RECORD_FRESH_S
+        if record and is_fresh and peer_id in store.peer_record_map:
+            return True
+        is_good = consume(message, host, peer_id)
+        if record and is_good:
+            checked[peer_id, record] = time.time()
+        return is_good
+
+    for module in (pubsub, libp2p.pubsub.gossipsub):
+        replace_attributes(module, maybe_consume_signed_record=consume_if_new)
 
 
 def _route_logging() -> None:
@@ -310,6 +338,7 @@ class SturdyManager(TrioManager):
 
 _isolate_dht()
 _answer_quickly()
+_believe_records_once()
 _route_logging()
 _read_patiently()
 _forget_failures()

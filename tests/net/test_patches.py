@@ -13,6 +13,10 @@ from libp2p.kad_dht.routing_table import RoutingTable, peer_id_to_key
 from libp2p.kad_dht.utils import xor_distance
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
+from libp2p.peer.peerstore import env_to_send_in_RPC
+from libp2p.pubsub import pubsub
+from libp2p.pubsub import utils as pubsub_utils
+from libp2p.pubsub.pb.rpc_pb2 import RPC
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 from libp2p.stream_muxer.yamux import yamux
 from multiaddr import Multiaddr
@@ -68,6 +72,27 @@ async def test_an_answer_of_the_dht_says_to_which_nodes_there_is_a_connection():
         said = [kad_dht.get_connection_type(b._host, peer) for peer in (ID.from_base58(a.peer_id), known, unknown)]
 
     assert said == [kinds.CONNECTED, kinds.CAN_CONNECT, kinds.NOT_CONNECTED]
+
+
+async def test_addresses_that_gossip_repeats_are_checked_once_and_forged_ones_each_time(monkeypatch):
+    checked = []
+    check = pubsub_utils.consume_envelope
+    monkeypatch.setattr(pubsub_utils, "consume_envelope", lambda *args: checked.append(args) or check(*args))
+    async with opened() as a, opened(of=a) as b:
+        sender = ID.from_base58(b.peer_id)
+        message = RPC(senderRecord=env_to_send_in_RPC(b._host)[0])
+        forged = RPC(senderRecord=message.senderRecord[:-1] + b"x")
+        checked.clear()
+
+        said = [pubsub.maybe_consume_signed_record(message, a._host, sender) for _ in range(3)]
+        n_checked = len(checked)
+        lies = [pubsub.maybe_consume_signed_record(forged, a._host, sender) for _ in range(2)]
+        of_others = pubsub.maybe_consume_signed_record(message, a._host, ID.from_base58(a.peer_id))
+
+    assert said == [True] * 3
+    assert n_checked <= 1  # gossip may have brought it before
+    assert lies == [False] * 2
+    assert not of_others
 
 
 async def test_only_noise_and_yamux_are_offered():
