@@ -1,4 +1,4 @@
-"""Single keys on the terminal while a peer trains: p pauses or resumes, f finishes, q leaves.
+"""Single keys on the terminal while a peer trains: p pauses or resumes, f finishes, q leaves, - and + set the upload limit.
 
 Only a process in the foreground of its terminal reads them: one in the background would be stopped for trying. Where there are
 neither termios nor msvcrt there are no keys.
@@ -25,7 +25,7 @@ except ImportError:
 LOOK_EVERY_S = 0.2
 GONE: tuple[type[Exception], ...] = (OSError, ValueError, *([termios.error] if termios is not None else []))
 """What reading a terminal raises that was closed."""
-HINT = "keys: p pause or resume, f finish, q leave"
+HINT = "keys: p pause or resume, f finish, q leave, - and + upload limit"
 
 
 class Keys:

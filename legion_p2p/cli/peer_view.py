@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from legion_p2p.cli.keys import HINT, Keys
 from legion_p2p.cli.peer_options import Output
-from legion_p2p.core.control import BY_USER
+from legion_p2p.core.control import BY_USER, NO_LIMIT
+from legion_p2p.core.rate_steps import higher_step, lower_step
+from legion_p2p.core.units import rate_text
 from legion_p2p.observe.event_text import handing_over_text
 from legion_p2p.observe.events import HANDING_OVER, Event
 from legion_p2p.observe.metrics import JsonSink, PlainSink
@@ -86,7 +88,19 @@ class PeerView:
             self.note("leaving the run; Ctrl+C leaves at once")
             control.leave()
 
-        self._keys = open_things.enter_context(Keys({"p": lambda: toggle_pause(control), "f": finish, "q": leave}))
+        def limit(bps: float | None) -> None:
+            text = NO_LIMIT if bps is None else rate_text(bps)
+            control.limits(upload=text)
+            self.note(f"upload limit: {text}")
+
+        def lower() -> None:
+            limit(lower_step(control.status.upload_bps, None if self.status is None else self.status.upload_bps))
+
+        def higher() -> None:
+            limit(higher_step(control.status.upload_bps))
+
+        actions = {"p": lambda: toggle_pause(control), "f": finish, "q": leave, "-": lower, "+": higher}
+        self._keys = open_things.enter_context(Keys(actions))
         if self._keys.can_read:
             self._view.hint(HINT)
 

@@ -3,6 +3,7 @@
 The trainer is replaced by a small one that behaves as the real one promises to; the end-to-end tests run the real one.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -31,6 +32,7 @@ from legion_p2p.config.old_names import FLAGS
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.known_peers import KnownPeer, bounded
 from legion_p2p.core.run import InnerSpec
+from legion_p2p.core.units import parse_rate
 from legion_p2p.errors import (
     ConfigError,
     IncompatibleModelError,
@@ -42,7 +44,7 @@ from legion_p2p.errors import (
     UsageError,
 )
 from legion_p2p.observe.events import HANDING_OVER, Event
-from legion_p2p.observe.status import Status
+from legion_p2p.observe.status import ControlStatus, Status
 from legion_p2p.store.identity import load_or_create_identity
 from legion_p2p.store.known_peers_file import KnownPeersFile
 
@@ -557,6 +559,26 @@ def test_the_live_view_says_how_long_leaving_takes(monkeypatch):
     stream = io.StringIO()
     Console(file=stream, width=100).print(shown._view.render(100, 24, False))
     assert "handing over 3 shards, 12.3 MB, about 12 s; Ctrl+C leaves at once" in stream.getvalue()
+
+
+def test_two_keys_lower_and_raise_the_upload_limit_from_what_sending_reaches(monkeypatch):
+    class FakeControl:
+        status = ControlStatus()
+
+        def limits(self, *, upload: str) -> None:
+            self.status = ControlStatus(upload_bps=None if upload == "none" else parse_rate(upload))
+
+    monkeypatch.setattr(peer_view, "can_draw", lambda stream: True)
+    shown, control, held = PeerView(cli.Output(), io.StringIO()), FakeControl(), []
+    shown.on_status(Status("me", (), None, "", "training", 3, (), (), 0, 0, None, (), upload_bps=7e6))
+
+    with contextlib.ExitStack() as open_things:
+        shown.listen(open_things, control)
+        for key in "--++++":
+            shown._keys.pressed(key)
+            held.append(control.status.upload_bps)
+
+    assert held == [5e6, 2e6, 5e6, 10e6, 20e6, 50e6]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
