@@ -45,6 +45,7 @@ class ClientState:
     def __init__(self) -> None:
         self._blocks: dict[str, msgspec.Raw] = {}
         self._ends: dict[tuple[str, int], float] = {}
+        self._labels: dict[str, tuple[str, ...]] = {}
 
     def update(self, shown: PageState) -> bytes:
         """What is new, as JSON."""
@@ -56,10 +57,17 @@ class ClientState:
         self._blocks = {id: self._blocks[id] for id in shown.blocks}
         points = {}
         for id, lines in shown.lines.items():
+            self._begin_again_with_other_lines(id, tuple(line.label for line in lines))
             further = tuple(self._further(id, i, line) for i, line in enumerate(lines))
             if any(line.x for line in further):
                 points[id] = further
         return _encoder.encode(PageUpdate(shown.head, tuple(shown.blocks), tuple(changed), points))
+
+    def _begin_again_with_other_lines(self, id: str, labels: tuple[str, ...]) -> None:
+        """A line that is new stands anywhere among the others: then the client, which drops what it has, gets all of them."""
+        if self._labels.get(id, labels) != labels:
+            self._ends = {(chart, i): end for (chart, i), end in self._ends.items() if chart != id}
+        self._labels[id] = labels
 
     def _further(self, id: str, i: int, line: Line) -> Line:
         """The points of a line that come after what the client has."""

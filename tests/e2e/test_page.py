@@ -12,6 +12,8 @@ import torch
 from workers import loss_of, model_of
 
 import legion_p2p as legion
+from legion_p2p.cli.demo_page import DemoRecord, serve_in_background
+from legion_p2p.cli.demo_plan import DemoPlan
 from legion_p2p.errors import ClosedError
 from legion_p2p.services.run import sampling
 
@@ -67,6 +69,24 @@ def until(condition: Callable[[], Any], within_s: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_page_is_shown_whose_charts_have_no_line_yet_and_lines_come(browser: Any):
+    record = DemoRecord(DemoPlan(n_peers=3, minutes=3, preset="xxs", seed=0, lone=True))
+    window = browser.new_page(viewport={"width": 1280, "height": 900})
+    wrong: list[str] = []
+    window.on("pageerror", lambda error: wrong.append(str(error)))
+    window.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+
+    window.goto(serve_in_background(record.page, (0,)))
+    window.locator("#card-loss .empty").wait_for(timeout=PATIENCE_MS)
+    for step in (1, 2, 3):
+        record.hear("peer-1", {"event": "step", "at": time.time(), "step": step, "loss": 5.0 / step})
+    record.mark("peer-1 is killed (kill -9)")
+
+    window.locator("#card-loss canvas").wait_for(timeout=PATIENCE_MS)
+    window.get_by_text("peer-1 is killed (kill -9)").first.wait_for(timeout=PATIENCE_MS)
+    assert wrong == []
 
 
 def test_a_browser_sees_the_curve_pauses_the_peer_and_is_told_nothing_without_the_token(

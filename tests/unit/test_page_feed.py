@@ -50,9 +50,27 @@ def test_a_curve_that_was_thinned_goes_on_where_the_client_is() -> None:
     told(sent, page(chart(9)))
     thinner = Line("mine", (0.0, 4.0, 8.0, 12.0), (0.0, 4.0, 8.0, 12.0), (0.0, 4.0, 8.0, 12.0))
 
-    update = told(sent, page(Chart("loss", "Learning", "Loss", "loss", (thinner,))))
+    theirs = Line("theirs", (0.0,), (0.0,), (0.0,))
+
+    update = told(sent, page(Chart("loss", "Learning", "Loss", "loss", (thinner, theirs))))
 
     assert update["points"]["loss"][0]["x"] == [12]
+
+
+def test_a_line_that_is_new_among_the_others_brings_all_points_again() -> None:
+    def with_lines(*labels: str) -> WebPage:
+        lines = tuple(Line(label, (1.0, 2.0), (1.0, 2.0), (1.0, 2.0)) for label in labels)
+        return page(Chart("loss", "Learning", "Loss", "loss", lines))
+
+    sent = ClientState()
+    told(sent, with_lines())
+    told(sent, with_lines("peer-1"))
+
+    update = told(sent, with_lines("alone", "peer-1"))
+
+    assert [line["label"] for line in update["blocks"][0]["lines"]] == ["alone", "peer-1"]
+    assert [line["x"] for line in update["points"]["loss"]] == [[1, 2], [1, 2]]
+    assert told(sent, with_lines("alone", "peer-1"))["points"] == {}
 
 
 def test_a_new_mark_is_a_change_of_the_chart() -> None:

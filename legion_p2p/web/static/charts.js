@@ -12,7 +12,7 @@ const Charts = (() => {
     constructor(block, body, format, text) {
       this.format = format;
       this.over = block.over;
-      this.lines = block.lines.map(() => ({ x: [], y: [], step: [] }));
+      this.labels = "";
       this.plotted = null;
       this.box = body.appendChild(text("div", "", "plot"));
       this.box.setAttribute("role", "img");
@@ -24,6 +24,13 @@ const Charts = (() => {
 
     describe(block, text) {
       this.block = block;
+      const labels = JSON.stringify(block.lines.map((line) => line.label));
+      if (labels !== this.labels) { // other lines: all their points come again
+        this.labels = labels;
+        this.lines = block.lines.map(() => ({ x: [], y: [], step: [] }));
+        if (this.plotted) this.plotted.destroy();
+        this.plotted = null;
+      }
       this.legend.replaceChildren(...block.lines.map((line, i) => {
         const item = text("li", "");
         const sample = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -63,7 +70,7 @@ const Charts = (() => {
         });
         return [xs, ys];
       });
-      return uPlot.join(shown);
+      return shown.length ? uPlot.join(shown) : [[]]; // a chart may have no line yet
     }
 
     xText(x) {

@@ -338,7 +338,9 @@ const Link = {
         wait = 500;
         byId("link").textContent = "";
         byId("link").classList.remove("off");
-        await this.read(answer.body.getReader(), (update) => page.apply(update));
+        await this.read(answer.body.getReader(), (update) => {
+          try { page.apply(update); } catch (broken) { console.error(broken); } // a fault of the page; the peer answers
+        });
       } catch (failed) { if (failed instanceof TypeError === false && failed.message) console.warn(failed.message); }
       this.lost();
       await new Promise((resolve) => setTimeout(resolve, wait));
