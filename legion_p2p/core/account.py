@@ -19,7 +19,6 @@ from legion_p2p.core.identity import Identity, PeerId, verify
 from legion_p2p.core.messages.evidence import Miscount, PushClaim, SignedHeader
 from legion_p2p.core.messages.shards import UpdateAccount
 from legion_p2p.core.wire import encode_struct
-from legion_p2p.errors import DecodeError
 
 PUSH_DOMAIN = b"legion/push/1\0"
 MISCOUNT_DOMAIN = b"legion/miscount/1\0"
@@ -111,9 +110,3 @@ class Breaks:
         """Once more; whether that is too often."""
         self._n[owner] = n = self._n.get(owner, 0) + 1
         return n % MAX_BREAKS == 0
-
-
-def check_inputs_fit(account: UpdateAccount, n_inputs: int) -> None:
-    """Raises: DecodeError, where the account names another number of pushes."""
-    if len(account.inputs) != n_inputs:
-        raise DecodeError(f"{n_inputs} inputs of an update that was made of {len(account.inputs)}")

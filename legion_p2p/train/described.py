@@ -8,8 +8,9 @@ import torch
 from legion_p2p.config import NewRun
 from legion_p2p.config.fields import said
 from legion_p2p.config.new_run import DEFAULT_DATA, DEFAULT_PRESET, chosen_inner, chosen_rounds, sharded_inner, sharded_rounds
-from legion_p2p.core.plan import check_fit
-from legion_p2p.core.run import RunSpec
+from legion_p2p.core.plan import ParamSpec, check_fit
+from legion_p2p.core.round_spec import RoundSpec
+from legion_p2p.core.run import InnerSpec, RunSpec
 from legion_p2p.errors import CodecError, ConfigError, IncompatibleModelError, UsageError
 from legion_p2p.observe import human
 from legion_p2p.observe.memory import free_memory
@@ -89,6 +90,31 @@ def check_memory(spec: RunSpec, beside: int = 0) -> None:
         raise IncompatibleModelError(told)
 
 
+def specified(new_run: NewRun, params: tuple[ParamSpec, ...], rounds: RoundSpec, inner: InnerSpec) -> RunSpec:
+    """The specification of a run to create around these parameters, its founder not yet filled in. Raises: ConfigError."""
+    spec = RunSpec(
+        name=new_run.name,
+        founder="",
+        params=params,
+        round=rounds,
+        inner=inner,
+        sharding=new_run.sharding,
+        data=new_run.data,
+        dataset=new_run.dataset,
+        tokenizer=new_run.tokenizer,
+        seed=new_run.seed,
+        admission=new_run.admission,
+        admins=new_run.admins,
+        admitted=new_run.admitted,
+        target_steps=new_run.target_steps,
+        target_tokens=new_run.target_tokens,
+        target_loss=new_run.target_loss,
+    )
+    check_codecs(spec)
+    spec.plan()
+    return spec
+
+
 def described(new_run: NewRun) -> RunSpec:
     """The specification of a run to create, its founder not yet filled in. Raises: ConfigError; IncompatibleModelError."""
     is_sharded = new_run.sharding == "full"
@@ -103,28 +129,9 @@ def described(new_run: NewRun) -> RunSpec:
     else:
         config = gpt_of(new_run)
         params, model = shapes_of(config), msgspec.to_builtins(config)
-    spec = RunSpec(
-        name=new_run.name,
-        founder="",
-        params=params,
-        round=sharded_rounds(new_run.rounds) if is_sharded else chosen_rounds(new_run.rounds, new_run.links),
-        inner=inner,
-        sharding=new_run.sharding,
-        model=model,
-        transformers=transformers,
-        data=new_run.data or DEFAULT_DATA,
-        dataset=new_run.dataset,
-        tokenizer=new_run.tokenizer,
-        seed=new_run.seed,
-        admission=new_run.admission,
-        admins=new_run.admins,
-        admitted=new_run.admitted,
-        target_steps=new_run.target_steps,
-        target_tokens=new_run.target_tokens,
-        target_loss=new_run.target_loss,
-    )
-    check_codecs(spec)
-    spec.plan()
+    rounds = sharded_rounds(new_run.rounds) if is_sharded else chosen_rounds(new_run.rounds, new_run.links)
+    spec = specified(new_run, params, rounds, inner)
+    spec = msgspec.structs.replace(spec, model=model, transformers=transformers, data=new_run.data or DEFAULT_DATA)
     shape_of(spec)
     return spec
 

@@ -21,7 +21,7 @@ from legion_p2p.services.run.joiner import Params, RunCreation
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.bridge import PeerThread
 from legion_p2p.train.checkpoint_tools import CHECKPOINT_TOOLS
-from legion_p2p.train.described import check_choices, check_codecs
+from legion_p2p.train.described import check_choices, specified
 from legion_p2p.train.inner_list import is_proportional
 from legion_p2p.train.parameters import ModelView, Named, param_specs
 
@@ -100,25 +100,6 @@ def creation_of(
         rounds = msgspec.structs.replace(rounds, restore_length=0.0)
     view = view_of(own.in_run(rounds.untrained))
     fixed = () if rounds.untrained == "own" else own.fixed()
-    spec = RunSpec(
-        name=new_run.name,
-        founder="",
-        params=param_specs(view),
-        round=rounds,
-        inner=sharded_inner(new_run.inner) if is_sharded else InnerSpec(),
-        sharding=new_run.sharding,
-        data=new_run.data,
-        dataset=new_run.dataset,
-        tokenizer=new_run.tokenizer,
-        seed=new_run.seed,
-        fixed=fixed,
-        admission=new_run.admission,
-        admins=new_run.admins,
-        admitted=new_run.admitted,
-        target_steps=new_run.target_steps,
-        target_tokens=new_run.target_tokens,
-        target_loss=new_run.target_loss,
-    )
-    check_codecs(spec)
-    spec.plan()
+    spec = specified(new_run, param_specs(view), rounds, sharded_inner(new_run.inner) if is_sharded else InnerSpec())
+    spec = msgspec.structs.replace(spec, fixed=fixed)
     return RunCreation(spec, view.snapshot())
