@@ -1,4 +1,5 @@
-"""legion-ctl id, token and ban: who a key is, who may take part in a private run, and whom this user's peer keeps out."""
+"""legion-ctl id, token and ban: whose id a key file has, who may take part in a private run, and which peers this user has
+banned."""
 
 import time
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from legion_p2p.core.run import looks_like_run_id
 from legion_p2p.errors import DecodeError, UsageError
 from legion_p2p.files.paths import user_data_folder, user_path
 
-token = App(name="token", help="Admit peers to a private run, and take that back: signed with the key of its creator.")
+token = App(name="token", help="Admit peers to a private run, or revoke that. Both are signed with the key of the run's creator.")
 
 _Identity = Annotated[
     str, Parameter(metavar="FILE", help="Key file of this user's peer. [default: peer.key in the user's data folder]")
@@ -45,8 +46,8 @@ def show_id(*, identity: _Identity = "") -> int:
 def make(*, run: _Run, peer: _For, until: Annotated[str, Parameter(metavar="DATE")], identity: _Identity = "") -> int:
     """Print a token that admits one peer to one run until a date.
 
-    Send the line to the peer's user, who saves it and starts the peer with --token FILE. It is no secret: it is of use to that
-    peer only.
+    Send the line to the peer's user, who saves it and starts the peer with --token FILE. The token is no secret, because only
+    that peer can use it.
 
     Example: legion-ctl token make --run bafkrei... --for 12D3KooW... --until 2027-03-31 > guest.token
 
@@ -66,7 +67,7 @@ def make(*, run: _Run, peer: _For, until: Annotated[str, Parameter(metavar="DATE
 
 @token.command
 def revoke(*, run: _Run, peer: _For, until: Annotated[str, Parameter(metavar="DATE")] = "", identity: _Identity = "") -> int:
-    """Void the tokens of a peer: this user's peer tells all members, as soon as it runs.
+    """Revoke the tokens of a peer. This user's peer tells all members as soon as it runs.
 
     Example: legion-ctl token revoke --run bafkrei... --for 12D3KooW...
 
@@ -105,9 +106,9 @@ def show(text: _Token) -> int:
 
 
 def ban(peer: str, *, identity: _Identity = "") -> int:
-    """Keep a peer out, as far as this user's peer is concerned: it answers it no more, and takes nothing from it.
+    """Ban a peer: this user's peer no longer answers it and accepts nothing from it. A running peer follows within seconds.
 
-    A peer that runs follows within seconds. Others are not told.
+    Other members are not told.
 
     Example: legion-ctl ban 12D3KooW...
 
@@ -124,7 +125,7 @@ def ban(peer: str, *, identity: _Identity = "") -> int:
 
 
 def unban(peer: str, *, identity: _Identity = "") -> int:
-    """Take a ban back.
+    """Lift a ban.
 
     Example: legion-ctl unban 12D3KooW...
 

@@ -22,7 +22,7 @@ def bw(*, peer: PeerOption = "", json: Annotated[bool, Parameter(negative=())] =
     Parameters
     ----------
     peer
-        HOST:PORT of its status, or PORT, where several peers run on this machine; with one, it is found.
+        HOST:PORT of its status, or PORT. Needed only where several peers run on this machine.
     json
         Print the books as JSON, on one line.
     """

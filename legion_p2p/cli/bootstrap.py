@@ -1,6 +1,6 @@
 """legion-bootstrap: introduce peers to each other.
 
-A node that trains nothing and owns nothing: it answers in the DHT, so that a peer that knows its address finds everybody else.
+A node that trains nothing and owns nothing: it answers in the DHT, so that a peer that knows its address finds all others.
 Its only line on stdout is what to paste after a peer's command. Neither torch nor, before the options are read, libp2p is
 imported.
 """
@@ -61,20 +61,21 @@ class Options:
     also: Annotated[
         tuple[str, ...], _MANY, Parameter(alias="--initial-peers", converter=addresses_of_peers, metavar="ADDR...")
     ] = ()
-    """Other bootstrap nodes, to be one network with; they may be down, and are tried for ever. @FILE reads them from a file."""
+    """Other bootstrap nodes to form one network with. Those that are down are retried forever. @FILE reads them from a file."""
     relay: Annotated[str, Parameter(metavar="RATE")] = DEFAULT_RELAY
-    """Carry the traffic of peers that nobody can dial, at most so much of it together; further limits as in
-    10mbit,peers=256,circuits=512,hourly=8gb (of one peer). no: it does not."""
+    """Relay the traffic of peers that nobody can dial, at most at this rate in total; further limits as in
+    10mbit,peers=256,circuits=512,hourly=8gb (of one peer). no: relay nothing."""
     speed_tests: Annotated[int, Parameter(metavar="N")] = PER_HOUR_OF_NODE
     """Tests of bandwidth that peers may make against this node in an hour (legion-ctl doctor), each at most 4 MiB both ways. 0:
     none."""
     metrics: Annotated[str, Parameter(metavar="[HOST:]PORT")] = ""
-    """Serve metrics for Prometheus there, at /metrics; without a host on this machine only. [default: not served]"""
+    """Serve metrics for Prometheus at this address, under /metrics; without a host, on this machine only. [default: not
+    served]"""
     dashboard: Annotated[str, Parameter(metavar="YES|NO|PORT")] = "yes"
-    """Serve a page for a browser on this machine: yes, no, or the port. Whoever opens it needs the token in its address."""
+    """Serve a page for a browser on this machine: yes, no, or the port. Opening it takes the token in its address."""
     identity: Annotated[str, Parameter(metavar="FILE")] = ""
-    """Key file that says who this node is, made on first use; the peers that it knows are kept beside it. [default: bootstrap.key
-    in the user's data folder]"""
+    """Key file with this node's identity, made on first use; the peers that it knows are stored beside it. [default:
+    bootstrap.key in the user's data folder]"""
     network_key: Annotated[str, Parameter(metavar="FILE")] = ""
     """File with a key that all peers of a network share; peers without it get no answer at all. [default: none]"""
     config: Annotated[str, Parameter(metavar="FILE")] = ""
@@ -146,14 +147,14 @@ async def _serve(identity: "Identity", listen: tuple[str, ...], options: Options
                 if len(network.recall):
                     note(f"known from last time: {peers_text(len(network.recall))}")
                 caught = await _until_told(network, options, note, signals)
-            # a second signal finds nobody who listens, and ends the process
+            # a second signal finds no handler, and ends the process
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return 128 + caught
 
 
 async def _until_told(network: "Libp2pNetwork", options: Options, note: Notes, signals: AsyncIterator[int]) -> int:
-    """Show how it goes until a signal comes; its number. Raises: NetworkError, if the metrics cannot be served."""
+    """Show progress until a signal comes; the signal's number. Raises: NetworkError, if the metrics cannot be served."""
     import trio
 
     from legion_p2p.concurrency.nurseries import open_flat_nursery

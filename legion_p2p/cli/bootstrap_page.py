@@ -1,4 +1,4 @@
-"""The page of a bootstrap node: what of the network it is made of, and serving it."""
+"""The page of a bootstrap node: which facts of the network it shows, and serving it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +21,8 @@ async def host_node_page(
     network: "Libp2pNetwork", choice: str, key_file: str, status: Callable[[], Status], record: NodeRecord,
     note: Callable[[str], object], nursery: "trio.Nursery",
 ) -> None:  # fmt: skip
-    """Serve the page in `nursery`, as `choice` says, and say where it is. A node without one goes on."""
+    """Serve the page in `nursery`, as `choice` says, and print its address. A node whose page cannot be served goes on without
+    one."""
     from legion_p2p.web.hosting import host_page, ports_of
 
     ports = ports_of(choice)
@@ -38,7 +39,7 @@ async def host_node_page(
 
 
 def details_of(network: "Libp2pNetwork") -> NodeDetails:
-    """Which peers the node deals with now, and has introduced."""
+    """The peers that the node is connected to or has introduced."""
     connections = [(peer, network.reachability.connection(peer)) for peer in sorted(network.messenger.connected())]
     details = NodeDetails(
         tuple(ConnectionStatus(peer, one.kind.value, one.relay, one.rtt_s, one.rate_bps) for peer, one in connections),

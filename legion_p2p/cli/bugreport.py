@@ -1,4 +1,4 @@
-"""legion-ctl bugreport: one file with what somebody needs to understand a fault, and without what is nobody's business."""
+"""legion-ctl bugreport: one file with what is needed to understand a fault, with secrets and personal data masked."""
 
 import getpass
 import os
@@ -29,7 +29,7 @@ def bugreport(
 ) -> int:
     """Write one file about a fault: versions, doctor, the status of running peers, the last events. Secrets are masked.
 
-    Keys, tokens, home folders, user names and addresses are replaced. Read the file before you send it to somebody.
+    Keys, tokens, home folders, user names and addresses are replaced. Read the file before you send it to anyone.
 
     Example: legion-ctl bugreport --events out/metrics.jsonl
 
@@ -48,7 +48,7 @@ def bugreport(
         parts.append(("last events", read_tail(user_path(events), MAX_EVENT_BYTES).decode(errors="replace")))
     path = user_path(out)
     write_whole(path, report_of(parts, Masker(os.path.expanduser("~"), _user())).encode())
-    print(f"written to {shown(path)}; read it before you send it to somebody", file=sys.stderr)
+    print(f"written to {shown(path)}; read it before you send it to anyone", file=sys.stderr)
     return DONE
 
 

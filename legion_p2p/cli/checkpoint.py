@@ -1,8 +1,7 @@
 """legion-ctl checkpoint: look into a block store, check and compare what is in it.
 
-All but `fetch` work on files alone: no peer has to run, and one that does may go on meanwhile, except for those that write,
-`import` and `fetch` (checkpoint_files.py) and `pull` (checkpoint_buckets.py).
-"""
+All of them but `fetch` work on files alone and need no running peer. A running peer may go on meanwhile, except beside those that
+write: `import` and `fetch` (checkpoint_files.py) and `pull` (checkpoint_buckets.py)."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +67,7 @@ def list_(*, store: StoreOption = "", json: AsJson = False) -> int:
 
 @checkpoint.command
 def show(cid: CidText, /, *, store: StoreOption = "", json: AsJson = False) -> int:
-    """Show what a checkpoint says of itself and of its shards."""
+    """Show what a checkpoint records about itself and its shards."""
     from legion_p2p.observe.human import bytes_text, clean, whole_text
     from legion_p2p.store.checkpoints import get_manifest
     from legion_p2p.store.summary import summarize, summarize_shards
@@ -102,9 +101,9 @@ def show(cid: CidText, /, *, store: StoreOption = "", json: AsJson = False) -> i
 
 @checkpoint.command
 def verify(cid: CidText, /, *, store: StoreOption = "", json: AsJson = False) -> int:
-    """Read every block of a checkpoint, and make its parameters again: signatures, updates and digests have to fit.
+    """Read every block of a checkpoint, rebuild its parameters, and check signatures, updates and digests. Prints what is
 
-    Exits with 1 if something is wrong, and says what.
+    wrong and exits with 1 if anything is.
     """
     from legion_p2p.observe.human import bytes_text, clean, whole_text
     from legion_p2p.store.checkpoints import get_manifest
@@ -181,7 +180,7 @@ def diff(a: str, b: str, /, *, store: StoreOption = "", json: AsJson = False) ->
 
 
 def _misfits(blocks: "BlockStore", root: "Cid", quiet: bool) -> list[str]:
-    """What does not fit together, where all blocks are whole."""
+    """What is inconsistent, where all blocks are whole."""
     from legion_p2p.store.checkpoints import get_manifest, get_spec
     from legion_p2p.train.checkpoint_tools import misfits_of
 

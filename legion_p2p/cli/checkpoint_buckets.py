@@ -28,7 +28,7 @@ def push(
     url: UrlText, cid: Annotated[str, Parameter(help="The checkpoint's CID. [default: the newest]")] = "", /, *,
     run: RunText = "", store: StoreOption = "", json: AsJson = False,
 ) -> int:  # fmt: skip
-    """Put a checkpoint into a bucket, from which anybody can pull it. What is there already is not written again.
+    """Copy a checkpoint into a bucket, from which anyone can pull it. Blocks that are already there are not written again.
 
     Example: legion-ctl checkpoint push s3://my-bucket/my-run
     """
@@ -55,16 +55,17 @@ def pull(
     run: RunText = "", max_gb: Annotated[float, Parameter(metavar="GB")] = DEFAULT_MAX_GB,
     store: NewStoreOption = "", json: AsJson = False,
 ) -> int:  # fmt: skip
-    """Fetch a checkpoint from a bucket. Every block is compared with its CID. What is in the store already is not fetched again.
+    """Fetch a checkpoint from a bucket. Every block is checked against its CID. Blocks that are already in the store are not
+    fetched again.
 
-    Exits with 1 if the bucket lacks blocks of it, or has others under their names; `fetch` gets those from peers.
+    Exits with 1 if blocks are missing from the bucket or damaged there; `fetch` gets those from peers.
 
     Example: legion-ctl checkpoint pull s3://my-bucket/my-run
 
     Parameters
     ----------
     max_gb
-        Give up where it is more than this: whoever may write to the bucket decides how much is there.
+        Give up if it is larger than this, because anyone who can write to the bucket decides its size.
     """
     from legion_p2p.observe.human import bytes_text, whole_text
     from legion_p2p.store.bucket import Bucket

@@ -1,4 +1,4 @@
-"""Checkpoints on their way out of a block store and into it: files that load elsewhere, and the peers of a run.
+"""Moving checkpoints out of a block store and into it: to and from files that other programs load, and from the peers of a run.
 
 `import` and `fetch` write: no peer may use the store meanwhile.
 """
@@ -161,7 +161,7 @@ def fetch(
     store: NewStoreOption = "",
     json: AsJson = False,
 ) -> int:
-    """Fetch a checkpoint from all peers that have it. What is in the store already is not fetched again.
+    """Fetch a checkpoint from all peers that have it. Blocks that are already in the store are not fetched again.
 
     Example: legion-ctl checkpoint fetch CID --initial-peers /ip4/203.0.113.7/tcp/4710/p2p/12D3KooW...
 
@@ -186,7 +186,7 @@ def fetch(
     if json:
         return print_json({"cid": str(root), "fetched": fetched})
     for peer in fetched.dropped:
-        print(f"{peer} sent other bytes than it was asked for, and was not asked again")
+        print(f"{peer} sent wrong bytes, and was not asked again")
     print(
         f"{root} is here: {whole_text(fetched.n_blocks)} blocks, {bytes_text(fetched.n_bytes)} from "
         f"{len(fetched.from_whom)} peers; {whole_text(fetched.n_had)} blocks were here before"
@@ -239,11 +239,11 @@ def _import_car(blocks: "BlockStore", path: Path, quiet: bool) -> "list[Cid]":
                     pass
                 blocks.pin(root, f"imported from {shown(path.name)}"[:100])
         except MissingBlockError as missing:
-            raise DecodeError(f"{where} holds a part of a checkpoint only: block {missing.cid} is not in it") from missing
+            raise DecodeError(f"{where} holds only part of a checkpoint: block {missing.cid} is not in it") from missing
         except DecodeError as bad:
             raise DecodeError(f"{where}: {bad}") from bad
     if not roots:
-        raise UsageError(f"{where} names no root: nothing in it is known to be a checkpoint")
+        raise UsageError(f"{where} names no root, so nothing says where its checkpoint begins")
     return list(roots)
 
 
@@ -252,7 +252,7 @@ def _size_of(path: Path) -> int | None:
 
 
 def _instead(head: bytes) -> str:
-    """What to do with something that people take for a CAR file."""
+    """Advice on a file that is often mistaken for a CAR file."""
     kind = format_of(head)
     if kind in COMPRESSED:
         return "; unpack it first"

@@ -46,7 +46,7 @@ def version_text() -> str:
 
 
 def _from_toml(app: App, commands: tuple[str, ...], arguments: Any) -> None:
-    """Fill in from the file that `--config` or LEGION_CONFIG names what neither flags nor variables said."""
+    """Take from the file that `--config` or LEGION_CONFIG names the options that neither flags nor variables set."""
     named = [token.value for argument in arguments if "--config" in argument.names for token in argument.tokens]
     if not named:
         return

@@ -1,4 +1,4 @@
-"""Through whom `legion-peer` enters where nobody is named: those of bootstrap_peers.txt, and peers of the last time."""
+"""The contacts of a `legion-peer` that is given none: those in bootstrap_peers.txt, and peers of its last session."""
 
 from pathlib import Path
 
@@ -36,5 +36,5 @@ def entering_text(listed: int, remembered: int) -> str:
     if listed:
         sources.append(f"{listed} address{'es' * (listed != 1)} of {FILE_NAME}")
     if remembered:
-        sources.append(f"{remembered} peer{'s' * (remembered != 1)} of the last time")
-    return f"entering through {' and '.join(sources)}; --initial-peers none enters through nobody"
+        sources.append(f"{remembered} peer{'s' * (remembered != 1)} of the last session")
+    return f"entering through {' and '.join(sources)}; --initial-peers none turns this off"

@@ -1,4 +1,4 @@
-"""legion-ctl pause, resume, finish, leave, limits: telling a running peer of this user what to do."""
+"""legion-ctl pause, resume, finish, leave, limits: controlling a running peer of this user."""
 
 import re
 from typing import Annotated
@@ -25,7 +25,7 @@ def pause(
     peer: PeerOption = "",
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Let a peer train nothing, for a time or until it resumes. It goes on serving others, and nobody waits for it.
+    """Pause a peer's training, for a time or until it is resumed. The peer goes on serving others, and nobody waits for it.
 
     Example: legion-ctl pause --for 2h
 
@@ -34,39 +34,39 @@ def pause(
     for_
         How long, such as 90m or 2h. [default: until legion-ctl resume]
     peer
-        HOST:PORT of its status, or PORT, where several peers run on this machine; with one, it is found.
+        HOST:PORT of its status, or PORT. Needed only where several peers run on this machine.
     json
-        Print what holds then as JSON, on one line.
+        Print the resulting state as JSON, on one line.
     """
     return _tell(Pause(parse_time(for_) if for_ else None), peer, json)
 
 
 def resume(*, peer: PeerOption = "", json: Annotated[bool, Parameter(negative=())] = False) -> int:
-    """Let a paused peer train again.
+    """Resume a paused peer's training.
 
     Example: legion-ctl resume
 
     Parameters
     ----------
     peer
-        HOST:PORT of its status, or PORT, where several peers run on this machine; with one, it is found.
+        HOST:PORT of its status, or PORT. Needed only where several peers run on this machine.
     json
-        Print what holds then as JSON, on one line.
+        Print the resulting state as JSON, on one line.
     """
     return _tell(Resume(), peer, json)
 
 
 def finish(*, peer: PeerOption = "", json: Annotated[bool, Parameter(negative=())] = False) -> int:
-    """Let a peer bring in what it has trained, and then leave its run.
+    """Let a peer push what it has trained, and then leave its run.
 
     Example: legion-ctl finish
 
     Parameters
     ----------
     peer
-        HOST:PORT of its status, or PORT, where several peers run on this machine; with one, it is found.
+        HOST:PORT of its status, or PORT. Needed only where several peers run on this machine.
     json
-        Print what holds then as JSON, on one line.
+        Print the resulting state as JSON, on one line.
     """
     return _tell(Finish(), peer, json)
 
@@ -79,9 +79,9 @@ def leave(*, peer: PeerOption = "", json: Annotated[bool, Parameter(negative=())
     Parameters
     ----------
     peer
-        HOST:PORT of its status, or PORT, where several peers run on this machine; with one, it is found.
+        HOST:PORT of its status, or PORT. Needed only where several peers run on this machine.
     json
-        Print what holds then as JSON, on one line.
+        Print the resulting state as JSON, on one line.
     """
     return _tell(Leave(), peer, json)
 
@@ -94,7 +94,7 @@ def limits(
     peer: PeerOption = "",
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Set other limits on what a running peer may use. What is not named stays as it is; none takes a limit away.
+    """Change the limits on what a running peer may use. Limits that are not named stay as they are; none removes a limit.
 
     Example: legion-ctl limits --upload 5mbit --max-cpu 50%
 
@@ -107,13 +107,13 @@ def limits(
     max_cpu
         Share of this machine's processors that it may take, such as 50%, or none.
     peer
-        HOST:PORT of its status, or PORT, where several peers run on this machine; with one, it is found.
+        HOST:PORT of its status, or PORT. Needed only where several peers run on this machine.
     json
-        Print what holds then as JSON, on one line.
+        Print the resulting state as JSON, on one line.
     """
     command = SetLimits(upload or None, download or None, max_cpu or None)
     if command == SetLimits():
-        raise UsageError(f"no limit is named: give --upload, --download or --max-cpu; {NO_LIMIT} takes one away")
+        raise UsageError(f"no limit is given: use --upload, --download or --max-cpu; {NO_LIMIT} takes one away")
     command.check()
     return _tell(command, peer, json)
 
@@ -128,12 +128,12 @@ def parse_time(text: str) -> float:
 
 
 def control_lines(status: ControlStatus) -> list[str]:
-    """What holds at a peer, in words."""
+    """A peer's state in words."""
     until = "" if status.until is None else f" until {human.clock_text(status.until)}"
     what = {
         "train": "training",
         "pause": f"paused: {', '.join(map(human.clean, status.reasons))}{until}",
-        "finish": "finishing: it brings in what it has trained, and leaves",
+        "finish": "finishing: it pushes what it has trained, and leaves",
         "leave": "leaving",
     }.get(status.wish, human.clean(status.wish))
     return [what, f"limits: {limits_text(status)}"]

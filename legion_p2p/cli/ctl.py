@@ -1,6 +1,6 @@
 """legion-ctl: ask a running peer on this machine what it knows, tell it what to do, look into a store, or plan a run.
 
-It finds peers by knocking at the loopback ports on which they serve their status; no file has to be there or to be cleaned up.
+It finds peers by trying the loopback ports on which they serve their status, so there is no file to write or to clean up.
 """
 
 import os
@@ -70,7 +70,7 @@ def status(
     Parameters
     ----------
     peer
-        HOST:PORT of its status, or PORT, where several peers run on this machine; with one, it is found.
+        HOST:PORT of its status, or PORT. Needed only where several peers run on this machine.
     json
         Print the record as JSON, on one line.
     watch
@@ -98,7 +98,7 @@ def peers(
     Parameters
     ----------
     peer
-        HOST:PORT of its status, or PORT, where several peers run on this machine; with one, it is found.
+        HOST:PORT of its status, or PORT. Needed only where several peers run on this machine.
     json
         Print the list as JSON, on one line.
     """

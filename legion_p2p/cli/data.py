@@ -30,15 +30,15 @@ class HowRead:
     """How documents are read."""
 
     field: str = "text"
-    """Of a row of JSON or a table: where its text is."""
+    """The field of a JSON row or table column that holds the text."""
     weights: Annotated[tuple[float, ...], Parameter(consume_multiple=True, negative=(), metavar="SHARE...")] = ()
-    """Shares of the tokens, one for each source; what is too much of a source is left out. [default: all of every source]"""
+    """Shares of the tokens, one for each source; a source that has more than its share is cut. [default: all of every source]"""
     validation: float = 0.05
-    """Share of the documents that is held back to measure the loss on, chosen by content."""
+    """Share of the documents that is held out for measuring the loss; chosen by content."""
     end_of_text: Annotated[str, Parameter(metavar="TOKEN")] = ""
     """The token after each document. [default: the tokenizer's own, such as <|endoftext|>]"""
     skip_broken: Annotated[bool, Parameter(negative=())] = False
-    """Leave out rows that cannot be read, and count them, instead of ending."""
+    """Skip and count rows that cannot be read, instead of stopping."""
 
 
 @data.command
@@ -53,7 +53,7 @@ def prepare(
     processes: Annotated[int, Parameter(validator=at_least(0))] = 0,
     json: _Json = False,
 ) -> int:
-    """Turn text into shards of token ids, named by content. Started again, it goes on where it was stopped.
+    """Turn text into shards of token ids, named by content. When it is started again, it continues where it was stopped.
 
     Example: legion-ctl data prepare books/ --train-tokenizer 8192 --out books-8k
 
@@ -67,9 +67,9 @@ def prepare(
     tokenizer
         A tokenizer.json, a folder with one, or bytes: every byte is a token. [default: bytes]
     train_tokenizer
-        Train a byte-level BPE with so many tokens on the text instead.
+        Train a byte-level BPE tokenizer with this many tokens on the text instead.
     processes
-        At the same time. [default: as many as there are cores]
+        Processes that work at the same time. [default: one per core]
     """
     from legion_p2p.observe.human import bytes_text, count_text, whole_text
     from legion_p2p.train.datasets.preparation import Preparation
@@ -103,7 +103,7 @@ def prepare(
 
 
 def _trained(settings: "Preparation", found: "Sources", vocab_size: int, folder: Path, quiet: bool) -> bytes:
-    """A new tokenizer; the one that is there already where the preparation goes on."""
+    """A new tokenizer, or the existing one where an earlier preparation is continued."""
     from legion_p2p.core.dataset import MAX_TOKENIZER_BYTES
     from legion_p2p.files.reading import read_limited
     from legion_p2p.files.writing import make_folder, write_whole
@@ -160,7 +160,7 @@ def fetch(
     run: Annotated[str, Parameter(metavar="NAME")] = "",
     json: _Json = False,
 ) -> int:
-    """Fetch prepared data from all peers that have it. Started again, it goes on where it was stopped.
+    """Fetch prepared data from all peers that have it. When it is started again, it continues where it was stopped.
 
     Example: legion-ctl data fetch CID --out books-8k --initial-peers /ip4/203.0.113.7/tcp/4710/p2p/12D3KooW...
 
@@ -194,7 +194,7 @@ def fetch(
 
 @data.command
 def verify(folder: _Folder, /, *, json: _Json = False) -> int:
-    """Read all of a prepared folder, and check it against its id. Exits with 1 if something was changed, and says what."""
+    """Read all of a prepared folder and check it against its id. Prints what was changed and exits with 1 if anything was."""
     from legion_p2p.errors import MissingBlockError
     from legion_p2p.store.dataset_files import DatasetBlocks
 

@@ -1,7 +1,7 @@
 """legion-demo: a whole swarm on this machine, next to a peer that trains alone.
 
-This module reads the options, shows what goes on and tells what came of it; `demo_swarm` conducts it. Neither torch nor libp2p is
-imported before the training is done, and then only to look at the result.
+This module reads the options and shows progress and result; `demo_swarm` runs the demo. Neither torch nor libp2p is imported
+before the training is done; torch is needed then to evaluate the result.
 """
 
 import contextlib
@@ -150,7 +150,7 @@ def check_preset(name: str) -> None:
 
 
 def told(summary: dict[str, Any], out: Path) -> list[str]:
-    """What came of it, for people."""
+    """The result, in words."""
     from legion_p2p.observe import human
 
     n_peers, swarm, alone = summary["n_peers"], summary["swarm_val_loss"], summary["lone_val_loss"]
@@ -186,7 +186,7 @@ def told(summary: dict[str, Any], out: Path) -> list[str]:
         came = f", and {summary['joined']} joined and made the steps that were left" if summary["joined"] else ""
         lines += ["", f"{summary['killed']} was killed (kill -9) in the middle{came}"]
     if summary["lost"]:
-        lines += ["", f"lost on the way: {'; '.join(summary['lost'])}"]
+        lines += ["", f"lost during the run: {'; '.join(summary['lost'])}"]
     both = summary["bytes_in_region"] + summary["bytes_across"]
     share = f", {100 * summary['bytes_across'] / both:.0f} % of it between regions" if several and both else ""
     traffic = (
@@ -221,7 +221,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _open_page(record: DemoRecord, choice: str, show: "DemoView") -> None:
-    """Serve the demo's page, say where, and open it where somebody sits."""
+    """Serve the demo's page, print its address, and open it on a desktop."""
     from legion_p2p.web.hosting import ports_of
 
     ports = ports_of(choice)

@@ -183,7 +183,7 @@ def serve_in_background(make: Callable[[], WebPage], ports: tuple[int, ...]) -> 
 
 
 def has_desktop(environment: "dict[str, str]", platform: str, is_terminal: bool) -> bool:
-    """Whether a browser may be opened: somebody sits before this machine, and looks."""
+    """Whether a browser may be opened: the command runs on a desktop, in a terminal."""
     if not is_terminal or any(environment.get(name) for name in ("SSH_CONNECTION", "SSH_TTY", "CI")):
         return False
     return platform in ("darwin", "win32") or any(environment.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))

@@ -220,7 +220,7 @@ class _Demo:
         return peer
 
     def _send_off(self, peer: DemoPeer, n_steps: int = 0) -> None:
-        """Create the run or join it, and make so many steps; 0: all."""
+        """Create the run or join it, and make this many steps; 0: all."""
         self.sent_off.add(peer.label)
         number = int(peer.label.rpartition("-")[2])
         first = number == 1 and not self._founded()

@@ -1,4 +1,4 @@
-"""legion-ctl doctor: what of this machine and its network keeps a peer from working, and what helps."""
+"""legion-ctl doctor: problems of this machine and its network that keep a peer from working, and what to do about each."""
 
 import importlib.metadata
 import platform
@@ -44,16 +44,16 @@ def doctor(
     run: str = "",
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Look at this machine and its network, and say what keeps a peer from working well. Exit code 1 if something does.
+    """Check this machine and its network for anything that keeps a peer from working well. Exits with 1 if there is anything.
 
     Example: legion-ctl doctor --initial-peers /ip4/203.0.113.7/tcp/4710/p2p/12D3KooW...
 
     Parameters
     ----------
     initial_peers
-        Addresses to try; @FILE reads them from a file. With them, reachability is looked at as well.
+        Addresses to try; @FILE reads them from a file. If they are given, reachability is checked as well.
     run
-        A run to look for through them: whether it is found, fits the memory, and its data is here.
+        A run to look for through them: checks whether it is found, fits into memory, and has its data here.
     json
         Print the findings as JSON, on one line.
     """
@@ -66,7 +66,7 @@ def doctor(
 
 
 def examine(contacts: tuple[str, ...] = (), run: str = "") -> list[Finding]:
-    """All that can be looked at."""
+    """All checks."""
     looks: list[Callable[[], Finding]] = [python, packages, torch_and_devices, disk, open_files, memory, clock, addresses]
     findings = [_looked(look) for look in looks]
     if contacts:
@@ -77,7 +77,7 @@ def examine(contacts: tuple[str, ...] = (), run: str = "") -> list[Finding]:
 
 
 def lines_of(findings: list[Finding]) -> list[str]:
-    """For people: the health first, and what helps below."""
+    """As text: first the findings, then what to do about them."""
     lines = []
     for finding in findings:
         lines.append(f"{finding.health.value:<8} {finding.name}: {human.clean(finding.text)}")
@@ -167,7 +167,7 @@ def addresses() -> Finding:
 
 
 def _is_synchronized() -> bool | None:
-    """By the word of systemd; None where it is not there, or does not say."""
+    """As systemd reports it; None where there is no systemd or it does not say."""
     if shutil.which("timedatectl") is None:
         return None
     try:
@@ -181,11 +181,11 @@ def _is_synchronized() -> bool | None:
 
 
 def _looked(look: Callable[[], Finding]) -> Finding:
-    """What came of a look. One that fails is a finding as well: the others go on."""
+    """The result of a check. A check that fails is a finding as well, and the others go on."""
     try:
         return look()
     except (LegionError, OSError, RuntimeError, ValueError) as bad:
-        return warning(look.__name__.replace("_", " "), f"could not be looked at: {bad}", "see the message")
+        return warning(look.__name__.replace("_", " "), f"could not be checked: {bad}", "see the message")
 
 
 def _network(contacts: tuple[str, ...]) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""legion-ctl plan: what a run would take of its peers, before there is any."""
+"""legion-ctl plan: what a run would cost its peers, before it exists."""
 
 import os
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,14 +45,14 @@ def plan(
     tflops: Annotated[float, Parameter(validator=at_least(1e-6))] = 20.0,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Show what a run would take of its peers: bytes, seconds per sync, share of the time. Starts nothing.
+    """Show what a run would cost its peers: bytes, seconds per sync, and the share of time that this takes. Starts nothing.
 
     Example: legion-ctl plan --model 7b --peers 100 --up 10mbit --codec int8 topk64-2bit
 
     Parameters
     ----------
     model
-        A preset of the built-in GPT (xxs, s, m, l, gpt2), or a size: 124m, 1b, 7b, for a GPT of about so many parameters.
+        A preset of the built-in GPT (xxs, s, m, l, gpt2), or a size: 124m, 1b, 7b, for a GPT of about that many parameters.
     peers
         Members of the run, all alike.
     up
@@ -62,21 +62,22 @@ def plan(
     rtt
         Round trip between two of them.
     links
-        As of legion-peer: chooses codecs and local steps where the options below do not.
+        As for legion-peer: chooses codecs and local steps where the options below do not.
     codec
-        Codec of what members push; further ones are those that a peer may use instead, as its connection allows.
+        Codec of what members push; a peer may use any further ones instead, as its connection allows.
     update_codec
-        The same of what owners send to all. [default: as --codec, where that is given]
+        The same for what owners send to all. [default: as --codec, where that is given]
     local_steps
         Steps between two averaging rounds.
     max_local_steps
-        As many as a peer may make of them where its connection is slow.
+        Most local steps between two rounds of a peer with a slow connection.
     step_s
         Seconds of a local step. [default: by --tflops]
     tokens_per_step
         Of one peer. [default: 4 windows of the model's context]
     tflops
-        Arithmetic that a peer gets done, 10^12 a second: without --step-s, a step takes 6 operations a parameter and token.
+        Arithmetic that a peer achieves, in 10^12 operations a second. Without --step-s, a step takes 6 operations for each
+        parameter and token.
     json
         Print the figures as JSON, on one line.
     """

@@ -1,4 +1,4 @@
-"""Options from LEGION_* variables, and what else is found in an environment under such names."""
+"""Options from LEGION_* variables, and other variables whose names look like them."""
 
 import os
 import re
@@ -17,7 +17,7 @@ _SERVICE = re.compile(r"(tcp|udp|sctp)://\S+:[0-9]+")
 
 
 def from_environment(app: App, commands: tuple[str, ...], arguments: Any) -> None:
-    """Fill in from LEGION_* variables what the flags did not say. Empty variables, and those of Kubernetes, say nothing.
+    """Take from LEGION_* variables the options that the flags did not set. Empty variables and those of Kubernetes are ignored.
 
     Raises: UsageError, for a variable of an option that has another name now.
     """
@@ -31,10 +31,10 @@ def from_environment(app: App, commands: tuple[str, ...], arguments: Any) -> Non
 
 
 def variable_of(flag: str) -> str:
-    """The variable that says the same as a flag: LEGION_LOCAL_STEPS for --local-steps."""
+    """The variable that sets the same option as a flag: LEGION_LOCAL_STEPS for --local-steps."""
     return ENV_PREFIX + flag.lstrip("-").replace("-", "_").upper()
 
 
 def says_nothing(value: str) -> bool:
-    """True for the value of a variable that is as good as unset."""
+    """True for a value that counts as unset."""
     return not value.strip() or _SERVICE.fullmatch(value) is not None

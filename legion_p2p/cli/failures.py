@@ -41,18 +41,18 @@ _IN_THE_SYSTEM = {
 
 
 OTHER_NAMES = {
-    "memory": (MISFIT, "The memory does not suffice: the machine's, that of its container, or what the process may have."),
+    "memory": (MISFIT, "There is too little memory: of the machine, of its container, or of what the process may use."),
     "system": (FAILED, "The operating system refused: a file, a disk, or a limit of this user. The message names what."),
     "unicode": (USAGE, "A name or a text is not valid Unicode."),
     "installation": (FAILED, "A part of the installation cannot be loaded. Install the package again."),
     "mistake": (FAILED, "A mistake in the program. `legion-ctl bugreport` writes what a report of it needs."),
 }
-"""Names of what ends a command and is no LegionError: exit code, and what it means."""
+"""Exit code and meaning of what ends a command but is no LegionError, by name."""
 
 
 @dataclass(frozen=True)
 class CommandFailure:
-    """What to tell of an exception."""
+    """What is said of an exception."""
 
     text: str
     code: int
@@ -60,13 +60,13 @@ class CommandFailure:
     details: str = ""
     """The traceback, where the program itself seems to be at fault."""
     name: str = ""
-    """The short name of the error, by which docs/errors.md has it."""
+    """The short name of the error, as in docs/errors.md."""
 
 
 def failure_of(bad: BaseException, command: str) -> CommandFailure:
-    """What to tell the user of whatever ended a command."""
+    """What the user is told of the exception that ended a command."""
     for text in filter(None, map(memory_problem, causes(bad))):
-        hint = "a smaller --preset takes less; legion-peer --dry-run tells what a run takes"
+        hint = "a smaller --preset needs less; legion-peer --dry-run shows what a run needs"
         return CommandFailure(text, MISFIT, hint, name="memory")
     failed = [cause for cause in causes(bad) if isinstance(cause, LegionError)]
     if failed:
@@ -113,7 +113,7 @@ def causes(bad: BaseException) -> Iterator[BaseException]:
 
 
 def memory_problem(bad: BaseException) -> str | None:
-    """Words for memory that does not suffice; None for anything else."""
+    """What is said of too little memory; None for any other error."""
     from legion_p2p.observe.human import bytes_text
     from legion_p2p.observe.memory import free_memory, is_out_of_memory, used_memory, wanted_memory
 
@@ -123,7 +123,7 @@ def memory_problem(bad: BaseException) -> str | None:
     wanted = f" for {amount} more" if amount else ""
     free = free_memory()
     return (
-        f"the memory does not suffice{wanted}: this process has {bytes_text(used_memory())}, and may have "
+        f"there is too little memory{wanted}: this process has {bytes_text(used_memory())}, and may have "
         f"{bytes_text(max(0, free.n_bytes))} more ({free.bound_by})"
     )
 
@@ -146,7 +146,7 @@ def exit_code_of(bad: LegionError) -> int:
 
 
 def hint_for(bad: LegionError, command: str) -> str:
-    """What the reader may do about it, where the message does not say."""
+    """What the user can do about it, where the message does not say so."""
     if isinstance(bad, UsageError) and not isinstance(bad, ConfigError) and "\n" not in str(bad):
         return f"see {command} --help"
     if isinstance(bad, NoContactError):

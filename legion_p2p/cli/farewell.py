@@ -1,4 +1,4 @@
-"""What `legion-peer` says at its end: what came of it, and how to come back."""
+"""What `legion-peer` prints at its end: the result, and how to come back."""
 
 import shlex
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ MAX_CONTACTS = 2  # addresses in the command that comes back: one may be gone by
 
 
 def farewell_lines(job: Job, outcome: "Outcome", status: Status | None, wall_s: float) -> list[str]:
-    """What came of it, and how to come back."""
+    """The result, and how to come back."""
     ends = {
         "steps": "did its steps in",
         "minutes": "used its minutes in",

@@ -1,4 +1,4 @@
-"""Which running peer of this machine a command means."""
+"""Finding the running peer of this machine that a command is meant for."""
 
 from typing import TYPE_CHECKING, Annotated
 

@@ -1,4 +1,4 @@
-"""What somebody meant who wrote an option that there is not, or words that belong to no option."""
+"""Suggestions for an unknown option, or for words that belong to no option."""
 
 import shlex
 from collections.abc import Sequence
@@ -29,13 +29,13 @@ SYNONYMS = {
     "--upload-limit": "--upload",
     "--download-limit": "--download",
 }
-"""What people call options of legion-peer; similar spelling would lead elsewhere."""
+"""Other names that people use for options of legion-peer, where the most similar spelling is another option."""
 
 _DASHES = "‐‑‒–—―−"  # what word processors make of two hyphens
 
 
 def meant(command: str, bad: CycloptsError) -> str | None:
-    """What to say of a mistake; None where cyclopts says enough."""
+    """The message for a mistake; None where that of cyclopts is good enough."""
     if isinstance(bad, UnusedCliTokensError) and bad.unused_tokens:
         return _of_words(command, bad.unused_tokens)
     if isinstance(bad, UnknownOptionError):
@@ -57,8 +57,8 @@ def _of_option(command: str, written: str, source: str) -> str | None:
 def _of_words(command: str, words: Sequence[str]) -> str:
     dashed = next((word for word in words if word[0:1] and word[0] in _DASHES), None)
     if dashed is not None:
-        return f"{dashed!r} begins with another sign than the hyphen of options: write --{dashed.lstrip(_DASHES + '-')}"
-    told = f"nothing is known to be done with {' '.join(map(repr, words))}"
+        return f"{dashed!r} begins with a character that is not the hyphen of options: write --{dashed.lstrip(_DASHES + '-')}"
+    told = f"no option takes {' '.join(map(repr, words))}"
     if command != PEER_COMMAND:
         return told
     addresses = [word for word in words if word.startswith(("/ip4/", "/ip6/", "/dns", "@"))]

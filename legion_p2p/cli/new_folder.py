@@ -1,4 +1,4 @@
-"""Where a command puts what it makes: a folder that is new or empty, so that no two results mix."""
+"""The folder for a command's results: new or empty, so that no two results mix."""
 
 import contextlib
 from pathlib import Path

@@ -51,12 +51,12 @@ OPTIONS = (
     Option(RunChoice, "run", WHICH, "NAME"),
     Option(
         RunChoice, "initial_peers", WHICH, "ADDR...",
-        default="those in bootstrap_peers.txt of this folder or the package, and peers of the last time",
+        default="those in bootstrap_peers.txt of this folder or of the package, and peers of the last session",
     ),
     Option(
         RunChoice, "new_run", WHICH, "SPEC|NAME",
-        help="Create a run instead: the SPEC.toml that describes it, or a name, with the options below. A run of that name that "
-        "others or the store have is an error.",
+        help="Create a run instead: the SPEC.toml that describes it, or a name, with the options below. It is an error if others "
+        "or the store already have a run of that name.",
     ),
     Option(RunChoice, "create_or_join", WHICH),
     Option(NewRun, "preset", NEW, "SIZE"),

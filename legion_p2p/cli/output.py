@@ -1,4 +1,4 @@
-"""How `legion-ctl checkpoint` shows what it does and what came of it: bars, tables, JSON. rich is imported when it is needed."""
+"""How `legion-ctl checkpoint` shows progress and results: bars, tables, JSON. rich is imported when it is needed."""
 
 import contextlib
 import os
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def progress_bar(what: str, total: int | None, quiet: bool, unit: str = "") -> "Iterator[Callable[[int], None]]":
-    """A bar on stderr, where that is a terminal; it appears with the first progress. `total` None: nobody knows how much it is,
-    so it counts what is done, in `unit`s.
+    """A bar on stderr, if that is a terminal; it appears with the first progress. `total` None: the total is unknown, so it
+    counts what is done, in `unit`s.
     """
     from rich.console import Console
 

@@ -1,6 +1,6 @@
 """legion-peer: join a run, or create one, and train.
 
-What the user wants comes as a `Job` (peer_options.py), this module shows how it goes, and `run_job` (train/job.py) does it, or
+The user's options come as a `Job` (peer_options.py), this module shows progress, and `run_job` (train/job.py) does it, or
 `run_helper` (train/helper.py).
 Neither torch nor libp2p is imported before the job is known to make sense.
 """
@@ -78,7 +78,7 @@ def pick_identity_slot(folder: Path | None = None) -> Path:
 
 
 def store_beside(identity: str) -> str:
-    """Where a peer of this key file keeps checkpoints if nothing else is said; nowhere where it has none.
+    """Where a peer with this key file keeps checkpoints by default; nowhere if it has no key file.
 
     The first peer of a user has the folder in which legion-ctl looks.
     """
@@ -108,7 +108,7 @@ def disk_text(store: Store | None) -> str:
 
 
 def plan_lines(plan: "Plan", store: Store | None) -> list[str]:
-    """What a job would take."""
+    """What a job would need."""
     bytes_text, whole_text = human.bytes_text, human.whole_text
     facts = [
         ("run", human.clean(plan.run)),
@@ -136,7 +136,7 @@ def plan_lines(plan: "Plan", store: Store | None) -> list[str]:
         "",
         *("  ".join(f"{cell:>{width}}" for cell, width in zip(row, (7, 15, 8, 8, 14, 13), strict=False)) for row in rows),
         "",
-        "each of one peer in the mean; at most: of the one that owns most shards",
+        "each is the mean over peers; at most: the peer that owns most shards",
         "nothing was started (--dry-run)",
     ]
 

@@ -49,7 +49,7 @@ class PeerView:
                     self._reader_has_gone()
 
     def begin(self, what: str) -> None:
-        """On a terminal, where people wait: what takes the next seconds."""
+        """On a terminal, where a person waits: what the next seconds are spent on."""
         if self._view is not None:
             self._view.begin(what)
 
@@ -64,9 +64,9 @@ class PeerView:
                 self._reader_has_gone()
 
     def _reader_has_gone(self) -> None:
-        """Whoever read the lines (`| head -1`), or the disk that they went to, takes no more: training goes on without."""
+        """The reader of the lines (`| head -1`) is gone, or their disk is full: training goes on without them."""
         self._json = self._plain = None
-        self.note("nobody reads stdout any more; training goes on, and Ctrl+C ends it")
+        self.note("stdout has no reader any more; training goes on, and Ctrl+C ends it")
 
     def note(self, text: str) -> None:
         if self._view is not None:
@@ -81,7 +81,7 @@ class PeerView:
             return
 
         def finish() -> None:
-            self.note("finishing: what was trained is brought in")
+            self.note("finishing: pushing what was trained")
             control.finish()
 
         def leave() -> None:

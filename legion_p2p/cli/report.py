@@ -1,4 +1,4 @@
-"""`legion-ctl report`: what happened in a run, as one file to look at, to keep and to send."""
+"""`legion-ctl report`: what happened in a run, in one file that can be viewed, kept and sent."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -26,7 +26,7 @@ def report(*metrics: str, out: Annotated[str, Parameter(metavar="FILE")] = "repo
     metrics
         Folders that legion-peer wrote with --out, or their metrics.jsonl; of several peers, to compare them.
     out
-        File to write; a browser shows it without a network.
+        File to write; a browser shows it offline.
     """
     from legion_p2p.files.writing import write_whole
     from legion_p2p.web.metrics_page import metrics_page, read_events
@@ -43,7 +43,7 @@ def report(*metrics: str, out: Annotated[str, Parameter(metavar="FILE")] = "repo
         if record.began is None:
             raise ConfigError(f"{shown(path)} has no events of a peer")
         if n_bad:
-            print(f"{shown(path)}: {human.whole_text(n_bad)} lines are no events, and were left out")
+            print(f"{shown(path)}: {human.whole_text(n_bad)} lines are not events and were skipped")
     target = user_path(out)
     write_whole(target, report_html(metrics_page(records)))
     print(f"{shown(target)}: {len(records)} peer{'s' * (len(records) != 1)}; open it in a browser")
@@ -61,7 +61,7 @@ def file_of(given: str) -> Path:
 
 
 def label_of(path: Path, taken: Collection[str]) -> str:
-    """What a peer is called: by its folder."""
+    """A peer's label: the name of its folder."""
     name = path.resolve().parent.name if path.name == METRICS else path.stem
     label, n = name, 1
     while label in taken:

@@ -1,4 +1,4 @@
-"""legion-ctl service: a peer that starts with the user's session, or with the machine, by the system's own means.
+"""legion-ctl service: a peer that the system's service manager starts with the user's session or with the machine.
 
 On Linux a user unit of systemd is written and started. For launchd and Windows' Task Scheduler the file is written, and the
 commands that load it are shown: nothing is started there.
@@ -25,12 +25,12 @@ UNIT = "legion-peer.service"
 LABEL = "org.legion-p2p.peer"
 TASK = "legion-peer"
 
-service = App(name="service", help="Let a peer start by itself: systemd, launchd, Task Scheduler.")
+service = App(name="service", help="Start a peer automatically: systemd, launchd, Task Scheduler.")
 
 
 @service.command
 def install(*words: Annotated[str, Parameter(allow_leading_hyphen=True, metavar="OPTIONS")]) -> int:
-    """Write a service that runs legion-peer with these options, and start it where systemd is.
+    """Write a service that runs legion-peer with these options, and start it if the system has systemd.
 
     Example: legion-ctl service install --run NAME --initial-peers @/home/me/peers.txt --when idle
 
@@ -51,7 +51,7 @@ def install(*words: Annotated[str, Parameter(allow_leading_hyphen=True, metavar=
         return DONE
     for step in (("daemon-reload",), ("enable", "--now", UNIT)):
         _systemctl(*step)
-    print(f"started; it starts again with each session. {_linger_hint()}")
+    print(f"started; from now on it starts with each session. {_linger_hint()}")
     return DONE
 
 
@@ -79,7 +79,7 @@ def uninstall() -> int:
 
 @service.command
 def status() -> int:
-    """Say whether the service is installed, and whether it runs. Exit code 1 where it does not.
+    """Show whether the service is installed and runs. Exits with 1 if it does not.
 
     Example: legion-ctl service status
     """
@@ -103,7 +103,7 @@ def kind_here() -> str:
     if sys.platform == "win32":
         return "task"
     if shutil.which("systemctl") is None:
-        raise UsageError("there is no systemd on this machine: start legion-peer by whatever starts other services here")
+        raise UsageError("there is no systemd on this machine: start legion-peer the way other services are started here")
     return "systemd"
 
 
@@ -216,7 +216,7 @@ def how_to_start(kind: str, path: Path) -> list[str]:
     """The commands that load the file."""
     if kind == "launchd":
         return ["to start it:", f"  launchctl bootstrap gui/$(id -u) {shlex.quote(str(path))}"]
-    return ["to start it, in a terminal of yours:", f'  schtasks /Create /TN {TASK} /XML "{path}"', f"  schtasks /Run /TN {TASK}"]
+    return ["to start it, run in a terminal:", f'  schtasks /Create /TN {TASK} /XML "{path}"', f"  schtasks /Run /TN {TASK}"]
 
 
 def how_to_stop(kind: str, path: Path) -> list[str]:

@@ -1,6 +1,6 @@
 """legion-sim: whole swarms of the real engine in virtual time, from a scenario.
 
-This module reads the options and shows what goes on; legion_p2p.scenarios simulates. torch is imported when a simulation begins.
+This module reads the options and shows progress; legion_p2p.scenarios simulates. torch is imported when a simulation begins.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ def list_(*, json: AsJsonLine = False) -> int:
 
 @app.command
 def show(scenario: ScenarioName, /) -> int:
-    """Print a scenario as a file, to begin one of your own with.
+    """Print a scenario as a file, as a start for one of your own.
 
     Example: legion-sim show churn > mine.toml
 
@@ -83,7 +83,7 @@ def show(scenario: ScenarioName, /) -> int:
 
 @app.command
 def fields() -> int:
-    """Print what a scenario file may contain: every field, what is allowed, and what it means, as Markdown."""
+    """Print what a scenario file may contain, as Markdown: every field, the allowed values, and the meaning."""
     from legion_p2p.scenarios.reference import reference_lines
 
     print("\n".join(reference_lines()))
@@ -108,7 +108,7 @@ def run(
     quiet: Annotated[bool, Parameter(negative=())] = False,
     json: AsJsonLine = False,
 ) -> int:
-    """Simulate a scenario, and leave a report.
+    """Simulate a scenario and write a report.
 
     Example: legion-sim run churn --peers 20 --minutes 30
 
@@ -121,18 +121,18 @@ def run(
     out
         New folder for report.html, pictures, trace.jsonl and summary.json. [default: legion-out/sim-NAME-1, -2, ...]
     peers
-        About so many peers in all groups together, in their proportions.
+        Scale the groups, in their proportions, to about this many peers in all.
     minutes
         Virtual minutes: everything that happens is squeezed into them.
     changes
         Other values for fields of the scenario, as in rounds.local_steps=20 or peers.home.count=5.
     infra
-        Train nothing: membership, ownership, and rounds without content, for the cost of the engine alone.
+        Train nothing: run membership, ownership and empty rounds only, to see the cost of the engine alone.
     report
         Draw the report and its pictures.
     until_violation
-        Try one seed after the other, from --seed on, until something happens that never should; then make the scenario smaller,
-        and leave the smallest that shows it.
+        Try one seed after another, from --seed on, until an invariant is violated; then shrink the scenario, and write the
+        smallest one that shows the violation.
     seeds
         With --until-violation: how many.
     jobs
@@ -161,7 +161,7 @@ def run(
 
 @contextlib.contextmanager
 def progress(name: str, duration_s: float, quiet: bool) -> "Iterator[Callable[[Sample], None]]":
-    """A live line on stderr with what was reached and how long it will take, where that is a terminal."""
+    """A live line on stderr with the progress and the time left, if stderr is a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -196,7 +196,7 @@ def _progress_text(sample: "Sample", wall_s: float) -> str:
 
 
 def told(summary: dict[str, Any], folder: Path) -> list[str]:
-    """What came of it, for people."""
+    """The result, in words."""
     from legion_p2p.observe import human
 
     loss = ""
@@ -217,10 +217,10 @@ def told(summary: dict[str, Any], folder: Path) -> list[str]:
             f"{human.seconds_text(summary['join_longest_s'])} at most"
         )
     if summary["n_faults"] or summary["n_dead_wrongly"]:
-        lines.append(f"  {summary['n_faults']} faults; {summary['n_dead_wrongly']} reports of a death that was none")
+        lines.append(f"  {summary['n_faults']} faults; {summary['n_dead_wrongly']} false reports of a death")
     lines += [f"  VIOLATION at {one['at_s']:g} s: {one['kind']}: {human.clean(one['text'])}" for one in summary["violations"]]
     if summary["agreed"]:
-        lines.append("  at the end all held the same")
+        lines.append("  at the end all peers held the same parameters")
     first = "report.html" if (folder / "report.html").exists() else "summary.json"
     return [*lines, f"  hash {summary['hash']}", f"  {folder}{os.sep}{first} and the rest are there"]
 

@@ -17,7 +17,7 @@ SMALLEST = "smallest.toml"
 def search_into(
     folder: Path, name: str, scenario: "Scenario", seeds: Sequence[int], n_jobs: int, *, quiet: bool, json: bool
 ) -> int:
-    """Look for a violation; the exit code: 1 if there is one."""
+    """Look for a violation. The exit code is 1 if there is one."""
     from legion_p2p.scenarios.files import scenario_toml
     from legion_p2p.scenarios.search import search
 
@@ -29,7 +29,7 @@ def search_into(
     if found is None:
         if json:
             return print_json({"scenario": name, "seeds": len(seeds), "found": None})
-        print(f"{name}: nothing that must never happen in {len(seeds)} seeds, {seeds[0]} to {seeds[-1]}")
+        print(f"{name}: no violation in {len(seeds)} seeds, {seeds[0]} to {seeds[-1]}")
         return DONE
     path = folder / SMALLEST
     path.write_text(scenario_toml(found.scenario), encoding="utf-8")

@@ -27,7 +27,7 @@ def sweep(
     quiet: Annotated[bool, Parameter(negative=())] = False,
     json: AsJsonLine = False,
 ) -> int:
-    """Simulate a scenario with all combinations of these values, and compare what came of them.
+    """Simulate a scenario with all combinations of these values, and compare the results.
 
     Example: legion-sim sweep good rounds.local_steps=5,10,20 peers.home.count=10,20 --seeds 3 --jobs 2
 
@@ -44,7 +44,7 @@ def sweep(
     out
         New folder for sweep.json. [default: legion-out/sweep-NAME-1, -2, ...]
     peers
-        About so many peers in all groups together, in their proportions.
+        Scale the groups, in their proportions, to about this many peers in all.
     minutes
         Virtual minutes: everything that happens is squeezed into them.
     quiet

@@ -23,7 +23,7 @@ Failed = Callable[[BaseException], None]
 async def open_flat_nursery(on_failure: Failed | None = None) -> AsyncIterator[trio.Nursery]:
     """Like `trio.open_nursery`, but one failure is raised bare. Several stay a group.
 
-    `on_failure` is told of a task that fails at once, before the others are cancelled: what they do about that may take long.
+    `on_failure` is called at once with a task that fails, before the others are cancelled, because their cleanup may take long.
     """
     try:
         async with trio.open_nursery() as nursery:

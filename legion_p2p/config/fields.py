@@ -120,7 +120,7 @@ def _row_of(hint: Any) -> type[msgspec.Struct] | None:
 
 
 def said(value: msgspec.Struct) -> dict[str, Any]:
-    """The fields that somebody has chosen: those that are not None."""
+    """The fields that were chosen: those that are not None."""
     return {name: given for name in value.__struct_fields__ if (given := getattr(value, name)) is not None}
 
 

@@ -116,6 +116,6 @@ def listen_addresses(given: Any) -> tuple[str, ...]:
 
 
 Switch = Annotated[bool, Form(_YES_OR_NO, _switch)]
-"""Something that is on or off, and is on unless somebody says no."""
+"""Something that is on or off, and is on by default."""
 PeerAddresses = Annotated[tuple[str, ...], Form(_ADDRESSES, peer_addresses)]
 ListenAddresses = Annotated[tuple[str, ...], Form(_LISTEN, listen_addresses)]

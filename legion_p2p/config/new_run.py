@@ -52,13 +52,13 @@ def architecture_text(given: Any) -> str:
 
 
 class NewRun(msgspec.Struct, frozen=True, repr_omit_defaults=True):
-    """A run to create. The one who creates it settles how all members average; they find it by its name."""
+    """A run to create. Its creator decides how all members average; they find it by its name."""
 
     name: Annotated[str, Form(f"the name of a run: {_NAME_FORM}", run_name)]
     """By which others join it."""
 
     links: Links = DEFAULT_LINKS
-    """What members' connections carry. It chooses what is left open below as was measured to be best there. auto: pushes as
+    """What members' connections carry. It sets what is left open below to what was measured to be best there. auto: pushes as
     precise as the connections allow, which suits any optimizer. lan, fibre, cable or dsl: for connections that are known, and
     Muon inside."""
 
@@ -83,10 +83,10 @@ class NewRun(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """What the run trains on: stdlib or tales (built in), or what people call it. [the built-in model: stdlib]"""
 
     dataset: Annotated[str, msgspec.Meta(max_length=MAX_CID_CHARS)] = ""
-    """Id of the prepared data that all members train on, as legion-ctl data prepare says it. [default: that of --data]"""
+    """Id of the prepared data that all members train on, as legion-ctl data prepare prints it. [default: that of --data]"""
 
     tokenizer: Annotated[str, msgspec.Meta(max_length=MAX_CID_CHARS)] = ""
-    """Id of the tokenizer of that data, as legion-ctl data show says it."""
+    """Id of the tokenizer of that data, as legion-ctl data show prints it."""
 
     sharding: Sharding = "none"
     """Whether every member holds the whole model (none), or the members are one group on a fast network that holds it together
@@ -105,13 +105,13 @@ class NewRun(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """The allow-list: ids of peers."""
 
     target_steps: TargetCount = 0
-    """The run ends by itself, for all members, at this step of it. 0: it has no such end."""
+    """The run ends for all members when it reaches this step. 0: no such end."""
 
     target_tokens: TargetCount = 0
-    """It ends when its members have trained so many tokens together. 0: it has no such end."""
+    """The run ends when its members have trained this many tokens together. 0: no such end."""
 
     target_loss: TargetLoss = 0.0
-    """It ends when the median of its members' training losses has stayed at or below this for 30 s. 0: it has no such end."""
+    """The run ends when the median of its members' training losses has stayed at or below this for 30 s. 0: no such end."""
 
     def __post_init__(self) -> None:
         settle(self)
@@ -123,7 +123,7 @@ class NewRun(msgspec.Struct, frozen=True, repr_omit_defaults=True):
 def chosen_rounds(rounds: Rounds, links: Links | None) -> RoundSpec:
     """The rounds of a new run, with nothing left open.
 
-    In a synchronous run, which is data parallelism, the mean of the pushes keeps its length unless somebody says otherwise. Local
+    In a synchronous run, which is data parallelism, the mean of the pushes keeps its length unless it is set otherwise. Local
     steps that are given hold from the start; an outer step that is given is the only thing done to the mean. A push codec that
     is given is meant for updates as well, and leaves no others to choose from, unless more is said.
 
@@ -147,7 +147,7 @@ def chosen_rounds(rounds: Rounds, links: Links | None) -> RoundSpec:
 
 
 def sharded_rounds(rounds: Rounds) -> RoundSpec:
-    """The same for a sharded run: weights and gradients travel as bf16 where nobody says more."""
+    """The same for a sharded run: weights and gradients travel as bf16 unless it is set otherwise."""
     codecs = {"push_codec": "bf16", "update_codec": "bf16", "push_codecs": (), "update_codecs": ()}
     chosen = _converted({**codecs, **said(rounds)}, RoundSpec)
     chosen.check()

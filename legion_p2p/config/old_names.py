@@ -1,4 +1,4 @@
-"""Names that are no more, and what stands in their place: whoever uses an old one is told the new one."""
+"""Former names and what replaced them: a caller that uses an old one is told the new one."""
 
 import difflib
 import functools

@@ -88,7 +88,7 @@ class Limits(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     limit."""
 
     download: Rate = ""
-    """Limit on all that it receives. Lower: joining takes longer, and updates come later. Empty: no limit."""
+    """Limit on all that it receives. Lower: joining takes longer, and updates arrive later. Empty: no limit."""
 
     quiet_hours: Annotated[str, checked_text(QUIET_FORM, parse_quiet_hours)] = ""
     """Time of day with a lower limit both ways, in local time: 22:00-07:00, or 22:00-07:00=2mbit. Without a rate it is 256kbit,
@@ -102,38 +102,39 @@ class Limits(msgspec.Struct, frozen=True, repr_omit_defaults=True):
 
 
 class Store(msgspec.Struct, frozen=True, repr_omit_defaults=True):
-    """Where a peer keeps checkpoints, and which."""
+    """Where a peer keeps checkpoints, and which ones."""
 
     path: Annotated[str, path_text("the path of a folder")] = ""
-    """Folder for checkpoints, to go on from and for others to fetch; made on first use. none: no checkpoints are kept."""
+    """Folder for checkpoints, to resume from and for others to fetch; made on first use. none: no checkpoints are kept."""
 
     keep: Annotated[str, checked_text("a policy such as last=3,every=100", parse_retention)] = "last=3"
-    """Which checkpoints stay: last=3 the newest three, every=100 also one for every 100 steps. More: more disk."""
+    """Retention: which checkpoints are kept. last=3 keeps the newest three, every=100 also one for every 100 steps. More: more
+    disk."""
 
     max_gb: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 20.0
-    """Most that the store may take of the disk, in GB; at the limit nothing more is stored, and training goes on. 0: no limit."""
+    """Most disk space that the store may use, in GB; at the limit nothing more is stored, and training goes on. 0: no limit."""
 
     checkpoint_every_s: Annotated[float, msgspec.Meta(ge=1, le=1e9)] = 60.0
-    """Seconds between two checkpoints. What comes in between is kept too, in a journal that only this peer reads. Shorter: more
+    """Seconds between two checkpoints. Changes in between are kept too, in a journal that only this peer reads. Shorter: more
     writing."""
 
     exports: Annotated[str, path_text("the path of a folder")] = ""
-    """Folder below which the page in the browser exports checkpoints, if somebody with its token presses the button. Empty: it
-    exports none."""
+    """Folder below which the page in the browser exports checkpoints when a user with its token presses the button. Empty:
+    none are exported."""
 
     shared: Annotated[tuple[str, ...], Form("folders of prepared data", _folders)] = ()
-    """Folders of prepared data to give to peers that ask, as well as checkpoints. What legion-peer itself trains on is among
-    them."""
+    """Folders of prepared data to give to peers that ask, as well as checkpoints. The data that legion-peer itself trains on
+    is given as well."""
 
     def __post_init__(self) -> None:
         settle(self)
 
 
 class Peer(msgspec.Struct, frozen=True, repr_omit_defaults=True):
-    """One peer on the network: who it is, where it can be reached, and what it gives to its run."""
+    """One peer on the network: its identity, where it can be reached, and what it contributes to its run."""
 
     identity: IdentityOrFile = ""
-    """Key file that says who this peer is, made on first use. none: a new identity that is forgotten at the end."""
+    """Key file with this peer's identity, made on first use. none: a new identity that is forgotten at the end."""
 
     listen: ListenAddresses = DEFAULT_LISTEN
     """Addresses to listen on; port 0 is any free one."""
@@ -142,13 +143,14 @@ class Peer(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """Addresses that others should dial, where a router forwards a port to this machine."""
 
     port_mapping: Switch = True
-    """Ask the router to forward a port to this peer, by UPnP, PCP or NAT-PMP. It is taken back when the peer leaves."""
+    """Ask the router to forward a port to this peer, by UPnP, PCP or NAT-PMP. The forwarding ends when the peer leaves."""
 
     lan: Switch = True
-    """Meet the peers of the same LAN by mDNS, and be met. Everybody on the LAN learns that this peer is there."""
+    """Meet the peers of the same LAN by mDNS, and be met. Anyone on the LAN can then see that this peer is there."""
 
     region: Annotated[str, Form("a label", _region)] = DEFAULT_REGION
-    """Average with the members of this label, and only now and then with other regions; auto: with those that are near."""
+    """Region: average with the members that have this label, and only now and then with other regions; auto: the members
+    nearby."""
 
     role: RoleName = "auto"
     """What this peer does. auto: train, and own shards if others can reach it; trainer: own them even through a relay; client:
@@ -159,8 +161,9 @@ class Peer(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     upload."""
 
     offload: Literal["none", "disk"] = "none"
-    """With disk, what a round needs once (the common copy, what is to be sent later) is held in files of the store's folder
-    instead of memory: at most 2 bytes a parameter are held, instead of 8. Each round writes and reads a few times the model."""
+    """With disk, what a round needs only once (the common copy, and what is sent later) is held in files in the store's folder
+    instead of memory: at most 2 bytes a parameter in memory, instead of 8. Each round writes and reads a few times the size of
+    the model."""
 
     dp: Annotated[str, checked_text(PRIVACY_FORM, parse_privacy)] = ""
     """Differential privacy of what this peer pushes. noise=1,clip=0.5,delta=1e-6 shortens each round's change to a length of 0.5,
@@ -168,11 +171,11 @@ class Peer(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     learnt. Needs legion_p2p[privacy]. Empty: none."""
 
     volunteer_relay: bool = False
-    """Carry the exchange with other regions for members of this one that have little upload. Costs upload."""
+    """Relay the exchange with other regions for members of this region that have little upload. Costs upload."""
 
     relay: Annotated[str, Form(RELAY_FORM, _relay)] = DEFAULT_RELAY
-    """Where others can dial this peer, carry traffic of peers that nobody can dial, at most so much of it; no: carry none. Limits
-    on peers, circuits and a peer's bytes in an hour may follow: 10mbit,peers=256,circuits=512,hourly=8gb."""
+    """Where others can dial this peer, relay the traffic of peers that nobody can dial, at most at this rate; no: relay none.
+    Limits on peers, circuits and a peer's bytes in an hour may follow: 10mbit,peers=256,circuits=512,hourly=8gb."""
 
     speed_tests: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = PER_HOUR_OF_PEER
     """Tests of bandwidth that others may make against this peer in an hour (legion-ctl doctor), each at most 4 MiB both ways, and
@@ -191,20 +194,20 @@ class Peer(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """Serve the status on this machine, for legion-ctl."""
 
     dashboard: Annotated[str, Form(_DASHBOARD_FORM, _dashboard)] = "yes"
-    """Serve a page for a browser on this machine: yes, no, or the port. Whoever opens it needs the token in its address."""
+    """Serve a page for a browser on this machine: yes, no, or the port. Opening it takes the token in its address."""
     metrics: Annotated[str, checked_text(ENDPOINT_FORM, parse_endpoint)] = ""
-    """Serve metrics for Prometheus there, at /metrics, once the peer is in its run; without a host on this machine only. Empty:
-    they are not served."""
+    """Serve metrics for Prometheus at this address, under /metrics, once the peer is in its run; without a host, on this
+    machine only. Empty: they are not served."""
 
     search_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = DEFAULT_SEARCH_S
-    """Seconds to look for the run before giving up. Longer: finds it through slow links; a wrong name is noticed later."""
+    """Seconds to look for the run before giving up. Longer: finds it over slow links, but notices a wrong name later."""
 
     token: Annotated[str, path_text("a token, or the path of a file with one")] = ""
-    """File with what admits this peer to a private run, as legion-ctl token make printed it; or that line itself."""
+    """File with the token that admits this peer to a private run, as legion-ctl token make printed it; or the token itself."""
 
     network_key: Annotated[str, path_text("the path of a file with the key of a network")] = ""
-    """File with a key that all peers of a network share, of 64 hexadecimal digits; peers without it get no answer at all. Empty:
-    whoever comes is answered."""
+    """File with a key that all peers of a network share, of 64 hexadecimal digits; peers without it get no answer at all. 
+    Empty: every peer is answered."""
 
     on_event: Annotated[Callable[[Any], None] | None, Form("a function that takes an Event", _callback)] = None
     """Called with each `Event`, from joining to leaving, in the peer's own thread: it should return at once."""

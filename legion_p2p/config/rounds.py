@@ -68,16 +68,17 @@ class Rounds(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """Tensors of fewer elements are small."""
 
     feedback_decay: float | None = None
-    """How much of the residual stays each round. Below 1 forgets stale leftovers; 1 loses nothing."""
+    """How much of the residual is kept each round. Below 1 forgets stale residuals; 1 loses nothing."""
 
     streaming: bool | None = None
     """Shards are pushed at staggered steps, so that traffic is even. False: all of them at once."""
 
     mixing: float | None = None
-    """Share of the way that local parameters go to a new version; their own training since the push is kept in any case."""
+    """How far local parameters move towards a new version, as a share of the way; their own training since the push is kept in
+    any case."""
 
     restore_length: float | None = None
-    """How much is given back of the length that the mean of pushes loses because they disagree. 1: as long as the pushes, which
+    """How much of the length that the mean of pushes loses, because they disagree, is restored. 1: as long as the pushes, which
     suits optimizers that normalize their steps (Adam, Muon). 0: nothing, plain averaging."""
 
     outer: OuterRule | None = None
@@ -105,13 +106,14 @@ class Rounds(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     DiLoCo over both."""
 
     sync_codec: str | None = None
-    """Codec of what regions tell each other."""
+    """Codec of what regions send each other."""
 
     sync_codecs: tuple[str, ...] | None = None
     """Codecs that they may use instead, as the link between two owners allows."""
 
     moving_rate: float | None = None
-    """Share of their difference that each of two regions goes when they sync. Higher: closer together, and less exploration."""
+    """Share of their difference by which each of two regions moves when they sync. Higher: closer together, and less
+    exploration."""
 
     sync_reach: float | None = None
     """A sync moves no region further than this many times what its own training did since the last one. Lower: safer, and two
@@ -130,13 +132,13 @@ class Rounds(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     train counts, and a member that lies about its tokens counts for more."""
 
     hostile_share: float | None = None
-    """Share of the pushes of a round that the rule is to withstand, where it has to know. Higher: safer, and fewer honest pushes
-    count."""
+    """Share of hostile pushes in a round that the rule must withstand, for rules that need to know. Higher: safer, and fewer
+    honest pushes count."""
 
     verify: Verify | None = None
     """How owners are watched. none: members check that an update leads to the digest that its owner signed. late: owners sign
-    receipts for pushes, and the standby of a shard computes each update again. What is wrong takes its owner out. Each push then
-    goes over the network twice."""
+    receipts for pushes, and the standby of a shard computes each update again. An owner that publishes a wrong update is
+    excluded. Each push then goes over the network twice."""
 
     shard_elements: int | None = None
     """Elements per shard; 0 chooses sixteen shards, fewer for a small model. Fewer: more messages, work is shared more evenly."""
@@ -144,7 +146,7 @@ class Rounds(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     untrained: Untrained | None = None
     """What a model has beside its trained parameters, which are frozen parameters and buffers of floats. same: a peer that joins
     must have what the creator had at the start; what it changes of them stays its own. average: the same, but float buffers (such
-    as BatchNorm's running statistics) are averaged like parameters. own: they are not looked at."""
+    as BatchNorm's running statistics) are averaged like parameters. own: they are not compared."""
 
     def __post_init__(self) -> None:
         settle(self)
@@ -178,7 +180,7 @@ class Inner(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """Decay of the mean of squared gradients."""
 
     warmup_steps: int | None = None
-    """Steps of each peer over which its rate rises from nothing: the moments of its optimizer are still cold."""
+    """Steps of each peer over which its learning rate rises from 0, while the moments of its optimizer are still cold."""
 
     decay_steps: int | None = None
     """Steps of the run over which the rate falls to a tenth along a cosine; 0 keeps it constant."""

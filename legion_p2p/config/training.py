@@ -39,20 +39,20 @@ def _trackers(given: Any) -> tuple[str, ...]:
 
 
 class RunChoice(msgspec.Struct, frozen=True, repr_omit_defaults=True):
-    """Which run: one to join, or one to create; and through whom."""
+    """The run to join or to create, and the contacts to enter through."""
 
     run: Annotated[str, Form(_RUN, _run)] = ""
-    """Name or id of the run to join. Where the store has it and nobody else is in it, it goes on from there."""
+    """Name or id of the run to join. If the store has the run and nobody else is in it, it resumes from there."""
 
     initial_peers: PeerAddresses = ()
     """Addresses of peers or bootstrap nodes to enter through; one that answers is enough. @FILE reads them from a file."""
 
     new_run: Annotated[NewRun | None, Form("a NewRun", _new_run)] = None
-    """Create this run instead. A run of that name that others or the store have is an error."""
+    """Create this run instead. It is an error if others or the store already have a run of that name."""
 
     create_or_join: bool = False
-    """Create the new run only if neither the store nor anybody who answers has it; else go on with it, or join it. For services,
-    whose command is always the same."""
+    """Create the new run only if neither the store nor any peer that answers has it; otherwise resume it or join it. For
+    services, whose command is always the same."""
 
     def __post_init__(self) -> None:
         settle(self)
@@ -79,7 +79,7 @@ class Training(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """Leave after this many minutes; 0: no limit."""
 
     wait_for_members: Annotated[int, msgspec.Meta(ge=0)] = 0
-    """Begin only when the run has this many members, this one included; 0: begin at once."""
+    """Start training only when the run has this many members, this one included; 0: start at once."""
 
     finish_together: bool = False
     """After the last step, go on serving until every member is done: all end with the same model."""
@@ -94,11 +94,11 @@ class Training(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """Where to train: cpu, cuda, cuda:1, mps, or auto."""
 
     threads: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
-    """CPU threads; 0: as many as torch likes."""
+    """CPU threads; 0: torch's own choice."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
-    """In which numbers the model computes. Parameters stay fp32 either way; bf16 takes half the memory for activations, and is
-    fast on GPUs that have it."""
+    """Number format that the model computes in. Parameters stay fp32 either way; bf16 takes half the memory for activations, and
+    is fast on GPUs that have it."""
 
     accumulate: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 1
     """Compute the batch of a step in this many parts, one after the other: less memory, the same step."""
@@ -107,8 +107,8 @@ class Training(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """Compile the model with torch.compile: the first step takes a minute, all others less. Needs a C++ compiler."""
 
     activation_checkpointing: bool = False
-    """Keep only what lies between layers for the backward pass, and compute the rest again: less memory, but steps take a third
-    longer."""
+    """Keep only the activations between layers for the backward pass and recompute the rest: less memory, but steps take a
+    third longer."""
 
     peak_tflops: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
     """What the device can do at most, 10^12 operations a second, for model FLOPs utilisation; 0: as its data sheet says, if it is
@@ -118,8 +118,8 @@ class Training(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """Folder for metrics.jsonl and the model; without it nothing is written."""
 
     report_to: Annotated[tuple[str, ...], Form(TRACKERS, _trackers)] = ()
-    """Report this peer's numbers to wandb, tensorboard, trackio or otel, several separated by commas; none: to none. Each needs
-    the extra of its name."""
+    """Report this peer's metrics to wandb, tensorboard, trackio or otel, separated by commas; none: to none. Each needs the
+    pip extra of its name."""
 
     def __post_init__(self) -> None:
         settle(self)

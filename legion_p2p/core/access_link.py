@@ -1,4 +1,4 @@
-"""A peer's link to everybody else: how fast it takes bytes, and when they come out at its other end.
+"""A peer's link to all others: how fast it takes bytes, and when they come out at its other end.
 
 A `LinkDirection` is the link up or down, shared by all connections of the peer; a `Flow` is one connection's part of it.
 

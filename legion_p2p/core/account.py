@@ -92,7 +92,7 @@ class Continuity:
         self._n_made = 0
 
     def breaks(self, owner: PeerId, version: int, account: UpdateAccount) -> bool:
-        """The next update; whether its owner begins with something else, for no reason that it could have."""
+        """The next update; whether its owner begins with something else without a possible reason."""
         follows = owner == self._owner and version == self._version + 1
         broken = follows and self._n_made >= SETTLED_VERSIONS and account.before != self._after
         self._n_made = self._n_made + 1 if follows else 1

@@ -1,12 +1,12 @@
-"""Who may take part in a run whose specification does not admit everybody.
+"""Who may take part in a run whose specification does not admit every peer.
 
     open        everybody
     token       any peer that shows a token: a permit for one peer, until a moment, signed by the creator or by one of `admins`
     allow-list  the peers that the specification names
 
 The creator and the admins need no token. A member shows its token in its announcement, so that every other member checks it by
-itself; when it has expired, or one who may sign has revoked it, the member is one no more. A peer may also be banned by a user,
-for this user's peer alone.
+itself; once it has expired, or a key that may sign has revoked it, the peer is no longer a member. A peer may also be banned by a
+user, for this user's peer alone.
 
 Never happens: a token of one run, or for one peer, admits to another; a revoked token admits again.
 """
@@ -163,7 +163,7 @@ class Admission:
 
 
 def as_text(data: bytes) -> str:
-    """A token or revocation in one line, to be sent to somebody."""
+    """A token or revocation in one line, as it is sent to another user."""
     return TEXT_PREFIX + base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 

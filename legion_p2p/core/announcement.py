@@ -118,7 +118,7 @@ class Signed(msgspec.Struct, frozen=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """Which state of a shard somebody holds: version, and the first four bytes of its digest as an integer."""
+    """Which state of a shard a member holds: version, and the first four bytes of its digest as an integer."""
 
     version: int
     prefix: int

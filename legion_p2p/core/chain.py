@@ -86,7 +86,7 @@ class Chain:
         return self._digests.get(version) == digest
 
     def holds(self, mark: Mark) -> bool | None:
-        """Whether somebody's mark lies on this chain: True, False, or None where it is too old or too new to tell."""
+        """Whether a mark lies on this chain: True, False, or None where it is too old or too new to tell."""
         digest = self._digests.get(mark.version)
         return None if digest is None else mark_of(mark.version, digest) == mark
 

@@ -1,4 +1,4 @@
-"""Noticing that somebody has set this machine's clock: a time server, a person, or a machine that begins with a wrong one.
+"""Noticing that this machine's clock was set: by a time server, by a person, or after a start with a wrong time.
 
     the wall clock went as far as the clock that nobody sets   -> nothing happened; a machine that slept looks like that as well
     it went further, or less far, by JUMP_S or more            -> it was set

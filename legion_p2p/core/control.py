@@ -26,7 +26,7 @@ _Limit = Annotated[str, msgspec.Meta(max_length=MAX_LIMIT_CHARS)]
 
 
 class Pause(msgspec.Struct, frozen=True, tag="pause", omit_defaults=True):
-    """Train nothing, for that many seconds, or until `Resume`."""
+    """Pause training for this many seconds, or until `Resume`."""
 
     for_s: Annotated[float, msgspec.Meta(gt=0, le=MAX_PAUSE_S)] | None = None
 

@@ -1,4 +1,4 @@
-"""How long until a run has come to so many steps or tokens: a range, or unknown.
+"""How long until a run reaches its target of steps or tokens: a range, or unknown.
 
 The rate of the last WINDOW_S is measured in PIECES of equal length. The slowest and the fastest of them bound the time left:
 members come and go, and nothing is known of the future but what the recent past did. When a loss is reached cannot be told.

@@ -117,7 +117,7 @@ class EvidenceBook:
     def __init__(self) -> None:
         self._proven: BoundedMap[PeerId, _Proven] = BoundedMap(MAX_CULPRITS)
         self.revision = 0
-        """Rises whenever somebody is excluded, or is no longer."""
+        """Rises whenever a peer is excluded, or is no longer."""
 
     def add(self, evidence: Evidence, now: float) -> PeerId | None:
         """Take evidence in; against whom it is, where that is news.

@@ -8,7 +8,7 @@ import re
 
 from legion_p2p.core.admission import TEXT_PREFIX
 
-LEFT_BYTES = 32  # a run of so many hex digits may be a key; shorter ones are ends of digests, versions and numbers
+LEFT_BYTES = 32  # a run of this many hex digits may be a key; shorter ones are ends of digests, versions and numbers
 
 _HEX = re.compile(rf"(?<![0-9A-Za-z])[0-9a-fA-F]{{{LEFT_BYTES},}}(?![0-9A-Za-z])")
 _TOKEN = re.compile(rf"{re.escape(TEXT_PREFIX)}[^\s\"',]+")

@@ -65,7 +65,7 @@ class Membership:
         self._heard_at: dict[PeerId, float] = {}
         """When anything last came from each of them."""
         self._counted: list[Member] | None = []
-        """By peer id; None after somebody came, went, died or came back to life."""
+        """By peer id; None after a member came, went, died or came back to life."""
         self._counted_at: dict[PeerId, int] = {}
         """Where each of them stands in that list."""
         self._check_at = -math.inf
@@ -74,20 +74,20 @@ class Membership:
         self._effects: deque[Effect] = deque()
         self._looked_at = now
         self._refuted_at = -math.inf
-        self._order: list[PeerId] | None = None  # sorted; None after somebody came or went
+        self._order: list[PeerId] | None = None  # sorted; None after a member came or went
         self.incarnation = 0
         self.n_refused = 0
         self.revision = 0
         """Rises whenever an announcement or a liveness is another one than before."""
         self.roles_revision = 0
-        """Rises whenever somebody comes, goes, or announces another role (`role_of`)."""
+        """Rises whenever a member comes, goes, or announces another role (`role_of`)."""
 
     # what happened
 
     def announced(self, announcement: Announcement, now: float, *, direct: bool = True) -> bool:
         """An announcement came in; True if it was news. `direct`: from gossip or the peer itself, so it is a sign of life.
 
-        What somebody passed on from their table is no sign of life: the dead would live for ever in each other's tables.
+        What a member passed on from its table is no sign of life: otherwise the dead would live forever in each other's tables.
         """
         peer = peer_of(announcement)
         if peer == self.me:

@@ -36,7 +36,7 @@ class Places:
         self._taken: Counter[str] = Counter()
 
     def admits(self, host: str, n_open: int) -> bool:
-        """Whether a connection from there is taken, while so many are open, those of this peer included."""
+        """Whether a connection from there is accepted while this many are open, those of this peer included."""
         party = party_of(host)
         if not party or 2 * n_open < self._n_places:
             return True

@@ -33,7 +33,7 @@ class Privacy(msgspec.Struct, frozen=True):
     """Probability with which the promise may fail."""
 
     def longest(self, numel: int, n_parameters: int) -> float:
-        """What a change of so many of the parameters may be long."""
+        """The allowed length of a change of this many parameters."""
         return self.clip * math.sqrt(numel / n_parameters)
 
     @property
@@ -42,7 +42,7 @@ class Privacy(msgspec.Struct, frozen=True):
         return self.noise * self.clip
 
     def cost(self, numel: int, n_parameters: int) -> float:
-        """What one release of so many of the parameters adds to `Spent.total`."""
+        """What one release of this many parameters adds to `Spent.total`."""
         return numel / n_parameters / self.noise**2
 
 

@@ -45,7 +45,7 @@ class ReceiveBudget:
         """Held now, of all peers together."""
 
     def take(self, peer: PeerId, n_bytes: int) -> bool:
-        """Hold so many bytes more of `peer`. False: there is no room, and nothing was taken."""
+        """Hold this many more bytes of `peer`. False: there is no room, and nothing was taken."""
         after = self.n_bytes + n_bytes
         if after > self._max_bytes:
             return False

@@ -76,7 +76,8 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Shards are pushed at staggered steps, so that traffic is even. False: all of them at once."""
 
     mixing: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
-    """Share of the way that local parameters go to a new version; their own training since the push is kept in any case."""
+    """How far local parameters move towards a new version, as a share of the way; their own training since the push is kept in
+    any case."""
 
     restore_length: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     """How much is given back of the length that the mean of pushes loses because they disagree (`tensor/mean_length.py`). 1: all,
@@ -107,13 +108,14 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     DiLoCo over both: see `legion_p2p.tensor.sync_step`."""
 
     sync_codec: _Codec = "int8"
-    """Codec of what regions tell each other."""
+    """Codec of what regions send each other."""
 
     sync_codecs: _Codecs = ()
     """Codecs that they may use instead, as the link between two owners allows."""
 
     moving_rate: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.5
-    """Share of their difference that each of two regions goes when they sync. Higher: closer together, and less exploration."""
+    """Share of their difference by which each of two regions moves when they sync. Higher: closer together, and less
+    exploration."""
 
     sync_reach: NonNegative = 1.5
     """A sync moves no region further than this many times what its own training did since the last one. Lower: safer, and two
@@ -132,8 +134,8 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     train counts, and a member that lies about its tokens counts for more."""
 
     hostile_share: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] = 0.2
-    """Share of the pushes of a round that the rule is to withstand, where it has to know. Higher: safer, and fewer honest pushes
-    count."""
+    """Share of hostile pushes in a round that the rule must withstand, for rules that need to know. Higher: safer, and fewer
+    honest pushes count."""
 
     verify: Verify = "none"
     """How owners are watched, besides what every member checks of an update. late: they sign receipts for pushes, and the standby

@@ -28,7 +28,7 @@ InnerOptimizer = Literal["adamw", "muon", "onebit-adam"]
 
 
 class InnerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How `legion-peer` trains between two pushes. A loop of one's own ignores it."""
+    """How `legion-peer` trains between two pushes. A training loop of your own ignores it."""
 
     optimizer: InnerOptimizer = "adamw"
     """"muon": Muon for matrices, AdamW for the rest. "onebit-adam": AdamW until its variance settles, then 1-bit Adam."""
@@ -71,7 +71,8 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The CID of the tokenizer of that data; empty: tokens are bytes."""
     seed: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     admission: Admits = "open"
-    """Who may take part: everybody, whoever shows a token, or those on the list `admitted`. See `legion_p2p.core.admission`."""
+    """Who may take part: every peer, peers that show a token, or those on the list `admitted`. See
+    `legion_p2p.core.admission`."""
     admins: Annotated[tuple[_PeerId, ...], msgspec.Meta(max_length=MAX_ADMINS)] = ()
     """Peers whose tokens count as the founder's do."""
     admitted: Annotated[tuple[_PeerId, ...], msgspec.Meta(max_length=MAX_ADMITTED)] = ()
@@ -86,7 +87,7 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target_steps: TargetCount = 0
     """The run ends at this step of it; 0: no such end. See `legion_p2p.core.target`."""
     target_tokens: TargetCount = 0
-    """It ends when its members have trained so many tokens together; 0: no such end."""
+    """It ends when its members have trained this many tokens together; 0: no such end."""
     target_loss: TargetLoss = 0.0
     """It ends when the median of its members' training losses stays at or below this; 0: no such end."""
 

@@ -6,7 +6,7 @@ import msgspec
 
 from legion_p2p.core.bounded import BoundedMap
 
-MAX_MONTHS = 3  # that are remembered beside the one of now: clocks that are wrong are set right once or twice
+MAX_MONTHS = 3  # that are remembered beside the present one: a wrong clock is set right once or twice
 MONTH = r"^[0-9]{4}-[0-9]{2}\Z"
 
 

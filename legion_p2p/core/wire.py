@@ -192,7 +192,7 @@ def _carries_payload(kind: type[Message]) -> bool:
 
 
 def _before_payload(before: bytes, n_bytes: int) -> bytes:
-    """What stands before a payload of so many bytes, made out of `before`, which stands before one of 16.
+    """What stands before a payload of `n_bytes`, made out of `before`, which stands before one of 16.
 
     A length may take more bytes than it needs, so that the payload comes to lie at a multiple of ALIGNED_BYTES.
     """

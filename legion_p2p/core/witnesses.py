@@ -44,7 +44,7 @@ _FIRST_TWO = itemgetter(0, 1)
 
 
 class Witness(msgspec.Struct, frozen=True):
-    """Somebody's measured round trip to a peer, and where the witness is."""
+    """A witness's measured round trip to a peer, and where the witness is."""
 
     coordinate: Coordinate
     rtt_s: float

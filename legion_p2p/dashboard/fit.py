@@ -1,4 +1,4 @@
-"""Tables, lines and curves that fit the terminal they are shown on: nothing wraps, what matters least goes first.
+"""Tables, lines and curves that fit their terminal: nothing wraps, and what matters least is left out first.
 
 Members are strangers, and an escape or markup in a name must not act on the terminal: cells and the words of a line are cleaned
 here (`observe.human.clean`), and nothing is given to rich as markup. Nothing is said by colour alone.

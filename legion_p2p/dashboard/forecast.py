@@ -1,4 +1,4 @@
-"""What a run would take of its peers, as `legion-ctl plan` prints it."""
+"""What a run would cost its peers, as `legion-ctl plan` prints it."""
 
 import textwrap
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from legion_p2p.observe import human
 if TYPE_CHECKING:
     from legion_p2p.train.sizing import Forecast, RoundCost
 
-NOT_COUNTED = "Not counted in: announcements, and what lies below the messages (Noise, yamux, TCP, IP: some per cent)."
+NOT_COUNTED = "Not included: announcements, and the layers below the messages (Noise, yamux, TCP, IP: some per cent)."
 MAX_TEXT_CHARS = 100
 
 

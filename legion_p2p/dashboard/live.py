@@ -43,7 +43,7 @@ MIN_MEMBER_ROWS = 3
 
 
 def members_in_order(status: Status) -> list[MemberStatus]:
-    """This peer first, then the living, then the rest; within those by id, so that no row jumps."""
+    """This peer first, then the living, then the rest; each group by id, so that no row jumps."""
     alive = {"ALIVE": 0, "SUSPECT": 0, "DEAD": 1}
     return sorted(
         status.members, key=lambda m: (m.peer_id != status.peer_id, alive.get(m.liveness.upper(), 1), human.short_id(m.peer_id))
@@ -80,7 +80,7 @@ def member_columns(status: Status) -> tuple[Column, ...]:
 
 
 def fraction_done(status: Status) -> float | None:
-    """How much of the work is behind this peer; None where it has no end."""
+    """The share of its work that this peer has done; None where the work has no end."""
     if status.target_steps:
         return status.step / status.target_steps
     if status.remaining_s is not None and status.uptime_s + status.remaining_s > 0:
@@ -187,7 +187,7 @@ def _foot(status: Status, width: int, notes: Sequence[str], last: ErrorStatus | 
 
 
 def phase_lines(phases: Sequence[tuple[str, float]], now: float) -> list[str]:
-    """What a peer does on its way into the run, when it began with it, and how long each step took."""
+    """The phases of joining: what the peer does, since when, and how long each phase took."""
     if not phases:
         return ["legion-peer is starting"]
     ends = [*(began for _, began in phases[1:]), now]
@@ -246,7 +246,7 @@ class LiveView:
             self._recent.append(describe(event))
 
     def begin(self, what: str) -> None:
-        """On the way into the run: what takes the next seconds."""
+        """While joining: what the next seconds are spent on."""
         with self._lock:
             self._phases = [*self._phases[1 - MAX_PHASES :], (what, self._monotonic())]
 

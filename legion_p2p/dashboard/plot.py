@@ -11,7 +11,7 @@ SKIPPED = 0.03
 def draw_demo(curves: dict[str, Any], path: Path, *, n_peers: int, n_params: int) -> None:
     """Validation loss of the common model and of the lone peer over local steps, the training losses faint behind them.
 
-    What was evaluated within the first hundredths of the way is left out: its height would flatten all the rest.
+    Evaluations in the first few per cent of the steps are left out, because their height would flatten all the rest.
     """
     import matplotlib
 

@@ -1,4 +1,4 @@
-"""All that a peer knows, as `legion-ctl status` prints it once."""
+"""Everything that a peer knows, as `legion-ctl status` prints it once."""
 
 from rich.console import Group, RenderableType
 from rich.text import Text

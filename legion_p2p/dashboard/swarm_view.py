@@ -23,7 +23,7 @@ MAX_PLOT_LINES = 14
 
 
 class LoneProgress(msgspec.Struct, frozen=True):
-    """How far the peer is that trains by itself."""
+    """The progress of the peer that trains alone."""
 
     step: int
     loss: float | None = None
@@ -93,7 +93,7 @@ def _rounds(swarm: SwarmStatus, width: int) -> Text:
 
 
 def _regions(swarm: SwarmStatus) -> dict[str, list[Status]]:
-    """The peers that said which region they are in, by region."""
+    """The peers that have reported their region, by region."""
     found: dict[str, list[Status]] = {}
     for status in sorted((row.status for row in swarm.peers if row.status), key=lambda status: status.region):
         if status.region:
@@ -102,7 +102,7 @@ def _regions(swarm: SwarmStatus) -> dict[str, list[Status]]:
 
 
 def _agreed(members: list[Status]) -> tuple[int, int]:
-    """How many at most hold the same model, and of how many."""
+    """The largest number of peers that hold the same model, and the number of peers."""
     digests = [status.common_digest for status in members if status.common_digest]
     return max(map(digests.count, digests), default=0), len(members)
 
@@ -203,7 +203,7 @@ class SwarmView:
         )
 
     def update(self, label: str, status: Status | None = None, state: str = "") -> None:
-        """What a peer says of itself; `state` overrides its word (`killed`, `done`) until the next update."""
+        """What a peer reports of itself; `state` (`killed`, `done`) overrides it until the next update."""
         with self._lock:
             before = self._rows.get(label, PeerRow(label))
             self._rows[label] = PeerRow(label, status if status is not None else before.status, state)
@@ -219,7 +219,7 @@ class SwarmView:
                 self._lone_curve.add(progress.step, progress.loss)
 
     def phase(self, text: str, *notes: str) -> None:
-        """What is going on at the moment, in the title; and lines below the table."""
+        """The current phase, shown in the title, and lines below the table."""
         with self._lock:
             self._phase, self._notes = text, notes
 

@@ -80,7 +80,7 @@ class LegionSGD:
             note_loss(self.optimizer, loss)
 
     def __exit__(self, kind: type[BaseException] | None, bad: BaseException | None, where: TracebackType | None) -> None:
-        """Push the rest and leave the run; the accelerator has the optimizer of before again."""
+        """Push the rest and leave the run; the accelerator gets its previous optimizer back."""
         if self.optimizer is None:
             return
         try:

@@ -40,7 +40,7 @@ def descriptor_limit() -> int | None:
 
 
 def max_sockets(limit: int | None) -> int:
-    """How many connections a process may have that may open so many files."""
+    """How many connections a process may have if it may open this many files."""
     wanted = MAX_CONNECTIONS + MAX_HANDSHAKES
     return wanted if limit is None else min(wanted, max(MIN_SOCKETS, limit - RESERVED_DESCRIPTORS))
 
@@ -67,7 +67,7 @@ class Scarcity:
         """Those that connections of others take."""
 
     def admits(self, n_open: int) -> bool:
-        """Whether another connection is taken, of which so many are open."""
+        """Whether another connection is accepted while this many are open."""
         if n_open < self.max_sockets:
             if n_open < self.max_sockets // 2:
                 self._has_told = False

@@ -57,7 +57,7 @@ class Bitswap:
     """Answers what others want."""
 
     def __init__(self, host: IHost, nursery: trio.Nursery, blocks: BlockSource, report: Callable[[PeerId, str], None]) -> None:
-        """`report` is told of peers that do not keep to the protocol. Make it before connections are: clients ask once, when they
+        """`report` is called with peers that break the protocol. Make it before connections are: clients ask once, when they
         connect, which protocols are spoken here.
         """
         self._host = host

@@ -96,7 +96,7 @@ class LaneParts:
     identity: Identity
     sockets: Sockets
     max_sockets: int
-    """No lane is dialed where so many are open already."""
+    """No further lane is dialed once this many are open."""
 
 
 class BulkLanes:

@@ -83,7 +83,7 @@ class FrameStream:
     def __init__(
         self, stream: ByteStream, lane: str, counters: Counters, gate: UploadGate, due: Callable[[int], float] | None = None
     ) -> None:
-        """`gate`: of all streams of this host; `due`: tells when a frame of so many bytes may be written, where not at once."""
+        """`gate`: of all streams of this host; `due`: says when a frame of that many bytes may be written, if not at once."""
         self._stream = stream
         self.lane = lane
         self._counters = counters
@@ -194,7 +194,7 @@ class FrameStream:
         return bytes(await self.read_body(size))
 
     async def read_body(self, size: int, admit: Callable[[int], None] = lambda n_bytes: None) -> bytes:
-        """That many bytes of a frame that has begun; `admit` is told of each piece, and may raise.
+        """That many bytes of a frame that has begun; `admit` is called with the size of each piece, and may raise.
 
         Raises: DecodeError, if the stream ends or stalls before; whatever the stream or `admit` raises.
         """

@@ -92,7 +92,7 @@ class NetConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Meet the peers of the same LAN by mDNS. True: every machine on it learns that this peer is there."""
 
     network_key: bytes = b""
-    """32 bytes that all peers of the network share; others get no answer. Empty: whoever comes is answered."""
+    """32 bytes that all peers of the network share; others get no answer. Empty: every peer is answered."""
 
     relay: RelayLimits | None = None
     """What passes through this host for peers that others cannot dial. None: it does not relay."""

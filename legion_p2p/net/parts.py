@@ -61,7 +61,7 @@ logger = logging.getLogger("legion_p2p.net")
 
 @dataclass(frozen=True)
 class Tell:
-    """What a person is told of the network, each in a line."""
+    """Messages about the network for a person, one line each."""
 
     contact: Callable[[str], None] = lambda line: None
     """A contact was made or lost."""

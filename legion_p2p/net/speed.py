@@ -9,9 +9,8 @@
                                      <--  pieces, as many bytes at most, for TEST_S
                                      <--  an empty piece
 
-A piece is its length, four bytes, and so many random bytes. The stream runs over the connection of libp2p, so limits on traffic
-hold for it.
-"""
+A piece is its length, in four bytes, and that many random bytes. The stream runs over the connection of libp2p, so limits on
+traffic hold for it."""
 
 import logging
 import secrets
@@ -144,7 +143,7 @@ def _widen(stream: INetStream) -> None:
 
 
 async def _give(stream: INetStream, n_bytes: int) -> int:
-    """Send pieces until so many bytes are sent, or TEST_S is over; how many it were."""
+    """Send pieces until `n_bytes` are sent or TEST_S is over; returns how many were sent."""
     until, n_sent = trio.current_time() + TEST_S, 0
     noise = secrets.token_bytes(PIECE_BYTES)
     while n_sent < n_bytes and trio.current_time() < until:

@@ -1,6 +1,6 @@
 """The thread that reports a peer's numbers to trackers, every few seconds.
 
-A tracker may take its time, or fail: training waits for none, and one that fails is told of once and left out.
+A tracker may take its time, or fail: training waits for none, and one that fails is reported once and left out.
 """
 
 import threading

@@ -88,8 +88,8 @@ def _below(at: Any, word: str, place: str) -> Any:
 
 
 def smaller(scenario: Scenario, n_peers: int | None = None, duration_s: float | None = None) -> Scenario:
-    """The same with about so many peers, and squeezed into so much time. Sessions and rates of faults are squeezed as well; steps
-    are not, so there are fewer of them."""
+    """The same with about this many peers, and squeezed into this much time. Sessions and rates of faults are squeezed as well;
+    steps are not, so there are fewer of them."""
     share = 1.0 if n_peers is None else n_peers / sum(group.count for group in scenario.peers)
     pace = 1.0 if duration_s is None else duration_s / scenario.duration_s
     replace = msgspec.structs.replace

@@ -29,7 +29,7 @@ class Picture:
     name: str
     title: str
     says: str
-    """What it shows, for those who do not see it."""
+    """What it shows, in words, for a reader who cannot see it."""
     draw: Callable[[Any], None]
     """On a figure of matplotlib."""
     height: float = 3.2

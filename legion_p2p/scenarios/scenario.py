@@ -24,7 +24,7 @@ MAX_PEERS = 10_000  # of all groups and of all that come in place of others; the
 MAX_GROUPS = 10_000  # a scenario that was made smaller has one for each peer
 MAX_FAULTS = 10_000
 MAX_DURATION_S = 30 * 86400.0
-MIN_SAMPLE_S = 0.5  # unless somebody asks for more: a look at all shards of all peers takes a while
+MIN_SAMPLE_S = 0.5  # unless more is asked for: looking at all shards of all peers takes a while
 MAX_ELEMENTS = 1 << 24  # of a toy model: 64 MiB at each peer
 
 _Time = Annotated[float, msgspec.Meta(ge=0, le=MAX_DURATION_S)]

@@ -99,7 +99,7 @@ def fewest(items: Sequence[T], shows: Callable[[Sequence[T]], bool]) -> list[T]:
 
 
 def in_parallel(work: Callable[[T], R], jobs: Sequence[T], n_jobs: int) -> Iterator[R]:
-    """Results in the order of the jobs, by so many processes; with one, in this process."""
+    """Results in the order of the jobs, computed by `n` processes; with one, in this process."""
     if n_jobs <= 1:
         yield from map(work, jobs)
         return

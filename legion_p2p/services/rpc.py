@@ -180,7 +180,7 @@ class Scope:
     def __init__(
         self, dispatcher: Dispatcher, check: Callable[[PeerId, Request[Any]], None], answered: Callable[[PeerId], None]
     ) -> None:
-        """`check` raises the LegionError that refuses a request; `answered` is told of each peer that was answered."""
+        """`check` raises the LegionError that refuses a request; `answered` is called with each peer that was answered."""
         self._dispatcher = dispatcher
         self._check = check
         self._answered = answered

@@ -67,7 +67,7 @@ class SimPeer:
         self.clock_off_s = 0.0
         """How far its clock is ahead of everybody else's; more from one moment to the next: it was suspended."""
         self.clock_set_s = 0.0
-        """By how much somebody has set its wall clock."""
+        """By how much its wall clock has been set."""
         self.stores = False
         self.archive: Archive | None = None
         """Where it keeps checkpoints, if it does."""

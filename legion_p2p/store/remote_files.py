@@ -1,6 +1,6 @@
 """Files elsewhere, by a URL: whatever fsspec reaches, behind three methods.
 
-On a hub, files are written in commits, so many go into one; elsewhere each is written by itself, several at a time.
+On a hub, files are written in commits, so several go into one; elsewhere each is written by itself, several at a time.
 """
 
 import contextlib

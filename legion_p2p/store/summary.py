@@ -116,7 +116,7 @@ def losses_text(found: Sequence[Loss], folder: str) -> str:
 
 
 def summarize_shards(store: BlockStore, manifest: Manifest, progress: Callable[[int], None]) -> list[ShardSummary]:
-    """Those that are here; `progress` is told of each. Raises: DecodeError."""
+    """Those that are here; `progress` is called for each. Raises: DecodeError."""
     found = []
     for cid in manifest.shards:
         progress(1)

@@ -79,7 +79,7 @@ PLAIN: Final = 12
 def rice(gaps_N: Tensor) -> tuple[int, Tensor, Tensor]:
     """Golomb-Rice code of integers from 0 to 4095 (Rice 1979): (b, packed remainders, packed quotients), on the same device.
 
-    A gap is its `b` low bits, and how often 2**b fits into it: so many zeros and a one. All remainders come first, then all
+    A gap is its `b` low bits, and how often 2**b fits into it: that many zeros and a one. All remainders come first, then all
     zeros and ones, so that neither has to be read to find the other. `b` is the one that makes the least of these gaps; where the
     gaps are all long, PLAIN is. For random indices, k of each 4096, it costs 0.1 bit per index above the entropy.
     """

@@ -1,9 +1,9 @@
-"""The mean of tensors over several peers, once: a run whose parameters start at zero, and one round that waits for everybody.
+"""The mean of tensors over several peers, once: a run whose parameters start at zero, and one round that waits for all members.
 
     gather       until `n_peers` members hold the zeros and say that they will push
     contribute   -x, so that the common model becomes the mean of all x
     follow       until every shard has version 1
-    stay         until everybody else has, too: an owner that went at once would take the result with it
+    stay         until all others have it, too: an owner that left at once would take the result with it
 
 An owner pushes its own part only once it sees all of them, and its round waits for its own part: so no round can close on those
 that came first. Only version 1 is the mean; what comes later joins a next version, which nobody looks at.
@@ -39,7 +39,7 @@ from legion_p2p.train.described import check_codecs
 from legion_p2p.train.entering import enter, entry_of
 from legion_p2p.train.parameters import param_specs
 
-LOOK_EVERY_S = 0.1  # a shard's notify may be rung for somebody else
+LOOK_EVERY_S = 0.1  # a shard's notify may be meant for another waiter
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class AverageResult:
     digest: str
     """Of the result's bytes, in hex: peers with the same digest hold the same bits."""
     sent_bytes: int
-    """Since everybody was there; what joining took is not counted."""
+    """Since all members were there; what joining took is not counted."""
     received_bytes: int
 
 
@@ -143,7 +143,7 @@ class Mean:
 
 
 async def average_once(engine: ActiveRun, values: Tensor, n_peers: int, gather_s: float) -> Mean:
-    """Average `values` (1-D fp32) with everybody in a run of zeros. In the peer's thread.
+    """Average `values` (1-D fp32) with all members of a run of zeros. In the peer's thread.
 
     Raises: JoinError, if fewer than `n_peers` came within `gather_s`, or the round is over already; NetworkError, if this peer
     was away while the others went on.
@@ -224,7 +224,7 @@ def _taking_part(engine: ActiveRun) -> set[PeerId]:
 
 
 async def _meet(engine: ActiveRun) -> None:
-    """Tell everybody known at once: gossip may take seconds to find its mesh."""
+    """Tell all known members at once, because gossip may take seconds to find its mesh."""
     async with trio.open_nursery() as nursery:
         for member in engine.members.table.counted():
             nursery.start_soon(engine.members.exchange_with, member.peer_id)

@@ -16,7 +16,7 @@ FP32_BYTES = 4
 
 
 def misfits_of(store: BlockStore, cid: Cid, progress: Callable[[int], None]) -> list[str]:
-    """What does not fit together where all blocks are whole. `progress` is told of elements."""
+    """What does not fit together where all blocks are whole. `progress` is called with the number of elements done."""
     try:
         for _ in Checkpoint(store, cid).shards(progress):
             pass

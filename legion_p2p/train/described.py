@@ -192,7 +192,7 @@ def check_choices(new_run: NewRun, spec: RunSpec) -> None:
 def spec_of(new_run: NewRun) -> tuple[RunSpec, LanguageModel]:
     """The specification of a run to create, and its model as it starts.
 
-    Raises: ConfigError; IncompatibleModelError, if the memory does not suffice, or the model cannot be built.
+    Raises: ConfigError; IncompatibleModelError, if there is too little memory, or the model cannot be built.
     """
     spec = described(new_run)
     check_memory(spec)

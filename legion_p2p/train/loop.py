@@ -125,7 +125,7 @@ class TrainingLoop:
             value = self._compute.backward(x, y)
             if inner.clip:
                 torch.nn.utils.clip_grad_norm_(self._compute.model.module.parameters(), inner.clip)
-            if math.isfinite(value):  # what has diverged is told of elsewhere, and one such value would spoil all later ones
+            if math.isfinite(value):  # divergence is reported elsewhere, and one such value would spoil all later ones
                 smoothed = value if smoothed is None else 0.9 * smoothed + 0.1 * value
             told = self._remaining(began, deadline)
             opt.note(loss=smoothed, run_step=self._run_step + opt.steps + 1, mfu=self._mfu(), **told)

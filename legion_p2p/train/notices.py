@@ -12,7 +12,7 @@ MAX_TOLD_MEMBERS = 64  # of whose trouble this peer tells: a stranger may invent
 
 
 def show(events: Events, text: str) -> None:
-    """Print what has just become an event, unless somebody listens to those."""
+    """Print what has just become an event, unless a listener shows events."""
     if not events.are_shown:
         print(f"legion_p2p: {text}", file=sys.stderr, flush=True)
 

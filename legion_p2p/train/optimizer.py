@@ -52,7 +52,7 @@ LEAVE_FLUSH_S = 0.5  # the same where they want it to end at once
 
 
 class Optimizer(torch.optim.Optimizer):
-    """A torch optimizer that trains `model` together with everybody else in a run.
+    """A torch optimizer that trains `model` together with all other members of a run.
 
         opt = legion.Optimizer(torch.optim.AdamW(model.parameters(), lr=3e-4), model, run="my-run", initial_peers=[...])
 
@@ -175,7 +175,7 @@ class Optimizer(torch.optim.Optimizer):
         others = DivergedMembers(engine.me, engine.events)
         self._thread.call(engine.members.announcements.add, others.heard)
         claim(self._exchange)
-        # A notebook's cell that runs again drops the optimizer of before: its peer leaves.
+        # A notebook's cell that runs again drops the previous optimizer: its peer leaves.
         self._dropped = weakref.finalize(self, _leave, thread, self._guard)
         self._dropped.atexit = False  # which the bridge sees to, and it waits
 

@@ -59,7 +59,7 @@ def frames_of(spec: RunSpec, n_members: int, push_codec: str, update_codec: str)
 
 
 def traffic_of(frames: Frames, n_members: int, owned_shards: float, *, trains: bool = True) -> RoundTraffic:
-    """One round of a member that owns so many shards, and pushes to the owners of the others if it `trains`."""
+    """One round of a member that owns this many shards, and pushes to the owners of the others if it `trains`."""
     others = n_members - 1
     if not others:
         return RoundTraffic(0, 0, 0, 0, 0)

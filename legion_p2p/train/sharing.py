@@ -26,7 +26,7 @@ Make = Callable[[PeerId, Callable[[], Iterable[PeerId]]], Reader]
 
 
 def share_text(thread: PeerAccess, engine: ActiveRun, make: Make[Reader]) -> Reader:
-    """A reader that hears from now on what other members take. A member that has another text is told of once."""
+    """A reader that hears from now on what other members take. A member that has another text is reported once."""
     living: list[PeerId] = []
     reader = make(engine.me, lambda: living)
     warned: set[str] = set()

@@ -61,7 +61,7 @@ async def _file(request: Request) -> Response:
 
 
 class Spectators:
-    """Those that look at a page now, each told again and again what has changed."""
+    """The browsers that show a page now. Each is sent what has changed, again and again."""
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
@@ -69,7 +69,7 @@ class Spectators:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._n >= MAX_CLIENTS:
-            await _text(503, f"{MAX_CLIENTS} windows look at this page already: close one")(scope, receive, send)
+            await _text(503, f"{MAX_CLIENTS} windows show this page already: close one")(scope, receive, send)
             return
         self._n += 1
         try:
@@ -99,7 +99,7 @@ def _control(feed: Feed, obey: Obey) -> Callable[[Request], Awaitable[Response]]
 
 
 async def _body(request: Request) -> bytes:
-    """All of it. Raises: BadOrder, if it is long, or takes long."""
+    """The whole body. Raises: BadOrder, if it is too long or takes too long."""
     body = b""
     try:
         with trio.fail_after(BODY_S):

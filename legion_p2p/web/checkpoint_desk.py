@@ -1,6 +1,6 @@
 """The checkpoints on a peer's page: which there are, how large, who has them, and what its buttons do.
 
-Members are asked and sizes are counted only while somebody looks at the page.
+Members are asked and sizes are counted only while a browser shows the page.
 """
 
 import logging
@@ -73,7 +73,7 @@ class CheckpointDesk:
                     try:
                         await self.look()
                     except Exception:  # a page that cannot be made must not end what it is about
-                        log.exception("the checkpoints of the page cannot be looked at")
+                        log.exception("the checkpoints for the page cannot be read")
                 await trio.sleep(LOOK_EVERY_S)
 
     async def look(self) -> None:
@@ -159,7 +159,7 @@ class CheckpointDesk:
             return "Members are being asked what they have."
         ago = human.seconds_text(trio.current_time() - self._asked_at)
         told = f"{self._found.n_answered} of {self._found.n_asked} members that were asked {ago} ago have answered. "
-        return told + "Each peer makes its own; those of one run share most blocks. Whoever fetches one checks every block."
+        return told + "Each peer makes its own; those of one run share most blocks. A peer that fetches one checks every block."
 
 
 def _named(peers: Sequence[PeerId], me: PeerId) -> str:

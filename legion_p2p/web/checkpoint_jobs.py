@@ -1,4 +1,4 @@
-"""Verifying and exporting a checkpoint because somebody pressed a button of the page: one at a time, beside training.
+"""Verifying and exporting a checkpoint at the press of a button of the page: one at a time, beside training.
 
     IDLE -> RUNNING   one of the checkpoints that this peer keeps is chosen, and nothing runs
     RUNNING -> IDLE   it is done, or failed: what came of it stands beside the checkpoint
@@ -38,7 +38,7 @@ CidText = Annotated[str, msgspec.Meta(max_length=MAX_CID_CHARS)]
 
 
 class VerifyCheckpoint(msgspec.Struct, frozen=True, tag="verify"):
-    """Read every block of it, and make its parameters again."""
+    """Read every block of it, and rebuild its parameters."""
 
     cid: CidText
 
@@ -104,7 +104,7 @@ class CheckpointJobs:
         if self.running is not None:
             raise UsageError("one is verified or exported already: wait until that is done")
         if isinstance(wish, ExportCheckpoint) and self.exports is None:
-            raise UsageError("this peer exports nothing from the page: its owner names a folder with --exports FOLDER")
+            raise UsageError("this peer exports nothing from the page: its user can name a folder with --exports FOLDER")
         self.running = RunningJob(wish, total_bytes)
         self._wanted.send_nowait((self.running, cid, name))
 

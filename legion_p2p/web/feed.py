@@ -1,8 +1,7 @@
-"""What goes to the browsers: the page, and then again and again what of it has changed.
+"""What is sent to browsers: the page, and then, again and again, what has changed in it.
 
-A page is made when somebody looks, at most once in `EVERY_S` for all that do. What each client knows is a `ClientState`. Nothing
-waits for a client in memory: one that reads slowly is told of fewer states.
-"""
+A page is made only while a browser shows it, at most once in `EVERY_S` for all of them. What each client knows is a
+`ClientState`. Nothing waits for a client in memory: one that reads slowly is sent fewer states."""
 
 import time
 from collections.abc import Callable

@@ -69,7 +69,7 @@ def noted(address: str, key_file: str) -> Iterator[None]:
 
 
 def _write_private(path: Path, text: str) -> bool:
-    """A new file of mode 0600, never one that somebody else has made: links and open files of before lead nowhere."""
+    """A new file of mode 0600, never one that another user has made: existing links and open files do not reach it."""
     try:
         path.unlink(missing_ok=True)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)

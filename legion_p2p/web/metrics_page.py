@@ -1,4 +1,4 @@
-"""A page of a run that is over, or goes on, from the metrics.jsonl of one peer or several."""
+"""A page of a run, ended or not, made from the metrics.jsonl of one or several peers."""
 
 from collections.abc import Callable
 from typing import IO, Any

@@ -84,7 +84,7 @@ def _head(status: Status, service: ServiceStatus) -> Head:
     lost = n_lost(status)
     notice = Notice(
         "warning", f"{lost} of {len(status.contacts)} other bootstrap nodes cannot be reached.",
-        "They are tried again and again; why is said under This node.",
+        "They are retried in the background. The reasons are listed under This node.",
     )  # fmt: skip
     return Head(
         title="bootstrap node",
@@ -112,7 +112,7 @@ def _introductions(details: NodeDetails) -> Table:
     return Table(
         "introductions", PEERS, "Introductions, the newest first",
         (TableColumn("at"), TableColumn("peer", "id"), TableColumn("was told of")), shown,
-        "A peer asks for the members of a run, or for relays, and dials those that it is told of.", n_more,
+        "A peer asks for the members of a run, or for relays, and dials those that it learns of.", n_more,
     )  # fmt: skip
 
 

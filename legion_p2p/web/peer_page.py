@@ -61,7 +61,7 @@ PEERS, MINE, SETTINGS = "Peers", "My contribution", "Settings"
 
 
 class PeerFacts(msgspec.Struct, frozen=True):
-    """What of a peer does not change while it runs."""
+    """The facts of a peer that do not change while it runs."""
 
     n_params: int = 0
     """Elements that the run trains; 0: unknown."""
@@ -228,7 +228,7 @@ def _traffic_blocks(status: Status, record: RunRecord, facts: PeerFacts) -> tupl
         ),
         Facts(
             "traffic", TRAFFIC, "Traffic of this peer", tuple(rows),
-            "Plain all-reduce: a ring that sums fp32 gradients of all parameters at every step, among the members of now.",
+            "Plain all-reduce: a ring that sums fp32 gradients of all parameters at every step, among the present members.",
         ),
         *traffic_tables(status.books, lambda peer: _name(peer, status)),
     )  # fmt: skip
@@ -238,18 +238,18 @@ def _contribution(status: Status, record: RunRecord) -> tuple[Block, ...]:
     of_all = sum(member.tokens for member in status.members)
     relayed = sum(row.sent_bytes for row in status.books.classes if row.name == RELAYED)
     owned = sum(shard.owner == status.peer_id for shard in status.shards)
-    share = f", {human.percent_text(status.tokens / of_all)} of what the members of now have" if of_all else ""
+    share = f", {human.percent_text(status.tokens / of_all)} of what the present members have" if of_all else ""
     facts = Facts(
-        "contribution", MINE, "What this peer has given",
+        "contribution", MINE, "What this peer has contributed",
         (
             ("tokens trained", human.count_text(status.tokens) + share),
-            ("rounds that have its work", f"{human.whole_text(record.n_own)} of {human.whole_text(record.n_rounds)}"),
+            ("rounds that contain its work", f"{human.whole_text(record.n_own)} of {human.whole_text(record.n_rounds)}"),
             ("shards that it owns now", f"{owned} of {len(status.shards)}"),
             ("bytes sent to others", human.bytes_text(status.sent_bytes)),
             ("bytes passed on between others", human.bytes_text(relayed)),
             ("hours", f"{status.uptime_s / 3600:.2f}"),
         ),
-        "Each update is signed by its owner and names the members whose work it contains: that is the proof of a contribution.",
+        "Each update is signed by its owner and names the members whose work it contains: this proves a contribution.",
     )  # fmt: skip
     signed: list[tuple[Cell, ...]] = [(_name(owner, status), n) for owner, n in record.signed()]
     shown, n_more = rows_of(signed, MAX_SIGNERS_LISTED)

@@ -207,7 +207,7 @@ class RunRecord:
             return list(reversed(self._troubles))
 
     def missed(self) -> list[tuple[str, int]]:
-        """Which peers were not in a round, and how often, most often first."""
+        """The peers that were missing from rounds, and how often; the most frequent first."""
         with self._lock:
             return self._missed.most_common()
 

@@ -38,7 +38,7 @@ def learning_blocks(record: RunRecord) -> tuple[Block, ...]:
 
 
 def round_blocks(record: RunRecord, name: Callable[[str], str] = human.short_id) -> tuple[Block, ...]:
-    """Which rounds closed with whom, and who was missing."""
+    """Which members each round had, and which ones were missing."""
     rows: list[tuple[Cell, ...]] = [
         (
             human.clock_text(closed.at), closed.shard, closed.version, closed.n_included, closed.n_expected,
@@ -79,7 +79,7 @@ def _missing_text(missing: tuple[tuple[str, str], ...], name: Callable[[str], st
 
 
 def plain_bytes(n_params: int, steps: int, n_members: int) -> float:
-    """What each of so many members would send if every step were a ring all-reduce of fp32 gradients; 0: nothing to compare."""
+    """What each of `n_members` would send if every step were a ring all-reduce of fp32 gradients; 0: nothing to compare."""
     return 2 * (n_members - 1) / n_members * FP32_BYTES * n_params * steps if n_members > 1 else 0.0
 
 

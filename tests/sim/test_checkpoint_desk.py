@@ -137,7 +137,7 @@ async def test_wishes_of_an_attacker_do_nothing(tmp_path: Path, autojump_clock):
         for other in ("../../etc/passwd", "", theirs, mine.upper(), mine + "/..", f" {mine}", "/ipfs/" + mine):
             with pytest.raises(UsageError, match="keeps no such checkpoint"):
                 desk.obey(wish("verify", other))
-        with pytest.raises(UsageError, match="its owner names a folder with --exports"):
+        with pytest.raises(UsageError, match="its user can name a folder with --exports"):
             desk.obey(wish("export", mine))
         for garbage in (
             b"",

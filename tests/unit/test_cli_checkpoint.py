@@ -286,7 +286,7 @@ def test_a_car_that_lacks_blocks_names_itself_and_the_first_of_them(cli: Cli, ru
 
     told = Cli(tmp_path / "other", capsys)("import", tmp_path / "less.car", code=FAILED)
 
-    assert "less.car holds a part of a checkpoint only: block" in told
+    assert "less.car holds only part of a checkpoint: block" in told
 
 
 def test_one_folder_never_holds_two_formats(cli: Cli, run_and_roots, tmp_path: Path) -> None:

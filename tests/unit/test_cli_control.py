@@ -62,7 +62,7 @@ def test_as_json_it_is_the_record(sent: list[Any], capsys: pytest.CaptureFixture
         (["pause", "--for", "soon"], "allowed is a number and s, m, h or d"),
         (["pause", "--for", "0s"], "--for '0s'"),
         (["pause", "--for", "9999d"], "at most 366d"),
-        (["limits"], "no limit is named"),
+        (["limits"], "no limit is given"),
         (["limits", "--upload", "fast"], "rate 'fast'"),
         (["limits", "--max-cpu", "101%"], "1% to 100%"),
     ],

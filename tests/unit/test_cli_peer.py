@@ -292,8 +292,8 @@ def test_without_anybody_to_enter_through_and_without_a_store_it_says_what_is_mi
 
 
 def test_it_is_said_through_whom_a_peer_enters_that_was_named_nobody():
-    assert entering_text(1, 0) == "entering through 1 address of bootstrap_peers.txt; --initial-peers none enters through nobody"
-    assert "2 addresses of bootstrap_peers.txt and 1 peer of the last time" in entering_text(2, 1)
+    assert entering_text(1, 0) == "entering through 1 address of bootstrap_peers.txt; --initial-peers none turns this off"
+    assert "2 addresses of bootstrap_peers.txt and 1 peer of the last session" in entering_text(2, 1)
 
 
 def test_a_run_is_created_from_a_file_and_flags_win_over_it(job_of, tmp_path):
@@ -415,9 +415,9 @@ def test_an_option_that_has_another_name_now_says_so_wherever_it_stands(old, new
         (("stories", ADDRESS), f"'stories' '{ADDRESS}': did you mean --run stories --initial-peers {ADDRESS}?"),
         (("stories.toml",), "'stories.toml': did you mean --new-run stories.toml?"),
         (("--run", "x", ADDRESS), f"did you mean --initial-peers {ADDRESS}?"),
-        (("—run", "x"), "'—run' begins with another sign than the hyphen of options: write --run"),
+        (("—run", "x"), "'—run' begins with a character that is not the hyphen of options: write --run"),
         (("--stepps", "1"), "unknown option: --stepps. Did you mean --steps?"),
-        (("--new-run", "x", "extra"), "nothing is known to be done with 'extra'"),
+        (("--new-run", "x", "extra"), "no option takes 'extra'"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it_and_exit_code_2(words, told, capsys):
@@ -743,7 +743,7 @@ def test_a_reader_that_goes_away_does_not_end_the_training(mode, tmp_path):
     err = process.stderr.read()
 
     assert process.wait(timeout=10) == 0
-    told = "legion-peer: nobody reads stdout any more; training goes on, and Ctrl+C ends it\n"
+    told = "legion-peer: stdout has no reader any more; training goes on, and Ctrl+C ends it\n"
     assert err == told or (err == "" and not mode)  # lines come every ten seconds, so that a short run may not notice
 
 

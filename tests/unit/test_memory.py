@@ -34,7 +34,7 @@ def test_the_tightest_bound_counts_and_is_named(tmp_path, monkeypatch):
 def test_memory_that_does_not_suffice_is_exit_code_4_with_what_there_is(bad):
     failure = failure_of(bad, "legion-peer")
 
-    assert failure.code == MISFIT and "memory does not suffice" in failure.text and "this process has" in failure.text
+    assert failure.code == MISFIT and "too little memory" in failure.text and "this process has" in failure.text
 
 
 def test_what_was_asked_for_is_said_where_it_is_known():

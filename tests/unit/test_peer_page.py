@@ -115,7 +115,7 @@ def test_a_contribution_counts_rounds_that_have_this_peers_work() -> None:
     relayed = BooksStatus(classes=(TrafficRow("relayed for others", 5_000_000, 5_000_000),))
     told = facts_of(page(status(books=relayed), record=record), "contribution")
 
-    assert told["rounds that have its work"] == "2 of 3" and told["bytes passed on between others"] == "5.00 MB"
+    assert told["rounds that contain its work"] == "2 of 3" and told["bytes passed on between others"] == "5.00 MB"
     assert block(page(record=record), "signed").rows == ((IDS[1][-8:], 2),)
     assert told["shards that it owns now"] == "1 of 2" and told["hours"] == "2.00"
 

@@ -46,7 +46,7 @@ def test_it_is_written_started_told_of_and_removed(systemctl: Path, tmp_path: Pa
         "--user disable --now legion-peer.service", "--user daemon-reload",
     ]  # fmt: skip
     out = capsys.readouterr().out
-    assert "started; it starts again with each session" in out and "state: active" in out and f"removed {unit}" in out
+    assert "started; from now on it starts with each session" in out and "state: active" in out and f"removed {unit}" in out
 
 
 def test_what_systemd_refuses_is_told_and_the_exit_code_says_so(

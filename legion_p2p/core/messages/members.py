@@ -39,7 +39,7 @@ class RunsFound(Message, frozen=True, tag="runs_found"):
 
 
 class GetRuns(Request[RunsFound], frozen=True, tag="get_runs"):
-    """Which runs are you in? For somebody that does not know what runs there are, or has mistyped a name."""
+    """Which runs are you in? For a peer that does not know what runs there are, or whose user has mistyped a name."""
 
 
 class Exchanged(Message, frozen=True, tag="exchanged"):

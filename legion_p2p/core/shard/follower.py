@@ -85,7 +85,7 @@ class Follower:
 
     @property
     def is_behind(self) -> bool:
-        """Somebody is to be asked, now or later."""
+        """A peer is to be asked, now or later."""
         return self.state is FollowerState.BEHIND or self._deadline is not None
 
     @property
@@ -274,7 +274,7 @@ def differs_from_most(chain: Chain, marks: Sequence[Mark | None]) -> bool:
 
 
 class Adoption(Enum):
-    """What to do with a whole shard that somebody sent."""
+    """What to do with a whole shard that a peer sent."""
 
     IMPOSSIBLE = "impossible"
     """No honest peer is at such a version."""

@@ -23,7 +23,7 @@ class Shown(msgspec.Struct, frozen=True):
 
 
 class AskBegun(msgspec.Struct, frozen=True):
-    """`peer` is being asked at somebody else's wish, for as long as it takes: until `AskEnded` it needs no other question."""
+    """`peer` is being asked on behalf of another part, for as long as it takes: until `AskEnded` it needs no other question."""
 
     peer: PeerId
 

@@ -29,7 +29,7 @@ class GradientVerdict(Enum):
     LATE = "late"
     """Its step is closed, or made already."""
     AHEAD = "ahead"
-    """Of a step that this owner has not come to: somebody else owns the unit."""
+    """Of a step that this owner has not reached: another peer owns the unit."""
 
 
 class UnitSteps:

@@ -90,7 +90,7 @@ def named_roots(lists: Mapping[PeerId, Sequence[bytes]], report: Callable[[PeerI
     """The checkpoints that members named, each list newest first, and who named each: the newest of every list before the second.
 
     At most MAX_ROOTS checkpoints. Every member that names one of these counts, so that all of them are reported if it is
-    no checkpoint of this run. `report` is told of names that are no CIDs.
+    no checkpoint of this run. `report` is called with names that are no CIDs.
     """
     roots: dict[Cid, set[PeerId]] = {}
     for i in range(max(map(len, lists.values()), default=0)):

@@ -20,7 +20,7 @@ class Roles(msgspec.Struct, frozen=True):
     """Those that own nothing now, because they made nothing of what they owned, or two different updates of one version."""
 
     def renewed(self, run: str, announcements: Sequence[Announcement], region: str, excluded: frozenset[PeerId]) -> "Roles":
-        """The roles of now. What is as before is the same object, so that others see at once what changed."""
+        """The present roles. What has not changed is the same object, so that others see at once what changed."""
         here = [a for a in announcements if a.region == region]
         out = deposed(here) | excluded
         owners = eligible(run, region, [a for a in here if peer_of(a) not in out])

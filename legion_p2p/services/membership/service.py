@@ -53,9 +53,9 @@ class MemberService:
         self.table = Membership(self.me, config, trio.current_time())
         self.table.incarnation = int(ctx.wall_time())
         self.changed = Notify()
-        """Rings when somebody came, went, or announced something new."""
+        """Notified when a member came, went, or announced something new."""
         self.new_roles = Notify()
-        """Rings when somebody came, went, or has another role: rarely, where `changed` rings at every announcement."""
+        """Notified when a member came, went, or has another role: rarely, while `changed` is notified at every announcement."""
         self.proofs = Proofs(ctx.wall_time, self._note_change)
         self.absence = AbsenceWatch(self.me, config, ctx.running_clock)
         self.own = OwnAnnouncement(self.table, ctx.identity, describe, self._note_change)
@@ -182,7 +182,7 @@ class MemberService:
     # what this peer does
 
     async def leave(self, deadline_s: float) -> None:
-        """Tell everybody that this peer goes; at most `deadline_s`."""
+        """Tell all members that this peer leaves; at most `deadline_s`."""
         self.own.leaving = True  # all that is announced from here on says so: a later word would bring this peer back to life
         self.own.renew()
         signed = self.own.signed
@@ -220,7 +220,7 @@ class MemberService:
                 self._nursery = None  # a peer that leaves still answers and asks, but starts nothing
 
     def _hear(self, signed: bytes) -> None:
-        """Somebody published an announcement."""
+        """An announcement was published."""
         try:
             self.take(signed, direct=True)
         except (DecodeError, NotAdmittedError) as bad:

@@ -66,7 +66,7 @@ class ActiveRun:
         self.members = members
         self.restored = restored
         self.dashboard = ""
-        """Address of this peer's page with its token, for whoever started the peer; empty: it has none."""
+        """Address of this peer's page with its token, for the user who started the peer; empty: it has none."""
         self.network = lobby.parts.network
         self.mailbox = lobby.parts.mailbox
         self.upload_slots = lobby.upload_slots
@@ -147,7 +147,7 @@ class ActiveRun:
 
     @property
     def local_steps(self) -> int:
-        """Steps to the next push, for this peer now."""
+        """Local steps of this peer to its next push, as things are now."""
         return self.pacer.local_steps
 
     def compacts(self) -> bool:

@@ -51,7 +51,7 @@ class RunCreation:
 
     spec: RunSpec
     parameters: Tensor | None
-    """None once the run has been created: those who remember what was created need not hold the model a second time."""
+    """None once the run has been created, so that a caller that keeps this need not hold the model a second time."""
 
     def take_parameters(self) -> Tensor:
         """The initial parameters, for the run that is created with them. Raises: UsageError, the second time."""

@@ -89,9 +89,9 @@ def _restore_shard(archive: Archive, stored: StoredRun, shard: int, events: Even
 async def gather(
     restored: Restored, remembered: Iterable[tuple[str, tuple[str, ...]]], members: MemberService, gather_s: float
 ) -> bool:
-    """Wait until all former members are here again, or somebody is ready, or `gather_s` are over.
+    """Wait until all former members are here again, or a member is ready, or `gather_s` are over.
 
-    `remembered`: former members, and the addresses at which they last were. True, if somebody is ready: the run goes on already.
+    `remembered`: former members, and the addresses at which they last were. True if a member is ready: the run goes on already.
     """
     for peer, addresses in remembered:
         members.introduce(PeerId(peer), addresses)

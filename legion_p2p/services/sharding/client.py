@@ -1,4 +1,4 @@
-"""What a member's training needs of the units: weights before a step, and somebody who takes the gradients.
+"""What a member's training needs of the units: weights before a step, and an owner that takes the gradients.
 
 The owner is asked. One that is gone, or owns the unit no longer -> the one that it names, the one that should own it, the one
 that should stand by, then every member, again and again, until one answers: a unit whose owner died has a new one within seconds.

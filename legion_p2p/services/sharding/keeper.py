@@ -32,7 +32,7 @@ from legion_p2p.services.sharding.held import ArrivedGradient, HeldUnit, combine
 from legion_p2p.services.sharding.table import UnitTable
 from legion_p2p.tensor.body import require_finite
 
-ANSWER_S = 50.0  # a question that waits for a step is answered within so long, so that those who gave up leave nothing behind
+ANSWER_S = 50.0  # a question that waits for a step is answered within this time, so that askers that gave up leave nothing behind
 REPLICATE_S = 10.0  # to get a step to the standby: after that the owner goes on without, and gives the unit to another one
 AGAIN_S = 0.2
 

@@ -44,7 +44,7 @@ class UnitService:
         self.mover.answer(scope)
 
     async def found(self, parameters: Tensor, step: int = 0) -> None:
-        """Own every unit, at these parameters after so many steps: 1-D fp32, all of the model."""
+        """Own every unit, with these parameters after this many steps: 1-D fp32, the whole model."""
         for unit, weights in zip(self.table.units, cut_flat(self.table.plan, parameters), strict=True):
             made = await self._offload(digest, weights)
             steps = UnitSteps(self.table.round, step)

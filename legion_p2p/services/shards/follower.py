@@ -53,7 +53,7 @@ class FollowService:
         self.contradicted: Observers[tuple[Update, Update]] = Observers()
         """Told of an update that does not fit, and of the one of that version that is held here."""
         self._restless: set[int] = set()
-        """Shards of which somebody claims to have more, or did a moment ago."""
+        """Shards of which another member claims to have a newer version, or did a moment ago."""
         self._allowed_codecs = ctx.spec.round.allowed_update_codecs()
 
     # what others send

@@ -59,7 +59,7 @@ class PrivateReleases:
         """A total, and the epsilon that it comes to."""
 
     async def charge(self, numel: int) -> NoisyRelease:
-        """The right to release so many parameters once."""
+        """The right to release this many parameters once."""
         if self._books is None:
             await self._open()
         assert self._books is not None

@@ -59,7 +59,7 @@ class Body:
     decoded: Callable[[], Tensor]
     """It has been checked: decoding it succeeds."""
     digest: bytes = b""
-    """Of the payload of this peer's own, for it to sign; empty where the run does not watch its owners."""
+    """Digest of this peer's own payload, which it signs; empty where the run does not watch its owners."""
     signed: SignedPush | None = None
     """As its member signed it; None where the run does not watch its owners."""
 

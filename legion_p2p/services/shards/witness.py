@@ -42,7 +42,7 @@ class Followed:
     outer: OuterState
     digest: bytes
     contradicted: bool
-    """The owner says otherwise, for no reason that it could have."""
+    """The owner contradicts it without a possible reason."""
 
 
 class _Job(NamedTuple):

@@ -81,7 +81,7 @@ def prepare(
 
 
 def all_texts(settings: Preparation, tasks: Sequence[Task], max_chars: int) -> Iterator[str]:
-    """The texts of all tasks, as they are read, to train a tokenizer; at most so many characters. Raises: StoreError."""
+    """The texts of all tasks, as they are read, to train a tokenizer; at most this many characters. Raises: StoreError."""
     reading = Reading(settings.field, settings.skip_broken)
     for task in tasks:
         for piece in task.pieces:
