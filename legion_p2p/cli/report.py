@@ -43,7 +43,7 @@ def report(*metrics: str, out: Annotated[str, Parameter(metavar="FILE")] = "repo
         if record.began is None:
             raise ConfigError(f"{shown(path)} has no events of a peer")
         if n_bad:
-            print(f"{shown(path)}: {human.whole_text(n_bad)} lines are not events and were skipped")
+            print(f"{shown(path)}: skipped {human.whole_text(n_bad)} line{'s' * (n_bad != 1)} without an event")
     target = user_path(out)
     write_whole(target, report_html(metrics_page(records)))
     print(f"{shown(target)}: {len(records)} peer{'s' * (len(records) != 1)}; open it in a browser")

@@ -52,7 +52,7 @@ def test_the_curves_rounds_and_errors_of_a_peer_are_in_the_file(folder, tmp_path
     training, _, held_out = page["points"]["loss"]
     assert training["y"][0] == 5.0 and len(training["y"]) == 30 and held_out["y"] == [3.1, 2.9]
     assert {"label": "sent", "value": "5.00 MB"} in page["head"]["figures"]
-    assert "1 lines are no events" in capsys.readouterr().out
+    assert "skipped 1 line without an event" in capsys.readouterr().out
 
 
 def test_it_loads_nothing_and_runs_nothing_but_its_own_scripts(folder, tmp_path) -> None:
