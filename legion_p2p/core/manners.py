@@ -7,8 +7,8 @@ not begin and end every few seconds:
     the user types or moves the mouse              busy at once, free again after INPUT_S without
     temperature                                    too hot at the limit, cool again COOLER_C below it
 
-What the machine cannot tell does not pause. A month's volume that is used up pauses until the month is over.
-"""
+A condition that the machine cannot measure does not pause the peer. A month's volume that is used up pauses until the month is
+over."""
 
 import msgspec
 
