@@ -72,15 +72,18 @@ def given_back(mean_N: Tensor, terms: Sequence[Term], part: float) -> tuple[Tens
 def squares_of(x_C: Tensor, factor: float) -> Floats:
     """Of each block the sum of the squares of `factor` times its elements."""
     n_blocks = -(-len(x_C) // BLOCK)
-    x_BE: Floats = np.zeros((n_blocks, BLOCK))
-    x_BE.reshape(-1)[: len(x_C)] = x_C.detach().numpy()
-    x_BE *= factor
-    np.square(x_BE, out=x_BE)
+    flat = x_C.detach().numpy()
+    if len(flat) < n_blocks * BLOCK:
+        flat = np.append(flat, np.zeros(n_blocks * BLOCK - len(flat), flat.dtype))
+    x_EB: Floats = np.empty((BLOCK, n_blocks))  # elements first: then halves lie in a row each, and are added twice as quickly
+    x_EB[:] = flat.reshape(n_blocks, BLOCK).T
+    x_EB *= factor
+    np.square(x_EB, out=x_EB)
     width = BLOCK
     while width > 1:
         width //= 2
-        x_BE[:, :width] += x_BE[:, width : 2 * width]
-    square_B: Floats = x_BE[:, 0].copy()
+        x_EB[:width] += x_EB[width : 2 * width]
+    square_B: Floats = x_EB[0].copy()
     return square_B
 
 
