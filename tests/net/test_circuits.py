@@ -10,12 +10,15 @@ from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, Status, StopMessa
 from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
+from legion_p2p.core.addresses import is_circuit
+from legion_p2p.core.dial_order import Nearness
+from legion_p2p.core.dial_pauses import FREE_FAILURES
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.reach import ConnectionKind, Reach
 from legion_p2p.core.reach_finder import ReachVerdict
 from legion_p2p.core.relay_ledger import RelayLimits
 from legion_p2p.errors import LegionError, UnreachableError
-from legion_p2p.net import circuits, reach_service
+from legion_p2p.net import circuits, dialer, reach_service
 from legion_p2p.net.circuit_stream import CircuitStream, read_message, write_message
 from legion_p2p.net.ends import multiaddr_of, remote_end
 from legion_p2p.net.limits import NetConfig
@@ -174,6 +177,29 @@ async def test_a_circuit_to_a_peer_without_reservation_is_refused_and_that_peer_
 
         assert answer.status == Status.NO_RESERVATION
         assert target.peer_id not in node.messenger.connected()
+
+
+async def test_relays_that_are_said_to_be_at_an_address_of_somebody_else_make_few_dials_of_it(monkeypatch, nursery):
+    ranks = {True: Nearness.CIRCUIT, False: Nearness.PUBLIC}  # for this test loopback is public
+    monkeypatch.setattr(dialer, "dial_order", lambda addresses, *_: tuple((a, ranks[is_circuit(a)]) for a in addresses))
+    n_dials = 0
+
+    async def hang_up(stream: trio.SocketStream) -> None:
+        nonlocal n_dials
+        n_dials += 1
+
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    nursery.start_soon(trio.serve_listeners, hang_up, [listener])
+    victim = f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}"
+    async with opened() as a, opened(of=a) as b:
+        for _ in range(6 * FREE_FAILURES):
+            target, lied = Identity.generate().peer_id, Identity.generate().peer_id
+            b.messenger.add_addresses(target, (f"{victim}/p2p/{lied}/p2p-circuit",))
+            with pytest.raises(UnreachableError):
+                await b.messenger.request(target, b"")
+
+        assert 0 < n_dials <= 2 * FREE_FAILURES  # on a busy machine some pauses are over before it ends
+    nursery.cancel_scope.cancel()
 
 
 async def test_an_error_names_what_the_relay_said():
