@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import os
 import sys
 
@@ -8,7 +9,9 @@ import torch
 from hypothesis import settings
 from leftovers import pytest_configure, pytest_unconfigure
 
-__all__ = ["pytest_configure", "pytest_unconfigure", "pytest_xdist_auto_num_workers"]
+__all__ = ["pytest_collection_finish", "pytest_configure", "pytest_unconfigure", "pytest_xdist_auto_num_workers"]
+
+OBJECTS_BETWEEN_COLLECTIONS = 20_000  # 700 by default, which takes several per cent of the time of a simulated swarm
 
 os.environ["LEGION_LAN"] = os.environ["LEGION_PORT_MAPPING"] = "no"  # tests that run side by side would meet each other
 os.environ.pop("PYTHONUNBUFFERED", None)  # commands are started as users start them, with output that is buffered
@@ -22,3 +25,10 @@ settings.load_profile("any machine")
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One more than there are cores: the end-to-end tests wait for much of their time."""
     return 1 + (os.cpu_count() or 1)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """The garbage collector need not look at what has been imported and collected: it stays until the end."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS, *gc.get_threshold()[1:])

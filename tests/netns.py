@@ -13,14 +13,17 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
-PATIENCE_S = 120.0  # for a line that should come in seconds: the machine may be busy
+from tests.waiting import PATIENCE_S
+
+if TYPE_CHECKING:
+    from tests.e2e.fork_server import ForkServer
 
 # What a NAT lets in and how it chooses ports. Linux keeps one outer port for each inner one while it is free ("cone"); with
 # fully-random it takes another one for each destination ("symmetric"). Both drop what nobody inside asked for.
@@ -52,9 +55,14 @@ class Namespace:
     """Where others see it: its own address, or that of the gateway in front of it."""
 
     @property
+    def network(self) -> str:
+        """The file by which a process enters it."""
+        return f"/proc/{self.holder.pid}/ns/net"
+
+    @property
     def inside(self) -> list[str]:
         """The words before a command that run it here."""
-        return ["nsenter", f"--net=/proc/{self.holder.pid}/ns/net"]
+        return ["nsenter", f"--net={self.network}"]
 
     def run(self, script: str) -> str:
         done = subprocess.run([*self.inside, "sh", "-ec", script], capture_output=True, text=True)
@@ -218,18 +226,25 @@ def _paths() -> str:
 class Command:
     """A command of this project in a namespace; what it says goes to a file."""
 
-    def __init__(self, where: Namespace, folder: Path, name: str, module: str, *words: str) -> None:
+    def __init__(
+        self, where: Namespace, folder: Path, name: str, module: str, *words: str, forks: "ForkServer | None" = None
+    ) -> None:
+        """`forks`: starts it, which is cheaper than `python` is."""
         self.folder = folder / name
         self.folder.mkdir()
         self.said = self.folder / "said"
         self._file: IO[str] = self.said.open("w")
-        self.process = subprocess.Popen(
-            [*where.inside, sys.executable, "-m", module, *words], stdout=self._file, stderr=subprocess.STDOUT, cwd=self.folder,
-            env={
-                **os.environ, "PYTHONPATH": _paths(), "OMP_NUM_THREADS": "1", "HOME": str(self.folder),
-                "TMPDIR": str(self.folder),
-            },
-        )  # fmt: skip
+        env = {
+            **os.environ, "PYTHONPATH": _paths(), "OMP_NUM_THREADS": "1", "HOME": str(self.folder), "TMPDIR": str(self.folder),
+        }  # fmt: skip
+        to = self._file.fileno()
+        self.process: Any = (
+            subprocess.Popen(
+                [*where.inside, sys.executable, "-m", module, *words], stdout=to, stderr=to, cwd=self.folder, env=env
+            )
+            if forks is None
+            else forks.start(["-m", module, *words], env, self.folder, stderr=to, stdout=to, network=where.network)
+        )
 
     def text(self) -> str:
         return self.said.read_text()
@@ -249,9 +264,27 @@ class Command:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
         self._file.close()
 
 
-def close_all(commands: Sequence[Command]) -> None:
-    for command in commands:
-        command.close()
+class Commands:
+    """What a test runs in its namespaces, in the order of its start."""
+
+    def __init__(self, folder: Path, forks: "ForkServer | None" = None) -> None:
+        self._folder = folder
+        self._forks = forks
+        self._started: list[Command] = []
+
+    def __getitem__(self, n: int) -> Command:
+        return self._started[n]
+
+    def start(self, where: Namespace, name: str, module: str, *words: str) -> Command:
+        """Run this, with a folder of that name as its home."""
+        self._started.append(Command(where, self._folder, name, module, *words, forks=self._forks))
+        return self._started[-1]
+
+    def close(self) -> None:
+        for command in self._started:
+            command.close()

@@ -49,9 +49,10 @@ def plan_of(scenario: Scenario, seed: int) -> SwarmPlan:
     """What happens in this scenario with this seed. Raises: UsageError, where it comes to more peers or faults than can be."""
     peers: list[PeerPlan] = []
     for group in scenario.peers:
-        peers += _peers_of(group, scenario.duration_s, seed, creates=not peers)
-        if len(peers) > MAX_PEERS:
-            raise UsageError(f"group {group.name}: with those that come in place of others it is more than {MAX_PEERS} peers")
+        for peer in _peers_of(group, scenario.duration_s, seed, creates=not peers):
+            peers.append(peer)
+            if len(peers) > MAX_PEERS:
+                raise UsageError(f"group {group.name}: with those that come in place of others it is more than {MAX_PEERS} peers")
     faults: list[Fault] = []
     for i, fault in enumerate(scenario.faults):
         for one in _occurrences(fault, scenario.duration_s, random.Random(f"{seed}/fault/{i}")):
@@ -85,12 +86,12 @@ def _peers_of(group: PeerGroup, duration_s: float, seed: int, creates: bool) -> 
             yield PeerPlan(name, group, step_s, tuple(Attendance(begin, end, leaves) for begin, end in group.present))
             continue
         begin_s = 0.0 if creates and i == 0 else arrivals[i]
-        sessions = tuple(_sessions(group.stays, begin_s, duration_s, rng))
+        drawn = _sessions(group.stays, begin_s, duration_s, rng)
         if not group.stays.replaced:
-            if sessions:
+            if sessions := tuple(drawn):
                 yield PeerPlan(name, group, step_s, sessions)
             continue
-        for generation, session in enumerate(sessions):  # each of them is another peer, as fast as the one before
+        for generation, session in enumerate(drawn):  # each of them is another peer, as fast as the one before
             yield PeerPlan(name if not generation else f"{name}.{generation}", group, step_s, (session,))
 
 

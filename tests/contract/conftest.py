@@ -9,6 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from legion_p2p.core.identity import Identity
+from tests.waiting import PATIENCE_S
 
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 
@@ -67,7 +68,7 @@ async def echo(peer: str, body: bytes) -> bytes:
     return body
 
 
-async def eventually(is_so: Callable[[], Awaitable[bool]], within_s: float = 30.0) -> None:
+async def eventually(is_so: Callable[[], Awaitable[bool]], within_s: float = PATIENCE_S) -> None:
     """Return once it is so; fail if it is not in time."""
     with trio.fail_after(within_s):
         while not await is_so():  # noqa: ASYNC110

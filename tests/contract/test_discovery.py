@@ -6,6 +6,7 @@ import trio
 from legion_p2p.errors import UsageError
 from legion_p2p.net.limits import MAX_KEY_CHARS
 from tests.contract.conftest import eventually
+from tests.waiting import PATIENCE_S
 
 
 async def test_nobody_provides_an_unknown_key(swarm, clock):
@@ -40,7 +41,7 @@ async def test_a_provider_is_found_through_a_third_peer(swarm, clock):
 
 async def test_providing_alone_succeeds_and_is_found_when_somebody_comes(swarm, clock):
     a = await swarm.start()
-    with trio.fail_after(15):
+    with trio.fail_after(PATIENCE_S):
         await a.discovery.provide("run")
 
     b = await swarm.start()
@@ -129,7 +130,7 @@ async def test_many_keys_are_provided_at_once(swarm, clock):
     hub, a = await swarm.start_connected(2)
     keys = [f"run/region/{shard}" for shard in range(64)]
 
-    with trio.fail_after(30):
+    with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             for key in keys:
                 nursery.start_soon(a.discovery.provide, key)
@@ -156,7 +157,7 @@ async def test_a_provider_that_cannot_be_reached_is_named_with_what_was_tried(sw
     a, b, c = await swarm.start_connected(3)
     await b.discovery.provide("run")
     await eventually(lambda: finds(c, b))
-    await eventually(lambda: is_noted(b, a, c), within_s=90)  # the first attempt may have come before others serve the DHT
+    await eventually(lambda: is_noted(b, a, c))  # the first attempt may have come before others serve the DHT
 
     where = b.messenger.addresses()
     await b.kill()

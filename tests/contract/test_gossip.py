@@ -5,11 +5,12 @@ import trio
 
 from legion_p2p.errors import UsageError
 from legion_p2p.net.limits import GOSSIP_BUFFER, MAX_GOSSIP_BYTES, MAX_TOPIC_CHARS
+from tests.waiting import PATIENCE_S
 
 
 async def hears(publisher, topic, data, channel):
     """Publish again and again until it arrives: gossip is best effort, and a mesh takes a heartbeat to form."""
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE_S):
         while True:
             await publisher.gossip.publish(topic, data)
             with trio.move_on_after(0.25):
@@ -61,7 +62,7 @@ async def test_two_readers_of_one_topic_both_hear_all(swarm, clock):
 
     async with b.gossip.subscribe("t") as first, b.gossip.subscribe("t") as second:
         await hears(a, "t", b"news", first)
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_S):
             assert await second.receive() == b"news"
 
 

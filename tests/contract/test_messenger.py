@@ -12,6 +12,7 @@ from legion_p2p.core.spliced import Spliced
 from legion_p2p.errors import CodecError, RefusedError, UnreachableError, UsageError
 from legion_p2p.net.limits import MAX_BODY_BYTES, MAX_REQUESTS_OUT, MAX_SCORE
 from tests.contract.conftest import echo, eventually
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture(params=["memory", "libp2p", "lanes"])
@@ -50,7 +51,7 @@ async def test_both_sides_may_dial_at_the_same_time(swarm, clock):
     async def ask(one, other):
         replies.append(await one.messenger.request(other.peer_id, one.peer_id.encode()))
 
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             for _ in range(3):
                 nursery.start_soon(ask, a, b)
@@ -66,7 +67,7 @@ async def test_many_requests_at_once_get_each_its_own_reply(swarm, clock):
     async def ask(n):
         replies[n] = await b.messenger.request(a.peer_id, b"%d" % n)
 
-    with trio.fail_after(30):
+    with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             for n in range(3 * MAX_REQUESTS_OUT["control"]):
                 nursery.start_soon(ask, n)
@@ -87,7 +88,7 @@ async def test_a_slow_handler_does_not_hold_up_other_requests(swarm, clock):
     async with trio.open_nursery() as nursery:
         nursery.start_soon(b.messenger.request, a.peer_id, b"slow")
 
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             assert await b.messenger.request(a.peer_id, b"quick") == b"quick"
         release.set()
 
@@ -104,7 +105,7 @@ async def test_25_megabytes_arrive_whole_while_control_goes_on(swarm, clock):
             n_pings += 1
             await trio.sleep(0.001)
 
-    with trio.fail_after(60):
+    with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ping)
             reply = await b.messenger.request(a.peer_id, body, priority=Priority.ROUND)
@@ -234,7 +235,7 @@ async def test_a_peer_that_is_gone_is_unreachable(swarm, clock):
     b.knows(a)
     await a.kill()
 
-    with trio.fail_after(10), pytest.raises(UnreachableError, match="refused"):
+    with trio.fail_after(PATIENCE_S), pytest.raises(UnreachableError, match="refused"):
         await b.messenger.request(a.peer_id, b"")
 
 
@@ -261,7 +262,7 @@ async def test_requests_to_a_killed_peer_fail_at_once(swarm, clock):
         errors.append(error.value)
 
     a.messenger.serve(handler)
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             for _ in range(4):
                 nursery.start_soon(ask)
@@ -298,7 +299,7 @@ async def test_a_peer_that_restarts_elsewhere_is_reached_again(swarm, clock):
     assert again.messenger.addresses() != a.messenger.addresses()
     b.knows(again)
 
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_S):
         assert await b.messenger.request(a.peer_id, b"again") == b"again"
 
 
@@ -331,7 +332,7 @@ async def test_a_peer_with_too_high_a_score_is_kept_out(swarm, clock):
     await eventually(lambda: _is(b.peer_id not in a.messenger.connected()))
     with pytest.raises(UnreachableError, match="refused here"):
         await a.messenger.request(b.peer_id, b"")
-    with trio.fail_after(10), pytest.raises(UnreachableError):
+    with trio.fail_after(PATIENCE_S), pytest.raises(UnreachableError):
         while True:  # a request may be on its way when the connection ends
             await b.messenger.request(a.peer_id, b"")
 
@@ -364,7 +365,7 @@ async def test_a_throttled_reply_arrives_as_any_and_its_sender_is_told_once(swar
 
     a.messenger.serve(handler)
 
-    with trio.fail_after(30):
+    with trio.fail_after(PATIENCE_S):
         assert await b.messenger.request(a.peer_id, b"", priority=Priority.ROUND) == b"reply " * 100_000
         await tells(b.peer_id)
 
@@ -390,7 +391,7 @@ async def test_a_sender_is_told_also_when_the_reply_is_too_large_or_its_asker_is
 
     a.messenger.serve(handler)
 
-    with trio.fail_after(30):
+    with trio.fail_after(PATIENCE_S):
         with pytest.raises(RefusedError, match="limit"):
             await b.messenger.request(a.peer_id, b"")
         await tells(b.peer_id)
@@ -423,7 +424,7 @@ async def test_what_can_wait_takes_no_place_from_what_cannot(swarm, clock):
             return handled.count(b"can wait") == MAX_REQUESTS_OUT["bulk"]
 
         await eventually(all_places_are_taken)
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE_S):
             assert await b.messenger.request(a.peer_id, b"cannot", priority=Priority.ROUND) == b"cannot"
         answer.set()
     assert handled.count(b"can wait") == MAX_REQUESTS_OUT["bulk"] + 1

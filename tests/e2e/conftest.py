@@ -7,12 +7,15 @@ import pytest
 from fork_server import ForkServer
 from processes import Process, Workers
 
+from tests.netns import Commands, Internet, opened
+
 
 @pytest.fixture(scope="session")
-def bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def bootstrap(tmp_path_factory: pytest.TempPathFactory, forks: ForkServer) -> Iterator[str]:
     """The address of a bootstrap node."""
     key: Path = tmp_path_factory.mktemp("bootstrap") / "key"
-    node = Process("-m", "legion_p2p.cli.bootstrap", "--listen", "/ip4/127.0.0.1/tcp/0", "--identity", str(key))
+    words = ("--listen", "/ip4/127.0.0.1/tcp/0", "--identity", str(key))
+    node = Process("-m", "legion_p2p.cli.bootstrap", *words, forks=forks)
     try:
         line = node.wait_for("text")["text"]
         yield line.removeprefix("--initial-peers ")
@@ -44,10 +47,7 @@ def workers(_all_workers: Workers) -> Iterator[Workers]:
     """Worker processes. After the test, those that ended their commands have left nothing open."""
     yield _all_workers
     for worker, left in _all_workers.give_back():
-        assert left["sockets"] == [], (worker.pid, left)
-        assert left["children"] == [], (worker.pid, left)
-        # Idle worker threads of trio end by themselves after some seconds.
-        assert [t for t in left["threads"] if not t.startswith(("MainThread", "stdin", "Trio thread"))] == [], (worker.pid, left)
+        assert not any(left.values()), (worker.pid, left)
         assert worker.left_files() == []
 
 
@@ -66,3 +66,20 @@ def script() -> Iterator[object]:
     finally:
         for process in started:
             process.close()
+
+
+@pytest.fixture
+def internet(request: pytest.FixtureRequest) -> Iterator[Internet]:
+    """Network namespaces, for tests that may make some here; `indirect`: with which protocol."""
+    with opened(has_ipv6_only=getattr(request, "param", "IPv4") == "IPv6") as made:
+        yield made
+
+
+@pytest.fixture
+def commands(tmp_path: Path, forks: ForkServer) -> Iterator[Commands]:
+    """What runs in them, as forks; it is gone after the test."""
+    started = Commands(tmp_path, forks)
+    try:
+        yield started
+    finally:
+        started.close()

@@ -9,6 +9,7 @@ the end of its interpreter, is tested with `python` itself.
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -24,16 +25,17 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 MAX_REQUEST = 1 << 20  # arguments and environment of a process
+CLONE_NEWNET = 0x40000000
 
 
 class Forked:
     """A process that the server started: what the tests use of subprocess.Popen."""
 
-    def __init__(self, pid: int, stdin: int, stdout: int, status: int) -> None:
+    def __init__(self, pid: int, stdin: int, stdout: int | None, status: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
         self.stdin = os.fdopen(stdin, "w")
-        self.stdout = os.fdopen(stdout)
+        self.stdout = None if stdout is None else os.fdopen(stdout)
         self._status = status  # the server writes the return code there
 
     def poll(self) -> int | None:
@@ -67,17 +69,24 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
-    def start(self, args: list[str], env: dict[str, str], cwd: Path, stderr: int) -> Forked:
-        """A process for `python ARGS`; it and only it holds the other ends of its streams."""
+    def start(
+        self, args: list[str], env: dict[str, str], cwd: Path, stderr: int, stdout: int | None = None, network: str = ""
+    ) -> Forked:
+        """A process for `python ARGS`; it and only it holds the other ends of its streams.
+
+        `stdout`: what it writes goes there; otherwise it is read from the process. `network`: the file of a network namespace,
+        in which the process then is.
+        """
         control = self._started()
-        (its_in, stdin), (stdout, its_out), (status, its_status) = os.pipe(), os.pipe(), os.pipe()
-        request = json.dumps({"args": args, "env": env, "cwd": str(cwd)}).encode()
+        (its_in, stdin), (status, its_status) = os.pipe(), os.pipe()
+        told, its_out = os.pipe() if stdout is None else (None, os.dup(stdout))
+        request = json.dumps({"args": args, "env": env, "cwd": str(cwd), "network": network}).encode()
         assert len(request) < MAX_REQUEST
         socket.send_fds(control, [request], [its_in, its_out, stderr, its_status])
         pid = int(control.recv(16))
         for end in (its_in, its_out, its_status):
             os.close(end)
-        return Forked(pid, stdin, stdout, status)
+        return Forked(pid, stdin, told, status)
 
     def close(self) -> None:
         if self._control is not None and self._process is not None:
@@ -143,9 +152,11 @@ def reap(statuses: dict[int, int]) -> None:
             os.close(statuses.pop(pid))
 
 
-def become(args: list[str], env: dict[str, str], cwd: str) -> None:
+def become(args: list[str], env: dict[str, str], cwd: str, network: str) -> None:
     """Be `python ARGS` from here on."""
     os.setsid()
+    if network:
+        enter_network(network)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -161,6 +172,13 @@ def become(args: list[str], env: dict[str, str], cwd: str) -> None:
         sys.path[0] = os.path.dirname(args[0])
         sys.argv = args
         runpy.run_path(args[0], run_name="__main__")
+
+
+def enter_network(path: str) -> None:
+    """As `nsenter --net=PATH` does. All threads that this process starts will be there."""
+    with open(path) as namespace:
+        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"cannot enter the network {path}")
 
 
 def preload() -> None:
@@ -188,9 +206,9 @@ class Ending:
         self._by_signal = False
         atexit.register(self._end)
 
-    def run(self, args: list[str], env: dict[str, str], cwd: str) -> None:
+    def run(self, **request: Any) -> None:
         try:
-            become(args, env, cwd)
+            become(**request)
         except SystemExit as end:
             self._code = end.code if isinstance(end.code, int) else int(end.code is not None)
             raise

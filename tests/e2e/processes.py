@@ -17,10 +17,12 @@ import psutil
 from fork_server import ForkServer
 
 from legion_p2p.store.control_key import NAME as CONTROL_KEY
+from tests.waiting import PATIENCE_S
+from tests.waiting import eventually as eventually
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-PATIENCE_S = 120.0  # for anything that should come in seconds: the machine may be busy with something else
+UNHURRIED = ("--max-cpu", "20%")  # of a peer that trains until the test is over: the others need the processors
 
 
 class Ended(Exception):
@@ -30,6 +32,14 @@ class Ended(Exception):
 def is_end(message: dict[str, Any]) -> bool:
     """A worker's command has ended, one way or the other."""
     return "event" not in message and ("done" in message or "failed" in message)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs. It may end at any moment, also between two questions about it."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Process:
@@ -139,6 +149,17 @@ class Process:
         except psutil.NoSuchProcess:
             return []
 
+    def session(self) -> set[int]:
+        """Ids of the processes of its session that run, itself among them."""
+        found = set()
+        for process in psutil.process_iter():
+            try:
+                if os.getsid(process.pid) == self.pid and is_alive(process):
+                    found.add(process.pid)
+            except (ProcessLookupError, psutil.Error):
+                continue
+        return found
+
     def left_files(self) -> list[str]:
         """But for the control key, which all peers of a user share: the first one makes it, and it stays."""
         left = (p for p in self.tmp.rglob("*") if p.is_file() and p.name != CONTROL_KEY)
@@ -187,7 +208,7 @@ class Workers:
             if worker.popen.poll() is None and worker.said and is_end(worker.said[-1]):
                 try:
                     worker.tell(do="leftovers")
-                    left = worker.result(30)
+                    left = worker.result()
                 except (Ended, OSError):
                     worker.close()
                     raise
@@ -206,15 +227,3 @@ def listening_ports(pids: set[int]) -> set[int]:
     return {
         c.laddr.port for c in psutil.net_connections(kind="tcp") if c.status == psutil.CONN_LISTEN and c.pid in pids and c.laddr
     }
-
-
-def eventually(check: Callable[[], Any], within_s: float = PATIENCE_S) -> Any:
-    """What `check` returns, once that is true."""
-    deadline = time.monotonic() + within_s
-    while True:
-        got = check()
-        if got:
-            return got
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not so within {within_s} s: {check}")
-        time.sleep(0.05)

@@ -4,14 +4,17 @@ import time
 from pathlib import Path
 
 from fork_server import ForkServer
-from processes import Process, eventually
+from processes import UNHURRIED, Process
+
+from tests.waiting import eventually
 
 WRITTEN_S = 3.0  # after which what it made is on the disk, however busy the machine
 
 
 def start(forks: ForkServer, folder: Path, *which: str) -> Process:
     return Process(
-        "-m", "legion_p2p.cli.peer", *which, "--json", "--no-status", "--threads", "1", "--listen", "/ip4/127.0.0.1/tcp/0",
+        "-m", "legion_p2p.cli.peer", *which, *UNHURRIED, "--json", "--no-status", "--threads", "1",
+        "--listen", "/ip4/127.0.0.1/tcp/0",
         "--identity", str(folder / "key"), "--store", str(folder / "store"), "--checkpoint-every-s", "10000", forks=forks,
     )  # fmt: skip
 

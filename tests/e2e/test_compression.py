@@ -4,7 +4,9 @@ import time
 from typing import Any
 
 import pytest
-from processes import Workers, eventually
+from processes import Workers
+
+from tests.waiting import eventually
 
 LINK = "up=20mbit,down=100mbit,rtt=30ms"
 

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,8 +16,7 @@ from legion_p2p.errors import ClosedError
 from legion_p2p.files.paths import user_data_folder
 from legion_p2p.net.control_http import send_command
 from legion_p2p.store.control_key import load_or_create_control_key
-
-PAUSED_WITHIN_S = 2.0
+from tests.waiting import PATIENCE_S, eventually
 
 
 class Loop:
@@ -38,14 +36,7 @@ class Loop:
             time.sleep(0.01)
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def test_a_paused_peer_stops_within_two_seconds_goes_on_serving_and_nobody_waits_for_it(
+def test_a_paused_peer_stops_within_two_steps_goes_on_serving_and_nobody_waits_for_it(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
@@ -55,17 +46,17 @@ def test_a_paused_peer_stops_within_two_seconds_goes_on_serving_and_nobody_waits
         mine = stack.enter_context(legion.create(wanted, model_of(), peer=peer))
         theirs = stack.enter_context(legion.join(wanted.name, initial_peers=mine.addresses(), peer=peer))
         a, b = Loop(mine, 1), Loop(theirs, 2)
-        until(lambda: a.opt.steps > 4 and b.opt.steps > 4)
+        eventually(lambda: a.opt.steps > 4 and b.opt.steps > 4)
         (served,) = [event.fields["address"] for event in mine.events() if event.name == "status.served"]
         key, port = load_or_create_control_key(user_data_folder()), int(str(served).rpartition(":")[2])
 
-        asked_at = time.monotonic()
         status = trio.run(send_command, "127.0.0.1", port, key, Pause(3600.0))
-        until(lambda: mine.status().members and any(m.paused for m in theirs.members()))
-        assert time.monotonic() - asked_at < PAUSED_WITHIN_S + 5  # the announcement may be late on a busy machine
-        stopped_at, rounds = a.opt.steps, theirs.status().rounds
-        until(lambda: theirs.status().rounds > rounds + 10)  # shards that it owns are combined as before
-        assert a.opt.steps == stopped_at
+        asked_at = a.opt.steps
+        eventually(lambda: mine.status().members and any(m.paused for m in theirs.members()))
+        rounds = theirs.status().rounds
+        eventually(lambda: theirs.status().rounds > rounds + 10)  # shards that it owns are combined as before
+        stopped_at = a.opt.steps
+        assert stopped_at - asked_at <= 2  # one that was under way, and one that had just begun
         assert status.wish == "pause" and status.until is not None
         assert mine.status().state == "paused: by you" and not mine.status().control.upload_bps
         assert [m.training for m in theirs.members() if m.paused] == [False]
@@ -73,14 +64,14 @@ def test_a_paused_peer_stops_within_two_seconds_goes_on_serving_and_nobody_waits
         mine.control.limits(upload="50mbit", max_cpu="50%")
         assert (mine.status().control.upload_bps, mine.status().upload_limit_bps) == (50e6, 50e6)
         mine.control.resume()
-        until(lambda: a.opt.steps > stopped_at + 2)
+        eventually(lambda: a.opt.steps > stopped_at + 2)
         assert not any(m.paused for m in mine.members())
 
         trio.run(send_command, "127.0.0.1", port, key, Finish())
-        a.thread.join(30)
+        a.thread.join(PATIENCE_S)
         assert not a.thread.is_alive() and mine.should_stop and not theirs.should_stop
         with pytest.raises(ClosedError, match="looks at should_stop"):
             a.opt.step()
         theirs.control.leave()
-        b.thread.join(30)
+        b.thread.join(PATIENCE_S)
         assert not b.thread.is_alive()

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from fork_server import ForkServer
-from processes import Process
+from processes import UNHURRIED, Process
 
 from legion_p2p.cli.failures import NOT_JOINED
 from legion_p2p.store.identity import load_or_create_identity
@@ -13,7 +13,8 @@ from legion_p2p.store.identity import load_or_create_identity
 
 def start(forks: ForkServer, key: Path, *which: str) -> Process:
     return Process(
-        "-m", "legion_p2p.cli.peer", *which, "--json", "--no-status", "--threads", "1", "--listen", "/ip4/127.0.0.1/tcp/0",
+        "-m", "legion_p2p.cli.peer", *which, *UNHURRIED, "--json", "--no-status", "--threads", "1",
+        "--listen", "/ip4/127.0.0.1/tcp/0",
         "--identity", str(key), forks=forks,
     )  # fmt: skip
 

@@ -4,8 +4,10 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import Process, Workers, eventually
+from processes import Process, Workers
 from test_faults import begin, closed, name, report, stop
+
+from tests.waiting import eventually
 
 
 def survivors_go_on(survivors: list[Process], dead: set[str], seen: dict[int, int]) -> None:
@@ -19,7 +21,6 @@ def survivors_go_on(survivors: list[Process], dead: set[str], seen: dict[int, in
         while waiting:
             gone = worker.wait_for(
                 lambda m, waiting=waiting: m.get("event") == "member.changed" and m["peer"] in waiting and m["after"] == "DEAD",
-                60,
             )
             waiting.discard(gone["peer"])
     for worker in survivors:
@@ -28,7 +29,7 @@ def survivors_go_on(survivors: list[Process], dead: set[str], seen: dict[int, in
             def has_grown(worker: Process = worker, shard: int = shard, version: int = version) -> bool:
                 return any(m["shard"] == shard and m["version"] > version + 1 and m["at"] > killed_at for m in closed(worker))
 
-            eventually(has_grown, 60)
+            eventually(has_grown)
     results = stop(survivors)
     assert {r["digest"] for r in results} == {results[0]["digest"]}
     assert [r["last_failure"] for r in results] == [None] * len(survivors)

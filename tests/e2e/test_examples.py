@@ -84,7 +84,7 @@ def test_a_wrapped_optimizer_trains_alone() -> None:
 def test_a_second_terminal_joins_the_run_of_the_first(forks: ForkServer) -> None:
     with forked(forks, "01_wrap_an_optimizer.py", "--seconds", "300") as founder:
         address = first_line(founder).split()[-1]
-        with started("01_wrap_an_optimizer.py", "--seconds", "3", "--initial-peers", address) as joiner:
+        with forked(forks, "01_wrap_an_optimizer.py", "--seconds", "3", "--initial-peers", address) as joiner:
             told = output_of(joiner)
 
     assert "members 2" in told
@@ -136,8 +136,6 @@ def test_a_bootstrap_node_from_python_imports_no_torch(tmp_path: Path) -> None:
 
 IN_A_KERNEL = (
     """
-import subprocess
-import sys
 from importlib import import_module
 
 import torch
@@ -145,10 +143,6 @@ from torch.nn import functional as F
 
 import legion_p2p as legion
 
-founder = subprocess.Popen(
-    [sys.executable, "01_wrap_an_optimizer.py", "--run", "in-a-kernel", "--seconds", "600"], stdout=subprocess.PIPE, text=True
-)
-address = founder.stdout.readline().split()[-1]
 example = import_module("01_wrap_an_optimizer")
 torch.set_num_threads(1)
 model = example.build_model()
@@ -169,19 +163,20 @@ print(opt.status.run.name, *(member.liveness for member in opt.status.members))
     """
 print("handed in:", opt.flush(timeout_s=10))
 opt.close()
-founder.terminate()
-founder.wait()
-founder.stdout.close()
 """,
 )
 
 
-def test_a_model_of_ones_own_trains_in_a_notebook_where_an_asyncio_loop_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_ones_own_trains_in_a_notebook_where_an_asyncio_loop_runs(
+    monkeypatch: pytest.MonkeyPatch, forks: ForkServer
+) -> None:
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in IN_A_KERNEL])
     client = nbclient.NotebookClient(notebook, timeout=LONGEST_S, resources={"metadata": {"path": str(EXAMPLES)}})
 
-    client.execute()
+    with forked(forks, "01_wrap_an_optimizer.py", "--run", "in-a-kernel", "--seconds", "600") as founder:
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(f"address = {first_line(founder).split()[-1]!r}"))
+        client.execute()
 
     told = "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", ()))
     assert "in-a-kernel ALIVE ALIVE" in told

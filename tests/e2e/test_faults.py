@@ -7,17 +7,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import psutil
 import pytest
 from fork_server import ForkServer
-from processes import HERE, Process, Workers, eventually, listening_ports
+from processes import HERE, Process, Workers, listening_ports
 
-from legion_p2p.config import DASHBOARD_PORTS, STATUS_PORTS
+from tests.waiting import eventually
 
 _names = itertools.count()
 ROUNDS = {"local_steps": 2, "shard_elements": 512}
 WIDTH = 64  # about 4800 parameters in 10 shards
-STEP_S = 0.1  # a machine of two cores keeps up with six peers, and dozens of shards are pushed each second
+STEP_S = 0.25  # two rounds a second of ten shards: six peers leave a machine of two cores time for other tests
 
 Start = Callable[..., Process]
 
@@ -68,16 +67,16 @@ def test_the_shards_of_a_killed_peer_grow_again(bootstrap: str, workers: Workers
     victim = four[ids.index(doomed)]
     survivors = [worker for worker in four if worker is not victim]
     owned = [shard for shard, owner in enumerate(owners) if owner == doomed]
-    ports = listening_ports({victim.pid})
+    assert listening_ports({victim.pid})
 
     victim.kill()  # rounds follow each other without a pause: some are open at any moment
     killed_at = time.time()
     deaths = []
     for worker in survivors:
-        died = worker.wait_for(lambda m: m.get("event") == "member.changed" and m["peer"] == doomed and m["after"] == "DEAD", 60)
+        died = worker.wait_for(lambda m: m.get("event") == "member.changed" and m["peer"] == doomed and m["after"] == "DEAD")
         deaths.append(died["at"])
 
-    assert ports and owned
+    assert owned
     standstills = []
     for worker in survivors:
         for shard in owned:
@@ -88,7 +87,7 @@ def test_the_shards_of_a_killed_peer_grow_again(bootstrap: str, workers: Workers
     assert [r["last_failure"] for r in results] == [None] * 3
     assert doomed not in set(results[0]["owners"])
     assert victim.left_files() == []
-    assert not still_listening(ports)
+    assert victim.session() == set()  # or one of them would still listen on its ports
     print(f"declared dead within {max(deaths) - killed_at:.1f} s; it had owned {len(owned)} shards")
     print(f"they grew again {min(standstills):.1f} to {max(standstills):.1f} s after the kill")
 
@@ -99,7 +98,7 @@ def worker_grew(worker: Process, shard: int, after: float) -> float:
     def later() -> list[float]:
         return [m["at"] for m in closed(worker) if m["shard"] == shard and m["at"] > after]
 
-    return eventually(later, 60)[0]
+    return eventually(later)[0]
 
 
 def test_a_peer_that_was_stopped_for_half_a_minute_catches_up(bootstrap: str, workers: Workers) -> None:
@@ -112,12 +111,11 @@ def test_a_peer_that_was_stopped_for_half_a_minute_catches_up(bootstrap: str, wo
     slept_from = time.monotonic()
     n_before = len(closed(three[0]))
     time.sleep(max(0.0, slept_from + 30 - time.monotonic()))
-    n_meanwhile = len(closed(three[0])) - n_before
+    eventually(lambda: len(closed(three[0])) > n_before + 100)  # the others do not wait for it
     os.kill(sleeper.pid, signal.SIGCONT)
 
     there = max(report(three[0])["versions"])
-    eventually(lambda: max((m["version"] for m in closed(sleeper)), default=0) > there, 60)
-    assert n_meanwhile > 100  # the others did not wait for it
+    eventually(lambda: max((m["version"] for m in closed(sleeper)), default=0) > there)
     results = stop(three)
     assert {r["digest"] for r in results} == {results[0]["digest"]}
     assert results[0]["versions"] == results[1]["versions"] == results[2]["versions"]
@@ -127,7 +125,7 @@ def test_a_late_joiner_holds_the_common_model_before_its_first_push(bootstrap: s
     *three, late = workers.take(4)
     run = name()
     begin(three, run, bootstrap, n=3)
-    eventually(lambda: min((m["version"] for m in closed(three[0])[-5:]), default=0) >= 20)
+    eventually(lambda: min((m["version"] for m in closed(three[0])[-5:]), default=0) >= 10)
 
     begin([late], run, bootstrap, first=3)
     joined = late.events("run.joined")[0]
@@ -135,34 +133,16 @@ def test_a_late_joiner_holds_the_common_model_before_its_first_push(bootstrap: s
     own = late.events("in_run")[0]["own"]
 
     assert joined["n_donors"] > 1
-    assert len(own) == len(marks) > 1 and all(version >= 20 for version, _ in marks.values())
+    assert len(own) == len(marks) > 1 and all(version >= 10 for version, _ in marks.values())
     held = {(int(shard), version, digest[:16]) for shard, (version, digest) in marks.items()}
     held |= {(shard, version, digest[:16]) for shard, (version, digest) in enumerate(own)}  # in the model, before the first step
 
     def known() -> set[tuple[int, int, str]]:
         return {(m["shard"], m["version"], m["digest"]) for worker in three for m in closed(worker)}
 
-    eventually(lambda: held <= known(), 30)  # it may have made the newest of them itself, as an owner: then they hear of it
+    eventually(lambda: held <= known())  # it may have made the newest of them itself, as an owner: then they hear of it
     results = stop([*three, late])
     assert {r["digest"] for r in results} == {results[0]["digest"]}
-
-
-def still_listening(ports: set[int]) -> set[int]:
-    """Ports of a dead process that are taken; those of its status and its page may be the next peer's by now."""
-    taken = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-    return (ports & taken) - {*STATUS_PORTS, *DASHBOARD_PORTS}
-
-
-def gone(process: Process) -> list[int]:
-    """Processes of its session that are still there."""
-    left = []
-    for pid in psutil.pids():
-        try:
-            if os.getsid(pid) == process.pid and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-                left.append(pid)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return left
 
 
 @pytest.mark.parametrize(
@@ -177,21 +157,20 @@ def test_every_way_out_leaves_nothing_behind(workers: Workers, script: Start, fo
     peer = leaver.wait_for("in_run")["peer_id"]
     leaver.wait_for("tenth")
     # libp2p, the status and the page
-    ports = eventually(lambda: ports if len(ports := listening_ports({leaver.pid})) == 3 else None)
+    eventually(lambda: len(listening_ports({leaver.pid})) == 3)
 
     leaver.tell(go="on")
     if how.startswith("forever"):
         leaver.popen.send_signal(signal.SIGINT)
     elif how == "kill":
         leaver.popen.kill()
-    left = other.wait_for(lambda m: m.get("event") == "member.changed" and m["peer"] == peer and m["after"] != "ALIVE", 60)
+    left = other.wait_for(lambda m: m.get("event") == "member.changed" and m["peer"] == peer and m["after"] != "ALIVE")
     got = leaver.wait()
 
     assert got in (code, -signal.SIGINT if code == 130 else code), leaver.story()
     assert left["after"] == ("SUSPECT" if how == "kill" else "absent")
-    assert gone(leaver) == []
+    assert leaver.session() == set()  # or one of them would still listen on its ports
     assert leaver.left_files() == []
-    assert not still_listening(ports)
     if how == "raise":
         assert "ValueError: a bug of the user's" in leaver.stderr()
     elif how in ("end", "exit"):  # on a busy machine handing over may take long enough to be told of

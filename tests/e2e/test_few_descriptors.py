@@ -4,7 +4,9 @@ import re
 import socket
 from pathlib import Path
 
-from processes import Process
+from processes import UNHURRIED, Process
+
+from tests.waiting import PATIENCE_S
 
 FEW = 120
 LIMITED = (
@@ -16,13 +18,13 @@ LIMITED = (
 def test_a_peer_says_once_that_it_turns_connections_away_and_trains_on(tmp_path: Path) -> None:
     peer = Process(
         "-c", LIMITED, "--new-run", "few", "--preset", "xxs", "--batch", "1", "--json", "--no-status", "--threads", "1",
-        "--listen", "/ip4/127.0.0.1/tcp/0", "--identity", str(tmp_path / "key"), "--store", str(tmp_path / "store"),
+        "--listen", "/ip4/127.0.0.1/tcp/0", "--identity", str(tmp_path / "key"), "--store", str(tmp_path / "store"), *UNHURRIED,
     )  # fmt: skip
     opened: list[socket.socket] = []
     try:
         port = int(re.search(r"/tcp/(\d+)/", peer.wait_for("run.join_with")["command"])[1])
         for _ in range(2 * FEW):
-            opened.append(socket.create_connection(("127.0.0.1", port), timeout=10))
+            opened.append(socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S))
 
         told = peer.wait_for("network.scarce")["text"]
         n_steps = len(peer.events("step"))

@@ -7,19 +7,21 @@ import time
 from pathlib import Path
 
 from fork_server import ForkServer
-from processes import Process
+from processes import UNHURRIED, Process
+
+from tests.waiting import PATIENCE_S
 
 
 def listed(address: str, *more: str) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", "legion_p2p.cli.ctl", "runs", address, *more]
-    return subprocess.run(words, capture_output=True, text=True, timeout=60)
+    return subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def test_the_runs_behind_an_address_are_listed_by_name_members_and_id(tmp_path: Path, forks: ForkServer) -> None:
     name = f"e2e/{time.time_ns()}"
     peer = Process(
         "-m", "legion_p2p.cli.peer", "--new-run", name, "--preset", "xxs", "--batch", "1", "--json", "--no-status",
-        "--threads", "1", "--listen", "/ip4/127.0.0.1/tcp/0", "--identity", str(tmp_path / "key"), "--store", "none",
+        "--threads", "1", "--listen", "/ip4/127.0.0.1/tcp/0", "--identity", str(tmp_path / "key"), "--store", "none", *UNHURRIED,
         forks=forks,
     )  # fmt: skip
     try:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from fork_server import ForkServer
-from processes import Process, eventually
+from processes import UNHURRIED, Process
+
+from tests.waiting import eventually
 
 
 def start(forks: ForkServer, folder: Path, i: int, *which: str) -> Process:
     return Process(
-        "-m", "legion_p2p.cli.peer", *which, "--json", "--threads", "1", "--listen", "/ip4/127.0.0.1/tcp/0",
+        "-m", "legion_p2p.cli.peer", *which, *UNHURRIED, "--json", "--threads", "1", "--listen", "/ip4/127.0.0.1/tcp/0",
         "--identity", str(folder / f"{i}.key"), "--store", "none", "--no-status", forks=forks,
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ from workers import loss_of, model_of
 import legion_p2p as legion
 from legion_p2p.errors import ClosedError, IncompatibleModelError, UsageError
 from legion_p2p.train import bridge
+from tests.waiting import eventually
 
 LISTEN = "/ip4/127.0.0.1/tcp/0"
 PEER = legion.Peer(listen=LISTEN, status=False)
@@ -58,13 +59,6 @@ def train(opt: Any, model: nn.Module, steps: int, seed: int = 1) -> None:
         opt.zero_grad()
         loss_of(model, seed, step).backward()
         opt.step()
-
-
-def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # values
@@ -161,7 +155,7 @@ def test_a_failure_inside_is_the_cause_of_what_the_user_sees(wrap: Wrap, capsys:
         with pytest.raises(ClosedError) as again:
             use()
         assert again.value.__cause__ is caught.value.__cause__
-    until(lambda: not a._thread.alive)
+    eventually(lambda: not a._thread.alive)
     capsys.readouterr()
     bridge._close_all()
     bridge._close_all()
@@ -184,7 +178,7 @@ def test_so_is_that_of_a_service(wrap: Wrap) -> None:
 
     assert isinstance(caught.value.__cause__, KeyError)
     a.close()
-    until(lambda: not a._thread.alive, 10)  # what has failed hands nothing over, which would take a minute
+    eventually(lambda: not a._thread.alive, 30)  # what has failed hands nothing over, which would take a minute
 
 
 def test_a_script_that_never_calls_again_reads_one_line_at_its_end() -> None:
@@ -306,7 +300,7 @@ def test_a_mixture_of_nineteen_thousand_parameters_is_founded_and_joined(wrap: W
         a.step()
 
     assert a.flush(60)
-    until(lambda: b.flush(1) and b.common_digest() == a.common_digest(), 60)
+    eventually(lambda: b.flush(1) and b.common_digest() == a.common_digest())
     assert theirs[0][1][0].item() == pytest.approx(0.3, abs=0.02)
 
 
@@ -442,9 +436,9 @@ def test_a_poisoned_optimizer_is_told_of_here_and_at_the_others(wrap: Wrap, capf
         train(b, theirs, 1, seed=2)
         return b._trainer.refusals == 0
 
-    until(healed)
+    eventually(healed)
     assert all(bool(torch.isfinite(p).all()) for p in theirs.parameters())
-    until(lambda: a._thread.call(a._engine.members.roster.announced, b._engine.me).trouble == "")
+    eventually(lambda: a._thread.call(a._engine.members.roster.announced, b._engine.me).trouble == "")
 
 
 # lifetimes
@@ -500,7 +494,7 @@ def test_a_wrapper_that_is_dropped_leaves_its_run(wrap: Wrap) -> None:
     del b
     gc.collect()
 
-    until(lambda: not thread.alive)
+    eventually(lambda: not thread.alive)
     train(a, model, 1)
     wrap(sgd(theirs), theirs, of=a)  # its parameters are free again
 
@@ -512,12 +506,12 @@ def test_a_late_joiner_knows_the_runs_step(wrap: Wrap) -> None:
     a = wrap(sgd(model := model_of()), model)
     train(a, model, 30)
     a.report()
-    until(lambda: a.status.run_step == 30)
+    eventually(lambda: a.status.run_step == 30)
 
     b = wrap(sgd(theirs := model_of()), theirs, of=a)
 
     assert a.run_step == 30
-    until(lambda: b.run_step == 30 == b.status.run_step)  # as soon as the other has announced it
+    eventually(lambda: b.run_step == 30 == b.status.run_step)  # as soon as the other has announced it
     train(b, theirs, 3)
     assert (b.steps, b.run_step) == (3, 33)
 
@@ -650,7 +644,7 @@ def test_a_default_device_that_cannot_hold_anything_disturbs_nobody(wrap: Wrap) 
                 opt.step()
 
     a.finish(timeout_s=30), b.finish(timeout_s=30)
-    until(lambda: a.common_digest() == b.common_digest())
+    eventually(lambda: a.common_digest() == b.common_digest())
     assert a.status.errors == b.status.errors == ()
 
 

@@ -1,43 +1,27 @@
 """Peers behind home routers: real processes in network namespaces, with a public bootstrap node."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from processes import UNHURRIED
 
-from tests.netns import Command, Internet, Namespace, close_all, opened, skip_reason
+from tests.netns import Commands, Internet, Namespace, skip_reason
 
 pytestmark = pytest.mark.skipif(bool(skip_reason()), reason=skip_reason() or "-")
 PEER = "legion_p2p.cli.peer"
 
 
-@pytest.fixture
-def internet(request: pytest.FixtureRequest) -> Iterator[Internet]:
-    with opened(has_ipv6_only=getattr(request, "param", "IPv4") == "IPv6") as made:
-        yield made
-
-
-@pytest.fixture
-def commands() -> Iterator[list[Command]]:
-    started: list[Command] = []
-    yield started
-    close_all(started)
-
-
-def test_two_peers_behind_nats_train_through_a_public_bootstrap_node(
-    internet: Internet, commands: list[Command], tmp_path: Path
-) -> None:
+def test_two_peers_behind_nats_train_through_a_public_bootstrap_node(internet: Internet, commands: Commands) -> None:
     node = internet.host("node")
     homes = [internet.home("home-a").host("a"), internet.home("home-b").host("b")]
-    commands.append(Command(node, tmp_path, "node", "legion_p2p.cli.bootstrap", "--identity", "key"))
+    commands.start(node, "node", "legion_p2p.cli.bootstrap", "--identity", "key")
     address = next(word for word in commands[0].line_with("--initial-peers", node.address).split() if node.address in word)
-    common = ("--json", "--threads", "1", "--initial-peers", address, "--identity", "key")
+    common = ("--json", "--threads", "1", *UNHURRIED, "--initial-peers", address, "--identity", "key")
     new = ("--new-run", "far", "--preset", "xxs", "--local-steps", "2", "--batch", "1")
 
-    commands.append(Command(homes[0], tmp_path, "a", PEER, *common, *new))
+    commands.start(homes[0], "a", PEER, *common, *new)
     commands[1].line_with('"run.created"')
-    commands.append(Command(homes[1], tmp_path, "b", PEER, *common, "--run", "far"))
+    commands.start(homes[1], "b", PEER, *common, "--run", "far")
     commands[2].line_with('"run.joined"')
 
     for peer in commands[1:]:
@@ -45,23 +29,21 @@ def test_two_peers_behind_nats_train_through_a_public_bootstrap_node(
         assert not peer.lines_with('"push.failed"')
 
 
-def workers(internet: Internet, commands: list[Command], folder: Path, a: Namespace, b: Namespace) -> None:
+def workers(internet: Internet, commands: Commands, a: Namespace, b: Namespace) -> None:
     """A bootstrap node, and two peers without a run, of which b sends requests to a without a pause."""
     node = internet.host("node")
-    commands.append(Command(node, folder, "node", "legion_p2p.cli.bootstrap", "--identity", "key"))
+    commands.start(node, "node", "legion_p2p.cli.bootstrap", "--identity", "key")
     address = next(word for word in commands[0].line_with("--initial-peers", node.address).split() if node.address in word)
-    commands.append(Command(a, folder, "a", "tests.reach_worker", "a", address))
+    commands.start(a, "a", "tests.reach_worker", "a", address)
     commands[1].line_with('"joined"')
     commands[1].line_with('"relays": 1')
-    commands.append(Command(b, folder, "b", "tests.reach_worker", "b", address, "--talk-to", "a"))
+    commands.start(b, "b", "tests.reach_worker", "b", address, "--talk-to", "a")
 
 
 @pytest.mark.parametrize("internet", ["IPv4", "IPv6"], indirect=True)
-def test_a_hole_is_punched_while_the_relay_carries_and_no_request_fails(
-    internet: Internet, commands: list[Command], tmp_path: Path
-) -> None:
+def test_a_hole_is_punched_while_the_relay_carries_and_no_request_fails(internet: Internet, commands: Commands) -> None:
     a, b = internet.home("home-a").host("a"), internet.home("home-b").host("b")
-    workers(internet, commands, tmp_path, a, b)
+    workers(internet, commands, a, b)
 
     commands[2].line_with('"kind": "relayed"')
     commands[2].line_with('"kind": "punched"')
@@ -72,11 +54,9 @@ def test_a_hole_is_punched_while_the_relay_carries_and_no_request_fails(
     assert not [line for line in commands[2].lines_with('"failed"') if '"after": 0' not in line]
 
 
-def test_behind_two_symmetric_nats_the_relay_goes_on_after_a_punch_that_failed(
-    internet: Internet, commands: list[Command], tmp_path: Path
-) -> None:
+def test_behind_two_symmetric_nats_the_relay_goes_on_after_a_punch_that_failed(internet: Internet, commands: Commands) -> None:
     a, b = (internet.home(f"home-{name}", "symmetric").host(name) for name in "ab")
-    workers(internet, commands, tmp_path, a, b)
+    workers(internet, commands, a, b)
 
     commands[2].line_with('"kind": "relayed"')
     commands[2].line_with('"reach": "relayed"')
@@ -86,24 +66,22 @@ def test_behind_two_symmetric_nats_the_relay_goes_on_after_a_punch_that_failed(
     assert not [line for line in commands[2].lines_with('"failed"') if '"after": 0' not in line]
 
 
-def test_two_peers_in_one_home_talk_without_the_relay(internet: Internet, commands: list[Command], tmp_path: Path) -> None:
+def test_two_peers_in_one_home_talk_without_the_relay(internet: Internet, commands: Commands) -> None:
     home = internet.home("home")
-    workers(internet, commands, tmp_path, home.host("a"), home.host("b"))
+    workers(internet, commands, home.host("a"), home.host("b"))
 
     assert '"direct"' in commands[2].line_with('"kind"')
 
 
-def test_where_large_packets_vanish_a_transfer_goes_on_with_small_ones(
-    internet: Internet, commands: list[Command], tmp_path: Path
-) -> None:
+def test_where_large_packets_vanish_a_transfer_goes_on_with_small_ones(internet: Internet, commands: Commands) -> None:
     node, a, b = internet.host("node"), internet.host("a"), internet.home("home").host("b")
     internet.swallow_above(1280)
-    commands.append(Command(node, tmp_path, "node", "legion_p2p.cli.bootstrap", "--identity", "key"))
+    commands.start(node, "node", "legion_p2p.cli.bootstrap", "--identity", "key")
     address = next(word for word in commands[0].line_with("--initial-peers", node.address).split() if node.address in word)
-    commands.append(Command(a, tmp_path, "a", "tests.reach_worker", "a", address, "--talk-to", "b"))
+    commands.start(a, "a", "tests.reach_worker", "a", address, "--talk-to", "b")
     commands[1].line_with('"joined"')
 
-    commands.append(Command(b, tmp_path, "b", "tests.reach_worker", "b", address, "--send", "a", "2"))
+    commands.start(b, "b", "tests.reach_worker", "b", address, "--send", "a", "2")
 
     commands[2].line_with('"sent": 2')
     assert any(command.lines_with("large packets seem to vanish") for command in commands)  # whoever sends them first notices

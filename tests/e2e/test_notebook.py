@@ -2,30 +2,16 @@
 
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+from processes import UNHURRIED
 
 from tests.e2e.run_notebook import NOTEBOOK
-from tests.netns import Command, Internet, close_all, opened, skip_reason
+from tests.netns import Command, Commands, Internet, skip_reason
 
 needs_namespaces = pytest.mark.skipif(bool(skip_reason()), reason=skip_reason() or "-")
-
-
-@pytest.fixture
-def internet() -> Iterator[Internet]:
-    with opened() as made:
-        yield made
-
-
-@pytest.fixture
-def commands() -> Iterator[list[Command]]:
-    started: list[Command] = []
-    yield started
-    close_all(started)
 
 
 def shown(command: Command, cell: str) -> list[dict[str, Any]]:
@@ -39,24 +25,22 @@ def step_of(text: str) -> int:
 @needs_namespaces
 @pytest.mark.timeout(600)
 def test_the_notebook_trains_along_from_behind_a_router_and_goes_on_after_its_runtime_was_taken_away(
-    internet: Internet, commands: list[Command], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    internet: Internet, commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1]))
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     node, outside, home = internet.host("node"), internet.host("outside"), internet.home("home")
-    commands.append(Command(node, tmp_path, "node", "legion_p2p.cli.bootstrap", "--identity", "key"))
+    commands.start(node, "node", "legion_p2p.cli.bootstrap", "--identity", "key")
     address = next(word for word in commands[0].line_with("--initial-peers", node.address).split() if node.address in word)
-    trainer = ("--json", "--threads", "1", "--initial-peers", address, "--identity", "key")
+    trainer = ("--json", "--threads", "1", *UNHURRIED, "--initial-peers", address, "--identity", "key")
     new = ("--new-run", "far", "--preset", "xxs", "--local-steps", "2", "--batch", "1")
-    commands.append(Command(outside, tmp_path, "outside", "legion_p2p.cli.peer", *trainer, *new))
+    commands.start(outside, "outside", "legion_p2p.cli.peer", *trainer, *new)
     commands[1].line_with('"run.created"')
     parameters = json.dumps({"RUN": "far", "ADDRESS": address})
 
-    first = Command(home.host("first"), tmp_path, "first", "tests.e2e.run_notebook", parameters, "dies")
-    commands.append(first)
+    first = commands.start(home.host("first"), "first", "tests.e2e.run_notebook", parameters, "dies")
     first.process.wait(300)
-    second = Command(home.host("second"), tmp_path, "second", "tests.e2e.run_notebook", parameters, "leaves")
-    commands.append(second)
+    second = commands.start(home.host("second"), "second", "tests.e2e.run_notebook", parameters, "leaves")
     second.process.wait(300)
 
     for notebook in (first, second):

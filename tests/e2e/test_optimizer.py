@@ -20,6 +20,7 @@ from workers import batch_of, loss_of, model_of
 
 import legion_p2p as legion
 from legion_p2p.errors import ClosedError, UsageError
+from tests.waiting import PATIENCE_S, eventually
 
 PEER = legion.Peer(listen="/ip4/127.0.0.1/tcp/0", status=False)
 ROUNDS = legion.Rounds(local_steps=2)
@@ -254,9 +255,7 @@ def test_what_was_trained_since_the_last_push_goes_with_who_closes(wrap: Wrap) -
 
     leaves.close()
 
-    deadline = time.monotonic() + 30
-    while stays.common_digest() == before and time.monotonic() < deadline:
-        time.sleep(0.02)
+    eventually(lambda: stays.common_digest() != before)
     chains = [replica.chain for replica in stays._engine.shards.replicas.values()]
     assert [chain.newest(me) for chain in chains] == [0] * len(chains)
 
@@ -280,7 +279,7 @@ def train_a_bit(steps: int = 4) -> str:
             opt.zero_grad()
             loss_of(model, 1, step).backward()
             opt.step()
-        assert opt.flush(30)
+        assert opt.flush(PATIENCE_S)
         return opt.common_digest()
 
 
@@ -298,9 +297,9 @@ def test_a_child_process_has_a_peer_of_its_own(method: str) -> None:
     child.start()
     theirs.close()
 
-    assert ours.poll(120)
+    assert ours.poll(PATIENCE_S)
     assert len(ours.recv()) == 64
-    child.join(30)
+    child.join(PATIENCE_S)
     assert child.exitcode == 0
 
 
@@ -339,7 +338,7 @@ def test_a_forked_child_cannot_use_its_parents_peer_nor_disturb_it(wrap: Wrap) -
         time.sleep(0.01)
         assert child.is_alive() or ours.poll(0)
     digest = ours.recv()
-    child.join(30)
+    child.join(PATIENCE_S)
 
     for outcome in said[:3] + said[4:5]:
         assert outcome == f"ClosedError: this peer lives in process {os.getpid()}; a forked process needs one of its own"
@@ -352,7 +351,7 @@ def test_a_forked_child_cannot_use_its_parents_peer_nor_disturb_it(wrap: Wrap) -
     loss_of(model, 1, 1).backward()
     opt.step()
     opt.step()
-    assert opt.flush(30)
+    assert opt.flush(PATIENCE_S)
     assert opt.status.rounds > before
 
 
@@ -371,29 +370,27 @@ def test_data_loader_workers_beside_a_live_peer(wrap: Wrap, method: str) -> None
             opt.step()
 
     assert opt.steps == 8 * n
-    assert opt.flush(30)
+    assert opt.flush(PATIENCE_S)
     assert opt.status.errors == ()
 
 
 def test_it_works_where_an_asyncio_loop_runs_already() -> None:
-    ticks = 0
-
     async def main() -> str:
+        ticked_on = asyncio.Event()
+
         async def tick() -> None:
-            nonlocal ticks
-            while True:
-                ticks += 1
+            for _ in range(3):
                 await asyncio.sleep(0.001)
+            ticked_on.set()
 
         ticking = asyncio.create_task(tick())
         await asyncio.sleep(0)
         digest = train_a_bit(steps=6)  # as a notebook's cell would: it blocks the loop, and does not touch it
-        await asyncio.sleep(0.05)
-        ticking.cancel()
+        await asyncio.wait_for(ticked_on.wait(), PATIENCE_S)
+        await ticking
         return digest
 
     assert len(asyncio.run(main())) == 64
-    assert ticks > 2
 
 
 def test_limits_and_a_link_to_emulate_are_given_like_other_options() -> None:

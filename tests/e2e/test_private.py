@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 
 from fork_server import ForkServer
-from processes import ROOT, Process, eventually
+from processes import ROOT, UNHURRIED, Process
+
+from tests.waiting import eventually
 
 PAGE = ROOT / "docs" / "private-runs.md"
 MODULES = {"legion-peer": "legion_p2p.cli.peer", "legion-ctl": "legion_p2p.cli.ctl"}
-SMALL = ("--json", "--no-status", "--threads", "1", "--store", "none")
+SMALL = ("--json", "--no-status", "--threads", "1", "--store", "none", *UNHURRIED)
 
 
 def commands() -> list[list[str]]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from processes import ROOT, Process
-from test_resume import free_port
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
@@ -52,13 +51,13 @@ def test_from_a_folder_of_text_to_a_model_that_transformers_loads(tmp_path: Path
     said = json.loads(re.search(r"```json\n(.*?)```", PAGE, re.DOTALL)[1])  # type: ignore[index]
     (tmp_path / "model.json").write_text(json.dumps({**said, **SMALL}))
     assert install == ["pip", "install", "legion_p2p[hf,data]"]
-    port, peers = free_port(), []
+    peers: list[Process] = []
 
     run(tmp_path, prepare, **{"8192": "400"})
     dataset = run(tmp_path, show).split()[2]
     assert "parameters" in run(tmp_path, dry_run)
     try:
-        peers.append(peer(tmp_path, create, "--wait-for-members", "2", "--listen", f"/ip4/127.0.0.1/tcp/{port}"))
+        peers.append(peer(tmp_path, create, "--wait-for-members", "2", "--listen", "/ip4/127.0.0.1/tcp/0"))
         command = shlex.split(peers[0].wait_for("run.join_with")["command"])
         address = command[command.index("--initial-peers") + 1]
         peers.append(peer(tmp_path, join, "--listen", "/ip4/127.0.0.1/tcp/0", ADDR=address))

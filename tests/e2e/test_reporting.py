@@ -1,7 +1,6 @@
 """A peer that is watched: Prometheus reads its numbers, and a tracker gets them, from Python and from the command."""
 
 import importlib.util
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from legion_p2p.cli.peer_options import Output, job_of
 from legion_p2p.errors import UsageError
 from legion_p2p.train.outcome import Outcome
 from tests.unit.test_measures import STATUS
+from tests.waiting import eventually
 
 LISTEN = "/ip4/127.0.0.1/tcp/0"
 
@@ -33,11 +33,7 @@ def tags_in(folder: Path) -> set[str]:
 
 
 def event_of(run: legion.Run, name: str) -> legion.Event:
-    deadline = time.monotonic() + 30
-    while not (found := [event for event in run.events() if event.name == name]):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return found[0]
+    return eventually(lambda: [event for event in run.events() if event.name == name])[0]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed here")

@@ -1,32 +1,28 @@
 """All peers of a run killed at once, and started again: real processes, real disks, nobody else to ask."""
 
 import math
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
 from fork_server import ForkServer
-from processes import Process, eventually
+from processes import UNHURRIED, Process
 
 from legion_p2p.core.cids import Cid
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.identity import load_or_create_identity
 from legion_p2p.train.checkpoint import Checkpoint
+from tests.ports import free_ports
+from tests.waiting import eventually
 
 N_SHARDS = 4
 WRITTEN_S = 2.0  # after which an update is on the disk, however busy the machine
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def start(forks: ForkServer, folder: Path, i: int, port: int, *which: str) -> Process:
     return Process(
-        "-m", "legion_p2p.cli.peer", *which, "--json", "--no-status", "--threads", "1", "--listen", f"/ip4/127.0.0.1/tcp/{port}",
+        "-m", "legion_p2p.cli.peer", *which, *UNHURRIED, "--json", "--no-status", "--threads", "1",
+        "--listen", f"/ip4/127.0.0.1/tcp/{port}",
         "--identity", str(folder / f"{i}.key"), "--store", str(folder / f"store-{i}"), "--checkpoint-every-s", "3",
         forks=forks,
     )  # fmt: skip
@@ -48,7 +44,7 @@ def peer_id(folder: Path, i: int) -> str:
 
 
 def test_a_run_whose_peers_were_all_killed_goes_on_from_their_disks(tmp_path: Path, forks: ForkServer) -> None:
-    name, ports = f"e2e/{time.time_ns()}", [free_port() for _ in range(3)]
+    name, ports = f"e2e/{time.time_ns()}", free_ports(3)
     address = f"/ip4/127.0.0.1/tcp/{ports[0]}/p2p/{peer_id(tmp_path, 0)}"
     peers = [start(forks, tmp_path, 0, ports[0], "--new-run", name, "--preset", "xxs", "--local-steps", "3", "--batch", "1")]
     try:

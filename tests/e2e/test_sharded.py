@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import legion_p2p as legion
 from legion_p2p.train.gpt import GPT
 from legion_p2p.train.gpt_config import GPTConfig
+from tests.waiting import PATIENCE_S
 
 PEER = legion.Peer(listen=("/ip4/127.0.0.1/tcp/0",), lan=False)
 CONFIG = GPTConfig(n_layer=3, n_head=2, width=16, context=8, vocab_size=32)
@@ -66,7 +67,7 @@ def in_threads(jobs: list[Callable[[], None]]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_S)
     assert not failures and not any(thread.is_alive() for thread in threads), failures
 
 

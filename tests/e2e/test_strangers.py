@@ -58,6 +58,7 @@ from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
 from tests.replies import decode_reply
+from tests.waiting import PATIENCE_S
 
 NUMEL = 32
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
@@ -101,7 +102,7 @@ class Victim:
 
     def __enter__(self) -> "Victim":
         self._thread.start()
-        assert self._ready.wait(60)
+        assert self._ready.wait(PATIENCE_S)
         if self._failure is not None:
             raise self._failure
         return self
@@ -109,7 +110,7 @@ class Victim:
     def __exit__(self, *exc_info: object) -> None:
         if self._thread.is_alive():
             trio.from_thread.run_sync(self._end.set, trio_token=self._token)
-        self._thread.join(30)
+        self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
         if self._failure is not None:
             raise self._failure
@@ -118,7 +119,7 @@ class Victim:
         """Run in its loop; a deadline on everything."""
 
         async def in_time() -> object:
-            with trio.fail_after(60):
+            with trio.fail_after(PATIENCE_S):
                 return await fn(*args)
 
         assert self._failure is None and self._thread.is_alive()
@@ -322,7 +323,7 @@ def test_frames_too_large_or_not_even_frames_cost_the_connection_and_not_the_hos
     async def main() -> tuple[list[bytes], bool]:
         async with stranger(victim) as network:
             answers = [await send_raw(network, victim, priority, data) for data in garbage]
-            with trio.fail_after(10):
+            with trio.fail_after(PATIENCE_S):
                 while network.peer_id in victim.engine.network.messenger.connected():  # noqa: ASYNC110
                     await trio.sleep(0.02)
             return answers, victim.engine.network.messenger.refusals.is_refused(network.peer_id)

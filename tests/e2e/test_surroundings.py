@@ -6,10 +6,11 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import PATIENCE_S
 
 COMMANDS = ("bootstrap", "ctl", "demo", "peer")
 IN_A_LINE = ("checkpoint", "list")
@@ -22,7 +23,7 @@ def run(command, *words, tmp_path, shell="", env=None, **how):
     if shell:
         line = [b"sh", b"-c", shell.replace("COMMAND", '"$@"').encode(), b"sh", *line]
     whole_env = {**os.environ, "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data"), **(env or {})}
-    done = subprocess.run(line, capture_output=True, timeout=120, cwd=tmp_path, env=whole_env, **how)
+    done = subprocess.run(line, capture_output=True, timeout=PATIENCE_S, cwd=tmp_path, env=whole_env, **how)
     said = done.stderr.decode(errors="replace")
     assert "Traceback" not in said, said
     return done.returncode, done.stdout.decode(errors="replace"), said
@@ -85,7 +86,7 @@ def test_a_user_without_a_home_folder_is_told_what_to_set(tmp_path):
         ("bootstrap", []), ("ctl", ["checkpoint", "list"]), ("peer", ["--new-run", "x"])
     ):  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-c", code.format(command, words)], capture_output=True, text=True, cwd=tmp_path, timeout=120
+            [sys.executable, "-c", code.format(command, words)], capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE_S
         )
 
         assert done.returncode == 2 and "set HOME" in done.stderr, done.stderr
@@ -147,7 +148,7 @@ def test_a_signal_unwinds_a_command_and_is_its_exit_code(number, tmp_path):
     assert process.stdout.readline() == b"now\n"
 
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 128 + number, err
     assert os.listdir(tmp_path) == [] and b"Traceback" not in err
@@ -164,11 +165,10 @@ def test_process_1_of_a_container_ends_when_it_is_told_to(tmp_path):
             pytest.skip(f"no PID namespace here: {process.stderr.read()!r}")
         inner = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
 
-        began = time.monotonic()
         os.kill(inner, signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE_S)
 
-        assert process.returncode == 143 and time.monotonic() - began < 30
+        assert process.returncode == 143
     finally:
         process.kill()
 
@@ -180,7 +180,7 @@ def test_a_machine_without_127_0_0_1_trains_all_the_same_and_says_so(tmp_path):
         f"from legion_p2p.cli.peer import main; sys.argv = ['legion-peer', *{words!r}]; main()"
     )
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
     assert "legion-ctl cannot look at this peer" in done.stdout and "did its steps" in done.stdout

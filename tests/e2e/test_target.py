@@ -11,6 +11,7 @@ from legion_p2p.store.checkpoints import find_manifests
 from legion_p2p.train.control import Control
 from legion_p2p.train.job import run_job
 from legion_p2p.train.outcome import Outcome
+from tests.waiting import PATIENCE_S
 
 STEPS = 60
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
@@ -38,11 +39,11 @@ def test_both_end_at_the_target_with_the_same_model_and_a_last_checkpoint(tmp_pa
     quiet = {"listen": LISTEN, "lan": False, "port_mapping": False, "status": False}
     first = threading.Thread(target=train, args=("first", RunChoice(new_run=new_run), Peer(store=store, **quiet)), daemon=True)
     first.start()
-    assert joinable.wait(60)
+    assert joinable.wait(PATIENCE_S)
     second = threading.Thread(target=train, args=("second", RunChoice(name, tuple(addresses)), Peer(**quiet)), daemon=True)
     second.start()
     for thread in (first, second):
-        thread.join(120)
+        thread.join(PATIENCE_S)
 
     assert {who: outcome.reason for who, outcome in outcomes.items()} == {"first": "target", "second": "target"}
     assert outcomes["first"].digest == outcomes["second"].digest and outcomes["second"].steps > 0

@@ -21,6 +21,8 @@ import legion_p2p as legion
 from legion_p2p.tensor.flatten import digest
 
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
+LASTING = ("MainThread", "stdin", "Trio thread")  # idle worker threads of trio end by themselves after some seconds
+ENDING_S = 20.0  # until a thread that has done its work has also ended, on a busy machine
 SHAPES = ((1,), (1001,), (7, 13, 3))
 QUIET = ("round.closed", "shard.fetched", "update.undelivered", "run.not_known_by")  # said only where asked for
 
@@ -272,16 +274,23 @@ def sharded(rank: int, n: int, steps: int, run: str, peers: list[str]) -> dict[s
 
 
 def leftovers() -> dict[str, Any]:
-    """What a command has left behind in this process."""
+    """What a command has left behind in this process; what is about to end is given time to."""
     import psutil
 
     me = psutil.Process()
-    return {
-        "threads": sorted(t.name for t in threading.enumerate()),
-        "sockets": [str(c.laddr) for c in me.net_connections(kind="inet")],
-        "children": [c.pid for c in me.children(recursive=True)],
-        "files": [f.path for f in me.open_files()],
-    }
+    deadline = time.monotonic() + ENDING_S
+    while True:
+        left = {
+            # Idle worker threads of trio end by themselves after some seconds.
+            "threads": sorted(
+                t.name for t in threading.enumerate() if not t.name.startswith(("MainThread", "stdin", "Trio thread"))
+            ),
+            "sockets": [str(c.laddr) for c in me.net_connections(kind="inet")],
+            "children": [c.pid for c in me.children(recursive=True)],
+        }
+        if not any(left.values()) or time.monotonic() > deadline:
+            return left
+        time.sleep(0.05)
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """Networks on loopback, and strangers that speak libp2p but not our protocol."""
 
-import socket
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,6 +9,7 @@ from legion_p2p.core.identity import Identity
 from legion_p2p.net.host import open_network
 from legion_p2p.net.limits import NetConfig
 from legion_p2p.net.network import Libp2pNetwork
+from tests.waiting import PATIENCE_S
 
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 QUICK = NetConfig(redial_max_s=1.0)
@@ -32,15 +32,8 @@ async def echo(peer: str, body: bytes) -> bytes:
     return body
 
 
-async def eventually(is_so, within_s: float = 30.0) -> None:
+async def eventually(is_so, within_s: float = PATIENCE_S) -> None:
     """Return once it is so; fail if it is not in time."""
     with trio.fail_after(within_s):
         while not is_so():  # noqa: ASYNC110
             await trio.sleep(0.02)
-
-
-def free_port() -> int:
-    """One on which nothing of 127.0.0.1 listens now."""
-    with socket.socket() as tried:
-        tried.bind(("127.0.0.1", 0))
-        return tried.getsockname()[1]

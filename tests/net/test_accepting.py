@@ -22,6 +22,7 @@ from legion_p2p.net.accepting import MIN_SOCKETS, RESERVED_DESCRIPTORS, Scarcity
 from legion_p2p.net.host import open_network
 from legion_p2p.net.limits import MAX_CONNECTIONS, MAX_HANDSHAKES
 from legion_p2p.net.tally import Tally
+from tests.waiting import PATIENCE_S
 
 has_ipv6 = Path("/proc/net/if_inet6").exists() and bool(Path("/proc/net/if_inet6").read_text())
 
@@ -116,7 +117,7 @@ async def test_peers_find_each_other_over_ipv6_alone():
         open_network(Identity.generate(), listen=["/ip6/::1/tcp/0"]) as a,
         open_network(Identity.generate(), listen=["/ip6/::1/tcp/0"], initial_peers=a.addresses()) as b,
     ):
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_S):
             await b.join()
         assert a.peer_id in b.messenger.connected()
 
@@ -161,11 +162,11 @@ def test_a_bootstrap_node_with_few_descriptors_says_so_once_and_goes_on(tmp_path
     try:
         port = int(re.search(r"/tcp/(\d+)/", node.stdout.readline())[1])
         for _ in range(2 * few):
-            opened.append(socket.create_connection(("127.0.0.1", port), timeout=10))
+            opened.append(socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S))
         time.sleep(3)
         assert node.poll() is None
         node.send_signal(signal.SIGTERM)
-        _, err = node.communicate(timeout=60)
+        _, err = node.communicate(timeout=PATIENCE_S)
     finally:
         node.kill()
         for each in opened:

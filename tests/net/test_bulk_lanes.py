@@ -24,6 +24,7 @@ from legion_p2p.net.netem import Throttling
 from legion_p2p.net.sockets import host_and_port
 from legion_p2p.net.wire import VERSION, Envelope, FrameKind, encode
 from tests.net.conftest import echo, eventually, opened
+from tests.waiting import PATIENCE_S
 
 BULK = Priority.ROUND
 MANY = secrets.token_bytes(3 << 20)
@@ -62,7 +63,7 @@ async def say(network, context: ssl.SSLContext, ticket: str | None, data: bytes 
     address = where(network)
 
     def connect() -> bytes:
-        raw = socket.create_connection(address, timeout=5)
+        raw = socket.create_connection(address, timeout=PATIENCE_S)
         with context.wrap_socket(raw, server_hostname=ticket) as tls:
             tls.sendall(data)
             return tls.recv(1 << 16)
@@ -145,7 +146,7 @@ async def test_a_lane_that_is_swallowed_on_its_way_holds_up_nothing_for_long(mon
         with socket.create_server(("127.0.0.1", 0)) as silent:
             monkeypatch.setattr(b.messenger._lanes, "_dialed_address", lambda peer: silent.getsockname())
 
-            with trio.fail_after(10):
+            with trio.fail_after(PATIENCE_S):
                 assert await b.messenger.request(a.peer_id, MANY, BULK) == MANY
                 assert await b.messenger.request(a.peer_id, b"y", BULK) == b"y"
             assert ("bulk", False) in asks_over(b)
@@ -269,7 +270,7 @@ async def test_a_connection_that_stalls_is_closed(monkeypatch, begins):
         async with stream:
             if begins:
                 await stream.send_all(begins)
-            with trio.fail_after(10):
+            with trio.fail_after(PATIENCE_S):
                 while await stream.receive_some():
                     pass
             await eventually(lambda: len(a.messenger._lanes._sockets) == 0)
@@ -284,7 +285,7 @@ async def test_a_handshake_that_comes_byte_by_byte_has_no_more_time_than_any_oth
         anybody.wrap_bio(ssl.MemoryBIO(), hello).do_handshake()
     async with opened() as a, await trio.open_tcp_stream(*where(a)) as stream:
         n_sent = 0
-        with trio.fail_after(10), pytest.raises(trio.BrokenResourceError):
+        with trio.fail_after(PATIENCE_S), pytest.raises(trio.BrokenResourceError):
             for byte in hello.read():
                 await stream.send_all(bytes([byte]))
                 n_sent += 1
@@ -433,7 +434,7 @@ async def test_when_the_other_side_is_gone_the_asker_is_told():
             b.messenger.add_addresses(a.peer_id, a.messenger.addresses())
             await b.messenger.request(a.peer_id, b"x", BULK)
 
-        with trio.fail_after(10), pytest.raises(UnreachableError):
+        with trio.fail_after(PATIENCE_S), pytest.raises(UnreachableError):
             await b.messenger.request(a.peer_id, b"x", BULK)
 
 

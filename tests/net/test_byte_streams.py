@@ -12,6 +12,7 @@ from legion_p2p.core.identity import Identity
 from legion_p2p.net.byte_streams import GATHER_BYTES, GATHER_FROM_BYTES, MAX_RECORD_BYTES, TlsStream
 from legion_p2p.net.certificates import Certificates
 from legion_p2p.net.sockets import Sockets
+from tests.waiting import PATIENCE_S
 
 
 @asynccontextmanager
@@ -85,12 +86,12 @@ async def test_what_has_arrived_is_never_waited_for_in_vain(n_bytes, record_byte
     data = bytes(i % 251 for i in range(n_bytes))
     async with streams() as (a, b), trio.open_nursery() as nursery:
         nursery.start_soon(_write_in_records, a, data, record_bytes)
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             assert await read_all(b, n_bytes) == data
 
         # and what follows a body is told at once, however little it is
         nursery.start_soon(a.write, b"x")
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             assert await b.read_into(memoryview(bytearray(MAX_RECORD_BYTES))) == 1
 
 
@@ -100,7 +101,7 @@ async def test_a_reader_of_a_body_notices_its_end():
         a.close_now()
 
         room = memoryview(bytearray(1 << 20))
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             assert await b.read_into(room) == 10_000
             assert await b.read_into(room) == 0
 
@@ -110,7 +111,7 @@ async def test_a_trickle_is_passed_on_as_it_comes():
         room = memoryview(bytearray(1 << 20))
         for _ in range(3):
             await a.write(bytes(1000))
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE_S):
                 assert await b.read_into(room) == 1000
 
 

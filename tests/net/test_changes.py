@@ -15,6 +15,7 @@ from legion_p2p.net.changes import MAX_TRIED, NetworkChanges
 from legion_p2p.net.liveness import CHECK_S, Liveness, close
 from legion_p2p.observe.events import Event, Events
 from tests.net.conftest import eventually, opened
+from tests.waiting import PATIENCE_S
 
 HOME, AWAY = frozenset({"192.168.1.5"}), frozenset({"10.0.0.7"})
 
@@ -69,7 +70,7 @@ async def test_a_connection_that_answers_stays_and_one_that_does_not_is_closed_i
             assert not conn.is_closed
 
             path.is_cut = True
-            with trio.fail_after(CHECK_S + 10):
+            with trio.fail_after(CHECK_S + PATIENCE_S):
                 assert await liveness.check_all() == {b.peer_id}
             assert not connections(a, b)
 
@@ -83,7 +84,7 @@ async def test_a_peer_that_connects_again_takes_the_place_of_the_connection_that
 
         await close(conn)  # as one whose address is gone does
 
-        await eventually(lambda: left_behind.is_closed and len(connections(a, b)) == 1, within_s=CHECK_S + 20)
+        await eventually(lambda: left_behind.is_closed and len(connections(a, b)) == 1, within_s=CHECK_S + PATIENCE_S)
         assert await a.messenger.request(b.peer_id, b"on the new one") == b"on the new one"
 
 

@@ -24,7 +24,9 @@ from legion_p2p.net.ends import multiaddr_of, remote_end
 from legion_p2p.net.limits import NetConfig
 from legion_p2p.net.network import Libp2pNetwork
 from legion_p2p.net.relay import HOP, STOP
-from tests.net.conftest import eventually, free_port, opened
+from tests.net.conftest import eventually, opened
+from tests.ports import free_port
+from tests.waiting import PATIENCE_S
 
 LIMITS = RelayLimits()
 SECRET = b"what the relay must not read"
@@ -110,7 +112,7 @@ async def test_when_a_relay_goes_the_other_one_carries_on(nursery):
 
         first_gone.cancel()
 
-        with trio.fail_after(60):
+        with trio.fail_after(PATIENCE_S):
             while True:
                 try:
                     with trio.fail_after(5):
@@ -140,13 +142,13 @@ async def test_a_relay_that_swallows_what_it_should_pass_is_got_around():
 async def test_further_relays_are_found_in_the_dht_and_by_what_members_announce():
     config = NetConfig(relay=LIMITS, relay_unproven=True)
     async with opened() as node, opened(of=node, config=config) as one, opened(of=node, listen=()) as a:
-        await eventually(lambda: a.reachability.own().relays == (one.peer_id,), within_s=60)
+        await eventually(lambda: a.reachability.own().relays == (one.peer_id,))
 
         async with opened(config=config) as two:  # the others have not heard of it
             a.messenger.add_addresses(two.peer_id, two.messenger.addresses())
             a.reachability.heard_of_relay(two.peer_id)
 
-            await eventually(lambda: set(a.reachability.own().relays) == {one.peer_id, two.peer_id}, within_s=60)
+            await eventually(lambda: set(a.reachability.own().relays) == {one.peer_id, two.peer_id})
 
 
 async def test_a_relay_passes_no_more_than_its_rate():
@@ -248,7 +250,7 @@ async def test_garbage_about_circuits_costs_the_stream_and_no_more(protocol, gar
         stream = await stranger._host.new_stream(ID.from_base58(node.peer_id), [protocol])
         await stream.write(garbage)
 
-        with pytest.raises(Exception), trio.fail_after(30):  # noqa: B017  # libp2p raises many kinds
+        with pytest.raises(Exception), trio.fail_after(PATIENCE_S):  # noqa: B017  # libp2p raises many kinds
             while await stream.read(100):
                 pass
             raise EOFError

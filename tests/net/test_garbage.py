@@ -27,6 +27,7 @@ from legion_p2p.net.streams import PROTOCOLS
 from legion_p2p.net.wire import VERSION, Envelope, FrameKind, UnknownVersion, decode, encode, refusal
 from legion_p2p.observe.events import Events
 from tests.net.conftest import echo, eventually, opened
+from tests.waiting import PATIENCE_S
 
 LANES = sorted(PROTOCOLS)
 
@@ -60,7 +61,7 @@ async def send(stranger, victim, lane, data: bytes) -> bytes:
 
 async def still_answers(victim) -> None:
     async with opened(of=victim) as friend:
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             for priority in Priority:
                 assert await friend.messenger.request(victim.messenger.peer_id, b"alive?", priority) == b"alive?"
 
@@ -126,7 +127,7 @@ async def test_garbage_three_times_and_the_stranger_is_kept_out():
 
         await eventually(lambda: stranger.messenger.peer_id not in victim.messenger.connected())
         assert victim.messenger.refusals.is_refused(stranger.messenger.peer_id)
-        with trio.fail_after(20), pytest.raises(UnreachableError):
+        with trio.fail_after(PATIENCE_S), pytest.raises(UnreachableError):
             while True:
                 await stranger.messenger.request(victim.messenger.peer_id, b"")
         await still_answers(victim)
@@ -153,7 +154,7 @@ async def test_two_peers_whose_versions_do_not_fit_tell_both_users_once(monkeypa
     monkeypatch.setattr(server, "decode", as_if_newer)
     async with opened(tell=tells["victim"]) as victim, opened(of=victim, tell=tells["stranger"]) as stranger:
         for _ in range(3):
-            with trio.fail_after(20), pytest.raises(RefusedError) as refused:
+            with trio.fail_after(PATIENCE_S), pytest.raises(RefusedError) as refused:
                 await stranger.messenger.request(victim.messenger.peer_id, b"")
 
         assert refused.value.kind == "UnknownVersionError" and "needs a newer legion_p2p" in str(refused.value)
@@ -171,7 +172,7 @@ async def test_an_answer_that_is_garbage_is_a_remote_protocol_error():
 
         liar._host.set_stream_handler(PROTOCOLS["control"], garble)
 
-        with trio.fail_after(10), pytest.raises(RemoteProtocolError) as error:
+        with trio.fail_after(PATIENCE_S), pytest.raises(RemoteProtocolError) as error:
             await asker.messenger.request(liar.messenger.peer_id, b"")
         assert error.value.peer_id == liar.messenger.peer_id
         assert score(asker, liar) > 0.9 * GARBAGE_SCORE
@@ -209,7 +210,7 @@ async def test_a_reply_to_a_request_that_was_never_sent_is_misbehaviour():
 
         liar._host.set_stream_handler(PROTOCOLS["control"], invent)
 
-        with trio.fail_after(10), pytest.raises(RemoteProtocolError, match="never sent"):
+        with trio.fail_after(PATIENCE_S), pytest.raises(RemoteProtocolError, match="never sent"):
             await asker.messenger.request(liar.messenger.peer_id, b"")
 
 
@@ -226,12 +227,12 @@ async def test_more_requests_than_allowed_are_refused_and_the_rest_is_answered()
         for n in range(MAX_REQUESTS_IN + 3):
             await stream.write(encode(Envelope(VERSION, n, FrameKind.REQUEST), 0))
         answer = b""
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             while answer.count(b"BusyError") < 3:
                 answer += await stream.read(65536)
         release.set()
         n_done = 0
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             while n_done < MAX_REQUESTS_IN:
                 n_done += (await stream.read(65536)).count(b"done")
         assert n_done == MAX_REQUESTS_IN
@@ -240,7 +241,7 @@ async def test_more_requests_than_allowed_are_refused_and_the_rest_is_answered()
 async def test_what_does_not_fit_into_the_buffers_is_refused_and_read_on(monkeypatch):
     monkeypatch.setattr(server, "MAX_BUFFERED_BYTES", 1 << 20)
     async with opened() as victim, opened(of=victim) as asker:
-        with trio.fail_after(20), pytest.raises(RefusedError) as refused:
+        with trio.fail_after(PATIENCE_S), pytest.raises(RefusedError) as refused:
             await asker.messenger.request(victim.messenger.peer_id, bytes(4 << 20), priority=Priority.ROUND)
         assert refused.value.kind == "BusyError"
 
@@ -278,7 +279,7 @@ async def test_a_peer_that_ignores_its_window_is_disconnected():
         stream = await stream_to(stranger, victim, "/test/unread")
         stream.muxed_stream.send_window = 1 << 40
 
-        with trio.fail_after(20), pytest.raises(Exception):  # noqa: B017
+        with trio.fail_after(PATIENCE_S), pytest.raises(Exception):  # noqa: B017
             for _ in range(1000):
                 await stream.write(bytes(65536))
 

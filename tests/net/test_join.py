@@ -10,12 +10,8 @@ from legion_p2p.errors import NetworkError, NoContactError, UsageError
 from legion_p2p.net.host import open_network
 from legion_p2p.net.limits import NetConfig
 from tests.net.conftest import LOOPBACK, QUICK, echo, eventually, opened
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+from tests.ports import free_port
+from tests.waiting import PATIENCE_S
 
 
 def dead_address() -> str:
@@ -32,7 +28,7 @@ async def test_when_nobody_answers_the_error_names_each_and_why():
             silent.listen(1)  # takes the connection, and never says a word
             mute = f"/ip4/127.0.0.1/tcp/{silent.getsockname()[1]}/p2p/{Identity.generate().peer_id}"
             async with open_network(Identity.generate(), initial_peers=[refused, impostor, mute]) as network:
-                with trio.fail_after(15), pytest.raises(NoContactError) as error:
+                with trio.fail_after(PATIENCE_S), pytest.raises(NoContactError) as error:
                     await network.join()
 
     assert error.value.reasons[refused] == "connection refused"
@@ -44,7 +40,7 @@ async def test_when_nobody_answers_the_error_names_each_and_why():
 async def test_a_name_that_does_not_resolve_is_said_so():
     address = f"/dns4/nobody.invalid/tcp/1/p2p/{Identity.generate().peer_id}"
     async with open_network(Identity.generate(), listen=(), initial_peers=[address]) as network:
-        with trio.fail_after(15), pytest.raises(NoContactError) as error:
+        with trio.fail_after(PATIENCE_S), pytest.raises(NoContactError) as error:
             await network.join()
 
     assert "resolve" in error.value.reasons[address]
@@ -62,7 +58,7 @@ async def test_a_contact_may_be_given_by_a_name_that_only_this_machine_knows(pro
 async def test_who_only_asks_the_dht_finds_and_is_not_asked():
     async with opened() as boot, opened(of=boot) as a, opened(of=boot, config=NetConfig(dht_server=False)) as client:
         await a.discovery.provide("run")
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE_S):
             while not await client.discovery.find("run"):  # noqa: ASYNC110
                 await trio.sleep(0.1)
         await eventually(lambda: boot.discovery.dht.size() == 1)
@@ -76,7 +72,7 @@ async def test_one_live_contact_among_dead_ones_is_enough():
         async with open_network(
             Identity.generate(), listen=LOOPBACK, initial_peers=[*dead, *boot.addresses()], config=QUICK
         ) as network:
-            with trio.fail_after(10):
+            with trio.fail_after(PATIENCE_S):
                 await network.join()
 
             assert network.dial_reports[boot.addresses()[0]] is None
@@ -93,7 +89,7 @@ async def test_its_own_address_is_no_contact():
     identity, port = Identity.generate(), free_port()
     address = f"/ip4/127.0.0.1/tcp/{port}/p2p/{identity.peer_id}"
     async with open_network(identity, listen=[f"/ip4/127.0.0.1/tcp/{port}"], initial_peers=[address]) as network:
-        with trio.fail_after(10), pytest.raises(NoContactError, match="itself"):
+        with trio.fail_after(PATIENCE_S), pytest.raises(NoContactError, match="itself"):
             await network.join()
 
 
@@ -147,7 +143,7 @@ async def test_a_bootstrap_that_restarts_with_its_key_is_found_again_by_everyone
         async with opened(identity, listen=where) as again:
             await eventually(lambda: all(identity.peer_id in p.messenger.connected() for p in peers))
             await eventually(lambda: len(again.messenger.connected()) == 3)
-            with trio.fail_after(20):
+            with trio.fail_after(PATIENCE_S):
                 while not await peers[1].discovery.find("run"):  # noqa: ASYNC110
                     await trio.sleep(0.1)
         nursery.cancel_scope.cancel()
@@ -181,12 +177,12 @@ async def test_gossip_flows_once_two_peers_have_talked():
     async with opened() as boot, opened(of=boot) as a, opened(of=boot) as b:  # noqa: SIM117
         async with b.gossip.subscribe("run") as heard, a.gossip.subscribe("run"):
             await a.discovery.provide("run")
-            with trio.fail_after(30):
+            with trio.fail_after(PATIENCE_S):
                 while a.peer_id not in {contact.peer_id for contact in await b.discovery.find("run")}:  # noqa: ASYNC110
                     await trio.sleep(0.1)
             await b.messenger.request(a.peer_id, b"hello")
 
-            with trio.fail_after(10):
+            with trio.fail_after(PATIENCE_S):
                 while True:
                     await a.gossip.publish("run", b"news")
                     with trio.move_on_after(0.2):
@@ -205,7 +201,7 @@ async def test_leaving_leaves_nothing_behind():
     before = await used()
     tasks_before = trio.lowlevel.current_statistics().tasks_living
 
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE_S):
         async with opened() as a, opened(of=a) as b, b.gossip.subscribe("t"):
             await b.messenger.request(a.peer_id, b"hello")
             await a.discovery.provide("k")
@@ -225,7 +221,7 @@ async def test_leaving_does_not_wait_for_a_silent_peer():
 
     async with opened() as a:
         a.messenger.serve(slow)
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             async with opened(of=a) as b, trio.open_nursery() as nursery:
                 nursery.start_soon(b.messenger.request, a.peer_id, b"never answered")
                 await eventually(lambda: a.messenger._server._handling.n_items)

@@ -14,6 +14,7 @@ from legion_p2p.net import lan as lan_module
 from legion_p2p.net.lan import Lan
 from legion_p2p.net.mdns import open_mdns
 from legion_p2p.net.networks import own_hosts
+from tests.waiting import PATIENCE_S
 
 ME = Identity(bytes(32)).peer_id
 HERE = "192.168.1.5"
@@ -97,7 +98,7 @@ async def test_a_neighbour_becomes_a_contact_in_a_second(world, autojump_clock):
     (other,) = ids(1)
     world.there = {other}
     world.announce(other)
-    with trio.fail_after(3):
+    with trio.fail_after(PATIENCE_S):
         await world.lan.met.wait()
 
     assert world.open == {other}
@@ -183,7 +184,7 @@ async def test_two_sessions_on_one_machine_hear_each_other_and_the_goodbye():
                 return
 
     try:
-        with trio.fail_after(60):
+        with trio.fail_after(PATIENCE_S):
             async with open_mdns(hosts, first, 4710, announcement(first, [f"/ip4/{hosts[0]}/tcp/4711"])) as a:
                 async with open_mdns(hosts, second, 4710, said):
                     await hear(a, (second, True))

@@ -15,7 +15,9 @@ from legion_p2p.errors import NetworkError, NoContactError
 from legion_p2p.net import parts
 from legion_p2p.net.host import open_network
 from legion_p2p.net.names import SystemNames, addresses_by_texts, open_stream
-from tests.net.conftest import QUICK, eventually, free_port, opened
+from tests.net.conftest import QUICK, eventually, opened
+from tests.ports import free_port
+from tests.waiting import PATIENCE_S
 
 PEER = Identity(bytes(32)).peer_id
 
@@ -89,7 +91,7 @@ async def test_a_name_with_very_many_addresses_is_tried_at_a_few(port):
     names = FakeNames()
     names.of["boot.example"] = [f"127.0.1.{i}" for i in range(1, 200)] + ["127.0.0.1"]
 
-    with trio.fail_after(10), pytest.raises(OSError):
+    with trio.fail_after(PATIENCE_S), pytest.raises(OSError):
         await open_stream(names, "dns4", "boot.example", port)
 
 

@@ -8,6 +8,7 @@ from legion_p2p.core.priority import Priority
 from legion_p2p.errors import NoContactError
 from legion_p2p.net.limits import NetConfig
 from tests.net.conftest import opened
+from tests.waiting import PATIENCE_S
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 
@@ -50,7 +51,7 @@ async def test_a_stranger_without_the_key_gets_no_byte_of_the_handshake():
             while b"xxpsk0/1\n" not in seen:
                 seen += await stream.receive_some(4096)
             await stream.send_all((48).to_bytes(2, "big") + bytes(48))
-            with trio.fail_after(20):
+            with trio.fail_after(PATIENCE_S):
                 rest = b""
                 while chunk := await stream.receive_some(4096):
                     rest += chunk

@@ -15,6 +15,7 @@ from legion_p2p.web.files import FILES, MAX_PAGE_BYTES, file_bytes
 from legion_p2p.web.guard import MAX_BODY_BYTES
 from legion_p2p.web.hosting import host_page, ports_of
 from legion_p2p.web.server import MAX_PAGE_CONNECTIONS, serve_page
+from tests.waiting import PATIENCE_S
 
 TOKEN = "t" * 43
 SECRET = "tokens trained"
@@ -29,7 +30,7 @@ async def opened(nursery, make=lambda: PAGE, **more) -> int:
 async def talk(port: int, request: bytes, enough: bytes | None = None) -> bytes:
     """What the server answers, until it closes the connection, or has said `enough`."""
     answer = b""
-    with trio.fail_after(30):
+    with trio.fail_after(PATIENCE_S):
         stream = await trio.open_tcp_stream("127.0.0.1", port)
         async with stream:
             try:
@@ -44,7 +45,7 @@ async def talk(port: int, request: bytes, enough: bytes | None = None) -> bytes:
 
 
 async def eventually(is_so: Callable[[], Awaitable[bool]]) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE_S):
         while True:
             if await is_so():
                 return
@@ -249,7 +250,7 @@ async def test_a_client_that_reads_nothing_is_given_up_and_keeps_nobody_from_lea
         n[0] += 1
         return WebPage(PAGE.head, (Prose("p", "S", "T", str(n[0]) * 8_000_000),))
 
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as of_peer:
             port = await opened(of_peer, make)
             stream = await trio.open_tcp_stream("127.0.0.1", port)

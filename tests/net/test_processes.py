@@ -12,6 +12,7 @@ import trio
 from legion_p2p.core.priority import Priority
 from legion_p2p.errors import UnreachableError
 from tests.net.conftest import eventually, opened
+from tests.waiting import PATIENCE_S
 
 ECHO = """
 import sys, trio
@@ -57,7 +58,7 @@ async def test_a_killed_peer_is_unreachable_at_once(other):
                 await network.messenger.request(peer, b"never")
             errors.append(error.value)
 
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(ask)
                 await trio.sleep(0.1)
@@ -80,7 +81,7 @@ async def test_a_stopped_peer_does_not_answer_until_it_goes_on(other):
         finally:
             os.kill(process.pid, signal.SIGCONT)
 
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_S):
             assert await network.messenger.request(peer, b"again") == b"again"
 
 
@@ -88,7 +89,7 @@ async def test_a_stopped_peer_holds_up_neither_the_loop_nor_leaving(other):
     process, address = other
     peer = address.rpartition("/")[2]
     try:
-        with trio.fail_after(15):
+        with trio.fail_after(PATIENCE_S):
             async with opened() as friend, opened(initial_peers=[address]) as network:
                 await network.messenger.request(peer, b"hello")
                 network.messenger.add_addresses(friend.peer_id, friend.messenger.addresses())

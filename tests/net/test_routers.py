@@ -13,6 +13,7 @@ from legion_p2p.core.port_lease import Forwarding
 from legion_p2p.errors import DecodeError, NetworkError
 from legion_p2p.net import routers
 from legion_p2p.net.routers import Gateway, UpnpRouter, fetch, find_upnp
+from tests.waiting import PATIENCE_S
 
 HERE = "127.0.0.1"
 
@@ -105,7 +106,7 @@ async def test_a_router_that_speaks_pcp_grants_a_port_and_is_told_when_it_is_no_
     assert await gateway.forward(HERE, 4710, 4710) == Forwarding(4711, 3600.0)
 
     await gateway.end(HERE, 4710, 4711)
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_S):
         while len(pcp.requests) < 2:  # noqa: ASYNC110
             await trio.sleep(0.01)
     first, last = pcp.requests
@@ -128,13 +129,13 @@ async def test_a_router_that_refuses_is_an_error_that_says_so(udp):
 
 
 async def test_a_router_that_does_not_answer_costs_seconds_and_no_more(udp):
-    with trio.fail_after(20), pytest.raises(NetworkError):
+    with trio.fail_after(PATIENCE_S), pytest.raises(NetworkError):
         await Gateway(HERE, await udp(lambda data: [])).forward(HERE, 4710, 4710)
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\x02", b"\x02\x81" + bytes(70), b"\xff" * 1000, bytes(60), b"\x00\x82" + bytes(6)])
 async def test_garbage_from_a_router_is_refused(udp, garbage):
-    with trio.fail_after(20), pytest.raises((DecodeError, NetworkError)):
+    with trio.fail_after(PATIENCE_S), pytest.raises((DecodeError, NetworkError)):
         await Gateway(HERE, await udp(lambda data: [garbage])).forward(HERE, 4710, 4710)
 
 
@@ -248,7 +249,7 @@ async def test_pages_without_end_redirections_and_slow_ones_are_given_up(http, m
     assert len(asked) == 1
 
     silent, _ = await http(lambda asked: b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345", endless=b"")
-    with trio.fail_after(10), pytest.raises((NetworkError, DecodeError)):
+    with trio.fail_after(PATIENCE_S), pytest.raises((NetworkError, DecodeError)):
         await fetch(Url(HERE, silent, "/"), b"GET", [], b"", 1000)
 
 
@@ -256,5 +257,5 @@ async def test_a_crowd_of_devices_is_heard_to_a_limit(udp, monkeypatch):
     monkeypatch.setattr(routers, "fetch", None)  # none of them is asked for a page: all are elsewhere
     crowd = [found_at(f"http://203.0.113.{i % 250}/") for i in range(1000)]
 
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_S):
         assert await search(udp, monkeypatch, *crowd) == []

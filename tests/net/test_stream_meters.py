@@ -11,6 +11,7 @@ from legion_p2p.net.stream_meters import class_of_stream
 from legion_p2p.net.streams import PROTOCOLS
 from tests.net.conftest import eventually, opened
 from tests.net.test_circuits import hidden, relay
+from tests.waiting import PATIENCE_S
 
 MESSAGE = b"m" * 10_000
 
@@ -31,14 +32,14 @@ def test_each_protocol_has_a_purpose_and_what_requests_and_circuits_carry_is_cou
 async def test_gossip_and_lookups_are_counted_on_both_sides_and_leave_little_of_what_the_sockets_moved() -> None:
     async with opened() as one, opened(of=one) as other:
         async with one.gossip.subscribe("run") as heard:
-            with trio.fail_after(30):
+            with trio.fail_after(PATIENCE_S):
                 while True:  # until the mesh has formed
                     await other.gossip.publish("run", MESSAGE)
                     with trio.move_on_after(0.3):
                         await heard.receive()
                         break
         await one.discovery.provide("a key")
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE_S):
             while not await other.discovery.find("a key"):  # noqa: ASYNC110
                 await trio.sleep(0.1)
         requested = 200_000

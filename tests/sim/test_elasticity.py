@@ -126,9 +126,10 @@ def is_mid_round(peer: SimPeer, shard: int) -> bool:
     return round is not None and 1 < len(round.waiting) < len(round.waited_for())
 
 
-async def test_an_owner_dies_in_the_middle_of_a_round_and_then_the_next_one_together_with_its_standby(autojump_clock):
+@pytest.mark.parametrize("n", [20, FIFTY])
+async def test_an_owner_dies_in_the_middle_of_a_round_and_then_the_next_one_together_with_its_standby(n, autojump_clock):
     async with Swarm(round=TWO_SHARDS, step_s=STEP_S) as swarm:
-        peers = await crowd(swarm, 50)
+        peers = await crowd(swarm, n)
         owner = owner_of(swarm, 0)
 
         async with witnessed(swarm, peers, [owner]) as survivors:
@@ -161,7 +162,11 @@ async def test_an_owner_dies_in_the_middle_of_a_round_and_then_the_next_one_toge
 
 @pytest.mark.parametrize(
     ("n", "n_dead"),
-    [(50, 10), (50, 25), *(pytest.param(*numbers, marks=pytest.mark.long) for numbers in ((100, 50), (200, 40), (200, 100)))],
+    [
+        (20, 4),
+        (50, 25),
+        *(pytest.param(*numbers, marks=pytest.mark.long) for numbers in ((50, 10), (100, 50), (200, 40), (200, 100))),
+    ],
 )
 async def test_a_fifth_or_half_of_all_die_in_the_same_second(n, n_dead, autojump_clock, monkeypatch):
     monkeypatch.setattr(advertise, "LOOK_EVERY_S", 600.0)

@@ -75,15 +75,15 @@ async def test_a_slow_peer_delays_nobody_and_does_fewer_steps_a_round(autojump_c
     async with Swarm(round=LOSSY) as swarm:
         quick = [await swarm.add(name) for name in "abc"]
         slow = await swarm.add("slow", step_s=0.5)
-        await trio.sleep(30)
+        await trio.sleep(20)
         before = quick[0].versions()
 
-        await trio.sleep(60)
+        await trio.sleep(30)
 
         assert slow.engine.local_steps == 2
         assert all(p.engine.local_steps == 10 for p in quick)
         grown = quick[0].versions()[0] - before[0]
-        assert grown >= 40  # a round is ten steps of 0.1 s; with fifty of 0.5 s it would be 12
+        assert grown >= 20  # a round is ten steps of 0.1 s; with fifty of 0.5 s it would be 6
 
 
 async def test_a_peer_that_stops_training_is_soon_not_waited_for(autojump_clock):
@@ -284,7 +284,7 @@ async def test_in_a_crowd_of_newcomers_each_shard_takes_its_momentum_along(seed,
     )
     async with Swarm(seed=seed, numel=64 * 16, round=spec, step_s=0.2) as swarm:
         old = [await swarm.add(f"p{i}") for i in range(4)]
-        await trio.sleep(30)
+        await trio.sleep(12)  # six rounds
         new = [swarm.start(f"n{i}") for i in range(10)]
         await swarm.until(lambda: all(p.joined.is_set() for p in new) and swarm.owners_agree(), 30, "all have joined")
         await trio.sleep(10)

@@ -20,12 +20,12 @@ async def test_whoever_holds_a_version_holds_the_same_bytes(round, autojump_cloc
     async with Swarm(round=round) as swarm:
         for name in "abcd":
             await swarm.add(name)
-        for _ in range(200):
+        for _ in range(100):
             await trio.sleep(0.5)
             for peer in swarm.living():
                 for shard, (version, digest) in enumerate(zip(peer.versions(), peer.digests(), strict=True)):
                     assert seen.setdefault((shard, version), digest) == digest
-        assert min(peer.versions()[0] for peer in swarm.living()) > 50
+        assert min(peer.versions()[0] for peer in swarm.living()) > 25
 
         await swarm.settle()
 
@@ -120,16 +120,18 @@ async def test_a_push_that_its_owner_forgot_is_sent_again(autojump_clock):
 async def test_a_split_brain_heals_by_averaging(autojump_clock):
     async with Swarm(round=EXACT) as swarm:
         peers = [await swarm.add(name) for name in "abcdef"]
+        for peer in peers:
+            peer.rate = 0.01
         await trio.sleep(20)
         left, right = peers[:3], peers[3:]
 
         swarm.world.partition({p.id for p in left}, {p.id for p in right})
-        await trio.sleep(60)
+        await trio.sleep(40)
         assert len({tuple(p.digests()) for p in peers}) > 1
         halves = [torch.stack([p.target for p in half]).mean(0) for half in (left, right)]
         swarm.world.heal()
         await swarm.until(swarm.owners_agree, 90, "one view of who owns what")
-        await trio.sleep(120)
+        await trio.sleep(CONVERGED_S / 2)
         await swarm.settle(90)
 
         assert swarm.agree()

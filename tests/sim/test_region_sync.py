@@ -128,8 +128,8 @@ async def test_a_region_that_is_cut_off_goes_on_and_comes_back(rule, autojump_cl
         swarm.world.partition({p.id for p in east}, {p.id for p in west})
         await trio.sleep(20)
         before = [peer.versions() for peer in swarm.living()]
-        await trio.sleep(100)
-        assert all(now[0] > then[0] + 30 for now, then in zip((p.versions() for p in swarm.living()), before, strict=True))
+        await trio.sleep(60)
+        assert all(now[0] > then[0] + 18 for now, then in zip((p.versions() for p in swarm.living()), before, strict=True))
         far = apart(east, west)
         assert far > 2 * near
         swarm.world.heal()
@@ -154,7 +154,7 @@ async def test_two_that_meet_first_after_long_approach_each_other_step_by_step(a
 
         swarm.world.heal()
         distances = [far]
-        for _ in range(100):
+        while distances[-1] >= 0.05 * far and len(distances) < 100:
             await trio.sleep(1)
             distances.append(apart(east, west))
 

@@ -2,6 +2,7 @@
 
 import ast
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -10,8 +11,8 @@ import pytest
 from legion_p2p.core.adapt import Choice
 from legion_p2p.observe.catalogue import EVENTS, FIELDS
 from legion_p2p.train.outcome import Outcome
+from tests.package_trees import trees
 
-PACKAGE = Path(__file__).parents[2] / "legion_p2p"
 SPREAD = {  # calls that pass some of their fields with **: what these are
     "link.adapted": {field.name for field in msgspec.structs.fields(Choice)},
     "step": {"tokens_per_s", "step_s"},
@@ -19,10 +20,6 @@ SPREAD = {  # calls that pass some of their fields with **: what these are
 }
 
 WAYS = ("emit", "emit_private", "error")
-
-
-def trees() -> dict[Path, ast.Module]:
-    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
 
 
 def named_constants(found: dict[Path, ast.Module]) -> dict[str, str]:
@@ -36,6 +33,7 @@ def named_constants(found: dict[Path, ast.Module]) -> dict[str, str]:
     }
 
 
+@cache
 def emitted() -> dict[str, tuple[set[str], bool]]:
     """Of each event in the code: its fields, and whether it is sent as an error."""
     found = trees()

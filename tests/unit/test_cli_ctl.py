@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,8 @@ from legion_p2p.errors import UsageError
 from legion_p2p.net import status_http
 from legion_p2p.net.status_http import serve_status
 from legion_p2p.observe.status import ConnectionStatus, MemberStatus, RoundStatus, RunStatus, ShardStatus, Status
+from tests.ports import free_ports
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 STATUS = Status(
@@ -52,7 +53,7 @@ def peers(*statuses, ports=()):
     thread = threading.Thread(target=trio.run, args=(serve,))
     thread.start()
     try:
-        assert ready.wait(5)
+        assert ready.wait(PATIENCE_S)
         yield addresses
     finally:
         token[0].run_sync_soon(stop.set)
@@ -62,10 +63,7 @@ def peers(*statuses, ports=()):
 @pytest.fixture
 def own_ports(monkeypatch):
     """Three ports that nobody else on this machine uses, where legion-ctl is told to look."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    ports = sorted(s.getsockname()[1] for s in sockets)
-    for s in sockets:
-        s.close()
+    ports = free_ports(3)
     monkeypatch.setattr(status_http.find_peers, "__defaults__", (ports,))
     return ports
 
@@ -184,7 +182,7 @@ def test_watching_repeats_until_the_peer_has_gone_or_ctrl_c():
         process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         first, second = process.stdout.readline(), process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=PATIENCE_S)
 
     assert first == second and json.loads(first)["step"] == 1234
     assert (process.returncode, err) == (130, "")
@@ -197,6 +195,6 @@ def test_help_is_quick_and_light():
         "print('LOADED', [m for m in ('torch', 'libp2p', 'numpy', 'trio') if m in sys.modules])"
     )
 
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S).stdout
 
     assert out.endswith("LOADED []\n") and "--watch" in out

@@ -47,6 +47,7 @@ from legion_p2p.observe.events import HANDING_OVER, Event
 from legion_p2p.observe.status import ControlStatus, Status
 from legion_p2p.store.identity import load_or_create_identity
 from legion_p2p.store.known_peers_file import KnownPeersFile
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 PEER = Identity(b"1" * 32).peer_id
@@ -142,7 +143,7 @@ def none_goes_on():
 
 def run(tmp_path, *words, **kwargs):
     process = start(tmp_path, *words, **kwargs)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE_S)
     return process.returncode, out, err
 
 
@@ -587,7 +588,7 @@ def test_the_first_signal_leaves_in_order(number, code, tmp_path):
     process.stdout.readline()
 
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == code
     assert "left run demo: " in out and "to come back: " in out
@@ -606,7 +607,7 @@ def test_under_nohup_it_survives_the_terminal_and_still_leaves_in_order_when_int
     time.sleep(0.3)
     went_on = process.poll() is None and select.select([process.stderr], [], [], 0)[0] == []
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=10)
+    out, _ = process.communicate(timeout=PATIENCE_S)
 
     assert went_on
     assert process.returncode == 130 and "left run demo" in out
@@ -621,7 +622,7 @@ def test_a_second_signal_leaves_at_once_even_from_a_trainer_that_does_not_listen
     assert process.poll() is None
 
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)  # by itself it would never end
+    process.communicate(timeout=PATIENCE_S)  # by itself it would never end
 
     assert process.returncode == 143
 
@@ -631,13 +632,13 @@ def test_before_there_is_a_run_to_leave_one_signal_is_enough(tmp_path):
          """
 class Finder:  # stands for torch, which takes seconds to import
     def find_spec(self, name, path=None, target=None):
-        if name == "legion_p2p.train.job": print("importing", flush=True); time.sleep(20)
+        if name == "legion_p2p.train.job": print("importing", flush=True); time.sleep(1000)
 sys.meta_path.insert(0, Finder())""")  # fmt: skip
     process = start(tmp_path, "--new-run", "demo", "--identity", "none", code=slow)
     assert process.stdout.readline() == "importing\n"
 
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=5)
+    process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 130
 
@@ -648,7 +649,7 @@ def test_a_signal_that_arrives_twice_at_the_same_moment_counts_once(tmp_path):
 
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=10)
+    out, _ = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode in (130, 143) and "left run demo" in out
 
@@ -662,7 +663,7 @@ def test_peers_of_one_user_get_an_identity_each_even_when_they_start_together(tm
     used = {Path(json.loads(process.stdout.readline())["identity"]).name for process in peers}
     for process in peers:
         process.send_signal(signal.SIGTERM)
-    codes = [process.communicate(timeout=10) and process.returncode for process in peers]
+    codes = [process.communicate(timeout=PATIENCE_S) and process.returncode for process in peers]
 
     assert used == {"peer.key", "peer-2.key", "peer-3.key"} and codes == [143] * 3
 
@@ -742,7 +743,7 @@ def test_a_reader_that_goes_away_does_not_end_the_training(mode, tmp_path):
     process.stdout.close()
     err = process.stderr.read()
 
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=PATIENCE_S) == 0
     told = "legion-peer: stdout has no reader any more; training goes on, and Ctrl+C ends it\n"
     assert err == told or (err == "" and not mode)  # lines come every ten seconds, so that a short run may not notice
 
@@ -758,7 +759,7 @@ def test_a_reader_that_goes_away_does_not_end_the_training(mode, tmp_path):
 def test_what_went_wrong_at_the_end_is_said_after_the_farewell(name, code, told, tmp_path):
     process = start(tmp_path, "--new-run", name, "--steps", "2", "--identity", "none", "--out", "o")
 
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == code and told in err
     assert "did its steps" in out and ("written to o" in out) == (name != "unsaved")
@@ -770,7 +771,7 @@ def on_a_terminal(tmp_path, *words, **kwargs):
     process = start(tmp_path, *words, stdout=theirs, stderr=theirs, stdin=theirs, **kwargs)
     os.close(theirs)
     shown = b""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         if select.select([ours], [], [], 0.2)[0]:
             try:
@@ -781,7 +782,7 @@ def on_a_terminal(tmp_path, *words, **kwargs):
                 break
             shown += piece
     os.close(ours)
-    return shown.decode(), process.wait(timeout=5)
+    return shown.decode(), process.wait(timeout=PATIENCE_S)
 
 
 def test_a_helper_says_how_long_it_helped_and_comes_back_as_one(tmp_path):
@@ -791,7 +792,7 @@ def test_a_helper_says_how_long_it_helped_and_comes_back_as_one(tmp_path):
 
     process.send_signal(signal.SIGINT)
 
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=PATIENCE_S)
 
     assert "left run demo: helped for 0:0" in out
     assert f"to come back: legion-peer --run bafkrei --role helper --initial-peers {ADDRESS}" in out

@@ -25,6 +25,7 @@ from legion_p2p.dashboard.plot import draw_demo
 from legion_p2p.errors import ConfigError, UsageError
 from legion_p2p.services.run.pacing import paced
 from legion_p2p.train.described import spec_of
+from tests.waiting import PATIENCE_S
 
 
 def test_help_imports_neither_torch_nor_libp2p():
@@ -33,7 +34,7 @@ def test_help_imports_neither_torch_nor_libp2p():
         "run_app(demo.app, ['--help']); sys.exit(any(m in sys.modules for m in ('torch', 'libp2p', 'matplotlib')))"
     )
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
 
     assert done.returncode == 0, done.stderr
     assert "--minutes" in done.stdout and "--learning-rate" not in done.stdout
@@ -116,13 +117,13 @@ def test_a_preset_that_cannot_be_shown_is_refused_before_anything_starts(tmp_pat
 def test_a_child_does_what_it_is_told_and_ends_with_its_family(tmp_path):
     with ProcessGroup() as family:
         child = family.start("one", tmp_path / "log.txt", preload=False)
-        _, loaded = family.inbox.get(timeout=20)
+        _, loaded = family.inbox.get(timeout=PATIENCE_S)
         child.run("json.tool", ["--help"])
-        heard = [family.inbox.get(timeout=20)[1]]
+        heard = [family.inbox.get(timeout=PATIENCE_S)[1]]
         while heard[-1]["event"] != ENDED:
-            heard.append(family.inbox.get(timeout=20)[1])
+            heard.append(family.inbox.get(timeout=PATIENCE_S)[1])
         idle = family.start("two", tmp_path / "log.txt", preload=False)
-        family.inbox.get(timeout=20)
+        family.inbox.get(timeout=PATIENCE_S)
 
     assert loaded == {"event": "loaded"}
     assert heard[-1]["code"] == 0 and "usage" in heard[0]["text"]
@@ -142,7 +143,7 @@ def test_a_child_that_ignores_sigterm_is_killed(tmp_path, monkeypatch):
     with ProcessGroup() as family:
         child = family.start("deaf", tmp_path / "log.txt", preload=False)
         child.run("deaf", [])
-        while family.inbox.get(timeout=20)[1]["event"] != "deaf":
+        while family.inbox.get(timeout=PATIENCE_S)[1]["event"] != "deaf":
             pass
 
     assert child.popen.returncode == -signal.SIGKILL
@@ -171,9 +172,9 @@ def test_curves_are_drawn_with_and_without_a_lone_peer(tmp_path, lone):
 def test_no_order_is_lost_on_a_child_that_has_ended(tmp_path):
     with ProcessGroup() as family:
         child = family.start("one", Path(tmp_path / "log.txt"), preload=False)
-        family.inbox.get(timeout=20)
+        family.inbox.get(timeout=PATIENCE_S)
         child.signal(signal.SIGKILL)
-        _, ended = family.inbox.get(timeout=20)
+        _, ended = family.inbox.get(timeout=PATIENCE_S)
         child.run("json.tool", [])
 
         with pytest.raises(queue.Empty):

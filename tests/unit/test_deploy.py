@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from legion_p2p.train.described import described
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -154,11 +155,11 @@ def found_tool(name: str) -> str:
 
 @pytest.mark.parametrize("script", ["install.sh", "slurm/legion.sbatch"])
 def test_shellcheck_finds_nothing(script: str) -> None:
-    subprocess.run([found_tool("shellcheck"), DEPLOY / script], check=True, timeout=60)
+    subprocess.run([found_tool("shellcheck"), DEPLOY / script], check=True, timeout=PATIENCE_S)
 
 
 def test_hadolint_finds_nothing() -> None:
-    subprocess.run([found_tool("hadolint"), DEPLOY / "Dockerfile"], check=True, timeout=60)
+    subprocess.run([found_tool("hadolint"), DEPLOY / "Dockerfile"], check=True, timeout=PATIENCE_S)
 
 
 def installing(tmp_path: Path, *words: str, have: tuple[str, ...] = (), **variables: str) -> subprocess.CompletedProcess[str]:
@@ -173,7 +174,11 @@ def installing(tmp_path: Path, *words: str, have: tuple[str, ...] = (), **variab
         (folder / name).chmod(0o755)
     environment = {"PATH": str(folder), "HOME": str(tmp_path), **variables}
     return subprocess.run(
-        [str(folder / "sh"), str(DEPLOY / "install.sh"), *words], env=environment, capture_output=True, text=True, timeout=30
+        [str(folder / "sh"), str(DEPLOY / "install.sh"), *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 TESTS = Path(__file__).parents[1]
 
 LEAVES_A_PROCESS = """
@@ -49,7 +51,7 @@ def session(folder: Path, test: str, *options: str, **kwargs) -> subprocess.Pope
     )  # fmt: skip
 
 
-def family_of(file: Path, within_s: float = 60.0) -> list[psutil.Process]:
+def family_of(file: Path, within_s: float = PATIENCE_S) -> list[psutil.Process]:
     """The process that the test has started, and its child."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
@@ -62,7 +64,7 @@ def family_of(file: Path, within_s: float = 60.0) -> list[psutil.Process]:
 
 
 def assert_gone(family: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
@@ -71,7 +73,7 @@ def test_a_test_that_times_out_leaves_no_process(tmp_path: Path) -> None:
 
     with session(tmp_path, LEAVES_A_PROCESS.format(pids=str(pids)), "--timeout", "2") as ran:
         family = family_of(pids)
-        told, _ = ran.communicate(timeout=60)
+        told, _ = ran.communicate(timeout=PATIENCE_S)
 
     assert "Timeout" in told and ran.returncode == 1
     assert_gone(family)
@@ -95,7 +97,7 @@ def test_a_session_started_with_a_signal_ignored_runs_tests_that_send_it(number:
     )  # fmt: skip
 
     with started as ran:
-        told, _ = ran.communicate(timeout=60)
+        told, _ = ran.communicate(timeout=PATIENCE_S)
 
     assert ran.returncode == 0, told
     assert "2 passed" in told

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 COMMANDS = PROJECT["scripts"]
@@ -24,7 +26,7 @@ def modules_after(code: str) -> set[str]:
     """Top-level modules that a new interpreter has imported after `code`."""
     script = f"{code}\nimport sys, json\nprint(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=env)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S, env=env)
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stdout.splitlines()[-1]))
 
@@ -130,7 +132,7 @@ CHECK = ROOT / "tools" / "check_system.py"
 
 
 def test_here_nothing_is_missing() -> None:
-    done = subprocess.run([sys.executable, str(CHECK), "--venv", sys.prefix], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, str(CHECK), "--venv", sys.prefix], capture_output=True, text=True, timeout=PATIENCE_S)
 
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -140,7 +142,7 @@ def test_without_the_headers_of_gmp_it_says_how_to_get_them(tmp_path: Path) -> N
     env = os.environ | {"CFLAGS": "-nostdinc"}
 
     done = subprocess.run(
-        [sys.executable, str(CHECK), "--venv", str(tmp_path)], capture_output=True, text=True, timeout=60, env=env
+        [sys.executable, str(CHECK), "--venv", str(tmp_path)], capture_output=True, text=True, timeout=PATIENCE_S, env=env
     )
 
     assert done.returncode == 1

@@ -17,6 +17,7 @@ from legion_p2p.files import writing
 from legion_p2p.files.paths import MAX_NAME_BYTES, FileKind, kind_of, shown, user_data_folder, user_path
 from legion_p2p.files.reading import opened, read_limited, read_text
 from legion_p2p.files.writing import make_folder, replacing, write_whole
+from tests.waiting import PATIENCE_S
 
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="pipes, links and permissions as POSIX has them")
 as_user = pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read and write everything")
@@ -205,7 +206,7 @@ def test_the_draft_of_a_process_that_was_killed_is_removed_by_the_next(tmp_path)
         "import os, sys, pathlib\nfrom legion_p2p.files.writing import replacing\n"
         "with replacing(pathlib.Path(sys.argv[1])) as file:\n  file.write(b'half'); os.kill(os.getpid(), 9)"
     )
-    subprocess.run([sys.executable, "-c", code, str(target)], timeout=60)
+    subprocess.run([sys.executable, "-c", code, str(target)], timeout=PATIENCE_S)
     assert len(os.listdir(tmp_path)) == 1
 
     write_whole(target, b"whole")

@@ -27,6 +27,7 @@ from legion_p2p.train.checkpoint import cut
 from legion_p2p.train.gpt import GPT
 from legion_p2p.train.gpt_config import preset
 from legion_p2p.train.muon import MuonAdamW
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "check_process_state.py"
@@ -125,7 +126,7 @@ def test_nobodys_random_numbers_are_used_up() -> None:
 
 
 def test_nothing_in_the_package_takes_what_the_process_has_set() -> None:
-    done = subprocess.run([sys.executable, str(TOOL)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, str(TOOL)], capture_output=True, text=True, timeout=PATIENCE_S)
 
     assert done.returncode == 0, done.stdout
 
@@ -151,7 +152,7 @@ FAULTS = {
 def test_the_check_finds(source: str, tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text(source)
 
-    done = subprocess.run([sys.executable, str(TOOL), str(tmp_path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, str(TOOL), str(tmp_path)], capture_output=True, text=True, timeout=PATIENCE_S)
 
     assert done.returncode == 1
     assert FAULTS[source] in done.stdout
@@ -166,6 +167,6 @@ def test_the_check_lets_pass_what_says_all(tmp_path: Path) -> None:
         "np.random.Generator(np.random.Philox(3)).normal()\n"
     )
 
-    done = subprocess.run([sys.executable, str(TOOL), str(tmp_path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, str(TOOL), str(tmp_path)], capture_output=True, text=True, timeout=PATIENCE_S)
 
     assert (done.returncode, done.stdout) == (0, "nothing depends on the process's defaults\n")

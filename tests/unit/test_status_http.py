@@ -14,6 +14,8 @@ from legion_p2p.net.http_client import MAX_ANSWER_BYTES
 from legion_p2p.net.http_server import MAX_CONNECTIONS, MAX_HEADER_BYTES, is_loopback_host
 from legion_p2p.net.status_http import fetch_status, find_peers, serve_status
 from legion_p2p.observe.status import MemberStatus, RunStatus, Status
+from tests.ports import free_ports
+from tests.waiting import PATIENCE_S
 
 STATUS = Status(
     "me", ("/ip4/127.0.0.1/tcp/1",), RunStatus("id", "demo"), "home", "training", 7,
@@ -141,7 +143,7 @@ async def test_idle_connections_are_bounded_in_number_and_in_time(nursery, monke
     await trio.sleep(0.05)
 
     one_too_many = await talk(port_of(address), get("/healthz"))
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_S):
         ends = [await stream.receive_some() for stream in idle]
 
     assert one_too_many == b""
@@ -179,15 +181,6 @@ async def test_peers_on_one_machine_take_one_port_each_and_are_all_found(nursery
     assert port_of(addresses[2]) not in ports  # both were taken: the system chose one
     assert [(probe.address, probe.status.pid) for probe in found] == [(addresses[0], 0), (addresses[1], 1)]
     nursery.cancel_scope.cancel()
-
-
-def free_ports(count):
-    """Ports that nobody uses at this moment, in order."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = sorted(s.getsockname()[1] for s in sockets)
-    for s in sockets:
-        s.close()
-    return ports
 
 
 async def test_somebody_else_on_a_port_is_told_apart_from_a_peer(nursery, monkeypatch):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 UNITS = sorted((Path(__file__).parents[2] / "docs" / "systemd").glob("*.service"))
 HIGHEST_EXPOSURE = 4.5  # "OK" in systemd's words, which are "UNSAFE" from 9 on; a peer needs the devices of its GPU
 
@@ -38,7 +40,9 @@ def test_a_unit_starts_a_command_with_options_that_exist(unit: Path) -> None:
     assert name in ("legion-bootstrap", "legion-peer")
     module = f"legion_p2p.cli.{name.removeprefix('legion-')}"
 
-    told = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=60, check=True)
+    told = subprocess.run(
+        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
 
     assert [word for word in words if word.startswith("--") and not re.search(rf"{word}\b", told.stdout)] == []
 
@@ -49,9 +53,9 @@ def test_systemd_finds_no_fault_in_a_unit_and_little_exposure(unit: Path, tmp_pa
     here = tmp_path / unit.name.replace("@.", "@stories.")
     here.write_text(re.sub(r"/opt/legion/bin/\S+", "/bin/true", unit.read_text(encoding="utf-8")))  # it is not installed here
 
-    verified = subprocess.run(["systemd-analyze", "verify", str(here)], capture_output=True, text=True, timeout=60)
+    verified = subprocess.run(["systemd-analyze", "verify", str(here)], capture_output=True, text=True, timeout=PATIENCE_S)
     exposure = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", str(here)], capture_output=True, text=True, timeout=60
+        ["systemd-analyze", "security", "--offline=true", str(here)], capture_output=True, text=True, timeout=PATIENCE_S
     )
 
     assert unit.name.split(".")[0] not in verified.stderr, verified.stderr

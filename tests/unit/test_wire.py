@@ -2,7 +2,6 @@
 
 import ast
 from contextlib import suppress
-from pathlib import Path
 
 import msgpack
 import msgspec
@@ -10,7 +9,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import legion_p2p
 from legion_p2p.core import wire
 from legion_p2p.core.announcement import MAX_ANNOUNCEMENT_BYTES, Announcement, open_signed, sign
 from legion_p2p.core.distance import MAX_RATE
@@ -101,6 +99,7 @@ from legion_p2p.core.wire import (
 )
 from legion_p2p.errors import DecodeError, SelfCheckError
 from tests import replies
+from tests.package_trees import PACKAGE, trees
 from tests.replies import decode_reply
 
 PEER = Identity(b"p" * 32)
@@ -566,11 +565,10 @@ UNCHECKED = {
 
 
 def test_whatever_is_sent_passes_the_check() -> None:
-    package = Path(legion_p2p.__file__).parent
     named = {
-        path.relative_to(package).as_posix()
-        for path in package.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        path.relative_to(PACKAGE).as_posix()
+        for path, tree in trees().items()
+        for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom)
         and node.module == "legion_p2p.core.wire"
         and any(a.name == "encode" for a in node.names)
