@@ -1,6 +1,7 @@
 """How much a peer sends, by what its connection carries: which of the run's codecs, and how many local steps.
 
     bits a round = pushes of what others own + updates of what this peer owns, to every other member
+                   (or, where members pass updates on, those that this peer sends, of any owner: core/forwarding)
     the best codecs are taken whose bits fit into SHARE of a round; where none do, the sparsest, and rounds become longer
 
 Of two pairs of codecs that one is better whose sparser half is denser: a model learns no more from a dense update of pushes that
@@ -34,7 +35,7 @@ class Load(msgspec.Struct, frozen=True):
     push_elements: int
     """Of the shards that others own."""
     update_elements: int
-    """Of the shards that it owns, times the members that they go to."""
+    """Of the shards of which it sends updates, times the members that it sends them to."""
 
 
 class Choice(msgspec.Struct, frozen=True):

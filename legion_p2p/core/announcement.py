@@ -13,6 +13,7 @@ from typing import Annotated
 import msgspec
 
 from legion_p2p.core.admission import MAX_REVOCATIONS_SHOWN, MAX_TOKEN_BYTES
+from legion_p2p.core.claims import MAX_NAMED
 from legion_p2p.core.coordinates import Coordinate
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS, Identity, PeerId, verify
 from legion_p2p.core.placement import MAX_WEIGHT
@@ -26,7 +27,6 @@ MAX_ANNOUNCEMENT_BYTES = 48 * 1024  # 4096 shard marks of 8 bytes and a chunk bi
 MAX_OPENED = 512  # checked announcements that are remembered: some hundred bytes each as a rule, 24 MiB at worst
 MAX_ADDRESSES = 16
 MAX_ADDRESS_CHARS = 200
-MAX_STALLED = 8  # owners that one member names: with more, most of a region stands still, and it is not their fault
 MAX_TROUBLE_CHARS = 400  # one sentence with what helps
 MAX_CIRCUITS = 10_000  # of one relay: more than a host has file descriptors for
 MARK_BYTES = 8
@@ -88,8 +88,10 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
         tuple[Annotated[bytes, msgspec.Meta(max_length=MAX_TOKEN_BYTES)], ...], msgspec.Meta(max_length=MAX_REVOCATIONS_SHOWN)
     ] = ()
     """Some of those that it knows."""
-    stalled: Annotated[tuple[_Id, ...], msgspec.Meta(max_length=MAX_STALLED)] = ()
+    stalled: Annotated[tuple[_Id, ...], msgspec.Meta(max_length=MAX_NAMED)] = ()
     """Owners that have made nothing of its contributions for too long: see `core.stalls`."""
+    avoided: Annotated[tuple[_Id, ...], msgspec.Meta(max_length=MAX_NAMED)] = ()
+    """Members that failed to pass updates on to it: see `core.forwarding`."""
     trouble: Annotated[str, msgspec.Meta(max_length=MAX_TROUBLE_CHARS)] = ""
     """Why it has nothing to push, in words for people; empty while all is well."""
     reach: Reach = Reach.UNKNOWN

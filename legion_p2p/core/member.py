@@ -5,9 +5,8 @@ from enum import Enum
 import msgspec
 
 from legion_p2p.core.announcement import Announcement, peer_of
+from legion_p2p.core.forwarding.forest import upload_step
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.reach import Reach
-from legion_p2p.core.roles import Role
 
 
 class Liveness(Enum):
@@ -39,10 +38,10 @@ class Member(msgspec.Struct, frozen=True):
         return self.liveness is not Liveness.DEAD
 
 
-def role_of(announcement: Announcement) -> tuple[bool, bool, float, str, Reach, Role, tuple[str, ...]]:
-    """What decides who owns which shard, and who is waited for."""
+def role_of(announcement: Announcement) -> tuple[object, ...]:
+    """What decides who owns which shard, who is waited for, and how updates travel."""
     a = announcement
-    return (a.ready, a.training, a.weight, a.region, a.reach, a.role, a.stalled)
+    return (a.ready, a.training, a.weight, a.region, a.reach, a.role, a.stalled, a.avoided, upload_step(a.upload_bps))
 
 
 def believed(member: Member, region: str) -> Announcement:

@@ -95,9 +95,11 @@ from legion_p2p.core.messages.shards import (
     Failure,
     GetShard,
     GetUpdates,
+    GetVersion,
     HandoverPart,
     Held,
     Inclusion,
+    Made,
     NotOwner,
     Part,
     Push,
@@ -107,6 +109,7 @@ from legion_p2p.core.messages.shards import (
     UpdateAccount,
     UpdateHeader,
     Updates,
+    UpdatesMade,
 )
 from legion_p2p.core.spliced import Bytes, Spliced
 from legion_p2p.errors import DecodeError, SelfCheckError
@@ -116,13 +119,13 @@ __all__ = [
     "MAX_HAS_CIDS", "MAX_INCLUDED", "MAX_NORM", "MAX_PAYLOAD_BYTES", "MAX_REASON_CHARS", "MAX_STEP_MEMBERS", "MAX_UNIT_PARTS",
     "MAX_UPDATES", "OTHER", "REQUESTS", "UNKNOWN", "Accusation", "AncestryQuery", "AncestryReply", "AppointUnit", "AskUnit",
     "Blocks", "Busy", "Checkpoints", "Done", "Encoded", "Equivocation", "Evidence", "Exchange", "Exchanged", "Failure",
-    "GetBlocks", "GetCheckpoints", "GetInput", "GetRuns", "GetShard", "GetSpec", "GetUpdates", "HandoverPart", "HasBlocks",
-    "Held", "HeldBlocks", "Inclusion", "InputPart", "Message", "Miscount", "NotOwner", "Omission", "Part", "Ping", "PingFor",
-    "PullUnit", "Push", "PushClaim", "PushGradient", "Pushed", "PutUnit", "Receipt", "RelayRequest", "ReplicateStep",
-    "Request", "RunSummary", "RunsFound", "ShardState", "SignedHeader", "SpecFound", "State", "SyncReply", "SyncRequest",
-    "UnitElsewhere", "UnitHeld", "UnitRole", "UnitStepped", "UnitWeights", "Unknown", "Update", "UpdateAccount",
-    "UpdateHeader", "Updates", "decode_header", "decode_request", "decode_with", "decoder_of", "encode", "encode_checked",
-    "encode_struct", "encode_to_send", "reply_types",
+    "GetBlocks", "GetCheckpoints", "GetInput", "GetRuns", "GetShard", "GetSpec", "GetUpdates", "GetVersion", "HandoverPart",
+    "HasBlocks", "Held", "HeldBlocks", "Inclusion", "InputPart", "Made", "Message", "Miscount", "NotOwner", "Omission",
+    "Part", "Ping", "PingFor", "PullUnit", "Push", "PushClaim", "PushGradient", "Pushed", "PutUnit", "Receipt",
+    "RelayRequest", "ReplicateStep", "Request", "RunSummary", "RunsFound", "ShardState", "SignedHeader", "SpecFound", "State",
+    "SyncReply", "SyncRequest", "UnitElsewhere", "UnitHeld", "UnitRole", "UnitStepped", "UnitWeights", "Unknown", "Update",
+    "UpdateAccount", "UpdateHeader", "Updates", "UpdatesMade", "decode_header", "decode_request", "decode_with", "decoder_of",
+    "encode", "encode_checked", "encode_struct", "encode_to_send", "reply_types",
 ]  # fmt: skip
 
 T = TypeVar("T")

@@ -166,6 +166,7 @@ EVENTS = (
     _error("push.refused", "An owner refused a push; its content is dropped.", "peer"),
     _event("push.non_finite", "A change holds NaN or infinity: the shard was taken back to the common model.", "shard"),
     _error("training.diverged", "Changes were not finite twice: training has diverged here, and what helps against it."),
+    _event("update.not_passed_on", "A member sent what no owner made, or nothing: no updates come by it for a while.", "peer"),
     _event("update.undelivered", "A member did not take an update; it will fetch it.", "shard version peer"),
     _event("shard.owned", "This peer became the owner of a shard.", "shard version"),
     _event("shard.handed_over", "The next owner has everything that it needs of a shard.", "shard version owner"),

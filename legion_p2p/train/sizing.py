@@ -6,6 +6,9 @@
 Sizes are those of the messages themselves (core.wire, framed as by net.wire), with bodies as large as the run's codecs make them.
 Which codecs a peer ends up with, and how many local steps, is decided by what decides it in the engine (services.pacing).
 
+Owners are taken to send their updates to all others themselves. Where members pass them on (core/forwarding), a peer that owns
+much sends less than this, and one that owns little more: all about as much as the mean one.
+
 All members are taken to train at one speed over the same connection, and to do what the one that is looked at does; they differ
 in how many shards rendezvous gives to them. Announcements are told apart. What lies below the frames (Noise, yamux, TCP, IP) is
 not counted: some per cent.

@@ -56,12 +56,12 @@ async def test_a_member_that_is_behind_asks_its_owner_again_but_not_before_it_wa
         await swarm_of(swarm, "abc")
         owner, behind, _ = roles(swarm)
         occupied = Occupied(owner, behind, times=3)
-        deliver = owner.engine.shards.owner.deliver
+        deliver = owner.engine.shards.forwarder.deliver
 
         async def lose(replica, send, update):
             return None if send.peer == behind.id else await deliver(replica, send, update)
 
-        owner.engine.shards.owner.deliver = lose
+        owner.engine.shards.forwarder.deliver = lose
         version = owner.versions()[0]
         await swarm.until(lambda: len(occupied.at_s) == 3, 60, "turned away three times")
         assert behind.versions()[0] <= version

@@ -11,6 +11,7 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import Equivocation, Update, decode_header, decode_request, encode
 from legion_p2p.services.shards.codecs import shard_codec
+from legion_p2p.services.shards.inputs import payload_digest
 from legion_p2p.sim.swarm import Swarm
 from legion_p2p.sim.swarm_peer import SimPeer
 from legion_p2p.tensor.flatten import digest
@@ -47,7 +48,8 @@ class TwoFaced:
             codec = shard_codec(self._owner.engine.spec, header.shard, header.codec)
             payload = codec.encode(0.1 * torch.randn(reference.numel(), dtype=torch.float32, device="cpu"))
             made = reference - codec.decode(payload, reference.numel())
-            raw = encode(msgspec.structs.replace(header, base_digest=digest(reference), digest=digest(made)))
+            named = payload_digest(payload)
+            raw = encode(msgspec.structs.replace(header, base_digest=digest(reference), digest=digest(made), payload=named))
             self._made[key] = Update(raw, sign_header(raw, self._owner.network.identity), payload)
             self._references[header.shard] = (header.version, made)
         return self._made[key]

@@ -32,13 +32,13 @@ async def with_one_survivor(swarm: Swarm, n: int, which: int = 0) -> tuple[SimPe
     living = [peer for peer in by_id.values() if peer is not owner]
     survivor = [peer for peer in living if peer.id != ownership.standby][which]
     await swarm.until(lambda: all_at_least(living, 3), 120, "rounds")
-    deliver = owner.engine.shards.owner.deliver
+    deliver = owner.engine.shards.forwarder.deliver
 
     async def only_to_the_survivor(replica, send, update):
         if send.peer == survivor.id:
             await deliver(replica, send, update)
 
-    owner.engine.shards.owner.deliver = only_to_the_survivor
+    owner.engine.shards.forwarder.deliver = only_to_the_survivor
     before = max(peer.versions()[0] for peer in living)
     await swarm.until(lambda: survivor.versions()[0] > before + 1, 60, "a version that only two have")
     version, digest = survivor.versions()[0], survivor.digests()[0]

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from legion_p2p.core import announcement as announcement_module
 from legion_p2p.core.announcement import (
     MAX_ANNOUNCEMENT_BYTES,
-    MAX_STALLED,
     MAX_TROUBLE_CHARS,
     Announcement,
     Mark,
@@ -20,6 +19,7 @@ from legion_p2p.core.announcement import (
     sign,
     unpack_marks,
 )
+from legion_p2p.core.claims import MAX_NAMED
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.placement import MAX_WEIGHT
 from legion_p2p.core.plan import MAX_SHARDS
@@ -129,7 +129,8 @@ def test_a_signature_on_the_bare_bytes_is_not_one_on_an_announcement() -> None:
         ("marks", "text"),
         ("chunks", b"x" * 1025),
         ("epoch", -1),
-        ("stalled", ["p"] * (MAX_STALLED + 1)),
+        ("stalled", ["p"] * (MAX_NAMED + 1)),
+        ("avoided", ["p"] * (MAX_NAMED + 1)),
         ("stalled", ["p" * 65]),
         ("trouble", "x" * (MAX_TROUBLE_CHARS + 1)),
         ("reach", "everywhere"),

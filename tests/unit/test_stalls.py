@@ -2,9 +2,10 @@
 
 import msgspec
 
-from legion_p2p.core.announcement import MAX_STALLED, Announcement
+from legion_p2p.core.announcement import Announcement
+from legion_p2p.core.claims import FIRST_CLAIM_S, MAX_CLAIM_S, MAX_CLAIMS, MAX_NAMED, TimedClaims
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.stalls import FIRST_CLAIM_S, MAX_CLAIM_S, MAX_CLAIMS, StallClaims, deposed
+from legion_p2p.core.stalls import deposed
 
 A, B, C, D = (PeerId(name) for name in "abcd")
 
@@ -39,7 +40,7 @@ def test_an_owner_that_trains_nothing_can_be_deposed() -> None:
 
 
 def test_a_claim_ends_and_lasts_twice_as_long_the_next_time() -> None:
-    claims = StallClaims()
+    claims = TimedClaims()
     now, lasted = 0.0, []
     for _ in range(9):
         assert claims.found(A, now) and not claims.found(A, now + 1.0)
@@ -55,9 +56,9 @@ def test_a_claim_ends_and_lasts_twice_as_long_the_next_time() -> None:
 
 
 def test_few_owners_are_named_and_few_remembered() -> None:
-    claims = StallClaims()
+    claims = TimedClaims()
     for i in range(3 * MAX_CLAIMS):
         claims.found(PeerId(f"p{i:04}"), 0.0)
 
-    assert len(claims.named(1.0)) == MAX_STALLED
+    assert len(claims.named(1.0)) == MAX_NAMED
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(says(A, *claims.named(1.0))), type=Announcement).stalled

@@ -55,12 +55,14 @@ from legion_p2p.core.wire import (
     GetShard,
     GetSpec,
     GetUpdates,
+    GetVersion,
     HandoverPart,
     HasBlocks,
     Held,
     HeldBlocks,
     Inclusion,
     InputPart,
+    Made,
     Message,
     Miscount,
     NotOwner,
@@ -92,6 +94,7 @@ from legion_p2p.core.wire import (
     Update,
     UpdateHeader,
     Updates,
+    UpdatesMade,
     decode_header,
     decode_request,
     encode,
@@ -118,6 +121,8 @@ REQUESTS: list[Message] = [
     GetInput("run", 1, DIGEST, 4),
     ONE_UPDATE,
     GetUpdates("run", 1, 2, DIGEST, True),
+    GetVersion("run", 1),
+    UpdatesMade("run", (Made(1, 2, 3), Made(2, 3, 4))),
     GetShard("run", 1),
     HandoverPart("run", 1, 2, DIGEST, b"payload"),
     Equivocation("run", SignedHeader(b"one", b"s" * 64), SignedHeader(b"other", b"s" * 64)),
@@ -284,6 +289,12 @@ def test_one_cut_short_or_with_something_behind_it_is_refused(message: object) -
 
 UINT32 = 0xFFFFFFFF
 COUNT = 1 << 62
+
+
+def _made(shard: int, n_bytes: int = 1) -> dict[str, int]:
+    return {"shard": shard, "version": 1, "n_bytes": n_bytes}
+
+
 STATE = {"shard": 0, "version": 1, "digest": DIGEST}
 LIMITS = [
     (
@@ -293,6 +304,12 @@ LIMITS = [
         "r" * 101,
     ),
     ("run", (Ping, Push, UpdateHeader), "r", ""),
+    ("run", (UpdatesMade, GetVersion), "r" * 100, "r" * 101),
+    ("made", (UpdatesMade,), [_made(0)] * MAX_SHARDS, [_made(0)] * (MAX_SHARDS + 1)),
+    ("made", (UpdatesMade,), [_made(MAX_SHARDS - 1)], [_made(MAX_SHARDS)]),
+    ("made", (UpdatesMade,), [_made(0, MAX_PAYLOAD_BYTES)], [_made(0, MAX_PAYLOAD_BYTES + 1)]),
+    ("shard", (GetVersion,), MAX_SHARDS - 1, MAX_SHARDS),
+    ("payload", (UpdateHeader,), DIGEST, DIGEST + b"d"),
     ("run", (PullUnit, PushGradient, ReplicateStep, PutUnit, AppointUnit, AskUnit), "r" * 100, "r" * 101),
     ("unit", (PullUnit, PushGradient, ReplicateStep, PutUnit, AppointUnit, AskUnit), MAX_SHARDS - 1, MAX_SHARDS),
     ("unit", (PullUnit, PushGradient, ReplicateStep, PutUnit, AppointUnit, AskUnit), 0, -1),

@@ -5,10 +5,12 @@ from typing import Annotated, Literal
 import msgspec
 
 from legion_p2p.core.messages.base import (
+    MAX_PAYLOAD_BYTES,
     Busy,
     CodecName,
     Count,
     Digest,
+    Done,
     Message,
     Payload,
     PeerName,
@@ -18,6 +20,7 @@ from legion_p2p.core.messages.base import (
     Version,
 )
 from legion_p2p.core.messages.members import SignedBytes
+from legion_p2p.core.plan import MAX_SHARDS
 from legion_p2p.core.round_spec import MAX_OUTER_DELAY
 from legion_p2p.core.update_norms import MAX_KNOWN
 
@@ -117,6 +120,8 @@ class UpdateHeader(msgspec.Struct, frozen=True):
     """None where the run does not watch its owners."""
     agreement: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     """How far the contributions agreed, by the owner's word: see `tensor/mean_length.py`. None: not measured."""
+    payload: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
+    """SHA-256 of the update's bytes, so that a member that passes them on need not apply them first; of older peers empty."""
 
     @property
     def averaged_fraction(self) -> float:
@@ -132,11 +137,34 @@ class Held(Message, frozen=True, tag="held"):
 
 
 class Update(Request[Held], frozen=True, tag="update"):
-    """The owner's compressed change of a shard. Answered with Held."""
+    """The owner's compressed change of a shard, from the owner or from a member that passes it on. Answered with Held."""
 
     header: Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
     signature: Annotated[bytes, msgspec.Meta(max_length=64)]
     payload: Payload
+
+
+class Made(msgspec.Struct, frozen=True):
+    """A version that an owner has made."""
+
+    shard: ShardIndex
+    version: Version
+    n_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_PAYLOAD_BYTES)]
+    """Of the update."""
+
+
+class UpdatesMade(Request[Done], frozen=True, tag="updates_made"):
+    """I have made these versions. They are on their way to you, some by way of other members. Answered with Done."""
+
+    run: RunId
+    made: Annotated[tuple[Made, ...], msgspec.Meta(max_length=MAX_SHARDS)]
+
+
+class GetVersion(Request[Held], frozen=True, tag="get_version"):
+    """What do you hold of the shard? Answered with Held."""
+
+    run: RunId
+    shard: ShardIndex
 
 
 class Updates(Message, frozen=True, tag="updates"):

@@ -6,12 +6,15 @@
 
     CURRENT  -> BEHIND    the owner announces another chain than ours, or has been ahead of us for `announce_s`;
                           or this peer owns the shard, and a member announces a newer version;
-                          or an update, a push or an answer shows that something is missing here
+                          or an update, a push or an answer shows that something is missing here;
+                          or a version that was promised does not come (core/forwarding/overdue.py)
     BEHIND   -> FETCHING  `Fetch` is carried out
     FETCHING -> CURRENT   the answer has come, or none
 
 A peer whose claim came to nothing is left alone for a while, twice as long each time. A member follows the owner that rendezvous
 names; an owner follows only what it can check: `may_make`.
+
+While a version is promised, the owner's word that it has it is no reason to ask for it: its bytes would be paid for twice.
 
 Never happens: two fetches at a time; a peer that lies about being ahead is asked more often than its pauses allow, or keeps an
 honest one from being asked.
@@ -25,6 +28,7 @@ import msgspec
 
 from legion_p2p.core.announcement import Mark
 from legion_p2p.core.chain import Chain
+from legion_p2p.core.forwarding.overdue import FetchFrom, Inquire, Overdue
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.shard.events import Advanced, Owners
@@ -35,6 +39,9 @@ from legion_p2p.core.shard.follower_events import (
     Event,
     Fetch,
     FetchEnded,
+    Inquired,
+    NotComing,
+    Promised,
     Shown,
     TurnedAway,
     Unreachable,
@@ -49,12 +56,6 @@ class FollowerState(Enum):
     CURRENT = "current"
     BEHIND = "behind"
     FETCHING = "fetching"
-
-
-# events
-
-
-# effects
 
 
 class _Claim(msgspec.Struct):
@@ -82,6 +83,10 @@ class Follower:
         self._behind_since: float | None = None
         """When the owner was first seen ahead of the version that is held."""
         self._deadline: float | None = None
+        self._overdue = Overdue()
+        self._inquiry: Inquire | None = None
+        self._within_s: float | None = None
+        """How long the source may take at least."""
 
     @property
     def is_behind(self) -> bool:
@@ -105,6 +110,12 @@ class Follower:
             case Shown(peer, proved):
                 if proved or self._not_before(peer) <= now:
                     self._follow(peer)
+            case Promised(promise):
+                self._overdue.promised(promise)
+            case NotComing(promise):
+                self._overdue.failed(promise, now)
+            case Inquired(peer, version):
+                self._overdue.answered(peer, version, now)
             case Advanced():
                 self._advanced()
             case AskBegun(peer):
@@ -117,6 +128,8 @@ class Follower:
                 self._pause(peer, now + retry_s, 0.0)
                 self._ended(peer)
             case Unreachable(peer):
+                if peer == self.source:
+                    self._overdue.unreachable(now)
                 self._pause(peer, now + self._announce_s, 0.0)
                 self._ended(peer)
         self._look(now)
@@ -130,7 +143,12 @@ class Follower:
         if self.state is not FollowerState.BEHIND or self.source is None:
             return None
         self.state = FollowerState.FETCHING
-        return Fetch(self.source)
+        return Fetch(self.source, self._within_s)
+
+    def poll_inquiry(self) -> Inquire | None:
+        """The peer to ask which version it has; None: nobody. That needs no turn."""
+        asked, self._inquiry = self._inquiry, None
+        return asked
 
     def next_deadline(self) -> float | None:
         """When `handle_timeout` has something to do; None while only an event changes anything."""
@@ -139,7 +157,7 @@ class Follower:
     def forget(self) -> None:
         """This peer is in another region: what members here claimed counts no longer."""
         self._claims.clear()
-        self._behind_since = None
+        self._behind_since, self._overdue = None, Overdue()
         if self.state is FollowerState.BEHIND:
             self.state, self.source = FollowerState.CURRENT, None
 
@@ -171,12 +189,18 @@ class Follower:
         self._deadline = None
         if self.state is not FollowerState.CURRENT:
             return
+        match self._overdue.look(self._chain.version, now):
+            case Inquire() as asked:
+                self._inquiry = asked
+            case FetchFrom(source, within_s):
+                self._follow(source, within_s)
+                return
+        deadline = self._overdue.next_deadline()
         if self._owner == self._me:
             claims = sorted(self._claims.items(), key=lambda item: (item[1].pause_s, item[0]))
         else:
             claim = None if self._owner is None else self._claims.get(self._owner)
             claims = [] if claim is None or self._owner is None else [(self._owner, claim)]
-        deadline = None
         for peer, claim in claims:
             counts_from = self._counts_from(claim.mark, now)
             if counts_from is None or peer in self._patient:
@@ -205,11 +229,13 @@ class Follower:
             return None
         if self._behind_since is None or self._behind_at != self._chain.version:
             self._behind_at, self._behind_since = self._chain.version, now
-        return self._behind_since + self._announce_s
+        promise, overdue_at = self._overdue.promise, self._overdue.next_deadline()
+        is_promised = promise is not None and mark.version <= promise.version
+        return max(self._behind_since + self._announce_s, overdue_at or 0.0 if is_promised else 0.0)
 
-    def _follow(self, peer: PeerId) -> None:
+    def _follow(self, peer: PeerId, within_s: float | None = None) -> None:
         if self.state is not FollowerState.FETCHING and peer != self._me:
-            self.state, self.source = FollowerState.BEHIND, peer
+            self.state, self.source, self._within_s = FollowerState.BEHIND, peer, within_s
 
     def _fetched(self, peer: PeerId, came_forward: bool, trusted: bool, now: float) -> None:
         claim = self._claims.get(peer)

@@ -3,6 +3,7 @@
 import msgspec
 
 from legion_p2p.core.announcement import Mark
+from legion_p2p.core.forwarding.overdue import Promise
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.shard.events import Shared
 
@@ -56,10 +57,31 @@ class Unreachable(msgspec.Struct, frozen=True):
     peer: PeerId
 
 
+class Promised(msgspec.Struct, frozen=True):
+    """The owner has made a version, and it is on its way."""
+
+    promise: Promise
+
+
+class NotComing(msgspec.Struct, frozen=True):
+    """What should send this will not: it has sent something else."""
+
+    promise: Promise
+
+
+class Inquired(msgspec.Struct, frozen=True):
+    """What `peer` answered that was asked which version it has; None: nothing."""
+
+    peer: PeerId
+    version: int | None
+
+
 class Fetch(msgspec.Struct, frozen=True):
     """Ask this peer for what is missing here; then `FetchEnded`, `TurnedAway` or `Unreachable`."""
 
     peer: PeerId
+    within_s: float | None = None
+    """How long it may take at least; None: as long as it takes others."""
 
 
-Event = Shared | Announced | Shown | AskBegun | AskEnded | FetchEnded | TurnedAway | Unreachable
+Event = Shared | Announced | Shown | Promised | NotComing | Inquired | AskBegun | AskEnded | FetchEnded | TurnedAway | Unreachable

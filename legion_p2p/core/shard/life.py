@@ -11,6 +11,7 @@ is taken over while it is still being handed over.
 """
 
 from legion_p2p.core.chain import Chain
+from legion_p2p.core.forwarding.overdue import Inquire
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round import RoundConfig
 from legion_p2p.core.shard import follower_events, owner, push_events
@@ -21,7 +22,7 @@ from legion_p2p.core.shard.owner import Owner
 from legion_p2p.core.shard.push import PushQueue, PushState
 from legion_p2p.core.shard.stall import Stalled, StallWatch
 
-Effect = push_events.Effect | Stalled | follower_events.Fetch | owner.Effect
+Effect = Inquire | push_events.Effect | Stalled | follower_events.Fetch | owner.Effect
 Job = follower_events.Fetch | owner.Effect
 """What is done one at a time."""
 
@@ -58,7 +59,7 @@ class ShardLife:
 
     def poll(self) -> Effect | None:
         """The next thing to do; None when there is nothing, or it has to wait until `done`."""
-        effect = self.push.poll() or self.stall.poll()
+        effect = self.push.poll() or self.stall.poll() or self.follower.poll_inquiry()
         if effect is not None or self.doing is not None:
             return effect
         job: Job | None = None if self.owner.has_to_change else self.follower.poll()

@@ -12,6 +12,8 @@
 
 Never happens: a round is open while another state than OWNER holds; a round closes while a newer version is being fetched; two
 updates of one version are sent; more than MAX_UPDATES_IN_FLIGHT updates are on their way to one member.
+
+A peer may send updates of other owners as well, which it passes on (core/forwarding): to whom is decided here too.
 """
 
 from collections import Counter
@@ -146,6 +148,7 @@ class Owner:
                 self.state = OwnerState.NOT_OWNER
                 self._settle()
             case Advanced(version, _, included, followed):
+                self._sent = min(self._sent, version + MAX_UPDATES_IN_FLIGHT)
                 if self.round is not None:
                     self.round.advanced(version, included)
                 self._given_up = ()
@@ -201,16 +204,27 @@ class Owner:
         if self.round is not None:
             self.round.refused(peer, reason[:MAX_REASON_CHARS])
 
-    def publish(self, version: int, members: Sequence[PeerId]) -> tuple[SendUpdate, ...]:
-        """The members to send the update that made this version; `members`: all that should have it. A member that keeps up, or
-        that the others wait for, is sent it; the rest fetches."""
-        if version <= self._sent:
+    def has_sent(self, version: int) -> bool:
+        """`publish` was asked about this version, or a later one."""
+        return version <= self._sent
+
+    def publish(
+        self, version: int, members: Sequence[PeerId], receivers: Sequence[PeerId] | None = None
+    ) -> tuple[SendUpdate, ...]:
+        """Whom to send the update that makes this version, as its owner or because it is passed on; nobody, if that was asked
+        before. `members`: all that should have it. `receivers`: those of them that this peer should send it to; None: all."""
+        if self.has_sent(version):
             return ()
         self._sent = version
-        first = self._chain.first(members)
         self._held = {peer: self._held[peer] for peer in members if peer in self._held}
+        return self.send_also(version, members, members if receivers is None else receivers)
+
+    def send_also(self, version: int, members: Sequence[PeerId], receivers: Sequence[PeerId]) -> tuple[SendUpdate, ...]:
+        """The same, for receivers of a peer that does not pass it on. A member that keeps up, or that the others wait for, is
+        sent it; the rest fetches."""
+        first = self._chain.first(members)
         sends = []
-        for peer in members:
+        for peer in receivers:
             goes_first = peer in first
             if peer == self._me or self._in_flight[peer] >= (MAX_UPDATES_IN_FLIGHT if goes_first else 1):
                 continue

@@ -6,7 +6,10 @@ import msgspec
 
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.eligible import Eligible, eligible
+from legion_p2p.core.forwarding.forest import Forwarder, upload_step
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.reach import Reach
+from legion_p2p.core.roles import Role
 from legion_p2p.core.stalls import deposed
 
 
@@ -18,6 +21,8 @@ class Roles(msgspec.Struct, frozen=True):
     training: tuple[PeerId, ...] = ()
     deposed: frozenset[PeerId] = frozenset()
     """Those that own nothing now, because they made nothing of what they owned, or two different updates of one version."""
+    forwarders: tuple[Forwarder, ...] = ()
+    """Those that hold the model, as they count for the ways of updates."""
 
     def renewed(self, run: str, announcements: Sequence[Announcement], region: str, excluded: frozenset[PeerId]) -> "Roles":
         """The present roles. What has not changed is the same object, so that others see at once what changed."""
@@ -26,12 +31,21 @@ class Roles(msgspec.Struct, frozen=True):
         owners = eligible(run, region, [a for a in here if peer_of(a) not in out])
         ready = tuple(peer_of(a) for a in here if a.ready)
         training = tuple(peer_of(a) for a in here if a.training)
+        forwarders = tuple(forwarder_of(a) for a in here if a.ready)
         return Roles(
             self.eligible if owners == self.eligible else owners,
             self.ready if ready == self.ready else ready,
             self.training if training == self.training else training,
             out,
+            self.forwarders if forwarders == self.forwarders else forwarders,
         )
+
+
+def forwarder_of(announcement: Announcement) -> Forwarder:
+    """A member, as it counts for the ways of updates."""
+    a = announcement
+    can_be_dialed = a.role is not Role.CLIENT and a.reach is not Reach.RELAYED
+    return Forwarder(peer_of(a), upload_step(a.upload_bps), can_be_dialed, tuple(PeerId(peer) for peer in a.avoided))
 
 
 class RegionRoles:

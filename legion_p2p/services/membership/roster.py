@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from legion_p2p.core.announcement import Announcement
 from legion_p2p.core.eligible import Eligible
 from legion_p2p.core.evidence import EvidenceBook
+from legion_p2p.core.forwarding.forest import Forwarder
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.member import Liveness, Member, believed, role_of
 from legion_p2p.core.membership import Membership
@@ -50,6 +51,10 @@ class Roster:
     def training(self, region: str) -> tuple[PeerId, ...]:
         """Those in `region` that train now. The same object until that changes."""
         return self._roles_in(region).training
+
+    def forwarders(self, region: str) -> tuple[Forwarder, ...]:
+        """Those in `region` that hold the model, as they count for the ways of updates. The same object until that changes."""
+        return self._roles_in(region).forwarders
 
     def is_deposed(self, peer: PeerId) -> bool:
         """It owns nothing, because it made no progress with what it owned, or made two things of it."""

@@ -66,7 +66,8 @@ class Pacer:
                 self._shards.states.push_codec = cost.name
 
     def _load(self, others: "list[Announcement]") -> Load:
-        """Updates to members that do not go first take up only what is left over: see core.contribution."""
+        """Updates to members that do not go first take up only what is left over: see core.contribution. Where members pass
+        updates on, what this peer passes on counts as well (core.forwarding)."""
         owned = {shard: self._shards.plan.size(shard) for shard in self._shards.owned()}
         here = [a for a in others if a.region == self._shards.region]
         followers = [peer_of(a) for a in here if a.ready]
@@ -75,6 +76,9 @@ class Pacer:
         for shard, size in owned.items():
             n_first = len(self._shards.replicas[shard].chain.first([me, *followers]) - {me})
             n_updates += size * recipients(n_first, len(followers), len(here) - len(followers))
+        copies = self._shards.forwarder.copies_in_a_round()
+        if copies is not None:
+            n_updates = round(copies * self._shards.plan.numel / self._shards.plan.n_shards)
         return Load(self._shards.plan.numel - sum(owned.values()) if followers else 0, n_updates)
 
 

@@ -64,6 +64,7 @@ def describe(run: ActiveRun) -> Announcement:
         token=run.ctx.config.token,
         revocations=run.members.access.revocations(),
         stalled=run.shards.stalls.named(trio.current_time()),
+        avoided=run.shards.forwarder.avoided(),
         trouble=progress.trouble[:MAX_TROUBLE_CHARS],
         reach=run.reach.now(),
         role=run.role,

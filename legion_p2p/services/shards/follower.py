@@ -4,6 +4,7 @@ Which peers to believe is decided in core/shard/follower.py.
 """
 
 import random
+from dataclasses import dataclass
 from itertools import chain
 
 import trio
@@ -30,6 +31,7 @@ from legion_p2p.errors import (
     TooLongError,
 )
 from legion_p2p.services.context import PeerContext
+from legion_p2p.services.shards.inputs import payload_digest
 from legion_p2p.services.shards.replica import Replica, advance
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
 from legion_p2p.tensor import codec
@@ -42,6 +44,25 @@ MAX_MISSED = 256  # versions for which a whole shard may differ: a made-up versi
 MAX_BUSY_ANSWERS = 60  # in a row, to one question: a minute and more
 
 
+@dataclass(frozen=True, eq=False)
+class ReceivedUpdate:
+    """An update of another owner that came here."""
+
+    replica: Replica
+    header: UpdateHeader
+    update: Update
+    sender: PeerId | None
+    """None: this peer had asked for it."""
+
+
+@dataclass(frozen=True, eq=False)
+class AlteredUpdate:
+    """What a member sent in the place of an update."""
+
+    replica: Replica
+    sender: PeerId
+
+
 class FollowService:
     """Follows updates, and fetches what is missing."""
 
@@ -52,6 +73,10 @@ class FollowService:
         self._states = states
         self.contradicted: Observers[tuple[Update, Update]] = Observers()
         """Told of an update that does not fit, and of the one of that version that is held here."""
+        self.received: Observers[ReceivedUpdate] = Observers()
+        """Told of each update that is what its owner made, before it is applied; of one that was asked for, after that."""
+        self.altered: Observers[AlteredUpdate] = Observers()
+        """Told of each that is not what its owner made."""
         self._restless: set[int] = set()
         """Shards of which another member claims to have a newer version, or did a moment ago."""
         self._allowed_codecs = ctx.spec.round.allowed_update_codecs()
@@ -61,17 +86,32 @@ class FollowService:
     async def on_update(self, peer: PeerId, message: Update) -> Held:
         """Take over an update. Raises: LegionError, to be sent back."""
         header = self.open_update(message)
-        replica = self._states.replica(header.shard)
-        if header.owner != peer:
-            raise DecodeError(f"update of {header.owner} sent by {peer}")
+        replica, maker = self._states.replica(header.shard), PeerId(header.owner)
         self._states.must_be_member(peer)
-        if not self._may_make(replica, peer):
-            raise NetworkError(f"shard {header.shard}: {peer} does not own it, as far as I know")
+        if not self.may_make(replica, maker):
+            raise NetworkError(f"shard {header.shard}: {maker} does not own it, as far as I know")
+        await self._check_bytes(replica, header, message, peer)
+        self.received.tell(ReceivedUpdate(replica, header, message, peer))
         # The lock is granted in order of arrival, so updates that came in order are judged in order.
-        step = await self._apply(replica, header, message)
-        if step is Step.BEHIND or (step is Step.FORKED and peer == self._states.ownership(replica.shard).owner):
-            self._tell(replica, follower_events.Shown(peer, proved=True))
+        try:
+            step = await self._apply(replica, header, message)
+        except DecodeError as bad:
+            if maker == peer:
+                raise
+            self._messenger.report(maker, f"bad update: {bad}")  # it signed the digest of these very bytes
+            raise NetworkError(f"update of {maker}: {bad}") from bad
+        if step is Step.BEHIND or (step is Step.FORKED and maker == self._states.ownership(replica.shard).owner):
+            self._tell(replica, follower_events.Shown(peer if step is Step.BEHIND else maker, proved=True))
         return Held(replica.chain.version, replica.chain.digest)
+
+    async def _check_bytes(self, replica: Replica, header: UpdateHeader, update: Update, sender: PeerId) -> None:
+        """Raises: DecodeError, where they are not those that the owner signed. The sender is to blame: it should look before it
+        passes anything on."""
+        if not header.payload and header.owner == sender:
+            return  # of an older version; applying it shows whether it is right
+        if header.payload != await self._states.compute(replica.numel, payload_digest, update.payload):
+            self.altered.tell(AlteredUpdate(replica, sender))
+            raise DecodeError(f"update of {header.owner} sent by {sender}: the bytes are not those that its owner signed")
 
     def open_update(self, message: Update) -> UpdateHeader:
         """Its header, checked. Raises: DecodeError, IncompatibleModelError."""
@@ -207,6 +247,10 @@ class FollowService:
         mark = None if announced is None else mark_at(announced.announcement.marks, replica.shard)
         return mark is None or replica.chain.holds(mark) is not True
 
+    async def fetch_what_is_promised(self, replica: Replica, peer: PeerId, within_s: float | None) -> None:
+        """`fetch`, of which it is known how long it may take at least."""
+        await self.fetch(replica, peer, within_s=max(CLAIM_DEADLINE_S, within_s or 0.0))
+
     async def fetch_patiently(
         self, replica: Replica, peer: PeerId, *, log_only: bool = False, trusted: bool = False, within_s: float = CLAIM_DEADLINE_S
     ) -> None:
@@ -231,7 +275,7 @@ class FollowService:
         cost nothing, so a majority may be silent liars. Returns when to come again, if `peer` is busy.
         """
         states = self._states
-        known = trusted or self._may_make(replica, peer)
+        known = trusted or self.may_make(replica, peer)
         is_held = self._holds_what_most_hold(replica, peer)
         is_common = trusted or is_held
         trusted = known or is_held
@@ -281,12 +325,16 @@ class FollowService:
             header = self.open_update(update)
             if header.shard != replica.shard:
                 raise DecodeError(f"asked for updates of shard {replica.shard}, got one of {header.shard}")
-            if not trusted and not self._may_make(replica, PeerId(header.owner)):
+            if not trusted and not self.may_make(replica, PeerId(header.owner)):
                 break
-            if await self._apply(replica, header, update, is_common=is_common) not in (Step.APPLY, Step.KNOWN):
+            step = await self._apply(replica, header, update, is_common=is_common)
+            if step not in (Step.APPLY, Step.KNOWN):
                 break
+            if step is Step.APPLY:
+                self.received.tell(ReceivedUpdate(replica, header, update, None))
 
-    def _may_make(self, replica: Replica, peer: PeerId) -> bool:
+    def may_make(self, replica: Replica, peer: PeerId) -> bool:
+        """Whether versions that `peer` made are followed."""
         owners = self._states.ownership(replica.shard)
         owner = None if owners.owner is None else self._states.members.table.get(owners.owner)
         is_alive = owner is not None and owner.liveness is Liveness.ALIVE

@@ -1,4 +1,4 @@
-"""Between an owner and its members: collecting pushes, closing rounds, publishing updates, taking over.
+"""Between an owner and its members: collecting pushes, closing rounds, taking over. Updates are sent by forwarder.py.
 
 Decided in core/shard/owner.py and core/round.py.
 """
@@ -15,18 +15,15 @@ from legion_p2p.core.evidence import sign_header
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.messages.shards import MAX_FAILED_NAMED
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
-from legion_p2p.core.priority import Priority
 from legion_p2p.core.receipts import sign_receipt
 from legion_p2p.core.round import Closed, Contribution, Verdict
 from legion_p2p.core.shard import follower_events, owner, push_events
-from legion_p2p.core.shard.owner import SendUpdate, survivors_to_ask
+from legion_p2p.core.shard.owner import survivors_to_ask
 from legion_p2p.core.shard.push_events import Packed
 from legion_p2p.core.wire import (
     MAX_COUNT,
     MAX_INCLUDED,
-    Encoded,
     Failure,
-    Held,
     Inclusion,
     NotOwner,
     Push,
@@ -40,6 +37,7 @@ from legion_p2p.core.wire import (
 from legion_p2p.errors import CodecError, DecodeError, NetworkError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.shards.follower import FollowService
+from legion_p2p.services.shards.forwarder import ForwardService
 from legion_p2p.services.shards.inputs import RoundInputs, SignedPush, payload_digest
 from legion_p2p.services.shards.recount import account_of
 from legion_p2p.services.shards.replica import Body, Combined, Replica, combine_arrived
@@ -54,13 +52,16 @@ TAIL_S = 2.0  # to collect what a dead owner published last, before going on fro
 class OwnerService:
     """Owns the shards that rendezvous gives to this peer."""
 
-    def __init__(self, ctx: PeerContext, states: ShardStates, follower: FollowService, witness: StandbyWatch) -> None:
+    def __init__(
+        self, ctx: PeerContext, states: ShardStates, follower: FollowService, forwarder: ForwardService, witness: StandbyWatch
+    ) -> None:
         self._identity: Identity = ctx.identity
         self._events = ctx.events
         self._rng: random.Random = ctx.rng
         self._rounds = ctx.spec.round
         self._states = states
         self._follower = follower
+        self._forwarder = forwarder
         self._witness = witness
 
     # taking over
@@ -216,6 +217,7 @@ class OwnerService:
                 replica.norms.owners_longest if self._states.bounds_updates else None,
             )
             header = self._header(replica, closed, result, name)
+            tree = self._forwarder.tree_of(replica, header.version, states.me, len(result.payload or b""))
             before = replica.owner_residual, replica.outer
             replica.owner_kept, replica.outer = result.owner_residual, result.outer
             # What two copies give each other must not change on the way, and others compute what a watched owner has.
@@ -238,7 +240,7 @@ class OwnerService:
             replica.life.owner.made_tokens += header.tokens
             made = await states.to_hold(result.reference)
             states.accept(replica, header, await states.shelved(update, replica.numel), made, result.norm)
-        self._publish(replica, update, header)
+        self._forwarder.publish(replica, update, header.version, tree)
 
     def _header(self, replica: Replica, closed: Closed, result: Combined, codec_name: str) -> UpdateHeader:
         used = tuple(c for c in closed.contributions if c.peer in result.used)
@@ -256,30 +258,8 @@ class OwnerService:
             min(closed.expected, MAX_INCLUDED),
             min(sum(c.tokens for c in used), MAX_COUNT),
             agreement=result.agreement,
+            payload=b"" if result.payload is None else payload_digest(result.payload),
         )
-
-    # publishing
-
-    def _publish(self, replica: Replica, update: Update, header: UpdateHeader) -> None:
-        nursery = self._states.nursery
-        if nursery is None:
-            return
-        encoded = Encoded(update)
-        for send in replica.life.owner.publish(header.version, self._states.members.roster.ready(self._states.region)):
-            nursery.start_soon(self.deliver, replica, send, encoded)
-
-    async def deliver(self, replica: Replica, send: SendUpdate, update: Encoded[Held]) -> None:
-        """Send an update to a member."""
-        priority = Priority.ROUND if send.goes_first else Priority.CATCH_UP
-        holds: int | None = None
-        try:
-            holds = (await self._states.rpc.ask(send.peer, update, priority, within_s=TRANSFER_DEADLINE_S)).version
-        except NetworkError:
-            # It learns from announcements that it is behind, and fetches.
-            if not self._states.reachability.is_cut_off():
-                self._events.emit("update.undelivered", shard=replica.shard, version=send.version, peer=send.peer)
-        finally:
-            replica.life.owner.handle(owner.Delivered(send.peer, holds), trio.current_time())
 
     def _tell(self, replica: Replica, event: owner.Event) -> None:
         replica.life.owner.handle(event, trio.current_time())

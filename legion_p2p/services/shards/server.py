@@ -15,6 +15,8 @@ from legion_p2p.core.wire import (
     Busy,
     GetShard,
     GetUpdates,
+    GetVersion,
+    Held,
     ShardState,
     State,
     Updates,
@@ -58,6 +60,11 @@ class ShardServer:
             n_bytes = 4 * replica.numel if whole else 0
         priority = Priority.ROUND if goes_first else self._priority_of(peer)
         return await self._slots.give(peer, n_bytes, answer, priority)
+
+    async def on_get_version(self, peer: PeerId, message: GetVersion) -> Held:
+        """What is held of a shard. Raises: LegionError, to be sent back."""
+        chain = self._states.replica(message.shard).chain
+        return Held(chain.version, chain.digest)
 
     async def on_get_shard(self, peer: PeerId, message: GetShard) -> ThrottledReply[ShardState] | Busy:
         """A shard whole. Raises: LegionError, to be sent back."""

@@ -15,6 +15,8 @@ import trio
 from legion_p2p.concurrency.at_once import run_at_once
 from legion_p2p.concurrency.nurseries import TaskStatus
 from legion_p2p.core.announcement import Announcement, peer_of
+from legion_p2p.core.claims import TimedClaims
+from legion_p2p.core.forwarding.overdue import Inquire
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.member import Changed, Liveness
 from legion_p2p.core.priority import Priority
@@ -22,13 +24,13 @@ from legion_p2p.core.shard import follower_events, life, owner, push_events
 from legion_p2p.core.shard.agenda import Agenda
 from legion_p2p.core.shard.events import Gone
 from legion_p2p.core.shard.stall import Stalled
-from legion_p2p.core.stalls import StallClaims
 from legion_p2p.core.wire import (
     AncestryQuery,
     Equivocation,
     GetInput,
     GetShard,
     GetUpdates,
+    GetVersion,
     HandoverPart,
     Message,
     Miscount,
@@ -36,6 +38,7 @@ from legion_p2p.core.wire import (
     Push,
     Request,
     Update,
+    UpdatesMade,
 )
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
@@ -43,6 +46,7 @@ from legion_p2p.services.rpc import Scope
 from legion_p2p.services.shards.equivocation import EquivocationWatch
 from legion_p2p.services.shards.evidence import EvidenceService
 from legion_p2p.services.shards.follower import FollowService
+from legion_p2p.services.shards.forwarder import ForwardService
 from legion_p2p.services.shards.handover import HandoverService
 from legion_p2p.services.shards.input_exchange import InputExchange
 from legion_p2p.services.shards.mailbox import Mailbox
@@ -65,13 +69,14 @@ class ShardService:
     def __init__(self, ctx: PeerContext, members: MemberService, mailbox: Mailbox) -> None:
         self.states = ShardStates(ctx, members, mailbox)
         self.follower = FollowService(ctx, self.states)
+        self.forwarder = ForwardService(ctx, self.states, self.follower)
         self.handover = HandoverService(ctx, self.states, self.follower)
         self.exchange = InputExchange(ctx, self.states)
         self.evidence = EvidenceService(ctx, self.states, self.exchange)
         self.equivocation = EquivocationWatch(ctx, self.states, self.follower, self.evidence)
         self.receipts = Receipts(ctx, self.states, self.evidence)
         self.witness = StandbyWatch(ctx, self.states, self.evidence, self.exchange)
-        self.owner = OwnerService(ctx, self.states, self.follower, self.witness)
+        self.owner = OwnerService(ctx, self.states, self.follower, self.forwarder, self.witness)
         self.pusher = PushService(ctx, self.states, self.receipts, self.owner.submit)
         self.server = ShardServer(ctx, self.states)
         self.run = ctx.run
@@ -90,7 +95,7 @@ class ShardService:
         self.sync_all = self.follower.sync_all
         self.adopt_region = self.follower.adopt_region
         self.hand_over_all = self.handover.hand_over_all
-        self.stalls = StallClaims()
+        self.stalls = TimedClaims()
         self._events = ctx.events
         self._members = members
         self._agenda = Agenda()
@@ -105,7 +110,9 @@ class ShardService:
         """Answer all requests about shards from now on."""
         scope.on(Push, self.owner.on_push)
         scope.on(Update, self.follower.on_update)
+        scope.on(UpdatesMade, self.forwarder.on_updates_made)
         scope.on(GetUpdates, self.server.on_get_updates)
+        scope.on(GetVersion, self.server.on_get_version)
         scope.on(GetShard, self.server.on_get_shard)
         scope.on(AncestryQuery, self.server.on_ancestry_query)
         scope.on(HandoverPart, self.handover.on_handover)
@@ -254,8 +261,10 @@ class ShardService:
                 self.pusher.ask_for_included(replica, peer)
             case Stalled(stalled):
                 self._note_stalled(replica, stalled)
-            case follower_events.Fetch(peer):
-                self._start(self._do, replica, self.follower.fetch, peer)
+            case Inquire(peer):
+                self._start(self.forwarder.inquire, replica, peer)
+            case follower_events.Fetch(peer, within_s):
+                self._start(self._do, replica, self.follower.fetch_what_is_promised, peer, within_s)
             case owner.Claim():
                 self._start(self._do, replica, self.owner.claim)
             case owner.Release():

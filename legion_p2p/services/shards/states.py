@@ -181,6 +181,11 @@ class ShardStates:
         """Owner and standby in this region, by the members known now."""
         return self._owners[shard]
 
+    @property
+    def owners(self) -> tuple[Ownership, ...]:
+        """`ownership` of all shards. The same object until that changes."""
+        return self._owners
+
     def owned(self) -> list[int]:
         """The shards that this peer owns."""
         return self.owned_by(self.me)

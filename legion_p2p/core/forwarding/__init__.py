@@ -1,0 +1,1 @@
+"""How an update reaches all members of a region: passed on along a tree that nobody arranges."""
