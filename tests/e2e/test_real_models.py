@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fork_server import ForkServer
 from processes import ROOT, Process
 
 pytest.importorskip("transformers", reason="transformers is not installed")
@@ -35,15 +36,15 @@ def run(folder: Path, words: list[str], **instead: str) -> str:
     return done.stdout
 
 
-def peer(folder: Path, words: list[str], *more: str, **instead: str) -> Process:
+def peer(folder: Path, forks: ForkServer, words: list[str], *more: str, **instead: str) -> Process:
     here = {name: str(folder / name) for name in ("books-8k", "store", "store-2")} | {
         "hf:model.json": f"hf:{folder / 'model.json'}"
     }
     quiet = ("--json", "--no-status", "--threads", "1", "--identity", "none", "--device", "cpu")
-    return Process(*arguments(words, **{**here, "2000": "40", **instead}), *quiet, *more)
+    return Process(*arguments(words, **{**here, "2000": "40", **instead}), *quiet, *more, forks=forks)
 
 
-def test_from_a_folder_of_text_to_a_model_that_transformers_loads(tmp_path: Path) -> None:
+def test_from_a_folder_of_text_to_a_model_that_transformers_loads(tmp_path: Path, forks: ForkServer) -> None:
     install, prepare, show, dry_run, create, join, list_, export, use, sharded = COMMANDS
     (tmp_path / "books").mkdir()
     for i in range(20):
@@ -57,10 +58,10 @@ def test_from_a_folder_of_text_to_a_model_that_transformers_loads(tmp_path: Path
     dataset = run(tmp_path, show).split()[2]
     assert "parameters" in run(tmp_path, dry_run)
     try:
-        peers.append(peer(tmp_path, create, "--wait-for-members", "2", "--listen", "/ip4/127.0.0.1/tcp/0"))
+        peers.append(peer(tmp_path, forks, create, "--wait-for-members", "2", "--listen", "/ip4/127.0.0.1/tcp/0"))
         command = shlex.split(peers[0].wait_for("run.join_with")["command"])
         address = command[command.index("--initial-peers") + 1]
-        peers.append(peer(tmp_path, join, "--listen", "/ip4/127.0.0.1/tcp/0", ADDR=address))
+        peers.append(peer(tmp_path, forks, join, "--listen", "/ip4/127.0.0.1/tcp/0", ADDR=address))
         ends = [each.wait_for("peer.left") for each in peers]
     finally:
         for each in peers:
