@@ -90,7 +90,7 @@ class Scene:
         self.n_disk = 0
         self.fails: Exception | None = None
         own = Announcement(ME.peer_id, run, addresses=("/ip4/127.0.0.1/tcp/1",), ready=True)
-        members: Any = SimpleNamespace(everyone=lambda: [own])
+        members: Any = SimpleNamespace(roster=SimpleNamespace(everyone=lambda: [own]))
         events = Events()
         events.add_sink(self.events.append)
         messenger: Any = None
