@@ -184,7 +184,10 @@ def test_a_model_of_ones_own_trains_in_a_notebook_where_an_asyncio_loop_runs(
 
 
 def test_no_example_is_left_out() -> None:
-    mine = "".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("test_examples.py", "run_notebook.py"))
+    mine = "".join(
+        (Path(__file__).parent / name).read_text(encoding="utf-8")
+        for name in ("test_examples.py", "test_ranks.py", "run_notebook.py")
+    )
 
     left_out = [path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb") and path.name not in mine]
 

@@ -5,21 +5,21 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from fork_server import ForkServer
+from processes import HERE, Process
+from torch import Tensor
 
 import legion_p2p as legion
 from legion_p2p.errors import UsageError
-from legion_p2p.tensor.flatten import digest
+from tests.small_models import gpt2, linear, parameters_digest, squares
 
 PEER = legion.Peer(listen="/ip4/127.0.0.1/tcp/0", status=False, lan=False, port_mapping=False)
-WIDTH = 6
 
 
 def needs(library: str) -> pytest.MarkDecorator:
@@ -27,77 +27,47 @@ def needs(library: str) -> pytest.MarkDecorator:
 
 
 class Other:
-    """A peer that created the run, and trains in a thread until it is told to finish."""
+    """A peer in a process of its own, which created the run and trains until it is told to end."""
 
-    def __init__(self, model: nn.Module, loss_of: Callable[[nn.Module], Tensor]) -> None:
-        run = legion.NewRun(f"integrations/{time.time_ns()}", rounds=legion.Rounds(local_steps=2))
-        self.model = model
-        self.opt = legion.Optimizer(torch.optim.SGD(model.parameters(), lr=0.01), model, run, peer=PEER)
-        self.run, self.contacts = run.name, self.opt.status.addresses
-        self.digest = ""
-        self._loss_of = loss_of
-        self._may_end = threading.Event()
-        self._thread = threading.Thread(target=self._train)
-        self._thread.start()
+    def __init__(self, kind: str, forks: ForkServer) -> None:
+        self.run = f"integrations/{time.time_ns()}"
+        self.process = Process(str(HERE / "other_peer.py"), kind, self.run, forks=forks)
+        self.contacts: list[str] = []
+        self.said: dict[str, Any] = {}
 
-    def _train(self) -> None:
-        while not self._may_end.is_set():
-            self.opt.zero_grad()
-            self._loss_of(self.model).backward()
-            self.opt.step()
-            time.sleep(0.02)
-        self.digest = self.opt.finish(together=True, timeout_s=60)
+    def begin(self) -> None:
+        self.contacts = self.process.wait_for("in_run")["addresses"]
 
-    def end(self) -> None:
-        self._may_end.set()
-        self._thread.join(90)
-        assert not self._thread.is_alive()
+    def may_end(self) -> None:
+        self.process.tell(end=True)
+
+    def ended(self) -> dict[str, Any]:
+        """What it has at the end, when all members have ended."""
+        if not self.said:
+            self.said = self.process.wait_for("ended")
+        return self.said
 
 
-@contextmanager
-def other_peer(model: nn.Module, loss_of: Callable[[nn.Module], Tensor]) -> Iterator[Other]:
-    other = Other(model, loss_of)
-    try:
-        yield other
-    finally:
-        other.end()
-        other.opt.close()
+@pytest.fixture
+def other_peer(forks: ForkServer) -> Iterator[Callable[[str], Other]]:
+    started: list[Other] = []
 
+    def start(kind: str) -> Other:
+        started.append(Other(kind, forks))
+        started[-1].begin()
+        return started[-1]
 
-def parameters_digest(model: nn.Module) -> str:
-    return digest(torch.cat([p.detach().float().reshape(-1) for p in model.parameters()])).hex()
-
-
-def linear(seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 1))
-
-
-def squares(model: nn.Module) -> Tensor:
-    return model(torch.ones(2, WIDTH)).square().mean()
+    yield start
+    for other in started:
+        other.process.close()
 
 
 # transformers
 
 
-def gpt2(seed: int) -> Any:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(seed)
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=32, n_positions=16, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
-    )
-
-
 def texts(n: int = 32) -> list[dict[str, Tensor]]:
     rows = [torch.arange(i, i + 8) % 32 for i in range(n)]
     return [{"input_ids": row, "labels": row} for row in rows]
-
-
-def language_loss(model: nn.Module) -> Tensor:
-    row = texts(1)[0]["input_ids"][None]
-    loss: Tensor = model(input_ids=row, labels=row).loss
-    return loss
 
 
 def move_weights_of(file: Path, by: float) -> None:
@@ -137,37 +107,38 @@ class Hub:
 @needs("transformers")
 @needs("accelerate")
 def test_a_trainer_with_bf16_accumulation_and_evaluation_ends_with_the_common_model_and_resumes_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_peer: Callable[[str], Other]
 ) -> None:
     monkeypatch.setattr("transformers.trainer.hf_api", lambda: Hub(tmp_path / "hub"))
-    with other_peer(gpt2(1), language_loss) as other:
-        model = gpt2(2)
-        with legion.Optimizer(
-            torch.optim.AdamW(model.parameters(), lr=1e-3), model, other.run, initial_peers=other.contacts, peer=PEER
-        ) as opt:
-            usual = {"bf16": True, "gradient_accumulation_steps": 2, "eval_strategy": "steps", "eval_steps": 4}
-            trainer = trainer_of(model, opt, tmp_path, max_steps=6, **usual)
-            trainer.train()
-            assert opt.steps == 6 and opt.state_dict()["state"]
-            assert {"loss", "eval_loss"} <= {name for entry in trainer.state.log_history for name in entry}
-            assert opt.status.loss is not None
-            saved_at = torch.load(tmp_path / "checkpoint-4" / "optimizer.pt", weights_only=True)
-            assert saved_at["state"][0]["step"] == 4
-            move_weights_of(tmp_path / "checkpoint-4" / "model.safetensors", by=100.0)
+    other = other_peer("gpt2")
+    model = gpt2(2)
+    with legion.Optimizer(
+        torch.optim.AdamW(model.parameters(), lr=1e-3), model, other.run, initial_peers=other.contacts, peer=PEER
+    ) as opt:
+        usual = {"bf16": True, "gradient_accumulation_steps": 2, "eval_strategy": "steps", "eval_steps": 4}
+        trainer = trainer_of(model, opt, tmp_path, max_steps=6, **usual)
+        trainer.train()
+        assert opt.steps == 6 and opt.state_dict()["state"]
+        assert {"loss", "eval_loss"} <= {name for entry in trainer.state.log_history for name in entry}
+        assert opt.status.loss is not None
+        saved_at = torch.load(tmp_path / "checkpoint-4" / "optimizer.pt", weights_only=True)
+        assert saved_at["state"][0]["step"] == 4
+        move_weights_of(tmp_path / "checkpoint-4" / "model.safetensors", by=100.0)
 
-            went_on = trainer_of(model, opt, tmp_path, max_steps=8, **usual)
-            went_on.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-            assert opt.steps == 10 and went_on.state.global_step == 8
+        went_on = trainer_of(model, opt, tmp_path, max_steps=8, **usual)
+        went_on.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+        assert opt.steps == 10 and went_on.state.global_step == 8
 
-            other.end()
-            common = opt.finish(together=True, timeout_s=60)
-            trainer.save_model(str(tmp_path / "end"))
-            trainer.push_to_hub()
+        other.may_end()
+        common = opt.finish(together=True, timeout_s=60)
+        trainer.save_model(str(tmp_path / "end"))
+        trainer.push_to_hub()
 
-    assert common == other.digest
-    assert max(p.abs().max() for p in other.model.parameters()) < 10, "the checkpoint's parameters were pushed into the run"
+    ended = other.ended()
+    assert common == ended["common"]
+    assert ended["largest"] < 10, "the checkpoint's parameters were pushed into the run"
     for saved in (tmp_path / "end", tmp_path / "hub" / tmp_path.name):
-        assert parameters_digest(type(model).from_pretrained(saved)) == parameters_digest(other.model)
+        assert parameters_digest(type(model).from_pretrained(saved)) == ended["model"]
 
 
 @needs("transformers")
@@ -188,7 +159,7 @@ def test_a_trainer_that_would_push_an_old_checkpoint_or_whose_optimizer_is_in_no
 
 
 @needs("accelerate")
-def test_a_loop_of_accelerate_trains_along_while_the_block_lasts() -> None:
+def test_a_loop_of_accelerate_trains_along_while_the_block_lasts(other_peer: Callable[[str], Other]) -> None:
     from accelerate import Accelerator
 
     from legion_p2p.integrations.accelerate import LegionSGD
@@ -199,10 +170,8 @@ def test_a_loop_of_accelerate_trains_along_while_the_block_lasts() -> None:
     schedule = torch.optim.lr_scheduler.StepLR(inner, 1, gamma=0.5)
     model, optimizer, schedule = accelerator.prepare(model, inner, schedule)
 
-    with (
-        other_peer(linear(1), squares) as other,
-        LegionSGD(accelerator, model, other.run, initial_peers=other.contacts, peer=PEER, together=True) as local_sgd,
-    ):
+    other = other_peer("linear")
+    with LegionSGD(accelerator, model, other.run, initial_peers=other.contacts, peer=PEER, together=True) as local_sgd:
         for _ in range(8):
             with accelerator.accumulate(model):
                 loss = squares(model)
@@ -213,9 +182,9 @@ def test_a_loop_of_accelerate_trains_along_while_the_block_lasts() -> None:
                 local_sgd.step(loss)
         assert local_sgd.optimizer is not None and local_sgd.optimizer.steps == 4
         assert inner.param_groups[0]["lr"] == pytest.approx(1e-3 / 16)
-        other._may_end.set()
+        other.may_end()
 
-    assert parameters_digest(model) == parameters_digest(other.model)
+    assert parameters_digest(model) == other.ended()["model"]
     assert optimizer.optimizer is inner
     optimizer.step()  # free again
 
@@ -239,7 +208,7 @@ def test_an_accelerator_without_an_optimizer_and_one_of_several_processes_are_re
 
 
 @needs("lightning")
-def test_a_lightning_module_trains_along_by_a_callback_alone(tmp_path: Path) -> None:
+def test_a_lightning_module_trains_along_by_a_callback_alone(tmp_path: Path, other_peer: Callable[[str], Other]) -> None:
     import lightning.pytorch as pl
 
     from legion_p2p.integrations.lightning import LegionCallback
@@ -255,23 +224,19 @@ def test_a_lightning_module_trains_along_by_a_callback_alone(tmp_path: Path) -> 
         def configure_optimizers(self) -> Any:
             return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
-    def wrapped(model: nn.Module) -> nn.Module:
-        return nn.ModuleDict({"model": model})
-
-    common = wrapped(linear(1))
-    with other_peer(common, lambda m: squares(m["model"])) as other:
-        module = Module()
-        callback = LegionCallback(other.run, initial_peers=other.contacts, peer=PEER, together=True)
-        ending = threading.Timer(3.0, other._may_end.set)
-        ending.start()
-        trainer = pl.Trainer(
-            max_steps=6, accumulate_grad_batches=2, accelerator="cpu", logger=False, enable_progress_bar=False,
-            enable_model_summary=False, default_root_dir=tmp_path, callbacks=[callback], log_every_n_steps=1,
-        )  # fmt: skip
-        trainer.fit(module, torch.utils.data.DataLoader(torch.zeros(32, 1), batch_size=2))
+    other = other_peer("in a module")
+    module = Module()
+    callback = LegionCallback(other.run, initial_peers=other.contacts, peer=PEER, together=True)
+    ending = threading.Timer(3.0, other.may_end)
+    ending.start()
+    trainer = pl.Trainer(
+        max_steps=6, accumulate_grad_batches=2, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, callbacks=[callback], log_every_n_steps=1,
+    )  # fmt: skip
+    trainer.fit(module, torch.utils.data.DataLoader(torch.zeros(32, 1), batch_size=2))
 
     assert trainer.global_step == 6
-    assert parameters_digest(module) == parameters_digest(common)
+    assert parameters_digest(module) == other.ended()["model"]
     assert callback.optimizer is None
     assert type(trainer.optimizers[0]) is torch.optim.AdamW
     saved = torch.load(next(tmp_path.rglob("*.ckpt")), weights_only=True)

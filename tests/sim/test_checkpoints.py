@@ -314,9 +314,13 @@ async def test_a_disk_that_is_really_full_harms_nothing_that_is_stored(small_dis
     (small_disk / "filler").unlink()
     async with swarm_in(small_disk) as swarm:
         peers = await started(swarm, "ab")
-        assert all(reached(peer, stored) for peer in peers)
+        # one of them may have fetched whole shards of the other, which are fewer bytes here than updates, and tell no history
+        assert any(reached(peer, stored) for peer in peers)
+        assert all(now >= then for peer in peers for now, (then, _) in zip(peer.versions(), stored, strict=True))
         before = min(peers[0].versions())
         await swarm.until(lambda: min(peers[0].versions()) > before + 3, 20, "the run goes on")
+        await swarm.settle(30)
+        assert swarm.agree()
 
 
 async def test_a_full_disk_is_told_once_and_training_goes_on(tmp_path: Path, autojump_clock, monkeypatch):

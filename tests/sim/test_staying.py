@@ -8,7 +8,7 @@ from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import Swarm
 from legion_p2p.sim.swarm_peer import SimPeer
 
-NUMEL, SHARD, STEP_S, ALONE_S = 1 << 14, 1 << 12, 0.1, 30
+NUMEL, SHARD, STEP_S, ALONE_S = 1 << 16, 1 << 14, 0.1, 45
 UP_BYTES_S = 1.5 * NUMEL / (10 * STEP_S) / 0.4  # four that train fill two fifths of their links
 
 

@@ -1,4 +1,5 @@
-"""Which member passes an update on to which others: one tree for each shard, from the shard's owner to all other members.
+"""Which member passes an update on to which others: one tree for each shard, from the shard's owner to all other members
+that go first (core/contribution.py). The others get updates from the owner, as far as its upload has room.
 
 Every member computes the same trees from the same announcements; nothing about them is sent. Where two views differ for a moment,
 a member gets an update twice, or not at all and asks for it (patience.py).

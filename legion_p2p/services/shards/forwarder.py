@@ -58,7 +58,7 @@ class ForwardService:
         self._queue: SendQueue[WaitingUpdate] = SendQueue()
         self._frames: Counter[Encoded[Held]] = Counter()
         """Receivers that each frame is still to be sent to."""
-        self._forests: BoundedMap[tuple[int, frozenset[PeerId], bool], Forest] = BoundedMap(MAX_FORESTS)
+        self._forests: BoundedMap[tuple[int, frozenset[PeerId]], Forest] = BoundedMap(MAX_FORESTS)
         self._grown_from: tuple[object, object] = (None, None)
         self._told: dict[PeerId, dict[int, Made]] = {}
         self._is_timed = False
@@ -82,11 +82,13 @@ class ForwardService:
             return None
         replica = states.replicas[0]
         n_bytes = states.codec_of(replica, states.update_codec).bits_per_element * replica.numel / 8
-        forest = self._forest(replica, round(n_bytes), only_first=True)
+        forest = self._forest(replica, round(n_bytes))
         return forest.copies_of(states.me) if forest.is_passed_on else None
 
-    def _forest(self, replica: Replica, n_bytes: int, *, only_first: bool = False) -> Forest:
-        """The trees of updates of this size, as this shard's chain has it who goes first."""
+    def _forest(self, replica: Replica, n_bytes: int) -> Forest:
+        """The trees of updates of this size, of the members that go first, as this shard's chain has it. The others get updates
+        from the owner, with what its upload has left.
+        """
         states = self._states
         members = states.members.roster.forwarders(states.region)
         owners = states.owners
@@ -94,10 +96,10 @@ class ForwardService:
             self._grown_from = members, owners
             self._forests.clear()
         first = replica.chain.first([member.peer for member in members])
-        key = size_class(n_bytes), first, only_first
+        key = size_class(n_bytes), first
         forest = self._forests.get(key)
         if forest is None:
-            counted = [member for member in members if member.peer in first] if only_first else members
+            counted = [member for member in members if member.peer in first]
             forest = self._forests[key] = Forest(counted, [each.owner for each in owners], size_class(n_bytes), first)
         self._forests.touch(key)
         return forest
@@ -207,6 +209,8 @@ class ForwardService:
         if replica.life.owner.has_sent(version):
             return
         receivers = members if tree is None else tree.children.get(states.me, ())
+        if tree is not None and tree.owner == states.me:
+            receivers = (*receivers, *sorted(set(members) - {states.me, *tree.parents}))
         sends = replica.life.owner.publish(version, members, receivers)
         sends += self._sends_below(replica, version, set(receivers) - {send.peer for send in sends}, tree)
         for send in sends:
