@@ -2,7 +2,7 @@
 that go first (core/contribution.py). The others get updates from the owner, as far as its upload has room.
 
 Every member computes the same trees from the same announcements; nothing about them is sent. Where two views differ for a moment,
-a member gets an update twice, or not at all and asks for it (patience.py).
+a member gets an update twice, or not at all and asks for it (deliveries.py).
 
 A round sends one copy of each update to each member but its owner. These copies are shared out by upload:
 
