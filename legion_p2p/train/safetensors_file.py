@@ -96,8 +96,11 @@ class SafetensorsFile:
             raise DecodeError(f"{self._where}: {name} of shape {list(entry.shape)} in {end - begin} bytes of {entry.dtype}")
 
     def _read_at(self, at: int, n_bytes: int, what: str) -> bytes:
-        self._file.seek(at)
-        data = self._file.read(n_bytes)
+        # a read makes room for all that it is asked for: what the file says of itself must not decide that alone
+        data = b""
+        if at + n_bytes <= self._n_bytes:
+            self._file.seek(at)
+            data = self._file.read(n_bytes)
         if len(data) < n_bytes:
             raise DecodeError(f"{self._where} ends within {what}: it was cut off, or another program is writing it")
         return data

@@ -148,7 +148,12 @@ DECODERS: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
 
 SEEDS: dict[str, tuple[bytes, ...]] = {
     "CBOR": (b"\x9f" * 2000, b"\xd8\x2a\x41\x00", b"\xfb\x7f\xf0\x00\x00\x00\x00\x00\x00", b"\xbf\x61a\x01\xff", b"\x5f\xff"),
-    "safetensors": (struct.pack("<Q", 2**63), struct.pack("<Q", 4) + b"null", struct.pack("<Q", 2) + b"[]"),
+    "safetensors": (
+        struct.pack("<Q", 2**63),
+        struct.pack("<Q", 4) + b"null",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 100 << 20) + b"{}",
+    ),
     "gateway description": (b'<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><root>&b;</root>',),
     "CAR": (b"\xff" * 10, b"\x80" * 9 + b"\x01"),
     "request": (b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\x91" * 3000, b"\xc6\xff\xff\xff\xff"),
