@@ -39,7 +39,7 @@ class PeerSemaphore:
             self._admit()
             if slot.peer is None:
                 await self._wait(slot)
-        except BaseException:
+        except BaseException:  # cancelled as well: a slot that nobody has must not stay taken
             self.release(slot)
             raise
         return slot

@@ -1,4 +1,4 @@
-"""Who has which checkpoints, as members have said: for people to look at, never to decide by."""
+"""Which members say that they have which checkpoints. It is shown to people; nothing is decided by it."""
 
 from collections.abc import Mapping
 

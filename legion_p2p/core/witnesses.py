@@ -135,7 +135,7 @@ def doubted(ring: Ring) -> frozenset[PeerId]:
 
 
 class WitnessBook:
-    """What all announce, taken in one change after the other: whom one peer is to measure, and who is not believed.
+    """Keeps what all members announce of their round trips: which of them one peer is to measure, and which are not believed.
 
     Most of the time nobody has moved, and of a run of hundreds a few have: only what concerns those is computed again.
     """

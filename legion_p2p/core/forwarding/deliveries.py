@@ -23,6 +23,7 @@ from legion_p2p.core.forwarding.overdue import Promise
 from legion_p2p.core.identity import PeerId
 
 MAX_MISSES = 2  # one may be a difference of views
+MAX_AHEAD = 1024  # versions by which what is sent may be ahead of what is told; a made-up number must not end the telling
 MAX_SUSPECTS = 256  # parents whose misses are counted: more than a region has members
 FIRST_FACTOR = 4.0  # of the time that the tree should need, while nothing was measured
 MIN_FACTOR, MAX_FACTOR = 1.5, 20.0
@@ -85,7 +86,7 @@ class Deliveries:
 
         `shard` must exist: what is awaited is kept by shard.
         """
-        if self._newest.get(shard, -1) >= version or self._me not in tree.parents:
+        if version <= self._newest.get(shard, -1) < version + MAX_AHEAD or self._me not in tree.parents:
             return None
         self._settle(shard, now)
         parent, *above = tree.ancestors(self._me)
@@ -102,7 +103,8 @@ class Deliveries:
 
     def arrived(self, shard: int, version: int, sender: PeerId, now: float) -> None:
         """Somebody sent an update, unasked."""
-        self._newest[shard] = max(version, self._newest.get(shard, -1))
+        newest = self._newest.get(shard, -1)
+        self._newest[shard] = version if newest >= version + MAX_AHEAD else max(version, newest)
         self._misses.pop(sender, None)
         awaited = self._awaited.get(shard)
         if awaited is not None and awaited.promise.version == version and not awaited.is_here:

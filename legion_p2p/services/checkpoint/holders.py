@@ -1,4 +1,4 @@
-"""Which members have which checkpoints, by what they say when they are asked: for people to look at, never to decide by."""
+"""Asks members which checkpoints they have. The answers are shown to people; nothing is decided by them."""
 
 from collections.abc import Sequence
 

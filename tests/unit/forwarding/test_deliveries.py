@@ -123,3 +123,13 @@ def test_each_update_that_is_late_doubles_the_wait_until_one_comes() -> None:
 
     assert before_s < doubled_s < longest_s <= MIN_WAIT_S + MAX_FACTOR
     assert patience.wait_s(1.0) <= before_s
+
+
+def test_a_version_that_nobody_can_have_made_keeps_no_later_update_from_being_awaited() -> None:
+    deliveries = Deliveries(ME)
+    deliveries.arrived(0, 1 << 60, PARENT, 0.0)
+
+    assert deliveries.told(0, 7, tree_by(), 1.0) is not None
+
+    deliveries.arrived(0, 7, PARENT, 1.0)
+    assert deliveries.told(0, 7, tree_by(), 1.0) is None
