@@ -89,16 +89,15 @@ class SpeedService:
         except Exception as ended:  # libp2p raises many kinds, also where the asker has ended it
             log.debug("a test of bandwidth by %s ended: %r", peer, ended)
         finally:
+            if not refused:  # also where the asker is gone before it hears that its test is granted
+                self._tests.end()
             await reset(stream)
 
     async def _run(self, stream: INetStream) -> None:
-        try:
-            _widen(stream)
-            n_bytes, _ = await _take(stream, MAX_TEST_BYTES)
-            await stream.write(_LENGTH.pack(n_bytes))
-            await _give(stream, n_bytes)
-        finally:
-            self._tests.end()
+        _widen(stream)
+        n_bytes, _ = await _take(stream, MAX_TEST_BYTES)
+        await stream.write(_LENGTH.pack(n_bytes))
+        await _give(stream, n_bytes)
 
 
 async def measure_speed(host: BasicHost, peer: PeerId, rtt_s: float) -> MeasuredSpeed:
