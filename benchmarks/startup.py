@@ -72,7 +72,7 @@ def worker(address: str, n_steps: int) -> None:
 
 
 def me_included(opt) -> bool:
-    engine = opt._thread.engine
+    engine = opt._part.engine
     return any(replica.chain.includes(engine.me, 0) for replica in engine.shards.replicas.values())
 
 

@@ -17,38 +17,27 @@ from legion_p2p.config import NewRun, Peer, RunChoice
 from legion_p2p.config.fields import argument
 from legion_p2p.config.old_names import OPTIMIZER_ARGUMENTS, explains
 from legion_p2p.core.control import Wish
-from legion_p2p.core.cpu_share import CpuShare
 from legion_p2p.core.plan import check_fit
 from legion_p2p.core.roles import Role
-from legion_p2p.core.wire import MAX_COUNT
 from legion_p2p.errors import ClosedError, UsageError
-from legion_p2p.observe.machine import n_processors
 from legion_p2p.observe.status import Status
-from legion_p2p.services.run.active_run import ActiveRun
-from legion_p2p.services.run.progress import Progress
 from legion_p2p.services.run.status import status_of
-from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.tensor.flatten import FlatView
-from legion_p2p.tensor.local import LocalCopy
 from legion_p2p.train.arguments import Model, checked_inner, model_view, must_hold, must_train
 from legion_p2p.train.bridge import PeerAccess
 from legion_p2p.train.control import Control
 from legion_p2p.train.entering import creation_of, enter, entry_of
 from legion_p2p.train.guard import InnerGuard
 from legion_p2p.train.inner_list import as_one
-from legion_p2p.train.live_parameters import check_free, claim, give_back
-from legion_p2p.train.notices import DivergedMembers
+from legion_p2p.train.live_parameters import check_free
 from legion_p2p.train.parameters import ModelView, Named
+from legion_p2p.train.participation import Participation
 from legion_p2p.train.ranks import RankGroup, RankState, SameModel, collective
-from legion_p2p.train.sharing import Make, Reader, SharedReader, share_text
-from legion_p2p.train.step_clock import StepClock
-from legion_p2p.train.swarm_exchange import SwarmExchange
-from legion_p2p.train.values import MAX_TOKENS_PER_STEP, deadline_after, is_over, loss_in, progressed, whole
+from legion_p2p.train.sharing import Make, Reader
+from legion_p2p.train.values import MAX_TOKENS_PER_STEP, deadline_after, loss_in, whole
 
-FINISH_FLUSH_S = 30.0  # for the last push, where the user ends training
-OF_THE_PEER = frozenset({"_thread", "_exchange", "_trainer", "_clock", "_extra", "_reader", "local", "synchronous"})
+OF_THE_PEER = frozenset({"_part", "local", "synchronous"})
 """What only the rank has that has the peer."""
-LEAVE_FLUSH_S = 0.5  # the same where they want it to end at once
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -140,41 +129,20 @@ class Optimizer(torch.optim.Optimizer):
         check_fit(own.fit(spec), spec.params)
         opt = cls.__new__(cls)
         opt._ranks = None
-        opt._attach(one, own, thread, tokens_per_step)
-        opt._obeys = obeys
+        opt._attach(one, own, thread, tokens_per_step, obeys)
         return opt
 
-    def _attach(self, inner: torch.optim.Optimizer, own: ModelView, thread: PeerAccess, tokens_per_step: int) -> None:
+    def _attach(
+        self, inner: torch.optim.Optimizer, own: ModelView, thread: PeerAccess, tokens_per_step: int, obeys: bool = True
+    ) -> None:
         view = self._view_of(own.in_run(thread.engine.spec.round.untrained))
         self.inner = inner
         check_wrappable(inner, view)
-        self.tokens_per_step = tokens_per_step
-        self._clock = StepClock(time.perf_counter())
-        self._extra = Progress()
-        self._obeys = True
-        self._has_ended = False
-        self._cpu: CpuShare | None = None
-        self._reader: SharedReader | None = None
-        self._thread = thread
-        engine = self._thread.engine
-        plan = engine.plan
-        rounds = engine.spec.round
-        exact = all(kind == torch.float32 for kind in view.types())
-        self.local = LocalCopy(
-            view, [plan.bounds(shard) for shard in range(plan.n_shards)], exact, rounds.mixing, engine.ctx.keep
-        )
-        self.synchronous = rounds.synchronous
-        self._trainer = LocalTrainer(self.local, engine.mailbox, streaming=rounds.streaming and not rounds.synchronous)
+        self._tokens_per_step = whole(tokens_per_step, "tokens_per_step", 1, MAX_TOKENS_PER_STEP)
         self._guard = InnerGuard(inner, view, own.name_of)
-        weak = weakref.proxy(self)  # not `self`: an optimizer that is dropped goes at once, not at the next garbage collection
-        self._exchange = SwarmExchange(
-            thread, self._trainer, self.local, inner, self._guard, lambda trouble: weak.report(trouble=trouble)
-        )
-        self._exchange.apply_updates()
-        self._first_step = self._thread.call(engine.run_step)
-        others = DivergedMembers(engine.me, engine.events)
-        self._thread.call(engine.members.announcements.add, others.heard)
-        claim(self._exchange)
+        self._part = Participation(thread, view, inner, self._guard, self._n_tokens, obeys=obeys)
+        self.local = self._part.local
+        self.synchronous = self._part.synchronous
         # A notebook's cell that runs again drops the previous optimizer: its peer leaves.
         self._dropped = weakref.finalize(self, _leave, thread, self._guard)
         self._dropped.atexit = False  # which the bridge sees to, and it waits
@@ -252,39 +220,17 @@ class Optimizer(torch.optim.Optimizer):
         `train.guard`.
         """
         if self._ranks is None:
-            self._begin_step()
+            self._part.begin_step()
         result = self._guard.step(closure)
         self._stepped(None if closure is None else loss_in(result))
         return result
-
-    def _begin_step(self) -> None:
-        if self._has_ended:
-            raise ClosedError("training here has ended, as this peer's user asked: a loop looks at should_stop after each step")
-        self._exchange.check_open()
-        if not self.steps:
-            self._first_step = self._thread.call(self._engine.run_step)
 
     @collective
     def _stepped(self, loss: float | None) -> None:
         """The inner optimizer has stepped."""
         if self._ranks is not None:
-            self._begin_step()
-        began = time.perf_counter()
-        self._trainer.stepped(self._n_tokens)
-        self._exchange.apply_updates()
-        if due := self._trainer.due(self._engine.local_steps):
-            self._exchange.push(due, compactly=self._engine.compacts())
-            if self.synchronous:
-                self._exchange.wait_for_round()
-        if loss is not None:
-            self.note(loss=loss)
-        if self._reader is not None:
-            epoch, chunks = self._reader.announcement()
-            self.note(epoch=epoch, chunks=chunks)
-        self._account(began)
-        if self._obeys:
-            self._obey()
-        self._keep_to_share()
+            self._part.begin_step()
+        self._part.stepped(loss)
 
     # what a training loop may use
 
@@ -296,6 +242,13 @@ class Optimizer(torch.optim.Optimizer):
     @tokens_per_step.setter
     def tokens_per_step(self, tokens: Any) -> None:
         self._tokens_per_step = whole(tokens, "tokens_per_step", 1, MAX_TOKENS_PER_STEP)
+        if self._leads:
+            self._part.n_tokens = self._n_tokens
+
+    @property
+    def _leads(self) -> bool:
+        """This process has the peer."""
+        return self._ranks is None or self._ranks.leads
 
     @property
     def _n_tokens(self) -> int:
@@ -305,38 +258,38 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def steps(self) -> int:
         """Local steps made."""
-        return self._trainer.steps if self._ranks is None or self._ranks.leads else self._ranks.state.steps
+        return self._part.trainer.steps if self._ranks is None or self._ranks.leads else self._ranks.state.steps
 
     @property
     def run_step(self) -> int:
         """The run's step, for schedules: what the run had come to when this peer made its first step, and its own steps since."""
         if self._ranks is not None and not self._ranks.leads:
             return self._ranks.state.run_step
-        return self._first_step + self.steps if self.steps else self._thread.call(self._engine.run_step)
+        return self._part.run_step()
 
     @property
     def tokens(self) -> int:
-        return self._trainer.tokens if self._ranks is None or self._ranks.leads else self._ranks.state.tokens
+        return self._part.trainer.tokens if self._ranks is None or self._ranks.leads else self._ranks.state.tokens
 
     @property
     def last_failure(self) -> str | None:
         """Why the last contribution that failed did."""
-        return self._trainer.last_failure
+        return self._part.trainer.last_failure
 
     @property
     def status(self) -> Status:
         """What the peer knows now."""
-        return self._thread.call(status_of, self._engine)
+        return self._part.thread.call(status_of, self._part.engine)
 
     @property
     def blocked_s(self) -> float:
         """Seconds that step() has spent on the swarm instead of training."""
-        return self._clock.blocked_s
+        return self._part.clock.blocked_s
 
     @property
     def blocked_fraction(self) -> float:
         """Share of the wall time that step() spent on the swarm instead of training."""
-        return self._clock.blocked_fraction(time.perf_counter())
+        return self._part.clock.blocked_fraction(time.perf_counter())
 
     def note(self, *, loss: Any = None, **more: Any) -> None:
         """Tell the swarm's displays what only the loop knows: the loss (a number, or a tensor of one), and for trainers any other
@@ -344,11 +297,8 @@ class Optimizer(torch.optim.Optimizer):
 
         Of several ranks, that of rank 0 counts. Raises: UsageError, if it is no finite number.
         """
-        if self._ranks is not None and not self._ranks.leads:
-            return
-        if loss is not None:
-            more["loss"] = loss
-        self._extra = progressed(self._extra, more)
+        if self._leads:
+            self._part.note(**more if loss is None else more | {"loss": loss})
 
     def share(self, make: Make[Reader]) -> Reader:
         """A reader of text that leaves to other members what they read: each reads its own part, and no two the same.
@@ -358,59 +308,43 @@ class Optimizer(torch.optim.Optimizer):
         `make` is given this peer's id, and a function that tells which peers train. What the reader has taken goes with this
         peer's announcements from the next step() on. Raises: ClosedError.
         """
-        self._exchange.check_open()
-        reader = share_text(self._thread, self._engine, make)
-        self._reader = reader
-        return reader
+        return self._part.share(make)
 
     def speed(self) -> dict[str, float]:
         """Tokens and seconds per step, smoothed."""
-        return self._clock.speed(self._n_tokens)
+        return self._part.clock.speed(self._n_tokens)
 
     @property
     def control(self) -> Control:
         """Pauses this peer, limits it, or ends its training, from any thread."""
         control = Control()
-        control.attach(self._thread)
+        control.attach(self._part.thread)
         return control
 
     @property
     def wish(self) -> Wish:
         """What the peer's user wants training to do now: see `legion_p2p.core.control`."""
-        return self._engine.control.wish
+        return self._part.wish
 
     @property
     def should_stop(self) -> bool:
         """Its user has ended training here, and `step()` has handed in what was trained; or the peer has left: a loop ends."""
-        return self._has_to_stop() if self._ranks is None else self._ranks.state.should_stop
-
-    def _has_to_stop(self) -> bool:
-        return self._has_ended or not self._thread.alive
+        return self._part.has_to_stop if self._ranks is None else self._ranks.state.should_stop
 
     @property
     def target_reached(self) -> bool:
         """The run has come to the target of its specification, and ends."""
-        return self._engine.target.reached if self._ranks is None else self._ranks.state.target_reached
+        return self._part.engine.target.reached if self._ranks is None else self._ranks.state.target_reached
 
     @collective
     def rest(self) -> None:
         """Let up to WAIT_SLICE_S of a pause pass: what was trained is handed in, and what comes is taken in."""
-        began = time.perf_counter()
-        if not self._extra.paused:
-            self.report(paused=True)
-        self._exchange.push_rest()
-        self.wait_briefly()
-        self._exchange.check_open()
-        self._clock.paused(time.perf_counter() - began)
-        if self.wish is not Wish.PAUSE:
-            self.report(paused=False)
+        self._part.rest()
 
     @collective
     def wait_briefly(self) -> None:
         """Let up to WAIT_SLICE_S pass, taking in what comes."""
-        self._exchange.wait_once()
-        if self._engine.mailbox.closed is None:
-            time.sleep(0.02)
+        self._part.wait_briefly()
 
     @collective
     def wait_for_members(self, n: Any, timeout_s: Any = None) -> None:
@@ -420,16 +354,7 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises: UsageError after `timeout_s`; ClosedError.
         """
-        n, deadline = whole(n, "n", 1), deadline_after(timeout_s)
-        self._exchange.check_open()
-        self.report(training=True)
-        while (have := self._thread.call(self._count_training)) < n:
-            if deadline is not None and time.monotonic() > deadline:
-                self.report()
-                raise UsageError(f"{have} members after {timeout_s} s, waited for {n}")
-            self._exchange.wait_once()
-            time.sleep(0.02)
-            self._exchange.check_open()
+        self._part.wait_for_members(whole(n, "n", 1), timeout_s, deadline_after(timeout_s))
 
     @collective
     def flush(self, timeout_s: Any = None, *, last: bool = False) -> bool:
@@ -438,10 +363,7 @@ class Optimizer(torch.optim.Optimizer):
         `last`: no training follows, so what compression left out before goes with it as far as the connection allows; and what
         moved the parameters without a step goes with it, too.
         """
-        deadline = deadline_after(timeout_s)
-        if last:
-            self._exchange.push_last(self._n_tokens)
-        return self._exchange.flush(deadline)
+        return self._part.flush(deadline_after(timeout_s), last=last)
 
     @collective
     def forget_changes(self) -> None:
@@ -450,10 +372,7 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises: ClosedError.
         """
-        self._exchange.check_open()
-        self._exchange.apply_updates()
-        self.local.take_back()
-        self._guard.updated()
+        self._part.forget_changes()
 
     @collective
     def finish(self, *, together: bool = False, timeout_s: Any = None) -> str:
@@ -461,38 +380,25 @@ class Optimizer(torch.optim.Optimizer):
 
         `timeout_s` bounds all of it: what is not done then stays as it is.
         """
-        deadline = deadline_after(timeout_s)
-        self._exchange.push_last(self._n_tokens)
-        self._exchange.flush(deadline)
-        self.report(training=False, done=True)
-        while together and self._thread.alive and not self._thread.call(self._engine.all_done) and not is_over(deadline):
-            self._exchange.wait_once(deadline)
-        self._exchange.apply_updates()
-        return self.common_digest()
+        return self._part.finish(deadline_after(timeout_s), together=together)
 
     @property
     def all_done(self) -> bool:
         """Every member has trained all it wanted to, and all hold the same versions."""
-        return self._thread.call(self._engine.all_done)
+        return self._part.thread.call(self._part.engine.all_done)
 
     @collective
     def common_digest(self) -> str:
         """Digest of the region's common model: equal at two peers means equal bits."""
-        return self._thread.call(self._engine.common_digest)
+        return self._part.thread.call(self._part.engine.common_digest)
 
     def common_parameters(self) -> Tensor:
         """The region's common model, flat: 1-D fp32 on the CPU."""
-        return self._thread.call(self._engine.common_parameters)
+        return self._part.thread.call(self._part.engine.common_parameters)
 
     def report(self, **changes: Any) -> None:
         """Tell the network's thread what this one has done, now."""
-        step_s = self._clock.step_s
-        rate = self._n_tokens / step_s if step_s else self.tokens / self._clock.elapsed_s(time.perf_counter())
-        base = {"step": self.steps, "tokens": min(self.tokens, MAX_COUNT), "tokens_per_s": rate, "step_s": step_s}
-        base["blocked_fraction"] = self.blocked_fraction
-        base["training"] = self.steps > 0
-        self._extra = progressed(self._extra, base | changes)
-        self._thread.post(self._engine.report, self._extra)
+        self._part.report(**changes)
 
     def close(self) -> None:
         """Leave the run in order, which takes less than 2 s where the model is small. What was trained since the last push, and
@@ -508,11 +414,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @collective
     def _leave_run(self) -> None:
-        if self._exchange.is_open:
-            self._exchange.push_last(self._n_tokens)
-            self._exchange.push()
-        give_back(self._exchange)
-        self._thread.close()
+        self._part.leave()
 
     def __enter__(self) -> "Optimizer":
         return self
@@ -520,52 +422,14 @@ class Optimizer(torch.optim.Optimizer):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # inner steps
-
-    def _obey(self) -> None:
-        """Do what the peer's user asks of training."""
-        while self.wish is Wish.PAUSE:
-            self.rest()
-        if self.wish.ends and not self._has_ended:
-            self._has_ended = True
-            self._exchange.push_last(self._n_tokens)
-            self._exchange.flush(time.monotonic() + (LEAVE_FLUSH_S if self.wish is Wish.LEAVE else FINISH_FLUSH_S))
-            self.report(training=False, done=True)
-            if self.wish is Wish.LEAVE:
-                self._thread.close()
-
-    def _keep_to_share(self) -> None:
-        """Wait where this process has taken more of the processors than its user allows."""
-        share = self._engine.control.max_cpu
-        if share is None:
-            self._cpu = None
-            return
-        if self._cpu is None or self._cpu.share != share:
-            self._cpu = CpuShare(share, n_processors())
-        wait_s = self._cpu.wait_s(time.process_time(), time.monotonic())
-        deadline = time.monotonic() + wait_s
-        while wait_s and self.wish is Wish.TRAIN and not is_over(deadline) and self._engine.mailbox.closed is None:
-            self._exchange.wait_once(deadline)
+    # several ranks
 
     def _view_of(self, named: Named) -> FlatView:
         return FlatView(named) if self._ranks is None else self._ranks.view(named)
 
     def _rank_state(self) -> RankState:
-        run_step = self._first_step + self.steps
-        return RankState(self.steps, self.tokens, run_step, self._has_to_stop(), self._engine.target.reached)
-
-    @property
-    def _engine(self) -> ActiveRun:
-        return self._thread.engine
-
-    def _count_training(self) -> int:
-        return sum(a.ready and a.role.trains and (a.training or a.done) for a in self._engine.members.roster.everyone())
-
-    def _account(self, began: float) -> None:
-        now = time.perf_counter()
-        self._clock.stepped(began, now)
-        if self._clock.report_is_due(now) or self.steps == 1:
-            self.report()
+        part = self._part
+        return RankState(self.steps, self.tokens, part.last_run_step, part.has_to_stop, part.engine.target.reached)
 
 
 def check_wrappable(inner: Any, view: FlatView) -> None:

@@ -127,7 +127,7 @@ def test_a_closure_may_return_anything(wrap: Wrap, returned: Callable[[Tensor], 
 
     assert type(result) is type(returned(torch.tensor(1.0)))
     assert a.steps == 1
-    shown = a._extra.loss
+    shown = a._part.progress.loss
     assert shown is None or shown == pytest.approx(loss_of(model_of(), 1, 0).item())
 
 
@@ -141,7 +141,7 @@ def test_a_failure_inside_is_the_cause_of_what_the_user_sees(wrap: Wrap, capsys:
     def fails() -> None:
         raise ZeroDivisionError("a fault that nobody foresaw")
 
-    a._thread.post(fails)
+    a._part.thread.post(fails)
     with pytest.raises(ClosedError) as caught:
         for _ in range(3000):
             train(a, model, 1)
@@ -155,7 +155,7 @@ def test_a_failure_inside_is_the_cause_of_what_the_user_sees(wrap: Wrap, capsys:
         with pytest.raises(ClosedError) as again:
             use()
         assert again.value.__cause__ is caught.value.__cause__
-    eventually(lambda: not a._thread.alive)
+    eventually(lambda: not a._part.thread.alive)
     capsys.readouterr()
     bridge._close_all()
     bridge._close_all()
@@ -168,8 +168,8 @@ def test_so_is_that_of_a_service(wrap: Wrap) -> None:
     async def fails(*_: Any, **__: Any) -> None:
         raise KeyError("in a service")
 
-    a._engine.members.announcer.announce_now = fails  # which its task calls within a period
-    a._thread.call(a._engine.members.announcer.announce_soon)
+    a._part.engine.members.announcer.announce_now = fails  # which its task calls within a period
+    a._part.thread.call(a._part.engine.members.announcer.announce_soon)
     began = time.monotonic()
     with pytest.raises(ClosedError, match="KeyError: 'in a service'") as caught:
         while time.monotonic() < began + 40:
@@ -178,7 +178,7 @@ def test_so_is_that_of_a_service(wrap: Wrap) -> None:
 
     assert isinstance(caught.value.__cause__, KeyError)
     a.close()
-    eventually(lambda: not a._thread.alive, 30)  # what has failed hands nothing over, which would take a minute
+    eventually(lambda: not a._part.thread.alive, 30)  # what has failed hands nothing over, which would take a minute
 
 
 def test_a_script_that_never_calls_again_reads_one_line_at_its_end() -> None:
@@ -187,7 +187,7 @@ import torch, legion_p2p as legion, time
 model = torch.nn.Linear(2, 2)
 peer = legion.Peer(listen={LISTEN!r}, status=False)
 opt = legion.Optimizer(torch.optim.SGD(model.parameters(), lr=.1), model, legion.NewRun("x"), peer=peer)
-opt._thread.post(lambda: 1 / 0)
+opt._part.thread.post(lambda: 1 / 0)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
 
@@ -434,11 +434,11 @@ def test_a_poisoned_optimizer_is_told_of_here_and_at_the_others(wrap: Wrap, capf
     def healed() -> bool:
         train(a, mine, 1)
         train(b, theirs, 1, seed=2)
-        return b._trainer.refusals == 0
+        return b._part.trainer.refusals == 0
 
     eventually(healed)
     assert all(bool(torch.isfinite(p).all()) for p in theirs.parameters())
-    eventually(lambda: a._thread.call(a._engine.members.roster.announced, b._engine.me).trouble == "")
+    eventually(lambda: a._part.thread.call(a._part.engine.members.roster.announced, b._part.engine.me).trouble == "")
 
 
 # lifetimes
@@ -488,7 +488,7 @@ def test_a_wrapper_that_is_dropped_leaves_its_run(wrap: Wrap) -> None:
     a = wrap(sgd(model := model_of()), model)
     theirs = model_of()
     b = legion.Optimizer(sgd(theirs), theirs, a.status.run.name, initial_peers=a.status.addresses, peer=PEER)
-    thread = b._thread
+    thread = b._part.thread
     train(b, theirs, 1)
 
     del b
@@ -574,7 +574,7 @@ def test_batches_of_any_size_and_a_fast_peer_average_exactly(wrap: Wrap, local_s
     assert [opt.status.local_steps for opt in opts] == [local_steps] * 3
     made = [opt.common_parameters() for opt in opts]
     assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
-    assert max(r.chain.version for r in opts[0]._engine.shards.replicas.values()) == STEPS // local_steps
+    assert max(r.chain.version for r in opts[0]._part.engine.shards.replicas.values()) == STEPS // local_steps
     if local_steps == 1:
         assert float((made[0] - exactly()).abs().max()) < 1e-6
 

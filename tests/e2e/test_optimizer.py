@@ -256,7 +256,7 @@ def test_what_was_trained_since_the_last_push_goes_with_who_closes(wrap: Wrap) -
     leaves.close()
 
     eventually(lambda: stays.common_digest() != before)
-    chains = [replica.chain for replica in stays._engine.shards.replicas.values()]
+    chains = [replica.chain for replica in stays._part.engine.shards.replicas.values()]
     assert [chain.newest(me) for chain in chains] == [0] * len(chains)
 
 
