@@ -48,7 +48,8 @@ class InnerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 Sharding = Literal["none", "full"]
-SHARDED_CODECS = ("fp32", "bf16")
+SHARDED_CODECS = ("fp32", "bf16", "int8")
+SHARDED_OPTIMIZERS = ("adamw", "muon")
 
 
 class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -117,8 +118,9 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if getattr(self.round, field) not in SHARDED_CODECS:
                 chosen, known = getattr(self.round, field), ", ".join(SHARDED_CODECS)
                 raise UsageError(f"round.{field} {chosen!r}: in a sharded run weights and gradients travel in one of {known}")
-        if self.inner.optimizer != "adamw":
-            raise UsageError(f"inner.optimizer {self.inner.optimizer!r}: the owners of a sharded run run adamw")
+        if self.inner.optimizer not in SHARDED_OPTIMIZERS:
+            chosen, known = self.inner.optimizer, " or ".join(SHARDED_OPTIMIZERS)
+            raise UsageError(f"inner.optimizer {chosen!r}: the owners of a sharded run run {known}")
         if self.inner.clip:
             raise UsageError(f"inner.clip {self.inner.clip}: the owners of a sharded run do not clip gradients; choose 0")
         if self.round.untrained == "average":

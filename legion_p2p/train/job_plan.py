@@ -8,7 +8,7 @@ from legion_p2p.config import Training
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
 from legion_p2p.core.roles import Role
 from legion_p2p.core.run import RunSpec
-from legion_p2p.core.sharding.cost import held_bytes, step_bytes
+from legion_p2p.core.sharding.cost import SentBits, held_bytes, mean_codec, step_bytes
 from legion_p2p.core.sharding.plan import plan_units
 from legion_p2p.observe.memory import PROGRAM_BYTES
 from legion_p2p.tensor import codec
@@ -114,11 +114,13 @@ def _sharded_plan(spec: RunSpec, crowds: Sequence[int], upload_bps: float | None
     numel = spec.plan().numel
     has_model = spec.model is not None or spec.transformers
     tokens_per_step = spec.inner.batch * shape_of(spec).context if has_model else 0
-    weights, gradients = (codec.get(name).bits_per_element for name in (spec.round.update_codec, spec.round.push_codec))
+    names = spec.round.update_codec, spec.round.push_codec, mean_codec(spec.round.push_codec)
+    bits = SentBits(*(codec.get(name).bits_per_element for name in names))
+    has_feedback = names[1] != names[2]
     traffic = []
     for n_members in crowds:
         check_members(n_members)
-        moved = round(step_bytes(numel, n_members, weights, gradients))
+        moved = round(step_bytes(numel, n_members, bits))
         send_s = None if upload_bps is None else 8 * moved / upload_bps
         traffic.append(PlannedTraffic(n_members, moved, moved, moved, moved / max(1, tokens_per_step), send_s))
     return Plan(
@@ -126,11 +128,11 @@ def _sharded_plan(spec: RunSpec, crowds: Sequence[int], upload_bps: float | None
         n_params=numel,
         n_shards=len(units.units),
         shard_elements=max(unit.numel for unit in units.units),
-        memory_bytes=round(held_bytes(units, crowds[0])) + activation_bytes(spec, job) + PROGRAM_BYTES,
+        memory_bytes=round(held_bytes(units, crowds[0], has_feedback=has_feedback)) + activation_bytes(spec, job) + PROGRAM_BYTES,
         push_codec=spec.round.push_codec,
         update_codec=spec.round.update_codec,
-        push_bytes_per_round=round(numel * gradients / 8),
-        update_bytes_per_round=round(2 * numel * weights / 8),
+        push_bytes_per_round=round(numel * bits.gradients / 8),
+        update_bytes_per_round=round(2 * numel * bits.weights / 8),
         local_steps=1,
         tokens_per_step=tokens_per_step,
         traffic=tuple(traffic),

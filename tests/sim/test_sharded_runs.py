@@ -17,7 +17,8 @@ from legion_p2p.services.run.progress import Progress
 from legion_p2p.store.archive import Archive
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.tensor.flatten import from_fp32_bytes
-from tests.sim.sharded import INNER, NUMEL, SPEC, Group, Member, group_of, resumed_group
+from legion_p2p.train.muon import MuonAdamW
+from tests.sim.sharded import INNER, NUMEL, PARAMS, SPEC, Group, Member, group_of, resumed_group, with_codec
 
 NAMES = ("a", "b", "c", "d")
 
@@ -62,6 +63,74 @@ async def test_a_group_trains_as_one_process_with_the_joint_batch(n: int, autoju
         assert torch.allclose(weights, plain_adamw(group.start, *[NAMES[:n]] * 20), atol=1e-5, rtol=0)
         assert all(all(member.included) for member in group.members.values())
         assert all(len(states) == 1 for states in group.digests().values())
+
+
+async def test_with_muon_a_group_trains_as_one_process_and_owner_and_standby_hold_the_same_bits(autojump_clock):
+    spec = msgspec.structs.replace(SPEC, inner=msgspec.structs.replace(INNER, optimizer="muon"))
+    async with group_of(*NAMES[:2], spec=spec) as group:
+        await train(group, 10)
+
+        weights = await group.members["a"].pulled()
+        assert torch.allclose(weights, plain_muon(group.start, NAMES[:2], 10), atol=1e-4, rtol=0)
+        assert all(len(states) == 1 for states in group.digests().values())
+
+
+def plain_muon(start: Tensor, names: Sequence[str], n_steps: int) -> Tensor:
+    """What one process makes of joint batches."""
+    tensors = [torch.nn.Parameter(one.view(param.shape).clone()) for one, param in zip(_cut(start), PARAMS, strict=True)]
+    is_matrix = [param.name.startswith("blocks.") for param in PARAMS]
+    matrices, others = ([t for t, m in zip(tensors, is_matrix, strict=True) if m is wanted] for wanted in (True, False))
+    inner = MuonAdamW(matrices, others, INNER.learning_rate, betas=(INNER.beta1, INNER.beta2), weight_decay=INNER.weight_decay)
+    for step in range(n_steps):
+        flat = torch.cat([one.detach().reshape(-1) for one in tensors])
+        mean = torch.stack([towards_target(flat, name, step) for name in names]).mean(0)
+        for tensor, gradient in zip(tensors, _cut(mean), strict=True):
+            tensor.grad = gradient.view(tensor.shape)
+        inner.step()
+    return torch.cat([one.detach().reshape(-1) for one in tensors])
+
+
+def _cut(flat: Tensor) -> Sequence[Tensor]:
+    return torch.split(flat, [param.numel for param in PARAMS])
+
+
+async def test_with_a_byte_for_each_weight_and_gradient_a_group_comes_as_near_and_holds_the_same_bits(autojump_clock):
+    async with group_of(*NAMES[:3], spec=with_codec("int8")) as group:
+        await train(group, 30)
+
+        weights = await group.members["a"].pulled()
+        plain = plain_adamw(group.start, *[NAMES[:3]] * 30)
+        moved = float((plain - group.start).norm())
+        assert float((weights - plain).norm()) < 0.05 * moved
+        assert all(len(states) == 1 for states in group.digests().values())
+
+
+async def test_what_a_byte_leaves_out_of_a_gradient_is_in_a_later_one(autojump_clock):
+    async with group_of("a", "b", spec=with_codec("int8")) as group:
+        await train(group, 0)  # both say that they train
+        pusher = group.members["b"].units
+        unit = next(u for u in pusher.table.units if pusher.table.ownership(u.index).owner != group.members["b"].id)
+        small = torch.full((unit.numel,), 1e-3)
+        small[0] = 1.0  # beside it the others are a quarter of a step of the codec, and round to nothing
+        arrived: list[Tensor] = []
+        owner = group.members["a"].units.keeper
+        submit = owner.submit
+
+        async def noted(peer, index, step, tokens, gradient):
+            if index == unit.index and peer == group.members["b"].id:
+                arrived.append(gradient)
+            return await submit(peer, index, step, tokens, gradient)
+
+        owner.submit = noted
+        for step in range(40):
+            async with trio.open_nursery() as nursery:
+                for member in group.members.values():
+                    nursery.start_soon(member.units.client.push, unit.index, step, 1, small)
+
+        total = torch.stack(arrived).sum(0)
+        assert len(arrived) == 40
+        assert float(arrived[0][1:].abs().sum()) == 0.0
+        assert torch.allclose(total, 40 * small, atol=0.008, rtol=0)
 
 
 async def test_a_killed_owner_costs_at_most_ten_seconds_and_no_step(autojump_clock):

@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +15,8 @@ from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, ParamSpec
 from legion_p2p.core.round import RoundConfig
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.run import InnerSpec, RunSpec
-from legion_p2p.core.sharding.cost import held_bytes, step_bytes
+from legion_p2p.core.sharding.cost import SentBits, held_bytes, mean_codec, step_bytes
+from legion_p2p.core.sharding.matrices import Matrix, matrices_of
 from legion_p2p.core.sharding.placement import place_units
 from legion_p2p.core.sharding.plan import plan_units
 from legion_p2p.core.sharding.schedule import BlockSchedule
@@ -23,8 +25,10 @@ from legion_p2p.core.sharding.takeover import owner_that_prevails, takes_over
 from legion_p2p.errors import UsageError
 from legion_p2p.tensor.adamw import AdamWRates, Moments, adamw_step
 from legion_p2p.tensor.flatten import digest
+from legion_p2p.tensor.muon import exact_product, muon_step, orthogonal
 from legion_p2p.train.gpt import shapes_of
 from legion_p2p.train.gpt_config import preset
+from legion_p2p.train.muon import MuonAdamW
 
 ALL = RoundConfig(quorum=1.0)
 A, B, C, D = (PeerId(name) for name in "abcd")
@@ -304,14 +308,95 @@ def test_adamw_gives_the_same_bits_with_another_number_of_threads():
     assert math.isfinite(float(weights.sum()))
 
 
+# Muon
+
+MUON_PARAMS = (
+    ParamSpec("blocks.0.attention.qkv.weight", (48, 16)),
+    ParamSpec("blocks.0.attention.qkv.bias", (48,)),
+    ParamSpec("blocks.0.mlp.up.weight", (64, 16)),
+    ParamSpec("blocks.0.token_emb.weight", (16, 16)),
+)
+
+
+def test_muon_turns_the_matrices_of_blocks_and_of_a_fused_one_each_third():
+    params = [ParamSpec("wte.weight", (50, 16)), *MUON_PARAMS, ParamSpec("lm_head.weight", (50, 16))]
+    plan = plan_units(params)
+
+    found = [matrices_of(unit, params) for unit in plan.units]
+
+    assert found[0] == ()
+    assert found[1] == (Matrix(0, 16, 16), Matrix(256, 16, 16), Matrix(512, 16, 16), Matrix(816, 64, 16))
+
+
+def test_of_a_matrix_that_is_cut_by_rows_each_unit_turns_its_own_rows():
+    params = [ParamSpec("h.0.qkv.weight", (9000, 3000))]
+    units = plan_units(params).units
+
+    found = [matrices_of(unit, params) for unit in units]
+
+    assert len(units) > 1 and sum(matrix.rows for one in found for matrix in one) == 9000
+    assert all(matrix.end <= unit.numel for unit, one in zip(units, found, strict=True) for matrix in one)
+    assert any(matrix.start > 0 for one in found for matrix in one), "a cut at a third lies within a unit"
+
+
+def test_muon_steps_as_the_optimizer_for_one_process_does():
+    plan, rates = plan_units(MUON_PARAMS), AdamWRates(0.02, 0.9, 0.95, 0.1)
+    (unit,) = plan.units
+    start = torch.randn(unit.numel, generator=torch.Generator().manual_seed(3)) * 0.1
+    shapes, starts = [param.shape for param in MUON_PARAMS], plan.starts
+    theirs = [torch.nn.Parameter(start[a:b].view(shape).clone()) for a, b, shape in zip(starts, starts[1:], shapes, strict=False)]
+    inner = MuonAdamW([theirs[2]], [theirs[1], theirs[3]], 0.02, fused=[theirs[0]], weight_decay=0.1)
+    ours, moments = start.clone(), Moments.of(start)
+
+    for step in range(5):
+        gradient = torch.randn(unit.numel, generator=torch.Generator().manual_seed(step)) * 10.0 ** (step - 2)
+        for a, b, one in zip(starts, starts[1:], theirs, strict=False):
+            one.grad = gradient[a:b].view(one.shape).clone()
+        muon_step(ours, gradient, moments, rates, matrices_of(unit, MUON_PARAMS))
+        inner.step()
+
+    made = torch.cat([one.detach().reshape(-1) for one in theirs])
+    assert torch.allclose(ours, made, atol=2e-5, rtol=0)
+    assert float((ours - start).abs().mean()) > 1e-3
+
+
+@given(st.integers(1, 40), st.integers(1, 3000), st.integers(1, 9), st.integers(0, 1 << 30), st.floats(1e-30, 1e30))
+def test_an_exact_product_is_the_same_in_any_order_of_its_sums(rows, inner, columns, seed, size):
+    generator = np.random.default_rng(seed)
+    a, b = generator.standard_normal((rows, inner)) * size, generator.standard_normal((inner, columns))
+    order = generator.permutation(inner)
+
+    product = exact_product(a, b)
+
+    assert product.tobytes() == exact_product(a[:, order], b[order]).tobytes()
+    assert np.allclose(product, a @ b, rtol=0, atol=1e-4 * size * inner)
+
+
+def test_orthogonal_of_nothing_is_nothing_and_of_a_tall_matrix_that_of_the_wide_one_turned():
+    wide = torch.randn(6, 30, generator=torch.Generator().manual_seed(0))
+
+    assert torch.equal(orthogonal(torch.zeros(3, 5)), torch.zeros(3, 5))
+    assert torch.allclose(orthogonal(wide.T.contiguous()), orthogonal(wide).T, atol=1e-5)
+    assert torch.allclose(torch.linalg.svdvals(orthogonal(wide)), torch.ones(6), atol=0.35)
+
+
 # what it takes
 
 
 def test_two_members_pull_nothing_and_many_pull_the_model_twice():
-    assert step_bytes(1000, 1, 16, 16) == 0
-    assert step_bytes(1000, 2, 16, 16) == 2000
-    assert step_bytes(1000, 4, 32, 32) == 8000
-    assert 9990 < step_bytes(1000, 10_000, 32, 16) < 10_000
+    bf16, fp32 = SentBits(16, 16, 16), SentBits(32, 32, 32)
+    assert step_bytes(1000, 1, bf16) == 0
+    assert step_bytes(1000, 2, bf16) == 2000
+    assert step_bytes(1000, 4, fp32) == 8000
+    assert 9990 < step_bytes(1000, 10_000, SentBits(32, 16, 16)) < 10_000
+
+
+def test_gradients_in_a_byte_leave_their_mean_in_two_and_take_a_byte_to_remember_what_they_left_out():
+    plan = plan_units([ParamSpec("h.0.w", (100, 100))])
+
+    assert mean_codec("int8") == "bf16" and mean_codec("bf16") == "bf16" and mean_codec("fp32") == "fp32"
+    assert step_bytes(1000, 4, SentBits(8, 8, 16)) == 1000 * (2 * 2 / 4 + 3 / 4 + 2 / 4)
+    assert held_bytes(plan, 4, has_feedback=True) - held_bytes(plan, 4) == 10_000 * 3 / 4
 
 
 def test_what_a_member_holds_falls_with_the_number_of_members():
@@ -326,7 +411,7 @@ def test_what_a_member_holds_falls_with_the_number_of_members():
     ("chosen", "told"),
     [
         ({"round": RoundSpec(push_codec="topk64-2bit", update_codec="bf16")}, "round.push_codec"),
-        ({"inner": InnerSpec(optimizer="muon", clip=0.0)}, "the owners of a sharded run run adamw"),
+        ({"inner": InnerSpec(optimizer="onebit-adam", clip=0.0)}, "the owners of a sharded run run adamw or muon"),
         ({"inner": InnerSpec()}, "do not clip"),
         ({"target_tokens": 5}, "give target_steps"),
         ({"round": RoundSpec(push_codec="bf16", update_codec="bf16", untrained="average")}, "untrained"),

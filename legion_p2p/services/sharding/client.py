@@ -20,6 +20,8 @@ from legion_p2p.services.context import PeerContext
 from legion_p2p.services.sharding.keeper import UnitKeeper
 from legion_p2p.services.sharding.table import UnitTable
 from legion_p2p.tensor.body import require_finite
+from legion_p2p.tensor.compact import Compact, compacted, expanded
+from legion_p2p.tensor.feedback import compress
 
 AGAIN_S = 0.2  # after every member was asked in vain
 ASK_S = 2.0
@@ -39,6 +41,8 @@ class UnitClient:
         self._keeper = keeper
         self._known: dict[int, PeerId] = {}
         """Who answered for a unit last, where it is another one than should own it."""
+        self._left_out: dict[int, Tensor | Compact | None] = {}
+        """What compression left out of this peer's gradients of a unit so far."""
 
     async def pull(self, unit: int, step: int, *, exact: bool = False) -> Tensor:
         """The weights with which `step` is computed, 1-D fp32, once the unit has made the steps before. Where the others are
@@ -66,20 +70,22 @@ class UnitClient:
             await self._pause(unit, give_up_at)
 
     async def push(self, unit: int, step: int, tokens: int, gradient: Tensor) -> UnitStepped:
-        """What became of the gradient, 1-D fp32; the unit's step is made when this returns.
+        """What became of the gradient, 1-D fp32; the unit's step is made when this returns. Where gradients are compressed so
+        much that it matters, what is left out of one that is in its step is added to the next.
 
         Raises: NonFiniteError; NetworkError, if nobody has the unit.
         """
         require_finite(gradient)
         give_up_at = trio.current_time() + LOST_S
         encoded: Encoded[UnitStepped | UnitElsewhere] | None = None
+        left_out: Tensor | Compact | None = None
         while True:
             stepped = await self._keeper.submit(self._table.me, unit, step, tokens, gradient)
             if stepped is not None:
                 return stepped
             for peer in self._whom(unit):
                 if encoded is None:
-                    payload = await self._offload(self._table.gradients_codec.encode, gradient)
+                    payload, left_out = await self._offload(self._packed, unit, gradient)
                     encoded = Encoded(PushGradient(self._run, unit, step, tokens, payload))
                 try:
                     reply = await self._table.ask(peer, encoded, Priority.CATCH_UP)
@@ -90,8 +96,18 @@ class UnitClient:
                     self._note_elsewhere(unit, reply)
                     continue
                 self._known[unit] = peer
+                if self._table.has_feedback and reply.included:
+                    self._left_out[unit] = left_out
                 return reply
             await self._pause(unit, give_up_at)
+
+    def _packed(self, unit: int, gradient: Tensor) -> tuple[bytes | memoryview, Tensor | Compact | None]:
+        """The gradient as it is sent, and what that leaves out."""
+        codec = self._table.gradients_codec
+        if not self._table.has_feedback:
+            return codec.encode(gradient), None
+        packed = compress(codec, expanded(self._left_out.get(unit)), gradient)
+        return packed.data, compacted(packed.residual)
 
     async def newest_step(self) -> int:
         """The step that the run has come to: that of the unit that is furthest."""
@@ -114,8 +130,7 @@ class UnitClient:
         sizes = {unit.index: unit.numel for unit in self._table.units}
         largest = max(sizes, key=lambda unit: sizes[unit])
         members = self._table.living_others()
-        weight = self._table.codec_of_weights(exact=False).bits_per_element
-        gradient = self._table.gradients_codec.bits_per_element
+        bits = self._table.sent_bits
         for peer in members[:MAX_TIMED]:
             began = trio.current_time()
             try:
@@ -125,8 +140,8 @@ class UnitClient:
             if isinstance(reply, UnitElsewhere):
                 continue
             took_s = max(trio.current_time() - began, 1e-6)
-            bps = weight * sizes[largest] / took_s
-            step_s = step_network_s(sum(sizes.values()), len(members) + 1, (weight, gradient), bps)
+            bps = bits.weights * sizes[largest] / took_s
+            step_s = step_network_s(sum(sizes.values()), len(members) + 1, bits, bps)
             if step_s > MAX_STEP_S:
                 told = f"{human.rate_text(bps)} came from {peer}, at which the bytes of one step take {step_s:.1f} s"
                 raise JoinError(f"the network is too slow for this sharded run: {told}, {MAX_STEP_S:.0f} s are allowed; {HELPS}")

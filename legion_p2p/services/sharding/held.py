@@ -1,6 +1,6 @@
 """A unit as a peer that owns it or stands by holds it: weights, what the optimizer remembers, and how a step is made of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -9,13 +9,15 @@ from legion_p2p.concurrency.notify import Notify
 from legion_p2p.concurrency.quick_lock import QuickLock
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.messages.sharding import UnitHeld, UnitRole
+from legion_p2p.core.sharding.matrices import Matrix
 from legion_p2p.core.sharding.plan import Unit
 from legion_p2p.core.sharding.step import UnitSteps
 from legion_p2p.errors import CodecError
-from legion_p2p.tensor.adamw import AdamWRates, Moments, adamw_step
+from legion_p2p.tensor.adamw import AdamWRates, Moments
 from legion_p2p.tensor.aggregate import Aggregated, Contribution, weighted_mean
 from legion_p2p.tensor.body import is_finite
 from legion_p2p.tensor.flatten import digest, fp32_bytes, from_fp32_bytes
+from legion_p2p.tensor.muon import muon_step
 
 STATE_COPIES = 3  # of a unit's weights, that its state takes: the weights, and two moments
 STEPS_BYTES = 8  # before them: how many steps the moments have seen
@@ -66,11 +68,12 @@ class HeldUnit:
         """What is said of it to others."""
         return UnitHeld(self.role, self.term, self.version, self.digest, self.standby or "")
 
-    def make_step(self, mean: Tensor, rates: AdamWRates) -> bytes:
-        """One step of the optimizer; the digest of the weights after it. To be called under `lock`, in any thread."""
+    def make_step(self, mean: Tensor, rates: AdamWRates, matrices: Sequence[Matrix]) -> bytes:
+        """One step of the optimizer, Muon's on `matrices`; the digest of the weights after it. To be called under `lock`, in any
+        thread."""
         if self.moments is None:
             self.moments = Moments.of(self.weights)
-        adamw_step(self.weights, mean, self.moments, rates)
+        muon_step(self.weights, mean, self.moments, rates, matrices)
         return digest(self.weights)
 
     def stepped(self, included: Iterable[PeerId], made: bytes) -> None:

@@ -138,13 +138,13 @@ class UnitKeeper:
         arrived = {c.peer: held.arrived[c.peer] for c in closed}
         held.arrived = {}
         combined = await self._offload(combine_gradients, arrived, held.unit.numel)
-        payload = await self._offload(self._table.gradients_codec.encode, combined.mean)
-        mean = await self._offload(self._table.gradients_codec.decode, payload, held.unit.numel)
+        payload = await self._offload(self._table.means_codec.encode, combined.mean)
+        mean = await self._offload(self._table.means_codec.decode, payload, held.unit.numel)
         message = ReplicateStep(self._table.run, held.index, held.term, held.version, combined.used, payload)
         async with open_flat_nursery() as nursery:
             told: list[UnitHeld] = []
             nursery.start_soon(self._replicate, held, message, told)
-            made = await self._offload(held.make_step, mean, self._table.rates(held.version))
+            made = await self._offload(held.make_step, mean, self._table.rates(held.version), self._table.matrices(held.index))
         held.stepped(map(PeerId, combined.used), made)
         held.steps.expect(self._table.training_since(), trio.current_time())
         if told:
@@ -185,11 +185,13 @@ class UnitKeeper:
         held = self._table.unit_held(message.unit)
         if held is None:
             return self._table.said_of(message.unit)
-        mean = await self._offload(self._table.gradients_codec.decode, message.payload, held.unit.numel)
+        mean = await self._offload(self._table.means_codec.decode, message.payload, held.unit.numel)
         require_finite(mean)
         async with held.lock:
             if held.role == "standby" and message.term >= held.term and message.step == held.version:
                 held.owner, held.term = peer, message.term
-                made = await self._offload(held.make_step, mean, self._table.rates(held.version))
+                made = await self._offload(
+                    held.make_step, mean, self._table.rates(held.version), self._table.matrices(held.index)
+                )
                 held.stepped(map(PeerId, message.included), made)
         return held.as_said()

@@ -14,6 +14,8 @@ from legion_p2p.core.messages.sharding import UnitHeld
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.round import RoundConfig
+from legion_p2p.core.sharding.cost import SentBits, mean_codec
+from legion_p2p.core.sharding.matrices import Matrix, matrices_of
 from legion_p2p.core.sharding.placement import place_units
 from legion_p2p.core.sharding.plan import UnitPlan, plan_units
 from legion_p2p.core.wire import Encoded, Request
@@ -52,10 +54,13 @@ class UnitTable:
         self.held: dict[int, HeldUnit] = {}
         self._weights_codec = codec.get(ctx.spec.round.update_codec)
         self.gradients_codec = codec.get(ctx.spec.round.push_codec)
+        self.means_codec = codec.get(mean_codec(ctx.spec.round.push_codec))
         self.round = step_config(ctx.config.rounds, ctx.spec.round.waits_for())
         self.woken = Notify()
         """Wakes the task that looks whether units should move."""
         self._inner = ctx.spec.inner
+        is_muon = ctx.spec.inner.optimizer == "muon"
+        self._matrices = [matrices_of(unit, ctx.spec.params) if is_muon else () for unit in self.units]
         self._rpc = Rpc(ctx.messenger, members)
         self._sizes = [unit.numel for unit in self.units]
         self._eligible = Eligible()
@@ -90,6 +95,21 @@ class UnitTable:
         """Those of the step after `version` others."""
         inner = self._inner
         return AdamWRates(learning_rate(inner, version, version), inner.beta1, inner.beta2, inner.weight_decay)
+
+    def matrices(self, unit: int) -> tuple[Matrix, ...]:
+        """What Muon turns of a unit; nothing, where AdamW makes all steps."""
+        return self._matrices[unit]
+
+    @property
+    def has_feedback(self) -> bool:
+        """Members keep what compression leaves out of their gradients."""
+        return self.gradients_codec is not self.means_codec
+
+    @property
+    def sent_bits(self) -> SentBits:
+        """For each parameter that travels."""
+        codecs = self._weights_codec, self.gradients_codec, self.means_codec
+        return SentBits(*(one.bits_per_element for one in codecs))
 
     def codec_of_weights(self, *, exact: bool) -> Codec:
         return codec.get("fp32") if exact else self._weights_codec
