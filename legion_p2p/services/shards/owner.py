@@ -36,9 +36,10 @@ from legion_p2p.core.wire import (
 )
 from legion_p2p.errors import CodecError, DecodeError, NetworkError
 from legion_p2p.services.context import PeerContext
-from legion_p2p.services.shards.follower import FollowService
+from legion_p2p.services.shards.catch_up import CatchUpService
 from legion_p2p.services.shards.forwarder import ForwardService
 from legion_p2p.services.shards.inputs import RoundInputs, SignedPush, payload_digest
+from legion_p2p.services.shards.news import ShardNews
 from legion_p2p.services.shards.recount import account_of
 from legion_p2p.services.shards.replica import Body, Combined, Replica, combine_arrived
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
@@ -53,14 +54,21 @@ class OwnerService:
     """Owns the shards that rendezvous gives to this peer."""
 
     def __init__(
-        self, ctx: PeerContext, states: ShardStates, follower: FollowService, forwarder: ForwardService, witness: StandbyWatch
+        self,
+        ctx: PeerContext,
+        states: ShardStates,
+        news: ShardNews,
+        catch_up: CatchUpService,
+        forwarder: ForwardService,
+        witness: StandbyWatch,
     ) -> None:
         self._identity: Identity = ctx.identity
         self._events = ctx.events
         self._rng: random.Random = ctx.rng
         self._rounds = ctx.spec.round
         self._states = states
-        self._follower = follower
+        self._news = news
+        self._catch_up = catch_up
         self._forwarder = forwarder
         self._witness = witness
 
@@ -74,7 +82,7 @@ class OwnerService:
             if states.lives(before) and not states.members.roster.is_deposed(before):
                 # Its view may lag behind ours: our announcement tells it to stop, and then its word is the last one.
                 await states.members.exchange_with(before)
-                await self._follower.fetch_patiently(replica, before)
+                await self._catch_up.fetch_patiently(replica, before)
             else:
                 await self._recover_tail(replica)
                 await self._witness.inherit(replica, before)
@@ -82,24 +90,24 @@ class OwnerService:
         self._tell(replica, owner.Claimed())
         if replica.round is not None:
             self._events.emit("shard.owned", shard=replica.shard, version=replica.chain.version)
-            self._follower.look_at(replica)
+            self._news.look_at(replica)
             replica.notify.notify()
 
     async def _catch_up_with_former(self, replica: Replica) -> None:
         """The present standby owned the shard before this peer came. This peer may have been behind, and have the shard from
         elsewhere."""
         former = self._states.ownership(replica.shard).standby
-        if former is None or not self._follower.is_said_to_be_ahead(replica, former):
+        if former is None or not self._news.is_said_to_be_ahead(replica, former):
             return
         if former != replica.chain.owner:
             await self._states.members.exchange_with(former)
-        await self._follower.fetch_patiently(replica, former, trusted=True)
+        await self._catch_up.fetch_patiently(replica, former, trusted=True)
 
     async def _recover_tail(self, replica: Replica) -> None:
         """The owner before us is dead. What it published last may have reached others only."""
         states = self._states
         others = [peer for peer in states.members.roster.ready(states.region) if peer != states.me]
-        ahead = [peer for peer in others if self._follower.is_said_to_be_ahead(replica, peer)]
+        ahead = [peer for peer in others if self._news.is_said_to_be_ahead(replica, peer)]
         ahead, rest = survivors_to_ask(ahead, [peer for peer in others if peer not in ahead], self._rng)
         update_bytes = states.codec_of(replica, states.update_codec).bits_per_element * replica.numel / 8
         update_s = TAIL_S + TRANSFER_DEADLINE_S * update_bytes / (4 * MAX_SHARD_ELEMENTS)
@@ -111,7 +119,7 @@ class OwnerService:
 
     async def _ask_survivor(self, replica: Replica, survivor: PeerId, within_s: float) -> None:
         with trio.move_on_after(within_s):
-            await self._follower.fetch_patiently(replica, survivor, log_only=True, within_s=within_s)
+            await self._catch_up.fetch_patiently(replica, survivor, log_only=True, within_s=within_s)
 
     # collecting
 

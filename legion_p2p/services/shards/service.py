@@ -43,6 +43,7 @@ from legion_p2p.core.wire import (
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.rpc import Scope
+from legion_p2p.services.shards.catch_up import CatchUpService
 from legion_p2p.services.shards.equivocation import EquivocationWatch
 from legion_p2p.services.shards.evidence import EvidenceService
 from legion_p2p.services.shards.follower import FollowService
@@ -50,6 +51,7 @@ from legion_p2p.services.shards.forwarder import ForwardService
 from legion_p2p.services.shards.handover import HandoverService
 from legion_p2p.services.shards.input_exchange import InputExchange
 from legion_p2p.services.shards.mailbox import Mailbox
+from legion_p2p.services.shards.news import ShardNews
 from legion_p2p.services.shards.owner import OwnerService
 from legion_p2p.services.shards.pusher import PushService
 from legion_p2p.services.shards.receipts import Receipts
@@ -68,7 +70,9 @@ class ShardService:
 
     def __init__(self, ctx: PeerContext, members: MemberService, mailbox: Mailbox) -> None:
         self.states = ShardStates(ctx, members, mailbox)
-        self.follower = FollowService(ctx, self.states)
+        self.news = ShardNews(self.states)
+        self.follower = FollowService(ctx, self.states, self.news)
+        self.catch_up = CatchUpService(ctx, self.states, self.news, self.follower)
         self.forwarder = ForwardService(ctx, self.states, self.follower)
         self.handover = HandoverService(ctx, self.states, self.follower)
         self.exchange = InputExchange(ctx, self.states)
@@ -76,7 +80,7 @@ class ShardService:
         self.equivocation = EquivocationWatch(ctx, self.states, self.follower, self.evidence)
         self.receipts = Receipts(ctx, self.states, self.evidence)
         self.witness = StandbyWatch(ctx, self.states, self.evidence, self.exchange)
-        self.owner = OwnerService(ctx, self.states, self.follower, self.forwarder, self.witness)
+        self.owner = OwnerService(ctx, self.states, self.news, self.catch_up, self.forwarder, self.witness)
         self.pusher = PushService(ctx, self.states, self.receipts, self.owner.submit)
         self.server = ShardServer(ctx, self.states)
         self.run = ctx.run
@@ -92,8 +96,8 @@ class ShardService:
         self.marks = self.states.marks
         self.hold = self.states.hold
         self.hold_chain = self.states.hold_chain
-        self.sync_all = self.follower.sync_all
-        self.adopt_region = self.follower.adopt_region
+        self.sync_all = self.catch_up.sync_all
+        self.adopt_region = self.catch_up.adopt_region
         self.hand_over_all = self.handover.hand_over_all
         self.stalls = TimedClaims()
         self._events = ctx.events
@@ -137,7 +141,7 @@ class ShardService:
 
     async def sync_with(self, shard: int, peer: PeerId) -> None:
         """Take over what `peer` holds of a shard, of any owner: for a caller that knows which peers to believe."""
-        await self.follower.fetch_patiently(self.replicas[shard], peer, trusted=True)
+        await self.catch_up.fetch_patiently(self.replicas[shard], peer, trusted=True)
 
     async def ask_owner(self, peer: PeerId, request: Request[R]) -> R:
         """Ask another owner, as one of few transfers at a time. Raises: NetworkError."""
@@ -159,7 +163,7 @@ class ShardService:
         """Look at the members now: owners may differ, others may train than before, and other regions may be further."""
         self._look_at = None
         for replica in self.states.refresh_owners():
-            self.follower.look_at(replica)
+            self.news.look_at(replica)
         self._take_in_expected()
         for shard in self.states.owned():
             self.replicas[shard].notify.notify()
@@ -178,12 +182,12 @@ class ShardService:
 
     def _on_announcement(self, announcement: Announcement) -> None:
         if announcement.region == self.region:
-            self.follower.heard_of(peer_of(announcement))
+            self.news.heard_of(peer_of(announcement))
         else:
             self._look_soon()
 
     def _on_member_changed(self, change: Changed) -> None:
-        self.follower.heard_of(change.peer_id)
+        self.news.heard_of(change.peer_id)
         if change.after in (None, Liveness.DEAD):
             for replica in self.states.replicas.values():
                 if replica.life.push.holder == change.peer_id:
@@ -204,7 +208,7 @@ class ShardService:
                 self._expected = None  # shards may have come since
                 self.on_members_changed()
                 for replica in self.states.replicas.values():
-                    self.follower.look_at(replica)
+                    self.news.look_at(replica)
                     self.states.wake(replica)
                 task_status.started(None)
                 while True:
@@ -264,7 +268,7 @@ class ShardService:
             case Inquire(peer):
                 self._start(self.forwarder.inquire, replica, peer)
             case follower_events.Fetch(peer, within_s):
-                self._start(self._do, replica, self.follower.fetch_what_is_promised, peer, within_s)
+                self._start(self._do, replica, self.catch_up.fetch_what_is_promised, peer, within_s)
             case owner.Claim():
                 self._start(self._do, replica, self.owner.claim)
             case owner.Release():
@@ -273,7 +277,7 @@ class ShardService:
                 self._start(self._do, replica, self.owner.close)
 
     def _note_stalled(self, replica: Replica, stalled: PeerId) -> None:
-        if self._members.absence.was_away or not self._members.roster.is_heard(stalled) or self.follower.is_behind_most(replica):
+        if self._members.absence.was_away or not self._members.roster.is_heard(stalled) or self.news.is_behind_most(replica):
             return  # versions may have been made that have not come here; whether a silent owner is dead is decided elsewhere
         if self.stalls.found(stalled, trio.current_time()):
             self._events.emit("owner.stalled", shard=replica.shard, version=replica.chain.version, owner=stalled)

@@ -465,7 +465,7 @@ async def test_a_whole_shard_that_cannot_be_is_not_taken_over(autojump_clock: ob
             return msgspec.structs.replace(good, **fields)
 
         member.shards.states.rpc.ask = lie
-        await member.shards.follower.fetch(member.replica, owner.me)
+        await member.shards.catch_up.fetch(member.replica, owner.me)
 
         assert member.replica.chain.digest == b"e" * 32 and "shard.sync_refused" in member.names()
 
@@ -492,7 +492,7 @@ async def test_a_peer_out_of_reach_is_told_of_in_the_log(autojump_clock: object)
             raise UnreachableError(peer, "the connection broke")
 
         member.shards.states.rpc.ask = unreachable
-        assert await member.shards.follower.fetch(member.replica, owner.me) is None
+        assert await member.shards.catch_up.fetch(member.replica, owner.me) is None
 
         assert "shard.sync_failed" in member.names()
 

@@ -1,0 +1,222 @@
+"""Between a member and others: fetching what was missed of a shard, as updates or whole.
+
+Which peers are asked, and which are believed, is decided in core/shard/follower.py.
+"""
+
+import random
+
+import trio
+
+from legion_p2p.core.announcement import mark_at
+from legion_p2p.core.chain import Step
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
+from legion_p2p.core.priority import Priority
+from legion_p2p.core.shard import follower_events, push_events
+from legion_p2p.core.shard.follower import Adoption, judge_whole
+from legion_p2p.core.wire import Busy, GetUpdates, ShardState, Updates
+from legion_p2p.errors import (
+    DecodeError,
+    IncompatibleModelError,
+    NetworkError,
+    NoAnswerError,
+    RefusedError,
+    RemoteProtocolError,
+    TooLongError,
+)
+from legion_p2p.services.context import PeerContext
+from legion_p2p.services.shards.follower import FollowService, ReceivedUpdate
+from legion_p2p.services.shards.news import ShardNews
+from legion_p2p.services.shards.replica import Replica
+from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
+from legion_p2p.tensor import codec
+from legion_p2p.tensor.flatten import digest
+from legion_p2p.tensor.outer import OuterState
+
+CLAIM_DEADLINE_S = 2.0  # for a member that only says it is ahead to prove it: meanwhile the round waits
+ADOPT_S = 1.0  # between two attempts to fetch what a region has that this peer moves to
+MAX_MISSED = 256  # versions for which a whole shard may differ: a made-up version number allows no more
+MAX_BUSY_ANSWERS = 60  # in a row, to one question: a minute and more
+
+
+class CatchUpService:
+    """Fetches what this peer lacks of the shards."""
+
+    def __init__(self, ctx: PeerContext, states: ShardStates, news: ShardNews, follower: FollowService) -> None:
+        self._messenger = ctx.messenger
+        self._events = ctx.events
+        self._rng: random.Random = ctx.rng
+        self._states = states
+        self._news = news
+        self._follower = follower
+
+    async def sync_all(self) -> None:
+        """Fetch what is missing here of every shard from its owner, as far as it answers."""
+        async with trio.open_nursery() as nursery:
+            for shard, replica in self._states.replicas.items():
+                owner = self._states.ownership(shard).owner
+                if owner is not None and owner != self._states.me:
+                    nursery.start_soon(self.fetch_patiently, replica, owner)
+
+    async def adopt_region(self) -> None:
+        """After a move: take over every shard as the new region has it, if anybody there does. What was trained goes there."""
+        states = self._states
+        before = {shard: replica.chain.n_replaced for shard, replica in states.replicas.items()}
+        for replica in states.replicas.values():
+            replica.life.owner.made_tokens = 0  # that is in the copy of the region that was left, and stays there
+        waiting = set(before)
+        while waiting and any(states.ownership(shard).owner is not None for shard in waiting):
+            async with trio.open_nursery() as nursery:
+                for shard in waiting:
+                    owner = states.ownership(shard).owner
+                    if owner is not None:
+                        nursery.start_soon(self.fetch_patiently, states.replicas[shard], owner)
+            waiting = {shard for shard in waiting if self._is_still_at(states.replicas[shard], before[shard])}
+            if waiting:
+                with trio.move_on_after(ADOPT_S):
+                    await states.members.changed.wait()
+        for shard, replica in states.replicas.items():
+            if shard in waiting:
+                continue
+            async with replica.lock:
+                replica.owner_residual, replica.outer = None, OuterState()
+                replica.life.push.handle(push_events.Moved(replica.chain.version), trio.current_time())
+            states.wake(replica)
+
+    def _is_still_at(self, replica: Replica, n_replaced: int) -> bool:
+        """Neither is it on another chain than before, nor is that one the owner's as well."""
+        owner = self._states.ownership(replica.shard).owner
+        if replica.chain.n_replaced != n_replaced or owner is None:
+            return False
+        announced = self._states.members.table.get(owner)
+        mark = None if announced is None else mark_at(announced.announcement.marks, replica.shard)
+        return mark is None or replica.chain.holds(mark) is not True
+
+    async def fetch_what_is_promised(self, replica: Replica, peer: PeerId, within_s: float | None) -> None:
+        """`fetch`, of which it is known how long it may take at least."""
+        await self.fetch(replica, peer, within_s=max(CLAIM_DEADLINE_S, within_s or 0.0))
+
+    async def fetch_patiently(
+        self, replica: Replica, peer: PeerId, *, log_only: bool = False, trusted: bool = False, within_s: float = CLAIM_DEADLINE_S
+    ) -> None:
+        """`fetch`, again and again while `peer` is busy."""
+        self._news.tell(replica, follower_events.AskBegun(peer))
+        try:
+            for _ in range(MAX_BUSY_ANSWERS):
+                retry_s = await self.fetch(replica, peer, log_only=log_only, trusted=trusted, within_s=within_s)
+                if retry_s is None:
+                    return
+                await trio.sleep(retry_s * self._rng.uniform(1.0, 1.5))  # so that not all that wait come at the same moment
+        finally:
+            self._news.tell(replica, follower_events.AskEnded(peer))
+
+    async def fetch(
+        self, replica: Replica, peer: PeerId, *, log_only: bool = False, trusted: bool = False, within_s: float = CLAIM_DEADLINE_S
+    ) -> float | None:
+        """Fetch from `peer` what is missing here: updates, or where these do not reach and it is allowed, the whole shard.
+
+        From a member that only says that it is ahead, nothing but updates of those whose versions are to be followed, and only
+        `within_s`. From one that announces what most announce, everything, within the time that a slow link takes: identities
+        cost nothing, so a majority may be silent liars. Returns when to come again, if `peer` is busy.
+        """
+        states = self._states
+        known = trusted or self._follower.may_make(replica, peer)
+        is_held = self._news.holds_what_most_hold(replica, peer)
+        is_common = trusted or is_held
+        trusted = known or is_held
+        if trusted:
+            within_s = TRANSFER_DEADLINE_S if known else self._transfer_s(replica)
+        before = (replica.chain.version, replica.chain.digest)
+        request = GetUpdates(states.run, replica.shard, *before, log_only or not trusted)
+        is_waited_for = states.ownership(replica.shard).owner == states.me
+        priority = Priority.ROUND if is_waited_for else Priority.CATCH_UP
+        try:
+            async with states.urgent if is_waited_for else states.transfers:
+                reply = await states.rpc.ask(peer, request, priority, within_s=within_s)
+            if isinstance(reply, Busy):
+                self._news.tell(replica, follower_events.TurnedAway(peer, reply.retry_ms / 1000))
+                return reply.retry_ms / 1000
+            if isinstance(reply, Updates):
+                await self._take_updates(replica, reply, trusted, is_common)
+            elif request.log_only:
+                raise DecodeError(f"asked for updates of shard {replica.shard}, got {type(reply).__name__}")
+            else:
+                await self._adopt(replica, peer, reply, is_common)
+        except (RefusedError, TooLongError):
+            pass  # it has nothing for us; what others announce will tell
+        except NoAnswerError as late:
+            self._events.emit("shard.sync_failed", shard=replica.shard, peer=peer, reason=str(late))
+        except RemoteProtocolError as bad:
+            self._events.error("shard.sync_refused", f"shard {replica.shard}: {bad}", peer=peer)
+        except NetworkError as failed:
+            self._events.emit("shard.sync_failed", shard=replica.shard, peer=peer, reason=str(failed))
+            self._news.tell(replica, follower_events.Unreachable(peer))
+            return None
+        except (DecodeError, IncompatibleModelError) as bad:
+            self._messenger.report(peer, f"bad state of shard {replica.shard}: {bad}")
+            self._events.error("shard.sync_refused", f"shard {replica.shard}: {bad}", peer=peer)
+        came_forward = before != (replica.chain.version, replica.chain.digest)
+        self._news.tell(replica, follower_events.FetchEnded(peer, came_forward, known))
+        return None
+
+    def _transfer_s(self, replica: Replica) -> float:
+        """What the shard whole may take: the largest TRANSFER_DEADLINE_S."""
+        return CLAIM_DEADLINE_S + TRANSFER_DEADLINE_S * replica.numel / MAX_SHARD_ELEMENTS
+
+    async def _take_updates(self, replica: Replica, reply: Updates, trusted: bool, is_common: bool) -> None:
+        if trusted:
+            replica.norms.learn(reply.norms)
+        for update in reply.updates:
+            header = self._follower.open_update(update)
+            if header.shard != replica.shard:
+                raise DecodeError(f"asked for updates of shard {replica.shard}, got one of {header.shard}")
+            if not trusted and not self._follower.may_make(replica, PeerId(header.owner)):
+                break
+            step = await self._follower.apply(replica, header, update, is_common=is_common)
+            if step not in (Step.APPLY, Step.KNOWN):
+                break
+            if step is Step.APPLY:
+                self._follower.received.tell(ReceivedUpdate(replica, header, update, None))
+
+    async def _adopt(self, replica: Replica, peer: PeerId, state: ShardState, is_common: bool) -> None:
+        """Take over a whole shard. What this peer alone had made of it goes with its next push."""
+        states = self._states
+        if state.shard != replica.shard:
+            raise DecodeError(f"asked for shard {replica.shard}, got {state.shard}")
+        if self._judge(replica, state) is Adoption.IMPOSSIBLE:
+            raise DecodeError(f"shard {state.shard} version {state.version}, ours is {replica.chain.version}: that cannot be")
+        theirs = await states.compute(replica.numel, codec.get("fp32").decode, state.payload, replica.numel)
+        if await states.compute(replica.numel, digest, theirs) != state.digest:
+            raise DecodeError(f"shard {state.shard} version {state.version} does not have its digest")
+        async with replica.lock:
+            adoption = self._judge(replica, state)
+            if adoption in (Adoption.OURS_PREVAILS, Adoption.KNOWN):
+                return
+            longest = replica.norms.longest
+            if longest is not None and not is_common:
+                n_missed = min(max(1, state.version - replica.chain.version), MAX_MISSED)
+                self._follower.must_not_be_longer(replica, peer, float((replica.reference - theirs).norm()), longest * n_missed)
+            replica.norms.replace(state.norms)
+            owner = replica.life.owner
+            if adoption is Adoption.MERGE:
+                ours_ahead = theirs - replica.reference
+                replica.residual = ours_ahead if replica.residual is None else replica.residual + ours_ahead
+                replica.life.push.handle(push_events.Merged(owner.made_tokens), trio.current_time())
+                self._events.emit("shard.merged", shard=replica.shard, tokens=owner.made_tokens, owner=peer)
+            owner.made_tokens = 0
+            replica.common = held = await self._states.to_hold(theirs)
+            replica.chain.replaced(state.version, state.digest, peer, state.included)
+            states.mailbox.post(replica.shard, state.version, held)
+            states.advanced(replica, state.included)
+            states.replaced.tell(replica)
+        self._events.emit("shard.fetched", shard=replica.shard, version=state.version, peer=peer)
+
+    def _judge(self, replica: Replica, state: ShardState) -> Adoption:
+        return judge_whole(
+            replica.chain,
+            state.version,
+            state.digest,
+            is_ancestor=state.ancestor,
+            owns=replica.round is not None,
+            made_tokens=replica.life.owner.made_tokens,
+        )

@@ -1,0 +1,96 @@
+"""What members announce of their shards, and which shards are looked at because of it."""
+
+from itertools import chain
+
+import trio
+
+from legion_p2p.core.announcement import Mark, mark_at
+from legion_p2p.core.identity import PeerId
+from legion_p2p.core.shard import follower_events
+from legion_p2p.core.shard.follower import is_behind_most, most_hold
+from legion_p2p.services.shards.replica import Replica
+from legion_p2p.services.shards.states import ShardStates
+
+
+class ShardNews:
+    """The marks that members announce. The machines of the shards are told of them here."""
+
+    def __init__(self, states: ShardStates) -> None:
+        self._states = states
+        self._restless: set[int] = set()
+        """Shards of which another member claims to have a newer version, or did a moment ago."""
+
+    def heard_of(self, peer: PeerId) -> None:
+        """A member announced something: look at the shards that it owns, and at those that this peer owns."""
+        states = self._states
+        if not self._restless and states.says_what_we_hold(peer):
+            return  # as most announcements do
+        mine, theirs = states.owned(), states.owned_by(peer)
+        if (mine or theirs) and peer != states.me:
+            marks = self._marks_of(peer)
+            is_news = marks != states.marks()  # most say what all hold: then a run of many shards costs what one of few does
+            for shard in chain(mine, theirs) if is_news else self._restless.intersection(chain(mine, theirs)):
+                replica = states.replicas[shard]
+                if shard in self._restless or not states.is_at_our_mark(marks, shard):
+                    self._note(replica, peer, mark_at(marks, shard))
+
+    def look_at(self, replica: Replica) -> None:
+        """The shard changed hands: look at what those announced that count from now on."""
+        states = self._states
+        owner = states.ownership(replica.shard).owner
+        peers = states.members.roster.ready(states.region) if owner == states.me else () if owner is None else (owner,)
+        for peer in peers:
+            self._note(replica, peer, mark_at(self._marks_of(peer), replica.shard))
+
+    def is_said_to_be_ahead(self, replica: Replica, peer: PeerId) -> bool:
+        mark = mark_at(self._marks_of(peer), replica.shard)
+        return mark is not None and mark.version > replica.chain.version
+
+    def is_behind_most(self, replica: Replica) -> bool:
+        """Most of the others have a newer version of the shard."""
+        return is_behind_most(replica.chain, self.marks_of_others(replica))
+
+    def marks_of_others(self, replica: Replica) -> list[Mark | None]:
+        """What the members that hold the model announce of the shard, this peer and the owner not counted."""
+        states = self._states
+        left_out = (states.me, states.ownership(replica.shard).owner)
+        return [
+            mark_at(self._marks_of(peer), replica.shard)
+            for peer in states.members.roster.ready(states.region)
+            if peer not in left_out
+        ]
+
+    def _marks_of(self, peer: PeerId) -> bytes:
+        """Of all shards, packed, as a member of this region announces them; empty where it says nothing that counts."""
+        announced = self._states.members.roster.announced(peer)
+        if announced is None or not announced.ready or announced.region != self._states.region:
+            return b""
+        return announced.marks if len(announced.marks) == self._states.n_mark_bytes else b""
+
+    def holds_what_most_hold(self, replica: Replica, peer: PeerId) -> bool:
+        marks: list[Mark | None] = []
+        of_peer: Mark | None = None
+        for other in self._states.members.roster.ready(self._states.region):
+            if other != self._states.me:
+                marks.append(mark_at(self._marks_of(other), replica.shard))
+                if other == peer:
+                    of_peer = marks[-1]
+        return most_hold(of_peer, marks)
+
+    def _note(self, replica: Replica, peer: PeerId, mark: Mark | None) -> None:
+        machine = replica.life.follower
+        machine.handle(follower_events.Announced(peer, mark), trio.current_time())
+        self._note_rest(replica)
+        if machine.is_behind:  # most announcements say nothing new
+            self._states.wake(replica)
+
+    def tell(self, replica: Replica, event: follower_events.Event) -> None:
+        replica.life.follower.handle(event, trio.current_time())
+        self._note_rest(replica)
+        self._states.wake(replica)
+
+    def _note_rest(self, replica: Replica) -> None:
+        if replica.life.follower.is_at_rest:
+            self._restless.discard(replica.shard)
+        else:
+            self._restless.add(replica.shard)
