@@ -44,7 +44,7 @@ async def cpu_ms(n_peers: int, n_shards: int, idle: bool, profile: cProfile.Prof
             await peer.joined.wait()
         assert first.engine.plan.n_shards == n_shards
         await trio.sleep(WARM_UP_S)
-        rounds_before = sum(peer.engine.shards.states.rounds for peer in swarm.living())
+        rounds_before = sum(peer.engine.shards.states.round_log.rounds for peer in swarm.living())
         gc.collect()
         if profile is not None:
             profile.enable()
@@ -53,7 +53,7 @@ async def cpu_ms(n_peers: int, n_shards: int, idle: bool, profile: cProfile.Prof
         spent_s, passed_s = time.process_time() - began_s, trio.current_time() - began_at
         if profile is not None:
             profile.disable()
-        n_rounds = sum(peer.engine.shards.states.rounds for peer in swarm.living()) - rounds_before
+        n_rounds = sum(peer.engine.shards.states.round_log.rounds for peer in swarm.living()) - rounds_before
     return 1000 * spent_s / passed_s / n_peers, n_rounds
 
 

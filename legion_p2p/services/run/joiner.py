@@ -209,7 +209,7 @@ class Joiner:
         for f in fetched:
             run.shards.hold_chain(f.shard, f.reference, f.chain)
         run.steps.began_at = run.run_step()
-        run.target.began_tokens = run.target.run_tokens() - run.shards.states.counted_tokens
+        run.target.began_tokens = run.target.run_tokens() - run.shards.states.round_log.counted_tokens
         await run.checkpoints.open(run.signed)
         await run.checkpoints.adopt(fetched, run.steps.began_at)
         if sum(member.announcement.ready for member in run.members.table.counted()) == 1:
@@ -250,7 +250,7 @@ class Joiner:
         if goes_on:
             _ramp_pushes(run)
         run.steps.began_at = run.run_step()
-        run.target.began_tokens = run.target.run_tokens() - run.shards.states.counted_tokens
+        run.target.began_tokens = run.target.run_tokens() - run.shards.states.round_log.counted_tokens
         await run.take_part(self._nursery)
         self._events.emit("run.resumed", run=run.id, name=run.spec.name, step=run.steps.began_at)
         return run

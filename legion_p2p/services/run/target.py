@@ -39,7 +39,7 @@ class TargetService:
 
     def own_tokens(self) -> int:
         """Tokens of the run, as this peer has counted them: those of each update of one shard that it saw."""
-        return self.began_tokens + self._states.counted_tokens
+        return self.began_tokens + self._states.round_log.counted_tokens
 
     def run_tokens(self) -> int:
         """Tokens of the run, by this peer's count or by what most others announce, if that is more."""

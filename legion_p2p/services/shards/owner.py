@@ -232,7 +232,7 @@ class OwnerService:
             if self._rounds.verify == "none" and not states.has_other_regions():
                 replica.owner_kept = await states.compute(replica.numel, compacted, result.owner_residual, states.keep)
             if result.payload is None:
-                states.note_round(header, replica.chain.version)
+                states.round_log.note(header, replica.chain.version)
                 for peer, reason in result.refused:  # the next version names them
                     replica.life.owner.refused(PeerId(peer), reason)
                 replica.life.push.handle(push_events.Excluded("the owner found it unusable"), trio.current_time())

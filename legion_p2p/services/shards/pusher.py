@@ -103,7 +103,7 @@ class PushService:
         as_update = UpdateHeader(
             states.run, replica.shard, version, before, digest, states.me, "", included, (), 1, tokens
         )  # fmt: skip
-        states.note_round(as_update, version)
+        states.round_log.note(as_update, version)
 
     def enter(self, replica: Replica, packed: Packed) -> None:
         """This peer owns the shard: its contribution needs no network."""

@@ -19,7 +19,6 @@ from legion_p2p.core.eligible import Eligible
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.member import Liveness
 from legion_p2p.core.observers import Observers
-from legion_p2p.core.pace import Ewma
 from legion_p2p.core.placement import Placement
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.round import LATE
@@ -30,13 +29,13 @@ from legion_p2p.core.shard.life import ShardLife
 from legion_p2p.core.shard.push_events import Packed
 from legion_p2p.core.wire import Inclusion, PushClaim, Update, UpdateHeader
 from legion_p2p.errors import DecodeError, NetworkError, RemoteProtocolError
-from legion_p2p.observe.status import FailedPush, RoundStatus
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.rpc import Rpc
 from legion_p2p.services.shards.codecs import shard_codec
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.services.shards.replica import Replica
+from legion_p2p.services.shards.round_log import RoundLog
 from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.compact import Shelved, in_memory, shelved
 
@@ -46,9 +45,7 @@ TRANSFER_DEADLINE_S = 120.0  # one shard is at most 32 MiB: 2.2 Mbit/s suffice
 MAX_CONCURRENT_TRANSFERS = 32  # each holds at most one shard in memory
 MAX_LOG_BYTES = 60 << 20  # of updates of one shard: they travel in one frame of 64 MiB
 INLINE_ELEMENTS = 1 << 17  # arithmetic on fewer holds up the loop for a millisecond, as long as a hop to another thread takes
-COUNTED_SHARD = 0  # whose updates say how many tokens the run has trained: any one would do
 MAX_VERSION_IN_MARK = 0xFFFFFFFF
-AGREEMENT_WEIGHT = 0.02  # of the newest round: a model has about sixteen shards, so this looks back over some three rounds of all
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +84,7 @@ class ShardStates:
         """Pushes of this peer that count less than their tokens: it came into a run that was under way."""
         self.bounds_updates = ctx.spec.round.rule() != "mean"
         """Whether updates that are far longer than usual are refused; not where all members are trusted."""
-        self.rounds = 0
-        self.counted_tokens = 0
-        """Tokens in the updates of one shard that this peer has seen: a push of any shard counts all that its member trained."""
-        self.last_round: RoundStatus | None = None
-        self.agreement = Ewma(AGREEMENT_WEIGHT)
-        """Of the pushes of all shards' rounds lately."""
+        self.round_log = RoundLog(ctx)
         self.transfers = QuickLock(MAX_CONCURRENT_TRANSFERS)
         self.urgent = QuickLock(MAX_CONCURRENT_TRANSFERS)
         """For transfers that a round of this peer waits for."""
@@ -279,33 +271,7 @@ class ShardStates:
         for failure in header.failed:
             if failure.peer == self.me and failure.reason != LATE:
                 replica.life.push.handle(push_events.Excluded(failure.reason), trio.current_time())
-        self.note_round(header, header.version)
-
-    def note_round(self, header: UpdateHeader, version: int) -> None:
-        """A round has closed, here or at another peer."""
-        self.rounds += 1
-        if header.shard == COUNTED_SHARD:
-            self.counted_tokens += header.tokens
-        if header.agreement is not None:
-            self.agreement.add(header.agreement)
-        failed = tuple(FailedPush(f.peer, f.reason) for f in header.failed)
-        self.last_round = RoundStatus(
-            header.shard, version, header.averaged_fraction, failed, len(header.included), header.expected
-        )
-        self._ctx.events.emit(
-            "round.closed",
-            shard=header.shard,
-            version=version,
-            n_included=len(header.included),
-            n_expected=header.expected,
-            tokens=header.tokens,
-            digest=header.digest.hex()[:16],
-            averaged_fraction=round(header.averaged_fraction, 4),
-            agreement=None if header.agreement is None else round(header.agreement, 4),
-            failed=[{"peer_id": f.peer, "reason": f.reason} for f in header.failed],
-            owner=header.owner,
-            has_own=any(one.peer == self.me for one in header.included),
-        )
+        self.round_log.note(header, header.version)
 
     async def to_hold(self, made: Tensor) -> Tensor | Shelved:
         """What is held of a shard's new values."""
