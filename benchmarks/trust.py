@@ -76,7 +76,7 @@ def show_bytes() -> None:
     print("| codec | verify | bytes a peer sends in a round | of a parameter | beside none |\n|---|---|---|---|---|")
     for name in CODECS:
         usual = 0.0
-        for verify in ("none", "late"):
+        for verify in ("none", "late", "strict"):
             sent, _ = trio.run(bytes_of, name, verify, clock=MockClock(autojump_threshold=0))
             usual = usual or sent
             print(f"| {name} | {verify} | {sent:,.0f} | {sent / NUMEL:.3f} | {sent / usual:.2f} |", flush=True)
@@ -107,7 +107,7 @@ async def takeover_of(verify: str, n: int) -> list[float]:
 
 def show_takeover(n: int) -> None:
     print("| verify | to the next version, median | slowest |\n|---|---|---|")
-    for verify in ("none", "late"):
+    for verify in ("none", "late", "strict"):
         took = trio.run(takeover_of, verify, n, clock=MockClock(autojump_threshold=0))
         print(f"| {verify} | {statistics.median(took):.1f} s | {max(took):.1f} s |", flush=True)
 

@@ -150,6 +150,11 @@ class TooLongError(NetworkError):
     """An owner's update is far longer than those before it, so it is not followed. Its owner may lack the newest ones, or lie."""
 
 
+class NotCosignedError(NetworkError):
+    """An update that no other member has computed again and signed, in a run that asks for it. It is not applied; its owner may
+    see other members than this peer does, or lie."""
+
+
 class NoAnswerError(NetworkError):
     """A peer did not answer within the time that the caller gave it. It may be busy, stopped or cut off: ask another one."""
 

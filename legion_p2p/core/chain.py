@@ -212,14 +212,14 @@ class Chain:
 
 def with_payload(update: Update, payload: bytes | memoryview) -> Update:
     """The update, with the same payload held elsewhere."""
-    return Update(update.header, update.signature, payload)
+    return msgspec.structs.replace(update, payload=payload)
 
 
 def _by_itself(update: Update) -> Update:
     """The update, without the rest of the message that it came in: its payload is a view of that, which would keep all of it."""
     payload = update.payload
     if isinstance(payload, memoryview) and isinstance(payload.obj, Sized) and len(payload.obj) > 2 * len(payload):
-        return Update(update.header, update.signature, bytes(payload))
+        return with_payload(update, bytes(payload))
     return update
 
 

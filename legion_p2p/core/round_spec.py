@@ -25,7 +25,7 @@ AggregationRule = Literal[
 COORDINATE_RULES: tuple[AggregationRule, ...] = ("trimmed-mean", "median", "bulyan")
 DEFAULT_RULE: AggregationRule = "nearest-neighbours"
 Untrained = Literal["same", "average", "own"]
-Verify = Literal["none", "late"]
+Verify = Literal["none", "late", "strict"]
 
 
 class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,7 +139,9 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     verify: Verify = "none"
     """How owners are watched, besides what every member checks of an update. late: they sign receipts for pushes, and the standby
-    of a shard computes each update again, after it was applied. Costs one more copy of each push: see `core.account`."""
+    of a shard computes each update again, after it was applied. Costs one more copy of each push: see `core.account`. strict: it
+    does so before, and members apply nothing that no other member has signed. Costs a little of each round's time as well: see
+    `core.cosigning`."""
 
     quorum: Annotated[float, msgspec.Meta(gt=0, le=1)] = 2 / 3
     """Share of the training members after which a round may close without the rest. 1: waits for all that live."""

@@ -1,5 +1,6 @@
 """Owners that are watched: what they made wrongly is found out, proven, and taken back."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from legion_p2p.core.account import accuse
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import GetInput, SignedHeader
 from legion_p2p.services.shards import owner as owner_module
+from legion_p2p.services.shards import witness as witness_module
 from legion_p2p.services.shards.replica import Combined
 from legion_p2p.sim.swarm import Swarm
 from legion_p2p.sim.swarm_peer import SimPeer
@@ -64,10 +66,12 @@ async def test_nobody_accuses_honest_owners_whoever_comes_and_goes(rounds: Round
 class WrongOwner:
     """An owner that makes something else of a round, and keeps books that fit it."""
 
-    def __init__(self, culprit: SimPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, culprit: SimPeer, monkeypatch: pytest.MonkeyPatch, shards: Iterable[int] | None = None) -> None:
         self.n_lies = 0
         combine_arrived = owner_module.combine_arrived
         replicas = culprit.engine.shards.replicas
+        if shards is not None:
+            replicas = {shard: replicas[shard] for shard in shards}
 
         def wrong(reference: torch.Tensor, residual: Any, outer: Any, closed: Any, arrived: Any, *rest: Any) -> Combined:
             made = combine_arrived(reference, residual, outer, closed, arrived, *rest)
@@ -104,6 +108,30 @@ async def test_an_owner_that_publishes_something_else_is_proven_to_and_it_is_tak
         await trio.sleep(20)
         await swarm.settle()
         assert swarm.agree()
+
+
+async def test_an_owner_and_a_standby_in_league_are_found_out_by_chance(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    monkeypatch.setattr(witness_module, "AUDITED", 0.5)
+    async with Swarm(round=WATCHED) as swarm:
+        peers = [await swarm.add(name, step_s=0.5) for name in "abcde"]
+        await trio.sleep(40)
+        culprit = busiest(peers)
+        shard = culprit.engine.shards.owned()[0]
+        standby = next(peer for peer in peers if peer.id == peers[0].engine.shards.ownership(shard).standby)
+
+        async def look_away(*_: Any, **__: Any) -> None:
+            return None
+
+        standby.engine.shards.witness._check = look_away
+        lie = WrongOwner(culprit, monkeypatch, [shard])
+
+        await swarm.until(lambda: is_excluded(swarm, culprit), 100, "found out by all")
+
+        assert lie.n_lies >= 1
+        assert not standby.events_named("owner.miscounted")
+        assert [e for peer in peers for e in peer.events_named("owner.excluded") if e.fields["peer"] != culprit.id] == []
 
 
 async def test_what_only_an_owner_had_does_not_die_with_it(autojump_clock: object) -> None:

@@ -114,4 +114,20 @@ class GetInput(Request[InputPart | Busy], frozen=True, tag="get_input"):
     """0 to 2: residual, momentum and recent changes before the round, as fp32. 3: the update. From 4 on: the pushes."""
 
 
+class Cosigned(Message, frozen=True, tag="cosigned"):
+    """I have computed the update again: it is right."""
+
+    signature: Signature
+
+
+class Cosign(Request[Cosigned], frozen=True, tag="cosign"):
+    """Compute this update of mine again, from the inputs that I show you, and sign it, so that others apply it."""
+
+    run: RunId
+    shard: ShardIndex
+    header: Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
+    signature: Signature
+    """Of the owner."""
+
+
 Evidence = Equivocation | Omission | Miscount

@@ -142,6 +142,9 @@ class Update(Request[Held], frozen=True, tag="update"):
     header: Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
     signature: Annotated[bytes, msgspec.Meta(max_length=64)]
     payload: Payload
+    cosigner: PeerName = ""
+    """The member that has computed it again, and its signature: see `core.cosigning`. Empty where the run does not ask for it."""
+    cosignature: Annotated[bytes, msgspec.Meta(max_length=64)] = b""
 
 
 class Made(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ from legion_p2p.errors import (
     IncompatibleModelError,
     NetworkError,
     NoAnswerError,
+    NotCosignedError,
     RefusedError,
     RemoteProtocolError,
     TooLongError,
@@ -123,7 +124,7 @@ class CatchUpService:
         known = trusted or self._follower.may_make(replica, peer)
         is_held = self._news.holds_what_most_hold(replica, peer)
         is_common = trusted or is_held
-        trusted = known or is_held
+        is_vouched, trusted = trusted, known or is_held
         if trusted:
             within_s = TRANSFER_DEADLINE_S if known else self._transfer_s(replica)
         before = (replica.chain.version, replica.chain.digest)
@@ -137,12 +138,14 @@ class CatchUpService:
                 self._news.tell(replica, follower_events.TurnedAway(peer, reply.retry_ms / 1000))
                 return reply.retry_ms / 1000
             if isinstance(reply, Updates):
-                await self._take_updates(replica, reply, trusted, is_common)
+                await self._take_updates(replica, reply, trusted, is_common, is_vouched)
             elif request.log_only:
                 raise DecodeError(f"asked for updates of shard {replica.shard}, got {type(reply).__name__}")
             else:
+                if not is_vouched:
+                    self._follower.must_be_held_by_others(replica, reply)
                 await self._adopt(replica, peer, reply, is_common)
-        except (RefusedError, TooLongError):
+        except (RefusedError, TooLongError, NotCosignedError):
             pass  # it has nothing for us; what others announce will tell
         except NoAnswerError as late:
             self._events.emit("shard.sync_failed", shard=replica.shard, peer=peer, reason=str(late))
@@ -163,7 +166,7 @@ class CatchUpService:
         """What the shard whole may take: the largest TRANSFER_DEADLINE_S."""
         return CLAIM_DEADLINE_S + TRANSFER_DEADLINE_S * replica.numel / MAX_SHARD_ELEMENTS
 
-    async def _take_updates(self, replica: Replica, reply: Updates, trusted: bool, is_common: bool) -> None:
+    async def _take_updates(self, replica: Replica, reply: Updates, trusted: bool, is_common: bool, is_vouched: bool) -> None:
         if trusted:
             replica.norms.learn(reply.norms)
         for update in reply.updates:
@@ -172,7 +175,7 @@ class CatchUpService:
                 raise DecodeError(f"asked for updates of shard {replica.shard}, got one of {header.shard}")
             if not trusted and not self._follower.may_make(replica, PeerId(header.owner)):
                 break
-            step = await self._follower.apply(replica, header, update, is_common=is_common)
+            step = await self._follower.apply(replica, header, update, is_common=is_common, is_vouched=is_vouched)
             if step not in (Step.APPLY, Step.KNOWN):
                 break
             if step is Step.APPLY:

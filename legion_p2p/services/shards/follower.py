@@ -6,18 +6,20 @@ Whose updates are applied is decided in core/shard/follower.py; what a member ha
 from dataclasses import dataclass
 
 from legion_p2p.core.chain import Step
+from legion_p2p.core.cosigning import check_cosignature
 from legion_p2p.core.evidence import open_header
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.member import Liveness
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.shard import follower_events
 from legion_p2p.core.shard.follower import differs_from_most, may_make
-from legion_p2p.core.wire import Held, Update, UpdateHeader
+from legion_p2p.core.wire import Held, ShardState, Update, UpdateHeader
 from legion_p2p.errors import (
     CodecError,
     DecodeError,
     IncompatibleModelError,
     NetworkError,
+    NotCosignedError,
     TooLongError,
 )
 from legion_p2p.services.context import PeerContext
@@ -60,6 +62,7 @@ class FollowService:
         """Told of each update that is what its owner made, before it is applied; of one that was asked for, after that."""
         self.altered: Observers[AlteredUpdate] = Observers()
         """Told of each that is not what its owner made."""
+        self._is_strict = ctx.spec.round.verify == "strict"
         self._allowed_codecs = ctx.spec.round.allowed_update_codecs()
 
     # what others send
@@ -104,10 +107,13 @@ class FollowService:
             raise CodecError(f"update of {header.owner} in codec {header.codec!r}, this run allows {allowed}")
         return header
 
-    async def apply(self, replica: Replica, header: UpdateHeader, update: Update, *, is_common: bool = False) -> Step:
+    async def apply(
+        self, replica: Replica, header: UpdateHeader, update: Update, *, is_common: bool = False, is_vouched: bool = False
+    ) -> Step:
         """Apply an update if it still fits; what it turned out to be. `is_common`: most members hold what it leads to.
+        `is_vouched`: the caller knows that it is right.
 
-        Raises: DecodeError; TooLongError, where it is far longer than those before it.
+        Raises: DecodeError; TooLongError, where it is far longer than those before it; NotCosignedError.
         """
         async with replica.lock:
             step = replica.chain.judge(header)
@@ -116,6 +122,8 @@ class FollowService:
                 if held is not None:
                     self.contradicted.tell((held.update, update))
                 return step
+            if self._is_strict and not is_vouched:
+                self._must_be_cosigned(replica, header, update)
             made, digest_, norm = await self._states.compute(
                 replica.numel, advance, replica.reference, update.payload, self._states.codec_of(replica, header.codec)
             )
@@ -126,6 +134,29 @@ class FollowService:
             common = await self._states.to_hold(made)
             self._states.accept(replica, header, await self._states.shelved(update, replica.numel), common, norm)
         return step
+
+    def _must_be_cosigned(self, replica: Replica, header: UpdateHeader, update: Update) -> None:
+        """Raises: NotCosignedError; SignatureError."""
+        order = self._states.cosigners(replica.shard)
+        if update.cosigner:
+            check_cosignature(update.cosigner, update.header, update.cosignature)
+            if update.cosigner != header.owner and update.cosigner in order:
+                return
+        elif not order:
+            return
+        if self._news.is_behind_most(replica):
+            return  # they have looked at it
+        reason = f"co-signed by {update.cosigner or 'nobody'}"
+        self._events.emit("update.not_cosigned", shard=replica.shard, version=header.version, peer=header.owner, reason=reason)
+        allowed = ", ".join(order) or "nobody"
+        raise NotCosignedError(f"shard {replica.shard} version {header.version}: {reason}, may be by {allowed}")
+
+    def must_be_held_by_others(self, replica: Replica, state: ShardState) -> None:
+        """A whole shard shows no co-signature: most of the others have to be at its version. Raises: NotCosignedError."""
+        marks = self._news.marks_of_others(replica)
+        n_there = sum(mark is not None and mark.version >= state.version for mark in marks)
+        if self._is_strict and marks and 2 * n_there <= len(marks):
+            raise NotCosignedError(f"shard {replica.shard}: {n_there} of {len(marks)} others are at version {state.version}")
 
     def must_not_be_longer(self, replica: Replica, owner: str, norm: float, longest: float | None) -> None:
         """Raises: TooLongError."""

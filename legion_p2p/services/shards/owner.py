@@ -37,6 +37,7 @@ from legion_p2p.core.wire import (
 from legion_p2p.errors import CodecError, DecodeError, NetworkError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.shards.catch_up import CatchUpService
+from legion_p2p.services.shards.cosigner import CosignService
 from legion_p2p.services.shards.forwarder import ForwardService
 from legion_p2p.services.shards.inputs import RoundInputs, SignedPush, payload_digest
 from legion_p2p.services.shards.news import ShardNews
@@ -61,6 +62,7 @@ class OwnerService:
         catch_up: CatchUpService,
         forwarder: ForwardService,
         witness: StandbyWatch,
+        cosigner: CosignService,
     ) -> None:
         self._identity: Identity = ctx.identity
         self._events = ctx.events
@@ -71,6 +73,7 @@ class OwnerService:
         self._catch_up = catch_up
         self._forwarder = forwarder
         self._witness = witness
+        self._cosigner = cosigner
 
     # taking over
 
@@ -227,11 +230,8 @@ class OwnerService:
             header = self._header(replica, closed, result, name)
             tree = self._forwarder.tree_of(replica, header.version, states.me, len(result.payload or b""))
             before = replica.owner_residual, replica.outer
-            replica.owner_kept, replica.outer = result.owner_residual, result.outer
-            # What two copies give each other must not change on the way, and others compute what a watched owner has.
-            if self._rounds.verify == "none" and not states.has_other_regions():
-                replica.owner_kept = await states.compute(replica.numel, compacted, result.owner_residual, states.keep)
             if result.payload is None:
+                await self._keep_state(replica, result)
                 states.round_log.note(header, replica.chain.version)
                 for peer, reason in result.refused:  # the next version names them
                     replica.life.owner.refused(PeerId(peer), reason)
@@ -244,11 +244,29 @@ class OwnerService:
             raw = encode_checked(header)
             if header.account is not None:
                 replica.inputs[header_digest(raw)] = RoundInputs(header, *before, signed, result.payload)
-            update = Update(raw, sign_header(raw, self._identity), result.payload)
+            n_input_bytes = sum(len(push.payload) for push in signed)
+            made_here = Update(raw, sign_header(raw, self._identity), result.payload)
+            update = await self._cosigner.signed_by_another(replica, made_here, n_input_bytes)
+            if update is None:
+                self._put_back(replica, closed, arrived)
+                return
+            await self._keep_state(replica, result)
             replica.life.owner.made_tokens += header.tokens
             made = await states.to_hold(result.reference)
             states.accept(replica, header, await states.shelved(update, replica.numel), made, result.norm)
         self._forwarder.publish(replica, update, header.version, tree)
+
+    async def _keep_state(self, replica: Replica, result: Combined) -> None:
+        """What only the owner has after the round."""
+        replica.owner_kept, replica.outer = result.owner_residual, result.outer
+        # What two copies give each other must not change on the way, and others compute what a watched owner has.
+        if self._rounds.verify == "none" and not self._states.has_other_regions():
+            replica.owner_kept = await self._states.compute(replica.numel, compacted, result.owner_residual, self._states.keep)
+
+    def _put_back(self, replica: Replica, closed: Closed, arrived: dict[PeerId, Body]) -> None:
+        """No version came of the round, because another peer owns the shard now: what waits for one is as it was."""
+        for contribution in closed.contributions:
+            self._enter(replica, contribution, arrived[contribution.peer])
 
     def _header(self, replica: Replica, closed: Closed, result: Combined, codec_name: str) -> UpdateHeader:
         used = tuple(c for c in closed.contributions if c.peer in result.used)

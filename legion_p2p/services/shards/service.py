@@ -26,6 +26,7 @@ from legion_p2p.core.shard.events import Gone
 from legion_p2p.core.shard.stall import Stalled
 from legion_p2p.core.wire import (
     AncestryQuery,
+    Cosign,
     Equivocation,
     GetInput,
     GetShard,
@@ -44,6 +45,7 @@ from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.rpc import Scope
 from legion_p2p.services.shards.catch_up import CatchUpService
+from legion_p2p.services.shards.cosigner import CosignService
 from legion_p2p.services.shards.equivocation import EquivocationWatch
 from legion_p2p.services.shards.evidence import EvidenceService
 from legion_p2p.services.shards.follower import FollowService
@@ -80,7 +82,8 @@ class ShardService:
         self.equivocation = EquivocationWatch(ctx, self.states, self.follower, self.evidence)
         self.receipts = Receipts(ctx, self.states, self.evidence)
         self.witness = StandbyWatch(ctx, self.states, self.evidence, self.exchange)
-        self.owner = OwnerService(ctx, self.states, self.news, self.catch_up, self.forwarder, self.witness)
+        self.cosigner = CosignService(ctx, self.states, self.witness)
+        self.owner = OwnerService(ctx, self.states, self.news, self.catch_up, self.forwarder, self.witness, self.cosigner)
         self.pusher = PushService(ctx, self.states, self.receipts, self.owner.submit)
         self.server = ShardServer(ctx, self.states)
         self.run = ctx.run
@@ -124,6 +127,7 @@ class ShardService:
         scope.on(Omission, self.evidence.on_evidence)
         scope.on(Miscount, self.evidence.on_miscount)
         scope.on(GetInput, self.exchange.on_get_input)
+        scope.on(Cosign, self.cosigner.on_cosign)
 
     # what the rest of the peer asks for
 

@@ -15,6 +15,7 @@ from legion_p2p.concurrency.quick_lock import QuickLock
 from legion_p2p.config import AUTO_REGION
 from legion_p2p.core.announcement import MARK_BYTES, mark_of
 from legion_p2p.core.chain import Chain, with_payload
+from legion_p2p.core.cosigning import cosigners
 from legion_p2p.core.eligible import Eligible
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.member import Liveness
@@ -172,6 +173,11 @@ class ShardStates:
     def ownership(self, shard: int) -> Ownership:
         """Owner and standby in this region, by the members known now."""
         return self._owners[shard]
+
+    def cosigners(self, shard: int) -> tuple[PeerId, ...]:
+        """Those that may sign for the owner of a shard, by the members known now."""
+        eligible = self._eligible
+        return cosigners(self.run, self.region, shard, self._owners[shard], {**eligible.reserve, **eligible.weights})
 
     @property
     def owners(self) -> tuple[Ownership, ...]:

@@ -9,26 +9,29 @@ the shard over from an owner that is dead, stalled or proven wrong. So an owner 
 wrong update did is taken back by the next right ones, as error feedback does with whatever a codec has changed.
 """
 
+import random
 from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
-from legion_p2p.core.account import Breaks, Continuity, CountVerdict
+from legion_p2p.core.account import Breaks, Continuity, CountVerdict, header_digest
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.messages.evidence import SignedHeader
+from legion_p2p.core.messages.shards import UpdateHeader
 from legion_p2p.core.observers import Observers
 from legion_p2p.errors import NetworkError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.shards.evidence import EvidenceService
 from legion_p2p.services.shards.input_exchange import InputExchange
 from legion_p2p.services.shards.inputs import state_digest
-from legion_p2p.services.shards.recount import recount
+from legion_p2p.services.shards.recount import Recount, recount
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.states import AcceptedUpdate, ShardStates
 from legion_p2p.tensor.outer import OuterState
 
+AUDITED = 1 / 16  # of the updates, by members that do not stand by: as much more as the standby's copy costs, and all it fetches
 MAX_BACKLOG = 4  # updates of a shard that wait to be computed again; one that is slower than its owner leaves some out
 
 
@@ -58,6 +61,7 @@ class StandbyWatch:
         """Told of an owner that begins rounds with something else than it had, too often."""
         self._events = ctx.events
         self._rounds = ctx.spec.round
+        self._rng: random.Random = ctx.rng
         self._states = states
         self._evidence = evidence
         self._exchange = exchange
@@ -65,6 +69,8 @@ class StandbyWatch:
         self._continuity: dict[int, Continuity] = {}
         self._followed: dict[int, Followed] = {}
         self._jobs: dict[int, deque[_Job]] = {}
+        self._checked: dict[int, bytes] = {}
+        """The `header_digest` of the last update of each shard that was checked before it was applied."""
         states.updated.add(self._on_update)
 
     async def inherit(self, replica: Replica, former: PeerId) -> None:
@@ -86,9 +92,13 @@ class StandbyWatch:
         is_broken = is_broken and not states.has_other_regions()
         if is_broken and self._breaks.add(owner):
             self.broken.tell(owner)
+        if self._checked.pop(shard, None) == header_digest(accepted.update.header):
+            return
         owners = states.ownership(shard)
-        if owners.standby != states.me or owners.owner != owner or states.nursery is None:
+        stands_by = owners.standby == states.me and owners.owner == owner
+        if not stands_by:
             self._followed.pop(shard, None)
+        if states.nursery is None or not (stands_by or self._audits(owner)):
             return
         jobs = self._jobs.get(shard)
         if jobs is None:
@@ -96,13 +106,22 @@ class StandbyWatch:
             states.nursery.start_soon(self._work, accepted.replica, jobs)
         jobs.append(_Job(accepted, is_broken))
 
+    def _audits(self, owner: PeerId) -> bool:
+        """Whether this peer computes an update again though it does not stand by for its owner. Chance decides, which nobody
+        foresees, so that an owner and its standby in league cannot know which of their updates are looked at."""
+        states = self._states
+        n_others = sum(peer != owner for peer in states.members.roster.ready(states.region))
+        return owner != states.me and n_others > 1 and self._rng.random() < AUDITED / n_others
+
     async def _work(self, replica: Replica, jobs: deque[_Job]) -> None:
         """Compute updates of one shard again, one after the other, until none is left."""
         try:
             while jobs:
                 job = jobs.popleft()
                 try:
-                    await self._check(replica, job)
+                    update = job.accepted.update
+                    shown = SignedHeader(update.header, update.signature)
+                    await self._check(replica, job.accepted.header, shown, breaks=job.breaks)
                 except NetworkError as failed:
                     self._followed.pop(replica.shard, None)
                     header = job.accepted.header
@@ -116,9 +135,15 @@ class StandbyWatch:
         finally:
             del self._jobs[replica.shard]
 
-    async def _check(self, replica: Replica, job: _Job) -> None:
+    async def check_early(self, replica: Replica, header: UpdateHeader, update: SignedHeader) -> Recount:
+        """Compute an update again that nobody has applied yet. Raises: NetworkError."""
+        found = await self._check(replica, header, update)
+        self._checked[replica.shard] = header_digest(update.header)
+        return found
+
+    async def _check(self, replica: Replica, header: UpdateHeader, update: SignedHeader, *, breaks: bool = False) -> Recount:
         """Raises: NetworkError, where the owner does not account for the update."""
-        header, update, states = job.accepted.header, job.accepted.update, self._states
+        states = self._states
         assert header.account is not None
         followed = self._followed.get(replica.shard)
         if followed is not None and (followed.owner, followed.version) != (header.owner, header.version - 1):
@@ -126,7 +151,7 @@ class StandbyWatch:
         known = true = None
         if followed is not None and followed.digest == header.account.before:
             known = followed.residual, followed.outer
-        elif followed is not None and (job.breaks or followed.contradicted):
+        elif followed is not None and (breaks or followed.contradicted):
             true = followed.residual, followed.outer
         inputs = await self._exchange.fetch(PeerId(header.owner), update.header, header, known)
         codec_of = self._states.bound_codec_of(replica)
@@ -146,4 +171,5 @@ class StandbyWatch:
             header.owner, header.version, found.residual, found.outer, digest, is_wrong or true is not None
         )
         if is_wrong:
-            self._evidence.accuse(SignedHeader(update.header, update.signature), inputs, found.reason)
+            self._evidence.accuse(update, inputs, found.reason)
+        return found
