@@ -11,10 +11,10 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import DecodeError, LegionError, UnreachableError, UsageError
 from legion_p2p.net.limits import MAX_KEY_CHARS, MAX_KEYS_PROVIDED, MAX_SEARCHED
 from legion_p2p.sim.fabric import Fabric, Station
+from legion_p2p.sim.providers import PROVIDER_LIFETIME_S
 
 CONFIRM_TIMEOUT_S = 5.0
 MAX_CONFIRMING = 6  # of those found, asked at once
-PROVIDER_LIFETIME_S = 60.0
 
 
 class SimDiscovery:
@@ -51,7 +51,7 @@ class SimDiscovery:
         await trio.sleep(2 * self._world.delay(me, me))
         confirmed: dict[PeerId, Contact] = {}
         self._unreachable[key] = {}
-        candidates = [contact for contact in self._world.recorded(key) if contact.peer_id != me]
+        candidates = [contact for contact in self._world.providers.of(key) if contact.peer_id != me]
         self._world.random.shuffle(candidates)
         while candidates and len(confirmed) < limit:
             async with trio.open_nursery() as nursery:
@@ -89,7 +89,7 @@ class SimDiscovery:
         with scope:
             while self._network.alive:
                 if not self._network.frozen:
-                    self._world.record(key, self._network)
+                    self._world.providers.store(key, self._network.peer_id, self._network.address)
                 with trio.move_on_after(PROVIDER_LIFETIME_S / 3):
                     await self._network.died.wait()
 

@@ -7,12 +7,13 @@ from typing import Protocol
 import trio
 
 from legion_p2p.concurrency.notify import Notify
-from legion_p2p.core.contact import Bandwidth, Contact, Handler
+from legion_p2p.core.contact import Bandwidth, Handler
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority
 from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.peer_score import Refusals
 from legion_p2p.sim.exchange import Exchange, RequestOutcome
+from legion_p2p.sim.providers import ProviderRecords
 from legion_p2p.sim.timers import Timers
 
 BetweenPeers = Callable[[PeerId, PeerId], float]
@@ -101,6 +102,7 @@ class Fabric(Protocol):
     bandwidths: dict[PeerId, Bandwidth]
     changed: Notify
     timers: Timers
+    providers: ProviderRecords
 
     @property
     def mail(self) -> Post: ...
@@ -140,7 +142,3 @@ class Fabric(Protocol):
     def connect(self, a: PeerId, b: PeerId, relay: PeerId | None = None) -> None: ...
 
     def disconnect(self, a: PeerId, b: PeerId) -> None: ...
-
-    def record(self, key: str, network: Station) -> None: ...
-
-    def recorded(self, key: str) -> list[Contact]: ...

@@ -29,22 +29,21 @@ import trio
 
 from legion_p2p.concurrency.notify import Notify
 from legion_p2p.core.access_link import LinkProfile
-from legion_p2p.core.contact import Bandwidth, Contact
+from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.priority import Priority
 from legion_p2p.errors import ClosedError, UnreachableError, UsageError
 from legion_p2p.sim.client import reset
-from legion_p2p.sim.discovery import PROVIDER_LIFETIME_S
 from legion_p2p.sim.exchange import BREAK_AFTER_S
-from legion_p2p.sim.fabric import BetweenPeers, Station
+from legion_p2p.sim.fabric import BetweenPeers
 from legion_p2p.sim.mail import Mail
+from legion_p2p.sim.obstacles import Obstacles, Wall
+from legion_p2p.sim.providers import ProviderRecords
 from legion_p2p.sim.rates import Rates
 from legion_p2p.sim.station import SimNetwork
 from legion_p2p.sim.timers import Timers
 
 Corrupt = Callable[[PeerId, PeerId, bytes], bytes]
-Wall = tuple[frozenset[PeerId], frozenset[PeerId] | None]
-"""Two groups that are apart; None: the first is apart from everybody else."""
 
 
 class World:
@@ -77,10 +76,9 @@ class World:
         """What peers find to have measured of their connections; their limits, where it is not said here."""
         self._seed = seed
         self._peers: dict[PeerId, SimNetwork] = {}
-        self._records: dict[str, dict[PeerId, tuple[float, tuple[str, ...]]]] = {}
-        self._hidden: dict[PeerId, tuple[tuple[PeerId, ...], frozenset[PeerId]]] = {}
+        self.providers = ProviderRecords()
+        self._obstacles = Obstacles()
         self._carried: dict[frozenset[PeerId], PeerId] = {}
-        self._walls: list[Wall] = []
         self.changed = Notify()
         """Somebody joined, left, froze, thawed or was hidden, or a wall was put up or taken down."""
         self.timers = Timers()
@@ -157,28 +155,24 @@ class World:
 
     def partition(self, one: Iterable[PeerId], other: Iterable[PeerId] | None = None) -> Wall:
         """Let nothing through between the two groups, until `heal`. `other` None: everybody else, also those that come later."""
-        wall = frozenset(one), None if other is None else frozenset(other)
-        self._walls.append(wall)
+        wall = self._obstacles.partition(one, other)
         self._change()
         return wall
 
     def heal(self, wall: Wall | None = None) -> None:
         """Undo one partition, or all of them."""
-        if wall is None:
-            self._walls.clear()
-        elif wall in self._walls:
-            self._walls.remove(wall)
+        self._obstacles.heal(wall)
         self._change()
 
     def hide(self, peer: PeerId, relays: Iterable[PeerId] = (), but_from: Iterable[PeerId] = ()) -> None:
         """From now on nobody can dial it directly `but_from` these, as behind the same router; others can through these relays.
         What is connected stays so."""
-        self._hidden[peer] = tuple(relays), frozenset(but_from)
+        self._obstacles.hide(peer, relays, but_from)
         self._change()
 
     def show(self, peer: PeerId) -> None:
         """Undo `hide`. What is connected through a relay stays so."""
-        self._hidden.pop(peer, None)
+        self._obstacles.show(peer)
         self._change()
 
     # what lies between two peers
@@ -198,16 +192,15 @@ class World:
 
     def is_blocked(self, a: PeerId, b: PeerId) -> bool:
         """Whether a partition separates them."""
-        return any(_separates(wall, a, b) for wall in self._walls)
+        return self._obstacles.is_blocked(a, b)
 
     def can_dial(self, source: PeerId, target: PeerId) -> bool:
         """Whether a direct connection can be made from one to the other."""
-        return target not in self._hidden or source in self._hidden[target][1]
+        return self._obstacles.can_dial(source, target)
 
     def usable_relay(self, source: PeerId, target: PeerId) -> PeerId | None:
         """One of the relays of `target` that carries for `source` now: an end of the circuit itself is none."""
-        relays, _ = self._hidden.get(target, ((), frozenset()))
-        for relay in relays:
+        for relay in self._obstacles.relays_of(target):
             if relay not in (source, target) and self._carries(relay, source, target):
                 return relay
         return None
@@ -223,7 +216,7 @@ class World:
     @property
     def is_split(self) -> bool:
         """Whether there is any partition."""
-        return bool(self._walls)
+        return bool(self._obstacles.walls)
 
     async def travel(self, source: PeerId, target: PeerId, n_bytes: int, priority: Priority) -> None:
         """Return when the bytes have arrived. Control takes up no rate.
@@ -248,7 +241,7 @@ class World:
 
     async def wait_through(self, source: PeerId, target: PeerId, relay: PeerId | None = None) -> None:
         """Wait while an end or the relay is frozen, without limit, or while a partition lasts, for as long as TCP tries."""
-        if relay is None and not (self._walls or self._peers[source].frozen or self._peers[target].frozen):
+        if relay is None and not (self._obstacles.walls or self._peers[source].frozen or self._peers[target].frozen):
             return  # as nearly always
         hops = [(source, target)] if relay is None else [(source, relay), (relay, target)]
         ends = {end for hop in hops for end in hop}
@@ -317,25 +310,3 @@ class World:
     def _change(self) -> None:
         self.changed.notify()
         self.mail.peers_changed()
-
-    # discovery
-
-    def record(self, key: str, network: Station) -> None:
-        """Store that it provides the key, as the DHT would."""
-        until = trio.current_time() + PROVIDER_LIFETIME_S
-        self._records.setdefault(key, {})[network.peer_id] = (until, (network.address,))
-
-    def recorded(self, key: str) -> list[Contact]:
-        """The peers that are said to provide the key, also those that no longer do."""
-        records = self._records.get(key, {})
-        now = trio.current_time()
-        for peer in [peer for peer, (until, _) in records.items() if until < now]:
-            del records[peer]
-        return [Contact(peer, addresses) for peer, (_, addresses) in sorted(records.items())]
-
-
-def _separates(wall: Wall, a: PeerId, b: PeerId) -> bool:
-    one, other = wall
-    if other is None:
-        return (a in one) != (b in one)
-    return (a in one and b in other) or (b in one and a in other)
