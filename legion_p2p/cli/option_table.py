@@ -61,6 +61,7 @@ OPTIONS = (
     Option(RunChoice, "create_or_join", WHICH),
     Option(NewRun, "preset", NEW, "SIZE"),
     Option(NewRun, "architecture", NEW, "hf:WHAT", flag="--model"),
+    Option(NewRun, "start_from", NEW, "CID"),
     Option(NewRun, "links", NEW, help="What members' connections carry; chooses what is not said below: see --dry-run."),
     Option(NewRun, "sharding", NEW),
     Option(NewRun, "admission", NEW),

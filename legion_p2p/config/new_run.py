@@ -12,17 +12,30 @@ from legion_p2p.config.old_names import SPEC_KEYS
 from legion_p2p.config.rounds import Inner, Rounds
 from legion_p2p.config.toml import read_table
 from legion_p2p.core.admission import Admits, check_admission
-from legion_p2p.core.cids import MAX_CID_CHARS
+from legion_p2p.core.cids import MAX_CID_CHARS, Cid
 from legion_p2p.core.presets import DEFAULT_LINKS, LINKS, Links
 from legion_p2p.core.round_spec import COORDINATE_RULES, RoundSpec, is_sparse
 from legion_p2p.core.run import MAX_RUN_NAME_CHARS, InnerSpec, Sharding, TargetCount, TargetLoss, looks_like_run_id
-from legion_p2p.errors import ConfigError, UsageError
+from legion_p2p.errors import ConfigError, DecodeError, UsageError
 from legion_p2p.files.paths import shown
 
 DEFAULT_PRESET = "s"
 DEFAULT_DATA = "stdlib"
 
 T = TypeVar("T", RoundSpec, InnerSpec)
+
+
+def checkpoint_cid(given: Any) -> str:
+    """The CID of a checkpoint, as people paste it. Raises: UsageError."""
+    if not isinstance(given, str):
+        raise refusal(given, "the CID of a checkpoint")
+    if not given:
+        return ""
+    try:
+        return str(Cid.parse(given.strip().removeprefix("ipfs://").removeprefix("/ipfs/")))
+    except DecodeError as bad:
+        raise UsageError(f"{bad}; legion-ctl checkpoint list shows those of checkpoints") from bad
+
 
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._/-]{{0,{MAX_RUN_NAME_CHARS - 1}}}")
 _NAME_FORM = f"letters, digits, and . _ / - after the first character, at most {MAX_RUN_NAME_CHARS}"
@@ -73,6 +86,10 @@ class NewRun(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     gpt-neo-1.3b, llama-1b, llama-7b), hf:CONFIG.json, or hf:FOLDER with a config.json, and safetensors to go on from. Members
     need pip install "legion_p2p[hf]"."""
 
+    start_from: Annotated[str, Form("the CID of a checkpoint", checkpoint_cid)] = ""
+    """CID of a checkpoint of another run in this peer's store: the run begins with its model and weights, and trains on its data
+    unless others are named. How it is sharded and averaged is its own."""
+
     model: dict[str, int | float | str | bool] = {}
     """Fields of the model's configuration that differ from the preset's, or from those of the architecture."""
 
@@ -115,6 +132,8 @@ class NewRun(msgspec.Struct, frozen=True, repr_omit_defaults=True):
 
     def __post_init__(self) -> None:
         settle(self)
+        if self.start_from and (self.preset or self.architecture or self.model):
+            raise UsageError(f"start_from {self.start_from}: its model is the run's, so name no preset, architecture or model")
         if self.preset and self.architecture:
             raise UsageError(f"preset {self.preset!r} is of the built-in GPT, {self.architecture!r} is another model: give one")
         check_admission(self.admission, self.admins, self.admitted)

@@ -1,5 +1,6 @@
 """What a run trains, as its specification describes it; and what it would take of a peer."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import msgspec
@@ -18,6 +19,8 @@ from legion_p2p.tensor import codec
 from legion_p2p.train.gpt import GPT, shapes_of
 from legion_p2p.train.gpt_config import GPTConfig, preset
 from legion_p2p.train.language_model import LanguageModel
+from legion_p2p.train.origin import origin_of, with_origin
+from legion_p2p.train.parameters import trainable
 from legion_p2p.train.sizing import COPIES_HELD
 from legion_p2p.train.transformers_model import build, load_folder, outline_of
 from legion_p2p.train.transformers_source import source_of
@@ -115,12 +118,19 @@ def specified(new_run: NewRun, params: tuple[ParamSpec, ...], rounds: RoundSpec,
     return spec
 
 
-def described(new_run: NewRun) -> RunSpec:
-    """The specification of a run to create, its founder not yet filled in. Raises: ConfigError; IncompatibleModelError."""
+def described(new_run: NewRun, origin: RunSpec | None = None) -> RunSpec:
+    """The specification of a run to create, its founder not yet filled in; `origin`: that of the run that it goes on from.
+
+    Raises: ConfigError; IncompatibleModelError.
+    """
     is_sharded = new_run.sharding == "full"
     inner = sharded_inner(new_run.inner) if is_sharded else chosen_inner(new_run.inner, new_run.links)
     model, transformers = None, ""
-    if new_run.architecture:
+    if origin is not None:
+        new_run = with_origin(new_run, origin)
+        params, model, transformers = origin.params, origin.model, origin.transformers
+        inner = inner if inner.context else msgspec.structs.replace(inner, context=origin.inner.context)
+    elif new_run.architecture:
         transformers = source_of(new_run).config
         outline = outline_of(transformers)
         params = outline.params
@@ -189,13 +199,18 @@ def check_choices(new_run: NewRun, spec: RunSpec) -> None:
             raise IncompatibleModelError(f"run {spec.name!r} is there already, with {name} {actual!r}; asked for was {value!r}")
 
 
-def spec_of(new_run: NewRun) -> tuple[RunSpec, LanguageModel]:
-    """The specification of a run to create, and its model as it starts.
+def spec_of(new_run: NewRun, stores: Sequence[str] = ()) -> tuple[RunSpec, LanguageModel]:
+    """The specification of a run to create, and its model as it starts. `stores`: where to look for a checkpoint to start from.
 
-    Raises: ConfigError; IncompatibleModelError, if there is too little memory, or the model cannot be built.
+    Raises: ConfigError; IncompatibleModelError, if there is too little memory, or the model cannot be built; StoreError.
     """
-    spec = described(new_run)
+    origin = origin_of(new_run, stores)
+    spec = described(new_run, origin.spec if origin else None)
     check_memory(spec)
+    if origin is not None:
+        model = model_of(spec)
+        origin.fill(trainable(model.module))
+        return spec, model
     folder = source_of(new_run).folder if new_run.architecture else None
     if folder is None:
         return spec, model_of(spec)

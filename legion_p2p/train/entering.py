@@ -88,9 +88,7 @@ def creation_of(
     `inner`: the optimizer that makes the local steps, where it is known. Of one that does not normalize its steps, the mean of
     the pushes has the right length as it is (docs/records/learning.md). `view_of`: how its parameters are read.
     """
-    of_builtin = (
-        ("preset", "architecture", "model") if new_run.sharding == "full" else ("preset", "architecture", "model", "inner")
-    )
+    of_builtin = ("preset", "architecture", "model", "start_from", *(() if new_run.sharding == "full" else ("inner",)))
     for field in of_builtin:
         if getattr(new_run, field) != getattr(NewRun(new_run.name), field):
             raise UsageError(f"NewRun({field}=...) is of the built-in model; here the model and its optimizer are your own")

@@ -17,6 +17,7 @@ from legion_p2p.train.control import Control
 from legion_p2p.train.datasets.folder import with_data
 from legion_p2p.train.described import described
 from legion_p2p.train.job_plan import Plan, plan_of
+from legion_p2p.train.origin import origin_of
 from legion_p2p.train.outcome import Outcome
 from legion_p2p.train.trainer import Trainer
 
@@ -45,7 +46,9 @@ def plan_job(entry: RunChoice, peer: Peer, training: Training) -> Plan:
     crowds = (training.wait_for_members,) if training.wait_for_members > 1 else PLANNED_CROWDS
     upload_bps = parse_rate(peer.limits.upload) if peer.limits.upload else None
     if entry.new_run is not None:
-        return plan_of(described(with_data(entry.new_run, training.data)), crowds, upload_bps, Role(peer.role), training)
+        origin = origin_of(entry.new_run, (peer.store.path,))
+        spec = described(with_data(entry.new_run, training.data), origin.spec if origin else None)
+        return plan_of(spec, crowds, upload_bps, Role(peer.role), training)
     found: list[RunSpec | BaseException] = []
 
     def look_up() -> None:

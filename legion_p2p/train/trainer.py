@@ -77,7 +77,7 @@ class Trainer:
             self.events.emit(PHASE, text="making the model")
             entry = msgspec.structs.replace(entry, new_run=with_data(entry.new_run, job.data))
             assert entry.new_run is not None
-            spec, self._model = spec_of(entry.new_run)
+            spec, self._model = spec_of(entry.new_run, (self._peer.store.path,))
             creation = RunCreation(spec, FlatView(trainable(self._model.module)).snapshot())
             self._corpus_of(spec)  # a text that cannot be read should not leave a run behind
         try:

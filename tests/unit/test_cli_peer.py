@@ -227,6 +227,7 @@ def test_every_field_of_the_values_is_an_option_and_every_option_a_field(job_of)
     new_run = {
         (NewRun, "preset"),
         (NewRun, "architecture"),
+        (NewRun, "start_from"),
         (NewRun, "links"),
         (NewRun, "sharding"),
         (NewRun, "admission"),

@@ -73,7 +73,7 @@ def with_data(new_run: NewRun, source: str) -> NewRun:
         return new_run
     tokenizer = prepared.dataset.tokenizer
     model = new_run.model
-    is_of_bytes = not new_run.architecture and PRESETS[new_run.preset or DEFAULT_PRESET].vocab_size == 256
+    is_of_bytes = not (new_run.architecture or new_run.start_from) and PRESETS[new_run.preset or DEFAULT_PRESET].vocab_size == 256
     if is_of_bytes and "vocab_size" not in model:
         model = {**model, "vocab_size": prepared.dataset.vocab_size}
     return msgspec.structs.replace(
