@@ -1,6 +1,6 @@
 """Between a member and others: fetching what was missed of a shard, as updates or whole.
 
-Which peers are asked, and which are believed, is decided in core/shard/follower.py.
+Which peers are asked is decided in core/shard/follower.py, and which are believed in belief.py.
 """
 
 import random
@@ -13,7 +13,7 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.shard import follower_events, push_events
-from legion_p2p.core.shard.follower import Adoption, judge_whole
+from legion_p2p.core.shard.belief import Adoption, judge_whole
 from legion_p2p.core.wire import Busy, GetUpdates, ShardState, Updates
 from legion_p2p.errors import (
     DecodeError,

@@ -1,6 +1,6 @@
 """Between a member and an owner: applying the updates that the owner published.
 
-Whose updates are applied is decided in core/shard/follower.py; what a member has missed, it fetches (catch_up.py).
+Whose updates are applied is decided in core/shard/belief.py; what a member has missed, it fetches (catch_up.py).
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.member import Liveness
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.shard import follower_events
-from legion_p2p.core.shard.follower import differs_from_most, may_make
+from legion_p2p.core.shard.belief import differs_from_most, may_make
 from legion_p2p.core.wire import Held, ShardState, Update, UpdateHeader
 from legion_p2p.errors import (
     CodecError,

@@ -7,7 +7,7 @@ import trio
 from legion_p2p.core.announcement import Mark, mark_at
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.shard import follower_events
-from legion_p2p.core.shard.follower import is_behind_most, most_hold
+from legion_p2p.core.shard.belief import is_behind_most, most_hold
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.states import ShardStates
 

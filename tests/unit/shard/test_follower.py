@@ -6,20 +6,17 @@ from hypothesis import strategies as st
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.rendezvous import Ownership
-from legion_p2p.core.shard.events import Advanced, Owners
-from legion_p2p.core.shard.follower import (
-    MAX_CLAIM_PAUSE_S,
-    MAX_CLAIMS,
+from legion_p2p.core.shard.belief import (
     MAX_VERSION_JUMP,
     Adoption,
-    Follower,
-    FollowerState,
     differs_from_most,
     is_behind_most,
     judge_whole,
     may_make,
     most_hold,
 )
+from legion_p2p.core.shard.events import Advanced, Owners
+from legion_p2p.core.shard.follower import MAX_CLAIM_PAUSE_S, MAX_CLAIMS, Follower, FollowerState
 from legion_p2p.core.shard.follower_events import Announced, AskBegun, AskEnded, Fetch, FetchEnded, Shown, TurnedAway, Unreachable
 from tests.unit.shard.chains import OWNER, advance, chain_at, digest_of, mark
 
