@@ -17,7 +17,8 @@ from legion_p2p.core.wire import Blocks, Busy, GetBlocks, HasBlocks, HeldBlocks
 from legion_p2p.errors import DecodeError, MissingBlockError, NetworkError
 from legion_p2p.observe.events import Event, Events
 from legion_p2p.services.checkpoint import serve
-from legion_p2p.services.checkpoint.fetch import MAX_FAILURES, SEARCH_S, Fetcher, Memory
+from legion_p2p.services.checkpoint.block_cache import MemoryBlocks
+from legion_p2p.services.checkpoint.fetch import MAX_FAILURES, SEARCH_S, Fetcher
 from legion_p2p.services.checkpoint.providers import MAX_TURNED_AWAY, PER_PROVIDER, ProviderScheduler
 from legion_p2p.services.checkpoint.serve import ProvideService
 from legion_p2p.services.rpc import Dispatcher
@@ -97,7 +98,7 @@ class Scene:
         events = Events()
         events.add_sink(self.events.append)
         directory: Any = self.directory
-        return Fetcher(self.asker.messenger, directory, store or Memory(), inline, events, **more)
+        return Fetcher(self.asker.messenger, directory, store or MemoryBlocks(), inline, events, **more)
 
 
 @asynccontextmanager
@@ -112,7 +113,7 @@ async def scene(folder: Path, names: str = "ab") -> AsyncIterator[Scene]:
 
 async def test_a_checkpoint_comes_whole_from_all_that_have_it(tmp_path: Path, autojump_clock: object) -> None:
     async with scene(tmp_path) as s:
-        memory, n_bytes = Memory(), [0]
+        memory, n_bytes = MemoryBlocks(), [0]
 
         def progress(n: int) -> None:
             n_bytes[0] += n
@@ -128,7 +129,7 @@ async def test_a_checkpoint_comes_whole_from_all_that_have_it(tmp_path: Path, au
 
 async def test_what_is_there_already_is_not_fetched_again(tmp_path: Path, autojump_clock: object) -> None:
     async with scene(tmp_path) as s:
-        memory = Memory()
+        memory = MemoryBlocks()
         await s.fetcher(memory).fetch(s.root)
         lost = sorted(s.all_blocks)[:3]
         memory.forget(lost)
@@ -199,7 +200,7 @@ async def test_what_nobody_has_is_an_error_that_names_it(tmp_path: Path, autojum
 
 async def test_blocks_can_be_looked_for_before_they_are_fetched(tmp_path: Path, autojump_clock: object) -> None:
     async with scene(tmp_path) as s:
-        memory, nothing = Memory(), Cid.of(b"nothing")
+        memory, nothing = MemoryBlocks(), Cid.of(b"nothing")
         memory.put_all([(nothing, b"here")])
         leaf, elsewhere = max(s.all_blocks), Cid.of(b"elsewhere")
         fetching = s.fetcher(memory)

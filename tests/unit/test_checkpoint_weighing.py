@@ -18,7 +18,8 @@ from legion_p2p.core.member import Liveness, Member
 from legion_p2p.core.wire import OTHER, UNKNOWN, AncestryQuery, AncestryReply, Checkpoints, GetCheckpoints
 from legion_p2p.errors import DecodeError, SignatureError
 from legion_p2p.observe.events import Event, Events
-from legion_p2p.services.checkpoint.fetch import Fetcher, Memory
+from legion_p2p.services.checkpoint.block_cache import MemoryBlocks
+from legion_p2p.services.checkpoint.fetch import Fetcher
 from legion_p2p.services.checkpoint.replay import replay
 from legion_p2p.services.checkpoint.select import Candidate, CheckpointSelection
 from legion_p2p.sim.network import World
@@ -62,7 +63,7 @@ class Scene:
         for provider in self.providers.values():
             self.newcomer.messenger.add_addresses(provider.id, provider.network.messenger.addresses())
         self.run.put_bases(store)
-        self.here = Memory()
+        self.here = MemoryBlocks()
         """The newcomer was stopped while it joined: it has the blocks of the bases, as where a checkpoint is the cheaper way."""
         for base in self.run.bases:
             self.here.put_all((leaf, store.get(leaf)) for leaf in decode_base(store.get(base)).leaves)
@@ -192,7 +193,7 @@ async def test_an_answer_about_another_number_of_states_counts_for_nothing(tmp_p
 
 async def test_a_checkpoint_that_is_more_to_fetch_than_the_shard_is_not_taken(tmp_path: Path, autojump_clock: object) -> None:
     async with scene(tmp_path) as s:
-        s.here = Memory()
+        s.here = MemoryBlocks()
         s.tells("a", s.publish("a"))
 
         assert await s.weigh() == {}

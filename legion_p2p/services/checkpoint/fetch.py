@@ -13,7 +13,6 @@ blocks that they link to.
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
-from typing import Protocol
 
 import msgspec
 import trio
@@ -27,6 +26,7 @@ from legion_p2p.core.priority import Priority
 from legion_p2p.core.wire import MAX_HAS_CIDS, Busy, GetBlocks, HasBlocks
 from legion_p2p.errors import DecodeError, MissingBlockError, NetworkError
 from legion_p2p.observe.events import Events
+from legion_p2p.services.checkpoint.block_cache import BlockCache
 from legion_p2p.services.checkpoint.providers import PER_PROVIDER, ProviderScheduler
 from legion_p2p.services.ports import Discovery, Messenger, Offload
 from legion_p2p.services.rpc import Rpc
@@ -38,41 +38,6 @@ MAX_FAILURES = 3  # of one provider, one after the other
 SEARCH_S = 20.0  # for a peer that has what is missing; records of a manifest made a moment ago take seconds to show
 SEARCH_EVERY_S = 2.0
 MAX_FETCHED_BLOCKS = 1 << 20  # below one root: as many as a store walks through
-
-
-class BlockCache(Protocol):
-    """Where fetched blocks go. Every call may wait for the disk."""
-
-    def get(self, cid: Cid) -> bytes: ...
-
-    def size_of(self, cid: Cid) -> int | None: ...
-
-    def put_all(self, blocks: Iterable[tuple[Cid, bytes | memoryview]]) -> None: ...
-
-
-class Memory:
-    """A store for a peer without a disk to spare."""
-
-    def __init__(self) -> None:
-        self._blocks: dict[Cid, bytes] = {}
-
-    def get(self, cid: Cid) -> bytes:
-        """Raises: MissingBlockError."""
-        try:
-            return self._blocks[cid]
-        except KeyError:
-            raise MissingBlockError(str(cid), "it was not fetched") from None
-
-    def size_of(self, cid: Cid) -> int | None:
-        data = self._blocks.get(cid)
-        return None if data is None else len(data)
-
-    def put_all(self, blocks: Iterable[tuple[Cid, bytes | memoryview]]) -> None:
-        self._blocks.update((cid, bytes(data)) for cid, data in blocks)
-
-    def forget(self, cids: Iterable[Cid]) -> None:
-        for cid in cids:
-            self._blocks.pop(cid, None)
 
 
 class Fetched(msgspec.Struct, frozen=True):

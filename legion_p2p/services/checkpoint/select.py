@@ -38,7 +38,8 @@ from legion_p2p.core.wire import (
 )
 from legion_p2p.errors import DecodeError, MissingBlockError
 from legion_p2p.observe.events import Events
-from legion_p2p.services.checkpoint.fetch import BlockCache, Fetcher
+from legion_p2p.services.checkpoint.block_cache import BlockCache
+from legion_p2p.services.checkpoint.fetch import Fetcher
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.rpc import Rpc

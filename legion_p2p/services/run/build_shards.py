@@ -15,7 +15,8 @@ from legion_p2p.core.priority import Priority
 from legion_p2p.core.shard_chunks import base_bytes
 from legion_p2p.core.wire import Busy, GetUpdates, Update, Updates, encode
 from legion_p2p.errors import DecodeError, NetworkError, StoreError
-from legion_p2p.services.checkpoint.fetch import BlockCache, Fetcher, Memory
+from legion_p2p.services.checkpoint.block_cache import BlockCache, MemoryBlocks
+from legion_p2p.services.checkpoint.fetch import Fetcher
 from legion_p2p.services.checkpoint.providers import ProviderScheduler
 from legion_p2p.services.checkpoint.replay import replay
 from legion_p2p.services.checkpoint.select import Candidate
@@ -54,7 +55,7 @@ class ShardBuilder:
             async with trio.open_nursery() as nursery:
                 for shard in group:
                     nursery.start_soon(self._build, candidates[shard], missing, otherwise)
-            if isinstance(self._store, Memory):
+            if isinstance(self._store, MemoryBlocks):
                 self._store.forget(leaves)
         self._arrivals.donors.update(self._fetcher.from_whom)
 

@@ -6,7 +6,7 @@ from typing import Any
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.manifest import block_key, checkpoint_key
 from legion_p2p.core.run import SignedSpec
-from legion_p2p.services.checkpoint.fetch import BlockCache
+from legion_p2p.services.checkpoint.block_cache import BlockCache
 from legion_p2p.services.checkpoint.writer import CheckpointService
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService

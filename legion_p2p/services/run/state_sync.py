@@ -14,7 +14,8 @@ from legion_p2p.concurrency.nurseries import open_flat_nursery
 from legion_p2p.core.announcement import unpack_marks
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import StoreError
-from legion_p2p.services.checkpoint.fetch import BlockCache, Fetcher, Memory
+from legion_p2p.services.checkpoint.block_cache import BlockCache, MemoryBlocks
+from legion_p2p.services.checkpoint.fetch import Fetcher
 from legion_p2p.services.checkpoint.providers import ProviderScheduler
 from legion_p2p.services.checkpoint.select import Candidate, CheckpointSelection
 from legion_p2p.services.context import PeerContext
@@ -34,7 +35,7 @@ class StateSync:
         self._ctx = ctx
         self._members = members
         self._arrivals = Arrivals()
-        blocks: BlockCache = store or Memory()
+        blocks: BlockCache = store or MemoryBlocks()
         turns = ProviderScheduler(ctx.events, ctx.rng)
         fetcher = Fetcher(ctx.messenger, ctx.discovery, blocks, ctx.disk, ctx.events, self._arrivals.note_bytes, turns)
         self._selection = CheckpointSelection(ctx, members, region, fetcher, blocks)
