@@ -37,8 +37,8 @@ from legion_p2p.services.shards.codecs import shard_codec
 from legion_p2p.services.shards.replica import LocalChange, combine, pack
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.outer import OuterState
+from legion_p2p.train.batches import validation_batches
 from legion_p2p.train.corpus import stdlib_text
-from legion_p2p.train.data import validation_batches
 from legion_p2p.train.gpt import GPT
 from legion_p2p.train.muon import MuonAdamW
 from legion_p2p.train.onebit import OneBitAdam

@@ -106,14 +106,14 @@ def end(process: subprocess.Popen[str]) -> None:
 def unbounded() -> Iterator[None]:
     """Everything is small enough to be given at once."""
     from legion_p2p.services import upload_slots
-    from legion_p2p.services.checkpoint import fetch, providers
+    from legion_p2p.services.checkpoint import fetch, provider_scheduler
 
-    before = upload_slots.FREE_BYTES, providers.PER_PROVIDER
-    upload_slots.FREE_BYTES, providers.PER_PROVIDER, fetch.PER_PROVIDER = 1 << 40, 8, 8
+    before = upload_slots.FREE_BYTES, provider_scheduler.PER_PROVIDER
+    upload_slots.FREE_BYTES, provider_scheduler.PER_PROVIDER, fetch.PER_PROVIDER = 1 << 40, 8, 8
     try:
         yield
     finally:
-        upload_slots.FREE_BYTES, providers.PER_PROVIDER = before
+        upload_slots.FREE_BYTES, provider_scheduler.PER_PROVIDER = before
         fetch.PER_PROVIDER = before[1]
 
 

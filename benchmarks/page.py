@@ -17,10 +17,10 @@ import trio
 from legion_p2p.core.identity import Identity
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import ConnectionStatus, MemberStatus, RunStatus, ShardStatus, Status
-from legion_p2p.web.blocks import WebPage
+from legion_p2p.web.page_blocks import WebPage
+from legion_p2p.web.page_server import serve_page
 from legion_p2p.web.peer_page import PeerFacts, peer_page
 from legion_p2p.web.record import RunRecord
-from legion_p2p.web.server import serve_page
 
 TOKEN = "t" * 43
 WARM_UP_S = 3.0

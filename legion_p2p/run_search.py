@@ -15,8 +15,8 @@ from legion_p2p.errors import (
 )
 from legion_p2p.observe.events import PHASE, Events
 from legion_p2p.services.ports import Offload
-from legion_p2p.services.run.discovery import find_run
 from legion_p2p.services.run.joiner import SHORT_SEARCH_S, RunCreation
+from legion_p2p.services.run.run_discovery import find_run
 
 if TYPE_CHECKING:
     from legion_p2p.net.network import Libp2pNetwork

@@ -8,8 +8,8 @@ import msgspec
 
 from legion_p2p.errors import NetworkError
 from legion_p2p.observe.status import ConnectionStatus, Status
-from legion_p2p.web.blocks import WebPage
 from legion_p2p.web.node_page import Introduced, NodeDetails, NodeRecord, OpenCircuit, node_page
+from legion_p2p.web.page_blocks import WebPage
 
 if TYPE_CHECKING:
     import trio

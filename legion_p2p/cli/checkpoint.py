@@ -35,8 +35,8 @@ def list_(*, store: StoreOption = "", json: AsJson = False) -> int:
     Example: legion-ctl checkpoint list
     """
     from legion_p2p.observe.human import bytes_text, clean, short_id, whole_text
+    from legion_p2p.store.checkpoint_summary import summarize
     from legion_p2p.store.checkpoints import find_manifests
-    from legion_p2p.store.summary import summarize
 
     found = []
     with opened_store(store) as blocks:
@@ -69,8 +69,8 @@ def list_(*, store: StoreOption = "", json: AsJson = False) -> int:
 def show(cid: CidText, /, *, store: StoreOption = "", json: AsJson = False) -> int:
     """Show what a checkpoint records about itself and its shards."""
     from legion_p2p.observe.human import bytes_text, clean, whole_text
+    from legion_p2p.store.checkpoint_summary import summarize, summarize_shards
     from legion_p2p.store.checkpoints import get_manifest
-    from legion_p2p.store.summary import summarize, summarize_shards
 
     root = cid_of(cid)
     with opened_store(store) as blocks:
@@ -106,8 +106,8 @@ def verify(cid: CidText, /, *, store: StoreOption = "", json: AsJson = False) ->
     wrong and exits with 1 if anything is.
     """
     from legion_p2p.observe.human import bytes_text, clean, whole_text
+    from legion_p2p.store.checkpoint_summary import blocks_of, damage_of
     from legion_p2p.store.checkpoints import get_manifest
-    from legion_p2p.store.summary import blocks_of, damage_of
 
     root = cid_of(cid)
     with opened_store(store) as blocks:
@@ -143,7 +143,7 @@ def diff(a: str, b: str, /, *, store: StoreOption = "", json: AsJson = False) ->
         CID of the second.
     """
     from legion_p2p.observe.human import bytes_text, clean, whole_text
-    from legion_p2p.store.summary import blocks_of
+    from legion_p2p.store.checkpoint_summary import blocks_of
     from legion_p2p.train.checkpoint import Checkpoint, changes_between
 
     roots = cid_of(a), cid_of(b)

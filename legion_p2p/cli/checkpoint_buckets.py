@@ -34,7 +34,7 @@ def push(
     """
     from legion_p2p.observe.human import bytes_text, whole_text
     from legion_p2p.store.bucket import Bucket
-    from legion_p2p.store.summary import blocks_of
+    from legion_p2p.store.checkpoint_summary import blocks_of
 
     bucket = Bucket(url)
     with opened_store(store) as blocks:

@@ -208,7 +208,7 @@ async def _fetch(root: "Cid", contacts: Any, blocks: "BlockStore", progress: "Ca
 
 def _export_car(blocks: "BlockStore", root: "Cid", path: Path, quiet: bool) -> dict[str, int]:
     from legion_p2p.store.car import write_car
-    from legion_p2p.store.summary import blocks_of
+    from legion_p2p.store.checkpoint_summary import blocks_of
 
     n_bytes = 0
     with replacing(path) as file, progress_bar("writing CAR", sum(blocks_of(blocks, root).values()), quiet) as progress:

@@ -24,7 +24,7 @@ from legion_p2p.cli.find_peer import PeerOption, chosen_peer
 from legion_p2p.cli.output import print_json
 from legion_p2p.cli.report import report
 from legion_p2p.cli.running import run_and_exit
-from legion_p2p.cli.service import service
+from legion_p2p.cli.system_service import service
 from legion_p2p.cli.top import top
 from legion_p2p.errors import NetworkError
 
@@ -150,7 +150,7 @@ async def _known_runs(addresses: tuple[str, ...]) -> "list[RunSummary]":
 
     from legion_p2p.core.identity import Identity
     from legion_p2p.net.host import open_network
-    from legion_p2p.services.run.discovery import known_runs
+    from legion_p2p.services.run.run_discovery import known_runs
 
     async with open_network(Identity.generate(), listen=(), initial_peers=addresses) as network:
         await network.join()

@@ -18,13 +18,13 @@ from legion_p2p.config import NewRun, read_new_run
 from legion_p2p.core.chunks import ChunkLedger
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.learning_rate import learning_rate
+from legion_p2p.train.batches import ChunkedWindows, default_chunk_tokens, n_chunks_of
 from legion_p2p.train.corpus import Corpus, open_text
-from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of
 from legion_p2p.train.described import spec_of
 from legion_p2p.train.evaluation import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, evaluate
 from legion_p2p.train.inner import inner_optimizer
 from legion_p2p.train.loop_report import STEP_EVENT_EVERY_S
-from legion_p2p.train.priority import NICE, lower_priority
+from legion_p2p.train.niceness import NICE, lower_priority
 
 WARM_UP_STEPS = 3  # torch plans its kernels in the first ones
 PEER_WORK = 1.5  # processor time of a peer's step beside one of plain torch: measured

@@ -9,8 +9,21 @@ from legion_p2p.cli.demo_plan import ALONE, ALONE_ALL_TEXT, N_PARAMS, DemoPlan
 from legion_p2p.observe import human
 from legion_p2p.observe.event_text import rounds_of
 from legion_p2p.observe.status import Status
-from legion_p2p.web.blocks import Block, Cell, Chart, ChartMark, Figure, Head, Line, Notice, Prose, Table, TableColumn, WebPage
 from legion_p2p.web.curve import Curve
+from legion_p2p.web.page_blocks import (
+    Block,
+    Cell,
+    Chart,
+    ChartMark,
+    Figure,
+    Head,
+    Line,
+    Notice,
+    Prose,
+    Table,
+    TableColumn,
+    WebPage,
+)
 from legion_p2p.web.run_blocks import plain_bytes, saved_text
 
 START_S = 10.0  # for the address of the page: it takes a tenth of a second

@@ -15,7 +15,7 @@ from legion_p2p.cli.failures import DONE, FAILED, USAGE, CommandFailure, failure
 from legion_p2p.cli.near_misses import meant
 from legion_p2p.cli.process_one import reap_orphans_as_process_one
 from legion_p2p.cli.signals import termination_as_interrupt
-from legion_p2p.cli.streams import flush, prepare_streams
+from legion_p2p.cli.standard_streams import flush, prepare_streams
 from legion_p2p.files.paths import shown
 
 COLLECT_AFTER = (50_000, 20, 100)

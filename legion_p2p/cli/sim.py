@@ -21,7 +21,7 @@ from legion_p2p.cli.sim_options import AsJsonLine, Changes, ScenarioName, chosen
 from legion_p2p.cli.sim_sweep import sweep
 
 if TYPE_CHECKING:
-    from legion_p2p.scenarios.record import Sample
+    from legion_p2p.scenarios.trace import Sample
 
 REDRAW_S = 0.25  # of wall time, between two looks at the progress
 
@@ -45,7 +45,7 @@ def list_(*, json: AsJsonLine = False) -> int:
     json
         Print the list as JSON, on one line.
     """
-    from legion_p2p.scenarios.files import read_scenario, ready_names
+    from legion_p2p.scenarios.scenario_files import read_scenario, ready_names
 
     found = [(name, read_scenario(name)[1]) for name in ready_names()]
     if json:
@@ -72,7 +72,7 @@ def show(scenario: ScenarioName, /) -> int:
     scenario
         Name of one that comes with the package, or a TOML file.
     """
-    from legion_p2p.scenarios.files import path_of_ready, read_scenario, ready_names, scenario_toml
+    from legion_p2p.scenarios.scenario_files import path_of_ready, read_scenario, ready_names, scenario_toml
 
     if scenario in ready_names():
         print(path_of_ready(scenario).read_text(encoding="utf-8"), end="")

@@ -21,7 +21,7 @@ def chosen_scenario(
     named: str, changes: tuple[str, ...], infra: bool = False, peers: int | None = None, minutes: float | None = None
 ) -> "tuple[str, Scenario]":
     """The scenario of that name or file, with what else the command line says. Raises: UsageError."""
-    from legion_p2p.scenarios.files import changed, read_data, scenario_of, smaller
+    from legion_p2p.scenarios.scenario_files import changed, read_data, scenario_of, smaller
 
     name, data = read_data(named)
     given = dict(change_of(text) for text in changes)

@@ -18,7 +18,7 @@ def search_into(
     folder: Path, name: str, scenario: "Scenario", seeds: Sequence[int], n_jobs: int, *, quiet: bool, json: bool
 ) -> int:
     """Look for a violation. The exit code is 1 if there is one."""
-    from legion_p2p.scenarios.files import scenario_toml
+    from legion_p2p.scenarios.scenario_files import scenario_toml
     from legion_p2p.scenarios.search import search
 
     def tell(text: str) -> None:

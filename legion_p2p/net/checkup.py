@@ -8,11 +8,11 @@ from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.reach import OwnReach, Reach
 from legion_p2p.core.wire import GetRuns, encode_checked
 from legion_p2p.errors import NetworkError, NoContactError, RefusedError
+from legion_p2p.net.envelope import OTHER_VERSION, VERSION
 from legion_p2p.net.host import open_network
 from legion_p2p.net.limits import NetConfig
 from legion_p2p.net.network import Libp2pNetwork
 from legion_p2p.net.port_mapping import MappingOutcome
-from legion_p2p.net.wire import OTHER_VERSION, VERSION
 from legion_p2p.observe.human import short_id
 
 REACH_S = 12.0  # contacts dial back within some seconds; a NAT that has to be looked at takes longer, and is left unknown

@@ -30,12 +30,12 @@ from legion_p2p.net.answered_once import request_name
 from legion_p2p.net.bulk_lanes import BulkLanes, OpenLaneStream
 from legion_p2p.net.byte_streams import ByteStream
 from legion_p2p.net.dialer import Dialer
+from legion_p2p.net.envelope import OTHER_VERSION, FrameKind, UnknownVersion, decode
 from legion_p2p.net.frames import CutShort, FrameStream, Side, read_and_write
 from legion_p2p.net.limits import GARBAGE_SCORE, MAX_BODY_BYTES, MAX_REQUESTS_OUT, OPEN_TIMEOUT_S
 from legion_p2p.net.peer_score import REFUSED
 from legion_p2p.net.request_stream import RequestStream, StreamKey
 from legion_p2p.net.streams import PROTOCOLS, SharedParts, connection_is_over, muxed, reset
-from legion_p2p.net.wire import OTHER_VERSION, FrameKind, UnknownVersion, decode
 
 RTTS_KEPT = 5  # of each peer, of which the shortest counts: delay is only ever added
 MAX_RTT_PEERS = 4096

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import trio
 
-from legion_p2p.core.bandwidth import MIN_TRANSFER_BYTES, RateEstimator
 from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.contact import Bandwidth, Traffic
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.rate_estimator import MIN_TRANSFER_BYTES, RateEstimator
 
 MAX_RATES = 512  # peers whose rate is kept: some more than a host has connections
 

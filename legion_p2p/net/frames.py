@@ -18,8 +18,8 @@ from legion_p2p.core.spliced import Bytes, Pieces, coalesced, parts_of
 from legion_p2p.errors import DecodeError
 from legion_p2p.net.byte_streams import ByteStream
 from legion_p2p.net.counters import Counters
+from legion_p2p.net.envelope import HEAD, check_head
 from legion_p2p.net.limits import DOWNLOAD_STALL_S, FRAME_STALL_S
-from legion_p2p.net.wire import HEAD, check_head
 
 READ_BYTES = 1 << 18
 BUFFER_BYTES = 1 << 14  # what is read ahead, so that a small frame is read at once: a TLS record

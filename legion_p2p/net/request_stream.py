@@ -8,8 +8,8 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.spliced import Bytes
 from legion_p2p.errors import UnreachableError
+from legion_p2p.net.envelope import VERSION, Envelope, FrameKind, encode
 from legion_p2p.net.frames import FrameStream, Outgoing
-from legion_p2p.net.wire import VERSION, Envelope, FrameKind, encode
 
 PING_INTERVAL_S = 2.0  # a control request is accompanied by a ping unless there was one so shortly before
 LANE_IDLE_S = 30.0  # a lane that is not used is closed before a NAT forgets it, which some do after 60 s

@@ -24,6 +24,7 @@ from legion_p2p.errors import DecodeError, LegionError, UsageError
 from legion_p2p.net.answered_once import AnsweredOnce, request_name
 from legion_p2p.net.bulk_lanes import OpenLaneStream
 from legion_p2p.net.byte_streams import ByteStream
+from legion_p2p.net.envelope import OTHER_VERSION, VERSION, Envelope, FrameKind, UnknownVersion, decode, encode, refusal
 from legion_p2p.net.frames import CutShort, FrameStream, Outgoing, read_and_write
 from legion_p2p.net.limits import (
     GARBAGE_SCORE,
@@ -35,7 +36,6 @@ from legion_p2p.net.limits import (
     MAX_STREAMS_PER_LANE_IN,
 )
 from legion_p2p.net.streams import PROTOCOLS, SharedParts, connection_is_over, muxed, reset
-from legion_p2p.net.wire import OTHER_VERSION, VERSION, Envelope, FrameKind, UnknownVersion, decode, encode, refusal
 
 log = logging.getLogger("legion_p2p.net")
 

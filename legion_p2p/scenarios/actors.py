@@ -14,8 +14,8 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.errors import LegionError
 from legion_p2p.scenarios.link_trace import LinkTrace
-from legion_p2p.scenarios.plan import Attendance, PeerPlan
-from legion_p2p.scenarios.record import Record
+from legion_p2p.scenarios.swarm_plan import Attendance, PeerPlan
+from legion_p2p.scenarios.trace import Record
 from legion_p2p.sim.swarm import Swarm
 from legion_p2p.sim.swarm_peer import SimPeer
 

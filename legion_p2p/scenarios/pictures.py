@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from legion_p2p.scenarios.record import Sample
 from legion_p2p.scenarios.summary import SimOutcome
+from legion_p2p.scenarios.trace import Sample
 
 INK, GRID, BLUE, ORANGE, GREY, RED = "#333333", "#e6e6e6", "#0b6e99", "#d9730d", "#8a8a8a", "#c4302b"
 REGION_COLORS = ("#0b6e99", "#d9730d", "#4d8f3a", "#8a4fa3", "#b0762f", "#2f8f8a", "#a33f5b", "#6b6b9b")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from legion_p2p.observe import human
-from legion_p2p.scenarios.files import scenario_toml
 from legion_p2p.scenarios.pictures import Picture, drawn, pictures_of
 from legion_p2p.scenarios.scenario import Scenario
+from legion_p2p.scenarios.scenario_files import scenario_toml
 from legion_p2p.scenarios.summary import SimOutcome
 
 MAX_FAULTS_LISTED = 200

@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 
-from legion_p2p.scenarios.files import scenario_toml
 from legion_p2p.scenarios.report import draw_pictures, report_html
 from legion_p2p.scenarios.scenario import Scenario
+from legion_p2p.scenarios.scenario_files import scenario_toml
 from legion_p2p.scenarios.simulation import OnSample, simulate
 from legion_p2p.scenarios.summary import SimOutcome, summary_of
 

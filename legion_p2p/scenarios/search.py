@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from legion_p2p.scenarios.plan import SwarmPlan, plan_of, scenario_of_plan
 from legion_p2p.scenarios.scenario import Scenario
 from legion_p2p.scenarios.simulation import simulate
+from legion_p2p.scenarios.swarm_plan import SwarmPlan, plan_of, scenario_of_plan
 
 MAX_TRIES = 150  # simulations to make one scenario smaller
 

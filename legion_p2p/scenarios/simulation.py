@@ -19,11 +19,11 @@ from legion_p2p.observe.events import Event
 from legion_p2p.scenarios.actors import Actor, Cast
 from legion_p2p.scenarios.faults import carry_out
 from legion_p2p.scenarios.link_trace import LinkTrace, read_link_trace
-from legion_p2p.scenarios.plan import SwarmPlan, plan_of
-from legion_p2p.scenarios.record import Record, Sample, Write
 from legion_p2p.scenarios.scenario import Scenario
 from legion_p2p.scenarios.summary import SimOutcome, n_behind, position_of
+from legion_p2p.scenarios.swarm_plan import SwarmPlan, plan_of
 from legion_p2p.scenarios.tasks import TrainedTask, trained_task
+from legion_p2p.scenarios.trace import Record, Sample, Write
 from legion_p2p.scenarios.watch import Holding, TakenUpdate, Violation, Watch
 from legion_p2p.services.shards.states import AcceptedUpdate
 from legion_p2p.sim.attackers import ATTACKS, Conspiracy

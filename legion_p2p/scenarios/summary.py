@@ -4,9 +4,9 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from legion_p2p.scenarios.plan import SwarmPlan
-from legion_p2p.scenarios.record import Record
 from legion_p2p.scenarios.scenario import Scenario
+from legion_p2p.scenarios.swarm_plan import SwarmPlan
+from legion_p2p.scenarios.trace import Record
 from legion_p2p.scenarios.watch import Holding
 from legion_p2p.sim.swarm_peer import SimPeer
 

@@ -205,7 +205,7 @@ class TextTask:
 
     @torch.no_grad()
     def loss(self, theta: Tensor) -> float:
-        from legion_p2p.train.data import validation_batches
+        from legion_p2p.train.batches import validation_batches
 
         model, _, view = self._of("")
         view.assign_slice(0, theta)

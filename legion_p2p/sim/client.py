@@ -10,8 +10,8 @@ from legion_p2p.errors import UnreachableError, UsageError
 from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.limits import DIAL_TIMEOUT_S, MAX_BODY_BYTES, MAX_REQUESTS_OUT
 from legion_p2p.net.peer_score import REFUSED, Refusals
-from legion_p2p.sim.exchange import BREAK_AFTER_S, FRAME_BYTES, Exchange, RequestOutcome
 from legion_p2p.sim.fabric import Fabric, Station
+from legion_p2p.sim.request import BREAK_AFTER_S, FRAME_BYTES, RequestOutcome, RequestUnderWay
 
 
 class SimClient:
@@ -37,7 +37,7 @@ class SimClient:
         async with self._slots[priority].slot((peer,)):
             self._check_alive(peer)
             await self._connect(peer)
-            exchange = Exchange()
+            exchange = RequestUnderWay()
             # in a task of the world: what was sent is carried out even if the asker gives up
             self._world.start(self._exchange, exchange, peer, service, body, priority)
             self._network.asking.add(exchange)
@@ -88,7 +88,7 @@ class SimClient:
             raise UnreachableError(peer, "the connection was closed at once")
         world.connect(me, peer, relay)
 
-    async def _exchange(self, exchange: Exchange, peer: PeerId, service: str, body: bytes, priority: Priority) -> None:
+    async def _exchange(self, exchange: RequestUnderWay, peer: PeerId, service: str, body: bytes, priority: Priority) -> None:
         world, network, me = self._world, self._network, self._network.peer_id
         other = world.network_of(peer)
         outcome = RequestOutcome()
@@ -134,7 +134,7 @@ class SimClient:
             raise UnreachableError(peer, "this peer has left the network")
 
 
-async def reset(world: Fabric, exchange: Exchange, me: PeerId, other: Station) -> None:
+async def reset(world: Fabric, exchange: RequestUnderWay, me: PeerId, other: Station) -> None:
     """The other side's kernel resets the connection: known one delay later, unless the reset itself cannot get through."""
     await trio.sleep(world.delay(other.peer_id, me))
     with trio.move_on_after(BREAK_AFTER_S):

@@ -12,8 +12,8 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority
 from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.peer_score import Refusals
-from legion_p2p.sim.exchange import Exchange, RequestOutcome
 from legion_p2p.sim.providers import ProviderRecords
+from legion_p2p.sim.request import RequestOutcome, RequestUnderWay
 from legion_p2p.sim.timers import Timers
 
 BetweenPeers = Callable[[PeerId, PeerId], float]
@@ -65,8 +65,8 @@ class Station(Protocol):
     """What its handlers have failed with that is no answer: mistakes in the program."""
     refusals: Refusals
     died: trio.Event
-    asked: dict[Exchange, PeerId]
-    asking: set[Exchange]
+    asked: dict[RequestUnderWay, PeerId]
+    asking: set[RequestUnderWay]
 
     @property
     def peer_id(self) -> PeerId: ...

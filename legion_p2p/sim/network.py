@@ -34,12 +34,12 @@ from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.priority import Priority
 from legion_p2p.errors import ClosedError, UnreachableError, UsageError
 from legion_p2p.sim.client import reset
-from legion_p2p.sim.exchange import BREAK_AFTER_S
 from legion_p2p.sim.fabric import BetweenPeers
 from legion_p2p.sim.mail import Mail
 from legion_p2p.sim.obstacles import Obstacles, Wall
 from legion_p2p.sim.providers import ProviderRecords
 from legion_p2p.sim.rates import Rates
+from legion_p2p.sim.request import BREAK_AFTER_S
 from legion_p2p.sim.station import SimNetwork
 from legion_p2p.sim.timers import Timers
 

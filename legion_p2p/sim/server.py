@@ -11,8 +11,8 @@ from legion_p2p.core.receive_budget import TOO_LONG, ServedRequests, too_long
 from legion_p2p.core.slots import SlotLimits, Slots
 from legion_p2p.errors import LegionError, RefusedError, UsageError
 from legion_p2p.net.limits import MAX_BODY_BYTES, MAX_REQUESTS_IN, MAX_REQUESTS_IN_TOTAL
-from legion_p2p.sim.exchange import RequestOutcome
 from legion_p2p.sim.fabric import Station
+from legion_p2p.sim.request import RequestOutcome
 
 
 class SimServer:

@@ -6,11 +6,11 @@ from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.traffic_ledger import NetworkTraffic, TrafficLedger
 from legion_p2p.net.peer_score import Refusals
 from legion_p2p.sim.discovery import SimDiscovery
-from legion_p2p.sim.exchange import Exchange
 from legion_p2p.sim.fabric import Fabric
 from legion_p2p.sim.gossip import SimGossip
 from legion_p2p.sim.messenger import SimMessenger
 from legion_p2p.sim.reachability import SimReachability
+from legion_p2p.sim.request import RequestUnderWay
 
 
 class SimNetwork:
@@ -33,9 +33,9 @@ class SimNetwork:
         self.discovery = SimDiscovery(world, self)
         self.gossip = SimGossip(world, self)
         self.died = trio.Event()
-        self.asked: dict[Exchange, PeerId] = {}
+        self.asked: dict[RequestUnderWay, PeerId] = {}
         """Requests to this peer that are under way, and whose they are."""
-        self.asking: set[Exchange] = set()
+        self.asking: set[RequestUnderWay] = set()
         """Requests of this peer that it waits for."""
         self._world = world
 

@@ -29,6 +29,7 @@ from legion_p2p.core.shard_chunks import chunk_sizes, decode_chunk, encode_chunk
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader, encode
 from legion_p2p.errors import DecodeError, StoreError
 from legion_p2p.store.blocks import BlockStore
+from legion_p2p.store.checkpoint_summary import losses, losses_text
 from legion_p2p.store.checkpoints import (
     base_bytes,
     get_base,
@@ -45,7 +46,6 @@ from legion_p2p.store.checkpoints import (
 )
 from legion_p2p.store.dataset_files import DatasetBlocks
 from legion_p2p.store.run_journal import Record, RunJournal, StateRecord, UpdateRecord, WholeRecord
-from legion_p2p.store.summary import losses, losses_text
 
 DEFAULT_KEEP = Retention(last=3)
 LABEL = "kept by this peer"  # pins with this label are pruned; whatever else is pinned stays

@@ -6,7 +6,7 @@ from pathlib import Path
 from legion_p2p.core.cids import Cid
 from legion_p2p.errors import DecodeError, StoreError
 from legion_p2p.store.blocks import BlockStore
-from legion_p2p.store.summary import damage_of
+from legion_p2p.store.checkpoint_summary import damage_of
 from legion_p2p.train.checkpoint import Checkpoint
 from legion_p2p.train.companions import stored_tokenizer
 from legion_p2p.train.export import export_safetensors

@@ -27,7 +27,7 @@ from legion_p2p.errors import StoreError
 from legion_p2p.files.content import PROBE_BYTES, UTF8_MARK, is_binary, wide_encoding_of
 from legion_p2p.files.paths import FileKind, kind_of, shown, user_path
 from legion_p2p.files.reading import opened
-from legion_p2p.train.datasets.folder import PreparedFolder, open_prepared
+from legion_p2p.train.datasets.prepared import PreparedFolder, open_prepared
 from legion_p2p.train.tales import tales_text
 from legion_p2p.train.text_files import files_below, packed_as, plain_text, read_file, read_folder
 from legion_p2p.train.tokens import MAGIC, Tokens, blocks_of, check_vocabulary, open_tokens, part_of, tokens_in

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from legion_p2p.tensor.flatten import FlatView
+from legion_p2p.train.batches import validation_batches, windows_at_once
 from legion_p2p.train.corpus import Corpus, decode
-from legion_p2p.train.data import validation_batches, windows_at_once
 from legion_p2p.train.gpt import GPT
 from legion_p2p.train.language_model import LanguageModel
 from legion_p2p.train.parameters import trainable

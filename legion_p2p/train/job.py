@@ -12,9 +12,9 @@ from legion_p2p.core.run import RunSpec
 from legion_p2p.core.units import parse_rate
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import Status
-from legion_p2p.services.run.discovery import find_run
+from legion_p2p.services.run.run_discovery import find_run
 from legion_p2p.train.control import Control
-from legion_p2p.train.datasets.folder import with_data
+from legion_p2p.train.datasets.prepared import with_data
 from legion_p2p.train.described import described
 from legion_p2p.train.job_plan import Plan, plan_of
 from legion_p2p.train.origin import origin_of

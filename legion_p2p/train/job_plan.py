@@ -12,7 +12,7 @@ from legion_p2p.core.sharding.cost import SentBits, held_bytes, mean_codec, step
 from legion_p2p.core.sharding.plan import plan_units
 from legion_p2p.observe.memory import PROGRAM_BYTES
 from legion_p2p.tensor import codec
-from legion_p2p.train.data import windows_at_once
+from legion_p2p.train.batches import windows_at_once
 from legion_p2p.train.described import shape_of
 from legion_p2p.train.round_traffic import frames_of, traffic_of
 from legion_p2p.train.sizing import COPIES_HELD, COPIES_HELPED, check_members, shares

@@ -16,11 +16,11 @@ from legion_p2p.errors import StoreError
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.memory import is_out_of_memory
 from legion_p2p.observe.status import Status
+from legion_p2p.train.batches import ChunkedWindows
 from legion_p2p.train.bridge import PeerThread
 from legion_p2p.train.compute import Compute, memory_advice
 from legion_p2p.train.control import Control
 from legion_p2p.train.corpus import Corpus
-from legion_p2p.train.data import ChunkedWindows
 from legion_p2p.train.described import shape_of
 from legion_p2p.train.evaluation import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, load_flat
 from legion_p2p.train.flops import Utilisation, flops_per_token, peak_flops

@@ -27,7 +27,7 @@ from legion_p2p.train.arguments import Model, checked_inner, model_view, must_ho
 from legion_p2p.train.bridge import PeerAccess
 from legion_p2p.train.control import Control
 from legion_p2p.train.entering import creation_of, enter, entry_of
-from legion_p2p.train.guard import InnerGuard
+from legion_p2p.train.inner_guard import InnerGuard
 from legion_p2p.train.inner_list import as_one
 from legion_p2p.train.live_parameters import check_free
 from legion_p2p.train.parameters import ModelView, Named

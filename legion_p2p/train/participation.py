@@ -20,7 +20,7 @@ from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
 from legion_p2p.train.bridge import PeerAccess
-from legion_p2p.train.guard import InnerGuard
+from legion_p2p.train.inner_guard import InnerGuard
 from legion_p2p.train.live_parameters import claim, give_back
 from legion_p2p.train.notices import DivergedMembers
 from legion_p2p.train.sharing import Make, Reader, SharedReader, share_text

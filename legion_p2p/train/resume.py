@@ -10,7 +10,7 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import DecodeError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.run.active_run import ActiveRun
-from legion_p2p.train.data import ChunkedWindows
+from legion_p2p.train.batches import ChunkedWindows
 
 MAX_DATA_BYTES = 40 << 10  # of the 64 KiB that a checkpoint has for all of the state; beyond it open chunks are left unfinished
 

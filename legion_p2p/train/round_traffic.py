@@ -6,8 +6,8 @@ from legion_p2p.core.announcement import Announcement, Mark, pack_marks, sign
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.run import RunSpec
 from legion_p2p.core.wire import Held, Inclusion, Message, Push, Pushed, Update, UpdateHeader, encode
-from legion_p2p.net import wire
-from legion_p2p.net.wire import Envelope, FrameKind
+from legion_p2p.net import envelope
+from legion_p2p.net.envelope import Envelope, FrameKind
 from legion_p2p.services.shards.codecs import shard_codec
 from legion_p2p.tensor.body import HEADER
 from legion_p2p.tensor.mixed import Mixed
@@ -95,4 +95,4 @@ def _body_bytes(spec: RunSpec, shard: int, name: str) -> int:
 
 def _frame_bytes(message: Message, kind: FrameKind) -> int:
     body = encode(message)
-    return len(wire.encode(Envelope(wire.VERSION, LATER, kind), len(body))) + len(body)
+    return len(envelope.encode(Envelope(envelope.VERSION, LATER, kind), len(body))) + len(body)

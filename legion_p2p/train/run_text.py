@@ -14,7 +14,7 @@ from legion_p2p.observe.events import PHASE, Events
 from legion_p2p.store.dataset_files import is_dataset
 from legion_p2p.train.corpus import BUILT_IN, Corpus, open_text
 from legion_p2p.train.datasets.fetch import fetch_dataset
-from legion_p2p.train.datasets.folder import open_prepared
+from legion_p2p.train.datasets.prepared import open_prepared
 from legion_p2p.train.described import Shape
 
 _FETCH = "leave out --data to fetch it from other members, or legion-ctl data fetch {} --out FOLDER --initial-peers ADDR does"

@@ -10,7 +10,7 @@ from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
 from legion_p2p.train.bridge import PeerAccess
-from legion_p2p.train.guard import InnerGuard
+from legion_p2p.train.inner_guard import InnerGuard
 from legion_p2p.train.notices import show, text_of_divergence
 from legion_p2p.train.values import is_over
 

@@ -20,21 +20,21 @@ from legion_p2p.observe.status import Status
 from legion_p2p.observe.words import join_command
 from legion_p2p.services.run.joiner import RunCreation
 from legion_p2p.tensor.flatten import FlatView
+from legion_p2p.train.batches import ChunkedWindows, default_chunk_tokens, n_chunks_of
 from legion_p2p.train.bridge import AT_EXIT_S, PeerThread
 from legion_p2p.train.compute import Compute, choose_device
 from legion_p2p.train.control import Control
 from legion_p2p.train.corpus import Corpus
-from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of
-from legion_p2p.train.datasets.folder import with_data
+from legion_p2p.train.datasets.prepared import with_data
 from legion_p2p.train.described import check_memory, model_of, shape_of, spec_of
 from legion_p2p.train.entering import enter
 from legion_p2p.train.job_plan import activation_bytes
 from legion_p2p.train.language_model import LanguageModel
 from legion_p2p.train.loop import TrainingLoop
 from legion_p2p.train.loop_report import save_or_tell
+from legion_p2p.train.niceness import lower_priority
 from legion_p2p.train.outcome import Outcome
 from legion_p2p.train.parameters import param_specs, trainable
-from legion_p2p.train.priority import lower_priority
 from legion_p2p.train.run_text import fetch_missing, open_run_text, shared_by
 from legion_p2p.train.saving import check_out
 from legion_p2p.train.sharding.loop import ShardedLoop

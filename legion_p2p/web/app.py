@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from legion_p2p.errors import LegionError
 from legion_p2p.web.feed import EVERY_S, ClientState, Feed, Obey
-from legion_p2p.web.files import FILES, HEADERS, file_bytes
 from legion_p2p.web.guard import MAX_BODY_BYTES, check_request
+from legion_p2p.web.static_files import FILES, HEADERS, file_bytes
 
 MAX_CLIENTS = 8  # that look at once: some windows of one person; more is a mistake or an attack
 BODY_S = 5.0  # for the few bytes of an action

@@ -17,10 +17,10 @@ from legion_p2p.errors import LegionError, UsageError
 from legion_p2p.observe import human
 from legion_p2p.services.ports import Offload
 from legion_p2p.store.archive import Archive
+from legion_p2p.store.checkpoint_summary import blocks_of
 from legion_p2p.store.checkpoints import get_manifest
-from legion_p2p.store.summary import blocks_of
-from legion_p2p.web.blocks import Cell, RowAction, Table, TableColumn, rows_of
 from legion_p2p.web.checkpoint_jobs import CheckpointJobs, CheckpointWish, VerifyCheckpoint, export_name
+from legion_p2p.web.page_blocks import Cell, RowAction, Table, TableColumn, rows_of
 
 log = logging.getLogger("legion_p2p.web")
 

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from legion_p2p.observe.history import History
-from legion_p2p.web.blocks import Line
+from legion_p2p.web.page_blocks import Line
 
 SLACK_S = 2.0  # events of two threads may come in another order than they happened
 MAX_POINTS = 720  # a wide screen shows no more

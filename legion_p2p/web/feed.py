@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from legion_p2p.web.blocks import Chart, Head, Line, Notice, WebPage
+from legion_p2p.web.page_blocks import Chart, Head, Line, Notice, WebPage
 
 EVERY_S = 1.0
 

@@ -10,10 +10,10 @@ import trio
 from legion_p2p.concurrency.nurseries import TaskStatus, open_flat_nursery
 from legion_p2p.config import DASHBOARD_PORTS
 from legion_p2p.files.paths import user_path
-from legion_p2p.web.blocks import WebPage
 from legion_p2p.web.feed import Obey
 from legion_p2p.web.guard import new_token
-from legion_p2p.web.server import serve_page
+from legion_p2p.web.page_blocks import WebPage
+from legion_p2p.web.page_server import serve_page
 
 ADDRESS_SUFFIX = ".dashboard"
 

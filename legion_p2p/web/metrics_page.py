@@ -7,7 +7,7 @@ import msgspec
 
 from legion_p2p.observe import human
 from legion_p2p.observe.events import Event
-from legion_p2p.web.blocks import Block, Cell, Chart, Facts, Figure, Head, Line, Table, TableColumn, WebPage
+from legion_p2p.web.page_blocks import Block, Cell, Chart, Facts, Figure, Head, Line, Table, TableColumn, WebPage
 from legion_p2p.web.record import RunRecord
 from legion_p2p.web.run_blocks import LEARNING, TRAFFIC, checkpoint_blocks, error_block, learning_blocks, round_blocks
 

@@ -7,8 +7,21 @@ import msgspec
 from legion_p2p.observe import human
 from legion_p2p.observe.status import ConnectionStatus, ServiceStatus, Status
 from legion_p2p.observe.words import connection_text, n_lost
-from legion_p2p.web.blocks import Block, Cell, Chart, Facts, Figure, Head, Notice, Prose, Table, TableColumn, WebPage, rows_of
 from legion_p2p.web.curve import Curve
+from legion_p2p.web.page_blocks import (
+    Block,
+    Cell,
+    Chart,
+    Facts,
+    Figure,
+    Head,
+    Notice,
+    Prose,
+    Table,
+    TableColumn,
+    WebPage,
+    rows_of,
+)
 from legion_p2p.web.run_blocks import traffic_tables
 
 MAX_ROWS = 200

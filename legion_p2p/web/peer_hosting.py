@@ -12,9 +12,9 @@ from legion_p2p.core.run import RunSpec
 from legion_p2p.errors import NetworkError
 from legion_p2p.observe.events import DASHBOARD, Events
 from legion_p2p.observe.status import Status
-from legion_p2p.web.blocks import WebPage
 from legion_p2p.web.checkpoint_desk import CheckpointDesk
 from legion_p2p.web.hosting import host_page, ports_of
+from legion_p2p.web.page_blocks import WebPage
 from legion_p2p.web.peer_page import PeerFacts, peer_page
 from legion_p2p.web.record import RunRecord
 from legion_p2p.web.settings import setting_rows

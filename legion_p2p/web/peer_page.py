@@ -20,7 +20,7 @@ from legion_p2p.observe.words import (
     relayed_text,
     target_text,
 )
-from legion_p2p.web.blocks import (
+from legion_p2p.web.page_blocks import (
     Block,
     Cell,
     Chart,

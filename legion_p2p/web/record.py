@@ -20,8 +20,8 @@ from legion_p2p.core.round import LATE
 from legion_p2p.observe import human
 from legion_p2p.observe.events import Event
 from legion_p2p.observe.history import History
-from legion_p2p.web.blocks import ChartMark, Line
 from legion_p2p.web.curve import MAX_POINTS, Curve, SteadyTime, number_of
+from legion_p2p.web.page_blocks import ChartMark, Line
 
 MAX_ROUNDS = 100
 MAX_MARKS = 40

@@ -5,9 +5,9 @@ import hashlib
 
 import msgspec
 
-from legion_p2p.web.blocks import WebPage
 from legion_p2p.web.feed import ClientState, encoded
-from legion_p2p.web.files import file_bytes
+from legion_p2p.web.page_blocks import WebPage
+from legion_p2p.web.static_files import file_bytes
 
 _STYLES = ("/uplot.css", "/page.css")
 _SCRIPTS = ("/uplot.js", "/charts.js", "/map.js", "/page.js")

@@ -7,7 +7,7 @@ from legion_p2p.observe import human
 from legion_p2p.observe.advice import advice_on
 from legion_p2p.observe.status import BooksStatus, FailedPush, TrafficRow
 from legion_p2p.observe.words import reason_text
-from legion_p2p.web.blocks import Block, Cell, Chart, Prose, Table, TableColumn, rows_of
+from legion_p2p.web.page_blocks import Block, Cell, Chart, Prose, Table, TableColumn, rows_of
 from legion_p2p.web.record import RunRecord
 
 MAX_ROUNDS_LISTED = 40

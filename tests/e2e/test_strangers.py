@@ -44,11 +44,11 @@ from legion_p2p.core.wire import (
     encode,
 )
 from legion_p2p.errors import LegionError, RefusedError, UnreachableError
+from legion_p2p.net.envelope import VERSION
 from legion_p2p.net.host import open_network
 from legion_p2p.net.limits import MAX_BULK_FRAME_BYTES, MAX_CONTROL_FRAME_BYTES, NetConfig
 from legion_p2p.net.network import Libp2pNetwork
 from legion_p2p.net.streams import PROTOCOLS
-from legion_p2p.net.wire import VERSION
 from legion_p2p.peer import open_peer
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.joiner import RunCreation

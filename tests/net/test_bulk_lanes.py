@@ -19,10 +19,10 @@ from legion_p2p.net import answered_once, bulk_lanes, byte_streams, client, list
 from legion_p2p.net.bulk_lanes import CONFIRMED, SERVICE, InviteLane, LaneOpened, OpenLane
 from legion_p2p.net.byte_streams import LinkStream, TlsStream
 from legion_p2p.net.certificates import Certificates
+from legion_p2p.net.envelope import VERSION, Envelope, FrameKind, encode
 from legion_p2p.net.limits import MAX_SCORE, NetConfig
 from legion_p2p.net.netem import Throttling
 from legion_p2p.net.sockets import host_and_port
-from legion_p2p.net.wire import VERSION, Envelope, FrameKind, encode
 from tests.net.conftest import echo, eventually, opened
 from tests.waiting import PATIENCE_S
 

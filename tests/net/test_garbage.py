@@ -12,6 +12,7 @@ from libp2p.peer.id import ID
 from legion_p2p.core.priority import Priority
 from legion_p2p.errors import RefusedError, RemoteProtocolError, UnreachableError
 from legion_p2p.net import server
+from legion_p2p.net.envelope import VERSION, Envelope, FrameKind, UnknownVersion, decode, encode, refusal
 from legion_p2p.net.limits import (
     GARBAGE_SCORE,
     MAX_BULK_FRAME_BYTES,
@@ -24,7 +25,6 @@ from legion_p2p.net.limits import (
 from legion_p2p.net.liveness import close
 from legion_p2p.net.parts import Tell
 from legion_p2p.net.streams import PROTOCOLS
-from legion_p2p.net.wire import VERSION, Envelope, FrameKind, UnknownVersion, decode, encode, refusal
 from legion_p2p.observe.events import Events
 from tests.net.conftest import echo, eventually, opened
 from tests.waiting import PATIENCE_S

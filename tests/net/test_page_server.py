@@ -8,13 +8,13 @@ import pytest
 import trio
 
 from legion_p2p.errors import NetworkError, UsageError
-from legion_p2p.web import server as page_server
+from legion_p2p.web import page_server
 from legion_p2p.web.app import MAX_CLIENTS
-from legion_p2p.web.blocks import Facts, Head, Prose, WebPage
-from legion_p2p.web.files import FILES, MAX_PAGE_BYTES, file_bytes
 from legion_p2p.web.guard import MAX_BODY_BYTES
 from legion_p2p.web.hosting import host_page, ports_of
-from legion_p2p.web.server import MAX_PAGE_CONNECTIONS, serve_page
+from legion_p2p.web.page_blocks import Facts, Head, Prose, WebPage
+from legion_p2p.web.page_server import MAX_PAGE_CONNECTIONS, serve_page
+from legion_p2p.web.static_files import FILES, MAX_PAGE_BYTES, file_bytes
 from tests.waiting import PATIENCE_S
 
 TOKEN = "t" * 43

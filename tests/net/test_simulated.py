@@ -9,8 +9,8 @@ from legion_p2p.core.priority import Priority
 from legion_p2p.core.reach import ConnectionKind, OwnReach, Reach
 from legion_p2p.errors import UnreachableError
 from legion_p2p.net.limits import DIAL_TIMEOUT_S
-from legion_p2p.sim.exchange import BREAK_AFTER_S
 from legion_p2p.sim.network import World
+from legion_p2p.sim.request import BREAK_AFTER_S
 
 IDENTITIES = [Identity(bytes([n]) * 32) for n in range(6)]
 

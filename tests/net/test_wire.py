@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from legion_p2p.errors import DecodeError
-from legion_p2p.net.wire import (
+from legion_p2p.net.envelope import (
     HEAD,
     MAX_ENVELOPE_BYTES,
     MAX_FRAME_BYTES,

@@ -9,9 +9,9 @@ from legion_p2p.core.contact import Bandwidth
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import GetRuns, GetSpec, Push, encode
 from legion_p2p.errors import IncompatibleModelError, JoinError, RefusedError, RunExistsError, UnknownRunError
-from legion_p2p.services.run.discovery import known_runs
 from legion_p2p.services.run.joiner import RunCreation, creating, joining
 from legion_p2p.services.run.lobby import PeerParts
+from legion_p2p.services.run.run_discovery import known_runs
 from legion_p2p.sim.swarm import Swarm
 
 LOSSY = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", shard_elements=16)

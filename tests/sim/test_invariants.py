@@ -6,7 +6,7 @@ import trio
 
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.round_spec import RoundSpec
-from legion_p2p.core.shard.events import Owners
+from legion_p2p.core.shard.life_events import Owners
 from legion_p2p.sim.swarm import Swarm
 
 EXACT = RoundSpec(local_steps=10, push_codec="fp32", update_codec="fp32", aggregation="mean", shard_elements=16)

@@ -20,7 +20,7 @@ from legion_p2p.errors import NetworkError, UnknownRunError
 from legion_p2p.observe.events import Events
 from legion_p2p.services import upload_slots as services_slots
 from legion_p2p.services.run import state_sync
-from legion_p2p.services.run.discovery import find_run
+from legion_p2p.services.run.run_discovery import find_run
 from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import Swarm
 from legion_p2p.sim.swarm_peer import SimPeer

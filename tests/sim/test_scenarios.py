@@ -13,7 +13,7 @@ import trio
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.scenarios import faults
-from legion_p2p.scenarios.files import read_scenario, ready_names, scenario_of, scenario_toml, smaller
+from legion_p2p.scenarios.scenario_files import read_scenario, ready_names, scenario_of, scenario_toml, smaller
 from legion_p2p.scenarios.search import search
 from legion_p2p.scenarios.simulation import simulate
 from legion_p2p.scenarios.summary import summary_of

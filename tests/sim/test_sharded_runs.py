@@ -284,7 +284,7 @@ def whole_of(store: Path, plan: ShardPlan) -> Tensor:
 
 async def test_a_network_that_is_too_slow_is_refused_with_the_figure(autojump_clock, monkeypatch):
     async with group_of("a", "b") as group:
-        monkeypatch.setattr("legion_p2p.services.sharding.client.MAX_STEP_S", 1e-6)
+        monkeypatch.setattr("legion_p2p.services.sharding.unit_client.MAX_STEP_S", 1e-6)
 
         with pytest.raises(JoinError, match=r"the network is too slow .* came from .* are allowed"):
             async with group.joining("c"):

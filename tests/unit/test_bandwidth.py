@@ -2,7 +2,7 @@
 
 import pytest
 
-from legion_p2p.core.bandwidth import MIN_SAMPLE_BYTES, WINDOW_S, RateEstimator
+from legion_p2p.core.rate_estimator import MIN_SAMPLE_BYTES, WINDOW_S, RateEstimator
 
 
 def transfer(estimator: RateEstimator, began: float, ended: float, n_bytes: int, waited_s: float = 0.0) -> None:

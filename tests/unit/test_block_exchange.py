@@ -19,7 +19,7 @@ from legion_p2p.observe.events import Event, Events
 from legion_p2p.services.checkpoint import serve
 from legion_p2p.services.checkpoint.block_cache import MemoryBlocks
 from legion_p2p.services.checkpoint.fetch import MAX_FAILURES, SEARCH_S, Fetcher
-from legion_p2p.services.checkpoint.providers import MAX_TURNED_AWAY, PER_PROVIDER, ProviderScheduler
+from legion_p2p.services.checkpoint.provider_scheduler import MAX_TURNED_AWAY, PER_PROVIDER, ProviderScheduler
 from legion_p2p.services.checkpoint.serve import ProvideService
 from legion_p2p.services.rpc import Dispatcher
 from legion_p2p.services.upload_slots import UploadSlotService

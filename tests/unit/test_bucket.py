@@ -20,8 +20,8 @@ from legion_p2p.errors import DecodeError, MissingBlockError, StoreError, UsageE
 from legion_p2p.store import bucket as bucket_module
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.bucket import MAX_ROOTS, Bucket
+from legion_p2p.store.checkpoint_summary import damage_of
 from legion_p2p.store.remote_files import HubFiles, SystemFiles
-from legion_p2p.store.summary import damage_of
 from tests.checkpoint_of import Run, checkpointed
 
 PLENTY = 1 << 40

@@ -10,6 +10,7 @@ from legion_p2p.core.manifest import MAX_LEAF_BYTES
 from legion_p2p.core.run import run_id
 from legion_p2p.errors import DecodeError, MissingBlockError, SignatureError
 from legion_p2p.store.blocks import BlockStore
+from legion_p2p.store.checkpoint_summary import blocks_of, damage_of
 from legion_p2p.store.checkpoints import (
     base_bytes,
     find_manifests,
@@ -23,7 +24,6 @@ from legion_p2p.store.checkpoints import (
     put_update,
     update_bytes,
 )
-from legion_p2p.store.summary import blocks_of, damage_of
 from tests.checkpoint_of import FOUNDER, Run, checkpointed
 
 

@@ -11,7 +11,7 @@ import torch
 from legion_p2p.core.chunks import ChunkLedger
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import DecodeError, StoreError, UsageError
-from legion_p2p.train.data import ChunkedWindows, default_chunk_tokens, n_chunks_of, validation_batches
+from legion_p2p.train.batches import ChunkedWindows, default_chunk_tokens, n_chunks_of, validation_batches
 
 A, B = PeerId("A"), PeerId("B")
 N, CHUNK, CONTEXT, BATCH = 4003, 100, 9, 4

@@ -35,7 +35,7 @@ from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.run import RunSpec, SignedSpec, open_spec, sign_spec
 from legion_p2p.core.wire import GetInput, Push, Update, decode_header, decode_request, encode
 from legion_p2p.errors import LegionError
-from legion_p2p.net import wire as frames
+from legion_p2p.net import envelope as frames
 from legion_p2p.observe.human import clean
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.car import read_car

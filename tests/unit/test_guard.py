@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from legion_p2p.errors import UsageError
 from legion_p2p.tensor.flatten import FlatView
-from legion_p2p.train.guard import InnerGuard
+from legion_p2p.train.inner_guard import InnerGuard
 from legion_p2p.train.inner_list import OptimizerList
 from legion_p2p.train.parameters import ModelView
 

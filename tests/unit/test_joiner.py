@@ -22,9 +22,9 @@ from legion_p2p.errors import (
     UnknownRunError,
 )
 from legion_p2p.services.run.active_run import ActiveRun
-from legion_p2p.services.run.discovery import find_run
 from legion_p2p.services.run.joiner import Joiner, Params, creating, joining
 from legion_p2p.services.run.lobby import Lobby, PeerParts
+from legion_p2p.services.run.run_discovery import find_run
 from legion_p2p.sim.network import World
 from legion_p2p.store.archive import Archive
 from legion_p2p.store.blocks import BlockStore

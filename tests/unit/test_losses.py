@@ -14,7 +14,7 @@ from legion_p2p.services.run.joiner import joining
 from legion_p2p.sim.network import World
 from legion_p2p.store.archive import Archive
 from legion_p2p.store.blocks import BlockStore
-from legion_p2p.store.summary import MAX_LOSSES_TOLD, Loss, losses, losses_text
+from legion_p2p.store.checkpoint_summary import MAX_LOSSES_TOLD, Loss, losses, losses_text
 from tests.checkpoint_of import FOUNDER, Run, checkpointed
 from tests.parts_of import parts_of
 

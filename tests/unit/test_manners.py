@@ -32,7 +32,7 @@ from legion_p2p.observe.machine import Machine
 from legion_p2p.services.run.control import ControlService
 from legion_p2p.services.run.manners import LOOK_EVERY_S, SAVE_EVERY_S, MannersService
 from legion_p2p.store.volume_file import VolumeFile
-from legion_p2p.train.priority import NICE, lower_priority
+from legion_p2p.train.niceness import NICE, lower_priority
 from tests.context_of import context_of
 from tests.parts_of import identity_of
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from legion_p2p.config import NewRun
-from legion_p2p.train.data import MAX_EVAL_TOKENS, MAX_EVAL_WINDOWS, windows_at_once
+from legion_p2p.train.batches import MAX_EVAL_TOKENS, MAX_EVAL_WINDOWS, windows_at_once
 from legion_p2p.train.described import described
 from legion_p2p.train.job_plan import plan_of
 

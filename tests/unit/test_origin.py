@@ -10,7 +10,7 @@ from legion_p2p.config import Inner, NewRun
 from legion_p2p.errors import ConfigError, UsageError
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.tensor.flatten import FlatView
-from legion_p2p.train.datasets.folder import with_data
+from legion_p2p.train.datasets.prepared import with_data
 from legion_p2p.train.described import described, spec_of
 from legion_p2p.train.origin import origin_of
 from legion_p2p.train.parameters import trainable

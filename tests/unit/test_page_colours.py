@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from legion_p2p.web.files import file_bytes
+from legion_p2p.web.static_files import file_bytes
 
 Rgb = tuple[float, float, float]
 

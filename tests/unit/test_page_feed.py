@@ -2,8 +2,8 @@
 
 import json
 
-from legion_p2p.web.blocks import Chart, ChartMark, Facts, Figure, Head, Line, Prose, Table, TableColumn, WebPage
 from legion_p2p.web.feed import EVERY_S, ClientState, Feed, encoded
+from legion_p2p.web.page_blocks import Chart, ChartMark, Facts, Figure, Head, Line, Prose, Table, TableColumn, WebPage
 
 HEAD = Head("stories", "peer x", "training", (Figure("step", "7"),))
 

@@ -17,8 +17,8 @@ from legion_p2p.observe.status import (
     TargetStatus,
     TrafficRow,
 )
-from legion_p2p.web.blocks import Block, RowAction, Table, WebPage
 from legion_p2p.web.feed import ClientState, encoded
+from legion_p2p.web.page_blocks import Block, RowAction, Table, WebPage
 from legion_p2p.web.peer_page import MAX_PEERS_LISTED, MAX_PEERS_MAPPED, MAX_SHARDS_LISTED, PeerFacts, peer_page, plain_bytes
 from legion_p2p.web.record import RunRecord
 from legion_p2p.web.settings import setting_rows

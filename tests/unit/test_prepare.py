@@ -18,9 +18,9 @@ from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.dataset_files import DatasetBlocks, keep_tokenizer, read_dataset
 from legion_p2p.train.corpus import open_text
 from legion_p2p.train.datasets import documents, sources, work
-from legion_p2p.train.datasets.folder import open_prepared
 from legion_p2p.train.datasets.preparation import Preparation, Prepared
 from legion_p2p.train.datasets.prepare import all_texts, prepare
+from legion_p2p.train.datasets.prepared import open_prepared
 from legion_p2p.train.datasets.sources import find_sources
 from legion_p2p.train.datasets.tokenizer import END_OF_TEXT, Tokenizer, read_tokenizer, train_tokenizer
 from legion_p2p.train.tokens import write_tokens

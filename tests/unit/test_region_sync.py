@@ -22,7 +22,7 @@ from legion_p2p.errors import CodecError, DecodeError, NetworkError, RemoteProto
 from legion_p2p.services.inter_region.copies import RegionCopy
 from legion_p2p.services.inter_region.pairs import CENTER, MAX_PAIRS, OpenRequest, PairState, PairStates
 from legion_p2p.services.inter_region.responder import STALE
-from legion_p2p.services.inter_region.schedule import MAX_RATES, WHOLE
+from legion_p2p.services.inter_region.sync_schedule import MAX_RATES, WHOLE
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.joiner import creating, joining
 from legion_p2p.services.shards.replica import Replica

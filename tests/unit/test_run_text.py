@@ -19,9 +19,9 @@ from legion_p2p.sim.network import World
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.dataset_files import DatasetBlocks
 from legion_p2p.train.datasets.fetch import fetch_blocks, write_files
-from legion_p2p.train.datasets.folder import open_prepared, with_data
 from legion_p2p.train.datasets.preparation import Preparation
 from legion_p2p.train.datasets.prepare import prepare
+from legion_p2p.train.datasets.prepared import open_prepared, with_data
 from legion_p2p.train.datasets.sources import find_sources
 from legion_p2p.train.datasets.tokenizer import Tokenizer, train_tokenizer
 from legion_p2p.train.described import described, shape_of

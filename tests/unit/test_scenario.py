@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from legion_p2p.errors import ConfigError
-from legion_p2p.scenarios.files import changed, read_scenario, ready_names, scenario_of, scenario_toml, smaller
-from legion_p2p.scenarios.plan import plan_of, scenario_of_plan
 from legion_p2p.scenarios.reference import reference_lines
 from legion_p2p.scenarios.scenario import MAX_PEERS
+from legion_p2p.scenarios.scenario_files import changed, read_scenario, ready_names, scenario_of, scenario_toml, smaller
+from legion_p2p.scenarios.swarm_plan import plan_of, scenario_of_plan
 
 DOCS = Path(__file__).parents[2] / "docs"
 

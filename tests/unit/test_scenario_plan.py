@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from legion_p2p.core.access_link import LinkProfile
 from legion_p2p.errors import ConfigError, UsageError
-from legion_p2p.scenarios.files import scenario_of
 from legion_p2p.scenarios.link_trace import LinkTrace, read_link_trace
-from legion_p2p.scenarios.plan import plan_of
+from legion_p2p.scenarios.scenario_files import scenario_of
+from legion_p2p.scenarios.swarm_plan import plan_of
 
 
 def plan(seed=0, duration_s=10_000, faults=(), **group):

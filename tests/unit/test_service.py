@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from legion_p2p.cli import ctl, service
+from legion_p2p.cli import ctl, system_service
 from legion_p2p.cli.running import run_app
-from legion_p2p.cli.service import file_of, launchd_plist, scheduler_task, systemd_unit
+from legion_p2p.cli.system_service import file_of, launchd_plist, scheduler_task, systemd_unit
 
 WORDS = ("/opt/legion/bin/legion-peer", "--run", "my run", "--when", "idle", "--max-cpu", "50%", "--data", 'a"b$c', "--x", "")
 
@@ -27,8 +27,8 @@ def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setattr(service.sys, "platform", "linux")
-    monkeypatch.setattr(service, "command", lambda: "/opt/legion/bin/legion-peer")
+    monkeypatch.setattr(system_service.sys, "platform", "linux")
+    monkeypatch.setattr(system_service, "command", lambda: "/opt/legion/bin/legion-peer")
     return log
 
 
@@ -89,9 +89,9 @@ def test_a_property_list_and_a_task_hold_the_same_words() -> None:
 def test_elsewhere_the_file_is_written_and_the_commands_are_shown(
     platform: str, name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(service, "kind_here", lambda: "launchd" if platform == "darwin" else "task")
-    monkeypatch.setattr(service, "command", lambda: "/opt/legion-peer")
-    monkeypatch.setattr(service.Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(system_service, "kind_here", lambda: "launchd" if platform == "darwin" else "task")
+    monkeypatch.setattr(system_service, "command", lambda: "/opt/legion-peer")
+    monkeypatch.setattr(system_service.Path, "home", lambda: tmp_path)
 
     assert run_app(ctl.app, ["service", "install", "--run", "stories"]) == 0
     assert told in capsys.readouterr().out and len(list(tmp_path.rglob(f"*.{name}"))) == 1

@@ -19,7 +19,7 @@ from legion_p2p.core.sharding.cost import SentBits, held_bytes, mean_codec, step
 from legion_p2p.core.sharding.matrices import Matrix, matrices_of
 from legion_p2p.core.sharding.placement import place_units
 from legion_p2p.core.sharding.plan import plan_units
-from legion_p2p.core.sharding.schedule import BlockSchedule
+from legion_p2p.core.sharding.pull_schedule import BlockSchedule
 from legion_p2p.core.sharding.step import GradientVerdict, UnitSteps
 from legion_p2p.core.sharding.takeover import owner_that_prevails, takes_over
 from legion_p2p.errors import UsageError

@@ -22,7 +22,7 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.wire import Blocks, Busy, GetBlocks, GetShard, GetUpdates, Ping, ShardState, Updates, decode_request, encode
 from legion_p2p.errors import JoinError, RefusedError, StoreError, UnreachableError
 from legion_p2p.observe.events import Event
-from legion_p2p.services.checkpoint.providers import ProviderScheduler
+from legion_p2p.services.checkpoint.provider_scheduler import ProviderScheduler
 from legion_p2p.services.checkpoint.select import CheckpointSelection
 from legion_p2p.services.run import fetch_shards, state_sync
 from legion_p2p.services.run.active_run import ActiveRun

@@ -8,7 +8,7 @@ from legion_p2p.core.chunks import ChunkLedger
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.manifest import MAX_STATE_BYTES
 from legion_p2p.errors import DecodeError
-from legion_p2p.train.data import ChunkedWindows
+from legion_p2p.train.batches import ChunkedWindows
 from legion_p2p.train.resume import restore_state, training_state
 
 ME, OTHER = PeerId("me"), PeerId("other")

@@ -29,7 +29,6 @@ from legion_p2p.core.announcement import Mark
 from legion_p2p.core.chain import Chain
 from legion_p2p.core.forwarding.overdue import FetchFrom, Inquire, Overdue
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.shard.events import Advanced, Owners
 from legion_p2p.core.shard.follower_events import (
     Announced,
     AskBegun,
@@ -44,6 +43,7 @@ from legion_p2p.core.shard.follower_events import (
     TurnedAway,
     Unreachable,
 )
+from legion_p2p.core.shard.life_events import Advanced, Owners
 
 MAX_CLAIM_PAUSE_S = 60.0  # between two looks at what a member claims whose claims come to nothing
 MAX_CLAIMS = 256  # members whose claims about one shard are remembered

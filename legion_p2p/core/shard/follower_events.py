@@ -5,7 +5,7 @@ import msgspec
 from legion_p2p.core.announcement import Mark
 from legion_p2p.core.forwarding.overdue import Promise
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.shard.events import Shared
+from legion_p2p.core.shard.life_events import Shared
 
 
 class Announced(msgspec.Struct, frozen=True):

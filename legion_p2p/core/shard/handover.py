@@ -25,7 +25,7 @@ from enum import Enum
 import msgspec
 
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.shard.events import Owners, Shared
+from legion_p2p.core.shard.life_events import Owners, Shared
 from legion_p2p.core.wire import Part
 
 AGAIN_S = 0.2  # between two attempts

@@ -15,9 +15,9 @@ from legion_p2p.core.forwarding.overdue import Inquire
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round import RoundConfig
 from legion_p2p.core.shard import follower_events, owner, push_events
-from legion_p2p.core.shard.events import Owners, Shared
 from legion_p2p.core.shard.follower import Follower
 from legion_p2p.core.shard.handover import Handover
+from legion_p2p.core.shard.life_events import Owners, Shared
 from legion_p2p.core.shard.owner import Owner
 from legion_p2p.core.shard.push import PushQueue, PushState
 from legion_p2p.core.shard.stall import Stalled, StallWatch

@@ -27,7 +27,7 @@ from legion_p2p.core.chain import Chain
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.round import Closed, Contribution, Pace, RoundConfig, ShardRound, Verdict
-from legion_p2p.core.shard.events import Advanced, Owners, Shared
+from legion_p2p.core.shard.life_events import Advanced, Owners, Shared
 from legion_p2p.core.wire import MAX_REASON_CHARS
 
 MAX_UPDATES_IN_FLIGHT = 8  # to one member and shard; a member that is further behind fetches by itself

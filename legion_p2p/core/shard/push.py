@@ -27,7 +27,7 @@ import msgspec
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round import ramped_weight
-from legion_p2p.core.shard.events import Advanced, Gone, Owners
+from legion_p2p.core.shard.life_events import Advanced, Gone, Owners
 from legion_p2p.core.shard.push_events import (
     Accepted,
     Ask,

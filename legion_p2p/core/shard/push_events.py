@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.shard.events import Shared
+from legion_p2p.core.shard.life_events import Shared
 
 
 class Packed(msgspec.Struct, frozen=True, eq=False):

@@ -19,7 +19,7 @@ import msgspec
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round import Pace, RoundConfig
-from legion_p2p.core.shard.events import Advanced, Owners, Shared
+from legion_p2p.core.shard.life_events import Advanced, Owners, Shared
 
 STALL_PERIODS = 3.0  # typical rounds without a version; an owner itself waits at most `patience_periods` for absent members
 MIN_STALL_S = 15.0  # however short rounds are: a narrow link or a busy machine holds up an update for seconds

@@ -27,7 +27,7 @@ from legion_p2p.core.wire import MAX_HAS_CIDS, Busy, GetBlocks, HasBlocks
 from legion_p2p.errors import DecodeError, MissingBlockError, NetworkError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.checkpoint.block_cache import BlockCache
-from legion_p2p.services.checkpoint.providers import PER_PROVIDER, ProviderScheduler
+from legion_p2p.services.checkpoint.provider_scheduler import PER_PROVIDER, ProviderScheduler
 from legion_p2p.services.ports import Discovery, Messenger, Offload
 from legion_p2p.services.rpc import Rpc
 

@@ -14,8 +14,8 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.wire import Held, RelayRequest
 from legion_p2p.errors import CodecError, DecodeError, NetworkError, RefusedError, RemoteProtocolError
 from legion_p2p.services.inter_region.copies import RegionCopy, RelayEstimate
-from legion_p2p.services.inter_region.parts import SyncParts
-from legion_p2p.services.inter_region.schedule import WHOLE
+from legion_p2p.services.inter_region.sync_parts import SyncParts
+from legion_p2p.services.inter_region.sync_schedule import WHOLE
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S
 from legion_p2p.tensor.codec import Codec

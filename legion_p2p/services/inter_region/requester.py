@@ -15,8 +15,8 @@ from legion_p2p.errors import CodecError, DecodeError, NetworkError, NonFiniteEr
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.inter_region.copies import Copy
 from legion_p2p.services.inter_region.pairs import CENTER, OpenRequest, PairState
-from legion_p2p.services.inter_region.parts import SyncParts
 from legion_p2p.services.inter_region.responder import SyncResponder
+from legion_p2p.services.inter_region.sync_parts import SyncParts
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S
 from legion_p2p.tensor.elastic import center_bound, pairwise_bound

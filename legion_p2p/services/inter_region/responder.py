@@ -18,8 +18,8 @@ from legion_p2p.errors import CodecError, DecodeError, NetworkError, RemoteProto
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.inter_region.copies import CenterCopy, Copy
 from legion_p2p.services.inter_region.pairs import CENTER, PairState
-from legion_p2p.services.inter_region.parts import SyncParts
-from legion_p2p.services.inter_region.schedule import WHOLE
+from legion_p2p.services.inter_region.sync_parts import SyncParts
+from legion_p2p.services.inter_region.sync_schedule import WHOLE
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.tensor.codec import Codec

@@ -1,6 +1,6 @@
 """Keeping the regions of a run together: every K versions of a shard two regions sync it, and each moves towards the other.
 
-Asking is in requester.py, answering in responder.py; which regions sync, and when, in schedule.py.
+Asking is in requester.py, answering in responder.py; which regions sync, and when, in sync_schedule.py.
 
 What a copy moves by goes into the owner's residual, so it reaches the members inside the next ordinary updates. What counts as
 one's copy is the reference less that residual: the state once all that is on its way has arrived. Nothing here holds up a round.
@@ -14,11 +14,11 @@ from legion_p2p.core.wire import SyncReply, SyncRequest, Unknown
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.inter_region.copies import Copy, RegionCopy, RelayEstimate
 from legion_p2p.services.inter_region.pairs import PairStates
-from legion_p2p.services.inter_region.parts import SyncParts
 from legion_p2p.services.inter_region.region_relay import RelayService
 from legion_p2p.services.inter_region.requester import SyncRequester
 from legion_p2p.services.inter_region.responder import SyncResponder
-from legion_p2p.services.inter_region.schedule import Schedule
+from legion_p2p.services.inter_region.sync_parts import SyncParts
+from legion_p2p.services.inter_region.sync_schedule import Schedule
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.service import ShardService

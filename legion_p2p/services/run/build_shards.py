@@ -17,7 +17,7 @@ from legion_p2p.core.wire import Busy, GetUpdates, Update, Updates, encode
 from legion_p2p.errors import DecodeError, NetworkError, StoreError
 from legion_p2p.services.checkpoint.block_cache import BlockCache, MemoryBlocks
 from legion_p2p.services.checkpoint.fetch import Fetcher
-from legion_p2p.services.checkpoint.providers import ProviderScheduler
+from legion_p2p.services.checkpoint.provider_scheduler import ProviderScheduler
 from legion_p2p.services.checkpoint.replay import replay
 from legion_p2p.services.checkpoint.select import Candidate
 from legion_p2p.services.context import PeerContext

@@ -16,7 +16,7 @@ from legion_p2p.core.placement import Placement
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.wire import Busy, GetShard, GetUpdates, Updates
 from legion_p2p.errors import DecodeError, JoinError, NetworkError, RemoteProtocolError
-from legion_p2p.services.checkpoint.providers import ProviderScheduler
+from legion_p2p.services.checkpoint.provider_scheduler import ProviderScheduler
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.rpc import Rpc

@@ -28,11 +28,11 @@ from legion_p2p.services.context import PeerContext
 from legion_p2p.services.inter_region.traffic import RegionalMessenger
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.run.active_run import ActiveRun
-from legion_p2p.services.run.discovery import SEARCH_S, FoundRun, find_run
 from legion_p2p.services.run.dispatch import answer, answer_before
 from legion_p2p.services.run.leaving import leave
 from legion_p2p.services.run.lobby import Lobby, PeerParts
 from legion_p2p.services.run.resume import Restored, catch_up, gather, restore
+from legion_p2p.services.run.run_discovery import SEARCH_S, FoundRun, find_run
 from legion_p2p.services.run.state_sync import StateSync
 from legion_p2p.services.run.status import describe
 from legion_p2p.tensor import codec

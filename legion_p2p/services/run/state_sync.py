@@ -16,7 +16,7 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import StoreError
 from legion_p2p.services.checkpoint.block_cache import BlockCache, MemoryBlocks
 from legion_p2p.services.checkpoint.fetch import Fetcher
-from legion_p2p.services.checkpoint.providers import ProviderScheduler
+from legion_p2p.services.checkpoint.provider_scheduler import ProviderScheduler
 from legion_p2p.services.checkpoint.select import Candidate, CheckpointSelection
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService

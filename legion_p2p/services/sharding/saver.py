@@ -14,8 +14,8 @@ from legion_p2p.core.cids import Cid
 from legion_p2p.errors import StoreError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.ports import Archive
-from legion_p2p.services.sharding.client import UnitClient
 from legion_p2p.services.sharding.table import UnitTable
+from legion_p2p.services.sharding.unit_client import UnitClient
 from legion_p2p.tensor.flatten import digest, fp32_bytes
 
 REST = 10  # times as long as the last checkpoint took: training waits for it

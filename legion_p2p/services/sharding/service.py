@@ -13,12 +13,12 @@ from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.ports import Archive
 from legion_p2p.services.rpc import Scope
-from legion_p2p.services.sharding.client import UnitClient
 from legion_p2p.services.sharding.held import HeldUnit
 from legion_p2p.services.sharding.keeper import UnitKeeper
 from legion_p2p.services.sharding.mover import UnitMover
 from legion_p2p.services.sharding.saver import UnitSaver
 from legion_p2p.services.sharding.table import UnitTable
+from legion_p2p.services.sharding.unit_client import UnitClient
 from legion_p2p.tensor.flatten import digest
 
 

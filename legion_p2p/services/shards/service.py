@@ -22,7 +22,7 @@ from legion_p2p.core.member import Changed, Liveness
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.shard import follower_events, life, owner, push_events
 from legion_p2p.core.shard.agenda import Agenda
-from legion_p2p.core.shard.events import Gone
+from legion_p2p.core.shard.life_events import Gone
 from legion_p2p.core.shard.stall import Stalled
 from legion_p2p.core.wire import (
     AncestryQuery,
@@ -58,7 +58,7 @@ from legion_p2p.services.shards.owner import OwnerService
 from legion_p2p.services.shards.pusher import PushService
 from legion_p2p.services.shards.receipts import Receipts
 from legion_p2p.services.shards.replica import LocalChange, Replica
-from legion_p2p.services.shards.server import ShardServer
+from legion_p2p.services.shards.shard_server import ShardServer
 from legion_p2p.services.shards.states import ShardStates
 from legion_p2p.services.shards.witness import StandbyWatch
 

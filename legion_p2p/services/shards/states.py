@@ -25,8 +25,8 @@ from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.round import LATE
 from legion_p2p.core.run import RunSpec
 from legion_p2p.core.shard import push_events
-from legion_p2p.core.shard.events import Advanced, Owners
 from legion_p2p.core.shard.life import ShardLife
+from legion_p2p.core.shard.life_events import Advanced, Owners
 from legion_p2p.core.shard.push_events import Packed
 from legion_p2p.core.wire import Inclusion, PushClaim, Update, UpdateHeader
 from legion_p2p.errors import DecodeError, NetworkError, RemoteProtocolError

@@ -18,7 +18,7 @@ from legion_p2p.files.reading import read_text
 from legion_p2p.files.writing import telling, write_whole
 from legion_p2p.store.dataset_files import DATASET, TOKENIZER, node_path, shard_path, write_node
 from legion_p2p.train.datasets.preparation import Preparation, PreparedPart
-from legion_p2p.train.datasets.shards import WrittenShard, copy_part
+from legion_p2p.train.datasets.token_shards import WrittenShard, copy_part
 from legion_p2p.train.datasets.tokenizer import Tokenizer
 from legion_p2p.train.datasets.work import PARTS
 

@@ -3,7 +3,7 @@
 import msgspec
 
 from legion_p2p.errors import UsageError
-from legion_p2p.train.datasets.shards import WrittenShard
+from legion_p2p.train.datasets.token_shards import WrittenShard
 
 DEFAULT_VALIDATION = 0.05
 

@@ -19,7 +19,7 @@ import torch
 from legion_p2p.core.chunks import MAX_CHUNKS, ChunkLedger, LedgerState
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import DecodeError, StoreError, UsageError
-from legion_p2p.train.data import Batch
+from legion_p2p.train.batches import Batch
 from legion_p2p.train.datasets.documents import Reading, texts_of
 from legion_p2p.train.datasets.sources import Sources, Task
 from legion_p2p.train.datasets.tokenizer import Tokenizer

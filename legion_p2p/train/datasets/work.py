@@ -12,8 +12,8 @@ from legion_p2p.files.reading import read_text
 from legion_p2p.files.writing import write_whole
 from legion_p2p.train.datasets.documents import Reading, texts_of
 from legion_p2p.train.datasets.preparation import Preparation, PreparedPart
-from legion_p2p.train.datasets.shards import ShardWriter
 from legion_p2p.train.datasets.sources import Task
+from legion_p2p.train.datasets.token_shards import ShardWriter
 from legion_p2p.train.datasets.tokenizer import Tokenizer
 
 PARTS = "parts"

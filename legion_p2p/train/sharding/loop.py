@@ -12,11 +12,11 @@ from legion_p2p.errors import StoreError
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import Status
 from legion_p2p.tensor.flatten import fp32_bytes
+from legion_p2p.train.batches import ChunkedWindows
 from legion_p2p.train.bridge import PeerThread
 from legion_p2p.train.compute import Compute
 from legion_p2p.train.control import Control
 from legion_p2p.train.corpus import Corpus
-from legion_p2p.train.data import ChunkedWindows
 from legion_p2p.train.evaluation import EVAL_WINDOWS, FINAL_EVAL_WINDOWS
 from legion_p2p.train.loop_report import LoopReport
 from legion_p2p.train.outcome import Outcome

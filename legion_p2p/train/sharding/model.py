@@ -13,14 +13,14 @@ from torch.utils import _pytree as pytree
 from legion_p2p.core.control import Wish
 from legion_p2p.core.messages.sharding import UnitStepped
 from legion_p2p.core.plan import ParamSpec, check_fit
-from legion_p2p.core.sharding.schedule import BlockSchedule
+from legion_p2p.core.sharding.pull_schedule import BlockSchedule
 from legion_p2p.core.wire import MAX_COUNT
 from legion_p2p.errors import UsageError
 from legion_p2p.services.run.progress import Progress
 from legion_p2p.train.bridge import PeerAccess
 from legion_p2p.train.parameters import ModelView
-from legion_p2p.train.sharding.blocks import check_uses, storages_of
 from legion_p2p.train.sharding.exchange import POLL_S, UnitExchange
+from legion_p2p.train.sharding.model_blocks import check_uses, storages_of
 from legion_p2p.train.step_clock import StepClock
 from legion_p2p.train.values import progressed
 

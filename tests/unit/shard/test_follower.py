@@ -15,9 +15,9 @@ from legion_p2p.core.shard.belief import (
     may_make,
     most_hold,
 )
-from legion_p2p.core.shard.events import Advanced, Owners
 from legion_p2p.core.shard.follower import MAX_CLAIM_PAUSE_S, MAX_CLAIMS, Follower, FollowerState
 from legion_p2p.core.shard.follower_events import Announced, AskBegun, AskEnded, Fetch, FetchEnded, Shown, TurnedAway, Unreachable
+from legion_p2p.core.shard.life_events import Advanced, Owners
 from tests.unit.shard.chains import OWNER, advance, chain_at, digest_of, mark
 
 ME, OTHER, LIAR = (PeerId(name) for name in ("me", "other", "liar"))

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.rendezvous import Ownership
-from legion_p2p.core.shard.events import Owners
 from legion_p2p.core.shard.handover import (
     AGAIN_S,
     ATTEMPTS_OF_ONE_THAT_STAYS,
@@ -25,6 +24,7 @@ from legion_p2p.core.shard.handover import (
     Looked,
     NotGiven,
 )
+from legion_p2p.core.shard.life_events import Owners
 
 ME, NEXT, OTHER = (PeerId(name) for name in ("me", "next", "other"))
 

@@ -10,8 +10,8 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.round import Contribution, RoundConfig, Verdict
 from legion_p2p.core.shard import follower_events, owner, push, push_events
-from legion_p2p.core.shard.events import Advanced, Owners
 from legion_p2p.core.shard.life import ShardLife
+from legion_p2p.core.shard.life_events import Advanced, Owners
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader
 from tests.unit.shard.chains import advance, chain_at, mark
 

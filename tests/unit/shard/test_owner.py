@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.round import Contribution, RoundConfig, Verdict
-from legion_p2p.core.shard.events import Advanced, Owners
+from legion_p2p.core.shard.life_events import Advanced, Owners
 from legion_p2p.core.shard.owner import (
     MAX_AHEAD,
     MAX_SURVIVORS,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.rendezvous import Ownership
-from legion_p2p.core.shard.events import Advanced, Gone, Owners
+from legion_p2p.core.shard.life_events import Advanced, Gone, Owners
 from legion_p2p.core.shard.push import (
     MAX_REDIRECTS,
     REDIRECT_S,

@@ -21,7 +21,7 @@ from legion_p2p.core.priority import Priority
 from legion_p2p.core.privacy import Spent, parse_privacy
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.round_spec import RoundSpec
-from legion_p2p.core.shard.events import Owners
+from legion_p2p.core.shard.life_events import Owners
 from legion_p2p.core.shard.push import PushState
 from legion_p2p.core.wire import (
     OTHER,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.round import Pace, RoundConfig
-from legion_p2p.core.shard.events import Advanced, Owners
+from legion_p2p.core.shard.life_events import Advanced, Owners
 from legion_p2p.core.shard.stall import MARGIN, STALL_PERIODS, Stalled, StallWatch
 
 ME, A, B = (PeerId(name) for name in ("me", "a", "b"))

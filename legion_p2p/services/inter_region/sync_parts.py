@@ -9,7 +9,7 @@ from legion_p2p.core.wire import SyncRequest
 from legion_p2p.observe.events import Events
 from legion_p2p.services.inter_region.copies import Copy
 from legion_p2p.services.inter_region.pairs import PairState, PairStates
-from legion_p2p.services.inter_region.schedule import Schedule
+from legion_p2p.services.inter_region.sync_schedule import Schedule
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.service import ShardService
 from legion_p2p.tensor.sync_step import ElasticStep

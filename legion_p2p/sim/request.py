@@ -6,13 +6,13 @@ import trio
 
 from legion_p2p.core.priority import Priority, ThrottledReply
 from legion_p2p.core.spliced import Bytes
-from legion_p2p.net.wire import VERSION, Envelope, FrameKind, encode
+from legion_p2p.net.envelope import VERSION, Envelope, FrameKind, encode
 
 FRAME_BYTES: Final = len(encode(Envelope(VERSION, 1000, FrameKind.REQUEST), 0))  # of head and envelope, in the middle of a run
 BREAK_AFTER_S = 30.0  # of packets that vanish, until TCP gives the connection up
 
 
-class Exchange:
+class RequestUnderWay:
     """One request as its asker sees it, and its reply, or the error in its place."""
 
     def __init__(self) -> None:

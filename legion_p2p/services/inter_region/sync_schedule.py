@@ -11,12 +11,12 @@ import trio
 
 from legion_p2p.core.adapt import CodecCost
 from legion_p2p.core.announcement import Announcement, peer_of, version_at
-from legion_p2p.core.bandwidth import RateEstimator
 from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.eligible import Eligible, eligible
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.intervals import Direction, Interval, interval, rate_between
 from legion_p2p.core.matching import SILENT, epoch_of, partner, patience
+from legion_p2p.core.rate_estimator import RateEstimator
 from legion_p2p.core.relays import representative_of, represented_share
 from legion_p2p.core.sync_times import SyncTimes
 from legion_p2p.core.wire import Message, SyncReply, SyncRequest

@@ -19,8 +19,8 @@ from legion_p2p.net.accepting import Scarcity, accept_forever
 from legion_p2p.net.forks import keep_from_children
 from legion_p2p.net.http_server import LOOPBACK, MAX_HEADER_BYTES, address_of, listen_on
 from legion_p2p.net.tally import Tally
-from legion_p2p.web.blocks import WebPage
 from legion_p2p.web.feed import Feed, Obey
+from legion_p2p.web.page_blocks import WebPage
 
 MAX_PAGE_CONNECTIONS = 32  # a browser opens up to six for a window
 IDLE_S = 5.0  # of a connection without a request, a first one included: whoever sends nothing keeps no place
