@@ -40,7 +40,7 @@ def cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def average_peer(rank, n_peers, elements, codec, settle_s, n_rounds, address, barrier, results):
+def average_peer(rank, n_peers, elements, codec, settle_s, n_rounds, address, barrier, results):  # noqa: PLR0913 (what a process is given)
     import torch
     import trio
 

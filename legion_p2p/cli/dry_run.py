@@ -28,7 +28,7 @@ FILE_CHARS = 120
 _MANY = Parameter(consume_multiple=True, negative=())
 
 
-def plan(
+def plan(  # noqa: PLR0913 (each is an option)
     *,
     model: Annotated[str, Parameter(metavar="SIZE")],
     peers: Annotated[int, Parameter(validator=at_least(1))],

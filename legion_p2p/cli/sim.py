@@ -91,7 +91,7 @@ def fields() -> int:
 
 
 @app.command
-def run(
+def run(  # noqa: PLR0913 (each is an option)
     scenario: ScenarioName,
     /,
     *,

@@ -14,7 +14,7 @@ from legion_p2p.errors import UsageError
 MAX_COMBINATIONS = 1000  # each is a simulation for every seed
 
 
-def sweep(
+def sweep(  # noqa: PLR0913 (each is an option)
     scenario: ScenarioName,
     grid: Annotated[tuple[str, ...], Parameter(metavar="FIELD=VALUE,VALUE...")],
     /,

@@ -34,7 +34,7 @@ class MuonAdamW(torch.optim.Optimizer):
     Weight decay is decoupled. State has the parameters' type: one tensor for a matrix, two for each of the others.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (like the optimizers of torch)
         self,
         matrices: Iterable[Tensor],
         others: Iterable[Tensor],

@@ -100,6 +100,14 @@ class Forecast(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...]
 
 
+class LocalWork(msgspec.Struct, frozen=True):
+    """What a peer does between two rounds."""
+
+    n_steps: int
+    step_s: float
+    tokens_per_step: int
+
+
 def forecast(spec: RunSpec, n_members: int, connection: Connection, step_s: float, tokens_per_step: int) -> Forecast:
     """What the run takes of a peer that does a local step of this many tokens in `step_s` seconds.
 
@@ -117,7 +125,8 @@ def forecast(spec: RunSpec, n_members: int, connection: Connection, step_s: floa
         codecs = (choice.push_codec, choice.update_codec)
         if codecs not in frames:
             frames[codecs] = frames_of(spec, n_members, *codecs)
-        return _cost(spec, frames[codecs], n_members, owned, choice, local_steps, connection, step_s, tokens_per_step)
+        work = LocalWork(local_steps, step_s, tokens_per_step)
+        return _cost(spec, frames[codecs], n_members, owned, choice, work, connection)
 
     founded, adapted = [], []
     for owned in shares(plan.n_shards, n_members):
@@ -175,11 +184,11 @@ def shares(n_shards: int, n_members: int) -> tuple[float, float, float]:
 
 
 def _cost(
-    spec: RunSpec, frames: Frames, n_members: int, owned: float, choice: Choice, steps: int,
-    connection: Connection, step_s: float, tokens_per_step: int,
-) -> RoundCost:  # fmt: skip
+    spec: RunSpec, frames: Frames, n_members: int, owned: float, choice: Choice, work: LocalWork, connection: Connection
+) -> RoundCost:
     traffic = traffic_of(frames, n_members, owned)
-    compute_s = steps * step_s
+    compute_s = work.n_steps * work.step_s
+    tokens = work.n_steps * work.tokens_per_step
     send_s = _seconds(traffic.sent_bytes, connection.upload_bps)
     receive_s = _seconds(traffic.received_bytes, connection.download_bps)
     sync_s = max(send_s, receive_s) + (connection.rtt_s if n_members > 1 else 0.0)
@@ -188,10 +197,10 @@ def _cost(
         owned_shards=owned,
         push_codec=choice.push_codec,
         update_codec=choice.update_codec,
-        local_steps=steps,
-        tokens=steps * tokens_per_step,
+        local_steps=work.n_steps,
+        tokens=tokens,
         traffic=traffic,
-        sent_bytes_per_token=traffic.sent_bytes / (steps * tokens_per_step),
+        sent_bytes_per_token=traffic.sent_bytes / tokens,
         compute_s=compute_s,
         send_s=send_s,
         receive_s=receive_s,
