@@ -1,6 +1,6 @@
 """A system without what only POSIX has: no fcntl, termios or resource, no fork, no SIGHUP or SIGKILL, no Unix sockets.
 
-    python tests/elsewhere.py [FILE...]      imports every module of the package so, and runs these files of tests
+    python tests/elsewhere.py [FILE...]      imports every module of the package so, and runs these files or folders of tests
 
 Libraries that we use are imported before: what they do on other systems is theirs.
 """
@@ -10,6 +10,7 @@ import os
 import pkgutil
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,9 +39,26 @@ USED = (
     "subprocess", "torch", "trio", "xdist", "zeroconf",
 )  # fmt: skip
 
+USED_BY_EXTRAS = ("torch.distributed.checkpoint",)  # which opacus imports
+
+
+class LocksOfWindows:
+    """`msvcrt.locking`, by what this system has: as there, the second file that is opened gets no lock."""
+
+    LK_NBLCK = 2
+
+    def __init__(self) -> None:
+        import fcntl
+
+        self._flock, self._mode = fcntl.flock, fcntl.LOCK_EX | fcntl.LOCK_NB
+
+    def locking(self, descriptor: int, mode: int, n_bytes: int) -> None:
+        self._flock(descriptor, self._mode)
+
 
 def take_away() -> None:
-    """Remove all of that from this process."""
+    """Remove all of that from this process. What Windows has instead stays: locks on bytes, and processes that can be killed."""
+    locks_of_windows, kill = LocksOfWindows(), int(signal.SIGKILL)
     for name in MODULES:
         sys.modules[name] = None  # type: ignore[assignment]  # which makes its import fail
     for name in OF_OS:
@@ -52,6 +70,9 @@ def take_away() -> None:
     if hasattr(socket, "AF_UNIX"):
         del socket.AF_UNIX
     socket.socketpair = pair_over_loopback  # type: ignore[assignment]  # as Python itself does it on Windows
+    subprocess.Popen.kill = lambda process: process.send_signal(kill)  # type: ignore[method-assign]
+    locks = importlib.import_module("legion_p2p.files.locks")
+    locks.msvcrt = locks_of_windows
 
 
 def pair_over_loopback(*_: object) -> tuple[socket.socket, socket.socket]:
@@ -75,7 +96,7 @@ def import_everything() -> list[str]:
 
 
 def main(files: list[str]) -> int:
-    for name in USED:
+    for name in (*USED, *(USED_BY_EXTRAS if any(Path(file).is_dir() for file in files) else ())):
         importlib.import_module(name)
     import _pytest.tmpdir
     import pytest

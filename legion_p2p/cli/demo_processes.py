@@ -55,10 +55,11 @@ class Child:
         return self.popen.poll() is None
 
     def signal(self, number: int) -> None:
-        """To the process and whatever it has started."""
+        """To the process and whatever it has started; on Windows, which has no groups of processes, to the process."""
         if self.alive:
+            send = getattr(os, "killpg", os.kill)
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.popen.pid, number)
+                send(self.popen.pid, number)
 
     def last_words(self) -> list[str]:
         """The end of its log."""

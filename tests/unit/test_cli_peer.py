@@ -7,12 +7,10 @@ import contextlib
 import io
 import json
 import os
-import pty
 import select
 import signal
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -48,6 +46,14 @@ from legion_p2p.observe.status import ControlStatus, Status
 from legion_p2p.store.identity import load_or_create_identity
 from legion_p2p.store.known_peers_file import KnownPeersFile
 from tests.waiting import PATIENCE_S
+
+try:
+    import pty
+    import termios
+except ImportError:  # Windows
+    pty = termios = None  # type: ignore[assignment]
+has_terminals = pytest.mark.skipif(pty is None, reason="this system has no pseudo-terminals")
+has_hangups = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
 
 ROOT = Path(__file__).resolve().parents[2]
 PEER = Identity(b"1" * 32).peer_id
@@ -583,12 +589,12 @@ def test_two_keys_lower_and_raise_the_upload_limit_from_what_sending_reaches(mon
     assert held == [5e6, 2e6, 5e6, 10e6, 20e6, 50e6]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_the_first_signal_leaves_in_order(number, code, tmp_path):
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), pytest.param("SIGHUP", 129, marks=has_hangups)])
+def test_the_first_signal_leaves_in_order(name, code, tmp_path):
     process = start(tmp_path, "--run", "demo", "--initial-peers", ADDRESS, "--identity", "none")
     process.stdout.readline()
 
-    process.send_signal(number)
+    process.send_signal(getattr(signal, name))
     out, err = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == code
@@ -596,6 +602,7 @@ def test_the_first_signal_leaves_in_order(number, code, tmp_path):
     assert err == "legion-peer: leaving the run; Ctrl+C again leaves at once\n"
 
 
+@has_hangups
 def test_under_nohup_it_survives_the_terminal_and_still_leaves_in_order_when_interrupted(tmp_path):
     def as_nohup_and_an_ampersand_do():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -683,6 +690,7 @@ def test_the_identity_slots_are_taken_in_order_and_come_free_again(tmp_path, mon
     second.release()
 
 
+@has_terminals
 def test_on_a_terminal_it_draws_the_view_and_gives_the_cursor_back(tmp_path):
     shown, code = on_a_terminal(tmp_path, "--run", "demo", "--initial-peers", ADDRESS, "--steps", "120", "--identity", "none")
 
@@ -691,6 +699,7 @@ def test_on_a_terminal_it_draws_the_view_and_gives_the_cursor_back(tmp_path):
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1
 
 
+@has_terminals
 def test_keys_tell_the_peer_what_to_do_and_the_terminal_is_as_it_was_before(tmp_path):
     words = [sys.executable, "-c", DRIVER, "--run", "demo", "--initial-peers", ADDRESS, "--identity", "none"]
     child, terminal = pty.fork()
@@ -711,12 +720,14 @@ def test_keys_tell_the_peer_what_to_do_and_the_terminal_is_as_it_was_before(tmp_
     assert after == modes and modes[3] & termios.ICANON
 
 
+@has_terminals
 def test_a_dumb_terminal_gets_lines(tmp_path):
     shown, code = on_a_terminal(tmp_path, "--new-run", "demo", "--steps", "5", "--identity", "none", env={"TERM": "dumb"})
 
     assert code == 0 and "\x1b" not in shown and "run joined" in shown
 
 
+@has_terminals
 def test_a_terminal_that_is_closed_lets_the_peer_leave_in_order(tmp_path):
     done = tmp_path / "done"
     code = DRIVER.replace(

@@ -27,6 +27,8 @@ from legion_p2p.services.run.pacing import paced
 from legion_p2p.train.described import spec_of
 from tests.waiting import PATIENCE_S
 
+has_sigkill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+
 
 def test_help_imports_neither_torch_nor_libp2p():
     code = (
@@ -130,6 +132,7 @@ def test_a_child_does_what_it_is_told_and_ends_with_its_family(tmp_path):
     assert idle.popen.returncode == -signal.SIGTERM
 
 
+@has_sigkill
 def test_a_child_that_ignores_sigterm_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_processes, "LEAVE_S", 0.2)
     (tmp_path / "deaf.py").write_text(
@@ -169,6 +172,7 @@ def test_curves_are_drawn_with_and_without_a_lone_peer(tmp_path, lone):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@has_sigkill
 def test_no_order_is_lost_on_a_child_that_has_ended(tmp_path):
     with ProcessGroup() as family:
         child = family.start("one", Path(tmp_path / "log.txt"), preload=False)

@@ -1,8 +1,11 @@
 """On a system without what only POSIX has, every module loads, and what stands on files, locks, sockets and signals works."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = ("test_blocks.py", "test_archive.py", "test_known_peers.py", "test_status_http.py")
@@ -17,3 +20,24 @@ def test_nothing_in_the_package_needs_fork_fcntl_hangups_or_unix_sockets() -> No
 
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert int(done.stdout.split()[0]) > 300
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_what_is_tested_of_single_modules_holds_there_as_well() -> None:
+    here = Path(__file__)
+    words = [
+        sys.executable,
+        str(ROOT / "tests" / "elsewhere.py"),
+        str(here.parent),
+        "--ignore",
+        str(here),
+        "-rs",
+        "--timeout=120",
+    ]
+
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=1100)
+
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    (n_passed,) = re.findall(r"(\d+) passed", done.stdout)
+    assert int(n_passed) > 3000, done.stdout[-4000:]

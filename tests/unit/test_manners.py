@@ -270,7 +270,10 @@ def test_the_options_come_to_conditions_and_what_cannot_be_is_refused() -> None:
             MannersOptions(**wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux tells the threads of torch from those of Python")
+@pytest.mark.skipif(
+    not (Path("/proc/self/task").exists() and hasattr(os, "fork")),
+    reason="only Linux tells the threads of torch from those of Python",
+)
 def test_training_threads_get_a_low_priority_and_those_of_the_network_keep_theirs() -> None:
     if os.fork() == 0:  # what is lowered cannot be raised again
         ended, network = threading.Event(), []
