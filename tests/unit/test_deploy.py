@@ -153,7 +153,7 @@ def found_tool(name: str) -> str:
     return found
 
 
-@pytest.mark.parametrize("script", ["install.sh", "slurm/legion.sbatch"])
+@pytest.mark.parametrize("script", ["install.sh", "slurm/legion.sbatch", "slurm/ranks.sbatch"])
 def test_shellcheck_finds_nothing(script: str) -> None:
     subprocess.run([found_tool("shellcheck"), DEPLOY / script], check=True, timeout=PATIENCE_S)
 
