@@ -26,7 +26,8 @@ GOSSIP, DHT, BLOCKS = "gossip", "finding peers", "IPFS clients"
 UPKEEP, RELAYED, SPEED = "keeping connections", "relayed for others", "tests of bandwidth"
 """What the network itself sends and receives bytes for."""
 _CLASSES = {
-    "training": ("push", "update"),
+    "pushes": ("push",),
+    "updates": ("update", "updates_made"),
     "sharded steps": ("pull_unit", "push_gradient", "replicate_step", "put_unit", "appoint_unit", "ask_unit"),
     "catching up": ("get_updates", "get_shard", "handover", "ancestry_query"),
     "checkpoints and data": ("get_blocks", "has_blocks", "get_checkpoints"),

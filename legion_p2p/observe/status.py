@@ -134,6 +134,17 @@ class TrafficRow(msgspec.Struct, frozen=True):
     received_bytes: int
 
 
+class ShardTrafficRow(msgspec.Struct, frozen=True):
+    """Messages that carry shards: their bytes, and those that the same shards have as fp32."""
+
+    name: str
+    """pushes, updates, or whole shards."""
+    sent_bytes: int
+    sent_fp32_bytes: int
+    received_bytes: int
+    received_fp32_bytes: int
+
+
 class BooksStatus(msgspec.Struct, frozen=True):
     """Who got and sent what, since the start. Where `total` is known, the bytes of `classes` and `rest` together are those of it,
     and `hours` count all of it.
@@ -148,6 +159,7 @@ class BooksStatus(msgspec.Struct, frozen=True):
     """Headers, encryption, handshakes, and what broke off on its way: what `classes` leave of `total`."""
     local: TrafficRow | None = None
     """Of `total`, with this machine and its local network."""
+    shards: tuple[ShardTrafficRow, ...] = ()
 
 
 class ServiceStatus(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from legion_p2p.core.cids import DAG_CBOR, Cid
-from legion_p2p.core.manifest import Manifest, links_of
+from legion_p2p.core.manifest import Manifest, reachable
 from legion_p2p.errors import DecodeError, MissingBlockError
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.checkpoints import get_base, get_manifest, get_shard, get_spec
@@ -52,7 +52,7 @@ def summarize(store: BlockStore, cid: Cid, manifest: Manifest | None = None) -> 
     except (MissingBlockError, DecodeError):
         name = None
     n_blocks = stored_bytes = n_missing = 0
-    for found in _reachable(store, cid):
+    for found in reachable(store.get, cid):
         size = store.size_of(found)
         if size is None:
             n_missing += 1
@@ -133,7 +133,7 @@ def summarize_shards(store: BlockStore, manifest: Manifest, progress: Callable[[
 
 def blocks_of(store: BlockStore, root: Cid) -> dict[Cid, int]:
     """Every block of a checkpoint that is here, and its bytes."""
-    return {cid: size for cid in _reachable(store, root) if (size := store.size_of(cid)) is not None}
+    return {cid: size for cid in reachable(store.get, root) if (size := store.size_of(cid)) is not None}
 
 
 def damage_of(store: BlockStore, root: Cid, progress: Callable[[int], None]) -> list[str]:
@@ -145,18 +145,3 @@ def damage_of(store: BlockStore, root: Cid, progress: Callable[[int], None]) -> 
     except DecodeError as bad:
         problems.append(str(bad))
     return problems
-
-
-def _reachable(store: BlockStore, root: Cid) -> set[Cid]:
-    seen, waiting = {root}, [root]
-    while waiting:
-        cid = waiting.pop()
-        if cid.codec != DAG_CBOR:
-            continue
-        try:
-            fresh = [link for link in links_of(store.get(cid)) if link not in seen]
-        except MissingBlockError:
-            continue
-        seen.update(fresh)
-        waiting += fresh
-    return seen

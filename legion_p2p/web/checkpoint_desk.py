@@ -4,7 +4,7 @@ Members are asked and sizes are counted only while a browser shows the page.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import msgspec
 import trio
@@ -49,10 +49,10 @@ class CheckpointDesk:
     """For one peer that keeps checkpoints."""
 
     def __init__(
-        self, me: PeerId, spec: RunSpec, archive: Archive, ask: Callable[[Sequence[Cid]], Awaitable[HoldersFound]],
-        jobs: CheckpointJobs, offload: Offload,
+        self, me: PeerId, spec: RunSpec, archive: Archive,
+        ask: Callable[[Sequence[Cid], Collection[Cid]], Awaitable[HoldersFound]], jobs: CheckpointJobs, offload: Offload,
     ) -> None:  # fmt: skip
-        """`ask`: some members, which checkpoints they have, and which of these blocks."""
+        """`ask`: some members, which checkpoints they have, and which of these blocks; the second: checkpoints that are here."""
         self.jobs = jobs
         self._me = me
         self._spec = spec
@@ -89,7 +89,7 @@ class CheckpointDesk:
         if self._asked_at is None or now - self._asked_at >= ASK_EVERY_S:
             self._asked_at = now
             newest = self._kept.get(kept[0]) if kept else None
-            self._found = await self._ask(() if newest is None else newest.blocks)
+            self._found = await self._ask(() if newest is None else newest.blocks, kept)
 
     def obey(self, data: bytes) -> bool:
         """Do what a button asks; False: this is no wish for checkpoints. Raises: UsageError, where it cannot be."""
@@ -120,11 +120,9 @@ class CheckpointDesk:
             )
             for one in kept
         ]
-        foreign = {cid: peers for cid, peers in self._found.named.items() if cid not in self._kept}
-        shown, n_more = rows_of(
-            [(None, UNKNOWN, None, str(cid), _named(peers, self._me), "") for cid, peers in sorted(foreign.items())],
-            MAX_FOREIGN_SHOWN,
-        )
+        foreign = [cid for cid in self._found.named if cid not in self._kept]
+        foreign.sort(key=lambda cid: (-self._step_of(cid), cid))
+        shown, n_more = rows_of([self._foreign_row(cid) for cid in foreign], MAX_FOREIGN_SHOWN)
         actions = [RowAction("Verify", "verify")]
         if self.jobs.exports is not None:
             actions.append(RowAction("Export", "export"))
@@ -137,6 +135,19 @@ class CheckpointDesk:
             (*rows, *shown), self._note(), n_more, is_wide=True, actions=tuple(actions),
             keys=(*(str(one.cid) for one in kept), *("" for _ in shown)),
         )  # fmt: skip
+
+    def _foreign_row(self, cid: Cid) -> tuple[Cell, ...]:
+        """Of a checkpoint that only others have."""
+        origin, claimed = self._found.origins.get(cid), self._found.claimed_bytes.get(cid)
+        return (
+            None if origin is None else origin.step, UNKNOWN if origin is None else human.clock_text(origin.created_s),
+            None if claimed is None else f"says {human.bytes_text(claimed)}", str(cid),
+            _named(self._found.named[cid], self._me), "",
+        )  # fmt: skip
+
+    def _step_of(self, cid: Cid) -> int:
+        origin = self._found.origins.get(cid)
+        return -1 if origin is None else origin.step
 
     def _who(self, cid: Cid) -> str:
         told = ["this peer"]
@@ -159,7 +170,10 @@ class CheckpointDesk:
             return "Members are being asked what they have."
         ago = human.seconds_text(trio.current_time() - self._asked_at)
         told = f"{self._found.n_answered} of {self._found.n_asked} members that were asked {ago} ago have answered. "
-        return told + "Each peer makes its own; those of one run share most blocks. A peer that fetches one checks every block."
+        return (
+            told + "Each peer makes its own; those of one run share most blocks. A peer that fetches one checks every block. "
+            "Of those that only others have, step and time are from the manifest, which its maker signed; the size is a claim."
+        )
 
 
 def _named(peers: Sequence[PeerId], me: PeerId) -> str:

@@ -1,11 +1,11 @@
 """Parts of a page that follow from a record alone: of a running peer, or of one whose metrics.jsonl is read."""
 
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from legion_p2p.observe import human
 from legion_p2p.observe.advice import advice_on
-from legion_p2p.observe.status import BooksStatus, FailedPush, TrafficRow
+from legion_p2p.observe.status import BooksStatus, FailedPush, ShardTrafficRow, TrafficRow
 from legion_p2p.observe.words import reason_text
 from legion_p2p.web.page_blocks import Block, Cell, Chart, Prose, Table, TableColumn, rows_of
 from legion_p2p.web.record import RunRecord
@@ -107,12 +107,35 @@ def traffic_tables(books: BooksStatus, name: Callable[[str], str] = human.short_
     )  # fmt: skip
     both = (TableColumn("sent", "bytes"), TableColumn("received", "bytes"))
     return (
+        *_compression(books.shards),
         Table(
             "purposes", TRAFFIC, "Bytes by what they were for", (TableColumn("for"), *both), tuple(_traffic_rows(purposes)), local
         ),
         Table("traffic-peers", TRAFFIC, "Bytes by peer", (TableColumn("peer", "id"), *both), peers, n_more=n_more),
         Table("hours", TRAFFIC, "Bytes by hour", (TableColumn("from"), *both), tuple(hours)),
     )  # fmt: skip
+
+
+def _compression(shards: Sequence[ShardTrafficRow]) -> tuple[Table, ...]:
+    """What codecs save, where anything was sent or received."""
+    rows: list[tuple[Cell, ...]] = [
+        (
+            row.name, row.sent_bytes, row.sent_fp32_bytes, _saved_share(row.sent_fp32_bytes, row.sent_bytes),
+            row.received_bytes, row.received_fp32_bytes, _saved_share(row.received_fp32_bytes, row.received_bytes),
+        )
+        for row in shards
+    ]  # fmt: skip
+    columns = (
+        TableColumn("of"), TableColumn("sent", "bytes"), TableColumn("as fp32", "bytes"), TableColumn("saved", "percent"),
+        TableColumn("received", "bytes"), TableColumn("as fp32", "bytes"), TableColumn("saved", "percent"),
+    )  # fmt: skip
+    told = "As fp32: what the same shards have without a codec. Local steps save as well: fewer pushes are made than steps."
+    return (Table("compression", TRAFFIC, "Saved by compression", columns, tuple(rows), told, is_wide=True),) if rows else ()
+
+
+def _saved_share(plain: int, moved: int) -> float | None:
+    """None: nothing was moved. Whole shards have a header as well, so that they save a little less than nothing."""
+    return max(0.0, 1 - moved / plain) if plain else None
 
 
 def _traffic_rows(named: Iterable[tuple[str, TrafficRow]]) -> list[tuple[Cell, ...]]:

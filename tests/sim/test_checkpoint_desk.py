@@ -8,9 +8,12 @@ import pytest
 import trio
 from safetensors.torch import load_file
 
-from legion_p2p.core.cids import Cid
+from legion_p2p.core.cids import DAG_CBOR, Cid
+from legion_p2p.core.messages.base import MAX_COUNT
+from legion_p2p.core.messages.blocks import MAX_CHECKPOINTS, Blocks, Checkpoints, GetBlocks, GetCheckpoints
 from legion_p2p.errors import UsageError
-from legion_p2p.services.checkpoint.holders import CheckpointHolders
+from legion_p2p.observe import human
+from legion_p2p.services.checkpoint.holders import MAX_MANIFESTS_FETCHED, CheckpointHolders
 from legion_p2p.sim.swarm import SimPeer, inline
 from legion_p2p.train.checkpoint_tools import CHECKPOINT_TOOLS
 from legion_p2p.web.checkpoint_desk import ASK_EVERY_S, LOOK_EVERY_S, CheckpointDesk
@@ -48,7 +51,12 @@ async def test_it_lists_what_is_kept_with_size_and_who_has_how_much_of_it(tmp_pa
         assert all(row[2] > 0 and row[4].startswith("this peer") and row[5] == "" for row in here)
         theirs = [row for row, key in zip(table.rows, table.keys, strict=True) if not key]
         assert {Cid.parse(row[3]) for row in theirs} == set(b.archive.kept)
-        assert all((row[0], row[2], row[4]) == (None, None, b.id[-8:]) for row in theirs)
+        there = desk_of(b)
+        await there.look()
+        own = {row[3]: row for row in there.table().rows if row[4].startswith("this peer")}
+        assert [row[0] for row in theirs] == sorted((row[0] for row in own.values()), reverse=True)
+        assert all(row[:2] == own[row[3]][:2] and row[4] == b.id[-8:] for row in theirs)
+        assert all(row[2] == f"says {human.bytes_text(own[row[3]][2])}" for row in theirs)
         assert f"{b.id[-8:]} (" in here[0][4] and "% of its blocks" in here[0][4]
         assert "others: unknown" in here[-1][4]
         assert "1 of 1 members" in table.note
@@ -61,9 +69,9 @@ async def test_members_are_asked_only_while_somebody_looks(tmp_path: Path, autoj
         desk, asked = desk_of(a), []
         look = desk._ask
 
-        async def counted(blocks):
+        async def counted(*what):
             asked.append(trio.current_time())
-            return await look(blocks)
+            return await look(*what)
 
         desk._ask = counted
         nursery.start_soon(desk.run_forever)
@@ -150,3 +158,32 @@ async def test_wishes_of_an_attacker_do_nothing(tmp_path: Path, autojump_clock):
         ):
             assert not desk.obey(garbage)
         assert desk.jobs.running is None
+
+
+async def test_what_members_say_of_checkpoints_is_checked_and_bounded(tmp_path: Path, autojump_clock, monkeypatch):
+    """One sends another block than was asked for, one names many checkpoints, one says an absurd size: none harms the page."""
+    async with swarm_in(tmp_path) as swarm:
+        a, b = [await swarm.add(name) for name in "ab"]
+        await trio.sleep(25)
+        reports, sent = [], []
+        monkeypatch.setattr(a.engine.ctx.messenger, "report", lambda peer, reason: reports.append((peer, reason)))
+        made_up = tuple(Cid.of(bytes([n]), DAG_CBOR).raw for n in range(MAX_CHECKPOINTS))
+
+        async def names_many(peer, message):
+            return Checkpoints(made_up, (MAX_COUNT,) * MAX_CHECKPOINTS)
+
+        async def sends_another(peer, message):
+            sent.append(message.cids)
+            return Blocks((b"another",))
+
+        dispatcher = b.engine.lobby.dispatcher
+        dispatcher.on(GetCheckpoints, names_many)
+        dispatcher.on(GetBlocks, sends_another)
+        desk = desk_of(a)
+
+        await desk.look()
+
+        theirs = [row for row, key in zip(desk.table().rows, desk.table().keys, strict=True) if not key]
+        assert len(theirs) == MAX_CHECKPOINTS and all(row[:2] == (None, "unknown") for row in theirs)
+        assert len(sent) == MAX_MANIFESTS_FETCHED and all(len(cids) == 1 for cids in sent)
+        assert reports and all(peer == b.id and "has another CID" in reason for peer, reason in reports)

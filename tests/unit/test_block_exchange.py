@@ -247,7 +247,7 @@ async def test_a_provider_answers_with_sizes_and_blocks_up_to_its_limit(
         assert held.sizes == (len(data), 0)
         assert isinstance(given, ThrottledReply) and given.reply.blocks == (data, b"", data, b"")
         assert (service.sent_blocks, service.sent_bytes) == (2, 2 * len(data))
-        assert service.checkpoints().cids == ()  # none of a run that this peer is in
+        assert (await service.checkpoints(with_bytes=True)).cids == ()  # none of a run that this peer is in
 
 
 async def test_what_is_no_cid_is_the_askers_mistake(tmp_path: Path, autojump_clock: object) -> None:

@@ -13,6 +13,7 @@ from legion_p2p.observe.status import (
     ReachStatus,
     RunStatus,
     ShardStatus,
+    ShardTrafficRow,
     Status,
     TargetStatus,
     TrafficRow,
@@ -104,6 +105,15 @@ def test_bytes_are_told_by_purpose_by_peer_and_by_hour_and_add_up_to_what_the_so
     assert "10 B of all stayed" in purposes.note
     assert block(told, "traffic-peers").rows == ((IDS[2][-8:], 30, 40), (IDS[1][-8:], 10, 20))
     assert [row[1] for row in block(told, "hours").rows] == [95, 5]
+
+
+def test_what_compression_saves_is_a_row_for_each_kind_of_shards() -> None:
+    rows = (ShardTrafficRow("pushes", 100, 400, 0, 0), ShardTrafficRow("whole shards", 0, 0, 404, 400))
+
+    told = block(page(status(books=BooksStatus(shards=rows))), "compression")
+
+    assert told.rows == (("pushes", 100, 400, 0.75, 0, 0, None), ("whole shards", 0, 0, None, 404, 400, 0.0))
+    assert not any(one.id == "compression" for one in page().blocks)
 
 
 def test_a_contribution_counts_rounds_that_have_this_peers_work() -> None:

@@ -23,7 +23,7 @@ from legion_p2p.core.traffic_ledger import (
 )
 from legion_p2p.core.wire import GetBlocks, Ping, encode
 from legion_p2p.errors import NetworkError, RefusedError
-from legion_p2p.observe.status import BooksStatus, TrafficRow
+from legion_p2p.observe.status import BooksStatus, ShardTrafficRow, TrafficRow
 from legion_p2p.services.inter_region.traffic import RegionalMessenger
 from legion_p2p.sim.network import World
 from tests.parts_of import identity_of
@@ -42,9 +42,7 @@ def test_any_bytes_have_a_class(body: bytes) -> None:
     assert class_of(body) in {*_CLASSES, OTHER_CLASS}
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["training", "members"]), st.integers(0, 9), st.integers(0, 9)))
-)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["pushes", "members"]), st.integers(0, 9), st.integers(0, 9))))
 def test_all_three_books_add_up_to_the_same(moved: list[tuple[str, str, int, int]]) -> None:
     ledger = TrafficLedger()
 
@@ -121,6 +119,18 @@ async def test_a_request_counts_when_it_has_been_answered_and_one_that_fails_doe
     assert one.books.by_class == {} and one.regional.in_region == 0
 
 
+def test_what_codecs_saved_is_said_for_each_kind_and_direction() -> None:
+    rows = (ShardTrafficRow("pushes", 250, 1000, 0, 0), ShardTrafficRow("whole shards", 0, 0, 1010, 1000))
+
+    lines = lines_of(BooksStatus(shards=rows))
+
+    at = next(n for n, line in enumerate(lines) if line.startswith("shards, in codecs"))
+    assert lines[at].split()[-4:] == ["sent", "saved", "received", "saved"]
+    assert lines[at + 1].split() == ["pushes", "250", "B", "75.0", "%", "0", "B", "-"]
+    assert lines[at + 2].split() == ["whole", "shards", "0", "B", "-", "1.01", "kB", "0", "%"]
+    assert not any(line.startswith("shards") for line in lines_of(BooksStatus()))
+
+
 def test_the_last_lines_of_what_it_was_for_say_what_is_left_over_and_what_all_of_it_is() -> None:
     rows = {name: TrafficRow(name, n, n) for name, n in (("total", 10_000), ("rest", 2_000), ("local", 500))}
 
@@ -138,8 +148,8 @@ def test_two_books_of_one_peer_are_added_name_by_name() -> None:
 
 def test_the_tables_have_the_largest_first_and_say_what_is_left_out() -> None:
     peers = tuple(TrafficRow(f"12D3KooW{n:08}", n, 0) for n in range(MOST_PEERS + 3))
-    lines = lines_of(BooksStatus(peers, (TrafficRow("training", 2_000_000, 1_000),), ()))
+    lines = lines_of(BooksStatus(peers, (TrafficRow("pushes", 2_000_000, 1_000),), ()))
 
-    assert lines[1].split() == ["training", "2.00", "MB", "1.00", "kB"]
+    assert lines[1].split() == ["pushes", "2.00", "MB", "1.00", "kB"]
     assert lines[4].startswith(f"{MOST_PEERS + 2:08}") and "and 3 more peers" in lines
     assert lines[-1] == "nothing yet"

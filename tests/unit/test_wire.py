@@ -236,6 +236,8 @@ def test_a_field_of_a_later_version_is_read_over(message: Message) -> None:
 
 OPTIONAL = {
     (GetUpdates, "log_only"): False,
+    (GetCheckpoints, "with_bytes"): False,
+    (Checkpoints, "n_bytes"): (),
     (HandoverPart, "part"): "residual",
     (HandoverPart, "n_recent"): 0,
     (HandoverPart, "codec"): "fp32",

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from legion_p2p.core.messages.base import MAX_COUNT, Busy, Digest, Message, Request, RunId, ShardIndex, Version
+from legion_p2p.core.messages.base import MAX_COUNT, Busy, Count, Digest, Message, Request, RunId, ShardIndex, Version
 
 MAX_HAS_CIDS = 8192  # in one question: 300 KiB
 MAX_GET_CIDS = 64
@@ -46,12 +46,16 @@ class Checkpoints(Message, frozen=True, tag="checkpoints"):
     """Of their manifests, the newest first."""
 
     cids: Annotated[tuple[CidBytes, ...], msgspec.Meta(max_length=MAX_CHECKPOINTS)]
+    n_bytes: Annotated[tuple[Count, ...], msgspec.Meta(max_length=MAX_CHECKPOINTS)] = ()
+    """How large each is, with all of its blocks that are here; empty where that was not asked."""
 
 
 class GetCheckpoints(Request[Checkpoints], frozen=True, tag="get_checkpoints"):
     """Which checkpoints of this run do you have? Answered with Checkpoints."""
 
     run: RunId
+    with_bytes: bool = False
+    """Tell their sizes as well: they are counted once for each checkpoint, which may take a second."""
 
 
 class State(msgspec.Struct, frozen=True):

@@ -4,9 +4,10 @@ import trio
 
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.manifest import reachable
 from legion_p2p.core.priority import ThrottledReply
 from legion_p2p.core.wire import MAX_BLOCKS_BYTES, MAX_CHECKPOINTS, Blocks, Busy, Checkpoints, GetBlocks, HasBlocks, HeldBlocks
-from legion_p2p.errors import StoreError
+from legion_p2p.errors import DecodeError, StoreError
 from legion_p2p.services.ports import Archive, Offload
 from legion_p2p.services.upload_slots import UploadSlotService
 
@@ -21,6 +22,8 @@ class ProvideService:
         self._offload = offload
         self._upload_slots = upload_slots
         self._served = trio.CapacityLimiter(MAX_SERVED)
+        self._counting = trio.Lock()
+        self._counted: dict[Cid, int] = {}  # bytes of checkpoints that are kept
         self.sent_blocks = 0
         self.sent_bytes = 0
 
@@ -46,13 +49,29 @@ class ProvideService:
         async with self._served:
             return await self._offload(_sizes, self._archive, cids)
 
-    def checkpoints(self) -> Checkpoints:
+    async def checkpoints(self, *, with_bytes: bool) -> Checkpoints:
         """Of the run that this peer is in, the newest first."""
-        return Checkpoints(tuple(cid.raw for cid in self._archive.kept[:MAX_CHECKPOINTS]))
+        kept = self._archive.kept[:MAX_CHECKPOINTS]
+        if with_bytes:
+            async with self._counting:
+                counted = {cid: self._counted[cid] for cid in kept if cid in self._counted}
+                for cid in kept:
+                    if cid not in counted:
+                        counted[cid] = await self._offload(_bytes_below, self._archive, cid)
+                self._counted = counted
+        return Checkpoints(tuple(cid.raw for cid in kept), tuple(counted[cid] for cid in kept) if with_bytes else ())
 
 
 def _sizes(archive: Archive, cids: list[Cid]) -> tuple[int, ...]:
     return tuple(archive.size_of(cid) or 0 for cid in cids)
+
+
+def _bytes_below(archive: Archive, root: Cid) -> int:
+    """Of a checkpoint; 0: it was pruned meanwhile, or is damaged."""
+    try:
+        return sum(archive.size_of(cid) or 0 for cid in reachable(archive.get, root))
+    except (DecodeError, StoreError):
+        return 0
 
 
 def _read(archive: Archive, cids: list[Cid]) -> tuple[bytes, ...]:

@@ -9,6 +9,7 @@ import msgspec
 from legion_p2p.core.contact import Bandwidth, Handler, Traffic
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority, ThrottledReply
+from legion_p2p.core.shard_traffic import ShardTraffic
 from legion_p2p.core.spliced import Bytes, start_of
 from legion_p2p.core.traffic_ledger import TrafficLedger, class_of
 from legion_p2p.services.ports import Messenger
@@ -31,6 +32,7 @@ class RegionalMessenger:
         self.peer_id = messenger.peer_id
         self.regional = RegionTraffic()
         self.books = TrafficLedger()
+        self.shards = ShardTraffic()
         self._messenger = messenger
         self._is_across = is_across
         self._wall_time = wall_time
@@ -39,8 +41,11 @@ class RegionalMessenger:
         async def counted(peer: PeerId, body: bytes) -> Bytes | ThrottledReply[Bytes]:
             kind = class_of(body)
             self._count(peer, kind, 0, len(body))
+            self.shards.note_received(body, len(body))
             reply = await handler(peer, body)
-            self._count(peer, kind, len(reply.reply if isinstance(reply, ThrottledReply) else reply), 0)
+            answer = reply.reply if isinstance(reply, ThrottledReply) else reply
+            self._count(peer, kind, len(answer), 0)
+            self.shards.note_sent(start_of(answer), len(answer))
             return reply
 
         self._messenger.serve(counted, longest)
@@ -49,6 +54,8 @@ class RegionalMessenger:
         reply = await self._messenger.request(peer, body, priority)
         # not before: what waits for its turn has not been sent, and what broke off was sent in part
         self._count(peer, class_of(start_of(body)), len(body), len(reply))
+        self.shards.note_sent(start_of(body), len(body))
+        self.shards.note_received(reply, len(reply))
         return reply
 
     def add_addresses(self, peer: PeerId, addresses: tuple[str, ...]) -> None:

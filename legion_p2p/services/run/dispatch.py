@@ -77,7 +77,9 @@ def answer(run: ActiveRun) -> None:
         return RunsFound((RunSummary(run.spec.name, run.id, 1 + run.members.table.n_counted),))
 
     async def get_checkpoints(peer: PeerId, message: GetCheckpoints) -> Checkpoints:
-        return run.lobby.provider.checkpoints() if message.run == run.id else Checkpoints(())
+        if message.run != run.id:
+            return Checkpoints(())
+        return await run.lobby.provider.checkpoints(with_bytes=message.with_bytes)
 
     def check_admitted(peer: PeerId, message: Request[Any]) -> None:
         if not isinstance(message, Exchange):  # which brings what the peer is admitted by

@@ -93,7 +93,7 @@ class BlockProvider(Protocol):
 
     async def on_get_blocks(self, peer: PeerId, message: GetBlocks) -> ThrottledReply[Blocks] | Busy: ...
 
-    def checkpoints(self) -> Checkpoints: ...
+    async def checkpoints(self, *, with_bytes: bool) -> Checkpoints: ...
 
 
 class NoBlocks:
@@ -105,7 +105,7 @@ class NoBlocks:
     async def on_get_blocks(self, peer: PeerId, message: GetBlocks) -> ThrottledReply[Blocks] | Busy:
         raise NetworkError("this peer keeps no checkpoints")
 
-    def checkpoints(self) -> Checkpoints:
+    async def checkpoints(self, *, with_bytes: bool) -> Checkpoints:
         raise NetworkError("this peer keeps no checkpoints")
 
 

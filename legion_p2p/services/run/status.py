@@ -10,7 +10,7 @@ from legion_p2p.core.control import Wish
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.messages.base import MAX_COUNT
 from legion_p2p.core.reach import OwnReach
-from legion_p2p.observe.books import books_of
+from legion_p2p.observe.books import books_of, shard_rows
 from legion_p2p.observe.status import (
     ConnectionStatus,
     ContactStatus,
@@ -19,6 +19,7 @@ from legion_p2p.observe.status import (
     ReachStatus,
     RunStatus,
     ShardStatus,
+    ShardTrafficRow,
     Status,
     TargetStatus,
 )
@@ -27,6 +28,7 @@ from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.lobby import Lobby
 from legion_p2p.services.sharding.service import UnitService
 
+FP32_BYTES = 4
 MAX_ANNOUNCED_ADDRESSES = 16  # of one peer: more make every announcement longer, and hardly any of them can be dialled
 
 
@@ -144,9 +146,13 @@ def status_of(run: ActiveRun) -> Status:
         bytes_across=run.messenger.regional.across,
         control=run.control.status(),
         target=_target_row(run),
-        books=books_of((run.messenger.books,), run.lobby.parts.network.network_traffic()),
+        books=books_of((run.messenger.books,), run.lobby.parts.network.network_traffic(), _shard_traffic_rows(run)),
         privacy=None if private is None else private.status(),
     )
+
+
+def _shard_traffic_rows(run: ActiveRun) -> tuple[ShardTrafficRow, ...]:
+    return shard_rows(run.messenger.shards, FP32_BYTES * run.plan.numel / run.plan.n_shards)
 
 
 def _target_row(run: ActiveRun) -> TargetStatus | None:
