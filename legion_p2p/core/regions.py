@@ -13,6 +13,11 @@ Everything but the first happens only after `patience` looks in a row that said 
 leaves no other behind, and moves at the first. Of two regions that could join each other the one that ranks lower (fewer members,
 then the label) moves, so that all agree on which, and none swap.
 
+Near is what is near for the length of a round. An answer that takes a fifth of a round comes one local step of five late, which
+costs next to nothing, while two regions of two lose 2 to 4 % to one (docs/records/regions.md). So where rounds are long, because
+steps are long or because the members' rate makes rounds long, all distances above are larger by one factor (`widened`): what
+limits such a run is its rate, and regions would not help. The factor follows from medians of what all announce.
+
 How far a region is: the median of the round trips to its members that this peer measured, the shortest of each; what the
 coordinates say, if it measured few of them and its own coordinate has settled. Otherwise it is unknown, and no reason to join or
 leave. A busy machine makes round trips longer and never shorter: a short one proves at once that a peer is near, and a long
@@ -29,6 +34,7 @@ from statistics import median, median_low
 
 import msgspec
 
+from legion_p2p.core.adapt import SHARE
 from legion_p2p.core.coordinates import MAX_COORDINATE_S, MIN_HEIGHT_S, N_DIMENSIONS, ORIGIN, UNSETTLED, Coordinate
 from legion_p2p.core.identity import PeerId
 
@@ -37,6 +43,8 @@ ROOM = 0.8  # of `max_members` that a merged region may fill: or it would split 
 LABEL_CHARS = 8
 FEW_SAMPLES = 5
 MANY_SAMPLES = 16
+NEAR_SHARE = 0.2  # of a round: a round trip of no more than that is near
+MAX_RADIUS_S = 0.5  # a round trip around the world and two home connections; what takes longer is congested
 MIN_MEASURED = 3  # members that were measured, or all where they are fewer, before their median counts: one may be slow, or lie
 
 
@@ -59,6 +67,27 @@ class RegionConfig(msgspec.Struct, frozen=True):
 
 
 DEFAULTS = RegionConfig()
+
+
+def expected_round_s(local_steps: int, steps_s: Iterable[float], least_bits: float, uploads_bps: Iterable[float]) -> float:
+    """How long a round takes, by the medians of what members announce: its local steps, or the sending of `least_bits`.
+
+    `steps_s` and `uploads_bps` of 0 are not known. Rounds get the share of a connection that core/adapt.py gives them. Returns 0
+    if nothing is known.
+    """
+    steps = [s for s in steps_s if s > 0]
+    uploads = [bps for bps in uploads_bps if bps > 0]
+    training_s = local_steps * median_low(steps) if steps else 0.0
+    return max(training_s, least_bits / (SHARE * median_low(uploads)) if uploads else 0.0)
+
+
+def widened(config: RegionConfig, round_s: float) -> RegionConfig:
+    """`config` where rounds take `round_s`: all distances larger by what a share of the round is above the radius."""
+    radius_s = min(NEAR_SHARE * round_s, MAX_RADIUS_S)
+    factor = radius_s / config.radius_s
+    if factor <= 1:
+        return config
+    return msgspec.structs.replace(config, radius_s=radius_s, merge_s=factor * config.merge_s, reach_s=factor * config.reach_s)
 
 
 class Placed(msgspec.Struct, frozen=True):
@@ -112,7 +141,7 @@ class RegionChoice:
     def __init__(self, me: PeerId, config: RegionConfig = DEFAULTS) -> None:
         self.region = ""
         self._me = me
-        self.config = config
+        self.config = self._narrowest = config
         self._wish = ""
         self._n_wished = 0
         self._n_founded = 0
@@ -120,9 +149,17 @@ class RegionChoice:
         self._measured: Mapping[PeerId, Measured] = {}
 
     def look(
-        self, coordinate: Coordinate, regions: Mapping[str, Region], measured: Mapping[PeerId, Measured] | None = None
+        self,
+        coordinate: Coordinate,
+        regions: Mapping[str, Region],
+        measured: Mapping[PeerId, Measured] | None = None,
+        round_s: float = 0.0,
     ) -> str:
-        """Once per announcement period, with everything announced, this peer included: the region to announce from now on."""
+        """Once per announcement period, with everything announced, this peer included: the region to announce from now on.
+
+        `round_s`: how long a round takes, see `expected_round_s`; 0: not known.
+        """
+        self.config = widened(self._narrowest, round_s)
         self._here, self._measured = coordinate, measured or {}
         if not self.region:
             return self._move(self._nearest_or_new(regions))

@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from legion_p2p.config import AUTO_REGION, PeerConfig
+from legion_p2p.core import regions as core_regions
 from legion_p2p.core.coordinates import Coordinate
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round_spec import RoundSpec
@@ -17,8 +18,16 @@ from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import Swarm
 from legion_p2p.sim.swarm_peer import SimPeer
 
+TOGETHER_S = 60.0
 LOSSY = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", aggregation="mean", shard_elements=32, sync_every=2)
 INSIDE_S, ACROSS_S = 0.0025, 0.06  # one way
+
+
+@pytest.fixture
+def distances_alone(monkeypatch):
+    """Regions form by round trips, however long rounds are. Rounds here take two seconds, so that time passes quickly; beside
+    them all places would be near."""
+    monkeypatch.setattr(core_regions, "NEAR_SHARE", 0.0)
 
 
 class Places:
@@ -69,7 +78,20 @@ class Places:
         return all(len(regions) == 1 for regions in found) and len(set.union(*found)) == len(found)
 
 
-async def test_peers_of_three_places_find_their_regions_and_train_there(autojump_clock):
+async def test_places_are_one_region_where_rounds_take_far_longer_than_the_way_between_them(autojump_clock):
+    places = Places()
+    async with places.swarm as swarm:
+        for name in ("east-1", "west-1", "east-2", "west-2"):
+            await places.add(name)
+
+        await swarm.until(lambda: len(set.union(*places.found().values())) == 1, TOGETHER_S, "they are in one region")
+        await trio.sleep(10)
+
+        assert len(set.union(*places.found().values())) == 1
+        assert places.sent["Push", True] > 0  # they train in it together
+
+
+async def test_peers_of_three_places_find_their_regions_and_train_there(autojump_clock, distances_alone):
     places = Places()
     async with places.swarm as swarm:
         for name in ("east-1", "west-1", "east-2", "south-1", "west-2", "south-2"):
@@ -93,7 +115,7 @@ async def test_peers_of_three_places_find_their_regions_and_train_there(autojump
 
 
 @pytest.mark.parametrize("seed", [4, 6])
-async def test_who_come_at_once_on_busy_machines_find_each_other_all_the_same(autojump_clock, seed):
+async def test_who_come_at_once_on_busy_machines_find_each_other_all_the_same(autojump_clock, distances_alone, seed):
     places = Places(seed)
     places.late_until = trio.current_time() + 15
     async with places.swarm as swarm:
@@ -108,7 +130,7 @@ async def test_who_come_at_once_on_busy_machines_find_each_other_all_the_same(au
             assert places.is_right()
 
 
-async def test_who_is_elsewhere_from_now_on_moves_to_the_region_there(autojump_clock):
+async def test_who_is_elsewhere_from_now_on_moves_to_the_region_there(autojump_clock, distances_alone):
     places = Places()
     async with places.swarm as swarm:
         for name in ("east-1", "west-1", "east-2", "west-2", "east-3"):
@@ -133,7 +155,7 @@ async def test_who_is_elsewhere_from_now_on_moves_to_the_region_there(autojump_c
         assert moving.events_named("region.moved")
 
 
-async def test_who_lie_about_where_they_are_take_nobody_along_who_is_with_them(autojump_clock, monkeypatch):
+async def test_who_lie_about_where_they_are_take_nobody_along_who_is_with_them(autojump_clock, distances_alone, monkeypatch):
     places = Places()
     places.swarm.step_s = 5.0
     liars: list[PeerId] = []

@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 
 from legion_p2p.core.coordinates import MAX_COORDINATE_S, Coordinate
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.regions import DEFAULTS, LABEL_CHARS, Placed, RegionChoice, RegionConfig, new_label, regions_of
+from legion_p2p.core.regions import (
+    DEFAULTS,
+    LABEL_CHARS,
+    MAX_RADIUS_S,
+    Placed,
+    RegionChoice,
+    RegionConfig,
+    expected_round_s,
+    new_label,
+    regions_of,
+    widened,
+)
 
 
 def at(x_ms: float, y_ms: float = 0.0) -> Coordinate:
@@ -38,14 +49,15 @@ def member_of(region: str, config: RegionConfig = DEFAULTS) -> RegionChoice:
     return choice
 
 
-def settle(placed: list[Placed], config: RegionConfig, n_looks: int) -> list[Placed]:
+def settle(placed: list[Placed], config: RegionConfig, n_looks: int, round_s: float = 0.0) -> list[Placed]:
     """All look at the same time, again and again."""
     choices = {p.peer_id: RegionChoice(p.peer_id, config) for p in placed}
     for p in placed:
         choices[p.peer_id].region = p.region
     for _ in range(n_looks):
         regions = regions_of(placed)
-        placed = [Placed(p.peer_id, choices[p.peer_id].look(p.coordinate, regions), p.coordinate) for p in placed]
+        regions_now = [choices[p.peer_id].look(p.coordinate, regions, round_s=round_s) for p in placed]
+        placed = [Placed(p.peer_id, region, p.coordinate) for p, region in zip(placed, regions_now, strict=True)]
     return placed
 
 
@@ -130,6 +142,43 @@ def test_a_lone_peer_joins_a_region_within_reach_and_stays_alone_beyond():
     near, far = settle(lone + members("a", 5, 80), DEFAULTS, 6), settle(lone + members("a", 5, 120), DEFAULTS, 6)
 
     assert near[0].region == "a" and far[0].region == "lone"
+
+
+def test_two_places_are_one_region_where_rounds_are_long_beside_the_way_between_them():
+    places = members("west", 2, 0) + members("east", 2, 120)
+
+    short, long = settle(places, DEFAULTS, 6, round_s=0.1), settle(places, DEFAULTS, 6, round_s=1.25)
+
+    assert {p.region for p in short} == {"west", "east"}
+    assert len({p.region for p in long}) == 1
+
+
+def test_a_region_is_left_only_when_rounds_have_become_much_shorter_than_those_it_was_formed_for():
+    choice = member_of("old")
+    regions = regions_of(members("old", 5, 120))
+
+    longer = [choice.look(at(0), regions, round_s=round_s) for round_s in (0.7, 0.5, 0.4) for _ in range(DEFAULTS.patience)]
+    shorter = [choice.look(at(0), regions, round_s=0.25) for _ in range(DEFAULTS.patience)]
+
+    assert set(longer) == {"old"}
+    assert shorter[-1] == new_label(PeerId("me"), 0)
+
+
+def test_rounds_are_as_long_as_their_steps_or_as_what_must_be_sent_by_the_medians_of_what_is_known():
+    by_steps = expected_round_s(5, [0.2, 0.0, 0.25, 9.0], 1e6, [0.0, 20e6, 1e9])
+    by_rate = expected_round_s(5, [0.02, 0.02, 0.03], 30e6, [20e6, 20e6, 20e6])
+
+    assert by_steps == 5 * 0.25
+    assert by_rate == 3.0  # half of the connection is for rounds
+    assert expected_round_s(5, [0.0], 1e6, []) == 0.0
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6))
+def test_longer_rounds_never_make_regions_smaller_nor_larger_than_the_longest_radius(a: float, b: float):
+    short, long = (widened(DEFAULTS, round_s) for round_s in sorted((a, b)))
+
+    assert DEFAULTS.radius_s <= short.radius_s <= long.radius_s <= MAX_RADIUS_S
+    assert short.merge_s <= long.merge_s <= long.radius_s and short.reach_s <= long.reach_s
 
 
 def test_a_region_that_is_too_large_splits_in_halves_by_place_and_stays_so():

@@ -17,10 +17,12 @@ from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.coordinates import Coordinate, Locator, SteadyCoordinate
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.pings import PingPlan, RoundTrips
-from legion_p2p.core.regions import FEW_SAMPLES, Measured, Placed, RegionChoice, regions_of
+from legion_p2p.core.regions import FEW_SAMPLES, Measured, Placed, RegionChoice, expected_round_s, regions_of
+from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.witnesses import Account, WitnessBook, pack_testimonies
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
+from legion_p2p.tensor import codec
 
 PROBED = 16  # members that a newcomer measures: more would cost each member of a large run a ping for every newcomer
 PINGS = FEW_SAMPLES  # of a newcomer to each; the first includes the making of the connection
@@ -42,6 +44,8 @@ class RegionService:
         self._steady = SteadyCoordinate()
         self._fixed = None if ctx.config.region == AUTO_REGION else ctx.config.region
         self._choice = RegionChoice(members.me)
+        self._local_steps = ctx.spec.round.local_steps
+        self._least_bits = _least_bits(ctx.spec.round) * ctx.plan.numel
         self._placed = self._fixed is not None
         self._book = WitnessBook(members.me)
         self._plan = PingPlan(members.me)
@@ -105,7 +109,11 @@ class RegionService:
         here, others = self._locator.coordinate, self._others()
         placed = [Placed(peer_of(a), a.region, a.coordinate) for a in others if a.coordinate is not None]
         placed.append(Placed(self._members.me, self._choice.region, here))
-        return self._choice.look(here, regions_of(placed, self._book.doubted), self._measured(placed))
+        told = [*others, self._members.own.now()]
+        round_s = expected_round_s(
+            self._local_steps, [a.step_s for a in told], self._least_bits, [a.upload_bps for a in told if a.step_s]
+        )
+        return self._choice.look(here, regions_of(placed, self._book.doubted), self._measured(placed), round_s)
 
     def is_doubted(self, peer: PeerId) -> bool:
         """Its witnesses measured something else than the coordinate that it announces."""
@@ -159,3 +167,9 @@ class RegionService:
         for _ in range(n_passes):
             for peer in self._rng.sample(sorted(claims), min(most, len(claims))):
                 self._locator.fit(peer, claims[peer])
+
+
+def _least_bits(rounds: RoundSpec) -> float:
+    """Of an element that is pushed once and updated once in the sparsest codecs of the run."""
+    pushes, updates = (rounds.push_codec, *rounds.push_codecs), (rounds.update_codec, *rounds.update_codecs)
+    return sum(min(codec.get(name).bits_per_element for name in names) for names in (pushes, updates))
