@@ -8,6 +8,7 @@ that as core/pace.py says.
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,8 +45,14 @@ OPTIMIZERS = {
 }
 BEFORE = RoundSpec(local_steps=10)
 ALONE = ("sync", "alone")
-EMAS = (0.7, 0.9, 0.97)
-"""Of the common model, a version: what is kept of the average so far."""
+AVERAGES: dict[str, Callable[[int], float]] = {
+    "ema 0.9": lambda n: max(0.1, 1 / n),
+    "ema 0.97": lambda n: max(0.03, 1 / n),
+    "last 1/16": lambda n: min(1.0, 16 / n),
+    "last 1/8": lambda n: min(1.0, 8 / n),
+}
+"""Averages of the common model: what the nth version counts. The last two are over a part of the run so far, as power functions
+weigh (Karras et al., 2312.02696, section 3.1)."""
 
 
 class Member:
@@ -84,7 +91,7 @@ class Shard:
     answers: list[tuple[int, int, torch.Tensor]] = field(default_factory=list)
     """When it comes, its version, and the reference."""
     averages: list[torch.Tensor] = field(default_factory=list)
-    """One for each of EMAS."""
+    """One for each of AVERAGES."""
 
 
 class Lockstep:
@@ -97,7 +104,7 @@ class Lockstep:
         plan = spec.plan()
         bounds = [plan.bounds(shard) for shard in range(plan.n_shards)]
         start = views[0].snapshot()
-        self.shards = [Shard(start[a:b].clone(), averages=[start[a:b].clone() for _ in EMAS]) for a, b in bounds]
+        self.shards = [Shard(start[a:b].clone(), averages=[start[a:b].clone() for _ in AVERAGES]) for a, b in bounds]
         self.push_codecs = [shard_codec(spec, shard, rounds.push_codec) for shard in range(plan.n_shards)]
         self.update_codecs = [shard_codec(spec, shard, rounds.update_codec) for shard in range(plan.n_shards)]
         self.residuals: list[list[Any]] = [[None] * plan.n_shards for _ in members]
@@ -143,9 +150,9 @@ class Lockstep:
         view, task = FlatView(model.named_parameters()), self.members[0].task
         view.assign_slice(0, torch.cat([state.reference for state in self.shards]))
         losses = {"loss": task.evaluate(model)}
-        for i, kept in enumerate(EMAS):
+        for i, name in enumerate(AVERAGES):
             view.assign_slice(0, torch.cat([state.averages[i] for state in self.shards]))
-            losses[f"ema{kept:g}"] = task.evaluate(model)
+            losses[name] = task.evaluate(model)
         return losses
 
     def _push(self, rank: int, changes: list[LocalChange]) -> None:
@@ -171,8 +178,8 @@ class Lockstep:
             state.reference, state.residual, state.outer = made.reference, made.owner_residual, made.outer
             state.pushed = {}
             state.version += 1
-            for kept, average in zip(EMAS, state.averages, strict=True):
-                average.lerp_(made.reference, max(1 - kept, 1 / state.version))
+            for weight_of, average in zip(AVERAGES.values(), state.averages, strict=True):
+                average.lerp_(made.reference, weight_of(state.version))
             state.answers.append((self.step + self.late, state.version, made.reference))
             if made.agreement is not None:
                 self.agreements.append(made.agreement)

@@ -55,7 +55,7 @@ N_VALIDATION = {"gpt2": 256, "tiny": 16}  # windows
 SPARSE = {"push_codec": "topk512-2bit", "push_codecs": (), "update_codec": "topk1024-4bit", "update_codecs": ()}
 PLAIN = {"restore_length": 0.0}
 MULOCO = {**PLAIN, "outer": "nesterov", "outer_learning_rate": 0.8, "outer_momentum": 0.9}
-EMA = 0.9  # of the common model, a round
+AVERAGED = 8  # the average of the common model is over the last eighth of its versions: see AVERAGES of _lockstep.py
 END_S = 12.0  # before the end in which nothing new is begun
 
 
@@ -186,7 +186,7 @@ class Swarm:
             for shard in range(layout.n_shards)
         ]
         self.reference = bench.start.clone()
-        self.ema = bench.start.clone()
+        self.average = bench.start.clone()
         self.own = [bench.start.clone() for _ in range(N_MEMBERS)]
         self.left = [torch.zeros_like(bench.start) for _ in range(N_MEMBERS)]
         self.owner_left = torch.zeros_like(bench.start)
@@ -227,7 +227,7 @@ class Swarm:
         for own in self.own:
             own.copy_(self.reference)
         self.n_rounds += 1
-        self.ema.lerp_(self.reference, max(1 - EMA, 1 / self.n_rounds))
+        self.average.lerp_(self.reference, min(1.0, AVERAGED / self.n_rounds))
         if found:
             self.agreements.append(statistics.fmean(found))
         if count:
@@ -282,7 +282,7 @@ def train(bench: Bench, plan: Plan, n_steps: int, log: Log) -> bool:
             own["curve"].append((done, round(loss, 4)))
             own["validation"] = round(loss, 4)
             if swarm and last:
-                own["ema"] = round(bench.evaluate(swarm.ema), 4)
+                own["average"] = round(bench.evaluate(swarm.average), 4)
         if log.left_s() < 3 or last or time.monotonic() - said > 4:
             said = time.monotonic()
             trained = float(torch.stack(losses[-N_MEMBERS * 20 :]).mean())
@@ -308,7 +308,7 @@ def write_table(log: Log, bench: Bench) -> None:
     tokens = N_MEMBERS * WINDOWS[bench.size] * bench.config.context
     sync = {plan.optimizer: log.runs.get(plan.name, {}).get("validation") for plan in PLANS if not plan.local_steps}
     lines = [
-        "| run | rate | steps | validation | to sync | EMA | agreement: first, last | pushed a round | updates | less |",
+        "| run | rate | steps | validation | to sync | average | agreement: first, last | pushed a round | updates | less |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for plan in PLANS:
@@ -318,7 +318,7 @@ def write_table(log: Log, bench: Bench) -> None:
         cells = [plan.name, f"{plan.lr:g}", f"{run['steps']} of {run['of']}", f"{run['validation']:.4f}"]
         base = sync.get(plan.optimizer)
         cells.append(f"{100 * (run['validation'] / base - 1):+.1f} %" if base and plan.local_steps else "")
-        cells.append(f"{run['ema']:.4f}" if "ema" in run else "")
+        cells.append(f"{run['average']:.4f}" if "average" in run else "")
         found = run.get("agreement") or []
         cells.append(f"{found[0]:.2f}, {found[-1]:.2f}" if found else "")
         if run.get("bytes"):

@@ -26,7 +26,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from _lockstep import EMAS, train
+from _lockstep import AVERAGES, train
 from _tasks import stdlib, tales
 
 Run = dict[str, Any]
@@ -239,11 +239,13 @@ def summary(done: list[tuple[str, Run, dict[str, Any]]]) -> str:
         )
         row = (group, same, run["optimizer"], run["setting"], name_of(run), run["late"], run["lr"])
         rows.setdefault(row, {})[run["seed"]] = made
-    lines = []
+    lines = [
+        f"Averages of the common model: {', '.join(AVERAGES)}. Agreement: first and last third. Bytes a token: pushed, updates."
+    ]
     for group in dict.fromkeys(row[0] for row in rows):
         lines += [
             f"\n**{group}**\n",
-            "| of | optimizer | setting | late | rate | loss | to sync | of each seed | EMA | agreement | bytes |",
+            "| of | optimizer | setting | late | rate | loss | to sync | of each seed | averages | agreement | bytes |",
         ]
         lines.append("|---|---|---|---|---|---|---|---|---|---|---|")
         for row, made in rows.items():
@@ -261,7 +263,7 @@ def summary(done: list[tuple[str, Run, dict[str, Any]]]) -> str:
             )
             mean, first = statistics.fmean(losses.values()), next(iter(made.values()))
             of = ", ".join(f"{k} {v}" for k, v in json.loads(same).items())
-            emas = [statistics.fmean(one.get(f"ema{kept:g}", math.nan) for one in made.values()) for kept in EMAS]
+            emas = [statistics.fmean(one.get(name, math.nan) for one in made.values()) for name in AVERAGES]
             cells = [
                 of,
                 optimizer,
