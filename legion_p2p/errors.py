@@ -110,7 +110,7 @@ class AmbiguousRunError(JoinError):
 
 
 class RunExistsError(JoinError):
-    """Founding was asked for, but a run of this name is there already. Join it, or choose another name."""
+    """A run of this name exists already, so it cannot be created. Join it, or choose another name."""
 
 
 class IncompatibleModelError(LegionError):

@@ -32,7 +32,7 @@ STATUS_EVERY_S = 0.7
 CALIBRATION_S = 2.0
 SWARM_OVERHEAD = 1.8  # CPU time of a step of a peer, beside that of plain torch: measured for the smallest model
 END_S = 8.0  # the last rounds, the last evaluation of every peer, and the comparison: measured
-JOIN_S = 4.0  # from the founder's order to the first step: measured
+JOIN_S = 4.0  # from the creator's order to the first step: measured
 MIN_STEPS = 20
 STEPS_PER_EVAL = 60  # an evaluation takes as long as 4 steps of plain torch: some 5 %
 MIN_EVALS, MAX_EVALS = 8, 30
@@ -223,7 +223,7 @@ class _Demo:
         """Create the run or join it, and make this many steps; 0: all."""
         self.sent_off.add(peer.label)
         number = int(peer.label.rpartition("-")[2])
-        first = number == 1 and not self._founded()
+        first = number == 1 and not self._has_creator()
         which = ["--new-run", str(self.out / "SPEC.toml")] if first else ["--run", RUN_NAME]
         args = [
             *which, "--initial-peers", self.contact, "--steps", str(n_steps or self.n_steps), "--finish-together",
@@ -300,7 +300,7 @@ class _Demo:
         elif name == ENDED:
             self._ended(peer, int(event["code"]))
 
-    def _founded(self) -> bool:
+    def _has_creator(self) -> bool:
         return any(p.address and not p.settled for p in self.peers.values())
 
     def _ended(self, peer: DemoPeer, code: int) -> None:

@@ -96,10 +96,10 @@ def open_revocation(data: bytes) -> Permit:
 class Admission:
     """Decides for one run, at one peer. `now` is the wall clock's, in seconds since 1970."""
 
-    def __init__(self, run: str, admits: Admits, founder: str, admins: Iterable[str] = (), admitted: Iterable[str] = ()) -> None:
+    def __init__(self, run: str, admits: Admits, creator: str, admins: Iterable[str] = (), admitted: Iterable[str] = ()) -> None:
         self._run = run
         self._admits = admits
-        self._signers = frozenset((founder, *admins))
+        self._signers = frozenset((creator, *admins))
         self._admitted = frozenset(admitted)
         self._revoked: BoundedMap[str, tuple[int, bytes]] = BoundedMap(MAX_REVOKED)
         """By peer: tokens that end before this time are void; and the proof of that."""

@@ -72,7 +72,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run: Cid
     """Of the run's specification: the run's id."""
     run_signature: Annotated[bytes, msgspec.Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
-    """The founder's, of the specification."""
+    """The creator's, of the specification."""
     step: _Count
     shards: Annotated[tuple[Cid, ...], msgspec.Meta(min_length=1, max_length=MAX_SHARDS)]
     publisher: Annotated[str, msgspec.Meta(max_length=MAX_PEER_ID_CHARS)]

@@ -62,10 +62,10 @@ def check_fixed(ours: Sequence[FixedSpec], runs: Sequence[FixedSpec]) -> None:
         if first.shape != its.shape:
             what = f"{first.name} has the shape {list(first.shape)}, in the run it has {list(its.shape)}"
         else:
-            what = f"{first.name} {list(first.shape)} has other values than the model that the run was founded with"
+            what = f"{first.name} {list(first.shape)} has other values than the model that the run was created with"
         more = f" (and {len(differ) - 1} more)" if len(differ) > 1 else ""
         raise IncompatibleModelError(
-            f"{what}{more}: it is not trained in the run, so it would stay different. Load what the founder loaded; or found the "
+            f"{what}{more}: it is not trained in the run, so it would stay different. Load what its creator loaded; or create the "
             f'run with untrained="average", which averages buffers, or untrained="own", which does not compare'
         )
 

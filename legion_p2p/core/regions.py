@@ -247,9 +247,9 @@ class RegionChoice:
         return label
 
 
-def new_label(founder: PeerId, nth: int) -> str:
+def new_label(creator: PeerId, nth: int) -> str:
     """The label of the nth region that a peer creates; the region outlives that peer."""
-    return hashlib.sha256(f"legion/region/{founder}/{nth}".encode()).hexdigest()[:LABEL_CHARS]
+    return hashlib.sha256(f"legion/region/{creator}/{nth}".encode()).hexdigest()[:LABEL_CHARS]
 
 
 def _child_label(region: Region) -> str:

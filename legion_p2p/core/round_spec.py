@@ -158,7 +158,7 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     untrained: Untrained = "same"
     """What a model has beside its trained parameters, which are frozen parameters and buffers of floats. "same": whoever joins
-    must have the same as the founder at the start; what a peer changes of them stays its own. "average": the same, but float
+    must have the same as the creator at the start; what a peer changes of them stays its own. "average": the same, but float
     buffers (such as BatchNorm's running statistics) are averaged like parameters. "own": they are not looked at."""
 
     def check(self) -> None:

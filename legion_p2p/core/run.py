@@ -56,7 +56,7 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One training job."""
 
     name: RunName
-    founder: Annotated[str, msgspec.Meta(max_length=64)]
+    creator: Annotated[str, msgspec.Meta(max_length=64)] = msgspec.field(name="founder")
     params: Annotated[tuple[ParamSpec, ...], msgspec.Meta(min_length=1, max_length=MAX_PARAMS)]
     round: RoundSpec = RoundSpec()
     inner: InnerSpec = InnerSpec()
@@ -75,11 +75,11 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who may take part: every peer, peers that show a token, or those on the list `admitted`. See
     `legion_p2p.core.admission`."""
     admins: Annotated[tuple[_PeerId, ...], msgspec.Meta(max_length=MAX_ADMINS)] = ()
-    """Peers whose tokens count as the founder's do."""
+    """Peers whose tokens count as the creator's do."""
     admitted: Annotated[tuple[_PeerId, ...], msgspec.Meta(max_length=MAX_ADMITTED)] = ()
     """The allow-list."""
     fixed: Annotated[tuple[FixedSpec, ...], msgspec.Meta(max_length=MAX_PARAMS)] = ()
-    """What the founder's model has beside the parameters of the run, with digests: see `RoundSpec.untrained`."""
+    """What the creator's model has beside the parameters of the run, with digests: see `RoundSpec.untrained`."""
     sharding: Sharding = "none"
     """"full": the members are one group on a fast network and hold one model together, each unit at its owner and a standby, as
     ZeRO-3 does: see `legion_p2p.core.sharding.plan`. "none": every member holds the whole model."""
@@ -144,9 +144,9 @@ _decoder = msgspec.msgpack.Decoder(RunSpec)
 
 
 def sign_spec(spec: RunSpec, identity: Identity) -> SignedSpec:
-    """The founder's signature. Raises: UsageError, if `identity` is not the founder or the specification too large."""
-    if spec.founder != identity.peer_id:
-        raise UsageError(f"only the founder {spec.founder} can sign this run, not {identity.peer_id}")
+    """The creator's signature. Raises: UsageError, if `identity` is not the creator or the specification too large."""
+    if spec.creator != identity.peer_id:
+        raise UsageError(f"only the creator {spec.creator} can sign this run, not {identity.peer_id}")
     spec.check()
     if looks_like_run_id(spec.name):
         raise UsageError(f"the name {spec.name!r} looks like a run's id: choose another")
@@ -176,7 +176,7 @@ def open_spec(signed: SignedSpec) -> RunSpec:
         raise DecodeError(f"run specification: {bad}{''.join(renamed)}") from bad
     if looks_like_run_id(spec.name):
         raise DecodeError(f"run specification: the name {spec.name!r} looks like a run's id")
-    verify(spec.founder, signed.spec, signed.signature)
+    verify(spec.creator, signed.spec, signed.signature)
     try:
         spec.check()
         spec.plan()

@@ -21,8 +21,8 @@ MAX_TEXT_CHARS = 100
 def render_forecast(made: "Forecast", model: str, *, width: int = 80, ascii_only: bool = False) -> RenderableType:
     """A report of `width` characters; `model` is what the user calls it."""
     parts: list[RenderableType] = [*_facts(made, model, width), Text("")]
-    if made.adapted != made.founded:
-        parts += [line("as the run begins", width=width, style="bold"), _table(made.founded, width, ascii_only), Text("")]
+    if made.adapted != made.initial:
+        parts += [line("as the run begins", width=width, style="bold"), _table(made.initial, width, ascii_only), Text("")]
         parts.append(line("as peers adapt, within what the run allows", width=width, style="bold"))
     parts += [_table(made.adapted, width, ascii_only), Text("")]
     for warning in made.warnings:

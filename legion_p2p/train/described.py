@@ -94,10 +94,10 @@ def check_memory(spec: RunSpec, beside: int = 0) -> None:
 
 
 def specified(new_run: NewRun, params: tuple[ParamSpec, ...], rounds: RoundSpec, inner: InnerSpec) -> RunSpec:
-    """The specification of a run to create around these parameters, its founder not yet filled in. Raises: ConfigError."""
+    """The specification of a run to create around these parameters, its creator not yet filled in. Raises: ConfigError."""
     spec = RunSpec(
         name=new_run.name,
-        founder="",
+        creator="",
         params=params,
         round=rounds,
         inner=inner,
@@ -119,7 +119,7 @@ def specified(new_run: NewRun, params: tuple[ParamSpec, ...], rounds: RoundSpec,
 
 
 def described(new_run: NewRun, origin: RunSpec | None = None) -> RunSpec:
-    """The specification of a run to create, its founder not yet filled in; `origin`: that of the run that it goes on from.
+    """The specification of a run to create, its creator not yet filled in; `origin`: that of the run that it goes on from.
 
     Raises: ConfigError; IncompatibleModelError.
     """

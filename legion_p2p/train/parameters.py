@@ -5,7 +5,7 @@ of floats. Beside it are frozen parameters and the other float buffers: they are
 are compared when a peer joins.
 
 Wrappers of models (torch.compile, DistributedDataParallel, activation checkpointing, ...) put a word of their own into the names
-of parameters. Those words do not count: a wrapped model fits a run that was founded with a plain one.
+of parameters. Those words do not count: a wrapped model fits a run that was created with a plain one.
 """
 
 import hashlib

@@ -93,7 +93,7 @@ class Forecast(msgspec.Struct, frozen=True):
     """Of one member."""
     announcements_bps: float
     """Of all others, each heard once: more, as gossip repeats them."""
-    founded: tuple[RoundCost, ...]
+    initial: tuple[RoundCost, ...]
     """With the codecs and the local steps that the run begins with."""
     adapted: tuple[RoundCost, ...]
     """With those that each peer then chooses, within what the run allows."""
@@ -128,11 +128,11 @@ def forecast(spec: RunSpec, n_members: int, connection: Connection, step_s: floa
         work = LocalWork(local_steps, step_s, tokens_per_step)
         return _cost(spec, frames[codecs], n_members, owned, choice, work, connection)
 
-    founded, adapted = [], []
+    initial, adapted = [], []
     for owned in shares(plan.n_shards, n_members):
         owned_elements = round(plan.numel * owned / plan.n_shards)
         load = Load(plan.numel - owned_elements, owned_elements * (n_members - 1)) if n_members > 1 else Load(0, 0)
-        founded.append(cost(owned, now, steps))
+        initial.append(cost(owned, now, steps))
         adapted.append(cost(owned, *paced(spec.round, steps, most, step_s, load, connection.upload_bps, now)))
     announcement = announcement_bytes(plan.n_shards)
     announcements_bps = 8 * announcement * (n_members - 1) / MembershipConfig().announce_s
@@ -148,7 +148,7 @@ def forecast(spec: RunSpec, n_members: int, connection: Connection, step_s: floa
         tokens_per_step=tokens_per_step,
         announcement_bytes=announcement,
         announcements_bps=announcements_bps,
-        founded=tuple(founded),
+        initial=tuple(initial),
         adapted=tuple(adapted),
         warnings=_warnings(adapted, connection, announcements_bps),
     )

@@ -91,7 +91,7 @@ def test_a_second_terminal_joins_the_run_of_the_first(forks: ForkServer) -> None
 
 
 def test_founder_and_joiner_end_with_the_same_model() -> None:
-    with started("02_found_and_join_a_run.py") as process:
+    with started("02_create_and_join_a_run.py") as process:
         told = output_of(process)
 
     assert "peer 1 founded the run" in told

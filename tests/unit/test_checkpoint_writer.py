@@ -34,7 +34,7 @@ from legion_p2p.tensor.flatten import digest
 from tests.context_of import SPEC, context_of, inline
 
 ME = Identity(b"m" * 32)
-RUN = msgspec.structs.replace(SPEC, founder=ME.peer_id)
+RUN = msgspec.structs.replace(SPEC, creator=ME.peer_id)
 EVERY_S = 60.0
 
 

@@ -47,7 +47,7 @@ def test_it_says_bytes_seconds_and_shares(capsys) -> None:
         "2",
     )
 
-    mean = record["founded"][1]
+    mean = record["initial"][1]
     assert (record["n_members"], record["step_s"], record["tokens_per_step"]) == (10, 2.0, 1000)
     assert mean["traffic"]["sent_bytes"] == pytest.approx(2 * 0.9 * 8.125 / 8 * record["n_params"], rel=0.01)
     assert mean["sync_s"] == pytest.approx(8 * mean["traffic"]["sent_bytes"] / 10e6 + 0.05)
@@ -57,7 +57,7 @@ def test_it_says_bytes_seconds_and_shares(capsys) -> None:
 
 def test_codecs_and_local_steps_are_those_of_a_new_run_unless_they_are_given(capsys) -> None:
     by_links, given = (
-        planned(capsys, "--links", "lan", *more)["founded"][1] for more in ([], ["--local-steps", "7", "--update-codec", "int4"])
+        planned(capsys, "--links", "lan", *more)["initial"][1] for more in ([], ["--local-steps", "7", "--update-codec", "int4"])
     )
 
     assert [by_links[key] for key in ("push_codec", "update_codec", "local_steps")] == ["int8", "int8", 2]

@@ -267,7 +267,7 @@ def test_a_gpt2_from_elsewhere_begins_a_new_run(store: BlockStore, out: Path) ->
         import_folder(store, out, OTHER)
     checkpoint = Checkpoint(store, import_folder(store, out, OTHER, "new/run"))
 
-    assert (checkpoint.spec.name, checkpoint.spec.founder, checkpoint.manifest.step) == ("new/run", OTHER.peer_id, 0)
+    assert (checkpoint.spec.name, checkpoint.spec.creator, checkpoint.manifest.step) == ("new/run", OTHER.peer_id, 0)
     assert_equal({p.name: value for p, value in checkpoint.parameters()}, params_of(run))
 
 

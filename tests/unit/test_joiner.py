@@ -54,7 +54,7 @@ async def test_a_run_that_is_created_holds_the_initial_parameters(autojump_clock
         async with creating(parts, creation_of()) as run:
             assert run.presence.ready and run.region == "home"
             assert run.common_parameters().equal(torch.arange(float(NUMEL)))
-            assert run.spec.founder == run.me and run.spec.nonce
+            assert run.spec.creator == run.me and run.spec.nonce
             assert [event.name for event in log].count("run.created") == 1
 
 

@@ -82,7 +82,7 @@ def test_a_frozen_base_that_differs_is_refused_by_name() -> None:
     for model in (founder, joiner):
         model[0].requires_grad_(False)
 
-    with pytest.raises(IncompatibleModelError, match=r"0\.weight \[8, 4\] has other values .*and 1 more.*Load what the founder"):
+    with pytest.raises(IncompatibleModelError, match=r"0\.weight \[8, 4\] has other values .*and 1 more.*Load what its creator"):
         ModelView(joiner).fit(spec_of(founder))
     assert ModelView(founder).fit(spec_of(founder)) == spec_of(founder).params
 

@@ -101,7 +101,7 @@ def test_the_id_does_not_depend_on_the_signature() -> None:
 
 
 def test_only_the_founder_signs() -> None:
-    with pytest.raises(UsageError, match="only the founder"):
+    with pytest.raises(UsageError, match="only the creator"):
         sign_spec(spec_of(), OTHER)
 
 

@@ -115,7 +115,7 @@ def test_a_peer_without_the_data_learns_its_id_and_a_stranger_s_run_reads_no_fil
 def test_ids_in_a_specification_are_ids(tmp_path: Path) -> None:
     for field in ("dataset", "tokenizer"):
         with pytest.raises(UsageError, match=rf"{field}: .* is not a CID"):
-            sign_spec(RunSpec(**{**_fields(run_on("")), "founder": FOUNDER.peer_id, field: "../../etc/passwd"}), FOUNDER)
+            sign_spec(RunSpec(**{**_fields(run_on("")), "creator": FOUNDER.peer_id, field: "../../etc/passwd"}), FOUNDER)
 
 
 def _fields(spec: RunSpec) -> dict[str, Any]:

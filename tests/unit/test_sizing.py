@@ -103,7 +103,7 @@ def test_a_slow_connection_ends_up_with_the_sparse_codec_and_then_with_longer_ro
 
     assert [ends_with(1e9), ends_with(2e6)] == [("int8", 10), ("topk64-2bit", 10)]
     assert ends_with(2e5)[0] == "topk64-2bit" and 10 < ends_with(2e5)[1] < ends_with(1e5)[1] < ends_with(1e4)[1] == 120
-    assert forecast(spec, 10, Connection(2e5), 0.1, 1000).founded[1].push_codec == "int8"
+    assert forecast(spec, 10, Connection(2e5), 0.1, 1000).initial[1].push_codec == "int8"
 
 
 def test_what_is_overlapped_costs_nothing_until_it_takes_longer_than_computing() -> None:

@@ -71,7 +71,7 @@ def test_what_a_specification_builds_is_what_plain_transformers_builds(tmp_path:
 def test_a_peer_that_joins_builds_the_same_from_the_signed_specification(tmp_path: Path, fields: dict[str, object]) -> None:
     founder = Identity.generate()
     spec, first = spec_of(new_run(tmp_path, fields))
-    signed = sign_spec(msgspec.structs.replace(spec, founder=founder.peer_id), founder)
+    signed = sign_spec(msgspec.structs.replace(spec, creator=founder.peer_id), founder)
 
     joined = model_of(open_spec(signed))
 
@@ -263,7 +263,7 @@ def test_a_checkpoint_is_exported_as_a_folder_that_from_pretrained_loads(tmp_pat
 
 def stored(store: BlockStore, spec: RunSpec, flat: torch.Tensor) -> Cid:
     """A checkpoint of the run at its start."""
-    signed = sign_spec(msgspec.structs.replace(spec, founder=FOUNDER.peer_id), FOUNDER)
+    signed = sign_spec(msgspec.structs.replace(spec, creator=FOUNDER.peer_id), FOUNDER)
     plan = spec.plan()
     put_spec(store, signed)
     shards = []

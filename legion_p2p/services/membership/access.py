@@ -17,7 +17,7 @@ class AccessControl:
 
     def __init__(self, ctx: PeerContext, table: Membership, own: OwnAnnouncement, signed: SignedAnnouncements) -> None:
         spec = ctx.spec
-        self.admission = Admission(ctx.run, spec.admission, spec.founder, spec.admins, spec.admitted)
+        self.admission = Admission(ctx.run, spec.admission, spec.creator, spec.admins, spec.admitted)
         self.excluded: Observers[None] = Observers()
         """Told when members may have been forgotten."""
         self._table = table

@@ -47,7 +47,7 @@ Params = Sequence[ParamSpec] | Callable[[RunSpec], Sequence[ParamSpec]] | None
 
 @dataclass(eq=False)
 class RunCreation:
-    """A run to create: all of its specification but the founder, and the initial parameters (1-D fp32)."""
+    """A run to create: all of its specification but the creator, and the initial parameters (1-D fp32)."""
 
     spec: RunSpec
     parameters: Tensor | None
@@ -115,7 +115,7 @@ class Joiner:
     async def create(self, creation: RunCreation) -> ActiveRun:
         """Create a run. Raises: RunExistsError, if others have one of this name; UsageError."""
         nonce = f"{self._parts.rng.getrandbits(64):016x}"
-        spec = msgspec.structs.replace(creation.spec, founder=self._network.identity.peer_id, nonce=nonce)
+        spec = msgspec.structs.replace(creation.spec, creator=self._network.identity.peer_id, nonce=nonce)
         if self._network.messenger.connected():
             try:
                 known = await self._find(spec.name, SHORT_SEARCH_S)
@@ -179,7 +179,7 @@ class Joiner:
         """The run of this name or id as this peer's archive has it."""
         archive, (name, _, creator) = self._parts.archive, name.partition("@")
         restored = None if archive is None else await restore(archive, self._disk, name, self._events)
-        return restored if restored is None or creator in ("", restored.stored.spec.founder) else None
+        return restored if restored is None or creator in ("", restored.stored.spec.creator) else None
 
     async def _losses(self, name: str) -> str:
         archive = self._parts.archive
@@ -321,7 +321,7 @@ class Joiner:
         members = MemberService(ctx, lambda: describe(run))
         refusal = members.access.admission.refusal(ctx.me, ctx.config.token, ctx.wall_time())
         if refusal:
-            raise JoinError(f"run {spec.name!r} does not admit this peer, {ctx.me}: {refusal}; ask its creator, {spec.founder}")
+            raise JoinError(f"run {spec.name!r} does not admit this peer, {ctx.me}: {refusal}; ask its creator, {spec.creator}")
         resumed_from = None if restored is None else replace(restored, shards=())  # the tensors are held by the shards
         self._run = run = ActiveRun(self._lobby, ctx, signed, messenger, members, resumed_from)
         answer(run)

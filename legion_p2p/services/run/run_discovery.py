@@ -110,7 +110,7 @@ async def _search(
         for peer in messenger.connected():
             contacts.setdefault(peer, Contact(peer))
         found = await _ask_all(name, list(contacts.values())[:MAX_ASKED], messenger, events)
-        found = [run for run in found if creator in ("", run.spec.founder)]
+        found = [run for run in found if creator in ("", run.spec.creator)]
         if found:
             return one_of(name, found, preferred)
         if trio.current_time() >= deadline:
@@ -129,7 +129,7 @@ def one_of(wanted: str, found: Sequence[FoundRun], known: str = "") -> FoundRun:
 
     Raises: AmbiguousRunError, if they told of several.
     """
-    creators = {run.id: run.spec.founder for run in found}
+    creators = {run.id: run.spec.creator for run in found}
     meant = known if known in creators else next(iter(creators))
     if len(creators) > 1 and meant != known:
         raise AmbiguousRunError(wanted, dict(sorted(creators.items())))

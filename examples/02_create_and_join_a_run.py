@@ -1,6 +1,6 @@
 """Two peers on this machine: one founds a run, the other joins it, both end with the same model, bit for bit.
 
-python examples/02_found_and_join_a_run.py
+python examples/02_create_and_join_a_run.py
 """
 
 import multiprocessing as mp
@@ -25,7 +25,7 @@ def peer(seed: int, initial_peers: list[str], parent: Connection) -> None:
     opt = legion.Optimizer(opt, model, run, initial_peers=initial_peers, peer=HERE_ONLY)
     with opt:  # leaves the run at the end, whatever happens
         parent.send(opt.status.addresses[0])
-        opt.wait_for_members(2)  # or the founder, with so little to do, is done before anybody has joined
+        opt.wait_for_members(2)  # or the creator, with so little to do, is done before anybody has joined
         for _ in range(STEPS):
             x = torch.rand(64, 4, generator=generator)
             loss = nn.functional.mse_loss(model(x).squeeze(1), x.sum(1))
@@ -48,7 +48,7 @@ def main() -> None:
         ends.append(mine)
         processes.append(process)
         address = mine.recv()
-        print(f"peer {seed} {'joined' if addresses else 'founded'} the run, at {address}", flush=True)
+        print(f"peer {seed} {'joined' if addresses else 'created'} the run, at {address}", flush=True)
         addresses = addresses or [address]
 
     digests = []
