@@ -65,8 +65,8 @@ def check_fixed(ours: Sequence[FixedSpec], runs: Sequence[FixedSpec]) -> None:
             what = f"{first.name} {list(first.shape)} has other values than the model that the run was created with"
         more = f" (and {len(differ) - 1} more)" if len(differ) > 1 else ""
         raise IncompatibleModelError(
-            f"{what}{more}: it is not trained in the run, so it would stay different. Load what its creator loaded; or create the "
-            f'run with untrained="average", which averages buffers, or untrained="own", which does not compare'
+            f"{what}{more}: it is not trained in the run, so it would stay different. Load what its creator loaded; or create "
+            f'the run with untrained="average", which averages buffers, or untrained="own", which does not compare'
         )
 
 
