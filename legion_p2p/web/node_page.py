@@ -164,14 +164,16 @@ def _relay(details: NodeDetails, service: ServiceStatus) -> tuple[Block, ...]:
     if reasons:
         columns = (TableColumn("because"), TableColumn("times", "int"))
         refused = Table("refusals", RELAY, "What the relay refused, and why", columns, tuple(reasons))
+    relayed = f"{human.bytes_text(service.relayed_bytes)} relayed since the start."
+    if not rows:
+        return Prose("circuits", RELAY, "Circuits open now", f"None. {relayed}"), refused
     circuits = Table(
         "circuits", RELAY, "Circuits open now",
         (
             TableColumn("from", "id"), TableColumn("to", "id"), TableColumn("circuits", "int"),
             TableColumn("sent by it this hour", "bytes"),
         ),
-        shown, f"{human.bytes_text(service.relayed_bytes)} relayed since the start. What passes is encrypted between the two.",
-        n_more,
+        shown, f"{relayed} What passes is encrypted between the two.", n_more,
     )  # fmt: skip
     return circuits, refused
 
@@ -181,9 +183,5 @@ def _node(status: Status) -> tuple[Block, ...]:
     addresses = [human.clean(address, 300) for address in status.addresses]
     return (
         Prose("addresses", NODE, "What peers enter through", "--initial-peers " + " ".join(addresses), is_code=True),
-        Facts(
-            "traffic", NODE, "Traffic",
-            (("sent", human.bytes_text(status.sent_bytes)), ("received", human.bytes_text(status.received_bytes))),
-        ),
         *((Facts("others", NODE, "Other bootstrap nodes", tuple(others)),) if others else ()),
     )  # fmt: skip

@@ -230,7 +230,7 @@ def _traffic_blocks(status: Status, record: RunRecord, facts: PeerFacts) -> tupl
             "traffic", TRAFFIC, "Traffic of this peer", tuple(rows),
             "Plain all-reduce: a ring that sums fp32 gradients of all parameters at every step, among the present members.",
         ),
-        *traffic_tables(status.books, lambda peer: _name(peer, status)),
+        *traffic_tables(status.books, lambda peer: _name(peer, status), has_volume=True),
     )  # fmt: skip
 
 

@@ -90,8 +90,10 @@ def saved_text(plain: float, sent: float) -> str:
     return f"{human.percent_text(1 - sent / plain)}: {plain / sent:.3g} times less"
 
 
-def traffic_tables(books: BooksStatus, name: Callable[[str], str] = human.short_id) -> tuple[Table, ...]:
-    """Bytes by what they were for, by peer, and by hour."""
+def traffic_tables(
+    books: BooksStatus, name: Callable[[str], str] = human.short_id, *, has_volume: bool = False
+) -> tuple[Table, ...]:
+    """Bytes by what they were for, by peer, and by hour. `has_volume`: a limit for a month can be set."""
 
     def largest(found: tuple[TrafficRow, ...]) -> list[TrafficRow]:
         return sorted(found, key=lambda row: -(row.sent_bytes + row.received_bytes))
@@ -103,7 +105,7 @@ def traffic_tables(books: BooksStatus, name: Callable[[str], str] = human.short_
     hours = _traffic_rows((human.hour_text(float(row.name)), row) for row in reversed(books.hours))
     local = "" if books.local is None else (
         f"{human.bytes_text(books.local.sent_bytes + books.local.received_bytes)} of all stayed on this machine and its local "
-        "network, which --monthly does not count."
+        f"network{', which --monthly does not count' if has_volume else ''}."
     )  # fmt: skip
     both = (TableColumn("sent", "bytes"), TableColumn("received", "bytes"))
     return (

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from workers import loss_of, model_of
@@ -14,8 +15,11 @@ from workers import loss_of, model_of
 import legion_p2p as legion
 from legion_p2p.cli.demo_page import DemoRecord, serve_in_background
 from legion_p2p.cli.demo_plan import DemoPlan
+from legion_p2p.core.identity import Identity
 from legion_p2p.errors import ClosedError
+from legion_p2p.observe.status import ServiceStatus, Status
 from legion_p2p.services.run import sampling
+from legion_p2p.web.node_page import Introduced, NodeDetails, NodeRecord, OpenCircuit, node_page
 from tests.waiting import eventually
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -79,6 +83,36 @@ def test_a_page_is_shown_whose_charts_have_no_line_yet_and_lines_come(browser: A
 
     window.locator("#card-loss canvas").wait_for(timeout=PATIENCE_MS)
     window.get_by_text("peer-1 is killed (kill -9)").first.wait_for(timeout=PATIENCE_MS)
+    assert wrong == []
+
+
+def test_the_page_of_a_node_shows_introductions_what_is_relayed_and_what_was_refused(browser: Any, tmp_path: Any):
+    ids = [Identity(bytes([i]) * 32).peer_id for i in range(1, 5)]
+    service = ServiceStatus(relayed_bytes=5_000_000, n_circuits=1, n_relay_refusals=3)
+    status = Status(ids[0], (), None, "", "serving", 0, (), (), 0, 0, None, (), n_connected=2, service=service)
+    record = NodeRecord()
+    for n in range(3):
+        record.note(msgspec.structs.replace(status, n_connected=n), 100.0 + n)
+    details = NodeDetails(
+        introductions=(Introduced(100.0, ids[1], (ids[2], ids[3])),),
+        circuits=(OpenCircuit(ids[2], ids[3], 1, 5_000_000),), refusals={f"it carries enough for {STRANGER}": 3},
+    )  # fmt: skip
+    window = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
+    wrong: list[str] = []
+    window.on("pageerror", lambda error: wrong.append(str(error)))
+    window.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+
+    window.goto(serve_in_background(lambda: node_page(status, record, details), (0,)))
+    window.locator("#card-relayed canvas").wait_for(timeout=PATIENCE_MS)
+
+    introduced = window.locator("#card-introductions")
+    assert introduced.get_by_text(ids[1][-8:]).count() == 1
+    assert introduced.get_by_text(f"{ids[2][-8:]}, {ids[3][-8:]}").count() == 1
+    assert window.locator("#card-circuits").get_by_text("5.00 MB", exact=True).count() == 1
+    assert window.locator("#card-refusals").get_by_text(STRANGER).count() == 1 and window.locator("img").count() == 0
+    assert window.get_by_role("button", name="Pause").count() == 0  # a node has nothing to pause
+    assert window.evaluate("document.documentElement.scrollWidth") <= 390
+    window.screenshot(path=str(tmp_path / "node.png"), full_page=True)
     assert wrong == []
 
 

@@ -49,6 +49,12 @@ def test_it_says_what_it_carries_and_what_it_refused_and_why() -> None:
     assert "5.00 MB relayed" in block(page, "circuits").note
 
 
+def test_where_nothing_is_relayed_it_says_so() -> None:
+    told = block(node_page(status(service=ServiceStatus()), NodeRecord(), NodeDetails()), "circuits")
+
+    assert told.text == "None. 0 B relayed since the start."
+
+
 def test_it_says_over_time_how_many_peers_there_were_and_what_it_relayed() -> None:
     record = NodeRecord()
     for i in range(3):
