@@ -27,6 +27,7 @@ MAX_ANNOUNCEMENT_BYTES = 48 * 1024  # 4096 shard marks of 8 bytes and a chunk bi
 MAX_OPENED = 512  # checked announcements that are remembered: some hundred bytes each as a rule, 24 MiB at worst
 MAX_ADDRESSES = 16
 MAX_ADDRESS_CHARS = 200
+MAX_SUSPECTED = 16  # in one announcement: where more are silent at once, all see it for themselves
 MAX_TROUBLE_CHARS = 400  # one sentence with what helps
 MAX_CIRCUITS = 10_000  # of one relay: more than a host has file descriptors for
 MARK_BYTES = 8
@@ -92,6 +93,8 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
     """Owners that have made nothing of its contributions for too long: see `core.stalls`."""
     avoided: Annotated[tuple[_Id, ...], msgspec.Meta(max_length=MAX_NAMED)] = ()
     """Members that failed to pass updates on to it: see `core.forwarding`."""
+    suspected: Annotated[tuple[_Id, ...], msgspec.Meta(max_length=MAX_SUSPECTED)] = ()
+    """Members that do not answer it, so that others look for themselves: see `core.watch`."""
     trouble: Annotated[str, msgspec.Meta(max_length=MAX_TROUBLE_CHARS)] = ""
     """Why it has nothing to push, in words for people; empty while all is well."""
     reach: Reach = Reach.UNKNOWN

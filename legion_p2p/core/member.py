@@ -68,6 +68,18 @@ class Probe(msgspec.Struct, frozen=True):
     """Ask this suspect for a sign of life."""
 
     peer_id: PeerId
+    through_others: bool = True
+    """Have others ask it, too. Not where another one named it, which has done so."""
+
+
+class Look(msgspec.Struct, frozen=True):
+    """Ask this member, which this peer watches, for a sign of life. It is no suspect yet."""
+
+    peer_id: PeerId
+
+
+class Alarm(msgspec.Struct, frozen=True):
+    """Announce this peer at once: whom it suspects, or that it lives."""
 
 
 class Greet(msgspec.Struct, frozen=True):
@@ -95,4 +107,4 @@ class Refute(msgspec.Struct, frozen=True):
     incarnation: int
 
 
-Effect = Changed | Probe | Greet | Met | Accuse | Refute
+Effect = Changed | Probe | Look | Alarm | Greet | Met | Accuse | Refute

@@ -2,7 +2,9 @@
 
 Each member is ALIVE, SUSPECT or DEAD, as seen from here:
 
-    ALIVE   -> SUSPECT  after `suspect_after_s` of silence; or at once, when a connection to it breaks or another peer accuses it
+    ALIVE   -> SUSPECT  after `suspect_after_s` of silence; or at once, when a connection to it breaks or another peer accuses it.
+                        In a large region announcements are rare (watch.py): there so long a silence has this peer ask whom it
+                        watches, and the one that does not answer is suspected; of others as much longer a silence is needed
     SUSPECT -> DEAD     after `grace_s` more of silence; probes go out meanwhile
     any     -> ALIVE    on any message from it: a late packet is better evidence than a timer
     any     -> gone     when it says that it leaves, or `forget_s` after its death
@@ -15,19 +17,34 @@ raises its incarnation and announces itself: the refutation of SWIM (Das, Gupta,
 (suspended, stopped, starved of CPU) heard nobody in that time, so it holds nobody's silence against them: the idea of Lifeguard
 (Dadgar et al. 2017).
 
-Never happens: a member is DEAD without having been SUSPECT for `grace_s`; a silent member stays ALIVE for longer than
-`suspect_after_s`; this peer suspects itself.
+Never happens: a member is DEAD without having been SUSPECT for `grace_s`; a silent member stays ALIVE for longer than its
+announcements are apart, twice over; this peer suspects itself.
 """
 
 import math
 from collections import deque
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
 
-from legion_p2p.core.announcement import Announcement, peer_of
+from legion_p2p.core.announcement import MAX_SUSPECTED, Announcement, peer_of
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.member import Accuse, Changed, Effect, Greet, Liveness, Member, Met, Probe, Refute, role_of
+from legion_p2p.core.member import (
+    Accuse,
+    Alarm,
+    Changed,
+    Effect,
+    Greet,
+    Liveness,
+    Look,
+    Member,
+    Met,
+    Probe,
+    Refute,
+    role_of,
+)
+from legion_p2p.core.watch import MANY_SUSPECTED, grown, watched
 
 MAX_MEMBERS = 10_000  # a table of announcements of a kilobyte each
 MAX_GREETINGS = 6  # of a member that does not answer, each twice as long after the last: it may not exist
@@ -37,13 +54,18 @@ class MembershipConfig(msgspec.Struct, frozen=True):
     """How patient to be. The defaults declare a killed peer dead within about 7 s."""
 
     announce_s: float = 2.0
-    """Seconds between announcements. Shorter: fresher views, more gossip."""
+    """Seconds between announcements in a region of a few; in a larger one there are more (`core.watch`). Shorter: fresher views,
+    more gossip."""
 
     suspect_after_s: float = 4.5
     """Seconds of silence until a member is suspected: two announcements lost. Shorter: more probes."""
 
     grace_s: float = 3.0
     """Seconds that a suspect has to answer. Longer: fewer false deaths, slower repair."""
+
+    look_s: float = 1.5
+    """Seconds that a member which is asked for a sign of life has to answer, before it is a suspect. Longer: fewer false
+    suspicions."""
 
     probe_every_s: float = 1.0
     """Seconds between two probes of a suspect."""
@@ -68,6 +90,10 @@ class Membership:
         """By peer id; None after a member came, went, died or came back to life."""
         self._counted_at: dict[PeerId, int] = {}
         """Where each of them stands in that list."""
+        self._looks: dict[PeerId, float] = {}
+        """Members that were asked for a sign of life, and when."""
+        self._named: set[PeerId] = set()
+        """Suspects that others were told of, or told of."""
         self._check_at = -math.inf
         """Before then nobody has been silent for too long, or has to be probed or forgotten."""
         self._left: dict[PeerId, tuple[tuple[int, int], float]] = {}  # last word and when: others may still pass on older ones
@@ -170,6 +196,22 @@ class Membership:
         if now - self._heard_at[peer] > self.config.announce_s:
             self._suspect(peer, now)
 
+    def suspected_by(self, accuser: PeerId, named: Collection[PeerId], now: float) -> None:
+        """A member announces that these do not answer it. In a large region that is looked into."""
+        known = self._members.get(accuser)
+        if known is None or not known.met or not self.is_large:
+            return
+        if self.me in named and now - self._refuted_at >= self.config.grace_s:
+            self._refuted_at = now
+            self._effects.append(Alarm())  # whatever this peer announces now is a sign of life
+        for peer in named:
+            member = self._members.get(peer)
+            if member is None or member.liveness is not Liveness.ALIVE or peer == accuser:
+                continue
+            if now - self._heard_at[peer] > self.config.announce_s:
+                self._named.add(peer)
+                self._suspect(peer, now)
+
     def handle_timeout(self, now: float) -> None:
         """Time has passed."""
         asleep_s = now - self._looked_at
@@ -178,18 +220,28 @@ class Membership:
             self._pardon(asleep_s, now)
         if now < self._check_at:
             return
+        patience_s, looked_at, is_alarming = self._patience_s(), self._watched(), False
         for peer, member in list(self._members.items()):
             if member.liveness is Liveness.ALIVE:
-                if now - self._heard_at[peer] >= self.config.suspect_after_s:
+                silent_s = now - self._heard_at[peer]
+                if silent_s >= patience_s or self._has_not_answered(peer, now):
                     self._suspect(peer, now)
+                elif peer in looked_at and peer not in self._looks and silent_s >= self.config.suspect_after_s:
+                    self._looks[peer] = now
+                    self._effects.append(Look(peer))
             elif member.liveness is Liveness.SUSPECT:
                 if now - member.since >= self.config.grace_s:
                     self._move(peer, Liveness.DEAD, now)
                     self._effects.append(Accuse(peer, member.announcement.incarnation))
                 elif now >= member.next_probe_at:
                     self._probe(peer, now)
+                    if self.is_large and peer not in self._named:
+                        self._named.add(peer)
+                        is_alarming = True
             elif now - member.since >= self.config.forget_s:
                 self._drop(peer)
+        if is_alarming:
+            self._effects.append(Alarm())
         self._left = {p: (order, at) for p, (order, at) in self._left.items() if now - at < self.config.forget_s}
         deadline = self.next_deadline()
         self._check_at = now + self.config.forget_s if deadline is None else deadline
@@ -203,9 +255,14 @@ class Membership:
     def next_deadline(self) -> float | None:
         """When `handle_timeout` has something to do next."""
         deadlines = []
+        patience_s, looked_at = self._patience_s(), self._watched()
         for member in self._members.values():
+            peer = member.peer_id
             if member.liveness is Liveness.ALIVE:
-                deadlines.append(self._heard_at[member.peer_id] + self.config.suspect_after_s)
+                if peer in self._looks:
+                    deadlines.append(self._looks[peer] + self.config.look_s)
+                wait_s = self.config.suspect_after_s if peer in looked_at and peer not in self._looks else patience_s
+                deadlines.append(self._heard_at[peer] + wait_s)
             elif member.liveness is Liveness.SUSPECT:
                 deadlines.append(min(member.since + self.config.grace_s, member.next_probe_at))
             else:
@@ -237,7 +294,46 @@ class Membership:
         """How many are not dead."""
         return len(self._all_counted())
 
+    @property
+    def grown(self) -> float:
+        """How many times `announce_s` lies between two announcements of a member of this region."""
+        return grown(1 + self.n_counted)
+
+    @property
+    def is_large(self) -> bool:
+        """Members announce themselves too rarely for silence to tell who lives."""
+        return self.grown > 1
+
+    def suspected(self) -> tuple[PeerId, ...]:
+        """Those to name to the others, the last to be suspected first: in a small region nobody, because all hear everybody."""
+        if not self.is_large:
+            return ()
+        since = self._looked_at - 2 * self.config.grace_s
+        rows = [self._members[peer] for peer in self._named]
+        found = sorted((-m.since, m.peer_id) for m in rows if m.liveness is not Liveness.ALIVE and m.since >= since)
+        return tuple(peer for _, peer in found[:MAX_SUSPECTED])
+
     # inner steps
+
+    def _patience_s(self) -> float:
+        """Seconds of silence until a member is suspected that this peer does not watch."""
+        return self.config.suspect_after_s * self.grown
+
+    def _watched(self) -> Collection[PeerId]:
+        """Whom to ask for a sign of life after `suspect_after_s` of silence."""
+        if not self.is_large:
+            return ()
+        if sum(m.liveness is Liveness.SUSPECT for m in self._members.values()) >= MANY_SUSPECTED:
+            return self._members.keys()
+        return watched(self.me, self._members, lambda peer: self._members[peer].liveness is Liveness.ALIVE)
+
+    def _has_not_answered(self, peer: PeerId, now: float) -> bool:
+        """It was asked for a sign of life, and none has come in time."""
+        asked_at = self._looks.get(peer, now)
+        if now < asked_at + self.config.look_s:
+            return False
+        del self._looks[peer]
+        return self._heard_at[peer] <= asked_at
 
     def _all_counted(self) -> list[Member]:
         if self._counted is None:  # asked for often, and of hundreds
@@ -259,7 +355,7 @@ class Membership:
         self._probe(peer, now)
 
     def _probe(self, peer: PeerId, now: float) -> None:
-        self._effects.append(Probe(peer))
+        self._effects.append(Probe(peer, through_others=peer not in self._named))
         self._replace(self._members[peer], next_probe_at=now + self.config.probe_every_s)
 
     def _greet(self, peer: PeerId, now: float) -> None:
@@ -273,6 +369,8 @@ class Membership:
     def _move(self, peer: PeerId, liveness: Liveness, now: float) -> None:
         member = self._members[peer]
         self._effects.append(Changed(peer, member.liveness, liveness))
+        if liveness is Liveness.ALIVE:
+            self._named.discard(peer)
         self._replace(member, liveness=liveness, since=now)
         self._check_at = now
         self._count_change()
@@ -280,6 +378,9 @@ class Membership:
     def _drop(self, peer: PeerId) -> None:
         member = self._members.pop(peer)
         del self._heard_at[peer]
+        self._looks.pop(peer, None)
+        self._named.discard(peer)
+        self._check_at = -math.inf  # fewer announce themselves more often
         self._order = self._counted = None
         self._count_change()
         self._effects.append(Changed(peer, member.liveness, None))

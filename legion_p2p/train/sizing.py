@@ -24,6 +24,7 @@ from legion_p2p.core.adapt import Choice, Load
 from legion_p2p.core.membership import MAX_MEMBERS, MembershipConfig
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, MAX_SHARDS
 from legion_p2p.core.run import RunSpec
+from legion_p2p.core.watch import grown
 from legion_p2p.errors import UsageError
 from legion_p2p.services.run.pacing import paced
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S
@@ -135,7 +136,7 @@ def forecast(spec: RunSpec, n_members: int, connection: Connection, step_s: floa
         initial.append(cost(owned, now, steps))
         adapted.append(cost(owned, *paced(spec.round, steps, most, step_s, load, connection.upload_bps, now)))
     announcement = announcement_bytes(plan.n_shards)
-    announcements_bps = 8 * announcement * (n_members - 1) / MembershipConfig().announce_s
+    announcements_bps = 8 * announcement * (n_members - 1) / (MembershipConfig().announce_s * grown(n_members))
     return Forecast(
         n_params=numel,
         n_shards=plan.n_shards,

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from legion_p2p.core import membership
 from legion_p2p.core.announcement import Announcement
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.member import Accuse, Changed, Effect, Greet, Liveness, Met, Probe, Refute, believed
+from legion_p2p.core.member import Accuse, Alarm, Changed, Effect, Greet, Liveness, Look, Met, Probe, Refute, believed
 from legion_p2p.core.membership import Membership, MembershipConfig
+from legion_p2p.core.watch import MAX_GROWN, N_WATCHED, QUIET_FROM, grown, watched
 from legion_p2p.services.membership.region_roles import Roles
 
 ME, A, B, C = (PeerId(name) for name in ("me", "A", "B", "C"))
@@ -439,3 +440,127 @@ def test_what_a_member_says_counts_in_its_region_once_it_is_met(met: bool, regio
 
     assert (said.ready, said.training, said.step) == (counts, counts, 7)
     assert Roles().renewed("run", [said], region, frozenset()).eligible.weights == ({A: 5.0} if counts else {})
+
+
+LARGE = tuple(PeerId(f"peer-{i}") for i in range(2 * QUIET_FROM))
+
+
+def test_in_a_large_region_only_those_that_are_watched_are_asked_after_a_silence() -> None:
+    table = table_of(*LARGE)
+
+    effects = wait_until(table, CONFIG.suspect_after_s + 0.5, 0.0)
+
+    assert {e.peer_id for e in effects if isinstance(e, Look)} == watched(ME, LARGE, lambda _: True)
+    assert len(effects) == N_WATCHED
+    assert {liveness(table, peer) for peer in LARGE} == {ALIVE}
+
+
+def test_one_that_answers_when_asked_is_no_suspect_and_is_asked_again_after_the_next_silence() -> None:
+    table = table_of(*LARGE)
+    wait_until(table, 4.5, 0.0)
+
+    for peer in LARGE:
+        table.heard(peer, 5.0)
+    drain(table)
+    effects = wait_until(table, 10.0, 5.0)
+
+    assert [type(e) for e in effects] == [Look] * N_WATCHED
+
+
+def test_one_that_does_not_answer_is_suspected_named_to_the_others_and_dead_after_the_grace_period() -> None:
+    table = table_of(*LARGE)
+    silent = min(watched(ME, LARGE, lambda _: True))
+    others = [peer for peer in LARGE if peer != silent]
+    named: list[tuple[PeerId, ...]] = []
+
+    now, effects = 0.0, []
+    while now < 10.0:
+        now += 0.5
+        for peer in others:
+            table.heard(peer, now)
+        table.handle_timeout(now)
+        effects += [effect for effect in drain(table) if not isinstance(effect, Met)]
+        named.append(table.suspected())
+
+    assert [e for e in effects if not isinstance(e, Probe)] == [
+        Look(silent),
+        Changed(silent, ALIVE, SUSPECT),
+        Alarm(),
+        Changed(silent, SUSPECT, DEAD),
+        Accuse(silent, 0),
+    ]
+    assert (silent,) in named and liveness(table, silent) is DEAD
+
+
+def test_what_a_member_suspects_is_looked_into_where_it_is_silent_here_too() -> None:
+    table = table_of(*LARGE)
+    accuser, silent, heard = LARGE[:3]
+    for peer in (accuser, heard):
+        table.heard(peer, 3.0)
+    drain(table)
+
+    table.suspected_by(accuser, [silent, heard, accuser, PeerId("nobody")], 4.0)
+
+    assert drain(table) == [Changed(silent, ALIVE, SUSPECT), Probe(silent, through_others=False)]
+    assert table.suspected() == (silent,)
+
+
+def test_who_is_suspected_by_one_that_this_peer_never_met_is_not_looked_into() -> None:
+    table = table_of(*LARGE)
+
+    table.suspected_by(LARGE[0], [LARGE[1]], 4.0)
+
+    assert drain(table) == []
+
+
+def test_a_peer_that_is_named_itself_announces_that_it_lives_and_not_again_at_once() -> None:
+    table = table_of(*LARGE)
+    table.heard(LARGE[0], 3.0)
+    drain(table)
+
+    for now in (4.0, 5.0, 8.0):
+        table.suspected_by(LARGE[0], [ME], now)
+
+    assert drain(table) == [Alarm(), Alarm()]
+
+
+def test_in_a_small_region_silence_is_enough_and_nobody_is_named() -> None:
+    table = table_of(A, B)
+    wait_until(table, 4.0, 0.0)
+    table.heard(A, 4.0)
+
+    table.suspected_by(A, [B], 4.0)
+    effects = wait_until(table, 6.0, 4.0)
+
+    assert Changed(B, ALIVE, SUSPECT) in effects and not any(isinstance(e, Look | Alarm) for e in effects)
+    assert table.suspected() == ()
+
+
+def test_where_several_are_silent_at_once_everybody_is_asked() -> None:
+    table = table_of(*LARGE)
+    first = watched(ME, LARGE, lambda _: True)
+
+    effects = wait_until(table, CONFIG.suspect_after_s + CONFIG.look_s + 0.5, 0.0)
+
+    assert {e.peer_id for e in effects if isinstance(e, Look)} == set(LARGE)
+    assert {peer for peer in LARGE if liveness(table, peer) is SUSPECT} == first
+
+
+@given(n=st.integers(1, 2000))
+def test_what_a_member_hears_per_second_does_not_grow_with_its_region(n: int) -> None:
+    per_second = (n - 1) / (CONFIG.announce_s * grown(n))
+
+    assert per_second <= (QUIET_FROM - 1) / CONFIG.announce_s + 0.1 or grown(n) == MAX_GROWN
+    assert 1 <= grown(n) <= grown(n + 1)
+
+
+@given(st.sets(st.integers(0, 99), min_size=4, max_size=40), st.data())
+def test_every_member_is_watched_by_two_that_live(ids: set[int], data: st.DataObject) -> None:
+    peers = [PeerId(f"peer-{i}") for i in sorted(ids)]
+    dead = data.draw(st.sets(st.sampled_from(peers), max_size=len(peers) - 3))
+    living = [peer for peer in peers if peer not in dead]
+
+    watching = {me: watched(me, [p for p in peers if p != me], lambda peer: peer in living) for me in living}
+
+    for peer in peers:
+        assert sum(peer in whom for me, whom in watching.items() if me != peer) >= N_WATCHED

@@ -235,6 +235,7 @@ def test_a_field_of_a_later_version_is_read_over(message: Message) -> None:
 
 
 OPTIONAL = {
+    (Exchange, "known"): b"",
     (GetUpdates, "log_only"): False,
     (GetCheckpoints, "with_bytes"): False,
     (Checkpoints, "n_bytes"): (),

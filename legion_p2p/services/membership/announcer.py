@@ -13,13 +13,16 @@ from legion_p2p.services.membership.own import OwnAnnouncement
 class Announcer:
     """Publishes by gossip."""
 
-    def __init__(self, ctx: PeerContext, own: OwnAnnouncement, note_change: Callable[[], None]) -> None:
-        """`note_change` is called where this peer announces a change soon."""
+    def __init__(
+        self, ctx: PeerContext, own: OwnAnnouncement, period_s: Callable[[], float], note_change: Callable[[], None]
+    ) -> None:
+        """`period_s`: between two announcements, as things are now. `note_change` is called where this peer announces a change
+        soon."""
         self._topic = announce_topic(ctx.run)
-        self._period_s = ctx.config.membership.announce_s
         self._gossip = ctx.gossip
         self._rng = ctx.rng
         self._own = own
+        self._period_s = period_s
         self._note_change = note_change
         self._hurry = Notify()
         self._hurried = False
@@ -44,6 +47,6 @@ class Announcer:
             self._hurried = False
             before_each()
             await self.announce_now()
-            with trio.move_on_after(self._period_s * self._rng.uniform(0.85, 1.0)):
+            with trio.move_on_after(self._period_s() * self._rng.uniform(0.85, 1.0)):
                 if not self._hurried:
                     await self._hurry.wait()

@@ -29,6 +29,7 @@ PINGS = FEW_SAMPLES  # of a newcomer to each; the first includes the making of t
 FITTINGS = 30  # passes over what a newcomer measured, after which its coordinate stands still: measured
 MAX_OBSERVED = 32  # members whose round trips move the coordinate in a period
 MAX_OBSERVED_SETTLED = 8  # of one that stands still already: others move as little
+MAX_PERIODS = 3  # times the shortest announcement period, between two looks: one that should move does so in half a minute
 SETTLED = 0.3  # a coordinate of less error moves once by each round trip, one of more UNSETTLED_PASSES times
 UNSETTLED_PASSES = 4
 
@@ -98,7 +99,8 @@ class RegionService:
 
     async def next_look(self) -> str:
         """After an announcement period: what `look` says then."""
-        await trio.sleep(self._members.config.announce_s * self._rng.uniform(0.9, 1.1))
+        period_s = min(self._members.period_s(), MAX_PERIODS * self._members.config.announce_s)
+        await trio.sleep(period_s * self._rng.uniform(0.9, 1.1))
         await self.measure()
         return self.look()
 

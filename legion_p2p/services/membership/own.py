@@ -37,7 +37,11 @@ class OwnAnnouncement:
         before = self.current
         self.seq += 1
         own = self.current = msgspec.structs.replace(
-            self._describe(), incarnation=self._table.incarnation, seq=self.seq, leaving=self.leaving
+            self._describe(),
+            incarnation=self._table.incarnation,
+            seq=self.seq,
+            leaving=self.leaving,
+            suspected=self._table.suspected(),
         )
         self.signed = sign(self.current, self._identity)
         if before is None or role_of(before) != role_of(own):

@@ -22,6 +22,7 @@ from legion_p2p.services.rpc import Rpc
 N_INDIRECT_PROBES = 2  # members asked to look at a suspect as well, in case only the path from here is broken
 N_WITNESSES = 3  # members told that another one is dead
 MAX_INVOLVED = 4  # members silent at once about which others are asked: where more are, the others see it for themselves
+RECENT = 2.0  # times the grace of a suspect: of many that died at once some are noticed seconds after the others
 MAX_GREETINGS_IN_FLIGHT = 16  # to members that only others told of: they may not exist, and each costs an attempt to connect
 
 
@@ -73,5 +74,5 @@ class Prober:
 
     def _few_are_silent(self) -> bool:
         """True if few members became silent recently, so that others can be bothered with one of them."""
-        since = trio.current_time() - self._grace_s
+        since = trio.current_time() - RECENT * self._grace_s
         return sum(m.liveness is not Liveness.ALIVE and m.since >= since for m in self._table.members()) <= MAX_INVOLVED

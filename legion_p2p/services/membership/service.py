@@ -11,12 +11,14 @@ from legion_p2p.concurrency.notify import Notify
 from legion_p2p.concurrency.nurseries import TaskStatus
 from legion_p2p.core.announcement import Announcement, open_signed, peer_of
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.member import Accuse, Changed, Greet, Met, Probe, Refute
+from legion_p2p.core.known_members import KnownMembers, pack_known
+from legion_p2p.core.member import Accuse, Alarm, Changed, Greet, Look, Met, Probe, Refute
 from legion_p2p.core.membership import Membership
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.run import announce_topic
 from legion_p2p.core.wire import (
     MAX_EXCHANGED,
+    MAX_KNOWN,
     Accusation,
     Done,
     Exchange,
@@ -38,8 +40,8 @@ from legion_p2p.services.membership.signed import SignedAnnouncements
 from legion_p2p.services.rpc import Rpc
 
 EXCHANGE_DEADLINE_S = 5.0
+PASSED_ON = 4  # announcements that go with the question of an exchange, this peer's own first: the answer brings what is news
 MAX_MEETINGS = 8  # exchanges in flight after an outage: every member may be back in the same second
-SAMPLE = 16  # announcements in a regular exchange: gossip brings nearly all, and the rest comes in a few more of them
 
 
 class MemberService:
@@ -60,7 +62,7 @@ class MemberService:
         self.absence = AbsenceWatch(self.me, config, ctx.running_clock)
         self.own = OwnAnnouncement(self.table, ctx.identity, describe, self._note_change)
         self.roster = Roster(ctx.run, self.table, self.own, self.absence, self.proofs.book)
-        self.announcer = Announcer(ctx, self.own, self._note_change)
+        self.announcer = Announcer(ctx, self.own, self.period_s, self._note_change)
         self._signed = SignedAnnouncements(self.table, ctx.rng)
         self.access = AccessControl(ctx, self.table, self.own, self._signed)
         self.access.excluded.add(lambda _: self._work())
@@ -80,6 +82,10 @@ class MemberService:
         self.member_changed: Observers[Changed] = Observers()
         self.announcements: Observers[Announcement] = Observers()
         """Told of each announcement that is news."""
+
+    def period_s(self) -> float:
+        """Between two announcements of a member, as many as there are now."""
+        return self.config.announce_s * self.table.grown
 
     def introduce(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
         """`peer` may be found there."""
@@ -121,7 +127,10 @@ class MemberService:
         if peer == self.me and announcement.incarnation > self.table.incarnation:
             self._key_watch.contradicted(announcement, self.own.seq)
         roles_before = self.table.roles_revision
-        if self.table.announced(announcement, trio.current_time(), direct=direct):
+        now = trio.current_time()
+        if self.table.announced(announcement, now, direct=direct):
+            if announcement.suspected:
+                self.table.suspected_by(peer, [PeerId(named) for named in announcement.suspected], now)
             if announcement.leaving:
                 self._signed.forget(peer)
             elif self.table.get(peer) is not None:
@@ -147,8 +156,8 @@ class MemberService:
     # what others send
 
     def on_exchange(self, peer: PeerId, message: Exchange) -> Exchanged:
-        # Before learning: the asker does not need back what it sent. One that knows few members is told of all.
-        known = self._sample(peer, SAMPLE if len(message.announcements) >= SAMPLE else MAX_EXCHANGED - 1)
+        # Before learning: the asker does not need back what it sent.
+        known = self._signed.news_for(KnownMembers(message.known), self.signed_own(), peer, MAX_EXCHANGED - 1)
         self._take_all(peer, message.announcements)
         self.access.must_be_admitted(peer)
         self.heard(peer)
@@ -186,7 +195,7 @@ class MemberService:
         self.own.leaving = True  # all that is announced from here on says so: a later word would bring this peer back to life
         self.own.renew()
         signed = self.own.signed
-        farewell = Exchange(self.run, (signed,))
+        farewell = self._question((signed,))
         with trio.move_on_after(deadline_s):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.announcer.publish, signed)
@@ -194,8 +203,8 @@ class MemberService:
                     nursery.start_soon(self._prober.tell, member.peer_id, farewell)
 
     async def exchange_with(self, peer: PeerId) -> bool:
-        """Swap what is known of members with `peer`, in a large run a sample of it; False if it did not answer."""
-        question = Exchange(self.run, self._sample(peer, SAMPLE))
+        """Swap what is known of members with `peer`: it answers with what is news here; False if it did not answer."""
+        question = self._question(self._signed.sample(self.signed_own(), peer, PASSED_ON))
         try:
             reply = await self._rpc.ask(peer, question, within_s=EXCHANGE_DEADLINE_S)
         except NetworkError:
@@ -238,7 +247,7 @@ class MemberService:
 
     async def _exchange_regularly(self) -> None:
         while True:
-            await trio.sleep(self.config.announce_s * self._rng.uniform(1.0, 2.0))
+            await trio.sleep(self.period_s() * self._rng.uniform(1.0, 2.0))
             counted = self.table.counted()
             if counted:
                 await self.exchange_with(self._rng.choice(counted).peer_id)
@@ -262,6 +271,10 @@ class MemberService:
             self._work()
 
     # inner steps
+
+    def _question(self, announcements: tuple[bytes, ...]) -> Exchange:
+        """`announcements`, for what is news here."""
+        return Exchange(self.run, announcements, pack_known(self._signed.known()[:MAX_KNOWN]))
 
     def _note_change(self) -> None:
         self.changed.notify()
@@ -294,7 +307,11 @@ class MemberService:
                 rang = True
             elif self._nursery is not None:
                 if isinstance(effect, Probe):
-                    self._nursery.start_soon(self._probe, effect.peer_id)
+                    self._nursery.start_soon(self._probe, effect)
+                elif isinstance(effect, Look):
+                    self._nursery.start_soon(self.ping, effect.peer_id)
+                elif isinstance(effect, Alarm):
+                    self.announcer.announce_soon()
                 elif isinstance(effect, Greet):
                     self._nursery.start_soon(self._greet, effect.peer_id)
                 elif isinstance(effect, Accuse):
@@ -311,8 +328,9 @@ class MemberService:
     def _ids_in_region(self) -> list[PeerId]:
         return [member.peer_id for member in self.roster.in_region()]
 
-    async def _probe(self, suspect: PeerId) -> None:
-        helpers = self._prober.helpers(suspect)
+    async def _probe(self, probe: Probe) -> None:
+        suspect = probe.peer_id
+        helpers = self._prober.helpers(suspect) if probe.through_others else ()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.ping, suspect)
             for helper in helpers:
@@ -344,6 +362,3 @@ class MemberService:
             except DecodeError as bad:
                 self._messenger.report(sender, f"bad announcement: {bad}")
                 self._events.emit("announcement.refused", peer=sender, reason=str(bad))
-
-    def _sample(self, excluding: PeerId, limit: int) -> tuple[bytes, ...]:
-        return self._signed.sample(self.signed_own(), excluding, limit)
