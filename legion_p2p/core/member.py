@@ -72,7 +72,7 @@ class Probe(msgspec.Struct, frozen=True):
     """Have others ask it, too. Not where another one named it, which has done so."""
 
 
-class Look(msgspec.Struct, frozen=True):
+class CheckOn(msgspec.Struct, frozen=True):
     """Ask this member, which this peer watches, for a sign of life. It is no suspect yet."""
 
     peer_id: PeerId
@@ -107,4 +107,4 @@ class Refute(msgspec.Struct, frozen=True):
     incarnation: int
 
 
-Effect = Changed | Probe | Look | Alarm | Greet | Met | Accuse | Refute
+Effect = Changed | Probe | CheckOn | Alarm | Greet | Met | Accuse | Refute

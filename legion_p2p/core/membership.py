@@ -34,10 +34,10 @@ from legion_p2p.core.member import (
     Accuse,
     Alarm,
     Changed,
+    CheckOn,
     Effect,
     Greet,
     Liveness,
-    Look,
     Member,
     Met,
     Probe,
@@ -228,7 +228,7 @@ class Membership:
                     self._suspect(peer, now)
                 elif peer in looked_at and peer not in self._looks and silent_s >= self.config.suspect_after_s:
                     self._looks[peer] = now
-                    self._effects.append(Look(peer))
+                    self._effects.append(CheckOn(peer))
             elif member.liveness is Liveness.SUSPECT:
                 if now - member.since >= self.config.grace_s:
                     self._move(peer, Liveness.DEAD, now)

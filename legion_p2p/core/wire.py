@@ -57,7 +57,7 @@ from legion_p2p.core.messages.evidence import (
 )
 from legion_p2p.core.messages.members import (
     MAX_EXCHANGED,
-    MAX_KNOWN,
+    MAX_KNOWN_MEMBERS,
     Accusation,
     Exchange,
     Exchanged,
@@ -119,7 +119,7 @@ from legion_p2p.errors import DecodeError, SelfCheckError
 
 __all__ = [
     "MAX_BLOCKS_BYTES", "MAX_BUSY_MS", "MAX_CHECKPOINTS", "MAX_COMPARED", "MAX_COUNT", "MAX_EXCHANGED", "MAX_GET_CIDS",
-    "MAX_HAS_CIDS", "MAX_INCLUDED", "MAX_KNOWN", "MAX_NORM", "MAX_PAYLOAD_BYTES", "MAX_REASON_CHARS", "MAX_STEP_MEMBERS",
+    "MAX_HAS_CIDS", "MAX_INCLUDED", "MAX_KNOWN_MEMBERS", "MAX_NORM", "MAX_PAYLOAD_BYTES", "MAX_REASON_CHARS", "MAX_STEP_MEMBERS",
     "MAX_UNIT_PARTS", "MAX_UPDATES", "OTHER", "REQUESTS", "UNKNOWN", "Accusation", "AncestryQuery", "AncestryReply",
     "AppointUnit", "AskUnit", "Blocks", "Busy", "Checkpoints", "Cosign", "Cosigned", "Done", "Encoded", "Equivocation",
     "Evidence", "Exchange", "Exchanged", "Failure", "GetBlocks", "GetCheckpoints", "GetInput", "GetRuns", "GetShard",

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from legion_p2p.core import membership
 from legion_p2p.core.announcement import Announcement
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.member import Accuse, Alarm, Changed, Effect, Greet, Liveness, Look, Met, Probe, Refute, believed
+from legion_p2p.core.member import Accuse, Alarm, Changed, CheckOn, Effect, Greet, Liveness, Met, Probe, Refute, believed
 from legion_p2p.core.membership import Membership, MembershipConfig
 from legion_p2p.core.watch import MAX_GROWN, N_WATCHED, QUIET_FROM, grown, watched
 from legion_p2p.services.membership.region_roles import Roles
@@ -450,7 +450,7 @@ def test_in_a_large_region_only_those_that_are_watched_are_asked_after_a_silence
 
     effects = wait_until(table, CONFIG.suspect_after_s + 0.5, 0.0)
 
-    assert {e.peer_id for e in effects if isinstance(e, Look)} == watched(ME, LARGE, lambda _: True)
+    assert {e.peer_id for e in effects if isinstance(e, CheckOn)} == watched(ME, LARGE, lambda _: True)
     assert len(effects) == N_WATCHED
     assert {liveness(table, peer) for peer in LARGE} == {ALIVE}
 
@@ -464,7 +464,7 @@ def test_one_that_answers_when_asked_is_no_suspect_and_is_asked_again_after_the_
     drain(table)
     effects = wait_until(table, 10.0, 5.0)
 
-    assert [type(e) for e in effects] == [Look] * N_WATCHED
+    assert [type(e) for e in effects] == [CheckOn] * N_WATCHED
 
 
 def test_one_that_does_not_answer_is_suspected_named_to_the_others_and_dead_after_the_grace_period() -> None:
@@ -483,7 +483,7 @@ def test_one_that_does_not_answer_is_suspected_named_to_the_others_and_dead_afte
         named.append(table.suspected())
 
     assert [e for e in effects if not isinstance(e, Probe)] == [
-        Look(silent),
+        CheckOn(silent),
         Changed(silent, ALIVE, SUSPECT),
         Alarm(),
         Changed(silent, SUSPECT, DEAD),
@@ -532,7 +532,7 @@ def test_in_a_small_region_silence_is_enough_and_nobody_is_named() -> None:
     table.suspected_by(A, [B], 4.0)
     effects = wait_until(table, 6.0, 4.0)
 
-    assert Changed(B, ALIVE, SUSPECT) in effects and not any(isinstance(e, Look | Alarm) for e in effects)
+    assert Changed(B, ALIVE, SUSPECT) in effects and not any(isinstance(e, CheckOn | Alarm) for e in effects)
     assert table.suspected() == ()
 
 
@@ -542,7 +542,7 @@ def test_where_several_are_silent_at_once_everybody_is_asked() -> None:
 
     effects = wait_until(table, CONFIG.suspect_after_s + CONFIG.look_s + 0.5, 0.0)
 
-    assert {e.peer_id for e in effects if isinstance(e, Look)} == set(LARGE)
+    assert {e.peer_id for e in effects if isinstance(e, CheckOn)} == set(LARGE)
     assert {peer for peer in LARGE if liveness(table, peer) is SUSPECT} == first
 
 

@@ -13,6 +13,7 @@ from legion_p2p.core import wire
 from legion_p2p.core.announcement import MAX_ANNOUNCEMENT_BYTES, Announcement, open_signed, sign
 from legion_p2p.core.distance import MAX_RATE
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.known_members import ROW_BYTES
 from legion_p2p.core.manifest import MAX_BLOCK_BYTES
 from legion_p2p.core.messages import base, blocks, members, regions, sharding, shards
 from legion_p2p.core.messages.evidence import MAX_SHOWN_HEADER_BYTES
@@ -27,6 +28,7 @@ from legion_p2p.core.wire import (
     MAX_GET_CIDS,
     MAX_HAS_CIDS,
     MAX_INCLUDED,
+    MAX_KNOWN_MEMBERS,
     MAX_NORM,
     MAX_PAYLOAD_BYTES,
     MAX_REASON_CHARS,
@@ -377,6 +379,7 @@ LIMITS = [
     ("base_digest", (UpdateHeader,), DIGEST, DIGEST + b"d"),
     ("payload", (Push, Update, HandoverPart, ShardState), b"x" * MAX_PAYLOAD_BYTES, b"x" * (MAX_PAYLOAD_BYTES + 1)),
     ("announcements", (Exchange, Exchanged), [b"x"] * MAX_EXCHANGED, [b"x"] * (MAX_EXCHANGED + 1)),
+    ("known", (Exchange,), bytes(MAX_KNOWN_MEMBERS * ROW_BYTES), bytes(MAX_KNOWN_MEMBERS * ROW_BYTES + 1)),
     (
         "announcements",
         (Exchange, Exchanged),

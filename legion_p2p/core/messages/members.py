@@ -10,7 +10,7 @@ from legion_p2p.core.messages.base import Count, Done, Message, PeerName, Reques
 from legion_p2p.core.run import MAX_SPEC_BYTES, RunName
 
 MAX_EXCHANGED = 64  # announcements in one exchange: with small models about 64 KiB
-MAX_KNOWN = 1024  # members that one names as known: those of a region and of the others' summaries, many times over
+MAX_KNOWN_MEMBERS = 1024  # members that one names as known: those of a region and of the others' summaries, many times over
 MAX_RUNS_TOLD = 16  # that one peer tells of: it is in one, and a later version may be in several
 
 SignedBytes = Annotated[bytes, msgspec.Meta(max_length=MAX_ANNOUNCEMENT_BYTES + 200)]
@@ -53,7 +53,7 @@ class Exchange(Request[Exchanged], frozen=True, tag="exchange"):
 
     run: RunId
     announcements: SignedList
-    known: Annotated[bytes, msgspec.Meta(max_length=MAX_KNOWN * ROW_BYTES)] = b""
+    known: Annotated[bytes, msgspec.Meta(max_length=MAX_KNOWN_MEMBERS * ROW_BYTES)] = b""
     """What else I have, packed as in `core.known_members`: send only what is newer."""
 
 

@@ -12,13 +12,13 @@ from legion_p2p.concurrency.nurseries import TaskStatus
 from legion_p2p.core.announcement import Announcement, open_signed, peer_of
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.known_members import KnownMembers, pack_known
-from legion_p2p.core.member import Accuse, Alarm, Changed, Greet, Look, Met, Probe, Refute
+from legion_p2p.core.member import Accuse, Alarm, Changed, CheckOn, Greet, Met, Probe, Refute
 from legion_p2p.core.membership import Membership
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.run import announce_topic
 from legion_p2p.core.wire import (
     MAX_EXCHANGED,
-    MAX_KNOWN,
+    MAX_KNOWN_MEMBERS,
     Accusation,
     Done,
     Exchange,
@@ -274,7 +274,7 @@ class MemberService:
 
     def _question(self, announcements: tuple[bytes, ...]) -> Exchange:
         """`announcements`, for what is news here."""
-        return Exchange(self.run, announcements, pack_known(self._signed.known()[:MAX_KNOWN]))
+        return Exchange(self.run, announcements, pack_known(self._signed.known()[:MAX_KNOWN_MEMBERS]))
 
     def _note_change(self) -> None:
         self.changed.notify()
@@ -308,7 +308,7 @@ class MemberService:
             elif self._nursery is not None:
                 if isinstance(effect, Probe):
                     self._nursery.start_soon(self._probe, effect)
-                elif isinstance(effect, Look):
+                elif isinstance(effect, CheckOn):
                     self._nursery.start_soon(self.ping, effect.peer_id)
                 elif isinstance(effect, Alarm):
                     self.announcer.announce_soon()
