@@ -64,8 +64,8 @@ class MembershipConfig(msgspec.Struct, frozen=True):
     """Seconds that a suspect has to answer. Longer: fewer false deaths, slower repair."""
 
     look_s: float = 1.5
-    """Seconds that a member which is asked for a sign of life has to answer, before it is a suspect. Longer: fewer false
-    suspicions."""
+    """In a large region: seconds that a member which is asked for a sign of life has to answer, before it is a suspect, and as
+    many as a suspect has before it is named to the others. Longer: fewer false suspicions."""
 
     probe_every_s: float = 1.0
     """Seconds between two probes of a suspect."""
@@ -233,9 +233,10 @@ class Membership:
                 if now - member.since >= self.config.grace_s:
                     self._move(peer, Liveness.DEAD, now)
                     self._effects.append(Accuse(peer, member.announcement.incarnation))
-                elif now >= member.next_probe_at:
-                    self._probe(peer, now)
-                    if self.is_large and peer not in self._named:
+                else:
+                    if now >= member.next_probe_at:
+                        self._probe(peer, now)
+                    if now >= member.since + self.config.look_s and self.is_large and peer not in self._named:
                         self._named.add(peer)
                         is_alarming = True
             elif now - member.since >= self.config.forget_s:
@@ -265,6 +266,8 @@ class Membership:
                 deadlines.append(self._heard_at[peer] + wait_s)
             elif member.liveness is Liveness.SUSPECT:
                 deadlines.append(min(member.since + self.config.grace_s, member.next_probe_at))
+                if self.is_large and peer not in self._named:
+                    deadlines.append(member.since + self.config.look_s)
             else:
                 deadlines.append(member.since + self.config.forget_s)
         return min(deadlines, default=None)

@@ -24,7 +24,7 @@ from tests.context_of import context_of
 
 CONFIG = MembershipConfig()
 FOUND_DEAD_S = CONFIG.suspect_after_s + CONFIG.grace_s + 1.0  # and a look at the clock now and then
-FOUND_DEAD_IN_CROWD_S = FOUND_DEAD_S + CONFIG.look_s + CONFIG.probe_every_s  # by those that watch it, who then tell the others
+FOUND_DEAD_IN_CROWD_S = FOUND_DEAD_S + 2 * CONFIG.look_s  # by those that watch it, who then tell the others
 
 
 class Peer:
