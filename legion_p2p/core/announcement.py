@@ -94,7 +94,7 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
     avoided: Annotated[tuple[_Id, ...], msgspec.Meta(max_length=MAX_NAMED)] = ()
     """Members that failed to pass updates on to it: see `core.forwarding`."""
     suspected: Annotated[tuple[_Id, ...], msgspec.Meta(max_length=MAX_SUSPECTED)] = ()
-    """Members that do not answer it, so that others look for themselves: see `core.watch`."""
+    """Members that do not answer it, so that others look for themselves: see `core.ring_watch`."""
     trouble: Annotated[str, msgspec.Meta(max_length=MAX_TROUBLE_CHARS)] = ""
     """Why it has nothing to push, in words for people; empty while all is well."""
     reach: Reach = Reach.UNKNOWN

@@ -23,8 +23,8 @@ import msgspec
 from legion_p2p.core.adapt import Choice, Load
 from legion_p2p.core.membership import MAX_MEMBERS, MembershipConfig
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, MAX_SHARDS
+from legion_p2p.core.ring_watch import grown
 from legion_p2p.core.run import RunSpec
-from legion_p2p.core.watch import grown
 from legion_p2p.errors import UsageError
 from legion_p2p.services.run.pacing import paced
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S

@@ -9,7 +9,7 @@ from legion_p2p.core.announcement import Announcement
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.member import Accuse, Alarm, Changed, CheckOn, Effect, Greet, Liveness, Met, Probe, Refute, believed
 from legion_p2p.core.membership import Membership, MembershipConfig
-from legion_p2p.core.watch import MAX_GROWN, N_WATCHED, QUIET_FROM, grown, watched
+from legion_p2p.core.ring_watch import MAX_GROWN, N_WATCHED, QUIET_FROM, grown, watched
 from legion_p2p.services.membership.region_roles import Roles
 
 ME, A, B, C = (PeerId(name) for name in ("me", "A", "B", "C"))
