@@ -3,8 +3,8 @@
 Each member is ALIVE, SUSPECT or DEAD, as seen from here:
 
     ALIVE   -> SUSPECT  after `suspect_after_s` of silence; or at once, when a connection to it breaks or another peer accuses it.
-                        In a large region announcements are rare (ring_watch.py): there so long a silence has this peer ask whom it
-                        watches, and the one that does not answer is suspected; of others as much longer a silence is needed
+                        In a large region announcements are rare (ring_watch.py): there it asks whom it watches after such a
+                        silence, and suspects one that does not answer; of others as much longer a silence is needed
     SUSPECT -> DEAD     after `grace_s` more of silence; probes go out meanwhile
     any     -> ALIVE    on any message from it: a late packet is better evidence than a timer
     any     -> gone     when it says that it leaves, or `forget_s` after its death
@@ -54,7 +54,7 @@ class MembershipConfig(msgspec.Struct, frozen=True):
     """How patient to be. The defaults declare a killed peer dead within about 7 s."""
 
     announce_s: float = 2.0
-    """Seconds between announcements in a region of a few; in a larger one there are more (`core.ring_watch`). Shorter: fresher views,
+    """Seconds between announcements in a region of a few; in a larger one more (`core.ring_watch`). Shorter: fresher views,
     more gossip."""
 
     suspect_after_s: float = 4.5
