@@ -19,6 +19,7 @@ from legion_p2p.cli.output import print_json, print_table, table_of
 from legion_p2p.cli.running import run_and_exit
 from legion_p2p.cli.sim_options import AsJsonLine, Changes, ScenarioName, chosen_scenario
 from legion_p2p.cli.sim_sweep import sweep
+from legion_p2p.cli.sim_train import train
 
 if TYPE_CHECKING:
     from legion_p2p.scenarios.trace import Sample
@@ -31,6 +32,7 @@ HELP = """Simulate whole swarms: the real engine in virtual time, over emulated 
   legion-sim run churn --peers 20
   legion-sim run my-scenario.toml --seed 3 --out my-results
   legion-sim sweep good rounds.local_steps=5,10,20
+  legion-sim train legion-out/sim-churn-1/graph.jsonl.gz --set task.kind=text
   legion-sim run faults --until-violation --seeds 100"""
 
 app = make_app("legion-sim", HELP)
@@ -102,6 +104,7 @@ def run(  # noqa: PLR0913 (each is an option)
     changes: Changes = (),
     infra: Annotated[bool, Parameter(negative=())] = False,
     report: bool = True,
+    graph: bool = True,
     until_violation: Annotated[bool, Parameter(negative=())] = False,
     seeds: Annotated[int, Parameter(validator=at_least(1))] = 100,
     jobs: Annotated[int, Parameter(validator=at_least(1))] = 1,
@@ -119,7 +122,7 @@ def run(  # noqa: PLR0913 (each is an option)
     seed
         Of everything that is random. The same seed gives the same trace, bit for bit.
     out
-        New folder for report.html, pictures, trace.jsonl and summary.json. [default: legion-out/sim-NAME-1, -2, ...]
+        New folder for report.html, pictures, trace.jsonl, summary.json and the graph. [default: legion-out/sim-NAME-1, -2, ...]
     peers
         Scale the groups, in their proportions, to about this many peers in all.
     minutes
@@ -130,6 +133,8 @@ def run(  # noqa: PLR0913 (each is an option)
         Train nothing: run membership, ownership and empty rounds only, to see the cost of the engine alone.
     report
         Draw the report and its pictures.
+    graph
+        Leave the graph of who averaged what when, for `legion-sim train`. Of liars there is none.
     until_violation
         Try one seed after another, from --seed on, until an invariant is violated; then shrink the scenario, and write the
         smallest one that shows the violation.
@@ -151,7 +156,7 @@ def run(  # noqa: PLR0913 (each is an option)
 
         return search_into(folder, name, chosen, range(seed, seed + seeds), jobs, quiet=quiet, json=json)
     with progress(name, chosen.duration_s, quiet or json) as on_sample:
-        summary = simulate_into(folder, name, chosen, seed, on_sample=on_sample, draws=report)
+        summary = simulate_into(folder, name, chosen, seed, on_sample=on_sample, draws=report, records=graph)
     if json:
         print_json(summary)
     else:
@@ -226,6 +231,7 @@ def told(summary: dict[str, Any], folder: Path) -> list[str]:
 
 
 app.command(sweep)
+app.command(train)
 
 
 def main() -> None:

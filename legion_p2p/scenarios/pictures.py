@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -89,21 +89,33 @@ def _plain(ax: Any) -> None:
     ax.tick_params(colors=INK)
 
 
-def _scale(samples: list[Sample]) -> tuple[float, str]:
-    """Seconds of a unit of the time axis, and its name."""
-    longest = samples[-1].at_s if samples else 0.0
+def _scale(longest: float) -> tuple[float, str]:
+    """Seconds of a unit of a time axis of this many seconds, and its name."""
     return (3600.0, "hours") if longest > 3 * 3600 else (60.0, "minutes") if longest > 300 else (1.0, "seconds")
 
 
-def _loss(figure: Any, samples: list[Sample]) -> None:
-    unit, name = _scale(samples)
+def _end_s(samples: Sequence[Sample]) -> float:
+    return samples[-1].at_s if samples else 0.0
+
+
+def picture_of_curve(points: Sequence[tuple[float, float]]) -> Picture:
+    """A loss curve by itself: virtual seconds, and the loss then."""
+    return Picture("loss", "Loss of the common model", f"It ends at {points[-1][1]:.4g}.", lambda fig: _curve(fig, points))
+
+
+def _curve(figure: Any, points: Sequence[tuple[float, float]]) -> Any:
+    unit, name = _scale(points[-1][0])
     ax = _axes(figure, f"virtual {name}", "loss")
-    points = [(sample.at_s / unit, sample.loss) for sample in samples if sample.loss is not None]
-    ax.plot(*zip(*points, strict=True), color=BLUE, linewidth=1.8, zorder=3)
-    losses = [loss for _, loss in points if loss is not None and math.isfinite(loss)]
+    ax.plot([at_s / unit for at_s, _ in points], [loss for _, loss in points], color=BLUE, linewidth=1.8, zorder=3)
+    losses = [loss for _, loss in points if math.isfinite(loss)]
     if losses and min(losses) > 0 and max(losses) > 5 * min(losses):
         ax.set_yscale("log")
     ax.set_xlim(0, None)
+    return ax
+
+
+def _loss(figure: Any, samples: list[Sample]) -> None:
+    ax = _curve(figure, [(sample.at_s, sample.loss) for sample in samples if sample.loss is not None])
     steps = ax.twiny()
     steps.set_xlim(0, max(1, samples[-1].n_steps))
     steps.set_xticks([])
@@ -124,7 +136,7 @@ def _height_of(outcome: SimOutcome) -> float:
 
 
 def _peers(figure: Any, outcome: SimOutcome, duration_s: float) -> None:
-    unit, name = _scale(outcome.record.samples)
+    unit, name = _scale(_end_s(outcome.record.samples))
     ax = _axes(figure, f"virtual {name}", "")
     rows = _rows(outcome)
     group_of = {plan.name: plan.group.name for plan in outcome.plan.peers}
@@ -160,7 +172,7 @@ def _rates(samples: list[Sample], amount: Callable[[Sample], float]) -> list[flo
 
 
 def _rounds(figure: Any, samples: list[Sample], n_shards: int) -> None:
-    unit, name = _scale(samples)
+    unit, name = _scale(_end_s(samples))
     ax = _axes(figure, f"virtual {name}", "versions of a shard, a minute")
     times = [b.at_s / unit for _, b in pairwise(samples)]
     rates = [60 * rate / max(1, n_shards) for rate in _rates(samples, lambda s: s.n_updates)]
@@ -176,7 +188,7 @@ def _rounds(figure: Any, samples: list[Sample], n_shards: int) -> None:
 
 
 def _bytes(figure: Any, samples: list[Sample]) -> None:
-    unit, name = _scale(samples)
+    unit, name = _scale(_end_s(samples))
     ax = _axes(figure, f"virtual {name}", "kB a peer and second")
     pairs = list(pairwise(samples))
     times = [b.at_s / unit for _, b in pairs]

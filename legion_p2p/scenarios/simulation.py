@@ -18,6 +18,7 @@ from legion_p2p.core.membership import MembershipConfig
 from legion_p2p.observe.events import Event
 from legion_p2p.scenarios.actors import Actor, Cast
 from legion_p2p.scenarios.faults import carry_out
+from legion_p2p.scenarios.graph_recorder import GraphRecorder, WriteLine
 from legion_p2p.scenarios.link_trace import LinkTrace, read_link_trace
 from legion_p2p.scenarios.scenario import Scenario
 from legion_p2p.scenarios.summary import SimOutcome, n_behind, position_of
@@ -38,16 +39,19 @@ OnSample = Callable[[Sample], object]
 
 def simulate(
     scenario: Scenario, seed: int, *, write: Write | None = None, on_sample: OnSample = lambda sample: None,
-    stop_at_violation: bool = False, plan: SwarmPlan | None = None,
+    stop_at_violation: bool = False, plan: SwarmPlan | None = None, graph: WriteLine | None = None,
 ) -> SimOutcome:  # fmt: skip
-    """Run a scenario. `write`: gets the lines of the trace. `plan`: in place of the one that follows from scenario and seed.
+    """Run a scenario. `write`: gets the lines of the trace; `graph`: those of the graph (graph.py). `plan`: in place of the one
+    that follows from scenario and seed.
 
     Raises: UsageError, where the scenario cannot be carried out.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the tensors are small, and sums in another order are other sums
     try:
-        simulation = _Simulation(scenario, seed, plan or plan_of(scenario, seed), write, on_sample, stop_at_violation)
+        plan = plan or plan_of(scenario, seed)
+        recorder = None if graph is None else GraphRecorder(seed, scenario, plan, graph)
+        simulation = _Simulation(scenario, seed, plan, Record(trio.current_time, write), recorder, on_sample, stop_at_violation)
         return trio.run(simulation.run, clock=MockClock(autojump_threshold=0))
     finally:
         torch.set_num_threads(threads)
@@ -57,8 +61,9 @@ class _Simulation:
     """One run of a scenario."""
 
     def __init__(
-        self, scenario: Scenario, seed: int, plan: SwarmPlan, write: Write | None, on_sample: OnSample, stop_at_violation: bool
-    ) -> None:
+        self, scenario: Scenario, seed: int, plan: SwarmPlan, record: Record, recorder: GraphRecorder | None,
+        on_sample: OnSample, stop_at_violation: bool,
+    ) -> None:  # fmt: skip
         self._scenario = scenario
         self._seed = seed
         self._plan = plan
@@ -66,7 +71,8 @@ class _Simulation:
         self._stop_at_violation = stop_at_violation
         self._task: TrainedTask = trained_task(scenario.task, seed)
         self._watch = Watch()
-        self._record = Record(trio.current_time, write)
+        self._record = record
+        self._recorder = recorder
         self._cast: Cast
         self._attack = next((group.attack for group in scenario.peers if group.attack != "none"), "none")
         self._conspiracy: Conspiracy | None = None
@@ -108,7 +114,7 @@ class _Simulation:
         return Swarm(
             seed=self._seed, world=world, numel=self._task.start.numel(), start=self._task.start,
             round=scenario.round_spec(), config=PeerConfig(membership=membership), local_step=self._step,
-            model=self._task.model, stores=stores, on_event=self._event,
+            model=self._task.model, stores=stores, on_event=self._event, tap=self._recorder,
         )  # fmt: skip
 
     def _traces(self) -> dict[str, LinkTrace]:
@@ -122,6 +128,8 @@ class _Simulation:
 
     def _event(self, peer: SimPeer, event: Event) -> None:
         self._record.event(peer, event)
+        if self._recorder is not None:
+            self._recorder.event(peer, event)
         if event.name == "member.dead":
             actor = self._cast.by_id.get(event.fields["peer"])
             observer = self._cast.actors[peer.name]
@@ -202,8 +210,11 @@ class _Simulation:
         sent_bytes, gossip_bytes = cast.sent_bytes()
         known = [len(actor.peer.engine.members.roster.everyone()) for actor in there if actor.peer is not None]
         n_shards = there[0].peer.engine.plan.n_shards if there and there[0].peer is not None else 1
+        speakers = self._speakers(there)
+        if self._recorder is not None:
+            self._recorder.look(now, self._n_steps, speakers)
         sample = Sample(
-            at_s=round(now, 6), loss=self._loss(there), n_started=sum(a.peer is not None for a in cast.actors.values()),
+            at_s=round(now, 6), loss=self._loss(speakers), n_started=sum(a.peer is not None for a in cast.actors.values()),
             n_joined=len(there), n_known=int(statistics.median(known)) if known else 0, n_steps=self._n_steps,
             n_included=round(self._watch.n_tokens / n_shards, 2), n_updates=self._watch.n_updates, n_behind=n_behind(holdings),
             sent_bytes=sent_bytes, gossip_bytes=gossip_bytes,
@@ -211,13 +222,15 @@ class _Simulation:
         self._record.sample(sample)
         self._on_sample(sample)
 
-    def _loss(self, there: list[Actor]) -> float | None:
-        """Of the copy of each region, on average; those that a fault keeps apart are not asked."""
+    def _speakers(self, there: list[Actor]) -> list[SimPeer]:
+        """A member of each region that shows its copy; those that a fault keeps apart are not asked."""
         asked = [actor for actor in there if not actor.is_apart] or there
         speakers = {actor.peer.engine.region: actor.peer for actor in reversed(asked) if actor.peer is not None}
-        losses = [
-            self._task.loss(peer.engine.common_parameters()) for peer in speakers.values() if peer.engine.shards.states.complete()
-        ]
+        return [peer for peer in speakers.values() if peer.engine.shards.states.complete()]
+
+    def _loss(self, speakers: list[SimPeer]) -> float | None:
+        """Of the copy of each region, on average."""
+        losses = [self._task.loss(peer.engine.common_parameters()) for peer in speakers]
         told = [loss for loss in losses if loss is not None]
         return statistics.fmean(told) if told else None
 

@@ -32,6 +32,8 @@ CONTEXT = 64
 CLIP = 1.0
 
 Floats = npt.NDArray[np.float32]
+Draw = tuple[npt.NDArray[Any], ...]
+"""The examples of one step: arrays of the same shapes at each step."""
 
 
 class TrainedTask(Protocol):
@@ -39,6 +41,9 @@ class TrainedTask(Protocol):
 
     start: Tensor
     """Parameters at the start: 1-D fp32."""
+
+    def draw(self, name: str) -> Draw:
+        """What the next step of the peer of this name is made of."""
 
     def step(self, name: str, theta: Tensor) -> None:
         """A local step of the peer of this name, whose parameters are `theta`, in place."""
@@ -104,12 +109,17 @@ class Regression:
         n_elements = (N_INPUTS + 2) * task.size
         self.start = torch.from_numpy(rng.standard_normal(n_elements, dtype=np.float32) / np.float32(math.sqrt(N_INPUTS)))
 
-    def step(self, name: str, theta: Tensor) -> None:
-        """One step of SGD: the gradient of the mean squared error, by hand."""
+    def draw(self, name: str) -> Draw:
+        """Inputs, and noisy answers to them."""
         rng, moved_I = self._draws.of(name)
         task = self._task
         x_BI = rng.standard_normal((task.batch, N_INPUTS), dtype=np.float32) + moved_I
-        y_B = self._answer(x_BI) + np.float32(task.noise) * rng.standard_normal(task.batch, dtype=np.float32)
+        return x_BI, self._answer(x_BI) + np.float32(task.noise) * rng.standard_normal(task.batch, dtype=np.float32)
+
+    def step(self, name: str, theta: Tensor) -> None:
+        """One step of SGD: the gradient of the mean squared error, by hand."""
+        task = self._task
+        x_BI, y_B = self.draw(name)
         weights_IH, bias_H, out_H = self._parts(theta)
         active_BH = np.tanh(x_BI @ weights_IH + bias_H)
         error_B = (active_BH @ out_H - y_B) * np.float32(-2 * task.learning_rate / task.batch)
@@ -144,13 +154,18 @@ class Quadratic:
         self._draws = _Draws(seed, task.unlike, task.size)
         self.start = torch.zeros(task.size, dtype=torch.float32, device="cpu")
 
-    def step(self, name: str, theta: Tensor) -> None:
+    def draw(self, name: str) -> Draw:
+        """The optimum of the peer, and what is added to the gradient."""
         rng, moved_E = self._draws.of(name)
+        size = self._task.size
+        noise = self._task.noise
+        noise_E = np.float32(noise) * rng.standard_normal(size, dtype=np.float32) if noise else np.zeros(size, np.float32)
+        return self._optimum_E + moved_E, noise_E
+
+    def step(self, name: str, theta: Tensor) -> None:
+        optimum_E, noise_E = self.draw(name)
         at_E: Floats = theta.detach().numpy()
-        gradient_E = at_E - self._optimum_E - moved_E
-        if self._task.noise:
-            gradient_E += np.float32(self._task.noise) * rng.standard_normal(len(at_E), dtype=np.float32)
-        at_E -= np.float32(self._task.learning_rate) * gradient_E
+        at_E -= np.float32(self._task.learning_rate) * (at_E - optimum_E + noise_E)
 
     def loss(self, theta: Tensor) -> float:
         return float(np.mean((theta.detach().numpy() - self._optimum_E) ** 2))
@@ -163,6 +178,9 @@ class NoTask:
 
     def __init__(self, n_elements: int) -> None:
         self.start = torch.zeros(n_elements, dtype=torch.float32, device="cpu")
+
+    def draw(self, name: str) -> Draw:
+        return ()
 
     def step(self, name: str, theta: Tensor) -> None:
         """None is made."""
@@ -194,31 +212,42 @@ class TextTask:
 
     def step(self, name: str, theta: Tensor) -> None:
         model, optimizer, _ = self._of(name)
-        rng, _ = self._draws.of(name)
-        starts_B = rng.integers(0, len(self._text) - CONTEXT - 1, self._task.batch)
-        windows = torch.from_numpy(self._text[starts_B[:, None] + np.arange(CONTEXT + 1)].astype(np.int64))
+        windows = torch.from_numpy(self.draw(name)[0])
         _, loss = model(windows[:, :-1], windows[:, 1:])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
 
-    @torch.no_grad()
-    def loss(self, theta: Tensor) -> float:
+    def draw(self, name: str) -> Draw:
+        """Windows of text, each with the token after it."""
+        rng, _ = self._draws.of(name)
+        starts_B = rng.integers(0, len(self._text) - CONTEXT - 1, self._task.batch)
+        return (self._text[starts_B[:, None] + np.arange(CONTEXT + 1)].astype(np.int64),)
+
+    def held_out(self) -> list[tuple[Tensor, Tensor]]:
+        """Batches of the text that losses are of."""
         from legion_p2p.train.batches import validation_batches
 
+        return list(validation_batches(self._held_out, CONTEXT, N_WINDOWS))
+
+    @torch.no_grad()
+    def loss(self, theta: Tensor) -> float:
         model, _, view = self._of("")
         view.assign_slice(0, theta)
-        losses = [
-            float(model(x_BT, y_BT)[1]) * len(x_BT) for x_BT, y_BT in validation_batches(self._held_out, CONTEXT, N_WINDOWS)
-        ]
+        losses = [float(model(x_BT, y_BT)[1]) * len(x_BT) for x_BT, y_BT in self.held_out()]
         return sum(losses) / N_WINDOWS
 
-    def _of(self, name: str) -> tuple[Any, Any, FlatView]:
+    def fresh_model(self) -> Any:
+        """The model as it starts."""
         from legion_p2p.train.gpt import GPT
+
+        return GPT.from_preset("xxs", torch.Generator().manual_seed(self._seed))
+
+    def _of(self, name: str) -> tuple[Any, Any, FlatView]:
         from legion_p2p.train.muon import MuonAdamW
 
         if name not in self._known:
-            model = GPT.from_preset("xxs", torch.Generator().manual_seed(self._seed))
+            model = self.fresh_model()
             self._known[name] = model, MuonAdamW.of(model, self._task.learning_rate), FlatView(model.named_parameters())
         return self._known[name]

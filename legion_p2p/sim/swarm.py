@@ -30,7 +30,7 @@ from legion_p2p.services.run.joiner import RunCreation, creating, joining
 from legion_p2p.services.run.lobby import PeerParts
 from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.sim.network import World
-from legion_p2p.sim.swarm_peer import SimPeer
+from legion_p2p.sim.swarm_peer import SimPeer, TrainingTap
 from legion_p2p.store.archive import Archive
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.tensor.flatten import FlatView
@@ -44,6 +44,11 @@ async def inline(fn: Callable[..., T], *args: Any) -> T:
     """The Offload port without threads: under an autojump clock waiting for a thread would look like idleness."""
     await trio.lowlevel.checkpoint()
     return fn(*args)
+
+
+def identity_of(seed: int, name: str) -> Identity:
+    """Who the peer of this name is in a swarm of this seed."""
+    return Identity(hashlib.sha256(f"{seed}/{name}".encode()).digest())
 
 
 def pull(peer: "SimPeer") -> None:
@@ -73,17 +78,20 @@ class Swarm:
         on_event: "Callable[[SimPeer, Event], None] | None" = None,
         on_failure: "Callable[[SimPeer, Exception], None] | None" = None,
         shelf: BytesShelf = IN_MEMORY,
+        tap: TrainingTap | None = None,
     ) -> None:
         """`stores`: a folder in which every peer keeps checkpoints, under its name. `start`: the initial parameters, 1-D fp32 of
         `numel`, zeros otherwise. `shape`: of the one parameter, because what has one dimension is sent dense beside sparse
         codecs. `local_step`: changes `peer.theta` in place. `model`: gives by the name of a peer the parameters that it trains
         instead; `local_step` then changes those, and `start` is as long as they are. `specified`: changes the run's specification
         before it is created. `on_event`: gets the events of all peers, which then keep none in their `log`. `on_failure`: told
-        what ended a peer, which otherwise ends the swarm. `shelf`: what every peer holds its log of updates in."""
+        what ended a peer, which otherwise ends the swarm. `shelf`: what every peer holds its log of updates in. `tap`: hears what
+        passes between training and run."""
         self.specified = specified
         self.on_event = on_event
         self.on_failure = on_failure
         self.shelf = shelf
+        self.tap = tap
         self.start_at = torch.zeros(numel, dtype=torch.float32, device="cpu") if start is None else start
         self.local_step = local_step
         self.model = model
@@ -119,7 +127,7 @@ class Swarm:
             await self.world.__aexit__(None, None, None)
 
     def identity(self, name: str) -> Identity:
-        return Identity(hashlib.sha256(f"{self._seed}/{name}".encode()).digest())
+        return identity_of(self._seed, name)
 
     def target(self, name: str) -> Tensor:
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big"))
@@ -232,9 +240,7 @@ class Swarm:
                 local = LocalCopy(
                     peer.view, [plan.bounds(s) for s in range(plan.n_shards)], True, self.round.mixing, engine.ctx.keep
                 )
-                peer.local_trainer = LocalTrainer(
-                    local, engine.mailbox, streaming=self.round.streaming and not self.round.synchronous
-                )
+                peer.local_trainer = LocalTrainer(local, peer, streaming=self.round.streaming and not self.round.synchronous)
                 peer.joined.set()
                 with peer.training_scope:
                     await peer.train_forever()

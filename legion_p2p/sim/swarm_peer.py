@@ -1,6 +1,6 @@
 """One peer of a simulated swarm: its run, and the toy that it trains in virtual time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import msgspec
@@ -17,12 +17,23 @@ from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.progress import Progress
 from legion_p2p.services.run.status import status_of
 from legion_p2p.services.shards.local_trainer import LocalTrainer
-from legion_p2p.services.shards.mailbox import Mailbox
+from legion_p2p.services.shards.mailbox import Delivery, Mailbox, Settled
+from legion_p2p.services.shards.replica import LocalChange
 from legion_p2p.sim.station import SimNetwork
 from legion_p2p.store.archive import Archive
 from legion_p2p.tensor.flatten import FlatView
 
 BEGAN_AT = 1.7e9  # wall time when virtual time is 0: clocks that are wrong by hours are still after 1970
+
+
+class TrainingTap(Protocol):
+    """Hears what passes between the training sides of peers and their runs."""
+
+    def took_in(self, peer: "SimPeer", deliveries: Collection[Delivery]) -> None:
+        """It is about to take these versions into its parameters."""
+
+    def handed_in(self, peer: "SimPeer", changes: Sequence[LocalChange]) -> None:
+        """It has given these changes to the run."""
 
 
 class Setting(Protocol):
@@ -33,6 +44,7 @@ class Setting(Protocol):
     model: Callable[[str], FlatView] | None
     local_step: "Callable[[SimPeer], None]"
     on_event: "Callable[[SimPeer, Event], None] | None"
+    tap: TrainingTap | None
 
 
 class SimPeer:
@@ -81,6 +93,19 @@ class SimPeer:
     def id(self) -> PeerId:
         return self.network.identity.peer_id
 
+    def drain(self) -> tuple[Collection[Delivery], Collection[Settled]]:
+        """The news for its training side: see `Mailbox`."""
+        deliveries, settled = self.mailbox.drain()
+        if deliveries and self._swarm.tap is not None:
+            self._swarm.tap.took_in(self, deliveries)
+        return deliveries, settled
+
+    def contribute(self, changes: Sequence[LocalChange]) -> None:
+        """Give changes to the run."""
+        if changes and self._swarm.tap is not None:
+            self._swarm.tap.handed_in(self, changes)
+        self.engine.contribute(changes)
+
     def status(self) -> Status:
         return status_of(self.engine)
 
@@ -112,7 +137,7 @@ class SimPeer:
             if not self.training or (self.max_steps is not None and local_trainer.steps >= self.max_steps):
                 done = self.max_steps is not None and local_trainer.steps >= self.max_steps and not local_trainer.busy
                 if done and not local_trainer.all_handed_in:
-                    engine.contribute(local_trainer.hand_in())
+                    self.contribute(local_trainer.hand_in())
                     done = False
                 if engine.progress.training or engine.progress.done != done:
                     engine.report(msgspec.structs.replace(engine.progress, training=not done and self.training, done=done))
@@ -125,7 +150,7 @@ class SimPeer:
                 )
                 engine.report(progress)
             if due := local_trainer.due(engine.local_steps):
-                engine.contribute(local_trainer.hand_in(due, warming_up=self.warming_up, compactly=engine.compacts()))
+                self.contribute(local_trainer.hand_in(due, warming_up=self.warming_up, compactly=engine.compacts()))
                 if self._swarm.round.synchronous:
                     began = trio.current_time()
                     while local_trainer.busy:

@@ -139,3 +139,35 @@ def test_a_change_is_a_field_and_a_value():
     assert change_of("a=[1, 2]") == ("a", [1, 2])
     with pytest.raises(UsageError):
         change_of("=3")
+
+
+def test_a_model_is_trained_along_the_graph_that_a_run_left(tiny, tmp_path, capsys):
+    assert run_app(app, ["run", str(tiny), "--no-report", "--json", "--out", str(tmp_path / "ran")]) == 0
+    ran = json.loads(capsys.readouterr().out)
+
+    assert (
+        run_app(app, ["train", str(tmp_path / "ran" / "graph.jsonl.gz"), "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
+    )
+
+    told = capsys.readouterr().out
+    trained = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert "3 peers, " in told and " -> " in told and (tmp_path / "out" / "loss.png").exists()
+    assert trained["loss_last"] == pytest.approx(ran["loss_last"], rel=1e-3) and len(trained["points"]) <= 50
+
+
+def test_what_the_graph_has_already_cannot_be_changed(tiny, tmp_path, capsys):
+    run_app(app, ["run", str(tiny), "--no-report", "--minutes", "0.05", "--out", str(tmp_path / "ran")])
+
+    assert run_app(app, ["train", str(tmp_path / "ran" / "graph.jsonl.gz"), "--set", "peers.a.count=5"]) == 2
+
+    assert "the graph has it already" in capsys.readouterr().err
+
+
+def test_no_graph_is_left_where_none_is_wanted_or_liars_push(tiny, tmp_path):
+    liars = tmp_path / "liars.toml"
+    liars.write_text(TINY + '\n[[peers]]\nname = "b"\nstep_s = 0.2\nweight = 0\nattack = "flip"\n')
+
+    for name, words in (("unwanted", [str(tiny), "--no-graph"]), ("lied", [str(liars)])):
+        run_app(app, ["run", *words, "--no-report", "--minutes", "0.03", "--out", str(tmp_path / name)])
+
+        assert (tmp_path / name / "summary.json").exists() and not (tmp_path / name / "graph.jsonl.gz").exists()

@@ -10,9 +10,10 @@ steps that the answer took: otherwise most of what it brings would have been tra
 2501.18512).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Protocol
 
-from legion_p2p.services.shards.mailbox import NON_FINITE, Mailbox, Settled
+from legion_p2p.services.shards.mailbox import NON_FINITE, Delivery, Settled
 from legion_p2p.services.shards.replica import LocalChange
 from legion_p2p.tensor.local import LocalCopy
 
@@ -21,10 +22,16 @@ WELL_AGAIN = 3  # contributions accepted in a row; one may be of a moment in whi
 LEAD = 4  # a push may come this fraction of a round earlier than a whole round after the last version
 
 
+class News(Protocol):
+    """Where news come from: a `Mailbox`, as the training side sees it."""
+
+    def drain(self) -> tuple[Collection[Delivery], Collection[Settled]]: ...
+
+
 class LocalTrainer:
     """Between a model that is being trained and the mailbox. Not thread-safe: it belongs to the training side."""
 
-    def __init__(self, local: LocalCopy, mailbox: Mailbox, *, streaming: bool = False) -> None:
+    def __init__(self, local: LocalCopy, mailbox: News, *, streaming: bool = False) -> None:
         self.local = local
         self.mailbox = mailbox
         self.streaming = streaming

@@ -78,6 +78,7 @@ class PushService:
                 digest = await self._states.compute(replica.numel, payload_digest, payload)
             body = Body(name, payload, partial(decode_shared, codec, payload, replica.numel), digest)
             self._tell(replica, push_events.CompressDone(body, self._states.ramp_pushes))
+            self._states.packed.tell(replica)
 
     async def rebase(self, replica: Replica, change: LocalChange, seq: int) -> None:
         """Alone in the run, what was trained is the next version: bit for bit, with nothing to average or to send."""

@@ -93,6 +93,8 @@ class ShardStates:
         """Wakes those that wait until something has been delivered or handed over."""
         self.updated: Observers[AcceptedUpdate] = Observers()
         """Told of every update that was accepted, of any owner."""
+        self.packed: Observers[Replica] = Observers()
+        """Told when a contribution of this peer has been compressed, and is about to be brought to the owner."""
         self.replaced: Observers[Replica] = Observers()
         """Told when a shard has new bytes that no update led to."""
         self.nursery: trio.Nursery | None = None
