@@ -52,7 +52,7 @@ class Actor:
         return self.peer is not None and self.peer.joined.is_set() and not self.peer.ended.is_set()
 
     def free(self) -> None:
-        """It is gone, and with it what it was under; but walls stand also around those that come back."""
+        """It is gone, and its faults end with it; but walls stay, also around peers that come back."""
         self.held = Counter(partition=self.held["partition"])
 
     @property
@@ -203,7 +203,7 @@ def slower(profile: LinkProfile, factor: float) -> LinkProfile:
 
 
 def _plain_cause(error: BaseException) -> BaseException:
-    """What stands inside groups of one."""
+    """What is inside exception groups of one."""
     while isinstance(error, BaseExceptionGroup) and error.exceptions:
         error = error.exceptions[0]
     return error

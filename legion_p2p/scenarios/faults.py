@@ -11,7 +11,7 @@ from legion_p2p.scenarios.scenario import OWNERSHIP, Fault, is_meant
 from legion_p2p.sim.swarm_peer import SimPeer
 
 WRITES = ("append", "append_whole", "put_all", "put_base", "publish")
-"""What an archive does that takes up room."""
+"""What an archive does that takes up disk space."""
 
 Undo = Callable[[], None]
 

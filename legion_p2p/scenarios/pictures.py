@@ -19,7 +19,7 @@ FAULT_COLORS = {
     "kill": "#c4302b", "suspend": "#8a4fa3", "partition": "#d9730d", "slow": "#b0a02f", "hang": "#2f8f8a", "clock": "#4d6fb0",
     "disk-full": "#6b4f3a", "link": "#a33f5b",
 }  # fmt: skip
-MAX_ROWS = 150  # peers that the picture of presence shows one by one; of more it shows as many, evenly
+MAX_ROWS = 150  # peers that the picture of presence shows; of more, an even selection
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Picture:
 
 
 def pictures_of(outcome: SimOutcome, duration_s: float) -> list[Picture]:
-    """The pictures that this outcome has something for."""
+    """The pictures for which this outcome has data."""
     samples = outcome.record.samples
     found = []
     if any(sample.loss is not None for sample in samples):
@@ -204,7 +204,7 @@ def _bytes(figure: Any, samples: list[Sample]) -> None:
 
 
 def _smooth(values: list[float]) -> list[float]:
-    """The mean of a twentieth of all around each: rounds close in bursts."""
+    """A moving average over a twentieth of the values, because rounds close in bursts."""
     half = max(2, len(values) // 40)
     return [statistics.fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
 

@@ -20,7 +20,7 @@ from legion_p2p.core.roles import RoleName
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.errors import UsageError
 
-MAX_PEERS = 10_000  # of all groups and of all that come in place of others; the table of members ends there
+MAX_PEERS = 10_000  # of all groups, replacements included; the table of members holds no more
 MAX_GROUPS = 10_000  # a scenario that was made smaller has one for each peer
 MAX_FAULTS = 10_000
 MAX_DURATION_S = 30 * 86400.0
@@ -174,7 +174,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     offset_s: Annotated[float, msgspec.Meta(ge=-1e8, le=1e8)] = 3600.0
     """Of clock."""
     draw: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
-    """Which of those that fit are hit: another number, other peers."""
+    """Chooses among the peers that may be hit: another number hits others."""
 
     def __post_init__(self) -> None:
         settle(self)
@@ -186,7 +186,7 @@ class SimTask(msgspec.Struct, frozen=True, kw_only=True):
     """What the peers train."""
 
     kind: Literal["regression", "quadratic", "text", "none"] = "regression"
-    """regression: a small network learns what a larger one says, from noisy answers; quadratic: a vector, each peer's optimum
+    """regression: a small network learns the noisy answers of a larger one; quadratic: a vector, each peer's optimum
     beside the common one; text: the built-in GPT xxs on the source of Python's library; none: nothing, in empty rounds."""
     size: Annotated[int, msgspec.Meta(ge=1, le=MAX_ELEMENTS)] = 24
     """Hidden units of the regression; elements of the others. Of text: no meaning."""
@@ -250,7 +250,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _contradictions(scenario: Scenario) -> Iterator[str]:
-    """What fields say that are right by themselves, and do not fit together."""
+    """Errors of fields that are valid one by one, but not together."""
     names = [group.name for group in scenario.peers]
     for name in names:
         if names.count(name) > 1:

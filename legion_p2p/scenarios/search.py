@@ -1,7 +1,7 @@
 """Looking for what must never happen: one seed after the other, and then the smallest scenario that still shows it.
 
 A scenario is made smaller by leaving out faults and peers, halves first (delta debugging; Zeller and Hildebrandt 2002), as
-long as a violation of the same kind remains. What is left is written without chance: `present` and `at_s` say all that happens.
+long as a violation of the same kind remains. The result leaves nothing to chance: `present` and `at_s` say all that happens.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -25,7 +25,7 @@ class SimOutcome:
     joined_after_s: tuple[float, ...]
     """Of each start that led into the run: virtual seconds until every shard was there."""
     n_dead_wrongly: int
-    """Reports that a member is dead which lived, and which nothing kept from the others."""
+    """Reports of the death of a member that was alive, and that no fault kept from the others."""
     agreed: bool | None
     """At the end all held the same; None: nobody waited for it, or nobody was left."""
     places: dict[str, tuple[float, ...]]

@@ -99,7 +99,7 @@ def _arrivals(joins: Joins, count: int, rng: random.Random) -> list[float]:
     if joins.kind == "poisson":
         return sorted(
             joins.at_s + rng.uniform(0.0, joins.over_s) for _ in range(count)
-        )  # what a Poisson process is, given its count
+        )  # the arrivals of a Poisson process, given how many they are
     return [joins.at_s + joins.over_s * i / max(1, count - 1) for i in range(count)]
 
 

@@ -2,7 +2,7 @@
 
 | task | model | loss |
 |---|---|---|
-| regression | one hidden layer that learns what a wider one says: small, but not convex | mean squared error without noise |
+| regression | one hidden layer that learns the answers of a wider one: small, but not convex | mean squared error without noise |
 | quadratic | a vector; each peer has an optimum of its own beside the common one | mean squared distance to the common one |
 | text | the built-in GPT xxs, by Muon, on the source of Python's library | nats per byte of text that was held out |
 | none | nothing: rounds of a change that is zero | none |

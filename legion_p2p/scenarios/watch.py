@@ -110,7 +110,7 @@ class Watch:
             others.append(state)
 
     def sampled(self, holdings: Iterable[Holding], now: float, undisturbed_s: float) -> Iterator[Violation]:
-        """What the living hold that nothing keeps from the others. `undisturbed_s`: how long nothing has kept anybody."""
+        """What the living peers hold that no fault keeps apart. `undisturbed_s`: for how long no fault has kept anybody apart."""
         by_shard: dict[tuple[str, int], list[Holding]] = {}
         for holding in holdings:
             by_shard.setdefault((holding.region, holding.shard), []).append(holding)
@@ -121,7 +121,8 @@ class Watch:
                 yield from self._stuck(holding, newest, now, undisturbed_s)
 
     def ended(self, holdings: Iterable[Holding], was_disturbed: bool) -> Iterator[Violation]:
-        """The end, at which all hold what they hold. Nothing that two had may be lost, unless peers were apart meanwhile."""
+        """The last look, at what is held at the end. No version that two peers had may be lost, unless peers were apart
+        meanwhile."""
         if was_disturbed:
             return
         final: dict[tuple[str, int], set[State]] = {}

@@ -22,7 +22,7 @@ from legion_p2p.sim.swarm_peer import SimPeer
 from legion_p2p.tensor.codec import Codec
 
 INFLATED = 1000  # times their tokens and steps
-BEYOND = 100.0  # times what they would push: whatever cap there is, it is reached
+BEYOND = 100.0  # times an honest push: enough to reach any cap
 LARGEST = 1e30  # of an element
 ALIE_Z = 1.5  # standard deviations of the others: hardly noticed among 5 to 25 (Baruch, Baruch and Goldberg 2019)
 IPM_EPSILON = 0.5  # of the others' mean, the other way round (Xie, Koyejo and Gupta 2019)

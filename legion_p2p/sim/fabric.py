@@ -62,7 +62,7 @@ class Station(Protocol):
     n_gossip: int
     """Bytes of gossip that have reached it."""
     handler_errors: list[Exception]
-    """What its handlers have failed with that is no answer: mistakes in the program."""
+    """Failures of its handlers that are mistakes in the program, not answers."""
     refusals: Refusals
     died: trio.Event
     asked: dict[RequestUnderWay, PeerId]

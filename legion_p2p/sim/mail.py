@@ -32,7 +32,7 @@ class Mail:
         self._routes.clear()
 
     def peers_changed(self) -> None:
-        """Somebody came, went, stopped or goes on, subscribed or no longer listens."""
+        """A peer came, left, stopped or went on, subscribed or unsubscribed."""
         self._routes.clear()
         self._wanting.clear()
 
@@ -71,7 +71,7 @@ class Mail:
         return reached
 
     def _flood_directly(self, source: Station, wanting: set[PeerId]) -> dict[PeerId, float]:
-        """`_flood`, where no way round is shorter than a connection: only those without one hear it from others."""
+        """`_flood`, where no detour is faster than a connection: only peers without one hear it from others."""
         me = source.peer_id
         reached = {to: self._world.delay(me, to) for to in sorted(self._next(me, wanting))}
         frontier = sorted((delay_s, to) for to, delay_s in reached.items())
@@ -85,7 +85,7 @@ class Mail:
         return reached
 
     def _flood_evenly(self, source: Station, wanting: set[PeerId], hop_s: float) -> dict[PeerId, float]:
-        """`_flood`, where all connections are as fast as each other: quicker by far."""
+        """`_flood`, where all connections are equally fast, which is far quicker to compute."""
         reached: dict[PeerId, float] = {}
         left = wanting - {source.peer_id}
         frontier, delay_s = [source.peer_id], 0.0
@@ -102,7 +102,7 @@ class Mail:
         return reached
 
     def _next(self, at: PeerId, wanting: set[PeerId]) -> set[PeerId]:
-        """Those of these to which it passes a message on. A frozen peer passes nothing on, but gets it when it thaws."""
+        """The peers among these to which it passes a message on. A frozen peer passes nothing on, but gets it when it thaws."""
         network = self._world.network_of(at)
         if network.frozen:
             return set()

@@ -2,9 +2,9 @@
 
 `World` holds the peers and what lies between them; `World.join` gives a peer its messenger, discovery and gossip. A request takes
 the delay between two peers each way, bulk also takes its turn at the rate between them, and every fault of the real network can
-be had on demand. Where peers have access links (`links`: core/access_link.py), all bulk of a peer shares its own, but a message
-passes that of the sender and that of the receiver one after the other. What a peer sends takes turns by priority and by receiver;
-what it receives does not. Control takes up no rate.
+be caused on demand. Where peers have access links (`links`: core/access_link.py), all bulk of a peer shares its own, but a
+message passes that of the sender and that of the receiver one after the other. What a peer sends takes turns by priority and by
+receiver; what it receives does not. Control takes up no rate.
 
 | fault | what others see |
 |---|---|
@@ -73,7 +73,7 @@ class World:
         self.corrupt: Corrupt | None = None
         """Called with (from, to, bytes) for each body and each gossip message; returns what arrives."""
         self.bandwidths: dict[PeerId, Bandwidth] = {}
-        """What peers find to have measured of their connections; their limits, where it is not said here."""
+        """The bandwidth that peers believe they have measured; of a peer that is not in it, the limits of its link."""
         self._seed = seed
         self._peers: dict[PeerId, SimNetwork] = {}
         self.providers = ProviderRecords()

@@ -1,5 +1,5 @@
 """Whole peers in a virtual world: the engine of `services` over the network of `sim.network`, each training a toy model, or a
-real one in as much virtual time as is said.
+real one whose steps take a given virtual time.
 
 Every peer pulls its parameters towards a target of its own, so the common model should approach the mean of the targets: a swarm
 that loses contributions, or counts some twice, ends somewhere else. An hour takes seconds under trio's autojump clock.

@@ -70,9 +70,9 @@ class SimPeer:
         self.local_trainer: LocalTrainer
         self.training = True
         self.loss: float | None = None
-        """What it says that its loss is."""
+        """The loss that it reports."""
         self.warming_up = False
-        """As an inner optimizer says of itself."""
+        """As an inner optimizer tells of itself."""
         self.hung = False
         """The training loop stands still, while the network lives on."""
         self.max_steps: int | None = None

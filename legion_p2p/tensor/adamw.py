@@ -36,7 +36,7 @@ class Moments:
 
     @classmethod
     def of(cls, weights: Tensor) -> "Moments":
-        """Cold ones."""
+        """Zeros, as before the first step."""
         return cls(torch.zeros_like(weights), torch.zeros_like(weights))
 
 

@@ -107,8 +107,8 @@ def weighted_mean(
 
 
 def equal_factors(contributions: Sequence[Contribution], norm_cap: float | None) -> tuple[list[float], float]:
-    """Of each the factor that makes it the change of one step, and no longer than `norm_cap` allows; and of how many steps the
-    mean of those is to be the change.
+    """For each contribution, the factor that makes it the change of one step, no longer than `norm_cap` allows; and how many
+    steps the mean of those stands for.
 
     A peer that makes four steps while another makes one pushes what is up to four times as long. Rules compare directions and
     lengths, so they are given both at equal steps: otherwise they would take one for an outlier, or cut it to the other's length
@@ -128,7 +128,7 @@ def equal_factors(contributions: Sequence[Contribution], norm_cap: float | None)
 
 
 def believed_steps(steps: Sequence[int], hostile: int) -> tuple[float, ...]:
-    """Claims of steps, none larger than the one that `hostile` others exceed, nor than MAX_STEPS_RATIO times the lower median.
+    """The claimed steps, limited to the claim that only `hostile` others exceed, and to MAX_STEPS_RATIO times the lower median.
 
     They cannot be checked. A claim that is too high makes a push count for less and the round's step longer, by at most
     MAX_STEPS_RATIO; one that is too low makes the push a longer one, which is capped.

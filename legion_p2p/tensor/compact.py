@@ -89,7 +89,7 @@ def compacted(x: Tensor | None, keep: Keep = in_memory) -> Tensor | Compact | No
         return x
     try:
         return Compact.of(x, keep)
-    except NonFiniteError:  # whoever uses it finds out, and says so
+    except NonFiniteError:  # the code that uses it finds out, and reports it
         return x
 
 

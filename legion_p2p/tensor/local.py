@@ -127,7 +127,7 @@ def _compact_base(base: Held, local: Tensor, keep: Keep) -> tuple[Held, int | No
         return local, None
     try:
         return Less(reference, Compact.of(value_of(reference) - local, keep)), _print_of(local)
-    except NonFiniteError:  # whoever takes the change refuses it
+    except NonFiniteError:  # the receiver of the change refuses it
         return local, None
 
 

@@ -70,7 +70,7 @@ class ElasticStep:
 
 
 def tell(own_N: Tensor, known: Known | None, codec: Codec) -> tuple[bytes, Tensor]:
-    """The message, and what both take `own_N` for from now on. Raises: NonFiniteError."""
+    """The message, and the estimate of `own_N` that both sides have from now on. Raises: NonFiniteError."""
     difference_N = own_N if known is None else own_N - known.ours_N
     data = codec.encode(difference_N)
     told_N = codec.decode(data, own_N.numel())
@@ -78,7 +78,7 @@ def tell(own_N: Tensor, known: Known | None, codec: Codec) -> tuple[bytes, Tenso
 
 
 def hear(data: bytes | memoryview, known: Known | None, numel: int, codec: Codec) -> Tensor:
-    """What both take the other's copy for from now on. Raises: CodecError; NonFiniteError."""
+    """The estimate of the other's copy that both sides have from now on. Raises: CodecError; NonFiniteError."""
     told_N = codec.decode(data, numel)
     heard_N = told_N if known is None else known.theirs_N + told_N
     require_finite(heard_N)
@@ -107,7 +107,7 @@ def move(
 
 
 def move_at(ours_N: Tensor, theirs_N: Tensor, alpha: float, ours_first: bool, slowed: bool = False) -> ElasticStep:
-    """The elastic step. What an outer step has begun is forgotten. Raises: NonFiniteError."""
+    """The elastic step. The momentum of outer steps is dropped. Raises: NonFiniteError."""
     apart_N = ours_N - theirs_N
     step_N = alpha * apart_N
     require_finite(step_N)
@@ -142,7 +142,7 @@ def check_plausible(theirs_N: Tensor, ours_N: Tensor, travelled: float) -> None:
 
 
 def reach(own_N: Tensor, travelled: float, cap: float, rule: str) -> float | None:
-    """The longest step that this copy lets another one make it take: see `tensor.travel`. None: any.
+    """The longest step that another copy may make this one take: see `tensor.travel`. None: any.
 
     `cap`: factor on what its own training made it move; 0: no cap.
     """
