@@ -73,8 +73,8 @@ def run_demo(plan: DemoPlan, out: Path, show: DemoView, record: DemoRecord, sign
 
 
 def is_worth_a_join(spent_s: float, step: int, n_steps: int) -> bool:
-    """Whether so much time is left that a peer which joins now still trains with the others: they end without one that is not
-    there yet."""
+    """Whether enough time is left for a peer that joins now to train with the others: they end without one that is not there
+    yet."""
     return (n_steps - step) * spent_s / max(1, step) >= MIN_LEFT_S
 
 

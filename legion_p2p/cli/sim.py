@@ -160,7 +160,7 @@ def run(  # noqa: PLR0913 (each is an option)
     if json:
         print_json(summary)
     else:
-        print("\n".join(told(summary, folder)))
+        print("\n".join(format_summary(summary, folder)))
     return FAILED if summary["violations"] else DONE
 
 
@@ -200,7 +200,7 @@ def _progress_text(sample: "Sample", wall_s: float) -> str:
     return f"{seconds_text(sample.at_s)} at {sample.at_s / max(wall_s, 1e-9):.1f} times real time, {sample.n_joined} peers{loss}"
 
 
-def told(summary: dict[str, Any], folder: Path) -> list[str]:
+def format_summary(summary: dict[str, Any], folder: Path) -> list[str]:
     """The result, in words."""
     from legion_p2p.observe import human
 

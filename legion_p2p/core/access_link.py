@@ -21,7 +21,7 @@ import msgspec
 MSS_BYTES = 1448  # payload of a TCP segment; what is lost is lost in such pieces
 CHUNK_S = 0.005  # flows take turns at such pieces of the rate: shorter is fairer and costs more wake-ups
 MAX_CHUNK_BYTES = 1 << 16
-QUEUE_S = 0.05  # a waker may be late by so much; longer only adds delay under load
+QUEUE_S = 0.05  # a waker may be late by this much; longer only adds delay under load
 MIN_RTO_S = 0.2  # Linux's shortest retransmission timeout (TCP_RTO_MIN)
 FAST_RETRANSMIT_SEGMENTS = 4  # a loss is noticed without a timeout when three segments follow it (RFC 5681)
 MAX_RETRANSMISSIONS = 6  # of one piece; TCP would go on, and the connection would seem dead

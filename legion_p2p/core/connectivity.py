@@ -31,7 +31,7 @@ class ConnectivityConfig(msgspec.Struct, frozen=True):
     """Seconds that the others have to answer. Longer: a network that went away is noticed later."""
 
     slept_s: float = 5.0
-    """Looks are a second apart; if the clock that runs on went so much further than the other, the machine slept."""
+    """Looks are a second apart; if the clock that runs on went this much further than the other, the machine slept."""
 
     stopped_s: float = 15.0
     """If both clocks went further than this, the process was stopped. Shorter: a busy machine looks the same."""

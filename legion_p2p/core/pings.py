@@ -9,7 +9,7 @@ Of each region the N_NEIGHBOURS that a hash chooses are measured, and whoever th
                     until one confirms the shortest again, or MANY_SAMPLES later no shorter one is remembered
     two doubted  -> this peer may have moved: all are pinged PING_AGAIN_S after their last round trip
 
-Round trips that are measured by the way, in exchanges of announcements, count like pings.
+Round trips that are measured in passing, in exchanges of announcements, count like pings.
 
 Never happens: more than N_PINGED members are pinged in a period, beside one that this peer is a witness of; the number of pings
 grows with the members of a region.
@@ -25,7 +25,7 @@ import msgspec
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.regions import DEFAULTS, MANY_SAMPLES
 
-N_NEIGHBOURS = 16  # in each region: a fifth of all that lie are half of 16 in one case of 150
+N_NEIGHBOURS = 16  # in each region: if a fifth of all lie, half of these 16 do in one case of 150
 N_PINGED = 3  # in each period: 500 bytes
 NEAR_SAMPLES = (
     3  # delay is only ever added, so one short round trip proves that a member is near; the median of three is no late packet

@@ -123,7 +123,7 @@ MIN_WEIGHT, MAX_WEIGHT = 0.1, 10.0  # what a connection that is measured wrongly
 
 
 def weight_of(upload_bps: float) -> float:
-    """The weight of a peer whose upload carries so much: an owner sends every update to all members. 10 Mbit/s weigh 1."""
+    """The weight of a peer whose upload carries this much: an owner sends every update to all members. 10 Mbit/s weigh 1."""
     return min(max(upload_bps / UNIT_BPS, MIN_WEIGHT), MAX_WEIGHT)
 
 

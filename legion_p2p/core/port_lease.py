@@ -12,7 +12,7 @@ import math
 
 import msgspec
 
-LIFETIME_S = 3600  # wished for: a peer that was killed leaves its port open for so long
+LIFETIME_S = 3600  # asked for: a peer that was killed leaves its port open for this long
 RENEW_S = 600.0  # at the latest; costs a packet or two
 RETRY_S = 30.0  # after a renewal that failed
 FIRST_PAUSE_S, MAX_PAUSE_S = 60.0, 3600.0  # after a refusal

@@ -56,7 +56,7 @@ class ReceiveBudget:
         return True
 
     def give_back(self, peer: PeerId, n_bytes: int) -> None:
-        """So many of its bytes are held no longer."""
+        """This many of its bytes are held no longer."""
         self._of[peer] -= n_bytes
         self.n_bytes -= n_bytes
         if not self._of[peer]:

@@ -21,7 +21,7 @@ from legion_p2p.errors import UsageError
 RESERVATION_S = 600.0  # how long a reservation holds; a peer that went away without a word holds its place no longer
 TRICKLE_BPS = 64e3  # for a peer that has used up its hour: its announcements and requests still pass
 MAX_PER_HOST = 32  # reservations from one IP address: a dormitory behind one router, but not a thousand invented identities
-ACTIVE_S = 2.0  # a peer counts as one that sends for so long after its last bytes
+ACTIVE_S = 2.0  # a peer counts as one that sends for this long after its last bytes
 HOUR_S = 3600.0
 MAX_LIMIT = 10_000  # peers and circuits that a person may allow: more connections than a host takes
 MAX_ACCOUNTS = 4096  # of peers that sent within the hour; the one that sent longest ago is forgotten first

@@ -15,7 +15,7 @@ class Retention(msgspec.Struct, frozen=True):
     """A policy, written as `last=3,every=100`; either may be left out, and 0 keeps none by that rule."""
 
     last: int = 0
-    """So many of the newest."""
+    """How many of the newest."""
     every: int = 0
     """The oldest of each span of this many steps, back to the beginning of the run."""
 

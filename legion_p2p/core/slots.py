@@ -23,7 +23,7 @@ from legion_p2p.core.identity import PeerId
 
 GUESSED_BPS = 10e6  # while nothing was measured: what many home connections send
 MIN_RETRY_S, MAX_RETRY_S = 0.5, 30.0
-REMEMBERED_S = 30.0  # a peer that was turned away is expected back for so long
+REMEMBERED_S = 30.0  # a peer that was turned away is expected back for this long
 MAX_REMEMBERED = 256  # peers that were turned away; a crowd of more is told MAX_RETRY_S anyway
 MAX_RESTING = 4096  # peers that rest; as many as may be members are asked at most
 

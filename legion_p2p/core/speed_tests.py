@@ -1,4 +1,4 @@
-"""Grants other peers tests of the bandwidth to this one: they send it so many bytes, and get as many back.
+"""Grants other peers tests of the bandwidth to this one: they send it some bytes, and get as many back.
 
 Nobody gets more bytes than it has sent before, so that a test is no way to make this peer flood anybody. Each is bounded, and one
 runs at a time. Few are granted to a peer, to a network and in all, so that a crowd of invented identities gets no more out of it

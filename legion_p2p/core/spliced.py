@@ -48,7 +48,7 @@ class Pieces:
         return bool(self._parts)
 
     def take(self, n_bytes: int) -> bytes | memoryview:
-        """So many, or all that are left."""
+        """This many, or all that are left."""
         taken: list[memoryview] = []
         while self._parts and n_bytes:
             part = self._parts.pop()

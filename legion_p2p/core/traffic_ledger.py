@@ -81,7 +81,7 @@ class TrafficLedger:
         self.by_hour = HourlyBytes()
 
     def moved(self, peer: str, kind: str, sent_bytes: int, received_bytes: int, now_s: float) -> None:
-        """So much has passed, for something of that kind. `now_s`: since the epoch."""
+        """This many bytes have passed, for something of that kind. `now_s`: since the epoch."""
         self.by_peer[peer] = self.by_peer.get(peer, NOTHING).plus(sent_bytes, received_bytes)
         self.by_class[kind] = self.by_class.get(kind, NOTHING).plus(sent_bytes, received_bytes)
         self.by_hour.moved(sent_bytes, received_bytes, now_s)

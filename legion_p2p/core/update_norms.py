@@ -46,10 +46,11 @@ class UpdateNorms:
 
     @property
     def longest(self) -> float | None:
-        """What an update may be; None while too few are known to tell."""
+        """How long an update may be; None while too few are known to tell."""
         return TIMES_MEDIAN * statistics.median(self._norms) if len(self._norms) >= MIN_KNOWN else None
 
     @property
     def owners_longest(self) -> float | None:
-        """What this peer makes as the owner. With few known updates they bound it too: others may know more."""
+        """How long the updates of this peer may be, as the owner. With few known updates they bound it too: others may know
+        more."""
         return OWNERS_SHARE * TIMES_MEDIAN * statistics.median(self._norms) if self._norms else None

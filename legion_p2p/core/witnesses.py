@@ -85,7 +85,7 @@ class Ring:
         return list(islice((peer for peer in peers if self.is_witness(witness, peer)), MAX_TESTIMONIES))
 
     def before(self, witness: PeerId) -> list[int]:
-        """Where those stand that it is a candidate for."""
+        """The places on the ring of those that it is a candidate for."""
         at, n = self._at[witness], len(self.accounts)
         return sorted((at - 1 - back) % n for back in range(self._n_candidates))
 
@@ -101,7 +101,7 @@ class Ring:
         return n_nearer < N_WITNESSES
 
     def is_candidate(self, candidate: PeerId, peer: PeerId) -> bool:
-        """Whether chance has chosen it for one that may be a witness of `peer`."""
+        """Whether the hash has made it a candidate for a witness of `peer`."""
         return 0 < (self._at[candidate] - self._at[peer]) % len(self.accounts) <= self._n_candidates
 
     def of_mark(self, mark: bytes) -> Account | None:
@@ -215,7 +215,7 @@ class WitnessBook:
                 self._compare(peer, mark)
 
     def _compare(self, speaker: PeerId, mark: bytes) -> None:
-        """What a member, witness or not, measured of the one with this mark with what that claims."""
+        """What a member, witness or not, measured of the one with this mark, beside what that one claims."""
         account, here, rtt_s = self._ring.of_mark(mark), self._accounts[speaker].coordinate, self._spoken[speaker][mark]
         claimed = None if account is None else account.coordinate
         is_sure = here is not None and here.error < UNSETTLED and 0 < rtt_s <= MAX_RTT_S

@@ -19,7 +19,7 @@ from legion_p2p.net.sockets import OpenSocket, Sockets
 
 RECORDS_BYTES = 1 << 17  # that are encrypted at once, as 8 TLS records: some 80 us
 MAX_RECORD_BYTES = (1 << 14) + 256 + 5  # of TLS 1.3 (RFC 8446, 5.2), with its header
-GATHER_BYTES, GATHER_S = 1 << 16, 0.1  # what a reader that knows that more is to come waits for: so much, or so long
+GATHER_BYTES, GATHER_S = 1 << 16, 0.1  # a reader that knows that more is to come waits for the one or the other
 GATHER_FROM_BYTES = 3 * MAX_RECORD_BYTES
 TURN_BYTES = 1 << 18  # that are moved before other tasks have their turn: some 150 us
 
@@ -146,7 +146,7 @@ class TlsStream:
                 await self._let_others(n_sent)
 
     async def _wait_readable(self, n_certain: int) -> None:
-        """Until something can be read, or, where so much is certain to come, until it is worth waking up for it.
+        """Until something can be read, or, where more is certain to come, until it is worth waking up for it.
 
         Packets come one by one, at 20 Mbit/s 1700 times a second. Waking up for each of them took three times as much CPU
         (docs/records/lane.md), and most of them do not even complete a TLS record.

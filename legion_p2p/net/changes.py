@@ -59,7 +59,7 @@ class NetworkChanges:
         config: ConnectivityConfig = PATIENT,
     ) -> None:
         self.happened = Notify()
-        """Rings at each change after which it is worth dialing again."""
+        """Notified at each change after which it is worth dialing again."""
         self.changed: Observers[Change] = Observers()
         """Told of each such change, when it was acted on."""
         self.regained: Observers[PeerId] = Observers()

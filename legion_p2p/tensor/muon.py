@@ -106,7 +106,7 @@ def exact_product(a_RK: Floats, b_KC: Floats) -> Floats:
 
 
 def _whole(x: Floats, bits: int) -> tuple[Floats, int]:
-    """Whole numbers of at most so many bits, and by how many they were shifted up."""
+    """Whole numbers of at most this many bits, and by how many they were shifted up."""
     largest = float(np.abs(x).max(initial=0.0))
     up = bits - math.frexp(largest)[1] if largest > 0 else 0
     return np.rint(np.ldexp(x, up)), up

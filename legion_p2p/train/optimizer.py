@@ -1,7 +1,7 @@
 """The torch optimizer that trains in a swarm: the user's own one inside, the peer beside it.
 
-`step()` lets the inner optimizer step, applies the updates that have arrived from the swarm, and every so many steps hands over
-the local change. It never waits for the network, except in a synchronous run, where it waits for the round by choice.
+`step()` lets the inner optimizer step, applies the updates that have arrived from the swarm, and hands over the local change once
+a round. It never waits for the network, except in a synchronous run, where it waits for the round by choice.
 """
 
 import time

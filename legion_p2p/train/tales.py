@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def tales_text(n_bytes: int = N_BYTES) -> bytes:
-    """Stories, an empty line after each, in at least so many bytes: the same on every machine and every Python."""
+    """Stories, an empty line after each, in at least this many bytes: the same on every machine and every Python."""
     book = tomllib.loads(resources.files("legion_p2p.train").joinpath("tales.toml").read_text("utf-8"))
     draws = random.Random(0)  # whose random() is promised to stay the same
     stories: list[str] = []

@@ -1,4 +1,4 @@
-"""When the updates should be here that a member was told of, and which members fail to pass updates on.
+"""When the updates that a member was told of should be here, and which members fail to pass updates on.
 
 An owner tells all members when it has made an update that others pass on. The tree says when it should be here.
 
@@ -8,7 +8,7 @@ An owner tells all members when it has made an update that others pass on. The t
     overdue   -> told of the next one    the parent missed one; after MAX_MISSES with nothing from it in between it is avoided
     the bytes are not those of the owner the member that sent them is avoided at once
 
-Whom a member avoids it announces, and nobody makes it a child of that one. So nobody can speak for others, and an avoided member
+A member announces whom it avoids, and nobody makes it a child of those. So nobody can speak for others, and an avoided member
 loses only its own say in how their updates travel.
 
 Never happens: a parent that was only slow is avoided; a parent is blamed for what came from another member in time.

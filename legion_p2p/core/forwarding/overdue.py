@@ -1,10 +1,10 @@
 """What a member does about one update that was promised to it and does not come.
 
     WAITING  -> ASKING    it is overdue: the parent is asked which version it has, which costs next to nothing
-    ASKING   -> WAITING   the parent has it not yet, so it waits as well, or has it: it is on its way
+    ASKING   -> WAITING   the parent does not have it yet, so it waits as well, or has it: it is on its way
     ASKING   -> FETCHING  the parent does not answer
     WAITING  -> FETCHING  the parent had it, and did not send it; or it was asked MAX_INQUIRIES times
-    FETCHING -> FETCHING  the peer that was asked for it had it not either; the next one is its parent, and so on up to the owner
+    FETCHING -> FETCHING  the peer that was asked does not have it either; the next one is its parent, and so on up to the owner
 
 Where a link is full, everything is late, and whoever fetches then makes it fuller. So each wait is twice as long as the one
 before, and nobody fetches while the parent is alive and waits itself.
@@ -80,7 +80,7 @@ class Overdue:
             self._until = now + ANSWER_S
             return Inquire(promise.parent)
         source, *others = promise.sources
-        # One that has it not either waits for it, too, and passes it on: the next one is not asked at once.
+        # One that does not have it either waits for it, too, and passes it on: the next one is not asked at once.
         self._until = now + self._wait_s
         self._wait_s *= 2
         self.promise = msgspec.structs.replace(promise, sources=tuple(others))

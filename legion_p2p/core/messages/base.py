@@ -46,7 +46,7 @@ class Done(Message, frozen=True, tag="done"):
 
 
 class Busy(Message, frozen=True, tag="busy"):
-    """So many are being served that there is no room for you. Ask others, or come again after so long."""
+    """Others are being served, and there is no room for you now. Ask other peers, or come again after this time."""
 
     retry_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_BUSY_MS)]
 

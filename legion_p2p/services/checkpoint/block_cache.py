@@ -1,4 +1,4 @@
-"""Where the blocks of a checkpoint go that is fetched: a peer's store, or memory."""
+"""Where the blocks of a fetched checkpoint go: a peer's store, or memory."""
 
 from collections.abc import Iterable
 from typing import Protocol

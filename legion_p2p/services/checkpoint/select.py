@@ -6,7 +6,7 @@
     its blocks, its log and the updates since               -> taken if that is no more than the whole shard
 
 A manifest proves only which peer published it. A state is believable because the members that train now come from it: they are
-asked before anything large is fetched. Of a shard's bases the one prevails that most publishers signed, then the cheapest one.
+asked before anything large is fetched. Of a shard's bases, the one that most publishers signed prevails, then the cheapest one.
 """
 
 from collections import Counter, defaultdict
@@ -101,7 +101,7 @@ def named_roots(lists: Mapping[PeerId, Sequence[bytes]], report: Callable[[PeerI
             try:
                 cid = Cid.from_bytes(names[i])
             except DecodeError as bad:
-                report(peer, f"named a checkpoint by what is no CID: {bad}")
+                report(peer, f"named a checkpoint by something that is no CID: {bad}")
                 continue
             if cid.codec == DAG_CBOR and (cid in roots or len(roots) < MAX_ROOTS):
                 roots.setdefault(cid, set()).add(peer)
@@ -157,7 +157,7 @@ class CheckpointSelection:
         return chosen
 
     async def _ask_for_checkpoints(self) -> dict[Cid, set[PeerId]]:
-        """Which there are, those first that some peer has as its newest, and which peers named each."""
+        """The checkpoints that peers name, those first that are the newest of some peer, and which peers named each."""
         ready = [m.peer_id for m in self._members.table.counted() if m.announcement.ready]
         asked = set(self._rng.sample(ready, min(MAX_TELLERS, len(ready))))
         question = GetCheckpoints(self._run)

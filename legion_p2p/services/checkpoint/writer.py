@@ -1,7 +1,7 @@
 """Writing down what this peer holds, while it trains on: every update as it comes, whole shards in turn, a manifest now and then.
 
     an update is accepted          -> queued; one task appends what is queued to the journal
-    the version is a base's turn   -> the shard is stored whole as well
+    it is the version of a base    -> the shard is stored whole as well
     bytes came without an update   -> the shard is appended whole, at most every WHOLE_EVERY_S: a swarm of one makes many such
     `every_s` are over             -> a manifest of all shards; earlier, where the journal has grown large
     the disk refuses               -> an error event; what was queued is forgotten, and RETRY_S later everything is stored again

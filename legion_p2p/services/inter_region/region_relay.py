@@ -21,7 +21,7 @@ from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S
 from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.sync_step import norm, reach
 
-LAST_STEP_S = 5.0  # that a relay which leaves waits for owners to have room for its last step, which they take once a version
+LAST_STEP_S = 5.0  # for owners to take the last step of a relay that leaves: they take one a version
 SLACK = 4.0  # on the longest step that the owner takes from a relay: it may be what several syncs have left over
 
 

@@ -152,7 +152,7 @@ class Schedule:
         return [CodecCost(name, self._shards.codec_of(replica, name).bits_per_element) for name in names]
 
     def rate(self, peer: PeerId) -> RateEstimator:
-        """How quickly syncs send to this peer, all shards together. Their answers take part of the time: it may be too low."""
+        """The rate at which this peer is sent syncs, all shards together. Answers take part of the time, so it may be too low."""
         rate = self._rates.setdefault(peer, RateEstimator(best=True, n_samples=3))
         self._rates.touch(peer)
         return rate

@@ -19,7 +19,7 @@ class AbsenceWatch:
         self.was_away = False
         """The others went on without this peer since this was last looked at."""
         self.noticed = Notify()
-        """Rings when `was_away` becomes true."""
+        """Notified when `was_away` becomes true."""
         self._running_clock = running_clock
         self._absence = Absence(me, config.suspect_after_s + config.grace_s, self._clocks())
 

@@ -22,7 +22,7 @@ class Roles(msgspec.Struct, frozen=True):
     deposed: frozenset[PeerId] = frozenset()
     """Those that own nothing now, because they made nothing of what they owned, or two different updates of one version."""
     forwarders: tuple[Forwarder, ...] = ()
-    """Those that hold the model, as they count for the ways of updates."""
+    """Those that hold the model, with what the forwarding of updates goes by."""
 
     def renewed(self, run: str, announcements: Sequence[Announcement], region: str, excluded: frozenset[PeerId]) -> "Roles":
         """The present roles. What has not changed is the same object, so that others see at once what changed."""
@@ -42,7 +42,7 @@ class Roles(msgspec.Struct, frozen=True):
 
 
 def forwarder_of(announcement: Announcement) -> Forwarder:
-    """A member, as it counts for the ways of updates."""
+    """A member, with what the forwarding of updates goes by."""
     a = announcement
     can_be_dialed = a.role is not Role.CLIENT and a.reach is not Reach.RELAYED
     return Forwarder(peer_of(a), upload_step(a.upload_bps), can_be_dialed, tuple(PeerId(peer) for peer in a.avoided))

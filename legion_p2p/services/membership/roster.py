@@ -53,7 +53,8 @@ class Roster:
         return self._roles_in(region).training
 
     def forwarders(self, region: str) -> tuple[Forwarder, ...]:
-        """Those in `region` that hold the model, as they count for the ways of updates. The same object until that changes."""
+        """Those in `region` that hold the model, with what the forwarding of updates goes by. The same object until that
+        changes."""
         return self._roles_in(region).forwarders
 
     def is_deposed(self, peer: PeerId) -> bool:

@@ -29,7 +29,7 @@ from legion_p2p.services.run.lobby import Lobby
 from legion_p2p.services.sharding.service import UnitService
 
 FP32_BYTES = 4
-MAX_ANNOUNCED_ADDRESSES = 16  # of one peer: more make every announcement longer, and hardly any of them can be dialled
+MAX_ANNOUNCED_ADDRESSES = 16  # of one peer: more make every announcement longer, and hardly any of them can be dialed
 
 
 def describe(run: ActiveRun) -> Announcement:

@@ -230,7 +230,7 @@ class UnitMover:
         return self._table.said_of(message.unit)
 
     def _assembled(self, peer: PeerId, message: PutUnit) -> bytes | None:
-        """All parts of a unit, once they are here. Raises: DecodeError, if they are too long; NetworkError, if one lacks."""
+        """All parts of a unit, once they are here. Raises: DecodeError, if they are too long; NetworkError, if one is missing."""
         key = (peer, message.term, message.version)
         if message.part == 0:
             self._incoming.pop(message.unit, None)

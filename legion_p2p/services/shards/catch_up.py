@@ -94,7 +94,7 @@ class CatchUpService:
         return mark is None or replica.chain.holds(mark) is not True
 
     async def fetch_what_is_promised(self, replica: Replica, peer: PeerId, within_s: float | None) -> None:
-        """`fetch`, of which it is known how long it may take at least."""
+        """`fetch` of a promised version: `within_s` is known to be needed."""
         await self.fetch(replica, peer, within_s=max(CLAIM_DEADLINE_S, within_s or 0.0))
 
     async def fetch_patiently(

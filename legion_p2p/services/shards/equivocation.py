@@ -1,4 +1,4 @@
-"""CountVerdict out that an owner told two groups of members two things. What counts is in core/evidence.py.
+"""Finding out that an owner told two groups of members two things. What counts is in core/evidence.py.
 
 A member that announces another state of a version than this peer holds is asked where the two chains part. Where one owner signed
 both updates that follow from there, they are the evidence.

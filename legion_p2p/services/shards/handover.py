@@ -30,7 +30,7 @@ from legion_p2p.tensor.outer import OuterState, carried_on
 
 MAX_BYTES_AT_ONCE = 4 << 20  # of hand-overs on their way: more would share the link, and all of them end late
 LOOK_S = 0.2  # at most, between two looks at whether everything has arrived
-PRECISE_S = 30.0  # all of it in a byte an element is worth more than a part of it exactly: what takes longer goes in that
+PRECISE_S = 30.0  # what takes longer goes with a byte an element: all of it, rounded, is worth more than an exact part
 STAYING_S = 3.0  # the same for a peer that stays: until the parts have arrived nobody makes versions of the shard
 PRECISE, COARSE = "fp32", "int8"
 
@@ -76,7 +76,7 @@ class HandoverService:
                 await self._states.settled.wait()
 
     def _choose_codec(self, n_bytes: int, precise_s: float) -> None:
-        """In what so many bytes of parts go, which are to arrive in that time."""
+        """The codec for this many bytes of parts that are to arrive in that time."""
         is_slow = 8 * n_bytes > precise_s * (self._messenger.bandwidth().known_upload_bps or math.inf)
         self._codec = COARSE if is_slow else PRECISE
 

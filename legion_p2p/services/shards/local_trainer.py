@@ -17,7 +17,7 @@ from legion_p2p.services.shards.mailbox import NON_FINITE, Delivery, Settled
 from legion_p2p.services.shards.replica import LocalChange
 from legion_p2p.tensor.local import LocalCopy
 
-MAX_WAIT_ROUNDS, MAX_WAIT_STEPS = 4, 16  # the more of both: an answer that took an outage's time says nothing of the next
+MAX_WAIT_ROUNDS, MAX_WAIT_STEPS = 4, 16  # whichever is more: an answer that an outage delayed says nothing of the next
 WELL_AGAIN = 3  # contributions accepted in a row; one may be of a moment in which the parameters had just been taken back
 LEAD = 4  # a push may come this fraction of a round earlier than a whole round after the last version
 

@@ -171,7 +171,7 @@ def combine(
 ) -> Combined:
     """Aggregate a closed round and make the next reference: `b += outer(A); B = compress(b); b -= B; y -= B`.
 
-    `longest`: what B may be long; the rest stays in b.
+    `longest`: how long B may be; the rest stays in b.
     """
     pushed = [(c.peer, c.version, c.tokens, c.steps) for c in closed.contributions]
     result = averaged(pushed, closed.version, values, spec, reference.numel())

@@ -54,7 +54,7 @@ class ShardServer:
         goes_first = peer == states.ownership(replica.shard).owner or peer in replica.chain.first(members)
         announced = states.members.roster.announced(peer)
         joins = announced is not None and not announced.ready
-        may_wait = joins or (peer in members and not goes_first)  # one that lives on what is left over takes what is fewest bytes
+        may_wait = joins or (peer in members and not goes_first)  # left-over upload is for whatever is fewest bytes
         whole = not message.log_only and (n_bytes is None or (may_wait and n_bytes > 4 * replica.numel))
         if whole or n_bytes is None:
             n_bytes = 4 * replica.numel if whole else 0
