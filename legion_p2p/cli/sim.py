@@ -106,6 +106,7 @@ def run(  # noqa: PLR0913 (each is an option)
     report: bool = True,
     graph: bool = True,
     until_violation: Annotated[bool, Parameter(negative=())] = False,
+    all_seeds: Annotated[bool, Parameter(negative=())] = False,
     seeds: Annotated[int, Parameter(validator=at_least(1))] = 100,
     jobs: Annotated[int, Parameter(validator=at_least(1))] = 1,
     quiet: Annotated[bool, Parameter(negative=())] = False,
@@ -138,10 +139,12 @@ def run(  # noqa: PLR0913 (each is an option)
     until_violation
         Try one seed after another, from --seed on, until an invariant is violated; then shrink the scenario, and write the
         smallest one that shows the violation.
+    all_seeds
+        Try all of --seeds, whatever is found, and list the violations in violations.jsonl.
     seeds
-        With --until-violation: how many.
+        With --until-violation or --all-seeds: how many.
     jobs
-        With --until-violation: processes that simulate at the same time.
+        With these as well: processes that simulate at the same time.
     quiet
         Show no progress.
     json
@@ -151,10 +154,11 @@ def run(  # noqa: PLR0913 (each is an option)
 
     name, chosen = chosen_scenario(scenario, changes, infra, peers, minutes)
     folder = new_folder(out, f"sim-{name}")
-    if until_violation:
-        from legion_p2p.cli.sim_search import search_into
+    if until_violation or all_seeds:
+        from legion_p2p.cli.sim_search import list_into, search_into
 
-        return search_into(folder, name, chosen, range(seed, seed + seeds), jobs, quiet=quiet, json=json)
+        look = list_into if all_seeds else search_into
+        return look(folder, name, chosen, range(seed, seed + seeds), jobs, quiet=quiet, json=json)
     with progress(name, chosen.duration_s, quiet or json) as on_sample:
         summary = simulate_into(folder, name, chosen, seed, on_sample=on_sample, draws=report, records=graph)
     if json:

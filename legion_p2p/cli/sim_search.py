@@ -1,7 +1,8 @@
 """legion-sim run --until-violation: what was found, and where the smallest scenario that shows it is."""
 
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,41 @@ from legion_p2p.cli.output import print_json
 if TYPE_CHECKING:
     from legion_p2p.scenarios.scenario import Scenario
 
-SMALLEST = "smallest.toml"
+SMALLEST, FOUND = "smallest.toml", "violations.jsonl"
+
+
+def list_into(
+    folder: Path, name: str, scenario: "Scenario", seeds: Sequence[int], n_jobs: int, *, quiet: bool, json: bool
+) -> int:
+    """Look at all seeds, and list those with a violation. The exit code is 1 if there is one."""
+    from legion_p2p.scenarios.search import violations_in
+
+    tell = _teller(quiet or json)
+    kinds: Counter[str] = Counter()
+    with (folder / FOUND).open("w", encoding="utf-8") as file:
+        for seed, found in violations_in(scenario, seeds, n_jobs=n_jobs, tell=tell):
+            kinds[found["kind"]] += 1
+            print_json({"seed": seed, **found}, file)
+            file.flush()
+    if json:
+        print_json({"scenario": name, "seeds": len(seeds), "found": dict(kinds)})
+    elif kinds:
+        told = ", ".join(f"{kind} in {n}" for kind, n in kinds.most_common())
+        print(f"{name}: {kinds.total()} of {len(seeds)} seeds, {seeds[0]} to {seeds[-1]}, violate something: {told}")
+        print(f"  {folder / FOUND} has each; --until-violation with --seed N --seeds 1 makes the scenario of one smaller")
+    else:
+        print(f"{name}: no violation in {len(seeds)} seeds, {seeds[0]} to {seeds[-1]}")
+    return FAILED if kinds else DONE
+
+
+def _teller(quiet: bool) -> Callable[[str], None]:
+    """Says what happens on stderr."""
+
+    def tell(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    return tell
 
 
 def search_into(
@@ -21,11 +56,7 @@ def search_into(
     from legion_p2p.scenarios.scenario_files import scenario_toml
     from legion_p2p.scenarios.search import search
 
-    def tell(text: str) -> None:
-        if not (quiet or json):
-            print(text, file=sys.stderr, flush=True)
-
-    found = search(scenario, seeds, n_jobs=n_jobs, tell=tell)
+    found = search(scenario, seeds, n_jobs=n_jobs, tell=_teller(quiet or json))
     if found is None:
         if json:
             return print_json({"scenario": name, "seeds": len(seeds), "found": None})

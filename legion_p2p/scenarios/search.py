@@ -15,6 +15,7 @@ from legion_p2p.scenarios.scenario import Scenario
 from legion_p2p.scenarios.simulation import simulate
 from legion_p2p.scenarios.swarm_plan import SwarmPlan, plan_of, scenario_of_plan
 
+CRASHED = "crashed"
 MAX_TRIES = 150  # simulations to make one scenario smaller
 
 T = TypeVar("T")
@@ -32,20 +33,32 @@ class FoundViolation(msgspec.Struct, frozen=True):
     n_tries: int
 
 
-def violations_of(scenario: Scenario, seed: int) -> list[dict[str, Any]]:
-    """What is violated with this seed; the simulation ends at the first."""
-    return simulate(scenario, seed, stop_at_violation=True).record.violations
+def violations_of(scenario: Scenario, seed: int, plan: SwarmPlan | None = None) -> list[dict[str, Any]]:
+    """What is violated with this seed; the simulation ends at the first. One that ends by an error shows a mistake as well."""
+    try:
+        return simulate(scenario, seed, stop_at_violation=True, plan=plan).record.violations
+    except Exception as failed:
+        while isinstance(failed, ExceptionGroup):
+            failed = failed.exceptions[0]
+        return [{"at_s": scenario.duration_s, "kind": CRASHED, "text": f"{type(failed).__name__}: {failed}"[:300]}]
+
+
+def violations_in(
+    scenario: Scenario, seeds: Iterable[int], *, n_jobs: int = 1, tell: Callable[[str], object] = lambda text: None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Of each of these seeds at which something is violated, the first violation."""
+    for seed, found in in_parallel(_look_at_seed, [(scenario, seed) for seed in seeds], n_jobs):
+        tell(f"seed {seed}: " + (f"{found[0]['kind']}: {found[0]['text']}" if found else "nothing"))
+        if found:
+            yield seed, found[0]
 
 
 def search(
     scenario: Scenario, seeds: Iterable[int], *, n_jobs: int = 1, tell: Callable[[str], object] = lambda text: None
 ) -> FoundViolation | None:
     """The first seed of these at which something is violated, with the smallest scenario; None: all is well."""
-    for seed, found in in_parallel(_look_at_seed, [(scenario, seed) for seed in seeds], n_jobs):
-        if found:
-            tell(f"seed {seed}: {found[0]['kind']}: {found[0]['text']}")
-            return smallest(scenario, seed, found[0], tell)
-        tell(f"seed {seed}: nothing")
+    for seed, found in violations_in(scenario, seeds, n_jobs=n_jobs, tell=tell):
+        return smallest(scenario, seed, found, tell)
     return None
 
 
@@ -65,8 +78,7 @@ def smallest(
         if n_tries >= MAX_TRIES:
             return False
         n_tries += 1
-        record = simulate(scenario, seed, plan=candidate, stop_at_violation=True).record
-        alike = next((one for one in record.violations if one["kind"] == kind), None)
+        alike = next((one for one in violations_of(scenario, seed, candidate) if one["kind"] == kind), None)
         found = alike or found
         tell(f"  {len(candidate.faults)} faults, {len(candidate.peers)} peers: {'shows it' if alike else 'does not'}")
         return alike is not None

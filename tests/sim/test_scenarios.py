@@ -13,6 +13,7 @@ import trio
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.profiles import parse_link
 from legion_p2p.scenarios import faults
+from legion_p2p.scenarios.actors import Cast
 from legion_p2p.scenarios.scenario_files import read_scenario, ready_names, scenario_of, scenario_toml, smaller
 from legion_p2p.scenarios.search import search
 from legion_p2p.scenarios.simulation import simulate
@@ -201,3 +202,13 @@ def test_a_violation_is_found_and_its_scenario_made_smaller(monkeypatch):
     assert [group.name for group in found.scenario.peers] == ["a"]
     again = simulate(scenario_of(tomllib.loads(scenario_toml(found.scenario))), found.seed)
     assert [one["kind"] for one in again.record.violations] == ["ended"]
+
+
+def test_a_simulation_that_fails_is_a_violation_and_ends_no_search(monkeypatch):
+    scenario = scenario_of({"duration_s": 5, "peers": [{"name": "a", "step_s": 0.4}, {"name": "b"}]})
+    monkeypatch.setattr(Cast, "sent_bytes", lambda cast: {}["a mistake"])
+
+    found = search(scenario, range(2))
+
+    assert found is not None and found.kind == "crashed" and "KeyError" in found.text
+    assert [group.name for group in found.scenario.peers] == ["a"]

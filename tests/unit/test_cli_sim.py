@@ -9,7 +9,9 @@ from legion_p2p.cli.running import run_app
 from legion_p2p.cli.sim import app
 from legion_p2p.cli.sim_options import change_of
 from legion_p2p.errors import UsageError
+from legion_p2p.scenarios import search
 
+VIOLATION = {"at_s": 3.0, "kind": "ended", "text": "a mistake"}
 TINY = """
 duration_s = 5
 rounds = { local_steps = 2 }
@@ -90,6 +92,17 @@ def test_a_search_that_finds_nothing_says_so(tiny, tmp_path, capsys):
 
     told = capsys.readouterr()
     assert "no violation in 2 seeds, 0 to 1" in told.out and "seed 1: nothing" in told.err
+
+
+def test_all_seeds_are_looked_at_and_what_they_violate_is_listed(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(search, "violations_of", lambda scenario, seed: [VIOLATION] if seed in (2, 4) else [])
+
+    code = run_app(app, ["run", str(tiny), "--all-seeds", "--seeds", "6", "--out", str(tmp_path / "out")])
+
+    told = capsys.readouterr()
+    found = [json.loads(line) for line in (tmp_path / "out" / "violations.jsonl").read_text().splitlines()]
+    assert code == 1 and [one["seed"] for one in found] == [2, 4] and found[0]["text"] == "a mistake"
+    assert "2 of 6 seeds, 0 to 5, violate something: ended in 2" in told.out and "seed 4: ended: a mistake" in told.err
 
 
 def test_the_list_names_each_scenario_with_what_it_shows(capsys):
