@@ -3,11 +3,14 @@
 import gc
 import os
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
 from leftovers import pytest_configure, pytest_unconfigure
+
+from tests.forking import ForkServer
 
 __all__ = ["pytest_collection_finish", "pytest_configure", "pytest_unconfigure", "pytest_xdist_auto_num_workers"]
 
@@ -21,6 +24,16 @@ torch.set_num_threads(1)
 # A busy machine is not a failure; and two runs of the same code try the same examples, unless new ones are asked for.
 settings.register_profile("any machine", deadline=None, derandomize="NEW_EXAMPLES" not in os.environ)
 settings.load_profile("any machine")
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[ForkServer]:
+    """Starts processes that need not import torch."""
+    server = ForkServer()
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 from tests.waiting import PATIENCE_S
 
 if TYPE_CHECKING:
-    from tests.e2e.fork_server import ForkServer
+    from tests.forking import ForkServer
 
 # What a NAT lets in and how it chooses ports. Linux keeps one outer port for each inner one while it is free ("cone"); with
 # fully-random it takes another one for each destination ("symmetric"). Both drop what nobody inside asked for.
@@ -227,9 +227,9 @@ class Command:
     """A command of this project in a namespace; what it says goes to a file."""
 
     def __init__(
-        self, where: Namespace, folder: Path, name: str, module: str, *words: str, forks: "ForkServer | None" = None
+        self, where: Namespace, folder: Path, name: str, line: list[str], forks: "ForkServer | None" = None, **how: bool
     ) -> None:
-        """`forks`: starts it, which is cheaper than `python` is."""
+        """`line`: a module and its arguments. `forks`: starts it as `how` says, which is cheaper than `python` is."""
         self.folder = folder / name
         self.folder.mkdir()
         self.said = self.folder / "said"
@@ -237,13 +237,12 @@ class Command:
         env = {
             **os.environ, "PYTHONPATH": _paths(), "OMP_NUM_THREADS": "1", "HOME": str(self.folder), "TMPDIR": str(self.folder),
         }  # fmt: skip
-        to = self._file.fileno()
-        self.process: Any = (
-            subprocess.Popen(
-                [*where.inside, sys.executable, "-m", module, *words], stdout=to, stderr=to, cwd=self.folder, env=env
-            )
+        words = [sys.executable, "-m", *line]
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": self._file, "stderr": self._file}
+        self.process: subprocess.Popen[bytes] = (
+            subprocess.Popen([*where.inside, *words], cwd=self.folder, env=env, **streams)
             if forks is None
-            else forks.start(["-m", module, *words], env, self.folder, stderr=to, stdout=to, network=where.network)
+            else forks.popen(words, cwd=self.folder, env=env, network=where.network, **streams, **how)
         )
 
     def text(self) -> str:
@@ -264,8 +263,6 @@ class Command:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        if self.process.stdin is not None:
-            self.process.stdin.close()
         self._file.close()
 
 
@@ -280,9 +277,10 @@ class Commands:
     def __getitem__(self, n: int) -> Command:
         return self._started[n]
 
-    def start(self, where: Namespace, name: str, module: str, *words: str) -> Command:
-        """Run this, with a folder of that name as its home."""
-        self._started.append(Command(where, self._folder, name, module, *words, forks=self._forks))
+    def start(self, where: Namespace, name: str, module: str, *words: str, starts_others: bool = False) -> Command:
+        """Run this, with a folder of that name as its home. `starts_others`: what it starts itself are forks as well."""
+        how = {"starts_others": starts_others} if self._forks else {}
+        self._started.append(Command(where, self._folder, name, [module, *words], self._forks, **how))
         return self._started[-1]
 
     def close(self) -> None:

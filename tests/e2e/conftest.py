@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fork_server import ForkServer
 from processes import Process, Workers
 
+from tests.forking import ForkServer
 from tests.netns import Commands, Internet, opened
 
 
@@ -21,16 +21,6 @@ def bootstrap(tmp_path_factory: pytest.TempPathFactory, forks: ForkServer) -> It
         yield line.removeprefix("--initial-peers ")
     finally:
         node.close()
-
-
-@pytest.fixture(scope="session")
-def forks() -> Iterator[ForkServer]:
-    """Starts processes that need not import torch."""
-    server = ForkServer()
-    try:
-        yield server
-    finally:
-        server.close()
 
 
 @pytest.fixture(scope="session")
@@ -56,8 +46,8 @@ def script() -> Iterator[object]:
     """Starts processes of their own; whatever happens, they and their children are gone after the test."""
     started: list[Process] = []
 
-    def start(*args: str, forks: ForkServer | None = None, **env: str) -> Process:
-        process = Process(*args, env=env, forks=forks)
+    def start(*args: str, forks: ForkServer | None = None, starts_others: bool = False, **env: str) -> Process:
+        process = Process(*args, env=env, forks=forks, starts_others=starts_others)
         started.append(process)
         return process
 

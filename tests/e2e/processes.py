@@ -10,19 +10,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
-from fork_server import ForkServer
 
 from legion_p2p.store.control_key import NAME as CONTROL_KEY
+from tests.forking import ForkServer
 from tests.waiting import PATIENCE_S
 from tests.waiting import eventually as eventually
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-UNHURRIED = ("--max-cpu", "20%")  # of a peer that trains until the test is over: the others need the processors
+UNHURRIED = ("--max-cpu", "5%")  # of a peer that trains until the test is over: the others need the processors
 
 
 class Ended(Exception):
@@ -45,8 +46,10 @@ def is_alive(process: psutil.Process) -> bool:
 class Process:
     """A Python process that says JSON lines; what else it writes is kept for the message when something fails."""
 
-    def __init__(self, *args: str, env: dict[str, str] | None = None, forks: ForkServer | None = None) -> None:
-        """`forks`: starts it, which is cheaper than `python` is."""
+    def __init__(
+        self, *args: str, env: dict[str, str] | None = None, forks: ForkServer | None = None, starts_others: bool = False
+    ) -> None:
+        """`forks`: starts it, which is cheaper than `python` is, and with `starts_others` also what it starts."""
         self.tmp = Path(tempfile.mkdtemp(prefix="legion-e2e-"))
         self.said: list[dict[str, Any]] = []
         self.has_started = False
@@ -57,13 +60,10 @@ class Process:
             **os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(self.tmp), "HOME": str(self.tmp), "OMP_NUM_THREADS": "1",
             **(env or {}),
         }  # fmt: skip
-        self.popen = (
-            subprocess.Popen(
-                [sys.executable, *args], cwd=ROOT, env=whole_env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=self._stderr, start_new_session=True,
-            )
-            if forks is None
-            else forks.start([*args], whole_env, ROOT, self._stderr.fileno())
+        start = subprocess.Popen if forks is None else partial(forks.popen, starts_others=starts_others)
+        self.popen: subprocess.Popen[str] = start(
+            [sys.executable, *args], cwd=ROOT, env=whole_env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self._stderr, start_new_session=True,
         )  # fmt: skip
         self.pid = self.popen.pid
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -3,9 +3,9 @@
 import time
 from pathlib import Path
 
-from fork_server import ForkServer
 from processes import UNHURRIED, Process
 
+from tests.forking import ForkServer
 from tests.waiting import eventually
 
 WRITTEN_S = 3.0  # after which what it made is on the disk, however busy the machine

@@ -1,4 +1,4 @@
-"""The legion-bootstrap command, as a process."""
+"""The legion-bootstrap command, as a process: most are forks of one that has imported libp2p."""
 
 import os
 import re
@@ -20,9 +20,9 @@ COMMAND = [sys.executable, "-m", "legion_p2p.cli.bootstrap"]
 
 
 class Bootstrap:
-    def __init__(self, tmp_path, *args, env=None):
+    def __init__(self, tmp_path, popen, *args, env=None):
         identity = [] if "--identity" in args else ["--identity", str(tmp_path / "bootstrap.key")]
-        self.process = subprocess.Popen(
+        self.process = popen(
             [*COMMAND, *identity, *args],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})},
         )  # fmt: skip
@@ -40,11 +40,12 @@ class Bootstrap:
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path, forks):
+    """Starts a node, as a fork where it is not said otherwise."""
     started = []
 
-    def start(*args, **kwargs):
-        node = Bootstrap(tmp_path, *args, **kwargs)
+    def start(*args, popen=forks.popen, **kwargs):
+        node = Bootstrap(tmp_path, popen, *args, **kwargs)
         started.append(node)
         return node
 
@@ -56,7 +57,7 @@ def start(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_it_prints_one_line_and_leaves_on_a_signal(start, number, code):
-    node = start("--port", "0")
+    node = start("--port", "0", popen=subprocess.Popen)
     addresses = node.addresses()
 
     told_at = time.monotonic()
@@ -197,8 +198,8 @@ def test_an_identity_in_use_is_a_clear_error(start):
 
 
 @pytest.mark.parametrize("args", [["--initial-peers", "nonsense"], ["--port", "70000"], ["--listen", "x"], ["--what"]])
-def test_usage_errors_are_one_line_and_exit_code_2(args):
-    done = subprocess.run([*COMMAND, *args], capture_output=True, text=True, timeout=PATIENCE_S)
+def test_usage_errors_are_one_line_and_exit_code_2(args, forks):
+    done = forks.run([*COMMAND, *args], capture_output=True, text=True, timeout=PATIENCE_S)
 
     assert done.returncode == 2
     assert done.stdout == ""

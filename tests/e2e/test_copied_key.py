@@ -4,11 +4,11 @@ import shutil
 import time
 from pathlib import Path
 
-from fork_server import ForkServer
 from processes import UNHURRIED, Process
 
 from legion_p2p.cli.failures import NOT_JOINED
 from legion_p2p.store.identity import load_or_create_identity
+from tests.forking import ForkServer
 
 
 def start(forks: ForkServer, key: Path, *which: str) -> Process:

@@ -15,16 +15,20 @@ from processes import is_alive
 from legion_p2p.cli import ctl
 from legion_p2p.cli.running import run_app
 from legion_p2p.web.report import page_of_report
+from tests.fork_server import NAME as FORK_SERVER
+from tests.forking import ForkServer
 from tests.waiting import eventually
 
 KEYS = {
     "run", "n_peers", "local_steps", "tokens", "swarm_val_loss", "lone_val_loss", "digests", "sent_bytes", "received_bytes",
     "wall_s", "sample", "round_period_s", "swarm_tokens_per_s", "lone_tokens_per_s", "settings", "python", "torch",
 }  # fmt: skip
+SMALL = ("--batch", "2")
 
 
-def start(script, out: Path, *args: str, peers: int = 2):
-    return script("-m", "legion_p2p.cli.demo", "--peers", str(peers), "--out", str(out), *args)
+def start(script, out: Path, *args: str, forks: ForkServer | None = None, peers: int = 2):
+    words = ("-m", "legion_p2p.cli.demo", "--peers", str(peers), *SMALL, "--out", str(out), *args)
+    return script(*words, forks=forks, starts_others=forks is not None)
 
 
 def nobody_of(family: list[psutil.Process]) -> bool:
@@ -32,14 +36,22 @@ def nobody_of(family: list[psutil.Process]) -> bool:
 
 
 def family_of(demo) -> list[psutil.Process]:
-    return psutil.Process(demo.pid).children(recursive=True)
+    """Its processes, without the server that forks them where they are forks."""
+    return [process for process in psutil.Process(demo.pid).children(recursive=True) if not is_server(process)]
+
+
+def is_server(process: psutil.Process) -> bool:
+    try:
+        return bool(process.name() == FORK_SERVER)
+    except psutil.Error:
+        return False
 
 
 def is_child(process: psutil.Process, name: str) -> bool:
-    """Whether it is this one of the demo's. One that has ended is none."""
+    """Whether it is this one of the demo's, whose stderr is the log in its folder. One that has ended is none."""
     try:
-        return name in process.cmdline()
-    except psutil.Error:
+        return Path(os.readlink(f"/proc/{process.pid}/fd/2")).parent.name == name
+    except OSError:
         return False
 
 
@@ -55,17 +67,17 @@ def checkpoint(what: str, cid: str, store: Path) -> Any:
 
 
 @pytest.mark.timeout(400)
-def test_two_peers_end_with_one_model_and_the_demo_leaves_what_it_promises(script, tmp_path):
+def test_two_peers_end_with_one_model_and_the_demo_leaves_what_it_promises(script, forks, tmp_path):
     out = tmp_path / "a folder"
 
-    demo = start(script, out, "--steps", "40")
+    demo = start(script, out, "--steps", "20", forks=forks)
     family = eventually(lambda: len(found := family_of(demo)) >= 5 and found)
     code = demo.wait()
 
     assert code == 0, demo.story()
     summary = json.loads((out / "summary.json").read_text())
     assert summary.keys() >= KEYS
-    assert summary["n_peers"] == 2 and summary["local_steps"] == 40 and summary["tokens"] == 2 * 40 * 8 * 128
+    assert summary["n_peers"] == 2 and summary["local_steps"] == 20 and summary["tokens"] == 2 * 20 * 2 * 128
     assert (summary["killed"], summary["joined"], summary["lost"]) == ("", "", [])  # of two none is
     assert summary["lone_tokens"] == summary["tokens"] / 2 and summary["lone_all_text_tokens"] == summary["tokens"]
     assert len(summary["digests"]) == 2 and len(set(summary["digests"].values())) == 1 and all(summary["digests"].values())
@@ -75,7 +87,7 @@ def test_two_peers_end_with_one_model_and_the_demo_leaves_what_it_promises(scrip
     assert (out / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and (out / "curves.png").stat().st_size > 10_000
     assert json.loads((out / "curves.json").read_text())["lone_validation"]
     report = page_of_report((out / "report.html").read_bytes())
-    assert block_of(report, "result")["text"].startswith("2 peers made 40 local steps each")
+    assert block_of(report, "result")["text"].startswith("2 peers made 20 local steps each")
     assert [line["label"] for line in report["points"]["held-out"]] == [
         "the swarm",
         "alone, as many steps",
@@ -99,8 +111,9 @@ def test_two_peers_end_with_one_model_and_the_demo_leaves_what_it_promises(scrip
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(("way", "n", "alone"), [(signal.SIGINT, 4, []), (signal.SIGKILL, 3, ["--no-lone"])])
-def test_no_process_outlives_a_demo_that_is_stopped(script, tmp_path, way, n, alone):
-    demo = start(script, tmp_path / "out", "--steps", "100000", *alone)
+def test_no_process_outlives_a_demo_that_is_stopped(script, forks, tmp_path, way, n, alone):
+    # The one that is killed is started as users start it; nobody but its children themselves can end them then.
+    demo = start(script, tmp_path / "out", "--steps", "100000", *alone, forks=None if way == signal.SIGKILL else forks)
     family = eventually(lambda: len(found := family_of(demo)) >= n and found)
     eventually(lambda: any("training" in str(m.get("text")) for m in demo.said))
 
@@ -112,10 +125,8 @@ def test_no_process_outlives_a_demo_that_is_stopped(script, tmp_path, way, n, al
 
 
 @pytest.mark.timeout(400)
-def test_a_peer_that_dies_is_named_and_the_others_go_on(script, tmp_path):
-    demo = script(
-        "-m", "legion_p2p.cli.demo", "--peers", "3", "--no-lone", "--no-kill", "--steps", "60", "--out", str(tmp_path / "out")
-    )
+def test_a_peer_that_dies_is_named_and_the_others_go_on(script, forks, tmp_path):
+    demo = start(script, tmp_path / "out", "--no-lone", "--no-kill", "--steps", "30", forks=forks, peers=3)
     eventually(lambda: any("training" in str(m.get("text")) for m in demo.said))
 
     next(p for p in family_of(demo) if is_child(p, "peer-3")).kill()

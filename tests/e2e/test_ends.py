@@ -11,9 +11,10 @@ import pytest
 from safetensors.torch import load_file
 
 from legion_p2p.train.tokens import MAX_COPIED_BYTES
+from tests.forking import ForkServer
 
 
-def start(tmp_path: Path, *words: str) -> "subprocess.Popen[str]":
+def start(forks: ForkServer, tmp_path: Path, *words: str) -> "subprocess.Popen[str]":
     line = [
         sys.executable,
         "-m",
@@ -28,7 +29,7 @@ def start(tmp_path: Path, *words: str) -> "subprocess.Popen[str]":
         *words,
     ]
     env = {**os.environ, "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=env)
+    return forks.popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=env)
 
 
 def read_until(process: "subprocess.Popen[str]", name: str) -> list[dict]:
@@ -42,8 +43,8 @@ def read_until(process: "subprocess.Popen[str]", name: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("takes_away", ["the folder", "the folder, with a file in its place"])
-def test_the_model_is_saved_though_its_folder_is_gone(tmp_path: Path, takes_away: str) -> None:
-    process = start(tmp_path, "--steps", "40", "--out", "o", "--identity", "none")
+def test_the_model_is_saved_though_its_folder_is_gone(tmp_path: Path, forks: ForkServer, takes_away: str) -> None:
+    process = start(forks, tmp_path, "--steps", "40", "--out", "o", "--identity", "none")
     try:
         read_until(process, "step")
         shutil.rmtree(tmp_path / "o")
@@ -64,10 +65,10 @@ def test_the_model_is_saved_though_its_folder_is_gone(tmp_path: Path, takes_away
         assert str(saved) in err and load_file(saved)
 
 
-def test_a_text_that_is_emptied_is_an_error_and_an_orderly_leave(tmp_path: Path) -> None:
+def test_a_text_that_is_emptied_is_an_error_and_an_orderly_leave(tmp_path: Path, forks: ForkServer) -> None:
     text = tmp_path / "large.txt"
     text.write_bytes(b"some words and more\n" * (MAX_COPIED_BYTES // 20 + 1000))
-    process = start(tmp_path, "--data", str(text), "--out", "o", "--identity", "none")
+    process = start(forks, tmp_path, "--data", str(text), "--out", "o", "--identity", "none")
     try:
         read_until(process, "step")
         text.write_bytes(b"")

@@ -1,6 +1,5 @@
-"""Every example runs for real, in processes of its own, as somebody who tries it would run it.
-
-Peers that are only there for another one to meet are forks of a process that has imported torch, which costs four seconds of CPU.
+"""Every example runs for real, in processes of its own, as somebody who tries it would run it: the first by `python`, others as
+forks of a process that has imported torch. Peers that are only there to be met take a fifth of a processor.
 """
 
 import os
@@ -14,19 +13,24 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
-from fork_server import Forked, ForkServer
+
+from tests.forking import ForkServer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+UNHURRIED = Path(__file__).parent / "unhurried.py"
 LONGEST_S = 100  # they take 5 to 15 s on an idle machine; a busy one is not a failure
 
 pytestmark = pytest.mark.timeout(2 * LONGEST_S)
 
 
 @contextmanager
-def started(script: str, *args: str) -> Iterator[subprocess.Popen[str]]:
-    """An example on its way; killed at the end, where it is still running."""
-    process = subprocess.Popen(
-        [sys.executable, "-u", str(EXAMPLES / script), *args],
+def started(
+    script: str, *args: str, forks: ForkServer | None = None, is_unhurried: bool = False
+) -> Iterator["subprocess.Popen[str]"]:
+    """An example on its way; killed at the end, where it is still running. `forks`: starts it."""
+    start = subprocess.Popen if forks is None else forks.popen
+    process: subprocess.Popen[str] = start(
+        [sys.executable, "-u", *([str(UNHURRIED)] if is_unhurried else []), str(EXAMPLES / script), *args],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(),
     )  # fmt: skip
     try:
@@ -40,35 +44,19 @@ def started(script: str, *args: str) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-@contextmanager
-def forked(forks: ForkServer, script: str, *args: str) -> Iterator[Forked]:
-    """Like `started`; what it writes to stderr is not looked at."""
-    with open(os.devnull, "w") as nowhere:
-        process = forks.start([str(EXAMPLES / script), *args], environment(), EXAMPLES, nowhere.fileno())
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
 def environment() -> dict[str, str]:
     """This checkout, whether it is installed or not; LEGION_* of the outside does not get in."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LEGION_")}
     return kept | {"PYTHONPATH": os.pathsep.join(filter(None, [str(EXAMPLES.parent), os.environ.get("PYTHONPATH")]))}
 
 
-def output_of(process: subprocess.Popen[str] | Forked) -> str:
-    if isinstance(process, Forked):
-        told = process.stdout.read()
-        process.wait(LONGEST_S)
-    else:
-        told, _ = process.communicate(timeout=LONGEST_S)
+def output_of(process: "subprocess.Popen[str]") -> str:
+    told, _ = process.communicate(timeout=LONGEST_S)
     assert process.returncode == 0, told
     return told
 
 
-def first_line(process: subprocess.Popen[str] | Forked) -> str:
+def first_line(process: "subprocess.Popen[str]") -> str:
     assert process.stdout is not None
     return process.stdout.readline()
 
@@ -82,16 +70,16 @@ def test_a_wrapped_optimizer_trains_alone() -> None:
 
 
 def test_a_second_terminal_joins_the_run_of_the_first(forks: ForkServer) -> None:
-    with forked(forks, "01_wrap_an_optimizer.py", "--seconds", "300") as founder:
+    with started("01_wrap_an_optimizer.py", "--seconds", "300", forks=forks, is_unhurried=True) as founder:
         address = first_line(founder).split()[-1]
-        with forked(forks, "01_wrap_an_optimizer.py", "--seconds", "3", "--initial-peers", address) as joiner:
+        with started("01_wrap_an_optimizer.py", "--seconds", "3", "--initial-peers", address, forks=forks) as joiner:
             told = output_of(joiner)
 
     assert "members 2" in told
 
 
-def test_founder_and_joiner_end_with_the_same_model() -> None:
-    with started("02_create_and_join_a_run.py") as process:
+def test_founder_and_joiner_end_with_the_same_model(forks: ForkServer) -> None:
+    with started("02_create_and_join_a_run.py", forks=forks) as process:
         told = output_of(process)
 
     assert "peer 1 founded the run" in told
@@ -101,17 +89,18 @@ def test_founder_and_joiner_end_with_the_same_model() -> None:
 
 def test_a_bootstrap_node_introduces_peers_and_keeps_its_identity(tmp_path: Path, forks: ForkServer) -> None:
     key = str(tmp_path / "bootstrap.key")
+    example, through = "01_wrap_an_optimizer.py", "--initial-peers"
 
-    with started("03_host_a_bootstrap_node.py", "--identity", key) as node:
+    with started("03_host_a_bootstrap_node.py", "--identity", key, forks=forks) as node:
         word, address = first_line(node).split()
         assert word == "--initial-peers"
-        with forked(forks, "01_wrap_an_optimizer.py", "--new-run", "--seconds", "300", "--initial-peers", address) as founder:
+        with started(example, "--new-run", "--seconds", "300", through, address, forks=forks, is_unhurried=True) as founder:
             assert "run next-byte" in first_line(founder)
-            with forked(forks, "01_wrap_an_optimizer.py", "--seconds", "2", "--initial-peers", address) as joiner:
+            with started(example, "--seconds", "2", through, address, forks=forks) as joiner:
                 told = output_of(joiner)
         node.send_signal(signal.SIGINT)
         farewell = output_of(node)
-    with started("03_host_a_bootstrap_node.py", "--identity", key) as node:
+    with started("03_host_a_bootstrap_node.py", "--identity", key, forks=forks) as node:
         again = first_line(node).split()[-1]
 
     assert "members 2" in told
@@ -171,10 +160,13 @@ def test_a_model_of_ones_own_trains_in_a_notebook_where_an_asyncio_loop_runs(
     monkeypatch: pytest.MonkeyPatch, forks: ForkServer
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    monkeypatch.setattr("jupyter_client.launcher.Popen", forks.popen)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in IN_A_KERNEL])
     client = nbclient.NotebookClient(notebook, timeout=LONGEST_S, resources={"metadata": {"path": str(EXAMPLES)}})
 
-    with forked(forks, "01_wrap_an_optimizer.py", "--run", "in-a-kernel", "--seconds", "600") as founder:
+    with started(
+        "01_wrap_an_optimizer.py", "--run", "in-a-kernel", "--seconds", "600", forks=forks, is_unhurried=True
+    ) as founder:
         notebook.cells.insert(0, nbformat.v4.new_code_cell(f"address = {first_line(founder).split()[-1]!r}"))
         client.execute()
 

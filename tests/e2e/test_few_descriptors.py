@@ -6,6 +6,7 @@ from pathlib import Path
 
 from processes import UNHURRIED, Process
 
+from tests.forking import ForkServer
 from tests.waiting import PATIENCE_S
 
 FEW = 120
@@ -15,10 +16,11 @@ LIMITED = (
 )
 
 
-def test_a_peer_says_once_that_it_turns_connections_away_and_trains_on(tmp_path: Path) -> None:
+def test_a_peer_says_once_that_it_turns_connections_away_and_trains_on(tmp_path: Path, forks: ForkServer) -> None:
     peer = Process(
         "-c", LIMITED, "--new-run", "few", "--preset", "xxs", "--batch", "1", "--json", "--no-status", "--threads", "1",
         "--listen", "/ip4/127.0.0.1/tcp/0", "--identity", str(tmp_path / "key"), "--store", str(tmp_path / "store"), *UNHURRIED,
+        forks=forks,
     )  # fmt: skip
     opened: list[socket.socket] = []
     try:

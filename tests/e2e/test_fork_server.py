@@ -1,12 +1,18 @@
 """Forked processes end as those do that `python` starts: tests of peers rely on it."""
 
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
-from fork_server import ForkServer
 from processes import Process
+
+from tests.fork_server import NAME
+from tests.forking import ForkServer
+from tests.waiting import PATIENCE_S
 
 SCRIPT = """
 import atexit, json, os, sys, tempfile, threading
@@ -51,3 +57,58 @@ def test_a_fork_that_is_killed_has_the_signal_as_its_code(script: Start, forks: 
 
     assert process.wait() == -signal.SIGKILL
     assert process.popen.poll() == -signal.SIGKILL
+
+
+STARTS_OTHERS = """
+import json, os, signal, subprocess, sys, time
+
+code = "import json, sys; print(json.dumps({'event': 'other', 'torch': 'torch' in sys.modules}))"
+for words in (["-c", code], ["-u", "-c", code + "; sys.exit(3)"]):
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    print(json.dumps(json.loads(done.stdout) | {"code": done.returncode}), flush=True)
+slow = subprocess.Popen([sys.executable, "-c", "import time; print('there', flush=True); time.sleep(600)"], stdout=subprocess.PIPE)
+slow.stdout.readline()
+print(json.dumps({"event": "started", "pid": slow.pid}), flush=True)
+sys.stdin.readline()
+slow.send_signal(signal.SIGTERM)
+print(json.dumps({"event": "ended", "code": slow.wait(30)}), flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_what_a_fork_starts_is_a_fork_and_a_descendant_and_no_server_outlives_it(
+    script: Start, forks: ForkServer, tmp_path: Path
+) -> None:
+    path = tmp_path / "script.py"
+    path.write_text(STARTS_OTHERS)
+
+    process = script(str(path), forks=forks, starts_others=True)
+    slow = process.wait_for("started")["pid"]
+    descendants = psutil.Process(process.pid).children(recursive=True)
+    process.tell(go="on")
+    process.wait_for("ended")
+
+    assert [(m["torch"], m["code"]) for m in process.events("other")] == [(True, 0), (True, 3)]
+    assert slow in {each.pid for each in descendants}
+    assert {each.name() for each in psutil.Process(process.pid).children()} == {NAME}
+    assert process.events("ended")[0]["code"] == -signal.SIGTERM
+    servers = psutil.Process(process.pid).children()
+    process.popen.kill()
+    assert psutil.wait_procs(servers, PATIENCE_S)[1] == []
+
+
+def test_what_is_not_python_is_started_as_usual(forks: ForkServer) -> None:
+    done = forks.run(["sh", "-c", "cat; exit 5"], capture_output=True, text=True, timeout=PATIENCE_S)
+
+    assert (done.returncode, done.stdout) == (5, "")
+
+
+def test_a_fork_has_the_interrupt_of_a_process_that_is_python_starts(forks: ForkServer) -> None:
+    code = "import time; print('there', flush=True); time.sleep(600)"
+    process = forks.popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "there\n"
+
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE_S)
+
+    assert process.returncode == -signal.SIGINT and err.rstrip().endswith("KeyboardInterrupt")

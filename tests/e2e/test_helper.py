@@ -5,10 +5,10 @@ import signal
 import time
 from pathlib import Path
 
-from fork_server import ForkServer
 from processes import UNHURRIED, Process
 from test_leaving import owned
 
+from tests.forking import ForkServer
 from tests.waiting import eventually
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from fork_server import ForkServer
 from processes import HERE, Process
 from torch import Tensor
 
 import legion_p2p as legion
 from legion_p2p.errors import UsageError
+from tests.forking import ForkServer
 from tests.small_models import gpt2, linear, parameters_digest, squares
 
 PEER = legion.Peer(listen="/ip4/127.0.0.1/tcp/0", status=False, lan=False, port_mapping=False)

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fork_server import ForkServer
 from processes import UNHURRIED, Process
 
+from tests.forking import ForkServer
 from tests.waiting import eventually
 
 

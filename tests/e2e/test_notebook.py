@@ -28,6 +28,7 @@ def test_the_notebook_trains_along_from_behind_a_router_and_goes_on_after_its_ru
     internet: Internet, commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1]))
+    monkeypatch.setenv("LEGION_MAX_CPU", UNHURRIED[1])
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     node, outside, home = internet.host("node"), internet.host("outside"), internet.home("home")
     commands.start(node, "node", "legion_p2p.cli.bootstrap", "--identity", "key")
@@ -38,9 +39,9 @@ def test_the_notebook_trains_along_from_behind_a_router_and_goes_on_after_its_ru
     commands[1].line_with('"run.created"')
     parameters = json.dumps({"RUN": "far", "ADDRESS": address})
 
-    first = commands.start(home.host("first"), "first", "tests.e2e.run_notebook", parameters, "dies")
+    first = commands.start(home.host("first"), "first", "tests.e2e.run_notebook", parameters, "dies", starts_others=True)
     first.process.wait(300)
-    second = commands.start(home.host("second"), "second", "tests.e2e.run_notebook", parameters, "leaves")
+    second = commands.start(home.host("second"), "second", "tests.e2e.run_notebook", parameters, "leaves", starts_others=True)
     second.process.wait(300)
 
     for notebook in (first, second):

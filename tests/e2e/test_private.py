@@ -1,14 +1,13 @@
 """A private run, with the three commands of docs/private-runs.md, as processes of their own."""
 
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-from fork_server import ForkServer
 from processes import ROOT, UNHURRIED, Process
 
+from tests.forking import ForkServer
 from tests.waiting import eventually
 
 PAGE = ROOT / "docs" / "private-runs.md"
@@ -26,15 +25,15 @@ def with_values(command: list[str], values: dict[str, str]) -> list[str]:
     return ["-m", MODULES[command[0]], *(values.get(word, word) for word in command[1:])]
 
 
-def said_by(words: list[str]) -> str:
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout.strip()
+def said_by(forks: ForkServer, words: list[str]) -> str:
+    done = forks.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    return str(done.stdout).strip()
 
 
 def test_the_three_commands_of_the_page_make_a_private_run(tmp_path: Path, forks: ForkServer) -> None:
     create, admit, join, *_ = commands()
     lab_key, guest_key, token = (str(tmp_path / name) for name in ("lab.key", "guest.key", "guest.token"))
-    lab, guest = (said_by(["-m", "legion_p2p.cli.ctl", "id", "--identity", key]) for key in (lab_key, guest_key))
+    lab, guest = (said_by(forks, ["-m", "legion_p2p.cli.ctl", "id", "--identity", key]) for key in (lab_key, guest_key))
     name = f"e2e/{time.time_ns()}"
     values = {"lab": name, "lab.key": lab_key, "guest.key": guest_key, "guest.token": token, "GUEST": guest}
     values["/ip4/0.0.0.0/tcp/4710"] = "/ip4/127.0.0.1/tcp/0"
@@ -57,13 +56,15 @@ def test_the_three_commands_of_the_page_make_a_private_run(tmp_path: Path, forks
         assert without.wait() != 0
         assert "does not admit this peer" in without.stderr() and lab in without.stderr()
 
-        Path(token).write_text(said_by(with_values(admit, values)) + "\n")
+        Path(token).write_text(said_by(forks, with_values(admit, values)) + "\n")
         joined = start(join)
         assert joined.wait_for("run.joined")["run"] == values["RUN"]
         joined.wait_for("round.closed")
         assert any(event["peer"] == guest and event["after"] == "ALIVE" for event in creator.events("member.changed"))
 
-        said_by(["-m", "legion_p2p.cli.ctl", "token", "revoke", "--run", values["RUN"], "--for", guest, "--identity", lab_key])
+        said_by(
+            forks, ["-m", "legion_p2p.cli.ctl", "token", "revoke", "--run", values["RUN"], "--for", guest, "--identity", lab_key]
+        )
         gone = lambda: [e for e in creator.events("member.changed") if e["peer"] == guest and e["after"] == "absent"]  # noqa: E731
         eventually(gone)
     finally:

@@ -10,9 +10,9 @@ from statistics import mean
 from typing import Any
 
 import pytest
-from fork_server import ForkServer
 from processes import HERE, ROOT, Process
 
+from tests.forking import ForkServer
 from tests.joint_batch import BATCH, plain_losses
 
 STEPS = 20

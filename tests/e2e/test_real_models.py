@@ -4,13 +4,13 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from fork_server import ForkServer
 from processes import ROOT, Process
+
+from tests.forking import ForkServer
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
@@ -27,13 +27,13 @@ def arguments(words: list[str], **instead: str) -> list[str]:
     return [*MODULES[words[0]], *(instead.get(word, word) for word in words[1:])]
 
 
-def run(folder: Path, words: list[str], **instead: str) -> str:
+def run(forks: ForkServer, folder: Path, words: list[str], **instead: str) -> str:
     env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
+    done = forks.run(
         [sys.executable, *arguments(words, **instead)], cwd=folder, env=env, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, (words, done.stdout, done.stderr)
-    return done.stdout
+    return str(done.stdout)
 
 
 def peer(folder: Path, forks: ForkServer, words: list[str], *more: str, **instead: str) -> Process:
@@ -54,9 +54,9 @@ def test_from_a_folder_of_text_to_a_model_that_transformers_loads(tmp_path: Path
     assert install == ["pip", "install", "legion_p2p[hf,data]"]
     peers: list[Process] = []
 
-    run(tmp_path, prepare, **{"8192": "400"})
-    dataset = run(tmp_path, show).split()[2]
-    assert "parameters" in run(tmp_path, dry_run)
+    run(forks, tmp_path, prepare, **{"8192": "400"})
+    dataset = run(forks, tmp_path, show).split()[2]
+    assert "parameters" in run(forks, tmp_path, dry_run)
     try:
         peers.append(peer(tmp_path, forks, create, "--wait-for-members", "2", "--listen", "/ip4/127.0.0.1/tcp/0"))
         command = shlex.split(peers[0].wait_for("run.join_with")["command"])
@@ -69,10 +69,10 @@ def test_from_a_folder_of_text_to_a_model_that_transformers_loads(tmp_path: Path
     assert [end["steps"] for end in ends] == [40, 40] and all(end["val_loss"] < 5.5 for end in ends)  # ln 400 = 5.99
     assert (tmp_path / "store-2-data" / dataset / "dataset.cbor").is_file()  # it was fetched from the first peer
 
-    cid = run(tmp_path, list_).split()[0]
-    run(tmp_path, export, CID=cid)
+    cid = run(forks, tmp_path, list_).split()[0]
+    run(forks, tmp_path, export, CID=cid)
     assert {path.name for path in (tmp_path / "model").iterdir()} >= {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
-    assert "Once" in run(tmp_path, use)
-    assert "as bf16" in run(tmp_path, [*sharded, "--dry-run"])  # as sharded runs send; others say int8
+    assert "Once" in run(forks, tmp_path, use)
+    assert "as bf16" in run(forks, tmp_path, [*sharded, "--dry-run"])  # as sharded runs send; others say int8

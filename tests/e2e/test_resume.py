@@ -5,13 +5,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fork_server import ForkServer
 from processes import UNHURRIED, Process
 
 from legion_p2p.core.cids import Cid
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.identity import load_or_create_identity
 from legion_p2p.train.checkpoint import Checkpoint
+from tests.forking import ForkServer
 from tests.ports import free_ports
 from tests.waiting import eventually
 
