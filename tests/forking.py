@@ -18,8 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.leftovers import MARK
-
 ROOT = Path(__file__).parents[1]
 MAX_REQUEST = 1 << 17  # arguments and environment of a process; a message on a socket has to fit its buffer
 PATIENCE_S = 60.0
@@ -92,6 +90,8 @@ class ForkServer:
 
 def connected() -> socket.socket:
     """A connection to the server of this test session, which is started if need be."""
+    from tests.leftovers import MARK
+
     address = "\0legion tests " + os.environ[MARK].split()[-1]
     while True:
         control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

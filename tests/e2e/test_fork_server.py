@@ -66,7 +66,8 @@ code = "import json, sys; print(json.dumps({'event': 'other', 'torch': 'torch' i
 for words in (["-c", code], ["-u", "-c", code + "; sys.exit(3)"]):
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
     print(json.dumps(json.loads(done.stdout) | {"code": done.returncode}), flush=True)
-slow = subprocess.Popen([sys.executable, "-c", "import time; print('there', flush=True); time.sleep(600)"], stdout=subprocess.PIPE)
+slow_code = "import time; print('there', flush=True); time.sleep(600)"
+slow = subprocess.Popen([sys.executable, "-c", slow_code], stdout=subprocess.PIPE)
 slow.stdout.readline()
 print(json.dumps({"event": "started", "pid": slow.pid}), flush=True)
 sys.stdin.readline()
