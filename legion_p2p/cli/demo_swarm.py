@@ -1,4 +1,4 @@
-"""Conducting the demo: processes, in what order they do what, what they say, and what comes of it.
+"""Running the demo: processes, in what order they do what, what they say, and what comes of it.
 
     start      a bootstrap node; N peers and a lone one import what they need
     calibrate  all N + 1 train for a moment at once: so fast is this machine when they share it; the number of steps follows
@@ -20,8 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from legion_p2p.cli.demo_commands import DemoPace, bootstrap_command, calibration_command, lone_command, peer_command
 from legion_p2p.cli.demo_page import DemoRecord
-from legion_p2p.cli.demo_plan import ALONE, ALONE_ALL_TEXT, LOOPBACK, RUN_NAME, Contestants, DemoPeer, DemoPlan
+from legion_p2p.cli.demo_plan import ALONE, ALONE_ALL_TEXT, Contestants, DemoPeer, DemoPlan
 from legion_p2p.cli.demo_processes import ENDED, LINE, Child, Event, ProcessGroup, poll_status
 from legion_p2p.cli.demo_view import DemoView
 from legion_p2p.cli.signals import Signals
@@ -29,7 +30,6 @@ from legion_p2p.observe import human
 from legion_p2p.observe.status import Status
 
 STATUS_EVERY_S = 0.7
-CALIBRATION_S = 2.0
 SWARM_OVERHEAD = 1.8  # CPU time of a step of a peer, beside that of plain torch: measured for the smallest model
 END_S = 8.0  # the last rounds, the last evaluation of every peer, and the comparison: measured
 JOIN_S = 4.0  # from the creator's order to the first step: measured
@@ -39,8 +39,6 @@ MIN_EVALS, MAX_EVALS = 8, 30
 MAX_REPLACED = 2
 KILL_AT, JOIN_AT = 1 / 3, 1 / 2  # of the steps
 MIN_LEFT_S = 30.0  # joining takes 4 s on an idle machine, 10 to 15 on one that is busy with other work
-CHECKPOINTS = 4  # while training
-PEER, BOOTSTRAP, LONE = "legion_p2p.cli.peer", "legion_p2p.cli.bootstrap", "legion_p2p.cli.demo_lone"
 
 
 class DemoError(Exception):
@@ -51,23 +49,23 @@ class Interrupted(Exception):
     """Somebody pressed Ctrl+C, or the like."""
 
 
-def run_demo(plan: DemoPlan, out: Path, show: DemoView, record: DemoRecord, signals: Signals) -> dict[str, Any]:
+def run_demo(plan: DemoPlan, out: Path, view: DemoView, record: DemoRecord, signals: Signals) -> dict[str, Any]:
     """Run the demo; what came of it, as it stands in summary.json. Every process it started has ended when this returns.
 
     Raises: DemoError; Interrupted.
     """
     began = time.monotonic()
-    with ProcessGroup() as family:
-        demo = _Demo(plan, out, show, record, family, began)
+    with ProcessGroup() as processes:
+        demo = _Demo(plan, out, view, record, processes, began)
         signals.orderly(lambda _: demo.interrupt())
         demo.train()
     if demo.interrupted:
         raise Interrupted
     # from here on no process is left, and nothing is lost when this one ends at once
-    signals.orderly(lambda number: _leave(show, number))
+    signals.orderly(lambda number: _leave(view, number))
     from legion_p2p.cli.demo_evaluation import judge
 
-    show.phase("judging")
+    view.phase("judging")
     record.phase("judging")
     return judge(plan, demo.contestants, demo.lost, out, began)
 
@@ -78,18 +76,20 @@ def is_worth_a_join(spent_s: float, step: int, n_steps: int) -> bool:
     return (n_steps - step) * spent_s / max(1, step) >= MIN_LEFT_S
 
 
-def _leave(show: DemoView, number: int) -> None:
-    show.close_at_once()
+def _leave(view: DemoView, number: int) -> None:
+    view.close_at_once()
     os._exit(128 + number)
 
 
 class _Demo:
-    def __init__(self, plan: DemoPlan, out: Path, show: DemoView, record: DemoRecord, family: ProcessGroup, began: float) -> None:
+    def __init__(
+        self, plan: DemoPlan, out: Path, view: DemoView, record: DemoRecord, processes: ProcessGroup, began: float
+    ) -> None:
         self.plan = plan
         self.out = out
-        self.show = show
+        self.view = view
         self.record = record
-        self.family = family
+        self.processes = processes
         self.began = began
         self.interrupted = False
         self.contact = ""
@@ -109,7 +109,7 @@ class _Demo:
 
     def interrupt(self) -> None:
         self.interrupted = True
-        self.family.ask_to_leave()
+        self.processes.ask_to_leave()
 
     @property
     def elapsed_s(self) -> float:
@@ -122,15 +122,15 @@ class _Demo:
         patience_s = 60 + 60 * plan.minutes  # a machine that is busy with something else may be this slow, not slower
         self._phase("starting processes")
         key = self.out / "bootstrap" / "identity.key"
-        self.bootstrap = self.family.start("bootstrap", self.out / "bootstrap" / "log.txt", preload=False)
-        self.bootstrap.run(BOOTSTRAP, ["--listen", LOOPBACK, "--identity", str(key), "--dashboard", "no"])
+        self.bootstrap = self.processes.start("bootstrap", self.out / "bootstrap" / "log.txt", preload=False)
+        self.bootstrap.run(*bootstrap_command(key))
         for n in range(plan.n_peers):
             self._start_peer(f"peer-{n + 1}")
         for label in (ALONE, ALONE_ALL_TEXT) if plan.lone else ():
-            self.alone[label] = DemoPeer(label, self.family.start(label, self.out / label / "log.txt"))
+            self.alone[label] = DemoPeer(label, self.processes.start(label, self.out / label / "log.txt"))
         if plan.kills:
             label = f"peer-{plan.n_peers + 1}"
-            self.spare = DemoPeer(label, self.family.start(label, self.out / label / "log.txt"))
+            self.spare = DemoPeer(label, self.processes.start(label, self.out / label / "log.txt"))
         poll_status(self._status_addresses, self._heard, STATUS_EVERY_S)
         everyone = [*self.peers.values(), *self.alone.values()]
         started = "all processes have started"
@@ -148,9 +148,7 @@ class _Demo:
         self.trains_since = time.monotonic()
         self._phase("training")
         for peer in self.alone.values():
-            times = plan.n_peers if peer.label == ALONE_ALL_TEXT else 1
-            args = [str(self.out / "SPEC.toml"), "--steps", str(self.n_steps), "--evals", str(self._n_evals())]
-            peer.child.run(LONE, [*args, "--seed", str(plan.seed), "--times", str(times)])
+            peer.child.run(*lone_command(plan, self.out, peer.label, self.n_steps, self._n_evals()))
         if self.spare is not None:
             self._kill_one_and_let_another_join(self.spare, 3 * patience_s)
         self._until(lambda: all(p.settled for p in self.peers.values()), 3 * patience_s, "all peers are done")
@@ -164,7 +162,7 @@ class _Demo:
         return all(peer.finished is not None or peer.settled for peer in self.alone.values())
 
     def _phase(self, text: str) -> None:
-        self.show.phase(text)
+        self.view.phase(text)
         self.record.phase(text)
 
     def _step(self) -> int:
@@ -179,11 +177,11 @@ class _Demo:
             return
         self.killed = victim.label
         self.record.mark(f"{victim.label} is killed (kill -9)")
-        self.show.note(f"{victim.label} is killed (kill -9), at step {human.whole_text(victim.losses[-1][0])}")
+        self.view.note(f"{victim.label} is killed (kill -9), at step {human.whole_text(victim.losses[-1][0])}")
         victim.child.signal(getattr(signal, "SIGKILL", signal.SIGTERM))
         self._until(lambda: self._step() >= JOIN_AT * self.n_steps and (spare.loaded or spare.settled), within_s, "half is made")
         self.peers[spare.label] = spare
-        self.show.note(f"{spare.label} joins, at step {human.whole_text(self._step())} of the others")
+        self.view.note(f"{spare.label} joins, at step {human.whole_text(self._step())} of the others")
         self._send_off(spare, max(MIN_STEPS, self.n_steps - self._step()))
         self._until(lambda: bool(spare.losses) or spare.settled, within_s, f"{spare.label} has joined")
         self.record.mark(f"{spare.label} has joined")
@@ -196,12 +194,9 @@ class _Demo:
 
     def _calibrate(self, everyone: list[DemoPeer], patience_s: float) -> None:
         self._phase("measuring this machine")
-        spec = self.out / "SPEC.toml"
-        spec.write_text(self.plan.spec_text(1000))
+        (self.out / "SPEC.toml").write_text(self.plan.spec_text(1000))
         for peer in everyone:
-            share = self.plan.n_peers if peer.label == ALONE_ALL_TEXT else 1
-            seconds = str(min(CALIBRATION_S, 4 * self.plan.minutes))
-            peer.child.run(LONE, [str(spec), "--calibrate", seconds, "--times", str(share)])
+            peer.child.run(*calibration_command(self.plan, self.out, peer.label))
         self._until(lambda: all(p.step_s or p.settled for p in everyone), patience_s, "the machine is measured")
         times = [p.step_s for p in everyone if p.step_s and p.label != ALONE_ALL_TEXT]
         left_s = 60 * self.plan.minutes - self.elapsed_s - min(JOIN_S + END_S, 15 * self.plan.minutes)
@@ -209,13 +204,13 @@ class _Demo:
         self.n_steps = max(MIN_STEPS, n_steps)
         self.train_s = max(5.0, left_s)
         step_ms = 1000 * sum(times) / max(1, len(times))
-        self.show.note(f"{step_ms:.1f} ms per step with all at work: {human.whole_text(self.n_steps)} steps each")
+        self.view.note(f"{step_ms:.1f} ms per step with all at work: {human.whole_text(self.n_steps)} steps each")
 
     def _n_evals(self) -> int:
         return min(MAX_EVALS, max(MIN_EVALS, self.n_steps // STEPS_PER_EVAL))
 
     def _start_peer(self, label: str) -> DemoPeer:
-        peer = DemoPeer(label, self.family.start(label, self.out / label / "log.txt"))
+        peer = DemoPeer(label, self.processes.start(label, self.out / label / "log.txt"))
         self.peers[label] = peer
         return peer
 
@@ -223,20 +218,10 @@ class _Demo:
         """Create the run or join it, and make this many steps; 0: all."""
         self.sent_off.add(peer.label)
         number = int(peer.label.rpartition("-")[2])
-        first = number == 1 and not self._has_creator()
-        which = ["--new-run", str(self.out / "SPEC.toml")] if first else ["--run", RUN_NAME]
-        args = [
-            *which, "--initial-peers", self.contact, "--steps", str(n_steps or self.n_steps), "--finish-together",
-            "--threads", "1", "--device", "cpu", "--identity", "none",
-            *self.plan.link_options(number), "--seed", str(self.plan.seed + number),
-            "--out", str(self.out / peer.label), "--json", "--dashboard", "no",
-        ]  # fmt: skip
-        if not n_steps:
-            args += ["--wait-for-members", str(self.plan.n_peers)]
-        if number == 1:
-            args += ["--eval-every-s", f"{self.train_s / self._n_evals():.2f}"]
-            args += ["--store", self.plan.store, "--checkpoint-every-s", f"{max(1.0, self.train_s / CHECKPOINTS):.2f}"]
-        peer.child.run(PEER, args)
+        creates = number == 1 and not self._has_creator()
+        pace = DemoPace(n_steps or self.n_steps, self._n_evals(), self.train_s)
+        wait_for = 0 if n_steps else self.plan.n_peers
+        peer.child.run(*peer_command(self.plan, self.out, peer.label, self.contact, pace, creates=creates, wait_for=wait_for))
 
     def _has_begun(self) -> bool:
         return all(p.losses for p in self.peers.values())
@@ -251,12 +236,12 @@ class _Demo:
                 raise DemoError(f"not within {human.seconds_text(within_s)}: {what}{self._logs()}")
             heard = None
             with contextlib.suppress(queue.Empty):
-                heard = self.family.inbox.get(timeout=0.2)
+                heard = self.processes.inbox.get(timeout=0.2)
             if self.interrupted:
                 raise Interrupted
             if heard is not None:
                 self._hear(*heard)
-            self.show.tick()
+            self.view.tick()
 
     def _hear(self, child: Child, event: Event) -> None:
         name = event.get("event")
@@ -283,7 +268,7 @@ class _Demo:
             peer.losses.append((event["step"], event["loss"]))
             peer.step_times.append(event["at"])
             if peer.label == ALONE:
-                self.show.lone(event["step"], event["loss"], event["tokens_per_s"], self.n_steps)
+                self.view.lone(event["step"], event["loss"], event["tokens_per_s"], self.n_steps)
         elif name == "eval":
             peer.evals.append((event["step"], event["val_loss"]))
         elif name == "round.closed":
@@ -294,7 +279,7 @@ class _Demo:
         elif name in ("run.finished", "lone.finished"):
             peer.finished = event
             if peer.label == ALONE:
-                self.show.lone(event["step"], event["val_loss"], event["tokens_per_s"], self.n_steps, "done")
+                self.view.lone(event["step"], event["val_loss"], event["tokens_per_s"], self.n_steps, "done")
             if peer.label in self.alone:
                 peer.child.signal(signal.SIGTERM)
         elif name == ENDED:
@@ -311,7 +296,7 @@ class _Demo:
                 del self.alone[peer.label]
             return
         word = "done" if not peer.lost else "killed" if peer.label == self.killed else "lost"
-        self.show.state(peer.label, word)
+        self.view.state(peer.label, word)
         self.record.state(peer.label, word)
         if word != "lost":
             return
@@ -333,7 +318,7 @@ class _Demo:
         words = child.last_words()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         self.lost.append(f"{label} {how}")
-        self.show.note(f"{label} {how}{': ' + words[-1] if words else ''}")
+        self.view.note(f"{label} {how}{': ' + words[-1] if words else ''}")
 
     def _logs(self) -> str:
         waiting = [p for p in (*self.peers.values(), *self.alone.values()) if not p.settled]
@@ -344,7 +329,7 @@ class _Demo:
 
     def _heard(self, label: str, status: Status) -> None:
         self.peers[label].status = status
-        self.show.status(label, status)
+        self.view.status(label, status)
         self.record.status(label, status)
 
 

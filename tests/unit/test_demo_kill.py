@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from legion_p2p.cli import demo_swarm
+from legion_p2p.cli import demo_commands, demo_swarm
 from legion_p2p.cli.demo_page import DemoRecord
 from legion_p2p.cli.demo_plan import DemoPlan
 from legion_p2p.cli.demo_processes import ProcessGroup
@@ -21,14 +21,14 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A demo that has trained, and what its page has."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     for name in ("PEER", "BOOTSTRAP", "LONE"):
-        monkeypatch.setattr(demo_swarm, name, "demo_stand_in")
+        monkeypatch.setattr(demo_commands, name, "demo_stand_in")
     monkeypatch.setattr(demo_swarm, "MIN_LEFT_S", 0.0)
     plan = DemoPlan(n_peers=3, minutes=1, preset="xxs", seed=0, lone=True, steps=N_STEPS)
     record = DemoRecord(plan)
-    with ProcessGroup() as family:
-        start = family.start
-        monkeypatch.setattr(family, "start", lambda label, log, *, preload=True: start(label, log, preload=False))
-        demo = demo_swarm._Demo(plan, tmp_path, DemoView(plan, "none"), record, family, 0.0)
+    with ProcessGroup() as processes:
+        start = processes.start
+        monkeypatch.setattr(processes, "start", lambda label, log, *, preload=True: start(label, log, preload=False))
+        demo = demo_swarm._Demo(plan, tmp_path, DemoView(plan, "none"), record, processes, 0.0)
         demo.train()
     return demo, record
 
