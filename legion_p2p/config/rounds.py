@@ -10,7 +10,7 @@ import msgspec
 
 from legion_p2p.config.fields import settle
 from legion_p2p.core.placement import PlacementName
-from legion_p2p.core.round_spec import AggregationRule, OuterRule, RoundSpec, SyncRule, Untrained, Verify
+from legion_p2p.core.round_spec import AggregationRule, OuterRule, RoundSpec, Screening, SyncRule, Untrained, Verify
 from legion_p2p.core.run import InnerOptimizer, InnerSpec
 
 
@@ -134,6 +134,10 @@ class Rounds(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     hostile_share: float | None = None
     """Share of hostile pushes in a round that the rule must withstand, for rules that need to know. Higher: safer, and fewer
     honest pushes count."""
+
+    screening: Screening | None = None
+    """Whether what a member's pushes weigh follows from earlier rounds. none: each round is looked at alone. trend: a member
+    whose pushes go against the others, round after round, weighs less, and in the end nothing."""
 
     verify: Verify | None = None
     """How owners are watched. none: members check that an update leads to the digest that its owner signed. late: owners sign

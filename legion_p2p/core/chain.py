@@ -63,6 +63,9 @@ class Chain:
         self._older_bytes: dict[int, int] = {}
         """Of each version in the log: the bytes of all updates that were in the log before it, since the log was begun."""
         self._included: dict[PeerId, int] = {}
+        self._standings: dict[PeerId, int] = {}
+        self._seen: set[PeerId] = set()
+        """The members whose standing comes from an update that was applied here."""
         self._digests: BoundedMap[int, bytes] = BoundedMap(MAX_DIGESTS)
         self._digests[version] = digest
         self._include(included)
@@ -104,6 +107,7 @@ class Chain:
             self._log_bytes -= _size(oldest.update)
         self.owner = PeerId(header.owner)
         self._include(header.included)
+        self._seen.update(PeerId(i.peer) for i in header.included if i.standing is not None)
 
     def shelve(self, keep: Callable[[bytes | memoryview], bytes | memoryview]) -> None:
         """Hold the bytes of all updates in the log as `keep` gives them back."""
@@ -126,7 +130,7 @@ class Chain:
         self._forget_log()
         self._digests.clear()
         self._digests[version] = digest
-        self._included = {}
+        self._included, self._standings, self._seen = {}, {}, set()
         self._include(included)
 
     def since(self, version: int, digest: bytes) -> tuple[Update, ...] | None:
@@ -155,7 +159,19 @@ class Chain:
 
     def included(self) -> tuple[Inclusion, ...]:
         """The newest contribution of every member that this state contains."""
-        return tuple(Inclusion(peer, seq) for peer, seq in sorted(self._included.items()))
+        return tuple(Inclusion(peer, seq, self._standings.get(peer)) for peer, seq in sorted(self._included.items()))
+
+    def standing(self, peer: PeerId) -> int | None:
+        """How far the pushes of a member have gone with the others', as the newest update with one of them says."""
+        return self._standings.get(peer)
+
+    def agrees_on_standings(self, header: UpdateHeader) -> bool:
+        """Whether the owner of the next update begins with the standings that the updates before ended with, as far as they were
+        seen here."""
+        if header.account is None or len(header.account.standings) != len(header.included):
+            return header.account is None or all(i.standing is None for i in header.included)
+        before = zip(header.included, header.account.standings, strict=True)
+        return all(self._standings.get(PeerId(i.peer)) == standing for i, standing in before if i.peer in self._seen)
 
     def newest(self, peer: PeerId) -> int:
         """The number of the newest contribution of `peer` that this state contains; -1 where it contains none."""
@@ -206,8 +222,13 @@ class Chain:
                 if newest >= 0:
                     del known[peer]
                 known[peer] = seq if seq > newest else newest
+                if inclusion.standing is not None:
+                    self._standings[peer] = inclusion.standing
         while len(self._included) > MAX_TRACKED:  # the member that contributed longest ago goes: newcomers must find room
-            del self._included[next(iter(self._included))]
+            gone = next(iter(self._included))
+            del self._included[gone]
+            self._standings.pop(gone, None)
+            self._seen.discard(gone)
 
 
 def with_payload(update: Update, payload: bytes | memoryview) -> Update:

@@ -74,6 +74,8 @@ class Contribution(msgspec.Struct, frozen=True):
     at: float
     steps: int = 1
     """Local steps that it is made of."""
+    standing: int | None = None
+    """Of its member, before the round: see `tensor/robust/standing.py`. None: not known, or of no use in this run."""
 
 
 class Verdict(Enum):

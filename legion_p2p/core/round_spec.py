@@ -22,9 +22,11 @@ AggregationRule = Literal[
     "mean", "norm-cap", "trimmed-mean", "median", "krum", "multi-krum", "bulyan", "geometric-median", "centered-clip",
     "nearest-neighbours",
 ]  # fmt: skip
+DISTANCE_RULES: tuple[AggregationRule, ...] = ("krum", "multi-krum", "geometric-median", "centered-clip", "nearest-neighbours")
 COORDINATE_RULES: tuple[AggregationRule, ...] = ("trimmed-mean", "median", "bulyan")
 DEFAULT_RULE: AggregationRule = "nearest-neighbours"
 Untrained = Literal["same", "average", "own"]
+Screening = Literal["none", "trend"]
 Verify = Literal["none", "late", "strict"]
 
 
@@ -137,6 +139,10 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Share of hostile pushes in a round that the rule must withstand, for rules that need to know. Higher: safer, and fewer
     honest pushes count."""
 
+    screening: Screening = "none"
+    """Whether what a member's pushes weigh follows from earlier rounds. trend: a member whose pushes go against the others, round
+    after round, weighs less, and in the end nothing: see `legion_p2p.tensor.robust.standing`. For rules that go by distances."""
+
     verify: Verify = "none"
     """How owners are watched, besides what every member checks of an update. late: they sign receipts for pushes, and the standby
     of a shard computes each update again, after it was applied. Costs one more copy of each push: see `core.account`. strict: it
@@ -168,6 +174,11 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UsageError(
                 f"round.aggregation {self.rule()!r} looks at each coordinate alone, where most pushes in {sparse!r} are zero: "
                 "choose another rule, or codecs that are not sparse"
+            )
+        if self.screening != "none" and self.rule() not in DISTANCE_RULES:
+            raise UsageError(
+                f"round.screening {self.screening!r} needs a rule that compares pushes, {', '.join(DISTANCE_RULES)}, "
+                f"not {self.rule()!r}"
             )
 
     def waits_for(self) -> float:

@@ -197,6 +197,8 @@ EVENTS = (
     _error("privacy.not_read", "What pushes have spent of this peer's privacy cannot be read; see `text`."),
     _error("privacy.not_written", "What pushes have spent of this peer's privacy cannot be written down; see `text`."),
     _error("evidence.not_kept", "The file of what is proven against owners cannot be read or written; see `text`."),
+    _event("member.discounted", "A member's pushes went against the others', round after round: they weigh nothing now.",
+           "peer shard version"),
     _event("update.not_cosigned", "An update has no signature of a member that may give it (see core/cosigning.py).",
            "shard version peer reason"),
     _event("owner.miscounted", "This peer computed an update again, and its owner is wrong.", "shard version owner reason"),

@@ -14,10 +14,12 @@ import msgspec
 import torch
 from torch import Tensor
 
+from legion_p2p.core.account import sign_push
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.spliced import Bytes
-from legion_p2p.core.wire import Push, decode_request, encode
+from legion_p2p.core.wire import Push, PushClaim, decode_request, encode
 from legion_p2p.services.shards.codecs import shard_codec
+from legion_p2p.services.shards.inputs import payload_digest
 from legion_p2p.sim.swarm_peer import SimPeer
 from legion_p2p.tensor.codec import Codec
 
@@ -116,12 +118,22 @@ class Conspiracy:
         view = View(own, tuple(honest[p] for p in sorted(honest)), self.noise)
         self.n_changed += 1
         value = torch.nan_to_num(self.attack(view), nan=0.0).clamp(-LARGEST, LARGEST)  # more would be refused
-        return msgspec.structs.replace(
+        changed = msgspec.structs.replace(
             push,
             payload=codec.encode(value),
             tokens=push.tokens * self.inflated,
             local_steps=push.local_steps * self.inflated,
         )
+        return _signed(changed, peer) if push.signature else changed
+
+
+def _signed(push: Push, peer: SimPeer) -> Push:
+    """As a run has it that watches its owners."""
+    claim = PushClaim(
+        push.run, push.shard, peer.id, push.version, push.seq, push.tokens, push.codec, payload_digest(push.payload),
+        push.local_steps,
+    )  # fmt: skip
+    return msgspec.structs.replace(push, signature=sign_push(claim, peer.network.identity))
 
 
 def _codec_of(peer: SimPeer, push: Push) -> Codec:

@@ -38,6 +38,8 @@ class Contribution:
     """1-D fp32 on the CPU."""
     steps: float = 1.0
     """Local steps that it is made of: see `per_step`."""
+    standing: int | None = None
+    """Of its member, before this round: see `tensor/robust/standing.py`. None: the run screens nobody."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,8 @@ class Aggregated:
     """(source, reason), sorted."""
     agreement: float | None = None
     """How far they agreed, 0 to 1. None: not measured, or there was nothing to compare."""
+    standings: tuple[int, ...] = ()
+    """Of the members in `used`, after this round; empty where nobody is screened."""
 
 
 def weighted_mean(

@@ -218,7 +218,12 @@ def test_it_is_a_plain_messagepack_map_with_a_type_and_the_declared_fields(messa
 def _plain(value: object) -> object:
     """A message as a person would write it down."""
     if isinstance(value, msgspec.Struct):
-        fields = {field: _plain(getattr(value, field)) for field in value.__struct_fields__}
+        left_out = {
+            f.name
+            for f in msgspec.structs.fields(value)
+            if value.__struct_config__.omit_defaults and f.default == getattr(value, f.name)
+        }
+        fields = {field: _plain(getattr(value, field)) for field in value.__struct_fields__ if field not in left_out}
         tag = value.__struct_config__.tag
         return {"type": tag, **fields} if tag and not isinstance(value, (Inclusion, Failure)) else fields
     return [_plain(v) for v in value] if isinstance(value, tuple) else value

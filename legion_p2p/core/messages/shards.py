@@ -71,11 +71,16 @@ class Push(Request[Pushed | NotOwner], frozen=True, tag="push"):
     """Of the member on the `PushClaim`; empty where the run does not watch its owners."""
 
 
-class Inclusion(msgspec.Struct, frozen=True):
+Standing = Annotated[int, msgspec.Meta(ge=-1000, le=1000)]
+
+
+class Inclusion(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whose contribution an update contains: a member and its number."""
 
     peer: PeerName
     seq: Count
+    standing: Standing | None = None
+    """How far its pushes have gone with the others', this one included; None where nobody is screened."""
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -99,6 +104,8 @@ class UpdateAccount(msgspec.Struct, frozen=True):
     """Factor on the step, where it would have been too long for one update."""
     kept: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     """Factor on what is left over then."""
+    standings: Annotated[tuple[Standing, ...], msgspec.Meta(max_length=MAX_INCLUDED)] = ()
+    """Of the members whose contributions are included, before the round; empty where nobody is screened."""
 
 
 class UpdateHeader(msgspec.Struct, frozen=True):

@@ -47,6 +47,7 @@ from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
 from legion_p2p.services.shards.witness import StandbyWatch
 from legion_p2p.tensor.codec import decode_shared
 from legion_p2p.tensor.compact import compacted, expanded
+from legion_p2p.tensor.robust.standing import NEWCOMER
 
 TAIL_S = 2.0  # to collect what a dead owner published last, before going on from it
 
@@ -212,6 +213,7 @@ class OwnerService:
             closed = replica.life.owner.close(trio.current_time())
             if closed is None:
                 return
+            closed = self._with_standings(replica, closed)
             arrived = {c.peer: replica.arrived.pop(c.peer) for c in closed.contributions}
             is_warming_up = any(one.codec == self._rounds.warmup_codec for one in arrived.values())
             name = self._rounds.warmup_codec if is_warming_up else states.update_codec
@@ -240,6 +242,10 @@ class OwnerService:
             signed = [one.signed for one in arrived.values() if one.signed is not None]
             if self._rounds.verify != "none":
                 account = await states.compute(replica.numel, account_of, *before, signed, result, result.payload)
+                if result.standings:
+                    at_first = {c.peer: c.standing for c in closed.contributions}
+                    standings = tuple(_known(at_first[PeerId(i.peer)]) for i in header.included)
+                    account = msgspec.structs.replace(account, standings=standings)
                 header = msgspec.structs.replace(header, account=account)
             raw = encode_checked(header)
             if header.account is not None:
@@ -256,6 +262,13 @@ class OwnerService:
             states.accept(replica, header, await states.shelved(update, replica.numel), made, result.norm)
         self._forwarder.publish(replica, update, header.version, tree)
 
+    def _with_standings(self, replica: Replica, closed: Closed) -> Closed:
+        """The round as it is combined: what is known of each member from earlier ones."""
+        if self._rounds.screening == "none":
+            return closed
+        known = [msgspec.structs.replace(c, standing=replica.chain.standing(c.peer)) for c in closed.contributions]
+        return msgspec.structs.replace(closed, contributions=tuple(known))
+
     async def _keep_state(self, replica: Replica, result: Combined) -> None:
         """What only the owner has after the round."""
         replica.owner_kept, replica.outer = result.owner_residual, result.outer
@@ -270,6 +283,7 @@ class OwnerService:
 
     def _header(self, replica: Replica, closed: Closed, result: Combined, codec_name: str) -> UpdateHeader:
         used = tuple(c for c in closed.contributions if c.peer in result.used)
+        standings = dict(zip(result.used, result.standings, strict=False))
         refused = tuple(Failure(peer, reason[:200]) for peer, reason in result.refused)
         return UpdateHeader(
             self._states.run,
@@ -279,7 +293,7 @@ class OwnerService:
             result.digest or replica.chain.digest,
             self._states.me,
             codec_name,
-            tuple(Inclusion(c.peer, c.seq) for c in used),
+            tuple(Inclusion(c.peer, c.seq, standings.get(c.peer)) for c in used),
             (refused + closed.failed)[:MAX_FAILED_NAMED],
             min(closed.expected, MAX_INCLUDED),
             min(sum(c.tokens for c in used), MAX_COUNT),
@@ -290,3 +304,7 @@ class OwnerService:
     def _tell(self, replica: Replica, event: owner.Event) -> None:
         replica.life.owner.handle(event, trio.current_time())
         self._states.wake(replica)
+
+
+def _known(standing: int | None) -> int:
+    return NEWCOMER if standing is None else standing

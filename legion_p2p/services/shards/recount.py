@@ -11,7 +11,7 @@ from legion_p2p.core.messages.shards import UpdateAccount
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.errors import CodecError, DecodeError, NonFiniteError
 from legion_p2p.services.shards.inputs import RoundInputs, SignedPush, payload_digest, state_digest
-from legion_p2p.services.shards.replica import Combined, averaged
+from legion_p2p.services.shards.replica import Combined, ShownPush, averaged
 from legion_p2p.tensor.aggregate import norm
 from legion_p2p.tensor.body import require_finite
 from legion_p2p.tensor.codec import Codec
@@ -68,8 +68,8 @@ def recount(
     except (CodecError, DecodeError, NonFiniteError) as bad:
         return Recount(CountVerdict.WRONG, f"inputs that no update can be made of: {bad}", inputs.residual, inputs.outer)
     after = _left(wanted, sent, account)
-    if not wrong and used != tuple((i.peer, i.seq) for i in header.included):
-        wrong = "it names other contributions than those that were used"
+    if not wrong and used != tuple((i.peer, i.seq, i.standing) for i in header.included):
+        wrong = "it names other contributions than those that were used, or other standings than follow from them"
     if not wrong and state_digest(after, outer) != account.after:
         wrong = "what its owner kept does not follow from the inputs"
     finding = CountVerdict.WRONG if wrong else _compare(wanted, sent, account, codec_of(header.codec))
@@ -98,15 +98,22 @@ def _check_claims(inputs: RoundInputs) -> str:
 
 def _step(
     inputs: RoundInputs, values: dict[PeerId, Tensor], before: OuterState, spec: RoundSpec, numel: int
-) -> tuple[Tensor, OuterState, tuple[tuple[str, int], ...]]:
+) -> tuple[Tensor, OuterState, tuple[tuple[str, int, int | None], ...]]:
     """What the round changes the shard by, the state after it, and which contributions were used."""
-    pushed = [(PeerId(p.claim.peer), p.claim.version, p.claim.tokens, p.claim.steps) for p in inputs.pushes]
+    header = inputs.header
+    at_first = () if header.account is None else header.account.standings
+    standing_of = dict(zip((i.peer for i in header.included), at_first, strict=False))
+    pushed = [
+        ShownPush(PeerId(p.claim.peer), p.claim.version, p.claim.tokens, p.claim.steps, standing_of.get(p.claim.peer))
+        for p in inputs.pushes
+    ]
     result = averaged(pushed, inputs.header.version - 1, values, spec, numel)
     seq_of = {p.claim.peer: p.claim.seq for p in inputs.pushes}
     step, outer = outer_step(
         spec.outer, result.mean, before, lr=spec.outer_learning_rate, momentum=spec.outer_momentum, delay=spec.outer_delay
     )
-    return step, outer, tuple((peer, seq_of[peer]) for peer in result.used)
+    standings = result.standings or (None,) * len(result.used)
+    return step, outer, tuple((peer, seq_of[peer], after) for peer, after in zip(result.used, standings, strict=True))
 
 
 def _left(wanted: Tensor, sent: Tensor, account: UpdateAccount) -> Tensor | None:

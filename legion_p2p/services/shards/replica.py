@@ -5,6 +5,7 @@ Tensors here are 1-D fp32 on the CPU and never changed in place: code that was h
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from legion_p2p.tensor.feedback import Compressed, compress, compress_difference
 from legion_p2p.tensor.flatten import digest
 from legion_p2p.tensor.outer import OuterState, outer_step
 from legion_p2p.tensor.robust.rules import Rule, aggregate, n_hostile
+from legion_p2p.tensor.robust.standing import NEWCOMER
 
 MAX_ACCOUNTED = 2  # updates of a shard whose inputs are kept: the standby asks at once, so longer ago means not at all
 
@@ -157,6 +159,8 @@ class Combined:
     """Factor on what was left over then."""
     agreement: float | None = None
     """How far the pushes agreed: 0 to 1. None: not measured."""
+    standings: tuple[int, ...] = ()
+    """Of the members in `used`, after the round; empty where nobody is screened."""
 
 
 def combine(
@@ -173,7 +177,7 @@ def combine(
 
     `longest`: how long B may be; the rest stays in b.
     """
-    pushed = [(c.peer, c.version, c.tokens, c.steps) for c in closed.contributions]
+    pushed = [ShownPush(c.peer, c.version, c.tokens, c.steps, c.standing) for c in closed.contributions]
     result = averaged(pushed, closed.version, values, spec, reference.numel())
     if not result.used:
         return Combined(None, reference, b"", owner_residual, outer, (), result.refused)
@@ -200,21 +204,35 @@ def combine(
         scale,
         kept,
         result.agreement,
+        result.standings,
     )
 
 
-def averaged(
-    pushed: Sequence[tuple[PeerId, int, int, int]], version: int, values: dict[PeerId, Tensor], spec: RoundSpec, numel: int
-) -> Aggregated:
-    """The pushes to this version by the run's rule. `pushed`: by whom, from which version, of how many tokens and steps."""
+class ShownPush(NamedTuple):
+    """What is known of a push beside its value."""
+
+    peer: PeerId
+    version: int
+    """The version that its member trained from."""
+    tokens: int
+    steps: int
+    standing: int | None = None
+    """Of its member, before the round; None where nobody is screened, or nothing is known."""
+
+
+def averaged(pushed: Sequence[ShownPush], version: int, values: dict[PeerId, Tensor], spec: RoundSpec, numel: int) -> Aggregated:
+    """The pushes to this version by the run's rule."""
     rule = Rule(spec.rule(), spec.norm_cap or None, spec.hostile_share)
-    tokens = [float(n) for _, _, n, _ in pushed]
+    tokens = [float(push.tokens) for push in pushed]
     weights = tokens if rule.name == "mean" else capped_weights(tokens, spec.weight_cap)
-    steps = believed_steps([max(1, n) for _, _, _, n in pushed], n_hostile(rule, len(pushed)))
-    contributions = [
-        Contribution(peer, weight * staleness_weight(version - base), values[peer], n_steps)
-        for (peer, base, _, _), weight, n_steps in zip(pushed, weights, steps, strict=True)
-    ]
+    steps = believed_steps([max(1, push.steps) for push in pushed], n_hostile(rule, len(pushed)))
+    contributions = []
+    for push, weight, n_steps in zip(pushed, weights, steps, strict=True):
+        standing = NEWCOMER if push.standing is None else push.standing
+        own = weight * staleness_weight(version - push.version)
+        contributions.append(
+            Contribution(push.peer, own, values[push.peer], n_steps, standing if spec.screening == "trend" else None)
+        )
     return aggregate(contributions, rule, numel, restore=spec.restore_length)
 
 

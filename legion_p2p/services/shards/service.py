@@ -58,6 +58,7 @@ from legion_p2p.services.shards.owner import OwnerService
 from legion_p2p.services.shards.pusher import PushService
 from legion_p2p.services.shards.receipts import Receipts
 from legion_p2p.services.shards.replica import LocalChange, Replica
+from legion_p2p.services.shards.screening import ScreeningLog
 from legion_p2p.services.shards.shard_server import ShardServer
 from legion_p2p.services.shards.states import ShardStates
 from legion_p2p.services.shards.witness import StandbyWatch
@@ -82,6 +83,7 @@ class ShardService:
         self.equivocation = EquivocationWatch(ctx, self.states, self.follower, self.evidence)
         self.receipts = Receipts(ctx, self.states, self.evidence)
         self.witness = StandbyWatch(ctx, self.states, self.evidence, self.exchange)
+        self.screening = ScreeningLog(ctx, self.states)
         self.cosigner = CosignService(ctx, self.states, self.witness)
         self.owner = OwnerService(ctx, self.states, self.news, self.catch_up, self.forwarder, self.witness, self.cosigner)
         self.pusher = PushService(ctx, self.states, self.receipts, self.owner.submit)

@@ -56,6 +56,8 @@ class AcceptedUpdate:
     replica: Replica
     header: UpdateHeader
     update: Update
+    agrees: bool = True
+    """Its owner began with the standings of members that the updates before had ended with."""
 
 
 def log_bytes(numel: int) -> int:
@@ -272,8 +274,9 @@ class ShardStates:
         """The shard has a new version by an update that is `norm` long. The caller holds the lock."""
         replica.norms.add(norm)
         replica.common = made
+        agrees = replica.chain.agrees_on_standings(header)
         replica.chain.applied(header, update)
-        self.updated.tell(AcceptedUpdate(replica, header, update))
+        self.updated.tell(AcceptedUpdate(replica, header, update, agrees))
         self.mailbox.post(replica.shard, header.version, made)
         self.advanced(replica, header.included, followed=header.owner != self.me)
         for failure in header.failed:

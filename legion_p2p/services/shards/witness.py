@@ -89,7 +89,7 @@ class StandbyWatch:
             return
         owner, shard = PeerId(header.owner), header.shard
         is_broken = self._continuity.setdefault(shard, Continuity()).breaks(owner, header.version, header.account)
-        is_broken = is_broken and not states.has_other_regions()
+        is_broken = (is_broken and not states.has_other_regions()) or not accepted.agrees
         if is_broken and self._breaks.add(owner):
             self.broken.tell(owner)
         if self._checked.pop(shard, None) == header_digest(accepted.update.header):

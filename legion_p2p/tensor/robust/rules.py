@@ -13,6 +13,9 @@
 | centered-clip | means of pairs, clipped around a center | yes |
 | nearest-neighbours | near-duplicates share a weight, pushes are mixed with their nearest; then the geometric median | yes |
 
+With a standing for each member, rules that go by distances leave out members that go against the others round after round
+(standing.py).
+
 All but `mean` look at the changes of one step (`aggregate.equal_factors`), and cap their norms first. The same contributions give
 the same bits, in whatever order they came and on whatever machine.
 """
@@ -43,6 +46,7 @@ from legion_p2p.tensor.mean_length import Term, given_back
 from legion_p2p.tensor.robust import centers, coordinatewise, selection
 from legion_p2p.tensor.robust.geometry import CHUNK, Floats, Group, chunk_of, combination, squared_distances
 from legion_p2p.tensor.robust.points import Points
+from legion_p2p.tensor.robust.standing import alignments, next_standings, weight_of
 
 MAX_COMPARED = 256  # points whose distances are computed: 1 GFLOP for each 10,000 elements. More pushes are averaged in groups.
 
@@ -98,8 +102,17 @@ def aggregate(contributions: Sequence[Contribution], rule: Rule, numel: int | No
     factors, mean_steps = equal_factors(used, rule.norm_cap)
     groups = _groups(used, factors)
     hostile = n_hostile(rule, len(groups))
-    if rule.name in BY_DISTANCE:
-        shares = _factors_of_pushes(groups, BY_DISTANCE[rule.name](_points(values, groups), hostile), len(values))
+    standings: tuple[int, ...] = ()
+    if rule.name in BY_DISTANCE and len(groups) == len(used) and all(c.standing is not None for c in used):
+        points = _points(values, groups)
+        share_P = _screened(points, [c.standing or 0 for c in used], rule)
+        standings = next_standings([c.standing or 0 for c in used], alignments(points.apart_PP, share_P))
+        shares = _factors_of_pushes(groups, share_P, len(values))
+        result = combination(values, shares)
+        shares = [share / factor for share, factor in zip(shares, factors, strict=True)]
+    elif rule.name in BY_DISTANCE:
+        factor_P = BY_DISTANCE[rule.name](_points(values, groups), hostile).tolist()
+        shares = _factors_of_pushes(groups, factor_P, len(values))
         result = combination(values, shares)
         shares = [share / factor for share, factor in zip(shares, factors, strict=True)]
     else:
@@ -112,7 +125,22 @@ def aggregate(contributions: Sequence[Contribution], rule: Rule, numel: int | No
         terms = [Term(value, share, factor) for value, share, factor in zip(values, shares, factors, strict=True)]
         result, agreement = given_back(result, terms, restore)
     result = result if mean_steps == 1.0 else result * mean_steps
-    return Aggregated(result, tuple(c.source for c in used), refused, agreement)
+    return Aggregated(result, tuple(c.source for c in used), refused, agreement, standings)
+
+
+def _screened(points: Points, standings: Sequence[int], rule: Rule) -> list[float]:
+    """The factor on each point, by the rule, among those whose standing gives them a weight; if none has one, among all."""
+    weights = [weight_of(standing) for standing in standings]
+    if not any(weights):
+        weights = [1.0] * len(weights)
+    kept = [i for i, weight in enumerate(weights) if weight > 0]
+    weight_P = np.array([*(points.weight_P[i] * weights[i] for i in kept), 0.0])
+    with_origin = [*kept, points.n]
+    chosen = Points(weight_P, np.eye(len(kept) + 1, len(kept)), points.apart_PP[np.ix_(with_origin, with_origin)])
+    factors = [0.0] * points.n
+    for i, factor in zip(kept, BY_DISTANCE[rule.name](chosen, n_hostile(rule, len(kept))).tolist(), strict=True):
+        factors[i] = factor
+    return factors
 
 
 def n_hostile(rule: Rule, n: int) -> int:
@@ -146,9 +174,9 @@ def _points(values: Sequence[Tensor], groups: Sequence[Group]) -> Points:
     return Points(weight_P, mix_PP, squared_distances(values, groups))
 
 
-def _factors_of_pushes(groups: Sequence[Group], factor_P: Floats, n_pushes: int) -> list[float]:
+def _factors_of_pushes(groups: Sequence[Group], factor_P: Sequence[float], n_pushes: int) -> list[float]:
     out = [0.0] * n_pushes
-    for group, factor in zip(groups, factor_P.tolist(), strict=True):
+    for group, factor in zip(groups, factor_P, strict=True):
         for i, own in zip(group.members, group.factors, strict=True):
             out[i] = factor * own
     return out
