@@ -34,6 +34,9 @@ def farewell_lines(job: Job, outcome: "Outcome", status: Status | None, wall_s: 
     lines = [f"{verb} run {human.clean(run_name(job, status))}: {did} {human.seconds_text(wall_s)}"]
     if outcome.val_loss is not None:
         lines.append(f"validation loss of the common model: {human.loss_text(outcome.val_loss)}")
+    if outcome.average_val_loss is not None:
+        where = f", better: it is in {outcome.average_saved_to}" if outcome.average_saved_to else ""
+        lines.append(f"validation loss of its average: {human.loss_text(outcome.average_val_loss)}{where}")
     if Role(job.peer.role).trains and outcome.steps:
         used = "unknown (--peak-tflops says what the device can do)" if outcome.mfu is None else human.percent_text(outcome.mfu)
         lines.append(f"model FLOPs utilisation {used}")

@@ -84,6 +84,7 @@ OPTIONS = (
     Option(Training, "wait_for_members", TRAINING),
     Option(Training, "finish_together", TRAINING),
     Option(Training, "eval_every_s", TRAINING, "SECONDS"),
+    Option(Training, "average", TRAINING),
     Option(Training, "seed", TRAINING),
     Option(Training, "device", TRAINING, "NAME"),
     Option(Training, "threads", TRAINING),

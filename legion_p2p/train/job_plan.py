@@ -71,6 +71,11 @@ def activation_bytes(spec: RunSpec, job: Training = PLAIN) -> int:
     return 4 * (trained + evaluated)
 
 
+def average_bytes(spec: RunSpec, job: Training) -> int:
+    """What `Training.average` holds: the average, and a copy of the common model while it is taken in."""
+    return 2 * 4 * spec.plan().numel if job.average else 0
+
+
 def plan_of(
     spec: RunSpec, crowds: Sequence[int], upload_bps: float | None, role: Role = Role.AUTO, job: Training = PLAIN
 ) -> Plan:
@@ -80,7 +85,8 @@ def plan_of(
     plan = spec.plan()
     has_model = spec.model is not None or spec.transformers
     tokens_per_step = spec.inner.batch * shape_of(spec).context if has_model and role.trains else 0
-    computed = COPIES_HELD * 4 * plan.numel + activation_bytes(spec, job) if role.trains else COPIES_HELPED * 4 * plan.numel
+    trained = COPIES_HELD * 4 * plan.numel + activation_bytes(spec, job) + average_bytes(spec, job)
+    computed = trained if role.trains else COPIES_HELPED * 4 * plan.numel
     traffic = []
     for n_members in crowds:
         check_members(n_members)

@@ -18,6 +18,7 @@ from legion_p2p.observe.memory import is_out_of_memory
 from legion_p2p.observe.status import Status
 from legion_p2p.train.batches import ChunkedWindows
 from legion_p2p.train.bridge import PeerThread
+from legion_p2p.train.common_average import CommonAverage
 from legion_p2p.train.compute import Compute, memory_advice
 from legion_p2p.train.control import Control
 from legion_p2p.train.corpus import Corpus
@@ -63,6 +64,7 @@ class TrainingLoop:
         self._control = control
         self._report = LoopReport(thread, compute, events, on_status)
         self._memory_problem = ""
+        self._average = CommonAverage(self.opt.common_parameters) if job.average else None
         self._run_step = 0
         self._eta = EtaEstimator()
         self._evaluated_at = time.monotonic()
@@ -131,6 +133,8 @@ class TrainingLoop:
             opt.note(loss=smoothed, run_step=self._run_step + opt.steps + 1, mfu=self._mfu(), **told)
             opt.step()
             opt.zero_grad()
+            if self._average is not None:
+                self._average.stepped(opt.steps, self._engine.local_steps)
             self._report.stepped(opt.steps, opt.tokens, smoothed, self._mfu(), opt.speed())
             if job.eval_every_s and time.monotonic() - self._evaluated_at >= job.eval_every_s:
                 self._evaluate_common(corpus)
@@ -188,6 +192,11 @@ class TrainingLoop:
         load_flat(self._compute.model.module, flat)
         saved_to, save_problem = report.save(out, corpus, digest, opt.steps)
         val_loss = None if reason in UNFINISHED else report.evaluate(corpus, FINAL_EVAL_WINDOWS)
+        average_loss, average_saved_to = None, ""
+        if self._average is not None and reason not in UNFINISHED:
+            self._average.look()
+            average_loss, average_saved_to = self._conclude_average(self._average, corpus, out, val_loss)
+            load_flat(self._compute.model.module, flat)
         made = Outcome(
             opt.steps,
             opt.tokens,
@@ -195,12 +204,24 @@ class TrainingLoop:
             digest,
             reason,
             blocked_fraction=opt.blocked_fraction,
+            average_val_loss=average_loss,
+            average_saved_to=average_saved_to,
             saved_to=saved_to,
             save_problem=save_problem,
             memory_problem=self._memory_problem,
             mfu=self._mfu(),
         )
         return report.finished(made, status)
+
+    def _conclude_average(
+        self, average: CommonAverage, corpus: Corpus, out: Path | None, val_loss: float | None
+    ) -> tuple[float | None, str]:
+        """The loss of the average on held-out text, and the file where it is if it is better than the common model."""
+        assert average.value is not None  # it was looked at just now
+        load_flat(self._compute.model.module, average.value)
+        loss = self._report.evaluate(corpus, FINAL_EVAL_WINDOWS)
+        is_better = loss is not None and val_loss is not None and loss < val_loss
+        return loss, self._report.save_average(out, self.opt.steps, average.n_looks) if is_better else ""
 
     def _evaluate_common(self, corpus: Corpus) -> None:
         """Evaluate the region's common model, and go on with this peer's own parameters."""

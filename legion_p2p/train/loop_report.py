@@ -20,9 +20,11 @@ from legion_p2p.train.language_model import LanguageModel
 from legion_p2p.train.outcome import Outcome
 from legion_p2p.train.parameters import trainable
 from legion_p2p.train.saving import save_model
+from legion_p2p.train.side_file import WEIGHTS
 
 STEP_EVENT_EVERY_S = 0.5
 STATUS_EVERY_S = 0.5
+AVERAGE = "average.safetensors"
 
 
 class LoopReport:
@@ -81,6 +83,13 @@ class LoopReport:
             write_companions(out, engine.spec, b"" if corpus.prepared is None else corpus.prepared.tokenizer)
         return saved_to, problem
 
+    def save_average(self, out: Path | None, step: int, n_looks: int) -> str:
+        """Write the average of the common model, which the model holds now; where it is. Empty: nowhere."""
+        if out is None:
+            return ""
+        metadata = {"run": self._thread.engine.id, "step": str(step), "of": f"the average of {n_looks} versions"}
+        return save_or_tell(self._compute.model, out, metadata, self._events, AVERAGE)[0]
+
     def finished(self, made: Outcome, status: Status) -> Outcome:
         """The loop has ended with `status`: what it `made`, completed by what was sent and received."""
         self._events.emit(
@@ -89,6 +98,7 @@ class LoopReport:
             step=made.steps,
             tokens=made.tokens,
             val_loss=made.val_loss,
+            average_val_loss=made.average_val_loss,
             digest=made.digest,
             sent_bytes=status.sent_bytes,
             received_bytes=status.received_bytes,
@@ -108,11 +118,13 @@ class LoopReport:
         )
 
 
-def save_or_tell(model: LanguageModel, out: Path, metadata: Mapping[str, str], events: Events) -> tuple[str, str]:
+def save_or_tell(
+    model: LanguageModel, out: Path, metadata: Mapping[str, str], events: Events, name: str = WEIGHTS
+) -> tuple[str, str]:
     """Where the model is, and what is wrong with that; empty: nothing. What is wrong is an event, too."""
     try:
         # A tied output matrix is the embedding: it is stored once.
-        return str(save_model(list(trainable(model.module)), out, metadata)), ""
+        return str(save_model(list(trainable(model.module)), out, metadata, name)), ""
     except NotSavedError as bad:
         events.error("model.not_saved", str(bad))
         return "", str(bad)

@@ -29,5 +29,9 @@ class Outcome(msgspec.Struct, frozen=True):
     """Ids of the peers that this one was connected to at the end."""
     memory_problem: str = ""
     """Why the memory did not suffice, and what takes less."""
+    average_val_loss: float | None = None
+    """Of the average of the common model over the last part of the run; None: none was kept."""
+    average_saved_to: str = ""
+    """File of that average; empty: the common model is as good, or no folder was given."""
     mfu: float | None = None
     """Model FLOPs utilisation; None where nobody knows what the device can do."""

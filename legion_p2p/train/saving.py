@@ -26,19 +26,19 @@ def check_out(name: str) -> Path:
     return folder
 
 
-def save_model(params: Sequence[tuple[str, Tensor]], folder: Path, metadata: Mapping[str, str]) -> Path:
-    """Write the parameters as model.safetensors; where they are now.
+def save_model(params: Sequence[tuple[str, Tensor]], folder: Path, metadata: Mapping[str, str], name: str = WEIGHTS) -> Path:
+    """Write the parameters as model.safetensors, or under another `name`; where they are now.
 
     Raises: NotSavedError, if the folder does not take them. They are elsewhere then, and the message says where; or nowhere, if
     no place takes them.
     """
     try:
-        return _write(params, folder / WEIGHTS, metadata)
+        return _write(params, folder / name, metadata)
     except StoreError as refused:
         problem = f"the model could not be written to {shown(folder)}: {refused}"
         for place in _other_places():
             try:
-                path = _write(params, place / f"legion-model-{os.getpid()}.safetensors", metadata)
+                path = _write(params, place / f"legion-{os.getpid()}-{name}", metadata)
             except (StoreError, UsageError):
                 continue
             raise NotSavedError(f"{problem}. It is in {shown(path)}") from refused

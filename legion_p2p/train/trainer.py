@@ -28,7 +28,7 @@ from legion_p2p.train.corpus import Corpus
 from legion_p2p.train.datasets.prepared import with_data
 from legion_p2p.train.described import check_memory, model_of, shape_of, spec_of
 from legion_p2p.train.entering import enter
-from legion_p2p.train.job_plan import activation_bytes
+from legion_p2p.train.job_plan import activation_bytes, average_bytes
 from legion_p2p.train.language_model import LanguageModel
 from legion_p2p.train.loop import TrainingLoop
 from legion_p2p.train.loop_report import save_or_tell
@@ -127,8 +127,11 @@ class Trainer:
         shape = shape_of(spec)
         if self.job.accumulate > spec.inner.batch:
             raise UsageError(f"--accumulate {self.job.accumulate}: a step of run {spec.name!r} has {spec.inner.batch} windows")
+        if self.job.average and spec.sharding == "full":
+            raise UsageError("--average: in a sharded run no member has the whole model")
         # before a text is read that would be of no use
-        check_memory(spec, 0 if self._device.startswith("cuda") else activation_bytes(spec, self.job))
+        beside = 0 if self._device.startswith("cuda") else activation_bytes(spec, self.job)
+        check_memory(spec, beside + average_bytes(spec, self.job))
         return open_run_text(spec, self._data, shape, self.events)
 
     def _train(self, thread: PeerThread, out: Path | None) -> Outcome:

@@ -59,6 +59,16 @@ def test_steps_in_parts_and_their_utilisation_are_told(tmp_path: Path) -> None:
     assert next(event.fields["mfu"] for event in reversed(seen) if event.name == "step") is not None
 
 
+def test_an_average_of_the_common_model_is_evaluated_and_saved_only_if_it_is_better(tmp_path: Path) -> None:
+    outcome, seen = train(tmp_path, average=True)
+
+    assert outcome.average_val_loss is not None and outcome.val_loss is not None
+    is_better = outcome.average_val_loss < outcome.val_loss
+    assert bool(outcome.average_saved_to) == (tmp_path / "out" / "average.safetensors").exists() == is_better
+    finished = next(event for event in seen if event.name == "run.finished")
+    assert finished.fields["average_val_loss"] == outcome.average_val_loss
+
+
 def test_more_parts_than_a_step_has_windows_are_refused_before_the_run_is_created(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--accumulate 3: a step of run 'x' has 2 windows"):
         train(tmp_path, accumulate=3)

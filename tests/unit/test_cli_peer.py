@@ -70,7 +70,7 @@ from legion_p2p.observe.status import *
 class Outcome(msgspec.Struct):
     steps: int; tokens: int; val_loss: float | None; digest: str; reason: str; sent_bytes: int; received_bytes: int
     save_problem: str = ""; text_problem: str = ""; connected: tuple[str, ...] = ()
-    memory_problem: str = ""; mfu: float | None = None
+    memory_problem: str = ""; mfu: float | None = None; average_val_loss: float | None = None; average_saved_to: str = ""
 
 class Plan(msgspec.Struct):
     run: str; n_params: int; n_shards: int; shard_elements: int; memory_bytes: int; push_bytes_per_round: int

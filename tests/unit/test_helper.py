@@ -9,7 +9,15 @@ from legion_p2p.config import NewRun, RunChoice, Training
 from legion_p2p.errors import UsageError
 from legion_p2p.train.helper import OF_TRAINING, check_helper
 
-OTHER_THAN_USUAL = {"data": "x", "steps": 3, "eval_every_s": 2.0, "seed": 4, "device": "cpu", "wait_for_members": 2}
+OTHER_THAN_USUAL = {
+    "data": "x",
+    "steps": 3,
+    "eval_every_s": 2.0,
+    "seed": 4,
+    "device": "cpu",
+    "wait_for_members": 2,
+    "average": True,
+}
 
 
 def test_nothing_of_training_is_imported():
