@@ -11,7 +11,6 @@ present state (the disk was full, or too slow) is stored whole in the next check
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from legion_p2p.core import dagcbor
 from legion_p2p.core.checkpoint_policy import StoredRun
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.core.manifest import MAX_LOG, Base, Manifest, StoredShard
+from legion_p2p.core.manifest import Base, Manifest, StoredShard
 from legion_p2p.core.plan import ShardPlan
 from legion_p2p.core.retention import Retention, kept
 from legion_p2p.core.run import SignedSpec, open_spec, run_id
@@ -46,23 +45,10 @@ from legion_p2p.store.checkpoints import (
 )
 from legion_p2p.store.dataset_files import DatasetBlocks
 from legion_p2p.store.run_journal import Record, RunJournal, StateRecord, UpdateRecord, WholeRecord
+from legion_p2p.store.shard_index import IndexedShard, ShardIndex
 
 DEFAULT_KEEP = Retention(last=3)
 LABEL = "kept by this peer"  # pins with this label are pruned; whatever else is pinned stays
-
-
-@dataclass
-class _Stored:
-    """A shard as far as it is stored: a base, the updates since that are blocks, and those that are in the journal only.
-
-    The base is a block, or a place in the journal.
-    """
-
-    base: Cid | int
-    version: int
-    digest: bytes
-    log: list[tuple[Cid, ...]] = field(default_factory=list)
-    pending: list[int] = field(default_factory=list)
 
 
 class Archive:
@@ -84,7 +70,7 @@ class Archive:
         self._run: Cid | None = None
         self._plan: ShardPlan | None = None
         self._journal: RunJournal | None = None
-        self._shards: dict[int, _Stored] = {}
+        self._shards = ShardIndex()
 
     def close(self) -> None:
         if self._journal is not None:
@@ -116,10 +102,10 @@ class Archive:
         Raises: StoreError; DecodeError, if the checkpoint is not whole: then try an older one.
         """
         plan = open_spec(signed).plan()
-        shards = {}
+        shards = ShardIndex()
         if stored is not None:
             for state, _ in get_shards(self.store, stored.manifest, plan):
-                shards[state.shard] = _Stored(state.base, state.version, state.digest, list(state.log))
+                shards.put(state.shard, state.base, state.version, state.digest, state.log)
         if self._journal is not None:
             self._journal.close()
         self._signed, self._plan = signed, plan
@@ -129,7 +115,7 @@ class Archive:
         self.kept = tuple(cid for cid, _, _ in self._pinned())
         self._journal = RunJournal(self.store.path / "journal" / run_id(signed))
         for at, record in self._opened().records():
-            self._take(record, at)
+            self._shards.take(record, at)
 
     def shard(self, shard: int) -> tuple[Base, bytes, Iterator[bytes], Iterator[bytes]]:
         """What a shard is made of: its base, its fp32 bytes, and the encoded updates since, in the checkpoint and after it.
@@ -190,7 +176,7 @@ class Archive:
 
     def adopt(self, state: StoredShard) -> None:
         """A shard is here as this says: all blocks of it are."""
-        self._shards[state.shard] = _Stored(state.base, state.version, state.digest, list(state.log))
+        self._shards.put(state.shard, state.base, state.version, state.digest, state.log)
 
     def append(self, updates: Sequence[tuple[UpdateHeader, Update]], step: int, state: Mapping[str, Any] | None = None) -> None:
         """Write updates that lead on from what is stored, and if given the trainer's state.
@@ -198,7 +184,7 @@ class Archive:
         Raises: DiskFullError; StoreError. Nothing is written then, and nothing harmed.
         """
         records: list[Record] = []
-        heads = {shard: (stored.version, stored.digest) for shard, stored in self._shards.items()}
+        heads = self._shards.heads()
         for h, update in updates:
             if heads.get(h.shard) == (h.version - 1, h.base_digest):
                 heads[h.shard] = (h.version, h.digest)
@@ -231,7 +217,7 @@ class Archive:
 
     def put_base(self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview) -> None:
         """Store a shard whole; `data` is its little-endian fp32 bytes. Raises: DiskFullError; QuotaError; StoreError."""
-        self._shards[shard] = _Stored(put_base(self.store, version, included, data), version, digest)
+        self._shards.put(shard, put_base(self.store, version, included, data), version, digest)
 
     def recover(self) -> None:
         """After a failed write: go on from what the newest checkpoint and the journal have, and remove what neither needs.
@@ -249,8 +235,7 @@ class Archive:
 
     def holds(self, shard: int, version: int, digest: bytes) -> bool:
         """Whether what is stored of a shard leads to this state."""
-        stored = self._shards.get(shard)
-        return stored is not None and (stored.version, stored.digest) == (version, digest)
+        return self._shards.heads().get(shard) == (version, digest)
 
     def publish(self, step: int, created_s: int, state: Mapping[str, Any]) -> Cid:
         """Make a checkpoint of all shards as they are stored, prune what need not be kept, and start an empty journal.
@@ -302,26 +287,9 @@ class Archive:
     def _append(self, records: Sequence[Record]) -> None:
         places = self._opened().append(records)
         for record, at in zip(records, places, strict=True):
-            self._take(record, at)
+            self._shards.take(record, at)
 
-    def _take(self, record: Record, at: int) -> None:
-        """A record that is in the journal counts from now on."""
-        if isinstance(record, WholeRecord):
-            self._shards[record.shard] = _Stored(at, record.version, record.digest)
-        elif isinstance(record, UpdateRecord):
-            self._chain(record, at)
-
-    def _chain(self, record: UpdateRecord, at: int) -> None:
-        stored = self._shards.get(record.shard)
-        if (
-            stored is not None
-            and (record.version, record.base_digest) == (stored.version + 1, stored.digest)
-            and len(stored.log) + len(stored.pending) < MAX_LOG
-        ):
-            stored.pending.append(at)
-            stored.version, stored.digest = record.version, record.digest
-
-    def _messages(self, stored: _Stored) -> tuple[Iterator[bytes], Iterator[bytes]]:
+    def _messages(self, stored: IndexedShard) -> tuple[Iterator[bytes], Iterator[bytes]]:
         return (
             (update_bytes(self.store, leaves) for leaves in stored.log),
             (self._opened().update_at(at) for at in stored.pending),

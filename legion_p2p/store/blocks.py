@@ -22,15 +22,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
-from legion_p2p.core.cids import DAG_CBOR, RAW, Cid
-from legion_p2p.core.manifest import MAX_BLOCK_BYTES, links_of
+from legion_p2p.core.cids import RAW, Cid
+from legion_p2p.core.manifest import MAX_BLOCK_BYTES
 from legion_p2p.errors import DecodeError, MissingBlockError, QuotaError, StoreError
 from legion_p2p.files.paths import user_path
 from legion_p2p.files.writing import sync_folder
 from legion_p2p.store.folder import StoreFolder, raise_as_store_error
+from legion_p2p.store.links import needed_by, walk
+from legion_p2p.store.pins import Pins
 
-MAX_DAG_BLOCKS = 1 << 20  # below one root: the manifest of a model of 34 billion parameters has half a million
-MAX_LABEL_CHARS = 200
 WRITERS = 16  # threads that wait for the disk together: it syncs 8 files in the time of one
 
 Report = Callable[[Cid, Path], None]
@@ -67,6 +67,7 @@ class BlockStore:
         self._used_bytes = 0
         self._reserved_bytes = 0
         self._folder = StoreFolder(self.path)
+        self._pins = Pins(self._folder)
         try:
             if not read_only:
                 self._folder.make()
@@ -169,49 +170,21 @@ class BlockStore:
 
         Raises: MissingBlockError, unless `on_missing` takes it; DecodeError, if a node is none or there are too many blocks.
         """
-        seen = {root}
-        waiting = [root]
-        while waiting:
-            cid = waiting.pop()
-            try:
-                data = self.get(cid)
-            except MissingBlockError as missing:
-                if on_missing is None:
-                    raise
-                on_missing(missing)
-                continue
-            yield cid, data
-            if cid.codec == DAG_CBOR:
-                fresh = [link for link in links_of(data) if link not in seen]
-                seen.update(fresh)
-                waiting.extend(reversed(fresh))
-                if len(seen) > MAX_DAG_BLOCKS:
-                    raise DecodeError(f"more than {MAX_DAG_BLOCKS} blocks below {root}")
+        yield from walk(self.get, root, on_missing)
 
     def pin(self, root: Cid, label: str = "") -> None:
         """Keep `root` and all that it links to, whether it is here already or not. `label` says why, to people."""
         self._must_write()
-        if len(label) > MAX_LABEL_CHARS:
-            raise StoreError(f"a pin's label of {len(label)} characters, at most {MAX_LABEL_CHARS}")
-        folder = self.path / "pins"
-        try:
-            os.replace(self._folder.draft(label.encode()), folder / str(root))
-            sync_folder(folder)
-        except OSError as failed:
-            raise_as_store_error(failed, self.path)
+        self._pins.put(root, label)
 
     def unpin(self, root: Cid) -> None:
         """Let the next collection have it, unless something else keeps it."""
         self._must_write()
-        (self.path / "pins" / str(root)).unlink(missing_ok=True)
+        self._pins.remove(root)
 
     def pins(self) -> dict[Cid, str]:
         """Every pinned root, and its label."""
-        found = {}
-        for file in sorted((self.path / "pins").glob("*")):
-            with contextlib.suppress(DecodeError, FileNotFoundError):
-                found[Cid.parse(file.name)] = file.read_text(errors="replace")[:MAX_LABEL_CHARS]
-        return found
+        return self._pins.all()
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
@@ -236,7 +209,7 @@ class BlockStore:
         """
         self._must_write()
         with self._mutex:
-            needed = self._reachable([*self.pins(), *self._held])
+            needed = needed_by(self.get, [*self.pins(), *self._held], self._must_be_absent)
             n_removed = freed_bytes = 0
             for cid in self:
                 if cid not in needed:
@@ -246,25 +219,11 @@ class BlockStore:
                     n_removed, freed_bytes = n_removed + 1, freed_bytes + size
         return n_removed, freed_bytes
 
-    def _reachable(self, roots: Iterable[Cid]) -> set[Cid]:
-        """All that is needed for `roots`. Reads the nodes only: leaves link to nothing."""
-        needed = set(roots)
-        waiting = [cid for cid in needed if cid.codec == DAG_CBOR]
-        while waiting:
-            cid = waiting.pop()
-            try:
-                links = links_of(self.get(cid))
-            except MissingBlockError:
-                if (self.path / "corrupt" / str(cid)).exists():
-                    told = f"nothing was removed from {self.path}: block {cid} is damaged, and what it needs is unknown"
-                    raise StoreError(f"{told}; fetch it again, or unpin what needs it") from None
-                continue
-            except DecodeError:  # somebody's dag-cbor that is none
-                continue
-            fresh = {link for link in links if link not in needed}
-            needed |= fresh
-            waiting.extend(link for link in fresh if link.codec == DAG_CBOR)
-        return needed
+    def _must_be_absent(self, cid: Cid) -> None:
+        """Raises: StoreError, where the block is not missing, but damaged."""
+        if (self.path / "corrupt" / str(cid)).exists():
+            told = f"nothing was removed from {self.path}: block {cid} is damaged, and what it needs is unknown"
+            raise StoreError(f"{told}; fetch it again, or unpin what needs it") from None
 
     def write_beside(self, where: Path, data: bytes) -> None:
         """Write a file of the store that is no block, whole or not at all. Raises: DiskFullError; StoreError."""
