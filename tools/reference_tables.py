@@ -9,7 +9,7 @@ CONFIGURATION = """# Configuration
 
 Everything that a user may set, in Python and as an option of `legion-peer`: one definition each, from which this page is made.
 Options are also keys of the TOML file of `--config`, and `LEGION_*` variables
-([where values come from](../commands/legion-peer.md#where-values-come-from)).
+([options, variables and files](../commands/legion-peer.md#options-variables-and-files)).
 
 {sections}
 """

@@ -67,10 +67,8 @@ def shell_lines(page: Path) -> list[str]:
     return [line[2:] for line in lines if line.startswith("$ ")]
 
 
-@of_every_page
-def test_every_relative_link_leads_somewhere(page: Path) -> None:
-    text = FENCE.sub("", page.read_text(encoding="utf-8"))
-
+def broken_links(text: str, page: Path) -> list[str]:
+    """Relative links of a page that lead nowhere, or to an anchor that is not there."""
     broken = []
     for target in LINK.findall(text):
         if re.match(r"[a-z]+:", target):
@@ -79,8 +77,19 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
         there = (page.parent / path).resolve() if path else page
         if not there.exists() or (anchor and anchor not in anchors(there)):
             broken.append(target)
+    return broken
 
-    assert broken == []
+
+@of_every_page
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    assert broken_links(FENCE.sub("", page.read_text(encoding="utf-8")), page) == []
+
+
+@pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("reference*.py")), ids=lambda tool: tool.name)
+def test_every_link_of_the_pages_that_are_generated_leads_somewhere(tool: Path) -> None:
+    text = "".join(re.findall(r"^.*\]\(\.\./[^{}()\s]+\).*$", tool.read_text(encoding="utf-8"), re.MULTILINE))
+
+    assert broken_links(text, ROOT / "docs" / "reference" / "page.md") == []
 
 
 @of_every_page
