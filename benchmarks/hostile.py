@@ -394,10 +394,14 @@ def tables(results):
             name = MEANT.get(r["attack"], r["attack"]) + (", unlike peers" if r["unlike"] else "")
             lines.append(
                 f"| {r['rule']} | {name} | {r['n_hostile']} | {r['seed']} | {shown(r, 'loss', '{:.4f}')} | {before or ''} "
-                f"| {above(r['loss'], before)} | {above(r['loss'], exact)} | {r.get('found_in') or ''} | {r.get('weight', '')} |"
+                f"| {above(r['loss'], before)} | {above(r['loss'], exact)} | {liars(r, 'found_in')} | {liars(r, 'weight')} |"
             )
         lines += ["", *accused(of), ""]
     return "\n".join(lines)
+
+
+def liars(result, key):
+    return result.get(key, "") if result["n_hostile"] else ""
 
 
 def above(loss, other):
