@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from typing import cast
 
 import trio
 import varint
@@ -21,7 +22,7 @@ from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.kad_dht.utils import sort_peer_ids_by_distance
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
-from libp2p.peer.peerstore import env_to_send_in_RPC
+from libp2p.peer.peerstore import PeerStore, env_to_send_in_RPC
 from libp2p.records.validator import NamespacedValidator
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
@@ -72,7 +73,6 @@ class Dht:
         self.kad._provider_rate_max = MAX_PROVIDER_RATE
         self.providers = self.kad.provider_store = Providers(host, config.provider_lifetime_s)
         replace_attributes(self.kad, _add_closer_peers_to_response=self._name_closer_peers)
-        self._add_closer_peers = self.kad.__class__._add_closer_peers_to_response
         if config.dht_server:
             host.set_stream_handler(KAD_PROTOCOL, self._answer)
 
@@ -81,8 +81,25 @@ class Dht:
         await self.kad.handle_stream(stream)
 
     def _name_closer_peers(self, answer: Message, closest: list[ID], exclude_peer_id: ID | None = None) -> None:
-        """The last that libp2p does to an answer: who is told of whom is noted here."""
-        self._add_closer_peers(self.kad, answer, closest, exclude_peer_id=exclude_peer_id)
+        """The last that libp2p does to an answer: who is told of whom is noted here.
+
+        libp2p's own method looks each of the 20 peers up eight times, which is half of what an answer costs.
+        """
+        store = cast(PeerStore, self._host.get_peerstore())
+        connected = self._host.get_network().connections
+        for peer in closest:
+            if peer == exclude_peer_id:
+                continue
+            known = store.peer_data_map.get(peer)
+            addresses = () if known is None or known.is_expired() else known.get_addrs()
+            entry = answer.closerPeers.add(id=peer.to_bytes(), addrs=[address.to_bytes() for address in addresses])
+            if peer in connected:
+                entry.connection = Message.ConnectionType.CONNECTED
+            else:
+                entry.connection = Message.ConnectionType.CAN_CONNECT if addresses else Message.ConnectionType.NOT_CONNECTED
+            record = store.peer_record_map.get(peer) if addresses else None
+            if record is not None:
+                entry.signedRecord = record.envelope.marshal_envelope()
         if exclude_peer_id is None or answer.type != Message.MessageType.GET_PROVIDERS:
             return  # nodes that look around ask for closer ones all the time
         asker = str(exclude_peer_id)
@@ -214,27 +231,25 @@ class Dht:
         """Put questions to one node, on one stream; the answers, fewer if it fails in between."""
         answers: list[Message] = []
         stream: INetStream | None = None
-        with trio.move_on_after(RPC_TIMEOUT_S + 0.02 * len(questions)):
-            try:
-                stream = await self._host.new_stream(peer, [KAD_PROTOCOL])
-                for question in questions:
-                    if not answers and not question.senderRecord:
-                        question.senderRecord = env_to_send_in_RPC(self._host)[0]
-                    packed = question.SerializeToString()
-                    await stream.write(varint.encode(len(packed)) + packed)
-                    answer = Message()
-                    answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_ANSWER_BYTES))
-                    if answer.type != question.type:
-                        raise ValueError(f"answer of type {answer.type} to a question of type {question.type}")
-                    answers.append(answer)
-            except Exception as failed:
-                log.debug("DHT node %s: %r", peer, failed)
-        if stream is not None:
-            with trio.CancelScope(deadline=trio.current_time() + 1.0, shield=True):
+        try:
+            with trio.move_on_after(RPC_TIMEOUT_S + 0.02 * len(questions)):
                 try:
-                    await (stream.close() if len(answers) == len(questions) else stream.reset())
+                    stream = await self._host.new_stream(peer, [KAD_PROTOCOL])
+                    for question in questions:
+                        if not answers and not question.senderRecord:
+                            question.senderRecord = env_to_send_in_RPC(self._host)[0]
+                        packed = question.SerializeToString()
+                        await stream.write(varint.encode(len(packed)) + packed)
+                        answer = Message()
+                        answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_ANSWER_BYTES))
+                        if answer.type != question.type:
+                            raise ValueError(f"answer of type {answer.type} to a question of type {question.type}")
+                        answers.append(answer)
                 except Exception as failed:
-                    log.debug("closing a DHT stream: %r", failed)
+                    log.debug("DHT node %s: %r", peer, failed)
+        finally:  # also where the lookup has found enough elsewhere
+            if stream is not None:
+                await _end(stream, in_order=len(answers) == len(questions))
         if not answers:
             self.kad.routing_table.remove_peer(peer)
             self._down_until[peer] = trio.current_time() + DOWN_S
@@ -274,6 +289,14 @@ class Dht:
         addresses = [Multiaddr(address) for address in self._book.of(PeerId(str(peer)))]
         info = PeerInfo(peer, addresses) if addresses else peer
         await self.kad.routing_table.add_peer(info, skip_server_mode_check=True)
+
+
+async def _end(stream: INetStream, *, in_order: bool) -> None:
+    with trio.CancelScope(deadline=trio.current_time() + 1.0, shield=True):
+        try:
+            await (stream.close() if in_order else stream.reset())
+        except Exception as failed:
+            log.debug("closing a DHT stream: %r", failed)
 
 
 @lru_cache(MAX_NAMES)

@@ -4,7 +4,6 @@ Importing this module applies all of it, once per process. tests/net/test_patche
 """
 
 import hashlib
-import heapq
 import logging
 import random
 import struct
@@ -27,6 +26,7 @@ from libp2p.kad_dht.routing_table import RoutingTable
 from libp2p.network.connection import swarm_connection
 from libp2p.network.stream import net_stream
 from libp2p.network.swarm import _NegativePeerCache
+from libp2p.peer.envelope import Envelope
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
 from libp2p.protocol_muxer import multiselect_client
@@ -87,8 +87,8 @@ def _answer_quickly() -> None:
 
     def find_local_closest_peers(table: RoutingTable, key: bytes, count: int = 20) -> list[ID]:
         target = _place_of(key)
-        known = [peer for bucket in table.buckets for peer in bucket.peers]
-        return heapq.nsmallest(count, known, key=lambda peer: _place_of(peer.to_bytes()) ^ target)
+        by_distance = {_place_of(peer.to_bytes()) ^ target: peer for bucket in table.buckets for peer in bucket.peers}
+        return [by_distance[distance] for distance in sorted(by_distance)[:count]]
 
     def get_connection_type(host: IHost, peer_id: ID) -> Message.ConnectionType:
         if peer_id in host.get_network().connections:
@@ -99,6 +99,19 @@ def _answer_quickly() -> None:
 
     replace_attributes(RoutingTable, find_local_closest_peers=find_local_closest_peers)
     replace_attributes(kad_dht, get_connection_type=get_connection_type)
+
+
+def _marshal_records_once() -> None:
+    """An answer of the DHT carries the signed records of 20 peers, a message of gossip its sender's. They never change."""
+    marshal = Envelope.marshal_envelope
+
+    def marshal_envelope(envelope: Envelope) -> bytes:
+        known: bytes | None = envelope.__dict__.get("marshalled")
+        if known is None:
+            known = envelope.__dict__["marshalled"] = marshal(envelope)
+        return known
+
+    replace_attributes(Envelope, marshal_envelope=marshal_envelope)
 
 
 def _believe_records_once() -> None:
@@ -338,6 +351,7 @@ class SturdyManager(TrioManager):
 
 _isolate_dht()
 _answer_quickly()
+_marshal_records_once()
 _believe_records_once()
 _route_logging()
 _read_patiently()

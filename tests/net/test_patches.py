@@ -8,6 +8,7 @@ from importlib.metadata import version
 import pytest
 import trio
 from libp2p.kad_dht import common, kad_dht, peer_routing, provider_store, value_store
+from libp2p.kad_dht.kad_dht import KadDHT
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.kad_dht.routing_table import RoutingTable, peer_id_to_key
 from libp2p.kad_dht.utils import xor_distance
@@ -22,7 +23,7 @@ from libp2p.stream_muxer.yamux import yamux
 from multiaddr import Multiaddr
 
 from legion_p2p.net.patches import KAD_PROTOCOL, ZERO_WINDOW_S
-from tests.net.conftest import opened
+from tests.net.conftest import eventually, opened
 
 
 def test_the_version_is_the_one_that_was_studied():
@@ -161,3 +162,19 @@ async def test_a_writer_waits_for_a_reader_that_is_slow_for_longer_than_5_s(monk
     with pytest.raises(MuxedStreamError):
         await stream.write(bytes(2000))
     assert trio.current_time() >= 30 + ZERO_WINDOW_S
+
+
+async def test_an_answer_names_peers_as_libp2p_does():
+    async with opened() as a, opened(of=a) as b, opened(of=a) as c:
+        await eventually(lambda: len(a._host.get_peerstore().peer_record_map) >= 2)
+        peers = [*(ID.from_base58(other.peer_id) for other in (b, c)), ID(random.randbytes(34))]
+        expired = ID(random.randbytes(34))
+        a._host.get_peerstore().add_addrs(expired, [Multiaddr("/ip4/127.0.0.1/tcp/1")], 60)
+        a._host.get_peerstore().peer_data_map[expired].last_identified -= 100
+        theirs, ours = Message(), Message()
+
+        KadDHT._add_closer_peers_to_response(a.discovery.dht.kad, theirs, [*peers, expired], peers[1])
+        a.discovery.dht.kad._add_closer_peers_to_response(ours, [*peers, expired], exclude_peer_id=peers[1])
+
+        assert ours == theirs
+        assert len(ours.closerPeers) == 3 and ours.closerPeers[0].signedRecord
