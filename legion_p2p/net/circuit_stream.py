@@ -26,6 +26,7 @@ class CircuitStream:
         self._write_lock = QuickLock()
         self._rest = memoryview(b"")
         self._closed = False
+        self.received_bytes = 0
 
     async def write(self, data: bytes) -> None:
         async with self._write_lock:
@@ -50,6 +51,7 @@ class CircuitStream:
                 raise ConnectionClosedError(f"circuit closed: {broken!r}", transport="circuit") from broken
             if not self._rest:
                 raise ConnectionClosedError("circuit closed by the other side", transport="circuit")
+            self.received_bytes += len(self._rest)
         data, self._rest = (self._rest, memoryview(b"")) if n is None else (self._rest[:n], self._rest[n:])
         return bytes(data)
 

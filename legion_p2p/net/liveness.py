@@ -17,6 +17,7 @@ from libp2p.stream_muxer.yamux.yamux import FLAG_SYN, TYPE_PING, YAMUX_HEADER_FO
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.observers import Observers
+from legion_p2p.net.circuit_stream import CircuitStream
 from legion_p2p.net.sockets import Ends, OpenSocket
 
 CHECK_S = 3.0  # for a sign of life; a path of 300 ms that lost the ping twice answers within it
@@ -72,15 +73,14 @@ class Liveness:
     async def check(self, conn: INetConn) -> bool:
         """Whether it shows a sign of life; else it is closed."""
         muxed = cast(Yamux, conn.muxed_conn)
-        socket = socket_of(conn)
         pong = muxed._ping_event = trio.Event()
         with trio.move_on_after(CHECK_S):
             await self._ping(conn)
             with trio.move_on_after(SETTLE_S):
                 await pong.wait()
-            before = socket.ends.received_bytes if socket is not None else 0
+            before = _received_bytes(conn)
             while not conn.is_closed:
-                if pong.is_set() or (socket is not None and socket.ends.received_bytes != before):
+                if pong.is_set() or _received_bytes(conn) != before:
                     return True
                 with trio.move_on_after(CHECK_EVERY_S):
                     await pong.wait()
@@ -121,11 +121,26 @@ def peer_of(conn: INetConn) -> PeerId:
     return PeerId(str(conn.muxed_conn.peer_id))
 
 
+def _below(conn: INetConn) -> object:
+    """The socket or the circuit that carries a connection."""
+    inner: object = cast(Yamux, conn.muxed_conn).secured_conn
+    for name in ("conn", "conn", "stream"):  # a secure session, its cipher, the raw connection, what is below
+        inner = getattr(inner, name, None)
+    return inner
+
+
+def _received_bytes(conn: INetConn) -> int:
+    """What has come in over a connection. A circuit counts as well: at 256 kbit/s a pong waits 8 s behind a shard of 256 KiB."""
+    carrier = _below(conn)
+    if isinstance(carrier, CircuitStream):
+        return carrier.received_bytes
+    socket = socket_of(conn)
+    return 0 if socket is None else socket.ends.received_bytes
+
+
 def socket_of(conn: INetConn) -> OpenSocket | None:
     """The socket below a connection; None for one that goes through another peer."""
-    inner: object = cast(Yamux, conn.muxed_conn).secured_conn
-    for name in ("conn", "conn", "stream"):  # a secure session, its cipher, the raw connection, the socket
-        inner = getattr(inner, name, None)
+    inner = _below(conn)
     return cast(OpenSocket, inner) if isinstance(getattr(inner, "ends", None), Ends) else None
 
 

@@ -3,15 +3,18 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import Any, cast
 
 import pytest
 import trio
 import trio.lowlevel
+from libp2p.network.swarm import Swarm
 
 from legion_p2p.core.connectivity import Sight
 from legion_p2p.core.identity import Identity
 from legion_p2p.errors import UnreachableError
 from legion_p2p.net.changes import MAX_TRIED, NetworkChanges
+from legion_p2p.net.circuit_stream import CircuitStream
 from legion_p2p.net.liveness import CHECK_S, Liveness, close
 from legion_p2p.observe.events import Event, Events
 from tests.net.conftest import eventually, opened
@@ -97,6 +100,45 @@ async def test_a_second_connection_that_both_opened_at_the_same_time_does_no_har
 
         assert connections(a, b) and connections(b, a)
         assert await a.messenger.request(b.peer_id, b"x") == b"x"
+
+
+class Carried:
+    """A connection through a relay whose other end sends a shard, so that its pong comes late, or sends nothing at all."""
+
+    def __init__(self, sends: bool) -> None:
+        self.is_closed = False
+        self.muxed_conn = self.secured_conn = self.conn = self
+        self.stream = CircuitStream(self)  # type: ignore[arg-type]
+        self.peer_id = Identity(b"p" * 32).peer_id
+        self._ping_id = 0
+        self._ping_event: trio.Event | None = None
+        self._sends = sends
+        self.event_closed = trio.Event()
+
+    async def _write_frame(self, frame: bytes) -> None: ...
+
+    async def read(self, n: int) -> bytes:
+        await trio.sleep(1.0 if self._sends else float("inf"))
+        return bytes(1000)
+
+    async def close(self) -> None:
+        self.is_closed = True
+        self.event_closed.set()
+
+    async def read_forever(self) -> None:
+        while True:
+            await self.stream.read()
+
+
+@pytest.mark.parametrize("sends", [True, False])
+async def test_a_circuit_on_which_something_comes_in_is_alive_although_its_pong_is_late(sends, autojump_clock):
+    conn: Any = Carried(sends)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(conn.read_forever)
+
+        assert await Liveness(cast(Swarm, None), nursery).check(conn) is sends
+        assert conn.is_closed is not sends
+        nursery.cancel_scope.cancel()
 
 
 # changes, in virtual time
