@@ -7,6 +7,7 @@ import trio
 from legion_p2p.core.addresses import DNSADDR
 from legion_p2p.core.dial_advice import advice
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.observers import Observers
 from legion_p2p.errors import NetworkError, NoContactError
 from legion_p2p.net.changes import NetworkChanges
 from legion_p2p.net.dialer import Dialer, jittered
@@ -38,6 +39,8 @@ class Contacts:
         self._names = names
         self._report = report
         self._keeping = False
+        self.connected: Observers[PeerId] = Observers()
+        """Told of each that was dialed and answered."""
 
     async def join(self) -> None:
         """Return when one of them answers; all are kept from now on.
@@ -97,6 +100,8 @@ class Contacts:
                 reason = REFUSED
             else:
                 reason = await self._attempt(peer, where)
+                if reason is None:
+                    self.connected.tell(peer)
             if reason != self.reports[address]:
                 self._report(f"{address}: {reason or 'connected'}")
             self.reports[address] = reason

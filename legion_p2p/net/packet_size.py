@@ -17,9 +17,11 @@ from weakref import WeakKeyDictionary
 import trio
 
 SMALL_SEGMENT_BYTES = 1200  # of 1280, which every IPv6 link passes, less the headers
-RETRANSMITS = 4  # in a row: after 3 s at the earliest; with 5 % loss that happens once in 160,000 segments
-HEARD_WITHIN_S = 2.0  # less than those take: it was heard while they were in vain
-WATCH_S = 1.0
+RETRANSMITS = (
+    3  # in a row; with 5 % loss that happens to one in 8,000 segments, and only the first large ones of a connection count
+)
+HEARD_WITHIN_S = (1.2, 2.0)  # after 3, and after more: less than those take, 1.4 and 3 s, so it was heard while they were in vain
+WATCH_S = 0.5
 INFO = struct.Struct("=BBBB12xI4xI24xI64xQ64xI")  # the first part of tcp_info in linux/tcp.h; the last two since Linux 4.18
 HEARD_S = 40.0  # a peer that was heard within so long before the stall is alive: longer than a stall takes to be noticed
 
@@ -63,11 +65,15 @@ class PacketSize:
     def vanishing(self, sockets: Iterable[tuple[T, _Readable]]) -> list[T]:
         """Of these connections, each with its socket, those on which large packets vanish. Only Linux tells."""
         infos = [(connection, sock, info) for connection, sock in sockets if (info := _look(sock)) is not None]
-        heard = {info.host for _, _, info in infos if info.silent_ms < 1000 * HEARD_WITHIN_S}
+        silent_ms: dict[str, int] = {}
+        for _, _, info in infos:
+            silent_ms[info.host] = min(info.silent_ms, silent_ms.get(info.host, info.silent_ms))
         found = [
             (connection, info)
             for connection, sock, info in infos
-            if not self._has_passed_large(sock, info) and info.is_in_vain and (self.is_small or info.host in heard)
+            if not self._has_passed_large(sock, info)
+            and info.is_in_vain
+            and (self.is_small or silent_ms[info.host] < 1000 * HEARD_WITHIN_S[info.n_retransmits > RETRANSMITS])
         ]
         for _, info in found:
             self.stalled(info.host, trio.current_time())
@@ -98,6 +104,8 @@ class _Info:
     host: str
     silent_ms: int
     """Since it brought anything."""
+    n_retransmits: int
+    """Of the segment that it waits for, in a row."""
     is_in_vain: bool
     """It sends the same large segment again and again."""
     acked_bytes: int
@@ -125,4 +133,4 @@ def _look(sock: _Readable) -> _Info | None:
     except (OSError, struct.error):  # it is closed, or this is another system
         return None
     is_in_vain = segment_bytes > SMALL_SEGMENT_BYTES and n_unconfirmed > 0 and retransmits >= RETRANSMITS
-    return _Info(host, silent_ms, is_in_vain, acked_bytes, n_delivered)
+    return _Info(host, silent_ms, retransmits, is_in_vain, acked_bytes, n_delivered)

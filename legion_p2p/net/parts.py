@@ -41,6 +41,7 @@ from legion_p2p.net.names import SystemNames
 from legion_p2p.net.netem import Shaper
 from legion_p2p.net.network import Libp2pNetwork
 from legion_p2p.net.patches import SturdyManager
+from legion_p2p.net.path_probe import PathProbe
 from legion_p2p.net.peer_score import Refusals
 from legion_p2p.net.port_mapping import PortMapping
 from legion_p2p.net.reaching import Reaching
@@ -201,6 +202,8 @@ class NetworkParts:
         network.gossip = Libp2pGossip(self.pubsub, self.nursery, network.messenger.report)
         network.tally = self.tally
         network.recall = Recall(self.dht, self.book, self.peerstore, network.messenger.connected)
+        probe = PathProbe(network.messenger)
+        contacts.connected.add(lambda peer: self.nursery.start_soon(probe.probe, peer))
         SpeedService(self.host, self.config.speed_tests, network.messenger.is_busy, network.messenger.report)
         if blocks is not None:
             network.bitswap = Bitswap(self.host, self.nursery, blocks, network.messenger.report)

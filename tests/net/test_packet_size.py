@@ -1,12 +1,17 @@
 """Where large packets vanish, small ones are used."""
 
 import socket
+from typing import Any, cast
 
 import pytest
 import trio
 
+from legion_p2p.core.identity import Identity, PeerId
+from legion_p2p.errors import DecodeError
+from legion_p2p.net.messenger import Messenger
 from legion_p2p.net.packet_size import HEARD_S, INFO, RETRANSMITS, SMALL_SEGMENT_BYTES, PacketSize
-from tests.net.conftest import opened
+from legion_p2p.net.path_probe import PROBE_BYTES, SIGNS, PathProbe
+from tests.net.conftest import eventually, opened
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "TCP_MAXSEG"), reason="needs TCP_MAXSEG")
 
@@ -47,13 +52,14 @@ async def test_a_peer_that_is_simply_gone_changes_nothing(autojump_clock):
 class Told:
     """A socket of which the kernel says how often its last segment was sent in vain, and what has arrived of the others."""
 
-    def __init__(self) -> None:
+    def __init__(self, silent_ms: int = 100) -> None:
+        self.silent_ms = silent_ms
         self.retransmits = 0
         self.acked_bytes = 0
         self.n_delivered = 0
 
     def getsockopt(self, level: int, option: int, size: int) -> bytes:
-        return INFO.pack(1, 0, self.retransmits, 0, 1448, 1, 100, self.acked_bytes, self.n_delivered)
+        return INFO.pack(1, 0, self.retransmits, 0, 1448, 1, self.silent_ms, self.acked_bytes, self.n_delivered)
 
     def getpeername(self) -> tuple[str, int]:
         return "11.1.0.1", 4710
@@ -68,3 +74,48 @@ async def test_a_connection_on_which_large_segments_arrived_is_slow_and_one_on_w
     slow.retransmits = hole.retransmits = RETRANSMITS
     slow.acked_bytes, slow.n_delivered = slow.acked_bytes + 10 * 200, slow.n_delivered + 10  # only small ones since
     assert size.vanishing([("slow", slow), ("hole", hole)]) == ["hole"]
+
+
+@pytest.mark.parametrize(
+    ("retransmits", "silent_ms", "is_hole"),
+    [(2, 100, False), (3, 1100, True), (3, 1300, False), (4, 1900, True), (4, 2100, False)],
+)
+async def test_a_hole_is_where_the_other_side_was_heard_while_large_segments_were_in_vain(retransmits, silent_ms, is_hole):
+    size, told = PacketSize(), Told(silent_ms)
+    assert size.vanishing([("a", told)]) == []
+
+    told.retransmits = retransmits
+
+    assert size.vanishing([("a", told)]) == (["a"] if is_hole else [])
+    assert size.is_small is is_hole
+
+
+async def test_an_initial_peer_is_sent_something_large_and_small_things_before_it_that_it_answers_later(monkeypatch):
+    came: list[int] = []
+
+    async def answer(probe: PathProbe, peer: PeerId, body: bytes) -> bytes:
+        came.append(len(body))
+        return b""
+
+    monkeypatch.setattr(PathProbe, "answer", answer)
+    async with opened() as a, opened(of=a):
+        await eventually(lambda: len(came) == 1 + len(SIGNS) + 1)
+    assert came == [0] + [1] * len(SIGNS) + [PROBE_BYTES]
+    assert PROBE_BYTES > 2 * 1448
+
+
+class Asking:
+    def serve_internally(self, service: str, handler: Any) -> None: ...
+
+
+async def test_a_sign_comes_as_late_as_was_asked_for_and_no_later_and_no_larger_probe_is_taken(autojump_clock):
+    probe, peer = PathProbe(cast(Messenger, Asking())), Identity(b"p" * 32).peer_id
+
+    for after_s in SIGNS:
+        began = trio.current_time()
+        assert await probe.answer(peer, bytes([after_s])) == b""
+        assert trio.current_time() == began + after_s
+    with pytest.raises(DecodeError, match="after 200 s"):
+        await probe.answer(peer, bytes([200]))
+    with pytest.raises(DecodeError, match="limit is 4096"):
+        await probe.answer(peer, bytes(PROBE_BYTES + 1))
