@@ -34,7 +34,8 @@ from legion_p2p.run_search import choose_run
 from legion_p2p.services.checkpoint.holders import CheckpointHolders
 from legion_p2p.services.ports import FORGOTTEN
 from legion_p2p.services.run.active_run import ActiveRun
-from legion_p2p.services.run.joiner import Params, RunCreation, creating, joining
+from legion_p2p.services.run.fitting import Params
+from legion_p2p.services.run.joiner import RunCreation, creating, joining
 from legion_p2p.services.run.lobby import PeerParts
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.services.shards.privacy import accountant

@@ -10,6 +10,7 @@ then on every third of a record's lifetime. All keys that are due go together, o
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from random import SystemRandom
 
 import msgspec
@@ -123,12 +124,12 @@ class Libp2pDiscovery:
             search.add(PeerId(str(info.peer_id)) for info in self._held_here(place))
             connected = sorted(self._messenger.connected())
             search.add(SystemRandom().sample(connected, min(len(connected), MAX_CONNECTED_ASKED)))
-            await self._look_up(place, search)
+            search.look_up(partial(self._look_up, place, search), nursery)
             await search.settled()
             if not search.confirmed:
                 # all peers that were named are dead, or have withdrawn: others, further off, may know of more
                 search.is_thorough = True
-                await self._look_up(place, search)
+                search.look_up(partial(self._look_up, place, search), nursery)
                 await search.settled()
             nursery.cancel_scope.cancel()  # of those that may still answer, nobody waits for more
         return tuple(search.confirmed.values())

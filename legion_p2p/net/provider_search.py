@@ -24,6 +24,7 @@ class ProviderSearch:
         self._seen = {me}
         self._send, self._receive = trio.open_memory_channel[PeerId](float("inf"))
         self._n_open = 0
+        self._n_lookups = 0
         self._settled = Notify()
         self._enough_at = float("inf")
         self.is_thorough = False
@@ -36,16 +37,28 @@ class ProviderSearch:
                 self._n_open += 1
                 self._send.send_nowait(peer)
 
+    def look_up(self, lookup: Callable[[], Awaitable[None]], nursery: trio.Nursery) -> None:
+        """Start a lookup that names candidates; the search is not settled before it is over."""
+        self._n_lookups += 1
+        nursery.start_soon(self._look_up, lookup)
+
+    async def _look_up(self, lookup: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await lookup()
+        finally:
+            self._n_lookups -= 1
+            self._settled.notify()
+
     def n_nodes_to_ask(self) -> int:
         """The closest few are enough once they have named a peer; while none is named, it is worth asking them all."""
         return K if self.is_thorough or not (self.confirmed or self._n_open) else ALPHA
 
     async def settled(self) -> None:
-        """Return when every peer named so far has answered or will not; or REST_S after the first one said yes.
+        """Return when every peer that the lookups name has answered or will not; or REST_S after the first one said yes.
 
         A caller waits no longer than for one that never answers: then it would have nothing of those that did.
         """
-        while self._n_open:
+        while self._n_open or self._n_lookups:
             with trio.move_on_at(self._enough_at):
                 await self._settled.wait()
             if trio.current_time() >= self._enough_at:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 
 import msgspec
 from torch import Tensor
@@ -17,7 +18,8 @@ from legion_p2p.errors import UsageError
 from legion_p2p.observe.events import Events
 from legion_p2p.peer import open_peer
 from legion_p2p.services.run.active_run import ActiveRun
-from legion_p2p.services.run.joiner import Params, RunCreation
+from legion_p2p.services.run.fitting import Fitting, Params, check_model
+from legion_p2p.services.run.joiner import RunCreation
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.bridge import PeerThread
 from legion_p2p.train.checkpoint_tools import CHECKPOINT_TOOLS
@@ -66,10 +68,10 @@ def fit_of(entry: RunChoice, params: Params) -> Params:
 
     def fit(spec: RunSpec) -> Sequence[ParamSpec]:
         check_choices(new_run, spec)
-        made = params(spec) if callable(params) else params
-        return spec.params if made is None else made
+        check_model(params, spec)
+        return spec.params
 
-    return fit
+    return replace(params, params=fit) if isinstance(params, Fitting) else fit
 
 
 def entry_of(place: str, run: object, initial_peers: object) -> RunChoice:

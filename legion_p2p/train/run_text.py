@@ -26,12 +26,7 @@ def open_run_text(spec: RunSpec, given: str, shape: Shape, events: Events) -> Co
     Raises: MissingDataError, if the run trains on prepared data and none is given; UsageError, if another one is, or none;
     IncompatibleModelError, if the model does not know its tokens; StoreError, if it cannot be read.
     """
-    source = given or spec.data
-    if not given and spec.dataset:
-        raise MissingDataError(spec.name, spec.dataset)
-    if not given and source not in BUILT_IN:
-        # A stranger's specification must not choose what is read from this disk.
-        raise UsageError(f"run {spec.name!r} trains on {source!r}: give the text that you have of it with --data")
+    source = check_source(spec, given)
     events.emit(PHASE, text=f"reading the text ({shown(source)})")
     corpus = open_text(source, shape.context)
     check_data(spec, corpus)
@@ -41,6 +36,16 @@ def open_run_text(spec: RunSpec, given: str, shape: Shape, events: Events) -> Co
         told = f"token ids up to {corpus.vocab_size - 1}, the run's model knows {shape.vocab_size}"
         raise IncompatibleModelError(f"{source}: {told}; a run with a vocab_size of {corpus.vocab_size} or more can train on it")
     return corpus
+
+
+def check_source(spec: RunSpec, given: str) -> str:
+    """Where the text to train on comes from. Raises: MissingDataError, UsageError, as `open_run_text`, without reading it."""
+    if not given and spec.dataset:
+        raise MissingDataError(spec.name, spec.dataset)
+    if not given and spec.data not in BUILT_IN:
+        # A stranger's specification must not choose what is read from this disk.
+        raise UsageError(f"run {spec.name!r} trains on {spec.data!r}: give the text that you have of it with --data")
+    return given or spec.data
 
 
 def check_data(spec: RunSpec, corpus: Corpus) -> None:

@@ -18,6 +18,7 @@ from legion_p2p.observe.events import PHASE, Events
 from legion_p2p.observe.metrics import JsonlSink
 from legion_p2p.observe.status import Status
 from legion_p2p.observe.words import join_command
+from legion_p2p.services.run.fitting import Fitting
 from legion_p2p.services.run.joiner import RunCreation
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.train.batches import ChunkedWindows, default_chunk_tokens, n_chunks_of
@@ -35,7 +36,7 @@ from legion_p2p.train.loop_report import save_or_tell
 from legion_p2p.train.niceness import lower_priority
 from legion_p2p.train.outcome import Outcome
 from legion_p2p.train.parameters import param_specs, trainable
-from legion_p2p.train.run_text import fetch_missing, open_run_text, shared_by
+from legion_p2p.train.run_text import check_source, fetch_missing, open_run_text, shared_by
 from legion_p2p.train.saving import check_out
 from legion_p2p.train.sharding.loop import ShardedLoop
 
@@ -99,10 +100,11 @@ class Trainer:
 
     def _enter(self, entry: RunChoice, creation: RunCreation | None) -> PeerThread:
         """Into the run; with its data, if this peer has it not and others do."""
+        fitting = Fitting(self._params_of, self._corpus_of)
         for is_last in (False, True):
             try:
                 return enter(
-                    entry, shared_by(self._peer, self._data), creation=creation, params=self._params_of, events=self.events,
+                    entry, shared_by(self._peer, self._data), creation=creation, params=fitting, events=self.events,
                     given_up=lambda: self.control.leaving,
                 )  # fmt: skip
             except MissingDataError as missing:
@@ -112,27 +114,27 @@ class Trainer:
         raise AssertionError
 
     def _params_of(self, spec: RunSpec) -> tuple[ParamSpec, ...]:
-        """The parameters of the model that a run describes, as it is joined."""
-        self._corpus_of(spec)
+        """The parameters of the model that a run describes, as it is joined. Raises: MissingDataError, UsageError."""
+        self._check(spec)
         self._model = model_of(spec)
         return param_specs(FlatView(trainable(self._model.module)))
 
     def _corpus_of(self, spec: RunSpec) -> Corpus:
         """The text to train on, read once: the run is joined when it fits, and the others wait from then on."""
         if self._corpus is None:
-            self._corpus = self._open_corpus(spec)
+            self._check(spec)
+            self._corpus = open_run_text(spec, self._data, shape_of(spec), self.events)
         return self._corpus
 
-    def _open_corpus(self, spec: RunSpec) -> Corpus:
-        shape = shape_of(spec)
+    def _check(self, spec: RunSpec) -> None:
+        """What takes no time, before a text is read that would be of no use. Raises: MissingDataError, UsageError."""
+        check_source(spec, self._data)
         if self.job.accumulate > spec.inner.batch:
             raise UsageError(f"--accumulate {self.job.accumulate}: a step of run {spec.name!r} has {spec.inner.batch} windows")
         if self.job.average and spec.sharding == "full":
             raise UsageError("--average: in a sharded run no member has the whole model")
-        # before a text is read that would be of no use
         beside = 0 if self._device.startswith("cuda") else activation_bytes(spec, self.job)
         check_memory(spec, beside + average_bytes(spec, self.job))
-        return open_run_text(spec, self._data, shape, self.events)
 
     def _train(self, thread: PeerThread, out: Path | None) -> Outcome:
         engine = thread.engine

@@ -36,8 +36,9 @@ class Messenger:
 
 
 class Dht:
-    def __init__(self, named: Sequence[PeerId]) -> None:
+    def __init__(self, named: Sequence[PeerId], lasts_s: float = 0.0) -> None:
         self.named = named
+        self.lasts_s = lasts_s
         self.providers = self
 
     def get_providers(self, place: bytes) -> list[Any]:
@@ -45,12 +46,15 @@ class Dht:
 
     async def lookup(self, place: bytes, n: int, heard: Any, n_to_ask: Any) -> list[Any]:
         heard(self.named)
+        await trio.sleep(self.lasts_s)  # other nodes are asked
         return []
 
 
-async def found(named: Sequence[PeerId], answers_after_s: dict[PeerId, float]) -> tuple[list[PeerId], float]:
+async def found(
+    named: Sequence[PeerId], answers_after_s: dict[PeerId, float], lookup_s: float = 0.0
+) -> tuple[list[PeerId], float]:
     messenger = Messenger(answers_after_s)
-    discovery = Libp2pDiscovery(messenger, Dht(named), AddressBook(), NetConfig(), tuple)  # type: ignore[arg-type]
+    discovery = Libp2pDiscovery(messenger, Dht(named, lookup_s), AddressBook(), NetConfig(), tuple)  # type: ignore[arg-type]
     began = trio.current_time()
     contacts = await discovery.find("key")
     return [contact.peer_id for contact in contacts], trio.current_time() - began
@@ -82,3 +86,17 @@ async def test_where_nobody_answers_the_search_ends(autojump_clock):
 
     assert peers == []
     assert took_s == CONFIRM_TIMEOUT_S
+
+
+async def test_a_lookup_that_asks_nodes_that_are_gone_is_not_waited_for_once_one_has_confirmed(autojump_clock):
+    peers, took_s = await found(PEERS[:1], {PEERS[0]: 0.3}, lookup_s=6.0)
+
+    assert peers == [PEERS[0]]
+    assert took_s == 0.3 + REST_S
+
+
+async def test_where_nobody_has_confirmed_the_lookup_is_waited_for(autojump_clock):
+    peers, took_s = await found([], {}, lookup_s=2.0)
+
+    assert peers == []
+    assert took_s == 2 * 2.0  # and a thorough one after it

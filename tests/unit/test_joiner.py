@@ -1,7 +1,8 @@
 """Entering and leaving a run: peers over the network in memory, without training."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,9 @@ import trio
 
 from legion_p2p.config import PeerConfig
 from legion_p2p.core.checkpoint_policy import CheckpointConfig
+from legion_p2p.core.identity import PeerId
 from legion_p2p.core.plan import ParamSpec
+from legion_p2p.core.run import RunSpec
 from legion_p2p.core.wire import GetSpec, encode
 from legion_p2p.errors import (
     AmbiguousRunError,
@@ -19,12 +22,14 @@ from legion_p2p.errors import (
     JoinError,
     RefusedError,
     RunExistsError,
+    StoreError,
     UnknownRunError,
 )
 from legion_p2p.services.run.active_run import ActiveRun
-from legion_p2p.services.run.joiner import Joiner, Params, creating, joining
+from legion_p2p.services.run.fitting import Fitting, Params, make_ready
+from legion_p2p.services.run.joiner import Joiner, creating, joining
 from legion_p2p.services.run.lobby import Lobby, PeerParts
-from legion_p2p.services.run.run_discovery import find_run
+from legion_p2p.services.run.run_discovery import ASK_DEADLINE_S, find_run
 from legion_p2p.sim.network import World
 from legion_p2p.store.archive import Archive
 from legion_p2p.store.blocks import BlockStore
@@ -140,6 +145,59 @@ async def test_a_model_that_differs_is_refused_before_the_run_is_entered(autojum
             async with joining(parts, "run", other):
                 pass
         assert not run.members.roster.is_known(parts.network.identity.peer_id)
+
+
+async def test_what_takes_long_to_make_ready_is_done_while_the_model_is_fetched_and_awaited(autojump_clock: object) -> None:
+    async with a_run_of_one() as (world, first, run):
+        parts = parts_of(world, "second")
+        fetched_at: list[float] = []
+        parts.events.add_sink(lambda event: fetched_at.append(trio.current_time()) if event.name == "shard.fetched" else None)
+
+        async def offload(fn: Callable[..., object], *args: object) -> object:
+            if fn is make_ready:
+                await trio.sleep(20.0)
+            return fn(*args)
+
+        await met(world, parts, first)
+        read: list[RunSpec] = []
+        began = trio.current_time()
+        async with joining(replace(parts, offload=offload), "run", Fitting(lambda spec: PARAMS, read.append)) as second:
+            assert read == [second.spec]
+            assert len(fetched_at) == run.plan.n_shards
+            assert max(fetched_at) < began + 10.0
+            assert began + 20.0 <= trio.current_time() < began + 22.0
+
+
+async def test_a_peer_that_cannot_make_itself_ready_does_not_take_part(autojump_clock: object) -> None:
+    async with a_run_of_one() as (world, first, run):
+        parts = parts_of(world, "second")
+
+        def unreadable(spec: RunSpec) -> None:
+            raise StoreError("the text is gone")
+
+        await met(world, parts, first)
+        with pytest.raises(StoreError, match="the text is gone"):
+            async with joining(parts, "run", Fitting(lambda spec: PARAMS, unreadable)):
+                pass
+        assert parts.network.identity.peer_id not in [member.peer_id for member in run.members.table.counted()]
+        assert len(run.shards.owned()) == run.plan.n_shards
+
+
+async def test_a_contact_that_never_answers_does_not_hold_up_a_newcomer(autojump_clock: object) -> None:
+    async with a_run_of_one() as (world, first, _):
+        parts, silent = parts_of(world, "second"), parts_of(world, "silent")
+
+        async def says_nothing(peer: PeerId, body: bytes) -> bytes:
+            await trio.sleep_forever()
+            raise AssertionError
+
+        silent.network.messenger.serve(says_nothing)
+        await met(world, parts, first)
+        with trio.move_on_after(0.5):
+            await met(world, parts, silent)
+        began = trio.current_time()
+        async with joining(parts, "run", PARAMS):
+            assert trio.current_time() - began < 4.0 < ASK_DEADLINE_S
 
 
 async def test_a_run_whose_codec_is_unknown_here_is_refused(autojump_clock: object) -> None:

@@ -21,7 +21,6 @@ from torch import Tensor
 from legion_p2p.concurrency.nurseries import open_flat_nursery
 from legion_p2p.config.engine import DEFAULT_REGION
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.plan import ParamSpec, check_fit
 from legion_p2p.core.run import RunSpec, SignedSpec, run_id, sign_spec
 from legion_p2p.errors import CodecError, IncompatibleModelError, JoinError, RunExistsError, UnknownRunError, UsageError
 from legion_p2p.services.context import PeerContext
@@ -29,6 +28,7 @@ from legion_p2p.services.inter_region.traffic import RegionalMessenger
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.dispatch import answer, answer_before
+from legion_p2p.services.run.fitting import Params, check_model, make_ready
 from legion_p2p.services.run.leaving import leave
 from legion_p2p.services.run.lobby import Lobby, PeerParts
 from legion_p2p.services.run.resume import Restored, catch_up, gather, restore
@@ -39,10 +39,8 @@ from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
 
 MEMBERS_S = 30.0  # to hear of any member that holds the model
+REST_S = 1.0  # for other members, once one that holds the model has answered: a live one mostly needs half of that
 SHORT_SEARCH_S = 3.0  # to notice that a run of the name exists already, or that somebody is in the run that is stored here
-
-Params = Sequence[ParamSpec] | Callable[[RunSpec], Sequence[ParamSpec]] | None
-"""Parameters of the model that shall train: given, or made once the run's specification is known, or not checked."""
 
 
 @dataclass(eq=False)
@@ -186,24 +184,21 @@ class Joiner:
         return "" if archive is None else await self._disk(archive.losses, name.partition("@")[0])
 
     async def _join(self, found: FoundRun, params: Params, start: Tensor | None) -> ActiveRun:
-        _check_model(params, found.spec)
+        await self._parts.offload(check_model, params, found.spec)
         run = self._enter(found.signed, found.spec)
         await self._nursery.start(run.members.run_forever)
-        for contact in found.contacts:
-            await run.members.exchange_with(contact)
-        with trio.move_on_after(MEMBERS_S) as scope:
-            while not any(m.announcement.ready for m in run.members.table.counted()):
-                await run.members.changed.wait()
-        if scope.cancelled_caught:
-            raise JoinError(f"run {run.spec.name!r} is known, but no member that holds the model answered in {MEMBERS_S:.0f} s")
-        if not run.members.access.admission.is_open:  # a member that has not seen the token gives nothing
-            await run.greet()
-        run.shards.move(await run.regions.first())
-        run.members.announcer.announce_soon()
+        async with open_flat_nursery() as nursery:
+            nursery.start_soon(self._parts.offload, make_ready, params, found.spec)
+            await self._meet(run, found.contacts)
+            if not run.members.access.admission.is_open:  # a member that has not seen the token gives nothing
+                await run.greet()
+            run.shards.move(await run.regions.first())
+            run.members.announcer.announce_soon()
+            if run.units is None:
+                sync = StateSync(run.ctx, run.members, run.region, run.checkpoints.store)
+                fetched = await sync.fetch(start)
         if run.units is not None:
             return await self._join_sharded(run)
-        sync = StateSync(run.ctx, run.members, run.region, run.checkpoints.store)
-        fetched = await sync.fetch(start)
         if any(f.chain.version for f in fetched):
             _ramp_pushes(run)
         for f in fetched:
@@ -212,21 +207,39 @@ class Joiner:
         run.target.began_tokens = run.target.run_tokens() - run.shards.states.round_log.counted_tokens
         await run.checkpoints.open(run.signed)
         await run.checkpoints.adopt(fetched, run.steps.began_at)
-        if sum(member.announcement.ready for member in run.members.table.counted()) == 1:
+        is_second = sum(member.announcement.ready for member in run.members.table.counted()) == 1
+        if is_second:
             run.shards.on_members_changed()
             await run.shards.sync_all()  # as soon as this peer is ready half of the shards are its own: it must be in step then
         await self._take_part(run)
-        await run.shards.sync_all()  # versions that appeared while the rest was being fetched
+        if not is_second:
+            await run.shards.sync_all()  # versions that appeared while the rest was being fetched
         self._events.emit(
             "run.joined", run=run.id, name=run.spec.name, n_donors=len(sync.donors), n_shards=len(fetched),
             n_from_checkpoints=sum(f.stored is not None for f in fetched),
         )  # fmt: skip
         return run
 
+    async def _meet(self, run: ActiveRun, contacts: Sequence[PeerId]) -> None:
+        """Return when a member that holds the model is known, and the others that were asked have answered, or had REST_S more.
+
+        Raises: JoinError.
+        """
+        async with trio.open_nursery() as asking:
+            for contact in contacts:
+                asking.start_soon(run.members.exchange_with, contact)
+            with trio.move_on_after(MEMBERS_S) as scope:
+                while not any(m.announcement.ready for m in run.members.table.counted()):
+                    await run.members.changed.wait()
+            asking.cancel_scope.deadline = trio.current_time() + REST_S
+        if scope.cancelled_caught:
+            raise JoinError(f"run {run.spec.name!r} is known, but no member that holds the model answered in {MEMBERS_S:.0f} s")
+
     async def _resume(self, restored: Restored, contacts: Sequence[PeerId], params: Params) -> ActiveRun:
         """Go on with a run from where this peer's archive has it; where others are further, from there."""
         stored = restored.stored
-        _check_model(params, stored.spec)
+        await self._parts.offload(check_model, params, stored.spec)
+        await self._parts.offload(make_ready, params, stored.spec)
         run = self._enter(stored.signed, stored.spec, restored)
         run.steps.began_at = restored.step
         run.target.began_tokens = restored.run_tokens
@@ -240,8 +253,9 @@ class Joiner:
         )  # fmt: skip
         await self._nursery.start(run.members.run_forever)
         self._nursery.start_soon(run.advertise.run_forever)  # the others that resume must find this peer before it is ready
-        for contact in contacts:
-            await run.members.exchange_with(contact)
+        async with trio.open_nursery() as asking:
+            for contact in contacts:
+                asking.start_soon(run.members.exchange_with, contact)
         run.shards.move(await run.regions.first())
         run.members.announcer.announce_soon()
         goes_on = await gather(restored, await run.checkpoints.remembered(), run.members, run.ctx.config.checkpoints.gather_s)
@@ -331,8 +345,3 @@ class Joiner:
 def _ramp_pushes(run: ActiveRun) -> None:
     """The moments of its inner optimizer are cold: its first pushes count less, unless the run averages exactly."""
     run.shards.states.ramp_pushes = 0 if run.spec.round.synchronous else run.ctx.config.rounds.ramp_pushes
-
-
-def _check_model(params: Params, spec: RunSpec) -> None:
-    if params is not None:
-        check_fit(params(spec) if callable(params) else params, spec.params)

@@ -29,6 +29,7 @@ SEARCH_S = 15.0  # a run created a moment ago takes seconds to show in the DHT; 
 SEARCH_EVERY_S = 1.0
 WRONG_NAME_S = 2.0  # after which others are asked which runs they are in
 TELL_DEADLINE_S = 1.0  # for that answer, which every member has at hand
+REST_S = 2.0  # for other contacts, once one has told of the run: a live one mostly needs half of that
 MAX_ASKED = 32  # contacts asked for a run
 
 
@@ -161,6 +162,7 @@ async def _ask_all(wanted: str, contacts: Sequence[Contact], messenger: Messenge
             reply = await rpc.ask(contact.peer_id, GetSpec(wanted), within_s=ASK_DEADLINE_S)
             with rpc.checking(contact.peer_id, "bad run specification"):
                 found.append(opened(wanted, SignedSpec(reply.spec, reply.signature), contact.peer_id))
+                nursery.cancel_scope.deadline = min(nursery.cancel_scope.deadline, trio.current_time() + REST_S)
         except RefusedError:
             return  # a bootstrap node, or a member of another run: it has nothing to say
         except NetworkError as failed:
