@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 LEAST_ROUND_S = 0.1  # that a ramp makes rounds: more frequent ones cost the machine more than they help training
+JOINED_ROUND_S = 10.0  # longer than it takes to see how fast a transfer goes
 MAX_SPEEDUP = 8  # a peer eight times the median does eight times the steps; beyond that it would drift too far
 
 
@@ -38,6 +39,13 @@ def local_steps(reference: int, own_step_s: float, others_step_s: Iterable[float
         return min(max(reference, least), most)
     period_s = reference * statistics.median_low(measured)  # of two peers the quicker one: the slow one does less
     return min(max(round(min(period_s / own_step_s, MAX_SPEEDUP * reference)), least), most)
+
+
+def while_joined(steps: int, own_step_s: float, most: int) -> int:
+    """Steps of a lone peer that another one joins, until it is known how fast that one fetches: it may be over a slow link, on
+    which a shard has to be fetched again if a dozen versions are made of it meanwhile. From `steps` to `most`.
+    """
+    return min(max(steps, math.ceil(JOINED_ROUND_S / own_step_s)), most) if own_step_s > 0 else steps
 
 
 def run_step(own: int, others: Sequence[int]) -> int:

@@ -18,7 +18,7 @@ from collections import deque
 MIN_TRANSFER_BYTES = 16 << 10  # 10 ms at 13 Mbit/s; what is smaller measures the delay
 MIN_SAMPLE_BYTES = 32 << 10
 MIN_SAMPLE_S = 0.02  # shorter is within what a busy machine makes of any duration
-MAX_SAMPLE_S = 5.0  # a transfer that goes on and on is looked at so often
+MAX_SAMPLE_S = 2.0  # a transfer that goes on and on is looked at so often: others wait for what it shows of a slow link
 WINDOW_S = 180.0  # samples older than this are of another time of day, or another network; some rounds long
 MAX_SAMPLES = 64
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from legion_p2p.core.pace import MAX_SPEEDUP, Ewma, at_least, local_steps, ramped, run_step
+from legion_p2p.core.pace import MAX_SPEEDUP, Ewma, at_least, local_steps, ramped, run_step, while_joined
 
 seconds = st.floats(0, 1e15, allow_subnormal=True)
 
@@ -74,6 +74,13 @@ def test_a_ramp_makes_no_round_too_short_for_the_steps_of_the_members() -> None:
     assert at_least(1, 5, [0.001]) == 5  # and none longer than the run's
     assert at_least(1, 5, []) == at_least(1, 5, [0.0]) == 1
     assert at_least(5, 5, [0.001]) == 5
+
+
+def test_a_lone_peer_makes_a_version_in_ten_seconds_while_another_one_joins_of_which_nothing_is_known() -> None:
+    assert while_joined(5, 0.1, 200) == 100
+    assert while_joined(5, 0.1, 50) == 50  # as the run allows
+    assert while_joined(5, 30.0, 200) == 5  # its rounds are long enough
+    assert while_joined(5, 0.0, 200) == 5  # nothing is measured yet
 
 
 def test_the_step_of_the_run_is_the_own_count_or_what_most_others_announce() -> None:

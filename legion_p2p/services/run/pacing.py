@@ -7,7 +7,7 @@ import msgspec
 from legion_p2p.core.adapt import Choice, CodecCost, Load, choose, recipients
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.contact import Bandwidth
-from legion_p2p.core.pace import at_least, local_steps, ramped, run_step
+from legion_p2p.core.pace import at_least, local_steps, ramped, run_step, while_joined
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.observe.events import Events
 from legion_p2p.services.shards.service import ShardService
@@ -44,6 +44,9 @@ class Pacer:
         upload_bps = bandwidth.known_upload_bps
         if upload_bps is None and not theirs:  # answers are not measured, but whoever gets them says how fast they come
             upload_bps = max((a.download_bps for a in others if a.download_bps), default=None)
+            if upload_bps is None and others:
+                self.local_steps = while_joined(steps, step_s, most)
+                return
         choice, self.local_steps = paced(rounds, steps, most, step_s, self._load(others), upload_bps, self._choice)
         if (choice.push_codec, choice.update_codec) != (self._choice.push_codec, self._choice.update_codec):
             self._events.emit("link.adapted", **msgspec.structs.asdict(choice), local_steps=self.local_steps)
