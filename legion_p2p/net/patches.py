@@ -179,12 +179,34 @@ def _expire_quietly() -> None:
         if known is None or known.is_expired() or not known.get_addrs():
             store.peer_record_map.pop(peer_id, None)
 
-    def enforce_record_limit(store: PeerStore) -> None:
-        oldest = sorted(store.peer_record_map, key=lambda peer_id: store.peer_record_map[peer_id].seq)
-        for peer_id in oldest[: max(0, len(oldest) - store.max_records)]:
-            del store.peer_record_map[peer_id]
+    replace_attributes(PeerStore, maybe_delete_peer_record=maybe_delete_peer_record)
 
-    replace_attributes(PeerStore, maybe_delete_peer_record=maybe_delete_peer_record, _enforce_record_limit=enforce_record_limit)
+
+def _evict_rarely() -> None:
+    """Once its store of peers is full, it sorts all 4096 of them for each newcomer, which takes 9 ms. Here a sixteenth goes at
+    once, in the same order: those without addresses first, then those that have expired, then those that came first.
+    """
+
+    def enforce_record_limit(store: PeerStore) -> None:
+        records = store.peer_record_map
+        if len(records) > store.max_records:
+            for peer_id in sorted(records, key=lambda peer_id: records[peer_id].seq)[: _surplus(len(records), store.max_records)]:
+                del records[peer_id]
+
+    def enforce_peer_limit(store: PeerStore) -> None:
+        peers = store.peer_data_map
+        if len(peers) > store.max_peers:
+            first = sorted(peers, key=lambda peer_id: (bool(peers[peer_id].get_addrs()), not peers[peer_id].is_expired()))
+            for peer_id in first[: _surplus(len(peers), store.max_peers)]:
+                store.peer_record_map.pop(peer_id, None)
+                del peers[peer_id]
+
+    replace_attributes(PeerStore, _enforce_record_limit=enforce_record_limit, _enforce_peer_limit=enforce_peer_limit)
+
+
+def _surplus(n: int, limit: int) -> int:
+    """How many of `n` are to go, so that it does not come to that again soon."""
+    return n - limit + limit // 16
 
 
 def _bound_unread() -> None:
@@ -357,6 +379,7 @@ _route_logging()
 _read_patiently()
 _forget_failures()
 _expire_quietly()
+_evict_rarely()
 _bound_unread()
 _update_windows_rarely()
 _wait_for_windows()

@@ -4,6 +4,7 @@ import hashlib
 import random
 import sys
 from importlib.metadata import version
+from typing import cast
 
 import pytest
 import trio
@@ -12,9 +13,10 @@ from libp2p.kad_dht.kad_dht import KadDHT
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.kad_dht.routing_table import RoutingTable, peer_id_to_key
 from libp2p.kad_dht.utils import xor_distance
+from libp2p.peer.envelope import Envelope
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
-from libp2p.peer.peerstore import env_to_send_in_RPC
+from libp2p.peer.peerstore import PeerRecordState, PeerStore, env_to_send_in_RPC
 from libp2p.pubsub import pubsub
 from libp2p.pubsub import utils as pubsub_utils
 from libp2p.pubsub.pb.rpc_pb2 import RPC
@@ -178,3 +180,29 @@ async def test_an_answer_names_peers_as_libp2p_does():
 
         assert ours == theirs
         assert len(ours.closerPeers) == 3 and ours.closerPeers[0].signedRecord
+
+
+def test_a_full_store_drops_a_sixteenth_at_once_and_first_those_without_addresses_then_the_expired_then_the_oldest():
+    store = PeerStore(max_peers=64)
+    peers = [ID(bytes([number]) * 34) for number in range(66)]
+    for number, peer in enumerate(peers[:64]):
+        store.add_addrs(peer, [Multiaddr(f"/ip4/127.0.0.1/tcp/{number + 1}")], 60)
+    store.peer_data_map[peers[40]].clear_addrs()
+    store.peer_data_map[peers[50]].last_identified -= 100
+
+    store.add_addrs(peers[64], [Multiaddr("/ip4/127.0.0.1/tcp/1")], 60)
+    dropped = set(peers[:65]) - set(store.peer_data_map)
+    store.add_addrs(peers[65], [Multiaddr("/ip4/127.0.0.1/tcp/1")], 60)
+
+    assert dropped == {peers[40], peers[50], peers[0], peers[1], peers[2]}
+    assert len(store.peer_data_map) == 61  # nothing more, although it was full a moment ago
+
+
+def test_of_too_many_records_a_sixteenth_is_dropped_at_once_the_oldest_first():
+    store = PeerStore(max_records=32)
+    for number in range(33):
+        store.peer_record_map[ID(bytes([number]) * 34)] = PeerRecordState(cast(Envelope, None), seq=(number + 7) % 33)
+
+    store._enforce_record_limit()
+
+    assert sorted(state.seq for state in store.peer_record_map.values()) == list(range(3, 33))
