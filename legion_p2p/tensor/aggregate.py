@@ -8,7 +8,7 @@ machines.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,6 +108,26 @@ def weighted_mean(
         refused=refused,
         agreement=agreement,
     )
+
+
+def mean_one_by_one(pushed: Sequence[tuple[float, Callable[[], Tensor]]], numel: int) -> Tensor:
+    """The mean by weight, as `weighted_mean` makes it without a cap, of values that come when they are asked for: never more than
+    one of them is in memory. 1-D fp32 on the CPU; weights are positive and values finite, and there is at least one."""
+    heaviest = max(weight for weight, _ in pushed)
+    total = math.fsum(weight / heaviest for weight, _ in pushed)
+    sum_N, one_B = np.zeros(numel), np.empty(min(BLOCK, numel))
+    for weight, value_of in pushed:
+        share, value_N = weight / heaviest, value_of().detach().numpy()
+        for start in range(0, numel, BLOCK):
+            part = slice(start, min(start + BLOCK, numel))
+            scaled_B = one_B[: part.stop - part.start]
+            scaled_B[:] = value_N[part]
+            scaled_B *= share
+            sum_N[part] += scaled_B
+        del value_N
+    sum_N /= total
+    with np.errstate(over="ignore"):  # as in `weighted_mean`
+        return torch.from_numpy(sum_N.astype(np.float32))
 
 
 def equal_factors(contributions: Sequence[Contribution], norm_cap: float | None) -> tuple[list[float], float]:

@@ -40,9 +40,9 @@ class GPT(nn.Module):
         self._recomputes = False
         # torch's layers draw random weights from the global state when they are made; on "meta" there is nothing to fill
         with torch.device("meta"):
-            self.embedding = nn.Embedding(config.vocab_size, config.width)
+            self.embedding = _embedding(config.vocab_size, config.width)
             if config.positions == "learned":
-                self.position = nn.Embedding(config.context, config.width)
+                self.position = _embedding(config.context, config.width)
             self.dropout = nn.Dropout(config.dropout)
             self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
             self.norm = _norm(config)
@@ -202,6 +202,11 @@ class MLP(nn.Module):
         inner = F.silu(self.gate(x_BTD)) * inner if self.is_gated else F.gelu(inner, approximate="tanh")
         y_BTD: Tensor = self.dropout(self.out(inner))
         return y_BTD
+
+
+def _embedding(n: int, width: int) -> nn.Embedding:
+    """With weights that are there: to draw its own on "meta", torch loads its compiler, which takes a second and 70 MB."""
+    return nn.Embedding(n, width, _weight=torch.empty(n, width))
 
 
 def _norm(config: GPTConfig) -> nn.Module:

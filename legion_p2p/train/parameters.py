@@ -10,7 +10,7 @@ of parameters. Those words do not count: a wrapped model fits a run that was cre
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,17 @@ class ModelView:
             averaged = {name for name, _ in self.buffers} if spec.round.untrained == "average" else set()
             check_fixed([own for own in self.fixed() if own.name not in averaged], spec.fixed)
         return param_specs(FlatView(self.in_run(spec.round.untrained)))
+
+    def fit_by_shape(self) -> Callable[[RunSpec], tuple[ParamSpec, ...]]:
+        """`fit` into a sharded run, without the model: it can be freed meanwhile."""
+        shapes, fixed = param_specs(FlatView(self.trained)), self.fixed()
+
+        def fit(spec: RunSpec) -> tuple[ParamSpec, ...]:
+            if spec.round.untrained != "own":
+                check_fixed(fixed, spec.fixed)
+            return shapes
+
+        return fit
 
 
 def _kept_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:

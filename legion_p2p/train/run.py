@@ -20,6 +20,7 @@ from legion_p2p.observe.events import Event, Events
 from legion_p2p.observe.status import MemberStatus, Status
 from legion_p2p.reporting.reports import DEFAULT_FOLDER, EVERY_S, Reports
 from legion_p2p.reporting.trackers import usable
+from legion_p2p.services.run.joiner import Params
 from legion_p2p.services.run.status import status_of
 from legion_p2p.train.arguments import Model, model_view
 from legion_p2p.train.bridge import CLOSE_S, PeerAccess
@@ -94,7 +95,9 @@ def create_arguments(
 def _open(entry: RunChoice, peer: Peer, own: ModelView | None) -> "Run":
     events, kept = kept_events()
     creation = None if entry.new_run is None or own is None else creation_of(entry.new_run, own)
-    params = None if own is None else own.fit
+    params: Params = None if own is None else own.fit
+    if own is not None and entry.new_run is not None and entry.new_run.sharding == "full":
+        params = own.fit_by_shape()  # what joins is kept for as long as the peer lives, and the model goes to others
     return Run(enter(entry, peer, creation=creation, params=params, events=events), kept)
 
 

@@ -116,10 +116,10 @@ async def test_what_a_byte_leaves_out_of_a_gradient_is_in_a_later_one(autojump_c
         owner = group.members["a"].units.keeper
         submit = owner.submit
 
-        async def noted(peer, index, step, tokens, gradient):
+        async def noted(peer, index, step, tokens, decoded):
             if index == unit.index and peer == group.members["b"].id:
-                arrived.append(gradient)
-            return await submit(peer, index, step, tokens, gradient)
+                arrived.append(decoded())
+            return await submit(peer, index, step, tokens, decoded)
 
         owner.submit = noted
         for step in range(40):

@@ -14,8 +14,9 @@ from legion_p2p.core.sharding.plan import Unit
 from legion_p2p.core.sharding.step import UnitSteps
 from legion_p2p.errors import CodecError
 from legion_p2p.tensor.adamw import AdamWRates, Moments
-from legion_p2p.tensor.aggregate import Aggregated, Contribution, weighted_mean
+from legion_p2p.tensor.aggregate import mean_one_by_one
 from legion_p2p.tensor.body import is_finite
+from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.flatten import digest, fp32_bytes, from_fp32_bytes
 from legion_p2p.tensor.muon import muon_step
 
@@ -25,7 +26,7 @@ STEPS_BYTES = 8  # before them: how many steps the moments have seen
 
 @dataclass(frozen=True, eq=False)
 class ArrivedGradient:
-    """As it came: it is decoded when the step is made."""
+    """As it came, and checked: it is decoded again when the step is made."""
 
     tokens: int
     decoded: Callable[[], Tensor]
@@ -45,6 +46,8 @@ class HeldUnit:
     """None before the first step."""
     digest: bytes = b""
     """Of the weights."""
+    packed: tuple[Codec, bytes] | None = None
+    """The weights of this version as they are sent, once anybody has asked for them."""
     arrived: dict[PeerId, ArrivedGradient] = field(default_factory=dict)
     """As the owner: the gradients of the step that is being collected for."""
     standby: PeerId | None = None
@@ -79,6 +82,7 @@ class HeldUnit:
     def stepped(self, included: Iterable[PeerId], made: bytes) -> None:
         """The step is made; `made`: the digest of the weights."""
         self.digest = made
+        self.packed = None
         self.steps.made(included)
         self.changed.notify()
 
@@ -102,7 +106,6 @@ def read_state(data: bytes, numel: int) -> tuple[Tensor, Moments | None]:
     return tensors[0], Moments(tensors[1], tensors[2], n_steps) if n_steps else None
 
 
-def combine_gradients(arrived: dict[PeerId, ArrivedGradient], numel: int) -> Aggregated:
-    """Their mean by tokens: the same bits in whatever order they came."""
-    contributions = [Contribution(peer, float(one.tokens), one.decoded()) for peer, one in sorted(arrived.items())]
-    return weighted_mean(contributions, numel=numel)
+def combine_gradients(arrived: dict[PeerId, ArrivedGradient], numel: int) -> Tensor:
+    """Their mean by tokens: the same bits in whatever order they came. One is decoded at a time."""
+    return mean_one_by_one([(float(one.tokens), one.decoded) for _, one in sorted(arrived.items())], numel)

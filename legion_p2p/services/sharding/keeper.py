@@ -7,6 +7,9 @@ A step is made in this order, so that an owner may die at any moment:
     3. only now members are answered, and given new weights
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import trio
 from torch import Tensor
 
@@ -31,6 +34,7 @@ from legion_p2p.services.rpc import Scope
 from legion_p2p.services.sharding.held import ArrivedGradient, HeldUnit, combine_gradients
 from legion_p2p.services.sharding.table import UnitTable
 from legion_p2p.tensor.body import require_finite
+from legion_p2p.tensor.codec import Codec
 
 ANSWER_S = 50.0  # a question that waits for a step is answered within this time, so that askers that gave up leave nothing behind
 REPLICATE_S = 10.0  # to get a step to the standby: after that the owner goes on without, and gives the unit to another one
@@ -60,27 +64,25 @@ class UnitKeeper:
 
     async def on_pull(self, peer: PeerId, message: PullUnit) -> UnitWeights | UnitElsewhere:
         self._table.must_be_member(peer)
-        found = await self.weights(message.unit, message.step)
-        if found is None:
-            return self._elsewhere(message.unit)
-        version, weights = found
-        payload = await self._offload(self._table.codec_of_weights(exact=message.exact).encode, weights)
-        return UnitWeights(version, payload)
+        found = await self.weights(message.unit, message.step, self._table.codec_of_weights(exact=message.exact))
+        return self._elsewhere(message.unit) if found is None else UnitWeights(*found)
 
     async def on_push(self, peer: PeerId, message: PushGradient) -> UnitStepped | UnitElsewhere:
         self._table.must_be_member(peer)
         held = self._table.unit_held(message.unit)
         if held is None or held.role != "owner":
             return self._elsewhere(message.unit)
-        gradient = await self._offload(self._table.gradients_codec.decode, message.payload, held.unit.numel)
-        stepped = await self.submit(peer, message.unit, message.step, message.tokens, gradient)
+        decoded = partial(self._table.gradients_codec.decode, message.payload, held.unit.numel)
+        await self._offload(decoded)  # its sender is told of what is wrong with it
+        stepped = await self.submit(peer, message.unit, message.step, message.tokens, decoded)
         return self._elsewhere(message.unit) if stepped is None else stepped
 
     def _elsewhere(self, unit: int) -> UnitElsewhere:
         return UnitElsewhere(self._table.owner_hint(unit) or "")
 
-    async def weights(self, unit: int, step: int) -> tuple[int, Tensor] | None:
-        """A copy of the weights with which `step` is computed, once they are there; None, where this peer does not hold them."""
+    async def weights(self, unit: int, step: int, codec: Codec) -> tuple[int, bytes] | None:
+        """The weights with which `step` is computed, encoded, and their version, once they are there; None, where this peer does
+        not hold them."""
         held = self._table.unit_held(unit)
         if held is None:
             return None
@@ -90,9 +92,12 @@ class UnitKeeper:
         if held.role == "none" or held.version < step:
             return None
         async with held.lock:
-            return held.version, held.weights.clone()
+            packed = held.packed
+            if packed is None or packed[0] is not codec:
+                packed = held.packed = codec, await self._offload(codec.encode, held.weights)
+            return held.version, packed[1]
 
-    async def submit(self, peer: PeerId, unit: int, step: int, tokens: int, gradient: Tensor) -> UnitStepped | None:
+    async def submit(self, peer: PeerId, unit: int, step: int, tokens: int, decoded: Callable[[], Tensor]) -> UnitStepped | None:
         """A gradient of `peer`: what became of it, once the step is made; None, where this peer does not own the unit."""
         held = self._table.unit_held(unit)
         if held is None or held.role != "owner" or len(held.arrived) >= MAX_STEP_MEMBERS:
@@ -103,7 +108,7 @@ class UnitKeeper:
             self._table.woken.notify()
             return None
         if verdict is GradientVerdict.TAKEN:
-            held.arrived[peer] = ArrivedGradient(tokens, lambda: gradient)
+            held.arrived[peer] = ArrivedGradient(tokens, decoded)
             held.changed.notify()
         with trio.move_on_after(ANSWER_S):
             while held.role == "owner" and held.version <= step:
@@ -138,14 +143,14 @@ class UnitKeeper:
         arrived = {c.peer: held.arrived[c.peer] for c in closed}
         held.arrived = {}
         combined = await self._offload(combine_gradients, arrived, held.unit.numel)
-        payload = await self._offload(self._table.means_codec.encode, combined.mean)
+        payload = await self._offload(self._table.means_codec.encode, combined)
         mean = await self._offload(self._table.means_codec.decode, payload, held.unit.numel)
-        message = ReplicateStep(self._table.run, held.index, held.term, held.version, combined.used, payload)
+        message = ReplicateStep(self._table.run, held.index, held.term, held.version, tuple(sorted(arrived)), payload)
         async with open_flat_nursery() as nursery:
             told: list[UnitHeld] = []
             nursery.start_soon(self._replicate, held, message, told)
             made = await self._offload(held.make_step, mean, self._table.rates(held.version), self._table.matrices(held.index))
-        held.stepped(map(PeerId, combined.used), made)
+        held.stepped(arrived, made)
         held.steps.expect(self._table.training_since(), trio.current_time())
         if told:
             self._compare(held, told[0])

@@ -124,6 +124,16 @@ class UnitTable:
             self._owners = place_units(self.run, self.region, self._sizes, {**eligible.reserve, **eligible.weights})
         return self._owners[unit]
 
+    def is_in_place(self) -> bool:
+        """Every unit that this peer holds is where it belongs."""
+        for held in self.held.values():
+            should = self.ownership(held.index)
+            if held.role == "owner" and (should.owner != self.me or should.standby not in (None, held.standby)):
+                return False
+            if held.role == "standby" and self.me not in (should.owner, should.standby):
+                return False
+        return True
+
     def owner_hint(self, unit: int) -> PeerId | None:
         """Which member owns it, as far as this peer knows."""
         held = self.held.get(unit)

@@ -26,6 +26,7 @@ from legion_p2p.tensor.feedback import compress
 AGAIN_S = 0.2  # after every member was asked in vain
 ASK_S = 2.0
 TIME_S = 30.0  # for the unit by which the network is measured
+TIMES = 3
 MAX_TIMED = 8  # members: each takes as long as a unit travels
 HELPS = "join over a faster one, or train in a run that is not sharded"
 LOST_S = 120.0  # a unit that nobody has for so long has gone with its owner and its standby
@@ -50,11 +51,9 @@ class UnitClient:
         codec, numel = self._table.codec_of_weights(exact=exact), self._table.units[unit].numel
         give_up_at = trio.current_time() + LOST_S
         while True:
-            own = await self._keeper.weights(unit, step)
+            own = await self._keeper.weights(unit, step, codec)
             if own is not None:
-                if codec.name == "fp32":
-                    return own[1]
-                return await self._offload(lambda weights: codec.decode(codec.encode(weights), numel), own[1])
+                return await self._offload(codec.decode, own[1], numel)
             for peer in self._whom(unit):
                 try:
                     reply = await self._table.ask(peer, PullUnit(self._run, unit, step, exact), Priority.ROUND)
@@ -80,7 +79,7 @@ class UnitClient:
         encoded: Encoded[UnitStepped | UnitElsewhere] | None = None
         left_out: Tensor | Compact | None = None
         while True:
-            stepped = await self._keeper.submit(self._table.me, unit, step, tokens, gradient)
+            stepped = await self._keeper.submit(self._table.me, unit, step, tokens, lambda: gradient)
             if stepped is not None:
                 return stepped
             for peer in self._whom(unit):
@@ -123,7 +122,8 @@ class UnitClient:
         return max(versions, default=0)
 
     async def check_network(self) -> None:
-        """Time one unit from each of a few members: whether the slowest of them carries a step in good time.
+        """Time one unit from each of a few members: whether the slowest of them carries a step in good time. A machine that is
+        busy for a moment looks like a slow network, so of each member the best of a few times counts.
 
         Raises: JoinError, with the figures.
         """
@@ -132,19 +132,27 @@ class UnitClient:
         members = self._table.living_others()
         bits = self._table.sent_bits
         for peer in members[:MAX_TIMED]:
-            began = trio.current_time()
-            try:
-                reply = await self._table.ask(peer, PullUnit(self._run, largest, 0), Priority.ROUND, TIME_S)
-            except NetworkError:
-                continue
-            if isinstance(reply, UnitElsewhere):
-                continue
-            took_s = max(trio.current_time() - began, 1e-6)
-            bps = bits.weights * sizes[largest] / took_s
-            step_s = step_network_s(sum(sizes.values()), len(members) + 1, bits, bps)
+            fastest, step_s = 0.0, 0.0
+            for _ in range(TIMES):
+                bps = await self._rate_from(peer, largest, bits.weights * sizes[largest])
+                if bps is None:
+                    break
+                fastest = max(fastest, bps)
+                step_s = step_network_s(sum(sizes.values()), len(members) + 1, bits, fastest)
+                if step_s <= MAX_STEP_S:
+                    break
             if step_s > MAX_STEP_S:
-                told = f"{human.rate_text(bps)} came from {peer}, at which the bytes of one step take {step_s:.1f} s"
+                told = f"{human.rate_text(fastest)} came from {peer}, at which the bytes of one step take {step_s:.1f} s"
                 raise JoinError(f"the network is too slow for this sharded run: {told}, {MAX_STEP_S:.0f} s are allowed; {HELPS}")
+
+    async def _rate_from(self, peer: PeerId, unit: int, n_bits: float) -> float | None:
+        """Bits a second at which a unit of so many comes from a member; None, where it does not come."""
+        began = trio.current_time()
+        try:
+            reply = await self._table.ask(peer, PullUnit(self._run, unit, 0), Priority.ROUND, TIME_S)
+        except NetworkError:
+            return None
+        return None if isinstance(reply, UnitElsewhere) else n_bits / max(trio.current_time() - began, 1e-6)
 
     def _whom(self, unit: int) -> Iterator[PeerId]:
         """Others that may have it, the likeliest first. Looks at what was learnt each time it is asked for the next one."""

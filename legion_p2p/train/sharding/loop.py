@@ -57,6 +57,8 @@ class ShardedLoop:
                 break
             self._report.show()
             time.sleep(0.05)
+        if self._job.wait_for_members and not self._ends():
+            sharded.wait_for_members(1)
         reason = self._train(sharded, data, corpus)
         sharded.finish()
         while reason in FINISHED and self._job.finish_together and not self._ends() and not sharded.all_done:

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+import trio
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -16,6 +17,7 @@ from legion_p2p.core.plan import ParamSpec, check_fit
 from legion_p2p.core.sharding.pull_schedule import BlockSchedule
 from legion_p2p.core.wire import MAX_COUNT
 from legion_p2p.errors import UsageError
+from legion_p2p.observe.memory import give_back_freed_memory
 from legion_p2p.services.run.progress import Progress
 from legion_p2p.train.bridge import PeerAccess
 from legion_p2p.train.parameters import ModelView
@@ -24,6 +26,7 @@ from legion_p2p.train.sharding.model_blocks import check_uses, storages_of
 from legion_p2p.train.step_clock import StepClock
 from legion_p2p.train.values import progressed
 
+IN_PLACE_S = 120.0  # for units to come to their owners; after that training begins, and they move meanwhile
 MAX_PUSHES = 3  # blocks whose gradients are on their way: more only take memory, at this member and at owners
 
 
@@ -43,6 +46,7 @@ class ShardedModel:
         self, thread: PeerAccess, model: nn.Module, *, tokens_per_step: int = 1, accumulate: int = 1, keep: bool = False
     ) -> None:
         """Raises: IncompatibleModelError, where the model does not fit the run; UsageError."""
+        give_back_freed_memory()
         engine = thread.engine
         if engine.units is None:
             raise UsageError(f"run {engine.spec.name!r} is not sharded: run.optimizer(inner, model) trains in it")
@@ -84,11 +88,15 @@ class ShardedModel:
     # what a training loop calls
 
     def wait_for_members(self, n: int) -> None:
-        """Wait until `n` members train, this one included: from the first step on all of them are in."""
+        """Wait until `n` members train, this one included, and have what they are to hold: from the first step on all of them
+        are in, and the one that made the model no longer holds more of it than the others."""
 
         async def wait() -> None:
             while len(self._units.table.training_since()) < n:
                 await self._engine.members.changed.wait()
+            with trio.move_on_after(IN_PLACE_S):
+                while not self._units.table.is_in_place():  # noqa: ASYNC110
+                    await trio.sleep(0.1)
 
         self._exchange.run(wait)
 
