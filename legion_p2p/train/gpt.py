@@ -205,8 +205,8 @@ class MLP(nn.Module):
 
 
 def _embedding(n: int, width: int) -> nn.Embedding:
-    """With weights that are there: to draw its own on "meta", torch loads its compiler, which takes a second and 70 MB."""
-    return nn.Embedding(n, width, _weight=torch.empty(n, width))
+    """On "meta", with weights that are there: to draw its own there, torch loads its compiler, which takes a second and 70 MB."""
+    return nn.Embedding(n, width, _weight=torch.empty(n, width, dtype=torch.float32, device="meta"))
 
 
 def _norm(config: GPTConfig) -> nn.Module:
