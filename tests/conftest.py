@@ -14,6 +14,7 @@ from tests.forking import ForkServer
 
 __all__ = ["pytest_collection_finish", "pytest_configure", "pytest_unconfigure", "pytest_xdist_auto_num_workers"]
 
+gc.disable()  # until all is imported and collected
 OBJECTS_BETWEEN_COLLECTIONS = 20_000  # 700 by default, which takes several per cent of the time of a simulated swarm
 
 os.environ["LEGION_LAN"] = os.environ["LEGION_PORT_MAPPING"] = "no"  # tests that run side by side would meet each other
@@ -45,4 +46,5 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """The garbage collector need not look at what has been imported and collected: it stays until the end."""
     gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS, *gc.get_threshold()[1:])

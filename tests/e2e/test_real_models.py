@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from processes import ROOT, Process
 
 from tests.forking import ForkServer
 
-pytest.importorskip("transformers", reason="transformers is not installed")
-pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+pytestmark = pytest.mark.skipif(
+    find_spec("transformers") is None or find_spec("tokenizers") is None, reason="transformers or tokenizers is not installed"
+)
 
 PAGE = (ROOT / "docs" / "real-models.md").read_text(encoding="utf-8")
 COMMANDS = [shlex.split(line) for line in re.findall(r"^\$ (.*)$", PAGE, re.MULTILINE)]

@@ -173,14 +173,14 @@ def test_process_1_of_a_container_ends_when_it_is_told_to(tmp_path):
         process.kill()
 
 
-def test_a_machine_without_127_0_0_1_trains_all_the_same_and_says_so(tmp_path):
+def test_a_machine_without_127_0_0_1_trains_all_the_same_and_says_so(tmp_path, forks):
     words = ["--new-run", "x", "--preset", "xxs", "--steps", "3", "--identity", "none"]
     code = (
         "import sys; from legion_p2p.net import status_http; status_http.LOOPBACK = '203.0.113.9'\n"  # an address of nobody here
         f"from legion_p2p.cli.peer import main; sys.argv = ['legion-peer', *{words!r}]; main()"
     )
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, cwd=tmp_path)
+    done = forks.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
     assert "legion-ctl cannot look at this peer" in done.stdout and "did its steps" in done.stdout

@@ -35,8 +35,8 @@ trio.run(main)
 
 
 @pytest.fixture
-async def other():
-    process = subprocess.Popen([sys.executable, "-c", ECHO], stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
+async def other(forks):
+    process = forks.popen([sys.executable, "-c", ECHO], stdout=subprocess.PIPE, text=True)
     try:
         address = await trio.to_thread.run_sync(process.stdout.readline)
         yield process, address.strip()

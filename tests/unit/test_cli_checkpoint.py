@@ -18,6 +18,7 @@ from legion_p2p.core.run import run_id
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.train.gpt_config import GPTConfig
 from tests.checkpoint_of import FOUNDER, Run, checkpointed
+from tests.forking import ForkServer
 
 
 class Cli:
@@ -228,11 +229,13 @@ def test_a_checkpoint_that_is_not_there_is_missing(cli: Cli, run_and_roots, tmp_
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_car_goes_to_stdout_and_nothing_else_does(cli: Cli, run_and_roots, tmp_path: Path, as_json: bool) -> None:
+def test_a_car_goes_to_stdout_and_nothing_else_does(
+    cli: Cli, run_and_roots, tmp_path: Path, forks: ForkServer, as_json: bool
+) -> None:
     words = ["checkpoint", "export", str(run_and_roots[1]), "--car", "/dev/stdout", "--store", str(cli.store)]
     line = [sys.executable, "-m", "legion_p2p.cli.ctl", *words, *(["--json"] if as_json else [])]
 
-    done = subprocess.run(line, capture_output=True, timeout=120, check=True)
+    done = forks.run(line, capture_output=True, timeout=120, check=True)
     (tmp_path / "x.car").write_bytes(done.stdout)
 
     assert cli("import", tmp_path / "x.car").strip() == str(run_and_roots[1])

@@ -126,15 +126,22 @@ def environment(tmp_path, **more):
     return {**kept, "PYTHONPATH": str(ROOT), "XDG_DATA_HOME": str(tmp_path / "data"), "TERM": "xterm", "COLUMNS": "80", **more}
 
 
-def start(tmp_path, *words, code=DRIVER, **kwargs):
+def start(tmp_path, *words, code=DRIVER, popen=None, **kwargs):
+    """A process that runs this code: a fork, if `popen` is not that of subprocess."""
     env = environment(tmp_path, **kwargs.pop("env", {}))
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | kwargs
-    process = subprocess.Popen([sys.executable, "-c", code, *words], env=env, cwd=tmp_path, **pipes)
+    process = (popen or _popen)([sys.executable, "-c", code, *words], env=env, cwd=tmp_path, **pipes)
     _started.append(process)
     return process
 
 
 _started: list[subprocess.Popen[str]] = []
+_popen = subprocess.Popen
+
+
+@pytest.fixture(autouse=True)
+def forked(forks, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "_popen", forks.popen)
 
 
 @pytest.fixture(autouse=True)
@@ -184,7 +191,7 @@ def test_help_is_grouped_and_needs_neither_torch_nor_libp2p(tmp_path):
         "print('LOADED', [m for m in ('torch', 'libp2p', 'numpy', 'trio', 'multiaddr') if m in sys.modules])"
     )
 
-    returned, out, err = run(tmp_path, code=code)
+    returned, out, err = run(tmp_path, code=code, popen=subprocess.Popen)
 
     assert returned == 0 and err == "" and out.endswith("LOADED []\n")
     assert "legion-peer --run NAME --initial-peers /ip4/" in out
@@ -642,7 +649,7 @@ class Finder:  # stands for torch, which takes seconds to import
     def find_spec(self, name, path=None, target=None):
         if name == "legion_p2p.train.job": print("importing", flush=True); time.sleep(1000)
 sys.meta_path.insert(0, Finder())""")  # fmt: skip
-    process = start(tmp_path, "--new-run", "demo", "--identity", "none", code=slow)
+    process = start(tmp_path, "--new-run", "demo", "--identity", "none", code=slow, popen=subprocess.Popen)
     assert process.stdout.readline() == "importing\n"
 
     process.send_signal(signal.SIGINT)
@@ -780,7 +787,7 @@ def test_what_went_wrong_at_the_end_is_said_after_the_farewell(name, code, told,
 def on_a_terminal(tmp_path, *words, **kwargs):
     """Everything that a terminal of 80 x 24 receives, and the exit code."""
     ours, theirs = pty.openpty()
-    process = start(tmp_path, *words, stdout=theirs, stderr=theirs, stdin=theirs, **kwargs)
+    process = start(tmp_path, *words, stdout=theirs, stderr=theirs, stdin=theirs, popen=subprocess.Popen, **kwargs)
     os.close(theirs)
     shown = b""
     deadline = time.monotonic() + PATIENCE_S

@@ -1,6 +1,5 @@
 """Stores that lack blocks: it is said of which checkpoint, how many, and what to do."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -16,6 +15,7 @@ from legion_p2p.store.archive import Archive
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.checkpoint_summary import MAX_LOSSES_TOLD, Loss, losses, losses_text
 from tests.checkpoint_of import FOUNDER, Run, checkpointed
+from tests.forking import ForkServer
 from tests.parts_of import parts_of
 
 
@@ -86,12 +86,12 @@ async def test_a_search_that_finds_nobody_says_what_the_store_lacks(tmp_path: Pa
     assert "--new-run" not in str(told.value)  # a second run of that name is not the remedy
 
 
-def test_legion_peer_says_it_where_not_even_the_name_is_left(tmp_path: Path) -> None:
+def test_legion_peer_says_it_where_not_even_the_name_is_left(tmp_path: Path, forks: ForkServer) -> None:
     _, _, second = stored(tmp_path / "store")
     lose(tmp_path / "store", lambda cid: cid.codec == "raw")
     words = ["--run", "tiny", "--store", str(tmp_path / "store"), "--identity", "none", "--no-status"]
 
-    done = subprocess.run([sys.executable, "-m", "legion_p2p.cli.peer", *words], capture_output=True, text=True, timeout=120)
+    done = forks.run([sys.executable, "-m", "legion_p2p.cli.peer", *words], capture_output=True, text=True, timeout=120)
 
     assert done.returncode == 2 and f"{second} of step 20 lacks" in done.stderr, done.stderr
     assert "holds no checkpoint of it" not in done.stderr

@@ -6,13 +6,14 @@
 import os
 import re
 import shlex
-import subprocess
 import sys
 import textwrap
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from tests.forking import ForkServer
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
@@ -40,13 +41,13 @@ def shown() -> list[tuple[str, str, list[str]]]:
     return found
 
 
-def printed_by(command: str, folder: Path) -> list[str]:
+def printed_by(forks: ForkServer, command: str, folder: Path) -> list[str]:
     name, *words = shlex.split(command, comments=True)
     module, function = SCRIPTS[name].split(":")
     code = f"import sys; sys.argv[0] = {name!r}; from {module} import {function}; {function}()"
     kept = {key: value for key, value in os.environ.items() if not key.startswith("LEGION_")}
     env = kept | {"COLUMNS": WIDTH, "HOME": str(folder), "PYTHONPATH": str(ROOT), "XDG_DATA_HOME": str(folder)}
-    done = subprocess.run([sys.executable, "-c", code, *words], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    done = forks.run([sys.executable, "-c", code, *words], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return [line.rstrip() for line in done.stdout.rstrip().splitlines()]
 
@@ -61,8 +62,10 @@ def fits(printed: list[str], wanted: list[str]) -> bool:
 
 
 @pytest.mark.parametrize(("page", "command", "lines"), shown(), ids=lambda value: value if isinstance(value, str) else "")
-def test_a_page_shows_what_the_command_prints(page: str, command: str, lines: list[str], tmp_path: Path) -> None:
-    printed = printed_by(command, tmp_path)
+def test_a_page_shows_what_the_command_prints(
+    page: str, command: str, lines: list[str], tmp_path: Path, forks: ForkServer
+) -> None:
+    printed = printed_by(forks, command, tmp_path)
 
     assert fits(printed, lines), "\n".join([f"{page} shows other lines; {command} prints:", *printed])
 
