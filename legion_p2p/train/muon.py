@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from legion_p2p.config.old_names import explains
 from legion_p2p.errors import UsageError
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's: steepest at zero, and singular values end within about .7 to 1.2
 ITERATIONS = 5
 RMS_OF_ADAMW = 0.2  # of one AdamW update's elements, measured by Moonlight
 TINY = 1e-7
+EPS = 1e-8  # of AdamW, as torch has it; a group may be given another one
 OUTPUT_NAMES = frozenset({"output", "unembed", "embed_out"})  # beside head, lm_head and the like
 
 
@@ -34,7 +36,8 @@ class MuonAdamW(torch.optim.Optimizer):
     Weight decay is decoupled. State has the parameters' type: one tensor for a matrix, two for each of the others.
     """
 
-    def __init__(  # noqa: PLR0913 (like the optimizers of torch)
+    @explains({"eps": 'opt.param_groups[...]["eps"]'})
+    def __init__(
         self,
         matrices: Iterable[Tensor],
         others: Iterable[Tensor],
@@ -44,14 +47,13 @@ class MuonAdamW(torch.optim.Optimizer):
         lr_factor: float = 1.0,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
         weight_decay: float = 0.1,
     ) -> None:
         """Raises: UsageError, if a rate is out of its range or one of `matrices` is not 2-D."""
-        lowest = min(lr, lr_factor, eps, weight_decay)
+        lowest = min(lr, lr_factor, weight_decay)
         if not (lowest >= 0 and all(0 <= beta < 1 for beta in (momentum, *betas))):
             raise UsageError(
-                f"lr {lr}, lr_factor {lr_factor}, eps {eps}, weight_decay {weight_decay} must be 0 or more, "
+                f"lr {lr}, lr_factor {lr_factor}, weight_decay {weight_decay} must be 0 or more, "
                 f"momentum {momentum} and betas {betas} 0 or more and less than 1"
             )
         groups: list[dict[str, Any]] = [
@@ -64,7 +66,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 if p.ndim != 2 or len(p) % group["parts"]:
                     what = "matrices" if group["parts"] == 1 else "matrices of three"
                     raise UsageError(f"{what} expected, got a parameter of shape {tuple(p.shape)}: put it among the others")
-        rates = {"lr": lr, "lr_factor": lr_factor, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        rates = {"lr": lr, "lr_factor": lr_factor, "momentum": momentum, "betas": betas, "eps": EPS, "weight_decay": weight_decay}
         super().__init__([group for group in groups if group["params"]], rates)
 
     @classmethod

@@ -19,7 +19,6 @@ import legion_p2p as legion
 
 LISTED = Path(__file__).with_name("public_api.txt")
 MAX_PARAMETERS = 8
-LIKE_TORCH = ("legion.MuonAdamW.__init__",)  # what it takes is what torch's own optimizers and Muon's take
 RECORDS = ("legion.Status.", "legion.MemberStatus.", "legion.RunSpec.")
 MADE_BY_FUNCTIONS = ("legion.Run", "legion.aio.Run")  # their constructors are no user's
 MAX_OPTIMIZER_PARAMETERS = 6
@@ -113,8 +112,6 @@ def test_everything_public_is_documented_and_typed(name: str) -> None:
 def test_no_function_has_more_parameters_than_one_can_remember(name: str) -> None:
     for called, function in callables(name, public()[name]):
         n = len([p for p in inspect.signature(function).parameters if p not in ("self", "cls")])
-        if called in LIKE_TORCH:
-            continue
         assert n <= (MAX_OPTIMIZER_PARAMETERS if called == "legion.Optimizer.__init__" else MAX_PARAMETERS), called
 
 
