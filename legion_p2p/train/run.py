@@ -20,7 +20,7 @@ from legion_p2p.observe.events import Event, Events
 from legion_p2p.observe.status import MemberStatus, Status
 from legion_p2p.reporting.reports import DEFAULT_FOLDER, EVERY_S, Reports
 from legion_p2p.reporting.trackers import usable
-from legion_p2p.services.run.joiner import Params
+from legion_p2p.services.run.fitting import Params
 from legion_p2p.services.run.status import status_of
 from legion_p2p.train.arguments import Model, model_view
 from legion_p2p.train.bridge import CLOSE_S, PeerAccess
