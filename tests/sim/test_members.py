@@ -16,8 +16,9 @@ from legion_p2p.core.membership import MembershipConfig
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.wire import Accusation, Done, Exchange, Exchanged, Message, PingFor, decode_request, encode
 from legion_p2p.errors import JoinError
+from legion_p2p.services.membership.exchanger import PASSED_ON
 from legion_p2p.services.membership.prober import MAX_INVOLVED, N_INDIRECT_PROBES, N_WITNESSES
-from legion_p2p.services.membership.service import PASSED_ON, MemberService
+from legion_p2p.services.membership.service import MemberService
 from legion_p2p.sim.gossip import SimGossip
 from legion_p2p.sim.network import World
 from tests.context_of import context_of

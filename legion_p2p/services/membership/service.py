@@ -1,9 +1,9 @@
 """Keeps the table of members true: announces this peer, listens to others, probes the silent.
 
-Announcements go out by gossip and, to heal what gossip loses, in an exchange of tables with one random member at a time.
+Announcements go out by gossip (announcer.py); what gossip loses, exchanges with one member at a time bring (exchanger.py).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -11,26 +11,23 @@ from legion_p2p.concurrency.notify import Notify
 from legion_p2p.concurrency.nurseries import TaskStatus
 from legion_p2p.core.announcement import Announcement, open_signed, peer_of
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.known_members import KnownMembers, pack_known
 from legion_p2p.core.member import Accuse, Alarm, Changed, CheckOn, Greet, Met, Probe, Refute
 from legion_p2p.core.membership import Membership
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.run import announce_topic
 from legion_p2p.core.wire import (
     MAX_EXCHANGED,
-    MAX_KNOWN_MEMBERS,
     Accusation,
     Done,
-    Exchange,
-    Exchanged,
     Ping,
     PingFor,
 )
-from legion_p2p.errors import DecodeError, NetworkError, NoAnswerError, NotAdmittedError, UnreachableError
+from legion_p2p.errors import DecodeError, NoAnswerError, NotAdmittedError, UnreachableError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.absence_watch import AbsenceWatch
 from legion_p2p.services.membership.access import AccessControl
 from legion_p2p.services.membership.announcer import Announcer
+from legion_p2p.services.membership.exchanger import Exchanger
 from legion_p2p.services.membership.key_watch import KeyWatch
 from legion_p2p.services.membership.own import OwnAnnouncement
 from legion_p2p.services.membership.prober import Prober
@@ -38,10 +35,6 @@ from legion_p2p.services.membership.proofs import Proofs
 from legion_p2p.services.membership.roster import Roster
 from legion_p2p.services.membership.signed import SignedAnnouncements
 from legion_p2p.services.rpc import Rpc
-
-EXCHANGE_DEADLINE_S = 5.0
-PASSED_ON = 4  # announcements that go with the question of an exchange, this peer's own first: the answer brings what is news
-MAX_MEETINGS = 8  # exchanges in flight after an outage: every member may be back in the same second
 
 
 class MemberService:
@@ -66,10 +59,12 @@ class MemberService:
         self._signed = SignedAnnouncements(self.table, ctx.rng)
         self.access = AccessControl(ctx, self.table, self.own, self._signed)
         self.access.excluded.add(lambda _: self._work())
+        self._exchanger = Exchanger(ctx, self.table, self.access, self._signed, self.own, self._take_all, self.heard)
+        self.on_exchange = self._exchanger.on_exchange
+        self.exchange_with = self._exchanger.exchange_with
         self._roles_told: tuple[object, ...] = ()
         self._messenger = ctx.messenger
         self._reachability = ctx.reachability
-        self._meetings = trio.CapacityLimiter(MAX_MEETINGS)
         self._rpc = Rpc(ctx.messenger)  # which answers prove that a peer lives is decided here, one by one
         self._prober = Prober(ctx.run, self.table, self._rpc, ctx.rng, config.grace_s)
         self._gossip = ctx.gossip
@@ -155,17 +150,6 @@ class MemberService:
 
     # what others send
 
-    def on_exchange(self, peer: PeerId, message: Exchange) -> Exchanged:
-        # Before learning: the asker does not need back what it sent.
-        known = self._signed.news_for(KnownMembers(message.known), self.signed_own(), peer, MAX_EXCHANGED - 1)
-        self._take_all(peer, message.announcements)
-        self.access.must_be_admitted(peer)
-        self.heard(peer)
-        newest = self._signed.get(peer)
-        if newest is not None and newest not in message.announcements:
-            known = (*known[: MAX_EXCHANGED - 1], newest)  # from an earlier life, with a clock ahead: it has to outbid that
-        return Exchanged(known)
-
     async def on_ping_for(self, message: PingFor) -> Done:
         suspect = PeerId(message.peer)
         if suspect == self.me or not self.roster.is_known(suspect):  # nobody is to be reached through us but members
@@ -195,31 +179,20 @@ class MemberService:
         self.own.leaving = True  # all that is announced from here on says so: a later word would bring this peer back to life
         self.own.renew()
         signed = self.own.signed
-        farewell = self._question((signed,))
+        farewell = self._exchanger.question((signed,))
         with trio.move_on_after(deadline_s):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.announcer.publish, signed)
                 for member in self.table.counted()[:MAX_EXCHANGED]:
                     nursery.start_soon(self._prober.tell, member.peer_id, farewell)
 
-    async def exchange_with(self, peer: PeerId) -> bool:
-        """Swap what is known of members with `peer`: it answers with what is news here; False if it did not answer."""
-        question = self._question(self._signed.sample(self.signed_own(), peer, PASSED_ON))
-        try:
-            reply = await self._rpc.ask(peer, question, within_s=EXCHANGE_DEADLINE_S)
-        except NetworkError:
-            return False
-        self._take_all(peer, reply.announcements)
-        self.heard(peer)
-        return True
-
     async def run_forever(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery, self._gossip.listen(announce_topic(self.run), self._hear):
             self._nursery = nursery
-            stop_hearing = self._reachability.regained.add(lambda peer: nursery.start_soon(self._meet_again, peer))
+            stop_hearing = self._reachability.regained.add(lambda peer: nursery.start_soon(self._exchanger.meet_again, peer))
             try:
                 nursery.start_soon(self.announcer.announce_regularly, self._notice_absence)
-                nursery.start_soon(self._exchange_regularly)
+                nursery.start_soon(self._exchanger.exchange_regularly, self.period_s)
                 nursery.start_soon(self._look_at_clock)
                 nursery.start_soon(self._key_watch.end_where_shared)
                 task_status.started(None)
@@ -245,13 +218,6 @@ class MemberService:
 
     # tasks
 
-    async def _exchange_regularly(self) -> None:
-        while True:
-            await trio.sleep(self.period_s() * self._rng.uniform(1.0, 2.0))
-            counted = self.table.counted()
-            if counted:
-                await self.exchange_with(self._rng.choice(counted).peer_id)
-
     async def _look_at_clock(self) -> None:
         tick_s = min(0.5, self.config.grace_s / 4)
         addresses = self._messenger.addresses()
@@ -272,10 +238,6 @@ class MemberService:
 
     # inner steps
 
-    def _question(self, announcements: tuple[bytes, ...]) -> Exchange:
-        """`announcements`, for what is news here."""
-        return Exchange(self.run, announcements, pack_known(self._signed.known()[:MAX_KNOWN_MEMBERS]))
-
     def _note_change(self) -> None:
         self.changed.notify()
         roles = self.roster.revision()
@@ -290,21 +252,21 @@ class MemberService:
 
     def _work(self) -> None:
         """Carry out what the table asks for."""
-        rang = False
+        is_news = False
         while (effect := self.table.poll()) is not None:
             if isinstance(effect, Changed):
-                rang = True
+                is_news = True
                 self._judge_return(effect)
                 before, after = (side.value if side else "absent" for side in (effect.before, effect.after))
                 self._events.emit("member.changed", peer=effect.peer_id, before=before, after=after)
                 self.member_changed.tell(effect)
             elif isinstance(effect, Met):
-                rang = True
+                is_news = True
             elif isinstance(effect, Refute):
                 self.table.incarnation = max(self.table.incarnation, effect.incarnation)
                 self._events.emit("member.refuted", incarnation=self.table.incarnation)
                 self.announcer.announce_soon()
-                rang = True
+                is_news = True
             elif self._nursery is not None:
                 if isinstance(effect, Probe):
                     self._nursery.start_soon(self._probe, effect)
@@ -316,7 +278,7 @@ class MemberService:
                     self._nursery.start_soon(self._greet, effect.peer_id)
                 elif isinstance(effect, Accuse):
                     self._nursery.start_soon(self._prober.accuse, effect)
-        if rang:
+        if is_news:
             self._note_change()
 
     def _judge_return(self, change: Changed) -> None:
@@ -346,13 +308,7 @@ class MemberService:
         if member is not None and self.roster.is_here(member) and await self._prober.greet(peer):
             self.heard(peer)
 
-    async def _meet_again(self, peer: PeerId) -> None:
-        """It is connected again after this machine had no network, and gossip takes some seconds more."""
-        if self.table.get(peer) is not None:
-            async with self._meetings:
-                await self.exchange_with(peer)
-
-    def _take_all(self, sender: PeerId, announcements: Iterable[bytes]) -> None:
+    def _take_all(self, sender: PeerId, announcements: Sequence[bytes]) -> None:
         for signed in announcements:
             try:
                 announcement = open_signed(signed)
