@@ -47,10 +47,7 @@ from legion_p2p.tensor.robust.standing import NEWCOMER, NONE, weight_of
 from legion_p2p.train.corpus import stdlib_text
 from legion_p2p.train.parameters import param_specs
 
-RULES = (
-    "nearest-neighbours + trend", "nearest-neighbours", "mean", "centered-clip + trend", "multi-krum + trend",
-    "geometric-median + trend",
-)  # fmt: skip
+RULES = ("nearest-neighbours + trend", "nearest-neighbours", "mean", "centered-clip + trend")
 DIGIT_ATTACKS = ("none", "flip", "labels", "mimic", "IPM", "ALIE", "random", "x100", "duplicates", "inflated")
 WORK_ATTACKS = ("flip", "IPM", "against", "ALIE", "random", "mimic")
 MEANT = {"none": "nobody lies", "flip": "sign flip", "labels": "label flip", "random": "noise", "inflated": "flip, tokens x1000"}
