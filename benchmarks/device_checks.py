@@ -22,7 +22,7 @@ from gpt2_device import SIZES, WINDOWS
 
 from legion_p2p.config import Training
 from legion_p2p.tensor import codec
-from legion_p2p.tensor.aggregate import Contribution
+from legion_p2p.tensor.aggregate import WeightedPush
 from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.mixed import Mixed
 from legion_p2p.tensor.robust.rules import Rule, aggregate
@@ -99,7 +99,7 @@ def check_sent(chosen: Codec, n: int, device: str) -> dict[str, Any]:
 def check_mean(n: int, device: str) -> dict[str, Any]:
     common_N = normal(n, 1)
     pushes = [common_N + normal(n, 10 + i) for i in range(4)]
-    contributions = [Contribution(str(i), 1.0, push) for i, push in enumerate(pushes)]
+    contributions = [WeightedPush(str(i), 1.0, push) for i, push in enumerate(pushes)]
     by_owner = aggregate(contributions, Rule("nearest-neighbours", 1.0), n, restore=1.0)
     mean_N, agreement = _on_device.aggregate([push.to(device) for push in pushes], 1.0)
     return {

@@ -11,7 +11,7 @@ from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.run import RunSpec
 from legion_p2p.observe.events import Event, Events
-from legion_p2p.services.ports import Archive
+from legion_p2p.services.ports import CheckpointArchive
 from legion_p2p.services.run.joiner import RunCreation
 from legion_p2p.services.run.lobby import PeerParts
 from legion_p2p.services.shards.mailbox import Mailbox
@@ -27,7 +27,7 @@ def identity_of(name: str) -> Identity:
     return Identity(hashlib.sha256(name.encode()).digest())
 
 
-def parts_of(world: World, name: str, *, archive: Archive | None = None, config: PeerConfig | None = None) -> PeerParts:
+def parts_of(world: World, name: str, *, archive: CheckpointArchive | None = None, config: PeerConfig | None = None) -> PeerParts:
     """A peer of that name, which joins the world."""
     return PeerParts(
         world.join(identity_of(name)),

@@ -30,7 +30,7 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.observers import Observers
 from legion_p2p.errors import UnreachableError
 from legion_p2p.net.dialer import Dialer, jittered
-from legion_p2p.net.liveness import Liveness
+from legion_p2p.net.liveness import ConnectionLiveness
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.human import duration_text
 
@@ -53,7 +53,7 @@ class NetworkChanges:
     def __init__(
         self,
         dialer: Dialer,
-        liveness: Liveness,
+        liveness: ConnectionLiveness,
         look: Callable[[], Sight],
         events: Events,
         config: ConnectivityConfig = PATIENT,

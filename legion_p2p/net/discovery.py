@@ -34,7 +34,7 @@ from legion_p2p.net.limits import (
     MAX_UNREACHABLE,
     NetConfig,
 )
-from legion_p2p.net.messenger import Messenger
+from legion_p2p.net.messenger import Libp2pMessenger
 from legion_p2p.net.provider_search import ProviderSearch
 
 SERVICE = "discovery"
@@ -77,7 +77,7 @@ class Libp2pDiscovery:
     """See services.ports.Discovery."""
 
     def __init__(
-        self, messenger: Messenger, dht: Dht, book: AddressBook, config: NetConfig, addresses: Callable[[], tuple[str, ...]]
+        self, messenger: Libp2pMessenger, dht: Dht, book: AddressBook, config: NetConfig, addresses: Callable[[], tuple[str, ...]]
     ) -> None:
         self._messenger = messenger
         self.dht = dht

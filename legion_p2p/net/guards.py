@@ -11,7 +11,7 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.net.limits import MAX_INBOUND_STREAMS
-from legion_p2p.net.liveness import Liveness
+from legion_p2p.net.liveness import ConnectionLiveness
 from legion_p2p.net.patches import replace_attributes
 from legion_p2p.net.peer_score import REFUSED, Refusals
 from legion_p2p.net.tally import Tally
@@ -19,7 +19,7 @@ from legion_p2p.net.tally import Tally
 logger = logging.getLogger("legion_p2p.net")
 
 
-def guard(swarm: Swarm, refusals: Refusals, liveness: Liveness, tally: Tally) -> None:
+def guard(swarm: Swarm, refusals: Refusals, liveness: ConnectionLiveness, tally: Tally) -> None:
     """Replace what libp2p calls at each connection and stream."""
     # libp2p's auto-connector dials every peer that it has heard of, up to 256 connections, whatever its configuration says, and
     # never forgets one that has left

@@ -28,7 +28,7 @@ CLOSE_S = 1.0  # for a connection to be closed; one without a socket of its own 
 log = logging.getLogger("legion_p2p.net")
 
 
-class Liveness:
+class ConnectionLiveness:
     """The connections of one peer, as far as they can be doubted."""
 
     def __init__(self, swarm: Swarm, nursery: trio.Nursery) -> None:

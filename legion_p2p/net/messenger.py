@@ -1,4 +1,4 @@
-"""Requests and replies between peers, over libp2p streams: the Messenger of services.ports.
+"""Requests and replies between peers, over libp2p streams: the Libp2pMessenger of services.ports.
 
 The requests of this peer: client.py; those of others: server.py. This module puts the two together.
 """
@@ -31,7 +31,7 @@ from legion_p2p.net.streams import PROTOCOLS, SharedParts
 log = logging.getLogger("legion_p2p.net")
 
 
-class Messenger:
+class Libp2pMessenger:
     """See services.ports.Messenger."""
 
     def __init__(

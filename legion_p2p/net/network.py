@@ -14,7 +14,7 @@ from legion_p2p.net.discovery import Libp2pDiscovery
 from legion_p2p.net.gossip import Libp2pGossip
 from legion_p2p.net.lan import Lan
 from legion_p2p.net.listening import Listening
-from legion_p2p.net.messenger import Messenger
+from legion_p2p.net.messenger import Libp2pMessenger
 from legion_p2p.net.netem import Shaper
 from legion_p2p.net.port_mapping import PortMapping
 from legion_p2p.net.reachability import Libp2pReachability
@@ -32,7 +32,7 @@ class Libp2pNetwork:
 
     def __init__(self, identity: Identity, host: BasicHost, contacts: Contacts, listening: Listening) -> None:
         self.identity = identity
-        self.messenger: Messenger
+        self.messenger: Libp2pMessenger
         self.reachability: Libp2pReachability
         self.discovery: Libp2pDiscovery
         self.gossip: Libp2pGossip

@@ -35,8 +35,8 @@ from legion_p2p.net.libp2p_host import make_host, swarm_of
 from legion_p2p.net.limits import MAX_KNOWN_PEERS, NetConfig
 from legion_p2p.net.listener import Listener
 from legion_p2p.net.listening import Listening
-from legion_p2p.net.liveness import Liveness
-from legion_p2p.net.messenger import Messenger
+from legion_p2p.net.liveness import ConnectionLiveness
+from legion_p2p.net.messenger import Libp2pMessenger
 from legion_p2p.net.names import SystemNames
 from legion_p2p.net.netem import Shaper
 from legion_p2p.net.network import Libp2pNetwork
@@ -99,10 +99,10 @@ class NetworkParts:
         self.transport = Transport(nursery, self.sockets, scarcity, self.names)
         self.host = make_host(identity, self.transport, self.listening, self.peerstore, config.network_key)
         self.swarm = swarm_of(self.host)
-        self.liveness = Liveness(self.swarm, nursery)
+        self.liveness = ConnectionLiveness(self.swarm, nursery)
         guard(self.swarm, self.refusals, self.liveness, self.tally)
         self.dialer = Dialer(self.swarm, nursery, self.book, self.refusals)
-        self.messenger = Messenger(
+        self.messenger = Libp2pMessenger(
             self.host, nursery, self.dialer, self.book, self.refusals, self.listening.addresses, shaper,
             LaneParts(identity, self.sockets, self.scarcity.max_sockets) if config.bulk_lanes else None,
         )  # fmt: skip

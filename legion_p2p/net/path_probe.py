@@ -11,7 +11,7 @@ import trio
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import DecodeError, LegionError
-from legion_p2p.net.messenger import Messenger
+from legion_p2p.net.messenger import Libp2pMessenger
 
 SERVICE = "path"
 PROBE_BYTES = 4096  # two segments of full size at least
@@ -23,7 +23,7 @@ log = logging.getLogger("legion_p2p.net")
 class PathProbe:
     """Asks, and answers others."""
 
-    def __init__(self, messenger: Messenger) -> None:
+    def __init__(self, messenger: Libp2pMessenger) -> None:
         self._messenger = messenger
         messenger.serve_internally(SERVICE, self.answer)
 

@@ -34,7 +34,7 @@ from legion_p2p.core.punches import Punches
 from legion_p2p.errors import DecodeError, LegionError
 from legion_p2p.net.dialer import Dialer, without_circuits
 from legion_p2p.net.ends import End, multiaddr_of
-from legion_p2p.net.messenger import Messenger
+from legion_p2p.net.messenger import Libp2pMessenger
 from legion_p2p.net.reach_service import OwnReachService
 
 SERVICE = "punch"
@@ -70,8 +70,8 @@ class Punching:
     """Tries for direct connections to the peers that are reached through relays."""
 
     def __init__(
-        self, swarm: Swarm, dialer: Dialer, messenger: Messenger, reach: OwnReachService, near: Callable[[], tuple[End, ...]],
-        source: Callable[[str], End | None], nursery: trio.Nursery,
+        self, swarm: Swarm, dialer: Dialer, messenger: Libp2pMessenger, reach: OwnReachService,
+        near: Callable[[], tuple[End, ...]], source: Callable[[str], End | None], nursery: trio.Nursery,
     ) -> None:  # fmt: skip
         """`near`: where this peer listens inside; `source`: the port of ours to dial from, by the host of the other side."""
         self._swarm = swarm

@@ -25,7 +25,7 @@ from legion_p2p.errors import DecodeError, LegionError
 from legion_p2p.net.dialer import Dialer, without_circuits
 from legion_p2p.net.ends import End, local_end, multiaddr_of, remote_end
 from legion_p2p.net.limits import MAX_KNOWN_PEERS
-from legion_p2p.net.messenger import Messenger
+from legion_p2p.net.messenger import Libp2pMessenger
 from legion_p2p.net.networks import is_elsewhere, own_hosts, own_networks
 from legion_p2p.net.patches import replace_attributes
 from legion_p2p.net.transport import Transport
@@ -71,7 +71,7 @@ class Doors:
 class OwnReachService:
     """Keeps finding out how others reach this peer."""
 
-    def __init__(self, swarm: Swarm, transport: Transport, dialer: Dialer, messenger: Messenger, doors: Doors) -> None:
+    def __init__(self, swarm: Swarm, transport: Transport, dialer: Dialer, messenger: Libp2pMessenger, doors: Doors) -> None:
         self.finder = OwnReachFinder(listens=bool(doors.listening()))
         self.verdict = ReachVerdict()
         self.changed: Observers[ReachVerdict] = Observers()

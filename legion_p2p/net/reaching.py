@@ -21,7 +21,7 @@ from legion_p2p.net.discovery import Libp2pDiscovery
 from legion_p2p.net.ends import End
 from legion_p2p.net.limits import NetConfig
 from legion_p2p.net.listening import Listening
-from legion_p2p.net.messenger import Messenger
+from legion_p2p.net.messenger import Libp2pMessenger
 from legion_p2p.net.peer_score import Refusals
 from legion_p2p.net.punching import Punching
 from legion_p2p.net.reach_service import Doors, OwnReachService
@@ -51,7 +51,7 @@ class HostParts(Protocol):
 class Reaching:
     """Of one host."""
 
-    def __init__(self, parts: HostParts, messenger: Messenger) -> None:
+    def __init__(self, parts: HostParts, messenger: Libp2pMessenger) -> None:
         config = parts.config
         self._listening = parts.listening
         self._config = config

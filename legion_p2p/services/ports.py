@@ -171,7 +171,7 @@ class NoSpentStore:
 FORGOTTEN = NoSpentStore()
 
 
-class Archive(Protocol):
+class CheckpointArchive(Protocol):
     """The checkpoints of one run on a disk (store/archive.py). Every call may wait for the disk: make them through an Offload,
     one at a time; only `get` and `size_of` may be called meanwhile.
 

@@ -35,7 +35,7 @@ Handler = Callable[[PeerId, Q], Awaitable[R | ThrottledReply[R]]]
 """Answers a request of a peer. A LegionError that it raises is sent back as a refusal."""
 
 
-class Liveness(Protocol):
+class LivenessSink(Protocol):
     """What decides which peers live."""
 
     def heard(self, peer: PeerId) -> None: ...
@@ -52,7 +52,7 @@ class Kind(Protocol[Q_contra, R_contra]):
 class Rpc:
     """Asks peers."""
 
-    def __init__(self, messenger: Messenger, liveness: Liveness | None = None) -> None:
+    def __init__(self, messenger: Messenger, liveness: LivenessSink | None = None) -> None:
         """`liveness` is told which peers answered, and which could not be reached."""
         self._messenger = messenger
         self._liveness = liveness

@@ -27,7 +27,7 @@ BLOCK = 1 << 15  # elements that are summed at a time: what is read and written 
 
 
 @dataclass(frozen=True, eq=False)
-class Contribution:
+class WeightedPush:
     """One member's change of a shard."""
 
     source: str
@@ -57,7 +57,7 @@ class Aggregated:
 
 
 def weighted_mean(
-    contributions: Sequence[Contribution], norm_cap: float | None = None, numel: int | None = None, *, restore: float = 0.0
+    contributions: Sequence[WeightedPush], norm_cap: float | None = None, numel: int | None = None, *, restore: float = 0.0
 ) -> Aggregated:
     """The mean by weight, in which no contribution has a norm per step larger than `norm_cap` times the median one.
 
@@ -130,7 +130,7 @@ def mean_one_by_one(pushed: Sequence[tuple[float, Callable[[], Tensor]]], numel:
         return torch.from_numpy(sum_N.astype(np.float32))
 
 
-def equal_factors(contributions: Sequence[Contribution], norm_cap: float | None) -> tuple[list[float], float]:
+def equal_factors(contributions: Sequence[WeightedPush], norm_cap: float | None) -> tuple[list[float], float]:
     """For each contribution, the factor that makes it the change of one step, no longer than `norm_cap` allows; and how many
     steps the mean of those stands for.
 
@@ -175,7 +175,7 @@ def capped_weights(tokens: Sequence[float], cap: float) -> tuple[float, ...]:
     return tuple(min(t, limit) if math.isfinite(t) and t > 0 else t for t in tokens)
 
 
-def common_numel(contributions: Sequence[Contribution], numel: int | None) -> int:
+def common_numel(contributions: Sequence[WeightedPush], numel: int | None) -> int:
     shapes = {tuple(c.value.shape) for c in contributions}
     dtypes = {c.value.dtype for c in contributions}
     if numel is not None:
@@ -186,7 +186,7 @@ def common_numel(contributions: Sequence[Contribution], numel: int | None) -> in
     return shapes.pop()[0] if shapes else 0
 
 
-def usable_in_order(contributions: Sequence[Contribution]) -> tuple[list[Contribution], tuple[tuple[str, str], ...]]:
+def usable_in_order(contributions: Sequence[WeightedPush]) -> tuple[list[WeightedPush], tuple[tuple[str, str], ...]]:
     """Those that can be used, in the order in which they are summed; and of the others (source, reason), sorted."""
     usable, refused = [], []
     for c in contributions:
@@ -199,11 +199,11 @@ def usable_in_order(contributions: Sequence[Contribution]) -> tuple[list[Contrib
     return _in_fixed_order(usable), tuple(sorted(refused))
 
 
-def _in_fixed_order(contributions: list[Contribution]) -> list[Contribution]:
+def _in_fixed_order(contributions: list[WeightedPush]) -> list[WeightedPush]:
     """By source. Where one source comes twice (a late push beside the present one) what was pushed decides."""
     n_of = Counter(c.source for c in contributions)
 
-    def key(c: Contribution) -> tuple[str, float, bytes]:
+    def key(c: WeightedPush) -> tuple[str, float, bytes]:
         tie_break = b"" if n_of[c.source] == 1 else digest(c.value)
         return c.source, c.weight, tie_break
 

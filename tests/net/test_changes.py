@@ -15,7 +15,7 @@ from legion_p2p.core.identity import Identity
 from legion_p2p.errors import UnreachableError
 from legion_p2p.net.changes import MAX_TRIED, NetworkChanges
 from legion_p2p.net.circuit_stream import CircuitStream
-from legion_p2p.net.liveness import CHECK_S, Liveness, close
+from legion_p2p.net.liveness import CHECK_S, ConnectionLiveness, close
 from legion_p2p.observe.events import Event, Events
 from tests.net.conftest import eventually, opened
 from tests.waiting import PATIENCE_S
@@ -67,7 +67,7 @@ async def test_a_connection_that_answers_stays_and_one_that_does_not_is_closed_i
     async with connected_by_a_path() as (a, b, path):
         (conn,) = connections(a, b)
         async with trio.open_nursery() as nursery:
-            liveness = Liveness(a._host.get_network(), nursery)
+            liveness = ConnectionLiveness(a._host.get_network(), nursery)
 
             assert await liveness.check_all() == frozenset()
             assert not conn.is_closed
@@ -136,7 +136,7 @@ async def test_a_circuit_on_which_something_comes_in_is_alive_although_its_pong_
     async with trio.open_nursery() as nursery:
         nursery.start_soon(conn.read_forever)
 
-        assert await Liveness(cast(Swarm, None), nursery).check(conn) is sends
+        assert await ConnectionLiveness(cast(Swarm, None), nursery).check(conn) is sends
         assert conn.is_closed is not sends
         nursery.cancel_scope.cancel()
 

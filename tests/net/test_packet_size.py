@@ -8,7 +8,7 @@ import trio
 
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.errors import DecodeError
-from legion_p2p.net.messenger import Messenger
+from legion_p2p.net.messenger import Libp2pMessenger
 from legion_p2p.net.packet_size import HEARD_S, INFO, RETRANSMITS, SMALL_SEGMENT_BYTES, PacketSize
 from legion_p2p.net.path_probe import PROBE_BYTES, SIGNS, PathProbe
 from tests.net.conftest import eventually, opened
@@ -109,7 +109,7 @@ class Asking:
 
 
 async def test_a_sign_comes_as_late_as_was_asked_for_and_no_later_and_no_larger_probe_is_taken(autojump_clock):
-    probe, peer = PathProbe(cast(Messenger, Asking())), Identity(b"p" * 32).peer_id
+    probe, peer = PathProbe(cast(Libp2pMessenger, Asking())), Identity(b"p" * 32).peer_id
 
     for after_s in SIGNS:
         began = trio.current_time()

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from legion_p2p.errors import UsageError
-from legion_p2p.tensor.aggregate import MAX_STEPS_RATIO, Contribution, believed_steps, capped_weights, weighted_mean
+from legion_p2p.tensor.aggregate import MAX_STEPS_RATIO, WeightedPush, believed_steps, capped_weights, weighted_mean
 from legion_p2p.tensor.flatten import digest
 
 
-def push(source: str, value: list[float], weight: float = 1.0) -> Contribution:
-    return Contribution(source, weight, torch.tensor(value))
+def push(source: str, value: list[float], weight: float = 1.0) -> WeightedPush:
+    return WeightedPush(source, weight, torch.tensor(value))
 
 
 def test_the_mean_is_weighted() -> None:
@@ -97,14 +97,14 @@ def test_a_mean_that_is_too_large_for_fp32_is_infinite_and_no_warning() -> None:
 
     assert result.mean.tolist() == pytest.approx([3e38])
 
-    steps = [Contribution("a", 1.0, torch.tensor([3e38]), 1.0), Contribution("b", 1.0, torch.tensor([3e38]), 4.0)]
+    steps = [WeightedPush("a", 1.0, torch.tensor([3e38]), 1.0), WeightedPush("b", 1.0, torch.tensor([3e38]), 4.0)]
     assert weighted_mean(steps, norm_cap=2.0).mean.tolist() == [math.inf]
 
 
 def test_the_order_of_arrival_does_not_change_a_bit() -> None:
     g = torch.Generator().manual_seed(1)
-    pushes = [Contribution(f"peer{i}", 1.0 + i / 7, torch.randn(1003, generator=g) * 10.0**i) for i in range(9)]
-    pushes.append(Contribution("peer3", pushes[3].weight, torch.randn(1003, generator=g)))  # a late one, too
+    pushes = [WeightedPush(f"peer{i}", 1.0 + i / 7, torch.randn(1003, generator=g) * 10.0**i) for i in range(9)]
+    pushes.append(WeightedPush("peer3", pushes[3].weight, torch.randn(1003, generator=g)))  # a late one, too
     expected = digest(weighted_mean(pushes, norm_cap=1.5).mean)
 
     for seed in range(10):
@@ -122,7 +122,7 @@ def test_the_order_of_summation_is_that_of_the_names_even_where_it_matters() -> 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 7, 8, 100, 1023])
 def test_every_element_counts_in_a_norm(n: int) -> None:
     value = torch.arange(1.0, n + 1)
-    capped = weighted_mean([Contribution("a", 1.0, torch.ones(n)), Contribution("b", 1.0, value)], norm_cap=1.0).mean
+    capped = weighted_mean([WeightedPush("a", 1.0, torch.ones(n)), WeightedPush("b", 1.0, value)], norm_cap=1.0).mean
 
     b = capped.double() * 2 - 1
     assert float(b.norm()) == pytest.approx(math.sqrt(n), rel=1e-5)
@@ -130,7 +130,7 @@ def test_every_element_counts_in_a_norm(n: int) -> None:
 
 def test_the_number_of_threads_does_not_change_a_bit() -> None:
     g = torch.Generator().manual_seed(2)
-    pushes = [Contribution(f"peer{i}", 1.0, torch.randn(300_001, generator=g) * (1 + i)) for i in range(4)]
+    pushes = [WeightedPush(f"peer{i}", 1.0, torch.randn(300_001, generator=g) * (1 + i)) for i in range(4)]
     before = torch.get_num_threads()
 
     digests = set()
@@ -168,7 +168,7 @@ def test_values_of_different_lengths_are_a_mistake_of_the_caller() -> None:
     with pytest.raises(UsageError, match="one length"):
         weighted_mean([push("a", [1.0])], norm_cap=None, numel=2)
     with pytest.raises(UsageError, match=r"float64"):
-        weighted_mean([Contribution("a", 1.0, torch.zeros(2, dtype=torch.float64))], norm_cap=None)
+        weighted_mean([WeightedPush("a", 1.0, torch.zeros(2, dtype=torch.float64))], norm_cap=None)
     for cap in (0.0, -1.0, math.nan):
         with pytest.raises(UsageError, match="norm_cap"):
             weighted_mean([push("a", [1.0])], norm_cap=cap)
@@ -190,20 +190,20 @@ def test_impossible_claims_neither_move_the_median_nor_are_hidden() -> None:
 def test_pushes_of_different_numbers_of_steps_are_compared_as_the_changes_of_one() -> None:
     """Two that made four steps each while two made one: the cap cut the long ones to the length of the short ones."""
     pushes = [
-        Contribution(name, steps, torch.full((4,), steps), steps)
+        WeightedPush(name, steps, torch.full((4,), steps), steps)
         for name, steps in zip("abcd", (1.0, 1.0, 4.0, 4.0), strict=True)
     ]
 
     capped = weighted_mean(pushes, norm_cap=1.0).mean
-    as_it_was = weighted_mean([Contribution(c.source, c.weight, c.value) for c in pushes], norm_cap=1.0).mean
+    as_it_was = weighted_mean([WeightedPush(c.source, c.weight, c.value) for c in pushes], norm_cap=1.0).mean
 
     torch.testing.assert_close(capped, torch.full((4,), (2 * 1 + 8 * 4) / 10))  # the mean by tokens
     torch.testing.assert_close(as_it_was, torch.ones(4))
 
 
 def test_a_push_that_is_long_for_its_steps_is_capped_all_the_same() -> None:
-    pushes = [Contribution(name, 1.0, torch.full((4,), 2.0), 2.0) for name in "abc"]
-    long = Contribution("d", 1.0, torch.full((4,), 1000.0), 1.0)
+    pushes = [WeightedPush(name, 1.0, torch.full((4,), 2.0), 2.0) for name in "abc"]
+    long = WeightedPush("d", 1.0, torch.full((4,), 1000.0), 1.0)
 
     made = weighted_mean([*pushes, long], norm_cap=1.0).mean
 
@@ -211,7 +211,7 @@ def test_a_push_that_is_long_for_its_steps_is_capped_all_the_same() -> None:
 
 
 def test_where_all_are_trusted_steps_do_not_matter() -> None:
-    pushes = [Contribution("a", 1.0, torch.ones(3), 1.0), Contribution("b", 3.0, torch.full((3,), 5.0), 7.0)]
+    pushes = [WeightedPush("a", 1.0, torch.ones(3), 1.0), WeightedPush("b", 3.0, torch.full((3,), 5.0), 7.0)]
 
     assert weighted_mean(pushes).mean.tolist() == [4.0] * 3
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from legion_p2p.tensor.aggregate import Contribution
+from legion_p2p.tensor.aggregate import WeightedPush
 from legion_p2p.tensor.flatten import digest
 from legion_p2p.tensor.mean_length import BLOCK, CHUNK, Term, given_back, squares_of
 from legion_p2p.tensor.robust.rules import Rule, aggregate, names
@@ -130,7 +130,7 @@ def test_no_block_becomes_shorter_nor_longer_than_the_pushes_are(
 def test_every_rule_gives_back_length_and_tells_how_far_the_pushes_agree(name: str) -> None:
     g = torch.Generator().manual_seed(0)
     direction = torch.randn(N, generator=g)
-    pushes = [Contribution(f"p{i}", 1.0, direction + 2 * torch.randn(N, generator=g)) for i in range(7)]
+    pushes = [WeightedPush(f"p{i}", 1.0, direction + 2 * torch.randn(N, generator=g)) for i in range(7)]
 
     plain = aggregate(pushes, Rule(name))
     restored = aggregate(pushes, Rule(name), restore=1.0)

@@ -17,7 +17,7 @@ from legion_p2p.core.round import Closed, Contribution
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.services.shards.replica import combine
 from legion_p2p.tensor import codec
-from legion_p2p.tensor.aggregate import Contribution as Pushed
+from legion_p2p.tensor.aggregate import WeightedPush
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
 from legion_p2p.tensor.mixed import Mixed
@@ -100,7 +100,7 @@ def piecewise() -> list[object]:
 
 
 def aggregated() -> list[object]:
-    pushes = [Pushed(name, 1.0 + i / 7, values(i)) for i, name in enumerate("abcdefg")]
+    pushes = [WeightedPush(name, 1.0 + i / 7, values(i)) for i, name in enumerate("abcdefg")]
     return [rules.aggregate(pushes, rules.Rule(name)).mean.numpy().tobytes() for name in rules.names()]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from legion_p2p.core.round_spec import COORDINATE_RULES, AggregationRule
 from legion_p2p.errors import UsageError
-from legion_p2p.tensor.aggregate import Contribution
+from legion_p2p.tensor.aggregate import WeightedPush
 from legion_p2p.tensor.flatten import digest
 from legion_p2p.tensor.robust import rules
 from legion_p2p.tensor.robust.geometry import Group, squared_distances
@@ -28,10 +28,10 @@ BEYOND_CAPS = [name for name in ROBUST if name != "norm-cap"]
 Vectors = np.ndarray
 
 
-def pushes_of(x_PN: Vectors, weights: list[float] | None = None) -> list[Contribution]:
+def pushes_of(x_PN: Vectors, weights: list[float] | None = None) -> list[WeightedPush]:
     weights = weights or [1.0] * len(x_PN)
     return [
-        Contribution(f"p{i:04}", w, torch.tensor(x, dtype=torch.float32))
+        WeightedPush(f"p{i:04}", w, torch.tensor(x, dtype=torch.float32))
         for i, (x, w) in enumerate(zip(x_PN, weights, strict=True))
     ]
 
@@ -317,7 +317,7 @@ def test_equal_pushes_are_the_result_and_zeros_are_too(name: str) -> None:
 @pytest.mark.parametrize("name", rules.names())
 def test_what_is_unusable_is_refused_by_name_and_the_rest_counts(name: str) -> None:
     good = pushes_of(alike(4, 6))
-    bad = [Contribution("nan", 1.0, torch.full((NUMEL,), float("nan"))), Contribution("nothing", 0.0, torch.ones(NUMEL))]
+    bad = [WeightedPush("nan", 1.0, torch.full((NUMEL,), float("nan"))), WeightedPush("nothing", 0.0, torch.ones(NUMEL))]
 
     result = aggregate(good + bad, Rule(name))
 

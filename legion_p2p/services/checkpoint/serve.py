@@ -8,7 +8,7 @@ from legion_p2p.core.manifest import reachable
 from legion_p2p.core.priority import ThrottledReply
 from legion_p2p.core.wire import MAX_BLOCKS_BYTES, MAX_CHECKPOINTS, Blocks, Busy, Checkpoints, GetBlocks, HasBlocks, HeldBlocks
 from legion_p2p.errors import DecodeError, StoreError
-from legion_p2p.services.ports import Archive, Offload
+from legion_p2p.services.ports import CheckpointArchive, Offload
 from legion_p2p.services.upload_slots import UploadSlotService
 
 MAX_SERVED = 4  # answers being made at once; more only make each of them slower
@@ -17,7 +17,7 @@ MAX_SERVED = 4  # answers being made at once; more only make each of them slower
 class ProvideService:
     """Answers requests for blocks, of any peer."""
 
-    def __init__(self, archive: Archive, offload: Offload, upload_slots: UploadSlotService) -> None:
+    def __init__(self, archive: CheckpointArchive, offload: Offload, upload_slots: UploadSlotService) -> None:
         self._archive = archive
         self._offload = offload
         self._upload_slots = upload_slots
@@ -62,11 +62,11 @@ class ProvideService:
         return Checkpoints(tuple(cid.raw for cid in kept), tuple(counted[cid] for cid in kept) if with_bytes else ())
 
 
-def _sizes(archive: Archive, cids: list[Cid]) -> tuple[int, ...]:
+def _sizes(archive: CheckpointArchive, cids: list[Cid]) -> tuple[int, ...]:
     return tuple(archive.size_of(cid) or 0 for cid in cids)
 
 
-def _bytes_below(archive: Archive, root: Cid) -> int:
+def _bytes_below(archive: CheckpointArchive, root: Cid) -> int:
     """Of a checkpoint; 0: it was pruned meanwhile, or is damaged."""
     try:
         return sum(archive.size_of(cid) or 0 for cid in reachable(archive.get, root))
@@ -74,7 +74,7 @@ def _bytes_below(archive: Archive, root: Cid) -> int:
         return 0
 
 
-def _read(archive: Archive, cids: list[Cid]) -> tuple[bytes, ...]:
+def _read(archive: CheckpointArchive, cids: list[Cid]) -> tuple[bytes, ...]:
     blocks: list[bytes] = []
     room = MAX_BLOCKS_BYTES
     for cid in cids:

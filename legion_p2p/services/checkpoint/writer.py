@@ -26,7 +26,7 @@ from legion_p2p.core.wire import Inclusion, Update, UpdateHeader
 from legion_p2p.errors import DecodeError, LegionError, StoreError, UsageError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
-from legion_p2p.services.ports import Archive
+from legion_p2p.services.ports import CheckpointArchive
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.service import ShardService
 from legion_p2p.services.shards.states import AcceptedUpdate
@@ -70,7 +70,7 @@ class CheckpointService:
     def __init__(
         self,
         ctx: PeerContext,
-        archive: Archive,
+        archive: CheckpointArchive,
         members: MemberService,
         shards: ShardService,
         step: Callable[[], int],
@@ -233,7 +233,7 @@ def _size_of(queued: _Queued) -> int:
     return len(queued.update.payload) + len(queued.update.header) + base_bytes
 
 
-def _write(archive: Archive, queued: Sequence[_Queued | _Head], step: int, state: Mapping[str, Any] | None) -> None:
+def _write(archive: CheckpointArchive, queued: Sequence[_Queued | _Head], step: int, state: Mapping[str, Any] | None) -> None:
     waiting: list[tuple[UpdateHeader, Update]] = []
     for one in queued:
         if isinstance(one, _Queued):
@@ -251,15 +251,15 @@ def _write(archive: Archive, queued: Sequence[_Queued | _Head], step: int, state
         archive.append(waiting, step, state)
 
 
-def _put_if_missing(archive: Archive, head: _Head) -> None:
+def _put_if_missing(archive: CheckpointArchive, head: _Head) -> None:
     if not archive.holds(head.shard, head.version, head.digest):
         _put_base(archive, head)
 
 
-def _publish(archive: Archive, step: int, created_s: int, state: Mapping[str, Any], contacts: Sequence[Any]) -> Cid:
+def _publish(archive: CheckpointArchive, step: int, created_s: int, state: Mapping[str, Any], contacts: Sequence[Any]) -> Cid:
     archive.remember(contacts)
     return archive.publish(step, created_s, state)
 
 
-def _put_base(archive: Archive, head: _Head) -> None:
+def _put_base(archive: CheckpointArchive, head: _Head) -> None:
     archive.put_base(head.shard, head.version, head.digest, head.included, fp32_bytes(head.reference))

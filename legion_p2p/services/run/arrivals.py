@@ -9,7 +9,7 @@ from torch import Tensor
 from legion_p2p.core.chain import Chain, LogEntry
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.manifest import StoredShard
-from legion_p2p.services.ports import Archive
+from legion_p2p.services.ports import CheckpointArchive
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Arrivals:
         return trio.current_time() - self._came_at
 
 
-def keep(archive: Archive, fetched: Sequence[FetchedShard], step: int) -> None:
+def keep(archive: CheckpointArchive, fetched: Sequence[FetchedShard], step: int) -> None:
     """Let an open archive go on from what was fetched into it. Raises: StoreError."""
     for one in fetched:
         if one.stored is not None:

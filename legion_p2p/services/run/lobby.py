@@ -19,8 +19,8 @@ from legion_p2p.services.checkpoint.serve import ProvideService
 from legion_p2p.services.ports import (
     FORGOTTEN,
     IN_MEMORY,
-    Archive,
     BytesShelf,
+    CheckpointArchive,
     Discovery,
     Gossip,
     Messenger,
@@ -76,7 +76,7 @@ class PeerParts:
     wall_time: Callable[[], float] = time.time
     running_clock: Callable[[], float] = trio.current_time
     """Seconds on a clock that nobody sets, and that runs on while the machine sleeps."""
-    archive: Archive | None = None
+    archive: CheckpointArchive | None = None
     """Where checkpoints are kept; None: nowhere."""
     disk: Offload | None = None
     """Runs what waits for the disk; None: `offload` does."""

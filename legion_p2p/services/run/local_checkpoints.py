@@ -10,7 +10,7 @@ from legion_p2p.services.checkpoint.block_cache import BlockCache
 from legion_p2p.services.checkpoint.writer import CheckpointService
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
-from legion_p2p.services.ports import Archive
+from legion_p2p.services.ports import CheckpointArchive
 from legion_p2p.services.run.arrivals import FetchedShard, keep
 from legion_p2p.services.shards.service import ShardService
 
@@ -26,7 +26,7 @@ class LocalCheckpoints:
     def __init__(
         self,
         ctx: PeerContext,
-        archive: Archive | None,
+        archive: CheckpointArchive | None,
         members: MemberService,
         shards: ShardService,
         step: Callable[[], int],

@@ -25,7 +25,7 @@ from legion_p2p.errors import DecodeError, StoreError
 from legion_p2p.observe.events import Events
 from legion_p2p.services.checkpoint.replay import replay
 from legion_p2p.services.membership.service import MemberService
-from legion_p2p.services.ports import Archive, Offload
+from legion_p2p.services.ports import CheckpointArchive, Offload
 from legion_p2p.services.shards.service import ShardService
 from legion_p2p.services.shards.states import log_bytes
 
@@ -53,7 +53,7 @@ class Restored:
         return {PeerId(i.peer) for _, chain in self.shards for i in chain.included()} | {PeerId(m) for m in members}
 
 
-async def restore(archive: Archive, disk: Offload, run: str, events: Events) -> Restored | None:
+async def restore(archive: CheckpointArchive, disk: Offload, run: str, events: Events) -> Restored | None:
     """The run of this name or id as it is stored; None where nothing whole is. Raises: StoreError."""
     for stored in await disk(archive.find, run):
         try:
@@ -69,7 +69,7 @@ async def restore(archive: Archive, disk: Offload, run: str, events: Events) -> 
     return None
 
 
-def _restore_shard(archive: Archive, stored: StoredRun, shard: int, events: Events) -> tuple[Tensor, Chain]:
+def _restore_shard(archive: CheckpointArchive, stored: StoredRun, shard: int, events: Events) -> tuple[Tensor, Chain]:
     base, data, log, journal = archive.shard(shard)
     reference = frombuffer(bytearray(data), dtype=float32)
     chain = Chain(base.version, base.digest, log_bytes(reference.numel()), base.included)

@@ -13,7 +13,7 @@ from torch import Tensor
 from legion_p2p.core.cids import Cid
 from legion_p2p.errors import StoreError
 from legion_p2p.services.context import PeerContext
-from legion_p2p.services.ports import Archive
+from legion_p2p.services.ports import CheckpointArchive
 from legion_p2p.services.sharding.table import UnitTable
 from legion_p2p.services.sharding.unit_client import UnitClient
 from legion_p2p.tensor.flatten import digest, fp32_bytes
@@ -24,7 +24,7 @@ REST = 10  # times as long as the last checkpoint took: training waits for it
 class UnitSaver:
     """Writes what the whole group holds into the archive of one peer."""
 
-    def __init__(self, ctx: PeerContext, archive: Archive | None, table: UnitTable, client: UnitClient) -> None:
+    def __init__(self, ctx: PeerContext, archive: CheckpointArchive | None, table: UnitTable, client: UnitClient) -> None:
         self.newest: Cid | None = None
         self.trainer_state: Callable[[], Mapping[str, Any]] = dict
         """What the training thread needs to go on after a restart."""

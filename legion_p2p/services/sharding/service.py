@@ -11,7 +11,7 @@ from legion_p2p.core.sharding.plan import UnitPlan
 from legion_p2p.core.sharding.step import UnitSteps
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
-from legion_p2p.services.ports import Archive
+from legion_p2p.services.ports import CheckpointArchive
 from legion_p2p.services.rpc import Scope
 from legion_p2p.services.sharding.held import HeldUnit
 from legion_p2p.services.sharding.keeper import UnitKeeper
@@ -25,7 +25,7 @@ from legion_p2p.tensor.flatten import digest
 class UnitService:
     """All units of a sharded run at one peer."""
 
-    def __init__(self, ctx: PeerContext, members: MemberService, archive: Archive | None) -> None:
+    def __init__(self, ctx: PeerContext, members: MemberService, archive: CheckpointArchive | None) -> None:
         """`archive`: where checkpoints are kept; None: nowhere."""
         self.table = UnitTable(ctx, members)
         self.keeper = UnitKeeper(ctx, self.table)

@@ -22,7 +22,7 @@ from legion_p2p.core.update_norms import MAX_KEPT, UpdateNorms
 from legion_p2p.core.wire import Part
 from legion_p2p.errors import CodecError, NonFiniteError
 from legion_p2p.services.shards.inputs import RoundInputs, SignedPush
-from legion_p2p.tensor.aggregate import Aggregated, Contribution, believed_steps, capped_weights
+from legion_p2p.tensor.aggregate import Aggregated, WeightedPush, believed_steps, capped_weights
 from legion_p2p.tensor.body import is_finite, is_zero, require_finite
 from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.compact import Compact, Held, Keep, Shelved, compacted, expanded, in_memory, value_of
@@ -231,7 +231,7 @@ def averaged(pushed: Sequence[ShownPush], version: int, values: dict[PeerId, Ten
         standing = NEWCOMER if push.standing is None else push.standing
         own = weight * staleness_weight(version - push.version)
         contributions.append(
-            Contribution(push.peer, own, values[push.peer], n_steps, standing if spec.screening == "trend" else None)
+            WeightedPush(push.peer, own, values[push.peer], n_steps, standing if spec.screening == "trend" else None)
         )
     return aggregate(contributions, rule, numel, restore=spec.restore_length)
 

@@ -35,7 +35,7 @@ from torch import Tensor
 from legion_p2p.errors import UsageError
 from legion_p2p.tensor.aggregate import (
     Aggregated,
-    Contribution,
+    WeightedPush,
     common_numel,
     equal_factors,
     norm,
@@ -82,7 +82,7 @@ def names() -> tuple[str, ...]:
     return "mean", "norm-cap", *BY_DISTANCE, *BY_COORDINATE
 
 
-def aggregate(contributions: Sequence[Contribution], rule: Rule, numel: int | None = None, *, restore: float = 0.0) -> Aggregated:
+def aggregate(contributions: Sequence[WeightedPush], rule: Rule, numel: int | None = None, *, restore: float = 0.0) -> Aggregated:
     """What the contributions come to. Those that a rule leaves out are in `used` as well: they were taken into account.
 
     `restore`: the part of the length that is given back, see `tensor.mean_length`; 0 measures nothing. `numel` is only needed
@@ -150,7 +150,7 @@ def n_hostile(rule: Rule, n: int) -> int:
     return max(0, min(wanted, (n - more) // per_hostile))
 
 
-def _groups(used: Sequence[Contribution], factors: Sequence[float]) -> list[Group]:
+def _groups(used: Sequence[WeightedPush], factors: Sequence[float]) -> list[Group]:
     """Each push alone; or, where they are too many to compare, random groups of pushes, which no member could foresee."""
     heaviest = max(c.weight for c in used)
     weights = [c.weight / heaviest for c in used]
