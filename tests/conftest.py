@@ -12,7 +12,13 @@ from leftovers import pytest_configure, pytest_unconfigure
 
 from tests.forking import ForkServer
 
-__all__ = ["pytest_collection_finish", "pytest_configure", "pytest_unconfigure", "pytest_xdist_auto_num_workers"]
+__all__ = [
+    "pytest_collection_finish",
+    "pytest_configure",
+    "pytest_unconfigure",
+    "pytest_xdist_auto_num_workers",
+    "pytest_xdist_make_scheduler",
+]
 
 gc.disable()  # until all is imported and collected
 OBJECTS_BETWEEN_COLLECTIONS = 20_000  # 700 by default, which takes several per cent of the time of a simulated swarm
@@ -38,8 +44,16 @@ def forks() -> Iterator[ForkServer]:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One more than there are cores: the end-to-end tests wait for much of their time."""
-    return 1 + (os.cpu_count() or 1)
+    """Two more than there are cores: the end-to-end tests wait for more than half of their time."""
+    return 2 + (os.cpu_count() or 1)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> None:
+    """Files run in the order of their folders: the end-to-end tests side by side first, and at last many that only compute.
+
+    By itself pytest-xdist begins with the files of most tests. Files of one long test were left for the end, where workers wait.
+    """
+    config.option.loadscopereorder = False
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

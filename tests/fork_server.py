@@ -33,6 +33,7 @@ NAME = "fork-server"  # of this process, as psutil tells it
 
 PRELOADED = (  # what a peer that trains has imported after its first step, and what the commands do before
     "torch._dynamo",  # by every optimizer of torch, when it is made
+    "torch.distributed.fsdp",
     "legion_p2p.cli.bootstrap",
     "legion_p2p.cli.checkpoint",
     "legion_p2p.cli.ctl",

@@ -116,7 +116,7 @@ def connected() -> socket.socket:
 
 
 class _Popen(subprocess.Popen[Any]):
-    """A process that the server forks, or that is started as usual where it is none of Python's."""
+    """A process that the server forks, or that is started as usual where no fork can do what it does."""
 
     def __init__(
         self, args: Any, *more: Any, server: ForkServer, network: str = "", starts_others: bool = False, **how: Any
@@ -131,7 +131,7 @@ class _Popen(subprocess.Popen[Any]):
         p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, *more,
     ):  # fmt: skip
         pipes = (p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
-        if not is_python(args) or shell or executable or preexec_fn or pass_fds:
+        if not (can_fork() and is_python(args)) or shell or executable or preexec_fn or pass_fds:
             assert not self._request["network"]
             super()._execute_child(
                 args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell, *pipes, *more
@@ -170,6 +170,11 @@ class _Popen(subprocess.Popen[Any]):
             finally:
                 self._waitpid_lock.release()
         return self.returncode
+
+
+def can_fork() -> bool:
+    """Where not, all processes are started as usual."""
+    return sys.platform == "linux" and hasattr(os, "fork") and hasattr(socket, "AF_UNIX")
 
 
 def is_python(args: Any) -> bool:

@@ -104,7 +104,7 @@ def test_what_is_not_python_is_started_as_usual(forks: ForkServer) -> None:
     assert (done.returncode, done.stdout) == (5, "")
 
 
-def test_a_fork_has_the_interrupt_of_a_process_that_is_python_starts(forks: ForkServer) -> None:
+def test_a_fork_is_interrupted_as_python_is(forks: ForkServer) -> None:
     code = "import time; print('there', flush=True); time.sleep(600)"
     process = forks.popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "there\n"

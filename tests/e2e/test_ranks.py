@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,12 +76,12 @@ def test_when_a_rank_dies_its_peer_leaves_and_the_swarm_goes_on(launch: Launch) 
     assert "DEAD" not in {said["after"] for said in one.events("member")}, one.story()
 
 
-def test_the_example_runs_under_torchrun(tmp_path: Path) -> None:
+def test_the_example_runs_under_torchrun(tmp_path: Path, forks: ForkServer) -> None:
     words = ("--standalone", "--nproc-per-node", "2", str(ROOT / "examples" / "05_several_gpus.py"), "--seconds", "1", "--fsdp")
-    done = subprocess.run(
+    done = forks.run(
         [sys.executable, "-m", "torch.distributed.run", *words],
         env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=120, starts_others=True,
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.known_peers import KnownPeer, KnownPeers, Provided, bounded
 from legion_p2p.net.dht import Dht, multihash_of
 from legion_p2p.net.network import Libp2pNetwork
+from legion_p2p.net.recall import SAVE_EVERY_S
 from legion_p2p.store.known_peers_file import KnownPeersFile
 from tests.net.conftest import eventually, opened
 
@@ -124,7 +125,7 @@ async def test_a_disk_that_takes_nothing_is_told_once(node: Libp2pNetwork, tmp_p
     told: list[str] = []
 
     async with node.recall.kept(KnownPeersFile(tmp_path / "a file" / "known.json"), told.append, introduce=True):
-        await trio.sleep(3600)
+        await trio.sleep(3.5 * SAVE_EVERY_S)
 
     assert len(told) == 1 and "not kept" in told[0]
 

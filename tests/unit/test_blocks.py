@@ -2,7 +2,6 @@
 
 import errno
 import os
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -15,6 +14,7 @@ from legion_p2p.core.manifest import MAX_BLOCK_BYTES
 from legion_p2p.errors import DecodeError, DiskFullError, MissingBlockError, QuotaError, StoreError
 from legion_p2p.files import locks
 from legion_p2p.store.blocks import BlockStore
+from tests.forking import ForkServer
 
 ROOT = Path(__file__).parents[2]
 
@@ -325,8 +325,8 @@ for life in range(int(sys.argv[2])):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the writer is a fork of one that has imported all")
-def test_every_acknowledged_block_survives_kill_9_at_any_moment(tmp_path: Path) -> None:
-    done = subprocess.run(
+def test_every_acknowledged_block_survives_kill_9_at_any_moment(tmp_path: Path, forks: ForkServer) -> None:
+    done = forks.run(
         [sys.executable, "-c", WRITER, str(tmp_path / "store"), "200"],
         capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
