@@ -110,9 +110,16 @@ SETTERS = {
     "signal": frozenset({"signal"}),
     "warnings": frozenset({"simplefilter", "filterwarnings"}),
 }
-OWNERS = ("cli", "net/patches.py", "scenarios/simulation.py", "train/trainer.py", "train/resume.py")
+OWNERS = (
+    "cli",
+    "net/patches.py",
+    "scenarios/simulation.py",
+    "scenarios/graph_training.py",
+    "train/trainer.py",
+    "train/resume.py",
+)
 """Parts that only run where the process belongs to a command; patches.py changes libp2p's loggers, nothing of the user's, and
-simulation.py sets the number of threads back."""
+simulation.py and graph_training.py set the number of threads back."""
 
 
 def faults_of(tree: ast.Module, owns_process: bool) -> Iterator[tuple[int, str]]:

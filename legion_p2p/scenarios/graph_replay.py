@@ -320,13 +320,13 @@ class Replay:
         new = [row for row in rows if shard not in self._peers[row].has_base]
         old = [row for row in rows if shard in self._peers[row].has_base]
         if new:
-            rows_P = torch.as_tensor(new, device=theta_PS.device)
+            rows_P = torch.as_tensor(new, dtype=torch.int64, device=theta_PS.device)
             theta_PS[rows_P] = reference_S
             base_PS[rows_P] = reference_S
             for row in new:
                 self._peers[row].has_base.add(shard)
         if old:
-            rows_P = torch.as_tensor(old, device=theta_PS.device)
+            rows_P = torch.as_tensor(old, dtype=torch.int64, device=theta_PS.device)
             before_PS = base_PS[rows_P]
             change_PS = theta_PS[rows_P] - before_PS
             change_PS[~torch.isfinite(change_PS).all(dim=1)] = 0.0
@@ -340,7 +340,7 @@ class Replay:
     def _hand_in(self, rows: Sequence[int], shard: int) -> None:
         start, end = self._plan.bounds(shard)
         theta_PS, base_PS = self._stack.theta_PE[:, start:end], self._stack.base_PE[:, start:end]
-        rows_P = torch.as_tensor(rows, device=theta_PS.device)
+        rows_P = torch.as_tensor(rows, dtype=torch.int64, device=theta_PS.device)
         local_PS = theta_PS[rows_P]
         for row, base_S, local_S in zip(rows, base_PS[rows_P].cpu(), local_PS.cpu(), strict=True):
             self._peers[row].handed[shard] = base_S, local_S

@@ -246,7 +246,7 @@ class Stack:
         while at < len(rows):
             now = slice(at, at + self._together)
             try:
-                self._step(torch.as_tensor(rows[now], device=self._held_at), draws[now])
+                self._step(torch.as_tensor(rows[now], dtype=torch.int64, device=self._held_at), draws[now])
             except torch.OutOfMemoryError:
                 if self._together == 1:
                     raise
