@@ -85,6 +85,8 @@ OPTIONS = (
     Option(Training, "finish_together", TRAINING),
     Option(Training, "eval_every_s", TRAINING, "SECONDS"),
     Option(Training, "average", TRAINING),
+    Option(Training, "eval_tasks", TRAINING, "FILE"),
+    Option(Training, "eval_tasks_every", TRAINING, "STEPS"),
     Option(Training, "seed", TRAINING),
     Option(Training, "device", TRAINING, "NAME"),
     Option(Training, "threads", TRAINING),

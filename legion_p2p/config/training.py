@@ -12,6 +12,7 @@ from legion_p2p.errors import UsageError
 MAX_RUN_CHARS = 100  # of a name; an id is shorter
 _RUN = "the name or id of a run"
 TRACKER_NAMES = ("wandb", "tensorboard", "trackio", "otel", NONE)
+TASK_FILES = "files of tasks, separated by commas"
 TRACKERS = f"any of {', '.join(TRACKER_NAMES)}"
 
 
@@ -36,6 +37,14 @@ def _trackers(given: Any) -> tuple[str, ...]:
     if wrong := [name for name in names if name not in TRACKER_NAMES]:
         raise refusal(wrong[0], TRACKERS)
     return tuple(dict.fromkeys(name for name in names if name != NONE))
+
+
+def _files(given: Any) -> tuple[str, ...]:
+    if isinstance(given, str):
+        given = given.split(",")
+    if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
+        raise refusal(given, TASK_FILES)
+    return tuple(name.strip() for text in given for name in text.split(",") if name.strip())
 
 
 class RunChoice(msgspec.Struct, frozen=True, repr_omit_defaults=True):
@@ -90,6 +99,14 @@ class Training(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     average: bool = False
     """Keep an average of the common model over the last eighth of the run, and save it beside the model if it is better on
     held-out text. It helps where the learning rate does not fall. Takes 8 bytes a parameter."""
+
+    eval_tasks: Annotated[tuple[str, ...], Form(TASK_FILES, _files)] = ()
+    """Multiple-choice tasks in the format of lm-evaluation-harness: YAML files, separated by commas. Members with the same tasks
+    share the questions, so that each is answered once. Needs pip install "legion_p2p[eval]"."""
+
+    eval_tasks_every: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)] = 1000
+    """Steps of the run between two rounds of these tasks; the same at all members that share them. Each member's part of a round
+    takes as long as it takes to read its questions once for each choice."""
 
     seed: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     """Of this peer's random numbers; for a new run also of its first weights."""

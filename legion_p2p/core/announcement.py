@@ -13,6 +13,7 @@ from typing import Annotated
 import msgspec
 
 from legion_p2p.core.admission import MAX_REVOCATIONS_SHOWN, MAX_TOKEN_BYTES
+from legion_p2p.core.answers import MARK_LENGTH
 from legion_p2p.core.claims import MAX_NAMED
 from legion_p2p.core.coordinates import Coordinate
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS, Identity, PeerId, verify
@@ -109,6 +110,10 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
     """Tokens that the run has trained, as this member counts."""
     reached: bool = False
     """It has seen the run come to its target."""
+    test: Annotated[bytes, msgspec.Meta(max_length=MARK_LENGTH)] = b""
+    """Start of the digest of the multiple-choice test that it takes part in: see `core.question_ledger`. Empty: of none."""
+    test_round: _Count = 0
+    """The newest round of it whose questions it has answered."""
 
     @property
     def order(self) -> tuple[int, int]:

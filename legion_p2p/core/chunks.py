@@ -48,7 +48,7 @@ def assigned_to(ids: Sequence[bytes], members: Iterable[PeerId], epoch: int) -> 
     peers = sorted(set(members))
     if not peers:
         raise UsageError("no members to assign chunks to")
-    owner_C = _scores(ids, peers, epoch).argmax(axis=0)
+    owner_C = scores_of(ids, peers, epoch).argmax(axis=0)
     return {chunk: peers[owner] for chunk, owner in zip(ids, owner_C.tolist(), strict=True)}
 
 
@@ -79,7 +79,7 @@ class ChunkLedger:
         self._taken_by: dict[PeerId, int] = {}  # in this epoch
         self._heard: dict[PeerId, tuple[int, int]] = {}  # (epoch, bitmap) as last announced; the longest silent first
         self._peers: list[PeerId] = [me]
-        self._scores_PC = _scores(self._ids, self._peers, 0)
+        self._scores_PC = scores_of(self._ids, self._peers, 0)
 
     def claim(self, members: Iterable[PeerId]) -> int | None:
         """Take the next chunk. `members` are those alive now, with or without this peer.
@@ -157,7 +157,7 @@ class ChunkLedger:
         self.epoch = min(max(self.epoch + 1, self._epoch_of_most()), MAX_EPOCH)
         self._taken = self._read = self._gone = 0
         self._taken_by = {peer: taken for peer, (epoch, taken) in self._heard.items() if epoch == self.epoch}
-        self._scores_PC = _scores(self._ids, self._peers, self.epoch)
+        self._scores_PC = scores_of(self._ids, self._peers, self.epoch)
 
     def state(self) -> LedgerState:
         """For `restore`."""
@@ -175,14 +175,14 @@ class ChunkLedger:
             raise DecodeError(f"state of epoch {state.epoch} in which chunks were read that were not taken")
         self.epoch, self._taken, self._read, self._gone = state.epoch, taken, read, gone
         self._taken_by = {peer: bits for peer, (epoch, bits) in self._heard.items() if epoch == self.epoch}
-        self._scores_PC = _scores(self._ids, self._peers, self.epoch)
+        self._scores_PC = scores_of(self._ids, self._peers, self.epoch)
 
     def _update_peers(self, members: Iterable[PeerId]) -> None:
         # scoring 8192 chunks for 100 peers takes some milliseconds, which is too long for every claim
         peers = sorted({*members, self.me})
         if peers != self._peers:
             self._peers = peers
-            self._scores_PC = _scores(self._ids, peers, self.epoch)
+            self._scores_PC = scores_of(self._ids, peers, self.epoch)
 
     def _taken_by_others(self) -> int:
         taken = self._gone
@@ -201,7 +201,7 @@ class ChunkLedger:
         return epochs[(len(epochs) - 1) // 2]
 
     def _outranks(self, peer: PeerId, chunk: int) -> bool:
-        score_P1 = _scores([self._ids[chunk]], [peer, self.me], self.epoch)
+        score_P1 = scores_of([self._ids[chunk]], [peer, self.me], self.epoch)
         return bool(score_P1[0, 0] > score_P1[1, 0])
 
     def _flags(self, bits: int) -> npt.NDArray[np.bool_]:
@@ -209,7 +209,7 @@ class ChunkLedger:
         return np.unpackbits(packed, count=self.n_chunks, bitorder="little").astype(bool)
 
 
-def _scores(ids: Sequence[bytes], peers: Sequence[PeerId], epoch: int) -> _U64:
+def scores_of(ids: Sequence[bytes], peers: Sequence[PeerId], epoch: int) -> _U64:
     """Rendezvous scores (P, C).
 
     Not one SHA-256 for each pair (0.8 s for 8192 chunks and 100 peers): one for each chunk and each peer, and a mixer of 64 bits

@@ -33,6 +33,7 @@ from legion_p2p.observe.words import (
     own_left_text,
     privacy_text,
     relayed_text,
+    scores_text,
 )
 
 REFRESH_PER_S = 4  # more looks no smoother and costs a core's percent each
@@ -144,6 +145,8 @@ def _head(status: Status, width: int, ascii_only: bool, losses: Sequence[float])
         ends_at = f" {losses[0]:.2f} to {losses[-1]:.2f}"
         curve = sparkline(losses, max(8, width - len(label) - len(ends_at)), ascii_only=ascii_only)
         lines.append(line(label + curve + ends_at, width=width))
+    if status.test is not None:
+        lines.append(line(f"right answers: {scores_text(status.test)}", width=width))
     lines.append(round_line(status, width))
     return lines
 

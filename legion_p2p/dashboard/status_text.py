@@ -8,7 +8,7 @@ from legion_p2p.dashboard.live import member_columns, members_in_order
 from legion_p2p.observe import human
 from legion_p2p.observe.event_text import rounds_of
 from legion_p2p.observe.status import ConnectionStatus, ServiceStatus, Status
-from legion_p2p.observe.words import alone_text, connection_text, own_left_text, reach_text, reason_text, target_text
+from legion_p2p.observe.words import alone_text, connection_text, own_left_text, reach_text, reason_text, scores_text, target_text
 
 MAX_ERRORS_SHOWN = 5
 ROOM_FOR_IDS = 110  # columns of a terminal in which whole peer ids leave room for everything else
@@ -96,6 +96,7 @@ def _facts(status: Status, width: int) -> list[Text]:
         ("rates", f"up {_rate_text(status.upload_bps, status.upload_limit_bps)}, "
                   f"down {_rate_text(status.download_bps, status.download_limit_bps)}"),
         ("rounds", _round_text(status)),
+        *([("answers", scores_text(status.test))] if status.test else []),
         *([("alone", alone_text(status).removeprefix("alone: "))] if alone_text(status) else []),
         ("model", f"digest {human.clean(status.common_digest)}" if status.common_digest else human.NOTHING),
     ]  # fmt: skip

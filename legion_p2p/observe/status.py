@@ -2,6 +2,8 @@
 
 import msgspec
 
+from legion_p2p.core.answers import RoundScores
+
 STATUS_VERSION = 1
 
 
@@ -269,5 +271,7 @@ class Status(msgspec.Struct, frozen=True):
     """Model FLOPs utilisation of this peer; None: not known."""
     privacy: PrivacyStatus | None = None
     """None: nothing is done to what this peer pushes."""
+    test: RoundScores | None = None
+    """How the common model does in the multiple-choice test that this peer takes part in; None: nothing is answered."""
     pid: int = 0
     status_version: int = STATUS_VERSION

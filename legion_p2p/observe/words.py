@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Sequence
 
+from legion_p2p.core.answers import RoundScores, TaskScore
 from legion_p2p.core.round import LATE
 from legion_p2p.observe import human
 from legion_p2p.observe.status import ConnectionStatus, FailedPush, MemberStatus, PrivacyStatus, ReachStatus, Status, TargetStatus
@@ -73,6 +74,20 @@ def privacy_text(privacy: PrivacyStatus) -> str:
         return "epsilon: nothing pushed yet"
     told = f"epsilon {privacy.epsilon:.3g} at delta {privacy.delta:g}, after {privacy.rounds:.1f} rounds"
     return f"{told}; {human.percent_text(privacy.clipped_share)} of the pushes were clipped"
+
+
+def task_text(task: TaskScore) -> str:
+    """How well the common model does in one task."""
+    if task.acc is None:
+        return f"{human.clean(task.task, 40)} unanswered"
+    error = "" if task.stderr is None else f" ± {100 * task.stderr:.1f}"
+    part = "" if task.n_answered == task.n else f" ({human.whole_text(task.n_answered)} of {human.whole_text(task.n)} answered)"
+    return f"{human.clean(task.task, 40)} {100 * task.acc:.1f}{error} %{part}"
+
+
+def scores_text(scores: RoundScores) -> str:
+    """How well the common model does in the tasks of --eval-tasks."""
+    return f"{', '.join(map(task_text, scores.tasks))}, at step {human.whole_text(scores.last_step)}"
 
 
 def own_left_text(status: Status) -> str:

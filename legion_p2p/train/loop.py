@@ -1,8 +1,9 @@
 """What `legion-peer` does between joining and leaving, in a run whose members hold the whole model."""
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from legion_p2p.train.control import Control
 from legion_p2p.train.corpus import Corpus
 from legion_p2p.train.described import shape_of
 from legion_p2p.train.evaluation import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, load_flat
+from legion_p2p.train.examiner import Examiner
 from legion_p2p.train.flops import Utilisation, flops_per_token, peak_flops
 from legion_p2p.train.inner import inner_optimizer
 from legion_p2p.train.loop_report import LoopReport
@@ -63,6 +65,8 @@ class TrainingLoop:
         self._events = events
         self._control = control
         self._report = LoopReport(thread, compute, events, on_status)
+        self.examiner: Examiner | None = None
+        """Answers multiple-choice questions with the common model; None: nobody asked for that."""
         self._memory_problem = ""
         self._average = CommonAverage(self.opt.common_parameters) if job.average else None
         self._run_step = 0
@@ -138,6 +142,9 @@ class TrainingLoop:
             self._report.stepped(opt.steps, opt.tokens, smoothed, self._mfu(), opt.speed())
             if job.eval_every_s and time.monotonic() - self._evaluated_at >= job.eval_every_s:
                 self._evaluate_common(corpus)
+            if self.examiner is not None and (mine := self.examiner.due()):
+                with self._common_model():
+                    self.examiner.answer(mine)
         if self._report.text_problem:
             return "data"
         if self._target_reached():
@@ -224,11 +231,19 @@ class TrainingLoop:
         return loss, self._report.save_average(out, self.opt.steps, average.n_looks) if is_better else ""
 
     def _evaluate_common(self, corpus: Corpus) -> None:
-        """Evaluate the region's common model, and go on with this peer's own parameters."""
+        """The loss of the common model on held-out text."""
+        with self._common_model():
+            val_loss = self._report.evaluate(corpus, EVAL_WINDOWS)
+        self._evaluated_at = time.monotonic()
+        self._report.evaluated(self.opt.steps, self.opt.tokens, val_loss)
+
+    @contextlib.contextmanager
+    def _common_model(self) -> Iterator[None]:
+        """The model has the region's common parameters; then this peer's own again."""
         opt, module = self.opt, self._compute.model.module
         mine = opt.local.view.snapshot()
         load_flat(module, opt.common_parameters())
-        val_loss = self._report.evaluate(corpus, EVAL_WINDOWS)
-        load_flat(module, mine)
-        self._evaluated_at = time.monotonic()
-        self._report.evaluated(opt.steps, opt.tokens, val_loss)
+        try:
+            yield
+        finally:
+            load_flat(module, mine)

@@ -29,6 +29,7 @@ from legion_p2p.train.corpus import Corpus
 from legion_p2p.train.datasets.prepared import with_data
 from legion_p2p.train.described import check_memory, model_of, shape_of, spec_of
 from legion_p2p.train.entering import enter
+from legion_p2p.train.examiner import Examiner, QuestionTest
 from legion_p2p.train.job_plan import activation_bytes, average_bytes
 from legion_p2p.train.language_model import LanguageModel
 from legion_p2p.train.loop import TrainingLoop
@@ -36,6 +37,7 @@ from legion_p2p.train.loop_report import save_or_tell
 from legion_p2p.train.niceness import lower_priority
 from legion_p2p.train.outcome import Outcome
 from legion_p2p.train.parameters import param_specs, trainable
+from legion_p2p.train.question_files import QuestionTask, read_tasks
 from legion_p2p.train.run_text import check_source, fetch_missing, open_run_text, shared_by
 from legion_p2p.train.saving import check_out
 from legion_p2p.train.sharding.loop import ShardedLoop
@@ -64,11 +66,14 @@ class Trainer:
         self._model: LanguageModel | None = None
         self._corpus: Corpus | None = None
         self._loop: TrainingLoop | None = None
+        self._tasks: tuple[QuestionTask, ...] = ()
+        self._test: QuestionTest | None = None
 
     def run(self) -> Outcome:
         job = self.job
         if job.threads:
             torch.set_num_threads(job.threads)
+        self._tasks = read_tasks(job.eval_tasks)
         out = check_out(job.out) if job.out else None
         if out is not None:
             self.events.add_sink(JsonlSink(out / "metrics.jsonl"))
@@ -123,7 +128,10 @@ class Trainer:
         """The text to train on, read once: the run is joined when it fits, and the others wait from then on."""
         if self._corpus is None:
             self._check(spec)
-            self._corpus = open_run_text(spec, self._data, shape_of(spec), self.events)
+            shape = shape_of(spec)
+            self._corpus = open_run_text(spec, self._data, shape, self.events)
+            if self._tasks:
+                self._test = QuestionTest(self._tasks, self.job.eval_tasks_every, self._corpus, shape.context)
         return self._corpus
 
     def _check(self, spec: RunSpec) -> None:
@@ -133,6 +141,8 @@ class Trainer:
             raise UsageError(f"--accumulate {self.job.accumulate}: a step of run {spec.name!r} has {spec.inner.batch} windows")
         if self.job.average and spec.sharding == "full":
             raise UsageError("--average: in a sharded run no member has the whole model")
+        if self._tasks and spec.sharding == "full":
+            raise UsageError("--eval-tasks: in a sharded run no member has the whole model, so none can answer questions")
         beside = 0 if self._device.startswith("cuda") else activation_bytes(spec, self.job)
         check_memory(spec, beside + average_bytes(spec, self.job))
 
@@ -150,6 +160,8 @@ class Trainer:
             loop = ShardedLoop(thread, compute, self.job, self.events, self.control, self._on_status)
             return loop.run(corpus, partial(self._reader, corpus, spec, model.context), out)
         self._loop = TrainingLoop(thread, compute, self.job, self.events, self.control, self._on_status)
+        if self._test is not None:
+            self._loop.examiner = Examiner(thread, compute, self._test)
         return self._loop.run(corpus, partial(self._reader, corpus, spec, model.context), out)
 
     def _reader(

@@ -4,6 +4,7 @@ from collections import Counter
 
 import msgspec
 
+from legion_p2p.core.answers import RoundScores
 from legion_p2p.core.traffic_ledger import RELAYED
 from legion_p2p.core.units import rate_text
 from legion_p2p.observe import human
@@ -39,6 +40,7 @@ from legion_p2p.web.page_blocks import (
 )
 from legion_p2p.web.record import RunRecord
 from legion_p2p.web.run_blocks import (
+    LEARNING,
     TRAFFIC,
     checkpoint_blocks,
     error_block,
@@ -76,6 +78,7 @@ def peer_page(status: Status, record: RunRecord, facts: PeerFacts, now: float, c
         _head(status, record, now),
         (
             *learning_blocks(record),
+            *_test(status.test),
             *_peer_blocks(status),
             *round_blocks(record, lambda peer: _name(peer, status)),
             *_traffic_blocks(status, record, facts),
@@ -135,6 +138,24 @@ def _notices(status: Status, record: RunRecord, now: float) -> list[Notice]:
     if relayed_text(status):
         told.append(Notice("info", relayed_text(status), "Forwarding a port of the router to this machine would help."))
     return told
+
+
+def _test(scores: RoundScores | None) -> tuple[Table, ...]:
+    """How well the common model does in the tasks of --eval-tasks."""
+    if scores is None:
+        return ()
+    rows: list[tuple[Cell, ...]] = [
+        (human.clean(task.task, 60), task.acc, task.stderr, task.acc_norm, task.n_answered, task.n) for task in scores.tasks
+    ]
+    columns = (
+        TableColumn("task"), TableColumn("right", "percent"), TableColumn("standard error", "percent"),
+        TableColumn("right by length", "percent"), TableColumn("answered", "int"), TableColumn("questions", "int"),
+    )  # fmt: skip
+    steps = human.whole_text(scores.last_step)
+    if scores.first_step != scores.last_step:
+        steps = f"{human.whole_text(scores.first_step)} to {steps}"
+    told = f"The common model at steps {steps} of the run. Members share the questions; each tells the others its answers."
+    return (Table("test", LEARNING, "Multiple-choice tasks", columns, tuple(rows), told, is_wide=True),)
 
 
 def _peer_blocks(status: Status) -> tuple[Block, ...]:

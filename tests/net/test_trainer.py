@@ -1,5 +1,6 @@
 """What the trainer of legion-peer does when training fails, with a real peer."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 
 from legion_p2p.config import Inner, NewRun, Peer, RunChoice, Training
-from legion_p2p.errors import UsageError
+from legion_p2p.errors import StoreError, UsageError
 from legion_p2p.observe.events import Event, Events
+from legion_p2p.observe.status import Status
+from legion_p2p.train import examiner, step_clock
 from legion_p2p.train.compute import Compute
 from legion_p2p.train.control import Control
 from legion_p2p.train.job import run_job
@@ -17,14 +20,14 @@ from legion_p2p.train.outcome import Outcome
 HERE = Peer(listen=("/ip4/127.0.0.1/tcp/0",), lan=False, port_mapping=False, status=False)
 
 
-def train(tmp_path: Path, **training: Any) -> tuple[Outcome, list[Event]]:
+def train(tmp_path: Path, on_status: Callable[[Status], None] | None = None, **training: Any) -> tuple[Outcome, list[Event]]:
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 2000)
     events, seen = Events(), list[Event]()
     events.add_sink(seen.append)
     new_run = NewRun("x", preset="xxs", inner=Inner(batch=2))
     job = Training(data=str(text), steps=6, threads=1, out=str(tmp_path / "out"), **training)
-    return run_job(RunChoice(new_run=new_run), HERE, job, events=events, control=Control()), seen
+    return run_job(RunChoice(new_run=new_run), HERE, job, events=events, control=Control(), on_status=on_status), seen
 
 
 def test_a_peer_whose_memory_does_not_suffice_leaves_in_order_and_says_what_takes_less(
@@ -67,6 +70,30 @@ def test_an_average_of_the_common_model_is_evaluated_and_saved_only_if_it_is_bet
     assert bool(outcome.average_saved_to) == (tmp_path / "out" / "average.safetensors").exists() == is_better
     finished = next(event for event in seen if event.name == "run.finished")
     assert finished.fields["average_val_loss"] == outcome.average_val_loss
+
+
+def test_questions_of_a_task_are_answered_with_the_common_model_at_the_steps_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examiner, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(step_clock, "REPORT_EVERY_S", 0.0)  # so that the run's step is told at each of these few
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"q": "the {i}", "c": ["lazy dog", "of"]}}\n' for i in range(5)))
+    task = tmp_path / "task.yaml"
+    task.write_text("task: foxes\ndataset_kwargs: {data_files: rows.jsonl}\ndoc_to_text: q\ndoc_to_choice: c\ndoc_to_target: 1\n")
+    shown: list[Status] = []
+
+    outcome, seen = train(tmp_path, shown.append, eval_tasks=(str(task),), eval_tasks_every=2)
+
+    assert outcome.reason == "steps"
+    told = [event.fields for event in seen if event.name == "eval.task"]
+    assert [one["n_answered"] for one in told] == [5] * len(told) and told[0]["task"] == "foxes"
+    assert [one["step"] for one in told] == sorted({one["step"] for one in told}) and told[0]["step"] >= 2
+    assert shown[-1].test is not None and shown[-1].test.tasks[0].n_answered == 5
+
+
+def test_a_task_that_cannot_be_read_ends_the_command_before_a_run_is_created(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"nowhere\.yaml"):
+        train(tmp_path, eval_tasks=(str(tmp_path / "nowhere.yaml"),))
 
 
 def test_more_parts_than_a_step_has_windows_are_refused_before_the_run_is_created(tmp_path: Path) -> None:

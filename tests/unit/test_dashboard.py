@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from legion_p2p.core.answers import RoundScores, TaskScore
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.round import LATE
 from legion_p2p.dashboard import (
@@ -183,6 +184,19 @@ def test_a_peer_that_is_alone_names_the_former_members_that_it_tries():
         f"/ip4/203.0.113.1/tcp/4710/p2p/{IDS[1][-8:]}, /ip4/203.0.113.2/tcp/4710/p2p/{IDS[2][-8:]} and 2 more"
     )
     assert alone_text(status(n=2, former=former)) == ""
+
+
+def test_right_answers_are_a_line_of_the_view_and_of_the_status_within_any_width():
+    task = TaskScore("animals", 500, 480, 0.4125, 0.25, 0.0224)
+    told = status(test=RoundScores(2, 2000, 2004, (task, TaskScore("\x1b[2J" + "x" * 60, 3, 0, None, None, None))))
+
+    view = text(render_peer(told))
+    report = text(render_status(told, width=200), width=200)
+
+    assert "right answers: animals 41.2 ± 2.2 % (480 of 500 answered)" in view and "\x1b[2J" not in view + report
+    assert all(len(one) <= 80 for one in view.splitlines())
+    assert "unanswered, at step 2,004" in report
+    assert "right answers" not in text(render_peer(status()))
 
 
 def test_an_error_leaves_the_view_after_a_minute_and_a_new_one_is_shown():

@@ -17,6 +17,7 @@ OTHER_THAN_USUAL = {
     "device": "cpu",
     "wait_for_members": 2,
     "average": True,
+    "eval_tasks": ("task.yaml",),
 }
 
 

@@ -113,7 +113,7 @@ def imported(*, at_once: bool = False) -> set[str]:
     """The distributions that the package imports; `at_once`: those that a module imports as it loads."""
     called = {
         "dns": "dnspython", "google": "protobuf", "nacl": "pynacl", "cid": "py-cid", "multihash": "py-multihash",
-        "prometheus_client": "prometheus-client", "opentelemetry": "opentelemetry-sdk",
+        "prometheus_client": "prometheus-client", "opentelemetry": "opentelemetry-sdk", "yaml": "pyyaml",
     }  # fmt: skip
     indented = "" if at_once else r"\s*"
     pattern = re.compile(rf"^{indented}(?:import|from)\s+([A-Za-z_][A-Za-z0-9_]*)", re.MULTILINE)

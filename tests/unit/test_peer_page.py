@@ -3,6 +3,7 @@
 import msgspec
 
 from legion_p2p.config import Peer
+from legion_p2p.core.answers import RoundScores, TaskScore
 from legion_p2p.core.identity import Identity
 from legion_p2p.observe.events import Event
 from legion_p2p.observe.status import (
@@ -114,6 +115,16 @@ def test_what_compression_saves_is_a_row_for_each_kind_of_shards() -> None:
 
     assert told.rows == (("pushes", 100, 400, 0.75, 0, 0, None), ("whole shards", 0, 0, None, 404, 400, 0.0))
     assert not any(one.id == "compression" for one in page().blocks)
+
+
+def test_the_tasks_of_a_test_are_a_table_and_it_says_at_which_steps_they_were_answered() -> None:
+    scores = RoundScores(2, 200, 207, (TaskScore("animals", 10, 8, 0.5, 0.25, 0.18), TaskScore("<b>", 2, 0, None, None, None)))
+
+    told = block(page(status(test=scores)), "test")
+
+    assert told.rows == (("animals", 0.5, 0.18, 0.25, 8, 10), ("<b>", None, None, None, 0, 2))
+    assert "at steps 200 to 207" in told.note
+    assert not any(one.id == "test" for one in page().blocks)
 
 
 def test_a_contribution_counts_rounds_that_have_this_peers_work() -> None:

@@ -35,6 +35,7 @@ from legion_p2p.services.run.moving import MoveService
 from legion_p2p.services.run.own_reach import AnnouncedReach
 from legion_p2p.services.run.pacing import Pacer
 from legion_p2p.services.run.progress import Progress, StepCount
+from legion_p2p.services.run.question_sharing import QuestionService
 from legion_p2p.services.run.resume import Restored
 from legion_p2p.services.run.returning import ReturnService
 from legion_p2p.services.run.target import TargetService
@@ -86,6 +87,7 @@ class ActiveRun:
         self.regions = RegionService(ctx, members)
         self.region_sync = RegionSync(ctx, members, self.shards)
         self.target = TargetService(ctx, members, self.steps, self.shards.states, self.control)
+        self.questions = QuestionService(ctx, members)
         self.pacer = Pacer(ctx.spec.round, self.shards, ctx.events)
         follows = self.units is None
         self.checkpoints = LocalCheckpoints(
@@ -117,6 +119,7 @@ class ActiveRun:
         nursery.start_soon(self.former.run_forever)
         nursery.start_soon(self.control.run_forever)
         nursery.start_soon(self.target.run_forever)
+        nursery.start_soon(self.questions.run_forever)
         nursery.start_soon(log_clock, self.ctx)
 
     async def greet(self) -> None:

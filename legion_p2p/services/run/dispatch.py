@@ -104,6 +104,7 @@ def answer(run: ActiveRun) -> None:
     in_run.on(SyncRequest, run.region_sync.on_request)
     in_run.on(RelayRequest, run.region_sync.relay.on_request)
     run.shards.answer(in_run)
+    run.questions.answer(in_run)
     if run.units is not None:
         run.units.answer(in_run)
     run.messenger.serve(dispatcher.handle, longest_request(run.spec))

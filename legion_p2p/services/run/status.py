@@ -74,6 +74,8 @@ def describe(run: ActiveRun) -> Announcement:
         paused=progress.paused,
         run_tokens=min(run.target.own_tokens(), MAX_COUNT),
         reached=run.target.reached,
+        test=b"" if run.questions.ledger is None else run.questions.ledger.mark,
+        test_round=0 if run.questions.ledger is None else run.questions.ledger.answered_round,
     )
 
 
@@ -147,6 +149,7 @@ def status_of(run: ActiveRun) -> Status:
         control=run.control.status(),
         target=_target_row(run),
         books=books_of((run.messenger.books,), run.lobby.parts.network.network_traffic(), _shard_traffic_rows(run)),
+        test=run.questions.scores(),
         privacy=None if private is None else private.status(),
     )
 
