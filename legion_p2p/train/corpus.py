@@ -80,7 +80,7 @@ def stdlib_text(root: Path | None = None) -> tuple[bytes, bytes]:
     Raises: StoreError, if the files are not there: some distributions ship them as a zip, or not at all.
     """
     root = root or Path(sysconfig.get_paths()["stdlib"])
-    files = [p for p in files_below(root) if p.suffix == ".py" and not _NOT_STDLIB.intersection(p.relative_to(root).parts)]
+    files = [path for path in files_below(root, without=_NOT_STDLIB) if path.suffix == ".py"]
     train, validation = _split_by_hash(read_file(p, MAX_FOLDER_BYTES) for p in files)
     if not train or not validation:
         raise StoreError(f"{root} holds no source of the Python standard library: give a folder or file of text instead")

@@ -6,7 +6,7 @@ import io
 import lzma
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -97,8 +97,11 @@ def read_file(path: Path, max_bytes: int) -> bytes:
     return raw
 
 
-def files_below(root: Path) -> Iterator[Path]:
-    """Files below a folder, hidden ones left out; by way of links as well, each once, however it is reached."""
+def files_below(root: Path, without: Collection[str] = ()) -> Iterator[Path]:
+    """Files below a folder, hidden ones left out; by way of links as well, each once, however it is reached.
+
+    `without`: names of folders that are not looked into.
+    """
 
     def fail(error: OSError) -> None:
         raise StoreError(f"cannot read {shown(error.filename)}: {reason_of(error)}") from error
@@ -108,7 +111,7 @@ def files_below(root: Path) -> Iterator[Path]:
         if not _is_new(Path(folder), FileKind.FOLDER, seen):
             subfolders.clear()
             continue
-        subfolders[:] = sorted(s for s in subfolders if not s.startswith("."))
+        subfolders[:] = sorted(s for s in subfolders if not s.startswith(".") and s not in without)
         for name in sorted(names):
             path = Path(folder, name)
             if not name.startswith(".") and _is_new(path, FileKind.FILE, seen):

@@ -75,6 +75,19 @@ def test_tests_and_installed_packages_are_no_part_of_the_stdlib(tmp_path: Path) 
     assert stdlib_text(tmp_path) == (b"# 0\0", held_back + b"\0")
 
 
+def test_what_is_installed_beside_the_library_is_not_even_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(200):
+        (tmp_path / f"{i}.py").write_text(f"# {i}")
+    before = stdlib_text(tmp_path)
+    (tmp_path / "site-packages" / "torch").mkdir(parents=True)
+    (tmp_path / "site-packages" / "torch" / "nn.py").write_text("# more")
+    scandir, looked_into = os.scandir, []
+    monkeypatch.setattr(os, "scandir", lambda path: looked_into.append(str(path)) or scandir(path))
+
+    assert stdlib_text(tmp_path) == before
+    assert looked_into == [str(tmp_path)]
+
+
 def test_a_missing_stdlib_is_told_clearly(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no source of the Python standard library"):
         stdlib_text(tmp_path)
