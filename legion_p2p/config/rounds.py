@@ -139,6 +139,10 @@ class Rounds(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """Whether what a member's pushes weigh follows from earlier rounds. none: each round is looked at alone. trend: a member
     whose pushes go against the others, round after round, weighs less, and in the end nothing."""
 
+    owner_rounds: int | None = None
+    """Rounds in which a member must have taken part until it may own shards, half of all rounds at most; and after which the
+    shards are dealt out again, by what nobody can foresee. 0: at once, and never again."""
+
     verify: Verify | None = None
     """How owners are watched. none: members check that an update leads to the digest that its owner signed. late: owners sign
     receipts for pushes, and the standby of a shard computes each update again. An owner that publishes a wrong update is

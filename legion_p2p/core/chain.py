@@ -23,6 +23,7 @@ from legion_p2p.core.announcement import Mark, mark_of
 from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.contribution import first
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.seniority import salt_after
 from legion_p2p.core.wire import MAX_UPDATES, Inclusion, Update, UpdateHeader
 
 MAX_LOG_ENTRIES = MAX_UPDATES  # what one reply can carry
@@ -49,12 +50,21 @@ class Chain:
     """Version, digest and log of one shard."""
 
     def __init__(
-        self, version: int, digest: bytes, max_log_bytes: int, included: Iterable[Inclusion] = (), owner: PeerId | None = None
+        self,
+        version: int,
+        digest: bytes,
+        max_log_bytes: int,
+        included: Iterable[Inclusion] = (),
+        owner: PeerId | None = None,
+        *,
+        salt: bytes = b"",
     ) -> None:
         self.version = version
         self.digest = digest
         self.owner = owner
         """Whose updates made this chain, as far as known."""
+        self.salt = salt
+        """By which the owner is found: see core.seniority."""
         self.n_replaced = 0
         """How often it was exchanged for another one."""
         self._max_log_bytes = max_log_bytes
@@ -64,6 +74,7 @@ class Chain:
         """Of each version in the log: the bytes of all updates that were in the log before it, since the log was begun."""
         self._included: dict[PeerId, int] = {}
         self._standings: dict[PeerId, int] = {}
+        self._rounds: dict[PeerId, int] = {}
         self._seen: set[PeerId] = set()
         """The members whose standing comes from an update that was applied here."""
         self._digests: BoundedMap[int, bytes] = BoundedMap(MAX_DIGESTS)
@@ -106,6 +117,7 @@ class Chain:
             del self._older_bytes[version]
             self._log_bytes -= _size(oldest.update)
         self.owner = PeerId(header.owner)
+        self.salt = header.salt
         self._include(header.included)
         self._seen.update(PeerId(i.peer) for i in header.included if i.standing is not None)
 
@@ -121,7 +133,9 @@ class Chain:
         self.owner = owner
         self._include(included)
 
-    def replaced(self, version: int, digest: bytes, owner: PeerId, included: Iterable[Inclusion] = ()) -> None:
+    def replaced(
+        self, version: int, digest: bytes, owner: PeerId, included: Iterable[Inclusion] = (), *, salt: bytes = b""
+    ) -> None:
         """The shard was taken over whole, as `owner` holds it: this is another chain from now on."""
         self.version = version
         self.digest = digest
@@ -130,7 +144,8 @@ class Chain:
         self._forget_log()
         self._digests.clear()
         self._digests[version] = digest
-        self._included, self._standings, self._seen = {}, {}, set()
+        self.salt = salt
+        self._included, self._standings, self._rounds, self._seen = {}, {}, {}, set()
         self._include(included)
 
     def since(self, version: int, digest: bytes) -> tuple[Update, ...] | None:
@@ -159,7 +174,19 @@ class Chain:
 
     def included(self) -> tuple[Inclusion, ...]:
         """The newest contribution of every member that this state contains."""
-        return tuple(Inclusion(peer, seq, self._standings.get(peer)) for peer, seq in sorted(self._included.items()))
+        standings, rounds = self._standings, self._rounds
+        return tuple(Inclusion(peer, seq, standings.get(peer), rounds.get(peer)) for peer, seq in sorted(self._included.items()))
+
+    def rounds(self, peer: PeerId) -> int:
+        """In how many versions a push of the member was, as far as that is counted."""
+        return self._rounds.get(peer, 0)
+
+    def counts_right(self, header: UpdateHeader, owner_rounds: int) -> bool:
+        """Whether the next update says what follows of the salt, and of how long members have taken part."""
+        if not owner_rounds:
+            return not header.salt and all(i.rounds is None for i in header.included)
+        right_salt = header.salt == salt_after(self.version, self.digest, self.salt, owner_rounds)
+        return right_salt and all(i.rounds == self.rounds(PeerId(i.peer)) + 1 for i in header.included)
 
     def standing(self, peer: PeerId) -> int | None:
         """How far the pushes of a member have gone with the others', as the newest update with one of them says."""
@@ -224,10 +251,13 @@ class Chain:
                 known[peer] = seq if seq > newest else newest
                 if inclusion.standing is not None:
                     self._standings[peer] = inclusion.standing
+                if inclusion.rounds is not None:
+                    self._rounds[peer] = inclusion.rounds
         while len(self._included) > MAX_TRACKED:  # the member that contributed longest ago goes: newcomers must find room
             gone = next(iter(self._included))
             del self._included[gone]
             self._standings.pop(gone, None)
+            self._rounds.pop(gone, None)
             self._seen.discard(gone)
 
 

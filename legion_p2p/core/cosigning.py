@@ -20,7 +20,7 @@ import msgspec
 
 from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import Identity, PeerId, verify
-from legion_p2p.core.rendezvous import Ownership, ranking, shard_key
+from legion_p2p.core.rendezvous import Ownership, ranking
 
 DOMAIN = b"legion/cosigned/1\0"
 N_ASKED = 3  # of the order; with more, an owner finds one of its own among them more easily
@@ -39,9 +39,9 @@ def check_cosignature(member: str, header: bytes, signature: bytes) -> None:
     verify(member, DOMAIN + header, signature)
 
 
-def cosigners(run: str, region: str, shard: int, owners: Ownership, weights: Mapping[PeerId, float]) -> tuple[PeerId, ...]:
-    """Those that may sign for the owner of a shard, the standby first. `weights`: of those that may own."""
-    ranked = ranking(shard_key(run, region, shard), weights)
+def cosigners(key: str, owners: Ownership, weights: Mapping[PeerId, float]) -> tuple[PeerId, ...]:
+    """Those that may sign for the owner of a shard, the standby first. `key`: of the shard. `weights`: of those that may own."""
+    ranked = ranking(key, weights)
     first = [] if owners.standby is None else [owners.standby]
     rest = [peer for peer in ranked if peer not in (owners.owner, owners.standby)]
     return tuple((first + rest)[:N_BELIEVED])

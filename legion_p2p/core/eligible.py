@@ -41,12 +41,26 @@ def reach_class(announcement: Announcement) -> int:
     return (Reach.PUBLIC if announcement.role is Role.TRAINER else announcement.reach).rank
 
 
-def eligible(run_id: str, region: str, announcements: Iterable[Announcement]) -> Eligible:
-    """Those that own the shards of `region`. `announcements`: of its members."""
+def eligible(
+    run_id: str, region: str, announcements: Iterable[Announcement], juniors: frozenset[PeerId] = frozenset()
+) -> Eligible:
+    """Those that own the shards of `region`. `announcements`: of its members. `juniors`: own nothing where others can; where one
+    member owns everything, one of them stands by."""
+    able = [a for a in announcements if a.ready and a.weight > 0 and a.role is not Role.CLIENT]
+    seniors = [a for a in able if peer_of(a) not in juniors]
+    if not seniors or len(seniors) == len(able):
+        return _by_reach(run_id, region, able)
+    found = _by_reach(run_id, region, seniors)
+    if len(found.weights) > 1:
+        return found
+    rest = {peer_of(a): a.weight for a in able if peer_of(a) in juniors}
+    return Eligible(found.weights, found.reserve or rest)
+
+
+def _by_reach(run_id: str, region: str, announcements: Iterable[Announcement]) -> Eligible:
     classes: dict[int, dict[PeerId, float]] = {}
     for a in announcements:
-        if a.ready and a.weight > 0 and a.role is not Role.CLIENT:
-            classes.setdefault(reach_class(a), {})[peer_of(a)] = a.weight
+        classes.setdefault(reach_class(a), {})[peer_of(a)] = a.weight
     if len(classes) <= 1:
         return Eligible(next(iter(classes.values()), {}))
     needed = NEEDED_SHARE * math.fsum(weight for members in classes.values() for weight in members.values())

@@ -18,18 +18,18 @@ from typing import Literal
 from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.pace import Ewma
-from legion_p2p.core.rendezvous import Ownership, log_hashes
+from legion_p2p.core.rendezvous import Ownership, Salts, log_hashes
 from legion_p2p.errors import UsageError
 
 PlacementName = Literal["rendezvous", "priority", "stable"]
-Policy = Callable[[str, str, int, Mapping[PeerId, float]], tuple[Ownership, ...]]
-"""(run id, region, number of shards, weights of the region's members) -> who owns each shard."""
+Policy = Callable[[str, str, int, Mapping[PeerId, float], Salts], tuple[Ownership, ...]]
+"""(run id, region, number of shards, weights of the region's members, salts of the shards) -> who owns each shard."""
 
 HEADROOM = 1.25  # what a peer may own, of its fair share by weight; less room means longer searches and more moves
 PRIORITY = 3.0  # exponent of the weights: one to ten leaves a thousandth
 MAX_REGIONS = 64  # whose owners are remembered
 _NOBODY: Mapping[PeerId, float] = {}
-_Weights = tuple[dict[PeerId, float], dict[PeerId, float]]
+_Weights = tuple[dict[PeerId, float], dict[PeerId, float], Salts]
 
 
 class Placement:
@@ -43,38 +43,44 @@ class Placement:
         self._known: BoundedMap[str, tuple[_Weights, tuple[Ownership, ...]]] = BoundedMap(MAX_REGIONS)
 
     def owners(
-        self, region: str, weights: Mapping[PeerId, float], reserve: Mapping[PeerId, float] = _NOBODY
+        self, region: str, weights: Mapping[PeerId, float], reserve: Mapping[PeerId, float] = _NOBODY, salts: Salts = ()
     ) -> tuple[Ownership, ...]:
         """Owner and standby of each shard among the members of one region. Where there is one owner for all, one of the `reserve`
         stands by."""
         known = self._known.get(region)
-        if known is None or known[0] != (weights, reserve):
-            placed = self._policy(self._run, region, self._n_shards, weights)
+        if known is None or known[0] != (weights, reserve, salts):
+            placed = self._policy(self._run, region, self._n_shards, weights, salts)
             if reserve:
-                behind = self._policy(self._run, region, self._n_shards, reserve)
+                behind = self._policy(self._run, region, self._n_shards, reserve, salts)
                 placed = tuple(Ownership(p.owner, p.standby or b.owner) for p, b in zip(placed, behind, strict=True))
-            known = self._known[region] = (dict(weights), dict(reserve)), placed
+            known = self._known[region] = (dict(weights), dict(reserve), salts), placed
         self._known.touch(region)
         return known[1]
 
 
-def by_rendezvous(run_id: str, region: str, n_shards: int, weights: Mapping[PeerId, float]) -> tuple[Ownership, ...]:
+def by_rendezvous(
+    run_id: str, region: str, n_shards: int, weights: Mapping[PeerId, float], salts: Salts = ()
+) -> tuple[Ownership, ...]:
     """The peer with the strongest claim owns, the next one stands by."""
-    peers, claims = _claims(run_id, region, n_shards, weights)
+    peers, claims = _claims(run_id, region, n_shards, weights, salts)
     return tuple(_first_two(peers, claim) for claim in claims)
 
 
-def by_priority(run_id: str, region: str, n_shards: int, weights: Mapping[PeerId, float]) -> tuple[Ownership, ...]:
+def by_priority(
+    run_id: str, region: str, n_shards: int, weights: Mapping[PeerId, float], salts: Salts = ()
+) -> tuple[Ownership, ...]:
     """As by rendezvous, with weights to the power of PRIORITY: a peer that is ten times as strong owns a thousand times as much.
 
     There is no line between peers that may own and the rest, because crossing it would move many shards.
     """
     heaviest = max(weights.values(), default=0.0)
     stretched = {peer: (weight / heaviest) ** PRIORITY for peer, weight in weights.items() if weight > 0}
-    return by_rendezvous(run_id, region, n_shards, stretched)
+    return by_rendezvous(run_id, region, n_shards, stretched, salts)
 
 
-def by_stable_matching(run_id: str, region: str, n_shards: int, weights: Mapping[PeerId, float]) -> tuple[Ownership, ...]:
+def by_stable_matching(
+    run_id: str, region: str, n_shards: int, weights: Mapping[PeerId, float], salts: Salts = ()
+) -> tuple[Ownership, ...]:
     """Shards propose to peers in the order of their claims; a peer keeps its strongest up to `capacity`.
 
     The result is stable: no shard and peer both prefer each other to what they have. The standby is next in the shard's order.
@@ -82,7 +88,7 @@ def by_stable_matching(run_id: str, region: str, n_shards: int, weights: Mapping
     capacity = capacities(n_shards, weights)
     if not capacity:
         return (Ownership(None, None),) * n_shards
-    peers, claims = _claims(run_id, region, n_shards, weights)
+    peers, claims = _claims(run_id, region, n_shards, weights, salts)
     claims = list(claims)
     wishes = [sorted(range(len(peers)), key=claim.__getitem__, reverse=True) for claim in claims]
     held: list[list[tuple[float, int]]] = [[] for _ in peers]
@@ -149,14 +155,14 @@ class SmoothedWeight:
 
 
 def _claims(
-    run_id: str, region: str, n_shards: int, weights: Mapping[PeerId, float]
+    run_id: str, region: str, n_shards: int, weights: Mapping[PeerId, float], salts: Salts
 ) -> tuple[list[PeerId], Iterable[list[float]]]:
     """The peers of positive weight, and for each shard how strongly each claims it; of equal claims the first wins."""
     peers = sorted((peer for peer, weight in weights.items() if weight > 0), reverse=True)
     negative = [-weights[peer] for peer in peers]
     if not peers:
         return [], ([] for _ in range(n_shards))
-    rows = zip(*(log_hashes(run_id, region, n_shards, peer) for peer in peers), strict=True)
+    rows = zip(*(log_hashes(run_id, region, n_shards, peer, salts) for peer in peers), strict=True)
     return peers, (list(map(truediv, negative, row)) for row in rows)
 
 

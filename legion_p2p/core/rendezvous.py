@@ -19,6 +19,9 @@ _SCALE = 1.0 / (1 << 52)  # one bit less than a float holds, so that the largest
 
 
 MAX_REMEMBERED = 512  # peers, each in one region, whose hashes are kept: 8 bytes a shard
+MAX_SALTED = 1 << 17  # pairs of shard and peer of which the hash is kept where shards have salts, of 100 bytes each
+Salts = tuple[bytes, ...]
+"""Of each shard: see core.seniority. Empty: there are none."""
 
 
 class Ownership(msgspec.Struct, frozen=True):
@@ -39,10 +42,21 @@ def score(key: str, peer: str, weight: float) -> float:
     return -weight / math.log(unit_hash(key, peer)) if weight > 0 else 0.0
 
 
-@lru_cache(maxsize=MAX_REMEMBERED)
-def log_hashes(run_id: str, region: str, n_shards: int, peer: PeerId) -> "array[float]":
+def log_hashes(run_id: str, region: str, n_shards: int, peer: PeerId, salts: Salts = ()) -> "array[float]":
     """ln(u) of a peer for each shard: what its claims have in common whatever it weighs. Hashing is what takes time."""
+    if not any(salts):
+        return _plain_hashes(run_id, region, n_shards, peer)
+    return array("d", [_log_hash(salted_key(run_id, region, shard, salts[shard]), peer) for shard in range(n_shards)])
+
+
+@lru_cache(maxsize=MAX_REMEMBERED)
+def _plain_hashes(run_id: str, region: str, n_shards: int, peer: PeerId) -> "array[float]":
     return array("d", [math.log(unit_hash(shard_key(run_id, region, shard), peer)) for shard in range(n_shards)])
+
+
+@lru_cache(maxsize=MAX_SALTED)
+def _log_hash(key: str, peer: PeerId) -> float:
+    return math.log(unit_hash(key, peer))
 
 
 def ranking(key: str, weights: Mapping[PeerId, float]) -> list[PeerId]:
@@ -54,6 +68,12 @@ def ranking(key: str, weights: Mapping[PeerId, float]) -> list[PeerId]:
 def shard_key(run_id: str, region: str, shard: int) -> str:
     """The key of a shard: for rendezvous, and under which its owner is a provider in the DHT."""
     return f"legion/shard/{run_id}/{region}/{shard}"
+
+
+def salted_key(run_id: str, region: str, shard: int, salt: bytes) -> str:
+    """The key of a shard for rendezvous, with its salt."""
+    key = shard_key(run_id, region, shard)
+    return f"{key}/{salt.hex()}" if salt else key
 
 
 def ownership(run_id: str, region: str, shard: int, weights: Mapping[PeerId, float]) -> Ownership:

@@ -143,6 +143,11 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether what a member's pushes weigh follows from earlier rounds. trend: a member whose pushes go against the others, round
     after round, weighs less, and in the end nothing: see `legion_p2p.tensor.robust.standing`. For rules that go by distances."""
 
+    owner_rounds: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 0
+    """Rounds of a shard in which a member's pushes must have been until it may own, half of all rounds at most; and after
+    which the shards are dealt out again. Higher: owning takes longer, for liars as for others. 0: at once, and never again.
+    See `core.seniority`."""
+
     verify: Verify = "none"
     """How owners are watched, besides what every member checks of an update. late: they sign receipts for pushes, and the standby
     of a shard computes each update again, after it was applied. Costs one more copy of each push: see `core.account`. strict: it

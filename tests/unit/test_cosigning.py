@@ -16,18 +16,19 @@ from legion_p2p.core.cosigning import (
 )
 from legion_p2p.core.evidence import sign_header
 from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.core.rendezvous import ownership
+from legion_p2p.core.rendezvous import ownership, shard_key
 from legion_p2p.errors import SignatureError
 
 MEMBER = Identity(b"m" * 32)
 OTHER = Identity(b"o" * 32)
+KEY = shard_key("run", "", 0)
 WEIGHTS = {PeerId(f"p{i}"): 1.0 for i in range(8)}
 
 
 def test_the_standby_is_asked_first_and_the_owner_never() -> None:
     owners = ownership("run", "", 0, WEIGHTS)
 
-    order = cosigners("run", "", 0, owners, WEIGHTS)
+    order = cosigners(KEY, owners, WEIGHTS)
 
     assert order[0] == owners.standby and owners.owner not in order
     assert len(order) == N_BELIEVED == len(set(order))
@@ -36,16 +37,16 @@ def test_the_standby_is_asked_first_and_the_owner_never() -> None:
 def test_an_owner_that_is_alone_has_nobody_to_ask() -> None:
     alone = {PeerId("a"): 1.0}
 
-    assert cosigners("run", "", 0, ownership("run", "", 0, alone), alone) == ()
+    assert cosigners(KEY, ownership("run", "", 0, alone), alone) == ()
 
 
 @given(st.integers(0, 7))
 def test_one_that_goes_changes_the_order_by_one_place_at_most(gone: int) -> None:
     """So what an owner asks by its view is believed by members whose view differs by one member."""
-    owners = ownership("run", "", 3, WEIGHTS)
+    owners = ownership("run", "", 0, WEIGHTS)
     rest = {peer: weight for peer, weight in WEIGHTS.items() if peer != f"p{gone}" or peer in (owners.owner, owners.standby)}
 
-    before, after = cosigners("run", "", 3, owners, WEIGHTS), cosigners("run", "", 3, owners, rest)
+    before, after = cosigners(KEY, owners, WEIGHTS), cosigners(KEY, owners, rest)
 
     assert set(after[:N_ASKED]) <= set(before), "those that are asked by a member that knows of it"
     assert set(before[:N_ASKED]) - {PeerId(f"p{gone}")} <= set(after), "or does not"

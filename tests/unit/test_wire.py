@@ -256,6 +256,7 @@ OPTIONAL = {
     (HandoverPart, "header"): b"",
     (HandoverPart, "signature"): b"",
     (ShardState, "norms"): (),
+    (ShardState, "salt"): b"",
     (Updates, "norms"): (),
     (Push, "signature"): b"",
     (UpdateHeader, "account"): None,

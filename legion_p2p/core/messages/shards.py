@@ -22,6 +22,7 @@ from legion_p2p.core.messages.base import (
 from legion_p2p.core.messages.members import SignedBytes
 from legion_p2p.core.plan import MAX_SHARDS
 from legion_p2p.core.round_spec import MAX_OUTER_DELAY
+from legion_p2p.core.seniority import SALT_BYTES
 from legion_p2p.core.update_norms import MAX_KNOWN
 
 MAX_INCLUDED = 10_000  # contributions to one update: as many as members may be
@@ -34,6 +35,7 @@ Part = Literal["residual", "momentum", "recent"]
 Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)]
 
 
+Salt = Annotated[bytes, msgspec.Meta(max_length=SALT_BYTES)]
 Norms = Annotated[tuple[Annotated[float, msgspec.Meta(gt=0, le=1e38)], ...], msgspec.Meta(max_length=MAX_KNOWN)]
 
 
@@ -81,6 +83,8 @@ class Inclusion(msgspec.Struct, frozen=True, omit_defaults=True):
     seq: Count
     standing: Standing | None = None
     """How far its pushes have gone with the others', this one included; None where nobody is screened."""
+    rounds: Version | None = None
+    """Versions that contain a push of it, this one included; None where that is of no use."""
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -129,6 +133,8 @@ class UpdateHeader(msgspec.Struct, frozen=True):
     """How far the contributions agreed, by the owner's word: see `tensor/mean_length.py`. None: not measured."""
     payload: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
     """SHA-256 of the update's bytes, so that a member that passes them on need not apply them first; of older peers empty."""
+    salt: Salt = b""
+    """By which the owner of the shard is found after this version: see `core.seniority`."""
 
     @property
     def averaged_fraction(self) -> float:
@@ -197,6 +203,7 @@ class ShardState(Message, frozen=True, tag="shard_state"):
     """The asker's state lies in the history of this one, so nothing of it is missing here."""
     norms: Norms = ()
     """Lengths of the last updates."""
+    salt: Salt = b""
 
 
 class GetUpdates(Request[Updates | ShardState | Busy], frozen=True, tag="get_updates"):

@@ -24,11 +24,18 @@ class Roles(msgspec.Struct, frozen=True):
     forwarders: tuple[Forwarder, ...] = ()
     """Those that hold the model, with what the forwarding of updates goes by."""
 
-    def renewed(self, run: str, announcements: Sequence[Announcement], region: str, excluded: frozenset[PeerId]) -> "Roles":
+    def renewed(
+        self,
+        run: str,
+        announcements: Sequence[Announcement],
+        region: str,
+        excluded: frozenset[PeerId],
+        juniors: frozenset[PeerId] = frozenset(),
+    ) -> "Roles":
         """The present roles. What has not changed is the same object, so that others see at once what changed."""
         here = [a for a in announcements if a.region == region]
         out = deposed(here) | excluded
-        owners = eligible(run, region, [a for a in here if peer_of(a) not in out])
+        owners = eligible(run, region, [a for a in here if peer_of(a) not in out], juniors)
         ready = tuple(peer_of(a) for a in here if a.ready)
         training = tuple(peer_of(a) for a in here if a.training)
         forwarders = tuple(forwarder_of(a) for a in here if a.ready)
@@ -63,12 +70,13 @@ class RegionRoles:
         announcements: Callable[[], Sequence[Announcement]],
         revision: Hashable,
         excluded: frozenset[PeerId] = frozenset(),
+        juniors: frozenset[PeerId] = frozenset(),
     ) -> Roles:
         """`announcements`: those of all members, asked for only where needed. `revision` differs whenever a role in them may, or
-        `excluded`: those that own nothing, whatever they announce."""
+        `excluded`: those that own nothing, whatever they announce, or `juniors`: those that own nothing while others can."""
         if region != self._region:
             self._region, self._roles, self._revision = region, Roles(), None
         if self._revision != revision:
-            self._roles = self._roles.renewed(self._run, announcements(), region, excluded)
+            self._roles = self._roles.renewed(self._run, announcements(), region, excluded, juniors)
             self._revision = revision
         return self._roles

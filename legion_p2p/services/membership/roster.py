@@ -23,6 +23,8 @@ class Roster:
         self._absence = absence
         self._evidence = evidence
         self._roles = RegionRoles(run)
+        self.juniors: frozenset[PeerId] = frozenset()
+        """Those that may not own yet: see core.seniority."""
         self._everyone: tuple[Announcement, ...] = ()
         self._everyone_at: tuple[object, ...] = ()  # what it was made from
 
@@ -98,8 +100,8 @@ class Roster:
     def revision(self) -> tuple[object, ...]:
         """Differs whenever a role may differ."""
         own_role = None if self._own.current is None else role_of(self._own.current)
-        return self._table.roles_revision, self._absence.n_doubted, self._evidence.revision, own_role
+        return self._table.roles_revision, self._absence.n_doubted, self._evidence.revision, self.juniors, own_role
 
     def _roles_in(self, region: str) -> Roles:
         self._own.now()
-        return self._roles.of(region, self.everyone, self.revision(), self._evidence.excluded())
+        return self._roles.of(region, self.everyone, self.revision(), self._evidence.excluded(), self.juniors)

@@ -82,6 +82,12 @@ class MemberService:
         """Between two announcements of a member, as many as there are now."""
         return self.config.announce_s * self.table.grown
 
+    def note_juniors(self, juniors: frozenset[PeerId]) -> None:
+        """These may not own yet, by what the shards' versions contain."""
+        if juniors != self.roster.juniors:
+            self.roster.juniors = juniors
+            self._note_change()
+
     def introduce(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
         """`peer` may be found there."""
         if peer != self.me:

@@ -118,5 +118,5 @@ class ShardFetcher:
             return None
         self._turns.served(peer)
         self._ctx.events.emit("shard.fetched", shard=shard, version=reply.version, peer=peer)
-        chain = Chain(reply.version, reply.digest, log_bytes(reference.numel()), reply.included, peer)
+        chain = Chain(reply.version, reply.digest, log_bytes(reference.numel()), reply.included, peer, salt=reply.salt)
         return FetchedShard(shard, reference, chain)

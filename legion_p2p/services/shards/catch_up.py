@@ -208,7 +208,7 @@ class CatchUpService:
                 self._events.emit("shard.merged", shard=replica.shard, tokens=owner.made_tokens, owner=peer)
             owner.made_tokens = 0
             replica.common = held = await self._states.to_hold(theirs)
-            replica.chain.replaced(state.version, state.digest, peer, state.included)
+            replica.chain.replaced(state.version, state.digest, peer, state.included, salt=state.salt)
             states.mailbox.post(replica.shard, state.version, held)
             states.advanced(replica, state.included)
             states.replaced.tell(replica)

@@ -124,6 +124,8 @@ class FollowService:
                 return step
             if self._is_strict and not is_vouched:
                 self._must_be_cosigned(replica, header, update)
+            if not is_common and not self._counts_right(replica, header):
+                raise DecodeError(f"shard {replica.shard} version {header.version}: its salt or rounds do not follow")
             made, digest_, norm = await self._states.compute(
                 replica.numel, advance, replica.reference, update.payload, self._states.codec_of(replica, header.codec)
             )
@@ -134,6 +136,11 @@ class FollowService:
             common = await self._states.to_hold(made)
             self._states.accept(replica, header, await self._states.shelved(update, replica.numel), common, norm)
         return step
+
+    def _counts_right(self, replica: Replica, header: UpdateHeader) -> bool:
+        """Unless most of the others have gone on: then it is this peer that was told something wrong when it came."""
+        is_right = replica.chain.counts_right(header, self._states.spec.round.owner_rounds)
+        return is_right or self._news.is_behind_most(replica)
 
     def _must_be_cosigned(self, replica: Replica, header: UpdateHeader, update: Update) -> None:
         """Raises: NotCosignedError; SignatureError."""

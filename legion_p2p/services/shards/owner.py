@@ -17,6 +17,7 @@ from legion_p2p.core.messages.shards import MAX_FAILED_NAMED
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
 from legion_p2p.core.receipts import sign_receipt
 from legion_p2p.core.round import Closed, Contribution, Verdict
+from legion_p2p.core.seniority import salt_after
 from legion_p2p.core.shard import follower_events, owner, push_events
 from legion_p2p.core.shard.owner import survivors_to_ask
 from legion_p2p.core.shard.push_events import Packed
@@ -283,22 +284,25 @@ class OwnerService:
 
     def _header(self, replica: Replica, closed: Closed, result: Combined, codec_name: str) -> UpdateHeader:
         used = tuple(c for c in closed.contributions if c.peer in result.used)
+        chain, owner_rounds = replica.chain, self._rounds.owner_rounds
         standings = dict(zip(result.used, result.standings, strict=False))
+        rounds = {c.peer: chain.rounds(c.peer) + 1 for c in used} if owner_rounds else {}
         refused = tuple(Failure(peer, reason[:200]) for peer, reason in result.refused)
         return UpdateHeader(
             self._states.run,
             replica.shard,
-            replica.chain.version + 1,
-            replica.chain.digest,
-            result.digest or replica.chain.digest,
+            chain.version + 1,
+            chain.digest,
+            result.digest or chain.digest,
             self._states.me,
             codec_name,
-            tuple(Inclusion(c.peer, c.seq, standings.get(c.peer)) for c in used),
+            tuple(Inclusion(c.peer, c.seq, standings.get(c.peer), rounds.get(c.peer)) for c in used),
             (refused + closed.failed)[:MAX_FAILED_NAMED],
             min(closed.expected, MAX_INCLUDED),
             min(sum(c.tokens for c in used), MAX_COUNT),
             agreement=result.agreement,
             payload=b"" if result.payload is None else payload_digest(result.payload),
+            salt=salt_after(chain.version, chain.digest, chain.salt, owner_rounds),
         )
 
     def _tell(self, replica: Replica, event: owner.Event) -> None:

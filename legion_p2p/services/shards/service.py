@@ -114,6 +114,7 @@ class ShardService:
         members.member_changed.add(self._on_member_changed)
         members.announcements.add(self._on_announcement)
         members.roles_changed.add(lambda _: self._look_soon())
+        self.states.redealt.add(lambda _: self._look_soon())
 
     def answer(self, scope: Scope) -> None:
         """Answer all requests about shards from now on."""

@@ -90,6 +90,6 @@ class ShardServer:
         async with replica.lock:
             reference, chain = replica.reference, replica.chain
             version, digest, included = chain.version, chain.digest, chain.included()
-            norms = replica.norms.known()
+            norms, salt = replica.norms.known(), chain.salt
         payload = await self._states.compute(replica.numel, codec.get("fp32").encode, reference)
-        return ShardState(replica.shard, version, digest, included, payload, ancestor, norms)
+        return ShardState(replica.shard, version, digest, included, payload, ancestor, norms, salt)

@@ -21,9 +21,10 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.member import Liveness
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.placement import Placement
-from legion_p2p.core.rendezvous import Ownership
+from legion_p2p.core.rendezvous import Ownership, Salts, salted_key
 from legion_p2p.core.round import LATE
 from legion_p2p.core.run import RunSpec
+from legion_p2p.core.seniority import is_senior
 from legion_p2p.core.shard import push_events
 from legion_p2p.core.shard.life import ShardLife
 from legion_p2p.core.shard.life_events import Advanced, Owners
@@ -46,6 +47,7 @@ TRANSFER_DEADLINE_S = 120.0  # one shard is at most 32 MiB: 2.2 Mbit/s suffice
 MAX_CONCURRENT_TRANSFERS = 32  # each holds at most one shard in memory
 MAX_LOG_BYTES = 60 << 20  # of updates of one shard: they travel in one frame of 64 MiB
 INLINE_ELEMENTS = 1 << 17  # arithmetic on fewer holds up the loop for a millisecond, as long as a hop to another thread takes
+LOOKED_AT_SHARD = 0  # with whose versions this peer looks who may own: any one would do
 MAX_VERSION_IN_MARK = 0xFFFFFFFF
 
 
@@ -111,6 +113,9 @@ class ShardStates:
         """Length of the packed marks of a member that holds every shard."""
         self._marks = bytearray(self.n_mark_bytes)
         self._eligible = Eligible()
+        self._salted_by: Salts = ()
+        self.redealt: Observers[None] = Observers()
+        """Told when shards may have other owners though no member came, went or announced anything."""
         self._owners = (Ownership(None, None),) * self.plan.n_shards
         self._owned_by: dict[PeerId, list[int]] = {}
 
@@ -181,7 +186,8 @@ class ShardStates:
     def cosigners(self, shard: int) -> tuple[PeerId, ...]:
         """Those that may sign for the owner of a shard, by the members known now."""
         eligible = self._eligible
-        return cosigners(self.run, self.region, shard, self._owners[shard], {**eligible.reserve, **eligible.weights})
+        key = salted_key(self.run, self.region, shard, self._salted_by[shard] if self._salted_by else b"")
+        return cosigners(key, self._owners[shard], {**eligible.reserve, **eligible.weights})
 
     @property
     def owners(self) -> tuple[Ownership, ...]:
@@ -199,11 +205,13 @@ class ShardStates:
 
     def refresh_owners(self) -> list[Replica]:
         """Look at the members again; the shards whose owner or standby is another one than before."""
-        eligible = self.members.roster.eligible(self.region)
-        if eligible is self._eligible:
+        if self.spec.round.owner_rounds:
+            self._note_seniors()
+        eligible, salts = self.members.roster.eligible(self.region), self._salts()
+        if eligible is self._eligible and salts == self._salted_by:
             return []
-        self._eligible = eligible
-        before, self._owners = self._owners, self.placement.owners(self.region, eligible.weights, eligible.reserve)
+        self._eligible, self._salted_by = eligible, salts
+        before, self._owners = self._owners, self.placement.owners(self.region, eligible.weights, eligible.reserve, salts)
         if self._owners == before:
             return []
         self._owned_by = {}
@@ -218,6 +226,22 @@ class ShardStates:
                 self.wake(replica)
                 changed.append(replica)
         return changed
+
+    def _salts(self) -> Salts:
+        if not self.spec.round.owner_rounds or not self.complete():
+            return ()
+        return tuple(self.replicas[shard].chain.salt for shard in range(self.plan.n_shards))
+
+    def _note_seniors(self) -> None:
+        """Who may not own yet, by what the versions so far contain."""
+        owner_rounds = self.spec.round.owner_rounds
+        chains = [replica.chain for replica in self.replicas.values()]
+        juniors = frozenset(
+            peer
+            for peer in self.members.roster.ready(self.region)
+            if not is_senior(((chain.rounds(peer), chain.version) for chain in chains), owner_rounds)
+        )
+        self.members.note_juniors(juniors)
 
     def lives(self, peer: PeerId) -> bool:
         if peer == self.me:
@@ -274,11 +298,14 @@ class ShardStates:
         """The shard has a new version by an update that is `norm` long. The caller holds the lock."""
         replica.norms.add(norm)
         replica.common = made
+        salted = header.salt != replica.chain.salt
         agrees = replica.chain.agrees_on_standings(header)
         replica.chain.applied(header, update)
         self.updated.tell(AcceptedUpdate(replica, header, update, agrees))
         self.mailbox.post(replica.shard, header.version, made)
         self.advanced(replica, header.included, followed=header.owner != self.me)
+        if self.spec.round.owner_rounds and (salted or header.shard == LOOKED_AT_SHARD):
+            self.redealt.tell(None)
         for failure in header.failed:
             if failure.peer == self.me and failure.reason != LATE:
                 replica.life.push.handle(push_events.Excluded(failure.reason), trio.current_time())
