@@ -22,6 +22,8 @@ RETRANSMITS = (
 )
 HEARD_WITHIN_S = (1.2, 2.0)  # after 3, and after more: less than those take, 1.4 and 3 s, so it was heard while they were in vain
 WATCH_S = 0.5
+YOUNG = 20  # looks at a new connection: on most, something large is sent in the first seconds or never
+RARELY = 6  # only each sixth look is at the others as well
 INFO = struct.Struct("=BBBB12xI4xI24xI64xQ64xI")  # the first part of tcp_info in linux/tcp.h; the last two since Linux 4.18
 HEARD_S = 40.0  # a peer that was heard within so long before the stall is alive: longer than a stall takes to be noticed
 
@@ -46,6 +48,7 @@ class PacketSize:
     def __init__(self) -> None:
         self.is_small = False
         self._passed: WeakKeyDictionary[object, _Passed] = WeakKeyDictionary()
+        self._n_looks = 0
         self._listening: list[_Options] = []
 
     def listens(self, sock: _Options) -> None:
@@ -64,7 +67,13 @@ class PacketSize:
 
     def vanishing(self, sockets: Iterable[tuple[T, _Readable]]) -> list[T]:
         """Of these connections, each with its socket, those on which large packets vanish. Only Linux tells."""
-        infos = [(connection, sock, info) for connection, sock in sockets if (info := _look(sock)) is not None]
+        self._n_looks += 1
+        looks_at_all = self._n_looks % RARELY == 0
+        infos = [
+            (connection, sock, info)
+            for connection, sock in sockets
+            if (looks_at_all or not self._is_settled(sock)) and (info := _look(sock)) is not None
+        ]
         silent_ms: dict[str, int] = {}
         for _, _, info in infos:
             silent_ms[info.host] = min(info.silent_ms, silent_ms.get(info.host, info.silent_ms))
@@ -79,12 +88,17 @@ class PacketSize:
             self.stalled(info.host, trio.current_time())
         return [connection for connection, _ in found]
 
+    def _is_settled(self, sock: object) -> bool:
+        """Whether it was looked at often before, or large segments have arrived."""
+        before = self._passed.get(sock, _Passed())
+        return before.is_large or before.n_looks >= YOUNG
+
     def _has_passed_large(self, sock: object, info: "_Info") -> bool:
         """Whether large segments of this connection have arrived: since the last look, or some time before."""
         before = self._passed.get(sock, _Passed())
         n_bytes, n_segments = info.acked_bytes - before.acked_bytes, info.n_delivered - before.n_delivered
         is_large = before.is_large or n_bytes > SMALL_SEGMENT_BYTES * n_segments > 0
-        self._passed[sock] = _Passed(info.acked_bytes, info.n_delivered, is_large)
+        self._passed[sock] = _Passed(info.acked_bytes, info.n_delivered, is_large, before.n_looks + 1)
         return is_large
 
     def apply(self, sock: _Options) -> None:
@@ -120,6 +134,7 @@ class _Passed:
     acked_bytes: int = 0
     n_delivered: int = 0
     is_large: bool = False
+    n_looks: int = 0
 
 
 def _look(sock: _Readable) -> _Info | None:
