@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 
 # What a NAT lets in and how it chooses ports. Linux keeps one outer port for each inner one while it is free ("cone"); with
 # fully-random it takes another one for each destination ("symmetric"). Both drop what nobody inside asked for.
-SNAT = {"cone": "masquerade", "symmetric": "masquerade fully-random"}
+SNAT = {"cone": "masquerade", "symmetric": "masquerade fully-random", "restricted": "masquerade"}
+# "restricted": lets in, to its first host and at the port outside, whatever comes from an address that was contacted from inside
+RESTRICTED = """
+    set contacted {{ type ipv4_addr; flags dynamic; size 1024; timeout 120s; }}
+    chain back {{ type nat hook prerouting priority dstnat;
+        iifname "wan0" ip saddr @contacted meta l4proto tcp dnat ip to {host}; }}
+    chain note {{ type filter hook forward priority filter - 1; oifname "wan0" update @contacted {{ ip daddr }}; }}
+"""
 
 
 @cache
@@ -175,7 +182,8 @@ class Home:
                 chain in {{ type filter hook input priority filter; iifname "wan0" ct state established,related accept;
                     iifname "wan0" meta l4proto != ipv6-icmp drop; }}
                 chain through {{ type filter hook forward priority filter; iifname "wan0" ct state established,related accept;
-                    iifname "wan0" ct state new drop; }}
+                    iifname "wan0" ct state new ct status dnat accept; iifname "wan0" ct state new drop; }}
+                {RESTRICTED.format(host=self._inside(1).split("/")[0]) if kind == "restricted" else ""}
             }}"""
         )
 

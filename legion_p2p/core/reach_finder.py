@@ -7,10 +7,15 @@ A dial that arrived here is proof, and nobody can fake it. That a dial failed is
 successes among the last votes, and each network has one vote, so that one liar, or many in one network, decide nothing where
 others can be asked. As long as one network is all that there is, its word counts.
 
+Some routers let in whatever comes from an address that was dialed from inside, from any port of it (address-restricted NATs). So
+behind a NAT it proves nothing that a host got through that this peer had dialed from its listening port: such a vote is in doubt,
+and counts neither way until a host got through, or failed, that was not dialed so. Peers in doubt dial others from other ports.
+
 The kind of NAT follows from the ports at which several others saw connections from the listening port: one and the same is a
 cone, different ones are symmetric. One observer alone shows neither.
 
-Can never happen: PUBLIC without a dial that arrived; a vote of a peer in this peer's own network; more than MAX_VOTERS votes.
+Can never happen: PUBLIC without a dial that arrived, or behind a NAT by such in doubt alone; a vote of a peer in this peer's own
+network; more than MAX_VOTERS votes.
 """
 
 from dataclasses import dataclass, field
@@ -26,6 +31,7 @@ MAX_OBSERVERS = 8  # peers whose sight of this one is kept
 VOTE_S = 300.0  # how long a vote counts; then that network is asked again
 SEEN_S = 90.0  # how long an observation counts: it is repeated every OBSERVE_S
 OBSERVE_S = 20.0  # between two questions how this peer is seen: changes show within 30 s, and flows through NATs stay alive
+IN_DOUBT = "only peers that this one had dialed before got through, as some routers allow"
 ASK_PAUSE_S = 10.0  # between two questions to one peer to dial back
 
 
@@ -35,6 +41,8 @@ class _Vote:
     at: float
     address: str = ""
     """Where it arrived."""
+    was_dialed: bool = False
+    """This peer had dialed that host from its listening port before."""
 
 
 @dataclass
@@ -69,13 +77,18 @@ class OwnReachFinder:
     _asked_at: BoundedMap[PeerId, float] = field(default_factory=lambda: BoundedMap(8 * MAX_VOTERS))
     _outside: dict[bool, str] = field(default_factory=dict)  # by whether it is of IPv6
     _has_punched: bool = False
+    _is_forwarded: bool = False
 
-    def arrived(self, host: str, address: str, now: float) -> None:
-        """A peer at `host`, in another network, dialed this one, and got through: at `address`, where that is known."""
+    def arrived(self, host: str, address: str, now: float, *, was_dialed: bool = False) -> None:
+        """A peer at `host`, in another network, dialed this one, and got through: at `address`, where that is known.
+
+        `was_dialed`: this peer had dialed that host before, from the port that it listens on.
+        """
         before = self._votes.get(network_of(host))
-        if before is not None and before.dialed and not address:
-            address = before.address
-        self._votes[network_of(host)] = _Vote(True, now, address)
+        if before is not None and before.dialed:
+            address = address or before.address
+            was_dialed = was_dialed and (before.was_dialed or now - before.at >= VOTE_S)
+        self._votes[network_of(host)] = _Vote(True, now, address, was_dialed)
 
     def failed(self, host: str, now: float) -> None:
         """A peer at `host` says that it could not dial this one."""
@@ -92,7 +105,7 @@ class OwnReachFinder:
         if before is None:
             return False
         self._votes.clear()
-        self._has_punched = False
+        self._has_punched = self._is_forwarded = False
         for peer in [peer for peer, sight in self._sights.items() if _is_v6(sight.host) == _is_v6(host) and sight.host != most]:
             del self._sights[peer]
         return True
@@ -113,11 +126,12 @@ class OwnReachFinder:
         self._sights.clear()
         self._outside.clear()
         self._asked_at.clear()
-        self._has_punched = False
+        self._has_punched = self._is_forwarded = False
         return True
 
     def opened(self) -> None:
         """A router says that it forwards a port now: that others could not dial this peer before means nothing any more."""
+        self._is_forwarded = True
         for network in [network for network, vote in self._votes.items() if not vote.dialed]:
             del self._votes[network]
         self._asked_at.clear()
@@ -127,9 +141,10 @@ class OwnReachFinder:
         if not self.listens:
             return ()
         fresh = {network for network, vote in self._votes.items() if now - vote.at < VOTE_S}
+        n_in_doubt = sum(self._is_in_doubt(self._votes[network], now) for network in fresh)
         chosen: list[PeerId] = []
         for peer, host in candidates.items():
-            if len(fresh) >= WANTED_VOTERS:
+            if len(fresh) - n_in_doubt >= WANTED_VOTERS:
                 break
             if network_of(host) not in fresh and now - self._asked_at.get(peer, float("-inf")) >= ASK_PAUSE_S:
                 fresh.add(network_of(host))
@@ -148,11 +163,14 @@ class OwnReachFinder:
 
     def verdict(self, now: float) -> ReachVerdict:
         """What follows from all of it."""
-        votes = [vote for vote in self._votes.values() if now - vote.at < 2 * VOTE_S]
+        recent = [vote for vote in self._votes.values() if now - vote.at < 2 * VOTE_S]
+        votes = [vote for vote in recent if not self._is_in_doubt(vote, now)]
         n_dialed = sum(vote.dialed for vote in votes)
         nat = self._nat(now)
         if not self.listens:
             return ReachVerdict(Reach.RELAYED, nat, "this peer listens nowhere")
+        if not votes and recent:
+            return ReachVerdict(Reach.PUNCHABLE, nat, IN_DOUBT)
         if not votes:
             return ReachVerdict(Reach.UNKNOWN, nat)
         if n_dialed and 2 * n_dialed >= len(votes):
@@ -164,6 +182,14 @@ class OwnReachFinder:
         if nat in (NatKind.CONE, NatKind.NONE) or self._has_punched:
             return ReachVerdict(Reach.PUNCHABLE, nat, f"{why}, but its router lets connections be punched")
         return ReachVerdict(Reach.RELAYED, nat, f"{why}, and too few were asked to tell which kind of router stands before it")
+
+    def is_in_doubt(self, now: float) -> bool:
+        """Whether some got through only, perhaps, because this peer had dialed them from its listening port."""
+        return any(now - vote.at < 2 * VOTE_S and self._is_in_doubt(vote, now) for vote in self._votes.values())
+
+    def _is_in_doubt(self, vote: _Vote, now: float) -> bool:
+        has_nat = (outside := self.outside_host(now)) is not None and outside not in self.own_hosts
+        return vote.dialed and vote.was_dialed and has_nat and not self._is_forwarded
 
     def _nat(self, now: float) -> NatKind:
         sights = self._fresh(now)

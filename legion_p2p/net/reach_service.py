@@ -164,7 +164,8 @@ class OwnReachService:
         if there is not None and answer.dialed:
             reached = [port for port, ok in answer.dialed if ok]
             if reached and answer.ends and self._arrivals.get(peer, float("-inf")) >= asked_at:
-                self.finder.arrived(there, multiaddr_of((answer.ends[0][0], reached[0])), now)
+                address = multiaddr_of((answer.ends[0][0], reached[0]))
+                self.finder.arrived(there, address, now, was_dialed=self._transport.has_dialed(there))
             else:
                 self.finder.failed(there, now)
         self._conclude()
@@ -179,7 +180,8 @@ class OwnReachService:
             is_proof = end is not None and not self.is_punching(end[0]) and end not in self._transport.dialed
             if end is not None and is_proof and is_elsewhere(end[0], own_networks()):
                 self._arrivals[PeerId(str(secured.get_remote_peer()))] = trio.current_time()
-                self.finder.arrived(end[0], "", trio.current_time())
+                was_dialed = self._transport.has_dialed(end[0])
+                self.finder.arrived(end[0], "", trio.current_time(), was_dialed=was_dialed)
             return secured
 
         replace_attributes(self._swarm.upgrader, upgrade_security=upgrade_security)

@@ -108,9 +108,10 @@ class Reaching:
 
     def _source(self, address: str) -> End | None:
         """Peers that cannot be dialed, as far as they know, dial others from the port that they listen on: where that is seen
-        outside is what holes are punched to. It keeps the router's mapping of that port alive, too.
+        outside is what holes are punched to. It keeps the router's mapping of that port alive, too. Peers that may be behind an
+        address-restricted NAT do not: whoever they dial so can tell them nothing about it.
         """
-        if self.reachability.own().reach is Reach.PUBLIC:
+        if self.reachability.own().reach is Reach.PUBLIC or self.own_reach.finder.is_in_doubt(trio.current_time()):
             return None
         family, host = address.split("/")[1:3]
         if family.startswith("dns"):

@@ -40,6 +40,10 @@ class Transport(TCP):
         self._sockets = sockets
         self._scarcity = scarcity
 
+    def has_dialed(self, host: str) -> bool:
+        """Whether any port of `host` was dialed from the listening port: some NATs let in all that comes from it since."""
+        return any(dialed == host for dialed, _ in self.dialed)
+
     async def dial(self, maddr: Multiaddr) -> IRawConnection:
         # names go to the operating system, not to libp2p's DNS client, which knows neither /etc/hosts nor the names of a LAN
         try:

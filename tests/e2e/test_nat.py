@@ -54,6 +54,23 @@ def test_a_hole_is_punched_while_the_relay_carries_and_no_request_fails(internet
     assert not [line for line in commands[2].lines_with('"failed"') if '"after": 0' not in line]
 
 
+def test_behind_a_nat_that_lets_in_whoever_was_dialed_a_peer_does_not_take_itself_for_public(
+    internet: Internet, commands: Commands
+) -> None:
+    nodes = [internet.host("node"), internet.host("other")]
+    addresses = []
+    for node in nodes:
+        commands.start(node, node.name, "legion_p2p.cli.bootstrap", "--identity", "key")
+        line = commands[-1].line_with("--initial-peers", node.address)
+        addresses.append(next(word for word in line.split() if node.address in word))
+    home = internet.home("home", "restricted")
+    commands.start(home.host("a"), "a", "tests.reach_worker", "a", *addresses)
+
+    commands[2].line_with('"reach": "punchable"', "had dialed before got through")
+    commands[2].line_with('"relays": 2')
+    assert not commands[2].lines_with('"reach": "public"')
+
+
 def test_behind_two_symmetric_nats_the_relay_goes_on_after_a_punch_that_failed(internet: Internet, commands: Commands) -> None:
     a, b = (internet.home(f"home-{name}", "symmetric").host(name) for name in "ab")
     workers(internet, commands, a, b)

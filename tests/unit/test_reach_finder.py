@@ -10,6 +10,7 @@ from legion_p2p.core.punches import AGREE_PAUSE_S, FIRST_S, MAX_AGREED, MAX_AT_O
 from legion_p2p.core.reach import NatKind, Reach
 from legion_p2p.core.reach_finder import (
     ASK_PAUSE_S,
+    IN_DOUBT,
     MAX_OBSERVERS,
     MAX_VOTERS,
     SEEN_S,
@@ -69,6 +70,65 @@ def test_a_liar_who_says_that_dials_fail_is_outvoted_and_a_crowd_in_one_network_
     finder.arrived(HOSTS[A], "", 0.0)
 
     assert finder.verdict(1.0).reach is Reach.PUBLIC
+
+
+def behind_a_nat() -> OwnReachFinder:
+    """Where two others see it come from somewhere else than where it is."""
+    finder = OwnReachFinder(own_hosts=frozenset({"192.168.1.2"}))
+    for peer in (A, B):
+        finder.seen(peer, OURS, 4710, True, 0.0)
+    return finder
+
+
+def test_behind_a_nat_it_proves_nothing_that_hosts_get_through_that_were_dialed_before():
+    finder = behind_a_nat()
+
+    for peer in (A, B, C):
+        finder.arrived(HOSTS[peer], f"/ip4/{OURS}/tcp/4710", 1.0, was_dialed=True)
+
+    assert (finder.verdict(1.0).reach, finder.verdict(1.0).why) == (Reach.PUNCHABLE, IN_DOUBT)
+    assert finder.is_in_doubt(1.0)
+    assert finder.verdict(1.0).proven == ()
+    assert finder.to_ask(HOSTS, 2.0) == (D,)  # others are still wanted, and nobody is asked twice
+
+
+def test_one_host_that_was_not_dialed_decides_whatever_those_say_that_were():
+    through, not_through = behind_a_nat(), behind_a_nat()
+    for finder in (through, not_through):
+        for peer in (A, B, C):
+            finder.arrived(HOSTS[peer], "", 1.0, was_dialed=True)
+
+    through.arrived(HOSTS[D], f"/ip4/{OURS}/tcp/4710", 2.0)
+    not_through.failed(HOSTS[D], 2.0)
+
+    assert through.verdict(2.0).reach is Reach.PUBLIC
+    assert not_through.verdict(2.0).reach is Reach.PUNCHABLE
+    assert "of 1 other networks could not dial" in not_through.verdict(2.0).why
+
+
+def test_a_host_that_got_through_before_it_was_dialed_stays_a_proof_for_a_while():
+    finder = behind_a_nat()
+    finder.arrived(HOSTS[A], "", 1.0)
+
+    finder.arrived(HOSTS[A], "", 2.0, was_dialed=True)
+    assert finder.verdict(2.0).reach is Reach.PUBLIC
+
+    finder.seen(B, OURS, 4710, True, 2.0 + VOTE_S)
+    finder.arrived(HOSTS[A], "", 2.0 + VOTE_S, was_dialed=True)
+    assert finder.verdict(2.0 + VOTE_S).reach is Reach.PUNCHABLE
+
+
+@pytest.mark.parametrize("why_not", ["no NAT", "a port is forwarded"])
+def test_without_a_nat_or_with_a_forwarded_port_whoever_gets_through_is_a_proof(why_not):
+    finder = OwnReachFinder(own_hosts=frozenset({OURS})) if why_not == "no NAT" else behind_a_nat()
+    finder.seen(A, OURS, 4710, True, 0.0)
+    if why_not == "a port is forwarded":
+        finder.opened()
+
+    finder.arrived(HOSTS[A], "", 1.0, was_dialed=True)
+
+    assert finder.verdict(1.0).reach is Reach.PUBLIC
+    assert not finder.is_in_doubt(1.0)
 
 
 def test_the_kind_of_nat_follows_from_the_ports_that_several_others_see():
