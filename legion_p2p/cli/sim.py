@@ -17,6 +17,7 @@ from legion_p2p.cli.failures import DONE, FAILED
 from legion_p2p.cli.new_folder import new_folder
 from legion_p2p.cli.output import print_json, print_table, table_of
 from legion_p2p.cli.running import run_and_exit
+from legion_p2p.cli.sim_dht import dht
 from legion_p2p.cli.sim_options import AsJsonLine, Changes, ScenarioName, chosen_scenario
 from legion_p2p.cli.sim_sweep import sweep
 from legion_p2p.cli.sim_train import train
@@ -236,6 +237,7 @@ def format_summary(summary: dict[str, Any], folder: Path) -> list[str]:
 
 app.command(sweep)
 app.command(train)
+app.command(dht)
 
 
 def main() -> None:
