@@ -116,7 +116,7 @@ class _Lookups:
         named_QK = nodes.closest(asked_Q, self._places_L[lookup_Q], but_Q=nodes.number_N[asker_Q])
         named_QK[nodes.is_down(asker_Q, named_QK, now)] = NOBODY
         nodes.learn(asker_Q, number_Q)
-        self._learn_by_hearsay(asker_Q, named_QK)
+        self._learn_by_hearsay(asker_Q, named_QK, now)
         if provides is not None:
             names_one_Q = provides(lookup_Q, number_Q)
             is_first_Q = names_one_Q & (self._hops_L[lookup_Q] == 0)
@@ -137,7 +137,7 @@ class _Lookups:
             rest[first] = False
             lookup_Q, number_Q = lookup_Q[rest], number_Q[rest]
 
-    def _learn_by_hearsay(self, asker_Q: Rows, named_QK: Ints) -> None:
+    def _learn_by_hearsay(self, asker_Q: Rows, named_QK: Ints, now: float) -> None:
         """While a table is small, those that are named go into it without having been asked."""
         nodes = self._nodes
         left = np.nonzero(nodes.n_known_N[asker_Q] < K)[0]
@@ -145,8 +145,9 @@ class _Lookups:
             _, first = np.unique(asker_Q[left], return_index=True)
             askers, named_AK = asker_Q[left[first]], named_QK[left[first]]
             is_new_AK = (named_AK != NOBODY) & ~nodes.knows(askers, named_AK)
-            is_taken_AK = is_new_AK & (np.cumsum(is_new_AK, axis=1) <= K - nodes.n_known_N[askers, None])
-            nodes.learn(np.repeat(askers, K)[is_taken_AK.ravel()], named_AK[is_taken_AK])
+            size_AK = nodes.n_known_N[askers, None] + np.cumsum(is_new_AK, axis=1) - is_new_AK
+            is_taken_AK = (named_AK != NOBODY) & (size_AK < K)
+            nodes.learn(np.repeat(askers, K)[is_taken_AK.ravel()], named_AK[is_taken_AK], now)
             left = np.delete(left, first)
             left = left[nodes.n_known_N[asker_Q[left]] < K]
 

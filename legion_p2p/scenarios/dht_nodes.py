@@ -2,7 +2,8 @@
 
 Rows are places: the node that comes in place of one that has gone takes over its row, with a new number. A table has all that the
 node has been in touch with, as net/dht.py keeps it: a living node stays, because the connection does; a dead one is dropped
-STALE_S after its death, or when a question to it fails, and is not asked again for DOWN_S.
+STALE_S after its death, or when a question to it fails, and is not asked again for DOWN_S. While a table is small it also has
+those that others name, for STALE_S, whether they live or not.
 
 Shapes: N = rows, U = numbers that were given out, T = places in a table, Q = questions.
 """
@@ -17,6 +18,8 @@ STALE_S = 600.0
 DOWN_S = 60.0
 MAX_TABLE = 512  # as many as a node has connections
 MAX_DOWN = 16  # that are remembered here; the code remembers 200, of which few are looked at within DOWN_S
+TOGETHER = 4096  # rows that are looked through at a time
+MET = np.inf
 NOBODY = -1
 FAR = np.uint64(0xFFFFFFFFFFFFFFFF)
 
@@ -41,6 +44,8 @@ class DhtNodes:
         self.row_U[:n_nodes] = np.arange(n_nodes)
         self.n_numbers = n_nodes
         self.table_NT: Ints = np.full((n_nodes, MAX_TABLE), NOBODY, dtype=np.int32)
+        self._named_at_NT = np.zeros((n_nodes, MAX_TABLE), dtype=np.float32)
+        """When a node was last named, of those that the row has not been in touch with since; MET: it has."""
         self.n_known_N: Rows = np.zeros(n_nodes, dtype=np.int64)
         self._down_ND: Ints = np.full((n_nodes, MAX_DOWN), NOBODY, dtype=np.int32)
         self._down_until_ND: Times = np.zeros((n_nodes, MAX_DOWN))
@@ -81,19 +86,23 @@ class DhtNodes:
         found_QK[:, : known_QT.shape[1]] = np.where(distance_QT == FAR, NOBODY, known_QT)
         return found_QK
 
-    def learn(self, rows: Rows, numbers: Ints) -> None:
-        """Each row has been in touch with the node of this number. One whose table is full forgets any other for it."""
+    def learn(self, rows: Rows, numbers: Ints, named_at: float = MET) -> None:
+        """Each row has been in touch with the node of this number, or heard its name. A full table forgets any other one."""
         pairs = np.unique(np.stack([rows, numbers.astype(np.int64)]), axis=1)
         rows, numbers = pairs[0], pairs[1].astype(np.int32)
         width = max(1, int(self.n_known_N[rows].max(initial=0)))
-        is_new = (self.table_NT[rows, :width] != numbers[:, None]) | (np.arange(width) >= self.n_known_N[rows, None])
-        wanted = is_new.all(axis=1) & (numbers != self.number_N[rows])
+        is_it = (self.table_NT[rows, :width] == numbers[:, None]) & (np.arange(width) < self.n_known_N[rows, None])
+        is_known = is_it.any(axis=1)
+        at = is_it.argmax(axis=1)
+        renewed = is_known if named_at == MET else is_known & ~(self.lives(numbers) & (self._named_at_NT[rows, at] == MET))
+        self._named_at_NT[rows[renewed], at[renewed]] = named_at
+        wanted = ~is_known & (numbers != self.number_N[rows])
         rows, numbers = rows[wanted], numbers[wanted]
         first = np.searchsorted(rows, rows)  # they are sorted: how many of a row come before
         at = self.n_known_N[rows] + np.arange(len(rows)) - first
         is_over = at >= MAX_TABLE
         at[is_over] = self._rng.integers(0, MAX_TABLE, int(is_over.sum()))
-        self.table_NT[rows, at] = numbers
+        self.table_NT[rows, at], self._named_at_NT[rows, at] = numbers, named_at
         np.maximum.at(self.n_known_N, rows, np.minimum(at + 1, MAX_TABLE))
 
     def knows(self, rows_Q: Rows, numbers_QK: Ints) -> Flags:
@@ -113,7 +122,8 @@ class DhtNodes:
         has = is_it.any(axis=1)
         rows, place = rows[has], is_it[has].argmax(axis=1)
         last = self.n_known_N[rows] - 1
-        self.table_NT[rows, place] = self.table_NT[rows, last]
+        for array_NT in (self.table_NT, self._named_at_NT):
+            array_NT[rows, place] = array_NT[rows, last]
         self.n_known_N[rows] = last
 
     def is_down(self, rows_Q: Rows, named_QK: Ints, now: float) -> Flags:
@@ -124,10 +134,16 @@ class DhtNodes:
 
     def drop_stale(self, now: float) -> None:
         """Forget those that have been dead for long."""
-        known_NT = self.table_NT[:, : max(1, int(self.n_known_N.max()))]
-        is_there = np.arange(known_NT.shape[1]) < self.n_known_N[:, None]
-        kept_NT = is_there & (self.died_U[known_NT] > now - STALE_S)
-        rows = np.nonzero((is_there & ~kept_NT).any(axis=1))[0]
-        order = np.argsort(~kept_NT[rows], axis=1, kind="stable")
-        known_NT[rows] = np.take_along_axis(known_NT[rows], order, axis=1)
-        self.n_known_N[rows] = kept_NT[rows].sum(axis=1)
+        for at in range(0, len(self.number_N), TOGETHER):
+            rows = np.arange(at, min(at + TOGETHER, len(self.number_N)))
+            width = max(1, int(self.n_known_N[rows].max()))
+            is_there = np.arange(width) < self.n_known_N[rows, None]
+            named_at_RT = self._named_at_NT[rows, :width]
+            seen_at_RT = np.where(named_at_RT == MET, self.died_U[self.table_NT[rows, :width]], named_at_RT)
+            is_kept = is_there & (seen_at_RT > now - STALE_S)
+            less = (is_there & ~is_kept).any(axis=1)
+            rows, is_kept = rows[less], is_kept[less]
+            order = np.argsort(~is_kept, axis=1, kind="stable")
+            for array_NT in (self.table_NT, self._named_at_NT):
+                array_NT[rows, :width] = np.take_along_axis(array_NT[rows, :width], order, axis=1)
+            self.n_known_N[rows] = is_kept.sum(axis=1)

@@ -9,7 +9,7 @@ with the next one at once; copies in a byte an element are exact.
 """
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -64,11 +64,13 @@ class Point(msgspec.Struct, frozen=True):
 
 @dataclass(eq=False)
 class _Made:
-    """A state: its values, the lengths of the updates that led to it, and how often it is still needed."""
+    """A state: its values, and how often it is still needed; of the updates that led to it their lengths, and the standings of
+    members after them."""
 
     value: Tensor
-    norms: tuple[float, ...]
     n_uses: int
+    norms: tuple[float, ...] = ()
+    standings: Mapping[PeerId, int] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -208,7 +210,7 @@ class Replay:
             match line:
                 case OriginLine(state, shard):
                     start, end = self._plan.bounds(shard)
-                    self._states[state] = _Made(self._task.start[start:end].clone(), (), 0)
+                    self._states[state] = _Made(self._task.start[start:end].clone(), 0)
                 case LookLine():
                     if id(line) in kept:
                         self._looks.append(line)
@@ -413,13 +415,9 @@ class Replay:
         kept, norms = chain.kept[line.owner], UpdateNorms()
         norms.replace(base.norms)
         pushed = [self._use_push(push) for push in line.pushes]
-        contributions = tuple(
-            Contribution(self._ids[one.line.peer], one.line.push, one.line.version, one.line.tokens, 0.0, max(1, one.line.steps))
-            for one in pushed
-            if one.value is not None
-        )
+        contributions = tuple(self._contribution(one.line, base.standings) for one in pushed if one.value is not None)
         values = {self._ids[one.line.peer]: one.value for one in pushed if one.value is not None}
-        reference, norm = base.value, 0.0
+        reference, norm, standings = base.value, 0.0, dict(base.standings)
         if contributions:
             longest = None if self._round.rule() == "mean" else norms.owners_longest
             closed = Closed(line.version - 1, contributions, len(contributions), ())
@@ -427,9 +425,14 @@ class Replay:
             result = combine(base.value, kept.residual, kept.outer, closed, values, self._round, codec, longest)
             kept.residual, kept.outer = result.owner_residual, result.outer
             reference, norm = result.reference, result.norm
+            standings.update((PeerId(peer), now) for peer, now in zip(result.used, result.standings, strict=False))
         norms.add(norm)
         chain.reference, chain.owner = reference, line.owner
-        self._made(line.state, reference, norms.known())
+        self._made(line.state, _Made(reference, self._uses[line.state], norms.known(), standings))
+
+    def _contribution(self, push: PackLine, standings: Mapping[PeerId, int]) -> Contribution:
+        peer = self._ids[push.peer]
+        return Contribution(peer, push.push, push.version, push.tokens, 0.0, max(1, push.steps), standings.get(peer))
 
     def _make_alone(self, chain: _Chain, peer: _Peer, line: AloneLine) -> None:
         base_S, local_S = peer.handed.pop(line.shard)
@@ -440,7 +443,7 @@ class Replay:
             made = base_S
         chain.kept[line.peer].residual = None
         chain.reference, chain.owner = made, line.peer
-        self._made(line.state, made, ())
+        self._made(line.state, _Made(made, self._uses[line.state]))
 
     def _sync(self, mine: _Chain, theirs: _Chain, rate: float, other: str) -> None:
         own_S, other_S = mine.copy(), theirs.copy()
@@ -452,9 +455,9 @@ class Replay:
 
     # what is made, and who waits for it
 
-    def _made(self, state: int, value: Tensor, norms: tuple[float, ...]) -> None:
-        if self._uses[state]:
-            self._states[state] = _Made(value, norms, self._uses[state])
+    def _made(self, state: int, made: _Made) -> None:
+        if made.n_uses:
+            self._states[state] = made
         self._wake("state", state)
 
     def _use(self, state: int, times: int = 1) -> _Made:
