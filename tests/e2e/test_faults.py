@@ -16,7 +16,7 @@ from tests.waiting import eventually
 _names = itertools.count()
 ROUNDS = {"local_steps": 2, "shard_elements": 1024}
 WIDTH = 64  # about 4800 parameters in 5 shards
-STEP_S = 0.25  # two rounds a second of five shards: six peers leave a machine of two cores time for other tests
+STEP_S = 0.5  # a round a second of five shards: six peers leave a machine of two cores time for other tests
 
 Start = Callable[..., Process]
 
