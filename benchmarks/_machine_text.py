@@ -13,7 +13,7 @@ import numpy as np
 
 ENDINGS = (".py", ".pyi", ".md", ".rst", ".txt", ".h", ".hpp", ".cuh")
 MOST_OF_A_FILE = 1 << 20  # bytes; longer ones are tables
-TO_LEARN_FROM = 40_000_000  # bytes that the vocabulary is made of
+TO_LEARN_FROM = 12_000_000  # bytes that the vocabulary is made of
 VALIDATION_SHARE = 0.02
 BATCH = 512  # files that are encoded at a time
 
@@ -53,8 +53,15 @@ def read(paths: list[Path]) -> list[str]:
     return texts
 
 
-def prepare(folder: Path, most_bytes: int, vocab_size: int, root: Path | None = None) -> dict[str, Any]:
-    """Write train.npy and validation.npy (uint16) and text.json into `folder`; what the text is."""
+def prepare(folder: Path, most_bytes: int, vocab_size: int, root: Path | None = None, most_s: float = 45.0) -> dict[str, Any]:
+    """Write train.npy and validation.npy (uint16) and text.json into `folder`; what the text is.
+
+    Nothing, if they are there. What is not encoded after `most_s` is left out.
+    """
+    ready = folder / "text.json"
+    if ready.exists():
+        there: dict[str, Any] = json.loads(ready.read_text())
+        return there
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     began = time.monotonic()
@@ -77,21 +84,27 @@ def prepare(folder: Path, most_bytes: int, vocab_size: int, root: Path | None = 
             break
     tokenizer.train_from_iterator(sample, trainer)
     learned_s = time.monotonic() - began
-    made = {}
+    made: dict[str, int] = {}
+    encoded: dict[str, int] = {}
     for name, part in (("validation", texts[:n_held_out]), ("train", texts[n_held_out:])):
         tokens: list[np.ndarray[Any, Any]] = []
+        n_files = 0
         for start in range(0, len(part), BATCH):
             for encoding in tokenizer.encode_batch_fast(part[start : start + BATCH]):
                 tokens.append(np.array([*encoding.ids, 0], np.uint16))
+            n_files += len(part[start : start + BATCH])
+            if time.monotonic() - began > most_s:
+                break
         whole = np.concatenate(tokens)
         np.save(folder / f"{name}.npy", whole)
-        made[name] = len(whole)
+        made[name], encoded[name] = len(whole), n_files
     told = {
-        "root": str(root), "python": sys.version.split()[0], "files": len(texts), "bytes": sum(len(t.encode()) for t in texts),
+        "root": str(root), "python": sys.version.split()[0], "files": len(texts), "encoded": encoded,
+        "characters": sum(map(len, texts)),
         "vocabulary": tokenizer.get_vocab_size(), "tokens": made, "learned_s": round(learned_s, 1),
         "took_s": round(time.monotonic() - began, 1),
     }  # fmt: skip
     half = folder / "text.json.part"
     half.write_text(json.dumps(told, indent=1))
-    half.rename(folder / "text.json")
+    half.rename(ready)
     return told
