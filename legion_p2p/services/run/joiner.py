@@ -11,7 +11,7 @@ sockets (`peer.py`) and in virtual time (`sim`).
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 import torch
@@ -19,14 +19,11 @@ import trio
 from torch import Tensor
 
 from legion_p2p.concurrency.nurseries import open_flat_nursery
-from legion_p2p.config.engine import DEFAULT_REGION
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.run import RunSpec, SignedSpec, run_id, sign_spec
-from legion_p2p.errors import CodecError, IncompatibleModelError, JoinError, RunExistsError, UnknownRunError, UsageError
-from legion_p2p.services.context import PeerContext
-from legion_p2p.services.inter_region.traffic import RegionalMessenger
-from legion_p2p.services.membership.service import MemberService
+from legion_p2p.core.run import RunSpec, SignedSpec, sign_spec
+from legion_p2p.errors import JoinError, RunExistsError, UnknownRunError, UsageError
 from legion_p2p.services.run.active_run import ActiveRun
+from legion_p2p.services.run.assembly import assembled
 from legion_p2p.services.run.dispatch import answer, answer_before
 from legion_p2p.services.run.fitting import Params, check_model, make_ready
 from legion_p2p.services.run.leaving import leave
@@ -34,8 +31,6 @@ from legion_p2p.services.run.lobby import Lobby, PeerParts
 from legion_p2p.services.run.resume import Restored, catch_up, gather, restore
 from legion_p2p.services.run.run_discovery import SEARCH_S, FoundRun, find_run
 from legion_p2p.services.run.state_sync import StateSync
-from legion_p2p.services.run.status import describe
-from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
 
 MEMBERS_S = 30.0  # to hear of any member that holds the model
@@ -298,46 +293,7 @@ class Joiner:
 
     def _enter(self, signed: SignedSpec, spec: RunSpec, restored: Restored | None = None) -> ActiveRun:
         """From here on this peer answers as a member of the run. Raises: IncompatibleModelError; JoinError."""
-        try:
-            for name in spec.round.codecs():
-                codec.get(name)
-        except CodecError as unknown:
-            raise IncompatibleModelError(f"run {spec.name!r} needs another version of this program: {unknown}") from unknown
-        run: ActiveRun
-        messenger = RegionalMessenger(self._network.messenger, lambda peer: run.is_across(peer), self._parts.wall_time)
-        config = self._parts.config
-        if spec.sharding == "full" and config.privacy is not None:
-            raise JoinError(
-                f"run {spec.name!r} is sharded: gradients of every step go to others, and dp= adds no noise to those; "
-                "join a run that is not sharded, or leave dp out"
-            )
-        if spec.sharding == "full":  # one group: what is too far away is too slow
-            config = msgspec.structs.replace(config, region=DEFAULT_REGION)
-        ctx = PeerContext(
-            run=run_id(signed),
-            spec=spec,
-            identity=self._network.identity,
-            config=config,
-            messenger=messenger,
-            reachability=self._network.reachability,
-            discovery=self._network.discovery,
-            gossip=self._network.gossip,
-            offload=self._parts.offload,
-            disk=self._disk,
-            upload_slots=self._lobby.upload_slots,
-            events=self._events,
-            rng=self._parts.rng,
-            wall_time=self._parts.wall_time,
-            running_clock=self._parts.running_clock,
-            shelf=self._parts.shelf,
-            spent=self._parts.spent,
-        )
-        members = MemberService(ctx, lambda: describe(run))
-        refusal = members.access.admission.refusal(ctx.me, ctx.config.token, ctx.wall_time())
-        if refusal:
-            raise JoinError(f"run {spec.name!r} does not admit this peer, {ctx.me}: {refusal}; ask its creator, {spec.creator}")
-        resumed_from = None if restored is None else replace(restored, shards=())  # the tensors are held by the shards
-        self._run = run = ActiveRun(self._lobby, ctx, signed, messenger, members, resumed_from)
+        self._run = run = assembled(self._lobby, signed, spec, restored)
         answer(run)
         return run
 
