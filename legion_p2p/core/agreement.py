@@ -1,6 +1,7 @@
 """When all members of a run have finished with the same model.
 
-OPEN -> AGREED once this peer and all others are done, and those of its region announce the versions that it holds
+OPEN -> AGREED once this peer and all others are done, and those of its region announce the versions that it holds; of other
+               regions their envoys say whether all are done
 AGREED -> OPEN as soon as one of them is not done, or the versions differ
 
 A peer believes it after an announcement's time in AGREED: an announcement may be older than what its sender has been sent since.
@@ -23,10 +24,15 @@ class Agreement:
 
     def look(self, done: bool, marks: bytes, region: str, others: Sequence[Announcement], now: float) -> bool:
         """Whether all have finished. `done`: this peer has; `marks`, `region`: its own; `others`: all other members."""
-        agreed = done and all(a.done and (a.marks == marks or a.region != region) for a in others)
+        agreed = done and all(a.done and (a.marks == marks if a.region == region else _all_done(a)) for a in others)
         if not agreed:
             self._agreed = None
             return False
         if self._agreed is None or self._agreed[0] != marks:
             self._agreed = (marks, now)
         return not others or now - self._agreed[1] >= self._wait_s
+
+
+def _all_done(envoy: Announcement) -> bool:
+    """Whether all members of its region are done, as one of them says that stands for it, or for itself alone."""
+    return envoy.region_done or not envoy.envoy

@@ -28,6 +28,7 @@ MAX_ANNOUNCEMENT_BYTES = 48 * 1024  # 4096 shard marks of 8 bytes and a chunk bi
 MAX_OPENED = 512  # checked announcements that are remembered: some hundred bytes each as a rule, 24 MiB at worst
 MAX_ADDRESSES = 16
 MAX_ADDRESS_CHARS = 200
+MAX_MEMBERS = 10_000  # of a run that one peer knows: a table of announcements of a kilobyte each
 MAX_SUSPECTED = 16  # in one announcement: where more are silent at once, all see it for themselves
 MAX_TROUBLE_CHARS = 400  # one sentence with what helps
 MAX_CIRCUITS = 10_000  # of one relay: more than a host has file descriptors for
@@ -38,7 +39,19 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 _Rate = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
 
 
-class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
+NAMES_ON_WIRE = {
+    "peer_id": "a", "run": "b", "incarnation": "c", "seq": "d", "addresses": "e", "region": "f", "coordinate": "g",
+    "testimonies": "h", "weight": "i", "ready": "j", "training": "k", "leaving": "l", "done": "m", "step": "n",
+    "run_step": "o", "tokens": "p", "tokens_per_s": "q", "step_s": "r", "loss": "s", "sent_bytes": "t",
+    "received_bytes": "u", "upload_bps": "v", "download_bps": "w", "relay": "x", "marks": "y", "epoch": "z",
+    "chunks": "A", "token": "B", "revocations": "C", "stalled": "D", "avoided": "E", "suspected": "F", "trouble": "G",
+    "reach": "H", "role": "I", "circuits": "J", "paused": "K", "run_tokens": "L", "envoy": "M", "region_size": "N",
+    "region_done": "O", "reached": "P",
+}  # fmt: skip
+"""A letter for each field: whole names would be a quarter of what a member hears of others."""
+
+
+class Announcement(msgspec.Struct, frozen=True, omit_defaults=True, rename=NAMES_ON_WIRE):
     """A member's own account. Counters are totals since it joined."""
 
     peer_id: _Id
@@ -108,6 +121,12 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
     """Its user lets it train nothing for now: it is `done` meanwhile, so that nobody waits for it, and goes on later."""
     run_tokens: _Count = 0
     """Tokens that the run has trained, as this member counts."""
+    envoy: bool = False
+    """It is one of those by which other regions know its own: see `core.envoys`."""
+    region_size: Annotated[int, msgspec.Meta(ge=0, le=MAX_MEMBERS)] = 0
+    """Members of its region that it knows, itself included."""
+    region_done: bool = False
+    """All of them are done."""
     reached: bool = False
     """It has seen the run come to its target."""
     test: Annotated[bytes, msgspec.Meta(max_length=MARK_LENGTH)] = b""
@@ -175,7 +194,7 @@ def open_signed(data: bytes) -> Announcement:
 
 def _domain(body: bytes) -> bytes:
     """Keeps a signature on an announcement from being used as one on anything else."""
-    return b"legion/announcement/1\0" + hashlib.sha256(body).digest()
+    return b"legion/announcement/2\0" + hashlib.sha256(body).digest()
 
 
 _MARK = struct.Struct(">II")

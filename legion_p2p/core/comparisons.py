@@ -8,9 +8,9 @@ Never happens: a member is asked more than once in `ASK_EVERY_S`; the books grow
 
 from collections.abc import Sequence
 
+from legion_p2p.core.announcement import MAX_MEMBERS
 from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.membership import MAX_MEMBERS
 from legion_p2p.core.wire import State
 
 LOOK_EVERY_S = 10.0  # at the marks of one member

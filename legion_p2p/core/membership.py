@@ -28,7 +28,8 @@ from typing import Any
 
 import msgspec
 
-from legion_p2p.core.announcement import MAX_SUSPECTED, Announcement, peer_of
+from legion_p2p.core.announcement import MAX_MEMBERS, MAX_SUSPECTED, Announcement, peer_of
+from legion_p2p.core.envoys import MAX_ENVOYS_KEPT, envoys, far_grown
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.member import (
     Accuse,
@@ -46,7 +47,7 @@ from legion_p2p.core.member import (
 )
 from legion_p2p.core.ring_watch import MANY_SUSPECTED, grown, watched
 
-MAX_MEMBERS = 10_000  # a table of announcements of a kilobyte each
+NEWCOMER_S = 60.0  # of silence of one that is in no region yet: until then it has found one, and is announced there
 MAX_GREETINGS = 6  # of a member that does not answer, each twice as long after the last: it may not exist
 
 
@@ -82,6 +83,8 @@ class Membership:
 
     def __init__(self, me: PeerId, config: MembershipConfig, now: float) -> None:
         self.me = me
+        self.region = ""
+        """Of this peer. Of other regions only envoys are in the table, and those that are in none yet."""
         self.config = config
         self._members: dict[PeerId, Member] = {}
         self._heard_at: dict[PeerId, float] = {}
@@ -90,6 +93,8 @@ class Membership:
         """By peer id; None after a member came, went, died or came back to life."""
         self._counted_at: dict[PeerId, int] = {}
         """Where each of them stands in that list."""
+        self._n_here = 0
+        """How many of them are in this peer's region."""
         self._looks: dict[PeerId, float] = {}
         """Members that were asked for a sign of life, and when."""
         self._named: set[PeerId] = set()
@@ -132,8 +137,12 @@ class Membership:
                 self._drop(peer)
             return True
         self._left.pop(peer, None)
+        if not self._is_kept(announcement):
+            if known is not None:
+                self._drop(peer)
+            return known is not None
         if known is None:
-            if len(self._members) >= MAX_MEMBERS:
+            if len(self._members) >= MAX_MEMBERS or self._is_one_envoy_too_many(announcement):
                 self.n_refused += 1
                 return False
             self._members[peer] = Member(announcement, Liveness.ALIVE, now)
@@ -144,6 +153,8 @@ class Membership:
             self._effects.append(Changed(peer, None, Liveness.ALIVE))
             self._greet(peer, now)
         else:
+            if known.announcement.region != announcement.region:
+                self._counted = None
             self._replace(known, announcement=announcement)
             self._count_change(roles=role_of(announcement) != role_of(known.announcement))
             # A dead member's newer announcement, even passed on, was made after we lost it: worth a new chance.
@@ -151,6 +162,18 @@ class Membership:
                 self.lives(peer, now)
             self._greet(peer, now)
         return True
+
+    def moved(self, region: str) -> None:
+        """This peer is in this region from now on."""
+        if region == self.region:
+            return
+        self.region = region
+        for peer, member in list(self._members.items()):
+            if not self._is_kept(member.announcement):
+                self._drop(peer)
+        self._counted = None
+        self._check_at = -math.inf
+        self._count_change()
 
     def heard(self, peer: PeerId, now: float) -> None:
         """Any message came from `peer` itself, over a connection of its own."""
@@ -199,14 +222,14 @@ class Membership:
     def suspected_by(self, accuser: PeerId, named: Collection[PeerId], now: float) -> None:
         """A member announces that these do not answer it. In a large region that is looked into."""
         known = self._members.get(accuser)
-        if known is None or not known.met or not self.is_large:
+        if known is None or not known.met or not self.is_large or not self.is_here(known):
             return
         if self.me in named and now - self._refuted_at >= self.config.grace_s:
             self._refuted_at = now
             self._effects.append(Alarm())  # whatever this peer announces now is a sign of life
         for peer in named:
             member = self._members.get(peer)
-            if member is None or member.liveness is not Liveness.ALIVE or peer == accuser:
+            if member is None or member.liveness is not Liveness.ALIVE or peer == accuser or not self.is_here(member):
                 continue
             if now - self._heard_at[peer] > self.config.announce_s:
                 self._named.add(peer)
@@ -224,7 +247,10 @@ class Membership:
         for peer, member in list(self._members.items()):
             if member.liveness is Liveness.ALIVE:
                 silent_s = now - self._heard_at[peer]
-                if silent_s >= patience_s or self._has_not_answered(peer, now):
+                if not self.is_here(member):
+                    if silent_s >= self._far_patience_s(member):
+                        self._miss(member, now)
+                elif silent_s >= patience_s or self._has_not_answered(peer, now):
                     self._suspect(peer, now)
                 elif peer in looked_at and peer not in self._looks and silent_s >= self.config.suspect_after_s:
                     self._looks[peer] = now
@@ -263,6 +289,8 @@ class Membership:
                 if peer in self._looks:
                     deadlines.append(self._looks[peer] + self.config.look_s)
                 wait_s = self.config.suspect_after_s if peer in looked_at and peer not in self._looks else patience_s
+                if not self.is_here(member):
+                    wait_s = self._far_patience_s(member)
                 deadlines.append(self._heard_at[peer] + wait_s)
             elif member.liveness is Liveness.SUSPECT:
                 deadlines.append(min(member.since + self.config.grace_s, member.next_probe_at))
@@ -287,6 +315,25 @@ class Membership:
         """Those that are not dead."""
         return self._all_counted().copy()
 
+    def here(self) -> list[Member]:
+        """Those of them that are in this peer's region."""
+        return [member for member in self._all_counted() if self.is_here(member)]
+
+    def is_here(self, member: Member) -> bool:
+        """It is in this peer's region."""
+        return member.announcement.region == self.region
+
+    def own_part(self, own: Announcement) -> Announcement:
+        """What this peer announces, `own`, with what it says of its region."""
+        here = [member.announcement for member in self.here()]
+        return msgspec.structs.replace(
+            own,
+            suspected=self.suspected(),
+            envoy=bool(own.region) and self.me in envoys([own, *here]),
+            region_size=min(1 + len(here), MAX_MEMBERS),
+            region_done=own.done and all(a.done for a in here),
+        )
+
     @property
     def n_members(self) -> int:
         """Rows, the dead included."""
@@ -300,7 +347,13 @@ class Membership:
     @property
     def grown(self) -> float:
         """How many times `announce_s` lies between two announcements of a member of this region."""
-        return grown(1 + self.n_counted)
+        self._all_counted()
+        return grown(1 + self._n_here)
+
+    @property
+    def far_grown(self) -> float:
+        """How many times `announce_s` lies between two announcements of an envoy of this region to others."""
+        return max(far_grown(self.n_counted - self._n_here), self.grown)
 
     @property
     def is_large(self) -> bool:
@@ -322,13 +375,40 @@ class Membership:
         """Seconds of silence until a member is suspected that this peer does not watch."""
         return self.config.suspect_after_s * self.grown
 
+    def _grown_there(self, member: Member) -> float:
+        """How many times `announce_s` lies between two announcements of one of another region, at most: what it says of its
+        region may be from a time when that was smaller."""
+        return max(self.far_grown, grown(member.announcement.region_size))
+
+    def _far_patience_s(self, member: Member) -> float:
+        """Seconds of silence until one of another region is missed."""
+        return self.config.suspect_after_s * self._grown_there(member) if member.announcement.region else NEWCOMER_S
+
+    def _miss(self, member: Member, now: float) -> None:
+        """One of another region is silent. Of few it is found out whether they live; of many the others are enough."""
+        peer = member.peer_id
+        if self._grown_there(member) == 1 and member.announcement.region:
+            self._suspect(peer, now)
+        else:
+            self._drop(peer)
+
+    def _is_kept(self, announcement: Announcement) -> bool:
+        return announcement.envoy or announcement.region in ("", self.region)
+
+    def _is_one_envoy_too_many(self, announcement: Announcement) -> bool:
+        region = announcement.region
+        if region in ("", self.region):
+            return False
+        return sum(m.announcement.region == region for m in self._members.values()) >= MAX_ENVOYS_KEPT
+
     def _watched(self) -> Collection[PeerId]:
         """Whom to ask for a sign of life after `suspect_after_s` of silence."""
         if not self.is_large:
             return ()
-        if sum(m.liveness is Liveness.SUSPECT for m in self._members.values()) >= MANY_SUSPECTED:
-            return self._members.keys()
-        return watched(self.me, self._members, lambda peer: self._members[peer].liveness is Liveness.ALIVE)
+        here = {peer: m for peer, m in self._members.items() if self.is_here(m)}
+        if sum(m.liveness is Liveness.SUSPECT for m in here.values()) >= MANY_SUSPECTED:
+            return here.keys()
+        return watched(self.me, here, lambda peer: here[peer].liveness is Liveness.ALIVE)
 
     def _has_not_answered(self, peer: PeerId, now: float) -> bool:
         """It was asked for a sign of life, and none has come in time."""
@@ -342,6 +422,7 @@ class Membership:
         if self._counted is None:  # asked for often, and of hundreds
             self._counted = [member for member in self.members() if member.counts]
             self._counted_at = {member.peer_id: i for i, member in enumerate(self._counted)}
+            self._n_here = sum(self.is_here(member) for member in self._counted)
         return self._counted
 
     def _replace(self, member: Member, **changes: Any) -> None:

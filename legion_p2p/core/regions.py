@@ -58,7 +58,7 @@ class RegionConfig(msgspec.Struct, frozen=True):
     reach_s: float = 0.100
     """How far a region of fewer than `min_members` looks for another one to join; further away it stays by itself."""
     min_members: int = 2
-    max_members: int = 100
+    max_members: int = 64
     """More split: each round of an owner waits for all of them."""
     margin: float = 0.25
     """How much nearer another region must be, as a share."""
@@ -113,9 +113,8 @@ class Region(msgspec.Struct, frozen=True):
     middle: Coordinate | None
     """None: no peer is believed to be where it says."""
 
-    @property
-    def size(self) -> int:
-        return len(self.members)
+    size: int
+    """Members, also those that are not known here."""
 
     @property
     def rank(self) -> tuple[int, str]:
@@ -123,14 +122,22 @@ class Region(msgspec.Struct, frozen=True):
         return self.size, self.label
 
 
-def regions_of(announced: Iterable[Placed], doubted: Collection[PeerId] = ()) -> dict[str, Region]:
-    """All regions that have a member, by label. The coordinates of `doubted` peers move no middle."""
+def regions_of(
+    announced: Iterable[Placed], doubted: Collection[PeerId] = (), sizes: Mapping[str, int] | None = None
+) -> dict[str, Region]:
+    """All regions that have a member, by label. The coordinates of `doubted` peers move no middle. `sizes`: how many members a
+    region has, where that is more than are announced here."""
     members: dict[str, list[Placed]] = {}
     for placed in announced:
         if placed.region:
             members.setdefault(placed.region, []).append(placed)
     return {
-        label: Region(label, tuple(sorted(found, key=lambda p: p.peer_id)), _middle(found, doubted))
+        label: Region(
+            label,
+            tuple(sorted(found, key=lambda p: p.peer_id)),
+            _middle(found, doubted),
+            max(len(found), (sizes or {}).get(label, 0)),
+        )
         for label, found in sorted(members.items())
     }
 

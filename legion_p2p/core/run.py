@@ -214,8 +214,13 @@ def run_key(run: str) -> str:
 
 
 def announce_topic(run: str) -> str:
-    """The gossip topic of a run's announcements."""
+    """The gossip topic of what a run's regions tell each other."""
     return f"legion/announce/{run}"
+
+
+def region_topic(run: str, region: str) -> str:
+    """The gossip topic of the announcements of one region's members."""
+    return f"legion/announce/{run}/{region}"
 
 
 def looks_like_run_id(text: str) -> bool:

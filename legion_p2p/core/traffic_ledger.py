@@ -31,7 +31,7 @@ _CLASSES = {
     "sharded steps": ("pull_unit", "push_gradient", "replicate_step", "put_unit", "appoint_unit", "ask_unit"),
     "catching up": ("get_updates", "get_shard", "handover", "ancestry_query"),
     "checkpoints and data": ("get_blocks", "has_blocks", "get_checkpoints"),
-    "regions": ("sync_request", "relay_request"),
+    "regions": ("sync_request", "relay_request", "get_representative"),
     "members": ("exchange", "ping", "ping_for", "accusation", "get_runs", "get_spec", "get_answers"),
 }
 _CLASS_OF = {tag.encode(): name for name, tags in _CLASSES.items() for tag in tags}

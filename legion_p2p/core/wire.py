@@ -72,7 +72,9 @@ from legion_p2p.core.messages.members import (
 )
 from legion_p2p.core.messages.regions import (
     MAX_NORM,
+    GetRepresentative,
     RelayRequest,
+    RepresentativeFound,
     SyncReply,
     SyncRequest,
     Unknown,
@@ -119,18 +121,19 @@ from legion_p2p.core.spliced import Bytes, Spliced
 from legion_p2p.errors import DecodeError, SelfCheckError
 
 __all__ = [
-    "MAX_BLOCKS_BYTES", "MAX_BUSY_MS", "MAX_CHECKPOINTS", "MAX_COMPARED", "MAX_COUNT", "MAX_EXCHANGED", "MAX_GET_CIDS",
-    "MAX_HAS_CIDS", "MAX_INCLUDED", "MAX_KNOWN_MEMBERS", "MAX_NORM", "MAX_PAYLOAD_BYTES", "MAX_REASON_CHARS",
-    "MAX_STEP_MEMBERS", "MAX_UNIT_PARTS", "MAX_UPDATES", "OTHER", "REQUESTS", "UNKNOWN", "Accusation", "AncestryQuery",
-    "AncestryReply", "Answers", "AppointUnit", "AskUnit", "Blocks", "Busy", "Checkpoints", "Cosign", "Cosigned", "Done",
-    "Encoded", "Equivocation", "Evidence", "Exchange", "Exchanged", "Failure", "GetAnswers", "GetBlocks", "GetCheckpoints",
-    "GetInput", "GetRuns", "GetShard", "GetSpec", "GetUpdates", "GetVersion", "HandoverPart", "HasBlocks", "Held",
-    "HeldBlocks", "Inclusion", "InputPart", "Made", "Message", "Miscount", "NotOwner", "Omission", "Part", "Ping", "PingFor",
-    "PullUnit", "Push", "PushClaim", "PushGradient", "Pushed", "PutUnit", "Receipt", "RelayRequest", "ReplicateStep",
-    "Request", "RunSummary", "RunsFound", "ShardState", "SignedHeader", "SpecFound", "State", "SyncReply", "SyncRequest",
-    "UnitElsewhere", "UnitHeld", "UnitRole", "UnitStepped", "UnitWeights", "Unknown", "Update", "UpdateAccount",
-    "UpdateHeader", "Updates", "UpdatesMade", "decode_header", "decode_request", "decode_with", "decoder_of", "encode",
-    "encode_checked", "encode_struct", "encode_to_send", "reply_types",
+    "MAX_BLOCKS_BYTES", "MAX_BUSY_MS", "MAX_CHECKPOINTS", "MAX_COMPARED", "MAX_COUNT", "MAX_EXCHANGED",
+    "MAX_GET_CIDS", "MAX_HAS_CIDS", "MAX_INCLUDED", "MAX_KNOWN_MEMBERS", "MAX_NORM", "MAX_PAYLOAD_BYTES",
+    "MAX_REASON_CHARS", "MAX_STEP_MEMBERS", "MAX_UNIT_PARTS", "MAX_UPDATES", "OTHER", "REQUESTS", "UNKNOWN",
+    "Accusation", "AncestryQuery", "AncestryReply", "Answers", "AppointUnit", "AskUnit", "Blocks", "Busy",
+    "Checkpoints", "Cosign", "Cosigned", "Done", "Encoded", "Equivocation", "Evidence", "Exchange", "Exchanged",
+    "Failure", "GetAnswers", "GetBlocks", "GetCheckpoints", "GetInput", "GetRepresentative", "GetRuns", "GetShard",
+    "GetSpec", "GetUpdates", "GetVersion", "HandoverPart", "HasBlocks", "Held", "HeldBlocks", "Inclusion",
+    "InputPart", "Made", "Message", "Miscount", "NotOwner", "Omission", "Part", "Ping", "PingFor", "PullUnit", "Push",
+    "PushClaim", "PushGradient", "Pushed", "PutUnit", "Receipt", "RelayRequest", "ReplicateStep",
+    "RepresentativeFound", "Request", "RunSummary", "RunsFound", "ShardState", "SignedHeader", "SpecFound", "State",
+    "SyncReply", "SyncRequest", "UnitElsewhere", "UnitHeld", "UnitRole", "UnitStepped", "UnitWeights", "Unknown",
+    "Update", "UpdateAccount", "UpdateHeader", "Updates", "UpdatesMade", "decode_header", "decode_request",
+    "decode_with", "decoder_of", "encode", "encode_checked", "encode_struct", "encode_to_send", "reply_types",
 ]  # fmt: skip
 
 T = TypeVar("T")

@@ -21,7 +21,8 @@ from collections import Counter
 import msgspec
 
 from legion_p2p.core.adapt import Choice, Load
-from legion_p2p.core.membership import MAX_MEMBERS, MembershipConfig
+from legion_p2p.core.announcement import MAX_MEMBERS
+from legion_p2p.core.membership import MembershipConfig
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, MAX_SHARDS
 from legion_p2p.core.ring_watch import grown
 from legion_p2p.core.run import RunSpec

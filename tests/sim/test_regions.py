@@ -14,7 +14,7 @@ import numpy as np
 
 from legion_p2p.core.coordinates import Coordinate, Locator
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.regions import Placed, RegionChoice, regions_of
+from legion_p2p.core.regions import Placed, RegionChoice, RegionConfig, regions_of
 from legion_p2p.core.witnesses import Account, Ring, doubted, pack_testimonies
 
 PERIOD_S = 20.0
@@ -63,7 +63,7 @@ class Swarm:
             where = self.random.choice(self.places) if place is None else place
             peer = Peer(
                 peer_id, where, rng.uniform(0.002, 0.015), rng.uniform(0.95, 1.1), Locator(rng),
-                RegionChoice(peer_id), self.period,
+                RegionChoice(peer_id, RegionConfig(max_members=100)), self.period,
             )  # fmt: skip
             self.peers.append(peer)
 

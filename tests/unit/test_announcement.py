@@ -10,6 +10,7 @@ from legion_p2p.core import announcement as announcement_module
 from legion_p2p.core.announcement import (
     MAX_ANNOUNCEMENT_BYTES,
     MAX_TROUBLE_CHARS,
+    NAMES_ON_WIRE,
     Announcement,
     Mark,
     mark_of,
@@ -57,7 +58,13 @@ def signed_as_is(body: bytes, identity: Identity = ALICE) -> bytes:
 
 def fields_of(announcement: Announcement) -> dict:
     """By name; marks and chunks stay bytes."""
-    return msgpack.unpackb(msgpack.unpackb(sign(announcement, ALICE))["body"])
+    names = {letter: name for name, letter in NAMES_ON_WIRE.items()}
+    return {names[letter]: value for letter, value in msgpack.unpackb(msgpack.unpackb(sign(announcement, ALICE))["body"]).items()}
+
+
+def packed(fields: dict) -> bytes:
+    """As a body; what has no letter stays as it is."""
+    return msgpack.packb({NAMES_ON_WIRE.get(name, name): value for name, value in fields.items()})
 
 
 def test_it_opens_as_it_was_signed() -> None:
@@ -67,14 +74,14 @@ def test_it_opens_as_it_was_signed() -> None:
 
 def test_it_is_plain_messagepack() -> None:
     outer = msgpack.unpackb(sign(FULL, ALICE))
-    inner = msgpack.unpackb(outer["body"])
+    inner = fields_of(FULL)
 
     assert set(outer) == {"body", "signature"} and len(outer["signature"]) == 64
     assert inner["peer_id"] == ALICE.peer_id and inner["loss"] == 2.25 and inner["addresses"] == ["/ip4/10.0.0.1/tcp/4710"]
 
 
 def test_one_that_messagepack_made_is_accepted() -> None:
-    body = msgpack.packb({"peer_id": ALICE.peer_id, "run": "run", "seq": 5, "weight": 2, "a field of a later version": [1, 2]})
+    body = packed({"peer_id": ALICE.peer_id, "run": "run", "seq": 5, "weight": 2, "a field of a later version": [1, 2]})
 
     assert open_signed(signed_as_is(body)) == Announcement(ALICE.peer_id, "run", seq=5, weight=2.0)
 
@@ -95,7 +102,7 @@ def test_a_single_changed_byte_is_refused() -> None:
 
 
 def test_a_signature_on_the_bare_bytes_is_not_one_on_an_announcement() -> None:
-    body = msgpack.packb({"peer_id": ALICE.peer_id, "run": "run"})
+    body = packed({"peer_id": ALICE.peer_id, "run": "run"})
 
     with pytest.raises(SignatureError):
         open_signed(msgpack.packb({"body": body, "signature": ALICE.sign(body)}))
@@ -140,16 +147,16 @@ def test_a_signature_on_the_bare_bytes_is_not_one_on_an_announcement() -> None:
 )
 def test_what_is_out_of_bounds_is_refused_though_it_is_signed(field: str, value: object) -> None:
     with pytest.raises(DecodeError):
-        open_signed(signed_as_is(msgpack.packb({**fields_of(FULL), field: value})))
+        open_signed(signed_as_is(packed({**fields_of(FULL), field: value})))
 
 
 def test_text_that_is_not_unicode_is_refused() -> None:
     with pytest.raises(DecodeError):
-        open_signed(signed_as_is(msgpack.packb({"peer_id": ALICE.peer_id, "run": b"\xff\xfe"}, use_bin_type=False)))
+        open_signed(signed_as_is(msgpack.packb({"a": ALICE.peer_id, "b": b"\xff\xfe"}, use_bin_type=False)))
 
 
 def test_nesting_without_end_is_refused() -> None:
-    deep = b"\x83\xa7peer_id" + msgpack.packb(ALICE.peer_id) + b"\xa3run\xa1r\xa1x" + b"\x91" * 40_000 + b"\xc0"
+    deep = b"\x83\xa1a" + msgpack.packb(ALICE.peer_id) + b"\xa1b\xa1r\xa1x" + b"\x91" * 40_000 + b"\xc0"
 
     with pytest.raises(DecodeError):
         open_signed(signed_as_is(deep))
@@ -239,3 +246,8 @@ def test_no_member_weighs_more_than_the_strongest_connection_whatever_it_says(sa
     signed = sign(Announcement(ALICE.peer_id, "run", weight=said), ALICE)
 
     assert open_signed(signed).weight == taken
+
+
+def test_every_field_has_a_letter_of_its_own() -> None:
+    assert NAMES_ON_WIRE.keys() == set(Announcement.__struct_fields__)
+    assert len(set(NAMES_ON_WIRE.values())) == len(NAMES_ON_WIRE)

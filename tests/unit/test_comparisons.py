@@ -1,8 +1,8 @@
 """When a member is asked where its chain and this peer's part, and what follows from the answer."""
 
+from legion_p2p.core.announcement import MAX_MEMBERS
 from legion_p2p.core.comparisons import ASK_EVERY_S, LOOK_EVERY_S, MAX_FETCHED_BYTES, Comparisons, parting
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.membership import MAX_MEMBERS
 from legion_p2p.core.wire import OTHER, UNKNOWN, State
 
 A, B = PeerId("a"), PeerId("b")

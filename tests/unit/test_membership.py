@@ -432,7 +432,8 @@ def test_one_that_is_met_is_not_greeted() -> None:
 @pytest.mark.parametrize(("met", "region", "counts"), [(False, "home", False), (True, "home", True), (False, "away", True)])
 def test_what_a_member_says_counts_in_its_region_once_it_is_met(met: bool, region: str, counts: bool) -> None:
     table = Membership(ME, CONFIG, 0.0)
-    table.announced(Announcement(A, "run", region=region, ready=True, training=True, weight=5.0, step=7), 0.0)
+    table.moved("home")
+    table.announced(Announcement(A, "run", region=region, ready=True, training=True, weight=5.0, step=7, envoy=True), 0.0)
     if met:
         table.heard(A, 0.0)
 

@@ -17,6 +17,7 @@ from legion_p2p.core.known_members import ROW_BYTES
 from legion_p2p.core.manifest import MAX_BLOCK_BYTES
 from legion_p2p.core.messages import base, blocks, members, regions, sharding, shards
 from legion_p2p.core.messages.evidence import MAX_SHOWN_HEADER_BYTES
+from legion_p2p.core.messages.regions import MAX_NAMED_BY_ENVOY
 from legion_p2p.core.plan import MAX_SHARDS, ParamSpec
 from legion_p2p.core.run import MAX_SPEC_BYTES, RunSpec, SignedSpec, open_spec, sign_spec
 from legion_p2p.core.update_norms import MAX_KNOWN
@@ -57,6 +58,7 @@ from legion_p2p.core.wire import (
     GetBlocks,
     GetCheckpoints,
     GetInput,
+    GetRepresentative,
     GetRuns,
     GetShard,
     GetSpec,
@@ -84,6 +86,7 @@ from legion_p2p.core.wire import (
     Receipt,
     RelayRequest,
     ReplicateStep,
+    RepresentativeFound,
     RunsFound,
     RunSummary,
     ShardState,
@@ -136,6 +139,7 @@ REQUESTS: list[Message] = [
     HandoverPart("run", 1, 2, DIGEST, b"payload"),
     Equivocation("run", SignedHeader(b"one", b"s" * 64), SignedHeader(b"other", b"s" * 64)),
     Omission("run", Receipt("run", 1, "owner", "peer", 3, 2, DIGEST), b"s" * 64, SignedHeader(b"one", b"s" * 64)),
+    GetRepresentative("run", "west", 1),
     SyncRequest("run", 1, "west", 3, DIGEST, 0.5, 2.5, False, "int8", b"payload"),
     SyncRequest("run", 1, "west", 3, b"", 0.5, None, True, "bf16", b"payload"),
     RelayRequest("run", 1, 3, "int8", b"payload"),
@@ -167,6 +171,7 @@ REPLIES: list[Message] = [
     Answers(3, 300, b"\x04\x00"),
     SyncReply(b"payload", 0.01),
     Unknown(),
+    RepresentativeFound((b"one", b"two"), 0.25),
     HeldBlocks((5, 0)),
     Checkpoints((b"c" * 36,)),
     AncestryReply((0, UNKNOWN, OTHER)),
@@ -247,6 +252,7 @@ def test_a_field_of_a_later_version_is_read_over(message: Message) -> None:
 
 OPTIONAL = {
     (Exchange, "known"): b"",
+    (Exchange, "region"): "",
     (GetUpdates, "log_only"): False,
     (GetCheckpoints, "with_bytes"): False,
     (Checkpoints, "n_bytes"): (),
@@ -356,6 +362,8 @@ LIMITS = [
     ),
     ("peer", (PingFor, Accusation), "p" * 64, "p" * 65),
     ("owner", (NotOwner, UpdateHeader), "p" * 64, "p" * 65),
+    ("share", (RepresentativeFound,), 1.0, 1.001),
+    ("announcements", (RepresentativeFound,), [b"x"] * MAX_NAMED_BY_ENVOY, [b"x"] * (MAX_NAMED_BY_ENVOY + 1)),
     ("rate", (SyncRequest,), MAX_RATE, 1.001 * MAX_RATE),
     ("rate", (SyncRequest,), 1e-9, 0.0),
     ("rate", (SyncRequest,), 0.1, float("nan")),

@@ -55,6 +55,8 @@ class Exchange(Request[Exchanged], frozen=True, tag="exchange"):
     announcements: SignedList
     known: Annotated[bytes, msgspec.Meta(max_length=MAX_KNOWN_MEMBERS * ROW_BYTES)] = b""
     """What else I have, packed as in `core.known_members`: send only what is newer."""
+    region: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    """The one whose members I want to know in full; of others I want the envoys."""
 
 
 class Ping(Request[Done], frozen=True, tag="ping"):

@@ -6,9 +6,28 @@ import msgspec
 
 from legion_p2p.core.distance import MAX_RATE
 from legion_p2p.core.messages.base import CodecName, Count, Message, Payload, Request, RunId, ShardIndex
+from legion_p2p.core.messages.members import SignedBytes
 from legion_p2p.core.messages.shards import Held
 
 MAX_NORM = 1e24  # of a shard: its elements are at most 3.4e38 in fp32, and would have lost all meaning long before
+MAX_NAMED_BY_ENVOY = 2  # a shard's representative and its owner
+
+
+class RepresentativeFound(Message, frozen=True, tag="representative_found"):
+    """Who syncs a shard of my region with others."""
+
+    announcements: Annotated[tuple[SignedBytes, ...], msgspec.Meta(max_length=MAX_NAMED_BY_ENVOY)]
+    """Of the representative, then of the owner where that is another member."""
+    share: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    """Of all shards of the region, those that the representative syncs."""
+
+
+class GetRepresentative(Request[RepresentativeFound], frozen=True, tag="get_representative"):
+    """Who syncs this shard of your region with others? I know only a few of its members."""
+
+    run: RunId
+    region: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    shard: ShardIndex
 
 
 class SyncReply(Message, frozen=True, tag="sync_reply"):

@@ -94,7 +94,7 @@ class SyncResponder:
         return payload, moved
 
     def _check(self, peer: PeerId, message: SyncRequest, mine: str) -> None:
-        if not self._members.roster.is_known(peer):
+        if not self._members.roster.is_known(peer) and not self._schedule.is_hidden(message.region):
             raise RemoteProtocolError(peer, "not a known member of this run: send an announcement first")
         if message.center != (self._rounds.sync_rule == "center"):
             raise DecodeError(f"regions of this run sync by the rule {self._rounds.sync_rule!r}")

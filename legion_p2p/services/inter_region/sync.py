@@ -10,9 +10,10 @@ A relay (core/relays.py) does all this on behalf of the owner, and brings it wha
 import trio
 
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.wire import SyncReply, SyncRequest, Unknown
+from legion_p2p.core.wire import GetRepresentative, RepresentativeFound, SyncReply, SyncRequest, Unknown
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.inter_region.copies import Copy, RegionCopy, RelayEstimate
+from legion_p2p.services.inter_region.directory import RegionDirectory
 from legion_p2p.services.inter_region.pairs import PairStates
 from legion_p2p.services.inter_region.region_relay import RelayService
 from legion_p2p.services.inter_region.requester import SyncRequester
@@ -29,7 +30,8 @@ class RegionSync:
 
     def __init__(self, ctx: PeerContext, members: MemberService, shards: ShardService) -> None:
         self.pairs = PairStates(ctx.spec.round.moving_rate)
-        self.schedule = Schedule(ctx, members, shards, self.pairs)
+        self.directory = RegionDirectory(ctx, members)
+        self.schedule = Schedule(ctx, members, shards, self.pairs, self.directory)
         parts = SyncParts(shards, self.pairs, self.schedule, ctx.events, ctx.rng, self._copy_of)
         self.relay = RelayService(parts)
         self.responder = SyncResponder(ctx, members, parts)
@@ -52,7 +54,12 @@ class RegionSync:
 
     async def on_request(self, peer: PeerId, message: SyncRequest) -> SyncReply | Unknown:
         """Sync a shard with another region that asks for it. Raises: LegionError, to be sent back; then nothing has moved."""
+        await self.directory.look_up(message.region, message.shard, peer)
         return await self.responder.on_request(peer, message)
+
+    async def on_get_representative(self, peer: PeerId, message: GetRepresentative) -> RepresentativeFound:
+        """Who syncs a shard of this peer's region. Raises: NetworkError."""
+        return self.schedule.about(message)
 
     async def _sync_when_due(self, replica: Replica) -> None:
         while True:
@@ -64,6 +71,7 @@ class RegionSync:
                 if travel.is_out_of_date(copy.version):
                     await self._parts.compute(replica, travel.look, copy.value(), copy.version)
                 if (other := self.schedule.due(replica)) is not None:
+                    await self.directory.look_up(other, replica.shard)
                     await self.requester.sync(replica, copy, other)
             if not isinstance(copy, RelayEstimate):
                 await self.relay.finish(replica)

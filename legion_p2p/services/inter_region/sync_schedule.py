@@ -19,8 +19,10 @@ from legion_p2p.core.matching import SILENT, epoch_of, partner, patience
 from legion_p2p.core.rate_estimator import RateEstimator
 from legion_p2p.core.relays import representative_of, represented_share
 from legion_p2p.core.sync_times import SyncTimes
-from legion_p2p.core.wire import Message, SyncReply, SyncRequest
+from legion_p2p.core.wire import GetRepresentative, Message, RepresentativeFound, SyncReply, SyncRequest
+from legion_p2p.errors import NetworkError
 from legion_p2p.services.context import PeerContext
+from legion_p2p.services.inter_region.directory import RegionDirectory
 from legion_p2p.services.inter_region.pairs import CENTER, LastSync, PairStates
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.shards.replica import Replica
@@ -34,11 +36,14 @@ MAX_RATES = 256  # peers of other regions to which a rate was measured
 class Schedule:
     """The syncs of one peer's shards."""
 
-    def __init__(self, ctx: PeerContext, members: MemberService, shards: ShardService, pairs: PairStates) -> None:
+    def __init__(
+        self, ctx: PeerContext, members: MemberService, shards: ShardService, pairs: PairStates, directory: RegionDirectory
+    ) -> None:
         self._shards = shards
         self._members = members
         self._messenger = ctx.messenger
         self._pairs = pairs
+        self._directory = directory
         self._rounds = ctx.spec.round
         self._last: dict[int, LastSync] = {}
         self._everyone: Sequence[Announcement] = ()
@@ -71,7 +76,9 @@ class Schedule:
     # with whom
 
     def owner(self, region: str, shard: int) -> PeerId | None:
-        """Of the shard in a region, or of its center variable."""
+        """Of the shard in a region, or of its center variable. Of a region that this peer does not know in full, as found out."""
+        if self._directory.is_hidden(region):
+            return self._named(region, shard)[1]
         owners = self._eligible(region)
         return self._shards.placement.owners(region, owners.weights, owners.reserve)[shard].owner
 
@@ -80,12 +87,15 @@ class Schedule:
         if everyone is not self._everyone:
             self._everyone, self._owners = everyone, {}
         if region not in self._owners:
-            members = everyone if region == CENTER else [a for a in everyone if a.region == region]
+            # The members that all regions know own the center variables.
+            members = [a for a in everyone if (a.envoy if region == CENTER else a.region == region)]
             self._owners[region] = eligible(self._shards.run, region, members)
         return self._owners[region]
 
     def representative(self, region: str, shard: int) -> PeerId | None:
         """The owner, or the relay that syncs with other regions on its behalf."""
+        if self._directory.is_hidden(region):
+            return self._named(region, shard)[0]
         owner = self.owner(region, shard)
         if owner is None or region == CENTER:
             return owner
@@ -93,9 +103,36 @@ class Schedule:
         announced = next((a for a in in_region if a.peer_id == owner), None)
         return owner if announced is None else representative_of(self._shards.run, shard, announced, in_region)
 
+    def is_hidden(self, region: str) -> bool:
+        """Not all members of `region` are known here: who represents it is found out by asking."""
+        return self._directory.is_hidden(region)
+
     def may_represent(self, peer: PeerId, region: str, shard: int) -> bool:
         """Whether this peer syncs with `peer` about the shard: with an owner always, because its relay may have failed it."""
         return peer in (self.owner(region, shard), self.representative(region, shard))
+
+    def _named(self, region: str, shard: int) -> tuple[PeerId | None, PeerId | None]:
+        """The representative and the owner, as an envoy of the region named them."""
+        found = self._directory.get(region, shard)
+        if found is None or found.representative is None or found.owner is None:
+            return None, None
+        return peer_of(found.representative), peer_of(found.owner)
+
+    def about(self, message: GetRepresentative) -> RepresentativeFound:
+        """Who represents a shard of this peer's region. Raises: NetworkError."""
+        mine = self._shards.region
+        if message.region != mine:
+            raise NetworkError(f"this peer is in region {mine!r}, not in {message.region!r}")
+        if message.shard >= self._shards.plan.n_shards:
+            raise NetworkError(f"shard {message.shard}: the run has {self._shards.plan.n_shards}")
+        found = self.representative(mine, message.shard), self.owner(mine, message.shard)
+        named = list(dict.fromkeys(peer for peer in found if peer is not None))
+        share = 0.0
+        if named:
+            in_region = [a for a in self._members.roster.everyone() if a.region == mine]
+            share = represented_share(named[0], in_region, self._eligible(mine).weights)
+        signed = [self._members.signed_of(peer) for peer in named]
+        return RepresentativeFound(tuple(s for s in signed if s is not None), min(share, 1.0))
 
     def is_relay(self, peer: PeerId) -> bool:
         """Whether `peer` announces itself as a relay of this region."""
@@ -179,7 +216,11 @@ class Schedule:
         """There and back, between the representatives of both regions."""
         everyone, mine = self._members.roster.everyone(), self._shards.region
         by_peer = {peer_of(a): a for a in everyone}
-        us, them = (by_peer.get(p) for p in (self._shards.me, self.representative(other, shard)) if p is not None)
+        found = self._directory.get(other, shard) if self._directory.is_hidden(other) else None
+        if found is not None and found.representative is not None:
+            by_peer[peer_of(found.representative)] = found.representative
+        representative = self.representative(other, shard)
+        us, them = by_peer.get(self._shards.me), None if representative is None else by_peer.get(representative)
         if us is None or them is None or us is them:
             return []
         measured, own = self.rate(peer_of(them)).rate_bps(trio.current_time()), self._messenger.bandwidth()
@@ -188,6 +229,8 @@ class Schedule:
         weights = self._eligible(other).weights
         if other == CENTER:
             n_theirs = numel * weights.get(peer_of(them), 0.0) / math.fsum(weights.values()) * len(self.by_region())
+        elif found is not None:
+            n_theirs = numel * found.share
         else:
             n_theirs = numel * represented_share(peer_of(them), [a for a in everyone if a.region == other], weights)
         return [

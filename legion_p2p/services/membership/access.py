@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 
 from legion_p2p.core.admission import Admission
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.membership import Membership
 from legion_p2p.core.observers import Observers
@@ -10,6 +11,8 @@ from legion_p2p.errors import NotAdmittedError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.own import OwnAnnouncement
 from legion_p2p.services.membership.signed import SignedAnnouncements
+
+MAX_SHOWN = 256  # tokens of peers that are no members of this peer's region, of up to MAX_TOKEN_BYTES each
 
 
 class AccessControl:
@@ -24,10 +27,17 @@ class AccessControl:
         self._own = own
         self._signed = signed
         self._wall_time: Callable[[], float] = ctx.wall_time
+        self._shown: BoundedMap[PeerId, bytes] = BoundedMap(MAX_SHOWN)
 
     def refusal(self, peer: PeerId, token: bytes) -> str:
         """Why a peer that shows `token` may not take part; empty where it may."""
         return self.admission.refusal(peer, token, self._wall_time())
+
+    def shown(self, peer: PeerId, token: bytes) -> None:
+        """`peer` is admitted by this token. It is remembered of those that are not in the table, as most of other regions."""
+        if token:
+            self._shown[peer] = token
+            self._shown.touch(peer)
 
     def must_be_admitted(self, peer: PeerId) -> None:
         """Raises: NotAdmittedError, if the run asks for more to take part than `peer` has shown, or the user has banned it."""
@@ -62,4 +72,4 @@ class AccessControl:
 
     def _refusal_of_member(self, peer: PeerId) -> str:
         member = self._table.get(peer)
-        return self.refusal(peer, b"" if member is None else member.announcement.token)
+        return self.refusal(peer, self._shown.get(peer, b"") if member is None else member.announcement.token)

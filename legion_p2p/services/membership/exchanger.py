@@ -16,7 +16,9 @@ from legion_p2p.services.membership.signed import SignedAnnouncements
 from legion_p2p.services.rpc import Rpc
 
 EXCHANGE_DEADLINE_S = 5.0
-PASSED_ON = 4  # announcements that go with the question of an exchange, this peer's own first: the answer brings what is news
+MAX_PERIODS = 5  # times the shortest announcement period, between two exchanges: gossip's losses are healed within a minute
+N_ASKED = 2  # members of its region that a newcomer asks for the others
+SHARE_HERE = 0.75  # of exchanges that are with a member of this peer's region; the others keep regions connected
 MAX_MEETINGS = 8  # exchanges in flight after an outage: every member may be back in the same second
 
 
@@ -47,7 +49,7 @@ class Exchanger:
 
     def on_exchange(self, peer: PeerId, message: Exchange) -> Exchanged:
         # Before learning: the asker does not need back what it sent.
-        known = self._signed.news_for(KnownMembers(message.known), self._signed_own(), peer, MAX_EXCHANGED - 1)
+        known = self._signed.news_for(peer, message.region, KnownMembers(message.known), MAX_EXCHANGED - 1)
         self._take_all(peer, message.announcements)
         self._access.must_be_admitted(peer)
         self._heard(peer)
@@ -58,9 +60,8 @@ class Exchanger:
 
     async def exchange_with(self, peer: PeerId) -> bool:
         """Swap what is known of members with `peer`: it answers with what is news here; False if it did not answer."""
-        question = self.question(self._signed.sample(self._signed_own(), peer, PASSED_ON))
         try:
-            reply = await self._rpc.ask(peer, question, within_s=EXCHANGE_DEADLINE_S)
+            reply = await self._rpc.ask(peer, self.question(), within_s=EXCHANGE_DEADLINE_S)
         except NetworkError:
             return False
         self._take_all(peer, reply.announcements)
@@ -68,12 +69,22 @@ class Exchanger:
         return True
 
     async def exchange_regularly(self, period_s: Callable[[], float]) -> None:
-        """With a random member, about once in a period."""
+        """With a random member, about once in a period, and in MAX_PERIODS of the shortest."""
         while True:
-            await trio.sleep(period_s() * self._rng.uniform(1.0, 2.0))
-            counted = self._table.counted()
-            if counted:
-                await self.exchange_with(self._rng.choice(counted).peer_id)
+            longest_s = MAX_PERIODS * self._table.config.announce_s
+            await trio.sleep(min(period_s(), longest_s) * self._rng.uniform(1.0, 2.0))
+            here = self._table.here()
+            asked = here if here and self._rng.random() < SHARE_HERE else self._table.counted()
+            if asked:
+                await self.exchange_with(self._rng.choice(asked).peer_id)
+
+    async def ask_region(self) -> None:
+        """Ask a few members of this peer's region for the others, one by one: the first may be as new as this peer."""
+        n_answers = 0
+        for member in self._table.here():
+            n_answers += await self.exchange_with(member.peer_id)
+            if n_answers == N_ASKED:
+                break
 
     async def meet_again(self, peer: PeerId) -> None:
         """It is connected again after this machine had no network, and gossip takes some seconds more."""
@@ -81,10 +92,8 @@ class Exchanger:
             async with self._meetings:
                 await self.exchange_with(peer)
 
-    def question(self, announcements: tuple[bytes, ...]) -> Exchange:
-        """`announcements`, for what is news here."""
-        return Exchange(self._run, announcements, pack_known(self._signed.known()[:MAX_KNOWN_MEMBERS]))
-
-    def _signed_own(self) -> bytes:
+    def question(self) -> Exchange:
+        """This peer's announcement, for what is news here."""
         self._own.now()
-        return self._own.signed
+        known = pack_known(self._signed.known()[:MAX_KNOWN_MEMBERS])
+        return Exchange(self._run, (self._own.signed,), known, self._table.region)

@@ -15,6 +15,7 @@ import trio
 from legion_p2p.config import AUTO_REGION
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.coordinates import Coordinate, Locator, SteadyCoordinate
+from legion_p2p.core.envoys import sizes
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.pings import PingPlan, RoundTrips
 from legion_p2p.core.regions import FEW_SAMPLES, Measured, Placed, RegionChoice, expected_round_s, regions_of
@@ -115,7 +116,7 @@ class RegionService:
         round_s = expected_round_s(
             self._local_steps, [a.step_s for a in told], self._least_bits, [a.upload_bps for a in told if a.step_s]
         )
-        return self._choice.look(here, regions_of(placed, self._book.doubted), self._measured(placed), round_s)
+        return self._choice.look(here, regions_of(placed, self._book.doubted, sizes(told)), self._measured(placed), round_s)
 
     def is_doubted(self, peer: PeerId) -> bool:
         """Its witnesses measured something else than the coordinate that it announces."""

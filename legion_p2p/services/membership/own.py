@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from legion_p2p.concurrency.notify import Notify
 from legion_p2p.core.announcement import Announcement, sign
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.member import role_of
@@ -20,6 +21,8 @@ class OwnAnnouncement:
         self.seq = 0
         """How often this peer has described itself: its announcements of one incarnation are ordered by that."""
         self.leaving = False
+        self.moved = Notify()
+        """Rings when this peer is in another region than before."""
         self.current: Announcement | None = None
         """None: it has said nothing yet, or something changed since."""
         self.signed = b""
@@ -36,12 +39,12 @@ class OwnAnnouncement:
         """Describe this peer as it is now."""
         before = self.current
         self.seq += 1
+        described = self._describe()
+        if described.region and described.region != self._table.region:
+            self._table.moved(described.region)
+            self.moved.notify()
         own = self.current = msgspec.structs.replace(
-            self._describe(),
-            incarnation=self._table.incarnation,
-            seq=self.seq,
-            leaving=self.leaving,
-            suspected=self._table.suspected(),
+            self._table.own_part(described), incarnation=self._table.incarnation, seq=self.seq, leaving=self.leaving
         )
         self.signed = sign(self.current, self._identity)
         if before is None or role_of(before) != role_of(own):

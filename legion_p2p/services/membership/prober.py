@@ -52,14 +52,14 @@ class Prober:
 
     def helpers(self, suspect: PeerId) -> list[PeerId]:
         """The members to ask to ping `suspect` as well."""
-        counted = self._table.counted() if self._few_are_silent() else []
+        counted = self._table.here() if self._few_are_silent() else []
         alive = [m.peer_id for m in counted if m.liveness is Liveness.ALIVE and m.peer_id != suspect]
         return self._rng.sample(alive, min(N_INDIRECT_PROBES, len(alive)))
 
     async def accuse(self, accusation: Accuse) -> None:
         """Tell others that a member seems dead, and the member itself, so that it can refute if it lives."""
         message = Accusation(self._run, accusation.peer_id, accusation.incarnation)
-        others = [m.peer_id for m in self._table.counted()] if self._few_are_silent() else []
+        others = [m.peer_id for m in self._table.here()] if self._few_are_silent() else []
         async with trio.open_nursery() as nursery:
             for peer in (accusation.peer_id, *self._rng.sample(others, min(N_WITNESSES, len(others)))):
                 nursery.start_soon(self.tell, peer, message)

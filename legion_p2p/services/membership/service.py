@@ -4,17 +4,19 @@ Announcements go out by gossip (announcer.py); what gossip loses, exchanges with
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 
 import trio
 
 from legion_p2p.concurrency.notify import Notify
 from legion_p2p.concurrency.nurseries import TaskStatus
+from legion_p2p.config import AUTO_REGION
 from legion_p2p.core.announcement import Announcement, open_signed, peer_of
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.member import Accuse, Alarm, Changed, CheckOn, Greet, Met, Probe, Refute
 from legion_p2p.core.membership import Membership
 from legion_p2p.core.observers import Observers
-from legion_p2p.core.run import announce_topic
+from legion_p2p.core.run import announce_topic, region_topic
 from legion_p2p.core.wire import (
     MAX_EXCHANGED,
     Accusation,
@@ -47,6 +49,7 @@ class MemberService:
         self.config = config = ctx.config.membership
         self.table = Membership(self.me, config, trio.current_time())
         self.table.incarnation = int(ctx.wall_time())
+        self.table.region = "" if ctx.config.region == AUTO_REGION else ctx.config.region
         self.changed = Notify()
         """Notified when a member came, went, or announced something new."""
         self.new_roles = Notify()
@@ -55,8 +58,8 @@ class MemberService:
         self.absence = AbsenceWatch(self.me, config, ctx.running_clock)
         self.own = OwnAnnouncement(self.table, ctx.identity, describe, self._note_change)
         self.roster = Roster(ctx.run, self.table, self.own, self.absence, self.proofs.book)
-        self.announcer = Announcer(ctx, self.own, self.period_s, self._note_change)
-        self._signed = SignedAnnouncements(self.table, ctx.rng)
+        self.announcer = Announcer(ctx, self.table, self.own, self._note_change)
+        self._signed = SignedAnnouncements(self.table, self.own, ctx.rng)
         self.access = AccessControl(ctx, self.table, self.own, self._signed)
         self.access.excluded.add(lambda _: self._work())
         self._exchanger = Exchanger(ctx, self.table, self.access, self._signed, self.own, self._take_all, self.heard)
@@ -123,6 +126,7 @@ class MemberService:
         refusal = self.access.refusal(peer, announcement.token)
         if refusal:
             raise NotAdmittedError(peer, refusal)
+        self.access.shown(peer, announcement.token)
         if announcement.revocations:
             self.access.revoke(announcement.revocations)
         if peer == self.me and announcement.incarnation > self.table.incarnation:
@@ -132,9 +136,9 @@ class MemberService:
         if self.table.announced(announcement, now, direct=direct):
             if announcement.suspected:
                 self.table.suspected_by(peer, [PeerId(named) for named in announcement.suspected], now)
-            if announcement.leaving:
+            if self.table.get(peer) is None:
                 self._signed.forget(peer)
-            elif self.table.get(peer) is not None:
+            else:
                 self._signed.put(peer, signed)
                 if known is None or known.announcement.addresses != announcement.addresses:
                     self._messenger.add_addresses(peer, announcement.addresses)
@@ -182,15 +186,20 @@ class MemberService:
 
     async def leave(self, deadline_s: float) -> None:
         """Tell all members that this peer leaves; at most `deadline_s`."""
+        nearest_first = sorted(self.table.counted(), key=lambda member: not self.table.is_here(member))
         self.own.leaving = True  # all that is announced from here on says so: a later word would bring this peer back to life
         self.own.renew()
-        signed = self.own.signed
-        farewell = self._exchanger.question((signed,))
+        farewell = self._exchanger.question()
         with trio.move_on_after(deadline_s):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.announcer.publish, signed)
-                for member in self.table.counted()[:MAX_EXCHANGED]:
+                nursery.start_soon(self.announcer.publish)
+                for member in nearest_first[:MAX_EXCHANGED]:
                     nursery.start_soon(self._prober.tell, member.peer_id, farewell)
+
+    async def enter(self) -> None:
+        """Ask members of this peer's region, as it is from now on, for all of them."""
+        self.own.renew()
+        await self._exchanger.ask_region()
 
     async def run_forever(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery, self._gossip.listen(announce_topic(self.run), self._hear):
@@ -199,6 +208,7 @@ class MemberService:
             try:
                 nursery.start_soon(self.announcer.announce_regularly, self._notice_absence)
                 nursery.start_soon(self._exchanger.exchange_regularly, self.period_s)
+                nursery.start_soon(self._listen_to_region)
                 nursery.start_soon(self._look_at_clock)
                 nursery.start_soon(self._key_watch.end_where_shared)
                 task_status.started(None)
@@ -223,6 +233,15 @@ class MemberService:
         return trio.current_time() - began
 
     # tasks
+
+    async def _listen_to_region(self) -> None:
+        while True:
+            region = self.own.now().region
+            async with AsyncExitStack() as stack:
+                if region:
+                    await stack.enter_async_context(self._gossip.listen(region_topic(self.run, region), self._hear))
+                while self.own.now().region == region:
+                    await self.own.moved.wait()
 
     async def _look_at_clock(self) -> None:
         tick_s = min(0.5, self.config.grace_s / 4)

@@ -126,7 +126,8 @@ class ActiveRun:
         """Exchange announcements with members. Gossip takes a second to find its mesh; those that give up shards to this peer,
         or ask what admits it, should know at once."""
         async with trio.open_nursery() as exchanges:
-            for member in self.members.table.counted()[:MAX_GREETED]:
+            nearest_first = sorted(self.members.table.counted(), key=lambda member: not self.members.table.is_here(member))
+            for member in nearest_first[:MAX_GREETED]:
                 exchanges.start_soon(self.members.exchange_with, member.peer_id)
 
     # what can be read at any time

@@ -23,6 +23,7 @@ from legion_p2p.core.wire import (
     Exchanged,
     GetBlocks,
     GetCheckpoints,
+    GetRepresentative,
     GetRuns,
     GetSpec,
     HasBlocks,
@@ -102,6 +103,7 @@ def answer(run: ActiveRun) -> None:
     in_run = dispatcher.scope(check_in_run, run.members.heard)
     _answer_about_members(in_run, run)
     in_run.on(SyncRequest, run.region_sync.on_request)
+    in_run.on(GetRepresentative, run.region_sync.on_get_representative)
     in_run.on(RelayRequest, run.region_sync.relay.on_request)
     run.shards.answer(in_run)
     run.questions.answer(in_run)

@@ -188,6 +188,7 @@ class Joiner:
             if not run.members.access.admission.is_open:  # a member that has not seen the token gives nothing
                 await run.greet()
             run.shards.move(await run.regions.first())
+            await run.members.enter()
             run.members.announcer.announce_soon()
             if run.units is None:
                 sync = StateSync(run.ctx, run.members, run.region, run.checkpoints.store)
@@ -252,6 +253,7 @@ class Joiner:
             for contact in contacts:
                 asking.start_soon(run.members.exchange_with, contact)
         run.shards.move(await run.regions.first())
+        await run.members.enter()
         run.members.announcer.announce_soon()
         goes_on = await gather(restored, await run.checkpoints.remembered(), run.members, run.ctx.config.checkpoints.gather_s)
         run.shards.on_members_changed()

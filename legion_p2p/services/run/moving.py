@@ -45,6 +45,7 @@ class MoveService:
         async with self._gate.suspended():
             self._shards.move(label)
             self._region_sync.forget()
+            await self._members.enter()
             self._gate.tell()
             await self._shards.adopt_region()
         self._events.emit("region.moved", before=before, after=label)
