@@ -46,7 +46,7 @@ NAMES_ON_WIRE = {
     "received_bytes": "u", "upload_bps": "v", "download_bps": "w", "relay": "x", "marks": "y", "epoch": "z",
     "chunks": "A", "token": "B", "revocations": "C", "stalled": "D", "avoided": "E", "suspected": "F", "trouble": "G",
     "reach": "H", "role": "I", "circuits": "J", "paused": "K", "run_tokens": "L", "envoy": "M", "region_size": "N",
-    "region_done": "O", "reached": "P",
+    "region_done": "O", "reached": "P", "test": "Q", "test_round": "R",
 }  # fmt: skip
 """A letter for each field: whole names would be a quarter of what a member hears of others."""
 

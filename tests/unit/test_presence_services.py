@@ -31,6 +31,9 @@ class Members:
     def announce_soon(self) -> None:
         self.done.append("announce")
 
+    async def enter(self) -> None:
+        self.done.append("ask who is there")
+
     def in_region(self) -> list[Any]:
         return [SimpleNamespace(announcement=SimpleNamespace(ready=i < self.n_ready)) for i in range(3)]
 
@@ -210,7 +213,8 @@ async def test_a_peer_moves_with_nothing_owned_and_owns_again_when_it_holds_what
     await moved(peer, "here", "there")
 
     assert peer.done == [
-        "announce", "look", "own nothing", "be in there", "forget other regions", "announce", "look", "adopt", "announce", "look",
+        "announce", "look", "own nothing", "be in there", "forget other regions", "ask who is there", "announce", "look", "adopt",
+        "announce", "look",
     ]  # fmt: skip
     assert peer.names() == ["region.moved"]
     assert (peer.log[0].fields["before"], peer.log[0].fields["after"]) == ("here", "there")
