@@ -126,7 +126,7 @@ class Peer:
     """One peer of a situation: what it prints as a person reads it, its events, and what its status shows."""
 
     def __init__(self, where: Namespace, folder: Path, name: str, *words: str) -> None:
-        self.command = Command(where, folder, name, PEER, "--out", "out", *words)
+        self.command = Command(where, folder, name, [PEER, "--out", "out", *words])
         self._where = where
         self._looks: subprocess.Popen[str] | None = None
         self._looks_file = self.command.folder / "looks"
@@ -223,7 +223,7 @@ def start(
     node_at = internet.host("node")
     places = situation.places(internet)
     situation.harm(internet)
-    nodes.append(Command(node_at, folder, "node", "legion_p2p.cli.bootstrap", "--identity", "key"))
+    nodes.append(Command(node_at, folder, "node", ["legion_p2p.cli.bootstrap", "--identity", "key"]))
     address = next(word for word in nodes[0].line_with("--initial-peers", node_at.address).split() if node_at.address in word)
     common = ("--threads", "1", "--max-cpu", "10%", "--initial-peers", address, "--identity", "key")
     new = ("--new-run", "far", "--preset", "xxs", "--local-steps", "5", "--batch", "1")
@@ -310,12 +310,12 @@ def transfer(n_megabytes: int) -> dict[str, object]:
         try:
             node = internet.host("node")
             a, b = homes("symmetric", "symmetric")(internet)
-            commands.append(Command(node, folder, "node", "legion_p2p.cli.bootstrap", "--identity", "key", "--relay", "1gbit"))
+            commands.append(Command(node, folder, "node", ["legion_p2p.cli.bootstrap", "--identity", "key", "--relay", "1gbit"]))
             line = commands[0].line_with("--initial-peers", node.address)
             address = next(word for word in line.split() if node.address in word)
-            commands.append(Command(a, folder, "a", "tests.reach_worker", "a", address))
+            commands.append(Command(a, folder, "a", ["tests.reach_worker", "a", address]))
             commands[1].line_with('"relays": 1')
-            commands.append(Command(b, folder, "b", "tests.reach_worker", "b", address, "--send", "a", str(n_megabytes)))
+            commands.append(Command(b, folder, "b", ["tests.reach_worker", "b", address, "--send", "a", str(n_megabytes)]))
             commands[2].line_with('"sending"')
             before = cpu_s(commands[0])
             said = json.loads(commands[2].line_with('"sent"'))
