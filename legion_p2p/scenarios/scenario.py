@@ -24,6 +24,7 @@ MAX_PEERS = 10_000  # of all groups, replacements included; the table of members
 MAX_GROUPS = 10_000  # a scenario that was made smaller has one for each peer
 MAX_FAULTS = 10_000
 MAX_DURATION_S = 30 * 86400.0
+SAMPLE_S_OF_A_PEER = 0.01  # a sample takes a quarter of a millisecond of CPU for each peer of 16 shards
 MIN_SAMPLE_S = 0.5  # unless more is asked for: looking at all shards of all peers takes a while
 MAX_ELEMENTS = 1 << 24  # of a toy model: 64 MiB at each peer
 
@@ -214,7 +215,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     """Virtual time after that, without faults and training, in which all that live should come to agree. 0: none."""
     sample_s: _Time = 0.0
     """Time between two samples of loss, bytes and members. 0: a two hundredth of the duration,
-    at least half a second."""
+    at least half a second, and a second for each hundred peers."""
     task: SimTask = SimTask()
     """What is trained."""
     links: Links | None = None
@@ -246,7 +247,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         return chosen_rounds(self.rounds, self.links)
 
     def sample_every_s(self) -> float:
-        return self.sample_s or max(MIN_SAMPLE_S, self.duration_s / 200)
+        n_peers = sum(group.count for group in self.peers)
+        return self.sample_s or max(MIN_SAMPLE_S, self.duration_s / 200, SAMPLE_S_OF_A_PEER * n_peers)
 
 
 def _contradictions(scenario: Scenario) -> Iterator[str]:

@@ -3,13 +3,23 @@
 import re
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from legion_p2p.core.placement import PlacementName
 from legion_p2p.errors import ConfigError
 from legion_p2p.scenarios.reference import reference_lines
 from legion_p2p.scenarios.scenario import MAX_PEERS
-from legion_p2p.scenarios.scenario_files import changed, read_scenario, ready_names, scenario_of, scenario_toml, smaller
+from legion_p2p.scenarios.scenario_files import (
+    changed,
+    read_data,
+    read_scenario,
+    ready_names,
+    scenario_of,
+    scenario_toml,
+    smaller,
+)
 from legion_p2p.scenarios.swarm_plan import plan_of, scenario_of_plan
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -33,6 +43,24 @@ def test_there_is_a_dozen_of_ready_scenarios():
     )
 
     assert set(named.split()) <= set(ready_names())
+
+
+def test_large_swarms_are_looked_at_less_often_unless_more_is_asked_for():
+    many = [{"name": "a", "count": 1000}]
+
+    assert scenario().sample_every_s() == 0.5
+    assert scenario(duration_s=600).sample_every_s() == 3.0
+    assert scenario(duration_s=600, peers=many).sample_every_s() == 10.0
+    assert scenario(duration_s=600, peers=many, sample_s=2).sample_every_s() == 2.0
+
+
+def test_every_policy_of_ownership_can_be_compared_where_weights_are_measured():
+    _, data = read_data("placement")
+
+    compared = [scenario_of(changed(data, {"rounds.placement": name})) for name in get_args(PlacementName)]
+
+    assert [scenario.round_spec().placement for scenario in compared] == ["rendezvous", "priority", "stable"]
+    assert all(group.weight == "auto" for scenario in compared for group in scenario.peers)
 
 
 @pytest.mark.parametrize(
