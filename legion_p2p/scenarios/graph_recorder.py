@@ -1,6 +1,7 @@
 """Recording the graph of a simulation: from what peers do to the lines of graph.py.
 
-What it hears of one thing comes from several peers; a state counts as made where it is heard of first, which is at its owner.
+What it hears of one thing comes from several peers; a state counts as made when it is first heard of, which is at its owner,
+unless that one is still joining. A state of which it never hears how it was made has a number, but cannot be replayed.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -83,6 +84,8 @@ class GraphRecorder:
 
     def event(self, peer: SimPeer, event: Event) -> None:
         """An event of a peer."""
+        if self._lives.get(peer.name) is not peer:
+            return  # it is not in the run yet
         fields = event.fields
         if event.name == "shard.merged":
             self._merging.add((peer.name, fields["shard"]))
@@ -147,20 +150,22 @@ class GraphRecorder:
     def _updated(self, peer: SimPeer, accepted: AcceptedUpdate) -> None:
         header, region = accepted.header, peer.engine.region
         key = (region, header.shard, header.version, header.digest)
-        if key not in self._states and PeerId(header.owner) == peer.id:
+        owner = self._index_of_id.get(PeerId(header.owner))
+        if key not in self._states and owner is not None:
             base = self._state_of(peer, header.shard, header.version - 1, header.base_digest)
-            pushes = tuple(self._pushes[PeerId(one.peer), header.shard, one.seq] for one in header.included)
+            pushes = [self._pushes.get((PeerId(one.peer), header.shard, one.seq)) for one in header.included]
+            known = tuple(push for push in pushes if push is not None)
             state = self._new_state(key)
-            owner = self._index[peer.name]
             self._keeping[owner, region, header.shard] = None
-            self._write(CloseLine(region, owner, header.shard, header.version, base, state, pushes, header.codec))
+            if len(known) == len(pushes):
+                self._write(CloseLine(region, owner, header.shard, header.version, base, state, known, header.codec))
         self._held[peer.name, header.shard] = self._state_of(peer, header.shard, header.version, header.digest)
 
     def _replaced(self, peer: SimPeer, replica: Replica) -> None:
         chain, shard, region = replica.chain, replica.shard, peer.engine.region
         where = (peer.name, shard)
         is_known = (shard, chain.version, chain.digest) in self._anywhere
-        if not is_known:  # what it trained alone
+        if not is_known and chain.owner == peer.id:  # what it trained alone
             state = self._new_state((region, shard, chain.version, chain.digest))
             self._write(AloneLine(region, self._index[peer.name], shard, state))
         else:
@@ -181,10 +186,9 @@ class GraphRecorder:
         if known is None:
             known = self._anywhere.get((shard, version, of))  # it came from another region
         if known is None:
-            if version:
-                raise RuntimeError(f"{peer.name} holds version {version} of shard {shard}, which nobody made")
             known = self._new_state((peer.engine.region, shard, version, of))
-            self._write(OriginLine(known, shard))
+            if not version:
+                self._write(OriginLine(known, shard))
         return known
 
     def _new_state(self, key: tuple[str, int, int, bytes]) -> int:
