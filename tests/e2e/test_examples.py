@@ -82,7 +82,7 @@ def test_founder_and_joiner_end_with_the_same_model(forks: ForkServer) -> None:
     with started("02_create_and_join_a_run.py", forks=forks) as process:
         told = output_of(process)
 
-    assert "peer 1 founded the run" in told
+    assert "peer 1 created the run" in told
     assert "peer 2 joined the run" in told
     assert told.splitlines()[-1] == "same model"
 

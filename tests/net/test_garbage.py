@@ -221,7 +221,8 @@ async def test_more_requests_than_allowed_are_refused_and_the_rest_is_answered()
         await release.wait()
         return b"done"
 
-    async with opened() as victim, opened(of=victim) as stranger:
+    async with opened() as victim, opened() as stranger:  # which probes no path: those are requests as well
+        stranger.messenger.add_addresses(victim.peer_id, victim.messenger.addresses())
         victim.messenger.serve(slow)
         stream = await stream_to(stranger, victim, PROTOCOLS["control"])
         for n in range(MAX_REQUESTS_IN + 3):
@@ -246,7 +247,7 @@ async def test_what_does_not_fit_into_the_buffers_is_refused_and_read_on(monkeyp
         assert refused.value.kind == "BusyError"
 
         assert await asker.messenger.request(victim.messenger.peer_id, b"small", priority=Priority.ROUND) == b"small"
-        assert victim.messenger._server._received.n_bytes == 0
+        await eventually(lambda: victim.messenger._server._received.n_bytes == 0)  # a probe of the path may be under way
 
 
 async def test_streams_without_end_are_cut_off():
