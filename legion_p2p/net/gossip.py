@@ -103,14 +103,16 @@ class Libp2pGossip:
             buffer.close()
 
     @asynccontextmanager
-    async def listen(self, topic: str, heard: Callable[[bytes], None]) -> AsyncIterator[None]:
+    async def listen(
+        self, topic: str, heard: Callable[[bytes], None], is_valid: Callable[[bytes], bool] = lambda _: True
+    ) -> AsyncIterator[None]:
         _check(topic)
-        await self._join(topic, heard)
+        await self._join(topic, heard, is_valid)
         try:
             yield
         finally:
             with trio.CancelScope(shield=True):
-                await self._leave(topic, heard)
+                await self._leave(topic, heard, is_valid)
 
     def greet_again(self) -> None:
         """Tell all peers soon what is subscribed to: connections were lost, and what they knew with them."""
@@ -145,22 +147,24 @@ class Libp2pGossip:
                     unregistered[peer] = now
                     self._pubsub._schedule_peer_stream_retry(peer)
 
-    async def _join(self, topic: str, heard: Callable[[bytes], None]) -> None:
+    async def _join(self, topic: str, heard: Callable[[bytes], None], is_valid: Callable[[bytes], bool]) -> None:
         async with self._changing:
             entry = self._topics.get(topic)
             if entry is None:
                 rates = _Rates()
-                self._pubsub.set_topic_validator(topic, lambda peer, message: self._valid(rates, peer, message), False)
+                self._pubsub.set_topic_validator(topic, lambda peer, message: self._valid(topic, rates, peer, message), False)
                 subscription = await self._pubsub.subscribe(topic)
                 assert isinstance(subscription, TrioSubscriptionAPI)
                 entry = self._topics[topic] = _Topic(subscription.receive_channel)
                 self._nursery.start_soon(entry.pump, self._me)
             entry.listeners.append(heard)
+            entry.checks.append(is_valid)
 
-    async def _leave(self, topic: str, heard: Callable[[bytes], None]) -> None:
+    async def _leave(self, topic: str, heard: Callable[[bytes], None], is_valid: Callable[[bytes], bool]) -> None:
         async with self._changing:
             entry = self._topics[topic]
             entry.listeners.remove(heard)
+            entry.checks.remove(is_valid)
             if not entry.listeners:
                 del self._topics[topic]
                 entry.scope.cancel()
@@ -169,14 +173,20 @@ class Libp2pGossip:
                 with trio.move_on_after(1.0):
                     await self._pubsub.unsubscribe(topic)
 
-    def _valid(self, rates: "_Rates", forwarder: ID, message: rpc_pb2.Message) -> bool:
+    def _valid(self, topic: str, rates: "_Rates", forwarder: ID, message: rpc_pb2.Message) -> bool:
         if message.from_id == self._me:
             return True
         if len(message.data) > MAX_GOSSIP_BYTES:
             self._report(PeerId(str(forwarder)), f"forwarded gossip of {len(message.data)} bytes")
             return False
         # the origin signed it, so the forwarder is not to blame for their number
-        return rates.admit(message.from_id, trio.current_time())
+        if not rates.admit(message.from_id, trio.current_time()):
+            return False
+        entry = self._topics.get(topic)
+        if entry is not None and not all(is_valid(message.data) for is_valid in entry.checks):
+            self._report(PeerId(str(forwarder)), f"forwarded gossip of {len(message.data)} bytes that is nothing of its topic")
+            return False
+        return True
 
 
 class _Greeting:
@@ -202,6 +212,7 @@ class _Topic:
     def __init__(self, source: trio.MemoryReceiveChannel[rpc_pb2.Message]) -> None:
         self._source = source
         self.listeners: list[Callable[[bytes], None]] = []
+        self.checks: list[Callable[[bytes], bool]] = []
         self.scope = trio.CancelScope()
 
     async def pump(self, me: bytes) -> None:

@@ -111,6 +111,10 @@ class Discovery(Protocol):
         """Peers that were named as providers of `key` in the last `find` and could not be asked, and what was tried. Bounded."""
 
 
+def _anything(data: bytes) -> bool:
+    return True
+
+
 class Gossip(Protocol):
     """Publish and subscribe, best effort."""
 
@@ -120,9 +124,12 @@ class Gossip(Protocol):
     def subscribe(self, topic: str) -> AbstractAsyncContextManager["trio.MemoryReceiveChannel[bytes]"]:
         """What others publish there. Bounded: what a slow reader leaves behind is dropped, oldest first."""
 
-    def listen(self, topic: str, heard: Callable[[bytes], None]) -> AbstractAsyncContextManager[None]:
+    def listen(
+        self, topic: str, heard: Callable[[bytes], None], is_valid: Callable[[bytes], bool] = _anything
+    ) -> AbstractAsyncContextManager[None]:
         """Call `heard` with what others publish there, at once: it must neither take long nor raise. Cheaper than `subscribe`,
-        because no task has to wake for each message."""
+        because no task has to wake for each message. What is not valid is neither heard nor passed on, and the peer that it came
+        from is reported, since it should have looked."""
 
 
 class Offload(Protocol):

@@ -17,7 +17,7 @@ class SimGossip:
     def __init__(self, world: Fabric, network: Station) -> None:
         self._world = world
         self._network = network
-        self._listeners: dict[str, list[Callable[[bytes], None]]] = {}
+        self._listeners: dict[str, list[tuple[Callable[[bytes], None], Callable[[bytes], bool]]]] = {}
 
     async def publish(self, topic: str, data: bytes) -> None:
         _check_topic(topic)
@@ -37,14 +37,17 @@ class SimGossip:
             buffer.close()
 
     @asynccontextmanager
-    async def listen(self, topic: str, heard: Callable[[bytes], None]) -> AsyncIterator[None]:
+    async def listen(
+        self, topic: str, heard: Callable[[bytes], None], is_valid: Callable[[bytes], bool] = lambda _: True
+    ) -> AsyncIterator[None]:
         _check_topic(topic)
-        self._listeners.setdefault(topic, []).append(heard)
+        listener = heard, is_valid
+        self._listeners.setdefault(topic, []).append(listener)
         self._world.mail.peers_changed()
         try:
             yield
         finally:
-            self._listeners[topic].remove(heard)
+            self._listeners[topic].remove(listener)
             if not self._listeners[topic]:
                 del self._listeners[topic]
             self._world.mail.peers_changed()
@@ -53,8 +56,10 @@ class SimGossip:
         return topic in self._listeners
 
     def receive(self, topic: str, data: bytes) -> None:
-        for heard in tuple(self._listeners.get(topic, ())):
-            heard(data)
+        listeners = tuple(self._listeners.get(topic, ()))
+        if all(is_valid(data) for _, is_valid in listeners):
+            for heard, _ in listeners:
+                heard(data)
 
 
 def _check_topic(topic: str) -> None:

@@ -45,6 +45,20 @@ async def test_messages_pass_through_a_subscriber_in_between(swarm, clock):
         await hears(a, "t", b"over the hub", at_b)
 
 
+async def test_what_a_listener_finds_invalid_it_does_not_hear(swarm, clock):
+    a, b = await swarm.start_connected(2)
+    heard: list[bytes] = []
+
+    async with b.gossip.listen("t", heard.append, lambda data: data != b"bad"):
+        with trio.fail_after(PATIENCE_S):
+            while b"good" not in heard:
+                await a.gossip.publish("t", b"bad")
+                await a.gossip.publish("t", b"good")
+                await trio.sleep(0.25)
+
+    assert set(heard) == {b"good"}
+
+
 async def test_topics_do_not_mix(swarm, clock):
     a, b = await swarm.start_connected(2)
 

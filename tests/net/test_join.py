@@ -190,6 +190,25 @@ async def test_gossip_flows_once_two_peers_have_talked():
                         break
 
 
+async def test_gossip_that_is_nothing_of_its_topic_is_not_heard_and_costs_its_sender_the_connection():
+    async with opened() as hub, opened(of=hub) as a:
+        heard: list[bytes] = []
+        at_hub = hub.gossip.listen("t", heard.append, lambda data: data == b"x")
+        async with a.gossip.subscribe("t"), at_hub:
+            with trio.fail_after(PATIENCE_S):
+                while not heard:
+                    await a.gossip.publish("t", b"x")
+                    await trio.sleep(0.2)
+            with trio.fail_after(PATIENCE_S):
+                n = 0
+                while not hub.messenger.refusals.is_refused(a.peer_id):
+                    n += 1
+                    await a.gossip.publish("t", b"garbage %d" % n)
+                    await trio.sleep(0.1)
+
+        assert set(heard) == {b"x"}
+
+
 async def test_leaving_leaves_nothing_behind():
     import os
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import trio
 
-from legion_p2p.core.announcement import Mark, pack_marks
+from legion_p2p.core.announcement import Mark, mark_of, pack_marks
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.wire import (
     Done,
@@ -78,6 +78,30 @@ async def test_a_majority_that_claims_to_be_ahead_and_says_nothing_holds_up_few_
                 for liar in liars:
                     await liar.become_member(ready=True, weight=SMALL, marks=ahead)
 
+        for liar in liars:
+            swarm.world.kill(liar.id)
+        await ends_equal(swarm)
+
+
+async def test_silent_identities_have_no_vote_on_what_the_state_is(autojump_clock):
+    """Five of eight announce one state that they made up, and give it to all that ask."""
+    async with Swarm(round=CAPPED, numel=32) as swarm:
+        peers = await three(swarm)
+        await trio.sleep(20)
+        version, value = peers[0].versions()[0] + 1000, 7.0
+        made_up = torch.full((N_ELEMENTS,), value)
+        liars = [Liar(swarm, f"liar {i}") for i in range(5)]
+        marks = pack_marks([mark_of(version, digest(made_up))] * 2)
+
+        with goes_on(swarm):
+            for _ in range(20):
+                for liar in liars:
+                    liar.answers[GetUpdates] = lambda liar=liar: poison(liar, version, value)
+                    await liar.become_member(ready=True, weight=0.0, marks=marks)
+                await trio.sleep(2)
+
+        replicas = [replica for peer in peers for replica in peer.engine.shards.replicas.values()]
+        assert not any(torch.equal(replica.reference, made_up) for replica in replicas)
         for liar in liars:
             swarm.world.kill(liar.id)
         await ends_equal(swarm)

@@ -61,7 +61,7 @@ class Peer:
             reply = self.members.on_exchange(peer, message)
             self.exchanged += [len(message.announcements), len(reply.announcements)]
         elif isinstance(message, PingFor):
-            reply = await self.members.on_ping_for(message)
+            reply = await self.members.ping_helper.on_ping_for(peer, message)
         elif isinstance(message, Accusation):
             reply = self.members.on_accusation(peer, message)
         self.members.heard(peer)

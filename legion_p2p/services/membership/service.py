@@ -21,10 +21,8 @@ from legion_p2p.core.wire import (
     MAX_EXCHANGED,
     Accusation,
     Done,
-    Ping,
-    PingFor,
 )
-from legion_p2p.errors import DecodeError, NoAnswerError, NotAdmittedError, UnreachableError
+from legion_p2p.errors import DecodeError, NotAdmittedError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.absence_watch import AbsenceWatch
 from legion_p2p.services.membership.access import AccessControl
@@ -32,6 +30,7 @@ from legion_p2p.services.membership.announcer import Announcer
 from legion_p2p.services.membership.exchanger import Exchanger
 from legion_p2p.services.membership.key_watch import KeyWatch
 from legion_p2p.services.membership.own import OwnAnnouncement
+from legion_p2p.services.membership.ping_helper import PingHelper
 from legion_p2p.services.membership.prober import Prober
 from legion_p2p.services.membership.proofs import Proofs
 from legion_p2p.services.membership.roster import Roster
@@ -73,6 +72,7 @@ class MemberService:
         self._gossip = ctx.gossip
         self._events = ctx.events
         self._rng = ctx.rng
+        self.ping_helper = PingHelper(ctx.run, ctx.me, self.roster, self._rpc, self.heard, self.lost, config.grace_s)
         self._key_watch = KeyWatch(ctx.events)
         self._nursery: trio.Nursery | None = None
         self.roles_changed: Observers[None] = Observers()
@@ -160,20 +160,6 @@ class MemberService:
 
     # what others send
 
-    async def on_ping_for(self, message: PingFor) -> Done:
-        suspect = PeerId(message.peer)
-        if suspect == self.me or not self.roster.is_known(suspect):  # nobody is to be reached through us but members
-            raise UnreachableError(suspect, "it is no other member that I know of")
-        try:
-            await self._rpc.ask(suspect, Ping(self.run), within_s=self.config.grace_s)
-        except UnreachableError:
-            self.lost(suspect)  # a next owner that has sent nothing to a dead owner would learn of it seconds later
-            raise
-        except NoAnswerError as silent:
-            raise UnreachableError(suspect, f"no answer in {self.config.grace_s:.1f} s") from silent
-        self.heard(suspect)
-        return Done()
-
     def on_accusation(self, accuser: PeerId, message: Accusation) -> Done:
         is_meant = message.peer == self.me and message.incarnation == self.table.incarnation
         if is_meant and self.absence.accused_by(accuser, self._ids_in_region()):
@@ -202,7 +188,10 @@ class MemberService:
         await self._exchanger.ask_region()
 
     async def run_forever(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        async with trio.open_nursery() as nursery, self._gossip.listen(announce_topic(self.run), self._hear):
+        async with (
+            trio.open_nursery() as nursery,
+            self._gossip.listen(announce_topic(self.run), self._hear, self._is_announcement),
+        ):
             self._nursery = nursery
             stop_hearing = self._reachability.regained.add(lambda peer: nursery.start_soon(self._exchanger.meet_again, peer))
             try:
@@ -216,6 +205,13 @@ class MemberService:
             finally:
                 stop_hearing()
                 self._nursery = None  # a peer that leaves still answers and asks, but starts nothing
+
+    def _is_announcement(self, signed: bytes) -> bool:
+        """Whether it is well formed and signed, so that it may be passed on. It is opened once, here or in `_hear`."""
+        try:
+            return open_signed(signed).run == self.run
+        except DecodeError:
+            return False
 
     def _hear(self, signed: bytes) -> None:
         """An announcement was published."""

@@ -132,7 +132,7 @@ def _answer_about_members(in_run: Scope, run: ActiveRun) -> None:
         return Done()
 
     async def ping_for(peer: PeerId, message: PingFor) -> Done:
-        return await members.on_ping_for(message)
+        return await members.ping_helper.on_ping_for(peer, message)
 
     async def accusation(peer: PeerId, message: Accusation) -> Done:
         return members.on_accusation(peer, message)

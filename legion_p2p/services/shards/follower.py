@@ -140,7 +140,7 @@ class FollowService:
     def _counts_right(self, replica: Replica, header: UpdateHeader) -> bool:
         """Unless most of the others have gone on: then it is this peer that was told something wrong when it came."""
         is_right = replica.chain.counts_right(header, self._states.spec.round.owner_rounds)
-        return is_right or self._news.is_behind_most(replica)
+        return is_right or self._news.have_gone_on(replica)
 
     def _must_be_cosigned(self, replica: Replica, header: UpdateHeader, update: Update) -> None:
         """Raises: NotCosignedError; SignatureError."""
@@ -151,7 +151,7 @@ class FollowService:
                 return
         elif not order:
             return
-        if self._news.is_behind_most(replica):
+        if self._news.have_gone_on(replica):
             return  # they have looked at it
         reason = f"co-signed by {update.cosigner or 'nobody'}"
         self._events.emit("update.not_cosigned", shard=replica.shard, version=header.version, peer=header.owner, reason=reason)

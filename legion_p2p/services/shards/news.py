@@ -1,5 +1,6 @@
 """What members announce of their shards, and which shards are looked at because of it."""
 
+from collections.abc import Sequence
 from itertools import chain
 
 import trio
@@ -47,18 +48,30 @@ class ShardNews:
         return mark is not None and mark.version > replica.chain.version
 
     def is_behind_most(self, replica: Replica) -> bool:
-        """Most of the others have a newer version of the shard."""
+        """Most of the others say that they have a newer version of the shard, whatever they have done so far."""
+        states = self._states
+        left_out = (states.me, states.ownership(replica.shard).owner)
+        others = [peer for peer in states.members.roster.ready(states.region) if peer not in left_out]
+        return is_behind_most(replica.chain, [mark_at(self._marks_of(peer), replica.shard) for peer in others])
+
+    def have_gone_on(self, replica: Replica) -> bool:
+        """Most of the others whose word counts have a newer version."""
         return is_behind_most(replica.chain, self.marks_of_others(replica))
 
     def marks_of_others(self, replica: Replica) -> list[Mark | None]:
-        """What the members that hold the model announce of the shard, this peer and the owner not counted."""
+        """What the members announce of the shard whose word counts, this peer and the owner not counted."""
         states = self._states
         left_out = (states.me, states.ownership(replica.shard).owner)
-        return [
-            mark_at(self._marks_of(peer), replica.shard)
-            for peer in states.members.roster.ready(states.region)
-            if peer not in left_out
-        ]
+        return [mark_at(self._marks_of(peer), replica.shard) for peer in self._voters(replica) if peer not in left_out]
+
+    def _voters(self, replica: Replica) -> Sequence[PeerId]:
+        """The members that hold the model, and have contributed to the shard as this peer knows it; in a run where owning takes
+        time, those that may own. Identities cost nothing, so those that have done nothing yet have no vote on what the state is.
+        Where nobody has, all have."""
+        roster, chain = self._states.members.roster, replica.chain
+        ready = roster.ready(self._states.region)
+        voters = [peer for peer in ready if chain.newest(peer) >= 0 and peer not in roster.juniors]
+        return voters if any(peer != self._states.me for peer in voters) else ready
 
     def _marks_of(self, peer: PeerId) -> bytes:
         """Of all shards, packed, as a member of this region announces them; empty where it says nothing that counts."""
@@ -68,14 +81,9 @@ class ShardNews:
         return announced.marks if len(announced.marks) == self._states.n_mark_bytes else b""
 
     def holds_what_most_hold(self, replica: Replica, peer: PeerId) -> bool:
-        marks: list[Mark | None] = []
-        of_peer: Mark | None = None
-        for other in self._states.members.roster.ready(self._states.region):
-            if other != self._states.me:
-                marks.append(mark_at(self._marks_of(other), replica.shard))
-                if other == peer:
-                    of_peer = marks[-1]
-        return most_hold(of_peer, marks)
+        others = [other for other in self._voters(replica) if other != self._states.me]
+        marks = [mark_at(self._marks_of(other), replica.shard) for other in others]
+        return most_hold(mark_at(self._marks_of(peer), replica.shard), marks)
 
     def _note(self, replica: Replica, peer: PeerId, mark: Mark | None) -> None:
         machine = replica.life.follower
