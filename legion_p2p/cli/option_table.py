@@ -79,6 +79,7 @@ OPTIONS = (
     *(Option(Rounds, field, NEW, is_told=False) for field in Rounds.__struct_fields__ if field not in USUAL_ROUNDS),
     *(Option(Inner, field, NEW, is_told=False) for field in Inner.__struct_fields__ if field not in USUAL_INNER),
     Option(Training, "data", TRAINING, "WHAT"),
+    Option(Training, "tokenizer", TRAINING, "FILE", default="bytes"),
     Option(Training, "steps", TRAINING),
     Option(Training, "minutes", TRAINING),
     Option(Training, "wait_for_members", TRAINING),

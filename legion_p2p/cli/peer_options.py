@@ -22,6 +22,7 @@ from legion_p2p.config import Inner, Limits, Manners, NewRun, Peer, Rounds, RunC
 from legion_p2p.config.fields import docs_of, field_value, hints_of
 from legion_p2p.errors import ConfigError, UsageError
 from legion_p2p.files.paths import FileKind, kind_of, shown, user_path
+from legion_p2p.train.datasets.source_names import is_stream, stream_name
 
 SPEC_SUFFIX = ".toml"
 
@@ -188,7 +189,9 @@ def _new_run(text: str, given: Mapping[type[msgspec.Struct], Mapping[str, Any]],
         spec = read_new_run(text)
     else:
         data = training.data
-        if data:
+        if is_stream(data):
+            data = stream_name(data)
+        elif data:
             # a path means nothing to others: they learn its name, and bring their own
             path = user_path(data)
             data = data if kind_of(path) is FileKind.MISSING else shown(path.resolve().name)

@@ -78,8 +78,11 @@ class Training(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """What `legion-peer` does in its run."""
 
     data: str = ""
-    """What to train on: stdlib or tales (built in), a folder or file of text, or a .bin of token ids. [default: what the run
-    says]"""
+    """What to train on: stdlib or tales (built in), a folder or file of text, a .bin of token ids, or stream:SOURCE,... to read
+    files, folders or hf:NAME as they come. [default: what the run says]"""
+
+    tokenizer: Annotated[str, path_text("the path of a file")] = ""
+    """Of text that is streamed: a tokenizer.json, or a folder with one."""
 
     steps: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Leave after this many steps; 0: no limit."""

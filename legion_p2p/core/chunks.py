@@ -61,6 +61,12 @@ class LedgerState(msgspec.Struct, frozen=True):
     others: bytes = b""
     """What others had taken in that epoch; empty: nothing."""
 
+    def left_to_others(self) -> "LedgerState":
+        """For a peer that goes on beside the one that this was of: all that was taken is read by others."""
+        taken = bytes(a | b for a, b in zip(self.taken, self.others or self.taken, strict=True))
+        none = bytes(len(taken))
+        return LedgerState(self.epoch, none, none, taken)
+
 
 class ChunkLedger:
     """What this peer has taken and read in its epoch, and what the others say that they have taken. Not thread-safe."""

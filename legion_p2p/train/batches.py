@@ -157,11 +157,8 @@ class ChunkedWindows:
             loaded = msgspec.convert(state, _State)
         except msgspec.ValidationError as bad:
             raise DecodeError(f"no state of ChunkedWindows: {bad}") from bad
-        ledger = loaded.ledger
-        taken = bytes(a | b for a, b in zip(ledger.taken, ledger.others or ledger.taken, strict=True))
-        none = bytes(len(taken))
         with self._lock:
-            self._ledger.restore(LedgerState(ledger.epoch, none, none, taken))
+            self._ledger.restore(loaded.ledger.left_to_others())
             self._open = []
 
     def _next_start(self) -> int:

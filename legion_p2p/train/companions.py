@@ -51,10 +51,15 @@ def stored_tokenizer(spec: RunSpec, get: Callable[[Cid], bytes]) -> bytes:
         return b""
 
 
+def tokenizer_cid(raw: bytes) -> str:
+    """What a run calls this tokenizer.json; empty where tokens are bytes."""
+    return str(data_cid(file_node(raw))) if raw else ""
+
+
 def checked_tokenizer(spec: RunSpec, source: str) -> bytes:
     """The tokenizer.json at `source`, a prepared folder or the file. Raises: UsageError, if it is not the run's; StoreError."""
     raw = read_tokenizer(source).raw
-    cid = str(data_cid(file_node(raw)))
+    cid = tokenizer_cid(raw)
     if spec.tokenizer and cid != spec.tokenizer:
         raise UsageError(f"{source} is the tokenizer {cid}, and run {spec.name!r} has {spec.tokenizer}")
     return raw

@@ -28,6 +28,7 @@ from legion_p2p.files.content import PROBE_BYTES, UTF8_MARK, is_binary, wide_enc
 from legion_p2p.files.paths import FileKind, kind_of, shown, user_path
 from legion_p2p.files.reading import opened
 from legion_p2p.train.datasets.prepared import PreparedFolder, open_prepared
+from legion_p2p.train.datasets.streamed import StreamedText
 from legion_p2p.train.tales import tales_text
 from legion_p2p.train.text_files import files_below, packed_as, plain_text, read_file, read_folder
 from legion_p2p.train.tokens import MAGIC, Tokens, blocks_of, check_vocabulary, open_tokens, part_of, tokens_in
@@ -58,6 +59,15 @@ class Corpus:
     """What of a folder is no text, in words; empty: nothing."""
     prepared: PreparedFolder | None = None
     """Where it was prepared."""
+    streamed: StreamedText | None = None
+    """Where it is read as it is trained on: `train` is not what it is trained on then."""
+
+    @property
+    def tokenizer(self) -> bytes:
+        """The tokenizer.json of the text; empty: its tokens are bytes, or nobody knows."""
+        if self.streamed is not None:
+            return self.streamed.tokenizer.raw
+        return b"" if self.prepared is None else self.prepared.tokenizer
 
 
 def encode(text: str) -> npt.NDArray[np.uint8]:

@@ -71,6 +71,8 @@ class Examiner:
 
 def _tokenizer_of(corpus: Corpus) -> Tokenizer:
     """Raises: UsageError."""
+    if corpus.streamed is not None:
+        return corpus.streamed.tokenizer
     if corpus.prepared is not None:
         return Tokenizer(corpus.prepared.tokenizer, "the run's tokenizer")
     if corpus.vocab_size != BYTE_VOCABULARY:

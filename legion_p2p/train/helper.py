@@ -30,7 +30,7 @@ from legion_p2p.train.outcome import Outcome
 
 LOOK_EVERY_S = 0.5
 
-OF_TRAINING = ("data", "steps", "eval_every_s", "average", "eval_tasks", "seed", "device", "wait_for_members")
+OF_TRAINING = ("data", "tokenizer", "steps", "eval_every_s", "average", "eval_tasks", "seed", "device", "wait_for_members")
 """Fields of Training that mean nothing to a helper."""
 
 

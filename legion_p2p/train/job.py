@@ -14,11 +14,11 @@ from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import Status
 from legion_p2p.services.run.run_discovery import find_run
 from legion_p2p.train.control import Control
-from legion_p2p.train.datasets.prepared import with_data
 from legion_p2p.train.described import described
 from legion_p2p.train.job_plan import Plan, plan_of
 from legion_p2p.train.origin import origin_of
 from legion_p2p.train.outcome import Outcome
+from legion_p2p.train.streamed_text import with_text
 from legion_p2p.train.trainer import Trainer
 
 PLANNED_CROWDS = (2, 10, 100)  # numbers of members that a plan looks at where nobody names one
@@ -47,7 +47,7 @@ def plan_job(entry: RunChoice, peer: Peer, training: Training) -> Plan:
     upload_bps = parse_rate(peer.limits.upload) if peer.limits.upload else None
     if entry.new_run is not None:
         origin = origin_of(entry.new_run, (peer.store.path,))
-        spec = described(with_data(entry.new_run, training.data), origin.spec if origin else None)
+        spec = described(with_text(entry.new_run, training.data, training.tokenizer), origin.spec if origin else None)
         return plan_of(spec, crowds, upload_bps, Role(peer.role), training)
     found: list[RunSpec | BaseException] = []
 

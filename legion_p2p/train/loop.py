@@ -17,7 +17,6 @@ from legion_p2p.errors import StoreError
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.memory import is_out_of_memory
 from legion_p2p.observe.status import Status
-from legion_p2p.train.batches import ChunkedWindows
 from legion_p2p.train.bridge import PeerThread
 from legion_p2p.train.common_average import CommonAverage
 from legion_p2p.train.compute import Compute, memory_advice
@@ -32,7 +31,7 @@ from legion_p2p.train.loop_report import LoopReport
 from legion_p2p.train.optimizer import Optimizer
 from legion_p2p.train.outcome import Outcome
 from legion_p2p.train.resume import read_on
-from legion_p2p.train.sharing import Make
+from legion_p2p.train.sharing import Make, TextReader
 
 TARGET_TOGETHER_S = 120.0  # at a run's target all end with the same model; one that never ends must not hold the others up
 STOP_FLUSH_S = 0.5  # what an orderly leave grants the last push
@@ -76,7 +75,7 @@ class TrainingLoop:
         per_token = flops_per_token(model.module, shape.n_layer, shape.width, shape.context)
         self._use = Utilisation(per_token, peak_flops(compute.device, job.precision, job.peak_tflops))
 
-    def run(self, corpus: Corpus, reader: Make[ChunkedWindows], out: Path | None) -> Outcome:
+    def run(self, corpus: Corpus, reader: Make[TextReader], out: Path | None) -> Outcome:
         """Train, save and evaluate."""
         opt, engine = self.opt, self._engine
         data = opt.share(reader)
@@ -106,7 +105,7 @@ class TrainingLoop:
             self._report.show()
             time.sleep(0.05)
 
-    def _train(self, data: ChunkedWindows, corpus: Corpus) -> str:
+    def _train(self, data: TextReader, corpus: Corpus) -> str:
         job, opt, inner, began = self._job, self.opt, self._spec.inner, time.monotonic()
         deadline = began + 60 * job.minutes if job.minutes else math.inf
         smoothed: float | None = None

@@ -80,7 +80,7 @@ class LoopReport:
         metadata = {"run": engine.id, "digest": digest, "step": str(step)}
         saved_to, problem = save_or_tell(self._compute.model, out, metadata, self._events)
         if saved_to and engine.spec.transformers:
-            write_companions(out, engine.spec, b"" if corpus.prepared is None else corpus.prepared.tokenizer)
+            write_companions(out, engine.spec, corpus.tokenizer)
         return saved_to, problem
 
     def save_average(self, out: Path | None, step: int, n_looks: int) -> str:

@@ -15,20 +15,24 @@ from legion_p2p.store.dataset_files import is_dataset
 from legion_p2p.train.corpus import BUILT_IN, Corpus, open_text
 from legion_p2p.train.datasets.fetch import fetch_dataset
 from legion_p2p.train.datasets.prepared import open_prepared
+from legion_p2p.train.datasets.source_names import is_stream
 from legion_p2p.train.described import Shape
+from legion_p2p.train.streamed_text import check_tokenizer_use, open_stream
 
 _FETCH = "leave out --data to fetch it from other members, or legion-ctl data fetch {} --out FOLDER --initial-peers ADDR does"
 
 
-def open_run_text(spec: RunSpec, given: str, shape: Shape, events: Events) -> Corpus:
-    """The text to train on; `given` names this peer's own.
+def open_run_text(spec: RunSpec, given: str, shape: Shape, events: Events, tokenizer: str = "") -> Corpus:
+    """The text to train on; `given` names this peer's own, and `tokenizer` the file of that of text that is streamed.
 
     Raises: MissingDataError, if the run trains on prepared data and none is given; UsageError, if another one is, or none;
     IncompatibleModelError, if the model does not know its tokens; StoreError, if it cannot be read.
     """
     source = check_source(spec, given)
     events.emit(PHASE, text=f"reading the text ({shown(source)})")
-    corpus = open_text(source, shape.context)
+    check_tokenizer_use(source, tokenizer)
+    is_streamed = is_stream(source)
+    corpus = open_stream(spec, source, tokenizer, shape.context) if is_streamed else open_text(source, shape.context)
     check_data(spec, corpus)
     if corpus.left_out:
         events.emit("data.left_out", text=f"{shown(source)}: {corpus.left_out} left out, which are no text")

@@ -1,12 +1,13 @@
 """Members of a run that read one text, each its own part of it: what they have taken goes with their announcements."""
 
 from collections.abc import Callable, Iterable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.identity import PeerId
 from legion_p2p.errors import DecodeError
 from legion_p2p.services.run.active_run import ActiveRun
+from legion_p2p.train.batches import Batch
 from legion_p2p.train.bridge import PeerAccess
 
 
@@ -18,6 +19,22 @@ class SharedReader(Protocol):
 
     def announcement(self) -> tuple[int, bytes]:
         """The epoch, and what this peer has taken in it."""
+
+
+class TextReader(SharedReader, Protocol):
+    """A reader of text by which `legion-peer` trains."""
+
+    def __next__(self) -> Batch:
+        """Raises: StoreError, if the text cannot be read."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on with the very next batch."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as the one that `state` was of. Raises: DecodeError."""
+
+    def follow(self, state: dict[str, Any]) -> None:
+        """Go on beside the one that `state` was of. Raises: DecodeError."""
 
 
 Reader = TypeVar("Reader", bound=SharedReader)

@@ -26,7 +26,7 @@ from legion_p2p.train.bridge import AT_EXIT_S, PeerThread
 from legion_p2p.train.compute import Compute, choose_device
 from legion_p2p.train.control import Control
 from legion_p2p.train.corpus import Corpus
-from legion_p2p.train.datasets.prepared import with_data
+from legion_p2p.train.datasets.stream import StreamedWindows
 from legion_p2p.train.described import check_memory, model_of, shape_of, spec_of
 from legion_p2p.train.entering import enter
 from legion_p2p.train.examiner import Examiner, QuestionTest
@@ -41,6 +41,8 @@ from legion_p2p.train.question_files import QuestionTask, read_tasks
 from legion_p2p.train.run_text import check_source, fetch_missing, open_run_text, shared_by
 from legion_p2p.train.saving import check_out
 from legion_p2p.train.sharding.loop import ShardedLoop
+from legion_p2p.train.sharing import TextReader
+from legion_p2p.train.streamed_text import is_held_out, reading, with_text
 
 
 class Trainer:
@@ -81,7 +83,7 @@ class Trainer:
         entry = self._entry
         if entry.new_run is not None:
             self.events.emit(PHASE, text="making the model")
-            entry = msgspec.structs.replace(entry, new_run=with_data(entry.new_run, job.data))
+            entry = msgspec.structs.replace(entry, new_run=with_text(entry.new_run, job.data, job.tokenizer))
             assert entry.new_run is not None
             spec, self._model = spec_of(entry.new_run, (self._peer.store.path,))
             creation = RunCreation(spec, FlatView(trainable(self._model.module)).snapshot())
@@ -129,7 +131,7 @@ class Trainer:
         if self._corpus is None:
             self._check(spec)
             shape = shape_of(spec)
-            self._corpus = open_run_text(spec, self._data, shape, self.events)
+            self._corpus = open_run_text(spec, self._data, shape, self.events, self.job.tokenizer)
             if self._tasks:
                 self._test = QuestionTest(self._tasks, self.job.eval_tasks_every, self._corpus, shape.context)
         return self._corpus
@@ -166,7 +168,10 @@ class Trainer:
 
     def _reader(
         self, corpus: Corpus, spec: RunSpec, context: int, me: PeerId, members: Callable[[], Iterable[PeerId]]
-    ) -> ChunkedWindows:
+    ) -> TextReader:
+        if corpus.streamed is not None:
+            text = corpus.streamed
+            return StreamedWindows(text.sources, text.tokenizer, context, spec.inner.batch, me, members, reading(), is_held_out)
         chunk_tokens = default_chunk_tokens(len(corpus.train), context)
         ledger = ChunkLedger(n_chunks_of(len(corpus.train), chunk_tokens), me)
         seed = _seed_of(spec, self.job, me)

@@ -26,7 +26,8 @@ def train(tmp_path: Path, on_status: Callable[[Status], None] | None = None, **t
     events, seen = Events(), list[Event]()
     events.add_sink(seen.append)
     new_run = NewRun("x", preset="xxs", inner=Inner(batch=2))
-    job = Training(data=str(text), steps=6, threads=1, out=str(tmp_path / "out"), **training)
+    usual = {"data": str(text), "steps": 6, "threads": 1, "out": str(tmp_path / "out")}
+    job = Training(**(usual | training))
     return run_job(RunChoice(new_run=new_run), HERE, job, events=events, control=Control(), on_status=on_status), seen
 
 
@@ -70,6 +71,16 @@ def test_an_average_of_the_common_model_is_evaluated_and_saved_only_if_it_is_bet
     assert bool(outcome.average_saved_to) == (tmp_path / "out" / "average.safetensors").exists() == is_better
     finished = next(event for event in seen if event.name == "run.finished")
     assert finished.fields["average_val_loss"] == outcome.average_val_loss
+
+
+def test_text_is_trained_on_as_it_is_read(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"text": "the number of this row is {i}, and of the next one {i + 1}"}}\n' for i in range(300)))
+
+    outcome, seen = train(tmp_path, data=f"stream:{rows}")
+
+    assert outcome.reason == "steps" and outcome.tokens == 6 * 2 * 64 and outcome.val_loss is not None
+    assert "data.begins_anew" not in [event.name for event in seen]
 
 
 def test_questions_of_a_task_are_answered_with_the_common_model_at_the_steps_of_the_run(

@@ -11,6 +11,7 @@ from legion_p2p.train.helper import OF_TRAINING, check_helper
 
 OTHER_THAN_USUAL = {
     "data": "x",
+    "tokenizer": "x",
     "steps": 3,
     "eval_every_s": 2.0,
     "seed": 4,

@@ -23,6 +23,7 @@ from legion_p2p.errors import StoreError, UsageError
 from legion_p2p.files.content import PROBE_BYTES, UTF8_MARK, description_of, is_binary, wide_encoding_of
 from legion_p2p.files.paths import shown
 from legion_p2p.files.reading import opened
+from legion_p2p.train.datasets.source_names import HUB
 from legion_p2p.train.text_files import packed_as
 
 PIECE_BYTES = 1 << 20  # of a text, tokenized at once
@@ -33,9 +34,6 @@ PARQUET_ROWS = 256  # read at once: documents have some kilobytes, the longest s
 NO_PARQUET = 'Parquet tables are read by pyarrow, which is not installed here: pip install "legion_p2p[data]"'
 
 NO_DATASETS = 'it is read by the library datasets, which is not installed here: pip install "legion_p2p[data]"'
-HUB = "hf:"
-"""Begins the name of a data set of the library datasets, as its hub knows it, or a folder in the same layout."""
-
 Kind = Literal["text", "jsonl", "parquet", "hub"]
 _JSON_LINES = (".jsonl", ".ndjson")
 _PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz")

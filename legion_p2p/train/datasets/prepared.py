@@ -72,10 +72,15 @@ def with_data(new_run: NewRun, source: str) -> NewRun:
     if prepared is None:
         return new_run
     tokenizer = prepared.dataset.tokenizer
-    model = new_run.model
-    is_of_bytes = not (new_run.architecture or new_run.start_from) and PRESETS[new_run.preset or DEFAULT_PRESET].vocab_size == 256
-    if is_of_bytes and "vocab_size" not in model:
-        model = {**model, "vocab_size": prepared.dataset.vocab_size}
     return msgspec.structs.replace(
-        new_run, dataset=str(prepared.cid), tokenizer="" if tokenizer is None else str(tokenizer), model=model
-    )
+        with_vocabulary(new_run, prepared.dataset.vocab_size),
+        dataset=str(prepared.cid), tokenizer="" if tokenizer is None else str(tokenizer),
+    )  # fmt: skip
+
+
+def with_vocabulary(new_run: NewRun, vocab_size: int) -> NewRun:
+    """A preset whose tokens are bytes gets this vocabulary, unless another one was chosen."""
+    is_of_bytes = not (new_run.architecture or new_run.start_from) and PRESETS[new_run.preset or DEFAULT_PRESET].vocab_size == 256
+    if not is_of_bytes or "vocab_size" in new_run.model:
+        return new_run
+    return msgspec.structs.replace(new_run, model={**new_run.model, "vocab_size": vocab_size})

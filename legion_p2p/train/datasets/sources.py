@@ -11,7 +11,8 @@ from legion_p2p.errors import StoreError
 from legion_p2p.files.content import PROBE_BYTES, description_of
 from legion_p2p.files.paths import FileKind, kind_of, shown, user_path
 from legion_p2p.files.reading import opened
-from legion_p2p.train.datasets.documents import HUB, Piece, hub_shards_of, kind_of_file, row_groups_of
+from legion_p2p.train.datasets.documents import Piece, hub_shards_of, kind_of_file, row_groups_of
+from legion_p2p.train.datasets.source_names import HUB
 from legion_p2p.train.text_files import files_below, packed_as
 
 TASK_BYTES = 64 << 20  # read between two points at which work goes on after it was stopped: a minute at most

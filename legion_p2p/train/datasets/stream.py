@@ -57,8 +57,12 @@ class StreamedWindows:
         me: PeerId,
         members: Callable[[], Iterable[PeerId]] = tuple,
         reading: Reading | None = None,
+        leave_out: Callable[[str], bool] = lambda text: False,
     ) -> None:
-        """`reading`: how rows are read; the text of the field `text` where nothing is said. Raises: UsageError."""
+        """`reading`: how rows are read; the text of the field `text` where nothing is said. `leave_out`: documents that are not.
+
+        Raises: UsageError.
+        """
         if min(context, batch) < 1:
             raise UsageError(f"context {context}, batch {batch}: must both be 1 or more")
         self._tasks = sources.tasks
@@ -68,6 +72,7 @@ class StreamedWindows:
         self._batch = batch
         self._members = members
         self._reading = reading or Reading()
+        self._leave_out = leave_out
         self._open: list[_OpenStream] = []
         self._windows: dict[tuple[int, int], Iterator[npt.NDArray[np.int64]]] = {}
         self._turn = 0
@@ -117,6 +122,16 @@ class StreamedWindows:
             self._ledger.restore(loaded.ledger)
             self._open, self._windows, self._turn = loaded.open_streams, {}, 0
 
+    def follow(self, state: dict[str, Any]) -> None:
+        """Go on beside the one that `state` was of: what it had taken, or heard that others had, is not read again.
+
+        Raises: DecodeError, if it is no such state, or of other sources.
+        """
+        self.load_state_dict(state)
+        with self._lock:
+            self._ledger.restore(self._ledger.state().left_to_others())
+            self._open = []
+
     def _rotated(self) -> list[_OpenStream]:
         """The open chunks, the one whose turn is next first."""
         return [*self._open[self._turn :], *self._open[: self._turn]]
@@ -165,6 +180,8 @@ class StreamedWindows:
         for task in self._tasks_of(chunk):
             for piece in task.pieces:
                 for text, ends in texts_of(piece, self._reading):
+                    if self._leave_out(text):
+                        continue
                     (tokens,) = self._tokenizer.encode([text])
                     rest = np.concatenate([rest, tokens.astype(np.int64), np.array(end if ends else [], np.int64)])
                     n_windows = max(0, (len(rest) - 1) // self._context)

@@ -12,7 +12,6 @@ from legion_p2p.errors import StoreError
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import Status
 from legion_p2p.tensor.flatten import fp32_bytes
-from legion_p2p.train.batches import ChunkedWindows
 from legion_p2p.train.bridge import PeerThread
 from legion_p2p.train.compute import Compute
 from legion_p2p.train.control import Control
@@ -23,7 +22,7 @@ from legion_p2p.train.outcome import Outcome
 from legion_p2p.train.parameters import trainable
 from legion_p2p.train.resume import read_on
 from legion_p2p.train.sharding.model import ShardedModel
-from legion_p2p.train.sharing import Make, share_text
+from legion_p2p.train.sharing import Make, TextReader, share_text
 
 FINISHED = ("steps", "minutes", "finished", "target")
 
@@ -44,7 +43,7 @@ class ShardedLoop:
         self._report = LoopReport(thread, compute, events, on_status)
         self._evaluated_at = time.monotonic()
 
-    def run(self, corpus: Corpus, reader: Make[ChunkedWindows], out: Path | None) -> Outcome:
+    def run(self, corpus: Corpus, reader: Make[TextReader], out: Path | None) -> Outcome:
         """Train, save and evaluate."""
         spec, model = self._engine.spec, self._compute.model
         data = share_text(self._thread, self._engine, reader)
@@ -70,7 +69,7 @@ class ShardedLoop:
         """The user wants no more training."""
         return self._control.leaving or self._engine.control.wish.ends
 
-    def _train(self, sharded: ShardedModel, data: ChunkedWindows, corpus: Corpus) -> str:
+    def _train(self, sharded: ShardedModel, data: TextReader, corpus: Corpus) -> str:
         job, began = self._job, time.monotonic()
         deadline = began + 60 * job.minutes if job.minutes else math.inf
         smoothed: float | None = None
