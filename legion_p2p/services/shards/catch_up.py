@@ -150,12 +150,14 @@ class CatchUpService:
         except NoAnswerError as late:
             self._events.emit("shard.sync_failed", shard=replica.shard, peer=peer, reason=str(late))
         except RemoteProtocolError as bad:
+            known = False  # a peer that lies for ever is asked more and more rarely, whatever it made before: rounds wait for it
             self._events.error("shard.sync_refused", f"shard {replica.shard}: {bad}", peer=peer)
         except NetworkError as failed:
             self._events.emit("shard.sync_failed", shard=replica.shard, peer=peer, reason=str(failed))
             self._news.tell(replica, follower_events.Unreachable(peer))
             return None
         except (DecodeError, IncompatibleModelError) as bad:
+            known = False
             self._messenger.report(peer, f"bad state of shard {replica.shard}: {bad}")
             self._events.error("shard.sync_refused", f"shard {replica.shard}: {bad}", peer=peer)
         came_forward = before != (replica.chain.version, replica.chain.digest)

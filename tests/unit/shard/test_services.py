@@ -470,6 +470,22 @@ async def test_a_whole_shard_that_cannot_be_is_not_taken_over(autojump_clock: ob
         assert member.replica.chain.digest == b"e" * 32 and "shard.sync_refused" in member.names()
 
 
+async def test_an_owner_that_lies_for_ever_about_updates_is_asked_more_and_more_rarely(autojump_clock: object) -> None:
+    """A newcomer that owns the shard and has nobody else to ask does not wait for it in every round."""
+    async with peers_of(2) as (owner, member):
+
+        async def lie(*_: Any, **__: Any) -> Updates:
+            return Updates((Update(b"garbage", b"s" * 64, b""),), 0)
+
+        member.shards.states.rpc.ask = lie
+        pauses = []
+        for _ in range(5):
+            await member.shards.catch_up.fetch(member.replica, owner.me)
+            pauses.append(member.replica.life.follower._not_before(owner.me) - trio.current_time())
+
+        assert all(later == pytest.approx(2 * earlier) for earlier, later in pairwise(pauses))
+
+
 async def test_a_busy_peer_is_asked_again_when_it_said(autojump_clock: object) -> None:
     async with peers_of(2) as (owner, member):
         asked_at: list[float] = []
