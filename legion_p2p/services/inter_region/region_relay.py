@@ -21,6 +21,7 @@ from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S
 from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.sync_step import norm, reach
 
+OFFER_AGAIN_S = 1.0
 LAST_STEP_S = 5.0  # for owners to take the last step of a relay that leaves: they take one a version
 SLACK = 4.0  # on the longest step that the owner takes from a relay: it may be what several syncs have left over
 
@@ -86,7 +87,8 @@ class RelayService:
             replica.notify.notify()  # `finish_all` may be waiting for what another task has just delivered
 
     async def finish_all(self) -> None:
-        """This peer leaves: finish with every shard, at its next version where the owner has taken a step in this one already."""
+        """This peer leaves: finish with every shard, at its next version where the owner has taken a step in this one already.
+        This peer may not hear of that version, because updates go to those that stay."""
         with trio.move_on_after(LAST_STEP_S):
             async with trio.open_nursery() as nursery:
                 for shard in self._copies:
@@ -94,8 +96,10 @@ class RelayService:
 
     async def _finish_soon(self, replica: Replica) -> None:
         await self.finish(replica)
-        while replica.shard in self._copies:
-            await replica.notify.wait()
+        while (copy := self._copies.get(replica.shard)) is not None:
+            with trio.move_on_after(OFFER_AGAIN_S):
+                await replica.notify.wait()
+            copy.tried = None
             await self.finish(replica)
 
     def clear(self) -> None:

@@ -11,7 +11,7 @@ from legion_p2p.core.priority import Priority
 from legion_p2p.core.shard import follower_events, push_events
 from legion_p2p.core.shard.push_events import Packed
 from legion_p2p.core.wire import MAX_COUNT, Inclusion, Push, Pushed, UpdateHeader
-from legion_p2p.errors import DecodeError, NetworkError, NonFiniteError, RefusedError
+from legion_p2p.errors import DecodeError, NetworkError, NonFiniteError, NotAdmittedError, RefusedError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.shards.inputs import payload_digest
 from legion_p2p.services.shards.mailbox import NON_FINITE
@@ -159,6 +159,8 @@ class PushService:
             states.members.take(reply.announcement, direct=False)
         except DecodeError as bad:
             self._messenger.report(target, f"bad announcement: {bad}")
+        except NotAdmittedError as refused:  # this peer's user has banned the owner, say
+            self._events.emit("announcement.refused", peer=target, reason=str(refused))
         owner = PeerId(reply.owner)
         return push_events.Redirected(packed.seq, owner if states.lives(owner) else None)
 
