@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -18,6 +19,9 @@ import torch
 from torch import nn
 
 import legion_p2p as legion
+from legion_p2p.services.shards import owner as owner_module
+from legion_p2p.services.shards.replica import Combined
+from legion_p2p.tensor.feedback import compress
 from legion_p2p.tensor.flatten import digest
 
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
@@ -187,6 +191,27 @@ def train(
             return trained
         common = opt.finish(together=together, timeout_s=60)
         return {**trained, **report_of(opt), "digest": common, "last_failure": opt.last_failure}
+
+
+def train_and_publish_lies(**how: Any) -> dict[str, Any]:
+    """`train`, by a peer that patches its own program: as an owner it turns each update around, and keeps books that fit it."""
+    combine_arrived = owner_module.combine_arrived
+
+    def turned_around(reference: torch.Tensor, *rest: Any) -> Combined:
+        made = combine_arrived(reference, *rest)
+        if made.payload is None:
+            return made
+        codec = rest[5]
+        sent = codec.decode(made.payload, reference.numel())
+        packed = compress(codec, None, -sent)
+        wanted = sent if made.owner_residual is None else sent + made.owner_residual
+        away = reference - packed.sent
+        changed = replace(made, payload=packed.data, reference=away, digest=digest(away), owner_residual=wanted - packed.sent)
+        say(event="lied")
+        return changed
+
+    owner_module.combine_arrived = turned_around
+    return train(**how)
 
 
 def report_of(opt: Any) -> dict[str, Any]:
