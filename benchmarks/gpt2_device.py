@@ -55,7 +55,7 @@ N_VALIDATION = {"gpt2": 256, "tiny": 16}  # windows
 SPARSE = {"push_codec": "topk512-2bit", "push_codecs": (), "update_codec": "topk1024-4bit", "update_codecs": ()}
 PLAIN = {"restore_length": 0.0}
 MULOCO = {**PLAIN, "outer": "nesterov", "outer_learning_rate": 0.8, "outer_momentum": 0.9}
-AVERAGED = 8  # the average of the common model is over the last eighth of its versions: see AVERAGES of _lockstep.py
+AVERAGED = 16  # the average of the common model is over the last sixteenth of its versions
 END_S = 12.0  # before the end in which nothing new is begun
 
 

@@ -100,7 +100,7 @@ class Training(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """Seconds between evaluations of the common model on held-out text; 0: only at the end. Each takes as long as some steps."""
 
     average: bool = False
-    """Keep an average of the common model over the last eighth of the run, and save it beside the model if it is better on
+    """Keep an average of the common model over the last sixteenth of the run, and save it beside the model if it is better on
     held-out text. It helps where the learning rate does not fall. Takes 8 bytes a parameter."""
 
     eval_tasks: Annotated[tuple[str, ...], Form(TASK_FILES, _files)] = ()

@@ -266,7 +266,8 @@ def _levels(high_C1: Tensor, drop_C1: Tensor, bits: int) -> tuple[Tensor, Tensor
     """The lowest level and the step from each to the next, as fp32. Each operation is rounded by itself: same bits everywhere."""
     low_bits_C1 = (high_C1 - 4 * drop_C1).where(drop_C1 != ZERO_DROP, 0).clamp_min(0)
     low_C1, top_C1 = (low_bits_C1 << 16).view(torch.float32), (high_C1 << 16).view(torch.float32)
-    return low_C1, (top_C1 - low_C1) / max(1, 2 ** (bits - 1) - 1)
+    # by a tensor: a GPU divides by a number as it multiplies by its inverse, which gives other bits
+    return low_C1, (top_C1 - low_C1) / top_C1.new_full((), max(1, 2 ** (bits - 1) - 1))
 
 
 def _values(code_CK: Tensor, low_C1: Tensor, step_C1: Tensor, bits: int) -> Tensor:

@@ -30,11 +30,11 @@ class Clock:
         return torch.zeros(1)
 
 
-def test_it_is_over_about_the_last_eighth_of_all_looks():
-    long_ago, lately = [0.0] * 700 + [1.0] * 100, [0.0] * 790 + [1.0] * 10
+def test_it_is_over_about_the_last_sixteenth_of_all_looks():
+    last_sixteenth, last_look = [0.0] * 750 + [1.0] * 50, [0.0] * 799 + [1.0]
 
-    assert of(long_ago) == pytest.approx(1 - (7 / 8) ** OVER, abs=0.01)  # of a power function of the eighth degree
-    assert of(lately) == pytest.approx(1 - (79 / 80) ** OVER, abs=0.01)
+    assert of(last_sixteenth) == pytest.approx(1 - (15 / 16) ** OVER, abs=0.01)  # of a power function of that degree
+    assert of(last_look) == pytest.approx(OVER / 800)
 
 
 def test_the_first_looks_are_forgotten_until_there_are_enough_to_average():
