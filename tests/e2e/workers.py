@@ -20,6 +20,7 @@ from torch import nn
 
 import legion_p2p as legion
 from legion_p2p.services.shards import owner as owner_module
+from legion_p2p.services.shards import pusher as pusher_module
 from legion_p2p.services.shards.replica import Combined
 from legion_p2p.tensor.feedback import compress
 from legion_p2p.tensor.flatten import digest
@@ -211,6 +212,18 @@ def train_and_publish_lies(**how: Any) -> dict[str, Any]:
         return changed
 
     owner_module.combine_arrived = turned_around
+    return train(**how)
+
+
+def train_and_push_lies(**how: Any) -> dict[str, Any]:
+    """`train`, by a peer that patches its own program: as a member it pushes its changes the other way round."""
+    pack = pusher_module.pack
+
+    def turned_around(change: Any, kept: Any, codec: Any, *rest: Any) -> Any:
+        payload, kept = pack(change, kept, codec, *rest)
+        return codec.encode(-codec.decode(payload, change.base.numel())), kept
+
+    pusher_module.pack = turned_around
     return train(**how)
 
 
