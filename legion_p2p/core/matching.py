@@ -1,9 +1,12 @@
-"""Which region a shard syncs with next: a random matching of the regions, one per shard and epoch, that all compute alike.
+"""Which region a shard syncs with next: a matching of the regions, one per shard and epoch, that all compute alike.
 
-Regions are put into an order by hashing, and neighbours in it sync: the first and the second, the third and the fourth, and so
-on; where their number is odd the last one sits out. All peers that see the same regions and the same epoch agree; a peer that
-sees others syncs with somebody as well, which does no harm: each sync stands for itself. An epoch is `every` versions long, and
-is counted from the versions that are announced, by medians, so that neither one member nor one region can push it on alone.
+News should reach all n regions in log2(n) epochs. Random pairs take half as many again, because the last of them often come
+to regions that know already. So regions are put into an order by hashing, for a cycle of log2(n) epochs, and in epoch j of
+it those sync whose places add up to 2^(j+1) - 1, modulo n: two such reflections in a row are a rotation by 2^(j+1), so those
+that know double each time. Where n is odd one sits out. The next cycle has another order, and so other pairs. All peers that
+see the same regions and the same epoch agree; a peer that sees others syncs with somebody as well, which does no harm: each
+sync stands for itself. An epoch is `every` versions long, and is counted from the versions that are announced, by medians,
+so that neither one member nor one region can push it on alone.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -23,12 +26,13 @@ def epoch_of(versions: Mapping[str, Sequence[int]], every: int) -> int:
 
 def partner(run_id: str, shard: int, epoch: int, regions: Collection[str], mine: str) -> str | None:
     """The region that `mine` syncs with in this epoch; None: no region."""
-    order = sorted(
-        set(regions) | {mine}, key=lambda region: (unit_hash("legion/meet", run_id, str(shard), str(epoch), region), region)
-    )
+    known = set(regions) | {mine}
+    n = len(known)
+    cycle, j = divmod(epoch, max(1, (n - 1).bit_length()))
+    order = sorted(known, key=lambda region: (unit_hash("legion/meet", run_id, str(shard), str(cycle), region), region))
     at = order.index(mine)
-    other = at + 1 if at % 2 == 0 else at - 1
-    return order[other] if other < len(order) else None
+    other = (2 ** (j + 1) - 1 - at) % n
+    return order[other] if other != at else None
 
 
 def patience(mine: str, other: str, every: int) -> int:

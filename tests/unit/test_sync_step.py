@@ -1,5 +1,7 @@
 """Who meets whom, how hard both pull, and that both compute the same of it."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -137,3 +139,26 @@ def test_a_copy_that_cannot_be_of_the_same_run_is_refused() -> None:
     check_plausible(99 * own, torch.zeros(100), 0.0)  # nothing was trained here yet: there is no measure
     with pytest.raises(DecodeError, match="norm 11"):
         check_plausible(11 * own, own, 0.0)
+
+
+def epochs_until_all_know(n_regions: int, shard: int, first: int) -> int:
+    """How many epochs after `first` the news of one region has reached all."""
+    labels = [f"region-{i}" for i in range(n_regions)]
+    known, epoch = {labels[shard % n_regions]}, first
+    while len(known) < n_regions:
+        met = {label: partner("run", shard, epoch, labels, label) for label in labels}
+        known |= {other for label, other in met.items() if label in known and other is not None}
+        epoch += 1
+    return epoch - first
+
+
+@pytest.mark.parametrize("n_regions", [2, 6, 20, 32])
+def test_news_of_a_region_reach_all_in_the_logarithm_of_their_number(n_regions: int) -> None:
+    n_epochs = math.ceil(math.log2(n_regions))
+
+    assert {epochs_until_all_know(n_regions, shard, shard * n_epochs) for shard in range(10)} == {n_epochs}
+
+
+@given(st.integers(2, 24), st.integers(0, 99), st.integers(0, 99))
+def test_news_that_come_at_any_time_reach_all_in_two_cycles_and_a_bit(n_regions: int, shard: int, first: int) -> None:
+    assert epochs_until_all_know(n_regions, shard, first) <= 2 * math.ceil(math.log2(n_regions)) + 3

@@ -17,7 +17,7 @@ from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.shards.service import ShardService
 
-SETTLE_S = 2.0  # joins come in bursts: advertise once they are over
+SETTLE_S = 2.0  # joins come in bursts: advertise once they are over, and not all members in the same second
 LOOK_EVERY_S = 30.0  # while looks find somebody, or somebody is missed: core/looks.py
 FIND_DEADLINE_S = 15.0
 MAX_PROVIDES_AT_ONCE = 4
@@ -58,13 +58,18 @@ class AdvertiseService:
                 self._is_stale = trio.Event()
                 await self._bring_up_to_date()
                 await self._is_stale.wait()
-                await trio.sleep(SETTLE_S)
+                await trio.sleep(SETTLE_S * self._rng.uniform(0.5, 1.5))
 
     def wanted(self) -> set[str]:
         """The keys under which this peer should be found now."""
-        keys = {run_key(self._run), name_key(self._name)}
+        keys = {run_key(self._run), name_key(self._name)} if self._speaks() else set()
         keys.update(shard_key(self._run, self._shards.region, shard) for shard in self._shards.owned())
         return keys | self._more()
+
+    def _speaks(self) -> bool:
+        """Whether this peer is to be found as a member of the run: in a large region envoys are, which know all the others."""
+        own = self._members.own.now()
+        return own.envoy or not any(a.envoy and a.region == own.region for a in self._members.roster.everyone())
 
     async def withdraw_all(self) -> None:
         """No longer be found under anything."""
