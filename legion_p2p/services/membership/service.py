@@ -235,7 +235,8 @@ class MemberService:
             region = self.own.now().region
             async with AsyncExitStack() as stack:
                 if region:
-                    await stack.enter_async_context(self._gossip.listen(region_topic(self.run, region), self._hear))
+                    topic = region_topic(self.run, region)
+                    await stack.enter_async_context(self._gossip.listen(topic, self._hear, self._is_announcement))
                 while self.own.now().region == region:
                     await self.own.moved.wait()
 
