@@ -92,6 +92,23 @@ async def test_who_comes_later_is_shown_what_is_proven(autojump_clock):
         assert a.engine.members.proofs.book.excluded() == {b.id} and not owned_of(b, late)
 
 
+async def test_members_that_were_cut_off_meanwhile_are_shown_it_when_they_are_back(autojump_clock):
+    async with Swarm(round=ROUNDS) as swarm:
+        peers = [await swarm.add(name) for name in "abcde"]
+        await trio.sleep(10)
+        away = peers[3:]
+        wall = swarm.world.partition([peer.id for peer in away])
+        await trio.sleep(15)
+
+        peers[0].engine.shards.evidence.take(await evidence_against(peers[1], peers[0]))
+        await trio.sleep(15)
+        assert all(not peer.engine.members.proofs.book.excluded() for peer in away)
+        swarm.world.heal(wall)
+
+        told = {peers[1].id}
+        await swarm.until(lambda: all(p.engine.members.proofs.book.excluded() == told for p in away), 60, "told")
+
+
 async def evidence_against(culprit: SimPeer, at: SimPeer) -> Equivocation:
     """Two updates that `culprit` signs now."""
     from legion_p2p.core.evidence import equivocation

@@ -43,6 +43,14 @@ def differs_from_most(chain: Chain, marks: Sequence[Mark | None]) -> bool:
     return 2 * n_other >= len(marks)
 
 
+def outvoted_by(chain: Chain, marks: Sequence[Mark | None]) -> Mark | None:
+    """What more than half of the others hold, where this chain is another one. `marks`: of all others."""
+    for mark in set(marks):
+        if mark is not None and most_hold(mark, marks):
+            return mark if chain.holds(mark) is False else None
+    return None
+
+
 class Adoption(Enum):
     """What to do with a whole shard that a peer sent."""
 

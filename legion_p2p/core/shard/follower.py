@@ -6,6 +6,7 @@
 
     CURRENT  -> BEHIND    the owner announces another chain than ours, or has been ahead of us for `announce_s`;
                           or this peer owns the shard, and a member announces a newer version;
+                          or it does, and most of the others have held another chain than ours for OUTVOTED_S;
                           or an update, a push or an answer shows that something is missing here;
                           or a version that was promised does not come (core/forwarding/overdue.py)
     BEHIND   -> FETCHING  `Fetch` is carried out
@@ -38,6 +39,7 @@ from legion_p2p.core.shard.follower_events import (
     FetchEnded,
     Inquired,
     NotComing,
+    Outvoted,
     Promised,
     Shown,
     TurnedAway,
@@ -45,6 +47,7 @@ from legion_p2p.core.shard.follower_events import (
 )
 from legion_p2p.core.shard.life_events import Advanced, Owners
 
+OUTVOTED_S = 30.0  # in which members come over to the owner's chain, unless they refuse it
 MAX_CLAIM_PAUSE_S = 60.0  # between two looks at what a member claims whose claims come to nothing
 MAX_CLAIMS = 256  # members whose claims about one shard are remembered
 
@@ -79,6 +82,9 @@ class Follower:
         self._behind_at = 0
         self._behind_since: float | None = None
         """When the owner was first seen ahead of the version that is held."""
+        self._outvoted: Mark | None = None
+        """As the owner: what most of the others hold instead."""
+        self._outvoted_since = 0.0
         self._deadline: float | None = None
         self._overdue = Overdue()
         self._inquiry: Inquire | None = None
@@ -104,6 +110,9 @@ class Follower:
                     self._behind_since = None
             case Announced(peer, mark):
                 self._announced(peer, mark, now)
+            case Outvoted(mark):
+                if mark != self._outvoted:
+                    self._outvoted, self._outvoted_since = mark, now
             case Shown(peer, proved):
                 if proved or self._not_before(peer) <= now:
                     self._follow(peer)
@@ -218,7 +227,8 @@ class Follower:
             return None
         is_ahead = mark.version > self._chain.version
         if self._owner == self._me:
-            return now if is_ahead else None
+            is_outvoted = mark == self._outvoted and self._chain.holds(mark) is False
+            return now if is_ahead else self._outvoted_since + OUTVOTED_S if is_outvoted else None
         if self._chain.holds(mark) is False:
             return now
         if not is_ahead:

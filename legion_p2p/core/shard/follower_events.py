@@ -15,6 +15,12 @@ class Announced(msgspec.Struct, frozen=True):
     mark: Mark | None
 
 
+class Outvoted(msgspec.Struct, frozen=True):
+    """More than half of the others hold this, which is no part of the chain that this peer made as the owner; None: not so."""
+
+    mark: Mark | None
+
+
 class Shown(msgspec.Struct, frozen=True):
     """A message of `peer` shows that it has more than is held here."""
 

@@ -222,6 +222,6 @@ class CatchUpService:
             state.version,
             state.digest,
             is_ancestor=state.ancestor,
-            owns=replica.round is not None,
+            owns=replica.round is not None and self._news.outvoted_by(replica) is None,
             made_tokens=replica.life.owner.made_tokens,
         )

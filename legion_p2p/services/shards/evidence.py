@@ -9,7 +9,7 @@ from legion_p2p.core.account import CountVerdict, accuse, check_accusation, head
 from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.evidence import open_header, reason_of
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.member import Changed
+from legion_p2p.core.member import Changed, Liveness
 from legion_p2p.core.messages.evidence import MAX_SHOWN_HEADER_BYTES
 from legion_p2p.core.wire import Done, Evidence, Miscount, Request, SignedHeader, UpdateHeader
 from legion_p2p.errors import DecodeError, NetworkError
@@ -22,6 +22,8 @@ from legion_p2p.services.shards.states import ShardStates
 N_TOLD = 8  # members that are told of new evidence; each tells as many
 N_SHOWN = 8  # pieces of evidence that a member hears of when it comes
 TELL_S = 10.0
+TIMES_TOLD = 3
+AGAIN_S = 10.0  # longer than it takes until one that is cut off is taken for dead
 JUDGE_EVERY_S = 600.0  # for one accuser: to judge costs as much as the pushes of a round
 MAX_ACCUSERS = 256  # of which that is remembered: those that may own, or most of them
 
@@ -114,7 +116,7 @@ class EvidenceService:
             self._show(peer, evidence)
 
     def _on_member_changed(self, change: Changed) -> None:
-        if change.before is None and change.after is not None:
+        if change.before in (None, Liveness.DEAD) and change.after not in (None, Liveness.DEAD):  # it may have heard of none
             for evidence in self._members.proofs.book.newest(N_SHOWN):
                 self._show(change.peer_id, evidence)
 
@@ -123,7 +125,12 @@ class EvidenceService:
             self._states.nursery.start_soon(self._tell, peer, evidence)
 
     async def _tell(self, peer: PeerId, evidence: Request[Any]) -> None:
-        try:
-            await self._states.rpc.ask(peer, evidence, within_s=TELL_S)
-        except NetworkError:
-            return  # others tell it too
+        for _ in range(TIMES_TOLD):
+            try:
+                await self._states.rpc.ask(peer, evidence, within_s=TELL_S)
+            except NetworkError:
+                await trio.sleep(AGAIN_S)  # others tell it too, unless all of them are cut off from it
+            else:
+                return
+            if not self._members.roster.is_heard(peer):
+                return  # it is shown again when it is back

@@ -8,7 +8,7 @@ import trio
 from legion_p2p.core.announcement import Mark, mark_at
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.shard import follower_events
-from legion_p2p.core.shard.belief import is_behind_most, most_hold
+from legion_p2p.core.shard.belief import is_behind_most, most_hold, outvoted_by
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.states import ShardStates
 
@@ -58,6 +58,10 @@ class ShardNews:
         """Most of the others whose word counts have a newer version."""
         return is_behind_most(replica.chain, self.marks_of_others(replica))
 
+    def outvoted_by(self, replica: Replica) -> Mark | None:
+        """What most of the others hold, where it is no part of what this peer holds."""
+        return outvoted_by(replica.chain, self.marks_of_others(replica))
+
     def marks_of_others(self, replica: Replica) -> list[Mark | None]:
         """What the members announce of the shard whose word counts, this peer and the owner not counted."""
         states = self._states
@@ -87,6 +91,12 @@ class ShardNews:
 
     def _note(self, replica: Replica, peer: PeerId, mark: Mark | None) -> None:
         machine = replica.life.follower
+        if (
+            mark is not None
+            and replica.chain.holds(mark) is False
+            and self._states.ownership(replica.shard).owner == self._states.me
+        ):
+            machine.handle(follower_events.Outvoted(self.outvoted_by(replica)), trio.current_time())
         machine.handle(follower_events.Announced(peer, mark), trio.current_time())
         self._note_rest(replica)
         if machine.is_behind:  # most announcements say nothing new

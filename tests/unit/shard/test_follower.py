@@ -14,9 +14,20 @@ from legion_p2p.core.shard.belief import (
     judge_whole,
     may_make,
     most_hold,
+    outvoted_by,
 )
-from legion_p2p.core.shard.follower import MAX_CLAIM_PAUSE_S, MAX_CLAIMS, Follower, FollowerState
-from legion_p2p.core.shard.follower_events import Announced, AskBegun, AskEnded, Fetch, FetchEnded, Shown, TurnedAway, Unreachable
+from legion_p2p.core.shard.follower import MAX_CLAIM_PAUSE_S, MAX_CLAIMS, OUTVOTED_S, Follower, FollowerState
+from legion_p2p.core.shard.follower_events import (
+    Announced,
+    AskBegun,
+    AskEnded,
+    Fetch,
+    FetchEnded,
+    Outvoted,
+    Shown,
+    TurnedAway,
+    Unreachable,
+)
 from legion_p2p.core.shard.life_events import Advanced, Owners
 from tests.unit.shard.chains import OWNER, advance, chain_at, digest_of, mark
 
@@ -73,6 +84,39 @@ def test_an_owner_on_another_chain_is_asked_at_once() -> None:
     follower.handle(Announced(OWNER, mark(3, "other ")), 10.0)
 
     assert asked(follower, 10.0) == OWNER
+
+
+def test_an_owner_whom_most_of_the_others_do_not_follow_follows_them_after_a_while() -> None:
+    follower = follower_at(3, owner=ME)
+    theirs = mark(3, "other ")
+
+    follower.handle(Outvoted(theirs), 10.0)
+    follower.handle(Announced(OTHER, theirs), 10.0)
+    assert asked(follower, 10.0) is None and follower.next_deadline() == 10.0 + OUTVOTED_S
+
+    assert asked(follower, 10.0 + OUTVOTED_S) == OTHER
+
+
+def test_an_owner_stays_where_the_others_came_over_in_time_or_only_one_of_them_is_elsewhere() -> None:
+    follower = follower_at(3, owner=ME)
+    theirs = mark(3, "other ")
+    follower.handle(Outvoted(theirs), 10.0)
+    follower.handle(Announced(OTHER, theirs), 10.0)
+
+    follower.handle(Outvoted(None), 20.0)
+    follower.handle(Announced(LIAR, theirs), 20.0)
+
+    assert asked(follower, 1000.0) is None
+
+
+def test_who_is_outvoted_by_what() -> None:
+    chain, theirs = chain_at(3), mark(3, "other ")
+
+    assert outvoted_by(chain, [theirs, theirs, mark(3)]) == theirs
+    assert outvoted_by(chain, [theirs, mark(3)]) is None, "one of two"
+    assert outvoted_by(chain, [mark(3), mark(3), theirs]) is None, "it is a part of this chain"
+    assert outvoted_by(chain, [mark(9), mark(9)]) is None, "ahead, not elsewhere"
+    assert outvoted_by(chain, []) is None and outvoted_by(chain, [None, None]) is None
 
 
 @pytest.mark.parametrize("version", [2, 3, 4, 1000])
