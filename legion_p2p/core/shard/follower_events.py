@@ -90,4 +90,17 @@ class Fetch(msgspec.Struct, frozen=True):
     """How long it may take at least; None: as long as it takes others."""
 
 
-Event = Shared | Announced | Shown | Promised | NotComing | Inquired | AskBegun | AskEnded | FetchEnded | TurnedAway | Unreachable
+Event = (
+    Shared
+    | Announced
+    | Outvoted
+    | Shown
+    | Promised
+    | NotComing
+    | Inquired
+    | AskBegun
+    | AskEnded
+    | FetchEnded
+    | TurnedAway
+    | Unreachable
+)
