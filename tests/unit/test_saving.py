@@ -69,7 +69,7 @@ def test_a_full_disk_is_told_and_the_next_place_is_taken(tmp_path: Path, monkeyp
     with pytest.raises(NotSavedError, match="no space left"):
         save_model(PARAMS, tmp_path / "o", {})
 
-    assert_whole(tmp_path / f"legion-model-{os.getpid()}.safetensors")
+    assert_whole(tmp_path / f"legion-{os.getpid()}-model.safetensors")
 
 
 def test_no_place_at_all_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ def announced(testimonies: bytes) -> bytes:
     """A signed announcement with these. Signed by hand, because `sign` refuses what others would not read."""
     identity = Identity(random.Random(0).randbytes(32))
     body = msgspec.msgpack.encode(Announcement(identity.peer_id, "run", testimonies=testimonies))
-    return msgspec.msgpack.encode(Signed(body, identity.sign(b"legion/announcement/1\0" + hashlib.sha256(body).digest())))
+    return msgspec.msgpack.encode(Signed(body, identity.sign(b"legion/announcement/2\0" + hashlib.sha256(body).digest())))
 
 
 @pytest.mark.parametrize("n_bytes", [1, 13, 12 * (MAX_TESTIMONIES + 1)])
