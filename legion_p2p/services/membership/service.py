@@ -210,7 +210,8 @@ class MemberService:
         """Whether it is well formed and signed, so that it may be passed on. It is opened once, here or in `_hear`."""
         try:
             return open_signed(signed).run == self.run
-        except DecodeError:
+        except DecodeError as bad:
+            self._events.emit("announcement.refused", reason=str(bad))
             return False
 
     def _hear(self, signed: bytes) -> None:
