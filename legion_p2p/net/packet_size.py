@@ -6,6 +6,7 @@ closed, and from then on this process makes all its connections with small segme
 Linux can find out by itself (net.ipv4.tcp_mtu_probing), but only root may tell it to.
 """
 
+import ipaddress
 import logging
 import socket
 import struct
@@ -145,7 +146,10 @@ def _look(sock: _Readable) -> _Info | None:
         info = sock.getsockopt(socket.IPPROTO_TCP, option, INFO.size)
         _, _, retransmits, _, segment_bytes, n_unconfirmed, silent_ms, acked_bytes, n_delivered = INFO.unpack(info)
         host = str(sock.getpeername()[0])
-    except (OSError, struct.error):  # it is closed, or this is another system
+        is_here = ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except (OSError, ValueError, struct.error):  # it is closed, or this is another system
         return None
+    if is_here:
+        return None  # nothing is lost on the way: a program that is busy lets its kernel refuse what it has no room for
     is_in_vain = segment_bytes > SMALL_SEGMENT_BYTES and n_unconfirmed > 0 and retransmits >= RETRANSMITS
     return _Info(host, silent_ms, retransmits, is_in_vain, acked_bytes, n_delivered)

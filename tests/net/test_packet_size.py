@@ -52,8 +52,9 @@ async def test_a_peer_that_is_simply_gone_changes_nothing(autojump_clock):
 class Told:
     """A socket of which the kernel says how often its last segment was sent in vain, and what has arrived of the others."""
 
-    def __init__(self, silent_ms: int = 100) -> None:
+    def __init__(self, silent_ms: int = 100, host: str = "11.1.0.1") -> None:
         self.silent_ms = silent_ms
+        self.host = host
         self.retransmits = 0
         self.acked_bytes = 0
         self.n_delivered = 0
@@ -62,7 +63,7 @@ class Told:
         return INFO.pack(1, 0, self.retransmits, 0, 1448, 1, self.silent_ms, self.acked_bytes, self.n_delivered)
 
     def getpeername(self) -> tuple[str, int]:
-        return "11.1.0.1", 4710
+        return self.host, 4710
 
 
 async def test_a_connection_on_which_large_segments_arrived_is_slow_and_one_on_which_only_small_ones_did_leads_through_a_hole():
@@ -88,6 +89,18 @@ async def test_a_hole_is_where_the_other_side_was_heard_while_large_segments_wer
 
     assert size.vanishing([("a", told)]) == (["a"] if is_hole else [])
     assert size.is_small is is_hole
+
+
+@pytest.mark.parametrize(
+    ("host", "is_hole"), [("127.0.0.1", False), ("::1", False), ("::ffff:10.0.0.1", True), ("fe80::1%eth0", True)]
+)
+async def test_within_a_machine_no_packet_vanishes_however_busy_it_is(host, is_hole):
+    size, told = PacketSize(), Told(host=host)
+    size.vanishing([("a", told)])
+
+    told.retransmits = RETRANSMITS
+
+    assert size.vanishing([("a", told)]) == (["a"] if is_hole else [])
 
 
 async def test_an_initial_peer_is_sent_something_large_and_small_things_before_it_that_it_answers_later(monkeypatch):
