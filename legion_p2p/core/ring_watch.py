@@ -14,9 +14,9 @@ from functools import lru_cache
 
 from legion_p2p.core.identity import PeerId
 
-QUIET_FROM = 16  # up to here news are as quick as they can be: what a member is behind by is seen in announcements
-GROWTH = 3.0  # 16 members hear 7.5 announcements a second, 32 hear 1.9, 64 hear 1.6
-MAX_GROWN = 20.0  # times `announce_s`: with the defaults 40 s, from 44 members on
+QUIET_FROM = 7
+GROWTH = 1.7  # 10 members hear 2.5 announcements a second, 32 hear 1.2: a kilobyte, of two that control may take
+MAX_GROWN = 20.0  # times `announce_s`: with the defaults 40 s, from 41 members on; 64 hear 1.6 announcements a second
 N_WATCHED = 2  # one of them may be cut off from here, or die in the same moment as the only one that watches it
 MANY_SUSPECTED = 2  # more are dead than one by itself, perhaps with those that watch them: everybody is looked at
 

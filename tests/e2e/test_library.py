@@ -168,7 +168,7 @@ def test_so_is_that_of_a_service(wrap: Wrap) -> None:
     async def fails(*_: Any, **__: Any) -> None:
         raise KeyError("in a service")
 
-    a._part.engine.members.announcer.announce_now = fails  # which its task calls within a period
+    a._part.engine.members.announcer.publish = fails  # which its task calls within a period
     a._part.thread.call(a._part.engine.members.announcer.announce_soon)
     began = time.monotonic()
     with pytest.raises(ClosedError, match="KeyError: 'in a service'") as caught:
