@@ -278,7 +278,7 @@ async def test_what_comes_through_the_hole_that_a_dial_of_this_peer_has_made_pro
         with pytest.raises(OpenConnectionError):  # nobody listens there yet
             await service._transport.dial_with_source(Multiaddr(multiaddr_of(there)), here)
         arrived = []
-        service.finder.arrived = lambda host, address, now: arrived.append(host)
+        service.finder.arrived = lambda host, address, now, **more: arrived.append(host)
         async with opened(listen=[multiaddr_of(there)]) as b:
             b.reaching.own_reach._dial_backs.ask = lambda *asked: "not now"
             b._contacts._dialer.source = lambda address: there
