@@ -381,16 +381,17 @@ def tables(results):
     if of:
         alone = {(r["rule"], r["n_honest"], r["seed"]): r["loss"] for r in of if r["attack"] == "none" and not r["unlike"]}
         lines += [
-            "## Reference work: loss of 8 peers", "",
-            "| rule | attack | liars | seed | loss | the honest alone | above, % | above their mean, % "
-            "| liars weigh < 1 % from round | weigh at the end |", "|---" * 10 + "|",
+            "## Reference work", "",
+            "| rule | attack | honest | liars | seed | loss | the honest alone | above, % | above their mean, % "
+            "| liars weigh < 1 % from round | weigh at the end |", "|---" * 11 + "|",
         ]  # fmt: skip
         for r in of:
             before = alone.get((r["rule"], r["n_honest"], r["seed"]))
             exact = alone.get(("mean", r["n_honest"], r["seed"]))
             name = MEANT.get(r["attack"], r["attack"]) + (", unlike peers" if r["unlike"] else "")
             lines.append(
-                f"| {r['rule']} | {name} | {r['n_hostile']} | {r['seed']} | {shown(r, 'loss', '{:.4f}')} | {before or ''} "
+                f"| {r['rule']} | {name} | {r['n_honest']} | {r['n_hostile']} | {r['seed']} | {shown(r, 'loss', '{:.4f}')} "
+                f"| {'' if before is None else f'{before:.4f}'} "
                 f"| {above(r['loss'], before)} | {above(r['loss'], exact)} | {liars(r, 'found_in')} | {liars(r, 'weight')} |"
             )
         lines += ["", *accused(of), ""]
@@ -398,7 +399,8 @@ def tables(results):
 
 
 def liars(result, key):
-    return result.get(key, "") if result["n_hostile"] else ""
+    value = result.get(key, "")
+    return "" if not result["n_hostile"] else "never" if value is None else value
 
 
 def above(loss, other):

@@ -49,7 +49,7 @@ def install(*words: Annotated[str, Parameter(allow_leading_hyphen=True, metavar=
     if kind != "systemd":
         print("\n".join(how_to_start(kind, path)))
         return DONE
-    for step in (("daemon-reload",), ("enable", "--now", UNIT)):
+    for step in (("daemon-reload",), ("enable", UNIT), ("restart", UNIT)):  # one that runs takes its new options as well
         _systemctl(*step)
     print(f"started; from now on it starts with each session. {_linger_hint()}")
     return DONE
@@ -137,8 +137,6 @@ def file_of(kind: str, words: tuple[str, ...]) -> tuple[Path, str]:
 def systemd_unit(words: tuple[str, ...]) -> str:
     return f"""[Unit]
 Description=Peer of legion_p2p
-Wants=network-online.target
-After=network-online.target
 
 [Service]
 ExecStart={" ".join(_systemd_quoted(word) for word in words)}

@@ -207,6 +207,8 @@ class Replay:
         kept = {id(looks[i * (len(looks) - 1) // max(1, n_points - 1)]) for i in range(n_points)} if looks else set()
         packed = {line.push for line in lines if isinstance(line, PackLine)}
         for line in lines:
+            if not 0 <= getattr(line, "peer", 0) < len(self._peers):
+                raise UsageError(f"a line is about peer {getattr(line, 'peer', 0)}, and the graph has {len(self._peers)}")
             match line:
                 case OriginLine(state, shard):
                     start, end = self._plan.bounds(shard)
@@ -349,7 +351,7 @@ class Replay:
         base_PS[rows_P] = local_PS
 
     def _pack(self, peer: _Peer, line: PackLine) -> None:
-        base_S, local_S = peer.handed.pop(line.shard)
+        base_S, local_S = _handed_in(peer, line)
         codec = shard_codec(self._spec, line.shard, line.codec)
         change = LocalChange(line.shard, line.version, base_S, local_S, line.tokens, line.steps)
         value: Tensor | None = None
@@ -435,7 +437,7 @@ class Replay:
         return Contribution(peer, push.push, push.version, push.tokens, 0.0, max(1, push.steps), standings.get(peer))
 
     def _make_alone(self, chain: _Chain, peer: _Peer, line: AloneLine) -> None:
-        base_S, local_S = peer.handed.pop(line.shard)
+        base_S, local_S = _handed_in(peer, line)
         change = LocalChange(line.shard, 0, base_S, local_S, 0, 0)
         try:
             made, _ = rebase(change, peer.residuals.pop(line.shard, None), chain.kept[line.peer].residual)
@@ -516,6 +518,14 @@ def _states_of(line: PeerLine) -> tuple[int, ...]:
             return ours, theirs
         case _:
             return ()
+
+
+def _handed_in(peer: _Peer, line: PackLine | AloneLine) -> tuple[Tensor, Tensor]:
+    """Where the change of a shard began, and where it is now. Raises: UsageError, where the peer has handed in nothing."""
+    found = peer.handed.pop(line.shard, None)
+    if found is None:
+        raise UsageError(f"peer {line.peer} pushes shard {line.shard}, of which it has handed in nothing")
+    return found
 
 
 def _cut_tail(lines: deque[PeerLine]) -> None:

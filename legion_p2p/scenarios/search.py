@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from legion_p2p.errors import ConfigError
 from legion_p2p.scenarios.scenario import Scenario
 from legion_p2p.scenarios.simulation import simulate
 from legion_p2p.scenarios.swarm_plan import SwarmPlan, plan_of, scenario_of_plan
@@ -34,12 +35,18 @@ class FoundViolation(msgspec.Struct, frozen=True):
 
 
 def violations_of(scenario: Scenario, seed: int, plan: SwarmPlan | None = None) -> list[dict[str, Any]]:
-    """What is violated with this seed; the simulation ends at the first. One that ends by an error shows a mistake as well."""
+    """What is violated with this seed; the simulation ends at the first. One that ends by an error shows a mistake as well.
+
+    Raises: UsageError, where the mistake is the scenario's, such as a link trace that is not there.
+    """
+    plan = plan or plan_of(scenario, seed)
     try:
         return simulate(scenario, seed, stop_at_violation=True, plan=plan).record.violations
     except Exception as failed:
         while isinstance(failed, ExceptionGroup):
             failed = failed.exceptions[0]
+        if isinstance(failed, ConfigError):
+            raise failed from None
         return [{"at_s": scenario.duration_s, "kind": CRASHED, "text": f"{type(failed).__name__}: {failed}"[:300]}]
 
 

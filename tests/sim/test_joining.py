@@ -180,7 +180,7 @@ async def test_a_newcomer_that_was_killed_midway_goes_on_with_what_it_has(tmp_pa
         await trained(swarm)
 
         first = swarm.start("d", creates=False)
-        # More than training adds until it is weighed again.
+        # More than training adds until it is weighed again, and fewer than all, so that it is killed before it has joined.
         await swarm.until(lambda: (tmp_path / "d" / "STORE").exists() and n_leaves(tmp_path / "d") > 20, 60, "some blocks")
         assert not first.joined.is_set()
         await swarm.kill("d")

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import trio
 
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.profiles import parse_link
+from legion_p2p.errors import ConfigError
 from legion_p2p.scenarios import faults
 from legion_p2p.scenarios.actors import Cast
 from legion_p2p.scenarios.graph_replay import Replay
@@ -225,3 +227,11 @@ def test_a_simulation_that_fails_is_a_violation_and_ends_no_search(monkeypatch):
 
     assert found is not None and found.kind == "crashed" and "KeyError" in found.text
     assert [group.name for group in found.scenario.peers] == ["a"]
+
+
+def test_a_scenario_that_names_a_trace_that_is_not_there_is_its_own_mistake_and_no_violation(tmp_path: Path):
+    peers = [{"name": "a", "step_s": 0.4, "trace": str(tmp_path / "missing.csv")}]
+    scenario = scenario_of({"duration_s": 5, "peers": peers})
+
+    with pytest.raises(ConfigError, match=r"missing\.csv"):
+        search(scenario, range(3))

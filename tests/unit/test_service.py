@@ -42,11 +42,19 @@ def test_it_is_written_started_told_of_and_removed(systemctl: Path, tmp_path: Pa
 
     assert not unit.exists()
     assert systemctl.read_text().splitlines() == [
-        "--user daemon-reload", "--user enable --now legion-peer.service", "--user is-active legion-peer.service",
+        "--user daemon-reload", "--user enable legion-peer.service", "--user restart legion-peer.service",
+        "--user is-active legion-peer.service",
         "--user disable --now legion-peer.service", "--user daemon-reload",
     ]  # fmt: skip
     out = capsys.readouterr().out
     assert "started; from now on it starts with each session" in out and "state: active" in out and f"removed {unit}" in out
+
+
+def test_a_second_install_takes_the_new_options_for_the_peer_that_runs(systemctl: Path) -> None:
+    for run in ("old", "new"):
+        assert run_app(ctl.app, ["service", "install", "--run", run]) == 0
+
+    assert systemctl.read_text().splitlines()[-1] == "--user restart legion-peer.service"
 
 
 def test_what_systemd_refuses_is_told_and_the_exit_code_says_so(

@@ -21,7 +21,7 @@ from legion_p2p.train.loop_report import LoopReport
 from legion_p2p.train.outcome import Outcome
 from legion_p2p.train.parameters import trainable
 from legion_p2p.train.resume import read_on
-from legion_p2p.train.sharding.model import ShardedModel
+from legion_p2p.train.sharding.model import IN_PLACE_S, ShardedModel
 from legion_p2p.train.sharing import Make, TextReader, share_text
 
 FINISHED = ("steps", "minutes", "finished", "target")
@@ -51,19 +51,22 @@ class ShardedLoop:
         self._engine.units.saver.trainer_state = read_on(self._engine, data, self._events)
         tokens = spec.inner.batch * model.context
         sharded = ShardedModel(self._thread, model.module, tokens_per_step=tokens, accumulate=self._job.accumulate)
-        while self._job.wait_for_members and not self._ends():
-            if self._thread.call(lambda: len(sharded.training())) >= self._job.wait_for_members:
-                break
-            self._report.show()
-            time.sleep(0.05)
-        if self._job.wait_for_members and not self._ends():
-            sharded.wait_for_members(1)
+        if self._job.wait_for_members:
+            self._wait_until(lambda: len(sharded.training()) >= self._job.wait_for_members, math.inf)
+            self._wait_until(sharded.is_in_place, IN_PLACE_S)
         reason = self._train(sharded, data, corpus)
         sharded.finish()
         while reason in FINISHED and self._job.finish_together and not self._ends() and not sharded.all_done:
             self._report.show()
             time.sleep(0.2)
         return self._conclude(sharded, corpus, out, reason)
+
+    def _wait_until(self, is_so: Callable[[], bool], timeout_s: float) -> None:
+        """`is_so` is asked in the network's thread. What the user wants ends the wait, too."""
+        deadline = time.monotonic() + timeout_s
+        while not self._ends() and time.monotonic() < deadline and not self._thread.call(is_so):
+            self._report.show()
+            time.sleep(0.05)
 
     def _ends(self) -> bool:
         """The user wants no more training."""

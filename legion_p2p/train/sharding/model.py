@@ -95,7 +95,7 @@ class ShardedModel:
             while len(self._units.table.training_since()) < n:
                 await self._engine.members.changed.wait()
             with trio.move_on_after(IN_PLACE_S):
-                while not self._units.table.is_in_place():  # noqa: ASYNC110
+                while not self.is_in_place():  # noqa: ASYNC110
                     await trio.sleep(0.1)
 
         self._exchange.run(wait)
@@ -165,6 +165,10 @@ class ShardedModel:
             storage.fill(self._exchange.wait(self._exchange.pull(storage.units, self.step_of_run, exact=True)))
         self._schedule.gathered()
         self._pulled.clear()
+
+    def is_in_place(self) -> bool:
+        """Every unit that this peer holds is where it belongs. In the network's thread."""
+        return self._units.table.is_in_place()
 
     def training(self) -> Collection[str]:
         """The members that train now. In the network's thread."""
