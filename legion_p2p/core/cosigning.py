@@ -26,6 +26,7 @@ DOMAIN = b"legion/cosigned/1\0"
 N_ASKED = 3  # of the order; with more, an owner finds one of its own among them more easily
 N_BELIEVED = N_ASKED + 1  # one may have come or gone that the owner, or this peer, does not know of yet
 KEPT_S = 60.0  # after which an owner may ask for another update of the same version: it was killed, and lost the one before
+BELIEVED_S = 15.0  # after others may sign: a round and the way of its update
 MAX_KEPT = 4096  # shards of which the last signature is remembered: as many as a model may have
 
 
@@ -45,6 +46,23 @@ def cosigners(key: str, owners: Ownership, weights: Mapping[PeerId, float]) -> t
     first = [] if owners.standby is None else [owners.standby]
     rest = [peer for peer in ranked if peer not in (owners.owner, owners.standby)]
     return tuple((first + rest)[:N_BELIEVED])
+
+
+class BelievedCosigners:
+    """Whose co-signatures a member believes: also of those that might sign until a moment ago, because one that has signed may
+    leave before the update arrives."""
+
+    def __init__(self) -> None:
+        self._orders: dict[int, tuple[tuple[PeerId, ...], tuple[PeerId, ...], float]] = {}
+        """Of each shard those of now, those before, and since when."""
+
+    def believed(self, shard: int, order: tuple[PeerId, ...], now: float) -> tuple[PeerId, ...]:
+        """`order`: those that may sign by the members known now. Nobody may -> nobody needs to have signed."""
+        current, former, since = self._orders.get(shard, (order, (), now))
+        if order != current:
+            current, former, since = order, current, now
+        self._orders[shard] = current, former, since
+        return (*current, *former) if current and now < since + BELIEVED_S else current
 
 
 class _SignedVersion(msgspec.Struct, frozen=True):
@@ -67,9 +85,10 @@ class SignedVersions:
         return last.signature if last is not None and last.digest == digest else None
 
     def may_sign(self, shard: int, version: int, now: float) -> bool:
-        """Whether no other update of the version was signed lately."""
+        """Whether no other update of the version, nor of a later one, was signed lately: what was signed before the last one is
+        not remembered."""
         last = self._last.get(shard)
-        return last is None or last.version != version or now >= last.until
+        return last is None or version > last.version or now >= last.until
 
     def signed(self, shard: int, version: int, digest: bytes, signature: bytes, now: float) -> None:
         """This peer has signed an update."""

@@ -23,6 +23,7 @@ from legion_p2p.core import dagcbor
 from legion_p2p.core.cids import DAG_CBOR, MAX_CID_CHARS, Cid
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS, SIGNATURE_BYTES, Identity, verify
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, MAX_SHARDS
+from legion_p2p.core.seniority import SALT_BYTES
 from legion_p2p.core.wire import MAX_COUNT, MAX_INCLUDED, MAX_PAYLOAD_BYTES, Inclusion
 from legion_p2p.errors import DecodeError, MissingBlockError, UsageError
 
@@ -44,7 +45,7 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 _UpdateLeaves = Annotated[tuple[Cid, ...], msgspec.Meta(min_length=1, max_length=MAX_UPDATE_LEAVES)]
 
 
-class Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A shard whole, in one version."""
 
     version: _Version
@@ -52,6 +53,8 @@ class Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     included: Annotated[tuple[Inclusion, ...], msgspec.Meta(max_length=MAX_INCLUDED)]
     """The newest contribution of every member that this state contains."""
     leaves: Annotated[tuple[Cid, ...], msgspec.Meta(min_length=1, max_length=MAX_BASE_LEAVES)]
+    salt: Annotated[bytes, msgspec.Meta(max_length=SALT_BYTES)] = b""
+    """By which its owner is found in this version: see `core.seniority`. Not written where there is none."""
 
 
 class StoredShard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -102,6 +102,8 @@ class Membership:
         self._check_at = -math.inf
         """Before then nobody has been silent for too long, or has to be probed or forgotten."""
         self._left: dict[PeerId, tuple[tuple[int, int], float]] = {}  # last word and when: others may still pass on older ones
+        self._let_go: dict[PeerId, tuple[tuple[int, int], float]] = {}
+        """Likewise of those that are kept no longer, because they moved away, or are missed in another region."""
         self._effects: deque[Effect] = deque()
         self._looked_at = now
         self._refuted_at = -math.inf
@@ -128,7 +130,7 @@ class Membership:
         known = self._members.get(peer)
         if known is not None and announcement.order <= known.announcement.order:
             return False
-        if peer in self._left and announcement.order <= self._left[peer][0]:
+        if any(peer in gone and announcement.order <= gone[peer][0] for gone in (self._left, self._let_go)):
             return False
         if announcement.leaving:
             if len(self._left) < MAX_MEMBERS:
@@ -137,9 +139,10 @@ class Membership:
                 self._drop(peer)
             return True
         self._left.pop(peer, None)
+        self._let_go.pop(peer, None)
         if not self._is_kept(announcement):
             if known is not None:
-                self._drop(peer)
+                self._let_go_of(announcement, now)
             return known is not None
         if known is None:
             if len(self._members) >= MAX_MEMBERS or self._is_one_envoy_too_many(announcement):
@@ -155,6 +158,8 @@ class Membership:
         else:
             if known.announcement.region != announcement.region:
                 self._counted = None
+                self._looks.pop(peer, None)
+                self._check_at = -math.inf  # another patience holds there
             self._replace(known, announcement=announcement)
             self._count_change(roles=role_of(announcement) != role_of(known.announcement))
             # A dead member's newer announcement, even passed on, was made after we lost it: worth a new chance.
@@ -168,6 +173,8 @@ class Membership:
         if region == self.region:
             return
         self.region = region
+        self._let_go.clear()  # who was of no concern before may be now
+        self._looks.clear()
         for peer, member in list(self._members.items()):
             if not self._is_kept(member.announcement):
                 self._drop(peer)
@@ -269,7 +276,9 @@ class Membership:
                 self._drop(peer)
         if is_alarming:
             self._effects.append(Alarm())
-        self._left = {p: (order, at) for p, (order, at) in self._left.items() if now - at < self.config.forget_s}
+        for gone in (self._left, self._let_go):
+            for peer in [peer for peer, (_, at) in gone.items() if now - at >= self.config.forget_s]:
+                del gone[peer]
         deadline = self.next_deadline()
         self._check_at = now + self.config.forget_s if deadline is None else deadline
 
@@ -390,7 +399,14 @@ class Membership:
         if self._grown_there(member) == 1 and member.announcement.region:
             self._suspect(peer, now)
         else:
-            self._drop(peer)
+            self._let_go_of(member.announcement, now)
+
+    def _let_go_of(self, last: Announcement, now: float) -> None:
+        """Keep it no longer, and take nothing back from others that still have what it said up to now."""
+        peer = peer_of(last)
+        if len(self._let_go) < MAX_MEMBERS:
+            self._let_go[peer] = (last.order, now)
+        self._drop(peer)
 
     def _is_kept(self, announcement: Announcement) -> bool:
         return announcement.envoy or announcement.region in ("", self.region)
@@ -478,3 +494,4 @@ class Membership:
             # Not beyond now: some were heard, or suspected, after this peer woke and before it looked at the clock.
             self._heard_at[member.peer_id] = min(now, self._heard_at[member.peer_id] + asleep_s)
             self._replace(member, since=min(now, member.since + asleep_s))
+        self._looks = {peer: min(now, asked_at + asleep_s) for peer, asked_at in self._looks.items()}

@@ -108,7 +108,7 @@ class QuestionLedger:
             raise DecodeError(f"answers to questions up to {questions.max(initial=0)}, each once: the test has {self._n}")
         if round != self.round or peer in self._heard or len(self._heard) >= MAX_TESTED:
             return
-        self._heard[peer] = step
+        self._heard[peer] = min(max(step, round * self._every), (round + 1) * self._every)  # a member that lies may say any
         score = scores_of([self._ids[i] for i in questions], [peer], round)[0] if len(questions) else self._score[:0]
         counts = ~self._is_answered[questions] | (score > self._score[questions])
         taken = questions[counts]

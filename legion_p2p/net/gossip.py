@@ -6,7 +6,7 @@ origin. Any number of subscribers share one gossipsub subscription; each has a b
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -151,14 +151,15 @@ class Libp2pGossip:
         async with self._changing:
             entry = self._topics.get(topic)
             if entry is None:
-                rates = _Rates()
-                self._pubsub.set_topic_validator(topic, lambda peer, message: self._valid(topic, rates, peer, message), False)
+                rates, checks = _Rates(), [is_valid]  # before anything of the topic comes
+                self._pubsub.set_topic_validator(topic, lambda peer, message: self._valid(rates, checks, peer, message), False)
                 subscription = await self._pubsub.subscribe(topic)
                 assert isinstance(subscription, TrioSubscriptionAPI)
-                entry = self._topics[topic] = _Topic(subscription.receive_channel)
+                entry = self._topics[topic] = _Topic(subscription.receive_channel, checks)
                 self._nursery.start_soon(entry.pump, self._me)
+            else:
+                entry.checks.append(is_valid)
             entry.listeners.append(heard)
-            entry.checks.append(is_valid)
 
     async def _leave(self, topic: str, heard: Callable[[bytes], None], is_valid: Callable[[bytes], bool]) -> None:
         async with self._changing:
@@ -173,7 +174,7 @@ class Libp2pGossip:
                 with trio.move_on_after(1.0):
                     await self._pubsub.unsubscribe(topic)
 
-    def _valid(self, topic: str, rates: "_Rates", forwarder: ID, message: rpc_pb2.Message) -> bool:
+    def _valid(self, rates: "_Rates", checks: Sequence[Callable[[bytes], bool]], forwarder: ID, message: rpc_pb2.Message) -> bool:
         if message.from_id == self._me:
             return True
         if len(message.data) > MAX_GOSSIP_BYTES:
@@ -182,9 +183,10 @@ class Libp2pGossip:
         # the origin signed it, so the forwarder is not to blame for their number
         if not rates.admit(message.from_id, trio.current_time()):
             return False
-        entry = self._topics.get(topic)
-        if entry is not None and not all(is_valid(message.data) for is_valid in entry.checks):
-            self._report(PeerId(str(forwarder)), f"forwarded gossip of {len(message.data)} bytes that is nothing of its topic")
+        if not all(is_valid(message.data) for is_valid in checks):
+            self._report(
+                PeerId(str(forwarder)), f"forwarded gossip of {len(message.data)} bytes that does not belong to its topic"
+            )
             return False
         return True
 
@@ -209,10 +211,10 @@ class _Greeting:
 class _Topic:
     """One gossipsub subscription and its readers here."""
 
-    def __init__(self, source: trio.MemoryReceiveChannel[rpc_pb2.Message]) -> None:
+    def __init__(self, source: trio.MemoryReceiveChannel[rpc_pb2.Message], checks: list[Callable[[bytes], bool]]) -> None:
         self._source = source
         self.listeners: list[Callable[[bytes], None]] = []
-        self.checks: list[Callable[[bytes], bool]] = []
+        self.checks = checks
         self.scope = trio.CancelScope()
 
     async def pump(self, me: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Requests and replies between peers, over libp2p streams: the Libp2pMessenger of services.ports.
+"""Requests and replies between peers, over libp2p streams: the Messenger of services.ports.
 
 The requests of this peer: client.py; those of others: server.py. This module puts the two together.
 """

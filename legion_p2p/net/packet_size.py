@@ -18,10 +18,10 @@ from weakref import WeakKeyDictionary
 import trio
 
 SMALL_SEGMENT_BYTES = 1200  # of 1280, which every IPv6 link passes, less the headers
-RETRANSMITS = (
-    3  # in a row; with 5 % loss that happens to one in 8,000 segments, and only the first large ones of a connection count
-)
-HEARD_WITHIN_S = (1.2, 2.0)  # after 3, and after more: less than those take, 1.4 and 3 s, so it was heard while they were in vain
+# In a row; with 5 % loss that happens to one in 8,000 segments, and only the first large ones of a connection count.
+RETRANSMITS = 3
+# The other side was heard while they were in vain: these are less than 3 of them take, 1.4 s, and less than more take, 3 s.
+HEARD_AT_FIRST_S, HEARD_LATER_S = 1.2, 2.0
 WATCH_S = 0.5
 YOUNG = 20  # looks at a new connection: on most, something large is sent in the first seconds or never
 RARELY = 6  # only each sixth look is at the others as well
@@ -83,7 +83,10 @@ class PacketSize:
             for connection, sock, info in infos
             if not self._has_passed_large(sock, info)
             and info.is_in_vain
-            and (self.is_small or silent_ms[info.host] < 1000 * HEARD_WITHIN_S[info.n_retransmits > RETRANSMITS])
+            and (
+                self.is_small
+                or silent_ms[info.host] < 1000 * (HEARD_LATER_S if info.n_retransmits > RETRANSMITS else HEARD_AT_FIRST_S)
+            )
         ]
         for _, info in found:
             self.stalled(info.host, trio.current_time())

@@ -6,6 +6,7 @@ something from the other side meanwhile, so it asks for small answers that come 
 """
 
 import logging
+from collections import Counter
 
 import trio
 
@@ -15,6 +16,7 @@ from legion_p2p.net.messenger import Libp2pMessenger
 
 SERVICE = "path"
 PROBE_BYTES = 4096  # two segments of full size at least
+MAX_SIGNS = 256  # that all peers together wait for: the other requests that may be open at once are for what a run needs
 SIGNS = (1, 2, 3, 4)  # seconds; three retransmissions take 1.4 s, and 4 s where a round trip takes half a second
 
 log = logging.getLogger("legion_p2p.net")
@@ -25,6 +27,8 @@ class PathProbe:
 
     def __init__(self, messenger: Libp2pMessenger) -> None:
         self._messenger = messenger
+        self._n_promised: Counter[PeerId] = Counter()
+        """Signs that each peer waits for."""
         messenger.serve_internally(SERVICE, self.answer)
 
     async def probe(self, peer: PeerId) -> None:
@@ -43,11 +47,17 @@ class PathProbe:
             log.debug("probing the path to %s: %s", peer, failed)
 
     async def answer(self, peer: PeerId, body: bytes) -> bytes:
-        """At once to a large question; to a small one after as many seconds as it says."""
+        """At once to a large question; to a small one after as many seconds as it says, unless too many wait already."""
         if len(body) == 1:
             if body[0] not in SIGNS:
                 raise DecodeError(f"asked for a sign after {body[0]} s, {SIGNS} are possible")
-            await trio.sleep(body[0])
+            if self._n_promised[peer] >= len(SIGNS) or self._n_promised.total() >= MAX_SIGNS:
+                return b""  # one that comes too soon only makes a hole show later
+            self._n_promised[peer] += 1
+            try:
+                await trio.sleep(body[0])
+            finally:
+                self._n_promised -= Counter([peer])
         elif len(body) > PROBE_BYTES:
             raise DecodeError(f"probe of {len(body)} bytes, limit is {PROBE_BYTES}")
         return b""

@@ -233,10 +233,14 @@ class CheckpointArchive(Protocol):
     def remember(self, contacts: Sequence[tuple[str, tuple[str, ...]]]) -> None:
         """Write down where other members are."""
 
-    def put_base(self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview) -> None:
+    def put_base(
+        self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview, *, salt: bytes = b""
+    ) -> None:
         """Store a shard whole; `data` is its little-endian fp32 bytes."""
 
-    def append_whole(self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview) -> None:
+    def append_whole(
+        self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview, *, salt: bytes = b""
+    ) -> None:
         """The same, quickly: the next checkpoint makes blocks of it."""
 
     @property

@@ -132,7 +132,7 @@ class Archive:
         data = b"".join(map(decode_chunk, whole.leaves, chunk_sizes(n_elements)))
         if hashlib.sha256(data).digest() != whole.digest:
             raise DecodeError(f"{self._opened().path}: shard {shard} is not what its digest says")
-        return Base(whole.version, whole.digest, whole.included, ()), data, *self._messages(stored)
+        return Base(whole.version, whole.digest, whole.included, (), whole.salt), data, *self._messages(stored)
 
     def last_state(self) -> tuple[int, dict[str, Any]]:
         """The step, and what else the trainer needs to go on, as last written. Raises: StoreError; DecodeError."""
@@ -193,12 +193,14 @@ class Archive:
             records.append(StateRecord(step, dagcbor.encode(dict(state))))
         self._append(records)
 
-    def append_whole(self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview) -> None:
+    def append_whole(
+        self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview, *, salt: bytes = b""
+    ) -> None:
         """Write a shard whole, as `put_base` does, but quickly; the next checkpoint makes blocks of it.
 
         Raises: DiskFullError; StoreError. Nothing is written then, and nothing harmed.
         """
-        self._append([WholeRecord(shard, version, digest, tuple(included), tuple(map(encode_chunk, split(data))))])
+        self._append([WholeRecord(shard, version, digest, tuple(included), tuple(map(encode_chunk, split(data))), salt)])
 
     @property
     def journal_bytes(self) -> int:
@@ -215,9 +217,11 @@ class Archive:
         former = [one for one in self.remembered() if one[0] != me] if is_alone else []
         self.store.write_beside(self._contacts_file(), msgspec.json.encode([*contacts, *former]))
 
-    def put_base(self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview) -> None:
+    def put_base(
+        self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview, *, salt: bytes = b""
+    ) -> None:
         """Store a shard whole; `data` is its little-endian fp32 bytes. Raises: DiskFullError; QuotaError; StoreError."""
-        self._shards.put(shard, put_base(self.store, version, included, data), version, digest)
+        self._shards.put(shard, put_base(self.store, version, included, data, salt=salt), version, digest)
 
     def recover(self) -> None:
         """After a failed write: go on from what the newest checkpoint and the journal have, and remove what neither needs.
@@ -235,7 +239,7 @@ class Archive:
 
     def holds(self, shard: int, version: int, digest: bytes) -> bool:
         """Whether what is stored of a shard leads to this state."""
-        return self._shards.heads().get(shard) == (version, digest)
+        return self._shards.head(shard) == (version, digest)
 
     def publish(self, step: int, created_s: int, state: Mapping[str, Any]) -> Cid:
         """Make a checkpoint of all shards as they are stored, prune what need not be kept, and start an empty journal.
@@ -249,7 +253,7 @@ class Archive:
             stored = self._shards[shard]
             if not isinstance(stored.base, Cid):
                 whole = self._opened().whole_at(stored.base)
-                stored.base = put_chunks(self.store, whole.version, whole.digest, whole.included, whole.leaves)
+                stored.base = put_chunks(self.store, whole.version, whole.digest, whole.included, whole.leaves, salt=whole.salt)
             while stored.pending:  # one by one: if the disk is full half-way, the rest is still in the journal
                 stored.log.append(put_update(self.store, self._opened().update_at(stored.pending[0])))
                 del stored.pending[0]

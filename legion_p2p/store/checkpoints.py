@@ -27,16 +27,20 @@ from legion_p2p.errors import DecodeError, MissingBlockError
 from legion_p2p.store.blocks import BlockStore
 
 
-def put_base(store: BlockStore, version: int, included: Iterable[Inclusion], data: bytes | memoryview) -> Cid:
+def put_base(
+    store: BlockStore, version: int, included: Iterable[Inclusion], data: bytes | memoryview, *, salt: bytes = b""
+) -> Cid:
     """Store a shard whole; `data` is its little-endian fp32 bytes. Put it, and what is to link to it, within `store.hold()`."""
-    return put_chunks(store, version, hashlib.sha256(data).digest(), included, map(encode_chunk, split(data)))
+    return put_chunks(store, version, hashlib.sha256(data).digest(), included, map(encode_chunk, split(data)), salt=salt)
 
 
-def put_chunks(store: BlockStore, version: int, digest: bytes, included: Iterable[Inclusion], leaves: Iterable[bytes]) -> Cid:
+def put_chunks(
+    store: BlockStore, version: int, digest: bytes, included: Iterable[Inclusion], leaves: Iterable[bytes], *, salt: bytes = b""
+) -> Cid:
     """Store a shard whole that is in leaves already; `digest` is of its fp32 bytes."""
     blocks = [(Cid.of(leaf), leaf) for leaf in leaves]
     store.put_all(blocks)
-    return put_node(store, Base(version, digest, tuple(included), tuple(cid for cid, _ in blocks)))
+    return put_node(store, Base(version, digest, tuple(included), tuple(cid for cid, _ in blocks), salt))
 
 
 def put_update(store: BlockStore, message: bytes) -> tuple[Cid, ...]:

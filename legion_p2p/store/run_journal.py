@@ -29,6 +29,7 @@ class WholeRecord(msgspec.Struct, frozen=True, tag="w", array_like=True):
     digest: bytes
     included: tuple[Inclusion, ...]
     leaves: tuple[bytes, ...]
+    salt: bytes = b""
 
 
 class StateRecord(msgspec.Struct, frozen=True, tag="s", array_like=True):

@@ -54,6 +54,11 @@ class ShardIndex:
             stored.pending.append(at)
             stored.version, stored.digest = record.version, record.digest
 
+    def head(self, shard: int) -> tuple[int, bytes] | None:
+        """Version and digest of one; None, where nothing of it is stored."""
+        stored = self._shards.get(shard)
+        return None if stored is None else (stored.version, stored.digest)
+
     def heads(self) -> dict[int, tuple[int, bytes]]:
         """Version and digest of each shard."""
         return {shard: (stored.version, stored.digest) for shard, stored in self._shards.items()}

@@ -1,7 +1,7 @@
 """A peer's part in the multiple-choice test of --eval-tasks: it answers its questions with the common model, round by round."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from legion_p2p.core.answers import Answer
 from legion_p2p.core.question_ledger import QuestionLedger
@@ -13,6 +13,7 @@ from legion_p2p.train.datasets.tokenizer import Tokenizer
 from legion_p2p.train.question_files import QuestionTask, digest_of
 from legion_p2p.train.question_scores import answers_to, check_lengths
 
+AT_ONCE = 64  # questions, between two looks at what the user wants
 LOOK_EVERY_S = 1.0  # for a new round, which begins when the run has come to its step
 
 
@@ -49,12 +50,15 @@ class Examiner:
         self._looked_at = now
         return self._thread.call(self._begin) or ()
 
-    def answer(self, mine: Sequence[int]) -> None:
-        """Answer them with the parameters that the model has now, and tell the others."""
-        asked = [(number, self._questions[number]) for number in mine]
+    def answer(self, mine: Sequence[int], stops: Callable[[], bool] = lambda: False) -> None:
+        """Answer them with the parameters that the model has now, and tell the others; no further once `stops` says so."""
         compute = self._compute
-        answers = answers_to(compute.model, asked, self._test.tokenizer, compute.device, compute.precise())
-        self._thread.call(self._answered, answers)
+        for start in range(0, len(mine), AT_ONCE):
+            if stops():
+                return
+            asked = [(number, self._questions[number]) for number in mine[start : start + AT_ONCE]]
+            answers = answers_to(compute.model, asked, self._test.tokenizer, compute.device, compute.precise())
+            self._thread.call(self._answered, answers)
 
     def _open(self, ledger: QuestionLedger) -> None:
         engine = self._thread.engine

@@ -143,7 +143,7 @@ class TrainingLoop:
                 self._evaluate_common(corpus)
             if self.examiner is not None and (mine := self.examiner.due()):
                 with self._common_model():
-                    self.examiner.answer(mine)
+                    self.examiner.answer(mine, lambda: self._ends() or time.monotonic() >= deadline)
         if self._report.text_problem:
             return "data"
         if self._target_reached():

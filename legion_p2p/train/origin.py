@@ -71,9 +71,8 @@ def with_origin(new_run: NewRun, spec: RunSpec) -> NewRun:
 
     Raises: ConfigError, where the tokens of its own data mean something else.
     """
-    if not new_run.dataset:
-        own = {"data": new_run.data or spec.data}
-        return msgspec.structs.replace(new_run, dataset=spec.dataset, tokenizer=spec.tokenizer, **own)
+    if not new_run.dataset and not new_run.data:
+        return msgspec.structs.replace(new_run, data=spec.data, dataset=spec.dataset, tokenizer=spec.tokenizer)
     if new_run.tokenizer != spec.tokenizer:
         ours, theirs = (name or "bytes" for name in (new_run.tokenizer, spec.tokenizer))
         raise ConfigError(

@@ -31,10 +31,16 @@ class ScoredRow:
 
 
 def check_lengths(tasks: Sequence[QuestionTask], tokenizer: Tokenizer, context: int) -> None:
-    """That every choice fits into a window. Raises: UsageError, naming the task and the question."""
+    """That every choice has tokens of its own, and fits into a window. Raises: UsageError, naming the task and the question."""
     for task in tasks:
         for n, question in enumerate(task.questions, 1):
-            longest = max(row.n_scored for row in rows_of(question, tokenizer))
+            lengths = [row.n_scored for row in rows_of(question, tokenizer)]
+            if min(lengths) < 1:
+                raise UsageError(
+                    f"task {task.name!r}, question {n}: a choice adds no token of its own to the question, so nothing can "
+                    "be scored; a target_delimiter that begins with a blank keeps them apart"
+                )
+            longest = max(lengths)
             if longest > context:
                 raise UsageError(
                     f"task {task.name!r}, question {n}: a choice of {longest} tokens, this run's model reads {context} at once"

@@ -13,7 +13,7 @@ LIES = {
     "train_and_publish_lies": ({"verify": "strict"}, "owner.excluded"),
     "train_and_push_lies": ({"screening": "trend", "shard_elements": 8192}, "member.discounted"),
 }
-"""What the liar does, in what run, and the event by which others name it."""
+"""What the liar does, in what run, and the event by which others name it. Of thirty shards it owns one, surely."""
 
 
 def named(worker: Process, event: str) -> set[Any]:
@@ -27,7 +27,7 @@ def test_a_peer_that_lies_is_named_by_all_and_the_others_go_on(lie: str, bootstr
     *honest, liar = four
     run = f"e2e/{time.time_ns()}/liars"
     for rank, worker in enumerate(four):
-        rounds = {"rounds": {"local_steps": 2, "shard_elements": 1024, **special}} if rank == 0 else {}
+        rounds = {"rounds": {"local_steps": 2, "shard_elements": 160, **special}} if rank == 0 else {}
         worker.tell(do=lie if worker is liar else "train", rank=rank, run=run, peers=[bootstrap], **TRAINING, **rounds)
     ids = [worker.wait_for("in_run")["peer_id"] for worker in four]
 

@@ -10,7 +10,7 @@ from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.errors import DecodeError
 from legion_p2p.net.messenger import Libp2pMessenger
 from legion_p2p.net.packet_size import HEARD_S, INFO, RETRANSMITS, SMALL_SEGMENT_BYTES, PacketSize
-from legion_p2p.net.path_probe import PROBE_BYTES, SIGNS, PathProbe
+from legion_p2p.net.path_probe import MAX_SIGNS, PROBE_BYTES, SIGNS, PathProbe
 from tests.net.conftest import eventually, opened
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "TCP_MAXSEG"), reason="needs TCP_MAXSEG")
@@ -132,3 +132,23 @@ async def test_a_sign_comes_as_late_as_was_asked_for_and_no_later_and_no_larger_
         await probe.answer(peer, bytes([200]))
     with pytest.raises(DecodeError, match="limit is 4096"):
         await probe.answer(peer, bytes(PROBE_BYTES + 1))
+
+
+async def test_signs_that_are_waited_for_are_bounded_for_each_peer_and_for_all(autojump_clock):
+    probe = PathProbe(cast(Libp2pMessenger, Asking()))
+    peers = [Identity(bytes([i]) * 32).peer_id for i in range(MAX_SIGNS // len(SIGNS) + 2)]
+    took_s: dict[PeerId, list[float]] = {peer: [] for peer in peers}
+
+    async def ask(peer: PeerId) -> None:
+        began = trio.current_time()
+        assert await probe.answer(peer, bytes([SIGNS[-1]])) == b""
+        took_s[peer].append(trio.current_time() - began)
+
+    async with trio.open_nursery() as nursery:
+        for peer in peers:
+            for _ in range(2 * len(SIGNS)):
+                nursery.start_soon(ask, peer)
+
+    waited = {peer: sum(one > 0 for one in all_of_them) for peer, all_of_them in took_s.items()}
+    assert max(waited.values()) == len(SIGNS) and sum(waited.values()) == MAX_SIGNS
+    assert not probe._n_promised, "nobody is remembered"

@@ -104,7 +104,9 @@ def test_a_shard_appended_whole_is_found_again_and_becomes_a_base_in_the_next_ch
     for shard in range(peer.run.plan.n_shards):
         reference = peer.run.reference(shard)
         included = (Inclusion(FOUNDER.peer_id, 7),)
-        peer.archive.append_whole(shard, peer.run.versions[shard], digest(reference), included, fp32_bytes(reference.clone()))
+        peer.archive.append_whole(
+            shard, peer.run.versions[shard], digest(reference), included, fp32_bytes(reference.clone()), salt=b"salt"
+        )
     later = peer.updates()
     peer.archive.append(later, 9)
 
@@ -113,11 +115,13 @@ def test_a_shard_appended_whole_is_found_again_and_becomes_a_base_in_the_next_ch
     assert peer.holds_all() and peer.archive.journal_bytes > 4 * 0.8 * peer.run.plan.numel
     base, data, log, journal = peer.archive.shard(1)
     assert (base.version, base.included[0].seq, len(data), list(log)) == (3, 7, 4 * peer.run.plan.size(1), [])
+    assert base.salt == b"salt"
     assert [decode_request(message) for message in journal] == [update for header, update in later if header.shard == 1]
     root = peer.archive.publish(9, 9, {})
     assert peer.archive.journal_bytes == 0
     opened = Checkpoint(peer.archive.store, root)
     assert all(shard.equal(peer.run.reference(i)) for i, shard in enumerate(opened.shards()))
+    assert {base.salt for _, base in opened.states()} == {b"salt"}
 
 
 def test_updates_that_do_not_lead_on_are_not_taken(peer: Peer) -> None:

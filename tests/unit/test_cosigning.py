@@ -5,10 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from legion_p2p.core.cosigning import (
+    BELIEVED_S,
     KEPT_S,
     MAX_KEPT,
     N_ASKED,
     N_BELIEVED,
+    BelievedCosigners,
     SignedVersions,
     check_cosignature,
     cosigners,
@@ -95,3 +97,22 @@ def test_what_is_remembered_is_bounded() -> None:
         signed.signed(shard, 1, b"one", b"signature", 0.0)
 
     assert signed.signature(0, b"one") is None and signed.signature(MAX_KEPT + 9, b"one") == b"signature"
+
+
+def test_after_a_later_version_none_of_an_earlier_one_is_signed_because_what_was_signed_then_is_forgotten() -> None:
+    signed = SignedVersions()
+    signed.signed(0, 7, b"one", b"signature", 10.0)
+    signed.signed(0, 8, b"next", b"signature", 11.0)
+
+    assert not signed.may_sign(0, 7, 12.0) and signed.may_sign(0, 9, 12.0)
+
+
+def test_one_that_signed_and_left_is_believed_for_a_while() -> None:
+    believed, (a, b, c) = BelievedCosigners(), (PeerId(name) for name in "abc")
+    assert believed.believed(0, (a, b), 0.0) == (a, b)
+
+    assert set(believed.believed(0, (b, c), 10.0)) == {a, b, c}
+    assert set(believed.believed(0, (b, c), 10.0 + BELIEVED_S - 1)) == {a, b, c}
+    assert believed.believed(0, (b, c), 10.0 + BELIEVED_S) == (b, c)
+    assert believed.believed(1, (c,), 10.0) == (c,), "each shard has an order of its own"
+    assert believed.believed(0, (), 40.0) == (), "where nobody may sign, nobody needs to have signed"

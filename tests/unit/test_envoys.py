@@ -130,3 +130,33 @@ def test_envoys_are_heard_the_more_rarely_the_more_they_are(n: int) -> None:
     assert 1 <= far_grown(n) <= MAX_FAR_GROWN
     assert n == 0 or far_grown(n) <= far_grown(n + 1)
     assert far_grown(0) == HEARS_OF_NOBODY
+
+
+def test_one_that_was_let_go_is_not_taken_back_from_others_that_still_have_what_it_said() -> None:
+    demoted, moved, missed = far("A", seq=3), member("B", seq=3), far("C", region_size=64, seq=3)
+    table = table_in("here", demoted, moved, missed)
+
+    table.announced(member("A", "there", seq=4), 1.0)
+    table.announced(member("B", "there", seq=4), 1.0)
+    now = 1.0
+    while now < 200.0:
+        now += 1.0
+        table.handle_timeout(now)
+    assert known(table) == set()
+
+    for old in (demoted, moved, missed):
+        table.announced(old, now, direct=False)
+    assert known(table) == set()
+    for newer in (far("A", seq=9), member("B", seq=9), far("C", seq=9)):
+        table.announced(newer, now, direct=False)
+    assert known(table) == {"A", "B", "C"}
+
+
+def test_a_peer_that_moves_learns_of_those_that_it_had_let_go() -> None:
+    table = table_in("here", member("A", seq=1))
+    table.announced(member("A", "there", seq=2), 1.0)
+
+    table.moved("there")
+    table.announced(member("A", "there", seq=2), 2.0, direct=False)
+
+    assert known(table) == {"A"}

@@ -5,14 +5,18 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from legion_p2p.core.account import header_digest
+from legion_p2p.core.identity import PeerId
 from legion_p2p.core.messages.evidence import FIRST_PUSH
+from legion_p2p.core.priority import Priority
 from legion_p2p.core.wire import GetInput, InputPart
 from legion_p2p.errors import NetworkError, RemoteProtocolError
 from legion_p2p.services.shards import input_exchange
 from legion_p2p.services.shards.inputs import RoundInputs, state_digest
 from legion_p2p.services.shards.witness import MAX_BACKLOG
+from legion_p2p.services.upload_slots import FREE_BYTES, TO_MEMBERS
 from tests.unit.shard.test_services import ONE, Peer, a_round, peers_of, push_of
 
 WATCHED = msgspec.structs.replace(ONE, verify="late")
@@ -111,3 +115,24 @@ async def test_a_standby_that_is_slow_leaves_updates_out(autojump_clock: object)
             witness._on_update(accepted[0])
 
         assert len(witness._jobs[0]) == MAX_BACKLOG
+
+
+async def test_inputs_are_given_while_all_other_uploads_are_taken(autojump_clock: object) -> None:
+    async with peers_of(3, WATCHED) as peers:
+        await a_round(peers)
+        await a_round(peers)
+        raw, kept = await last_of(peers[0])
+        held = trio.Event()
+
+        async def waits() -> Any:
+            await held.wait()
+
+        slots = peers[0].ctx.upload_slots
+        async with trio.open_nursery() as nursery:
+            for n in range(TO_MEMBERS.max_items):
+                nursery.start_soon(slots.give, PeerId(f"reader {n}"), FREE_BYTES + 1, waits, Priority.CATCH_UP)
+            await trio.testing.wait_all_tasks_blocked()
+            assert slots.n_under_way(Priority.CATCH_UP) == TO_MEMBERS.max_items
+
+            assert len((await fetched(peers[2], peers[0], raw)).pushes) == len(kept.pushes)
+            nursery.cancel_scope.cancel()

@@ -565,3 +565,25 @@ def test_every_member_is_watched_by_two_that_live(ids: set[int], data: st.DataOb
 
     for peer in peers:
         assert sum(peer in whom for me, whom in watching.items() if me != peer) >= N_WATCHED
+
+
+def test_who_sleeps_after_it_asked_for_a_sign_of_life_suspects_nobody_for_that() -> None:
+    table = table_of(*LARGE)
+    asked = {e.peer_id for e in wait_until(table, CONFIG.suspect_after_s + 0.5, 0.0) if isinstance(e, CheckOn)}
+
+    now = CONFIG.suspect_after_s + 0.5 + CONFIG.asleep_after_s + 0.5
+    table.handle_timeout(now)
+
+    assert asked and {liveness(table, peer) for peer in asked} == {ALIVE}
+
+
+def test_a_newcomer_that_chooses_this_region_is_looked_at_as_soon_as_others_in_it() -> None:
+    table = Membership(ME, CONFIG, 0.0)
+    table.moved("here")
+    table.announced(Announcement(A, "run"), 0.0)
+    wait_until(table, 5.0, 0.0)  # still in no region: it is given a minute
+    table.announced(Announcement(A, "run", seq=1, region="here"), 5.0)
+
+    wait_until(table, 10.5, 5.0)
+
+    assert liveness(table, A) is SUSPECT

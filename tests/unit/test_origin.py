@@ -55,6 +55,19 @@ def test_data_whose_tokens_mean_something_else_are_refused(stored):
 
     with pytest.raises(ConfigError, match="was trained with those of bytes"):
         described(NewRun("next", start_from=cid, dataset=A_CID, tokenizer=A_CID), origin.spec)
+    with pytest.raises(ConfigError, match="have the tokens of bytes"):
+        described(NewRun("next", start_from=cid, data="mine"), msgspec.structs.replace(origin.spec, tokenizer=A_CID))
+
+
+def test_text_of_its_own_with_the_same_tokens_takes_the_place_of_the_prepared_data(stored):
+    _, cid, folder = stored
+    origin = origin_of(NewRun("next", start_from=cid), (folder,))
+    assert origin is not None
+    before = msgspec.structs.replace(origin.spec, dataset=A_CID, tokenizer=A_CID)
+
+    spec = described(NewRun("next", start_from=cid, data="stream", tokenizer=A_CID), before)
+
+    assert (spec.data, spec.dataset, spec.tokenizer) == ("stream", "", A_CID)
 
 
 def test_a_checkpoint_that_no_store_has_is_an_error_that_says_where_it_was_looked_for(tmp_path: Path, monkeypatch):

@@ -158,3 +158,14 @@ def test_too_many_questions_and_none_are_refused() -> None:
     for tasks in ((), (("empty", 0),), (("many", MAX_QUESTIONS), ("one more", 1))):
         with pytest.raises(UsageError, match=f"must be 1 to {MAX_QUESTIONS}"):
             ledger(tasks=tasks)
+
+
+@pytest.mark.parametrize(("said", "counts"), [(0, 100), (150, 150), (1 << 60, 200)])
+def test_a_member_that_lies_about_the_steps_of_the_run_does_so_within_the_round(said: int, counts: int) -> None:
+    one = ledger()
+    one.begin(120, [])
+    one.heard(B, 1, said, b"")
+
+    scores = one.scores()
+
+    assert scores is not None and (scores.first_step, scores.last_step) == (counts, counts)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from legion_p2p.errors import UsageError
+from legion_p2p.train import question_scores
 from legion_p2p.train.datasets.tokenizer import Tokenizer, train_tokenizer
 from legion_p2p.train.gpt import GPT
 from legion_p2p.train.gpt_config import GPTConfig
@@ -85,6 +86,18 @@ def test_a_model_goes_on_training_as_it_was(tokenizers: list[Tokenizer]) -> None
 
     assert model.module.training and all(torch.equal(value, before[name]) for name, value in model.module.state_dict().items())
     assert all(parameter.grad is None for parameter in model.module.parameters())
+
+
+def test_a_choice_without_a_token_of_its_own_is_named_before_anything_begins(
+    tokenizers: list[Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = QuestionTask("merged", (Question("x", ("y", "z"), (0,)),))
+    for n_scored in (0, -1):
+        rows = [question_scores.ScoredRow([1, 2], n_scored), question_scores.ScoredRow([1, 2], 1)]
+        monkeypatch.setattr(question_scores, "rows_of", lambda *_, rows=rows: rows)
+
+        with pytest.raises(UsageError, match="task 'merged', question 1: a choice adds no token"):
+            check_lengths([task], tokenizers[0], CONTEXT)
 
 
 def test_a_choice_that_fits_into_no_window_is_named_before_anything_begins(tokenizers: list[Tokenizer]) -> None:

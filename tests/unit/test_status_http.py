@@ -1,5 +1,6 @@
 """The status endpoint over real loopback sockets: who may ask, what is answered, and that garbage hurts nobody."""
 
+import contextlib
 import json
 import random
 import socket
@@ -190,8 +191,9 @@ async def test_somebody_else_on_a_port_is_told_apart_from_a_peer(nursery, monkey
         async def handle(stream):
             if reply is None:
                 await trio.sleep_forever()
-            await stream.receive_some()
-            await stream.send_all(reply)
+            with contextlib.suppress(trio.BrokenResourceError):  # who asked may have given up, on a busy machine
+                await stream.receive_some()
+                await stream.send_all(reply)
             await stream.aclose()
 
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")

@@ -1,7 +1,9 @@
 """Text that is trained on as it is read: each peer its own part, and on where it was."""
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from legion_p2p.train.datasets import sources, stream
 from legion_p2p.train.datasets.sources import Sources, find_sources
 from legion_p2p.train.datasets.stream import StreamedWindows
 from legion_p2p.train.datasets.tokenizer import Tokenizer
+from tests.waiting import PATIENCE_S
 
 PEERS = [Identity(name.encode().ljust(32, b".")).peer_id for name in "ab"]
 LINES = [f"{i:04d} is the number of this line" for i in range(120)]
@@ -106,3 +109,45 @@ def test_broken_rows_are_told_where_they_are_met(tmp_path: Path) -> None:
 
     with pytest.raises(StoreError, match=r"a\.jsonl, line 1: not JSON"):
         next(windows(find_sources((str(tmp_path / "a.jsonl"),), "text")))
+
+
+def test_others_are_heard_while_a_source_is_slow(found: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = windows(found, members=tuple(PEERS))
+    is_read, may_go_on = threading.Event(), threading.Event()
+    texts_of = stream.texts_of
+
+    def slowly(*args: Any) -> Any:
+        is_read.set()
+        assert may_go_on.wait(PATIENCE_S)
+        return texts_of(*args)
+
+    monkeypatch.setattr(stream, "texts_of", slowly)
+    reading = threading.Thread(target=next, args=(data,))
+    reading.start()
+    assert is_read.wait(PATIENCE_S)
+
+    epoch, own = data.announcement()  # all of these would wait for the source
+    other = windows(found, PEERS[1], tuple(PEERS))
+    data.heard(PEERS[1], *other.announcement())
+    assert data.state_dict() and epoch == 0 and own
+
+    may_go_on.set()
+    reading.join(PATIENCE_S)
+    assert not reading.is_alive()
+
+
+def test_a_chunk_that_is_given_up_while_it_is_read_is_read_no_further(found: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "DEFAULT_OPEN_STREAMS", 1)
+    data = windows(found, members=tuple(PEERS))
+    texts_of, taken = stream.texts_of, []
+
+    def meanwhile(*args: Any) -> Any:
+        if not taken:
+            taken.extend(one.chunk for one in data._open)
+            data._open.clear()  # as `heard` does, for what it gives up
+        return texts_of(*args)
+
+    monkeypatch.setattr(stream, "texts_of", meanwhile)
+    read(data, 1)
+
+    assert taken and all(one.chunk not in taken for one in data._open)

@@ -9,7 +9,7 @@ from legion_p2p.core.messages.base import Count, Digest, Message, Request, RunId
 
 
 class Answers(Message, frozen=True, tag="answers"):
-    """The questions that a member has answered in a round, packed as in `core.question_ledger`. Round 0: none."""
+    """The questions that a member has answered in a round, packed as in `core.answers`. Round 0: none."""
 
     round: Count
     step: Count

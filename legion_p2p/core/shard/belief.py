@@ -34,6 +34,11 @@ def is_behind_most(chain: Chain, marks: Sequence[Mark | None]) -> bool:
     return 2 * sum(mark is not None and mark.version > chain.version for mark in marks) > len(marks)
 
 
+def have_reached(mark: Mark, marks: Sequence[Mark | None]) -> bool:
+    """Whether more than half of the others hold this state, or a newer version than its. `marks`: of all others but the owner."""
+    return 2 * sum(m is not None and (m.version > mark.version or m == mark) for m in marks) > len(marks)
+
+
 def differs_from_most(chain: Chain, marks: Sequence[Mark | None]) -> bool:
     """Whether half of the others or more announce what this peer does not hold, so that it cannot judge what the owner made.
 

@@ -111,8 +111,9 @@ class Follower:
             case Announced(peer, mark):
                 self._announced(peer, mark, now)
             case Outvoted(mark):
-                if mark != self._outvoted:
-                    self._outvoted, self._outvoted_since = mark, now
+                if mark is None or self._outvoted is None:
+                    self._outvoted_since = now
+                self._outvoted = mark
             case Shown(peer, proved):
                 if proved or self._not_before(peer) <= now:
                     self._follow(peer)

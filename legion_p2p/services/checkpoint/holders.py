@@ -1,6 +1,9 @@
 """Asks members which checkpoints they have. The answers are shown to people; nothing is decided by them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+
+import trio
 
 from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.cids import Cid
@@ -50,15 +53,16 @@ class CheckpointHolders:
     async def _fetch_origins(self, named: Mapping[Cid, Sequence[PeerId]], known: frozenset[Cid]) -> None:
         """The manifests of checkpoints that only others have, from one of them each."""
         missing = [cid for cid in named if cid not in known and cid not in self._origins]
-        for cid in missing[:MAX_MANIFESTS_FETCHED]:
-            peer = self._rng.choice(named[cid])
-            try:
-                reply = await self._rpc.ask(peer, GetBlocks((cid.raw,)), within_s=ANSWER_S)
-                if isinstance(reply, Blocks) and reply.blocks and reply.blocks[0]:  # else it is busy, or has pruned it
-                    with self._rpc.checking(peer, "a checkpoint that it named"):
-                        self._origins[cid] = self._origin(cid, bytes(reply.blocks[0]))
-            except NetworkError:
-                continue
+        async with trio.open_nursery() as nursery:
+            for cid in self._rng.sample(missing, min(MAX_MANIFESTS_FETCHED, len(missing))):  # not the same ones at each look
+                nursery.start_soon(self._fetch_origin, cid, self._rng.choice(named[cid]))
+
+    async def _fetch_origin(self, cid: Cid, peer: PeerId) -> None:
+        with suppress(NetworkError):
+            reply = await self._rpc.ask(peer, GetBlocks((cid.raw,)), within_s=ANSWER_S)
+            if isinstance(reply, Blocks) and reply.blocks and reply.blocks[0]:  # else it is busy, or has pruned it
+                with self._rpc.checking(peer, "a checkpoint that it named"):
+                    self._origins[cid] = self._origin(cid, bytes(reply.blocks[0]))
 
     def _origin(self, cid: Cid, data: bytes) -> CheckpointOrigin:
         """Raises: DecodeError."""

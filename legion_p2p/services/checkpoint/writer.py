@@ -54,6 +54,7 @@ class _Head:
     digest: bytes
     included: tuple[Inclusion, ...]
     reference: Tensor
+    salt: bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +222,7 @@ class CheckpointService:
 
 def _head_of(replica: Replica) -> _Head:
     chain = replica.chain
-    return _Head(replica.shard, chain.version, chain.digest, chain.included(), replica.reference)
+    return _Head(replica.shard, chain.version, chain.digest, chain.included(), replica.reference, chain.salt)
 
 
 def _shard_of(one: _Queued | _Head) -> int:
@@ -244,7 +245,7 @@ def _write(archive: CheckpointArchive, queued: Sequence[_Queued | _Head], step: 
             archive.append(waiting, step)
             waiting = []
         if isinstance(one, _Head):
-            archive.append_whole(one.shard, one.version, one.digest, one.included, fp32_bytes(one.reference))
+            archive.append_whole(one.shard, one.version, one.digest, one.included, fp32_bytes(one.reference), salt=one.salt)
         elif one.base is not None:
             _put_base(archive, one.base)
     if waiting or state is not None:
@@ -262,4 +263,4 @@ def _publish(archive: CheckpointArchive, step: int, created_s: int, state: Mappi
 
 
 def _put_base(archive: CheckpointArchive, head: _Head) -> None:
-    archive.put_base(head.shard, head.version, head.digest, head.included, fp32_bytes(head.reference))
+    archive.put_base(head.shard, head.version, head.digest, head.included, fp32_bytes(head.reference), salt=head.salt)

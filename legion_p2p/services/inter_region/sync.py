@@ -54,6 +54,7 @@ class RegionSync:
 
     async def on_request(self, peer: PeerId, message: SyncRequest) -> SyncReply | Unknown:
         """Sync a shard with another region that asks for it. Raises: LegionError, to be sent back; then nothing has moved."""
+        self._shards.replica(message.shard)  # one that there is
         await self.directory.look_up(message.region, message.shard, peer)
         return await self.responder.on_request(peer, message)
 

@@ -79,6 +79,8 @@ class Schedule:
         """Of the shard in a region, or of its center variable. Of a region that this peer does not know in full, as found out."""
         if self._directory.is_hidden(region):
             return self._named(region, shard)[1]
+        if region == self._shards.region:
+            return self._shards.states.ownership(shard).owner
         owners = self._eligible(region)
         return self._shards.placement.owners(region, owners.weights, owners.reserve)[shard].owner
 

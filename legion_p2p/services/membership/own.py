@@ -22,7 +22,7 @@ class OwnAnnouncement:
         """How often this peer has described itself: its announcements of one incarnation are ordered by that."""
         self.leaving = False
         self.moved = Notify()
-        """Rings when this peer is in another region than before."""
+        """Notified when this peer is in another region than before."""
         self.current: Announcement | None = None
         """None: it has said nothing yet, or something changed since."""
         self.signed = b""

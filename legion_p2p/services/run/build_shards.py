@@ -80,7 +80,7 @@ class ShardBuilder:
         """Raises: DecodeError, if the blocks do not lead to where the checkpoint says; StoreError."""
         state, base, get = candidate.state, candidate.base, self._store.get
         reference = frombuffer(bytearray(base_bytes(get, base, self._ctx.plan.size(state.shard))), dtype=float32)
-        chain = Chain(base.version, base.digest, log_bytes(reference.numel()), base.included)
+        chain = Chain(base.version, base.digest, log_bytes(reference.numel()), base.included, salt=base.salt)
         messages = (b"".join(map(get, leaves)) for leaves in state.log)
         for entry, after in replay(self._ctx.run, self._ctx.spec, state.shard, base.version, reference, messages):
             chain.applied(entry.header, entry.update)

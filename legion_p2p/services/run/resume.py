@@ -72,7 +72,7 @@ async def restore(archive: CheckpointArchive, disk: Offload, run: str, events: E
 def _restore_shard(archive: CheckpointArchive, stored: StoredRun, shard: int, events: Events) -> tuple[Tensor, Chain]:
     base, data, log, journal = archive.shard(shard)
     reference = frombuffer(bytearray(data), dtype=float32)
-    chain = Chain(base.version, base.digest, log_bytes(reference.numel()), base.included)
+    chain = Chain(base.version, base.digest, log_bytes(reference.numel()), base.included, salt=base.salt)
     run = str(stored.manifest.run)
     for entry, after in replay(run, stored.spec, shard, chain.version, reference, log):
         chain.applied(entry.header, entry.update)

@@ -128,7 +128,7 @@ class UnitTable:
         """Every unit that this peer holds is where it belongs."""
         for held in self.held.values():
             should = self.ownership(held.index)
-            if held.role == "owner" and (should.owner != self.me or should.standby not in (None, held.standby)):
+            if held.role == "owner" and (should.owner not in (None, self.me) or should.standby not in (None, held.standby)):
                 return False
             if held.role == "standby" and self.me not in (should.owner, should.standby):
                 return False

@@ -26,7 +26,7 @@ from legion_p2p.tensor.feedback import compress
 AGAIN_S = 0.2  # after every member was asked in vain
 ASK_S = 2.0
 TIME_S = 30.0  # for the unit by which the network is measured
-TIMES = 3
+N_TIMED = 3  # pulls from each: one may meet a busy moment
 MAX_TIMED = 8  # members: each takes as long as a unit travels
 HELPS = "join over a faster one, or train in a run that is not sharded"
 LOST_S = 120.0  # a unit that nobody has for so long has gone with its owner and its standby
@@ -81,6 +81,7 @@ class UnitClient:
         while True:
             stepped = await self._keeper.submit(self._table.me, unit, step, tokens, lambda: gradient)
             if stepped is not None:
+                self._left_out.pop(unit, None)  # nothing is left out here, and this would be old when the unit has moved on
                 return stepped
             for peer in self._whom(unit):
                 if encoded is None:
@@ -133,7 +134,7 @@ class UnitClient:
         bits = self._table.sent_bits
         for peer in members[:MAX_TIMED]:
             fastest, step_s = 0.0, 0.0
-            for _ in range(TIMES):
+            for _ in range(N_TIMED):
                 bps = await self._rate_from(peer, largest, bits.weights * sizes[largest])
                 if bps is None:
                     break
@@ -146,7 +147,7 @@ class UnitClient:
                 raise JoinError(f"the network is too slow for this sharded run: {told}, {MAX_STEP_S:.0f} s are allowed; {HELPS}")
 
     async def _rate_from(self, peer: PeerId, unit: int, n_bits: float) -> float | None:
-        """Bits a second at which a unit of so many comes from a member; None, where it does not come."""
+        """The rate in bit/s at which a unit of `n_bits` comes from a member; None, where it does not come."""
         began = trio.current_time()
         try:
             reply = await self._table.ask(peer, PullUnit(self._run, unit, 0), Priority.ROUND, TIME_S)

@@ -3,6 +3,8 @@
 Who may sign, and what members believe, is decided in core/cosigning.py. Only in a run with `verify = "strict"`.
 """
 
+from collections import defaultdict
+
 import msgspec
 import trio
 
@@ -36,6 +38,9 @@ class CosignService:
         self._watch = watch
         self._signed = SignedVersions()
         self._silent = TimedClaims()
+        self._computing: defaultdict[int, trio.Lock] = defaultdict(trio.Lock)
+        """Of each shard one update at a time: what is asked again waits for the answer, and an owner cannot ask for many at
+        once."""
 
     # as the owner
 
@@ -53,6 +58,8 @@ class CosignService:
                 return update
             silent = self._silent.named(trio.current_time())
             for peer in sorted(order[:N_ASKED], key=silent.__contains__):
+                if states.ownership(replica.shard).owner != states.me:
+                    return None
                 signature = await self._ask(replica, peer, request, within_s)
                 if signature is not None:
                     return msgspec.structs.replace(update, cosigner=peer, cosignature=signature)
@@ -77,9 +84,13 @@ class CosignService:
     async def on_cosign(self, peer: PeerId, message: Cosign) -> Cosigned:
         """Compute an owner's update again. Raises: LegionError, to be sent back."""
         header = open_header(message.header, message.signature)
-        replica, states = self._states.replica(message.shard), self._states
-        if not self._is_strict or (header.run, header.shard, header.owner) != (states.run, message.shard, peer):
+        replica = self._states.replica(message.shard)
+        if not self._is_strict or (header.run, header.shard, header.owner) != (self._states.run, message.shard, peer):
             raise DecodeError("nothing that its owner may have signed here")
+        async with self._computing[message.shard]:
+            return await self._sign(peer, replica, header, message)
+
+    async def _sign(self, peer: PeerId, replica: Replica, header: UpdateHeader, message: Cosign) -> Cosigned:
         digest = header_digest(message.header)
         known = self._signed.signature(message.shard, digest)
         if known is not None:

@@ -132,5 +132,5 @@ class EvidenceService:
                 await trio.sleep(AGAIN_S)  # others tell it too, unless all of them are cut off from it
             else:
                 return
-            if not self._members.roster.is_heard(peer):
+            if not self._states.lives(peer):
                 return  # it is shown again when it is back

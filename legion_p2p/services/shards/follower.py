@@ -5,8 +5,11 @@ Whose updates are applied is decided in core/shard/belief.py; what a member has 
 
 from dataclasses import dataclass
 
+import trio
+
+from legion_p2p.core.announcement import mark_of
 from legion_p2p.core.chain import Step
-from legion_p2p.core.cosigning import check_cosignature
+from legion_p2p.core.cosigning import BelievedCosigners, check_cosignature
 from legion_p2p.core.evidence import open_header
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.member import Liveness
@@ -63,6 +66,7 @@ class FollowService:
         self.altered: Observers[AlteredUpdate] = Observers()
         """Told of each that is not what its owner made."""
         self._is_strict = ctx.spec.round.verify == "strict"
+        self._cosigners = BelievedCosigners()
         self._allowed_codecs = ctx.spec.round.allowed_update_codecs()
 
     # what others send
@@ -144,26 +148,23 @@ class FollowService:
 
     def _must_be_cosigned(self, replica: Replica, header: UpdateHeader, update: Update) -> None:
         """Raises: NotCosignedError; SignatureError."""
-        order = self._states.cosigners(replica.shard)
+        order = self._cosigners.believed(replica.shard, self._states.cosigners(replica.shard), trio.current_time())
         if update.cosigner:
             check_cosignature(update.cosigner, update.header, update.cosignature)
             if update.cosigner != header.owner and update.cosigner in order:
                 return
-        elif not order:
-            return
-        if self._news.have_gone_on(replica):
-            return  # they have looked at it
+        if not order or self._news.have_reached(replica, mark_of(header.version, header.digest)):
+            return  # nobody could sign, or the others have looked at it
         reason = f"co-signed by {update.cosigner or 'nobody'}"
         self._events.emit("update.not_cosigned", shard=replica.shard, version=header.version, peer=header.owner, reason=reason)
         allowed = ", ".join(order) or "nobody"
         raise NotCosignedError(f"shard {replica.shard} version {header.version}: {reason}, may be by {allowed}")
 
     def must_be_held_by_others(self, replica: Replica, state: ShardState) -> None:
-        """A whole shard shows no co-signature: most of the others have to be at its version. Raises: NotCosignedError."""
-        marks = self._news.marks_of_others(replica)
-        n_there = sum(mark is not None and mark.version >= state.version for mark in marks)
-        if self._is_strict and marks and 2 * n_there <= len(marks):
-            raise NotCosignedError(f"shard {replica.shard}: {n_there} of {len(marks)} others are at version {state.version}")
+        """A whole shard shows no co-signature: most others have to be in its version, or beyond. Raises: NotCosignedError."""
+        others = self._news.marks_of_others(replica)
+        if self._is_strict and others and not self._news.have_reached(replica, mark_of(state.version, state.digest)):
+            raise NotCosignedError(f"shard {replica.shard}: most of {len(others)} others are not in this version {state.version}")
 
     def must_not_be_longer(self, replica: Replica, owner: str, norm: float, longest: float | None) -> None:
         """Raises: TooLongError."""

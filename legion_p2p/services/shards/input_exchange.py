@@ -14,6 +14,7 @@ from legion_p2p.errors import CodecError, DecodeError, NetworkError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.shards.inputs import RoundInputs, SignedPush, payload_digest, state_digest
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
+from legion_p2p.services.upload_slots import UploadSlotService
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.outer import OuterState
 
@@ -30,7 +31,8 @@ class InputExchange:
     def __init__(self, ctx: PeerContext, states: ShardStates) -> None:
         self.proofs: BoundedMap[bytes, RoundInputs] = BoundedMap(MAX_PROOFS)
         """Inputs that this peer holds as evidence, by `header_digest`."""
-        self._slots = ctx.upload_slots
+        # Slots of their own: the owner waits for a co-signer's answer while it holds the lock that other uploads wait for.
+        self._slots = UploadSlotService(ctx.messenger)
         self._states = states
         self._has_outer = ctx.spec.round.outer != "average"
 
@@ -50,7 +52,8 @@ class InputExchange:
         async def answer() -> InputPart:
             return await states.compute(replica.numel, part_of, found, message.part)
 
-        return await self._slots.give(peer, _size_of(found, message.part), answer, Priority.CATCH_UP)
+        priority = Priority.ROUND if peer in states.cosigners(message.shard) else Priority.CATCH_UP
+        return await self._slots.give(peer, _size_of(found, message.part), answer, priority)
 
     # fetching
 

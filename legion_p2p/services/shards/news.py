@@ -8,7 +8,7 @@ import trio
 from legion_p2p.core.announcement import Mark, mark_at
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.shard import follower_events
-from legion_p2p.core.shard.belief import is_behind_most, most_hold, outvoted_by
+from legion_p2p.core.shard.belief import have_reached, is_behind_most, most_hold, outvoted_by
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.states import ShardStates
 
@@ -57,6 +57,10 @@ class ShardNews:
     def have_gone_on(self, replica: Replica) -> bool:
         """Most of the others whose word counts have a newer version."""
         return is_behind_most(replica.chain, self.marks_of_others(replica))
+
+    def have_reached(self, replica: Replica, mark: Mark) -> bool:
+        """Most of the others whose word counts are in this version, or in a newer one."""
+        return have_reached(mark, self.marks_of_others(replica))
 
     def outvoted_by(self, replica: Replica) -> Mark | None:
         """What most of the others hold, where it is no part of what this peer holds."""

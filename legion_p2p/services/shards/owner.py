@@ -251,7 +251,8 @@ class OwnerService:
             raw = encode_checked(header)
             if header.account is not None:
                 replica.inputs[header_digest(raw)] = RoundInputs(header, *before, signed, result.payload)
-            n_input_bytes = sum(len(push.payload) for push in signed)
+            n_states = 1 if self._rounds.outer == "average" else 3
+            n_input_bytes = sum(len(push.payload) for push in signed) + 4 * replica.numel * n_states
             made_here = Update(raw, sign_header(raw, self._identity), result.payload)
             update = await self._cosigner.signed_by_another(replica, made_here, n_input_bytes)
             if update is None:

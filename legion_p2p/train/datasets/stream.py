@@ -4,7 +4,9 @@ A chunk is a task of the sources (train/datasets/sources.py): some files, a part
 library datasets. What peers announce is the same as for prepared text, so that no two read the same, and a peer that comes back
 reads on where it was: it skips the windows of an open chunk that it has had.
 
-`heard` and `announcement` may be called from another thread (the network's) than the one that iterates.
+`heard`, `announcement` and `state_dict` may be called from another thread (the network's) than the one that iterates. They never
+wait for a source, which may be a slow server. A state that is asked for in the middle of a batch counts what was read of it as
+given.
 """
 
 import threading
@@ -59,7 +61,8 @@ class StreamedWindows:
         reading: Reading | None = None,
         leave_out: Callable[[str], bool] = lambda text: False,
     ) -> None:
-        """`reading`: how rows are read; the text of the field `text` where nothing is said. `leave_out`: documents that are not.
+        """`reading`: how rows are read; the text of the field `text` where nothing is said. `leave_out`: which documents are
+        skipped.
 
         Raises: UsageError.
         """
@@ -75,6 +78,7 @@ class StreamedWindows:
         self._leave_out = leave_out
         self._open: list[_OpenStream] = []
         self._windows: dict[tuple[int, int], Iterator[npt.NDArray[np.int64]]] = {}
+        """Of the thread that iterates, alone."""
         self._turn = 0
         self._n_empty = 0
         self._lock = threading.Lock()
@@ -84,8 +88,7 @@ class StreamedWindows:
 
     def __next__(self) -> Batch:
         """Raises: StoreError, if a source cannot be read."""
-        with self._lock:
-            windows = torch.from_numpy(np.stack([self._next_window() for _ in range(self._batch)]))
+        windows = torch.from_numpy(np.stack([self._next_window() for _ in range(self._batch)]))
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
     def heard(self, peer: PeerId, epoch: int, bitmap: bytes) -> None:
@@ -93,8 +96,6 @@ class StreamedWindows:
         with self._lock:
             lost = self._ledger.heard(peer, epoch, bitmap)
             self._open = [one for one in self._open if one.epoch != self._ledger.epoch or one.chunk not in lost]
-            for chunk in lost:
-                self._windows.pop((self._ledger.epoch, chunk), None)
 
     def announcement(self) -> tuple[int, bytes]:
         """The epoch, and the bitmap of what this peer has taken in it."""
@@ -138,22 +139,37 @@ class StreamedWindows:
 
     def _next_window(self) -> npt.NDArray[np.int64]:
         while True:
+            source = self._next_source()
+            window = next(self._windows_of(source), None)  # not under the lock: this may take as long as a server does
+            with self._lock:
+                at = next((i for i, one in enumerate(self._open) if one is source), None)
+                if at is None:
+                    continue  # another peer has it, since a moment ago
+                if window is not None:
+                    source.n_given += 1
+                    self._turn = at + 1
+                    self._n_empty = 0
+                    return window
+                self._ended(at)
+
+    def _next_source(self) -> _OpenStream:
+        """The chunk whose turn it is."""
+        with self._lock:
             self._refill()
             self._turn %= len(self._open)
+            still_open = {(one.epoch, one.chunk) for one in self._open}
             source = self._open[self._turn]
-            window = next(self._windows_of(source), None)
-            if window is not None:
-                source.n_given += 1
-                self._turn += 1
-                self._n_empty = 0
-                return window
-            del self._open[self._turn]
-            del self._windows[source.epoch, source.chunk]
-            if source.epoch == self._ledger.epoch and self._ledger.holds(source.chunk):
-                self._ledger.finished(source.chunk)
-            self._n_empty += not source.n_given
-            if self._n_empty > self._ledger.n_chunks:
-                raise StoreError(f"no source holds a window of {self._context} tokens: give more text, or a shorter --context")
+        self._windows = {key: windows for key, windows in self._windows.items() if key in still_open}
+        return source
+
+    def _ended(self, at: int) -> None:
+        """The open chunk at this place has no further window. Raises: StoreError, if none has one."""
+        source = self._open.pop(at)
+        if source.epoch == self._ledger.epoch and self._ledger.holds(source.chunk):
+            self._ledger.finished(source.chunk)
+        self._n_empty += not source.n_given
+        if self._n_empty > self._ledger.n_chunks:
+            raise StoreError(f"no source holds a window of {self._context} tokens: give more text, or a shorter --context")
 
     def _refill(self) -> None:
         members = {*self._members(), self._ledger.me}

@@ -89,7 +89,7 @@ class ShardedModel:
 
     def wait_for_members(self, n: int) -> None:
         """Wait until `n` members train, this one included, and have what they are to hold: from the first step on all of them
-        are in, and the one that made the model no longer holds more of it than the others."""
+        are in, and the one that made the model no longer holds more of it than the others: it waits until that is given away."""
 
         async def wait() -> None:
             while len(self._units.table.training_since()) < n:

@@ -10,6 +10,7 @@ from legion_p2p.core.shard.belief import (
     MAX_VERSION_JUMP,
     Adoption,
     differs_from_most,
+    have_reached,
     is_behind_most,
     judge_whole,
     may_make,
@@ -402,3 +403,22 @@ def test_a_peer_cannot_judge_an_owner_where_half_announce_what_it_does_not_hold(
     assert not differs_from_most(chain, [mark(3), mark(3), mark(4)])
     assert not differs_from_most(chain, [None, mark(3)]), "one that says nothing contradicts nothing"
     assert differs_from_most(chain, []), "of two members one has to follow the other"
+
+
+def test_an_owner_is_outvoted_by_others_that_go_on_meanwhile_as_by_others_that_stand_still() -> None:
+    follower = follower_at(3, owner=ME)
+
+    for now, theirs in ((10.0, mark(3, "other ")), (25.0, mark(3, "third "))):
+        follower.handle(Outvoted(theirs), now)
+        follower.handle(Announced(OTHER, theirs), now)
+
+    assert asked(follower, 10.0 + OUTVOTED_S - 1) is None
+    assert asked(follower, 10.0 + OUTVOTED_S) == OTHER
+
+
+def test_a_state_is_reached_by_those_that_hold_it_or_went_on_and_not_by_those_that_hold_another() -> None:
+    state = mark(3)
+
+    assert have_reached(state, [mark(3), mark(4), mark(2)])
+    assert not have_reached(state, [mark(3, "other "), mark(3, "other "), mark(3)])
+    assert not have_reached(state, [mark(3), None]) and not have_reached(state, [])
