@@ -13,10 +13,11 @@ from legion_p2p.core.messages.evidence import FIRST_PUSH
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.wire import GetInput, InputPart
 from legion_p2p.errors import NetworkError, RemoteProtocolError
+from legion_p2p.services import upload_slots
 from legion_p2p.services.shards import input_exchange
 from legion_p2p.services.shards.inputs import RoundInputs, state_digest
 from legion_p2p.services.shards.witness import MAX_BACKLOG
-from legion_p2p.services.upload_slots import FREE_BYTES, TO_MEMBERS
+from legion_p2p.services.upload_slots import TO_MEMBERS
 from tests.unit.shard.test_services import ONE, Peer, a_round, peers_of, push_of
 
 WATCHED = msgspec.structs.replace(ONE, verify="late")
@@ -117,7 +118,10 @@ async def test_a_standby_that_is_slow_leaves_updates_out(autojump_clock: object)
         assert len(witness._jobs[0]) == MAX_BACKLOG
 
 
-async def test_inputs_are_given_while_all_other_uploads_are_taken(autojump_clock: object) -> None:
+async def test_inputs_are_given_while_all_other_uploads_are_taken(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload_slots, "FREE_BYTES", 0)
     async with peers_of(3, WATCHED) as peers:
         await a_round(peers)
         await a_round(peers)
@@ -127,12 +131,13 @@ async def test_inputs_are_given_while_all_other_uploads_are_taken(autojump_clock
         async def waits() -> Any:
             await held.wait()
 
-        slots = peers[0].ctx.upload_slots
+        slots = peers[0].run.upload_slots
         async with trio.open_nursery() as nursery:
-            for n in range(TO_MEMBERS.max_items):
-                nursery.start_soon(slots.give, PeerId(f"reader {n}"), FREE_BYTES + 1, waits, Priority.CATCH_UP)
+            for priority in (Priority.ROUND, Priority.CATCH_UP):
+                for n in range(TO_MEMBERS.max_items):
+                    nursery.start_soon(slots.give, PeerId(f"reader {n}"), 1, waits, priority)
             await trio.testing.wait_all_tasks_blocked()
-            assert slots.n_under_way(Priority.CATCH_UP) == TO_MEMBERS.max_items
+            assert slots.n_under_way(Priority.ROUND) == slots.n_under_way(Priority.CATCH_UP) == TO_MEMBERS.max_items
 
             assert len((await fetched(peers[2], peers[0], raw)).pushes) == len(kept.pushes)
             nursery.cancel_scope.cancel()
