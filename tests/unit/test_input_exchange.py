@@ -139,5 +139,6 @@ async def test_inputs_are_given_while_all_other_uploads_are_taken(
             await trio.testing.wait_all_tasks_blocked()
             assert slots.n_under_way(Priority.ROUND) == slots.n_under_way(Priority.CATCH_UP) == TO_MEMBERS.max_items
 
-            assert len((await fetched(peers[2], peers[0], raw)).pushes) == len(kept.pushes)
+            with trio.fail_after(1.0):
+                assert len((await fetched(peers[2], peers[0], raw)).pushes) == len(kept.pushes)
             nursery.cancel_scope.cancel()
