@@ -126,6 +126,7 @@ async def test_inputs_are_given_while_all_other_uploads_are_taken(
         await a_round(peers)
         await a_round(peers)
         raw, kept = await last_of(peers[0])
+        await trio.sleep(10.0)  # the standby has fetched what it recomputes: no upload is under way
         held = trio.Event()
 
         async def waits() -> Any:
