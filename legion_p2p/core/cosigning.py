@@ -8,8 +8,8 @@ nothing, and where the owner is the only one that may own, its updates count wit
     the update is wrong           -> no signature, but an accusation (core/account.py): the owner loses the shard
     nobody signs                  -> the version is not published; what follows is that of an owner that makes nothing
 
-Members that see other members than the owner does may have another order. So one more is believed than the owner asks; and what
-most of the others hold has been checked by them.
+Members that see other members than the owner does may have another order. So one more is believed than the owner asks; what
+most of the others hold has been checked by them; and an update that somebody else signed, a member computes again itself.
 
 Never happens: a peer signs two updates of one version within KEPT_S; an owner signs for itself.
 """

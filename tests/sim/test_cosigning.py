@@ -6,6 +6,7 @@ import msgspec
 import pytest
 import trio
 
+from legion_p2p.core.identity import PeerId
 from legion_p2p.core.wire import Cosign, Update, decode_request, encode
 from legion_p2p.errors import NetworkError
 from legion_p2p.sim.swarm import Swarm
@@ -89,6 +90,22 @@ async def test_where_the_standby_does_not_sign_the_next_one_does(autojump_clock:
         refused = [e for peer in peers for e in peer.events_named("update.not_cosigned")]
         assert refused and {e.fields["peer"] for e in refused} == {silent.id}
         assert len(refused) <= 12, "one that is silent is asked last for a minute"
+
+
+async def test_members_that_do_not_believe_the_one_that_signed_compute_the_update_again(autojump_clock: object) -> None:
+    async with Swarm(round=STRICT) as swarm:
+        peers = [await swarm.add(name, step_s=0.5) for name in "abcd"]
+        await trio.sleep(20)
+        doubting = peers[2:]
+        for peer in doubting:  # for them whoever signs has just been excluded
+            peer.engine.shards.follower._cosigners.believed = lambda *_: (PeerId("another"),)
+        before = min(peers[0].versions())
+        await trio.sleep(60)
+
+        assert min(doubting[0].versions()) > before + 6, "of 12"
+        assert all(peer.events_named("update.not_cosigned") for peer in doubting) and accusations(swarm) == []
+        await swarm.settle()
+        assert swarm.agree()
 
 
 async def test_of_two_members_the_survivor_goes_on_alone(autojump_clock: object) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import trio
 
+from legion_p2p.core.account import CountVerdict
 from legion_p2p.core.announcement import mark_of
 from legion_p2p.core.chain import Step
 from legion_p2p.core.cosigning import BelievedCosigners, check_cosignature
@@ -16,7 +17,7 @@ from legion_p2p.core.member import Liveness
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.shard import follower_events
 from legion_p2p.core.shard.belief import differs_from_most, may_make
-from legion_p2p.core.wire import Held, ShardState, Update, UpdateHeader
+from legion_p2p.core.wire import Held, ShardState, SignedHeader, Update, UpdateHeader
 from legion_p2p.errors import (
     CodecError,
     DecodeError,
@@ -30,6 +31,7 @@ from legion_p2p.services.shards.inputs import payload_digest
 from legion_p2p.services.shards.news import ShardNews
 from legion_p2p.services.shards.replica import Replica, advance
 from legion_p2p.services.shards.states import ShardStates
+from legion_p2p.services.shards.witness import StandbyWatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +56,14 @@ class AlteredUpdate:
 class FollowService:
     """Applies the updates of every shard's owner."""
 
-    def __init__(self, ctx: PeerContext, states: ShardStates, news: ShardNews) -> None:
+    def __init__(self, ctx: PeerContext, states: ShardStates, news: ShardNews, watch: StandbyWatch) -> None:
         self._messenger = ctx.messenger
         self._events = ctx.events
         self._states = states
         self._news = news
+        self._watch = watch
+        self._computing: set[int] = set()
+        """Shards of which an update is being computed again."""
         self.contradicted: Observers[tuple[Update, Update]] = Observers()
         """Told of an update that does not fit, and of the one of that version that is held here."""
         self.received: Observers[ReceivedUpdate] = Observers()
@@ -119,6 +124,31 @@ class FollowService:
 
         Raises: DecodeError; TooLongError, where it is far longer than those before it; NotCosignedError.
         """
+        try:
+            return await self._apply(replica, header, update, is_common, is_vouched)
+        except NotCosignedError:
+            # Its co-signer may have left, or have been excluded, before this peer heard of it: nobody else would ever sign it.
+            if not await self._computes_the_same(replica, header, update):
+                raise
+        return await self._apply(replica, header, update, is_common, is_vouched=True)
+
+    async def _computes_the_same(self, replica: Replica, header: UpdateHeader, update: Update) -> bool:
+        """Whether this peer, computing the update again as a co-signer does, finds it right. One of a shard at a time."""
+        if header.account is None or replica.shard in self._computing:
+            return False
+        self._computing.add(replica.shard)
+        try:
+            found = await self._watch.check_early(replica, header, SignedHeader(update.header, update.signature))
+        except NetworkError as failed:
+            self._events.emit(
+                "owner.unaccounted", shard=header.shard, version=header.version, owner=header.owner, reason=str(failed)
+            )
+            return False
+        finally:
+            self._computing.discard(replica.shard)
+        return found.finding is not CountVerdict.WRONG
+
+    async def _apply(self, replica: Replica, header: UpdateHeader, update: Update, is_common: bool, is_vouched: bool) -> Step:
         async with replica.lock:
             step = replica.chain.judge(header)
             if step is not Step.APPLY:
