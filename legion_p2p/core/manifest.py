@@ -14,18 +14,17 @@ incremental checkpoint adds is the log.
 """
 
 import math
-from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from legion_p2p.core import dagcbor
-from legion_p2p.core.cids import DAG_CBOR, MAX_CID_CHARS, Cid
+from legion_p2p.core.cids import MAX_CID_CHARS, Cid
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS, SIGNATURE_BYTES, Identity, verify
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS, MAX_SHARDS
 from legion_p2p.core.seniority import SALT_BYTES
 from legion_p2p.core.wire import MAX_COUNT, MAX_INCLUDED, MAX_PAYLOAD_BYTES, Inclusion
-from legion_p2p.errors import DecodeError, MissingBlockError, UsageError
+from legion_p2p.errors import DecodeError, UsageError
 
 FORMAT = 1
 LEAF_ELEMENTS = 1 << 16  # 256 KiB as fp32, what IPFS chunks files into by default
@@ -158,24 +157,6 @@ def block_key(cid: Cid) -> str:
 def links_of(data: bytes) -> tuple[Cid, ...]:
     """What a dag-cbor block links to, each once, in order. Raises: DecodeError."""
     return tuple(dict.fromkeys(dagcbor.links(dagcbor.decode(data))))
-
-
-def reachable(get: Callable[[Cid], bytes], root: Cid) -> set[Cid]:
-    """`root` and all blocks below it, without reading leaves. `get` raises MissingBlockError where a node is not here: what it
-    links to is left out. Raises: DecodeError.
-    """
-    seen, waiting = {root}, [root]
-    while waiting:
-        cid = waiting.pop()
-        if cid.codec != DAG_CBOR:
-            continue
-        try:
-            fresh = [link for link in links_of(get(cid)) if link not in seen]
-        except MissingBlockError:
-            continue
-        seen.update(fresh)
-        waiting += fresh
-    return seen
 
 
 def _decode(data: bytes, kind: type[T]) -> T:

@@ -125,6 +125,8 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UsageError(f"inner.clip {self.inner.clip}: the owners of a sharded run do not clip gradients; choose 0")
         if self.round.untrained == "average":
             raise UsageError('round.untrained "average": in a sharded run nobody averages buffers; choose "same" or "own"')
+        if self.round.sync_rule == "center":
+            raise UsageError('round.sync_rule "center": no member of a sharded run holds a copy for all; choose "elastic"')
         if self.target_tokens:
             raise UsageError("target_tokens: nobody counts the tokens of a sharded run; give target_steps or target_loss")
 

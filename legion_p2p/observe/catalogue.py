@@ -190,6 +190,8 @@ EVENTS = (
     _event("shard.not_built", "A shard could not be built on a checkpoint, and is fetched whole.", "shard version reason"),
     _event("shard.merged", "What this peer trained alone will reach the others with its next push.", "shard tokens owner"),
     # units of a sharded run
+    _event("region.founded", "No member of this region had the model, so this peer fetched it from another region.",
+           "region step wall_s"),
     _event("unit.handed_over", "The peer that should own a unit owns it now.", "unit version peer"),
     _event("unit.taken_over", "The owner of a unit is gone, and this peer, which stood by, owns it now.", "unit version peer"),
     _event("unit.let_go", "Two peers owned a unit; this one does not any more.", "unit version peer"),

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Self
 
 from legion_p2p.core.cids import RAW, Cid
+from legion_p2p.core.links import needed_by, walk
 from legion_p2p.core.manifest import MAX_BLOCK_BYTES
 from legion_p2p.errors import DecodeError, MissingBlockError, QuotaError, StoreError
 from legion_p2p.files.paths import user_path
 from legion_p2p.files.writing import sync_folder
 from legion_p2p.store.folder import StoreFolder, raise_as_store_error
-from legion_p2p.store.links import needed_by, walk
 from legion_p2p.store.pins import Pins
 
 WRITERS = 16  # threads that wait for the disk together: it syncs 8 files in the time of one
@@ -209,7 +209,7 @@ class BlockStore:
         """
         self._must_write()
         with self._mutex:
-            needed = needed_by(self.get, [*self.pins(), *self._held], self._must_be_absent)
+            needed = needed_by(self.get, [*self.pins(), *self._held], self._must_be_absent, skips_broken=True)
             n_removed = freed_bytes = 0
             for cid in self:
                 if cid not in needed:

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from legion_p2p.core.cids import DAG_CBOR, Cid
+from legion_p2p.core.links import MAX_DAG_BLOCKS
 from legion_p2p.core.manifest import MAX_BLOCK_BYTES, Manifest, decode_manifest, links_of
 from legion_p2p.errors import DecodeError, MissingBlockError, StoreError
 from legion_p2p.files.paths import shown
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.folder import HEADER
-from legion_p2p.store.links import MAX_DAG_BLOCKS
 from legion_p2p.store.remote_files import RemoteFiles, in_parallel, open_files
 
 MAX_ROOTS = 1000  # that are looked at for the newest: each is a request

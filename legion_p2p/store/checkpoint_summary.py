@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from legion_p2p.core.cids import DAG_CBOR, Cid
-from legion_p2p.core.manifest import Manifest, reachable
+from legion_p2p.core.links import needed_by
+from legion_p2p.core.manifest import Manifest
 from legion_p2p.errors import DecodeError, MissingBlockError
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.checkpoints import get_base, get_manifest, get_shard, get_spec
@@ -52,7 +53,7 @@ def summarize(store: BlockStore, cid: Cid, manifest: Manifest | None = None) -> 
     except (MissingBlockError, DecodeError):
         name = None
     n_blocks = stored_bytes = n_missing = 0
-    for found in reachable(store.get, cid):
+    for found in needed_by(store.get, [cid]):
         size = store.size_of(found)
         if size is None:
             n_missing += 1
@@ -133,7 +134,7 @@ def summarize_shards(store: BlockStore, manifest: Manifest, progress: Callable[[
 
 def blocks_of(store: BlockStore, root: Cid) -> dict[Cid, int]:
     """Every block of a checkpoint that is here, and its bytes."""
-    return {cid: size for cid in reachable(store.get, root) if (size := store.size_of(cid)) is not None}
+    return {cid: size for cid in needed_by(store.get, [root]) if (size := store.size_of(cid)) is not None}
 
 
 def damage_of(store: BlockStore, root: Cid, progress: Callable[[int], None]) -> list[str]:

@@ -111,6 +111,35 @@ def test_a_member_that_is_killed_in_mid_step_costs_the_others_seconds_and_no_ste
     print(f"killed at {killed_at:.1f}; the longest step took {longest_s:.1f} s")
 
 
+def test_two_regions_each_hold_a_whole_model_and_sync_over_libp2p():
+    rounds = legion.Rounds(push_codec="fp32", update_codec="fp32", local_steps=1, sync_every=2, sync_codec="int8")
+    here, there = (legion.Peer(listen=PEER.listen, lan=False, region=region) for region in ("here", "there"))
+    runs = [legion.create(legion.NewRun("group", sharding="full", inner=INNER, rounds=rounds), GPT(CONFIG), peer=here)]
+    synced: list[int] = []
+
+    def train_until_synced(run: legion.Run, member: int) -> None:
+        model, step = meta_gpt(), 0
+        sharded = run.shard(model)
+        deadline = time.monotonic() + PATIENCE_S
+        while len([e for e in run.events() if e.name == "sync.done"]) < 4 and time.monotonic() < deadline:
+            model(*batch_of(member, step))[1].backward()
+            assert sharded.step()
+            step += 1
+        synced.append(len([e for e in run.events() if e.name == "sync.done"]))
+        sharded.finish(together=True)
+
+    try:
+        runs.append(legion.join("group", initial_peers=runs[0].addresses(), peer=there))
+        n_units = [len(run.status().shards) for run in runs]
+        in_threads([lambda i=i: train_until_synced(runs[i], i) for i in range(2)])
+    finally:
+        for run in runs:
+            run.close()
+
+    assert n_units[0] == n_units[1] > 1
+    assert all(n >= 4 for n in synced) and len(synced) == 2
+
+
 def meta_gpt() -> GPT:
     """A model that has no memory yet."""
     return GPT(CONFIG, shapes_only=True)

@@ -10,7 +10,7 @@ import torch
 import trio
 from torch import Tensor
 
-from legion_p2p.config import PeerConfig
+from legion_p2p.config import DEFAULT_REGION, PeerConfig
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.plan import ParamSpec
 from legion_p2p.core.round_spec import RoundSpec
@@ -44,8 +44,9 @@ Gradient = Callable[[Tensor, str, int], Tensor]
 class Member:
     """One peer of the group."""
 
-    def __init__(self, name: str, network: SimNetwork) -> None:
+    def __init__(self, name: str, network: SimNetwork, region: str = DEFAULT_REGION) -> None:
         self.name = name
+        self.region = region
         self.network = network
         self.events = Events(wall_time=trio.current_time)
         self.log: list[Event] = []
@@ -70,7 +71,7 @@ class Member:
         return [event for event in self.log if event.name == name]
 
     async def begin(self, n_members: int, at: int = 0) -> None:
-        """Say that it trains, and wait until so many do."""
+        """Say that it trains, and wait until so many of its region do."""
         self.step = at
         self.engine.report(Progress(training=True, run_step=at))
         await self.engine.greet()
@@ -116,8 +117,8 @@ class Group:
         self.start = torch.randn(NUMEL, generator=torch.Generator().manual_seed(seed))
         self.members: dict[str, Member] = {}
 
-    async def add(self, name: str, *, creates: bool | None = None) -> Member:
-        member = Member(name, self.world.join(Identity(name.encode().ljust(32, b"."))))
+    async def add(self, name: str, *, creates: bool | None = None, region: str = DEFAULT_REGION) -> Member:
+        member = Member(name, self.world.join(Identity(name.encode().ljust(32, b"."))), region)
         creates = not self.members if creates is None else creates
         self.members[name] = member
         self.nursery.start_soon(self._live, member, creates)
@@ -148,7 +149,7 @@ class Group:
 
     def _parts(self, member: Member, archive: Archive | None) -> PeerParts:
         return PeerParts(
-            member.network, offload=inline, mailbox=Mailbox(), events=member.events, config=PeerConfig(),
+            member.network, offload=inline, mailbox=Mailbox(), events=member.events, config=PeerConfig(region=member.region),
             rng=random.Random(member.name), wall_time=lambda: 1.7e9 + trio.current_time(),
             archive=archive,
         )  # fmt: skip
@@ -174,7 +175,11 @@ class Group:
                 await trio.sleep(0.1)
 
     def is_settled(self) -> bool:
-        living = {member.id: member.units.table for member in self.members.values()}
+        regions = {member.region for member in self.members.values()}
+        return all(self._is_region_settled(region) for region in regions)
+
+    def _is_region_settled(self, region: str) -> bool:
+        living = {member.id: member.units.table for member in self.members.values() if member.region == region}
         for table in living.values():
             for unit in table.units:
                 should = table.ownership(unit.index)
@@ -186,10 +191,13 @@ class Group:
                     return False
         return True
 
-    def digests(self) -> dict[int, set[tuple[int, bytes]]]:
-        """Version and digest of each unit, at all that hold it."""
+    def of_region(self, region: str) -> list[Member]:
+        return [member for member in self.members.values() if member.region == region]
+
+    def digests(self, region: str = DEFAULT_REGION) -> dict[int, set[tuple[int, bytes]]]:
+        """Version and digest of each unit, at all in a region that hold it."""
         found: dict[int, set[tuple[int, bytes]]] = {}
-        for member in self.members.values():
+        for member in self.of_region(region):
             for held in member.units.table.held.values():
                 found.setdefault(held.index, set()).add((held.version, held.digest))
         return found

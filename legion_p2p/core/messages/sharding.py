@@ -79,6 +79,17 @@ class PushGradient(Request[UnitStepped | UnitElsewhere], frozen=True, tag="push_
     payload: Payload
 
 
+class ReplicateMove(Request[UnitHeld], frozen=True, tag="replicate_move"):
+    """From a unit's owner to its standby: what both are to subtract from the weights with the next step, because the region has
+    synced with another one."""
+
+    run: RunId
+    unit: ShardIndex
+    term: Count
+    step: Version
+    payload: Payload
+
+
 class ReplicateStep(Request[UnitHeld], frozen=True, tag="replicate_step"):
     """From a unit's owner to its standby: the mean gradient of a step, to make the same step with."""
 
@@ -88,6 +99,8 @@ class ReplicateStep(Request[UnitHeld], frozen=True, tag="replicate_step"):
     step: Version
     included: _Members
     payload: Payload
+    is_moved: bool = False
+    """What the ReplicateMove before it brought is subtracted as well."""
 
 
 class PutUnit(Request[UnitHeld], frozen=True, tag="put_unit"):

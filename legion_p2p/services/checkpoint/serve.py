@@ -4,7 +4,7 @@ import trio
 
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.manifest import reachable
+from legion_p2p.core.links import needed_by
 from legion_p2p.core.priority import ThrottledReply
 from legion_p2p.core.wire import MAX_BLOCKS_BYTES, MAX_CHECKPOINTS, Blocks, Busy, Checkpoints, GetBlocks, HasBlocks, HeldBlocks
 from legion_p2p.errors import DecodeError, StoreError
@@ -69,7 +69,7 @@ def _sizes(archive: CheckpointArchive, cids: list[Cid]) -> tuple[int, ...]:
 def _bytes_below(archive: CheckpointArchive, root: Cid) -> int:
     """Of a checkpoint; 0: it was pruned meanwhile, or is damaged."""
     try:
-        return sum(archive.size_of(cid) or 0 for cid in reachable(archive.get, root))
+        return sum(archive.size_of(cid) or 0 for cid in needed_by(archive.get, [root]))
     except (DecodeError, StoreError):
         return 0
 

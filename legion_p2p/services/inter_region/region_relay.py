@@ -17,6 +17,7 @@ from legion_p2p.services.inter_region.copies import RegionCopy, RelayEstimate
 from legion_p2p.services.inter_region.sync_parts import SyncParts
 from legion_p2p.services.inter_region.sync_schedule import WHOLE
 from legion_p2p.services.shards.replica import Replica
+from legion_p2p.services.shards.service import ShardService
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S
 from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.sync_step import norm, reach
@@ -29,9 +30,9 @@ SLACK = 4.0  # on the longest step that the owner takes from a relay: it may be 
 class RelayService:
     """Both sides of it."""
 
-    def __init__(self, parts: SyncParts) -> None:
+    def __init__(self, parts: SyncParts, shards: ShardService) -> None:
         self._parts = parts
-        self._shards = parts.shards
+        self._shards = shards
         self._schedule = parts.schedule
         self._events = parts.events
         self._copies: dict[int, RelayEstimate] = {}

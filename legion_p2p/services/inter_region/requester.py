@@ -17,7 +17,7 @@ from legion_p2p.services.inter_region.copies import Copy
 from legion_p2p.services.inter_region.pairs import CENTER, OpenRequest, PairState
 from legion_p2p.services.inter_region.responder import SyncResponder
 from legion_p2p.services.inter_region.sync_parts import SyncParts
-from legion_p2p.services.shards.replica import Replica
+from legion_p2p.services.inter_region.synced import SyncedShard
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S
 from legion_p2p.tensor.elastic import center_bound, pairwise_bound
 from legion_p2p.tensor.sync_step import ElasticStep, check_plausible, hear, move, move_at, norm, reach, tell
@@ -32,13 +32,13 @@ class SyncRequester:
     def __init__(self, ctx: PeerContext, parts: SyncParts, responder: SyncResponder) -> None:
         self._messenger = ctx.messenger
         self._events = ctx.events
-        self._rounds = ctx.spec.round
+        self._rounds = parts.shards.rounds
         self._parts = parts
         self._shards = parts.shards
         self._schedule = parts.schedule
         self._responder = responder
 
-    async def sync(self, replica: Replica, copy: Copy, other: str) -> None:
+    async def sync(self, replica: SyncedShard, copy: Copy, other: str) -> None:
         """Sync `copy`, which this peer represents, with region `other`. What goes wrong is noted, and tried again later."""
         peer = self._schedule.representative(other, replica.shard)
         pair = self._parts.pairs.get(replica.shard, self._shards.region, other)
@@ -50,7 +50,7 @@ class SyncRequester:
         every = self._schedule.interval(replica, other).every
         last = self._schedule.last_sync(replica)
         last.travel.every = every if pair.known is not None else self._rounds.sync_every
-        last.times.attempted(replica.chain.version, every)
+        last.times.attempted(replica.version, every)
         try:
             reply = await self._ask(replica, copy, pair, peer, other)
             if isinstance(reply, Unknown):
@@ -73,7 +73,7 @@ class SyncRequester:
         finally:
             pair.is_asking = False
 
-    async def _ask(self, replica: Replica, copy: Copy, pair: PairState, peer: PeerId, other: str) -> Message | None:
+    async def _ask(self, replica: SyncedShard, copy: Copy, pair: PairState, peer: PeerId, other: str) -> Message | None:
         """The answer of `peer`; None, if this peer does not represent the copy any more."""
         if pair.asked is None:
             pair.asked = await self._request(replica, copy, pair, peer, other)
@@ -87,14 +87,14 @@ class SyncRequester:
             measure(reply)
         return reply
 
-    async def _request(self, replica: Replica, copy: Copy, pair: PairState, peer: PeerId, other: str) -> OpenRequest | None:
+    async def _request(self, replica: SyncedShard, copy: Copy, pair: PairState, peer: PeerId, other: str) -> OpenRequest | None:
         async with copy.lock:
             if not copy.is_ours:
                 return None
             own, version = copy.value(), copy.version
         compute, rounds = self._parts.compute, self._rounds
         codec = self._schedule.interval(replica, other).codec
-        payload, ours = await compute(replica, tell, own, pair.known, self._shards.codec_of(replica, codec))
+        payload, ours = await compute(replica, tell, own, pair.known, self._shards.codec_of(replica.shard, codec))
         travelled = await compute(replica, self._schedule.last_sync(replica).travel.distance, own, version)
         longest = await compute(replica, reach, own, travelled, rounds.sync_reach, rounds.sync_rule)
         message = SyncRequest(
@@ -111,7 +111,7 @@ class SyncRequester:
         )
         return OpenRequest(peer, message, pair.known, ours, own, travelled, version)
 
-    async def _take_answer(self, replica: Replica, copy: Copy, pair: PairState, other: str, reply: SyncReply) -> None:
+    async def _take_answer(self, replica: SyncedShard, copy: Copy, pair: PairState, other: str, reply: SyncReply) -> None:
         asked = pair.asked
         if asked is None:
             return
@@ -130,10 +130,10 @@ class SyncRequester:
         self._parts.note(pair, other, moved, copy.version, asked.message, len(reply.payload))
         replica.notify.notify()
 
-    def _read_answer(self, replica: Replica, asked: OpenRequest, other: str, reply: SyncReply) -> ElasticStep:
+    def _read_answer(self, replica: SyncedShard, asked: OpenRequest, other: str, reply: SyncReply) -> ElasticStep:
         """The step of this side. Raises: DecodeError, CodecError, NonFiniteError."""
         message = asked.message
-        theirs = hear(reply.payload, asked.known, replica.numel, self._shards.codec_of(replica, message.codec))
+        theirs = hear(reply.payload, asked.known, replica.numel, self._shards.codec_of(replica.shard, message.codec))
         check_plausible(theirs, asked.ours, asked.travelled)
         first = self._shards.region < other
         if reply.slowed_to is None:

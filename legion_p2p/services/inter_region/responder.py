@@ -20,8 +20,8 @@ from legion_p2p.services.inter_region.copies import CenterCopy, Copy
 from legion_p2p.services.inter_region.pairs import CENTER, PairState
 from legion_p2p.services.inter_region.sync_parts import SyncParts
 from legion_p2p.services.inter_region.sync_schedule import WHOLE
+from legion_p2p.services.inter_region.synced import SyncedShard
 from legion_p2p.services.membership.service import MemberService
-from legion_p2p.services.shards.replica import Replica
 from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.sync_step import ElasticStep, check_plausible, hear, move, reach, tell
 
@@ -32,7 +32,7 @@ class SyncResponder:
     """Takes part in syncs that others begin, as the representative of a region or as the owner of a center variable."""
 
     def __init__(self, ctx: PeerContext, members: MemberService, parts: SyncParts) -> None:
-        self._rounds = ctx.spec.round
+        self._rounds = parts.shards.rounds
         self._members = members
         self._parts = parts
         self._shards = parts.shards
@@ -51,7 +51,7 @@ class SyncResponder:
             raise NetworkError(f"shard {message.shard}: regions {mine} and {message.region} have synced just before")
         if pair.is_asking and mine < message.region:
             raise NetworkError(f"shard {message.shard}: this peer is just asking region {message.region} itself")
-        codec = self._shards.codec_of(replica, message.codec)
+        codec = self._shards.codec_of(replica.shard, message.codec)
         copy = await self._copy_for(replica, message)
         pair = self._parts.pairs.get(message.shard, mine, message.region)  # a center that begins again has new ones
         async with copy.lock:
@@ -68,7 +68,7 @@ class SyncResponder:
         return reply
 
     async def _move(
-        self, replica: Replica, copy: Copy, pair: PairState, message: SyncRequest, codec: Codec
+        self, replica: SyncedShard, copy: Copy, pair: PairState, message: SyncRequest, codec: Codec
     ) -> tuple[bytes, ElasticStep]:
         """Move the copy towards theirs; what the other side is to hear of it. The lock is held."""
         compute, rounds = self._parts.compute, self._rounds
@@ -106,23 +106,23 @@ class SyncResponder:
         if not self._schedule.may_represent(peer, message.region, message.shard):
             raise NetworkError(f"{peer} does not represent shard {message.shard} of region {message.region}, as far as I know")
 
-    async def _copy_for(self, replica: Replica, message: SyncRequest) -> Copy:
+    async def _copy_for(self, replica: SyncedShard, message: SyncRequest) -> Copy:
         if not message.center:
-            own = self._parts.copy_of(replica)
+            own = self._parts.copy_of(replica.shard)
             if own is None:
                 raise NetworkError(f"shard {message.shard} of region {self._shards.region} is not represented by this peer")
             return own
         if self._schedule.owner(CENTER, message.shard) != self._shards.me:
             raise NetworkError(f"the center variable of shard {message.shard} is not owned by this peer")
-        center, version = self._centers.get(message.shard), replica.chain.version
+        center, version = self._centers.get(message.shard), replica.version
         if center is not None and abs(version - center.synced_at) > STALE * self._rounds.sync_every:
             del self._centers[message.shard]
             center = None
             self._parts.pairs.forget_center(message.shard)
         if center is None:  # the first region that syncs with the center finds itself there
-            codec = self._shards.codec_of(replica, WHOLE)
+            codec = self._shards.codec_of(replica.shard, WHOLE)
             if message.known:
-                return CenterCopy(replica.reference)  # of no use: the sender will be told to begin again
+                return CenterCopy(self._shards.reference(replica.shard))  # of no use: the sender will be told to begin again
             start = await self._parts.compute(replica, hear, message.payload, None, replica.numel, codec)
             center = self._centers.setdefault(message.shard, CenterCopy(start))
         center.synced_at = version

@@ -20,6 +20,7 @@ from legion_p2p.services.inter_region.requester import SyncRequester
 from legion_p2p.services.inter_region.responder import SyncResponder
 from legion_p2p.services.inter_region.sync_parts import SyncParts
 from legion_p2p.services.inter_region.sync_schedule import Schedule
+from legion_p2p.services.inter_region.synced import SyncedReplicas
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.service import ShardService
@@ -31,9 +32,10 @@ class RegionSync:
     def __init__(self, ctx: PeerContext, members: MemberService, shards: ShardService) -> None:
         self.pairs = PairStates(ctx.spec.round.moving_rate)
         self.directory = RegionDirectory(ctx, members)
-        self.schedule = Schedule(ctx, members, shards, self.pairs, self.directory)
-        parts = SyncParts(shards, self.pairs, self.schedule, ctx.events, ctx.rng, self._copy_of)
-        self.relay = RelayService(parts)
+        synced = SyncedReplicas(shards)
+        self.schedule = Schedule(ctx, members, synced, self.pairs, self.directory)
+        parts = SyncParts(synced, self.pairs, self.schedule, ctx.events, ctx.rng, self._copy_of)
+        self.relay = RelayService(parts, shards)
         self.responder = SyncResponder(ctx, members, parts)
         self.requester = SyncRequester(ctx, parts, self.responder)
         self._parts = parts
@@ -64,7 +66,7 @@ class RegionSync:
 
     async def _sync_when_due(self, replica: Replica) -> None:
         while True:
-            copy = self._copy_of(replica)
+            copy = self._copy_of(replica.shard)
             if copy is None:
                 self.schedule.forget(replica.shard)
             else:
@@ -80,9 +82,10 @@ class RegionSync:
                 await self.relay.deliver(replica, self._sync_codec)
             await replica.notify.wait()
 
-    def _copy_of(self, replica: Replica) -> Copy | None:
+    def _copy_of(self, shard: int) -> Copy | None:
         """What this peer represents in its region; None: nothing."""
-        if replica.round is not None:
+        replica = self._shards.replica(shard)
+        if replica.is_owned:
             return RegionCopy(replica)
         is_relay = (
             self._members.own.now().relay and self.schedule.representative(self._shards.region, replica.shard) == self._shards.me

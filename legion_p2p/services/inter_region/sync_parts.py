@@ -10,8 +10,7 @@ from legion_p2p.observe.events import Events
 from legion_p2p.services.inter_region.copies import Copy
 from legion_p2p.services.inter_region.pairs import PairState, PairStates
 from legion_p2p.services.inter_region.sync_schedule import Schedule
-from legion_p2p.services.shards.replica import Replica
-from legion_p2p.services.shards.service import ShardService
+from legion_p2p.services.inter_region.synced import SyncedShard, SyncedShards
 from legion_p2p.tensor.sync_step import ElasticStep
 
 T = TypeVar("T")
@@ -21,19 +20,19 @@ T = TypeVar("T")
 class SyncParts:
     """Of one peer."""
 
-    shards: ShardService
+    shards: SyncedShards
     pairs: PairStates
     schedule: Schedule
     events: Events
     rng: Random
-    copy_of: Callable[[Replica], Copy | None]
+    copy_of: Callable[[int], Copy | None]
     """The copy of a shard that this peer represents in its region; None: it represents none."""
 
     def number(self) -> int:
         """A new number for a request: one that comes twice counts once."""
         return self.rng.getrandbits(62)
 
-    async def compute(self, replica: Replica, fn: Callable[..., T], *args: object) -> T:
+    async def compute(self, replica: SyncedShard, fn: Callable[..., T], *args: object) -> T:
         """`fn(*args)`, which takes as long as the shard is large."""
         result: T = await self.shards.compute(replica.numel, fn, *args)
         return result

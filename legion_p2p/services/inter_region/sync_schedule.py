@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import trio
 
 from legion_p2p.core.adapt import CodecCost
-from legion_p2p.core.announcement import Announcement, peer_of, version_at
+from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.eligible import Eligible, eligible
 from legion_p2p.core.identity import PeerId
@@ -24,9 +24,8 @@ from legion_p2p.errors import NetworkError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.inter_region.directory import RegionDirectory
 from legion_p2p.services.inter_region.pairs import CENTER, LastSync, PairStates
+from legion_p2p.services.inter_region.synced import SyncedShard, SyncedShards
 from legion_p2p.services.membership.service import MemberService
-from legion_p2p.services.shards.replica import Replica
-from legion_p2p.services.shards.service import ShardService
 from legion_p2p.tensor.travel import Travel
 
 WHOLE = "bf16"  # codec of the first sync of two regions; what it rounds away is in the next difference
@@ -37,23 +36,23 @@ class Schedule:
     """The syncs of one peer's shards."""
 
     def __init__(
-        self, ctx: PeerContext, members: MemberService, shards: ShardService, pairs: PairStates, directory: RegionDirectory
+        self, ctx: PeerContext, members: MemberService, shards: SyncedShards, pairs: PairStates, directory: RegionDirectory
     ) -> None:
         self._shards = shards
         self._members = members
         self._messenger = ctx.messenger
         self._pairs = pairs
         self._directory = directory
-        self._rounds = ctx.spec.round
+        self._rounds = shards.rounds
         self._last: dict[int, LastSync] = {}
         self._everyone: Sequence[Announcement] = ()
         self._owners: dict[str, Eligible] = {}  # by region, among these
         self._rates: BoundedMap[PeerId, RateEstimator] = BoundedMap(MAX_RATES)
 
-    def last_sync(self, replica: Replica) -> LastSync:
+    def last_sync(self, replica: SyncedShard) -> LastSync:
         """The last sync of this shard; counted from now on, if nothing is known."""
         if replica.shard not in self._last:
-            times = SyncTimes(replica.chain.version, trio.current_time())
+            times = SyncTimes(replica.version, trio.current_time())
             self._last[replica.shard] = LastSync(times, Travel(self._rounds.sync_every))
         return self._last[replica.shard]
 
@@ -80,9 +79,8 @@ class Schedule:
         if self._directory.is_hidden(region):
             return self._named(region, shard)[1]
         if region == self._shards.region:
-            return self._shards.states.ownership(shard).owner
-        owners = self._eligible(region)
-        return self._shards.placement.owners(region, owners.weights, owners.reserve)[shard].owner
+            return self._shards.owner_here(shard)
+        return self._shards.owner_there(region, shard, self._eligible(region))
 
     def _eligible(self, region: str) -> Eligible:
         everyone = self._members.roster.everyone()
@@ -125,8 +123,8 @@ class Schedule:
         mine = self._shards.region
         if message.region != mine:
             raise NetworkError(f"this peer is in region {mine!r}, not in {message.region!r}")
-        if message.shard >= self._shards.plan.n_shards:
-            raise NetworkError(f"shard {message.shard}: the run has {self._shards.plan.n_shards}")
+        if message.shard >= self._shards.n_shards:
+            raise NetworkError(f"shard {message.shard}: the run has {self._shards.n_shards}")
         found = self.representative(mine, message.shard), self.owner(mine, message.shard)
         named = list(dict.fromkeys(peer for peer in found if peer is not None))
         share = 0.0
@@ -143,9 +141,9 @@ class Schedule:
 
     # when
 
-    def due(self, replica: Replica) -> str | None:
+    def due(self, replica: SyncedShard) -> str | None:
         """The region to sync with now; None: no region."""
-        times, version, least = self.last_sync(replica).times, replica.chain.version, self._rounds.sync_every
+        times, version, least = self.last_sync(replica).times, replica.version, self._rounds.sync_every
         if not times.is_open(version, least):
             return None
         mine = self._shards.region
@@ -155,23 +153,23 @@ class Schedule:
         if self._rounds.sync_rule == "center":
             other, factor = CENTER, 1
         else:
-            versions = {region: _versions(announced, replica.shard) for region, announced in members.items()}
+            versions = {region: self._versions(announced, replica.shard) for region, announced in members.items()}
             matched = partner(self._shards.run, replica.shard, epoch_of(versions, least), members.keys(), mine)
             if matched is None:
                 return None
             other, factor = matched, patience(mine, matched, 1)
-        if replica.round is not None and self.representative(mine, replica.shard) != self._shards.me:
+        if replica.is_owned and self.representative(mine, replica.shard) != self._shards.me:
             factor = SILENT
         return other if times.is_due(version, factor * self.interval(replica, other).every) else None
 
-    def is_too_early(self, replica: Replica, other: str) -> bool:
+    def is_too_early(self, replica: SyncedShard, other: str) -> bool:
         """Whether another region asks for a sync much more often than the connection carries."""
         every = self.interval(replica, other).every
-        return self.last_sync(replica).times.is_too_early(other, replica.chain.version, every, self._rounds.sync_every)
+        return self.last_sync(replica).times.is_too_early(other, replica.version, every, self._rounds.sync_every)
 
     # how
 
-    def interval(self, replica: Replica, other: str) -> Interval:
+    def interval(self, replica: SyncedShard, other: str) -> Interval:
         """What the next sync with this region is encoded in, and how many versions after the last it comes."""
         pair = self._pairs.get(replica.shard, self._shards.region, other)
         rounds = self._rounds
@@ -179,16 +177,16 @@ class Schedule:
         if rounds.synchronous:
             return now if pair.known is not None else Interval(now.every, WHOLE)
         ways = self._ways(replica.shard, other)
-        version_s = self.last_sync(replica).times.version_s(replica.chain.version, trio.current_time())
+        version_s = self.last_sync(replica).times.version_s(replica.version, trio.current_time())
         bounds = (version_s, rounds.sync_every, max(rounds.sync_every, rounds.max_sync_every))
         if pair.known is None:
             return interval(self._costs(replica, WHOLE), ways, *bounds, Interval(rounds.sync_every, WHOLE))
         pair.interval = interval(self._costs(replica, *rounds.allowed_sync_codecs()), ways, *bounds, now)
         return pair.interval
 
-    def _costs(self, replica: Replica, *names: str) -> list[CodecCost]:
+    def _costs(self, replica: SyncedShard, *names: str) -> list[CodecCost]:
         """As on this shard, of which small tensors stay dense."""
-        return [CodecCost(name, self._shards.codec_of(replica, name).bits_per_element) for name in names]
+        return [CodecCost(name, self._shards.codec_of(replica.shard, name).bits_per_element) for name in names]
 
     def rate(self, peer: PeerId) -> RateEstimator:
         """The rate at which this peer is sent syncs, all shards together. Answers take part of the time, so it may be too low."""
@@ -226,7 +224,7 @@ class Schedule:
         if us is None or them is None or us is them:
             return []
         measured, own = self.rate(peer_of(them)).rate_bps(trio.current_time()), self._messenger.bandwidth()
-        numel = self._shards.plan.numel
+        numel = self._shards.numel
         n_ours = numel * represented_share(peer_of(us), [a for a in everyone if a.region == mine], self._eligible(mine).weights)
         weights = self._eligible(other).weights
         if other == CENTER:
@@ -240,7 +238,6 @@ class Schedule:
             Direction(n_theirs, rate_between(them, us, measured, own.download_limit_bps)),
         ]
 
-
-def _versions(announced: Sequence[Announcement], shard: int) -> list[int]:
-    versions = (version_at(a.marks, shard) for a in announced)
-    return [version for version in versions if version is not None]
+    def _versions(self, announced: Sequence[Announcement], shard: int) -> list[int]:
+        versions = (self._shards.version_at(a, shard) for a in announced)
+        return [version for version in versions if version is not None]

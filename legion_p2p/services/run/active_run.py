@@ -22,6 +22,7 @@ from legion_p2p.core.run import RunSpec, SignedSpec
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.inter_region.sync import RegionSync
 from legion_p2p.services.inter_region.traffic import RegionalMessenger
+from legion_p2p.services.inter_region.unit_sync import UnitSync
 from legion_p2p.services.membership.location import RegionService
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.run.advertise import AdvertiseService
@@ -86,6 +87,7 @@ class ActiveRun:
         self.gate = OwnershipGate(members, self.shards)
         self.regions = RegionService(ctx, members)
         self.region_sync = RegionSync(ctx, members, self.shards)
+        self.unit_sync = None if self.units is None else UnitSync(ctx, members, self.units)
         self.target = TargetService(ctx, members, self.steps, self.shards.states, self.control)
         self.questions = QuestionService(ctx, members)
         self.pacer = Pacer(ctx.spec.round, self.shards, ctx.events)
@@ -109,8 +111,9 @@ class ActiveRun:
         await self.members.announcer.announce_now()
         await self.greet()
         self.shards.on_members_changed()
-        if self.units is not None:  # one group, that holds the model together
+        if self.units is not None and self.unit_sync is not None:  # a region that holds the model together
             await nursery.start(self.units.run_forever)
+            nursery.start_soon(self.unit_sync.run_forever)
         else:
             nursery.start_soon(self.region_sync.run_forever)
             nursery.start_soon(self.returning.run_forever)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import msgspec
 
-from legion_p2p.config.engine import DEFAULT_REGION
+from legion_p2p.config.engine import AUTO_REGION, DEFAULT_REGION
 from legion_p2p.core.run import RunSpec, SignedSpec, run_id
 from legion_p2p.errors import CodecError, IncompatibleModelError, JoinError
 from legion_p2p.services.context import PeerContext
@@ -36,7 +36,7 @@ def assembled(lobby: Lobby, signed: SignedSpec, spec: RunSpec, restored: Restore
             f"run {spec.name!r} is sharded: gradients of every step go to others, and dp= adds no noise to those; "
             "join a run that is not sharded, or leave dp out"
         )
-    if spec.sharding == "full":  # one group: what is too far away is too slow
+    if spec.sharding == "full" and config.region == AUTO_REGION:  # who is near enough for it is not for round trips to say
         config = msgspec.structs.replace(config, region=DEFAULT_REGION)
     ctx = PeerContext(
         run=run_id(signed),

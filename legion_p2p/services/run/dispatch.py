@@ -102,8 +102,9 @@ def answer(run: ActiveRun) -> None:
     of_admitted.on(GetCheckpoints, get_checkpoints)
     in_run = dispatcher.scope(check_in_run, run.members.heard)
     _answer_about_members(in_run, run)
-    in_run.on(SyncRequest, run.region_sync.on_request)
-    in_run.on(GetRepresentative, run.region_sync.on_get_representative)
+    sync = run.region_sync if run.unit_sync is None else run.unit_sync
+    in_run.on(SyncRequest, sync.on_request)
+    in_run.on(GetRepresentative, sync.on_get_representative)
     in_run.on(RelayRequest, run.region_sync.relay.on_request)
     run.shards.answer(in_run)
     run.questions.answer(in_run)

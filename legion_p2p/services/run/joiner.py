@@ -22,6 +22,7 @@ from legion_p2p.concurrency.nurseries import open_flat_nursery
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.run import RunSpec, SignedSpec, sign_spec
 from legion_p2p.errors import JoinError, RunExistsError, UnknownRunError, UsageError
+from legion_p2p.services.inter_region.region_founding import RegionFounder
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.assembly import assembled
 from legion_p2p.services.run.dispatch import answer, answer_before
@@ -281,12 +282,17 @@ class Joiner:
         return run
 
     async def _join_sharded(self, run: ActiveRun) -> ActiveRun:
-        """Nothing is fetched: units come as this peer is to own them, and weights as it uses them.
+        """Nothing is fetched: units come as this peer is to own them, and weights as it uses them. Only the first of a region
+        fetches the model, from another one.
 
-        Raises: JoinError, where the network is too slow.
+        Raises: JoinError, where the network is too slow, or the model does not come.
         """
-        assert run.units is not None
-        await run.units.client.check_network()
+        assert run.units is not None and run.unit_sync is not None
+        founder = RegionFounder(run.ctx, run.members, run.units, run.unit_sync)
+        if founder.is_needed:
+            await founder.found()
+        else:
+            await run.units.client.check_network()
         run.steps.began_at = run.run_step()
         await run.checkpoints.open(run.signed)
         await self._take_part(run)

@@ -59,7 +59,7 @@ def describe(run: ActiveRun) -> Announcement:
         received_bytes=traffic.received_bytes,
         upload_bps=_least(bandwidth.upload_bps, bandwidth.upload_limit_bps),
         download_bps=_least(bandwidth.download_bps, bandwidth.download_limit_bps),
-        relay=run.ctx.config.volunteer_relay,
+        relay=run.ctx.config.volunteer_relay and run.units is None,  # a member of a sharded run has no copy to sync
         marks=run.shards.marks(),
         epoch=progress.epoch,
         chunks=progress.chunks,

@@ -54,13 +54,32 @@ class HeldUnit:
     """As the owner: the peer that makes the same steps."""
     owner: PeerId | None = None
     """As the standby: the peer that it stands by for."""
+    to_subtract: Tensor | None = None
+    """As the owner: what syncs with other regions still take from the weights. It goes with a step, so the standby has it too."""
+    is_move_due: bool = False
+    """Some of it is new since the last step. The rest is what compression left out, and waits for the next sync."""
+    arrived_move: tuple[int, int, Tensor] | None = None
+    """As the standby: term and step of what is to be subtracted with that step, which has not come yet."""
     lock: QuickLock = field(default_factory=QuickLock)
-    changed: Notify = field(default_factory=Notify)
+    notify: Notify = field(default_factory=Notify)
     """Wakes those that wait for a step, or for another role."""
 
     @property
     def index(self) -> int:
         return self.unit.index
+
+    @property
+    def shard(self) -> int:
+        """The same number, where regions sync."""
+        return self.unit.index
+
+    @property
+    def numel(self) -> int:
+        return self.unit.numel
+
+    @property
+    def is_owned(self) -> bool:
+        return self.role == "owner"
 
     @property
     def version(self) -> int:
@@ -71,12 +90,14 @@ class HeldUnit:
         """What is said of it to others."""
         return UnitHeld(self.role, self.term, self.version, self.digest, self.standby or "")
 
-    def make_step(self, mean: Tensor, rates: AdamWRates, matrices: Sequence[Matrix]) -> bytes:
-        """One step of the optimizer, Muon's on `matrices`; the digest of the weights after it. To be called under `lock`, in any
-        thread."""
+    def make_step(self, mean: Tensor, rates: AdamWRates, matrices: Sequence[Matrix], move: Tensor | None = None) -> bytes:
+        """One step of the optimizer, Muon's on `matrices`, then `move` is subtracted; the digest of the weights after it. To be
+        called under `lock`, in any thread."""
         if self.moments is None:
             self.moments = Moments.of(self.weights)
         muon_step(self.weights, mean, self.moments, rates, matrices)
+        if move is not None:
+            self.weights.sub_(move)
         return digest(self.weights)
 
     def stepped(self, included: Iterable[PeerId], made: bytes) -> None:
@@ -84,7 +105,7 @@ class HeldUnit:
         self.digest = made
         self.packed = None
         self.steps.made(included)
-        self.changed.notify()
+        self.notify.notify()
 
     def state(self) -> bytes:
         """All that the next owner needs. To be called under `lock`."""

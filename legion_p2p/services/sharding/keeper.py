@@ -7,7 +7,7 @@ A step is made in this order, so that an owner may die at any moment:
     3. only now members are answered, and given new weights
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import trio
@@ -20,6 +20,7 @@ from legion_p2p.core.messages.sharding import (
     AskUnit,
     PullUnit,
     PushGradient,
+    ReplicateMove,
     ReplicateStep,
     UnitElsewhere,
     UnitHeld,
@@ -54,6 +55,7 @@ class UnitKeeper:
     def answer(self, scope: Scope) -> None:
         scope.on(PullUnit, self.on_pull)
         scope.on(PushGradient, self.on_push)
+        scope.on(ReplicateMove, self.on_replicate_move)
         scope.on(ReplicateStep, self.on_replicate)
         scope.on(AskUnit, self.on_ask)
 
@@ -63,12 +65,12 @@ class UnitKeeper:
         return self._table.said_of(message.unit)
 
     async def on_pull(self, peer: PeerId, message: PullUnit) -> UnitWeights | UnitElsewhere:
-        self._table.must_be_member(peer)
-        found = await self.weights(message.unit, message.step, self._table.codec_of_weights(exact=message.exact))
+        step = message.step if self._table.is_here(peer) else 0  # one that is to begin a region takes what there is
+        found = await self.weights(message.unit, step, self._table.codec_of_weights(exact=message.exact))
         return self._elsewhere(message.unit) if found is None else UnitWeights(*found)
 
     async def on_push(self, peer: PeerId, message: PushGradient) -> UnitStepped | UnitElsewhere:
-        self._table.must_be_member(peer)
+        self._table.must_be_here(peer)
         held = self._table.unit_held(message.unit)
         if held is None or held.role != "owner":
             return self._elsewhere(message.unit)
@@ -88,7 +90,7 @@ class UnitKeeper:
             return None
         with trio.move_on_after(ANSWER_S):
             while held.role != "none" and held.version < step:
-                await held.changed.wait()
+                await held.notify.wait()
         if held.role == "none" or held.version < step:
             return None
         async with held.lock:
@@ -109,10 +111,10 @@ class UnitKeeper:
             return None
         if verdict is GradientVerdict.TAKEN:
             held.arrived[peer] = ArrivedGradient(tokens, decoded)
-            held.changed.notify()
+            held.notify.notify()
         with trio.move_on_after(ANSWER_S):
             while held.role == "owner" and held.version <= step:
-                await held.changed.wait()
+                await held.notify.wait()
         return UnitStepped(held.version, held.steps.was_included(peer, step)) if held.version > step else None
 
     # the owner
@@ -123,7 +125,7 @@ class UnitKeeper:
         for held in self._table.held.values():
             if held.role == "owner":
                 held.steps.expect(training, now)
-                held.changed.notify()
+                held.notify.notify()
 
     async def own(self, held: HeldUnit) -> None:
         """Make the unit's steps for as long as this peer owns it."""
@@ -136,31 +138,45 @@ class UnitKeeper:
                 continue
             deadline = held.steps.next_deadline()
             with trio.move_on_at(trio.current_time() + ANSWER_S if deadline is None else deadline):
-                await held.changed.wait()
+                await held.notify.wait()
 
     async def _make_step(self, held: HeldUnit) -> None:
         closed = held.steps.close(trio.current_time())
         arrived = {c.peer: held.arrived[c.peer] for c in closed}
         held.arrived = {}
         combined = await self._offload(combine_gradients, arrived, held.unit.numel)
-        payload = await self._offload(self._table.means_codec.encode, combined)
-        mean = await self._offload(self._table.means_codec.decode, payload, held.unit.numel)
-        message = ReplicateStep(self._table.run, held.index, held.term, held.version, tuple(sorted(arrived)), payload)
+        payload, mean = await self._offload(self._as_sent, combined)
+        messages: list[ReplicateMove | ReplicateStep] = []
+        move: Tensor | None = None
+        if held.is_move_due:
+            moves, move = await self._offload(self._as_sent, held.to_subtract)
+            messages.append(ReplicateMove(self._table.run, held.index, held.term, held.version, moves))
+        included, is_moved = tuple(sorted(arrived)), move is not None
+        messages.append(ReplicateStep(self._table.run, held.index, held.term, held.version, included, payload, is_moved))
         async with open_flat_nursery() as nursery:
             told: list[UnitHeld] = []
-            nursery.start_soon(self._replicate, held, message, told)
-            made = await self._offload(held.make_step, mean, self._table.rates(held.version), self._table.matrices(held.index))
+            nursery.start_soon(self._replicate, held, messages, told)
+            rates, matrices = self._table.rates(held.version), self._table.matrices(held.index)
+            made = await self._offload(held.make_step, mean, rates, matrices, move)
+        if held.to_subtract is not None and move is not None:
+            held.to_subtract, held.is_move_due = held.to_subtract - move, False
         held.stepped(arrived, made)
         held.steps.expect(self._table.training_since(), trio.current_time())
         if told:
             self._compare(held, told[0])
 
-    async def _replicate(self, held: HeldUnit, message: ReplicateStep, told: list[UnitHeld]) -> None:
+    def _as_sent(self, x: Tensor) -> tuple[bytes, Tensor]:
+        """A mean, or what a sync takes from the weights, as bytes, and what the standby reads from them."""
+        payload = self._table.means_codec.encode(x)
+        return payload, self._table.means_codec.decode(payload, x.numel())
+
+    async def _replicate(self, held: HeldUnit, messages: Sequence[ReplicateMove | ReplicateStep], told: list[UnitHeld]) -> None:
         """Have the standby make the step; without one, or where it is gone, go on without."""
         standby, give_up_at = held.standby, trio.current_time() + REPLICATE_S
         while standby is not None:
             try:
-                told.append(await self._table.ask(standby, message, Priority.ROUND, REPLICATE_S))
+                answers = [await self._table.ask(standby, message, Priority.ROUND, REPLICATE_S) for message in messages]
+                told.append(answers[-1])
             except NetworkError as failed:
                 if self._table.lives(standby) and trio.current_time() < give_up_at:
                     await trio.sleep(AGAIN_S)
@@ -184,9 +200,19 @@ class UnitKeeper:
 
     # the standby
 
+    async def on_replicate_move(self, peer: PeerId, message: ReplicateMove) -> UnitHeld:
+        """Keep what the owner subtracts with its next step."""
+        self._table.must_be_here(peer)
+        held = self._table.unit_held(message.unit)
+        if held is not None and held.role == "standby":
+            move = await self._offload(self._table.means_codec.decode, message.payload, held.unit.numel)
+            require_finite(move)
+            held.arrived_move = message.term, message.step, move
+        return self._table.said_of(message.unit)
+
     async def on_replicate(self, peer: PeerId, message: ReplicateStep) -> UnitHeld:
         """Make the step that the owner makes."""
-        self._table.must_be_member(peer)
+        self._table.must_be_here(peer)
         held = self._table.unit_held(message.unit)
         if held is None:
             return self._table.said_of(message.unit)
@@ -194,9 +220,14 @@ class UnitKeeper:
         require_finite(mean)
         async with held.lock:
             if held.role == "standby" and message.term >= held.term and message.step == held.version:
+                move = None
+                if message.is_moved:
+                    if held.arrived_move is None or held.arrived_move[:2] != (message.term, message.step):
+                        return held.as_said()  # its owner sees that it did not make the step
+                    move = held.arrived_move[2]
+                held.arrived_move = None
                 held.owner, held.term = peer, message.term
-                made = await self._offload(
-                    held.make_step, mean, self._table.rates(held.version), self._table.matrices(held.index)
-                )
+                rates, matrices = self._table.rates(held.version), self._table.matrices(held.index)
+                made = await self._offload(held.make_step, mean, rates, matrices, move)
                 held.stepped(map(PeerId, message.included), made)
         return held.as_said()

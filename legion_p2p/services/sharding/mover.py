@@ -133,6 +133,8 @@ class UnitMover:
         async with held.lock:
             if held.role != "owner" or held.standby != peer:
                 return
+            if held.is_move_due and self._table.training_since():  # the next step takes it to the standby
+                return
             try:
                 theirs = await self._say(held, peer, "owner", held.term + 1)
             except NetworkError as failed:  # it may own it now: who is right is settled at the next look
@@ -148,11 +150,12 @@ class UnitMover:
     def _give_up(self, held: HeldUnit, owner: PeerId, term: int, *, stands_by: bool) -> None:
         """`owner` owns it now: members that wait here are sent there."""
         held.owner, held.term, held.standby = owner, term, None
+        held.to_subtract, held.is_move_due = None, False
         held.arrived.clear()
         if stands_by:
             held.role = "standby"
             held.steps = UnitSteps(self._table.round, held.version, held.steps.included)
-            held.changed.notify()
+            held.notify.notify()
         else:
             self._table.drop(held)
 
@@ -201,8 +204,8 @@ class UnitMover:
             held.owner = owners[0] if owners else held.owner
 
     def _become_owner(self, held: HeldUnit, term: int) -> None:
-        held.role, held.term, held.owner, held.standby = "owner", term, None, None
-        held.changed.notify()
+        held.role, held.term, held.owner, held.standby, held.arrived_move = "owner", term, None, None, None
+        held.notify.notify()
         self.start_owning(held)
         self._table.woken.notify()
 
@@ -210,7 +213,7 @@ class UnitMover:
 
     async def on_put(self, peer: PeerId, message: PutUnit) -> UnitHeld:
         """A part of a unit that this peer is to stand by for. Raises: DecodeError."""
-        self._table.must_be_member(peer)
+        self._table.must_be_here(peer)
         held = self._table.unit_held(message.unit)
         if held is not None and (held.role == "owner" or held.term > message.term):
             return held.as_said()
@@ -251,7 +254,7 @@ class UnitMover:
         return b"".join(parts)
 
     async def on_appoint(self, peer: PeerId, message: AppointUnit) -> UnitHeld:
-        self._table.must_be_member(peer)
+        self._table.must_be_here(peer)
         held = self._table.unit_held(message.unit)
         if held is None:
             return self._table.said_of(message.unit)

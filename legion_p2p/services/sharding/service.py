@@ -7,7 +7,8 @@ import trio
 from torch import Tensor
 
 from legion_p2p.concurrency.nurseries import TaskStatus
-from legion_p2p.core.sharding.plan import UnitPlan
+from legion_p2p.core.observers import Observers
+from legion_p2p.core.sharding.plan import Unit, UnitPlan
 from legion_p2p.core.sharding.step import UnitSteps
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
@@ -32,6 +33,8 @@ class UnitService:
         self.mover = UnitMover(ctx, self.table, self.keeper)
         self.client = UnitClient(ctx, self.table, self.keeper)
         self.saver = UnitSaver(ctx, archive, self.table, self.client)
+        self.owning: Observers[HeldUnit] = Observers()
+        """Told of each unit that this peer begins to own."""
         self._offload = ctx.offload
         self._members = members
         self._nursery: trio.Nursery | None = None
@@ -46,9 +49,13 @@ class UnitService:
     async def found(self, parameters: Tensor, step: int = 0) -> None:
         """Own every unit, with these parameters after this many steps: 1-D fp32, the whole model."""
         for unit, weights in zip(self.table.units, cut_flat(self.table.plan, parameters), strict=True):
-            made = await self._offload(digest, weights)
-            steps = UnitSteps(self.table.round, step)
-            self.table.held[unit.index] = HeldUnit(unit, weights, "owner", 0, steps, digest=made)
+            await self.hold(unit, weights)
+        self.table.begin_at(step)
+
+    async def hold(self, unit: Unit, weights: Tensor) -> None:
+        """Own this unit: before the service runs."""
+        made = await self._offload(digest, weights)
+        self.table.held[unit.index] = HeldUnit(unit, weights, "owner", 0, UnitSteps(self.table.round, 0), digest=made)
 
     async def run_forever(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
@@ -90,6 +97,7 @@ class UnitService:
     def _start_owning(self, held: HeldUnit) -> None:
         if self._nursery is not None:
             self._nursery.start_soon(self.keeper.own, held)
+            self.owning.tell(held)
 
     def _on_roles_changed(self) -> None:
         self.keeper.expect()

@@ -6,6 +6,7 @@ import msgspec
 import trio
 
 from legion_p2p.concurrency.notify import Notify
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.eligible import Eligible
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.learning_rate import learning_rate
@@ -18,6 +19,7 @@ from legion_p2p.core.sharding.cost import SentBits, mean_codec
 from legion_p2p.core.sharding.matrices import Matrix, matrices_of
 from legion_p2p.core.sharding.placement import place_units
 from legion_p2p.core.sharding.plan import UnitPlan, plan_units
+from legion_p2p.core.sharding.step import UnitSteps
 from legion_p2p.core.wire import Encoded, Request
 from legion_p2p.errors import DecodeError, RemoteProtocolError, UnreachableError
 from legion_p2p.services.context import PeerContext
@@ -28,6 +30,7 @@ from legion_p2p.tensor import codec
 from legion_p2p.tensor.adamw import AdamWRates
 from legion_p2p.tensor.codec import Codec
 
+MAX_REGIONS = 64  # whose owners are remembered
 FIRST_GRACE_S = 10.0  # a process that has just begun takes long for its first step
 GRACE_PERIODS = 1.0  # of a step: what a member that is slower than the others costs them at most, and twice
 MANY_SPREADS = 1e9  # so that only the periods count
@@ -42,7 +45,7 @@ def step_config(config: RoundConfig, quorum: float) -> RoundConfig:
 
 
 class UnitTable:
-    """The units of a run at one peer."""
+    """The units of a run at one peer. Each region of the run holds all of them, and makes its own steps."""
 
     def __init__(self, ctx: PeerContext, members: MemberService) -> None:
         self.run = ctx.run
@@ -63,8 +66,7 @@ class UnitTable:
         self._matrices = [matrices_of(unit, ctx.spec.params) if is_muon else () for unit in self.units]
         self._rpc = Rpc(ctx.messenger, members)
         self._sizes = [unit.numel for unit in self.units]
-        self._eligible = Eligible()
-        self._owners: tuple[Ownership, ...] = (Ownership(None, None),) * len(self.units)
+        self._placed: BoundedMap[str, tuple[Eligible, tuple[Ownership, ...]]] = BoundedMap(MAX_REGIONS)
         self._asked: dict[PeerId, set[trio.CancelScope]] = {}
         members.member_changed.add(self._on_member_changed)
 
@@ -86,7 +88,12 @@ class UnitTable:
         held.role = "none"
         held.arrived.clear()
         self.held.pop(held.index, None)
-        held.changed.notify()
+        held.notify.notify()
+
+    def begin_at(self, step: int) -> None:
+        """All units that are held here have made this many steps. Before the first of this peer."""
+        for held in self.held.values():
+            held.steps = UnitSteps(self.round, step)
 
     def n_owned(self) -> int:
         return sum(held.role == "owner" for held in self.held.values())
@@ -117,12 +124,17 @@ class UnitTable:
     # who owns it
 
     def ownership(self, unit: int) -> Ownership:
-        """By the members that are known now."""
-        eligible = self.members.roster.eligible(self.region)
-        if eligible is not self._eligible:
-            self._eligible = eligible
-            self._owners = place_units(self.run, self.region, self._sizes, {**eligible.reserve, **eligible.weights})
-        return self._owners[unit]
+        """In this region, by the members that are known now."""
+        return self.ownership_among(self.region, unit, self.members.roster.eligible(self.region))
+
+    def ownership_among(self, region: str, unit: int, members: Eligible) -> Ownership:
+        """In a region that has these members."""
+        placed = self._placed.get(region)
+        if placed is None or placed[0] is not members:
+            owners = place_units(self.run, region, self._sizes, {**members.reserve, **members.weights})
+            placed = self._placed[region] = members, owners
+        self._placed.touch(region)
+        return placed[1][unit]
 
     def is_in_place(self) -> bool:
         """Every unit that this peer holds is where it belongs."""
@@ -148,16 +160,24 @@ class UnitTable:
         return member is not None and member.liveness is not Liveness.DEAD
 
     def living_others(self) -> list[PeerId]:
-        return [member.peer_id for member in self.members.table.counted()]
+        """The others of this region."""
+        return [member.peer_id for member in self.members.roster.in_region()]
 
     def training_since(self) -> Mapping[PeerId, int]:
-        """The members that train, and from which step of the run on."""
-        return {PeerId(a.peer_id): a.run_step for a in self.members.roster.everyone() if a.training}
+        """The members of this region that train, and from which step on."""
+        everyone = self.members.roster.everyone()
+        return {PeerId(a.peer_id): a.run_step for a in everyone if a.training and a.region == self.region}
 
-    def must_be_member(self, peer: PeerId) -> None:
-        """Raises: RemoteProtocolError."""
-        if not self.members.roster.is_known(peer):
-            raise RemoteProtocolError(peer, "not a known member of this run: send an announcement first")
+    def is_here(self, peer: PeerId) -> bool:
+        """It is a member of this region."""
+        member = self.members.table.get(peer)
+        return peer == self.me or (member is not None and member.announcement.region == self.region)
+
+    def must_be_here(self, peer: PeerId) -> None:
+        """Only members of this region have a part in its steps. Raises: RemoteProtocolError."""
+        if not self.is_here(peer):
+            known = f"not a known member of region {self.region!r} of this run"
+            raise RemoteProtocolError(peer, f"{known}: send an announcement first")
 
     # asking
 

@@ -28,7 +28,7 @@ ASK_S = 2.0
 TIME_S = 30.0  # for the unit by which the network is measured
 N_TIMED = 3  # pulls from each: one may meet a busy moment
 MAX_TIMED = 8  # members: each takes as long as a unit travels
-HELPS = "join over a faster one, or train in a run that is not sharded"
+HELPS = "join over a faster one, begin a region of your own with another --region, or train in a run that is not sharded"
 LOST_S = 120.0  # a unit that nobody has for so long has gone with its owner and its standby
 
 

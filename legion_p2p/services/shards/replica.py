@@ -135,9 +135,18 @@ class Replica:
         return self.life.chain
 
     @property
+    def version(self) -> int:
+        return self.chain.version
+
+    @property
     def round(self) -> ShardRound | None:
         """The open one, where this peer owns the shard."""
         return self.life.owner.round
+
+    @property
+    def is_owned(self) -> bool:
+        """This peer is its owner."""
+        return self.round is not None
 
 
 @dataclass(frozen=True, eq=False)

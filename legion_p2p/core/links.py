@@ -37,10 +37,13 @@ def walk(get: Get, root: Cid, on_missing: OnMissing | None = None) -> Iterator[t
                 raise DecodeError(f"more than {MAX_DAG_BLOCKS} blocks below {root}")
 
 
-def needed_by(get: Get, roots: Iterable[Cid], on_missing: Callable[[Cid], None]) -> set[Cid]:
+def needed_by(
+    get: Get, roots: Iterable[Cid], on_missing: Callable[[Cid], None] | None = None, *, skips_broken: bool = False
+) -> set[Cid]:
     """All that is needed for `roots`. Reads the nodes only: leaves link to nothing.
 
-    `on_missing` gets each node that is not there, and may raise.
+    `on_missing` gets each node that is not there, and may raise; what such a node links to is left out. `skips_broken`: so is
+    what a node links to that is none. Raises: DecodeError, if one is, otherwise.
     """
     needed = set(roots)
     waiting = [cid for cid in needed if cid.codec == DAG_CBOR]
@@ -49,9 +52,12 @@ def needed_by(get: Get, roots: Iterable[Cid], on_missing: Callable[[Cid], None])
         try:
             links = links_of(get(cid))
         except MissingBlockError:
-            on_missing(cid)
+            if on_missing is not None:
+                on_missing(cid)
             continue
-        except DecodeError:  # somebody's dag-cbor that is none
+        except DecodeError:
+            if not skips_broken:
+                raise
             continue
         fresh = {link for link in links if link not in needed}
         needed |= fresh
