@@ -29,7 +29,7 @@ async def two_regions(group: Group) -> None:
     await group.settled()
 
 
-async def train(group: Group, n_steps: int, *, gradient_of=towards_target) -> None:
+async def train(group: Group, n_steps: int, *, gradient_of=towards_target, regions=("home", "away")) -> None:
     async def one(member: Member) -> None:
         await member.begin(len(group.of_region(member.region)), await member.units.client.newest_step())
         for _ in range(n_steps):
@@ -37,8 +37,9 @@ async def train(group: Group, n_steps: int, *, gradient_of=towards_target) -> No
             await member.train_step(gradient_of)
 
     async with trio.open_nursery() as nursery:
-        for member in list(group.members.values()):
-            nursery.start_soon(one, member)
+        for member in group.members.values():
+            if member.region in regions:
+                nursery.start_soon(one, member)
 
 
 def to_own_target(weights: Tensor, name: str, step: int) -> Tensor:
@@ -120,17 +121,21 @@ async def test_a_newcomer_joins_its_own_region_and_a_member_of_another_has_no_pa
     async with group_of("a", "b", spec=SYNCING) as group:
         await two_regions(group)
         await train(group, 3)
+        await train(group, 5, regions=["home"])
         newcomer = await group.add("e", region="away")
         await group.settled()
+        await train(group, 3, regions=["away"])
 
         assert newcomer.units.table.held and not newcomer.events_named("region.founded")
         assert len(group.members["c"].events_named("region.founded")) == 1
-        assert {version for states in group.digests("away").values() for version, _ in states} == {3}
+        assert all(newcomer.included) and len(newcomer.included) == 3 * len(newcomer.units.table.units)
+        assert {version for states in group.digests("home").values() for version, _ in states} == {8}
+        assert {version for states in group.digests("away").values() for version, _ in states} == {6}
         stranger = group.members["a"]
         unit = next(iter(newcomer.units.table.held))
         for message in (
-            PushGradient(stranger.engine.id, unit, 3, 1, b""),
-            AppointUnit(stranger.engine.id, unit, 9, 3, "none"),
+            PushGradient(stranger.engine.id, unit, 6, 1, b""),
+            AppointUnit(stranger.engine.id, unit, 9, 6, "none"),
         ):
             with pytest.raises(NetworkError, match="not a known member of region 'away'"):
                 await stranger.units.table.ask(newcomer.id, message)

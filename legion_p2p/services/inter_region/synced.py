@@ -101,8 +101,6 @@ class SyncedReplicas:
         self.n_shards = shards.plan.n_shards
         self.numel = shards.plan.numel
         self.rounds = shards.spec.round
-        self.ask_owner = shards.ask_owner
-        self.compute = shards.compute
 
     @property
     def region(self) -> str:
@@ -125,3 +123,9 @@ class SyncedReplicas:
 
     def codec_of(self, shard: int, name: str) -> Codec:
         return self._shards.codec_of(self._shards.replica(shard), name)
+
+    async def compute(self, n_elements: int, fn: Callable[..., T], *args: object) -> T:
+        return await self._shards.compute(n_elements, fn, *args)
+
+    async def ask_owner(self, peer: PeerId, request: Request[R]) -> R:
+        return await self._shards.ask_owner(peer, request)

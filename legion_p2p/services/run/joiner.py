@@ -293,7 +293,7 @@ class Joiner:
             await founder.found()
         else:
             await run.units.client.check_network()
-        run.steps.began_at = run.run_step()
+        run.steps.began_at = run.units.table.announced_step()
         await run.checkpoints.open(run.signed)
         await self._take_part(run)
         self._events.emit("run.joined", run=run.id, name=run.spec.name, n_donors=0, n_shards=0, n_from_checkpoints=0)

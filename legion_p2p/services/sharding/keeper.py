@@ -65,8 +65,9 @@ class UnitKeeper:
         return self._table.said_of(message.unit)
 
     async def on_pull(self, peer: PeerId, message: PullUnit) -> UnitWeights | UnitElsewhere:
-        step = message.step if self._table.is_here(peer) else 0  # one that is to begin a region takes what there is
-        found = await self.weights(message.unit, step, self._table.codec_of_weights(exact=message.exact))
+        if message.step > self._table.said_of(message.unit).version:  # others may only have what there is
+            self._table.must_be_here(peer)
+        found = await self.weights(message.unit, message.step, self._table.codec_of_weights(exact=message.exact))
         return self._elsewhere(message.unit) if found is None else UnitWeights(*found)
 
     async def on_push(self, peer: PeerId, message: PushGradient) -> UnitStepped | UnitElsewhere:
@@ -204,7 +205,7 @@ class UnitKeeper:
         """Keep what the owner subtracts with its next step."""
         self._table.must_be_here(peer)
         held = self._table.unit_held(message.unit)
-        if held is not None and held.role == "standby":
+        if held is not None and held.role == "standby" and message.step == held.version:
             move = await self._offload(self._table.means_codec.decode, message.payload, held.unit.numel)
             require_finite(move)
             held.arrived_move = message.term, message.step, move

@@ -168,6 +168,11 @@ class UnitTable:
         everyone = self.members.roster.everyone()
         return {PeerId(a.peer_id): a.run_step for a in everyone if a.training and a.region == self.region}
 
+    def announced_step(self) -> int:
+        """The step that this region has come to, by what its members announce and this peer holds: others make their own."""
+        announced = [member.announcement.run_step for member in self.members.roster.in_region()]
+        return max([*announced, *(held.version for held in self.held.values())], default=0)
+
     def is_here(self, peer: PeerId) -> bool:
         """It is a member of this region."""
         member = self.members.table.get(peer)
