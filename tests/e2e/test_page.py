@@ -1,6 +1,7 @@
 """The page of a peer that trains, in a browser: its curve appears, its buttons work, and a wrong token shows nothing."""
 
 import contextlib
+import csv
 import shutil
 import threading
 import time
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on
 
 PATIENCE_MS = 60_000
 STRANGER = '<img src=x onerror="document.title=1">'
+FORMULA = '=HYPERLINK("http://here/", "x")'
 
 
 @pytest.fixture
@@ -68,6 +70,19 @@ def trained(run: legion.Run) -> legion.Optimizer:
     return opt
 
 
+def clicked_csv(window: Any, card: str) -> list[list[str]]:
+    """The rows of the file that the CSV button of a card gives."""
+    with window.expect_download(timeout=PATIENCE_MS) as given:
+        window.locator(card).get_by_role("button", name="CSV").click()
+    assert given.value.suggested_filename == f"{card.removeprefix('#card-')}.csv"
+    with open(given.value.path(), encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def table_rows(window: Any, card: str) -> list[list[str]]:
+    return [row.locator("td, th").all_inner_texts() for row in window.locator(f"{card} tr").all()]
+
+
 def test_a_page_is_shown_whose_charts_have_no_line_yet_and_lines_come(browser: Any):
     record = DemoRecord(DemoPlan(n_peers=3, minutes=3, preset="xxs", seed=0, lone=True))
     window = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -83,6 +98,12 @@ def test_a_page_is_shown_whose_charts_have_no_line_yet_and_lines_come(browser: A
 
     window.locator("#card-loss canvas").wait_for(timeout=PATIENCE_MS)
     window.get_by_text("peer-1 is killed (kill -9)").first.wait_for(timeout=PATIENCE_MS)
+    given = clicked_csv(window, "#card-loss")
+    window.locator("#card-loss summary").click()
+    shown = table_rows(window, "#card-loss")
+    assert given[0] == shown[0] == ["curve", "time", "step", "value"]
+    assert [[curve, f"0:{float(at):02.0f}", step, f"{float(loss):.4f}"] for curve, at, step, loss in given[1:]] == shown[1:]
+    assert [(step, float(loss)) for _, _, step, loss in given[1:]] == [("1", 5.0), ("2", 2.5), ("3", pytest.approx(5 / 3))]
     assert wrong == []
 
 
@@ -95,7 +116,7 @@ def test_the_page_of_a_node_shows_introductions_what_is_relayed_and_what_was_ref
         record.note(msgspec.structs.replace(status, n_connected=n), 100.0 + n)
     details = NodeDetails(
         introductions=(Introduced(100.0, ids[1], (ids[2], ids[3])),),
-        circuits=(OpenCircuit(ids[2], ids[3], 1, 5_000_000),), refusals={f"it carries enough for {STRANGER}": 3},
+        circuits=(OpenCircuit(ids[2], ids[3], 1, 5_000_000),), refusals={f"it carries enough for {STRANGER}": 3, FORMULA: 1},
     )  # fmt: skip
     window = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
     wrong: list[str] = []
@@ -110,6 +131,9 @@ def test_the_page_of_a_node_shows_introductions_what_is_relayed_and_what_was_ref
     assert introduced.get_by_text(f"{ids[2][-8:]}, {ids[3][-8:]}").count() == 1
     assert window.locator("#card-circuits").get_by_text("5.00 MB", exact=True).count() == 1
     assert window.locator("#card-refusals").get_by_text(STRANGER).count() == 1 and window.locator("img").count() == 0
+    given = clicked_csv(window, "#card-refusals")
+    assert given[1:] == [[f"it carries enough for {STRANGER}", "3"], [f"'{FORMULA}", "1"]]  # a text, to a spreadsheet too
+    assert [[why.removeprefix("'"), n] for why, n in given] == table_rows(window, "#card-refusals")
     assert window.get_by_role("button", name="Pause").count() == 0  # a node has nothing to pause
     assert window.evaluate("document.documentElement.scrollWidth") <= 390
     window.screenshot(path=str(tmp_path / "node.png"), full_page=True)
