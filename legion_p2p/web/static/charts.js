@@ -109,7 +109,7 @@ const Charts = (() => {
         cursor: { points: { size: 6 }, y: false, drag: { x: true, y: false } },
         legend: { show: false },
         axes: [
-          { ...axis, values: (_, xs) => xs.map((x) => this.xText(x)), space: 70 },
+          { ...axis, values: (_, xs) => xs.map((x) => this.xText(x)), space: 70, size: 32 },
           { ...axis, values: (_, ys) => ys.map((y) => write(y)), size: 66 },
         ],
         series: [{}, ...this.block.lines.map((line, i) => ({

@@ -14,7 +14,7 @@ const whole = (n) => Math.round(n).toLocaleString("en");
 const scaled = (n, units, gap, base = 1000) => {
   let i = 0;
   while (Math.abs(n) >= 999.5 && i < units.length - 1) { n /= base; i++; }
-  return `${i === 0 ? +n.toFixed(2) : n.toPrecision(3)}${gap}${units[i]}`.trim();
+  return `${i === 0 ? +n.toPrecision(3) : n.toPrecision(3)}${gap}${units[i]}`.trim();
 };
 const span = (s) => {
   const t = Math.max(0, Math.round(s)), h = Math.floor(t / 3600), two = (n) => String(n).padStart(2, "0");
@@ -207,7 +207,7 @@ class Page {
       if (!wanted.has(section)) wanted.set(section, []);
       wanted.get(section).push(id);
     }
-    const key = JSON.stringify([...wanted]);
+    const key = JSON.stringify([...wanted].map(([name, ids]) => [name, ids.map((id) => [id, Boolean(this.cards.get(id).block.is_wide)])]));
     if (key === this.placed) return;
     this.placed = key;
     const links = [];
@@ -223,6 +223,7 @@ class Page {
         node.append(title, text("div", "", "cards"));
       }
       node.lastElementChild.append(...ids.map((one) => this.cards.get(one).node));
+      this.fillRows(ids.map((one) => this.cards.get(one)));
       byId("blocks").append(node);
       const link = text("a", name);
       link.href = `#${id}`;
@@ -232,6 +233,17 @@ class Page {
     for (const node of [...byId("blocks").children]) if (![...wanted.keys()].some((name) => node.querySelector("h2").textContent === name)) node.remove();
     byId("sections").replaceChildren(...links);
     for (const id of order) this.cards.get(id).curves?.resize();
+  }
+
+  // two cards stand in a row; one that has none beside it takes the row
+  fillRows(cards) {
+    let first = null;
+    for (const card of cards) {
+      card.node.classList.remove("alone");
+      if (card.block.is_wide) { first?.node.classList.add("alone"); first = null; }
+      else first = first ? null : card;
+    }
+    first?.node.classList.add("alone");
   }
 
   head(head) {
