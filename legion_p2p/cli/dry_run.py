@@ -8,11 +8,11 @@ from cyclopts import Parameter
 
 from legion_p2p.cli.common import at_least, checked
 from legion_p2p.cli.failures import DONE
-from legion_p2p.config import Inner, Rounds
+from legion_p2p.config import Inner, NewRun, Rounds
 from legion_p2p.config.fields import struct_of
-from legion_p2p.config.new_run import chosen_inner, chosen_rounds
+from legion_p2p.config.new_run import ARCHITECTURE_PREFIX, chosen_inner, chosen_rounds
 from legion_p2p.core.presets import DEFAULT_LINKS, Links
-from legion_p2p.core.run import InnerSpec, RunSpec
+from legion_p2p.core.run import RunSpec
 from legion_p2p.core.units import parse_duration, parse_rate
 from legion_p2p.errors import UsageError
 
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from legion_p2p.train.sizing import Forecast
 
 SIZES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
-SIZE_FORM = "a preset, or a size such as 124m or 7b"
+SIZE_FORM = "a preset, a size such as 124m or 7b, or hf:NAME, hf:CONFIG.json or hf:FOLDER"
 MAX_SIZE_CHARS = 20
+MAX_BATCH = 65536  # windows in a step, as a run may say
 FILE_CHARS = 120
 
 _MANY = Parameter(consume_multiple=True, negative=())
@@ -52,7 +53,8 @@ def plan(  # noqa: PLR0913 (each is an option)
     Parameters
     ----------
     model
-        A preset of the built-in GPT (xxs, s, m, l, gpt2), or a size: 124m, 1b, 7b, for a GPT of about that many parameters.
+        A preset of the built-in GPT (xxs, s, m, l, gpt2); a size: 124m, 1b, 7b, for a GPT of about that many parameters; or a
+        model of transformers, as for legion-peer: hf:llama-1b, hf:FOLDER, hf:CONFIG.json.
     peers
         Members of the run, all alike.
     up
@@ -74,7 +76,7 @@ def plan(  # noqa: PLR0913 (each is an option)
     step_s
         Seconds of a local step. [default: by --tflops]
     tokens_per_step
-        Of one peer. [default: 4 windows of the model's context]
+        Of one peer. [default: 4 windows of the run]
     tflops
         Arithmetic that a peer achieves, in 10^12 operations a second. Without --step-s, a step takes 6 operations for each
         parameter and token.
@@ -83,15 +85,17 @@ def plan(  # noqa: PLR0913 (each is an option)
     """
     from legion_p2p.train.sizing import Connection, forecast
 
-    config = model_named(model)
-    tokens = tokens_per_step or InnerSpec().batch * config.context
     rounds: dict[str, Any] = {}
     for kind, codecs in (("push", codec), ("update", update_codec or codec)):
         if codecs:
             rounds |= {f"{kind}_codec": codecs[0], f"{kind}_codecs": codecs[1:]}
     rounds |= {"local_steps": local_steps} if local_steps else {}
     rounds |= {"max_local_steps": max_local_steps} if max_local_steps else {}
-    spec = _spec(config, links, rounds)
+    spec, context = _spec(model, links, struct_of(Rounds, rounds))
+    if tokens_per_step:
+        batch = min(MAX_BATCH, max(1, round(tokens_per_step / context)))
+        spec = msgspec.structs.replace(spec, inner=msgspec.structs.replace(spec.inner, batch=batch))
+    tokens = tokens_per_step or spec.inner.batch * context
     numel = sum(p.numel for p in spec.params)
     made = forecast(
         spec,
@@ -121,15 +125,24 @@ def model_named(text: str) -> "GPTConfig":
     return of_size(n_params)
 
 
-def _spec(config: "GPTConfig", links: Links, rounds: dict[str, Any]) -> RunSpec:
-    """A run as `legion-peer` would create it. Raises: ConfigError."""
-    from legion_p2p.train.described import check_codecs
-    from legion_p2p.train.gpt import shapes_of
+def _spec(model: str, links: Links, rounds: Rounds) -> tuple[RunSpec, int]:
+    """A run as `legion-peer` would create it, and the tokens in one of its windows.
 
-    chosen = chosen_rounds(struct_of(Rounds, rounds), links)
-    spec = RunSpec("plan", "", shapes_of(config), chosen, chosen_inner(Inner(), links), msgspec.to_builtins(config))
-    check_codecs(spec)
-    return spec
+    Raises: ConfigError; UsageError; IncompatibleModelError; StoreError.
+    """
+    from legion_p2p.train.described import check_codecs, described, shape_of
+    from legion_p2p.train.gpt import shapes_of
+    from legion_p2p.train.sizing import check_size
+
+    if model.startswith(ARCHITECTURE_PREFIX):
+        spec = described(NewRun("plan", links=links, architecture=model, rounds=rounds))
+        check_size(sum(p.numel for p in spec.params))
+    else:
+        config = model_named(model)
+        chosen = chosen_rounds(rounds, links)
+        spec = RunSpec("plan", "", shapes_of(config), chosen, chosen_inner(Inner(), links), msgspec.to_builtins(config))
+        check_codecs(spec)
+    return spec, shape_of(spec).context
 
 
 def _show(made: "Forecast", model: str, as_json: bool) -> None:

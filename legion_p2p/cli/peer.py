@@ -28,7 +28,7 @@ from legion_p2p.errors import LegionError, NotSavedError, StoreError, TooLargeEr
 from legion_p2p.files.paths import user_data_folder, user_path
 from legion_p2p.observe import human
 from legion_p2p.observe.events import Events
-from legion_p2p.observe.memory import PROGRAM_BYTES, give_back_freed_memory
+from legion_p2p.observe.memory import give_back_freed_memory
 from legion_p2p.reporting.reports import DEFAULT_FOLDER, Reports
 from legion_p2p.reporting.trackers import usable
 from legion_p2p.train.control import Control
@@ -114,7 +114,7 @@ def plan_lines(plan: "Plan", store: Store | None) -> list[str]:
         ("run", human.clean(plan.run)),
         ("parameters", whole_text(plan.n_params)),
         ("shards", f"{plan.n_shards} of {whole_text(plan.shard_elements)} elements"),
-        ("memory", f"{bytes_text(plan.memory_bytes)}, of which {bytes_text(PROGRAM_BYTES)} for the program itself"),
+        ("memory", f"{bytes_text(plan.memory_bytes)}, of which {bytes_text(plan.program_bytes)} for the program itself"),
         ("disk", disk_text(store)),
         ("local steps per round", whole_text(plan.local_steps)),
         ("tokens per step", whole_text(plan.tokens_per_step)),

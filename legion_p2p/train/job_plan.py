@@ -10,16 +10,11 @@ from legion_p2p.core.roles import Role
 from legion_p2p.core.run import RunSpec
 from legion_p2p.core.sharding.cost import SentBits, held_bytes, mean_codec, step_bytes
 from legion_p2p.core.sharding.plan import plan_units
-from legion_p2p.observe.memory import PROGRAM_BYTES
 from legion_p2p.tensor import codec
-from legion_p2p.train.batches import windows_at_once
 from legion_p2p.train.described import shape_of
+from legion_p2p.train.peer_memory import PLAIN, activation_bytes, memory_bytes, program_bytes
 from legion_p2p.train.round_traffic import frames_of, traffic_of
-from legion_p2p.train.sizing import COPIES_HELD, COPIES_HELPED, check_members, shares
-
-PLAIN = Training()
-KEPT_PER_LAYER = 17  # numbers for each token and unit of width that a step keeps for its backward pass
-HELD_IN_LAYER = 14  # of an evaluation, which keeps one layer at a time
+from legion_p2p.train.sizing import check_members, shares
 
 
 class PlannedTraffic(msgspec.Struct, frozen=True):
@@ -42,6 +37,8 @@ class Plan(msgspec.Struct, frozen=True):
     n_shards: int
     shard_elements: int
     memory_bytes: int
+    program_bytes: int
+    """Of that: the program itself."""
     push_codec: str
     update_codec: str
     push_bytes_per_round: int
@@ -53,29 +50,6 @@ class Plan(msgspec.Struct, frozen=True):
     """Others that a member may use instead, the densest first."""
 
 
-def activation_bytes(spec: RunSpec, job: Training = PLAIN) -> int:
-    """What training steps and evaluations hold for a while, about: of a model like the built-in GPT in fp32.
-
-    They add up, although one comes after the other: the allocator gives little of it back (measured).
-    """
-    if spec.model is None and not spec.transformers:
-        return 0
-    shape = shape_of(spec)
-    kept = KEPT_PER_LAYER * shape.n_layer
-    if job.activation_checkpointing:
-        kept = KEPT_PER_LAYER + shape.n_layer  # of the layer that is computed again, and what lies between all of them
-    n_windows = -(-spec.inner.batch // job.accumulate)
-    trained = n_windows * shape.context * (kept * shape.width + 2 * shape.vocab_size)
-    n_windows = windows_at_once(shape.context)
-    evaluated = n_windows * shape.context * (HELD_IN_LAYER * shape.width + 3 * shape.vocab_size)
-    return 4 * (trained + evaluated)
-
-
-def average_bytes(spec: RunSpec, job: Training) -> int:
-    """What `Training.average` holds: the average, and a copy of the common model while it is taken in."""
-    return 2 * 4 * spec.plan().numel if job.average else 0
-
-
 def plan_of(
     spec: RunSpec, crowds: Sequence[int], upload_bps: float | None, role: Role = Role.AUTO, job: Training = PLAIN
 ) -> Plan:
@@ -85,8 +59,6 @@ def plan_of(
     plan = spec.plan()
     has_model = spec.model is not None or spec.transformers
     tokens_per_step = spec.inner.batch * shape_of(spec).context if has_model and role.trains else 0
-    trained = COPIES_HELD * 4 * plan.numel + activation_bytes(spec, job) + average_bytes(spec, job)
-    computed = trained if role.trains else COPIES_HELPED * 4 * plan.numel
     traffic = []
     for n_members in crowds:
         check_members(n_members)
@@ -102,7 +74,8 @@ def plan_of(
         n_params=plan.numel,
         n_shards=plan.n_shards,
         shard_elements=min(plan.shard_elements, MAX_SHARD_ELEMENTS),
-        memory_bytes=computed + PROGRAM_BYTES,
+        memory_bytes=memory_bytes(spec, role, job),
+        program_bytes=program_bytes(spec),
         push_codec=spec.round.push_codec,
         push_codecs=spec.round.push_codecs,
         update_codec=spec.round.update_codec,
@@ -134,7 +107,10 @@ def _sharded_plan(spec: RunSpec, crowds: Sequence[int], upload_bps: float | None
         n_params=numel,
         n_shards=len(units.units),
         shard_elements=max(unit.numel for unit in units.units),
-        memory_bytes=round(held_bytes(units, crowds[0], has_feedback=has_feedback)) + activation_bytes(spec, job) + PROGRAM_BYTES,
+        memory_bytes=round(held_bytes(units, crowds[0], has_feedback=has_feedback))
+        + activation_bytes(spec, job)
+        + program_bytes(spec),
+        program_bytes=program_bytes(spec),
         push_codec=spec.round.push_codec,
         update_codec=spec.round.update_codec,
         push_bytes_per_round=round(numel * bits.gradients / 8),

@@ -29,14 +29,10 @@ from legion_p2p.core.run import RunSpec
 from legion_p2p.errors import UsageError
 from legion_p2p.services.run.pacing import paced
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S
+from legion_p2p.train.peer_memory import memory_bytes
 from legion_p2p.train.round_traffic import Frames, RoundTraffic, announcement_bytes, frames_of, traffic_of
 
 MAX_ELEMENTS = MAX_SHARDS * MAX_SHARD_ELEMENTS
-COPIES_HELD = 7
-"""Parameters, gradients, two moments; the common copy; what was handed in, what compression left out, a round in flight: 4
-bytes an element each. Measured with the preset l: docs/records/memory.md."""
-COPIES_HELPED = 5
-"""What a helper holds of all elements: reference, log of updates, residual, a round in flight. Measured with the preset l."""
 N_DRAWS = 51  # of who owns what
 
 
@@ -85,7 +81,7 @@ class Forecast(msgspec.Struct, frozen=True):
     shard_elements: int
     n_members: int
     memory_bytes: int
-    """About, for training in fp32."""
+    """About, for training in fp32: all that the process takes."""
     model_bytes: int
     """That a newcomer fetches."""
     connection: Connection
@@ -143,7 +139,7 @@ def forecast(spec: RunSpec, n_members: int, connection: Connection, step_s: floa
         n_shards=plan.n_shards,
         shard_elements=min(plan.shard_elements, numel),
         n_members=n_members,
-        memory_bytes=4 * COPIES_HELD * numel,
+        memory_bytes=memory_bytes(spec),
         model_bytes=4 * numel,
         connection=connection,
         step_s=step_s,

@@ -30,13 +30,13 @@ from legion_p2p.train.datasets.stream import StreamedWindows
 from legion_p2p.train.described import check_memory, model_of, shape_of, spec_of
 from legion_p2p.train.entering import enter
 from legion_p2p.train.examiner import Examiner, QuestionTest
-from legion_p2p.train.job_plan import activation_bytes, average_bytes
 from legion_p2p.train.language_model import LanguageModel
 from legion_p2p.train.loop import TrainingLoop
 from legion_p2p.train.loop_report import save_or_tell
 from legion_p2p.train.niceness import lower_priority
 from legion_p2p.train.outcome import Outcome
 from legion_p2p.train.parameters import param_specs, trainable
+from legion_p2p.train.peer_memory import activation_bytes, average_bytes
 from legion_p2p.train.question_files import QuestionTask, read_tasks
 from legion_p2p.train.run_text import check_source, fetch_missing, open_run_text, shared_by
 from legion_p2p.train.saving import check_out

@@ -27,7 +27,8 @@ WORDS = ["plan", "--model", "124m", "--peers", "10", "--up", "10mbit"]
 
 
 def planned(capsys, *more: str) -> dict:
-    assert run_app(ctl.app, [*WORDS, *more, "--json"]) == 0
+    given = WORDS if "--model" not in more else [word for word in WORDS if word not in ("--model", "124m")]
+    assert run_app(ctl.app, [*given, *more, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -80,6 +81,31 @@ def test_what_is_shown_fits_its_width_and_is_plain_in_a_pipe(capsys) -> None:
         assert shown in out
 
 
+def test_models_of_transformers_are_planned_by_family_and_by_file(tmp_path, capsys) -> None:
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 128,'
+        '"max_position_embeddings": 512, "vocab_size": 1000}'
+    )
+    by_family, by_file, dry = (
+        planned(capsys, "--model", "hf:gpt2"),
+        planned(capsys, "--model", f"hf:{tmp_path}", "--tokens-per-step", "4096"),
+        plan_job(RunChoice(new_run=NewRun("same", architecture="hf:gpt2")), Peer(), Training()),
+    )
+
+    assert by_family["n_params"] == 124_439_808 and by_family["tokens_per_step"] == 4 * 1024
+    assert by_family["memory_bytes"] == dry.memory_bytes
+    assert by_file["n_params"] == 2 * 1000 * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 128 + 2 * 64) + 64
+    assert by_file["tokens_per_step"] == 4096
+
+
+def test_memory_grows_with_what_is_computed_at_once(capsys) -> None:
+    few, many = (planned(capsys, "--tokens-per-step", n)["memory_bytes"] for n in ("1024", "8192"))
+
+    per_token = 4 * (17 * 12 * 768 + 2 * 50257)  # numbers of 12 layers of width 768, and of the tokens' scores
+    assert many - few == pytest.approx(7 * 1024 * per_token, rel=0.01)
+
+
 def test_where_nothing_adapts_there_is_one_table() -> None:
     spec = described(NewRun("one", preset="xxs", rounds=Rounds(push_codec="int8", update_codec="int8")))
     made = forecast(spec, 4, Connection(1e9, 1e9, 0.01), 1.0, 256)
@@ -102,7 +128,8 @@ def test_on_a_narrow_terminal_the_mean_peer_stays_and_nothing_is_cut_off() -> No
     ("words", "told"),
     [
         (["--model", "70b"], "a run holds at most 34.4b: 4,096 shards of 8,388,608 parameters"),
-        (["--model", "7x"], "must be a preset, or a size such as 124m or 7b"),
+        (["--model", "7x"], "must be a preset, a size such as 124m or 7b, or hf:NAME, hf:CONFIG.json or hf:FOLDER"),
+        (["--model", "hf:nothing-here"], "no such file or folder, and no family; these are gpt2, "),
         (["--model", "1e9b"], "must be a preset"),
         (["--model", "²b"], "must be a preset"),
         (["--model", "1m"], "at least 10000000"),
