@@ -122,11 +122,15 @@ class TooLargeError(LegionError):
 
 
 class MissingDataError(UsageError):
-    """The run trains on prepared data that this peer does not have. Fetch it from other members; `dataset` is its id."""
+    """The run trains on prepared data that this peer does not have. Fetch it from other members; `dataset` is its id.
 
-    def __init__(self, run: str, dataset: str) -> None:
+    `creator`: of a private run, whose members give it only to peers that the run admits.
+    """
+
+    def __init__(self, run: str, dataset: str, creator: str = "") -> None:
         self.run = run
         self.dataset = dataset
+        self.creator = creator
         super().__init__(
             f"run {run!r} trains on the prepared data {dataset}, which is not here: legion-ctl data fetch {dataset} --out FOLDER "
             "--initial-peers ADDR fetches it; then give the folder with --data"

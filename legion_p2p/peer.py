@@ -4,7 +4,7 @@ The same engine runs in virtual time over `sim`. Everything that faces torch sta
 """
 
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from legion_p2p.services.run.lobby import PeerParts
 from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.services.shards.privacy import accountant
 from legion_p2p.store.access_lists import token_of
+from legion_p2p.store.identity import identity_of
 from legion_p2p.store.known_peers_file import KnownPeersFile
 from legion_p2p.store.network_key_file import load_network_key
 from legion_p2p.store.public_blocks import PublicBlocks
@@ -94,7 +95,7 @@ async def open_peer(
     contacts = parse_addresses(initial_peers)
     if peer.dp:
         accountant()  # before anything is pushed that nobody counts
-    whoami, unlock = _identity_of(peer)
+    whoami, unlock = identity_of(peer.identity)
     disk = ThreadOffload(1)
     try:
         archive = open_archive(peer.store, whoami, events) if peer.store.path else None
@@ -221,15 +222,3 @@ def open_archive(store: Store, identity: Identity, events: Events) -> "Archive":
         blocks.close()
         raise
     return Archive(blocks, identity, parse_retention(store.keep), shared)
-
-
-def _identity_of(peer: Peer) -> tuple[Identity, Callable[[], None]]:
-    """Who the peer is, and how its key file becomes free again."""
-    if isinstance(peer.identity, Identity):
-        return peer.identity, lambda: None
-    if not peer.identity:
-        return Identity.generate(), lambda: None
-    from legion_p2p.store.identity import load_or_create_identity
-
-    stored = load_or_create_identity(peer.identity)
-    return stored.identity, stored.release

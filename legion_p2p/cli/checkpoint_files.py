@@ -14,6 +14,7 @@ from legion_p2p.cli.block_store import AsJson, CidText, NewStoreOption, StoreOpt
 from legion_p2p.cli.common import addresses_of_peers
 from legion_p2p.cli.failures import DONE
 from legion_p2p.cli.output import is_stdout, print_json, progress_bar
+from legion_p2p.cli.visitors import IdentityOption, NetworkKeyOption, TokenOption, visitor_by_options
 from legion_p2p.errors import DecodeError, MissingBlockError, UsageError
 from legion_p2p.files.content import COMPRESSED, PROBE_BYTES, SAFETENSORS, description_of, format_of
 from legion_p2p.files.paths import FileKind, kind_of, shown, user_path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from legion_p2p.core.cids import Cid
     from legion_p2p.services.checkpoint.fetch import Fetched
     from legion_p2p.store.blocks import BlockStore
+    from legion_p2p.visit import Visitor
 
 NAMES = ("auto", "run", "gpt2", "llama", "transformers")
 
@@ -159,6 +161,10 @@ def fetch(
         tuple[str, ...], Parameter(consume_multiple=True, negative=(), converter=addresses_of_peers, metavar="ADDR...")
     ],
     store: NewStoreOption = "",
+    run: Annotated[str, Parameter(metavar="NAME")] = "",
+    identity: IdentityOption = "",
+    token: TokenOption = "",
+    network_key: NetworkKeyOption = "",
     json: AsJson = False,
 ) -> int:
     """Fetch a checkpoint from all peers that have it. Blocks that are already in the store are not fetched again.
@@ -169,6 +175,8 @@ def fetch(
     ----------
     initial_peers
         Addresses of peers or bootstrap nodes to enter through; @FILE reads them from a file.
+    run
+        Name of a run whose members have it: of a private one, which gives to peers that it admits and to no others.
     """
     import trio
 
@@ -177,12 +185,13 @@ def fetch(
 
     root, contacts = cid_of(cid), parse_addresses(initial_peers)
     with (
+        visitor_by_options(network_key, run, identity, token) as visitor,
         opened_store(store, writing=True) as blocks,
         blocks.hold(),
         progress_bar("fetching blocks", None, json, "bytes") as progress,
     ):
         blocks.pin(root, "fetched")  # before its blocks are here: what a fetch that is stopped has got stays
-        fetched = trio.run(_fetch, root, contacts, blocks, progress)
+        fetched = trio.run(_fetch, root, contacts, run, visitor, blocks, progress)
     if json:
         return print_json({"cid": str(root), "fetched": fetched})
     for peer in fetched.dropped:
@@ -194,16 +203,19 @@ def fetch(
     return DONE
 
 
-async def _fetch(root: "Cid", contacts: Any, blocks: "BlockStore", progress: "Callable[[int], None]") -> "Fetched":
-    from legion_p2p.core.identity import Identity
-    from legion_p2p.net.host import open_network
+async def _fetch(
+    root: "Cid", contacts: Any, run: str, visitor: "Visitor", blocks: "BlockStore", progress: "Callable[[int], None]"
+) -> "Fetched":
     from legion_p2p.net.offload import ThreadOffload
     from legion_p2p.observe.events import Events
     from legion_p2p.services.checkpoint.fetch import Fetcher
+    from legion_p2p.visit import members_of, visiting
 
-    async with open_network(Identity.generate(), listen=(), initial_peers=contacts) as network:
-        await network.join()
-        return await Fetcher(network.messenger, network.discovery, blocks, ThreadOffload(), Events(), progress).fetch(root)
+    async with visiting(contacts, visitor) as network:
+        fetcher = Fetcher(network.messenger, network.discovery, blocks, ThreadOffload(), Events(), progress)
+        if run:
+            fetcher.providers |= await members_of(network, run, visitor)
+        return await fetcher.fetch(root)
 
 
 def _export_car(blocks: "BlockStore", root: "Cid", path: Path, quiet: bool) -> dict[str, int]:

@@ -26,6 +26,7 @@ from legion_p2p.cli.report import report
 from legion_p2p.cli.running import run_and_exit
 from legion_p2p.cli.system_service import service
 from legion_p2p.cli.top import top
+from legion_p2p.cli.visitors import NetworkKeyOption, visitor_by_options
 from legion_p2p.errors import NetworkError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from legion_p2p.core.wire import RunSummary
     from legion_p2p.observe.status import Status
+    from legion_p2p.visit import Visitor
 
 WATCH_EVERY_S = 1.0
 FILE_CHARS = 120
@@ -120,6 +122,7 @@ def runs(
     addresses: Annotated[tuple[str, ...], Parameter(converter=addresses_of_peers, metavar="ADDR...")],
     /,
     *,
+    network_key: NetworkKeyOption = "",
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """List the runs that peers behind an address are in: name, members, id.
@@ -135,7 +138,8 @@ def runs(
     """
     import trio
 
-    found = trio.run(_known_runs, addresses)
+    with visitor_by_options(network_key) as visitor:
+        found = trio.run(_known_runs, addresses, visitor)
     if json:
         return print_json(found)
     if not found:
@@ -145,15 +149,13 @@ def runs(
     return DONE
 
 
-async def _known_runs(addresses: tuple[str, ...]) -> "list[RunSummary]":
+async def _known_runs(addresses: tuple[str, ...], visitor: "Visitor") -> "list[RunSummary]":
     import trio
 
-    from legion_p2p.core.identity import Identity
-    from legion_p2p.net.host import open_network
     from legion_p2p.services.run.run_discovery import known_runs
+    from legion_p2p.visit import visiting
 
-    async with open_network(Identity.generate(), listen=(), initial_peers=addresses) as network:
-        await network.join()
+    async with visiting(addresses, visitor) as network:
         found: dict[str, RunSummary] = {}
         with trio.move_on_after(RUNS_S):  # a bootstrap node is in no run, and introduces us to peers that are
             while not found:

@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 from legion_p2p.cli.common import addresses_of_peers, at_least
 from legion_p2p.cli.failures import DONE, FAILED
 from legion_p2p.cli.output import print_json, progress_bar
+from legion_p2p.cli.visitors import IdentityOption, NetworkKeyOption, TokenOption, visitor_by_options
 from legion_p2p.errors import DecodeError, UsageError
 from legion_p2p.files.paths import shown, user_path
 
@@ -158,6 +159,9 @@ def fetch(
         tuple[str, ...], Parameter(consume_multiple=True, negative=(), converter=addresses_of_peers, metavar="ADDR...")
     ],
     run: Annotated[str, Parameter(metavar="NAME")] = "",
+    identity: IdentityOption = "",
+    token: TokenOption = "",
+    network_key: NetworkKeyOption = "",
     json: _Json = False,
 ) -> int:
     """Fetch prepared data from all peers that have it. When it is started again, it continues where it was stopped.
@@ -183,8 +187,11 @@ def fetch(
         root = Cid.parse(cid)
     except DecodeError as bad:
         raise UsageError(f"{bad}; legion-ctl data show prints ids of data sets") from bad
-    with progress_bar("fetching blocks", None, json, "bytes") as progress:
-        fetched = fetch_dataset(root, parse_addresses(initial_peers), folder, run=run, progress=progress)
+    with (
+        visitor_by_options(network_key, run, identity, token) as visitor,
+        progress_bar("fetching blocks", None, json, "bytes") as progress,
+    ):
+        fetched = fetch_dataset(root, parse_addresses(initial_peers), folder, run=run, visitor=visitor, progress=progress)
     if json:
         return print_json({"cid": str(root), "fetched": fetched})
     n_bytes, n_peers = (0, 0) if fetched is None else (fetched.n_bytes, len(fetched.from_whom))

@@ -8,13 +8,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from legion_p2p.cli.common import addresses_of_peers
 from legion_p2p.cli.failures import DONE, FAILED
 from legion_p2p.cli.output import print_json
+from legion_p2p.cli.visitors import NetworkKeyOption
+from legion_p2p.config import Peer, RunChoice
 from legion_p2p.core.findings import (
     Finding,
     Health,
@@ -32,6 +34,9 @@ from legion_p2p.errors import LegionError, MissingDataError
 from legion_p2p.files.paths import user_data_folder
 from legion_p2p.observe import human
 
+if TYPE_CHECKING:
+    from legion_p2p.core.run import RunSpec
+
 BUILT_YEAR = 2026
 PACKAGES = ("torch", "libp2p", "trio", "numpy", "msgspec", "cryptography", "zstandard", "psutil")
 OLDEST, NEWEST = (3, 11), (3, 13)
@@ -42,6 +47,7 @@ def doctor(
     *,
     initial_peers: Annotated[tuple[str, ...], Parameter(converter=addresses_of_peers, metavar="ADDR...")] = (),
     run: str = "",
+    network_key: NetworkKeyOption = "",
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Check this machine and its network for anything that keeps a peer from working well. Exits with 1 if there is anything.
@@ -57,7 +63,7 @@ def doctor(
     json
         Print the findings as JSON, on one line.
     """
-    findings = examine(initial_peers, run)
+    findings = examine(initial_peers, run, network_key)
     if json:
         print_json(findings)
     else:
@@ -65,14 +71,14 @@ def doctor(
     return FAILED if has_problem(findings) else DONE
 
 
-def examine(contacts: tuple[str, ...] = (), run: str = "") -> list[Finding]:
+def examine(contacts: tuple[str, ...] = (), run: str = "", network_key: str = "") -> list[Finding]:
     """All checks."""
     looks: list[Callable[[], Finding]] = [python, packages, torch_and_devices, disk, open_files, memory, clock, addresses]
     findings = [_looked(look) for look in looks]
     if contacts:
-        findings += _network(contacts)
+        findings += _network(contacts, network_key)
         if run:
-            findings += _run(contacts, run)
+            findings += _run(RunChoice(run=run, initial_peers=contacts), Peer(network_key=network_key))
     return findings
 
 
@@ -188,26 +194,26 @@ def _looked(look: Callable[[], Finding]) -> Finding:
         return warning(look.__name__.replace("_", " "), f"could not be checked: {bad}", "see the message")
 
 
-def _network(contacts: tuple[str, ...]) -> list[Finding]:
+def _network(contacts: tuple[str, ...], network_key: str) -> list[Finding]:
     import trio
 
     from legion_p2p.net.checkup import examine_network
+    from legion_p2p.store.network_key_file import load_network_key
 
     try:
-        return trio.run(examine_network, contacts)
+        return trio.run(examine_network, contacts, load_network_key(network_key))
     except LegionError as bad:
         return [problem("network", str(bad), "see the message")]
 
 
-def _run(contacts: tuple[str, ...], run: str) -> list[Finding]:
-    from legion_p2p.config import Peer, RunChoice, Training
+def _run(entry: RunChoice, peer: Peer) -> list[Finding]:
     from legion_p2p.observe.memory import free_memory
-    from legion_p2p.train.job import plan_job
+    from legion_p2p.train.job import look_up
+    from legion_p2p.train.job_plan import plan_of
 
     try:
-        plan = plan_job(RunChoice(run=run, initial_peers=contacts), Peer(), Training())
-    except MissingDataError as missing:
-        return [ok("run", f"{run} is found"), warning("data", str(missing), "legion-peer fetches it by itself as it joins")]
+        spec = look_up(entry, peer)
+        plan = plan_of(spec, (1,), None)
     except LegionError as bad:
         return [problem("run", str(bad), "check the name, and that the initial peers belong to the same network")]
     free = free_memory()
@@ -216,8 +222,24 @@ def _run(contacts: tuple[str, ...], run: str) -> list[Finding]:
     return [
         ok("run", f"{human.clean(plan.run)} is found: {human.whole_text(plan.n_params)} parameters"),
         ok("run fits", needs) if fits else problem("run fits", needs, "end other programs, or join a smaller run"),
-        ok("data", "what the run trains on is here"),
+        data_of(spec, str(user_data_folder() / "store")),
     ]
+
+
+def data_of(spec: "RunSpec", store: str) -> Finding:
+    """Whether a peer with its store there has what the run trains on."""
+    from legion_p2p.store.dataset_files import is_dataset
+    from legion_p2p.train.run_text import check_source, data_folder
+
+    try:
+        return ok("data", f"{human.clean(check_source(spec, ''))} is part of legion_p2p")
+    except MissingDataError as missing:
+        if is_dataset(data_folder(store) / missing.dataset):
+            return ok("data", f"the prepared data {missing.dataset} are here")
+        wanted = f"the run trains on the prepared data {missing.dataset}, which are not here"
+        return warning("data", wanted, "legion-peer fetches them from other members as it joins; or give a folder with --data")
+    except LegionError as own:
+        return warning("data", str(own), "legion-peer trains on the text that --data names")
 
 
 def versions() -> list[str]:

@@ -21,11 +21,12 @@ ANSWER_S = 5.0
 MAX_SPEED_TRIES = 4  # peers that are asked for a test of bandwidth
 
 
-async def examine_network(contacts: tuple[str, ...]) -> list[Finding]:
+async def examine_network(contacts: tuple[str, ...], network_key: bytes = b"") -> list[Finding]:
     """Each initial peer, how this machine can be reached, and how fast it is. Raises: UsageError; NetworkError, if nothing can be
     listened on.
     """
-    async with open_network(Identity.generate(), initial_peers=contacts, config=NetConfig(port_mapping=True)) as network:
+    config = NetConfig(port_mapping=True, network_key=network_key)
+    async with open_network(Identity.generate(), initial_peers=contacts, config=config) as network:
         try:
             await network.join()
         except NoContactError:

@@ -6,6 +6,7 @@ its identity is in use: two processes under one identity would take each other f
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -56,6 +57,19 @@ def load_or_create_identity(path: str | os.PathLike[str]) -> StoredIdentity:
                 f"no space left for the identity file {shown(path)}; free some there, or name another file"
             ) from failed
         raise StoreError(f"cannot use the identity file {shown(path)}: {reason_of(failed)}") from failed
+
+
+def identity_of(chosen: str | Identity) -> tuple[Identity, Callable[[], None]]:
+    """An identity itself, that in a file, or a new one where none is named; and how its file becomes free again.
+
+    Raises: StoreError, as `load_or_create_identity`.
+    """
+    if isinstance(chosen, Identity):
+        return chosen, lambda: None
+    if not chosen:
+        return Identity.generate(), lambda: None
+    stored = load_or_create_identity(chosen)
+    return stored.identity, stored.release
 
 
 def read_identity(path: str | os.PathLike[str]) -> Identity:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 import trio
 
 from legion_p2p.config import Peer, RunChoice, Training
-from legion_p2p.core.identity import Identity
 from legion_p2p.core.roles import Role
 from legion_p2p.core.run import RunSpec
 from legion_p2p.core.units import parse_rate
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.status import Status
 from legion_p2p.services.run.run_discovery import find_run
+from legion_p2p.store.network_key_file import load_network_key
 from legion_p2p.train.control import Control
 from legion_p2p.train.described import described
 from legion_p2p.train.job_plan import Plan, plan_of
@@ -20,6 +20,7 @@ from legion_p2p.train.origin import origin_of
 from legion_p2p.train.outcome import Outcome
 from legion_p2p.train.streamed_text import with_text
 from legion_p2p.train.trainer import Trainer
+from legion_p2p.visit import Visitor, visiting
 
 PLANNED_CROWDS = (2, 10, 100)  # numbers of members that a plan looks at where nobody names one
 
@@ -49,27 +50,29 @@ def plan_job(entry: RunChoice, peer: Peer, training: Training) -> Plan:
         origin = origin_of(entry.new_run, (peer.store.path,))
         spec = described(with_text(entry.new_run, training.data, training.tokenizer), origin.spec if origin else None)
         return plan_of(spec, crowds, upload_bps, Role(peer.role), training)
+    return plan_of(look_up(entry, peer), crowds, upload_bps, Role(peer.role), training)
+
+
+def look_up(entry: RunChoice, peer: Peer) -> RunSpec:
+    """The specification of a run that exists, which is not joined. Raises: as `run_job`."""
     found: list[RunSpec | BaseException] = []
 
-    def look_up() -> None:
+    def in_thread() -> None:
         try:
-            found.append(trio.run(_look_up, entry))
+            found.append(trio.run(_look_up, entry, load_network_key(peer.network_key)))
         except BaseException as failed:  # whatever it is: it is raised again in the thread that waits for this one
             found.append(failed)
 
     # In a thread: the main one's signal handling belongs to the caller.
-    thread = threading.Thread(target=look_up, daemon=True)
+    thread = threading.Thread(target=in_thread, daemon=True)
     thread.start()
     thread.join()
     if isinstance(found[0], BaseException):
         raise found[0]
-    return plan_of(found[0], crowds, upload_bps, Role(peer.role), training)
+    return found[0]
 
 
-async def _look_up(entry: RunChoice) -> RunSpec:
-    from legion_p2p.net.host import open_network
-
-    async with open_network(Identity.generate(), listen=(), initial_peers=entry.initial_peers) as network:
-        await network.join()
+async def _look_up(entry: RunChoice, network_key: bytes) -> RunSpec:
+    async with visiting(entry.initial_peers, Visitor(network_key=network_key)) as network:
         found = await find_run(entry.run, network.messenger, network.discovery, Events())
         return found.spec

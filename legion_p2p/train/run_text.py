@@ -18,6 +18,7 @@ from legion_p2p.train.datasets.prepared import open_prepared
 from legion_p2p.train.datasets.source_names import is_stream
 from legion_p2p.train.described import Shape
 from legion_p2p.train.streamed_text import check_tokenizer_use, open_stream
+from legion_p2p.visit import visitor_of
 
 _FETCH = "leave out --data to fetch it from other members, or legion-ctl data fetch {} --out FOLDER --initial-peers ADDR does"
 
@@ -45,7 +46,7 @@ def open_run_text(spec: RunSpec, given: str, shape: Shape, events: Events, token
 def check_source(spec: RunSpec, given: str) -> str:
     """Where the text to train on comes from. Raises: MissingDataError, UsageError, as `open_run_text`, without reading it."""
     if not given and spec.dataset:
-        raise MissingDataError(spec.name, spec.dataset)
+        raise MissingDataError(spec.name, spec.dataset, "" if spec.admission == "open" else spec.creator)
     if not given and spec.data not in BUILT_IN:
         # A stranger's specification must not choose what is read from this disk.
         raise UsageError(f"run {spec.name!r} trains on {spec.data!r}: give the text that you have of it with --data")
@@ -82,7 +83,11 @@ def fetch_missing(missing: MissingDataError, contacts: Sequence[str], peer: Peer
     if not contacts:
         raise missing
     events.emit(PHASE, text=f"fetching the data of the run into {shown(folder)}")
-    fetch_dataset(Cid.parse(missing.dataset), contacts, folder, run=missing.run, max_bytes=round(peer.store.max_gb * 1e9))
+    run = f"{missing.run}@{missing.creator}" if missing.creator else missing.run
+    with visitor_of(peer, as_itself=bool(missing.creator)) as visitor:
+        fetch_dataset(
+            Cid.parse(missing.dataset), contacts, folder, run=run, visitor=visitor, max_bytes=round(peer.store.max_gb * 1e9)
+        )
     return str(folder)
 
 

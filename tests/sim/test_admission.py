@@ -8,9 +8,20 @@ from legion_p2p.core.admission import make_revocation, make_token
 from legion_p2p.core.announcement import sign
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.run import announce_topic
-from legion_p2p.core.wire import Accusation, Exchange, Exchanged, GetShard, GetSpec, GetUpdates, Ping, PingFor, SpecFound
+from legion_p2p.core.wire import (
+    Accusation,
+    Exchange,
+    Exchanged,
+    GetShard,
+    GetSpec,
+    GetUpdates,
+    Ping,
+    PingFor,
+    SpecFound,
+)
 from legion_p2p.sim.swarm import Swarm
 from legion_p2p.sim.swarm_peer import BEGAN_AT, SimPeer
+from legion_p2p.visit import show_token
 from tests.sim.liar import CAPPED, HUGE, Liar, ends_equal, goes_on
 
 LONG = int(BEGAN_AT) + 100_000
@@ -88,6 +99,28 @@ async def test_whoever_brings_a_token_by_itself_is_told_of_the_others(autojump_c
         reply = await guest.ask(peers[0], Exchange(guest.run, (mine,)))
 
         assert isinstance(reply, Exchanged) and len(reply.announcements) == 3
+
+
+async def test_whoever_shows_its_token_only_to_fetch_something_is_given_it_and_is_no_member(autojump_clock):
+    async with private() as swarm:
+        peers = await three(swarm)
+        guest, stranger = Liar(swarm, "guest"), Liar(swarm, "stranger")
+        members = [peer.id for peer in peers]
+        token = token_of(swarm, "guest")
+        assert await guest.refused(peers[0], Ping(guest.run)) == "NotAdmittedError"
+
+        admitting = await show_token(guest.network.messenger, guest.run, guest.identity, token, members)
+        refusing = await show_token(stranger.network.messenger, guest.run, stranger.identity, token, members)
+        await trio.sleep(5)
+
+        assert admitting == set(members) and refusing == set()
+        assert [await guest.refused(peer, Ping(guest.run)) for peer in peers] == [""] * 3
+        assert await stranger.refused(peers[0], Ping(guest.run)) == "NotAdmittedError"
+        assert not any(knows(peer, guest.id) for peer in peers)
+        swarm.world.kill(guest.id)  # the visit ends, and the same peer joins
+        joined = await swarm.add("guest", token=token)
+        await trio.sleep(5)
+        assert all(knows(peer, joined.id) for peer in peers)
 
 
 async def test_when_a_token_expires_its_holder_is_no_member_any_more(autojump_clock):

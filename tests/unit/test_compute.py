@@ -16,8 +16,8 @@ from legion_p2p.train.evaluation import evaluating
 from legion_p2p.train.flops import Utilisation, flops_per_token, peak_flops, peak_of
 from legion_p2p.train.gpt import GPT
 from legion_p2p.train.gpt_config import GPTConfig
-from legion_p2p.train.peer_memory import activation_bytes
 from legion_p2p.train.language_model import LanguageModel
+from legion_p2p.train.peer_memory import activation_bytes
 
 TINY = GPTConfig(n_layer=2, n_head=2, width=16, context=12, vocab_size=11)
 

@@ -94,7 +94,7 @@ def test_the_exit_code_tells_whether_there_is_a_problem(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = [warning("disk", "2 GB", "free some")]
-    monkeypatch.setattr(doctor, "examine", lambda contacts, run: found)
+    monkeypatch.setattr(doctor, "examine", lambda contacts, run, network_key: found)
     assert run_app(ctl.app, ["doctor"]) == 0
 
     found.append(problem("clock", "it says 1970", "set it"))

@@ -70,7 +70,7 @@ async def find_run(
     if found is None:
         known = known or await known_runs(messenger)
         names = sorted({run.name for run in known.values()})
-        unreachable = {str(peer): tried for peer, tried in discovery.unreachable(_key_of(wanted)).items()}
+        unreachable = {str(peer): tried for peer, tried in discovery.unreachable(search_key(wanted)).items()}
         raise UnknownRunError(wanted, len(messenger.connected()), names, unreachable=unreachable)
     return found
 
@@ -105,7 +105,7 @@ async def _search(
     """The run; None where nobody knows it after `search_s`. Raises: AmbiguousRunError."""
     deadline = trio.current_time() + search_s
     name, _, creator = wanted.partition("@")
-    key = _key_of(wanted)
+    key = search_key(wanted)
     while True:
         contacts = {contact.peer_id: contact for contact in await _look_up(discovery, key)}
         for peer in messenger.connected():
@@ -119,7 +119,7 @@ async def _search(
         await trio.sleep(SEARCH_EVERY_S)
 
 
-def _key_of(wanted: str) -> str:
+def search_key(wanted: str) -> str:
     """Under which the members of a run are found."""
     name, _, _ = wanted.partition("@")
     return run_key(name) if looks_like_run_id(name) else name_key(name)

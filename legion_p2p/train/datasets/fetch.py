@@ -11,8 +11,6 @@ import trio
 
 from legion_p2p.core.cids import DAG_CBOR, Cid
 from legion_p2p.core.dataset import Dataset, decode_dataset, decode_file
-from legion_p2p.core.identity import Identity
-from legion_p2p.core.run import name_key
 from legion_p2p.errors import DecodeError, QuotaError, StoreError
 from legion_p2p.files.paths import shown
 from legion_p2p.files.writing import make_folder, replacing, telling, write_all, write_whole
@@ -21,6 +19,7 @@ from legion_p2p.observe.events import Events
 from legion_p2p.services.checkpoint.fetch import Fetched, Fetcher
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.dataset_files import DATASET, TOKENIZER, node_path, read_dataset, shard_path
+from legion_p2p.visit import STRANGER, Visitor, members_of, visiting
 
 BLOCKS = ".blocks"
 SLACK = 1.1  # nodes, headers and the tokenizer, beside the tokens
@@ -32,15 +31,17 @@ def fetch_dataset(
     out: Path,
     *,
     run: str = "",
+    visitor: Visitor = STRANGER,
     max_bytes: int = 0,
     progress: Callable[[int], None] = lambda n_bytes: None,
 ) -> Fetched | None:
     """Fetch the data set of this id into a folder; None, where it is there already.
 
-    `run`: the name of a run whose members may have it. `max_bytes`: refuse what is larger; 0: no limit.
+    `run`: the name or id of a run whose members may have it; `visitor`: as whom they are asked. `max_bytes`: refuse what is
+    larger; 0: no limit.
 
     Raises: MissingBlockError, if nobody in reach has it; StoreError, if it is too large, or the disk refuses; DecodeError, if it
-    is no data set; NoContactError.
+    is no data set; NoContactError; UnknownRunError.
     """
     make_folder(out)
     if (out / DATASET).is_file():
@@ -52,7 +53,7 @@ def fetch_dataset(
     with BlockStore(out / BLOCKS, quota_bytes=quota_bytes) as blocks, blocks.hold():
         blocks.pin(root, "fetched")
         try:
-            fetched = trio.run(_fetch, root, contacts, run, blocks, max_bytes, progress)
+            fetched = trio.run(_fetch, root, contacts, run, visitor, blocks, max_bytes, progress)
         except QuotaError as full:
             raise StoreError(f"data set {root} takes more than its {human.bytes_text(max_bytes)}: {full}") from full
         write_files(root, blocks, out)
@@ -62,18 +63,20 @@ def fetch_dataset(
 
 
 async def _fetch(
-    root: Cid, contacts: Sequence[str], run: str, blocks: BlockStore, max_bytes: int, progress: Callable[[int], None]
+    root: Cid,
+    contacts: Sequence[str],
+    run: str,
+    visitor: Visitor,
+    blocks: BlockStore,
+    max_bytes: int,
+    progress: Callable[[int], None],
 ) -> Fetched:
-    from legion_p2p.net.host import open_network
     from legion_p2p.net.offload import ThreadOffload
 
-    async with open_network(Identity.generate(), listen=(), initial_peers=contacts) as network:
-        await network.join()
+    async with visiting(contacts, visitor) as network:
         fetcher = Fetcher(network.messenger, network.discovery, blocks, ThreadOffload(), Events(), progress)
         if run:
-            for contact in await network.discovery.find(name_key(run)):
-                network.messenger.add_addresses(contact.peer_id, contact.addresses)
-                fetcher.providers.add(contact.peer_id)
+            fetcher.providers |= await members_of(network, run, visitor)
         return await fetch_blocks(fetcher, root, max_bytes)
 
 
