@@ -17,6 +17,7 @@ from torch import Tensor
 
 from legion_p2p.errors import UsageError
 from legion_p2p.tensor.body import is_finite
+from legion_p2p.tensor.encoded import Value, whole
 from legion_p2p.tensor.flatten import digest
 from legion_p2p.tensor.mean_length import Term, given_back
 
@@ -34,8 +35,7 @@ class WeightedPush:
     """The peer to name if it is unusable."""
     weight: float
     """Relative to the others, such as tokens trained."""
-    value: Tensor
-    """1-D fp32 on the CPU."""
+    value: Value
     steps: float = 1.0
     """Local steps that it is made of: see `per_step`."""
     standing: int | None = None
@@ -85,14 +85,14 @@ def weighted_mean(
         heaviest = max(c.weight for c in usable)
         shares = [c.weight / heaviest for c in usable]
         total = math.fsum(shares)
-        out_N, values = mean_N.numpy(), [c.value.detach().numpy() for c in usable]
+        out_N, values = mean_N.numpy(), [c.value for c in usable]
         sum_B, one_B = np.empty((2, min(BLOCK, numel)))  # torch takes a quarter longer, and of 256 elements three times as long
         for start in range(0, numel, BLOCK):
             end = min(start + BLOCK, numel)
             sum_B, one_B = sum_B[: end - start], one_B[: end - start]
             sum_B.fill(0.0)
             for value_N, share, factor in zip(values, shares, factors, strict=True):
-                one_B[:] = value_N[start:end]
+                one_B[:] = value_N[start:end].detach().numpy()
                 one_B *= share * factor
                 sum_B += one_B
             sum_B /= total
@@ -142,7 +142,7 @@ def equal_factors(contributions: Sequence[WeightedPush], norm_cap: float | None)
     per_step = [most / c.steps for c in contributions]
     caps = [1.0] * len(contributions)
     if norm_cap is not None:
-        caps = cap_factors([norm(c.value) * one for c, one in zip(contributions, per_step, strict=True)], norm_cap)
+        caps = cap_factors([norm(whole(c.value)) * one for c, one in zip(contributions, per_step, strict=True)], norm_cap)
     factors = [one * cap for one, cap in zip(per_step, caps, strict=True)]
     if all(one == 1.0 for one in per_step):
         return factors, 1.0
@@ -192,7 +192,7 @@ def usable_in_order(contributions: Sequence[WeightedPush]) -> tuple[list[Weighte
     for c in contributions:
         if not (math.isfinite(c.weight) and c.weight > 0):
             refused.append((c.source, f"weight {c.weight}, must be positive and finite"))
-        elif not is_finite(c.value):
+        elif not is_finite(whole(c.value)):
             refused.append((c.source, "value carries NaN or infinity"))
         else:
             usable.append(c)
@@ -204,7 +204,7 @@ def _in_fixed_order(contributions: list[WeightedPush]) -> list[WeightedPush]:
     n_of = Counter(c.source for c in contributions)
 
     def key(c: WeightedPush) -> tuple[str, float, bytes]:
-        tie_break = b"" if n_of[c.source] == 1 else digest(c.value)
+        tie_break = b"" if n_of[c.source] == 1 else digest(whole(c.value))
         return c.source, c.weight, tie_break
 
     return sorted(contributions, key=key)

@@ -119,6 +119,13 @@ class Blockwise:
             start += len(rows)
         return x_N
 
+    def part(self, data: bytes | memoryview, numel: int, first: int, last: int) -> bytes:
+        """The body of elements `first`, a multiple of BLOCK, to `last` alone, out of one that was decoded before."""
+        raw = memoryview(data).cast("B")[body.HEADER.size :]
+        scales = raw[4 * (first // BLOCK) : 4 * -(-last // BLOCK)]
+        packed = packing.part(raw[4 * -(-numel // BLOCK) :], self.bits, numel, first, last)
+        return b"".join((body.HEADER.pack(self.codec_id, VERSION, 0, last - first), scales, *packed))
+
     def _check_scales(self, scale_K: Floats) -> None:
         """Raises: CodecError."""
         # written so that NaN, which compares false to everything, is refused too

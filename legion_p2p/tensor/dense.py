@@ -46,6 +46,11 @@ class Dense:
         raw = body.unpack(data, self.codec_id, VERSION, numel, numel * self.dtype.itemsize)
         return self._checked(body.read(raw, self.wire, numel).view(self.dtype).to(torch.float32))
 
+    def part(self, data: bytes | memoryview, numel: int, first: int, last: int) -> bytes:
+        """The body of elements `first` to `last` alone, out of one that was decoded before."""
+        raw, size = memoryview(data).cast("B")[body.HEADER.size :], self.dtype.itemsize
+        return b"".join((body.HEADER.pack(self.codec_id, VERSION, 0, last - first), raw[first * size : last * size]))
+
     def decode_shared(self, data: bytes | memoryview, numel: int) -> Tensor:
         """`decode`, for a caller that changes nothing: fp32 values are read where they lie. Raises: CodecError."""
         if self.dtype != torch.float32:

@@ -85,6 +85,13 @@ class LloydMax:
             start += len(rows)
         return x_N
 
+    def part(self, data: bytes | memoryview, numel: int, first: int, last: int) -> bytes:
+        """The body of elements `first`, a multiple of BLOCK, to `last` alone, out of one that was decoded before."""
+        raw = memoryview(data).cast("B")[body.HEADER.size :]
+        scales = raw[2 * (first // BLOCK) : 2 * -(-last // BLOCK)]
+        packed = packing.part(raw[2 * -(-numel // BLOCK) :], self.bits, numel, first, last)
+        return b"".join((body.HEADER.pack(self.codec_id, VERSION, 0, last - first), scales, *packed))
+
     def _quantize(self, x_KB: Tensor, code_KB: Tensor) -> Tensor:
         """Write the codes of `x_KB` into `code_KB`; bits of their scales (K, int16)."""
         magnitude_KB = x_KB.abs()

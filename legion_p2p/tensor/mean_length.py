@@ -23,6 +23,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from legion_p2p.tensor.encoded import Value
+
 BLOCK = 64  # elements: the agreement of two random pushes is then 0 to within an eighth
 CHUNK = 1 << 15  # elements at a time: what is read and written again stays in the processor's cache; a multiple of BLOCK
 TINY = 1e-300  # of a square: below, nothing has moved
@@ -34,7 +36,7 @@ Floats = npt.NDArray[np.float64]
 class Term:
     """A push in a mean: `share` of all, of its value times `factor`."""
 
-    value: Tensor
+    value: Value
     share: float
     factor: float
 

@@ -23,6 +23,8 @@ CODEC_ID: Final = 15
 VERSION: Final = 1
 _LENGTH_BYTES = 4
 
+Ranges = tuple[tuple[int, int], ...]
+
 
 class Mixed:
     """`dense` on `ranges` ([from, to), in order, within `numel`), `main` on everything else."""
@@ -52,6 +54,13 @@ class Mixed:
 
     def decode(self, data: bytes | memoryview, numel: int) -> Tensor:
         """Raises: CodecError."""
+        out = torch.empty(numel, dtype=torch.float32, device="cpu")
+        for codec, raw, n, ranges in self.parts(data, numel):
+            _scatter(out, ranges, codec.decode(raw, n))
+        return out
+
+    def parts(self, data: bytes | memoryview, numel: int) -> tuple[tuple["Codec", memoryview, int, Ranges], ...]:
+        """Each part: its codec, its body, its elements, and where these are. Raises: CodecError."""
         view = memoryview(data).cast("B")
         if numel != self.numel:
             raise CodecError(f"{numel} elements, this shard has {self.numel}")
@@ -62,10 +71,10 @@ class Mixed:
         parts = raw[_LENGTH_BYTES:]
         if n_main > len(parts):
             raise CodecError(f"a main part of {n_main} bytes in {len(parts)}")
-        out = torch.empty(numel, dtype=torch.float32, device="cpu")
-        _scatter(out, self._rest, self._main.decode(parts[:n_main], numel - self._n_dense))
-        _scatter(out, self.ranges, self._dense.decode(parts[n_main:], self._n_dense))
-        return out
+        return (
+            (self._main, parts[:n_main], numel - self._n_dense, self._rest),
+            (self._dense, parts[n_main:], self._n_dense, self.ranges),
+        )
 
 
 def _scatter(out: Tensor, ranges: Sequence[tuple[int, int]], values: Tensor) -> None:

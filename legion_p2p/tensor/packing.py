@@ -72,6 +72,15 @@ def unpack(packed: Tensor, width: int, n: int) -> Tensor:
     return numbers_N
 
 
+def part(packed: memoryview, width: int, n: int, first: int, last: int) -> list[memoryview]:
+    """What pack() would make of numbers `first`, a multiple of 8, to `last`, or to the end: out of what it made of all `n`."""
+    parts, offset = [], 0
+    for _, bits in _pieces(width):
+        parts.append(packed[offset + first * bits // 8 : offset + -(-last * bits // 8)])
+        offset += -(-n * bits // 8)
+    return parts
+
+
 PLAIN: Final = 12
 """The Rice parameter that stands for 12 plain bits per gap, and nothing in unary: gaps in chunks of 4096 all fit."""
 

@@ -36,7 +36,7 @@ Measured by `benchmarks/codecs.py`, where a squared error of 1 is that of sendin
 import re
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -117,6 +117,10 @@ class TopK:
 
     def decode(self, data: bytes | memoryview, numel: int) -> Tensor:
         """Raises: CodecError."""
+        return self.filled(self.parse(data, numel), 0, numel)
+
+    def parse(self, data: bytes | memoryview, numel: int) -> "Sparse":
+        """What a body says. Raises: CodecError."""
         n_chunks = -(-numel // CHUNK)
         n_sent = numel // CHUNK * self.k + self._sent_of(numel % CHUNK)
         n_drops = 0 if self.bits == 1 else n_chunks
@@ -135,23 +139,35 @@ class TopK:
             raise CodecError(f"{self.name} body has a level that is neither 0 nor in 2**-100 to 3.39e38")
         drop_C = body.read(raw, "uint8", n_drops, _PARAMETERS.size + 2 * n_chunks).int() if n_drops else torch.zeros_like(high_C)
         code_N = packing.unpack(body.read(raw, "uint8", at_gaps - at_codes, at_codes), self.bits, n_sent)
-        gap_N = packing.read_rice(raw[at_gaps:], b, n_sent)
+        return Sparse(high_C, drop_C, code_N, packing.read_rice(raw[at_gaps:], b, n_sent).to(torch.int16))
 
-        x_N = torch.zeros(numel, dtype=torch.float32, device="cpu")
-        chunk = sent = 0
+    def filled(self, sparse: "Sparse", first: int, last: int) -> Tensor:
+        """Elements `first` to `last`: multiples of CHUNK, or the end. Raises: CodecError."""
+        x_N = torch.zeros(last - first, dtype=torch.float32, device="cpu")
+        chunk, sent = first // CHUNK, first // CHUNK * self.k
         for x_CB in _chunks(x_N):
             c, k = len(x_CB), self._sent_of(x_CB.shape[1])
-            index_CK = (gap_N[sent : sent + c * k].view(c, k) + 1).cumsum(1) - 1
+            index_CK = (sparse.gap_N[sent : sent + c * k].view(c, k) + 1).cumsum(1) - 1
             if bool((index_CK[:, -1] >= x_CB.shape[1]).any()):
                 raise CodecError(f"{self.name} body has an index beyond its chunk")
-            low_C1, step_C1 = _levels(high_C[chunk : chunk + c, None], drop_C[chunk : chunk + c, None], self.bits)
-            x_CB.scatter_(1, index_CK, _values(code_N[sent : sent + c * k].view(c, k), low_C1, step_C1, self.bits))
+            high_C1, drop_C1 = sparse.high_C[chunk : chunk + c, None], sparse.drop_C[chunk : chunk + c, None]
+            low_C1, step_C1 = _levels(high_C1, drop_C1, self.bits)
+            x_CB.scatter_(1, index_CK, _values(sparse.code_N[sent : sent + c * k].view(c, k), low_C1, step_C1, self.bits))
             chunk, sent = chunk + c, sent + c * k
         return x_N
 
     def _sent_of(self, length: int) -> int:
         """How many of a chunk of `length` elements are sent."""
         return -(-self.k * length // CHUNK)
+
+
+class Sparse(NamedTuple):
+    """What a body says: of each chunk its levels, of each value sent its code and how many elements lie before it."""
+
+    high_C: Tensor
+    drop_C: Tensor
+    code_N: Tensor
+    gap_N: Tensor
 
 
 def parse(name: str) -> TopK | None:

@@ -14,6 +14,7 @@ from legion_p2p.core.identity import Identity
 from legion_p2p.errors import MissingBlockError
 from legion_p2p.observe.events import Event, Events
 from legion_p2p.observe.status import Status
+from legion_p2p.services.checkpoint import fetch
 from legion_p2p.store.identity import identity_of
 from legion_p2p.store.network_key_file import load_network_key
 from legion_p2p.train.control import Control
@@ -89,7 +90,9 @@ def host(tmp_path: Path, data: str) -> Iterator[Host]:
     made.close()
 
 
-def test_it_fetches_them_from_the_members_and_others_get_nothing(tmp_path: Path, data: str, host: Host) -> None:
+def test_it_fetches_them_from_the_members_and_others_get_nothing(
+    tmp_path: Path, data: str, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = open_prepared(data)
     assert folder is not None
     entry = RunChoice(run=host.run, initial_peers=(host.address,))
@@ -98,11 +101,13 @@ def test_it_fetches_them_from_the_members_and_others_get_nothing(tmp_path: Path,
     key = load_network_key(str(tmp_path / "net.key"))
 
     assert look_up(entry, host.peer("guest")).admission == "token"  # which needs the key of the network alone
-    with pytest.raises(MissingBlockError):
-        fetch_dataset(folder.cid, entry.initial_peers, tmp_path / "stolen", run=host.run, visitor=Visitor(network_key=key))
-    with pytest.raises(MissingBlockError):
-        stranger = Visitor(Identity.generate(), from_text(host.token_for(guest.peer_id)), key)  # of somebody else
-        fetch_dataset(folder.cid, entry.initial_peers, tmp_path / "stolen", run=host.run, visitor=stranger)
+    somebody = Visitor(network_key=key)
+    thief = Visitor(Identity.generate(), from_text(host.token_for(guest.peer_id)), key)
+    with monkeypatch.context() as context:
+        context.setattr(fetch, "SEARCH_S", 0.5)
+        for visitor in (somebody, thief):
+            with pytest.raises(MissingBlockError):
+                fetch_dataset(folder.cid, entry.initial_peers, tmp_path / "stolen", run=host.run, visitor=visitor)
     outcome = run_job(
         entry, host.peer("guest", host.token_for(guest.peer_id)), Training(steps=2, threads=1), events=Events(), control=Control()
     )

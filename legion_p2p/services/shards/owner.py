@@ -5,7 +5,6 @@ Decided in core/shard/owner.py and core/round.py.
 
 import dataclasses
 import random
-from functools import partial
 
 import msgspec
 import trio
@@ -46,8 +45,8 @@ from legion_p2p.services.shards.recount import account_of
 from legion_p2p.services.shards.replica import Body, Combined, Replica, combine_arrived
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
 from legion_p2p.services.shards.witness import StandbyWatch
-from legion_p2p.tensor.codec import decode_shared
 from legion_p2p.tensor.compact import compacted, expanded
+from legion_p2p.tensor.encoded import Payload
 from legion_p2p.tensor.robust.standing import NEWCOMER
 
 TAIL_S = 2.0  # to collect what a dead owner published last, before going on from it
@@ -141,15 +140,15 @@ class OwnerService:
             return Pushed(replica.chain.version, True)
         if replica.round is None:
             return self._not_owner(replica)
-        decode = partial(decode_shared, states.codec_of(replica, message.codec))
+        payload = Payload(states.codec_of(replica, message.codec), message.payload, replica.numel)
         try:
-            await states.compute(replica.numel, decode, message.payload, replica.numel)
+            await states.compute(replica.numel, payload)
         except CodecError as bad:
             raise CodecError(f"push of {peer}: {bad}") from bad
         signed = await self._signed(replica, peer, message)
         now = trio.current_time()
         contribution = Contribution(peer, message.seq, message.version, message.tokens, now, max(1, message.local_steps))
-        arrived = Body(message.codec, message.payload, partial(decode, message.payload, replica.numel), signed=signed)
+        arrived = Body(message.codec, message.payload, payload, signed=signed)
         async with replica.lock:
             verdict = self._enter(replica, contribution, arrived)
             answer = Pushed(replica.chain.version, True) if verdict is Verdict.INCLUDED else self._taken(replica, peer, message)

@@ -1,7 +1,6 @@
 """Between a member and an owner: bringing this peer's own changes to the owner of the shard. Decided in core/shard/push.py."""
 
 from collections.abc import Callable
-from functools import partial
 
 import trio
 
@@ -19,7 +18,7 @@ from legion_p2p.services.shards.privacy import PrivateReleases
 from legion_p2p.services.shards.receipts import Receipts
 from legion_p2p.services.shards.replica import Body, LocalChange, Replica, pack, rebase
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
-from legion_p2p.tensor.codec import decode_shared
+from legion_p2p.tensor.encoded import Payload
 
 MALFORMED = ("CodecError", "DecodeError", "IncompatibleModelError")
 """Refusals that would come again, whenever the same is sent."""
@@ -76,7 +75,7 @@ class PushService:
             digest = b""
             if self._rounds.verify != "none":
                 digest = await self._states.compute(replica.numel, payload_digest, payload)
-            body = Body(name, payload, partial(decode_shared, codec, payload, replica.numel), digest)
+            body = Body(name, payload, Payload(codec, payload, replica.numel), digest)
             self._tell(replica, push_events.CompressDone(body, self._states.ramp_pushes))
             self._states.packed.tell(replica)
 

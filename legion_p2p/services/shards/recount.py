@@ -1,6 +1,6 @@
 """An update computed a second time, from the inputs that its owner accounts for. See core/account.py."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from legion_p2p.services.shards.replica import Combined, ShownPush, averaged
 from legion_p2p.tensor.aggregate import norm
 from legion_p2p.tensor.body import require_finite
 from legion_p2p.tensor.codec import Codec
+from legion_p2p.tensor.encoded import Payload, Value, values_of
 from legion_p2p.tensor.outer import OuterState, outer_step
 
 RANDOM = "-unbiased"  # ends the names of codecs that round at random
@@ -60,7 +61,7 @@ def recount(
     header = inputs.header
     wrong = _check_claims(inputs)
     try:
-        values = {PeerId(p.claim.peer): codec_of(p.claim.codec).decode(p.payload, numel) for p in inputs.pushes}
+        values = _values_of(inputs, codec_of, numel)
         sent = codec_of(header.codec).decode(inputs.update, numel)
         step, outer, used = _step(inputs, values, inputs.outer, spec, numel)
         wanted = step if inputs.residual is None else inputs.residual + step
@@ -77,6 +78,14 @@ def recount(
         step, outer, _ = _step(inputs, values, true[1], spec, numel)
         after = _left(step if true[0] is None else true[0] + step, sent, account)
     return Recount(finding, wrong or "it does not carry what the inputs give", after, outer)
+
+
+def _values_of(inputs: RoundInputs, codec_of: Callable[[str], Codec], numel: int) -> dict[PeerId, Value]:
+    """Of each member what it pushed, in pieces where they are many. Raises: CodecError."""
+    payloads = [Payload(codec_of(push.claim.codec), push.payload, numel) for push in inputs.pushes]
+    for payload in payloads:
+        payload()  # its owner may be a liar
+    return dict(zip((PeerId(push.claim.peer) for push in inputs.pushes), values_of(payloads), strict=True))
 
 
 def _check_claims(inputs: RoundInputs) -> str:
@@ -97,7 +106,7 @@ def _check_claims(inputs: RoundInputs) -> str:
 
 
 def _step(
-    inputs: RoundInputs, values: dict[PeerId, Tensor], before: OuterState, spec: RoundSpec, numel: int
+    inputs: RoundInputs, values: Mapping[PeerId, Value], before: OuterState, spec: RoundSpec, numel: int
 ) -> tuple[Tensor, OuterState, tuple[tuple[str, int, int | None], ...]]:
     """What the round changes the shard by, the state after it, and which contributions were used."""
     header = inputs.header

@@ -3,7 +3,7 @@
 Tensors here are 1-D fp32 on the CPU and never changed in place: code that was handed one may go on reading it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ from legion_p2p.tensor.body import is_finite, is_zero, require_finite
 from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.compact import Compact, Held, Keep, Shelved, compacted, expanded, in_memory, value_of
 from legion_p2p.tensor.dense import FP32
+from legion_p2p.tensor.encoded import Payload, Value, values_of
 from legion_p2p.tensor.feedback import Compressed, compress, compress_difference
 from legion_p2p.tensor.flatten import digest
 from legion_p2p.tensor.outer import OuterState, outer_step
@@ -58,8 +59,7 @@ class Body:
 
     codec: str
     payload: bytes | memoryview
-    decoded: Callable[[], Tensor]
-    """It has been checked: decoding it succeeds."""
+    value: Payload
     digest: bytes = b""
     """Digest of this peer's own payload, which it signs; empty where the run does not watch its owners."""
     signed: SignedPush | None = None
@@ -177,7 +177,7 @@ def combine(
     owner_residual: Tensor | None,
     outer: OuterState,
     closed: Closed,
-    values: dict[PeerId, Tensor],
+    values: Mapping[PeerId, Value],
     spec: RoundSpec,
     codec: Codec,
     longest: float | None = None,
@@ -229,7 +229,9 @@ class ShownPush(NamedTuple):
     """Of its member, before the round; None where nobody is screened, or nothing is known."""
 
 
-def averaged(pushed: Sequence[ShownPush], version: int, values: dict[PeerId, Tensor], spec: RoundSpec, numel: int) -> Aggregated:
+def averaged(
+    pushed: Sequence[ShownPush], version: int, values: Mapping[PeerId, Value], spec: RoundSpec, numel: int
+) -> Aggregated:
     """The pushes to this version by the run's rule."""
     rule = Rule(spec.rule(), spec.norm_cap or None, spec.hostile_share)
     tokens = [float(push.tokens) for push in pushed]
@@ -273,8 +275,8 @@ def combine_arrived(
     codec: Codec,
     longest: float | None,
 ) -> Combined:
-    """`combine`, of contributions that are decoded only now."""
-    values = {peer: one.decoded() for peer, one in arrived.items()}
+    """`combine`, of contributions that are decoded only now, and where they are many piece by piece."""
+    values = dict(zip(arrived, values_of([one.value for one in arrived.values()]), strict=True))
     return combine(reference, owner_residual, outer, closed, values, spec, codec, longest)
 
 

@@ -17,6 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from legion_p2p.tensor.encoded import Value, whole
+
 Floats = npt.NDArray[np.float64]
 
 BITS = 18  # of a value: the product of two has 36, and 2**17 of these add up to 53, which fp64 holds
@@ -35,14 +37,14 @@ class Group:
     """Of this point beside the others."""
 
 
-def squared_distances(values: Sequence[Tensor], groups: Sequence[Group]) -> Floats:
+def squared_distances(values: Sequence[Value], groups: Sequence[Group]) -> Floats:
     """Between the points and, in the last row and column, to the origin: (P + 1, P + 1).
 
     `values` are 1-D fp32 on the CPU, finite, and of one length.
     """
     n_points, numel = len(groups), values[0].numel() if values else 0
     apart_PP: Floats = np.zeros((n_points + 1, n_points + 1))
-    highest_N = [_highest(value) for value in values]
+    highest_N = [_highest(whole(value)) for value in values]
     largest = max((sum(highest_N[i] * f for i, f in zip(g.members, g.factors, strict=True)) for g in groups), default=0.0)
     if not largest > 0:
         return apart_PP
@@ -59,7 +61,7 @@ def squared_distances(values: Sequence[Tensor], groups: Sequence[Group]) -> Floa
     return np.ldexp(steps_PP.astype(np.float64), -2 * exponent)
 
 
-def chunk_of(values: Sequence[Tensor], groups: Sequence[Group], start: int) -> Tensor:
+def chunk_of(values: Sequence[Value], groups: Sequence[Group], start: int) -> Tensor:
     """Of each point the elements from `start` on, at most CHUNK of them: (P, C) fp64."""
     length = min(CHUNK, values[0].numel() - start)
     out_PC: Floats = np.zeros((len(groups), length))
@@ -72,10 +74,10 @@ def chunk_of(values: Sequence[Tensor], groups: Sequence[Group], start: int) -> T
     return torch.from_numpy(out_PC)
 
 
-def combination(values: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
+def combination(values: Sequence[Value], factors: Sequence[float]) -> Tensor:
     """The sum of `values` times `factors`, fp32: added in this order in fp64, by elementwise operations only."""
     whole = (Group(tuple(range(len(values))), tuple(factors), 1.0),)
-    out_N = torch.empty_like(values[0])
+    out_N = torch.empty(values[0].numel(), dtype=torch.float32, device="cpu")
     for start in range(0, len(out_N), CHUNK):
         out_N[start : start + CHUNK] = chunk_of(values, whole, start)[0].to(torch.float32)
     return out_N

@@ -42,6 +42,7 @@ from legion_p2p.tensor.aggregate import (
     usable_in_order,
     weighted_mean,
 )
+from legion_p2p.tensor.encoded import Value, whole
 from legion_p2p.tensor.mean_length import Term, given_back
 from legion_p2p.tensor.robust import centers, coordinatewise, selection
 from legion_p2p.tensor.robust.geometry import CHUNK, Floats, Group, chunk_of, combination, squared_distances
@@ -156,7 +157,7 @@ def _groups(used: Sequence[WeightedPush], factors: Sequence[float]) -> list[Grou
     weights = [c.weight / heaviest for c in used]
     order = list(range(len(used)))
     if len(used) > MAX_COMPARED:
-        norms = [norm(c.value) for c in used]
+        norms = [norm(whole(c.value)) for c in used]
         seed = hashlib.sha256(struct.pack(f"<{len(norms)}d", *norms)).digest()
         order.sort(key=lambda i: hashlib.sha256(seed + i.to_bytes(4, "big")).digest())
     size = -(-len(used) // MAX_COMPARED)
@@ -168,7 +169,7 @@ def _groups(used: Sequence[WeightedPush], factors: Sequence[float]) -> list[Grou
     return groups
 
 
-def _points(values: Sequence[Tensor], groups: Sequence[Group]) -> Points:
+def _points(values: Sequence[Value], groups: Sequence[Group]) -> Points:
     weight_P = np.array([*(group.weight for group in groups), 0.0])
     mix_PP = np.eye(len(groups) + 1, len(groups))
     return Points(weight_P, mix_PP, squared_distances(values, groups))
@@ -182,8 +183,8 @@ def _factors_of_pushes(groups: Sequence[Group], factor_P: Sequence[float], n_pus
     return out
 
 
-def _by_coordinate(values: Sequence[Tensor], groups: Sequence[Group], rule: ByCoordinate, hostile: int) -> Tensor:
-    out_N = torch.empty_like(values[0])
+def _by_coordinate(values: Sequence[Value], groups: Sequence[Group], rule: ByCoordinate, hostile: int) -> Tensor:
+    out_N = torch.empty(values[0].numel(), dtype=torch.float32, device="cpu")
     weight_P = [group.weight for group in groups]
     for start in range(0, len(out_N), CHUNK):
         out_N[start : start + CHUNK] = rule(chunk_of(values, groups, start), weight_P, hostile).to(torch.float32)

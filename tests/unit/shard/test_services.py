@@ -343,9 +343,9 @@ async def test_a_push_that_waits_for_its_round_takes_the_memory_that_it_came_wit
         await member.ask(owner, push_of(member))
 
         held = owner.replica.arrived[member.me]
-        reachable = gc.get_referents(held, held.decoded)
+        reachable = gc.get_referents(held, held.value, vars(held.value))
         assert not any(isinstance(thing, Tensor) for thing in reachable)
-        assert torch.equal(held.decoded(), codec.get("fp32").decode(push_of(member).payload, N))
+        assert torch.equal(held.value(), codec.get("fp32").decode(push_of(member).payload, N))
 
 
 async def test_what_an_update_contains_already_is_answered_so(autojump_clock: object) -> None:
