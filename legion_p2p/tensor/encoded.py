@@ -22,7 +22,7 @@ MAX_DECODED_BYTES = 1 << 25  # of a round's pushes, held decoded because that is
 Read = Callable[[int, int], Tensor]
 
 
-class Encoded:
+class EncodedValue:
     """What decoding gives, as a tensor that can be asked for slices alone. It has been checked: decoding it succeeds."""
 
     dtype = torch.float32
@@ -53,13 +53,13 @@ class Encoded:
         return decode_shared(self._codec, self._data, self._numel)
 
 
-Value = Tensor | Encoded
+Value = Tensor | EncodedValue
 """1-D fp32 on the CPU, or what decodes to that."""
 
 
 def whole(value: Value) -> Tensor:
     """All of it, not to be changed."""
-    return value.whole() if isinstance(value, Encoded) else value
+    return value.whole() if isinstance(value, EncodedValue) else value
 
 
 def can_be_read_in_pieces(codec: Codec) -> bool:
@@ -84,7 +84,7 @@ def values_of(payloads: Sequence[Payload]) -> list[Value]:
     if 4 * sum(payload.numel for payload in payloads) <= MAX_DECODED_BYTES:
         return [payload() for payload in payloads]
     return [
-        Encoded(payload.codec, payload.data, payload.numel) if can_be_read_in_pieces(payload.codec) else payload()
+        EncodedValue(payload.codec, payload.data, payload.numel) if can_be_read_in_pieces(payload.codec) else payload()
         for payload in payloads
     ]
 
@@ -101,7 +101,7 @@ def _reader(codec: Codec, data: bytes | memoryview, numel: int) -> Read:
 
 
 def _mixed_reader(codec: Mixed, data: bytes | memoryview, numel: int) -> Read:
-    parts = [(ranges, Encoded(part, raw, n)) for part, raw, n, ranges in codec.parts(data, numel)]
+    parts = [(ranges, EncodedValue(part, raw, n)) for part, raw, n, ranges in codec.parts(data, numel)]
 
     def read(first: int, last: int) -> Tensor:
         out = torch.empty(last - first, dtype=torch.float32, device="cpu")

@@ -16,11 +16,11 @@ from legion_p2p.errors import CodecError, ConfigError, IncompatibleModelError, U
 from legion_p2p.observe import human
 from legion_p2p.observe.memory import free_memory
 from legion_p2p.tensor import codec
-from legion_p2p.train.copies import COPIES_BUILT, COPIES_HELD
 from legion_p2p.train.gpt import GPT, shapes_of
 from legion_p2p.train.gpt_config import GPTConfig, preset
 from legion_p2p.train.language_model import LanguageModel
 from legion_p2p.train.origin import origin_of, with_origin
+from legion_p2p.train.parameter_copies import COPIES_BUILT, COPIES_HELD
 from legion_p2p.train.parameters import trainable
 from legion_p2p.train.transformers_model import build, load_folder, outline_of
 from legion_p2p.train.transformers_source import source_of

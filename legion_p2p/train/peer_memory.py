@@ -5,8 +5,8 @@ from legion_p2p.core.roles import Role
 from legion_p2p.core.run import RunSpec
 from legion_p2p.observe.memory import PROGRAM_BYTES
 from legion_p2p.train.batches import windows_at_once
-from legion_p2p.train.copies import COPIES_HELD, COPIES_HELPED
 from legion_p2p.train.described import shape_of
+from legion_p2p.train.parameter_copies import COPIES_HELD, COPIES_HELPED
 
 PLAIN = Training()
 LIBRARY_BYTES = 171_000_000  # that importing transformers takes; measured

@@ -14,7 +14,7 @@ from legion_p2p.tensor import codec, encoded
 from legion_p2p.tensor.aggregate import Aggregated, WeightedPush
 from legion_p2p.tensor.blockwise import INT8, Blockwise
 from legion_p2p.tensor.codec import Codec
-from legion_p2p.tensor.encoded import Encoded, Payload, values_of
+from legion_p2p.tensor.encoded import EncodedValue, Payload, values_of
 from legion_p2p.tensor.mixed import Mixed
 from legion_p2p.tensor.robust import rules
 from legion_p2p.tensor.robust.rules import Rule, aggregate
@@ -40,7 +40,7 @@ def every_codec() -> list[Codec]:
 def test_a_piece_is_that_of_the_whole(one: Codec) -> None:
     (x,) = pushes(1, NUMEL)
     data = one.encode(x)
-    value, wanted = Encoded(one, data, NUMEL), one.decode(data, NUMEL)
+    value, wanted = EncodedValue(one, data, NUMEL), one.decode(data, NUMEL)
 
     for start, stop in ((0, NUMEL), (0, 1), (4095, 4097), (16_384, 32_768), (39_000, NUMEL), (NUMEL, NUMEL), (7, 7)):
         assert torch.equal(value[start:stop], wanted[start:stop]), (start, stop)
@@ -52,7 +52,7 @@ def test_pieces_put_together_are_the_whole(numel: int, data: Any, name: str) -> 
     one = codec.get(name)
     payload = one.encode(pushes(1, numel, seed=numel)[0])
     cuts = sorted({0, numel, *data.draw(st.lists(st.integers(0, numel), max_size=4))})
-    value = Encoded(one, payload, numel)
+    value = EncodedValue(one, payload, numel)
 
     parts = [value[a:b] for a, b in itertools.pairwise(cuts)]
 
@@ -74,7 +74,7 @@ def test_every_rule_gives_the_same_bits_of_values_that_stay_encoded(name: str, a
 
     decoded, in_pieces = (
         combined([one.decode(body, NUMEL) for body in bodies]),
-        combined([Encoded(one, b, NUMEL) for b in bodies]),
+        combined([EncodedValue(one, b, NUMEL) for b in bodies]),
     )
 
     assert torch.equal(decoded.mean, in_pieces.mean)
@@ -87,7 +87,7 @@ def test_few_or_short_values_are_decoded_and_many_long_ones_stay_as_they_are(mon
     monkeypatch.setattr(encoded, "MAX_DECODED_BYTES", 3 * 4 * 1000)
 
     assert all(isinstance(value, torch.Tensor) for value in values_of([payload] * 3))
-    assert all(isinstance(value, Encoded) for value in values_of([payload] * 4))
+    assert all(isinstance(value, EncodedValue) for value in values_of([payload] * 4))
 
 
 class Live:
