@@ -159,6 +159,11 @@ class NotCosignedError(NetworkError):
     see other members than this peer does, or lie."""
 
 
+class NotCountedError(NetworkError):
+    """An owner does not take this peer's pushes, because this peer is proven to have lied as an owner. That ends after a day. If
+    it lost its newest versions in a power failure, nothing else is wrong."""
+
+
 class NoAnswerError(NetworkError):
     """A peer did not answer within the time that the caller gave it. It may be busy, stopped or cut off: ask another one."""
 

@@ -10,7 +10,16 @@ import msgspec
 
 from legion_p2p.config.fields import settle
 from legion_p2p.core.placement import PlacementName
-from legion_p2p.core.round_spec import AggregationRule, OuterRule, RoundSpec, Screening, SyncRule, Untrained, Verify
+from legion_p2p.core.round_spec import (
+    AggregationRule,
+    OuterRule,
+    RoundSpec,
+    SameNetwork,
+    Screening,
+    SyncRule,
+    Untrained,
+    Verify,
+)
 from legion_p2p.core.run import InnerOptimizer, InnerSpec
 
 
@@ -138,6 +147,11 @@ class Rounds(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     screening: Screening | None = None
     """Whether what a member's pushes weigh follows from earlier rounds. none: each round is looked at alone. trend: a member
     whose pushes go against the others, round after round, weighs less, and in the end nothing."""
+
+    same_network: SameNetwork | None = None
+    """What pushes from one network weigh together, as owners see the other end of each connection: the /24 of an IPv4 address,
+    the /48 of an IPv6 one, or that of the relay. free: each counts alone. bounded: no more than two usual ones, so that many keys
+    of one host count little, and so do members of one large institution. Private addresses are not told apart."""
 
     owner_rounds: int | None = None
     """Rounds in which a member must have taken part until it may own shards, half of all rounds at most; and after which the

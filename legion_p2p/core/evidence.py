@@ -2,13 +2,14 @@
 
 An owner signs the header of each update that it publishes. Whoever has two headers of one run, shard and version, from the same
 base and with different results, holds a proof: an honest owner combines a round once. So does a member with a receipt for a push
-and the update that lacks it (`core.receipts`). The proof travels to all members, and at each that checks it the owner owns
-nothing from then on. Nobody votes on that.
+and the update that lacks it (`core.receipts`). The proof travels to all members. At each that checks it the owner owns nothing
+from then on, its pushes weigh nothing, and it has no vote. Nobody votes on that.
 
-An owner that lost its newest versions in a crash may sign a version again, with other bytes. So it may go on training, and owns
-again after `EXCLUDED_S`.
+An owner that lost its newest versions in a crash may sign a version again, with other bytes. So all of this ends after
+`EXCLUDED_S`, and one version that a culprit made counts once.
 
-Never happens: a peer is excluded by what it did not sign; evidence of one owner displaces that of another without end.
+Never happens: a peer is excluded by what it did not sign; evidence against keys that anybody can make ends the exclusion of
+another peer; what has counted for its time counts again because another member still shows it.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,9 @@ from legion_p2p.core.wire import Update, UpdateHeader, decode_header
 from legion_p2p.errors import DecodeError, SignatureError
 
 EXCLUDED_S = 24 * 3600.0
-MAX_CULPRITS = 64  # whose evidence is kept, of at most half a megabyte each; a key costs nothing, so more would help nobody
+MAX_SHOWN = 64  # culprits whose evidence is kept to be shown to others, of at most half a megabyte each
+MAX_CULPRITS = 10_000  # that are known: as many as members may be, because evidence against others is not looked at
+MAX_SPENT = 4096  # acts that have counted for their time
 MAX_OPENED = 64  # headers that were checked already: one comes again as evidence, by a relay, and to other peers of this process
 DOMAIN = b"legion/update/1\0"
 
@@ -96,9 +99,8 @@ def reason_of(evidence: Evidence, *, by_owner: bool = True) -> str:
     return "signed two different updates of one version"
 
 
-class _Proven(msgspec.Struct, frozen=True):
-    evidence: Evidence
-    until: float
+_Act = tuple[PeerId, int, int]
+"""A culprit, and the shard and version that it did wrong."""
 
 
 class KeptEvidence(msgspec.Struct, frozen=True):
@@ -115,7 +117,11 @@ class EvidenceBook:
     """What is proven against members of one run."""
 
     def __init__(self) -> None:
-        self._proven: BoundedMap[PeerId, _Proven] = BoundedMap(MAX_CULPRITS)
+        self._until: BoundedMap[PeerId, float] = BoundedMap(MAX_CULPRITS)
+        self._shown: BoundedMap[PeerId, Evidence] = BoundedMap(MAX_SHOWN)
+        self._act_of: BoundedMap[PeerId, _Act] = BoundedMap(MAX_CULPRITS)
+        self._spent: BoundedMap[_Act, None] = BoundedMap(MAX_SPENT)
+        self._excluded: frozenset[PeerId] = frozenset()
         self.revision = 0
         """Rises whenever a peer is excluded, or is no longer."""
 
@@ -140,26 +146,52 @@ class EvidenceBook:
 
     def kept(self, now: float, now_s: float) -> tuple[KeptEvidence, ...]:
         """All of it, the oldest first."""
-        return tuple(KeptEvidence(one.evidence, now_s + one.until - now, peer) for peer, one in self._proven.items())
+        return tuple(KeptEvidence(one, now_s + self._until[peer] - now, peer) for peer, one in self._shown.items())
 
     def _exclude(self, peer: PeerId, evidence: Evidence, now: float, lasts_s: float) -> PeerId | None:
         self.end(now)
-        if peer in self._proven:
+        act = _act_of(peer, evidence)
+        if peer in self._until or act in self._spent:
             return None
-        self._proven[peer] = _Proven(evidence, now + lasts_s)
-        self.revision += 1
+        self._until[peer] = now + lasts_s
+        self._act_of[peer] = act
+        self._shown[peer] = evidence
+        self._changed()
         return peer
 
     def end(self, now: float) -> None:
         """Time has passed."""
-        before = len(self._proven)
-        self._proven.drop_while(lambda proven: proven.until <= now)
-        self.revision += len(self._proven) != before
+        over = [peer for peer, until in self._until.items() if until <= now]
+        for peer in over:
+            del self._until[peer]
+            self._spent[self._act_of.pop(peer)] = None
+            self._shown.pop(peer, None)
+        if over:
+            self._changed()
 
     def excluded(self) -> frozenset[PeerId]:
-        """Those that own nothing now."""
-        return frozenset(self._proven)
+        """Those that own nothing now, and whose pushes weigh nothing. The same object until that changes."""
+        return self._excluded
+
+    def proof_against(self, peer: PeerId, now: float, within_s: float) -> Evidence | None:
+        """What proves by itself what `peer` did, if that was found out within the last `within_s` seconds; None where there is no
+        such evidence, or it takes inputs to judge it."""
+        evidence, until = self._shown.get(peer), self._until.get(peer, now)
+        if evidence is None or isinstance(evidence, Miscount) or now + EXCLUDED_S - until > within_s:
+            return None
+        return evidence
 
     def newest(self, n: int) -> Sequence[Evidence]:
         """To show to a member that may not know it."""
-        return [proven.evidence for proven in self._proven.values()][-n:]
+        return list(self._shown.values())[-n:]
+
+    def _changed(self) -> None:
+        self._excluded = frozenset(self._until)
+        self.revision += 1
+
+
+def _act_of(peer: PeerId, evidence: Evidence) -> _Act:
+    """What it is about. Two pieces of evidence about one act may differ in every byte."""
+    shown = evidence.first if isinstance(evidence, Equivocation) else evidence.update
+    header = decode_header(shown.header)
+    return peer, header.shard, header.version

@@ -79,6 +79,8 @@ class PeerConnection(msgspec.Struct, frozen=True):
     """Shortest of the last few round trips."""
     rate_bps: float | None = None
     """Bits per second that transfers over it have lately reached, in the faster direction."""
+    host: str = ""
+    """The IP address at its other end; empty where it leads through a relay, or that is not known."""
 
 
 NO_CONNECTION = PeerConnection()

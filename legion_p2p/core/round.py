@@ -76,6 +76,8 @@ class Contribution(msgspec.Struct, frozen=True):
     """Local steps that it is made of."""
     standing: int | None = None
     """Of its member, before the round: see `tensor/robust/standing.py`. None: not known, or of no use in this run."""
+    network: int = 0
+    """Those with one number came from one network: see `core.same_network`. 0: from another one than all others."""
 
 
 class Verdict(Enum):

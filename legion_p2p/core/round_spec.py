@@ -27,6 +27,7 @@ COORDINATE_RULES: tuple[AggregationRule, ...] = ("trimmed-mean", "median", "buly
 DEFAULT_RULE: AggregationRule = "nearest-neighbours"
 Untrained = Literal["same", "average", "own"]
 Screening = Literal["none", "trend"]
+SameNetwork = Literal["free", "bounded"]
 Verify = Literal["none", "late", "strict"]
 
 
@@ -143,6 +144,10 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether what a member's pushes weigh follows from earlier rounds. trend: a member whose pushes go against the others, round
     after round, weighs less, and in the end nothing: see `legion_p2p.tensor.robust.standing`. For rules that go by distances."""
 
+    same_network: SameNetwork = "free"
+    """bounded: the pushes that an owner gets from one network weigh no more than two usual ones together: see
+    `legion_p2p.core.same_network`. Many keys of one host then count little, and so do the members of one large institution."""
+
     owner_rounds: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 0
     """Rounds of a shard in which a member's pushes must have been until it may own, half of all rounds at most; and after
     which the shards are dealt out again. Higher: owning takes longer, for liars as for others. 0: at once, and never again.
@@ -184,6 +189,11 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UsageError(
                 f"round.screening {self.screening!r} needs a rule that compares pushes, {', '.join(DISTANCE_RULES)}, "
                 f"not {self.rule()!r}"
+            )
+
+        if self.same_network != "free" and self.rule() == "mean":
+            raise UsageError(
+                f"round.same_network {self.same_network!r} needs a rule that limits weights: the rule 'mean' trusts all members"
             )
 
     def waits_for(self) -> float:

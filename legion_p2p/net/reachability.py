@@ -12,7 +12,7 @@ from legion_p2p.core.reach_finder import ReachVerdict
 from legion_p2p.net.changes import NetworkChanges
 from legion_p2p.net.circuits import Circuits
 from legion_p2p.net.dialer import Dialer
-from legion_p2p.net.ends import relay_of
+from legion_p2p.net.ends import relay_of, remote_end
 from legion_p2p.net.relay import Relay
 
 
@@ -60,7 +60,9 @@ class Libp2pReachability:
         if direct:
             is_punched = peer in self._dialer.punching or all(c in self._dialer.punched for c in direct)
             kind = ConnectionKind.PUNCHED if is_punched else ConnectionKind.DIRECT
-            return PeerConnection(kind, None, self._measured.rtt_s(peer), self._measured.rate_bps(peer))
+            end = remote_end(direct[0].muxed_conn)
+            host = "" if end is None else end[0]
+            return PeerConnection(kind, None, self._measured.rtt_s(peer), self._measured.rate_bps(peer), host)
         connections = self._dialer.connections(peer)
         if not connections:
             return NO_CONNECTION

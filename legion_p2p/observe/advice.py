@@ -18,7 +18,7 @@ ADVICE = {
     "network.not_remembered": "Look at the file that the text names; it may be deleted.",
     "network.other_version": "Install the same version of legion_p2p at both peers.",
     "network.scarce": "Start the peer with a higher limit of open files: ulimit -n 4096.",
-    "owner.excluded": "Nothing needs to be done: it owns no shards any more.",
+    "owner.excluded": "Nothing needs to be done: it owns no shards any more, and its pushes count nothing.",
     "peer.failed": "The text says what failed; legion-peer --help lists what can be changed.",
     "privacy.not_read": "Mend the file that the text names, or stop the peer if the budget must not be exceeded.",
     "privacy.not_written": "Free disk space where the text says; a restart would not know what was spent since.",

@@ -100,6 +100,7 @@ class Fabric(Protocol):
     gossip_takes_links: bool
     loss: float
     bandwidths: dict[PeerId, Bandwidth]
+    hosts: dict[PeerId, str]
     changed: Notify
     timers: Timers
     providers: ProviderRecords

@@ -74,6 +74,8 @@ class World:
         """Called with (from, to, bytes) for each body and each gossip message; returns what arrives."""
         self.bandwidths: dict[PeerId, Bandwidth] = {}
         """The bandwidth that peers believe they have measured; of a peer that is not in it, the limits of its link."""
+        self.hosts: dict[PeerId, str] = {}
+        """The IP addresses that others see of peers; of one that is not in it, none."""
         self._seed = seed
         self._peers: dict[PeerId, SimNetwork] = {}
         self.providers = ProviderRecords()

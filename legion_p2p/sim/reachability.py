@@ -33,7 +33,8 @@ class SimReachability:
             return NO_CONNECTION
         relay = self._world.relay_between(self._network.peer_id, peer)
         kind = ConnectionKind.DIRECT if relay is None else ConnectionKind.RELAYED
-        return PeerConnection(kind, relay, self._network.messenger.rtt_s(peer))
+        host = self._world.hosts.get(peer, "") if relay is None else ""
+        return PeerConnection(kind, relay, self._network.messenger.rtt_s(peer), host=host)
 
     def is_cut_off(self) -> bool:
         return False  # a simulated machine keeps its addresses, and does not look at them

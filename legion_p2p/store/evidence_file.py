@@ -9,14 +9,14 @@ from pathlib import Path
 
 import msgspec
 
-from legion_p2p.core.evidence import MAX_CULPRITS, KeptEvidence
+from legion_p2p.core.evidence import MAX_SHOWN, KeptEvidence
 from legion_p2p.core.messages.evidence import MAX_SHOWN_HEADER_BYTES
 from legion_p2p.errors import StoreError
 from legion_p2p.files.paths import FileKind, kind_of, shown
 from legion_p2p.files.reading import read_limited
 from legion_p2p.files.writing import write_whole
 
-MAX_FILE_BYTES = MAX_CULPRITS * 2 * (MAX_SHOWN_HEADER_BYTES + 1024)  # two headers each, of the longest that are shown
+MAX_FILE_BYTES = MAX_SHOWN * 2 * (MAX_SHOWN_HEADER_BYTES + 1024)  # two headers each, of the longest that are shown
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(tuple[KeptEvidence, ...])
@@ -38,7 +38,7 @@ class EvidenceFile:
         if kind_of(self.path) is FileKind.MISSING:
             return ()
         try:
-            return _decoder.decode(read_limited(self.path, MAX_FILE_BYTES))[:MAX_CULPRITS]
+            return _decoder.decode(read_limited(self.path, MAX_FILE_BYTES))[:MAX_SHOWN]
         except (msgspec.DecodeError, UnicodeDecodeError) as bad:
             raise StoreError(f"{shown(self.path)} is no list of evidence: {bad}; it may be deleted") from bad
 

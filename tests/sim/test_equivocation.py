@@ -92,6 +92,93 @@ async def test_who_comes_later_is_shown_what_is_proven(autojump_clock):
         assert a.engine.members.proofs.book.excluded() == {b.id} and not owned_of(b, late)
 
 
+WEIGHED = msgspec.structs.replace(ROUNDS, aggregation="norm-cap")
+"""A run whose members do not all trust each other."""
+
+
+async def test_the_pushes_of_a_culprit_count_nothing_and_nobody_waits_for_them(autojump_clock):
+    async with Swarm(round=WEIGHED) as swarm:
+        a, b, c = [await swarm.add(name, step_s=0.5) for name in "abc"]
+        await trio.sleep(20)
+        for peer in (a, c):
+            peer.engine.shards.evidence.take(await evidence_against(b, a))
+        await trio.sleep(5)
+        before = [a.engine.shards.replicas[s].chain.version for s in range(2)]
+        seqs = [a.engine.shards.replicas[s].chain.newest(b.id) for s in range(2)]
+        await trio.sleep(20)
+
+        after = [a.engine.shards.replicas[s].chain for s in range(2)]
+        assert [chain.newest(b.id) for chain in after] == seqs, "no version has a push of it"
+        assert min(chain.version - then for chain, then in zip(after, before, strict=True)) >= 2, "the others go on"
+        assert "proven" in (b.local_trainer.last_failure or ""), "and it is told why"
+        assert not b.events_named("push.refused"), "once, not with every push"
+        await swarm.settle()
+        assert swarm.agree(), "it follows all the same"
+
+
+async def test_a_push_that_waits_when_its_member_is_proven_to_have_lied_is_left_out_with_the_reason(autojump_clock):
+    async with Swarm(round=WEIGHED) as swarm:
+        peers = a, b, c = [await swarm.add(name, step_s=0.5) for name in "abc"]
+        await trio.sleep(20)
+
+        def waits() -> Any:
+            held = ((peer, r) for peer in (a, c) for r in peer.engine.shards.replicas.values() if b.id in r.arrived)
+            return next(held, None)
+
+        await swarm.until(lambda: waits() is not None, 20, "a push of it waits")
+        owner, replica = waits()
+        version = replica.chain.version
+        owner.engine.shards.evidence.take(await evidence_against(b, a))
+        await swarm.until(lambda: replica.chain.version > version, 20, "the next version")
+
+        header = replica.chain.entry(version + 1).header
+        assert b.id not in {i.peer for i in header.included} and header.included
+        assert [f.reason for f in header.failed if f.peer == b.id and "proven" in f.reason]
+        assert not any(e.fields["peer"] != b.id for peer in peers for e in peer.events_named("owner.excluded"))
+
+
+async def test_where_all_members_are_trusted_a_culprit_owns_nothing_and_trains_on(autojump_clock):
+    async with Swarm(round=ROUNDS) as swarm:
+        a, b, c = [await swarm.add(name, step_s=0.5) for name in "abc"]
+        await trio.sleep(20)
+        for peer in (a, c):
+            peer.engine.shards.evidence.take(await evidence_against(b, a))
+        await trio.sleep(5)
+        seq = a.engine.shards.replicas[0].chain.newest(b.id)
+        await trio.sleep(10)
+
+        assert a.engine.shards.replicas[0].chain.newest(b.id) > seq and not owned_of(b, a)
+
+
+async def test_an_owner_that_goes_on_using_the_pushes_of_a_culprit_is_named_by_all(autojump_clock):
+    async with Swarm(round=WEIGHED) as swarm:
+        peers = [await swarm.add(name, step_s=0.5) for name in "abcde"]
+        await trio.sleep(20)
+        accomplice = max(peers, key=lambda peer: len(owned_of(peer, peers[0])))
+        culprit = next(peer for peer in peers if peer is not accomplice)
+        others = [peer for peer in peers if peer not in (accomplice, culprit)]
+        accomplice.engine.shards.evidence.take = lambda *_, **__: None  # it looks away
+
+        others[0].engine.shards.evidence.take(await evidence_against(culprit, others[0]))
+
+        await swarm.until(lambda: all(not owned_of(accomplice, peer) for peer in others), 90, "deposed")
+        named = {e.fields["owner"] for peer in others for e in peer.events_named("owner.inconsistent")}
+        assert named == {accomplice.id}
+
+
+async def test_evidence_against_a_key_that_has_no_part_in_the_run_is_neither_kept_nor_passed_on(autojump_clock):
+    async with Swarm(round=ROUNDS) as swarm:
+        a, b = [await swarm.add(name) for name in "ab"]
+        await trio.sleep(10)
+        stranger = Liar(swarm, "no member")
+
+        a.engine.shards.evidence.take(await evidence_against(stranger, a))
+
+        assert not a.engine.members.proofs.book.excluded() and not a.events_named("owner.excluded")
+        await trio.sleep(5)
+        assert not b.engine.members.proofs.book.excluded()
+
+
 async def test_members_that_were_cut_off_meanwhile_are_shown_it_when_they_are_back(autojump_clock):
     async with Swarm(round=ROUNDS) as swarm:
         peers = [await swarm.add(name) for name in "abcde"]

@@ -79,6 +79,35 @@ def test_the_rule_of_the_specification_is_the_one_that_is_used() -> None:
     assert made.used == ("a", "b", "c", "d", "e", "liar")
 
 
+def test_many_pushes_from_one_network_weigh_as_two() -> None:
+    values = {PeerId(name): ones(-1.0 if name < "e" else 1.0) for name in "abcdefgh"}
+    contributions = tuple(
+        Contribution(peer, 0, 3, 10, 0.0, network=1 if peer < "e" else 0) for peer in sorted(values)
+    )  # four of eight are one host's, and push against the others
+    spec = RoundSpec(aggregation="norm-cap", same_network="bounded")
+
+    def mean(closed: Closed) -> float:
+        return -float(combine(torch.zeros(N), None, OuterState(), closed, values, spec, codec.get("fp32")).reference[0])
+
+    alone = tuple(msgspec.structs.replace(c, network=0) for c in contributions)
+    assert mean(Closed(3, alone, 8, ())) == pytest.approx(0.0)
+    assert mean(Closed(3, contributions, 8, ())) == pytest.approx((4 - 2) / 6)
+
+
+def test_one_that_cannot_be_used_takes_nothing_from_the_others_of_its_network() -> None:
+    values = {PeerId(name): ones(1.0) for name in "abcde"}
+    values[PeerId("a")] = ones(float("nan"))
+    contributions = tuple(Contribution(peer, 0, 3, 10, 0.0, network=int(peer < "d")) for peer in sorted(values))
+    values[PeerId("d")] = ones(-1.0)
+
+    made = combine(
+        torch.zeros(N), None, OuterState(), Closed(3, contributions, 5, ()), values,
+        RoundSpec(aggregation="norm-cap", same_network="bounded"), codec.get("fp32"),
+    )  # fmt: skip
+
+    assert -float(made.reference[0]) == pytest.approx((3 - 1) / 4), "two of one network, and two others"
+
+
 def test_a_late_push_counts_less_beyond_the_cap() -> None:
     made = combined({"a": (100, ones(1)), "b": (10**9, -ones(1))}, RoundSpec(aggregation="norm-cap"), versions={"b": 1})
 

@@ -5,7 +5,9 @@ import hashlib
 import msgspec
 import pytest
 
-from legion_p2p.core.evidence import EXCLUDED_S, MAX_CULPRITS, EvidenceBook, culprit, equivocation, sign_header
+from legion_p2p.core import evidence as evidence_module
+from legion_p2p.core.account import accuse
+from legion_p2p.core.evidence import EXCLUDED_S, EvidenceBook, culprit, equivocation, sign_header
 from legion_p2p.core.identity import Identity, PeerId
 from legion_p2p.core.messages.evidence import MAX_SHOWN_HEADER_BYTES, Equivocation, SignedHeader
 from legion_p2p.core.messages.shards import Failure
@@ -109,11 +111,50 @@ def test_an_owner_is_excluded_once_and_for_a_day() -> None:
     assert not book.excluded() and book.revision > before
 
 
-def test_evidence_against_any_number_of_keys_takes_bounded_room() -> None:
-    book = EvidenceBook()
-    for i in range(MAX_CULPRITS + 20):
-        owner = Identity(i.to_bytes(32, "big"))
-        made = [msgspec.structs.replace(each, owner=owner.peer_id) for each in (ONE, OTHER)]
-        book.add(Equivocation("run", *(shown(each, owner) for each in made)), float(i))
+def against(owner: Identity, **fields: object) -> Equivocation:
+    """Two updates that this owner signed."""
+    made = [msgspec.structs.replace(each, owner=owner.peer_id, **fields) for each in (ONE, OTHER)]
+    return Equivocation("run", *(shown(each, owner) for each in made))
 
-    assert len(book.excluded()) == MAX_CULPRITS and len(book.newest(8)) == 8
+
+def test_evidence_against_any_number_of_keys_takes_bounded_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence_module, "MAX_CULPRITS", 40)
+    monkeypatch.setattr(evidence_module, "MAX_SHOWN", 16)
+    book = EvidenceBook()
+    for i in range(60):
+        book.add(against(Identity(i.to_bytes(32, "big"))), float(i))
+
+    assert len(book.excluded()) == 40 and len(book.newest(8)) == 8
+    assert len(book.kept(0.0, 0.0)) == 16
+
+
+def test_evidence_against_a_hundred_made_up_keys_does_not_end_the_exclusion_of_an_owner() -> None:
+    book = EvidenceBook()
+    book.add(against(OWNER), 0.0)
+    for i in range(100):
+        book.add(against(Identity(i.to_bytes(32, "big"))), float(i))
+
+    assert OWNER.peer_id in book.excluded()
+
+
+def test_what_has_counted_for_a_day_does_not_count_again_in_whatever_bytes_it_is_shown() -> None:
+    book = EvidenceBook()
+    book.add(against(OWNER), 0.0)
+    book.end(EXCLUDED_S)
+    swapped = Equivocation("run", shown(OTHER), shown(ONE))
+
+    assert book.add(against(OWNER), EXCLUDED_S) is None and book.add(swapped, EXCLUDED_S) is None
+    assert book.add(against(OWNER, version=9), EXCLUDED_S) == OWNER.peer_id, "another version is another act"
+
+
+def test_only_what_proves_by_itself_and_is_young_is_held_against_an_owner_that_does_not_go_by_it() -> None:
+    book, owner = EvidenceBook(), PeerId(OWNER.peer_id)
+    book.add(against(OWNER), 0.0)
+
+    assert book.proof_against(owner, 10.0, 10.0) == against(OWNER)
+    assert book.proof_against(owner, 10.1, 10.0) is None
+    assert book.proof_against(PeerId("another"), 0.0, 10.0) is None
+    accuser = Identity(b"a" * 32)
+    judged = EvidenceBook()
+    judged.convict(owner, accuse("run", shown(ONE), accuser), 0.0)
+    assert judged.excluded() == {owner} and judged.proof_against(owner, 0.0, 10.0) is None

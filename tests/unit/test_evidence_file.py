@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from legion_p2p.core.evidence import EXCLUDED_S, MAX_CULPRITS, EvidenceBook, KeptEvidence
+from legion_p2p.core.evidence import EXCLUDED_S, MAX_SHOWN, EvidenceBook, KeptEvidence
 from legion_p2p.core.wire import Omission
 from legion_p2p.errors import StoreError
 from legion_p2p.store.evidence_file import MAX_FILE_BYTES, EvidenceFile
@@ -59,8 +59,8 @@ def test_no_more_is_read_than_is_ever_written(tmp_path: Path) -> None:
     file = EvidenceFile.beside(tmp_path / "peer.key")
     assert file.load() == ()
 
-    file.save([KeptEvidence(proof(), NOW_S)] * (MAX_CULPRITS + 1))
-    assert len(file.load()) == MAX_CULPRITS
+    file.save([KeptEvidence(proof(), NOW_S)] * (MAX_SHOWN + 1))
+    assert len(file.load()) == MAX_SHOWN
     with file.path.open("wb") as out:
         out.truncate(MAX_FILE_BYTES + 1)
     with pytest.raises(StoreError):

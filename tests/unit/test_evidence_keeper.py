@@ -39,7 +39,7 @@ async def test_evidence_is_kept_and_taken_in_again(autojump_clock: object) -> No
         async with trio.open_nursery() as nursery:
             await nursery.start(keep_evidence, peer.run.ctx, peer.run.members, store)
             assert not peer.run.members.proofs.book.excluded()
-            peer.shards.evidence.take(evidence)
+            peer.run.members.proofs.prove(evidence)
             await trio.sleep(2 * LOOK_EVERY_S)
             nursery.cancel_scope.cancel()
 

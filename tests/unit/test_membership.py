@@ -314,6 +314,19 @@ def test_the_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert table.announced(says(A, 1), 1.0)
 
 
+def test_the_word_of_one_that_is_proven_to_have_lied_deposes_nobody() -> None:
+    said = {"region": "home", "ready": True, "training": True}
+    owner, honest = Announcement("A", "run", **said), Announcement("B", "run", **said)
+    culprit = Announcement("C", "run", stalled=("A",), **said)
+
+    believed = Roles().renewed("run", [owner, culprit], "home", frozenset())
+    roles = Roles().renewed("run", [owner, culprit], "home", frozenset({PeerId("C")}))
+    of_three = Roles().renewed("run", [owner, honest, culprit], "home", frozenset({PeerId("C")}))
+
+    assert believed.deposed == {"A"} and roles.deposed == {"C"} and of_three.deposed == {"C"}
+    assert roles.eligible.weights == {"A": 1.0}
+
+
 def test_only_who_is_ready_and_of_this_region_and_has_weight_counts_for_ownership() -> None:
     announcements = [
         Announcement("A", "run", region="home", weight=2.0, ready=True),

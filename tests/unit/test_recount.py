@@ -39,16 +39,23 @@ def push_of(member: Identity, spec: RoundSpec, seed: int, **fields: object) -> S
     return SignedPush(claim, sign_push(claim, member), payload)
 
 
-def a_round(spec: RoundSpec, longest: float | None = None) -> tuple[RoundInputs, UpdateAccount, Tensor | None, OuterState]:
-    """What an honest owner makes and accounts for, and what it has then."""
+def a_round(
+    spec: RoundSpec, longest: float | None = None, networks: tuple[int, ...] = (0,) * len(MEMBERS)
+) -> tuple[RoundInputs, UpdateAccount, Tensor | None, OuterState]:
+    """What an honest owner makes and accounts for, and what it has then. `networks`: of the members, by name."""
     pushes = [push_of(member, spec, seed) for seed, member in enumerate(MEMBERS)]
     residual = values(10, 0.1)
     outer = OuterState() if spec.outer == "average" else OuterState(values(11, 0.1))
-    closed = Closed(7, tuple(Contribution(PeerId(p.claim.peer), 3, 7, p.claim.tokens, 0.0) for p in pushes), 5, ())
+    contributions = tuple(
+        Contribution(PeerId(p.claim.peer), 3, 7, p.claim.tokens, 0.0, network=n) for p, n in zip(pushes, networks, strict=True)
+    )
+    closed = Closed(7, contributions, 5, ())
     decoded = {PeerId(p.claim.peer): codec.get(spec.push_codec).decode(p.payload, N) for p in pushes}
     made = combine(torch.zeros(N), residual, outer, closed, decoded, spec, codec.get(spec.update_codec), longest)
     assert made.payload is not None
     account = account_of(residual, outer, pushes, made, made.payload)
+    if any(networks):
+        account = msgspec.structs.replace(account, networks=networks)
     included = tuple(Inclusion(peer, 3) for peer in made.used)
     header = UpdateHeader("run", 0, 8, b"b" * 32, made.digest, "owner", spec.update_codec, included, (), 5, 1, account)
     return RoundInputs(header, residual, outer, pushes, made.payload), account, made.owner_residual, made.outer
@@ -145,6 +152,33 @@ def test_what_an_owner_should_have_follows_from_what_it_should_have_had(spec: Ro
     honest = again(replaced(inputs, residual=true[0]), account, spec)
     assert found.finding is CountVerdict.RIGHT, "of what it said that it had"
     assert state_digest(found.residual, found.outer) == state_digest(honest.residual, honest.outer)
+
+
+BOUNDED = msgspec.structs.replace(SPECS[0], same_network="bounded", norm_cap=0.0, weight_cap=100.0, aggregation="norm-cap")
+
+
+def test_what_an_owner_saw_of_networks_is_a_part_of_what_is_computed_again() -> None:
+    inputs, account, residual, _ = a_round(BOUNDED, networks=(1, 1, 0, 1, 0))
+
+    found = again(inputs, account, BOUNDED)
+
+    assert found.finding is CountVerdict.RIGHT
+    assert residual is not None and found.residual is not None and torch.equal(residual, found.residual)
+
+
+@pytest.mark.parametrize("networks", [(), (0, 1, 1, 1, 0)], ids=["none", "others"])
+def test_an_update_by_other_networks_than_its_owner_names_is_wrong(networks: tuple[int, ...]) -> None:
+    inputs, account, *_ = a_round(BOUNDED, networks=(1, 1, 0, 1, 0))
+    account = msgspec.structs.replace(account, networks=networks)
+    inputs = replaced(inputs, header=msgspec.structs.replace(inputs.header, account=account))
+
+    assert again(inputs, account, BOUNDED).finding is CountVerdict.WRONG
+
+
+def test_networks_count_nothing_in_a_run_that_leaves_them_free() -> None:
+    inputs, account, *_ = a_round(SPECS[0], networks=(1, 1, 0, 1, 0))
+
+    assert again(inputs, account, SPECS[0]).finding is CountVerdict.WRONG
 
 
 def test_zeros_are_nothing() -> None:

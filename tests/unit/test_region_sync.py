@@ -264,6 +264,18 @@ async def test_only_who_represents_a_shard_in_the_codecs_and_by_the_rule_of_the_
         assert east.copy().equal(here) and "sync.done" not in east.names()
 
 
+async def test_no_region_is_represented_by_one_that_is_proven_to_have_lied(autojump_clock: object) -> None:
+    async with two_regions() as (_, east, west):
+        schedule = east.sync.schedule
+        assert schedule.owner("west", 0) == west.run.me and "west" in schedule.by_region()
+
+        east.run.members.roster.excluded = lambda: told  # type: ignore[method-assign]
+        told = frozenset({west.run.me})
+
+        assert schedule.owner("west", 0) is None and not schedule.may_represent(west.run.me, "west", 0)
+        assert "west" not in schedule.by_region() and "east" in schedule.by_region()
+
+
 async def test_the_same_request_twice_gets_the_same_answer_and_one_step(autojump_clock: object) -> None:
     async with two_regions() as (_, east, west):
         message = request_of(west, west.copy() - FAR)

@@ -110,6 +110,10 @@ class UpdateAccount(msgspec.Struct, frozen=True):
     """Factor on what is left over then."""
     standings: Annotated[tuple[Standing, ...], msgspec.Meta(max_length=MAX_INCLUDED)] = ()
     """Of the members whose contributions are included, before the round; empty where nobody is screened."""
+    networks: Annotated[
+        tuple[Annotated[int, msgspec.Meta(ge=0, le=MAX_INCLUDED)], ...], msgspec.Meta(max_length=MAX_INCLUDED)
+    ] = ()
+    """Of them, by number: see `core.same_network`. Empty where each is in another one."""
 
 
 class UpdateHeader(msgspec.Struct, frozen=True):

@@ -75,7 +75,7 @@ class Unanswered(msgspec.Struct, frozen=True):
 
 
 class Malformed(msgspec.Struct, frozen=True):
-    """The owner can do nothing with the contribution, today or later."""
+    """The owner can do nothing with the contribution, or will not, however often it is sent."""
 
     seq: int
     reason: str

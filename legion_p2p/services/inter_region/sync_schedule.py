@@ -46,6 +46,8 @@ class Schedule:
         self._rounds = shards.rounds
         self._last: dict[int, LastSync] = {}
         self._everyone: Sequence[Announcement] = ()
+        self._excluded: frozenset[PeerId] = frozenset()
+        self._believed: Sequence[Announcement] = ()
         self._owners: dict[str, Eligible] = {}  # by region, among these
         self._rates: BoundedMap[PeerId, RateEstimator] = BoundedMap(MAX_RATES)
 
@@ -67,7 +69,7 @@ class Schedule:
     def by_region(self) -> dict[str, list[Announcement]]:
         """The members that may own, by region."""
         members: dict[str, list[Announcement]] = {}
-        for announcement in self._members.roster.everyone():
+        for announcement in self._all_believed():
             if announcement.ready and announcement.weight > 0 and announcement.region:
                 members.setdefault(announcement.region, []).append(announcement)
         return members
@@ -82,10 +84,16 @@ class Schedule:
             return self._shards.owner_here(shard)
         return self._shards.owner_there(region, shard, self._eligible(region))
 
+    def _all_believed(self) -> Sequence[Announcement]:
+        """All members, without those that are proven to have lied as owners. The same object until that changes."""
+        everyone, excluded = self._members.roster.everyone(), self._members.roster.excluded()
+        if everyone is not self._everyone or excluded is not self._excluded:
+            self._everyone, self._excluded, self._owners = everyone, excluded, {}
+            self._believed = [a for a in everyone if peer_of(a) not in excluded] if excluded else everyone
+        return self._believed
+
     def _eligible(self, region: str) -> Eligible:
-        everyone = self._members.roster.everyone()
-        if everyone is not self._everyone:
-            self._everyone, self._owners = everyone, {}
+        everyone = self._all_believed()
         if region not in self._owners:
             # The members that all regions know own the center variables.
             members = [a for a in everyone if (a.envoy if region == CENTER else a.region == region)]
@@ -99,7 +107,7 @@ class Schedule:
         owner = self.owner(region, shard)
         if owner is None or region == CENTER:
             return owner
-        in_region = [a for a in self._members.roster.everyone() if a.region == region]
+        in_region = [a for a in self._all_believed() if a.region == region]
         announced = next((a for a in in_region if a.peer_id == owner), None)
         return owner if announced is None else representative_of(self._shards.run, shard, announced, in_region)
 
@@ -116,7 +124,8 @@ class Schedule:
         found = self._directory.get(region, shard)
         if found is None or found.representative is None or found.owner is None:
             return None, None
-        return peer_of(found.representative), peer_of(found.owner)
+        named = peer_of(found.representative), peer_of(found.owner)
+        return named if self._members.roster.excluded().isdisjoint(named) else (None, None)
 
     def about(self, message: GetRepresentative) -> RepresentativeFound:
         """Who represents a shard of this peer's region. Raises: NetworkError."""
@@ -129,7 +138,7 @@ class Schedule:
         named = list(dict.fromkeys(peer for peer in found if peer is not None))
         share = 0.0
         if named:
-            in_region = [a for a in self._members.roster.everyone() if a.region == mine]
+            in_region = [a for a in self._all_believed() if a.region == mine]
             share = represented_share(named[0], in_region, self._eligible(mine).weights)
         signed = [self._members.signed_of(peer) for peer in named]
         return RepresentativeFound(tuple(s for s in signed if s is not None), min(share, 1.0))
@@ -214,7 +223,7 @@ class Schedule:
 
     def _ways(self, shard: int, other: str) -> list[Direction]:
         """There and back, between the representatives of both regions."""
-        everyone, mine = self._members.roster.everyone(), self._shards.region
+        everyone, mine = self._all_believed(), self._shards.region
         by_peer = {peer_of(a): a for a in everyone}
         found = self._directory.get(other, shard) if self._directory.is_hidden(other) else None
         if found is not None and found.representative is not None:

@@ -34,8 +34,9 @@ class Roles(msgspec.Struct, frozen=True):
     ) -> "Roles":
         """The present roles. What has not changed is the same object, so that others see at once what changed."""
         here = [a for a in announcements if a.region == region]
-        voters = [a for a in here if peer_of(a) not in juniors]
-        out = deposed(voters if any(a.ready for a in voters) else here) | excluded
+        honest = [a for a in here if peer_of(a) not in excluded]
+        voters = [a for a in honest if peer_of(a) not in juniors]
+        out = deposed(voters if any(a.ready for a in voters) else honest) | excluded
         owners = eligible(run, region, [a for a in here if peer_of(a) not in out], juniors)
         ready = tuple(peer_of(a) for a in here if a.ready)
         training = tuple(peer_of(a) for a in here if a.training)

@@ -63,6 +63,10 @@ class Roster:
         """It owns nothing, because it made no progress with what it owned, or made two things of it."""
         return peer in self._roles_in(self._own.now().region).deposed
 
+    def excluded(self) -> frozenset[PeerId]:
+        """Those that are proven to have lied as owners. The same object until that changes."""
+        return self._evidence.excluded()
+
     def is_heard(self, peer: PeerId) -> bool:
         """It is a member, and not silent."""
         member = self._table.get(peer)

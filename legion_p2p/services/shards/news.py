@@ -75,9 +75,11 @@ class ShardNews:
     def _voters(self, replica: Replica) -> Sequence[PeerId]:
         """The members that hold the model, and have contributed to the shard as this peer knows it; in a run where owning takes
         time, those that may own. Identities cost nothing, so those that have done nothing yet have no vote on what the state is.
-        Where nobody has, all have."""
+        Where nobody has, all have. Those that are proven to have lied have none in any case."""
         roster, chain = self._states.members.roster, replica.chain
-        ready = roster.ready(self._states.region)
+        ready, excluded = roster.ready(self._states.region), roster.excluded()
+        if excluded:
+            ready = tuple(peer for peer in ready if peer not in excluded)
         voters = [peer for peer in ready if chain.newest(peer) >= 0 and peer not in roster.juniors]
         return voters if any(peer != self._states.me for peer in voters) else ready
 

@@ -34,12 +34,13 @@ from legion_p2p.core.wire import (
     UpdateHeader,
     encode_checked,
 )
-from legion_p2p.errors import CodecError, DecodeError, NetworkError
+from legion_p2p.errors import CodecError, DecodeError, NetworkError, NotCountedError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.shards.catch_up import CatchUpService
 from legion_p2p.services.shards.cosigner import CosignService
 from legion_p2p.services.shards.forwarder import ForwardService
 from legion_p2p.services.shards.inputs import RoundInputs, SignedPush, payload_digest
+from legion_p2p.services.shards.network_watch import NetworkWatch
 from legion_p2p.services.shards.news import ShardNews
 from legion_p2p.services.shards.recount import account_of
 from legion_p2p.services.shards.replica import Body, Combined, Replica, combine_arrived
@@ -49,6 +50,7 @@ from legion_p2p.tensor.compact import compacted, expanded
 from legion_p2p.tensor.encoded import Payload
 from legion_p2p.tensor.robust.standing import NEWCOMER
 
+PROVEN = "its pushes count nothing, because it is proven to have lied as an owner"
 TAIL_S = 2.0  # to collect what a dead owner published last, before going on from it
 
 
@@ -64,6 +66,7 @@ class OwnerService:
         forwarder: ForwardService,
         witness: StandbyWatch,
         cosigner: CosignService,
+        networks: NetworkWatch,
     ) -> None:
         self._identity: Identity = ctx.identity
         self._events = ctx.events
@@ -75,6 +78,7 @@ class OwnerService:
         self._forwarder = forwarder
         self._witness = witness
         self._cosigner = cosigner
+        self._networks = networks
 
     # taking over
 
@@ -131,6 +135,8 @@ class OwnerService:
         """Take a contribution into the round. Raises: LegionError, to be sent back."""
         states, replica = self._states, self._states.replica(message.shard)
         states.must_be_member(peer)
+        if peer in states.weightless():
+            raise NotCountedError(f"push of {peer}: {PROVEN}")
         if message.codec not in self._rounds.allowed_push_codecs():
             allowed = ", ".join(self._rounds.allowed_push_codecs())
             raise CodecError(f"push of {peer} in codec {message.codec!r}, this run allows {allowed}")
@@ -213,7 +219,10 @@ class OwnerService:
             closed = replica.life.owner.close(trio.current_time())
             if closed is None:
                 return
-            closed = self._with_standings(replica, closed)
+            closed = self._without_culprits(replica, closed)
+            if not closed.contributions:
+                return
+            closed = self._with_networks(self._with_standings(replica, closed))
             arrived = {c.peer: replica.arrived.pop(c.peer) for c in closed.contributions}
             is_warming_up = any(one.codec == self._rounds.warmup_codec for one in arrived.values())
             name = self._rounds.warmup_codec if is_warming_up else states.update_codec
@@ -242,6 +251,10 @@ class OwnerService:
             signed = [one.signed for one in arrived.values() if one.signed is not None]
             if self._rounds.verify != "none":
                 account = await states.compute(replica.numel, account_of, *before, signed, result, result.payload)
+                network_of = {c.peer: c.network for c in closed.contributions}
+                networks = tuple(network_of[PeerId(i.peer)] for i in header.included)
+                if any(networks):
+                    account = msgspec.structs.replace(account, networks=networks)
                 if result.standings:
                     at_first = {c.peer: c.standing for c in closed.contributions}
                     standings = tuple(_known(at_first[PeerId(i.peer)]) for i in header.included)
@@ -263,12 +276,34 @@ class OwnerService:
             states.accept(replica, header, await states.shelved(update, replica.numel), made, result.norm)
         self._forwarder.publish(replica, update, header.version, tree)
 
+    def _without_culprits(self, replica: Replica, closed: Closed) -> Closed:
+        """The round without the pushes of members that were proven to have lied after they had pushed; the next version says
+        so, this one or a later."""
+        culprits = [c.peer for c in closed.contributions if c.peer in self._states.weightless()]
+        if not culprits:
+            return closed
+        kept = tuple(c for c in closed.contributions if c.peer not in culprits)
+        for peer in culprits:
+            replica.arrived.pop(peer, None)
+            if not kept:
+                replica.life.owner.refused(peer, PROVEN)
+        failed = tuple(Failure(peer, PROVEN) for peer in culprits)
+        return msgspec.structs.replace(closed, contributions=kept, failed=failed + closed.failed)
+
     def _with_standings(self, replica: Replica, closed: Closed) -> Closed:
         """The round as it is combined: what is known of each member from earlier ones."""
         if self._rounds.screening == "none":
             return closed
         known = [msgspec.structs.replace(c, standing=replica.chain.standing(c.peer)) for c in closed.contributions]
         return msgspec.structs.replace(closed, contributions=tuple(known))
+
+    def _with_networks(self, closed: Closed) -> Closed:
+        """The round as it is combined: what this peer sees of where its pushes came from."""
+        if not self._networks.is_on:
+            return closed
+        numbers = self._networks.numbers([c.peer for c in closed.contributions])
+        seen = [msgspec.structs.replace(c, network=n) for c, n in zip(closed.contributions, numbers, strict=True)]
+        return msgspec.structs.replace(closed, contributions=tuple(seen))
 
     async def _keep_state(self, replica: Replica, result: Combined) -> None:
         """What only the owner has after the round."""

@@ -10,7 +10,7 @@ from legion_p2p.core.priority import Priority
 from legion_p2p.core.shard import follower_events, push_events
 from legion_p2p.core.shard.push_events import Packed
 from legion_p2p.core.wire import MAX_COUNT, Inclusion, Push, Pushed, UpdateHeader
-from legion_p2p.errors import DecodeError, NetworkError, NonFiniteError, NotAdmittedError, RefusedError
+from legion_p2p.errors import DecodeError, NetworkError, NonFiniteError, NotAdmittedError, NotCountedError, RefusedError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.shards.inputs import payload_digest
 from legion_p2p.services.shards.mailbox import NON_FINITE
@@ -139,6 +139,8 @@ class PushService:
             async with states.transfers:
                 reply = await states.rpc.ask(target, message, Priority.ROUND, within_s=TRANSFER_DEADLINE_S)
         except RefusedError as refused:
+            if refused.kind == NotCountedError.__name__:  # this peer's user is told when the evidence comes
+                return push_events.Malformed(packed.seq, str(refused))
             if refused.kind in MALFORMED:
                 self._events.error("push.refused", f"shard {replica.shard}: {refused}", peer=target)
                 return push_events.Malformed(packed.seq, str(refused))

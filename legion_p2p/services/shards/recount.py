@@ -9,6 +9,7 @@ from legion_p2p.core.account import CountVerdict, check_push, deviation, input_d
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.messages.shards import UpdateAccount
 from legion_p2p.core.round_spec import RoundSpec
+from legion_p2p.core.same_network import included_numbers
 from legion_p2p.errors import CodecError, DecodeError, NonFiniteError
 from legion_p2p.services.shards.inputs import RoundInputs, SignedPush, payload_digest, state_digest
 from legion_p2p.services.shards.replica import Combined, ShownPush, averaged
@@ -59,7 +60,7 @@ def recount(
     `true`: what the owner should have had before, where that is something else: what it should have after follows from it.
     """
     header = inputs.header
-    wrong = _check_claims(inputs)
+    wrong = _check_claims(inputs, spec)
     try:
         values = _values_of(inputs, codec_of, numel)
         sent = codec_of(header.codec).decode(inputs.update, numel)
@@ -88,9 +89,11 @@ def _values_of(inputs: RoundInputs, codec_of: Callable[[str], Codec], numel: int
     return dict(zip((PeerId(push.claim.peer) for push in inputs.pushes), values_of(payloads), strict=True))
 
 
-def _check_claims(inputs: RoundInputs) -> str:
+def _check_claims(inputs: RoundInputs, spec: RoundSpec) -> str:
     """What is wrong with the pushes; empty where nothing is."""
     header = inputs.header
+    if spec.same_network == "free" and header.account is not None and header.account.networks:
+        return "it weighs pushes by networks, which this run does not"
     peers = [push.claim.peer for push in inputs.pushes]
     if len(set(peers)) < len(peers):
         return "it combines two pushes of one member"
@@ -112,10 +115,15 @@ def _step(
     header = inputs.header
     at_first = () if header.account is None else header.account.standings
     standing_of = dict(zip((i.peer for i in header.included), at_first, strict=False))
+    networks = () if header.account is None else header.account.networks
+    network_of = included_numbers((i.peer for i in header.included), networks)
     pushed = [
-        ShownPush(PeerId(p.claim.peer), p.claim.version, p.claim.tokens, p.claim.steps, standing_of.get(p.claim.peer))
+        ShownPush(
+            PeerId(p.claim.peer), p.claim.version, p.claim.tokens, p.claim.steps, standing_of.get(p.claim.peer),
+            network_of.get(PeerId(p.claim.peer), 0),
+        )
         for p in inputs.pushes
-    ]
+    ]  # fmt: skip
     result = averaged(pushed, inputs.header.version - 1, values, spec, numel)
     seq_of = {p.claim.peer: p.claim.seq for p in inputs.pushes}
     step, outer = outer_step(

@@ -17,6 +17,7 @@ from legion_p2p.core.chain import Chain
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round import Closed, ShardRound, staleness_weight
 from legion_p2p.core.round_spec import RoundSpec
+from legion_p2p.core.same_network import shared_weights
 from legion_p2p.core.shard.life import ShardLife
 from legion_p2p.core.update_norms import MAX_KEPT, UpdateNorms
 from legion_p2p.core.wire import Part
@@ -27,7 +28,7 @@ from legion_p2p.tensor.body import is_finite, is_zero, require_finite
 from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.compact import Compact, Held, Keep, Shelved, compacted, expanded, in_memory, value_of
 from legion_p2p.tensor.dense import FP32
-from legion_p2p.tensor.encoded import Payload, Value, values_of
+from legion_p2p.tensor.encoded import Payload, Value, values_of, whole
 from legion_p2p.tensor.feedback import Compressed, compress, compress_difference
 from legion_p2p.tensor.flatten import digest
 from legion_p2p.tensor.outer import OuterState, outer_step
@@ -186,7 +187,7 @@ def combine(
 
     `longest`: how long B may be; the rest stays in b.
     """
-    pushed = [ShownPush(c.peer, c.version, c.tokens, c.steps, c.standing) for c in closed.contributions]
+    pushed = [ShownPush(c.peer, c.version, c.tokens, c.steps, c.standing, c.network) for c in closed.contributions]
     result = averaged(pushed, closed.version, values, spec, reference.numel())
     if not result.used:
         return Combined(None, reference, b"", owner_residual, outer, (), result.refused)
@@ -227,6 +228,8 @@ class ShownPush(NamedTuple):
     steps: int
     standing: int | None = None
     """Of its member, before the round; None where nobody is screened, or nothing is known."""
+    network: int = 0
+    """See `core.same_network`."""
 
 
 def averaged(
@@ -237,12 +240,16 @@ def averaged(
     tokens = [float(push.tokens) for push in pushed]
     weights = tokens if rule.name == "mean" else capped_weights(tokens, spec.weight_cap)
     steps = believed_steps([max(1, push.steps) for push in pushed], n_hostile(rule, len(pushed)))
+    weights = tuple(w * staleness_weight(version - push.version) for w, push in zip(weights, pushed, strict=True))
+    if any(push.network for push in pushed):
+        # An account names the networks of pushes that were used: those that cannot be used must not have a part in it.
+        usable = [push.network and is_finite(whole(values[push.peer])) for push in pushed]
+        weights = shared_weights(weights, [push.network if ok else 0 for push, ok in zip(pushed, usable, strict=True)])
     contributions = []
     for push, weight, n_steps in zip(pushed, weights, steps, strict=True):
         standing = NEWCOMER if push.standing is None else push.standing
-        own = weight * staleness_weight(version - push.version)
         contributions.append(
-            WeightedPush(push.peer, own, values[push.peer], n_steps, standing if spec.screening == "trend" else None)
+            WeightedPush(push.peer, weight, values[push.peer], n_steps, standing if spec.screening == "trend" else None)
         )
     return aggregate(contributions, rule, numel, restore=spec.restore_length)
 

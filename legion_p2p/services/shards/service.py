@@ -53,6 +53,7 @@ from legion_p2p.services.shards.forwarder import ForwardService
 from legion_p2p.services.shards.handover import HandoverService
 from legion_p2p.services.shards.input_exchange import InputExchange
 from legion_p2p.services.shards.mailbox import Mailbox
+from legion_p2p.services.shards.network_watch import NetworkWatch
 from legion_p2p.services.shards.news import ShardNews
 from legion_p2p.services.shards.owner import OwnerService
 from legion_p2p.services.shards.pusher import PushService
@@ -85,7 +86,10 @@ class ShardService:
         self.receipts = Receipts(ctx, self.states, self.evidence)
         self.screening = ScreeningLog(ctx, self.states)
         self.cosigner = CosignService(ctx, self.states, self.witness)
-        self.owner = OwnerService(ctx, self.states, self.news, self.catch_up, self.forwarder, self.witness, self.cosigner)
+        self.networks = NetworkWatch(ctx, self.states)
+        self.owner = OwnerService(
+            ctx, self.states, self.news, self.catch_up, self.forwarder, self.witness, self.cosigner, self.networks
+        )
         self.pusher = PushService(ctx, self.states, self.receipts, self.owner.submit)
         self.server = ShardServer(ctx, self.states)
         self.run = ctx.run
@@ -109,8 +113,11 @@ class ShardService:
         self._members = members
         self._agenda = Agenda()
         self._expected: tuple[PeerId, ...] | None = None
+        self._not_expected: frozenset[PeerId] = frozenset()
         self._look_at: float | None = None
         self.witness.broken.add(self._note_broken)
+        self.evidence.ignored.add(self._note_broken)
+        self.networks.broken.add(self._note_broken)
         members.member_changed.add(self._on_member_changed)
         members.announcements.add(self._on_announcement)
         members.roles_changed.add(lambda _: self._look_soon())
@@ -178,10 +185,11 @@ class ShardService:
     # news of members
 
     def _take_in_expected(self) -> None:
-        """Rounds wait for the members that train now."""
-        expected = self._members.roster.training(self.states.region)
-        if expected is not self._expected:
-            self._expected = expected
+        """Rounds wait for the members that train now, and whose pushes count."""
+        training, weightless = self._members.roster.training(self.states.region), self.states.weightless()
+        if training is not self._expected or weightless is not self._not_expected:
+            self._expected, self._not_expected = training, weightless
+            expected = tuple(peer for peer in training if peer not in weightless) if weightless else training
             for replica in self.states.replicas.values():
                 replica.life.owner.handle(owner.Expected(expected), trio.current_time())
                 if replica.round is not None:

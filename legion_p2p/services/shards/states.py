@@ -249,6 +249,10 @@ class ShardStates:
         member = self.members.table.get(peer)
         return member is not None and member.liveness is not Liveness.DEAD
 
+    def weightless(self) -> frozenset[PeerId]:
+        """Those whose pushes count nothing, because they are proven to have lied as owners. Nobody where all are trusted."""
+        return self.members.roster.excluded() if self.bounds_updates else frozenset()
+
     def trains_here(self, peer: PeerId) -> bool:
         member = self.members.table.get(peer)
         return member is not None and member.announcement.ready and member.liveness is not Liveness.DEAD
