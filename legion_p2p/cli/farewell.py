@@ -37,6 +37,9 @@ def farewell_lines(job: Job, outcome: "Outcome", status: Status | None, wall_s: 
     if outcome.average_val_loss is not None:
         where = f", better: it is in {outcome.average_saved_to}" if outcome.average_saved_to else ""
         lines.append(f"validation loss of its average: {human.loss_text(outcome.average_val_loss)}{where}")
+    if outcome.best_val_loss is not None:
+        where = f", better: it is in {outcome.best_saved_to}" if outcome.best_saved_to else ""
+        lines.append(f"validation loss where evaluations found it best: {human.loss_text(outcome.best_val_loss)}{where}")
     if Role(job.peer.role).trains and outcome.steps:
         used = "unknown (--peak-tflops says what the device can do)" if outcome.mfu is None else human.percent_text(outcome.mfu)
         lines.append(f"model FLOPs utilisation {used}")

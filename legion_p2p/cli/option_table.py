@@ -86,6 +86,7 @@ OPTIONS = (
     Option(Training, "finish_together", TRAINING),
     Option(Training, "eval_every_s", TRAINING, "SECONDS"),
     Option(Training, "average", TRAINING),
+    Option(Training, "keep_best", TRAINING),
     Option(Training, "eval_tasks", TRAINING, "FILE"),
     Option(Training, "eval_tasks_every", TRAINING, "STEPS"),
     Option(Training, "seed", TRAINING),

@@ -206,7 +206,11 @@ class Inner(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """Steps of each peer over which its learning rate rises from 0, while the moments of its optimizer are still cold."""
 
     decay_steps: int | None = None
-    """Steps of the run over which the rate falls to a tenth along a cosine; 0 keeps it constant."""
+    """Steps of the run over which the rate falls to a tenth along a cosine; 0: it stays, but for the end."""
+
+    anneal: float | None = None
+    """The last share of a run that has a target in steps or tokens, over which the rate falls to 0, unless decay_steps says how
+    it falls. More: it learns less in the middle, and ends calmer. 0: never."""
 
     clip: float | None = None
     """Largest gradient norm; 0: no clipping."""

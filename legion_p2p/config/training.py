@@ -103,6 +103,10 @@ class Training(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """Keep an average of the common model over the last sixteenth of the run, and save it beside the model if it is better on
     held-out text. It helps where the learning rate does not fall. Takes 8 bytes a parameter."""
 
+    keep_best: bool = False
+    """Keep the common model that --eval-every-s found best, and save it beside the last one if it is better on held-out text.
+    Takes 4 bytes a parameter."""
+
     eval_tasks: Annotated[tuple[str, ...], Form(TASK_FILES, _files)] = ()
     """Multiple-choice tasks in the format of lm-evaluation-harness: YAML files, separated by commas. Members with the same tasks
     share the questions, so that each is answered once. Needs pip install "legion_p2p[eval]"."""
@@ -147,3 +151,5 @@ class Training(msgspec.Struct, frozen=True, repr_omit_defaults=True):
 
     def __post_init__(self) -> None:
         settle(self)
+        if self.keep_best and not self.eval_every_s:
+            raise UsageError("keep_best: say with eval_every_s how often the common model is evaluated")

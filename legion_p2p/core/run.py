@@ -38,7 +38,10 @@ class InnerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     beta2: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.95
     warmup_steps: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 50
     decay_steps: Annotated[int, msgspec.Meta(ge=0, le=100_000_000)] = 0
-    """Steps over which the rate falls to a tenth along a cosine; 0 keeps it constant."""
+    """Steps over which the rate falls to a tenth along a cosine; 0: see `anneal`."""
+    anneal: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
+    """The last share of a run with a target in steps or tokens, over which a rate without `decay_steps` falls to 0. 0 keeps it
+    constant."""
     clip: NonNegative = 1.0
     """Largest gradient norm; 0: no clipping."""
     batch: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 4

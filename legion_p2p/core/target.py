@@ -27,6 +27,11 @@ class RunTarget(msgspec.Struct, frozen=True):
     def is_open_ended(self) -> bool:
         return not (self.steps or self.tokens or self.loss)
 
+    def done(self, step: int, tokens: int) -> float:
+        """The share of a run that is over when it has come to this, at most 1. 0 where only a loss ends it, or nothing."""
+        shares = (count / goal for count, goal in ((step, self.steps), (tokens, self.tokens)) if goal)
+        return min(1.0, max(shares, default=0.0))
+
 
 class RunProgress(msgspec.Struct, frozen=True):
     """How far a run is, as one member sees it."""

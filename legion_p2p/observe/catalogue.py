@@ -91,6 +91,8 @@ FIELDS = {
     "update_codec": "codec of this peer's updates from now on",
     "average_saved_to": "file of the average of the common model; empty: the common model is as good, or none was kept",
     "average_val_loss": "`val_loss` of the average of the common model over the last part of the run; null: none was kept",
+    "best_saved_to": "file of the common model that evaluations found best; empty: the last one is as good, or none was kept",
+    "best_val_loss": "`val_loss` of the common model that evaluations while training found best; null: none was kept",
     "val_loss": "loss on held-out text, in nats per token; null where it was not measured",
     "version": "version of the shard",
     "wall_s": "seconds of wall time",
@@ -132,8 +134,8 @@ EVENTS = (
     _event("run.not_asked", "A contact did not tell of the run.", "peer reason"),
     _event("run.handing_over", "This peer leaves, and gives large shards away first.", "n_shards left_bytes remaining_s"),
     _event("run.target_reached", "The run has come to its target, and ends.", "text step tokens"),
-    _event("run.finished", "Training has ended.", "reason step tokens val_loss average_val_loss digest sent_bytes "
-           "received_bytes region bytes_in_region bytes_across rounds blocked_fraction"),
+    _event("run.finished", "Training has ended.", "reason step tokens val_loss average_val_loss best_val_loss digest "
+           "sent_bytes received_bytes region bytes_in_region bytes_across rounds blocked_fraction"),
     _event("run.left", "This peer has left the run.", "run"),
     # training
     _event("step", "A step of training, not more often than the status is refreshed.",
@@ -260,6 +262,6 @@ EVENTS = (
     _event("peer.phase", "The peer, on its way into the run, begins with something that takes a while.", "text"),
     _event("peer.left", "The command has ended in order.", "run steps tokens val_loss digest reason sent_bytes received_bytes "
            "blocked_fraction wall_s saved_to save_problem text_problem connected memory_problem "
-           "average_val_loss average_saved_to mfu"),
+           "average_val_loss average_saved_to best_val_loss best_saved_to mfu"),
     _error("peer.failed", "The command ended with an error.", "kind"),
 )  # fmt: skip

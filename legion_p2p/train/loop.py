@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from legion_p2p.config import Training
 from legion_p2p.core.control import Wish
@@ -17,6 +18,7 @@ from legion_p2p.errors import StoreError
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.memory import is_out_of_memory
 from legion_p2p.observe.status import Status
+from legion_p2p.train.best_common import BestCommon
 from legion_p2p.train.bridge import PeerThread
 from legion_p2p.train.common_average import CommonAverage
 from legion_p2p.train.compute import Compute, memory_advice
@@ -27,7 +29,7 @@ from legion_p2p.train.evaluation import EVAL_WINDOWS, FINAL_EVAL_WINDOWS, load_f
 from legion_p2p.train.examiner import Examiner
 from legion_p2p.train.flops import Utilisation, flops_per_token, peak_flops
 from legion_p2p.train.inner import inner_optimizer
-from legion_p2p.train.loop_report import LoopReport
+from legion_p2p.train.loop_report import AVERAGE, BEST, LoopReport
 from legion_p2p.train.optimizer import Optimizer
 from legion_p2p.train.outcome import Outcome
 from legion_p2p.train.resume import read_on
@@ -68,6 +70,7 @@ class TrainingLoop:
         """Answers multiple-choice questions with the common model; None: nobody asked for that."""
         self._memory_problem = ""
         self._average = CommonAverage(self.opt.common_parameters) if job.average else None
+        self._best = BestCommon() if job.keep_best else None
         self._run_step = 0
         self._eta = EtaEstimator()
         self._evaluated_at = time.monotonic()
@@ -120,8 +123,9 @@ class TrainingLoop:
                 return "steps"
             if time.monotonic() >= deadline:
                 return "minutes"
+            rate = self._learning_rate()
             for group in opt.param_groups:
-                group["lr"] = learning_rate(inner, opt.steps, self._run_step + opt.steps)
+                group["lr"] = rate
             try:
                 x, y = next(data)
             except StoreError as bad:
@@ -149,6 +153,13 @@ class TrainingLoop:
         if self._target_reached():
             return "target"
         return "finished" if opt.wish is Wish.FINISH and not self._control.leaving else "stopped"
+
+    def _learning_rate(self) -> float:
+        """By the run's own count, where that is ahead of this peer's: one that is slower than the others ends when they do."""
+        engine, own = self._engine, self.opt.steps
+        step = max(self._run_step + own, engine.pacer.run_step)
+        done = engine.target.watch.target.done(step, engine.target.seen.tokens)
+        return learning_rate(self._spec.inner, own, step, done)
 
     def _mfu(self) -> float | None:
         return self._use.mfu(self.opt.speed()["tokens_per_s"])
@@ -198,11 +209,16 @@ class TrainingLoop:
         load_flat(self._compute.model.module, flat)
         saved_to, save_problem = report.save(out, corpus, digest, opt.steps)
         val_loss = None if reason in UNFINISHED else report.evaluate(corpus, FINAL_EVAL_WINDOWS)
-        average_loss, average_saved_to = None, ""
-        if self._average is not None and reason not in UNFINISHED:
-            self._average.look()
-            average_loss, average_saved_to = self._conclude_average(self._average, corpus, out, val_loss)
-            load_flat(self._compute.model.module, flat)
+        average_loss, average_saved_to, best_loss, best_saved_to = None, "", None, ""
+        average, best = self._average, self._best
+        if average is not None and reason not in UNFINISHED:
+            average.look()
+            of = opt.steps, f"the average of {average.n_looks} versions"
+            average_loss, average_saved_to = self._compare(average.value, val_loss, corpus, out, AVERAGE, of)
+        if best is not None and reason not in UNFINISHED:
+            of = best.step, "the common model that evaluations found best"
+            best_loss, best_saved_to = self._compare(best.value, val_loss, corpus, out, BEST, of)
+        load_flat(self._compute.model.module, flat)
         made = Outcome(
             opt.steps,
             opt.tokens,
@@ -212,6 +228,8 @@ class TrainingLoop:
             blocked_fraction=opt.blocked_fraction,
             average_val_loss=average_loss,
             average_saved_to=average_saved_to,
+            best_val_loss=best_loss,
+            best_saved_to=best_saved_to,
             saved_to=saved_to,
             save_problem=save_problem,
             memory_problem=self._memory_problem,
@@ -219,30 +237,37 @@ class TrainingLoop:
         )
         return report.finished(made, status)
 
-    def _conclude_average(
-        self, average: CommonAverage, corpus: Corpus, out: Path | None, val_loss: float | None
+    def _compare(
+        self, flat: Tensor | None, val_loss: float | None, corpus: Corpus, out: Path | None, name: str, of: tuple[int, str]
     ) -> tuple[float | None, str]:
-        """The loss of the average on held-out text, and the file where it is if it is better than the common model."""
-        assert average.value is not None  # it was looked at just now
-        load_flat(self._compute.model.module, average.value)
+        """The loss of `flat` on held-out text, and where it was saved as `name`, if it is better than the common model's.
+
+        `of`: the step that it is of, and what it is, for the file. None: there is no such model.
+        """
+        if flat is None:
+            return None, ""
+        load_flat(self._compute.model.module, flat)
         loss = self._report.evaluate(corpus, FINAL_EVAL_WINDOWS)
         is_better = loss is not None and val_loss is not None and loss < val_loss
-        return loss, self._report.save_average(out, self.opt.steps, average.n_looks) if is_better else ""
+        return loss, self._report.save_beside(out, name, *of) if is_better else ""
 
     def _evaluate_common(self, corpus: Corpus) -> None:
         """The loss of the common model on held-out text."""
-        with self._common_model():
+        with self._common_model() as flat:
             val_loss = self._report.evaluate(corpus, EVAL_WINDOWS)
+        if self._best is not None:
+            self._best.evaluated(val_loss, flat, self.opt.steps)
         self._evaluated_at = time.monotonic()
         self._report.evaluated(self.opt.steps, self.opt.tokens, val_loss)
 
     @contextlib.contextmanager
-    def _common_model(self) -> Iterator[None]:
-        """The model has the region's common parameters; then this peer's own again."""
+    def _common_model(self) -> Iterator[Tensor]:
+        """The model has the region's common parameters, which are given flat; then this peer's own again."""
         opt, module = self.opt, self._compute.model.module
         mine = opt.local.view.snapshot()
-        load_flat(module, opt.common_parameters())
+        common = opt.common_parameters()
+        load_flat(module, common)
         try:
-            yield
+            yield common
         finally:
             load_flat(module, mine)

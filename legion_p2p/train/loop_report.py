@@ -24,7 +24,7 @@ from legion_p2p.train.side_file import WEIGHTS
 
 STEP_EVENT_EVERY_S = 0.5
 STATUS_EVERY_S = 0.5
-AVERAGE = "average.safetensors"
+AVERAGE, BEST = "average.safetensors", "best.safetensors"
 
 
 class LoopReport:
@@ -83,12 +83,12 @@ class LoopReport:
             write_companions(out, engine.spec, corpus.tokenizer)
         return saved_to, problem
 
-    def save_average(self, out: Path | None, step: int, n_looks: int) -> str:
-        """Write the average of the common model, which the model holds now; where it is. Empty: nowhere."""
+    def save_beside(self, out: Path | None, name: str, step: int, what: str) -> str:
+        """Write what the model holds now to the file `name`, beside the common model; where it is. Empty: nowhere."""
         if out is None:
             return ""
-        metadata = {"run": self._thread.engine.id, "step": str(step), "of": f"the average of {n_looks} versions"}
-        return save_or_tell(self._compute.model, out, metadata, self._events, AVERAGE)[0]
+        metadata = {"run": self._thread.engine.id, "step": str(step), "of": what}
+        return save_or_tell(self._compute.model, out, metadata, self._events, name)[0]
 
     def finished(self, made: Outcome, status: Status) -> Outcome:
         """The loop has ended with `status`: what it `made`, completed by what was sent and received."""
@@ -99,6 +99,7 @@ class LoopReport:
             tokens=made.tokens,
             val_loss=made.val_loss,
             average_val_loss=made.average_val_loss,
+            best_val_loss=made.best_val_loss,
             digest=made.digest,
             sent_bytes=status.sent_bytes,
             received_bytes=status.received_bytes,

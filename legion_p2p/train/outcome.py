@@ -33,5 +33,9 @@ class Outcome(msgspec.Struct, frozen=True):
     """Of the average of the common model over the last part of the run; None: none was kept."""
     average_saved_to: str = ""
     """File of that average; empty: the common model is as good, or no folder was given."""
+    best_val_loss: float | None = None
+    """Of the common model that evaluations while training found best; None: none was kept."""
+    best_saved_to: str = ""
+    """File of that model; empty: the last one is as good, or no folder was given."""
     mfu: float | None = None
     """Model FLOPs utilisation; None where nobody knows what the device can do."""

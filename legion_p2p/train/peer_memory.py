@@ -18,7 +18,7 @@ def memory_bytes(spec: RunSpec, role: Role = Role.AUTO, job: Training = PLAIN) -
     """All that a peer of a run takes whose members hold the model whole; it trains on the CPU, in fp32."""
     numel = spec.plan().numel
     if role.trains:
-        return COPIES_HELD * 4 * numel + activation_bytes(spec, job) + average_bytes(spec, job) + program_bytes(spec)
+        return COPIES_HELD * 4 * numel + activation_bytes(spec, job) + kept_bytes(spec, job) + program_bytes(spec)
     return COPIES_HELPED * 4 * numel + program_bytes(spec)
 
 
@@ -45,6 +45,7 @@ def activation_bytes(spec: RunSpec, job: Training = PLAIN) -> int:
     return 4 * (trained + evaluated)
 
 
-def average_bytes(spec: RunSpec, job: Training) -> int:
-    """What `Training.average` holds: the average, and a copy of the common model while it is taken in."""
-    return 2 * 4 * spec.plan().numel if job.average else 0
+def kept_bytes(spec: RunSpec, job: Training) -> int:
+    """What `Training.average` holds, the average and a copy of the common model while it is taken in; and what
+    `Training.keep_best` does, one copy."""
+    return (2 * job.average + job.keep_best) * 4 * spec.plan().numel

@@ -36,7 +36,7 @@ from legion_p2p.train.loop_report import save_or_tell
 from legion_p2p.train.niceness import lower_priority
 from legion_p2p.train.outcome import Outcome
 from legion_p2p.train.parameters import param_specs, trainable
-from legion_p2p.train.peer_memory import activation_bytes, average_bytes
+from legion_p2p.train.peer_memory import activation_bytes, kept_bytes
 from legion_p2p.train.question_files import QuestionTask, read_tasks
 from legion_p2p.train.run_text import check_source, fetch_missing, open_run_text, shared_by
 from legion_p2p.train.saving import check_out
@@ -143,10 +143,12 @@ class Trainer:
             raise UsageError(f"--accumulate {self.job.accumulate}: a step of run {spec.name!r} has {spec.inner.batch} windows")
         if self.job.average and spec.sharding == "full":
             raise UsageError("--average: in a sharded run no member has the whole model")
+        if self.job.keep_best and spec.sharding == "full":
+            raise UsageError("--keep-best: in a sharded run no member has the whole model")
         if self._tasks and spec.sharding == "full":
             raise UsageError("--eval-tasks: in a sharded run no member has the whole model, so none can answer questions")
         beside = 0 if self._device.startswith("cuda") else activation_bytes(spec, self.job)
-        check_memory(spec, beside + average_bytes(spec, self.job))
+        check_memory(spec, beside + kept_bytes(spec, self.job))
 
     def _train(self, thread: PeerThread, out: Path | None) -> Outcome:
         engine = thread.engine

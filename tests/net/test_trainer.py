@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from legion_p2p.config import Inner, NewRun, Peer, RunChoice, Training
+from legion_p2p.core.learning_rate import learning_rate
+from legion_p2p.core.run import InnerSpec
 from legion_p2p.errors import StoreError, UsageError
 from legion_p2p.observe.events import Event, Events
 from legion_p2p.observe.status import Status
-from legion_p2p.train import examiner, step_clock
+from legion_p2p.train import examiner, loop, step_clock
 from legion_p2p.train.compute import Compute
 from legion_p2p.train.control import Control
 from legion_p2p.train.job import run_job
@@ -20,12 +22,16 @@ from legion_p2p.train.outcome import Outcome
 HERE = Peer(listen=("/ip4/127.0.0.1/tcp/0",), lan=False, port_mapping=False, status=False)
 
 
-def train(tmp_path: Path, on_status: Callable[[Status], None] | None = None, **training: Any) -> tuple[Outcome, list[Event]]:
+NEW_RUN = NewRun("x", preset="xxs", inner=Inner(batch=2))
+
+
+def train(
+    tmp_path: Path, on_status: Callable[[Status], None] | None = None, new_run: NewRun = NEW_RUN, **training: Any
+) -> tuple[Outcome, list[Event]]:
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 2000)
     events, seen = Events(), list[Event]()
     events.add_sink(seen.append)
-    new_run = NewRun("x", preset="xxs", inner=Inner(batch=2))
     usual = {"data": str(text), "steps": 6, "threads": 1, "out": str(tmp_path / "out")}
     job = Training(**(usual | training))
     return run_job(RunChoice(new_run=new_run), HERE, job, events=events, control=Control(), on_status=on_status), seen
@@ -71,6 +77,36 @@ def test_an_average_of_the_common_model_is_evaluated_and_saved_only_if_it_is_bet
     assert bool(outcome.average_saved_to) == (tmp_path / "out" / "average.safetensors").exists() == is_better
     finished = next(event for event in seen if event.name == "run.finished")
     assert finished.fields["average_val_loss"] == outcome.average_val_loss
+
+
+def test_of_a_run_that_gets_worse_the_best_common_model_that_was_evaluated_is_saved_beside_the_last(tmp_path: Path) -> None:
+    too_fast = NewRun("x", preset="xxs", inner=Inner(batch=2, optimizer="adamw", learning_rate=0.5, warmup_steps=0))
+
+    outcome, seen = train(tmp_path, new_run=too_fast, keep_best=True, eval_every_s=0.001)
+
+    assert outcome.best_val_loss is not None and outcome.val_loss is not None and outcome.best_val_loss < outcome.val_loss
+    assert outcome.best_saved_to == str(tmp_path / "out" / "best.safetensors") and Path(outcome.best_saved_to).exists()
+    assert min(event.fields["val_loss"] for event in seen if event.name == "eval") < outcome.val_loss
+    finished = next(event for event in seen if event.name == "run.finished")
+    assert finished.fields["best_val_loss"] == outcome.best_val_loss
+
+
+def test_the_rate_of_a_run_with_a_target_falls_to_nothing_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[tuple[int, float]] = []
+
+    def told(inner: InnerSpec, own_step: int, run_step: int, done: float) -> float:
+        rates.append((run_step, learning_rate(inner, own_step, run_step, done)))
+        return rates[-1][1]
+
+    monkeypatch.setattr(loop, "learning_rate", told)
+    calm = NewRun("x", preset="xxs", inner=Inner(batch=2, warmup_steps=0), target_steps=10)
+
+    outcome, _ = train(tmp_path, new_run=calm, steps=0)
+
+    usual = rates[0][1]
+    assert outcome.reason == "target" and outcome.steps >= 10
+    assert [rate for step, rate in rates if step <= 8] == pytest.approx([usual] * 9) and 0 < dict(rates)[9] < 0.5 * usual
+    assert {rate for step, rate in rates if step >= 10} <= {0.0}
 
 
 def test_text_is_trained_on_as_it_is_read(tmp_path: Path) -> None:

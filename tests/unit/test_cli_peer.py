@@ -71,11 +71,12 @@ class Outcome(msgspec.Struct):
     steps: int; tokens: int; val_loss: float | None; digest: str; reason: str; sent_bytes: int; received_bytes: int
     save_problem: str = ""; text_problem: str = ""; connected: tuple[str, ...] = ()
     memory_problem: str = ""; mfu: float | None = None; average_val_loss: float | None = None; average_saved_to: str = ""
+    best_val_loss: float | None = None; best_saved_to: str = ""
 
 class Plan(msgspec.Struct):
     run: str; n_params: int; n_shards: int; shard_elements: int; memory_bytes: int; push_bytes_per_round: int
     update_bytes_per_round: int; local_steps: int; tokens_per_step: int; push_codec: str; update_codec: str; traffic: tuple
-    push_codecs: tuple = ()
+    push_codecs: tuple = (); program_bytes: int = 415_000_000
 
 class PlannedTraffic(msgspec.Struct):
     n_members: int; sent_bytes: int; received_bytes: int; most_sent_bytes: int; sent_bytes_per_token: float; send_s: float | None

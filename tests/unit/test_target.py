@@ -36,6 +36,13 @@ def test_who_sees_it_late_follows_most_of_the_others_and_no_single_one() -> None
     assert watch.look(RunProgress(), [True, True, False], 0.0)
 
 
+def test_how_much_of_a_run_is_over_follows_from_the_target_that_it_is_nearer_to() -> None:
+    both = RunTarget(steps=1000, tokens=4000)
+
+    assert [both.done(250, 0), both.done(250, 2000), both.done(2000, 0)] == [0.25, 0.5, 1.0]
+    assert RunTarget(loss=2.0).done(10**6, 10**9) == RunTarget().done(10**6, 10**9) == 0.0
+
+
 @given(st.integers(0, 10**9), st.integers(0, 10**15), st.lists(st.booleans(), max_size=9))
 def test_a_run_without_a_target_never_ends_whatever_others_say(step: int, tokens: int, others: list[bool]) -> None:
     watch = TargetWatch(RunTarget())

@@ -23,6 +23,8 @@ class Pacer:
 
     def __init__(self, rounds: RoundSpec, shards: ShardService, events: Events) -> None:
         self.local_steps = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, 0)
+        self.run_step = 0
+        """The step of the run, by all that was known at the last decision."""
         self._rounds = rounds
         self._shards = shards
         self._events = events
@@ -33,11 +35,12 @@ class Pacer:
         """`step` is that of the run, `step_s` this peer's own; `others` are the announcements of all that count as members."""
         rounds = self._rounds
         theirs = [a.run_step for a in others if a.ready]
+        self.run_step = run_step(step, theirs)
         if rounds.synchronous:  # all wait for all: a member that did more steps in a round would count for more than its tokens
             self.local_steps = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, max([step, *theirs]))
             return
         step_times = [step_s, *(a.step_s for a in others if a.training)]
-        reference = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, run_step(step, theirs))
+        reference = ramped(rounds.ramp_from, rounds.local_steps, rounds.ramp_steps, self.run_step)
         reference = at_least(reference, rounds.local_steps, step_times)
         least, most = min(rounds.min_local_steps, reference), max(rounds.max_local_steps, reference)
         steps = local_steps(reference, step_s, step_times[1:], least, most)

@@ -26,6 +26,8 @@ class TargetService:
         self.watch = TargetWatch(RunTarget(spec.target_steps, spec.target_tokens, spec.target_loss))
         self.began_tokens = 0
         """Tokens of the run when this peer came to it."""
+        self.seen = RunProgress()
+        """How far the run was at the last look."""
         self._ctx = ctx
         self._members = members
         self._steps = steps
@@ -62,7 +64,7 @@ class TargetService:
     def look_once(self) -> None:
         """Whether the target is reached now; then training ends here."""
         now, others = trio.current_time(), [a for a in self._members.roster.others() if a.ready]
-        run = RunProgress(self._steps.of_run(self._members), self.run_tokens(), self._losses(others))
+        run = self.seen = RunProgress(self._steps.of_run(self._members), self.run_tokens(), self._losses(others))
         self._eta["steps"].count(run.step, now)
         self._eta["tokens"].count(run.tokens, now)
         if self.watch.look(run, [a.reached for a in others if a.role.trains], now):

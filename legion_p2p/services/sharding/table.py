@@ -20,6 +20,7 @@ from legion_p2p.core.sharding.matrices import Matrix, matrices_of
 from legion_p2p.core.sharding.placement import place_units
 from legion_p2p.core.sharding.plan import UnitPlan, plan_units
 from legion_p2p.core.sharding.step import UnitSteps
+from legion_p2p.core.target import RunTarget
 from legion_p2p.core.wire import Encoded, Request
 from legion_p2p.errors import DecodeError, RemoteProtocolError, UnreachableError
 from legion_p2p.services.context import PeerContext
@@ -62,6 +63,7 @@ class UnitTable:
         self.woken = Notify()
         """Wakes the task that looks whether units should move."""
         self._inner = ctx.spec.inner
+        self._target = RunTarget(ctx.spec.target_steps)
         is_muon = ctx.spec.inner.optimizer == "muon"
         self._matrices = [matrices_of(unit, ctx.spec.params) if is_muon else () for unit in self.units]
         self._rpc = Rpc(ctx.messenger, members)
@@ -99,9 +101,9 @@ class UnitTable:
         return sum(held.role == "owner" for held in self.held.values())
 
     def rates(self, version: int) -> AdamWRates:
-        """Those of the step after `version` others."""
-        inner = self._inner
-        return AdamWRates(learning_rate(inner, version, version), inner.beta1, inner.beta2, inner.weight_decay)
+        """Those of the step after `version` others. They follow from it alone, so that a standby computes the same."""
+        inner, done = self._inner, self._target.done(version, 0)
+        return AdamWRates(learning_rate(inner, version, version, done), inner.beta1, inner.beta2, inner.weight_decay)
 
     def matrices(self, unit: int) -> tuple[Matrix, ...]:
         """What Muon turns of a unit; nothing, where AdamW makes all steps."""
