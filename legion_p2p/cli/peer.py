@@ -22,8 +22,8 @@ from legion_p2p.cli.peer_options import Job, Output, job_of, nobody_to_enter_thr
 from legion_p2p.cli.peer_view import PeerView
 from legion_p2p.cli.running import run_and_exit
 from legion_p2p.cli.signals import Signals, pausing_signals
+from legion_p2p.cli.torchrun import follow, rank_here, worker_of
 from legion_p2p.config import Store
-from legion_p2p.core.roles import Role
 from legion_p2p.errors import LegionError, NotSavedError, StoreError, TooLargeError, UsageError
 from legion_p2p.files.paths import user_data_folder, user_path
 from legion_p2p.observe import human
@@ -54,6 +54,8 @@ def peer(**values: Any) -> int:
     """Its parameters are those of `peer_options.signature`: a keyword for each option."""
     output: Output = values.pop("output", Output())
     job = job_of(values)
+    if rank_here():
+        return DONE if output.dry_run else follow(job)
     return _dry_run(with_contacts(job), output.json) if output.dry_run else _train(job, output)
 
 
@@ -183,28 +185,27 @@ def _run(job: Job, events: Events, shown: "PeerView", signals: Signals, control:
     """The job as it was done, its identity and store chosen, and what came of it."""
     give_back_freed_memory()
     shown.begin("loading torch and libp2p")
-    if Role(job.peer.role).trains:
-        from legion_p2p.train.job import run_job as run
-    else:
-        from legion_p2p.train.helper import run_helper as run
 
     def leave(_number: int) -> None:
         control.leave()
         shown.note("leaving the run; Ctrl+C again leaves at once")
 
-    signals.orderly(leave)
     n_listed = len(job.entry.initial_peers)
-    while True:
-        job = with_contacts(_with_own_places(job))
-        if job.picks_contacts and job.entry.initial_peers:
-            shown.note(entering_text(n_listed, len(job.entry.initial_peers) - n_listed))
-        try:
-            return job, run(job.entry, job.peer, job.training, events=events, control=control, on_status=shown.on_status)
-        except StoreError as bad:
-            # another peer, started in the same moment, was faster: the next slot is ours
-            if job.picks_identity and not control.leaving and "in use" in str(bad):
-                continue
-            raise
+    with contextlib.ExitStack() as others:
+        run = worker_of(job, others)
+        signals.orderly(leave)
+        while True:
+            job = with_contacts(_with_own_places(job))
+            if job.picks_contacts and job.entry.initial_peers:
+                shown.note(entering_text(n_listed, len(job.entry.initial_peers) - n_listed))
+            try:
+                return job, run(job.entry, job.peer, job.training, events=events, control=control, on_status=shown.on_status)
+            except StoreError as bad:
+                # another peer, started in the same moment, was faster: the next slot is ours
+                if job.picks_identity and not control.leaving and "in use" in str(bad):
+                    continue
+                raise
+    raise AssertionError  # the loop ends by returning, or raising
 
 
 def _with_own_places(job: Job) -> Job:

@@ -286,7 +286,7 @@ class LiveView:
         )
 
     def __enter__(self) -> Self:
-        self._live.start()
+        self._live.start(refresh=True)  # a line that is printed before the first picture would come behind it
         return self
 
     def __exit__(self, kind: type[BaseException] | None, bad: BaseException | None, where: TracebackType | None) -> None:

@@ -245,7 +245,7 @@ class SwarmView:
 
     def __enter__(self) -> Self:
         self._began = self._monotonic()
-        self._live.start()
+        self._live.start(refresh=True)  # a line that is printed before the first picture would come behind it
         return self
 
     def __exit__(self, kind: type[BaseException] | None, bad: BaseException | None, where: TracebackType | None) -> None:

@@ -66,13 +66,14 @@ class Compute:
                 raise
             raise UsageError(f"torch.compile failed, train without --compile: {_first_lines(bad)}") from bad
 
-    def backward(self, x_BT: Tensor, y_BT: Tensor) -> float:
+    def backward(self, x_BT: Tensor, y_BT: Tensor, n_windows: int = 0) -> float:
         """Add the gradients of the batch's mean loss to the parameters'; that loss.
 
-        The parts of a batch are computed one after the other, and only one part's activations are held at a time.
+        `n_windows`: of the whole batch, where these are a part of it; both are then this part's share. Windows are computed in
+        parts, one after the other, and only one part's activations are held at a time.
         """
         total = 0.0
-        n_windows = len(x_BT)
+        n_windows = n_windows or len(x_BT)
         for x, y in zip(x_BT.tensor_split(self._n_parts), y_BT.tensor_split(self._n_parts), strict=True):
             if len(x):
                 loss = self.loss(x, y) * (len(x) / n_windows)

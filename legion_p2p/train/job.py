@@ -18,6 +18,7 @@ from legion_p2p.train.described import described
 from legion_p2p.train.job_plan import Plan, plan_of
 from legion_p2p.train.origin import origin_of
 from legion_p2p.train.outcome import Outcome
+from legion_p2p.train.rank_work import RankWork
 from legion_p2p.train.streamed_text import with_text
 from legion_p2p.train.trainer import Trainer
 from legion_p2p.visit import Visitor, visiting
@@ -33,13 +34,16 @@ def run_job(
     events: Events,
     control: Control,
     on_status: Callable[[Status], None] | None = None,
+    ranks: RankWork | None = None,
 ) -> Outcome:
     """Join or create the run, train, leave. Blocks; call `control.leave()` to end it in order.
+
+    `ranks`: other processes that compute parts of the batches.
 
     Raises: LegionError of any kind: JoinError if the run or the network is to blame, IncompatibleModelError, UsageError,
     StoreError.
     """
-    return Trainer(entry, peer, training, events, control, on_status).run()
+    return Trainer(entry, peer, training, events, control, on_status, ranks).run()
 
 
 def plan_job(entry: RunChoice, peer: Peer, training: Training) -> Plan:

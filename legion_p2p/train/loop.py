@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from legion_p2p.train.inner import inner_optimizer
 from legion_p2p.train.loop_report import AVERAGE, BEST, LoopReport
 from legion_p2p.train.optimizer import Optimizer
 from legion_p2p.train.outcome import Outcome
+from legion_p2p.train.rank_work import RankWork
 from legion_p2p.train.resume import read_on
 from legion_p2p.train.sharing import Make, TextReader
 
@@ -53,7 +55,9 @@ class TrainingLoop:
         events: Events,
         control: Control,
         on_status: Callable[[Status], None] | None,
+        ranks: RankWork | None = None,
     ) -> None:
+        """`ranks`: other processes that compute parts of the batches."""
         engine = thread.engine
         spec, model = engine.spec, compute.model
         inner = inner_optimizer(spec.inner, model.module)
@@ -62,6 +66,7 @@ class TrainingLoop:
         self._engine = engine
         self._spec = spec
         self._compute = compute
+        self._backward = compute.backward if ranks is None else partial(ranks.step, compute)
         self._job = job
         self._events = events
         self._control = control
@@ -76,7 +81,9 @@ class TrainingLoop:
         self._evaluated_at = time.monotonic()
         shape = shape_of(spec)
         per_token = flops_per_token(model.module, shape.n_layer, shape.width, shape.context)
-        self._use = Utilisation(per_token, peak_flops(compute.device, job.precision, job.peak_tflops))
+        peak = peak_flops(compute.device, job.precision, job.peak_tflops)
+        n_devices = 1 if ranks is None else ranks.size
+        self._use = Utilisation(per_token, None if peak is None else n_devices * peak)
 
     def run(self, corpus: Corpus, reader: Make[TextReader], out: Path | None) -> Outcome:
         """Train, save and evaluate."""
@@ -131,7 +138,7 @@ class TrainingLoop:
             except StoreError as bad:
                 self._report.text_problem = str(bad)
                 break
-            value = self._compute.backward(x, y)
+            value = self._backward(x, y)
             if inner.clip:
                 torch.nn.utils.clip_grad_norm_(self._compute.model.module.parameters(), inner.clip)
             if math.isfinite(value):  # divergence is reported elsewhere, and one such value would spoil all later ones

@@ -38,6 +38,7 @@ from legion_p2p.train.outcome import Outcome
 from legion_p2p.train.parameters import param_specs, trainable
 from legion_p2p.train.peer_memory import activation_bytes, kept_bytes
 from legion_p2p.train.question_files import QuestionTask, read_tasks
+from legion_p2p.train.rank_work import RankWork, device_of_rank
 from legion_p2p.train.run_text import check_source, fetch_missing, open_run_text, shared_by
 from legion_p2p.train.saving import check_out
 from legion_p2p.train.sharding.loop import ShardedLoop
@@ -56,15 +57,18 @@ class Trainer:
         events: Events,
         control: Control,
         on_status: Callable[[Status], None] | None,
+        ranks: RankWork | None = None,
     ) -> None:
+        """`ranks`: other processes that compute parts of the batches."""
         self.job = job
+        self._ranks = ranks
         self.events = events
         self.control = control
         self._entry = entry
         self._peer = peer
         self._data = job.data
         self._on_status = on_status
-        self._device = choose_device(job.device)
+        self._device = choose_device(job.device) if ranks is None else device_of_rank(choose_device(job.device))
         self._model: LanguageModel | None = None
         self._corpus: Corpus | None = None
         self._loop: TrainingLoop | None = None
@@ -139,6 +143,8 @@ class Trainer:
     def _check(self, spec: RunSpec) -> None:
         """What takes no time, before a text is read that would be of no use. Raises: MissingDataError, UsageError."""
         check_source(spec, self._data)
+        if self._ranks is not None:
+            self._ranks.check(spec)
         if self.job.accumulate > spec.inner.batch:
             raise UsageError(f"--accumulate {self.job.accumulate}: a step of run {spec.name!r} has {spec.inner.batch} windows")
         if self.job.average and spec.sharding == "full":
@@ -163,7 +169,9 @@ class Trainer:
         if spec.sharding == "full":
             loop = ShardedLoop(thread, compute, self.job, self.events, self.control, self._on_status)
             return loop.run(corpus, partial(self._reader, corpus, spec, model.context), out)
-        self._loop = TrainingLoop(thread, compute, self.job, self.events, self.control, self._on_status)
+        if self._ranks is not None:
+            self._ranks.begin(spec)
+        self._loop = TrainingLoop(thread, compute, self.job, self.events, self.control, self._on_status, self._ranks)
         if self._test is not None:
             self._loop.examiner = Examiner(thread, compute, self._test)
         return self._loop.run(corpus, partial(self._reader, corpus, spec, model.context), out)

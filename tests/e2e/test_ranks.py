@@ -1,7 +1,10 @@
 """Several processes of torch.distributed as one peer: DistributedDataParallel and FSDP2 inside, over gloo."""
 
 import itertools
+import json
 import os
+import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +16,8 @@ from processes import HERE, ROOT, Process
 
 from tests.forking import ForkServer
 from tests.joint_batch import BATCH, plain_losses
+from tests.ports import free_port
+from tests.waiting import PATIENCE_S
 
 STEPS = 20
 Launch = Callable[..., Process]
@@ -74,6 +79,59 @@ def test_when_a_rank_dies_its_peer_leaves_and_the_swarm_goes_on(launch: Launch) 
 
     assert alone["steps"] == 400 and not two.events("trained")
     assert "DEAD" not in {said["after"] for said in one.events("member")}, one.story()
+
+
+def peer_of(forks: ForkServer, folder: Path, n_ranks: int, *more: str) -> dict[str, Any]:
+    """What legion-peer with that many processes says at its end; all have one key, so that they read the same text."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks))
+    words = (
+        "-m", "legion_p2p.cli.peer", "--new-run", "ranks/peer", "--preset", "xxs", "--batch", "4",
+        "--identity", str(folder / "key"), "--store", "none", "--steps", "6", "--json", "--no-status", "--dashboard", "no",
+        "--lan", "no", "--port-mapping", "no", "--listen", "/ip4/127.0.0.1/tcp/0", "--device", "cpu", "--threads", "1", *more,
+    )  # fmt: skip
+    done = forks.run(
+        [sys.executable, *(torchrun if n_ranks > 1 else ()), *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder), "OMP_NUM_THREADS": "1"},
+        cwd=folder, capture_output=True, text=True, timeout=240, starts_others=True,
+    )  # fmt: skip
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    return {"code": done.returncode, "stderr": done.stderr, "ends": [said for said in events if said["event"] == "peer.left"]}
+
+
+def test_legion_peer_under_torchrun_is_one_peer_that_learns_as_one_process_does(tmp_path: Path, forks: ForkServer) -> None:
+    alone, together = (peer_of(forks, tmp_path, n_ranks) for n_ranks in (1, 2))
+
+    assert together["code"] == 0, together["stderr"]
+    (one,), (two,) = alone["ends"], together["ends"]
+    assert (two["steps"], two["tokens"], two["reason"]) == (6, 6 * 4 * 64, "steps")
+    assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-5)
+
+
+def test_processes_compute_a_batch_as_one_does_and_know_when_another_has_died(forks: ForkServer) -> None:
+    port = str(free_port())
+    one, other = (
+        forks.popen(
+            [sys.executable, str(HERE / "rank_work_worker.py"), rank, port],
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in "01"
+    )  # fmt: skip
+
+    said, _ = one.communicate(timeout=PATIENCE_S)
+
+    *steps, end = said.splitlines()
+    assert other.wait(PATIENCE_S) == 9 and one.returncode == 0, said
+    assert len(steps) == 2, said
+    differences = [float(number) for number in re.findall(r"by ([0-9.e+-]+)", "\n".join(steps))]
+    assert len(differences) == 4 and max(differences) < 1e-5
+    assert end == "closed: another process of this peer is gone, as rank 0 of 2 sees it"
+
+
+def test_more_processes_than_a_step_has_windows_are_refused(tmp_path: Path, forks: ForkServer) -> None:
+    refused = peer_of(forks, tmp_path, 2, "--batch", "1")
+
+    assert refused["code"] != 0 and not refused["ends"]
+    assert "a step of run 'ranks/peer' has 1 windows, too few for 2 processes" in refused["stderr"]
 
 
 def test_the_example_runs_under_torchrun(tmp_path: Path, forks: ForkServer) -> None:

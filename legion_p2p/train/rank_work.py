@@ -1,0 +1,139 @@
+"""`legion-peer` under torchrun: rank 0 has the peer, and the other processes compute their part of each of its batches.
+
+    rank 0 is about to train    -> tells the others the run's specification, by which they build the same model
+    rank 0 makes a step         -> its parameters and the batch go to all, each computes the gradients of its windows, and their
+                                   sum comes back
+    rank 0 has ended, or failed -> tells the others to end
+    a process is gone           -> the next collective of the others fails; where rank 0 is left, its peer leaves in order
+
+A step is that of one process with the whole batch: only rank 0 has an optimizer, reads text, and knows of the swarm. Batches are
+small beside the model, and the model passes twice a step, as where gradients are averaged.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from legion_p2p.config import Training
+from legion_p2p.core.run import RunSpec
+from legion_p2p.errors import ClosedError, UsageError
+from legion_p2p.train.compute import Compute
+from legion_p2p.train.described import model_of
+from legion_p2p.train.ranks import PATIENCE
+
+BEGIN, STEP, END = 1, 2, 3
+
+
+def device_of_rank(device: str) -> str:
+    """Where `device` is any GPU, the one of this process."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+
+
+class RankWork:
+    """The processes of one peer, as each of them sees the others."""
+
+    def __init__(self, rank: int, size: int, told: dist.ProcessGroup) -> None:
+        """`told`: over it rank 0 says what is to be done; a pause may last for days."""
+        self.rank = rank
+        self.size = size
+        self._told = told
+
+    @classmethod
+    def of_this_job(cls, device: str) -> Self:
+        """Waits until all are there."""
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=PATIENCE))
+
+    def check(self, spec: RunSpec) -> None:
+        """Raises: UsageError, if several processes cannot be one peer of this run."""
+        if spec.sharding == "full":
+            told = "start a peer for each GPU, without torchrun; they hold its model together"
+            raise UsageError(f"run {spec.name!r} is sharded: {told}")
+        if spec.inner.batch < self.size:
+            raise UsageError(
+                f"a step of run {spec.name!r} has {spec.inner.batch} windows, too few for {self.size} processes: start at most "
+                f"{spec.inner.batch} with torchrun"
+            )
+
+    def close(self) -> None:
+        """The last of it, at any rank: where rank 0 has ended, the others do."""
+        if self.rank == 0:
+            with contextlib.suppress(ClosedError):  # they are gone
+                self._tell(END)
+        with contextlib.suppress(RuntimeError):  # the same
+            dist.destroy_process_group()
+
+    # rank 0
+
+    def begin(self, spec: RunSpec) -> None:
+        """From now on steps of this run come. Raises: ClosedError, if another is gone."""
+        self._tell(BEGIN)
+        self._share(spec)
+
+    def step(self, compute: Compute, x_BT: Tensor, y_BT: Tensor) -> float:
+        """Add the gradients of the batch's mean loss to the parameters'; that loss. Raises: ClosedError, if another is gone."""
+        self._tell(STEP, *x_BT.shape)
+        return self._part(compute, torch.stack([x_BT, y_BT]).to(compute.device))
+
+    # the others
+
+    def follow(self, device: str, job: Training) -> None:
+        """Compute parts of batches until rank 0 ends.
+
+        Raises: ClosedError, if it is gone; IncompatibleModelError, UsageError, where its model cannot be trained here.
+        """
+        compute: Compute | None = None
+        while True:
+            told = torch.zeros(3, dtype=torch.int64, device="cpu")
+            self._together(partial(dist.broadcast, told, src=0, group=self._told))
+            command, n_windows, n_tokens = (int(word) for word in told)
+            if command == BEGIN:
+                compute = Compute(model_of(self._share()), device, job)
+            elif command == STEP and compute is not None:
+                self._part(compute, torch.zeros((2, n_windows, n_tokens), dtype=torch.int64, device=device))
+                compute.model.module.zero_grad()
+            else:
+                return
+
+    # all
+
+    def _part(self, compute: Compute, xy: Tensor) -> float:
+        """This process's windows of a batch; at rank 0 the gradients of all, and the loss."""
+        parameters = list(compute.model.module.parameters())
+        for tensor in (xy, *(p.detach() for p in parameters)):
+            self._together(partial(dist.broadcast, tensor, src=0))
+        x, y = (whole.tensor_split(self.size)[self.rank] for whole in xy)
+        loss = torch.tensor(compute.backward(x, y, xy.shape[1]), dtype=torch.float64, device="cpu")
+        self._together(partial(dist.reduce, loss, dst=0, group=self._told))
+        for p in parameters:
+            if p.requires_grad:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                self._together(partial(dist.reduce, p.grad, dst=0))
+        return float(loss)
+
+    def _tell(self, command: int, *words: int) -> None:
+        told = torch.tensor([command, *words, *[0] * (2 - len(words))], dtype=torch.int64, device="cpu")
+        self._together(partial(dist.broadcast, told, src=0, group=self._told))
+
+    def _share(self, spec: RunSpec | None = None) -> RunSpec:
+        """What rank 0 gives, at all ranks."""
+        box = [spec]
+        self._together(partial(dist.broadcast_object_list, box, src=0, group=self._told))
+        (given,) = box
+        assert given is not None  # rank 0 has given one
+        return given
+
+    def _together(self, collective: Callable[[], object]) -> None:
+        """Raises: ClosedError, if another process is gone."""
+        try:
+            collective()
+        except RuntimeError as broken:
+            raise ClosedError(f"another process of this peer is gone, as rank {self.rank} of {self.size} sees it") from broken
