@@ -43,6 +43,7 @@ class RankWork:
         self.rank = rank
         self.size = size
         self._told = told
+        self._is_in_step = False
 
     @classmethod
     def of_this_job(cls, device: str) -> Self:
@@ -64,8 +65,9 @@ class RankWork:
             )
 
     def close(self) -> None:
-        """The last of it, at any rank: where rank 0 has ended, the others do."""
-        if self.rank == 0:
+        """The last of it, at any rank: where rank 0 has ended, the others do. In the middle of a step that failed here, they find
+        rank 0 gone."""
+        if self.rank == 0 and not self._is_in_step:
             with contextlib.suppress(ClosedError):  # they are gone
                 self._tell(END)
         with contextlib.suppress(RuntimeError):  # the same
@@ -80,8 +82,11 @@ class RankWork:
 
     def step(self, compute: Compute, x_BT: Tensor, y_BT: Tensor) -> float:
         """Add the gradients of the batch's mean loss to the parameters'; that loss. Raises: ClosedError, if another is gone."""
+        self._is_in_step = True
         self._tell(STEP, *x_BT.shape)
-        return self._part(compute, torch.stack([x_BT, y_BT]).to(compute.device))
+        loss = self._part(compute, torch.stack([x_BT, y_BT]).to(compute.device, torch.int64))
+        self._is_in_step = False
+        return loss
 
     # the others
 

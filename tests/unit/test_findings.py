@@ -1,12 +1,16 @@
 """legion-ctl doctor: what is judged of a machine, and what is printed; and that no fault of one look hides the others."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from legion_p2p.cli import ctl, doctor
 from legion_p2p.cli.running import run_app
+from legion_p2p.config import NewRun
+from legion_p2p.core.cids import DAG_CBOR, Cid
 from legion_p2p.core.findings import (
     FEW_DISK_BYTES,
     FEW_FILES,
@@ -34,6 +38,7 @@ from legion_p2p.core.findings import (
     warning,
 )
 from legion_p2p.errors import NetworkError, StoreError
+from legion_p2p.train.described import described
 
 ADDRESS = "/ip4/1.2.3.4/tcp/1"
 OK, WARNING, PROBLEM = Health.OK, Health.WARNING, Health.PROBLEM
@@ -142,3 +147,20 @@ async def test_contacts_are_tried_and_named_with_their_delay_or_with_why_not(mon
     assert found[3].health is OK and node.peer_id[-8:] in found[3].text
     assert again[3].health is WARNING and "too many have asked" in again[3].text
     assert [f.health for f in dead] == [PROBLEM] and has_problem(dead)
+
+
+def test_whether_the_data_of_a_run_are_here_is_looked_at(tmp_path: Path) -> None:
+    built_in = described(NewRun("some", preset="xxs"))
+    cid = str(Cid.of(b"data", DAG_CBOR))
+    prepared = msgspec.structs.replace(built_in, data="books", dataset=cid)
+    own = msgspec.structs.replace(built_in, data="books")
+
+    here, absent, own_text = (doctor.data_of(spec, str(tmp_path / "store")) for spec in (built_in, prepared, own))
+    (tmp_path / "store-data" / cid).mkdir(parents=True)
+    (tmp_path / "store-data" / cid / "dataset.cbor").touch()
+    fetched = doctor.data_of(prepared, str(tmp_path / "store"))
+
+    assert [one.health for one in (here, absent, own_text, fetched)] == [OK, WARNING, WARNING, OK]
+    assert here.text == "stdlib is part of legion_p2p" and cid in fetched.text
+    assert f"{cid}, which are not here" in absent.text and "as it joins" in absent.remedy
+    assert "give the text that you have of it with --data" in own_text.text
