@@ -36,10 +36,8 @@ SIGNALS = (
 USED = (
     "asyncio", "concurrent.futures", "cyclopts", "hypothesis", "libp2p", "matplotlib", "multiprocessing.connection", "numpy",
     "platformdirs.unix", "prometheus_client", "psutil", "pytest", "pytest_cov", "pytest_trio", "rich.console",
-    "subprocess", "torch", "trio", "xdist", "zeroconf",
+    "subprocess", "torch", "torch.distributed.checkpoint", "trio", "xdist", "zeroconf",
 )  # fmt: skip
-
-USED_BY_EXTRAS = ("torch.distributed.checkpoint",)  # which opacus imports
 
 
 class LocksOfWindows:
@@ -96,7 +94,7 @@ def import_everything() -> list[str]:
 
 
 def main(files: list[str]) -> int:
-    for name in (*USED, *(USED_BY_EXTRAS if any(Path(file).is_dir() for file in files) else ())):
+    for name in USED:
         importlib.import_module(name)
     import _pytest.tmpdir
     import pytest
@@ -105,7 +103,7 @@ def main(files: list[str]) -> int:
     sys.path.insert(0, str(ROOT))
     take_away()
     print(f"{len(import_everything())} modules")
-    return int(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:faulthandler", *files])) if files else 0
+    return int(pytest.main(["-p", "no:cacheprovider", "-p", "no:faulthandler", *files])) if files else 0
 
 
 if __name__ == "__main__":

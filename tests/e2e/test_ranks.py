@@ -81,13 +81,13 @@ def test_when_a_rank_dies_its_peer_leaves_and_the_swarm_goes_on(launch: Launch) 
     assert "DEAD" not in {said["after"] for said in one.events("member")}, one.story()
 
 
-def peer_of(forks: ForkServer, folder: Path, n_ranks: int, *more: str) -> dict[str, Any]:
+def peer_of(forks: ForkServer, folder: Path, n_ranks: int, batch: int = 4) -> dict[str, Any]:
     """What legion-peer with that many processes says at its end; all have one key, so that they read the same text."""
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks))
     words = (
-        "-m", "legion_p2p.cli.peer", "--new-run", "ranks/peer", "--preset", "xxs", "--batch", "4",
+        "-m", "legion_p2p.cli.peer", "--new-run", "ranks/peer", "--preset", "xxs", "--batch", str(batch),
         "--identity", str(folder / "key"), "--store", "none", "--steps", "6", "--json", "--no-status", "--dashboard", "no",
-        "--lan", "no", "--port-mapping", "no", "--listen", "/ip4/127.0.0.1/tcp/0", "--device", "cpu", "--threads", "1", *more,
+        "--lan", "no", "--port-mapping", "no", "--listen", "/ip4/127.0.0.1/tcp/0", "--device", "cpu", "--threads", "1",
     )  # fmt: skip
     done = forks.run(
         [sys.executable, *(torchrun if n_ranks > 1 else ()), *words],
@@ -128,7 +128,7 @@ def test_processes_compute_a_batch_as_one_does_and_know_when_another_has_died(fo
 
 
 def test_more_processes_than_a_step_has_windows_are_refused(tmp_path: Path, forks: ForkServer) -> None:
-    refused = peer_of(forks, tmp_path, 2, "--batch", "1")
+    refused = peer_of(forks, tmp_path, 2, batch=1)
 
     assert refused["code"] != 0 and not refused["ends"]
     assert "a step of run 'ranks/peer' has 1 windows, too few for 2 processes" in refused["stderr"]
