@@ -121,6 +121,8 @@ class PeerGroup(msgspec.Struct, frozen=True, kw_only=True):
     It repeats after its end. Relative to the scenario's file."""
     region: Annotated[str, Form("a label", _region)] = ""
     """Region that these peers announce; auto: they find it by latency. Empty: one region for all."""
+    regions: Annotated[int, msgspec.Meta(ge=1, le=MAX_PEERS)] = 1
+    """More than 1: these peers are dealt to as many regions, in turn, called REGION-0, REGION-1, ..."""
     role: RoleName = "auto"
     """As legion-peer --role."""
     weight: Weight = 1.0
@@ -140,6 +142,12 @@ class PeerGroup(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         settle(self)
+        longest = 64 - len(f"-{self.regions - 1}")
+        if self.regions > 1 and (self.region in ("", AUTO_REGION) or len(self.region) > longest):
+            raise UsageError(
+                f"PeerGroup(regions={self.regions}): region is {self.region!r}, and their names begin with it: "
+                f"give a label of at most {longest} characters, other than {AUTO_REGION}"
+            )
         for begin, end in self.present:
             if not 0 <= begin < end:
                 raise UsageError(

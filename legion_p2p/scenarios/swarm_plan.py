@@ -32,6 +32,7 @@ class PeerPlan(msgspec.Struct, frozen=True):
 
     name: str
     group: PeerGroup
+    """In the one region that is this peer's."""
     step_s: float
     sessions: tuple[Attendance, ...]
 
@@ -81,18 +82,21 @@ def _peers_of(group: PeerGroup, duration_s: float, seed: int, creates: bool) -> 
     for i, name in enumerate(names):
         rng = random.Random(f"{seed}/{name}")
         step_s = group.step_s * math.exp(rng.gauss(0.0, group.spread)) if group.spread else group.step_s
+        own = group
+        if group.regions > 1:
+            own = msgspec.structs.replace(group, region=f"{group.region}-{i % group.regions}", regions=1)
         if group.present:
             leaves = group.stays.ends == "leave"
-            yield PeerPlan(name, group, step_s, tuple(Attendance(begin, end, leaves) for begin, end in group.present))
+            yield PeerPlan(name, own, step_s, tuple(Attendance(begin, end, leaves) for begin, end in group.present))
             continue
         begin_s = 0.0 if creates and i == 0 else arrivals[i]
         drawn = _sessions(group.stays, begin_s, duration_s, rng)
         if not group.stays.replaced:
             if sessions := tuple(drawn):
-                yield PeerPlan(name, group, step_s, sessions)
+                yield PeerPlan(name, own, step_s, sessions)
             continue
         for generation, session in enumerate(drawn):  # each of them is another peer, as fast as the one before
-            yield PeerPlan(name if not generation else f"{name}.{generation}", group, step_s, (session,))
+            yield PeerPlan(name if not generation else f"{name}.{generation}", own, step_s, (session,))
 
 
 def _arrivals(joins: Joins, count: int, rng: random.Random) -> list[float]:

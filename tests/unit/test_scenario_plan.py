@@ -11,7 +11,7 @@ from legion_p2p.core.access_link import LinkProfile
 from legion_p2p.errors import ConfigError, UsageError
 from legion_p2p.scenarios.link_trace import LinkTrace, read_link_trace
 from legion_p2p.scenarios.scenario_files import scenario_of
-from legion_p2p.scenarios.swarm_plan import plan_of
+from legion_p2p.scenarios.swarm_plan import plan_of, scenario_of_plan
 
 
 def plan(seed=0, duration_s=10_000, faults=(), **group):
@@ -51,6 +51,21 @@ def test_one_that_goes_is_replaced_by_another_of_the_same_speed():
     assert [peer.name for peer in made.peers[:4]] == ["a-0", "a-0.1", "a-0.2", "a-1"]
     assert [len(peer.sessions) for peer in made.peers] == [1] * 9
     assert len({peer.step_s for peer in made.peers}) == 3
+
+
+def test_peers_are_dealt_to_regions_in_turn_and_stay_there_in_a_scenario_without_chance():
+    scenario = scenario_of({"duration_s": 100, "peers": [{"name": "a", "count": 5, "region": "r", "regions": 2}]})
+    made = plan_of(scenario, 0)
+
+    assert [peer.group.region for peer in made.peers] == ["r-0", "r-1", "r-0", "r-1", "r-0"]
+    again = plan_of(scenario_of_plan(scenario, made), 1)
+    assert [peer.group.region for peer in again.peers] == ["r-0", "r-1", "r-0", "r-1", "r-0"]
+
+
+@pytest.mark.parametrize("region", ["", "auto", "r" * 62])
+def test_regions_that_cannot_be_named_are_refused(region):
+    with pytest.raises(UsageError, match="regions=101"):
+        plan(count=200, region=region, regions=101)
 
 
 def test_speeds_are_spread_around_the_median():
