@@ -3,12 +3,13 @@
     python benchmarks/crowd.py --peers 10 100
     python benchmarks/crowd.py --peers 1000 --warm-up 15 --measure 10
 
-The real engine in virtual time, as in benchmarks/swarm_cpu.py: 16 shards of 256 elements, int8, local steps of 1 s, ten of
-them a round. Peers are in regions of `--region` members. All start within `--over` virtual seconds; what is measured begins
+The real engine in virtual time, as in benchmarks/swarm_cpu.py: `--shards` shards of 256 elements, int8, local steps of 1 s, ten
+of them a round. Peers are in regions of `--region` members. All start within `--over` virtual seconds; what is measured begins
 `--warm-up` seconds after the last one has joined. CPU is that of the whole process, divided by peers and virtual seconds, so
 it contains the simulated network and the toy's arithmetic. Control bytes are all that a peer sends and receives, gossip as
-often as it first comes, but for the bodies of pushes, updates, syncs of regions and whole shards. At the end a newcomer
-joins that knows one peer of another region: the seconds until it is in the run, and until an update contains a push of it.
+often as it first comes, but for the bodies of pushes, updates, syncs of regions and whole shards. At the end newcomers come,
+one each 2.3 s, that know one peer of another region: the seconds until each is in the run, and until an update contains a push
+of it, the mean and the longest.
 """
 
 import argparse
@@ -26,11 +27,11 @@ from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.sim.swarm import Swarm
 from legion_p2p.sim.swarm_peer import SimPeer
 
-N_SHARDS = 16
 SHARD_ELEMENTS = 256
 STEPS_PER_ROUND = 10
 DATA = ("pushes", "updates", "regions", "catching up")
 NEWCOMER_S = 60.0  # after which a newcomer is given up
+APART_S = 2.3  # newcomers: so that they come at all moments of a round
 
 
 @dataclass
@@ -59,8 +60,23 @@ class Outcome:
     members_bytes_s: float
     rounds: float
     n_wrongly_dead: int
-    joined_s: float
-    counted_s: float
+    joined_s: list[float]
+    counted_s: list[float]
+    """Of each newcomer."""
+
+
+async def all_join_late(swarm: Swarm, n_newcomers: int, region: str, contact: SimPeer) -> list[tuple[float, float]]:
+    """`join_late` of each of some newcomers."""
+    seconds: list[tuple[float, float]] = []
+
+    async def join(n: int) -> None:
+        seconds.append(await join_late(swarm, f"newcomer-{n}", region, contact))
+
+    async with trio.open_nursery() as nursery:
+        for n in range(n_newcomers):
+            nursery.start_soon(join, n)
+            await trio.sleep(APART_S)
+    return seconds
 
 
 def sample(peer: SimPeer) -> Sample:
@@ -70,10 +86,10 @@ def sample(peer: SimPeer) -> Sample:
     return Sample(network.n_sent + network.n_received + network.n_gossip - data, network.n_gossip, of.get("members", 0))
 
 
-async def join_late(swarm: Swarm, region: str, contact: SimPeer) -> tuple[float, float]:
+async def join_late(swarm: Swarm, name: str, region: str, contact: SimPeer) -> tuple[float, float]:
     """Seconds until a newcomer that knows `contact` is in the run, and until an update contains what it has pushed."""
     began_at, counted = trio.current_time(), trio.Event()
-    newcomer = swarm.start("newcomer", region=region)
+    newcomer = swarm.start(name, region=region)
     swarm.world.connect(newcomer.id, contact.id)
     settle = newcomer.mailbox.settle
 
@@ -98,7 +114,7 @@ async def measured(n_peers: int, options: argparse.Namespace) -> Outcome:
     n_regions = -(-n_peers // options.region)
     dead: list[str] = []
     async with Swarm(
-        numel=N_SHARDS * SHARD_ELEMENTS,
+        numel=options.shards * SHARD_ELEMENTS,
         round=rounds,
         step_s=1.0,
         on_event=lambda peer, event: dead.append(peer.name) if event.name == "member.dead" else None,
@@ -123,7 +139,7 @@ async def measured(n_peers: int, options: argparse.Namespace) -> Outcome:
             return statistics.mean(getattr(after, field) - getattr(was, field) for was, after in moved) / passed_s
 
         n_rounds_passed = n_rounds(peers) - rounds_before
-        joined_s, counted_s = await join_late(swarm, f"region-{n_regions - 1}", first)
+        late = await all_join_late(swarm, options.newcomers, f"region-{n_regions - 1}", first)
         return Outcome(
             n_peers,
             n_regions,
@@ -133,11 +149,17 @@ async def measured(n_peers: int, options: argparse.Namespace) -> Outcome:
             rate("control"),
             rate("gossip"),
             rate("members"),
-            n_rounds_passed / n_peers / N_SHARDS,
+            n_rounds_passed / n_peers / options.shards,
             len(dead),
-            joined_s,
-            counted_s,
+            [joined_s for joined_s, _ in late],
+            [counted_s for _, counted_s in late],
         )
+
+
+def spread(seconds: list[float]) -> str:
+    if not seconds:
+        return "(nobody came)"
+    return f"{statistics.mean(seconds):.1f} s ({max(seconds):.1f} at most)"
 
 
 def n_rounds(peers: list[SimPeer]) -> int:
@@ -150,6 +172,8 @@ def main() -> None:
     parser.add_argument("--region", type=int, default=50, help="members of one region")
     parser.add_argument("--over", type=float, default=20.0, help="virtual seconds within which all peers start")
     parser.add_argument("--warm-up", type=float, default=30.0, help="virtual seconds before the measurement")
+    parser.add_argument("--shards", type=int, default=16)
+    parser.add_argument("--newcomers", type=int, default=5, help="that come at the end")
     parser.add_argument("--measure", type=float, default=60.0, help="virtual seconds that are measured")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -159,8 +183,8 @@ def main() -> None:
         print(
             f"{o.n_peers:5} peers in {o.n_regions:2} regions, of which each knows {o.n_known:.0f}: {o.cpu_ms:5.2f} ms and "
             f"{o.control_bytes_s:5.0f} bytes of control a peer and second (gossip {o.gossip_bytes_s:.0f}, exchanges and "
-            f"probes {o.members_bytes_s:.0f}), {o.rounds:.1f} rounds a shard, {o.n_wrongly_dead} dead wrongly; a newcomer "
-            f"is in after {o.joined_s:.1f} s, its first push counts after {o.counted_s:.1f} s; {o.cpu_s:.0f} s of CPU",
+            f"probes {o.members_bytes_s:.0f}), {o.rounds:.1f} rounds a shard, {o.n_wrongly_dead} dead wrongly; newcomers "
+            f"are in after {spread(o.joined_s)}, their first push counts after {spread(o.counted_s)}; {o.cpu_s:.0f} s of CPU",
             flush=True,
         )
 
