@@ -28,7 +28,6 @@ from legion_p2p.services.ports import IN_MEMORY, BytesShelf
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.joiner import RunCreation, creating, joining
 from legion_p2p.services.run.lobby import PeerParts
-from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm_peer import SimPeer, TrainingTap
 from legion_p2p.store.archive import Archive
@@ -240,7 +239,7 @@ class Swarm:
                 local = LocalCopy(
                     peer.view, [plan.bounds(s) for s in range(plan.n_shards)], True, self.round.mixing, engine.ctx.keep
                 )
-                peer.local_trainer = LocalTrainer(local, peer, streaming=self.round.streaming and not self.round.synchronous)
+                peer.local_trainer = engine.local_trainer(local, peer)
                 peer.joined.set()
                 with peer.training_scope:
                     await peer.train_forever()

@@ -16,7 +16,6 @@ from legion_p2p.errors import ClosedError, UsageError
 from legion_p2p.observe.machine import n_processors
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.progress import Progress
-from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.tensor.flatten import FlatView
 from legion_p2p.tensor.local import LocalCopy
 from legion_p2p.train.bridge import PeerAccess
@@ -48,7 +47,7 @@ class Participation:
         self.local = LocalCopy(
             view, [plan.bounds(shard) for shard in range(plan.n_shards)], exact, rounds.mixing, engine.ctx.keep
         )
-        self.trainer = LocalTrainer(self.local, engine.mailbox, streaming=rounds.streaming and not rounds.synchronous)
+        self.trainer = engine.local_trainer(self.local, engine.mailbox)
         self.clock = StepClock(time.perf_counter())
         self.reader: SharedReader | None = None
         self.has_ended = False

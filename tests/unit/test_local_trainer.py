@@ -12,9 +12,9 @@ from legion_p2p.tensor.local import LocalCopy
 N_SHARDS = 4
 
 
-def local_trainer(streaming: bool) -> LocalTrainer:
+def local_trainer(streaming: bool, *, came_late: bool = False) -> LocalTrainer:
     local = LocalCopy(FlatView([("w", torch.nn.Parameter(torch.zeros(8)))]), [(i, i + 2) for i in range(0, 8, 2)], exact=True)
-    made = LocalTrainer(local, Mailbox(), streaming=streaming)
+    made = LocalTrainer(local, Mailbox(), streaming=streaming, came_late=came_late)
     for shard in range(N_SHARDS):
         made.mailbox.post(shard, 0, torch.zeros(2))
     made.take_in()
@@ -45,6 +45,18 @@ def test_streaming_staggers_the_shards_over_the_steps_of_a_round() -> None:
     pushes = run(local_trainer(streaming=True), 32, 8)
 
     assert pushes == {0: [8, 16, 24, 32], 1: [10, 18, 26], 2: [12, 20, 28], 3: [14, 22, 30]}
+
+
+def test_one_that_comes_late_hands_in_within_its_first_round() -> None:
+    assert run(local_trainer(streaming=True, came_late=True), 16, 8) == {0: [1, 9], 1: [3, 11], 2: [5, 13], 3: [7, 15]}
+    assert run(local_trainer(streaming=False, came_late=True), 16, 8) == {shard: [1, 9] for shard in range(N_SHARDS)}
+
+
+def test_one_that_comes_late_is_in_step_with_the_others_after_its_first_push() -> None:
+    """That lies seven steps at the owner, until the others' round ends."""
+    pushes = run(local_trainer(streaming=False, came_late=True), 16, 8, answer_after=6)
+
+    assert pushes[0] == [1, 8 + 8 - 2]
 
 
 def test_it_stays_staggered_when_rounds_become_longer() -> None:

@@ -42,8 +42,10 @@ from legion_p2p.services.run.returning import ReturnService
 from legion_p2p.services.run.target import TargetService
 from legion_p2p.services.run.weight import OwnWeight
 from legion_p2p.services.sharding.service import UnitService
+from legion_p2p.services.shards.local_trainer import LocalTrainer, News
 from legion_p2p.services.shards.replica import LocalChange
 from legion_p2p.services.shards.service import ShardService
+from legion_p2p.tensor.local import LocalCopy
 
 MAX_GREETED = 16  # members that a peer which joins exchanges announcements with at once: gossip brings the rest
 
@@ -101,8 +103,16 @@ class ActiveRun:
         self.former = FormerMembers(ctx, members, self.checkpoints)
         self.returning = ReturnService(ctx, members, self.shards, self.gate)
         self.moving = MoveService(ctx, members, self.shards, self.regions, self.region_sync, self.gate, self.weight)
+        self.came_late = False
+        """Others had trained the run before this peer came."""
         self._agreement = Agreement(ctx.config.membership.announce_s)
         members.member_changed.add(self._on_member_changed)
+
+    def local_trainer(self, local: LocalCopy, news: News) -> LocalTrainer:
+        """The books of the side that trains; `news`: what comes from here."""
+        may_differ = not self.spec.round.synchronous  # otherwise all members push all shards after the same number of steps
+        streaming = may_differ and self.spec.round.streaming
+        return LocalTrainer(local, news, streaming=streaming, came_late=may_differ and self.came_late)
 
     async def take_part(self, nursery: trio.Nursery) -> None:
         """Own shards and train from now on; every shard is held. What else a member does runs in `nursery`."""

@@ -197,6 +197,7 @@ class Joiner:
         if run.units is not None:
             return await self._join_sharded(run)
         if any(f.chain.version for f in fetched):
+            run.came_late = True
             _ramp_pushes(run)
         for f in fetched:
             run.shards.hold_chain(f.shard, f.reference, f.chain)

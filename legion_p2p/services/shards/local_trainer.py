@@ -7,7 +7,8 @@ earlier than `local_steps` after the version that it waited for. So members that
 without any message about it. Where answers take longer than `local_steps`, a push waits after the answer for two thirds of the
 steps that the answer took: otherwise most of what it brings would have been trained without what the others pushed
 (docs/records/learning.md). Shards begin staggered over the steps of a round, which makes the traffic even (Streaming DiLoCo,
-2501.18512).
+2501.18512). A member that comes into a run under way hands in every shard for the first time within its first round, after one
+step or a few more: the others' rounds close at any moment meanwhile, and a push that waits for one shows when the next begins.
 """
 
 from collections.abc import Collection, Sequence
@@ -31,7 +32,8 @@ class News(Protocol):
 class LocalTrainer:
     """Between a model that is being trained and the mailbox. Not thread-safe: it belongs to the training side."""
 
-    def __init__(self, local: LocalCopy, mailbox: News, *, streaming: bool = False) -> None:
+    def __init__(self, local: LocalCopy, mailbox: News, *, streaming: bool = False, came_late: bool = False) -> None:
+        """`came_late`: others have trained the run before this member came."""
         self.local = local
         self.mailbox = mailbox
         self.streaming = streaming
@@ -46,6 +48,7 @@ class LocalTrainer:
         self._pushed_at = [0] * n_shards
         self._settled_at = [0] * n_shards
         self._local_steps = 0
+        self._came_late = came_late
         self._refusals = [0] * n_shards
         self._accepted = [0] * n_shards
 
@@ -131,8 +134,11 @@ class LocalTrainer:
 
     def _stagger(self, local_steps: int) -> None:
         """Move each shard's turn to where it lies in rounds of the new length."""
+        n_shards = len(self.local.bounds)
+        if self._came_late and not self._local_steps:
+            self._pushed_at = [1 - local_steps] * n_shards
+            self._settled_at = [1 - local_steps] * n_shards
         if self.streaming:
-            n_shards = len(self.local.bounds)
             for shard in range(n_shards):
                 self._pushed_at[shard] += shard * local_steps // n_shards - shard * self._local_steps // n_shards
         self._local_steps = local_steps
