@@ -20,16 +20,16 @@ class Agreement:
     def __init__(self, wait_s: float) -> None:
         """`wait_s`: how long all must agree; the time between two announcements of a member."""
         self._wait_s = wait_s
-        self._agreed: tuple[bytes, float] | None = None  # on which marks, and since when
+        self._agreed: tuple[bytes, float] | None = None  # on which state, and since when
 
-    def look(self, done: bool, marks: bytes, region: str, others: Sequence[Announcement], now: float) -> bool:
-        """Whether all have finished. `done`: this peer has; `marks`, `region`: its own; `others`: all other members."""
-        agreed = done and all(a.done and (a.marks == marks if a.region == region else _all_done(a)) for a in others)
+    def look(self, done: bool, state: bytes, region: str, others: Sequence[Announcement], now: float) -> bool:
+        """Whether all have finished. `done`: this peer has; `state`, `region`: as announced; `others`: all other members."""
+        agreed = done and all(a.done and (a.state == state if a.region == region else _all_done(a)) for a in others)
         if not agreed:
             self._agreed = None
             return False
-        if self._agreed is None or self._agreed[0] != marks:
-            self._agreed = (marks, now)
+        if self._agreed is None or self._agreed[0] != state:
+            self._agreed = (state, now)
         return not others or now - self._agreed[1] >= self._wait_s
 
 

@@ -18,13 +18,12 @@ from legion_p2p.core.claims import MAX_NAMED
 from legion_p2p.core.coordinates import Coordinate
 from legion_p2p.core.identity import MAX_PEER_ID_CHARS, Identity, PeerId, verify
 from legion_p2p.core.placement import MAX_WEIGHT
-from legion_p2p.core.plan import MAX_SHARDS
 from legion_p2p.core.reach import Reach
 from legion_p2p.core.roles import Role
 from legion_p2p.core.witnesses import MAX_TESTIMONIES, TESTIMONY_BYTES, unpack_testimonies
 from legion_p2p.errors import DecodeError, SelfCheckError
 
-MAX_ANNOUNCEMENT_BYTES = 48 * 1024  # 4096 shard marks of 8 bytes and a chunk bitmap of 1 KiB, with room; gossip carries 64 KiB
+MAX_ANNOUNCEMENT_BYTES = 16 * 1024  # the most addresses, revocations, names of others and chunks are 12 KiB
 MAX_OPENED = 512  # checked announcements that are remembered: some hundred bytes each as a rule, 24 MiB at worst
 MAX_ADDRESSES = 16
 MAX_ADDRESS_CHARS = 200
@@ -33,6 +32,7 @@ MAX_SUSPECTED = 16  # in one announcement: where more are silent at once, all se
 MAX_TROUBLE_CHARS = 400  # one sentence with what helps
 MAX_CIRCUITS = 10_000  # of one relay: more than a host has file descriptors for
 MARK_BYTES = 8
+MAX_MARKS_SHOWN = 32  # shards: of more a digest and questions of those concerned are shorter, see `core.marks`
 
 _Id = Annotated[str, msgspec.Meta(max_length=MAX_PEER_ID_CHARS)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
@@ -46,7 +46,7 @@ NAMES_ON_WIRE = {
     "received_bytes": "u", "upload_bps": "v", "download_bps": "w", "relay": "x", "marks": "y", "epoch": "z",
     "chunks": "A", "token": "B", "revocations": "C", "stalled": "D", "avoided": "E", "suspected": "F", "trouble": "G",
     "reach": "H", "role": "I", "circuits": "J", "paused": "K", "run_tokens": "L", "envoy": "M", "region_size": "N",
-    "region_done": "O", "reached": "P", "test": "Q", "test_round": "R",
+    "region_done": "O", "reached": "P", "test": "Q", "test_round": "R", "marks_digest": "S", "version": "T",
 }  # fmt: skip
 """A letter for each field: whole names would be a quarter of what a member hears of others."""
 
@@ -92,8 +92,8 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True, rename=NAMES
     download_bps: _Rate = 0.0
     relay: bool = False
     """Has volunteered to meet other regions for owners that have little upload: see `core.relays`. Circuits are another thing."""
-    marks: Annotated[bytes, msgspec.Meta(max_length=MAX_SHARDS * MARK_BYTES)] = b""
-    """For every shard its version and the start of its digest, packed: see `pack_marks`."""
+    marks: Annotated[bytes, msgspec.Meta(max_length=MAX_MARKS_SHOWN * MARK_BYTES)] = b""
+    """For every shard its version and the start of its digest, packed: see `pack_marks`. Of a run of more shards it is empty."""
     epoch: _Count = 0
     chunks: Annotated[bytes, msgspec.Meta(max_length=1024)] = b""
     """Bitmap of the chunks of data that it has claimed in `epoch`."""
@@ -133,10 +133,19 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True, rename=NAMES
     """Start of the digest of the multiple-choice test that it takes part in: see `core.question_ledger`. Empty: of none."""
     test_round: _Count = 0
     """The newest round of it whose questions it has answered."""
+    marks_digest: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
+    """Of the marks of all shards, where these are too many: see `core.marks`."""
+    version: Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)] = 0
+    """With a digest: the version that half of the shards are at or beyond."""
 
     @property
     def order(self) -> tuple[int, int]:
         return (self.incarnation, self.seq)
+
+    @property
+    def state(self) -> bytes:
+        """The same for two members that hold the same of every shard; empty for one that lacks some."""
+        return self.marks or self.marks_digest
 
 
 class Signed(msgspec.Struct, frozen=True):

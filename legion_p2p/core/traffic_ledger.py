@@ -32,7 +32,7 @@ _CLASSES = {
     "catching up": ("get_updates", "get_shard", "handover", "ancestry_query"),
     "checkpoints and data": ("get_blocks", "has_blocks", "get_checkpoints"),
     "regions": ("sync_request", "relay_request", "get_representative"),
-    "members": ("exchange", "ping", "ping_for", "accusation", "get_runs", "get_spec", "get_answers"),
+    "members": ("exchange", "ping", "ping_for", "accusation", "get_runs", "get_spec", "get_answers", "get_marks"),
 }
 _CLASS_OF = {tag.encode(): name for name, tags in _CLASSES.items() for tag in tags}
 _TYPE = b"\xa4type"

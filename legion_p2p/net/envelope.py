@@ -17,7 +17,7 @@ import msgspec
 from legion_p2p.errors import DecodeError
 from legion_p2p.net.limits import MAX_BULK_FRAME_BYTES, MAX_CONTROL_FRAME_BYTES
 
-VERSION = 4
+VERSION = 5
 OTHER_VERSION = "UnknownVersionError"  # how a refusal of a version is called, in every version for ever
 HEAD = struct.Struct(">IH")
 MAX_ENVELOPE_BYTES = 2048  # a reason of MAX_REASON_CHARS in the worst encoding, and the fixed fields

@@ -4,6 +4,7 @@ import msgspec
 
 from legion_p2p.core.announcement import Announcement, Mark, pack_marks, sign
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.marks import shown
 from legion_p2p.core.run import RunSpec
 from legion_p2p.core.wire import Held, Inclusion, Message, Push, Pushed, Update, UpdateHeader, encode
 from legion_p2p.net import envelope
@@ -74,13 +75,13 @@ def traffic_of(frames: Frames, n_members: int, owned_shards: float, *, trains: b
 
 def announcement_bytes(n_shards: int) -> int:
     """What a member says of itself every few seconds, signed."""
-    marks = pack_marks([Mark(LATER, 1 << 31)] * n_shards)
+    marks = shown(pack_marks([Mark(LATER, 1 << 31)] * n_shards))
     return len(
         sign(
             Announcement(
                 _SOMEBODY.peer_id, _RUN_ID, 1 << 40, LATER, ("/ip4/203.0.113.107/tcp/47101",), "home", ready=True, training=True,
                 step=LATER, tokens=1 << 40, tokens_per_s=1e4, step_s=1.5, loss=3.0, sent_bytes=1 << 40, received_bytes=1 << 40,
-                upload_bps=1e7, download_bps=1e7, marks=marks,
+                upload_bps=1e7, download_bps=1e7, marks=marks.marks, marks_digest=marks.digest, version=marks.version,
             ),
             _SOMEBODY,
         )

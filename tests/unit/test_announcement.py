@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from legion_p2p.core import announcement as announcement_module
 from legion_p2p.core.announcement import (
     MAX_ANNOUNCEMENT_BYTES,
+    MAX_MARKS_SHOWN,
     MAX_TROUBLE_CHARS,
     NAMES_ON_WIRE,
     Announcement,
@@ -23,7 +24,6 @@ from legion_p2p.core.announcement import (
 from legion_p2p.core.claims import MAX_NAMED
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.placement import MAX_WEIGHT
-from legion_p2p.core.plan import MAX_SHARDS
 from legion_p2p.errors import DecodeError, SelfCheckError, SignatureError
 
 ALICE, BOB = Identity(b"a" * 32), Identity(b"b" * 32)
@@ -131,7 +131,9 @@ def test_a_signature_on_the_bare_bytes_is_not_one_on_an_announcement() -> None:
         ("step_s", -0.1),
         ("loss", "low"),
         ("ready", 1),
-        ("marks", b"x" * (8 * MAX_SHARDS + 8)),
+        ("marks", b"x" * (8 * MAX_MARKS_SHOWN + 8)),
+        ("marks_digest", b"x" * 17),
+        ("version", 1 << 32),
         ("marks", b"seven b"),
         ("marks", "text"),
         ("chunks", b"x" * 1025),
@@ -164,7 +166,7 @@ def test_nesting_without_end_is_refused() -> None:
 
 def test_the_largest_fits_and_a_larger_one_is_refused_before_anything_is_read() -> None:
     largest = msgspec.structs.replace(
-        FULL, marks=bytes(8 * MAX_SHARDS), chunks=bytes(1024), addresses=("a" * 200,) * 16, region="r" * 64
+        FULL, marks=bytes(8 * MAX_MARKS_SHOWN), chunks=bytes(1024), addresses=("a" * 200,) * 16, region="r" * 64
     )
 
     assert open_signed(sign(largest, ALICE)) == largest

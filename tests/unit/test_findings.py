@@ -143,7 +143,7 @@ async def test_contacts_are_tried_and_named_with_their_delay_or_with_why_not(mon
         dead = await checkup.examine_network((f"/ip4/127.0.0.1/tcp/1/p2p/{node.peer_id}",))
 
     assert [f.name for f in found] == ["initial peer", "reach", "port mapping", "bandwidth"]
-    assert found[0].health is OK and " ms" in found[0].text and "version 4 of the protocol" in found[0].text
+    assert found[0].health is OK and " ms" in found[0].text and "version 5 of the protocol" in found[0].text
     assert found[3].health is OK and node.peer_id[-8:] in found[3].text
     assert again[3].health is WARNING and "too many have asked" in again[3].text
     assert [f.health for f in dead] == [PROBLEM] and has_problem(dead)

@@ -134,8 +134,9 @@ def test_shards_fall_to_members_as_rendezvous_lets_them() -> None:
     assert shares(16, 100)[0] == 0 and shares(16, 100)[2] in (1, 2)
 
 
-def test_announcements_grow_by_eight_bytes_a_shard() -> None:
-    assert announcement_bytes(4096) - announcement_bytes(96) == pytest.approx(8 * 4000, abs=4)
+def test_announcements_grow_by_eight_bytes_a_shard_until_a_digest_is_shorter() -> None:
+    assert announcement_bytes(32) - announcement_bytes(8) == pytest.approx(8 * 24, abs=4)
+    assert announcement_bytes(4096) == announcement_bytes(33) < announcement_bytes(32)
 
 
 def test_what_no_run_can_be_is_refused() -> None:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from legion_p2p.core.marks import CHECK_BYTES, ROW_BYTES
 from legion_p2p.core.messages.base import (
     MAX_PAYLOAD_BYTES,
     Busy,
@@ -185,6 +186,23 @@ class GetVersion(Request[Held], frozen=True, tag="get_version"):
 
     run: RunId
     shard: ShardIndex
+
+
+class Marks(Message, frozen=True, tag="marks"):
+    """Rows of shards and their marks, packed as in `core.marks`."""
+
+    rows: Annotated[bytes, msgspec.Meta(max_length=MAX_SHARDS * ROW_BYTES)]
+
+
+class GetMarks(Request[Marks], frozen=True, tag="get_marks"):
+    """What do you hold of these shards, where it is not what I hold? Answered with Marks."""
+
+    run: RunId
+    shards: Annotated[bytes, msgspec.Meta(max_length=MAX_SHARDS // 8)]
+    """A bit for each shard of the run."""
+    checks: Annotated[bytes, msgspec.Meta(max_length=MAX_SHARDS * CHECK_BYTES)]
+    """Two bytes for each shard that is asked about, in their order; empty: I hold none of them."""
+    salt: Count
 
 
 class Updates(Message, frozen=True, tag="updates"):

@@ -9,9 +9,10 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 
 from legion_p2p.concurrency.notify import Notify
-from legion_p2p.core.announcement import Announcement, version_at
+from legion_p2p.core.announcement import Announcement
 from legion_p2p.core.eligible import Eligible
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.marks import announced_version
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import Request
 from legion_p2p.services.rpc import R
@@ -119,7 +120,7 @@ class SyncedReplicas:
         return self._shards.placement.owners(region, members.weights, members.reserve)[shard].owner
 
     def version_at(self, announced: Announcement, shard: int) -> int | None:
-        return version_at(announced.marks, shard)
+        return announced_version(announced, shard)
 
     def codec_of(self, shard: int, name: str) -> Codec:
         return self._shards.codec_of(self._shards.replica(shard), name)

@@ -14,6 +14,7 @@ from torch import Tensor
 from legion_p2p.core.agreement import Agreement
 from legion_p2p.core.announcement import Announcement
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.marks import state_of
 from legion_p2p.core.member import Changed, Liveness
 from legion_p2p.core.plan import ShardPlan
 from legion_p2p.core.presence import Presence
@@ -218,7 +219,8 @@ class ActiveRun:
 
     def all_done(self) -> bool:
         """Every member has trained all it wanted to, and all of this region hold the same model: see `core.agreement`."""
-        return self._agreement.look(self.has_finished(), self.shards.marks(), self.region, self._others(), trio.current_time())
+        state = state_of(self.shards.marks())
+        return self._agreement.look(self.has_finished(), state, self.region, self._others(), trio.current_time())
 
     def has_finished(self) -> bool:
         """This peer has trained all that it wants to now, which is nothing for a helper, and none of it is on its way."""

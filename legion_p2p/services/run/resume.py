@@ -9,14 +9,14 @@ Only peers whose contributions the stored state contains are believed to be ahea
 updates, and which peer owned the shard back then cannot be known. Each update is checked to lead on from what is held here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import trio
 from torch import Tensor, float32, frombuffer
 
-from legion_p2p.core.announcement import Announcement, peer_of, unpack_marks
+from legion_p2p.core.announcement import Announcement, Mark, peer_of
 from legion_p2p.core.chain import Chain
 from legion_p2p.core.checkpoint_policy import StoredRun
 from legion_p2p.core.identity import PeerId
@@ -116,16 +116,24 @@ async def catch_up(restored: Restored, members: MemberService, shards: ShardServ
 
     async def one(shard: int) -> None:
         replica = shards.replicas[shard]
-        n = shards.plan.n_shards
-        here = [m.announcement for m in members.table.counted() if m.announcement.region == shards.region]
-        others = [a for a in here if len(unpack_marks(a.marks)) == n]
-        for announcement in _in_order(shard, others, believed):
-            mark = unpack_marks(announcement.marks)[shard]
+        others = {a.peer_id: marks[a.peer_id][shard] for a in asked if marks[a.peer_id]}
+        for announcement in _in_order(asked, others):
+            mark = others[announcement.peer_id]
             if announcement.ready or mark.version > replica.chain.version:
                 await shards.sync_with(shard, peer_of(announcement))
             if replica.chain.holds(mark):
                 return
 
+    here = [m.announcement for m in members.table.counted() if m.announcement.region == shards.region]
+    asked = [a for a in here if a.ready or peer_of(a) in believed]
+    marks: dict[str, dict[int, Mark]] = {}
+
+    async def ask(announcement: Announcement) -> None:
+        marks[announcement.peer_id] = await shards.mark_exchange.all_of(announcement, peer_of(announcement))
+
+    async with trio.open_nursery() as nursery:
+        for announcement in asked:
+            nursery.start_soon(ask, announcement)
     before = [shards.replicas[shard].chain.version for shard in range(shards.plan.n_shards)]
     async with trio.open_nursery() as nursery:
         for shard in range(shards.plan.n_shards):
@@ -134,7 +142,7 @@ async def catch_up(restored: Restored, members: MemberService, shards: ShardServ
     events.emit("run.reunited", n_members=1 + members.table.n_counted, n_versions_gained=gained)
 
 
-def _in_order(shard: int, announcements: Iterable[Announcement], believed: set[PeerId]) -> Sequence[Announcement]:
-    """The members to ask for a shard: those that are ready first, then by version, the newest first."""
-    asked = [a for a in announcements if a.ready or peer_of(a) in believed]
-    return sorted(asked, key=lambda a: (not a.ready, -unpack_marks(a.marks)[shard].version, a.peer_id))
+def _in_order(announcements: Iterable[Announcement], marks: Mapping[str, Mark]) -> Sequence[Announcement]:
+    """The members to ask for a shard: those that are ready first, then by their version of it, the newest first."""
+    asked = [a for a in announcements if a.peer_id in marks]
+    return sorted(asked, key=lambda a: (not a.ready, -marks[a.peer_id].version, a.peer_id))

@@ -62,8 +62,9 @@ class StateSync:
 
     async def _select(self) -> dict[int, Candidate]:
         """The shards that are better built on a checkpoint, and on which."""
-        marks = [mark for m in self._members.table.counted() for mark in unpack_marks(m.announcement.marks)]
-        if 4 * self._ctx.plan.numel < WORTH_SELECTING_BYTES or not any(mark.version for mark in marks):
+        said = [m.announcement for m in self._members.table.counted()]
+        is_new = not any(a.version or any(mark.version for mark in unpack_marks(a.marks)) for a in said)
+        if 4 * self._ctx.plan.numel < WORTH_SELECTING_BYTES or is_new:
             return {}
         try:
             return await self._selection.weigh()

@@ -8,6 +8,7 @@ import trio
 from legion_p2p.core.announcement import MAX_TROUBLE_CHARS, Announcement, peer_of
 from legion_p2p.core.control import Wish
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.marks import shown
 from legion_p2p.core.messages.base import MAX_COUNT
 from legion_p2p.core.reach import OwnReach
 from legion_p2p.observe.books import books_of, shard_rows
@@ -37,6 +38,7 @@ def describe(run: ActiveRun) -> Announcement:
     progress = run.progress
     traffic = run.messenger.traffic()
     bandwidth = run.messenger.bandwidth()
+    marks = shown(run.shards.marks())
     ready = run.presence.ready and not run.members.absence.was_away  # a peer that was away catches up before it owns
     return Announcement(
         peer_id=run.me,
@@ -60,7 +62,7 @@ def describe(run: ActiveRun) -> Announcement:
         upload_bps=_least(bandwidth.upload_bps, bandwidth.upload_limit_bps),
         download_bps=_least(bandwidth.download_bps, bandwidth.download_limit_bps),
         relay=run.ctx.config.volunteer_relay and run.units is None,  # a member of a sharded run has no copy to sync
-        marks=run.shards.marks(),
+        marks=marks.marks,
         epoch=progress.epoch,
         chunks=progress.chunks,
         token=run.ctx.config.token,
@@ -76,6 +78,8 @@ def describe(run: ActiveRun) -> Announcement:
         reached=run.target.reached,
         test=b"" if run.questions.ledger is None else run.questions.ledger.mark,
         test_round=0 if run.questions.ledger is None else run.questions.ledger.answered_round,
+        marks_digest=marks.digest,
+        version=marks.version,
     )
 
 

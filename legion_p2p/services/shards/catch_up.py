@@ -7,7 +7,6 @@ import random
 
 import trio
 
-from legion_p2p.core.announcement import mark_at
 from legion_p2p.core.chain import Step
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
@@ -71,7 +70,7 @@ class CatchUpService:
                 for shard in waiting:
                     owner = states.ownership(shard).owner
                     if owner is not None:
-                        nursery.start_soon(self.fetch_patiently, states.replicas[shard], owner)
+                        nursery.start_soon(self._adopt_from, states.replicas[shard], owner)
             waiting = {shard for shard in waiting if self._is_still_at(states.replicas[shard], before[shard])}
             if waiting:
                 with trio.move_on_after(ADOPT_S):
@@ -84,13 +83,16 @@ class CatchUpService:
                 replica.life.push.handle(push_events.Moved(replica.chain.version), trio.current_time())
             states.wake(replica)
 
+    async def _adopt_from(self, replica: Replica, owner: PeerId) -> None:
+        await self.fetch_patiently(replica, owner)
+        await self._news.hear(replica, [owner])
+
     def _is_still_at(self, replica: Replica, n_replaced: int) -> bool:
         """Neither is it on another chain than before, nor is that one the owner's as well."""
         owner = self._states.ownership(replica.shard).owner
         if replica.chain.n_replaced != n_replaced or owner is None:
             return False
-        announced = self._states.members.table.get(owner)
-        mark = None if announced is None else mark_at(announced.announcement.marks, replica.shard)
+        mark = self._news.said_by(owner, replica)
         return mark is None or replica.chain.holds(mark) is not True
 
     async def fetch_what_is_promised(self, replica: Replica, peer: PeerId, within_s: float | None) -> None:
@@ -122,6 +124,8 @@ class CatchUpService:
         """
         states = self._states
         known = trusted or self._follower.may_make(replica, peer)
+        if not known:
+            await self._news.hear(replica)
         is_held = self._news.holds_what_most_hold(replica, peer)
         is_common = trusted or is_held
         is_vouched, trusted = trusted, known or is_held
@@ -143,7 +147,7 @@ class CatchUpService:
                 raise DecodeError(f"asked for updates of shard {replica.shard}, got {type(reply).__name__}")
             else:
                 if not is_vouched:
-                    self._follower.must_be_held_by_others(replica, reply)
+                    await self._follower.must_be_held_by_others(replica, reply)
                 await self._adopt(replica, peer, reply, is_common)
         except (RefusedError, TooLongError, NotCosignedError):
             pass  # it has nothing for us; what others announce will tell
@@ -200,7 +204,9 @@ class CatchUpService:
             longest = replica.norms.longest
             if longest is not None and not is_common:
                 n_missed = min(max(1, state.version - replica.chain.version), MAX_MISSED)
-                self._follower.must_not_be_longer(replica, peer, float((replica.reference - theirs).norm()), longest * n_missed)
+                await self._follower.must_not_be_longer(
+                    replica, peer, float((replica.reference - theirs).norm()), longest * n_missed
+                )
             replica.norms.replace(state.norms)
             owner = replica.life.owner
             if adoption is Adoption.MERGE:

@@ -8,7 +8,6 @@ import random
 
 import trio
 
-from legion_p2p.core.announcement import Announcement, mark_at, peer_of
 from legion_p2p.core.comparisons import Comparisons, parting
 from legion_p2p.core.evidence import equivocation
 from legion_p2p.core.identity import PeerId
@@ -18,6 +17,8 @@ from legion_p2p.errors import NetworkError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.shards.evidence import EvidenceService
 from legion_p2p.services.shards.follower import FollowService
+from legion_p2p.services.shards.mark_exchange import MarkExchange
+from legion_p2p.services.shards.news import ShardNews
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
 
@@ -29,25 +30,31 @@ ASK_S = 10.0
 class EquivocationWatch:
     """Compares what members hold."""
 
-    def __init__(self, ctx: PeerContext, states: ShardStates, follower: FollowService, evidence: EvidenceService) -> None:
+    def __init__(
+        self,
+        ctx: PeerContext,
+        states: ShardStates,
+        marks: MarkExchange,
+        news: ShardNews,
+        follower: FollowService,
+        evidence: EvidenceService,
+    ) -> None:
         self._rng: random.Random = ctx.rng
         self._states = states
+        self._marks = marks
         self._evidence = evidence
         self._comparisons = Comparisons()
         follower.contradicted.add(lambda both: self._evidence.take(equivocation(*both)))
-        states.members.announcements.add(self._on_announcement)
+        news.heard.add(self._on_marks)
 
-    def _on_announcement(self, announcement: Announcement) -> None:
-        """Look at some of its marks, now and then."""
-        states, peer, now = self._states, peer_of(announcement), trio.current_time()
-        marks = announcement.marks
-        if announcement.region != states.region or len(marks) != states.n_mark_bytes or states.is_what_we_hold(marks):
+    def _on_marks(self, peer: PeerId) -> None:
+        """Look at some marks of a member, now and then."""
+        states, now = self._states, trio.current_time()
+        if self._marks.is_as_here(peer) or not self._comparisons.may_look(peer, now):
             return
-        if not self._comparisons.may_look(peer, now):
-            return
-        shards = list(states.replicas)
+        shards = [shard for shard in self._marks.known(peer) if shard in states.replicas]
         for shard in self._rng.sample(shards, min(MAX_LOOKED_AT, len(shards))):
-            replica, mark = states.replicas[shard], mark_at(marks, shard)
+            replica, mark = states.replicas[shard], self._marks.mark(peer, shard)
             if mark is not None and replica.chain.holds(mark) is False and states.nursery is not None:
                 self._comparisons.asked(peer, now)
                 states.nursery.start_soon(self._compare, peer, replica, mark.version)

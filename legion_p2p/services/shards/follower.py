@@ -157,8 +157,8 @@ class FollowService:
                     self.contradicted.tell((held.update, update))
                 return step
             if self._is_strict and not is_vouched:
-                self._must_be_cosigned(replica, header, update)
-            if not is_common and not self._counts_right(replica, header):
+                await self._must_be_cosigned(replica, header, update)
+            if not is_common and not await self._counts_right(replica, header):
                 raise DecodeError(f"shard {replica.shard} version {header.version}: its salt or rounds do not follow")
             made, digest_, norm = await self._states.compute(
                 replica.numel, advance, replica.reference, update.payload, self._states.codec_of(replica, header.codec)
@@ -166,40 +166,49 @@ class FollowService:
             if digest_ != header.digest:
                 raise DecodeError(f"shard {replica.shard} version {header.version}: the update does not lead to its digest")
             if not is_common:
-                self.must_not_be_longer(replica, header.owner, norm, replica.norms.longest)
+                await self.must_not_be_longer(replica, header.owner, norm, replica.norms.longest)
             common = await self._states.to_hold(made)
             self._states.accept(replica, header, await self._states.shelved(update, replica.numel), common, norm)
         return step
 
-    def _counts_right(self, replica: Replica, header: UpdateHeader) -> bool:
+    async def _counts_right(self, replica: Replica, header: UpdateHeader) -> bool:
         """Unless most of the others have gone on: then it is this peer that was told something wrong when it came."""
-        is_right = replica.chain.counts_right(header, self._states.spec.round.owner_rounds)
-        return is_right or self._news.have_gone_on(replica)
+        if replica.chain.counts_right(header, self._states.spec.round.owner_rounds):
+            return True
+        await self._news.hear(replica)
+        return self._news.have_gone_on(replica)
 
-    def _must_be_cosigned(self, replica: Replica, header: UpdateHeader, update: Update) -> None:
+    async def _must_be_cosigned(self, replica: Replica, header: UpdateHeader, update: Update) -> None:
         """Raises: NotCosignedError; SignatureError."""
         order = self._cosigners.believed(replica.shard, self._states.cosigners(replica.shard), trio.current_time())
         if update.cosigner:
             check_cosignature(update.cosigner, update.header, update.cosignature)
             if update.cosigner != header.owner and update.cosigner in order:
                 return
-        if not order or self._news.have_reached(replica, mark_of(header.version, header.digest)):
-            return  # nobody could sign, or the others have looked at it
+        if not order:
+            return  # nobody could sign
+        await self._news.hear(replica)
+        if self._news.have_reached(replica, mark_of(header.version, header.digest)):
+            return  # the others have looked at it
         reason = f"co-signed by {update.cosigner or 'nobody'}"
         self._events.emit("update.not_cosigned", shard=replica.shard, version=header.version, peer=header.owner, reason=reason)
         allowed = ", ".join(order) or "nobody"
         raise NotCosignedError(f"shard {replica.shard} version {header.version}: {reason}, may be by {allowed}")
 
-    def must_be_held_by_others(self, replica: Replica, state: ShardState) -> None:
+    async def must_be_held_by_others(self, replica: Replica, state: ShardState) -> None:
         """A whole shard shows no co-signature: most others have to be in its version, or beyond. Raises: NotCosignedError."""
+        if not self._is_strict:
+            return
+        await self._news.hear(replica)
         others = self._news.marks_of_others(replica)
-        if self._is_strict and others and not self._news.have_reached(replica, mark_of(state.version, state.digest)):
+        if others and not self._news.have_reached(replica, mark_of(state.version, state.digest)):
             raise NotCosignedError(f"shard {replica.shard}: most of {len(others)} others are not in this version {state.version}")
 
-    def must_not_be_longer(self, replica: Replica, owner: str, norm: float, longest: float | None) -> None:
+    async def must_not_be_longer(self, replica: Replica, owner: str, norm: float, longest: float | None) -> None:
         """Raises: TooLongError."""
         if longest is None or norm <= longest or not self._states.bounds_updates:
             return
+        await self._news.hear(replica)
         if not differs_from_most(replica.chain, self._news.marks_of_others(replica)):
             self._events.emit("update.too_long", shard=replica.shard, version=replica.chain.version + 1, owner=owner)
             raise TooLongError(f"shard {replica.shard}: a change of {norm:.3g}, those before it allow {longest:.3g}")

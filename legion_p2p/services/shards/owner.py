@@ -105,7 +105,10 @@ class OwnerService:
         """The present standby owned the shard before this peer came. This peer may have been behind, and have the shard from
         elsewhere."""
         former = self._states.ownership(replica.shard).standby
-        if former is None or not self._news.is_said_to_be_ahead(replica, former):
+        if former is None:
+            return
+        await self._news.hear(replica, [former])
+        if not self._news.is_said_to_be_ahead(replica, former):
             return
         if former != replica.chain.owner:
             await self._states.members.exchange_with(former)
@@ -115,6 +118,7 @@ class OwnerService:
         """The owner before us is dead. What it published last may have reached others only."""
         states = self._states
         others = [peer for peer in states.members.roster.ready(states.region) if peer != states.me]
+        await self._news.hear(replica, others)
         ahead = [peer for peer in others if self._news.is_said_to_be_ahead(replica, peer)]
         ahead, rest = survivors_to_ask(ahead, [peer for peer in others if peer not in ahead], self._rng)
         update_bytes = states.codec_of(replica, states.update_codec).bits_per_element * replica.numel / 8

@@ -29,6 +29,7 @@ from legion_p2p.core.wire import (
     Cosign,
     Equivocation,
     GetInput,
+    GetMarks,
     GetShard,
     GetUpdates,
     GetVersion,
@@ -53,6 +54,7 @@ from legion_p2p.services.shards.forwarder import ForwardService
 from legion_p2p.services.shards.handover import HandoverService
 from legion_p2p.services.shards.input_exchange import InputExchange
 from legion_p2p.services.shards.mailbox import Mailbox
+from legion_p2p.services.shards.mark_exchange import MarkExchange
 from legion_p2p.services.shards.network_watch import NetworkWatch
 from legion_p2p.services.shards.news import ShardNews
 from legion_p2p.services.shards.owner import OwnerService
@@ -74,7 +76,8 @@ class ShardService:
 
     def __init__(self, ctx: PeerContext, members: MemberService, mailbox: Mailbox) -> None:
         self.states = ShardStates(ctx, members, mailbox)
-        self.news = ShardNews(self.states)
+        self.mark_exchange = MarkExchange(ctx, self.states)
+        self.news = ShardNews(ctx, self.states, self.mark_exchange)
         self.exchange = InputExchange(ctx, self.states)
         self.evidence = EvidenceService(ctx, self.states, self.exchange)
         self.witness = StandbyWatch(ctx, self.states, self.evidence, self.exchange)
@@ -82,7 +85,7 @@ class ShardService:
         self.catch_up = CatchUpService(ctx, self.states, self.news, self.follower)
         self.forwarder = ForwardService(ctx, self.states, self.follower)
         self.handover = HandoverService(ctx, self.states, self.follower)
-        self.equivocation = EquivocationWatch(ctx, self.states, self.follower, self.evidence)
+        self.equivocation = EquivocationWatch(ctx, self.states, self.mark_exchange, self.news, self.follower, self.evidence)
         self.receipts = Receipts(ctx, self.states, self.evidence)
         self.screening = ScreeningLog(ctx, self.states)
         self.cosigner = CosignService(ctx, self.states, self.witness)
@@ -130,6 +133,7 @@ class ShardService:
         scope.on(UpdatesMade, self.forwarder.on_updates_made)
         scope.on(GetUpdates, self.server.on_get_updates)
         scope.on(GetVersion, self.server.on_get_version)
+        scope.on(GetMarks, self.mark_exchange.on_get_marks)
         scope.on(GetShard, self.server.on_get_shard)
         scope.on(AncestryQuery, self.server.on_ancestry_query)
         scope.on(HandoverPart, self.handover.on_handover)
@@ -279,7 +283,7 @@ class ShardService:
             case push_events.Ask(peer):
                 self.pusher.ask_for_included(replica, peer)
             case Stalled(stalled):
-                self._note_stalled(replica, stalled)
+                self._start(self._note_stalled, replica, stalled)
             case Inquire(peer):
                 self._start(self.forwarder.inquire, replica, peer)
             case follower_events.Fetch(peer, within_s):
@@ -291,7 +295,8 @@ class ShardService:
             case owner.Close():
                 self._start(self._do, replica, self.owner.close)
 
-    def _note_stalled(self, replica: Replica, stalled: PeerId) -> None:
+    async def _note_stalled(self, replica: Replica, stalled: PeerId) -> None:
+        await self.news.hear(replica, self._members.roster.ready(self.states.region))
         if self._members.absence.was_away or not self._members.roster.is_heard(stalled) or self.news.is_behind_most(replica):
             return  # versions may have been made that have not come here; whether a silent owner is dead is decided elsewhere
         if self.stalls.found(stalled, trio.current_time()):

@@ -109,9 +109,8 @@ class ShardStates:
         self._ctx = ctx
         self._config = msgspec.structs.replace(ctx.config.rounds, quorum=ctx.spec.round.waits_for())
         self._codecs: dict[tuple[int, str], Codec] = {}
-        self.n_mark_bytes = MARK_BYTES * self.plan.n_shards
-        """Length of the packed marks of a member that holds every shard."""
-        self._marks = bytearray(self.n_mark_bytes)
+        self._marks = bytearray(MARK_BYTES * self.plan.n_shards)
+        self._packed_marks: bytes | None = None
         self._eligible = Eligible()
         self._salted_by: Salts = ()
         self.redealt: Observers[None] = Observers()
@@ -160,22 +159,12 @@ class ShardStates:
         return len(self.replicas) == self.plan.n_shards
 
     def marks(self) -> bytes:
-        """The packed marks of all shards, for the announcement; empty while some are missing."""
-        return bytes(self._marks) if self.complete() else b""
-
-    def is_at_our_mark(self, marks: bytes, shard: int) -> bool:
-        """Whether packed marks say of the shard what this peer's own do."""
-        place = slice(MARK_BYTES * shard, MARK_BYTES * (shard + 1))
-        return marks[place] == self._marks[place]
-
-    def is_what_we_hold(self, marks: bytes) -> bool:
-        """Whether packed marks are this peer's own."""
-        return marks == self._marks
-
-    def says_what_we_hold(self, peer: PeerId) -> bool:
-        """Whether the marks that a member announces are this peer's own."""
-        member = self.members.table.get(peer)
-        return member is not None and self.is_what_we_hold(member.announcement.marks)
+        """The packed marks of all shards; empty while some are missing. The same object until they change."""
+        if not self.complete():
+            return b""
+        if self._packed_marks is None:
+            self._packed_marks = bytes(self._marks)
+        return self._packed_marks
 
     # who owns it
 
@@ -341,4 +330,5 @@ class ShardStates:
 
     def _note_mark(self, replica: Replica) -> None:
         mark = mark_of(min(replica.chain.version, MAX_VERSION_IN_MARK), replica.chain.digest)
+        self._packed_marks = None
         struct.pack_into(">II", self._marks, MARK_BYTES * replica.shard, mark.version, mark.prefix)
