@@ -10,8 +10,9 @@ work: the GPT and the text of benchmarks/convergence.py, 8 peers of which 1 or 2
 that of the same honest peers alone; how much liars weigh; which honest peers were taken for liars.
 
 Each push and update is made by the functions that members and owners use, with sparse codecs and error feedback. Liars know what
-all push (legion_p2p/sim/attackers.py). "+ trend" is with screening over rounds. Cells run in processes with one thread each; at
-the end of the time what is not finished is cut short, and marked with a star. Written: OUT.json and OUT.md.
+all push (legion_p2p/sim/attackers.py). "+ trend" is with screening over rounds. "+ bounded" is with `same_network = "bounded"`,
+where all liars are in one network. Cells run in processes with one thread each; at the end of the time what is not finished is
+cut short, and marked with a star. Written: OUT.json and OUT.md.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import multiprocessing
 import os
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -100,6 +102,8 @@ class Round:
     n_judged: int = 0
     weights: list = field(default_factory=list)
     """Of all liars together, as a share, round by round."""
+    watch: Callable | None = None
+    """Told of the pushes to each shard before they are combined."""
 
     def __post_init__(self):
         self.reference = self.view.snapshot()
@@ -116,12 +120,15 @@ class Round:
             push, update = (shard_codec(self.spec, shard, name) for name in (self.rounds.push_codec, self.rounds.update_codec))
             values = {name: self._sent(name, shard, one.change[start:end], push) for name, one in (honest | hostile).items()}
             self._lie(values, honest, hostile, push, end - start)
+            if self.watch is not None:
+                self.watch(self, shard, values)
             known = self.standings.setdefault(shard, {})
             lied = INFLATED if self.attack == "inflated" else 1
             pushes = tuple(
                 Contribution(
                     name, self.version, one.version, one.tokens * (lied if name in hostile else 1), 0.0,
                     one.steps * (lied if name in hostile else 1), known.get(name),
+                    int(name in hostile and self.rounds.same_network == "bounded"),
                 )
                 for name, one in sorted((honest | hostile).items())
             )  # fmt: skip
@@ -164,9 +171,10 @@ class Round:
 
 
 def round_spec(rule, part, **fields):
-    name, _, screening = rule.partition(" + ")
+    name, *more = rule.split(" + ")
     push, update = CODECS[part]
-    return RoundSpec(push_codec=push, update_codec=update, aggregation=name, screening=screening or "none", **fields)
+    screening, networks = "trend" if "trend" in more else "none", "bounded" if "bounded" in more else "free"
+    return RoundSpec(push_codec=push, update_codec=update, aggregation=name, screening=screening, same_network=networks, **fields)
 
 
 # digits
@@ -268,7 +276,7 @@ def texts():
     return tuple(np.frombuffer(text, np.uint8) for text in stdlib_text())
 
 
-def train_work(cell, until):
+def train_work(cell, until, watch=None):
     training, validation = texts()
     method = METHODS[METHOD]
     n = cell.n_honest + cell.n_hostile
@@ -278,7 +286,7 @@ def train_work(cell, until):
     unequal, slow, late, new = names[:4] if cell.unlike else (None,) * 4
     if unequal:
         workers[unequal].sources = [Windows(255 - training, 4, cell.seed, 0, n)]
-    work = Round(workers[names[0]].view, round_spec(cell.rule, cell.part), cell.attack)
+    work = Round(workers[names[0]].view, round_spec(cell.rule, cell.part), cell.attack, watch=watch)
     kept, n_done = {}, 0
     while n_done < cell.length and time.time() < until:
         present = [name for name in names if name != new or n_done >= cell.length // 2]
@@ -333,13 +341,15 @@ def cells(args):
     found = []
     for seed in range(args.seeds):
         if "work" in args.parts:
-            for rule in ("nearest-neighbours + trend", "mean"):
-                found += [Cell("work", rule, "none", seed, n, 0, args.steps) for n in (7, 6)]
-            found += [Cell("work", "nearest-neighbours + trend", "none", seed, 8, 0, args.steps, unlike=True)]
+            for rule in dict.fromkeys((*args.work_rules, *(() if args.short else ("mean",)))):
+                found += [Cell("work", rule, "none", seed, 8 - n, 0, args.steps) for n in args.liars]
+            if not args.short:
+                found += [Cell("work", rule, "none", seed, 8, 0, args.steps, unlike=True) for rule in args.work_rules]
             found += [
-                Cell("work", "nearest-neighbours + trend", attack, seed, 8 - liars, liars, args.steps)
+                Cell("work", rule, attack, seed, 8 - liars, liars, args.steps)
+                for rule in args.work_rules
                 for attack in args.work_attacks
-                for liars in (1, 2)
+                for liars in args.liars
             ]
         if "digits" in args.parts:
             found += [
@@ -347,7 +357,7 @@ def cells(args):
                 for rule in args.rules
                 for attack in args.attacks
             ]
-        if "work" in args.parts:
+        if "work" in args.parts and not args.short:
             found += [
                 Cell("work", "nearest-neighbours + trend", "flip", seed, 6, 2, args.steps, unlike=True),
                 *(Cell("work", "nearest-neighbours", "none", seed, n, 0, args.steps) for n in (7, 6)),
@@ -422,6 +432,9 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", default=[*RULES])
     parser.add_argument("--attacks", nargs="+", default=[*DIGIT_ATTACKS])
     parser.add_argument("--work-attacks", nargs="+", default=[*WORK_ATTACKS])
+    parser.add_argument("--work-rules", nargs="+", default=["nearest-neighbours + trend"])
+    parser.add_argument("--liars", nargs="+", type=int, default=[1, 2], help="of the 8 peers of the reference work")
+    parser.add_argument("--short", action="store_true", help="only `--work-rules`, and peers that are alike")
     parser.add_argument("--iterations", type=int, default=600, help="rounds of digits")
     parser.add_argument("--steps", type=int, default=500, help="of the reference work")
     parser.add_argument("--seeds", type=int, default=1)

@@ -7,10 +7,12 @@ part in it. Addresses of this machine and of private networks are not told apart
 LAN.
 
 An owner numbers the networks that brought more than one push, and signs the numbers in the account of its update. So a peer that
-computes the update again gets the same bits, and learns of no address. Others see it as well, and may know better: two members
-that this peer sees in two networks are not in one.
+computes the update again gets the same bits, and learns of no address. A member that is put together with others sees these as
+well, and may know better: those that it sees in two networks are not both in its own. Members judge of their own network only. If
+they judged of others, two liars could have an honest owner blamed: they would reach it from one network, and the rest from two.
 
-Never happens: one network alone weighs less for it than it would otherwise; an address leaves the peer that saw it.
+Never happens: one network alone weighs less for it than it would otherwise; an address leaves the peer that saw it; liars that
+are in no network of honest members have an owner blamed.
 """
 
 from collections import Counter
@@ -58,18 +60,21 @@ def shared_weights(weights: Sequence[float], numbers: Sequence[int]) -> tuple[fl
     )
 
 
-def contradicted(numbers: Mapping[PeerId, int], connection: Connection) -> tuple[PeerId, PeerId] | None:
-    """Two peers that are said to be in one network, and that this peer sees in two; None where there are none.
+def contradicted(me: PeerId, numbers: Mapping[PeerId, int], connection: Connection) -> tuple[PeerId, PeerId] | None:
+    """Two peers that are said to be in one network with this one, and that it sees in two; None where there are none.
 
     Relays are not compared, nor addresses of different kinds: a machine may have one of each.
     """
-    first: dict[tuple[int, bool], tuple[PeerId, str]] = {}
+    mine = numbers.get(me, 0)
+    if not mine:
+        return None
+    first: dict[bool, tuple[PeerId, str]] = {}
     for peer, number in numbers.items():
         seen = connection(peer)
         network = "" if seen.kind is ConnectionKind.RELAYED else _public_network(seen.host)
-        if not number or not network:
+        if number != mine or peer == me or not network:
             continue
-        other, others = first.setdefault((number, ":" in network), (peer, network))
+        other, others = first.setdefault(":" in network, (peer, network))
         if others != network:
             return other, peer
     return None

@@ -220,7 +220,7 @@ EVENTS = (
     _event("owner.unaccounted", "An owner did not show what it made an update of.", "shard version owner reason"),
     _event("owner.inconsistent", "An owner begins rounds with something else than it had after the last one, or goes on using "
            "pushes of members that are proven to have lied.", "owner"),
-    _event("owner.misplaced", "An owner puts members into one network that this peer sees in two.",
+    _event("owner.misplaced", "An owner puts this peer into one network with two others that it sees in two.",
            "shard version owner peer second"),
     _event("accusation.unproven", "A member accuses an owner, and does not show the inputs.", "shard peer reason"),
     _event("owner.stalled", "An owner has made nothing of a shard for long, while a push waits.", "shard version owner"),

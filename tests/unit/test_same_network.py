@@ -80,20 +80,30 @@ def test_no_network_weighs_more_than_its_bound_or_than_it_did(pushes: list[tuple
         assert together <= limit * (1 + 1e-9)
 
 
-def test_two_that_are_seen_in_two_networks_are_not_in_one() -> None:
+ME = PeerId("me")
+
+
+def test_two_that_a_member_sees_in_two_networks_are_not_both_in_its_own() -> None:
     connections = seen(a="11.1.2.3", b="12.1.2.3", c="11.1.2.4", d="192.168.1.2")
 
     def of(numbers: dict[PeerId, int]) -> tuple[PeerId, PeerId] | None:
-        return contradicted(numbers, lambda peer: connections.get(peer, NO_CONNECTION))
+        return contradicted(ME, numbers, lambda peer: connections.get(peer, NO_CONNECTION))
 
-    assert of({A: 1, B: 1}) == (A, B)
-    assert of({A: 1, B: 2, C: 1}) is None
-    assert of({A: 0, B: 0}) is None
-    assert of({A: 1, D: 1}) is None, "its router may be there"
-    assert of({A: 1, PeerId("unknown"): 1}) is None
+    assert of({A: 1, B: 1, ME: 1}) == (A, B)
+    assert of({A: 1, B: 2, C: 1, ME: 1}) is None
+    assert of({A: 0, B: 0, ME: 0}) is None
+    assert of({A: 1, D: 1, ME: 1}) is None, "its router may be there"
+    assert of({A: 1, PeerId("unknown"): 1, ME: 1}) is None
+
+
+def test_nobody_judges_of_the_network_of_others_which_may_show_it_another_address() -> None:
+    connections = seen(a="11.1.2.3", b="12.1.2.3")
+
+    for numbers in ({A: 1, B: 1}, {A: 1, B: 1, ME: 0}, {A: 1, B: 1, ME: 2, C: 2}):
+        assert contradicted(ME, numbers, lambda peer: connections.get(peer, NO_CONNECTION)) is None
 
 
 def test_a_machine_with_two_kinds_of_addresses_contradicts_nobody() -> None:
     connections = {**seen(a="11.1.2.3", b="2600:db8:1::1"), C: behind(RELAY), **seen(relay="13.1.1.1")}
 
-    assert contradicted({A: 1, B: 1, C: 1}, lambda peer: connections.get(peer, NO_CONNECTION)) is None
+    assert contradicted(ME, {A: 1, B: 1, C: 1, ME: 1}, lambda peer: connections.get(peer, NO_CONNECTION)) is None

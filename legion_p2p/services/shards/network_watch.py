@@ -18,7 +18,7 @@ class NetworkWatch:
 
     def __init__(self, ctx: PeerContext, states: ShardStates) -> None:
         self.broken: Observers[PeerId] = Observers()
-        """Told of an owner that has put members together, again and again, which this peer sees in different networks."""
+        """Told of an owner that puts this peer together with others, again and again, which it sees in different networks."""
         self._events = ctx.events
         self._connection = ctx.reachability.connection
         self._breaks = Breaks()
@@ -36,7 +36,7 @@ class NetworkWatch:
         if header.account is None or not any(header.account.networks) or header.owner == self._me:
             return
         numbers = included_numbers((one.peer for one in header.included), header.account.networks)
-        wrong = contradicted(numbers, self._connection)
+        wrong = contradicted(self._me, numbers, self._connection)
         if wrong is None:
             return
         owner = PeerId(header.owner)
