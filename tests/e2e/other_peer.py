@@ -9,6 +9,7 @@ import torch
 
 import legion_p2p as legion
 from tests.small_models import MODELS, parameters_digest
+from tests.waiting import PATIENCE_S
 
 kind, run = sys.argv[1:]
 torch.set_num_threads(1)
@@ -33,7 +34,7 @@ while not may_end.is_set():
     loss_of(model).backward()
     opt.step()
     time.sleep(0.02)
-common = opt.finish(together=True, timeout_s=60)
+common = opt.finish(together=True, timeout_s=PATIENCE_S)
 largest = max(float(p.detach().abs().max()) for p in model.parameters())
 print(json.dumps({"event": "ended", "common": common, "model": parameters_digest(model), "largest": largest}), flush=True)
 sys.stdin.readline()  # serves on, as a peer does, until the other has what it wants

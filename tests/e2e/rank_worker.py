@@ -19,6 +19,7 @@ from torch.distributed.fsdp import fully_shard
 import legion_p2p as legion
 from legion_p2p.tensor.flatten import digest as digest_of
 from tests.joint_batch import BATCH, batch_of, model_of
+from tests.waiting import PATIENCE_S
 
 TOLD = 20  # losses that are said
 FP32 = legion.Rounds(push_codec="fp32", update_codec="fp32", local_steps=4)
@@ -65,7 +66,7 @@ def train(kind: str, rank: int, size: int, run: str, address: str, steps: int) -
         if rank == 0:
             say("in_run", address=opt.status.addresses[0])
         if run.endswith("together"):
-            opt.wait_for_members(2, 60)
+            opt.wait_for_members(2, PATIENCE_S)
         for step in range(steps):
             x, y = batch_of(step)
             loss = (model(x[part]) - y[part]).square().mean()
@@ -77,7 +78,7 @@ def train(kind: str, rank: int, size: int, run: str, address: str, steps: int) -
                 opt.flush(60)
                 if rank == size - 1:
                     os._exit(9)
-        digest = opt.finish(together=True, timeout_s=60)
+        digest = opt.finish(together=True, timeout_s=PATIENCE_S)
         known = {"steps": opt.steps, "tokens": opt.tokens, "run_step": opt.run_step, "should_stop": opt.should_stop}
     flat = torch.cat([all_of(p).reshape(-1) for p in model.parameters()])
     say("trained", rank=rank, losses=losses[:TOLD], model=digest_of(flat).hex(), digest=digest, **known)

@@ -9,6 +9,8 @@ import torch
 from processes import Workers
 from workers import hex_of, loss_of, model_of, tensors_of
 
+from tests.waiting import eventually
+
 _names = itertools.count()
 
 
@@ -49,6 +51,8 @@ def test_a_peer_that_dies_before_its_contribution_is_named_and_the_others_agree(
 
     doomed = four[3]
     doomed.wait_for("run.joined")
+    for worker in four[:3]:
+        eventually(lambda worker=worker: len({m["peer"] for m in worker.events("member.changed") if m["after"] == "ALIVE"}) == 3)
     # The owners' rounds wait for it as long as it lives: the others have pushed by now, and are not done.
     time.sleep(3)
     assert not [w for w in four[:3] if any("done" in m for m in w.said)]

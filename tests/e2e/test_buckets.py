@@ -14,6 +14,7 @@ from legion_p2p.cli import ctl
 from legion_p2p.cli.failures import DONE, FAILED
 from legion_p2p.cli.running import run_app
 from legion_p2p.store.remote_files import open_files
+from tests.waiting import PATIENCE_S
 
 BUCKET = "bucket"
 
@@ -46,7 +47,7 @@ def train(run: legion.Run, seed: int) -> tuple[str, int, str]:
         opt.zero_grad()
         loss_of(model, seed, step).backward()
         opt.step()
-    return before, step_before, run.finish(timeout_s=30)
+    return before, step_before, run.finish(timeout_s=PATIENCE_S)
 
 
 def peer_at(folder: Path) -> legion.Peer:

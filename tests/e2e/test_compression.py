@@ -26,7 +26,16 @@ def test_three_peers_end_with_the_same_model(bootstrap: str, workers: Workers, r
     for rank, worker in enumerate(three):
         founding = {"rounds": rounds} if rank == 0 else {}
         worker.tell(
-            do="train", rank=rank, run=run, peers=[bootstrap], n=3, width=64, also=["round.closed"], netem=LINK, **founding
+            do="train",
+            rank=rank,
+            run=run,
+            peers=[bootstrap],
+            n=3,
+            width=64,
+            also=["round.closed"],
+            netem=LINK,
+            step_s=0.1,
+            **founding,
         )
     for worker in three:
         worker.wait_for("in_run")

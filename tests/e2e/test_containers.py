@@ -16,6 +16,7 @@ import pytest
 from processes import eventually
 
 from legion_p2p.cli.process_one import LOOK_EVERY_S
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -41,7 +42,7 @@ def test_a_node_as_process_one_reaps_orphans_and_leaves_on_sigterm(tmp_path: Pat
             assert re.search(r"^NSpid:.*\t1$", Path(f"/proc/{first.pid}/status").read_text(), re.MULTILINE)
             eventually(lambda: first.children() == [], 3 * LOOK_EVERY_S + 20)
             first.send_signal(signal.SIGTERM)
-            code = outside.wait(30)
+            code = outside.wait(PATIENCE_S)
         finally:
             outside.kill()
 
@@ -86,7 +87,7 @@ def test_the_commands_of_the_dockerfile_install_in_a_plain_folder_what_its_last_
     assert len(ran) == 2 and command[0] == "legion-peer"
     said = subprocess.run(
         [str(home / "bin" / command[0]), *command[1:]], env=environment,
-        cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert said.returncode == 0 and "--initial-peers" in said.stdout, said.stderr
     (installed,) = home.glob("lib/python*/site-packages/legion_p2p")

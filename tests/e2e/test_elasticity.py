@@ -70,7 +70,7 @@ def test_owner_and_standby_are_killed_together(bootstrap: str, workers: Workers)
     survivors_go_on(survivors, doomed, seen)
 
 
-@pytest.mark.parametrize(("n", "n_dead"), [(5, 1), (6, 3)])
+@pytest.mark.parametrize(("n", "n_dead"), [pytest.param(5, 1, marks=pytest.mark.long), (6, 3)])
 def test_a_fifth_or_half_of_all_are_killed_in_the_same_second(n: int, n_dead: int, bootstrap: str, workers: Workers) -> None:
     started = workers.take(n)
     ids = begin(started, name(), bootstrap, n=n)

@@ -150,7 +150,7 @@ for x, y in example.batches(seed=7):
 print(opt.status.run.name, *(member.liveness for member in opt.status.members))
 """,
     """
-print("handed in:", opt.flush(timeout_s=10))
+print("handed in:", opt.flush(timeout_s=60))
 opt.close()
 """,
 )

@@ -164,7 +164,9 @@ def test_every_way_out_leaves_nothing_behind(workers: Workers, script: Start, fo
         leaver.popen.send_signal(signal.SIGINT)
     elif how == "kill":
         leaver.popen.kill()
-    left = other.wait_for(lambda m: m.get("event") == "member.changed" and m["peer"] == peer and m["after"] != "ALIVE")
+    # One that leaves in order may have been suspected before, as is anybody on a busy machine.
+    ends = {"SUSPECT", "DEAD", "absent"} if how == "kill" else {"DEAD", "absent"}
+    left = other.wait_for(lambda m: m.get("event") == "member.changed" and m["peer"] == peer and m["after"] in ends)
     got = leaver.wait()
 
     assert got in (code, -signal.SIGINT if code == 130 else code), leaver.story()

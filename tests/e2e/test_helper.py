@@ -21,7 +21,10 @@ def start(forks: ForkServer, folder: Path, i: int, *which: str) -> Process:
 
 def test_a_helper_owns_what_others_train_and_hands_it_to_the_next_that_comes(tmp_path: Path, forks: ForkServer) -> None:
     name = f"e2e/{time.time_ns()}"
-    founding = ("--new-run", name, "--preset", "xxs", "--local-steps", "3", "--batch", "1", "--store", "none")
+    founding = (
+        "--new-run", name, "--preset", "xxs", "--local-steps", "3", "--batch", "1", "--store", "none",
+        "--placement", "stable",  # of four shards each of two owns at least one, whatever their keys
+    )  # fmt: skip
     peers = [start(forks, tmp_path, 0, *founding)]
     try:
         address = peers[0].wait_for("run.join_with")["command"].rpartition(" ")[2]

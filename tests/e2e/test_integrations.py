@@ -18,6 +18,7 @@ import legion_p2p as legion
 from legion_p2p.errors import UsageError
 from tests.forking import ForkServer
 from tests.small_models import gpt2, linear, parameters_digest, squares
+from tests.waiting import PATIENCE_S
 
 PEER = legion.Peer(listen="/ip4/127.0.0.1/tcp/0", status=False, lan=False, port_mapping=False)
 
@@ -130,7 +131,7 @@ def test_a_trainer_with_bf16_accumulation_and_evaluation_ends_with_the_common_mo
         assert opt.steps == 10 and went_on.state.global_step == 8
 
         other.may_end()
-        common = opt.finish(together=True, timeout_s=60)
+        common = opt.finish(together=True, timeout_s=PATIENCE_S)
         trainer.save_model(str(tmp_path / "end"))
         trainer.push_to_hub()
 

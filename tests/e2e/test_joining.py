@@ -78,7 +78,7 @@ def test_the_same_name_is_not_founded_twice(run: tuple[str, Process, str, Proces
 
 def test_a_step_waits_little_for_the_swarm(bootstrap: str, workers: Workers) -> None:
     four = workers.take(4)
-    begin(four, name(), bootstrap, n=4, steps=100, step_s=0.05)
+    begin(four, name(), bootstrap, n=4, steps=60, step_s=0.05)
 
     results = [worker.result() for worker in four]
 
@@ -86,4 +86,4 @@ def test_a_step_waits_little_for_the_swarm(bootstrap: str, workers: Workers) -> 
     print(f"blocked fraction of 4 peers on this machine: {blocked}")
     assert max(blocked) < 0.5
     assert {r["digest"] for r in results} == {results[0]["digest"]}
-    assert all(r["steps"] == 100 for r in results)
+    assert all(r["steps"] == 60 for r in results)

@@ -16,7 +16,7 @@ from legion_p2p.cli.peer_options import Output, job_of
 from legion_p2p.errors import UsageError
 from legion_p2p.train.outcome import Outcome
 from tests.unit.test_measures import STATUS
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_S, eventually
 
 LISTEN = "/ip4/127.0.0.1/tcp/0"
 
@@ -55,7 +55,7 @@ def test_a_run_serves_metrics_and_reports_and_a_port_that_is_taken_ends_no_train
             opt.note(loss=0.5)
             opt.step()
         opt.report()
-        with urllib.request.urlopen(address, timeout=20) as answer:
+        with urllib.request.urlopen(address, timeout=PATIENCE_S) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
 
     told = {sample.name: sample.value for family in families for sample in family.samples}

@@ -14,6 +14,7 @@ from workers import loss_of, model_of
 
 import legion_p2p as legion
 from legion_p2p.errors import ClosedError, IncompatibleModelError, RunExistsError, UsageError
+from tests.waiting import PATIENCE_S
 
 PEER = legion.Peer(listen="/ip4/127.0.0.1/tcp/0", status=False)
 ROUNDS = legion.Rounds(local_steps=2)
@@ -54,8 +55,8 @@ def test_a_run_is_created_joined_and_left_and_both_end_with_the_same_bits(stack:
     first, second = a.optimizer(sgd(mine), mine), b.optimizer(sgd(theirs), theirs, tokens_per_step=8)
     train(first, mine, 6)
     train(second, theirs, 6, seed=2)
-    digest = b.finish(timeout_s=30)
-    again = a.finish(together=True, timeout_s=60)
+    digest = b.finish(timeout_s=PATIENCE_S)
+    again = a.finish(together=True, timeout_s=PATIENCE_S)
 
     assert (a.id, a.name, a.spec.round.local_steps) == (b.id, wanted.name, 2)
     assert {m.peer_id for m in a.members()} == {a.status().peer_id, b.status().peer_id} == {m.peer_id for m in b.members()}
@@ -95,7 +96,7 @@ def test_a_run_that_the_store_has_is_not_created_again_but_goes_on(tmp_path: Pat
     wanted, model = new_run(), model_of()
     with legion.create(wanted, model, peer=with_store(tmp_path)) as run:
         train(run.optimizer(sgd(model), model), model, 4)
-        digest = run.finish(timeout_s=30)
+        digest = run.finish(timeout_s=PATIENCE_S)
         run_id = run.id
 
     with pytest.raises(RunExistsError, match=rf"holds a run named '{wanted.name}' already, with the id {run_id}: --run"):
@@ -135,7 +136,7 @@ def test_the_same_under_trio_with_training_in_a_worker_thread() -> None:
                 with pytest.raises(UsageError, match="to_thread"):
                     train(opt, theirs, 1)
                 await trio.to_thread.run_sync(train, opt, theirs, 4)
-                digest = await b.finish(timeout_s=30)
+                digest = await b.finish(timeout_s=PATIENCE_S)
                 assert b.status().rounds and "run.joined" in {event.name for event in b.events()} and b.step >= 4
             return digest
 

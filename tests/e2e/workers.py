@@ -24,6 +24,7 @@ from legion_p2p.services.shards import pusher as pusher_module
 from legion_p2p.services.shards.replica import Combined
 from legion_p2p.tensor.feedback import compress
 from legion_p2p.tensor.flatten import digest
+from tests.waiting import PATIENCE_S
 
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
 LASTING = ("MainThread", "stdin", "Trio thread")  # idle worker threads of trio end by themselves after some seconds
@@ -126,7 +127,7 @@ def data_parallel(rank: int, n: int, steps: int, run: str, peers: list[str], lr:
     )
     with opt:
         say(event="in_run", peer_id=opt.status.peer_id)
-        opt.wait_for_members(n, timeout_s=90)
+        opt.wait_for_members(n, timeout_s=PATIENCE_S)
         fractions = []
         for step in range(steps):
             opt.zero_grad()
@@ -169,7 +170,7 @@ def train(
         ]
         say(event="in_run", peer_id=status.peer_id, addresses=status.addresses, marks=marks, own=own)
         if n > 1:
-            opt.wait_for_members(n, timeout_s=90)
+            opt.wait_for_members(n, timeout_s=PATIENCE_S)
         began, stepped, asked = time.perf_counter(), 0, None
         while not steps or stepped < steps:
             opt.zero_grad()
@@ -190,7 +191,7 @@ def train(
         trained = {"steps": stepped, "wall_s": wall_s, "blocked_fraction": opt.blocked_fraction, "loss": float(loss.detach())}
         if asked is not None and asked["say"] == "leave":
             return trained
-        common = opt.finish(together=together, timeout_s=60)
+        common = opt.finish(together=together, timeout_s=PATIENCE_S)
         return {**trained, **report_of(opt), "digest": common, "last_failure": opt.last_failure}
 
 

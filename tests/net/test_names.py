@@ -172,7 +172,7 @@ async def test_others_dial_an_announced_name_and_are_told_of_nothing_else(monkey
         assert not names.asked
 
         found: tuple[Contact, ...] = ()
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE_S):
             while not found:
                 found = await other.discovery.find("here")
 

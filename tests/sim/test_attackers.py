@@ -15,10 +15,12 @@ async def distance_after(attack: str, rule: str) -> float:
     async with Swarm(round=rounds, numel=64) as swarm:
         honest = [await swarm.add(name) for name in "abcd"]
         hostile = await swarm.add("x", weight=0)
+        for peer in (*honest, hostile):
+            peer.rate *= 2
         conspiracy = Conspiracy(ATTACKS[attack])
         conspiracy.overhear(honest)
         conspiracy.turn([hostile])
-        await trio.sleep(60)
+        await trio.sleep(30)
         assert conspiracy.n_changed > 20
         goal = torch.stack([swarm.target(name) for name in "abcd"]).mean(dim=0)
         return float((honest[0].engine.common_parameters() - goal).norm() / goal.norm())

@@ -20,7 +20,7 @@ MOVED = RoundSpec(
 )  # fmt: skip
 
 
-async def owner_at_rest(swarm: Swarm, train_s: float = 30) -> SimPeer:
+async def owner_at_rest(swarm: Swarm, train_s: float = 15) -> SimPeer:
     """The owner of shard 0, of three that have trained for a while. A round that closed now would change what is handed over."""
     for name in "abc":
         await swarm.add(name)

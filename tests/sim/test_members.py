@@ -24,6 +24,7 @@ from legion_p2p.sim.network import World
 from tests.context_of import context_of
 
 CONFIG = MembershipConfig()
+CROWD = 30
 FOUND_DEAD_S = CONFIG.suspect_after_s + CONFIG.grace_s + 1.0  # and a look at the clock now and then
 FOUND_DEAD_IN_CROWD_S = FOUND_DEAD_S + 2 * CONFIG.look_s  # by those that watch it, who then tell the others
 
@@ -118,10 +119,10 @@ def n_told(peer: Peer) -> int:
 
 
 @pytest.mark.parametrize("how", [World.kill, World.freeze], ids=["killed", "silent"])
-@pytest.mark.parametrize("n_dead", [8, 20], ids=["a fifth", "half"])
+@pytest.mark.parametrize("n_dead", [CROWD // 5, CROWD // 2], ids=["a fifth", "half"])
 async def test_many_who_die_at_once_are_found_dead_and_nobody_else_and_few_are_bothered_with_it(autojump_clock, how, n_dead):
-    async with crowd(40) as (world, peers):
-        await until(lambda: all_know(peers, 40), 20)
+    async with crowd(CROWD) as (world, peers):
+        await until(lambda: all_know(peers, CROWD), 20)
         dead, living = peers[:n_dead], peers[n_dead:]
         one, other = living[:2]  # do not reach each other, though both live
         forget_requests(peers)
@@ -143,18 +144,18 @@ async def test_many_who_die_at_once_are_found_dead_and_nobody_else_and_few_are_b
 
 
 async def test_who_is_cut_off_suspects_everybody_and_asks_nobody_else_and_all_come_back(autojump_clock):
-    async with crowd(40) as (world, peers):
-        await until(lambda: all_know(peers, 40), 20)
+    async with crowd(CROWD) as (world, peers):
+        await until(lambda: all_know(peers, CROWD), 20)
         alone, *others = peers
         forget_requests(peers)
 
         world.partition({alone.id}, {peer.id for peer in others})
-        await until(lambda: all_know([alone], 1) and all_know(others, 39), FOUND_DEAD_IN_CROWD_S + CONFIG.announce_s)
+        await until(lambda: all_know([alone], 1) and all_know(others, CROWD - 1), FOUND_DEAD_IN_CROWD_S + CONFIG.announce_s)
 
         assert n_asked_through_others(alone) <= MAX_INVOLVED * N_INDIRECT_PROBES
         assert n_told(alone) <= MAX_INVOLVED * N_WITNESSES
         world.heal()
-        await until(lambda: all_know(peers, 40), 10)
+        await until(lambda: all_know(peers, CROWD), 10)
 
 
 async def test_others_are_asked_after_few_suspects_again_and_again(autojump_clock):
@@ -173,21 +174,21 @@ async def test_others_are_asked_after_few_suspects_again_and_again(autojump_cloc
 
 
 async def test_in_a_crowd_an_exchange_carries_what_is_news_and_a_newcomer_hears_of_all_in_its_first(autojump_clock):
-    async with crowd(60) as (world, peers):
-        await until(lambda: all_know(peers, 60), 20)
+    async with crowd(2 * CROWD) as (world, peers):
+        await until(lambda: all_know(peers, 2 * CROWD), 20)
         period_s = peers[0].members.period_s()
         for peer in peers:
             peer.exchanged.clear()
         await trio.sleep(2 * period_s)
         exchanged = [n for peer in peers for n in peer.exchanged]
-        newcomer = Peer(world, 60)
+        newcomer = Peer(world, 2 * CROWD)
         newcomer.add_addresses(peers[7].id, peers[7].addresses())
 
         await newcomer.members.exchange_with(peers[7].id)
 
-        assert len(exchanged) > 2 * 60
+        assert len(exchanged) > 2 * 2 * CROWD
         assert max(exchanged) <= 2  # the asker's own, or gossip that is on its way
-        assert all_know([newcomer], 61)
+        assert all_know([newcomer], 2 * CROWD + 1)
 
 
 async def test_by_exchanges_alone_all_of_a_crowd_hear_of_all_and_take_nobody_for_dead_but_the_dead(autojump_clock, monkeypatch):

@@ -28,7 +28,7 @@ def answer_round(peer: SimPeer, round: int, *, is_right: bool = True) -> tuple[i
 
 
 async def test_members_of_one_test_answer_each_question_once_and_all_learn_the_result(autojump_clock):
-    async with Swarm(numel=1024, round=ROUND, step_s=0.1) as swarm:
+    async with Swarm(numel=1024, round=ROUND, step_s=0.5) as swarm:
         peers = [await swarm.add(name) for name in "abcd"]
         for peer in peers[:3]:
             open_test(peer)
@@ -49,7 +49,7 @@ async def test_members_of_one_test_answer_each_question_once_and_all_learn_the_r
 
 
 async def test_what_a_dead_member_leaves_unanswered_is_said_and_the_next_round_is_whole(autojump_clock):
-    async with Swarm(numel=1024, round=ROUND, step_s=0.1) as swarm:
+    async with Swarm(numel=1024, round=ROUND, step_s=0.5) as swarm:
         peers = [await swarm.add(name) for name in "abc"]
         for peer in peers:
             open_test(peer)
@@ -71,7 +71,7 @@ async def test_what_a_dead_member_leaves_unanswered_is_said_and_the_next_round_i
 
 
 async def test_answers_that_are_not_possible_are_reported_and_change_nothing(autojump_clock, monkeypatch):
-    async with Swarm(numel=1024, round=ROUND, step_s=0.1) as swarm:
+    async with Swarm(numel=1024, round=ROUND, step_s=0.5) as swarm:
         a, b = [await swarm.add(name) for name in "ab"]
         open_test(a)
         open_test(b)
@@ -93,7 +93,7 @@ async def test_answers_that_are_not_possible_are_reported_and_change_nothing(aut
 
 
 async def test_a_member_without_a_test_has_no_answers(autojump_clock):
-    async with Swarm(numel=1024, round=ROUND, step_s=0.1) as swarm:
+    async with Swarm(numel=1024, round=ROUND, step_s=0.5) as swarm:
         a, b = [await swarm.add(name) for name in "ab"]
 
         assert await a.engine.questions.on_get_answers(b.id, GetAnswers("run", DIGEST, 1)) == Answers(0, 0, b"")

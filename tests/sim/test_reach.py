@@ -55,7 +55,7 @@ class Longest:
 
 
 async def test_of_many_peers_those_that_cannot_be_dialed_own_nothing_for_long_and_all_pushes_count(autojump_clock):
-    async with Swarm(seed=3, round=ROUND, numel=96, step_s=0.2) as swarm:
+    async with Swarm(seed=3, round=ROUND, numel=96, step_s=0.4) as swarm:
         relay = await swarm.add("public-0")
         for n in range(1, 6):
             await swarm.add(f"public-{n}")
@@ -80,7 +80,7 @@ async def test_of_many_peers_those_that_cannot_be_dialed_own_nothing_for_long_an
 
 
 async def test_a_run_that_begins_with_nothing_known_gives_its_shards_to_those_that_can_be_reached(autojump_clock):
-    async with Swarm(seed=4, round=ROUND, numel=80, step_s=0.2) as swarm:
+    async with Swarm(seed=4, round=ROUND, numel=40, step_s=0.2) as swarm:
         relay = await swarm.add("public")
         for n in range(3):
             hide(swarm, swarm.start(f"hidden-{n}"), [relay.id])
@@ -98,7 +98,7 @@ async def test_a_run_that_begins_with_nothing_known_gives_its_shards_to_those_th
 
 
 async def test_where_nobody_can_be_dialed_everything_goes_through_relays(autojump_clock):
-    async with Swarm(seed=5, round=ROUND, numel=80, step_s=0.2) as swarm:
+    async with Swarm(seed=5, round=ROUND, numel=40, step_s=0.2) as swarm:
         relay = swarm.world.join(swarm.identity("relay"))  # a bootstrap node: it is in no run
         first = swarm.start("hidden-0")
         hide(swarm, first, [relay.peer_id])
@@ -125,7 +125,7 @@ async def test_where_nobody_can_be_dialed_everything_goes_through_relays(autojum
 async def test_when_the_last_reachable_peer_dies_the_relayed_own_until_one_is_there_again(
     autojump_clock,
 ):
-    async with Swarm(seed=6, round=ROUND, numel=80, step_s=0.2) as swarm:
+    async with Swarm(seed=6, round=ROUND, numel=40, step_s=0.2) as swarm:
         relay = swarm.world.join(swarm.identity("relay"))
         public = await swarm.add("public")
         public.network.reachability.found(OwnReach(Reach.PUBLIC))
@@ -147,7 +147,7 @@ async def test_when_the_last_reachable_peer_dies_the_relayed_own_until_one_is_th
 
 
 async def test_a_peer_whose_reach_wavers_moves_its_shards_a_few_times_only(autojump_clock):
-    async with Swarm(seed=7, round=ROUND, numel=80, step_s=1.0) as swarm:
+    async with Swarm(seed=7, round=ROUND, numel=32, step_s=2.0) as swarm:
         for n in range(3):
             peer = await swarm.add(f"p{n}")
             peer.network.reachability.found(OwnReach(Reach.PUBLIC))
@@ -171,7 +171,7 @@ async def test_a_peer_whose_reach_wavers_moves_its_shards_a_few_times_only(autoj
 
 
 async def test_a_client_trains_and_owns_nothing_and_a_helper_owns_and_is_never_waited_for(autojump_clock):
-    async with Swarm(seed=8, round=ROUND, numel=80, step_s=0.2) as swarm:
+    async with Swarm(seed=8, round=ROUND, numel=40, step_s=0.2) as swarm:
         trainer = await swarm.add("trainer")
         client = await swarm.add("client", role="client")
         helper = await swarm.add("helper", role="helper")

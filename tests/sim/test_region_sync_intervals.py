@@ -11,16 +11,16 @@ from legion_p2p.sim.network import World
 from legion_p2p.sim.swarm import Swarm
 
 ROUND = RoundSpec(
-    local_steps=5, push_codec="int8", update_codec="int8", shard_elements=1 << 15, sync_every=2, sync_codec="int8",
-    sync_codecs=("int2",), dense_codec="",
+    local_steps=5, push_codec="int8", update_codec="int8", aggregation="mean", shard_elements=1 << 14, sync_every=2,
+    sync_codec="int8", sync_codecs=("int2",), dense_codec="",
 )  # fmt: skip
 VERSION_S = 0.25
-SECONDS = 10
+SECONDS = 8
 
 
 async def met_over(mbit: float) -> tuple[list[dict], int, float, float]:
     """The later meetings, versions made, share of the upload, and how far both regions are apart, of their targets."""
-    async with Swarm(round=ROUND, numel=1 << 16, step_s=VERSION_S / 5, world=World(rate_bytes_s=mbit * 1e6 / 8)) as swarm:
+    async with Swarm(round=ROUND, numel=1 << 15, step_s=VERSION_S / 5, world=World(rate_bytes_s=mbit * 1e6 / 8)) as swarm:
         peers = [await swarm.add(name, region=region) for name, region in (("a", "east"), ("b", "west"))]
         await trio.sleep(SECONDS)
         from_s, from_versions = trio.current_time(), peers[0].versions()[0]
@@ -35,8 +35,8 @@ async def met_over(mbit: float) -> tuple[list[dict], int, float, float]:
 
 
 async def test_over_a_slow_link_regions_meet_more_rarely_and_in_a_sparser_codec(autojump_clock):
-    fast, fast_versions, fast_share, fast_apart = await met_over(100)
-    slow, slow_versions, slow_share, slow_apart = await met_over(1)
+    fast, fast_versions, fast_share, fast_apart = await met_over(50)
+    slow, slow_versions, slow_share, slow_apart = await met_over(0.5)
 
     def every(met: list[dict]) -> float:
         return (met[-1]["version"] - met[0]["version"]) / (len(met) - 1)
@@ -63,12 +63,12 @@ async def test_regions_that_meet_first_after_a_cut_meet_as_often_as_their_link_c
         swarm.world.partition({peers[0].id}, {peers[1].id})
         for peer in peers:
             peer.hung = False
-        await trio.sleep(30)
+        await trio.sleep(20)
         swarm.world.heal()
         await trio.sleep(10)
         from_s, from_versions = trio.current_time(), sum(peers[0].versions())
 
-        await trio.sleep(20)
+        await trio.sleep(10)
 
         n_versions = sum(peers[0].versions()) - from_versions
         n_met = sum(e.at > from_s for e in peers[0].events_named("sync.done"))

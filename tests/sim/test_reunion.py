@@ -3,6 +3,8 @@
 A network of two layers learns from a stream of its own at each peer, over the real engine in virtual time.
 """
 
+from functools import cache
+
 import pytest
 import torch
 import trio
@@ -41,15 +43,16 @@ def descend(theta: Tensor, source: torch.Generator) -> None:
         theta -= RATE * theta.grad
 
 
+@cache
 def begun() -> Tensor:
     """What the founder starts from: in the basin in which all stay."""
-    theta = torch.nn.Parameter(0.3 * torch.randn(NUMEL, generator=generator(2)))
+    theta, stream = torch.nn.Parameter(0.3 * torch.randn(NUMEL, generator=generator(2))), generator(0)
     for _ in range(1000):
-        descend(theta, STREAMS["start"])
-    return theta.detach().clone()
+        descend(theta, stream)
+    return theta.detach()
 
 
-STREAMS = {name: generator(seed) for seed, name in enumerate(("start", "a", "b"))}
+STREAMS = {"a": generator(1), "b": generator(2)}
 
 
 def local_step(peer: SimPeer) -> None:
@@ -59,11 +62,11 @@ def local_step(peer: SimPeer) -> None:
 @pytest.mark.parametrize(("rule", "together_s"), [("elastic", 0), ("nesterov", 0), ("center", 6)])
 async def test_regions_that_trained_apart_come_together_without_a_jump_in_loss(rule, together_s, autojump_clock):
     """`together_s`: before they are cut off from each other. The center, which nobody moves then, must not draw them back."""
-    for seed, stream in enumerate(STREAMS.values()):
+    for seed, stream in enumerate(STREAMS.values(), 1):
         stream.manual_seed(seed)
     spec = RoundSpec(local_steps=10, push_codec="int8", update_codec="int8", shard_elements=96, sync_every=2, sync_rule=rule)
     held_out = samples(1000, generator(99))
-    async with Swarm(round=spec, step_s=0.1, numel=NUMEL, start=begun(), local_step=local_step) as swarm:
+    async with Swarm(round=spec, step_s=0.1, numel=NUMEL, start=begun().clone(), local_step=local_step) as swarm:
         a, b = [await swarm.add(name, region=region) for name, region in (("a", "east"), ("b", "west"))]
         await trio.sleep(together_s)
         swarm.world.partition({a.id}, {b.id})
@@ -78,10 +81,10 @@ async def test_regions_that_trained_apart_come_together_without_a_jump_in_loss(r
         def apart() -> float:
             return float(torch.dist(a.engine.common_parameters(), b.engine.common_parameters()))
 
-        await losses(80)
-        before, far = await losses(20), apart()
+        await losses(50)
+        before, far = await losses(15), apart()
         swarm.world.heal()
-        after = await losses(60)
+        after = await losses(40)
 
         assert apart() < 0.6 * far
         smooth = after.unfold(0, 5, 1).mean(-1)  # SGD's own noise moves the loss by some per cent from round to round

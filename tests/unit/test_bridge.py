@@ -8,6 +8,7 @@ import trio
 from legion_p2p.observe.events import HANDING_OVER, Events
 from legion_p2p.train import bridge
 from legion_p2p.train.bridge import PeerThread
+from tests.waiting import PATIENCE_S
 
 
 class Leaver:
@@ -32,14 +33,14 @@ def test_leaving_goes_on_in_the_background_and_the_end_of_the_script_waits_and_t
 
     thread.close(wait_s=0.0)
 
-    assert engine.leaving.wait(20) and thread.alive
+    assert engine.leaving.wait(PATIENCE_S) and thread.alive
     assert capsys.readouterr().err == ""
     ending = threading.Thread(target=bridge._close_all)
     ending.start()
     while not (told := capsys.readouterr().err):
         assert ending.is_alive()
     engine.may_go.set()
-    ending.join(20)
+    ending.join(PATIENCE_S)
     assert not ending.is_alive() and not thread.alive
     assert told.startswith("legion_p2p: handing over 2 shards, 2.00 MB, about 16 s; Ctrl+C")
     thread.close()

@@ -23,6 +23,7 @@ from legion_p2p.web.checkpoint_jobs import (
     VerifyCheckpoint,
     export_name,
 )
+from tests.waiting import PATIENCE_S
 
 CID = Cid.of(b"manifest", "dag-cbor")
 TEXT = str(CID)
@@ -41,7 +42,7 @@ async def result_of(jobs: CheckpointJobs, wish: Any) -> str:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(jobs.run_forever)
         jobs.begin(wish, CID, "name", 100)
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             while jobs.running is not None:  # noqa: ASYNC110
                 await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
@@ -123,7 +124,7 @@ async def test_a_peer_that_leaves_waits_for_one_shard_and_not_for_the_job() -> N
         return []
 
     jobs = jobs_of(CheckpointTools(verify, lambda *more: "run"), offload=ThreadOffload(1))
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(jobs.run_forever)
             jobs.begin(VerifyCheckpoint(TEXT), CID, "name", 10_000)

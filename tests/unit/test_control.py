@@ -29,6 +29,7 @@ from legion_p2p.core.control import (
 from legion_p2p.core.cpu_share import BURST_S, CpuShare
 from legion_p2p.errors import DecodeError, UsageError
 from legion_p2p.train.control import Control
+from tests.waiting import PATIENCE_S
 
 
 def test_a_pause_lasts_until_the_user_resumes() -> None:
@@ -213,6 +214,6 @@ def test_signals_pause_and_resume_as_often_as_they_come() -> None:
             os.kill(os.getpid(), number)
             while len(peer.obeyed) == n_before:  # two signals of one kind at once are one
                 done.wait(0.01)
-        assert done.wait(10)
+        assert done.wait(PATIENCE_S)
 
     assert peer.obeyed == [Pause(), Resume(), Pause(), Resume()]

@@ -21,7 +21,7 @@ sys.exit(done.returncode)
 
 
 @pytest.mark.skipif(not hasattr(os, "wait4") or sys.platform != "linux", reason="counts as Linux does")
-@pytest.mark.parametrize("preset", ["xxs", "s"])
+@pytest.mark.parametrize("preset", ["xxs", pytest.param("s", marks=pytest.mark.long)])
 def test_the_memory_that_a_peer_takes_is_within_a_tenth_of_what_the_plan_says(preset: str, tmp_path: Path) -> None:
     words = [
         "--new-run",

@@ -22,6 +22,7 @@ from legion_p2p.reporting.reports import VAL_LOSS, Reports
 from legion_p2p.reporting.tracker import ReportedRun
 from legion_p2p.reporting.trackers import OTEL_VARIABLES, open_tracker, usable
 from tests.unit.test_measures import STATUS
+from tests.waiting import eventually
 
 RUN = ReportedRun("my-run", "peer-1", {"run": "my-run"}, Path())
 
@@ -60,17 +61,10 @@ def reports_to(kept: dict[str, Kept], get_status: Callable[[], Status | None], t
     return Reports(list(kept), get_status, tell=told.append, folder=Path("x"), every_s=every_s, opened=opened)
 
 
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_numbers_are_reported_by_the_runs_step_which_never_falls_and_once_more_at_the_end() -> None:
     kept, told, now = {"a": Kept()}, [], [STATUS]
     reports = reports_to(kept, lambda: now[0], told)
-    until(lambda: kept["a"].told)
+    eventually(lambda: kept["a"].told)
     now[0] = msgspec.structs.replace(STATUS, run_step=11, loss=1.5)
 
     reports.close()
@@ -90,7 +84,7 @@ def test_nothing_is_opened_before_the_peer_is_in_a_run() -> None:
     assert kept["a"].run is None
 
     now[0] = STATUS
-    until(lambda: kept["a"].told)
+    eventually(lambda: kept["a"].told)
     reports.close()
 
     run = kept["a"].run
@@ -109,7 +103,7 @@ def test_a_runs_name_leads_to_no_other_folder() -> None:
 def test_one_that_fails_is_told_of_once_and_the_others_go_on() -> None:
     kept, told = {"bad": Kept(fails_at=2), "good": Kept()}, []
     reports = reports_to(kept, lambda: STATUS, told)
-    until(lambda: len(kept["good"].told) > 5)
+    eventually(lambda: len(kept["good"].told) > 5)
 
     reports.close()
 
@@ -149,7 +143,7 @@ def test_a_peer_that_has_left_ends_its_reports_without_noise() -> None:
         return STATUS
 
     reports = reports_to(kept, status, told)
-    until(lambda: kept["a"].told)
+    eventually(lambda: kept["a"].told)
     left.set()
     reports.close()
 

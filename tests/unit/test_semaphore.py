@@ -6,6 +6,7 @@ import trio.testing
 from legion_p2p.concurrency.semaphore import PeerSemaphore
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.slots import SlotLimits
+from tests.waiting import PATIENCE_S
 
 A, B = PeerId("a"), PeerId("b")
 
@@ -81,7 +82,7 @@ async def test_a_task_that_waits_already_waits_until_the_peer_has_rested(autojum
             if len(taken_at) == 1:
                 semaphore.rest(A, began + 7)  # it was turned away, while the other task waits
 
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(take)
             nursery.start_soon(take)
