@@ -147,7 +147,7 @@ async def test_when_the_last_reachable_peer_dies_the_relayed_own_until_one_is_th
 
 
 async def test_a_peer_whose_reach_wavers_moves_its_shards_a_few_times_only(autojump_clock):
-    async with Swarm(seed=7, round=ROUND, numel=32, step_s=2.0) as swarm:
+    async with Swarm(seed=7, round=ROUND, numel=80, step_s=2.0) as swarm:
         for n in range(3):
             peer = await swarm.add(f"p{n}")
             peer.network.reachability.found(OwnReach(Reach.PUBLIC))
