@@ -1,6 +1,6 @@
 """Peers that die, flap, sleep, are cut off or have a wrong clock: in virtual time, over the real engine.
 
-Up to fifty of them; those marked `long` have up to two hundred.
+Up to twenty of them; those marked `long` have up to two hundred.
 
 Whatever happens: no version that two peers held is lost, though both die; none of those who stay goes back; at the end all hold
 the same.

@@ -171,7 +171,7 @@ async def test_a_peer_whose_reach_wavers_moves_its_shards_a_few_times_only(autoj
 
 
 async def test_a_client_trains_and_owns_nothing_and_a_helper_owns_and_is_never_waited_for(autojump_clock):
-    async with Swarm(seed=8, round=ROUND, numel=40, step_s=0.2) as swarm:
+    async with Swarm(seed=8, round=ROUND, numel=80, step_s=0.2) as swarm:
         trainer = await swarm.add("trainer")
         client = await swarm.add("client", role="client")
         helper = await swarm.add("helper", role="helper")
