@@ -51,7 +51,8 @@ def test_the_same_seed_gives_the_same_trace_bit_for_bit(name):
     assert max(sample.n_joined for sample in first.record.samples) > 1
     assert not first.record.violations
     if name not in ("liars", "thousand"):  # of liars a graph says nothing, and in ten seconds a thousand make no version
-        assert losses_along(graph)[-1] == pytest.approx(first.record.samples[-1].loss, rel=0.01)
+        known = [sample.loss for sample in first.record.samples if sample.loss is not None]  # not of one that lacks a shard
+        assert losses_along(graph)[-1] == pytest.approx(known[-1], rel=0.01)
 
 
 def losses_along(graph):
