@@ -144,7 +144,7 @@ async def test_two_that_meet_first_after_long_approach_each_other_step_by_step(a
         swarm.world.partition({p.id for p in east}, {p.id for p in west})
         for peer in swarm.living():
             peer.hung, peer.target = False, 1.0 + 0.3 * peer.target
-        await trio.sleep(30)
+        await trio.sleep(60)
         assert not any(n_met(peer) for peer in swarm.living())
         swarm.stop_training()  # what moves them from here on is that they meet
         for peer in swarm.living():
