@@ -1,12 +1,14 @@
 """Sharded runs beside torch's FSDP2: tokens a second, CPU, bytes and memory, on the same model in the same run.
 
     python benchmarks/sharded.py --plain --preset m --members 2 4 --steps 6
+    python benchmarks/sharded.py --preset l --members 2 --steps 3 --kinds bf16 --netem up=1gbit,down=1gbit,rtt=0.4ms
 
 Each row trains the built-in GPT with AdamW on random tokens, every member on a batch of its own: `plain` is one process,
 `fsdp` is fully_shard over gloo on loopback, `sharded` is `run.shard` over libp2p and bulk lanes with TLS on loopback. Bytes are
 what one member sends in a step, on the average; of gloo they are what the algorithm needs. CPU is that of all threads of all
 members for a step, which other work on the machine hardly changes. Memory is the most that a process held (VmHWM) above what it
-held before it made its model. One thread of torch for each process.
+held before it made its model. One thread of torch for each process. `--netem` emulates a link of each member of a sharded run;
+gloo knows none.
 """
 
 import argparse
@@ -32,7 +34,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     rows = [("plain", "fp32", 1)] if options.plain else []
     for n in options.members:
-        rows += [("fsdp", "fp32", n), ("sharded", "fp32", n), ("sharded", "bf16", n)]
+        rows += [(kind if kind == "fsdp" else "sharded", "fp32" if kind == "fsdp" else kind, n) for kind in options.kinds]
     for kind, codec, n in rows:
         show(kind, codec, run_all(options, kind, codec, n))
 
@@ -43,6 +45,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--members", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=4, help="windows of each member in a step")
+    kinds = ("fsdp", "fp32", "bf16", "int8")
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds[:3], help="FSDP2, and codecs of sharded runs")
+    parser.add_argument("--netem", default="", help="link to emulate for each member of a sharded run, as legion-peer takes it")
     parser.add_argument("--plain", action="store_true", help="one process without others as well")
     parser.add_argument("--keep", action="store_true", help="weights stay from the forward to the backward pass, in both")
     for hidden in ("--role", "--codec", "--rank", "--n", "--folder"):
@@ -66,6 +71,7 @@ def run_all(options: argparse.Namespace, kind: str, codec: str, n: int) -> list[
             str(options.batch),
         ]
         words += ["--role", kind, "--codec", codec, "--n", str(n), "--folder", folder, *(["--keep"] if options.keep else [])]
+        words += ["--netem", options.netem]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         members = [
             subprocess.Popen([*words, "--rank", str(rank)], stdout=subprocess.PIPE, text=True, env=env) for rank in range(n)
@@ -189,7 +195,8 @@ def sharded(options: argparse.Namespace) -> dict[str, float]:
 
     warm_imports()
     n, rank, folder = int(options.n), int(options.rank), Path(options.folder)
-    peer = legion.Peer(listen="/ip4/127.0.0.1/tcp/0", lan=False, status=False)
+    limits = legion.Limits(netem=options.netem)
+    peer = legion.Peer(listen="/ip4/127.0.0.1/tcp/0", lan=False, status=False, limits=limits)
     before = held()
     model, batch = parts(options)
     if rank == 0:

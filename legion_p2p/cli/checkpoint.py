@@ -193,6 +193,8 @@ def _misfits(blocks: "BlockStore", root: "Cid", quiet: bool) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Cid):
+        return str(value)
     return value.hex() if isinstance(value, bytes) else value
 
 

@@ -8,11 +8,12 @@ from cyclopts import Parameter
 
 from legion_p2p.cli.common import at_least, checked
 from legion_p2p.cli.failures import DONE
+from legion_p2p.cli.plan_text import plan_lines
 from legion_p2p.config import Inner, NewRun, Rounds
 from legion_p2p.config.fields import struct_of
-from legion_p2p.config.new_run import ARCHITECTURE_PREFIX, chosen_inner, chosen_rounds
+from legion_p2p.config.new_run import ARCHITECTURE_PREFIX, chosen_inner, chosen_rounds, sharded_inner, sharded_rounds
 from legion_p2p.core.presets import DEFAULT_LINKS, Links
-from legion_p2p.core.run import RunSpec
+from legion_p2p.core.run import RunSpec, Sharding
 from legion_p2p.core.units import parse_duration, parse_rate
 from legion_p2p.errors import UsageError
 
@@ -37,6 +38,7 @@ def plan(  # noqa: PLR0913 (each is an option)
     down: Annotated[str, Parameter(converter=checked(parse_rate), metavar="RATE")] = "",
     rtt: Annotated[str, Parameter(converter=checked(parse_duration), metavar="TIME")] = "50ms",
     links: Annotated[Links, Parameter()] = DEFAULT_LINKS,
+    sharding: Annotated[Sharding, Parameter()] = "none",
     codec: Annotated[tuple[str, ...], _MANY, Parameter(metavar="NAME...")] = (),
     update_codec: Annotated[tuple[str, ...], _MANY, Parameter(metavar="NAME...")] = (),
     local_steps: Annotated[int | None, Parameter(validator=at_least(1))] = None,
@@ -65,6 +67,8 @@ def plan(  # noqa: PLR0913 (each is an option)
         Round trip between two of them.
     links
         As for legion-peer: chooses codecs and local steps where the options below do not.
+    sharding
+        full: of a sharded run, what each step takes of a member, and whether the network is fast enough.
     codec
         Codec of what members push; a peer may use any further ones instead, as its connection allows.
     update_codec
@@ -91,10 +95,12 @@ def plan(  # noqa: PLR0913 (each is an option)
             rounds |= {f"{kind}_codec": codecs[0], f"{kind}_codecs": codecs[1:]}
     rounds |= {"local_steps": local_steps} if local_steps else {}
     rounds |= {"max_local_steps": max_local_steps} if max_local_steps else {}
-    spec, context = _spec(model, links, struct_of(Rounds, rounds))
+    spec, context = _spec(model, links, struct_of(Rounds, rounds), sharding)
     if tokens_per_step:
         batch = min(MAX_BATCH, max(1, round(tokens_per_step / context)))
         spec = msgspec.structs.replace(spec, inner=msgspec.structs.replace(spec.inner, batch=batch))
+    if sharding == "full":
+        return _show_sharded(spec, peers, min(parse_rate(up), parse_rate(down or up)), json)
     tokens = tokens_per_step or spec.inner.batch * context
     numel = sum(p.numel for p in spec.params)
     made = forecast(
@@ -125,7 +131,7 @@ def model_named(text: str) -> "GPTConfig":
     return of_size(n_params)
 
 
-def _spec(model: str, links: Links, rounds: Rounds) -> tuple[RunSpec, int]:
+def _spec(model: str, links: Links, rounds: Rounds, sharding: Sharding) -> tuple[RunSpec, int]:
     """A run as `legion-peer` would create it, and the tokens in one of its windows.
 
     Raises: ConfigError; UsageError; IncompatibleModelError; StoreError.
@@ -135,14 +141,26 @@ def _spec(model: str, links: Links, rounds: Rounds) -> tuple[RunSpec, int]:
     from legion_p2p.train.sizing import check_size
 
     if model.startswith(ARCHITECTURE_PREFIX):
-        spec = described(NewRun("plan", links=links, architecture=model, rounds=rounds))
+        spec = described(NewRun("plan", links=links, architecture=model, rounds=rounds, sharding=sharding))
         check_size(sum(p.numel for p in spec.params))
     else:
         config = model_named(model)
-        chosen = chosen_rounds(rounds, links)
-        spec = RunSpec("plan", "", shapes_of(config), chosen, chosen_inner(Inner(), links), msgspec.to_builtins(config))
+        is_sharded = sharding == "full"
+        chosen = sharded_rounds(rounds) if is_sharded else chosen_rounds(rounds, links)
+        inner = sharded_inner(Inner()) if is_sharded else chosen_inner(Inner(), links)
+        spec = RunSpec("plan", "", shapes_of(config), chosen, inner, msgspec.to_builtins(config), sharding=sharding)
         check_codecs(spec)
+        spec.check()
     return spec, shape_of(spec).context
+
+
+def _show_sharded(spec: RunSpec, peers: int, bps: float, as_json: bool) -> int:
+    """Raises: UsageError."""
+    from legion_p2p.train.job_plan import plan_of
+
+    made = plan_of(spec, (peers,), bps)
+    print(msgspec.json.encode(made).decode() if as_json else "\n".join(plan_lines(made, None)))
+    return DONE
 
 
 def _show(made: "Forecast", model: str, as_json: bool) -> None:

@@ -20,13 +20,12 @@ from legion_p2p.cli.failures import DONE
 from legion_p2p.cli.farewell import farewell_lines, run_name
 from legion_p2p.cli.peer_options import Job, Output, job_of, nobody_to_enter_through, signature
 from legion_p2p.cli.peer_view import PeerView
+from legion_p2p.cli.plan_text import plan_lines
 from legion_p2p.cli.running import run_and_exit
 from legion_p2p.cli.signals import Signals, pausing_signals
 from legion_p2p.cli.torchrun import follow, rank_here, worker_of
-from legion_p2p.config import Store
 from legion_p2p.errors import LegionError, NotSavedError, StoreError, TooLargeError, UsageError
 from legion_p2p.files.paths import user_data_folder, user_path
-from legion_p2p.observe import human
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.memory import give_back_freed_memory
 from legion_p2p.reporting.reports import DEFAULT_FOLDER, Reports
@@ -34,7 +33,6 @@ from legion_p2p.reporting.trackers import usable
 from legion_p2p.train.control import Control
 
 if TYPE_CHECKING:
-    from legion_p2p.train.job_plan import Plan
     from legion_p2p.train.outcome import Outcome
 
 MAX_IDENTITY_SLOTS = 64  # peers of one user on one machine; more is a loop that leaks processes
@@ -98,49 +96,9 @@ def _dry_run(job: Job, as_json: bool) -> int:
     if as_json:
         print(msgspec.json.encode(plan).decode())
         return DONE
-    print("\n".join(plan_lines(plan, job.peer.store if job.picks_store or job.peer.store.path else None)))
+    lines = plan_lines(plan, job.peer.store if job.picks_store or job.peer.store.path else None)
+    print("\n".join([*lines, "nothing was started (--dry-run)"]))
     return DONE
-
-
-def disk_text(store: Store | None) -> str:
-    """What checkpoints may take of the disk."""
-    if store is None:
-        return "nothing: no checkpoints are kept"
-    return f"up to {human.bytes_text(store.max_gb * 1e9)} for checkpoints" if store.max_gb else "no limit on checkpoints"
-
-
-def plan_lines(plan: "Plan", store: Store | None) -> list[str]:
-    """What a job would need."""
-    bytes_text, whole_text = human.bytes_text, human.whole_text
-    facts = [
-        ("run", human.clean(plan.run)),
-        ("parameters", whole_text(plan.n_params)),
-        ("shards", f"{plan.n_shards} of {whole_text(plan.shard_elements)} elements"),
-        ("memory", f"{bytes_text(plan.memory_bytes)}, of which {bytes_text(plan.program_bytes)} for the program itself"),
-        ("disk", disk_text(store)),
-        ("local steps per round", whole_text(plan.local_steps)),
-        ("tokens per step", whole_text(plan.tokens_per_step)),
-        ("pushes", f"{bytes_text(plan.push_bytes_per_round)} for all shards, as {human.clean(plan.push_codec, 64)}"),
-        *([("", f"down to {human.clean(plan.push_codecs[-1], 64)} where a connection carries less")] if plan.push_codecs else []),
-        ("updates", f"{bytes_text(plan.update_bytes_per_round)} for all shards, as {human.clean(plan.update_codec, 64)}"),
-    ]
-    columns = [
-        ("members", [whole_text(row.n_members) for row in plan.traffic]),
-        ("sent each round", [bytes_text(row.sent_bytes) for row in plan.traffic]),
-        ("at most", [bytes_text(row.most_sent_bytes) for row in plan.traffic]),
-        ("received", [bytes_text(row.received_bytes) for row in plan.traffic]),
-        ("sent per token", [bytes_text(row.sent_bytes_per_token) for row in plan.traffic]),
-        ("sending takes", [human.duration_text(row.send_s) for row in plan.traffic if row.send_s is not None]),
-    ]
-    rows = zip(*([title, *cells] for title, cells in columns if cells), strict=True)
-    return [
-        *(f"{name:<22}  {value}" for name, value in facts),
-        "",
-        *("  ".join(f"{cell:>{width}}" for cell, width in zip(row, (7, 15, 8, 8, 14, 13), strict=False)) for row in rows),
-        "",
-        "each is the mean over peers; at most: the peer that owns most shards",
-        "nothing was started (--dry-run)",
-    ]
 
 
 def _train(job: Job, output: Output) -> int:

@@ -2,9 +2,10 @@
 
     Manifest   one point of a run, signed by the peer that published it
      |- run      the bytes of the run's specification; their CID is the run's id
-     `- shards   one for each shard of the plan, in order
-         |- base   a full state: leaves of the shard's fp32 bytes (core/shard_chunks.py)
-         `- log    the updates since, one for each version: the very messages that were broadcast, cut into blocks
+     |- shards   one for each shard of the plan, in order
+     |   |- base   a full state: leaves of the shard's fp32 bytes (core/shard_chunks.py)
+     |   `- log    the updates since, one for each version: the very messages that were broadcast, cut into blocks
+     `- state    what else is needed to go on; of a sharded run with a link to what its optimizer remembers, as bases
 
 The manifest before it is named as text, not as a link: a user that fetches or pins a checkpoint, with any IPFS client, should not
 need all that came before, which may be pruned already.
@@ -33,6 +34,7 @@ MAX_BLOCK_BYTES = 1 << 20  # of any block: a run's specification is one, so that
 MAX_BASE_LEAVES = MAX_SHARD_ELEMENTS // LEAF_ELEMENTS
 MAX_UPDATE_LEAVES = 2 + (MAX_PAYLOAD_BYTES + (1 << 20)) // MAX_LEAF_BYTES  # the payload, and the signed header
 MAX_LOG = 1024  # updates since the base: fetching and applying more takes longer than a new base
+MOMENTS = "moments"  # in a manifest's state: the link to its StoredMoments
 MAX_STATE_ENTRIES = 64
 MAX_STATE_BYTES = 64 << 10  # torch's random state is 5 KiB
 
@@ -41,6 +43,7 @@ _SIGNED_FOR = b"legion/manifest/1\n"  # so that no other signature of the same k
 _Version = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
 _Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
+_Bases = Annotated[tuple[Cid, ...], msgspec.Meta(min_length=1, max_length=MAX_SHARDS)]
 _UpdateLeaves = Annotated[tuple[Cid, ...], msgspec.Meta(min_length=1, max_length=MAX_UPDATE_LEAVES)]
 
 
@@ -83,14 +86,23 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parent: Annotated[str, msgspec.Meta(max_length=MAX_CID_CHARS)] = ""
     """The CID of the manifest before; empty: there is none."""
     state: dict[str, Any] = {}
-    """What else is needed to go on: numbers, text and bytes by name. The library does not interpret it."""
+    """What else is needed to go on: numbers, text and bytes by name, which only its writer interprets; and the link MOMENTS."""
     signature: Annotated[bytes, msgspec.Meta(max_length=SIGNATURE_BYTES)] = b""
     """The publisher's, of everything above."""
     format: Annotated[int, msgspec.Meta(ge=FORMAT, le=FORMAT)] = FORMAT
 
 
-Node = Base | StoredShard | Manifest
-T = TypeVar("T", Base, StoredShard, Manifest)
+class StoredMoments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the optimizer of a sharded run remembers: its moments, cut as the parameters are."""
+
+    n_steps: Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
+    """That they have seen."""
+    first: _Bases
+    second: _Bases
+
+
+Node = Base | StoredShard | Manifest | StoredMoments
+T = TypeVar("T", Base, StoredShard, Manifest, StoredMoments)
 
 
 def sign_manifest(manifest: Manifest, identity: Identity) -> Manifest:
@@ -123,6 +135,11 @@ def decode_base(data: bytes) -> Base:
 def decode_shard(data: bytes) -> StoredShard:
     """Raises: DecodeError."""
     return _decode(data, StoredShard)
+
+
+def decode_moments(data: bytes) -> StoredMoments:
+    """Raises: DecodeError."""
+    return _decode(data, StoredMoments)
 
 
 def decode_manifest(data: bytes) -> Manifest:
@@ -193,7 +210,8 @@ def _check_state(state: dict[str, Any]) -> None:
         raise DecodeError(f"a manifest's state of {len(state)} entries, at most {MAX_STATE_ENTRIES}")
     for name, value in state.items():
         is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-        if not (value is None or is_number or isinstance(value, str | bytes)):
+        is_link = isinstance(value, Cid) and name == MOMENTS
+        if not (value is None or is_number or is_link or isinstance(value, str | bytes)):
             raise DecodeError(f"{name[:40]!r} in a manifest's state is a {type(value).__name__}: must be a number, text or bytes")
     try:
         size = len(dagcbor.encode(state))

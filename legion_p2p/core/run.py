@@ -124,8 +124,6 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.inner.optimizer not in SHARDED_OPTIMIZERS:
             chosen, known = self.inner.optimizer, " or ".join(SHARDED_OPTIMIZERS)
             raise UsageError(f"inner.optimizer {chosen!r}: the owners of a sharded run run {known}")
-        if self.inner.clip:
-            raise UsageError(f"inner.clip {self.inner.clip}: the owners of a sharded run do not clip gradients; choose 0")
         if self.round.untrained == "average":
             raise UsageError('round.untrained "average": in a sharded run nobody averages buffers; choose "same" or "own"')
         if self.round.sync_rule == "center":

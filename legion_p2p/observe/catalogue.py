@@ -247,6 +247,8 @@ EVENTS = (
     _event("checkpoint.stored", "A checkpoint is on disk.", "step cid wall_s"),
     _error("checkpoint.failed", "Checkpoints cannot be stored for now; training goes on."),
     _event("checkpoint.resumed", "Checkpoints can be stored again."),
+    _error("checkpoint.moments_left_out", "A store had room for the weights of a sharded run alone; the text says why."),
+    _error("checkpoint.moments_lost", "What the optimizer of a sharded run remembers could not be read; it begins cold."),
     _error("checkpoint.unusable", "A stored checkpoint cannot be read; an older one is tried."),
     _error("checkpoint.journal_damaged", "The journal of updates ends early for a shard."),
     _event("checkpoint.not_believed", "A checkpoint that was offered is not used.", "cid reason"),

@@ -15,7 +15,7 @@ from legion_p2p.core.checkpoint_policy import StoredRun
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.contact import Bandwidth, Contact, Handler, Traffic
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.manifest import Base, StoredShard
+from legion_p2p.core.manifest import Base, StoredMoments, StoredShard
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.privacy import Spent
@@ -209,6 +209,12 @@ class CheckpointArchive(Protocol):
     def shard(self, shard: int) -> tuple[Base, bytes, Iterator[bytes], Iterator[bytes]]:
         """A shard's base, its fp32 bytes, the encoded updates since, and those after the checkpoint. Raises: DecodeError too."""
 
+    def moments(self, cid: Cid) -> StoredMoments:
+        """What the optimizer remembers, as it is named in a checkpoint's state. Raises: DecodeError too."""
+
+    def moment(self, shard: int, base: Cid) -> bytes:
+        """The fp32 bytes of one of them, of one shard. Raises: DecodeError too."""
+
     def last_state(self) -> tuple[int, dict[str, Any]]:
         """The step, and what else the trainer needs to go on, as last written. Raises: DecodeError too."""
 
@@ -242,6 +248,12 @@ class CheckpointArchive(Protocol):
         self, shard: int, version: int, digest: bytes, included: Sequence[Inclusion], data: memoryview, *, salt: bytes = b""
     ) -> None:
         """The same, quickly: the next checkpoint makes blocks of it."""
+
+    def put_moment(self, step: int, data: memoryview) -> Cid:
+        """Store one moment of a shard, for `put_moments`."""
+
+    def put_moments(self, moments: StoredMoments) -> Cid:
+        """Store what the optimizer remembers, for the state of the next checkpoint."""
 
     @property
     def journal_bytes(self) -> int:

@@ -20,7 +20,7 @@ from legion_p2p.core import dagcbor
 from legion_p2p.core.checkpoint_policy import StoredRun
 from legion_p2p.core.cids import Cid
 from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.core.manifest import Base, Manifest, StoredShard
+from legion_p2p.core.manifest import Base, Manifest, StoredMoments, StoredShard
 from legion_p2p.core.plan import ShardPlan
 from legion_p2p.core.retention import Retention, kept
 from legion_p2p.core.run import SignedSpec, open_spec, run_id
@@ -33,6 +33,7 @@ from legion_p2p.store.checkpoints import (
     base_bytes,
     get_base,
     get_manifest,
+    get_moments,
     get_shards,
     get_spec,
     publish,
@@ -134,6 +135,19 @@ class Archive:
             raise DecodeError(f"{self._opened().path}: shard {shard} is not what its digest says")
         return Base(whole.version, whole.digest, whole.included, (), whole.salt), data, *self._messages(stored)
 
+    def moments(self, cid: Cid) -> StoredMoments:
+        """What the optimizer remembers, as it is named in a checkpoint's state. Raises: StoreError; DecodeError."""
+        found = get_moments(self.store, cid)
+        assert self._plan is not None
+        if not len(found.first) == len(found.second) == self._plan.n_shards:
+            raise DecodeError(f"moments of {len(found.first)} and {len(found.second)} shards, the run has {self._plan.n_shards}")
+        return found
+
+    def moment(self, shard: int, base: Cid) -> bytes:
+        """The fp32 bytes of one of them, of one shard. Raises: StoreError; DecodeError."""
+        assert self._plan is not None
+        return base_bytes(self.store, get_base(self.store, base), self._plan.size(shard))
+
     def last_state(self) -> tuple[int, dict[str, Any]]:
         """The step, and what else the trainer needs to go on, as last written. Raises: StoreError; DecodeError."""
         step, state = 0, {}
@@ -222,6 +236,15 @@ class Archive:
     ) -> None:
         """Store a shard whole; `data` is its little-endian fp32 bytes. Raises: DiskFullError; QuotaError; StoreError."""
         self._shards.put(shard, put_base(self.store, version, included, data, salt=salt), version, digest)
+
+    def put_moment(self, step: int, data: memoryview) -> Cid:
+        """Store one moment of a shard, for `put_moments`. The next checkpoint removes what it does not need. Raises:
+        DiskFullError; QuotaError; StoreError."""
+        return put_base(self.store, step, (), data)
+
+    def put_moments(self, moments: StoredMoments) -> Cid:
+        """Store what the optimizer remembers, for the state of the next checkpoint. Raises: as `put_moment`."""
+        return put_node(self.store, moments)
 
     def recover(self) -> None:
         """After a failed write: go on from what the newest checkpoint and the journal have, and remove what neither needs.

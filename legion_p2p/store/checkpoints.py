@@ -11,10 +11,12 @@ from legion_p2p.core.manifest import (
     Base,
     Manifest,
     Node,
+    StoredMoments,
     StoredShard,
     check_shard,
     decode_base,
     decode_manifest,
+    decode_moments,
     decode_shard,
     encode_node,
     sign_manifest,
@@ -80,6 +82,11 @@ def get_shard(store: BlockStore, cid: Cid) -> StoredShard:
 def get_base(store: BlockStore, cid: Cid) -> Base:
     """Raises: MissingBlockError; DecodeError."""
     return decode_base(_node(store, cid))
+
+
+def get_moments(store: BlockStore, cid: Cid) -> StoredMoments:
+    """Raises: MissingBlockError; DecodeError."""
+    return decode_moments(_node(store, cid))
 
 
 def get_spec(store: BlockStore, manifest: Manifest) -> tuple[SignedSpec, RunSpec]:

@@ -8,7 +8,7 @@ from legion_p2p.config import Training
 from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
 from legion_p2p.core.roles import Role
 from legion_p2p.core.run import RunSpec
-from legion_p2p.core.sharding.cost import SentBits, held_bytes, mean_codec, step_bytes
+from legion_p2p.core.sharding.cost import MAX_STEP_S, SentBits, held_bytes, mean_codec, step_bytes
 from legion_p2p.core.sharding.plan import plan_units
 from legion_p2p.tensor import codec
 from legion_p2p.train.described import shape_of
@@ -27,6 +27,8 @@ class PlannedTraffic(msgspec.Struct, frozen=True):
     sent_bytes_per_token: float
     send_s: float | None
     """Over the upload that the job is limited to; None where it is not."""
+    least_bps: float | None = None
+    """What a connection must carry, where the run is sharded: see `core.sharding.cost`; None: it is not."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -101,7 +103,8 @@ def _sharded_plan(spec: RunSpec, crowds: Sequence[int], upload_bps: float | None
         check_members(n_members)
         moved = round(step_bytes(numel, n_members, bits))
         send_s = None if upload_bps is None else 8 * moved / upload_bps
-        traffic.append(PlannedTraffic(n_members, moved, moved, moved, moved / max(1, tokens_per_step), send_s))
+        per_token, least_bps = moved / max(1, tokens_per_step), 8 * moved / MAX_STEP_S
+        traffic.append(PlannedTraffic(n_members, moved, moved, moved, per_token, send_s, least_bps))
     return Plan(
         run=spec.name,
         n_params=numel,

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 
 from legion_p2p.core import dagcbor
+from legion_p2p.core.cids import Cid
 from legion_p2p.errors import DecodeError
 from legion_p2p.files.paths import shown
 from legion_p2p.files.reading import read_text
@@ -27,7 +28,7 @@ class SideFile(msgspec.Struct, frozen=True):
     step: int
     versions: tuple[int, ...]
     state: bytes
-    """DAG-CBOR of the manifest's `state`."""
+    """DAG-CBOR of the manifest's `state`, without links to blocks that are not in the export."""
     names: str
     """Whose names the parameters have in the file: `run`, `gpt2`, `llama` or `transformers`."""
 
@@ -36,7 +37,7 @@ def side_of(checkpoint: Checkpoint, names: str) -> SideFile:
     """Raises: MissingBlockError; DecodeError."""
     signed, manifest = checkpoint.signed, checkpoint.manifest
     versions = tuple(state.version for state, _ in checkpoint.states())
-    state = dagcbor.encode(manifest.state)
+    state = dagcbor.encode({name: value for name, value in manifest.state.items() if not isinstance(value, Cid)})
     return SideFile(str(checkpoint.cid), signed.spec, signed.signature, manifest.step, versions, state, names)
 
 

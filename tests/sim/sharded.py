@@ -112,6 +112,8 @@ class Group:
     def __init__(self, spec: RunSpec = SPEC, seed: int = 0, stores: Path | None = None) -> None:
         """`stores`: a folder for the members' stores; without it they have none."""
         self.stores = stores
+        self.quota_bytes: int | None = None
+        """Of each store that is opened from now on."""
         self.world = World(seed)
         self.spec = spec
         self.start = torch.randn(NUMEL, generator=torch.Generator().manual_seed(seed))
@@ -126,7 +128,7 @@ class Group:
         return member
 
     async def _live(self, member: Member, creates: bool) -> None:
-        store = None if self.stores is None else BlockStore(self.stores / member.name)
+        store = None if self.stores is None else BlockStore(self.stores / member.name, quota_bytes=self.quota_bytes)
         archive = None if store is None else Archive(store, member.network.identity)
         parts = self._parts(member, archive)
         with member.scope:

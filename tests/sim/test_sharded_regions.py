@@ -153,6 +153,8 @@ async def test_two_that_found_a_region_at_the_same_moment_end_as_one_region(auto
         await train(group, 3)
         assert all(len(states) == 1 for states in group.digests("away").values())
         assert {version for states in group.digests("away").values() for version, _ in states} == {7}
+        held = [held for member in group.of_region("away") for held in member.units.table.held.values()]
+        assert {one.moments.n_steps for one in held} == {7}  # the optimizer went on as well
 
 
 async def test_a_checkpoint_is_that_of_the_region_of_the_peer_that_writes_it(tmp_path: Path, autojump_clock):

@@ -1,6 +1,7 @@
 """Sharded runs: the group trains as one process would, whoever comes, leaves or dies."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -11,11 +12,14 @@ from torch import Tensor
 
 from legion_p2p.core.control import Pause, Wish
 from legion_p2p.core.identity import Identity
+from legion_p2p.core.manifest import MOMENTS
 from legion_p2p.core.plan import ShardPlan
+from legion_p2p.core.run import RunSpec
 from legion_p2p.errors import JoinError
 from legion_p2p.services.run.progress import Progress
 from legion_p2p.store.archive import Archive
 from legion_p2p.store.blocks import BlockStore
+from legion_p2p.store.checkpoints import get_manifest
 from legion_p2p.tensor.flatten import from_fp32_bytes
 from legion_p2p.train.muon import MuonAdamW
 from tests.sim.sharded import INNER, NUMEL, PARAMS, SPEC, Group, Member, group_of, resumed_group, with_codec
@@ -32,13 +36,15 @@ def towards_target(weights: Tensor, name: str, step: int) -> Tensor:
     return weights - target(name) * (1 + 0.1 * step)
 
 
-def plain_adamw(start: Tensor, *batches: Sequence[str]) -> Tensor:
+def plain_adamw(start: Tensor, *batches: Sequence[str], clip: float = 0.0) -> Tensor:
     """What one process makes of joint batches: whose are in each step."""
     weights = torch.nn.Parameter(start.clone())
     betas = (INNER.beta1, INNER.beta2)
     inner = torch.optim.AdamW([weights], lr=INNER.learning_rate, betas=betas, weight_decay=INNER.weight_decay)
     for step, names in enumerate(batches):
         weights.grad = torch.stack([towards_target(weights.detach(), name, step) for name in names]).mean(0)
+        if clip:
+            torch.nn.utils.clip_grad_norm_([weights], clip)
         inner.step()
     return weights.detach()
 
@@ -63,6 +69,31 @@ async def test_a_group_trains_as_one_process_with_the_joint_batch(n: int, autoju
         assert torch.allclose(weights, plain_adamw(group.start, *[NAMES[:n]] * 20), atol=1e-5, rtol=0)
         assert all(all(member.included) for member in group.members.values())
         assert all(len(states) == 1 for states in group.digests().values())
+
+
+CLIP = 40.0  # longer than the first gradients, shorter than later ones
+CLIPPED = msgspec.structs.replace(SPEC, inner=msgspec.structs.replace(INNER, clip=CLIP))
+
+
+async def test_gradients_are_clipped_by_the_norm_of_all_units_as_one_process_does(autojump_clock):
+    async with group_of(*NAMES[:3], spec=CLIPPED) as group:
+        await train(group, 20)
+
+        weights = await group.members["a"].pulled()
+        clipped = plain_adamw(group.start, *[NAMES[:3]] * 20, clip=CLIP)
+        assert torch.allclose(weights, clipped, atol=1e-5, rtol=0)
+        assert not torch.allclose(clipped, plain_adamw(group.start, *[NAMES[:3]] * 20), atol=1e-3, rtol=0)
+        assert not torch.allclose(clipped, plain_adamw(group.start, *[NAMES[:3]] * 20, clip=1.0), atol=1e-3, rtol=0)
+        await all_made(group, 20)
+        assert all(len(states) == 1 for states in group.digests().values())
+
+
+async def all_made(group: Group, n_steps: int) -> None:
+    """Members are answered before the steps of a clipped gradient are made."""
+    for member in group.members.values():
+        member.step = n_steps
+        await member.pulled()
+    await trio.sleep(1)
 
 
 async def test_with_muon_a_group_trains_as_one_process_and_owner_and_standby_hold_the_same_bits(autojump_clock):
@@ -134,8 +165,9 @@ async def test_what_a_byte_leaves_out_of_a_gradient_is_in_a_later_one(autojump_c
         assert torch.allclose(total, 40 * small, atol=0.008, rtol=0)
 
 
-async def test_a_killed_owner_costs_at_most_ten_seconds_and_no_step(autojump_clock):
-    async with group_of(*NAMES) as group:
+@pytest.mark.parametrize("spec", [SPEC, CLIPPED], ids=["plain", "clipped"])
+async def test_a_killed_owner_costs_at_most_ten_seconds_and_no_step(spec: RunSpec, autojump_clock):
+    async with group_of(*NAMES, spec=spec) as group:
         await train(group, 5)
         before = await group.members["b"].pulled()
 
@@ -147,6 +179,7 @@ async def test_a_killed_owner_costs_at_most_ten_seconds_and_no_step(autojump_clo
         await train(group, 4)
 
         weights = await group.members["b"].pulled()
+        await all_made(group, 10)
         assert took_s < 10
         assert not torch.equal(weights, before)
         assert {version for states in group.digests().values() for version, _ in states} == {10}
@@ -223,8 +256,9 @@ async def test_members_come_and_go_at_any_step_and_the_units_with_them(autojump_
         assert all(len(states) == 1 for states in group.digests().values())
 
 
-async def test_a_newcomer_takes_its_units_while_the_others_train(autojump_clock):
-    async with group_of("a", "b") as group:
+@pytest.mark.parametrize("clip", [0.0, CLIP])
+async def test_a_newcomer_takes_its_units_while_the_others_train(clip: float, autojump_clock):
+    async with group_of("a", "b", spec=CLIPPED if clip else SPEC) as group:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(train, group, 60)
             await trio.sleep(0.5)
@@ -233,7 +267,8 @@ async def test_a_newcomer_takes_its_units_while_the_others_train(autojump_clock)
         await group.settled()
 
         weights = await group.members["a"].pulled()
-        assert torch.allclose(weights, plain_adamw(group.start, *["ab"] * 60), atol=1e-5, rtol=0)
+        assert torch.allclose(weights, plain_adamw(group.start, *["ab"] * 60, clip=clip), atol=1e-5, rtol=0)
+        await all_made(group, 60)
         assert all(len(states) == 1 for states in group.digests().values())
 
 
@@ -269,7 +304,44 @@ async def test_a_checkpoint_is_a_manifest_like_any_other_and_the_run_goes_on_fro
         assert await again.units.client.newest_step() == 5
         again.step = 5
         assert torch.equal(await again.pulled(), weights)
-        await train(group, 2)
+        await train(group, 4)  # the optimizer goes on as if nothing had been
+        expected = plain_adamw(group.start, *["ab"] * 5, *["b"] * 4)
+        assert torch.allclose(await again.pulled(), expected, atol=1e-5, rtol=0)
+
+
+async def test_a_store_without_room_for_what_the_optimizer_remembers_keeps_the_weights(tmp_path: Path, autojump_clock):
+    async with group_of("a", stores=tmp_path) as group:
+        await train(group, 3)
+        roomy = group.members["a"]
+        await roomy.units.saver.save(3)
+        with closing(BlockStore(tmp_path / "a", read_only=True)) as store:
+            group.quota_bytes = store.used_bytes - 4 * NUMEL
+        await group.add("b")
+        await group.settled()
+        narrow = group.members["b"]
+        await narrow.units.saver.save(3)
+        weights = await narrow.pulled()
+
+    assert narrow.events_named("checkpoint.moments_left_out") and narrow.events_named("checkpoint.stored")
+    assert torch.equal(whole_of(tmp_path / "b", narrow.engine.plan), weights)
+
+
+async def test_where_what_the_optimizer_remembered_is_lost_it_begins_cold_and_says_so(tmp_path: Path, autojump_clock):
+    async with group_of("a", stores=tmp_path) as group:
+        await train(group, 3)
+        await group.members["a"].units.saver.save(3)
+        weights = await group.members["a"].pulled()
+    with closing(BlockStore(tmp_path / "a")) as store:
+        (manifest,) = [get_manifest(store, cid) for cid in store.pins()]
+    (block,) = [path for path in (tmp_path / "a").rglob("*") if path.name == str(manifest.state[MOMENTS])]
+    block.unlink()
+
+    async with resumed_group("a", tmp_path) as group:
+        again = group.members["a"]
+        assert again.events_named("checkpoint.moments_lost")
+        again.step = 3
+        assert torch.equal(await again.pulled(), weights)
+        assert all(held.moments is None for held in again.units.table.held.values())
 
 
 def whole_of(store: Path, plan: ShardPlan) -> Tensor:

@@ -80,6 +80,7 @@ class Plan(msgspec.Struct):
 
 class PlannedTraffic(msgspec.Struct):
     n_members: int; sent_bytes: int; received_bytes: int; most_sent_bytes: int; sent_bytes_per_token: float; send_s: float | None
+    least_bps: float | None = None
 
 def plan_job(entry, peer, training):
     traffic = PlannedTraffic(100, 1_600_000, 1_600_000, 2_400_000, 156.25, 1.28 if peer.limits.upload else None)

@@ -9,6 +9,7 @@ from rich.console import Console
 from legion_p2p.cli import ctl
 from legion_p2p.cli.running import run_app
 from legion_p2p.config import Limits, NewRun, Peer, Rounds, RunChoice, Training
+from legion_p2p.core.sharding.cost import MAX_STEP_S
 from legion_p2p.dashboard.forecast import render_forecast
 from legion_p2p.errors import ConfigError
 from legion_p2p.observe import human
@@ -104,6 +105,20 @@ def test_memory_grows_with_what_is_computed_at_once(capsys) -> None:
 
     per_token = 4 * (17 * 12 * 768 + 2 * 50257)  # numbers of 12 layers of width 768, and of the tokens' scores
     assert many - few == pytest.approx(7 * 1024 * per_token, rel=0.01)
+
+
+def test_of_a_sharded_run_it_says_what_a_connection_must_carry_and_whether_it_does(capsys) -> None:
+    words = ["plan", "--model", "gpt2", "--peers", "4", "--sharding", "full", "--up"]
+    assert run_app(ctl.app, [*words, "1gbit"]) == 0
+    fast = capsys.readouterr().out
+    assert run_app(ctl.app, [*words, "100mbit"]) == 0
+    slow = capsys.readouterr().out
+    assert run_app(ctl.app, [*words, "100mbit", "--codec", "int8", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["traffic"][0]
+
+    assert "must carry" in fast and "133 Mbit/s" in fast and "too slow" not in fast
+    assert "too slow for 4 members: the bytes of one step take 39.8 s, 30 s are allowed" in slow
+    assert row["least_bps"] * MAX_STEP_S == pytest.approx(8 * row["sent_bytes"]) and row["least_bps"] < 100e6
 
 
 def test_where_nothing_adapts_there_is_one_table() -> None:

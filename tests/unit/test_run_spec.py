@@ -79,6 +79,13 @@ def test_a_sharded_run_has_no_target_in_tokens_because_nobody_counts_them() -> N
         sign_spec(spec_of(**fields, target_tokens=10), FOUNDER)
 
 
+def test_regions_of_a_sharded_run_have_no_center_because_no_member_holds_a_copy_for_all() -> None:
+    rounds = RoundSpec(push_codec="fp32", update_codec="fp32", sync_rule="center")
+
+    with pytest.raises(UsageError, match="sync_rule"):
+        sign_spec(spec_of(sharding="full", round=rounds), FOUNDER)
+
+
 def test_the_id_is_the_cid_of_the_bytes_and_stays_what_it_is() -> None:
     signed = sign_spec(spec_of(), FOUNDER)
 

@@ -412,7 +412,7 @@ def test_what_a_member_holds_falls_with_the_number_of_members():
     [
         ({"round": RoundSpec(push_codec="topk64-2bit", update_codec="bf16")}, "round.push_codec"),
         ({"inner": InnerSpec(optimizer="onebit-adam", clip=0.0)}, "the owners of a sharded run run adamw or muon"),
-        ({"inner": InnerSpec()}, "do not clip"),
+        ({"round": RoundSpec(push_codec="bf16", update_codec="bf16", sync_rule="center")}, "sync_rule"),
         ({"target_tokens": 5}, "give target_steps"),
         ({"round": RoundSpec(push_codec="bf16", update_codec="bf16", untrained="average")}, "untrained"),
     ],

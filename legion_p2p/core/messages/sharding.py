@@ -14,10 +14,12 @@ from legion_p2p.core.messages.base import (
     ShardIndex,
     Version,
 )
+from legion_p2p.core.plan import MAX_SHARDS
 
 MAX_STEP_MEMBERS = 1024  # contributions to one step of a unit: a group on one network has some ten members
 MAX_UNIT_PARTS = 4  # of a unit on its way to another peer: weights and two moments of at most 32 MiB each, and a count
 UnitRole = Literal["owner", "standby", "none"]
+UnitPart = Literal["weights", "first", "second"]
 
 _Members = Annotated[tuple[PeerName, ...], msgspec.Meta(max_length=MAX_STEP_MEMBERS)]
 _Part = Annotated[int, msgspec.Meta(ge=0, lt=MAX_UNIT_PARTS)]
@@ -49,6 +51,8 @@ class UnitWeights(Message, frozen=True, tag="unit_weights"):
 
     version: Version
     payload: Payload
+    n_steps: Count = 0
+    """Of a moment: steps that it has seen. None, and an empty payload: the optimizer has none yet."""
 
 
 class PullUnit(Request[UnitWeights | UnitElsewhere], frozen=True, tag="pull_unit"):
@@ -59,6 +63,8 @@ class PullUnit(Request[UnitWeights | UnitElsewhere], frozen=True, tag="pull_unit
     step: Version
     exact: bool = False
     """As fp32, whatever weights travel in otherwise."""
+    part: UnitPart = "weights"
+    """A moment instead: what the optimizer remembers."""
 
 
 class UnitStepped(Message, frozen=True, tag="unit_stepped"):
@@ -101,6 +107,32 @@ class ReplicateStep(Request[UnitHeld], frozen=True, tag="replicate_step"):
     payload: Payload
     is_moved: bool = False
     """What the ReplicateMove before it brought is subtracted as well."""
+    waits: bool = False
+    """The step is closed and not made yet: MakeStep says when."""
+
+
+class MakeStep(Request[UnitHeld], frozen=True, tag="make_step"):
+    """From a unit's owner to its standby: make the step whose mean gradient you have, with `factor` times that."""
+
+    run: RunId
+    unit: ShardIndex
+    term: Count
+    step: Version
+    factor: Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class UnitNorms(Message, frozen=True, tag="unit_norms"):
+    """The squares of the norms of the units that were asked about, in that order; None: not known here."""
+
+    squares: Annotated[tuple[Annotated[float, msgspec.Meta(ge=0)] | None, ...], msgspec.Meta(max_length=MAX_SHARDS)]
+
+
+class AskNorms(Request[UnitNorms], frozen=True, tag="ask_norms"):
+    """How long are the gradients of these units in this step? Answered once those that the peer owns are closed for it."""
+
+    run: RunId
+    step: Version
+    units: Annotated[tuple[ShardIndex, ...], msgspec.Meta(max_length=MAX_SHARDS)]
 
 
 class PutUnit(Request[UnitHeld], frozen=True, tag="put_unit"):

@@ -10,7 +10,7 @@ import trio
 from torch import Tensor
 
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.messages.sharding import PullUnit, UnitElsewhere, UnitWeights
+from legion_p2p.core.messages.sharding import PullUnit, UnitElsewhere, UnitPart, UnitWeights
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.sharding.plan import Unit
 from legion_p2p.errors import CodecError, JoinError, NetworkError
@@ -19,12 +19,11 @@ from legion_p2p.services.inter_region.unit_sync import UnitSync
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.rpc import Rpc
 from legion_p2p.services.sharding.service import UnitService
-from legion_p2p.tensor import codec
+from legion_p2p.tensor.adamw import Moments
 
 N_AT_ONCE = 4  # units on their way here
 FETCH_S = 120.0  # for one unit, whose owners may just be changing
 AGAIN_S = 0.5
-EXACT = "fp32"
 
 
 class RegionFounder:
@@ -52,24 +51,34 @@ class RegionFounder:
         began = trio.current_time()
         waiting = list(self._units.table.units)
         newest = 0
+        remembered: dict[int, Moments] = {}
 
         async def fetch() -> None:
             nonlocal newest
             while waiting:
                 unit = waiting.pop(0)
-                step, weights = await self._fetched(unit)
+                step, _, weights = await self._fetched(unit, "weights")
                 await self._units.hold(unit, weights)
                 newest = max(newest, step)
+                _, n_first, first = await self._fetched(unit, "first")
+                _, n_second, second = await self._fetched(unit, "second")
+                if n_first and n_second:
+                    remembered[unit.index] = Moments(first, second, n_second)
 
         async with trio.open_nursery() as nursery:
             for _ in range(N_AT_ONCE):
                 nursery.start_soon(fetch)
         self._units.table.begin_at(newest)
+        n_steps = max((moments.n_steps for moments in remembered.values()), default=0)
+        for unit, moments in remembered.items():
+            moments.n_steps = n_steps  # the other region has made some steps meanwhile
+            self._units.table.held[unit].moments = moments
         wall_s = round(trio.current_time() - began, 3)
         self._events.emit("region.founded", region=self._units.table.region, step=newest, wall_s=wall_s)
 
-    async def _fetched(self, unit: Unit) -> tuple[int, Tensor]:
-        """Steps that its weights have made, and these. Raises: JoinError."""
+    async def _fetched(self, unit: Unit, part: UnitPart) -> tuple[int, int, Tensor]:
+        """A part of it, and steps that the unit has made, and that the part has seen if it is a moment. Raises: JoinError."""
+        request = PullUnit(self._run, unit.index, 0, exact=part == "weights", part=part)
         reason = "no other region has an owner of it"
         give_up_at = trio.current_time() + FETCH_S
         while trio.current_time() < give_up_at:
@@ -77,22 +86,22 @@ class RegionFounder:
                 await self._sync.directory.look_up(region, unit.index)
                 for peer in self._owners(region, unit.index):
                     try:
-                        reply = await self._asked(peer, unit.index)
+                        reply = await self._asked(peer, request)
                         if isinstance(reply, UnitElsewhere):
                             continue
-                        return reply.version, await self._offload(codec.get(EXACT).decode, reply.payload, unit.numel)
+                        return reply.version, reply.n_steps, await self._offload(self._units.client.read, request, reply)
                     except (NetworkError, CodecError) as failed:
                         reason = str(failed)
             await trio.sleep(AGAIN_S)
         raise JoinError(f"unit {unit.index} of the model did not come from another region in {FETCH_S:.0f} s: {reason}")
 
-    async def _asked(self, peer: PeerId, unit: int) -> UnitWeights | UnitElsewhere:
+    async def _asked(self, peer: PeerId, request: PullUnit) -> UnitWeights | UnitElsewhere:
         """Raises: NetworkError."""
         if peer not in self._introduced:  # shows by what the run admits this one
             self._introduced.add(peer)
             await self._members.exchange_with(peer)
         try:
-            return await self._rpc.ask(peer, PullUnit(self._run, unit, 0, exact=True), Priority.CATCH_UP, within_s=FETCH_S)
+            return await self._rpc.ask(peer, request, Priority.CATCH_UP, within_s=FETCH_S)
         except NetworkError:
             self._introduced.discard(peer)
             raise

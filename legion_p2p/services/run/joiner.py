@@ -21,7 +21,7 @@ from torch import Tensor
 from legion_p2p.concurrency.nurseries import open_flat_nursery
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.run import RunSpec, SignedSpec, sign_spec
-from legion_p2p.errors import JoinError, RunExistsError, UnknownRunError, UsageError
+from legion_p2p.errors import DecodeError, JoinError, RunExistsError, StoreError, UnknownRunError, UsageError
 from legion_p2p.services.inter_region.region_founding import RegionFounder
 from legion_p2p.services.run.active_run import ActiveRun
 from legion_p2p.services.run.assembly import assembled
@@ -32,6 +32,7 @@ from legion_p2p.services.run.lobby import Lobby, PeerParts
 from legion_p2p.services.run.resume import Restored, catch_up, gather, restore
 from legion_p2p.services.run.run_discovery import SEARCH_S, FoundRun, find_run
 from legion_p2p.services.run.state_sync import StateSync
+from legion_p2p.services.sharding.saver import FlatMoments, read_moments
 from legion_p2p.tensor.flatten import digest
 
 MEMBERS_S = 30.0  # to hear of any member that holds the model
@@ -273,14 +274,24 @@ class Joiner:
         self._nursery.start_soon(run.advertise.run_forever)
 
     async def _resume_sharded(self, run: ActiveRun, restored: Restored) -> ActiveRun:
-        """Nobody else is in the run: this peer owns every unit, and gives them away as others come. The optimizer begins cold."""
+        """Nobody else is in the run: this peer owns every unit, and gives them away as others come."""
         run.shards.move(await run.regions.first())
         await self._nursery.start(run.members.run_forever)
         assert run.units is not None
-        await run.units.found(torch.cat([reference for reference, _ in restored.shards]), restored.step)
+        moments = await self._moments(restored)
+        await run.units.found(torch.cat([reference for reference, _ in restored.shards]), restored.step, moments)
         await self._take_part(run)
         self._events.emit("run.resumed", run=run.id, name=run.spec.name, step=restored.step)
         return run
+
+    async def _moments(self, restored: Restored) -> FlatMoments | None:
+        """What the optimizer remembered; None where the checkpoint does not say it, and the optimizer begins cold."""
+        assert self._parts.archive is not None
+        try:
+            return await read_moments(self._parts.archive, self._disk, restored.state)
+        except (StoreError, DecodeError) as bad:
+            self._events.error("checkpoint.moments_lost", f"{restored.stored.cid}: {bad}; the optimizer begins cold")
+            return None
 
     async def _join_sharded(self, run: ActiveRun) -> ActiveRun:
         """Nothing is fetched: units come as this peer is to own them, and weights as it uses them. Only the first of a region

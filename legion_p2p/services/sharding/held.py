@@ -32,6 +32,17 @@ class ArrivedGradient:
     decoded: Callable[[], Tensor]
 
 
+@dataclass(frozen=True, eq=False)
+class ClosedStep:
+    """What a step is to be made with, where it waits for the other units: at the owner and its standby."""
+
+    step: int
+    included: frozenset[PeerId]
+    mean: Tensor
+    move: Tensor | None
+    """Is subtracted after it."""
+
+
 @dataclass(eq=False)
 class HeldUnit:
     """Tensors are changed under `lock` only."""
@@ -50,6 +61,8 @@ class HeldUnit:
     """The weights of this version as they are sent, once anybody has asked for them."""
     arrived: dict[PeerId, ArrivedGradient] = field(default_factory=dict)
     """As the owner: the gradients of the step that is being collected for."""
+    closed: ClosedStep | None = None
+    """The step that is closed and waits, in a run that clips gradients."""
     standby: PeerId | None = None
     """As the owner: the peer that makes the same steps."""
     owner: PeerId | None = None
@@ -86,6 +99,10 @@ class HeldUnit:
         """Steps that were made."""
         return self.steps.version
 
+    def is_closed_for(self, step: int) -> bool:
+        """Whose gradients this step is made with is settled, and its standby knows it."""
+        return self.closed is not None and self.closed.step == step
+
     def as_said(self) -> UnitHeld:
         """What is said of it to others."""
         return UnitHeld(self.role, self.term, self.version, self.digest, self.standby or "")
@@ -103,7 +120,7 @@ class HeldUnit:
     def stepped(self, included: Iterable[PeerId], made: bytes) -> None:
         """The step is made; `made`: the digest of the weights."""
         self.digest = made
-        self.packed = None
+        self.packed = self.closed = self.arrived_move = None
         self.steps.made(included)
         self.notify.notify()
 

@@ -23,7 +23,6 @@ from legion_p2p.errors import DecodeError, NetworkError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.rpc import Scope
 from legion_p2p.services.sharding.held import STATE_COPIES, STEPS_BYTES, HeldUnit, read_state
-from legion_p2p.services.sharding.keeper import UnitKeeper
 from legion_p2p.services.sharding.table import UnitTable
 from legion_p2p.tensor.flatten import digest
 
@@ -36,11 +35,10 @@ MAX_INCOMING = 8  # units that arrive at the same time, each of at most 96 MiB
 class UnitMover:
     """One task that looks after where the units of this peer should be, and what other peers' such tasks ask of it."""
 
-    def __init__(self, ctx: PeerContext, table: UnitTable, keeper: UnitKeeper) -> None:
+    def __init__(self, ctx: PeerContext, table: UnitTable) -> None:
         self._events = ctx.events
         self._offload = ctx.offload
         self._table = table
-        self._keeper = keeper
         self._incoming: dict[int, tuple[tuple[PeerId, int, int], list[memoryview | bytes]]] = {}
         self.start_owning: Callable[[HeldUnit], None] = lambda held: None
         """Begin to make the steps of a unit: set by the service."""
@@ -58,8 +56,8 @@ class UnitMover:
     async def look(self) -> None:
         """Look at every unit that this peer holds, and move those that should move now."""
         for held in list(self._table.held.values()):
-            if held.role == "owner" and held.index in self._keeper.contested:
-                self._keeper.contested.discard(held.index)
+            if held.role == "owner" and held.index in self._table.contested:
+                self._table.contested.discard(held.index)
                 await self._settle(held)
             if held.role == "owner":
                 await self._look_at_owned(held)
@@ -68,8 +66,9 @@ class UnitMover:
 
     def contest_all(self) -> None:
         """This peer was away: others may have taken over what it owned."""
-        self._keeper.contested.update(held.index for held in self._table.held.values() if held.role == "owner")
-        self._table.woken.notify()
+        for held in self._table.held.values():
+            if held.role == "owner":
+                self._table.contest(held.index)
 
     # as the owner
 
@@ -89,13 +88,16 @@ class UnitMover:
         if held.standby == peer:
             return True
         before = held.standby
+        with trio.move_on_after(LOOK_S):
+            while held.role == "owner" and held.closed is not None:
+                await held.notify.wait()
         async with held.lock:  # no step is made meanwhile
-            if held.role != "owner":
+            if held.role != "owner" or held.closed is not None:
                 return False
             try:
                 theirs = await self._table.ask(peer, AskUnit(self._table.run, held.index), within_s=ASK_S)
                 if theirs.role == "owner":
-                    self._keeper.contested.add(held.index)
+                    self._table.contested.add(held.index)
                     return False
                 if (theirs.version, theirs.digest) == (held.version, held.digest) and theirs.role == "standby":
                     theirs = await self._say(held, peer, "standby", held.term)
@@ -131,14 +133,14 @@ class UnitMover:
     async def _appoint(self, held: HeldUnit, peer: PeerId, standby: PeerId | None) -> None:
         """The standby `peer` owns the unit from now on."""
         async with held.lock:
-            if held.role != "owner" or held.standby != peer:
+            if held.role != "owner" or held.standby != peer or held.closed is not None:
                 return
             if held.is_move_due and self._table.training_since():  # the next step takes it to the standby
                 return
             try:
                 theirs = await self._say(held, peer, "owner", held.term + 1)
             except NetworkError as failed:  # it may own it now: who is right is settled at the next look
-                self._keeper.contested.add(held.index)
+                self._table.contested.add(held.index)
                 self._events.emit("unit.not_moved", unit=held.index, peer=peer, reason=str(failed))
                 return
             if theirs.role != "owner":
@@ -150,7 +152,7 @@ class UnitMover:
     def _give_up(self, held: HeldUnit, owner: PeerId, term: int, *, stands_by: bool) -> None:
         """`owner` owns it now: members that wait here are sent there."""
         held.owner, held.term, held.standby = owner, term, None
-        held.to_subtract, held.is_move_due = None, False
+        held.to_subtract, held.is_move_due, held.closed = None, False, None
         held.arrived.clear()
         if stands_by:
             held.role = "standby"
@@ -204,7 +206,8 @@ class UnitMover:
             held.owner = owners[0] if owners else held.owner
 
     def _become_owner(self, held: HeldUnit, term: int) -> None:
-        held.role, held.term, held.owner, held.standby, held.arrived_move = "owner", term, None, None, None
+        held.role, held.term, held.owner, held.standby = "owner", term, None, None
+        held.steps.is_closed = held.is_closed_for(held.version)
         held.notify.notify()
         self.start_owning(held)
         self._table.woken.notify()

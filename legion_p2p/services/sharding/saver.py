@@ -1,24 +1,37 @@
 """Checkpoints of a sharded run: the same manifests as of any other, made of units that are pulled one after the other.
 
-The flattened parameters are cut into equal shards there, so that a checkpoint does not depend on how a run holds its model.
+The flattened parameters are cut into equal shards there, so that a checkpoint does not depend on how a run holds its model. What
+the optimizer remembers is stored beside them, cut alike: a run that is not sharded passes over it.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import trio
 from torch import Tensor
 
 from legion_p2p.core.cids import Cid
-from legion_p2p.errors import StoreError
+from legion_p2p.core.manifest import MOMENTS, StoredMoments
+from legion_p2p.core.messages.sharding import UnitPart
+from legion_p2p.errors import DecodeError, StoreError
 from legion_p2p.services.context import PeerContext
-from legion_p2p.services.ports import CheckpointArchive
+from legion_p2p.services.ports import CheckpointArchive, Offload
 from legion_p2p.services.sharding.table import UnitTable
 from legion_p2p.services.sharding.unit_client import UnitClient
+from legion_p2p.tensor.body import is_finite
 from legion_p2p.tensor.flatten import digest, fp32_bytes
 
 REST = 10  # times as long as the last checkpoint took: training waits for it
+
+
+class FlatMoments(NamedTuple):
+    """Of the whole model."""
+
+    n_steps: int
+    first: Tensor
+    second: Tensor
 
 
 class UnitSaver:
@@ -34,6 +47,8 @@ class UnitSaver:
         self._every_s = ctx.config.checkpoints.every_s
         self._next_at = trio.current_time() + self._every_s
         self._saved_step: int | None = None
+        self._with_moments = True
+        """False, once the store had room for the weights alone."""
         starts = table.plan.starts
         self._places = sorted(
             (starts[piece.param] + piece.start, unit.index, at, piece.numel)
@@ -53,13 +68,7 @@ class UnitSaver:
             return
         began = trio.current_time()
         try:
-            for shard in range(self._ctx.plan.n_shards):
-                weights = await self._shard(shard, step)
-                made = await self._ctx.offload(digest, weights)
-                await self._ctx.disk(self._archive.put_base, shard, step, made, (), fp32_bytes(weights))
-            created_s = int(self._ctx.wall_time())
-            self.newest = await self._ctx.disk(self._archive.publish, step, created_s, self.trainer_state())
-            self._saved_step = step
+            await self._store(self._archive, step)
         except StoreError as failed:
             self._ctx.events.error("checkpoint.failed", f"nothing is stored for now, training goes on: {failed}")
         took_s = trio.current_time() - began
@@ -67,7 +76,56 @@ class UnitSaver:
         if self._saved_step == step:
             self._ctx.events.emit("checkpoint.stored", step=step, cid=str(self.newest), wall_s=round(took_s, 3))
 
-    async def _shard(self, shard: int, step: int) -> Tensor:
+    async def _store(self, archive: CheckpointArchive, step: int) -> None:
+        """With what the optimizer remembers, where the store has room for that. Raises: NetworkError; StoreError."""
+        refused = ""
+        if self._with_moments:
+            try:
+                await self._publish(archive, step, with_moments=True)
+            except StoreError as failed:
+                refused = str(failed)
+                await self._ctx.disk(archive.recover)
+        if self._saved_step == step:
+            return
+        await self._publish(archive, step, with_moments=False)
+        if refused:
+            self._with_moments = False
+            told = f"the checkpoint is stored without what the optimizer remembers: {refused}"
+            self._ctx.events.error("checkpoint.moments_left_out", told)
+
+    async def _publish(self, archive: CheckpointArchive, step: int, *, with_moments: bool) -> None:
+        for shard in range(self._ctx.plan.n_shards):
+            weights = await self._shard(shard, partial(self._client.pull, step=step, exact=True))
+            made = await self._ctx.offload(digest, weights)
+            await self._ctx.disk(archive.put_base, shard, step, made, (), fp32_bytes(weights))
+        state = dict(self.trainer_state())
+        moments = await self._moments(archive, step) if with_moments else None
+        if moments is not None:
+            state[MOMENTS] = await self._ctx.disk(archive.put_moments, moments)
+        self.newest = await self._ctx.disk(archive.publish, step, int(self._ctx.wall_time()), state)
+        self._saved_step = step
+
+    async def _moments(self, archive: CheckpointArchive, step: int) -> StoredMoments | None:
+        """What the optimizer remembers before `step`, stored; None before the first step. Raises: NetworkError; StoreError."""
+        n_steps = 0
+        parts: dict[UnitPart, list[Cid]] = {"first": [], "second": []}
+        for part, bases in parts.items():
+
+            async def pull(unit: int, part: UnitPart = part) -> Tensor:
+                nonlocal n_steps
+                seen, moment = await self._client.pull_moment(unit, step, part)
+                n_steps = max(n_steps, seen)
+                return moment
+
+            for shard in range(self._ctx.plan.n_shards):
+                moment = await self._shard(shard, pull)
+                if not n_steps:
+                    return None
+                bases.append(await self._ctx.disk(archive.put_moment, step, fp32_bytes(moment)))
+        return StoredMoments(n_steps, tuple(parts["first"]), tuple(parts["second"]))
+
+    async def _shard(self, shard: int, pull: Callable[[int], Awaitable[Tensor]]) -> Tensor:
+        """The flat elements of a shard, out of what `pull` gives of each unit."""
         start, end = self._ctx.plan.bounds(shard)
         flat = torch.empty(end - start, dtype=torch.float32, device="cpu")
         pulled: tuple[int, Tensor | None] = (-1, None)
@@ -76,10 +134,26 @@ class UnitSaver:
             if a >= b:
                 continue
             if pulled[0] != unit:
-                pulled = unit, await self._client.pull(unit, step, exact=True)
+                pulled = unit, await pull(unit)
             assert pulled[1] is not None
             flat[a - start : b - start] = pulled[1][at + a - begins : at + b - begins]
         return flat
+
+
+async def read_moments(archive: CheckpointArchive, disk: Offload, state: Mapping[str, Any]) -> FlatMoments | None:
+    """What the optimizer remembers, as a checkpoint's state names it; None where it names nothing. Raises: StoreError;
+    DecodeError."""
+    named = state.get(MOMENTS)
+    if not isinstance(named, Cid):
+        return None
+    stored = await disk(archive.moments, named)
+    flat: list[Tensor] = []
+    for bases in (stored.first, stored.second):
+        shards = [await disk(archive.moment, shard, base) for shard, base in enumerate(bases)]
+        flat.append(torch.cat([torch.frombuffer(bytearray(data), dtype=torch.float32) for data in shards]))
+    if not all(map(is_finite, flat)) or bool((flat[1] < 0).any()):
+        raise DecodeError(f"moments {named} carry NaN, infinity, or a negative variance")
+    return FlatMoments(stored.n_steps, flat[0], flat[1])
 
 
 def _offsets(sizes: list[int]) -> list[int]:

@@ -17,9 +17,11 @@ from legion_p2p.services.rpc import Scope
 from legion_p2p.services.sharding.held import HeldUnit
 from legion_p2p.services.sharding.keeper import UnitKeeper
 from legion_p2p.services.sharding.mover import UnitMover
-from legion_p2p.services.sharding.saver import UnitSaver
+from legion_p2p.services.sharding.saver import FlatMoments, UnitSaver
+from legion_p2p.services.sharding.step_maker import StepMaker
 from legion_p2p.services.sharding.table import UnitTable
 from legion_p2p.services.sharding.unit_client import UnitClient
+from legion_p2p.tensor.adamw import Moments
 from legion_p2p.tensor.flatten import digest
 
 
@@ -30,7 +32,8 @@ class UnitService:
         """`archive`: where checkpoints are kept; None: nowhere."""
         self.table = UnitTable(ctx, members)
         self.keeper = UnitKeeper(ctx, self.table)
-        self.mover = UnitMover(ctx, self.table, self.keeper)
+        self.steps = StepMaker(ctx, self.table)
+        self.mover = UnitMover(ctx, self.table)
         self.client = UnitClient(ctx, self.table, self.keeper)
         self.saver = UnitSaver(ctx, archive, self.table, self.client)
         self.owning: Observers[HeldUnit] = Observers()
@@ -44,12 +47,18 @@ class UnitService:
     def answer(self, scope: Scope) -> None:
         """Answer all requests about units from now on."""
         self.keeper.answer(scope)
+        self.steps.answer(scope)
         self.mover.answer(scope)
 
-    async def found(self, parameters: Tensor, step: int = 0) -> None:
-        """Own every unit, with these parameters after this many steps: 1-D fp32, the whole model."""
+    async def found(self, parameters: Tensor, step: int = 0, moments: FlatMoments | None = None) -> None:
+        """Own every unit, with these parameters after this many steps: 1-D fp32, the whole model. `moments`: what the optimizer
+        remembers."""
         for unit, weights in zip(self.table.units, cut_flat(self.table.plan, parameters), strict=True):
             await self.hold(unit, weights)
+        if moments is not None:
+            both = zip(*(cut_flat(self.table.plan, flat) for flat in (moments.first, moments.second)), strict=True)
+            for unit, (first, second) in zip(self.table.units, both, strict=True):
+                self.table.held[unit.index].moments = Moments(first, second, moments.n_steps)
         self.table.begin_at(step)
 
     async def hold(self, unit: Unit, weights: Tensor) -> None:
@@ -96,7 +105,7 @@ class UnitService:
 
     def _start_owning(self, held: HeldUnit) -> None:
         if self._nursery is not None:
-            self._nursery.start_soon(self.keeper.own, held)
+            self._nursery.start_soon(self.steps.own, held)
             self.owning.tell(held)
 
     def _on_roles_changed(self) -> None:

@@ -11,7 +11,7 @@ from legion_p2p.core.eligible import Eligible
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.learning_rate import learning_rate
 from legion_p2p.core.member import Changed, Liveness
-from legion_p2p.core.messages.sharding import UnitHeld
+from legion_p2p.core.messages.sharding import UnitHeld, UnitPart
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.round import RoundConfig
@@ -60,6 +60,8 @@ class UnitTable:
         self.gradients_codec = codec.get(ctx.spec.round.push_codec)
         self.means_codec = codec.get(mean_codec(ctx.spec.round.push_codec))
         self.round = step_config(ctx.config.rounds, ctx.spec.round.waits_for())
+        self.contested: set[int] = set()
+        """Units that this peer owns, and another one may as well."""
         self.woken = Notify()
         """Wakes the task that looks whether units should move."""
         self._inner = ctx.spec.inner
@@ -84,6 +86,11 @@ class UnitTable:
         """What this peer says of a unit. Raises: DecodeError, if there is no such unit."""
         held = self.unit_held(unit)
         return NOTHING_HELD if held is None else held.as_said()
+
+    def contest(self, unit: int) -> None:
+        """Another peer may own it as well: who is right is found out soon."""
+        self.contested.add(unit)
+        self.woken.notify()
 
     def drop(self, held: HeldUnit) -> None:
         """Hold it no longer. Those that wait for it are told who owns it."""
@@ -120,8 +127,11 @@ class UnitTable:
         codecs = self._weights_codec, self.gradients_codec, self.means_codec
         return SentBits(*(one.bits_per_element for one in codecs))
 
-    def codec_of_weights(self, *, exact: bool) -> Codec:
-        return codec.get("fp32") if exact else self._weights_codec
+    def codec_of(self, part: UnitPart, *, exact: bool) -> Codec:
+        """What a part of a unit travels as. Moments span many orders of magnitude: no blockwise codec has them all."""
+        if exact:
+            return codec.get("fp32")
+        return self._weights_codec if part == "weights" else codec.get("bf16")
 
     # who owns it
 

@@ -6,11 +6,20 @@ that should stand by, then every member, again and again, until one answers: a u
 
 from collections.abc import Iterator
 
+import torch
 import trio
 from torch import Tensor
 
 from legion_p2p.core.identity import PeerId
-from legion_p2p.core.messages.sharding import AskUnit, PullUnit, PushGradient, UnitElsewhere, UnitStepped
+from legion_p2p.core.messages.sharding import (
+    AskUnit,
+    PullUnit,
+    PushGradient,
+    UnitElsewhere,
+    UnitPart,
+    UnitStepped,
+    UnitWeights,
+)
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.sharding.cost import MAX_STEP_S, step_network_s
 from legion_p2p.core.wire import Encoded
@@ -48,25 +57,39 @@ class UnitClient:
     async def pull(self, unit: int, step: int, *, exact: bool = False) -> Tensor:
         """The weights with which `step` is computed, 1-D fp32, once the unit has made the steps before. Where the others are
         further already, newer ones. `exact`: not rounded to what the run sends. Raises: NetworkError, if nobody has the unit."""
-        codec, numel = self._table.codec_of_weights(exact=exact), self._table.units[unit].numel
+        return (await self._pull(PullUnit(self._run, unit, step, exact)))[1]
+
+    async def pull_moment(self, unit: int, step: int, part: UnitPart) -> tuple[int, Tensor]:
+        """A moment as it is before `step`, and how many steps it has seen. Raises: as `pull`."""
+        return await self._pull(PullUnit(self._run, unit, step, exact=True, part=part))
+
+    async def _pull(self, request: PullUnit) -> tuple[int, Tensor]:
+        unit = request.unit
         give_up_at = trio.current_time() + LOST_S
         while True:
-            own = await self._keeper.weights(unit, step, codec)
+            own = await self._keeper.part(unit, request.step, request.part, exact=request.exact)
             if own is not None:
-                return await self._offload(codec.decode, own[1], numel)
+                return own.n_steps, await self._offload(self.read, request, own)
             for peer in self._whom(unit):
                 try:
-                    reply = await self._table.ask(peer, PullUnit(self._run, unit, step, exact), Priority.ROUND)
+                    reply = await self._table.ask(peer, request, Priority.ROUND)
                     if isinstance(reply, UnitElsewhere):
                         self._note_elsewhere(unit, reply)
                         continue
-                    weights = await self._offload(codec.decode, reply.payload, numel)
+                    pulled = await self._offload(self.read, request, reply)
                 except (NetworkError, CodecError):
                     self._known.pop(unit, None)
                     continue
                 self._known[unit] = peer
-                return weights
+                return reply.n_steps, pulled
             await self._pause(unit, give_up_at)
+
+    def read(self, request: PullUnit, reply: UnitWeights) -> Tensor:
+        """What was asked for, 1-D fp32. Raises: CodecError."""
+        numel = self._table.units[request.unit].numel
+        if request.part != "weights" and not reply.n_steps:
+            return torch.zeros(numel, dtype=torch.float32, device="cpu")
+        return self._table.codec_of(request.part, exact=request.exact).decode(reply.payload, numel)
 
     async def push(self, unit: int, step: int, tokens: int, gradient: Tensor) -> UnitStepped:
         """What became of the gradient, 1-D fp32; the unit's step is made when this returns. Where gradients are compressed so

@@ -101,7 +101,8 @@ class ShardedModel:
         self._exchange.run(wait)
 
     def step(self) -> bool:
-        """End the step: wait until every unit has made it. True, where all of them have this peer's gradients in it.
+        """End the step: wait until every unit has made it; where gradients are clipped, until it is settled what it is made with.
+        True, where all of them have this peer's gradients in it.
 
         Where the peer's user has paused it (legion-ctl, `run.control`), it returns when training goes on.
 
