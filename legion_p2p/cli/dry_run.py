@@ -159,7 +159,7 @@ def _show_sharded(spec: RunSpec, peers: int, bps: float, as_json: bool) -> int:
     from legion_p2p.train.job_plan import plan_of
 
     made = plan_of(spec, (peers,), bps)
-    print(msgspec.json.encode(made).decode() if as_json else "\n".join(plan_lines(made, None)))
+    print(msgspec.json.encode(made).decode() if as_json else "\n".join(plan_lines(made)))
     return DONE
 
 

@@ -20,7 +20,7 @@ from legion_p2p.cli.failures import DONE
 from legion_p2p.cli.farewell import farewell_lines, run_name
 from legion_p2p.cli.peer_options import Job, Output, job_of, nobody_to_enter_through, signature
 from legion_p2p.cli.peer_view import PeerView
-from legion_p2p.cli.plan_text import plan_lines
+from legion_p2p.cli.plan_text import disk_text, plan_lines
 from legion_p2p.cli.running import run_and_exit
 from legion_p2p.cli.signals import Signals, pausing_signals
 from legion_p2p.cli.torchrun import follow, rank_here, worker_of
@@ -96,7 +96,7 @@ def _dry_run(job: Job, as_json: bool) -> int:
     if as_json:
         print(msgspec.json.encode(plan).decode())
         return DONE
-    lines = plan_lines(plan, job.peer.store if job.picks_store or job.peer.store.path else None)
+    lines = plan_lines(plan, disk_text(job.peer.store if job.picks_store or job.peer.store.path else None))
     print("\n".join([*lines, "nothing was started (--dry-run)"]))
     return DONE
 

@@ -17,15 +17,15 @@ def disk_text(store: Store | None) -> str:
     return f"up to {human.bytes_text(store.max_gb * 1e9)} for checkpoints" if store.max_gb else "no limit on checkpoints"
 
 
-def plan_lines(plan: "Plan", store: Store | None) -> list[str]:
-    """What a job would need, without a last line."""
+def plan_lines(plan: "Plan", disk: str = "") -> list[str]:
+    """What a job would need, without a last line. `disk`: what checkpoints may take; empty: that is not known."""
     bytes_text, whole_text = human.bytes_text, human.whole_text
     facts = [
         ("run", human.clean(plan.run)),
         ("parameters", whole_text(plan.n_params)),
         ("shards", f"{plan.n_shards} of {whole_text(plan.shard_elements)} elements"),
         ("memory", f"{bytes_text(plan.memory_bytes)}, of which {bytes_text(plan.program_bytes)} for the program itself"),
-        ("disk", disk_text(store)),
+        *([("disk", disk)] if disk else []),
         ("local steps per round", whole_text(plan.local_steps)),
         ("tokens per step", whole_text(plan.tokens_per_step)),
         ("pushes", f"{bytes_text(plan.push_bytes_per_round)} for all shards, as {human.clean(plan.push_codec, 64)}"),
