@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import trio
 from torch import Tensor
 
+from legion_p2p.concurrency.nurseries import open_flat_nursery
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.messages.sharding import PullUnit, UnitElsewhere, UnitPart, UnitWeights
 from legion_p2p.core.priority import Priority
@@ -22,7 +23,7 @@ from legion_p2p.services.sharding.service import UnitService
 from legion_p2p.tensor.adamw import Moments
 
 N_AT_ONCE = 4  # units on their way here
-FETCH_S = 120.0  # for one unit, whose owners may just be changing
+FETCH_S = 600.0  # for one unit of at most 32 MiB, with others on their way: 2 Mbit/s suffice
 AGAIN_S = 0.5
 
 
@@ -65,7 +66,7 @@ class RegionFounder:
                 if n_first and n_second:
                     remembered[unit.index] = Moments(first, second, n_second)
 
-        async with trio.open_nursery() as nursery:
+        async with open_flat_nursery() as nursery:
             for _ in range(N_AT_ONCE):
                 nursery.start_soon(fetch)
         self._units.table.begin_at(newest)
