@@ -23,7 +23,7 @@ from legion_p2p.concurrency.nurseries import open_flat_nursery
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.messages.sharding import MakeStep, ReplicateMove, ReplicateStep, UnitHeld
 from legion_p2p.core.priority import Priority
-from legion_p2p.errors import NetworkError
+from legion_p2p.errors import DecodeError, NetworkError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.rpc import Scope
 from legion_p2p.services.sharding.gradient_norms import GradientNorms
@@ -183,8 +183,10 @@ class StepMaker:
 
     async def on_replicate(self, peer: PeerId, message: ReplicateStep) -> UnitHeld:
         """Make the step that the owner makes, or keep what it is to be made of. Raises: NetworkError, where the owner is to send
-        it again."""
+        it again; DecodeError."""
         self._table.must_be_here(peer)
+        if message.waits != self._clips:
+            raise DecodeError(f"a step that waits: {message.waits}; that this run clips gradients: {self._clips}")
         held = self._table.unit_held(message.unit)
         if held is None:
             return self._table.said_of(message.unit)
