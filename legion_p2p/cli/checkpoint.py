@@ -193,9 +193,9 @@ def _misfits(blocks: "BlockStore", root: "Cid", quiet: bool) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Cid):
-        return str(value)
-    return value.hex() if isinstance(value, bytes) else value
+    if isinstance(value, bytes):
+        return value.hex()
+    return value if value is None or isinstance(value, int | float | str) else str(value)  # a link
 
 
 def _date_text(at: int) -> str:
