@@ -257,8 +257,9 @@ class Archive:
         if self.newest is not None:
             manifest = get_manifest(self.store, self.newest)
             newest = StoredRun(self.newest, manifest, *get_spec(self.store, manifest))
-        self.open(self._signed, newest)
-        self.store.collect()
+        with self.store.hold():  # before the first checkpoint nothing else keeps the run's specification
+            self.open(self._signed, newest)
+            self.store.collect()
 
     def holds(self, shard: int, version: int, digest: bytes) -> bool:
         """Whether what is stored of a shard leads to this state."""

@@ -175,6 +175,17 @@ def test_without_room_the_last_checkpoint_stays_whole_and_the_next_one_comes_wit
         pass
 
 
+def test_a_write_that_failed_before_the_first_checkpoint_takes_nothing_that_this_needs(tmp_path: Path) -> None:
+    peer = Peer(tmp_path)
+    peer.put_bases()
+
+    peer.archive.recover()
+    peer.put_bases()
+    peer.archive.publish(1, 1, {})
+
+    assert [stored.manifest.step for stored in peer.archive.find("tiny")] == [1]
+
+
 def test_a_journal_ends_before_the_first_record_that_is_not_whole(tmp_path: Path) -> None:
     path = tmp_path / "journal" / "run"
     journal = Journal(path)

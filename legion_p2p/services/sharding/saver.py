@@ -69,7 +69,7 @@ class UnitSaver:
         began = trio.current_time()
         try:
             await self._store(self._archive, step)
-        except StoreError as failed:
+        except (StoreError, DecodeError) as failed:
             self._ctx.events.error("checkpoint.failed", f"nothing is stored for now, training goes on: {failed}")
         took_s = trio.current_time() - began
         self._next_at = trio.current_time() + max(self._every_s, REST * took_s)
@@ -77,7 +77,7 @@ class UnitSaver:
             self._ctx.events.emit("checkpoint.stored", step=step, cid=str(self.newest), wall_s=round(took_s, 3))
 
     async def _store(self, archive: CheckpointArchive, step: int) -> None:
-        """With what the optimizer remembers, where the store has room for that. Raises: NetworkError; StoreError."""
+        """With what the optimizer remembers, where the store has room for that. Raises: NetworkError; StoreError; DecodeError."""
         refused = ""
         if self._with_moments:
             try:
