@@ -160,8 +160,9 @@ class Rounds(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     verify: Verify | None = None
     """How owners are watched. none: members check that an update leads to the digest that its owner signed. late: owners sign
     receipts for pushes, and the standby of a shard computes each update again. An owner that publishes a wrong update is
-    excluded. Each push then goes over the network twice. strict: it does so first, and members apply only what it has signed, so
-    that a wrong update does nothing. Each round then takes a little longer."""
+    excluded, and the update is taken back. Each push then goes over the network twice, and members hold one or two more copies of
+    the model. strict: the standby does so first, and members apply only what it has signed, so that a wrong update does nothing.
+    Each round then takes a little longer."""
 
     shard_elements: int | None = None
     """Elements per shard; 0 chooses sixteen shards, fewer for a small model. Fewer: more messages, work is shared more evenly."""

@@ -11,6 +11,9 @@ What to do with a header that comes in:
     anything else                                 -> FORKED: the owner that rendezvous ranks higher prevails
 
 The log is bounded in entries and in bytes; a peer that falls behind its start fetches the whole shard.
+
+In a run with `verify = "late"` the newest versions may be taken back (core/shard/provisional.py). What they changed of what is
+known of members is remembered until they are final.
 """
 
 from collections import OrderedDict
@@ -23,13 +26,13 @@ from legion_p2p.core.announcement import Mark, mark_of
 from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.contribution import first
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.inclusions import MAX_SEQ_JUMP, Inclusions, KnownMember
+from legion_p2p.core.messages.evidence import SignedHeader
 from legion_p2p.core.seniority import salt_after
 from legion_p2p.core.wire import MAX_UPDATES, Inclusion, Update, UpdateHeader
 
 MAX_LOG_ENTRIES = MAX_UPDATES  # what one reply can carry
 MAX_DIGESTS = 1024  # versions of which the digest is remembered: minutes of history, 40 KiB a shard
-MAX_SEQ_JUMP = 1 << 32  # between two contributions of one member: it numbers them one by one, so more is made up
-MAX_TRACKED = 10_000  # members whose contributions are told apart: as many as there may be
 
 
 class Step(Enum):
@@ -37,6 +40,10 @@ class Step(Enum):
     KNOWN = "known"
     BEHIND = "behind"
     FORKED = "forked"
+    REPLACES = "replaces"
+    """It starts from an earlier version; those since then may be taken back (core/shard/provisional.py)."""
+    REFUSED = "refused"
+    """It was taken back before, or follows what is proven to be wrong."""
 
 
 class LogEntry(msgspec.Struct, frozen=True):
@@ -44,6 +51,17 @@ class LogEntry(msgspec.Struct, frozen=True):
 
     header: UpdateHeader
     update: Update
+
+
+class _Before(msgspec.Struct, frozen=True):
+    """What an update changed, as it was before it."""
+
+    digest: bytes
+    owner: PeerId | None
+    salt: bytes
+    members: tuple[KnownMember, ...]
+    made_by: SignedHeader
+    """The header of the update: the log may not reach back to it."""
 
 
 class Chain:
@@ -72,14 +90,12 @@ class Chain:
         self._log_bytes = 0
         self._older_bytes: dict[int, int] = {}
         """Of each version in the log: the bytes of all updates that were in the log before it, since the log was begun."""
-        self._included: dict[PeerId, int] = {}
-        self._standings: dict[PeerId, int] = {}
-        self._rounds: dict[PeerId, int] = {}
-        self._seen: set[PeerId] = set()
-        """The members whose standing comes from an update that was applied here."""
+        self._inclusions = Inclusions()
         self._digests: BoundedMap[int, bytes] = BoundedMap(MAX_DIGESTS)
         self._digests[version] = digest
-        self._include(included)
+        self._before: dict[int, _Before] = {}
+        """By the version that can be taken back."""
+        self._inclusions.add(included)
 
     @property
     def mark(self) -> Mark:
@@ -104,8 +120,14 @@ class Chain:
         digest = self._digests.get(mark.version)
         return None if digest is None else mark_of(mark.version, digest) == mark
 
-    def applied(self, header: UpdateHeader, update: Update) -> None:
-        """The update was applied, and the result has the digest that it promised."""
+    def applied(self, header: UpdateHeader, update: Update, *, is_provisional: bool = False) -> None:
+        """The update was applied, and the result has the digest that it promised. `is_provisional`: it may be taken back."""
+        if is_provisional:
+            members = self._inclusions.known(header.included)
+            shown = SignedHeader(update.header, update.signature)
+            self._before[self.version + 1] = _Before(self.digest, self.owner, self.salt, members, shown)
+        else:
+            self._before.clear()
         self._advance(header.version, header.digest)
         last = self._log.get(self.version - 1)
         older = 0 if last is None else self._older_bytes[self.version - 1] + _size(last.update)
@@ -118,8 +140,36 @@ class Chain:
             self._log_bytes -= _size(oldest.update)
         self.owner = PeerId(header.owner)
         self.salt = header.salt
-        self._include(header.included)
-        self._seen.update(PeerId(i.peer) for i in header.included if i.standing is not None)
+        self._inclusions.add(header.included)
+        self._inclusions.note_seen(header.included)
+
+    @property
+    def final(self) -> int:
+        """The newest version that will not be taken back."""
+        return self.version - len(self._before)
+
+    def settle(self, version: int) -> None:
+        """No version up to this one will be taken back."""
+        for settled in [v for v in self._before if v <= version]:
+            del self._before[settled]
+
+    def take_back(self, version: int) -> None:
+        """Return to an earlier version, of which all later ones are provisional."""
+        while self.version > version:
+            before = self._before.pop(self.version)
+            entry = self._log.pop(self.version, None)
+            if entry is not None:
+                self._log_bytes -= _size(entry.update)
+                del self._older_bytes[self.version]
+            self._digests.pop(self.version, None)
+            self._inclusions.take_back(before.members)
+            self.version -= 1
+            self.digest, self.owner, self.salt = before.digest, before.owner, before.salt
+
+    def provisional_header(self, version: int) -> SignedHeader | None:
+        """That of an update that may be taken back; None of any other."""
+        before = self._before.get(version)
+        return None if before is None else before.made_by
 
     def shelve(self, keep: Callable[[bytes | memoryview], bytes | memoryview]) -> None:
         """Hold the bytes of all updates in the log as `keep` gives them back."""
@@ -131,7 +181,7 @@ class Chain:
         self._advance(self.version + 1, digest)
         self._forget_log()
         self.owner = owner
-        self._include(included)
+        self._inclusions.add(included)
 
     def replaced(
         self, version: int, digest: bytes, owner: PeerId, included: Iterable[Inclusion] = (), *, salt: bytes = b""
@@ -145,8 +195,8 @@ class Chain:
         self._digests.clear()
         self._digests[version] = digest
         self.salt = salt
-        self._included, self._standings, self._rounds, self._seen = {}, {}, {}, set()
-        self._include(included)
+        self._inclusions.clear()
+        self._inclusions.add(included)
 
     def since(self, version: int, digest: bytes) -> tuple[Update, ...] | None:
         """The updates that lead from a state to ours; None where the log does not reach back, or never held that state."""
@@ -168,18 +218,21 @@ class Chain:
         newest = self._log[self.version]
         return self._older_bytes[self.version] + _size(newest.update) - self._older_bytes[version + 1]
 
+    def digest_of(self, version: int) -> bytes | None:
+        """The digest of a version that this chain came through, as far as it is remembered."""
+        return self._digests.get(version)
+
     def passed_otherwise(self, version: int, digest: bytes) -> bool:
         """True if this chain was in that version with other bytes."""
         return self._digests.get(version, digest) != digest
 
     def included(self) -> tuple[Inclusion, ...]:
         """The newest contribution of every member that this state contains."""
-        standings, rounds = self._standings, self._rounds
-        return tuple(Inclusion(peer, seq, standings.get(peer), rounds.get(peer)) for peer, seq in sorted(self._included.items()))
+        return self._inclusions.all()
 
     def rounds(self, peer: PeerId) -> int:
         """In how many versions a push of the member was, as far as that is counted."""
-        return self._rounds.get(peer, 0)
+        return self._inclusions.rounds(peer)
 
     def counts_right(self, header: UpdateHeader, owner_rounds: int) -> bool:
         """Whether the next update says what follows of the salt, and of how long members have taken part."""
@@ -190,7 +243,7 @@ class Chain:
 
     def standing(self, peer: PeerId) -> int | None:
         """How far the pushes of a member have gone with the others', as the newest update with one of them says."""
-        return self._standings.get(peer)
+        return self._inclusions.standing(peer)
 
     def agrees_on_standings(self, header: UpdateHeader) -> bool:
         """Whether the owner of the next update begins with the standings that the updates before ended with, as far as they were
@@ -198,15 +251,16 @@ class Chain:
         if header.account is None or len(header.account.standings) != len(header.included):
             return header.account is None or all(i.standing is None for i in header.included)
         before = zip(header.included, header.account.standings, strict=True)
-        return all(self._standings.get(PeerId(i.peer)) == standing for i, standing in before if i.peer in self._seen)
+        known = self._inclusions
+        return all(known.standing(PeerId(i.peer)) == standing for i, standing in before if known.has_seen(PeerId(i.peer)))
 
     def newest(self, peer: PeerId) -> int:
         """The number of the newest contribution of `peer` that this state contains; -1 where it contains none."""
-        return self._included.get(peer, -1)
+        return self._inclusions.newest(peer)
 
     def first(self, members: Iterable[PeerId]) -> frozenset[PeerId]:
         """See core.contribution."""
-        return first(members, self._included, self.version)
+        return first(members, self._inclusions.by_peer(), self.version)
 
     def includes(self, peer: PeerId, seq: int) -> bool:
         return seq <= self.newest(peer)
@@ -236,29 +290,10 @@ class Chain:
         self._digests[version] = digest
 
     def _forget_log(self) -> None:
+        self._before.clear()
         self._log.clear()
         self._log_bytes = 0
         self._older_bytes.clear()
-
-    def _include(self, included: Iterable[Inclusion]) -> None:
-        known = self._included
-        for inclusion in included:  # of hundreds of members, in each update
-            peer, seq = PeerId(inclusion.peer), inclusion.seq
-            newest = known.get(peer, -1)
-            if seq <= newest + MAX_SEQ_JUMP:  # or a liar could have all that the member ever sends taken for included
-                if newest >= 0:
-                    del known[peer]
-                known[peer] = seq if seq > newest else newest
-                if inclusion.standing is not None:
-                    self._standings[peer] = inclusion.standing
-                if inclusion.rounds is not None:
-                    self._rounds[peer] = inclusion.rounds
-        while len(self._included) > MAX_TRACKED:  # the member that contributed longest ago goes: newcomers must find room
-            gone = next(iter(self._included))
-            del self._included[gone]
-            self._standings.pop(gone, None)
-            self._rounds.pop(gone, None)
-            self._seen.discard(gone)
 
 
 def with_payload(update: Update, payload: bytes | memoryview) -> Update:

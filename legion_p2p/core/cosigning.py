@@ -1,12 +1,15 @@
-"""In a run with `verify = "strict"` an update counts once another member has computed it again and signed it.
+"""In a run with `verify = "strict"` an update counts once another member has computed it again and signed it; in one with "late"
+it stays once that is so (core/shard/provisional.py).
 
-The owner asks the standby before it publishes, and one of the next in the order if the standby does not answer in time. The
-signature travels with the update, so that a member checks it and applies the update at once. A peer that may own nothing signs
+The owner asks the standby, and one of the next in the order if the standby does not answer in time: before it publishes where
+the run is strict, and after that in a late one. A strict signature travels with the update, so that a member checks it and
+applies the update at once; a late one in the header of one of the owner's next updates. A peer that may own nothing signs
 nothing, and where the owner is the only one that may own, its updates count without.
 
     no answer within the grace    -> the next of the order is asked; the silent one is asked last for a while
     the update is wrong           -> no signature, but an accusation (core/account.py): the owner loses the shard
-    nobody signs                  -> the version is not published; what follows is that of an owner that makes nothing
+    nobody signs                  -> the version is not published, or no further one; what follows is that of an owner that makes
+                                     nothing
 
 Members that see other members than the owner does may have another order. So one more is believed than the owner asks; what
 most of the others hold has been checked by them; and an update that somebody else signed, a member computes again itself.

@@ -19,9 +19,9 @@ from enum import Enum
 
 import msgspec
 
-from legion_p2p.core.chain import MAX_TRACKED
 from legion_p2p.core.contribution import established, first
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.inclusions import MAX_TRACKED
 from legion_p2p.core.wire import Failure, Inclusion
 
 LATE = "did not push in time"  # such a push is not lost: it joins the next round

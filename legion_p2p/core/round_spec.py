@@ -155,9 +155,10 @@ class RoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     verify: Verify = "none"
     """How owners are watched, besides what every member checks of an update. late: they sign receipts for pushes, and the standby
-    of a shard computes each update again, after it was applied. Costs one more copy of each push: see `core.account`. strict: it
-    does so before, and members apply nothing that no other member has signed. Costs a little of each round's time as well: see
-    `core.cosigning`."""
+    of a shard computes each update again and signs it, after it was applied; what is wrong, or is never signed, is taken back.
+    Costs one more copy of each push, and the memory of one or two more copies of the model: see `core.shard.provisional`. strict:
+    it does so before, and members apply nothing that no other member has signed. Costs a little of each round's time instead of
+    the memory: see `core.cosigning`."""
 
     quorum: Annotated[float, msgspec.Meta(gt=0, le=1)] = 2 / 3
     """Share of the training members after which a round may close without the rest. 1: waits for all that live."""

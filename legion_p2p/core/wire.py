@@ -102,6 +102,8 @@ from legion_p2p.core.messages.shards import (
     MAX_INCLUDED,
     MAX_REASON_CHARS,
     MAX_UPDATES,
+    Cosignature,
+    CosignedHeader,
     Failure,
     GetMarks,
     GetShard,
@@ -127,20 +129,19 @@ from legion_p2p.core.spliced import Bytes, Spliced
 from legion_p2p.errors import DecodeError, SelfCheckError
 
 __all__ = [
-    "MAX_BLOCKS_BYTES", "MAX_BUSY_MS", "MAX_CHECKPOINTS", "MAX_COMPARED", "MAX_COUNT", "MAX_EXCHANGED",
-    "MAX_GET_CIDS", "MAX_HAS_CIDS", "MAX_INCLUDED", "MAX_KNOWN_MEMBERS", "MAX_NORM", "MAX_PAYLOAD_BYTES",
-    "MAX_REASON_CHARS", "MAX_STEP_MEMBERS", "MAX_UNIT_PARTS", "MAX_UPDATES", "OTHER", "REQUESTS", "UNKNOWN",
-    "Accusation", "AncestryQuery", "AncestryReply", "Answers", "AppointUnit", "AskNorms", "AskUnit", "Blocks",
-    "Busy", "Checkpoints", "Cosign", "Cosigned", "Done", "Encoded", "Equivocation", "Evidence", "Exchange",
-    "Exchanged", "Failure", "GetAnswers", "GetBlocks", "GetCheckpoints", "GetInput", "GetMarks",
-    "GetRepresentative", "GetRuns", "GetShard", "GetSpec", "GetUpdates", "GetVersion", "HandoverPart", "HasBlocks",
-    "Held", "HeldBlocks", "Inclusion", "InputPart", "Made", "MakeStep", "Marks", "Message", "Miscount", "NotOwner",
-    "Omission", "Part", "Ping", "PingFor", "PullUnit", "Push", "PushClaim", "PushGradient", "Pushed", "PutUnit",
-    "Receipt", "RelayRequest", "ReplicateMove", "ReplicateStep", "RepresentativeFound", "Request", "RunSummary",
-    "RunsFound", "ShardState", "SignedHeader", "SpecFound", "State", "SyncReply", "SyncRequest", "UnitElsewhere",
-    "UnitHeld", "UnitNorms", "UnitRole", "UnitStepped", "UnitWeights", "Unknown", "Update", "UpdateAccount",
-    "UpdateHeader", "Updates", "UpdatesMade", "decode_header", "decode_request", "decode_with", "decoder_of",
-    "encode", "encode_checked", "encode_struct", "encode_to_send", "reply_types",
+    "MAX_BLOCKS_BYTES", "MAX_BUSY_MS", "MAX_CHECKPOINTS", "MAX_COMPARED", "MAX_COUNT", "MAX_EXCHANGED", "MAX_GET_CIDS",
+    "MAX_HAS_CIDS", "MAX_INCLUDED", "MAX_KNOWN_MEMBERS", "MAX_NORM", "MAX_PAYLOAD_BYTES", "MAX_REASON_CHARS",
+    "MAX_STEP_MEMBERS", "MAX_UNIT_PARTS", "MAX_UPDATES", "OTHER", "REQUESTS", "UNKNOWN", "Accusation", "AncestryQuery",
+    "AncestryReply", "Answers", "AppointUnit", "AskNorms", "AskUnit", "Blocks", "Busy", "Checkpoints", "Cosign",
+    "Cosignature", "Cosigned", "CosignedHeader", "Done", "Encoded", "Equivocation", "Evidence", "Exchange", "Exchanged",
+    "Failure", "GetAnswers", "GetBlocks", "GetCheckpoints", "GetInput", "GetMarks", "GetRepresentative", "GetRuns",
+    "GetShard", "GetSpec", "GetUpdates", "GetVersion", "HandoverPart", "HasBlocks", "Held", "HeldBlocks", "Inclusion",
+    "InputPart", "Made", "MakeStep", "Marks", "Message", "Miscount", "NotOwner", "Omission", "Part", "Ping", "PingFor",
+    "PullUnit", "Push", "PushClaim", "PushGradient", "Pushed", "PutUnit", "Receipt", "RelayRequest", "ReplicateMove",
+    "ReplicateStep", "RepresentativeFound", "Request", "RunSummary", "RunsFound", "ShardState", "SignedHeader", "SpecFound",
+    "State", "SyncReply", "SyncRequest", "UnitElsewhere", "UnitHeld", "UnitNorms", "UnitRole", "UnitStepped", "UnitWeights",
+    "Unknown", "Update", "UpdateAccount", "UpdateHeader", "Updates", "UpdatesMade", "decode_header", "decode_request",
+    "decode_with", "decoder_of", "encode", "encode_checked", "encode_struct", "encode_to_send", "reply_types",
 ]  # fmt: skip
 
 T = TypeVar("T")

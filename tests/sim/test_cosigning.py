@@ -31,11 +31,11 @@ def made_by_others(peer: SimPeer) -> list[Update]:
 def silence(swarm: Swarm, peer: SimPeer) -> None:
     """It answers all, but signs for nobody."""
 
-    async def nothing(*_: Any) -> Any:
+    async def nothing(*_: Any, **__: Any) -> Any:
         raise NetworkError("nothing is signed here")
 
     peer.engine.shards.cosigner.on_cosign = nothing
-    peer.engine.shards.cosigner._watch.check_early = nothing
+    peer.engine.shards.cosigner._watch.check = nothing
 
 
 async def test_every_update_was_computed_again_before_anybody_applied_it(autojump_clock: object) -> None:
@@ -98,7 +98,7 @@ async def test_members_that_do_not_believe_the_one_that_signed_compute_the_updat
         peers = [await swarm.add(name, step_s=0.5) for name in "abcd"]
         await trio.sleep(20)
         for peer in peers:  # for them whoever signs has just been excluded
-            peer.engine.shards.follower._cosigners.believed = lambda *_: (PeerId("another"),)
+            peer.engine.shards.cosignatures._cosigners.believed = lambda *_: (PeerId("another"),)
         before = min(peers[0].versions())
         await trio.sleep(60)
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 import trio
 
-from legion_p2p.core.account import accuse
+from legion_p2p.core.account import CountVerdict, accuse
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.wire import GetInput, SignedHeader
 from legion_p2p.services.shards import owner as owner_module
 from legion_p2p.services.shards import witness as witness_module
 from legion_p2p.services.shards.replica import Combined
+from legion_p2p.services.shards.witness import Checked
 from legion_p2p.sim.swarm import Swarm
 from legion_p2p.sim.swarm_peer import SimPeer
 from legion_p2p.tensor.feedback import compress
@@ -121,10 +122,10 @@ async def test_an_owner_and_a_standby_in_league_are_found_out_by_chance(
         shard = culprit.engine.shards.owned()[0]
         standby = next(peer for peer in peers if peer.id == peers[0].engine.shards.ownership(shard).standby)
 
-        async def look_away(*_: Any, **__: Any) -> None:
-            return None
+        async def look_away(*_: Any, **__: Any) -> Checked:
+            return Checked(CountVerdict.RIGHT, "")
 
-        standby.engine.shards.witness._check = look_away
+        standby.engine.shards.witness.check = look_away
         lie = WrongOwner(culprit, monkeypatch, [shard])
 
         await swarm.until(lambda: is_excluded(swarm, culprit), 100, "found out by all")

@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from legion_p2p.core import chain as chain_module
+from legion_p2p.core import inclusions
 from legion_p2p.core.announcement import mark_of
-from legion_p2p.core.chain import MAX_DIGESTS, MAX_LOG_ENTRIES, MAX_SEQ_JUMP, Chain, Step
+from legion_p2p.core.chain import MAX_DIGESTS, MAX_LOG_ENTRIES, Chain, Step
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.inclusions import MAX_SEQ_JUMP
 from legion_p2p.core.wire import Inclusion, Update, UpdateHeader, Updates, decode_header, encode
 from tests.replies import decode_reply
 
@@ -182,7 +184,7 @@ def test_the_digests_that_are_remembered_are_bounded() -> None:
 
 
 def test_whose_contributions_are_told_apart_is_bounded_and_newcomers_find_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chain_module, "MAX_TRACKED", 2)
+    monkeypatch.setattr(inclusions, "MAX_TRACKED", 2)
     chain = new_chain()
 
     for peer in (A, B, A, C):

@@ -275,6 +275,7 @@ OPTIONAL = {
     (HandoverPart, "signature"): b"",
     (ShardState, "norms"): (),
     (ShardState, "salt"): b"",
+    (ShardState, "made_by"): None,
     (Updates, "norms"): (),
     (Push, "signature"): b"",
     (UpdateHeader, "account"): None,
@@ -505,6 +506,7 @@ def test_a_bound_is_reached_and_not_exceeded(field: str, kind: type, largest: ob
 
 MAY_BE_NONE = {
     (InputPart, "claim"),
+    (ShardState, "made_by"),
     (UpdateHeader, "account"),
     (UpdateHeader, "agreement"),
     (Updates, "at_version"),

@@ -30,6 +30,7 @@ MAX_INCLUDED = 10_000  # contributions to one update: as many as members may be
 MAX_FAILED_NAMED = 256  # in one update: its header has room for thousands, and a liar can invent any number of members
 MAX_UPDATES = 64  # updates in one reply
 MAX_REASON_CHARS = 200
+MAX_SHOWN_COSIGNATURES = 16  # in one update: four times as many as may be missing
 
 Part = Literal["residual", "momentum", "recent"]
 """What only an owner has of a shard: see `HandoverPart`."""
@@ -95,6 +96,14 @@ class Failure(msgspec.Struct, frozen=True):
     reason: Reason
 
 
+class Cosignature(msgspec.Struct, frozen=True):
+    """A member has computed an update again: see `core.cosigning`."""
+
+    version: Version
+    cosigner: PeerName
+    signature: Annotated[bytes, msgspec.Meta(max_length=64)]
+
+
 class UpdateAccount(msgspec.Struct, frozen=True):
     """What an owner made an update of, so that a peer that has it can compute the update again: see `core.account`."""
 
@@ -115,6 +124,8 @@ class UpdateAccount(msgspec.Struct, frozen=True):
         tuple[Annotated[int, msgspec.Meta(ge=0, le=MAX_INCLUDED)], ...], msgspec.Meta(max_length=MAX_INCLUDED)
     ] = ()
     """Of them, by number: see `core.same_network`. Empty where each is in another one."""
+    cosigned: Annotated[tuple[Cosignature, ...], msgspec.Meta(max_length=MAX_SHOWN_COSIGNATURES)] = ()
+    """Co-signatures on earlier updates of its owner, which none of its updates has shown: see `core.shard.provisional`."""
 
 
 class UpdateHeader(msgspec.Struct, frozen=True):
@@ -213,6 +224,15 @@ class Updates(Message, frozen=True, tag="updates"):
     """Lengths of the last updates before these."""
 
 
+class CosignedHeader(msgspec.Struct, frozen=True):
+    """What an owner and a co-signer have signed of an update, without the update."""
+
+    header: Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
+    signature: Annotated[bytes, msgspec.Meta(max_length=64)]
+    cosigner: PeerName
+    cosignature: Annotated[bytes, msgspec.Meta(max_length=64)]
+
+
 class ShardState(Message, frozen=True, tag="shard_state"):
     """A whole shard, as fp32 bytes, and which contributions of which members it contains."""
 
@@ -226,6 +246,8 @@ class ShardState(Message, frozen=True, tag="shard_state"):
     norms: Norms = ()
     """Lengths of the last updates."""
     salt: Salt = b""
+    made_by: CosignedHeader | None = None
+    """The update that led to it, in a run in which nobody applies one without a co-signature; None where it is not at hand."""
 
 
 class GetUpdates(Request[Updates | ShardState | Busy], frozen=True, tag="get_updates"):

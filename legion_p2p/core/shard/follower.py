@@ -45,7 +45,7 @@ from legion_p2p.core.shard.follower_events import (
     TurnedAway,
     Unreachable,
 )
-from legion_p2p.core.shard.life_events import Advanced, Owners
+from legion_p2p.core.shard.life_events import Advanced, Owners, TakenBack
 
 OUTVOTED_S = 30.0  # in which members come over to the owner's chain, unless they refuse it
 MAX_CLAIM_PAUSE_S = 60.0  # between two looks at what a member claims whose claims come to nothing
@@ -125,6 +125,8 @@ class Follower:
                 self._overdue.answered(peer, version, now)
             case Advanced():
                 self._advanced()
+            case TakenBack():
+                self._behind_since, self._overdue = None, Overdue()
             case AskBegun(peer):
                 self._patient[peer] += 1
             case AskEnded(peer):

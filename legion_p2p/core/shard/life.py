@@ -19,6 +19,7 @@ from legion_p2p.core.shard.follower import Follower
 from legion_p2p.core.shard.handover import Handover
 from legion_p2p.core.shard.life_events import Owners, Shared
 from legion_p2p.core.shard.owner import Owner
+from legion_p2p.core.shard.provisional import Provisional
 from legion_p2p.core.shard.push import PushQueue, PushState
 from legion_p2p.core.shard.stall import Stalled, StallWatch
 
@@ -33,6 +34,7 @@ class ShardLife:
     def __init__(self, me: PeerId, chain: Chain, config: RoundConfig, announce_s: float) -> None:
         """`announce_s`: between two announcements of a member."""
         self.chain = chain
+        self.provisional = Provisional(chain)
         self.push = PushQueue(me, chain.version, chain.newest(me))
         self.follower = Follower(me, chain, announce_s)
         self.owner = Owner(me, chain, config)

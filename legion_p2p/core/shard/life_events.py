@@ -25,10 +25,16 @@ class Advanced(msgspec.Struct, frozen=True):
     """It is another peer's update."""
 
 
+class TakenBack(msgspec.Struct, frozen=True):
+    """The shard is in an earlier version again (provisional.py)."""
+
+    version: int
+
+
 class Gone(msgspec.Struct, frozen=True):
     """A peer is dead or has left."""
 
     peer: PeerId
 
 
-Shared = Owners | Advanced | Gone
+Shared = Owners | Advanced | TakenBack | Gone

@@ -27,7 +27,7 @@ from legion_p2p.core.chain import Chain
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.rendezvous import Ownership
 from legion_p2p.core.round import Closed, Contribution, Pace, RoundConfig, ShardRound, Verdict
-from legion_p2p.core.shard.life_events import Advanced, Owners, Shared
+from legion_p2p.core.shard.life_events import Advanced, Owners, Shared, TakenBack
 from legion_p2p.core.wire import MAX_REASON_CHARS
 
 MAX_UPDATES_IN_FLIGHT = 8  # to one member and shard; a member that is further behind fetches by itself
@@ -155,6 +155,11 @@ class Owner:
                 if followed:
                     self.made_tokens = 0
                     self.pace.closed((), now)
+            case TakenBack(version):
+                self._sent = min(self._sent, version)
+                self._given_up = ()
+                if self.round is not None:
+                    self._open_round(self.round.waiting, now)
             case Delivered(peer, holds):
                 self._in_flight[peer] -= 1
                 if self._in_flight[peer] <= 0:
@@ -260,13 +265,16 @@ class Owner:
             self.state = OwnerState.NOT_OWNER
             return
         self.state = OwnerState.OWNER
-        newest = {PeerId(i.peer): i.seq for i in self._chain.included()}
-        self.round = ShardRound(self._config, self._chain.version, newest, self.pace)
         self.owned_from = self._chain.version
         self._sent = self._chain.version
-        for contribution in self._given_up:  # what this peer signed receipts for is not lost by owning nothing for a moment
-            self.round.push(contribution, now)
+        self._open_round(self._given_up, now)  # what it signed receipts for is not lost by owning nothing for a moment
         self._given_up = ()
+
+    def _open_round(self, contributions: Sequence[Contribution], now: float) -> None:
+        newest = {PeerId(i.peer): i.seq for i in self._chain.included()}
+        self.round = ShardRound(self._config, self._chain.version, newest, self.pace)
+        for contribution in contributions:
+            self.round.push(contribution, now)
         self.round.expect(self._expected, now)
 
 

@@ -27,7 +27,7 @@ import msgspec
 
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.round import ramped_weight
-from legion_p2p.core.shard.life_events import Advanced, Gone, Owners
+from legion_p2p.core.shard.life_events import Advanced, Gone, Owners, TakenBack
 from legion_p2p.core.shard.push_events import (
     Accepted,
     Ask,
@@ -144,6 +144,8 @@ class PushQueue:
                     self._settle(reason)
             case Advanced(version, newest):
                 self._advanced(version, newest, now)
+            case TakenBack(version):
+                self._taken_back(version)
             case Excluded(reason):
                 if self.packed is not None:
                     self._settle(reason)
@@ -236,6 +238,13 @@ class PushQueue:
             self._settle(None)
         elif self.state is PushState.HELD and version >= self._held_at + RESEND_AFTER_VERSIONS:
             self._withdraw(now)
+
+    def _taken_back(self, version: int) -> None:
+        """What was trained from later versions counts as trained from this one, which its owner knows."""
+        self._version = version
+        self._held_at = min(self._held_at, version)
+        if self.packed is not None and self.packed.version > version:
+            self.packed = msgspec.structs.replace(self.packed, version=version)
 
     def _check_holder(self, now: float) -> None:
         """Ownership changed: a peer that owns nothing any more must not hold the contribution, nor hold us up."""

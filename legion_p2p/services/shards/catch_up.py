@@ -5,6 +5,7 @@ Which peers are asked is decided in core/shard/follower.py, and which are believ
 
 import random
 
+import msgspec
 import trio
 
 from legion_p2p.core.chain import Step
@@ -25,10 +26,12 @@ from legion_p2p.errors import (
     TooLongError,
 )
 from legion_p2p.services.context import PeerContext
+from legion_p2p.services.shards.cosignatures import Cosignatures
 from legion_p2p.services.shards.follower import FollowService, ReceivedUpdate
 from legion_p2p.services.shards.news import ShardNews
 from legion_p2p.services.shards.replica import Replica
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
+from legion_p2p.services.shards.taking_back import REPLACED, TakeBackService
 from legion_p2p.tensor import codec
 from legion_p2p.tensor.flatten import digest
 from legion_p2p.tensor.outer import OuterState
@@ -42,13 +45,23 @@ MAX_BUSY_ANSWERS = 60  # in a row, to one question: a minute and more
 class CatchUpService:
     """Fetches what this peer lacks of the shards."""
 
-    def __init__(self, ctx: PeerContext, states: ShardStates, news: ShardNews, follower: FollowService) -> None:
+    def __init__(
+        self,
+        ctx: PeerContext,
+        states: ShardStates,
+        news: ShardNews,
+        follower: FollowService,
+        cosignatures: Cosignatures,
+        taking_back: TakeBackService,
+    ) -> None:
         self._messenger = ctx.messenger
         self._events = ctx.events
         self._rng: random.Random = ctx.rng
         self._states = states
         self._news = news
         self._follower = follower
+        self._cosignatures = cosignatures
+        self._taking_back = taking_back
 
     async def sync_all(self) -> None:
         """Fetch what is missing here of every shard from its owner, as far as it answers."""
@@ -132,12 +145,15 @@ class CatchUpService:
         if trusted:
             within_s = TRANSFER_DEADLINE_S if known else self._transfer_s(replica)
         before = (replica.chain.version, replica.chain.digest)
-        request = GetUpdates(states.run, replica.shard, *before, log_only or not trusted)
+        requests = [GetUpdates(states.run, replica.shard, *at, log_only or not trusted) for at in self._starts(replica, peer)]
         is_waited_for = states.ownership(replica.shard).owner == states.me
         priority = Priority.ROUND if is_waited_for else Priority.CATCH_UP
         try:
             async with states.urgent if is_waited_for else states.transfers:
-                reply = await states.rpc.ask(peer, request, priority, within_s=within_s)
+                for request in requests:
+                    reply = await states.rpc.ask(peer, request, priority, within_s=within_s)
+                    if not isinstance(reply, ShardState) or reply.ancestor:
+                        break
             if isinstance(reply, Busy):
                 self._news.tell(replica, follower_events.TurnedAway(peer, reply.retry_ms / 1000))
                 return reply.retry_ms / 1000
@@ -147,7 +163,9 @@ class CatchUpService:
                 raise DecodeError(f"asked for updates of shard {replica.shard}, got {type(reply).__name__}")
             else:
                 if not is_vouched:
-                    await self._follower.must_be_held_by_others(replica, reply)
+                    await self._cosignatures.must_be_shown_of(replica, reply)
+                if (request.version, request.digest) != before:  # the newest versions that are held here are none of its
+                    reply = msgspec.structs.replace(reply, ancestor=False)
                 await self._adopt(replica, peer, reply, is_common)
         except (RefusedError, TooLongError, NotCosignedError):
             pass  # it has nothing for us; what others announce will tell
@@ -168,6 +186,16 @@ class CatchUpService:
         self._news.tell(replica, follower_events.FetchEnded(peer, came_forward, known))
         return None
 
+    def _starts(self, replica: Replica, peer: PeerId) -> list[tuple[int, bytes]]:
+        """The states of which `peer` is asked what comes after them, one after the other: the one that is held; and the last one
+        that will not be taken back, where `peer` has another chain."""
+        chain, final = replica.chain, replica.provisional.final
+        held, digest_then = (chain.version, chain.digest), chain.digest_of(final)
+        if not replica.provisional.n or digest_then is None:
+            return [held]
+        parts = self._news.parts_from(replica, peer)
+        return [(final, digest_then)] if parts else [held, (final, digest_then)]
+
     def _transfer_s(self, replica: Replica) -> float:
         """What the shard whole may take: the largest TRANSFER_DEADLINE_S."""
         return CLAIM_DEADLINE_S + TRANSFER_DEADLINE_S * replica.numel / MAX_SHARD_ELEMENTS
@@ -181,7 +209,9 @@ class CatchUpService:
                 raise DecodeError(f"asked for updates of shard {replica.shard}, got one of {header.shard}")
             if not trusted and not self._follower.may_make(replica, PeerId(header.owner)):
                 break
-            step = await self._follower.apply(replica, header, update, is_common=is_common, is_vouched=is_vouched)
+            step = await self._follower.apply(
+                replica, header, update, is_common=is_common, is_vouched=is_vouched, is_followed=trusted
+            )
             if step not in (Step.APPLY, Step.KNOWN):
                 break
             if step is Step.APPLY:
@@ -199,7 +229,7 @@ class CatchUpService:
             raise DecodeError(f"shard {state.shard} version {state.version} does not have its digest")
         async with replica.lock:
             adoption = self._judge(replica, state)
-            if adoption in (Adoption.OURS_PREVAILS, Adoption.KNOWN):
+            if adoption in (Adoption.OURS_PREVAILS, Adoption.KNOWN) or replica.provisional.refuses(state.digest):
                 return
             longest = replica.norms.longest
             if longest is not None and not is_common:
@@ -207,6 +237,8 @@ class CatchUpService:
                 await self._follower.must_not_be_longer(
                     replica, peer, float((replica.reference - theirs).norm()), longest * n_missed
                 )
+            if replica.provisional.n and not state.ancestor:
+                await self._taking_back.return_to(replica, replica.provisional.final, REPLACED)
             replica.norms.replace(state.norms)
             owner = replica.life.owner
             if adoption is Adoption.MERGE:
@@ -217,6 +249,7 @@ class CatchUpService:
             owner.made_tokens = 0
             replica.common = held = await self._states.to_hold(theirs)
             replica.chain.replaced(state.version, state.digest, peer, state.included, salt=state.salt)
+            replica.forget_final()
             states.mailbox.post(replica.shard, state.version, held)
             states.advanced(replica, state.included)
             states.replaced.tell(replica)

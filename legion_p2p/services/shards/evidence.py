@@ -55,6 +55,8 @@ class EvidenceService:
         self._told_at: BoundedMap[tuple[PeerId, PeerId], float] = BoundedMap(MAX_COMPLAINTS)
         """By owner and culprit: when the owner had been shown the evidence."""
         states.updated.add(self._on_update)
+        self.proven_wrong: Observers[UpdateHeader] = Observers()
+        """Told of each update that is proven not to be what it was made of, before its owner is excluded."""
 
     async def on_evidence(self, peer: PeerId, message: Evidence) -> Done:
         """A member shows evidence. Raises: DecodeError, to be sent back: what proves nothing is its own fault."""
@@ -67,6 +69,7 @@ class EvidenceService:
                           owner=inputs.header.owner, reason=reason)  # fmt: skip
         if len(update.header) <= MAX_SHOWN_HEADER_BYTES:
             self._exchange.proofs[header_digest(update.header)] = inputs
+            self.proven_wrong.tell(inputs.header)
             self._convict(PeerId(inputs.header.owner), accuse(self._states.run, update, self._identity), None)
 
     async def on_miscount(self, peer: PeerId, message: Miscount) -> Done:
@@ -109,6 +112,8 @@ class EvidenceService:
             )  # fmt: skip
         if found.finding is not CountVerdict.UNCLEAR:
             self._exchange.proofs[header_digest(message.update.header)] = inputs
+            if found.finding is CountVerdict.WRONG:
+                self.proven_wrong.tell(header)
             self._convict(PeerId(header.owner if found.finding is CountVerdict.WRONG else message.accuser), message, peer)
 
     def _convict(self, culprit: PeerId, message: Miscount, shown_by: PeerId | None) -> None:

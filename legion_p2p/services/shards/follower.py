@@ -5,19 +5,14 @@ Whose updates are applied is decided in core/shard/belief.py; what a member has 
 
 from dataclasses import dataclass
 
-import trio
-
-from legion_p2p.core.account import CountVerdict
-from legion_p2p.core.announcement import mark_of
 from legion_p2p.core.chain import Step
-from legion_p2p.core.cosigning import BelievedCosigners, check_cosignature
 from legion_p2p.core.evidence import open_header
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.member import Liveness
 from legion_p2p.core.observers import Observers
 from legion_p2p.core.shard import follower_events
 from legion_p2p.core.shard.belief import differs_from_most, may_make
-from legion_p2p.core.wire import Held, ShardState, SignedHeader, Update, UpdateHeader
+from legion_p2p.core.wire import Held, Update, UpdateHeader
 from legion_p2p.errors import (
     CodecError,
     DecodeError,
@@ -27,11 +22,12 @@ from legion_p2p.errors import (
     TooLongError,
 )
 from legion_p2p.services.context import PeerContext
+from legion_p2p.services.shards.cosignatures import Cosignatures
 from legion_p2p.services.shards.inputs import payload_digest
 from legion_p2p.services.shards.news import ShardNews
 from legion_p2p.services.shards.replica import Replica, advance
 from legion_p2p.services.shards.states import ShardStates
-from legion_p2p.services.shards.witness import StandbyWatch
+from legion_p2p.services.shards.taking_back import REPLACED, TakeBackService
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,22 +52,21 @@ class AlteredUpdate:
 class FollowService:
     """Applies the updates of every shard's owner."""
 
-    def __init__(self, ctx: PeerContext, states: ShardStates, news: ShardNews, watch: StandbyWatch) -> None:
+    def __init__(
+        self, ctx: PeerContext, states: ShardStates, news: ShardNews, cosignatures: Cosignatures, taking_back: TakeBackService
+    ) -> None:
         self._messenger = ctx.messenger
         self._events = ctx.events
         self._states = states
         self._news = news
-        self._watch = watch
-        self._computing: set[int] = set()
-        """Shards of which an update is being computed again."""
+        self._cosignatures = cosignatures
+        self._taking_back = taking_back
         self.contradicted: Observers[tuple[Update, Update]] = Observers()
         """Told of an update that does not fit, and of the one of that version that is held here."""
         self.received: Observers[ReceivedUpdate] = Observers()
         """Told of each update that is what its owner made, before it is applied; of one that was asked for, after that."""
         self.altered: Observers[AlteredUpdate] = Observers()
         """Told of each that is not what its owner made."""
-        self._is_strict = ctx.spec.round.verify == "strict"
-        self._cosigners = BelievedCosigners()
         self._allowed_codecs = ctx.spec.round.allowed_update_codecs()
 
     # what others send
@@ -117,47 +112,39 @@ class FollowService:
         return header
 
     async def apply(
-        self, replica: Replica, header: UpdateHeader, update: Update, *, is_common: bool = False, is_vouched: bool = False
-    ) -> Step:
-        """Apply an update if it still fits; what it turned out to be. `is_common`: most members hold what it leads to.
-        `is_vouched`: the caller knows that it is right.
+        self, replica: Replica, header: UpdateHeader, update: Update, *,
+        is_common: bool = False, is_vouched: bool = False, is_followed: bool = False,
+    ) -> Step:  # fmt: skip
+        """Apply an update if it still fits, or replaces what may be taken back; what it turned out to be. `is_common`: most
+        members hold what it leads to. `is_vouched`: the caller knows that it is right. `is_followed`: it is on the way to what
+        the owner holds, or most members.
 
         Raises: DecodeError; TooLongError, where it is far longer than those before it; NotCosignedError.
         """
         try:
-            return await self._apply(replica, header, update, is_common, is_vouched)
+            return await self._apply(replica, header, update, is_common, is_vouched, is_followed)
         except NotCosignedError:
-            # Its co-signer may have left, or have been excluded, before this peer heard of it: nobody else would ever sign it.
-            if not await self._computes_the_same(replica, header, update):
+            if not await self._cosignatures.computes_the_same(replica, header, update):
                 raise
-        return await self._apply(replica, header, update, is_common, is_vouched=True)
+        return await self._apply(replica, header, update, is_common, True, is_followed)
 
-    async def _computes_the_same(self, replica: Replica, header: UpdateHeader, update: Update) -> bool:
-        """Whether this peer, computing the update again as a co-signer does, finds it right. One of a shard at a time."""
-        if header.account is None or replica.shard in self._computing:
-            return False
-        self._computing.add(replica.shard)
-        try:
-            found = await self._watch.check_early(replica, header, SignedHeader(update.header, update.signature))
-        except NetworkError as failed:
-            self._events.emit(
-                "owner.unaccounted", shard=header.shard, version=header.version, owner=header.owner, reason=str(failed)
-            )
-            return False
-        finally:
-            self._computing.discard(replica.shard)
-        return found.finding is not CountVerdict.WRONG
-
-    async def _apply(self, replica: Replica, header: UpdateHeader, update: Update, is_common: bool, is_vouched: bool) -> Step:
+    async def _apply(
+        self, replica: Replica, header: UpdateHeader, update: Update, is_common: bool, is_vouched: bool, is_followed: bool
+    ) -> Step:
         async with replica.lock:
-            step = replica.chain.judge(header)
+            owns = header.owner == self._states.ownership(replica.shard).owner
+            step = replica.provisional.judge(header, is_owners=owns or is_followed)
             if step is not Step.APPLY:
-                held = replica.chain.entry(header.version) if step is Step.FORKED else None
+                held = replica.chain.entry(header.version) if step in (Step.FORKED, Step.REPLACES) else None
                 if held is not None:
                     self.contradicted.tell((held.update, update))
-                return step
-            if self._is_strict and not is_vouched:
-                await self._must_be_cosigned(replica, header, update)
+                if step is not Step.REPLACES:
+                    return step
+                await self._taking_back.return_to(replica, header.version - 1, REPLACED)
+                step = Step.APPLY
+            self._cosignatures.take_in(replica, header)
+            if not is_vouched:
+                await self._cosignatures.must_be_shown(replica, header, update)
             if not is_common and not await self._counts_right(replica, header):
                 raise DecodeError(f"shard {replica.shard} version {header.version}: its salt or rounds do not follow")
             made, digest_, norm = await self._states.compute(
@@ -168,6 +155,7 @@ class FollowService:
             if not is_common:
                 await self.must_not_be_longer(replica, header.owner, norm, replica.norms.longest)
             common = await self._states.to_hold(made)
+            await self._taking_back.included_again(replica, header)
             self._states.accept(replica, header, await self._states.shelved(update, replica.numel), common, norm)
         return step
 
@@ -177,32 +165,6 @@ class FollowService:
             return True
         await self._news.hear(replica)
         return self._news.have_gone_on(replica)
-
-    async def _must_be_cosigned(self, replica: Replica, header: UpdateHeader, update: Update) -> None:
-        """Raises: NotCosignedError; SignatureError."""
-        order = self._cosigners.believed(replica.shard, self._states.cosigners(replica.shard), trio.current_time())
-        if update.cosigner:
-            check_cosignature(update.cosigner, update.header, update.cosignature)
-            if update.cosigner != header.owner and update.cosigner in order:
-                return
-        if not order:
-            return  # nobody could sign
-        await self._news.hear(replica)
-        if self._news.have_reached(replica, mark_of(header.version, header.digest)):
-            return  # the others have looked at it
-        reason = f"co-signed by {update.cosigner or 'nobody'}"
-        self._events.emit("update.not_cosigned", shard=replica.shard, version=header.version, peer=header.owner, reason=reason)
-        allowed = ", ".join(order) or "nobody"
-        raise NotCosignedError(f"shard {replica.shard} version {header.version}: {reason}, may be by {allowed}")
-
-    async def must_be_held_by_others(self, replica: Replica, state: ShardState) -> None:
-        """A whole shard shows no co-signature: most others have to be in its version, or beyond. Raises: NotCosignedError."""
-        if not self._is_strict:
-            return
-        await self._news.hear(replica)
-        others = self._news.marks_of_others(replica)
-        if others and not self._news.have_reached(replica, mark_of(state.version, state.digest)):
-            raise NotCosignedError(f"shard {replica.shard}: most of {len(others)} others are not in this version {state.version}")
 
     async def must_not_be_longer(self, replica: Replica, owner: str, norm: float, longest: float | None) -> None:
         """Raises: TooLongError."""
@@ -215,6 +177,8 @@ class FollowService:
 
     def may_make(self, replica: Replica, peer: PeerId) -> bool:
         """Whether versions that `peer` made are followed."""
+        if peer in self._states.members.proofs.book.excluded():
+            return False  # it would go on where its last one was taken back
         owners = self._states.ownership(replica.shard)
         owner = None if owners.owner is None else self._states.members.table.get(owners.owner)
         is_alive = owner is not None and owner.liveness is Liveness.ALIVE

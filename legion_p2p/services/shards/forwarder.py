@@ -159,7 +159,10 @@ class ForwardService:
         if received.sender is not None:
             self._deliveries.arrived(header.shard, header.version, received.sender, now)
             ahead = header.version - replica.chain.version
-            if replica.chain.judge(header) not in (Step.APPLY, Step.BEHIND) or ahead > MAX_UPDATES_IN_FLIGHT:
+            if (
+                replica.provisional.judge(header, is_owners=False) not in (Step.APPLY, Step.BEHIND)
+                or ahead > MAX_UPDATES_IN_FLIGHT
+            ):
                 return
         elif promised is None:
             return  # this peer catches up: others have that long ago

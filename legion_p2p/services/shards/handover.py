@@ -92,6 +92,7 @@ class HandoverService:
                 return
             replica.taken_over.clear()
             replica.inherited = None
+            replica.provisional.allow()
             parts, chain, last = _kept(replica), replica.chain, replica.chain.last()
             question = HandoverPart(states.run, replica.shard, chain.version, chain.digest, b"", n_recent=replica.outer.n_recent)
             proof = (b"", b"")

@@ -87,6 +87,11 @@ class ShardNews:
         mark = self._mark(peer, replica.shard)
         return mark is not None and mark.version > replica.chain.version
 
+    def parts_from(self, replica: Replica, peer: PeerId) -> bool:
+        """Whether it announces another state of a version that is held here."""
+        mark = self._mark(peer, replica.shard)
+        return mark is not None and replica.chain.holds(mark) is False
+
     def is_behind_most(self, replica: Replica) -> bool:
         """Most of the others say that they have a newer version of the shard, whatever they have done so far."""
         states = self._states
@@ -143,6 +148,8 @@ class ShardNews:
 
     def _note(self, replica: Replica, peer: PeerId, mark: Mark | None) -> None:
         machine = replica.life.follower
+        if mark is not None and replica.provisional.refuses_mark(mark):
+            mark = None  # it will learn what this peer knows
         if (
             mark is not None
             and replica.chain.holds(mark) is False

@@ -5,6 +5,7 @@ Decided in core/shard/owner.py and core/round.py.
 
 import dataclasses
 import random
+from typing import NamedTuple
 
 import msgspec
 import trio
@@ -45,6 +46,7 @@ from legion_p2p.services.shards.news import ShardNews
 from legion_p2p.services.shards.recount import account_of
 from legion_p2p.services.shards.replica import Body, Combined, Replica, combine_arrived
 from legion_p2p.services.shards.states import TRANSFER_DEADLINE_S, ShardStates
+from legion_p2p.services.shards.taking_back import TakeBackService
 from legion_p2p.services.shards.witness import StandbyWatch
 from legion_p2p.tensor.compact import compacted, expanded
 from legion_p2p.tensor.encoded import Payload
@@ -52,6 +54,15 @@ from legion_p2p.tensor.robust.standing import NEWCOMER
 
 PROVEN = "its pushes count nothing, because it is proven to have lied as an owner"
 TAIL_S = 2.0  # to collect what a dead owner published last, before going on from it
+
+
+class Watchers(NamedTuple):
+    """What watches owners: this peer as one, and others."""
+
+    witness: StandbyWatch
+    cosigner: CosignService
+    taking_back: TakeBackService
+    networks: NetworkWatch
 
 
 class OwnerService:
@@ -64,9 +75,7 @@ class OwnerService:
         news: ShardNews,
         catch_up: CatchUpService,
         forwarder: ForwardService,
-        witness: StandbyWatch,
-        cosigner: CosignService,
-        networks: NetworkWatch,
+        watchers: Watchers,
     ) -> None:
         self._identity: Identity = ctx.identity
         self._events = ctx.events
@@ -76,9 +85,10 @@ class OwnerService:
         self._news = news
         self._catch_up = catch_up
         self._forwarder = forwarder
-        self._witness = witness
-        self._cosigner = cosigner
-        self._networks = networks
+        self._witness = watchers.witness
+        self._cosigner = watchers.cosigner
+        self._taking_back = watchers.taking_back
+        self._networks = watchers.networks
 
     # taking over
 
@@ -93,6 +103,9 @@ class OwnerService:
                 await self._catch_up.fetch_patiently(replica, before)
             else:
                 await self._recover_tail(replica)
+                is_deposed = states.members.roster.is_deposed(before)
+                was_held_up = is_deposed or self._witness.was_shown_nothing(replica, before)
+                await self._taking_back.before_taking_over(replica, before, was_held_up=was_held_up)
                 await self._witness.inherit(replica, before)
         await self._catch_up_with_former(replica)
         self._tell(replica, owner.Claimed())
@@ -219,6 +232,8 @@ class OwnerService:
     async def close(self, replica: Replica) -> None:
         """Combine what the round has collected, and publish the update."""
         states = self._states
+        if not await self._cosigner.may_make_another(replica):
+            return
         async with replica.lock:
             closed = replica.life.owner.close(trio.current_time())
             if closed is None:
@@ -263,6 +278,7 @@ class OwnerService:
                     at_first = {c.peer: c.standing for c in closed.contributions}
                     standings = tuple(_known(at_first[PeerId(i.peer)]) for i in header.included)
                     account = msgspec.structs.replace(account, standings=standings)
+                account = msgspec.structs.replace(account, cosigned=self._cosigner.to_show(replica))
                 header = msgspec.structs.replace(header, account=account)
             raw = encode_checked(header)
             if header.account is not None:
@@ -277,7 +293,11 @@ class OwnerService:
             await self._keep_state(replica, result)
             replica.life.owner.made_tokens += header.tokens
             made = await states.to_hold(result.reference)
-            states.accept(replica, header, await states.shelved(update, replica.numel), made, result.norm)
+            shelved = await states.shelved(update, replica.numel)
+            self._cosigner.shown(replica, header)
+            states.accept(replica, header, shelved, made, result.norm)
+            replica.forget_inputs()
+        self._cosigner.published(replica)
         self._forwarder.publish(replica, update, header.version, tree)
 
     def _without_culprits(self, replica: Replica, closed: Closed) -> Closed:

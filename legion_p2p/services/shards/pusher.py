@@ -93,6 +93,7 @@ class PushService:
             replica.common = held = await states.to_hold(made)
             before = replica.chain.digest
             replica.chain.rebased(digest, states.me, included)
+            replica.forget_final()
             version = replica.chain.version
             replica.life.owner.made_tokens += change.tokens
             states.mailbox.post(replica.shard, version, None if held is change.local else held)

@@ -19,6 +19,8 @@ from legion_p2p.core.round import Closed, ShardRound, staleness_weight
 from legion_p2p.core.round_spec import RoundSpec
 from legion_p2p.core.same_network import shared_weights
 from legion_p2p.core.shard.life import ShardLife
+from legion_p2p.core.shard.provisional import WINDOW, Provisional
+from legion_p2p.core.shard.push_events import Packed
 from legion_p2p.core.update_norms import MAX_KEPT, UpdateNorms
 from legion_p2p.core.wire import Part
 from legion_p2p.errors import CodecError, NonFiniteError
@@ -35,7 +37,8 @@ from legion_p2p.tensor.outer import OuterState, outer_step
 from legion_p2p.tensor.robust.rules import Rule, aggregate, n_hostile
 from legion_p2p.tensor.robust.standing import NEWCOMER
 
-MAX_ACCOUNTED = 2  # updates of a shard whose inputs are kept: the standby asks at once, so longer ago means not at all
+MAX_ACCOUNTED = WINDOW + 1  # updates of a shard whose inputs are kept at most: those that may be taken back, and the one before
+N_ACCOUNTED = 2  # that are kept in any case: others compute an update again at once, so longer ago means not at all
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +70,13 @@ class Body:
     """As its member signed it; None where the run does not watch its owners."""
 
 
+class Earlier(NamedTuple):
+    """A shard as it was before a version that may be taken back."""
+
+    common: Tensor | Shelved
+    norms: tuple[float, ...]
+
+
 @dataclass(eq=False)
 class Replica:
     """One shard as this peer holds it. Tensors are replaced only under `lock`."""
@@ -82,6 +92,14 @@ class Replica:
 
     norms: UpdateNorms = field(default_factory=UpdateNorms)
     """Lengths of the last updates."""
+
+    # while versions may be taken back (core/shard/provisional.py)
+    earlier: dict[int, Earlier] = field(default_factory=dict)
+    """By version: those that this peer may return to."""
+    own_pushes: dict[int, Packed] = field(default_factory=dict)
+    """This peer's own contributions, by the version that contains them."""
+    given_back: BoundedMap[int, Packed] = field(default_factory=lambda: BoundedMap(WINDOW))
+    """Those that were taken back with their versions, by their numbers: they are in the residual, or were pushed again."""
 
     # as a member
     kept: Tensor | Compact | None = None
@@ -138,6 +156,21 @@ class Replica:
     @property
     def version(self) -> int:
         return self.chain.version
+
+    @property
+    def provisional(self) -> Provisional:
+        return self.life.provisional
+
+    def forget_final(self) -> None:
+        """Let go of what is kept of versions that will not be taken back any more."""
+        final = self.provisional.final
+        self.earlier = {v: one for v, one in self.earlier.items() if final <= v < self.chain.version}
+        self.own_pushes = {v: one for v, one in self.own_pushes.items() if final < v <= self.chain.version}
+
+    def forget_inputs(self) -> None:
+        """Let go of the inputs that nobody needs any more."""
+        while len(self.inputs) > N_ACCOUNTED and next(iter(self.inputs.values())).header.version < self.provisional.final:
+            self.inputs.popitem(last=False)
 
     @property
     def round(self) -> ShardRound | None:

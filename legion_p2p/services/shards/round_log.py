@@ -1,5 +1,7 @@
 """What the rounds of this peer's shards came to: how many there were, the tokens in them, how far their pushes agreed."""
 
+from collections.abc import Iterable
+
 from legion_p2p.core.pace import Ewma
 from legion_p2p.core.wire import UpdateHeader
 from legion_p2p.observe.status import FailedPush, RoundStatus
@@ -21,6 +23,10 @@ class RoundLog:
         self.last_round: RoundStatus | None = None
         self.agreement = Ewma(AGREEMENT_WEIGHT)
         """Of the pushes of all shards' rounds lately."""
+
+    def take_back(self, headers: Iterable[UpdateHeader]) -> None:
+        """These rounds count no longer: what they contained comes again, or is lost."""
+        self.counted_tokens -= sum(header.tokens for header in headers if header.shard == COUNTED_SHARD)
 
     def note(self, header: UpdateHeader, version: int) -> None:
         """A round has closed, here or at another peer."""

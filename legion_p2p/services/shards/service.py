@@ -46,6 +46,7 @@ from legion_p2p.services.context import PeerContext
 from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.rpc import Scope
 from legion_p2p.services.shards.catch_up import CatchUpService
+from legion_p2p.services.shards.cosignatures import Cosignatures
 from legion_p2p.services.shards.cosigner import CosignService
 from legion_p2p.services.shards.equivocation import EquivocationWatch
 from legion_p2p.services.shards.evidence import EvidenceService
@@ -57,13 +58,14 @@ from legion_p2p.services.shards.mailbox import Mailbox
 from legion_p2p.services.shards.mark_exchange import MarkExchange
 from legion_p2p.services.shards.network_watch import NetworkWatch
 from legion_p2p.services.shards.news import ShardNews
-from legion_p2p.services.shards.owner import OwnerService
+from legion_p2p.services.shards.owner import OwnerService, Watchers
 from legion_p2p.services.shards.pusher import PushService
 from legion_p2p.services.shards.receipts import Receipts
 from legion_p2p.services.shards.replica import LocalChange, Replica
 from legion_p2p.services.shards.screening import ScreeningLog
 from legion_p2p.services.shards.shard_server import ShardServer
 from legion_p2p.services.shards.states import ShardStates
+from legion_p2p.services.shards.taking_back import TakeBackService
 from legion_p2p.services.shards.witness import StandbyWatch
 
 R = TypeVar("R", bound=Message)
@@ -81,8 +83,10 @@ class ShardService:
         self.exchange = InputExchange(ctx, self.states)
         self.evidence = EvidenceService(ctx, self.states, self.exchange)
         self.witness = StandbyWatch(ctx, self.states, self.evidence, self.exchange)
-        self.follower = FollowService(ctx, self.states, self.news, self.witness)
-        self.catch_up = CatchUpService(ctx, self.states, self.news, self.follower)
+        self.taking_back = TakeBackService(ctx, self.states)
+        self.cosignatures = Cosignatures(ctx, self.states, self.news, self.witness)
+        self.follower = FollowService(ctx, self.states, self.news, self.cosignatures, self.taking_back)
+        self.catch_up = CatchUpService(ctx, self.states, self.news, self.follower, self.cosignatures, self.taking_back)
         self.forwarder = ForwardService(ctx, self.states, self.follower)
         self.handover = HandoverService(ctx, self.states, self.follower)
         self.equivocation = EquivocationWatch(ctx, self.states, self.mark_exchange, self.news, self.follower, self.evidence)
@@ -90,9 +94,8 @@ class ShardService:
         self.screening = ScreeningLog(ctx, self.states)
         self.cosigner = CosignService(ctx, self.states, self.witness)
         self.networks = NetworkWatch(ctx, self.states)
-        self.owner = OwnerService(
-            ctx, self.states, self.news, self.catch_up, self.forwarder, self.witness, self.cosigner, self.networks
-        )
+        self.watchers = Watchers(self.witness, self.cosigner, self.taking_back, self.networks)
+        self.owner = OwnerService(ctx, self.states, self.news, self.catch_up, self.forwarder, self.watchers)
         self.pusher = PushService(ctx, self.states, self.receipts, self.owner.submit)
         self.server = ShardServer(ctx, self.states)
         self.run = ctx.run
@@ -118,6 +121,7 @@ class ShardService:
         self._expected: tuple[PeerId, ...] | None = None
         self._not_expected: frozenset[PeerId] = frozenset()
         self._look_at: float | None = None
+        self.evidence.proven_wrong.add(self.taking_back.on_proven_wrong)
         self.witness.broken.add(self._note_broken)
         self.evidence.ignored.add(self._note_broken)
         self.networks.broken.add(self._note_broken)

@@ -4,6 +4,7 @@ from functools import partial
 
 import trio
 
+from legion_p2p.core.chain import Chain
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.priority import Priority, ThrottledReply
 from legion_p2p.core.shard import owner
@@ -13,6 +14,7 @@ from legion_p2p.core.wire import (
     AncestryQuery,
     AncestryReply,
     Busy,
+    CosignedHeader,
     GetShard,
     GetUpdates,
     GetVersion,
@@ -90,6 +92,14 @@ class ShardServer:
         async with replica.lock:
             reference, chain = replica.reference, replica.chain
             version, digest, included = chain.version, chain.digest, chain.included()
-            norms, salt = replica.norms.known(), chain.salt
+            norms, salt, made_by = replica.norms.known(), chain.salt, self._shown(chain)
         payload = await self._states.compute(replica.numel, codec.get("fp32").encode, reference)
-        return ShardState(replica.shard, version, digest, included, payload, ancestor, norms, salt)
+        return ShardState(replica.shard, version, digest, included, payload, ancestor, norms, salt, made_by)
+
+    def _shown(self, chain: Chain) -> CosignedHeader | None:
+        """The header of the last update, where others look for its co-signature."""
+        last = chain.last() if self._states.spec.round.verify == "strict" else None
+        if last is None or not last.update.cosigner:
+            return None
+        made = last.update
+        return CosignedHeader(made.header, made.signature, made.cosigner, made.cosignature)

@@ -27,7 +27,7 @@ from legion_p2p.core.run import RunSpec
 from legion_p2p.core.seniority import is_senior
 from legion_p2p.core.shard import push_events
 from legion_p2p.core.shard.life import ShardLife
-from legion_p2p.core.shard.life_events import Advanced, Owners
+from legion_p2p.core.shard.life_events import Advanced, Owners, TakenBack
 from legion_p2p.core.shard.push_events import Packed
 from legion_p2p.core.wire import Inclusion, PushClaim, Update, UpdateHeader
 from legion_p2p.errors import DecodeError, NetworkError, RemoteProtocolError
@@ -36,7 +36,7 @@ from legion_p2p.services.membership.service import MemberService
 from legion_p2p.services.rpc import Rpc
 from legion_p2p.services.shards.codecs import shard_codec
 from legion_p2p.services.shards.mailbox import Mailbox
-from legion_p2p.services.shards.replica import Replica
+from legion_p2p.services.shards.replica import Earlier, Replica
 from legion_p2p.services.shards.round_log import RoundLog
 from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.compact import Shelved, in_memory, shelved
@@ -89,6 +89,8 @@ class ShardStates:
         """Pushes of this peer that count less than their tokens: it came into a run that was under way."""
         self.bounds_updates = ctx.spec.round.rule() != "mean"
         """Whether updates that are far longer than usual are refused; not where all members are trusted."""
+        self.keeps_provisional = ctx.spec.round.verify == "late"
+        """Whether the newest versions may be taken back: see `core.shard.provisional`."""
         self.round_log = RoundLog(ctx)
         self.transfers = QuickLock(MAX_CONCURRENT_TRANSFERS)
         self.urgent = QuickLock(MAX_CONCURRENT_TRANSFERS)
@@ -289,11 +291,16 @@ class ShardStates:
 
     def accept(self, replica: Replica, header: UpdateHeader, update: Update, made: Tensor | Shelved, norm: float) -> None:
         """The shard has a new version by an update that is `norm` long. The caller holds the lock."""
+        is_provisional = self.keeps_provisional and self._owners[replica.shard].standby is not None
+        if is_provisional:
+            self._keep_earlier(replica, header)
         replica.norms.add(norm)
         replica.common = made
         salted = header.salt != replica.chain.salt
         agrees = replica.chain.agrees_on_standings(header)
-        replica.chain.applied(header, update)
+        replica.chain.applied(header, update, is_provisional=is_provisional)
+        replica.provisional.applied(header)
+        replica.forget_final()
         self.updated.tell(AcceptedUpdate(replica, header, update, agrees))
         self.mailbox.post(replica.shard, header.version, made)
         self.advanced(replica, header.included, followed=header.owner != self.me)
@@ -303,6 +310,24 @@ class ShardStates:
             if failure.peer == self.me and failure.reason != LATE:
                 replica.life.push.handle(push_events.Excluded(failure.reason), trio.current_time())
         self.round_log.note(header, header.version)
+
+    def _keep_earlier(self, replica: Replica, header: UpdateHeader) -> None:
+        """What is needed to take the next version back."""
+        replica.earlier[replica.chain.version] = Earlier(replica.common, replica.norms.known())
+        packed = replica.life.push.packed
+        if packed is not None and any(one.peer == self.me and one.seq >= packed.seq for one in header.included):
+            replica.own_pushes[header.version] = packed
+
+    def taken_back(self, replica: Replica) -> None:
+        """The shard is in an earlier version again. The caller holds the lock."""
+        self._note_mark(replica)
+        self.mailbox.post(replica.shard, replica.chain.version, replica.common)
+        replica.life.handle(TakenBack(replica.chain.version), trio.current_time())
+        waiting = replica.life.owner.still_holds()
+        replica.arrived = {peer: value for peer, value in replica.arrived.items() if peer in waiting}
+        self.wake(replica)
+        replica.notify.notify()
+        self.replaced.tell(replica)
 
     async def to_hold(self, made: Tensor) -> Tensor | Shelved:
         """What is held of a shard's new values."""

@@ -5,22 +5,26 @@
     the owner does not account for it   -> said in an event; it proves nothing
 
 It follows what the owner should have of the shard (residual, state of the outer optimizer), and goes on from that when it takes
-the shard over from an owner that is dead, stalled or proven wrong. So an owner that dies takes no residual with it, and what a
-wrong update did is taken back by the next right ones, as error feedback does with whatever a codec has changed.
+the shard over from an owner that is dead, stalled or proven wrong. So an owner that dies takes no residual with it. What a wrong
+update did is taken back (taking_back.py); where it is final already, by the next right ones, as error feedback does with whatever
+a codec has changed.
 """
 
 import random
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import trio
 from torch import Tensor
 
 from legion_p2p.core.account import Breaks, Continuity, CountVerdict, header_digest
+from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.messages.evidence import SignedHeader
 from legion_p2p.core.messages.shards import UpdateHeader
 from legion_p2p.core.observers import Observers
+from legion_p2p.core.shard.provisional import WINDOW
 from legion_p2p.errors import NetworkError
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.shards.evidence import EvidenceService
@@ -32,6 +36,8 @@ from legion_p2p.services.shards.states import AcceptedUpdate, ShardStates
 from legion_p2p.tensor.outer import OuterState
 
 AUDITED = 1 / 16  # of the updates, by members that do not stand by: as much more as the standby's copy costs, and all it fetches
+MAX_FOLLOWED = WINDOW + 1  # versions of a shard after which is known what its owner should have: those that are not final
+MAX_CHECKED = 2 * WINDOW  # updates of a shard of which is remembered what was found: owners ask again where an answer is lost
 MAX_BACKLOG = 4  # updates of a shard that wait to be computed again; one that is slower than its owner leaves some out
 
 
@@ -46,6 +52,13 @@ class Followed:
     digest: bytes
     contradicted: bool
     """The owner contradicts it without a possible reason."""
+
+
+class Checked(NamedTuple):
+    """What a second computation has found."""
+
+    finding: CountVerdict
+    reason: str
 
 
 class _Job(NamedTuple):
@@ -67,21 +80,35 @@ class StandbyWatch:
         self._exchange = exchange
         self._breaks = Breaks()
         self._continuity: dict[int, Continuity] = {}
-        self._followed: dict[int, Followed] = {}
+        self._followed: dict[int, list[Followed]] = {}
+        """Of each shard after each of the last versions: the newest may be taken back."""
         self._jobs: dict[int, deque[_Job]] = {}
-        self._checked: dict[int, bytes] = {}
-        """The `header_digest` of the last update of each shard that was checked before it was applied."""
+        self._computing: defaultdict[int, trio.Lock] = defaultdict(trio.Lock)
+        """Of each shard one update at a time."""
+        self._checked: dict[int, BoundedMap[bytes, Checked]] = {}
+        """Of the last updates of each shard that were computed again, by `header_digest`."""
+        self._not_shown: dict[int, tuple[PeerId, int]] = {}
+        """Of each shard the last update that was not accounted for: its owner, and its version."""
         states.updated.add(self._on_update)
 
     async def inherit(self, replica: Replica, former: PeerId) -> None:
         """This peer owns the shard from now on, and `former` will not hand it over: go on with what it should have."""
-        followed = self._followed.pop(replica.shard, None)
-        if followed is None or (followed.owner, followed.version) != (former, replica.chain.version):
-            return
         async with replica.lock:
-            if followed.version == replica.chain.version and replica.owner_residual is None:
+            followed = self._followed_at(replica.shard, former, replica.chain.version)
+            self._followed.pop(replica.shard, None)
+            if followed is None:
+                return
+            if replica.owner_residual is None:
                 replica.owner_residual, replica.outer = followed.residual, followed.outer
                 replica.inherited = former, followed.version
+
+    def was_shown_nothing(self, replica: Replica, owner: PeerId) -> bool:
+        """Whether the owner did not show what a version was made of that may be taken back now."""
+        named, version = self._not_shown.get(replica.shard, (None, 0))
+        return named == owner and version > replica.provisional.final
+
+    def _followed_at(self, shard: int, owner: str, version: int) -> Followed | None:
+        return next((one for one in self._followed.get(shard, ()) if (one.owner, one.version) == (owner, version)), None)
 
     def _on_update(self, accepted: AcceptedUpdate) -> None:
         header, states = accepted.header, self._states
@@ -92,8 +119,8 @@ class StandbyWatch:
         is_broken = (is_broken and not states.has_other_regions()) or not accepted.agrees
         if is_broken and self._breaks.add(owner):
             self.broken.tell(owner)
-        if self._checked.pop(shard, None) == header_digest(accepted.update.header):
-            return
+        if header_digest(accepted.update.header) in self._checked.get(shard, ()):
+            return  # it was asked to before it came here
         owners = states.ownership(shard)
         stands_by = owners.standby == states.me and owners.owner == owner
         if not stands_by:
@@ -121,10 +148,10 @@ class StandbyWatch:
                 try:
                     update = job.accepted.update
                     shown = SignedHeader(update.header, update.signature)
-                    await self._check(replica, job.accepted.header, shown, breaks=job.breaks)
+                    await self.check(replica, job.accepted.header, shown, breaks=job.breaks)
                 except NetworkError as failed:
-                    self._followed.pop(replica.shard, None)
                     header = job.accepted.header
+                    self._not_shown[replica.shard] = PeerId(header.owner), header.version
                     self._events.emit(
                         "owner.unaccounted",
                         shard=header.shard,
@@ -135,19 +162,20 @@ class StandbyWatch:
         finally:
             del self._jobs[replica.shard]
 
-    async def check_early(self, replica: Replica, header: UpdateHeader, update: SignedHeader) -> Recount:
-        """Compute an update again that nobody has applied yet. Raises: NetworkError."""
-        found = await self._check(replica, header, update)
-        self._checked[replica.shard] = header_digest(update.header)
-        return found
+    async def check(self, replica: Replica, header: UpdateHeader, update: SignedHeader, *, breaks: bool = False) -> Checked:
+        """Compute an update again, once. Raises: NetworkError, where the owner does not account for it."""
+        digest = header_digest(update.header)
+        async with self._computing[replica.shard]:
+            checked = self._checked.setdefault(replica.shard, BoundedMap(MAX_CHECKED))
+            if digest not in checked:
+                found = await self._check(replica, header, update, breaks=breaks)
+                checked[digest] = Checked(found.finding, found.reason)
+            return checked[digest]
 
-    async def _check(self, replica: Replica, header: UpdateHeader, update: SignedHeader, *, breaks: bool = False) -> Recount:
-        """Raises: NetworkError, where the owner does not account for the update."""
+    async def _check(self, replica: Replica, header: UpdateHeader, update: SignedHeader, *, breaks: bool) -> Recount:
         states = self._states
         assert header.account is not None
-        followed = self._followed.get(replica.shard)
-        if followed is not None and (followed.owner, followed.version) != (header.owner, header.version - 1):
-            followed = None
+        followed = self._followed_at(replica.shard, header.owner, header.version - 1)
         known = true = None
         if followed is not None and followed.digest == header.account.before:
             known = followed.residual, followed.outer
@@ -167,9 +195,10 @@ class StandbyWatch:
         )
         digest = await states.compute(replica.numel, state_digest, found.residual, found.outer)
         is_wrong = found.finding is CountVerdict.WRONG
-        self._followed[replica.shard] = Followed(
-            header.owner, header.version, found.residual, found.outer, digest, is_wrong or true is not None
-        )
+        after = Followed(header.owner, header.version, found.residual, found.outer, digest, is_wrong or true is not None)
+        final, before = replica.provisional.final, self._followed.get(replica.shard, ())
+        kept = [one for one in before if final <= one.version < header.version]
+        self._followed[replica.shard] = [*kept, after][-MAX_FOLLOWED:]
         if is_wrong:
             self._evidence.accuse(update, inputs, found.reason)
         return found

@@ -20,10 +20,22 @@ def chain_at(version: int, included: tuple[Inclusion, ...] = (), owner: PeerId |
 
 def advance(chain: Chain, owner: PeerId = OWNER, included: tuple[Inclusion, ...] = ()) -> UpdateHeader:
     """Apply the next update of the one honest branch."""
-    version = chain.version + 1
-    header = UpdateHeader("run", 0, version, chain.digest, digest_of(version), owner, "fp32", included, (), 1, 1)
-    chain.applied(header, Update(encode(header), b"s" * 64, b"x"))
+    header = next_after(chain, owner=owner, included=included)
+    chain.applied(header, update_of(header))
     return header
+
+
+def next_after(
+    chain: Chain, branch: str = "", owner: PeerId = OWNER, included: tuple[Inclusion, ...] = (), salt: bytes = b""
+) -> UpdateHeader:
+    """The next update of a branch."""
+    version = chain.version + 1
+    made = digest_of(version, branch)
+    return UpdateHeader("run", 0, version, chain.digest, made, owner, "fp32", included, (), 1, 1, salt=salt)
+
+
+def update_of(header: UpdateHeader, payload: bytes = b"x") -> Update:
+    return Update(encode(header), b"s" * 64, payload)
 
 
 def mark(version: int, branch: str = "") -> Mark:
