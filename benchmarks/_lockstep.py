@@ -18,10 +18,11 @@ from _tasks import TASKS, Task
 
 from legion_p2p.config import Rounds
 from legion_p2p.config.new_run import chosen_rounds
+from legion_p2p.core.learning_rate import annealed
 from legion_p2p.core.pace import local_steps, ramped
 from legion_p2p.core.round import Closed, Contribution
 from legion_p2p.core.round_spec import RoundSpec
-from legion_p2p.core.run import RunSpec
+from legion_p2p.core.run import InnerSpec, RunSpec
 from legion_p2p.services.shards.codecs import shard_codec
 from legion_p2p.services.shards.local_trainer import LocalTrainer
 from legion_p2p.services.shards.mailbox import Mailbox
@@ -199,12 +200,14 @@ class Lockstep:
 
 
 def rate(step: int, n_steps: int, schedule: str = "cosine") -> float:
-    """Factor on the learning rate: warm-up, then a cosine to a tenth, or nothing."""
+    """Factor on the learning rate: warm-up, then a cosine to a tenth; nothing; or what `legion-peer` does towards a target."""
     warm_up = min(WARM_UP_STEPS, max(1, n_steps // 10))
     if step < warm_up:
         return (step + 1) / warm_up
     if schedule == "constant":
         return 1.0
+    if schedule == "anneal":
+        return annealed(InnerSpec().anneal, step / n_steps)
     return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, n_steps - warm_up)))
 
 

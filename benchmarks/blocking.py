@@ -2,10 +2,16 @@
 
     python benchmarks/blocking.py --peers 4 --seconds 40
     python benchmarks/blocking.py --netem up=20mbit,down=100mbit,rtt=50ms --links cable
+    python benchmarks/blocking.py --elements 30800000 --step-ms 30 --netem up=50mbit,down=50mbit,rtt=10ms --links auto
 
 Measured by the optimizer itself: all time inside step() after the inner optimizer's own step. The same loop without a swarm, as
 many processes at once, gives the steps per second that the machine has left for training, so that what the network's thread takes
 from the training thread is seen as well.
+
+With `--elements` and `--step-ms` the model only has a size, and a step only takes a time, as it does where a GPU computes it: the
+process sleeps, and moves one of its matrices a little. Utilization is then the part of the time that such steps took, which is
+what tables of DiLoCo over simulated links give for 50 Mbit/s to 1 Gbit/s. Four such peers need some 4 GB of memory and cores that
+are idle: where the processors are the limit, they are what is measured.
 """
 
 import argparse
@@ -20,6 +26,43 @@ KNOWN = {
     "SparseLoCo, large models, 110/500 Mbit/s": {"blocked_fraction": 0.055},
     "aim": {"blocked_fraction": 0.05, "over a home link": 0.10},
 }
+PUBLISHED = {"DiLoCo in fp32, 32 and 128 local steps": {"50 Mbit/s": (0.024, 0.116), "200 Mbit/s": (0.10, 0.36)}}
+
+
+SIDE = 1024  # of a matrix of a model that only has a size
+
+
+def sized(n_elements: int):
+    """A model of so many parameters, in matrices, and an optimizer that moves one of them a little in each step."""
+    import torch
+
+    class Walk(torch.optim.Optimizer):
+        def __init__(self, matrices: list[torch.nn.Parameter]) -> None:
+            super().__init__(matrices, {})
+            self.n_steps = 0
+            self.noise = 1e-3 * torch.randn(SIDE, SIDE)
+
+        @torch.no_grad()
+        def step(self, closure=None) -> None:
+            matrices = self.param_groups[0]["params"]
+            one = matrices[self.n_steps % len(matrices)]
+            one.add_(self.noise[: len(one)])
+            self.n_steps += 1
+
+    n_rows = -(-n_elements // SIDE)
+    rows = [min(SIDE, n_rows - start) for start in range(0, n_rows, SIDE)]
+    model = torch.nn.ParameterList(torch.nn.Parameter(0.02 * torch.randn(n, SIDE)) for n in rows)
+    return model, Walk(list(model))
+
+
+def emulate(opt, step_s: float, seconds: float) -> float:
+    """Steps per second of `step_s` each, and whatever `opt.step()` takes beside that."""
+    began, steps = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        time.sleep(step_s)
+        opt.step()
+        steps += 1
+    return steps / (time.perf_counter() - began)
 
 
 def train(opt, model, seconds: float) -> float:
@@ -47,12 +90,19 @@ def worker(address: str, args: argparse.Namespace) -> None:
     from legion_p2p.train.inner import inner_optimizer
 
     torch.set_num_threads(1)
-    model = GPT.from_preset(args.preset, torch.Generator().manual_seed(0))
     settings = LINKS[args.links] if args.links else {"round": {"local_steps": args.local_steps}, "inner": {"learning_rate": 1e-3}}
-    inner = inner_optimizer(InnerSpec(**settings["inner"]), model)
+    if args.elements:
+        model, inner = sized(args.elements)
+    else:
+        model = GPT.from_preset(args.preset, torch.Generator().manual_seed(0))
+        inner = inner_optimizer(InnerSpec(**settings["inner"]), model)
+
+    def make_steps(opt) -> float:
+        return emulate(opt, args.step_ms / 1e3, args.seconds) if args.step_ms else train(opt, model, args.seconds)
+
     if address == "alone":
         sys.stdin.readline()
-        print(json.dumps({"steps_per_s": train(inner, model, args.seconds)}), flush=True)
+        print(json.dumps({"steps_per_s": make_steps(inner)}), flush=True)
         return
     import legion_p2p as legion
 
@@ -66,7 +116,7 @@ def worker(address: str, args: argparse.Namespace) -> None:
     print(json.dumps({"ready": True}), flush=True)
     sys.stdin.readline()
     before, blocked, then = time.perf_counter(), opt.blocked_s, opt.status
-    rate = train(opt, model, args.seconds)
+    rate = make_steps(opt)
     wall = time.perf_counter() - before
     now = opt.status
     n_rounds = (now.rounds - then.rounds) / len(now.shards)
@@ -81,13 +131,15 @@ def worker(address: str, args: argparse.Namespace) -> None:
         "update_codec": now.update_codec,
         "local_steps": now.local_steps,
     }
+    if args.step_ms:
+        row["utilization"] = rate * args.step_ms / 1e3
     print(json.dumps(row), flush=True)
     opt.close()
 
 
 def start(address: str, args: argparse.Namespace) -> subprocess.Popen[str]:
     command = [sys.executable, __file__, "--worker", address]
-    for name in ("peers", "seconds", "preset", "local_steps", "netem", "links"):
+    for name in ("peers", "seconds", "preset", "local_steps", "netem", "links", "elements", "step_ms"):
         command += ["--" + name.replace("_", "-"), str(getattr(args, name))]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
@@ -110,8 +162,14 @@ def main() -> int:
     parser.add_argument("--local-steps", type=int, default=10)
     parser.add_argument("--netem", default="", help="link that each peer has, such as up=20mbit,down=100mbit,rtt=50ms")
     parser.add_argument("--links", default="", help="settings for such links (core.presets), instead of int8 and AdamW")
+    parser.add_argument(
+        "--elements", type=int, default=0, help="parameters of a model that only has a size, in place of --preset"
+    )
+    parser.add_argument("--step-ms", type=float, default=0.0, help="what a step takes that a device computes; needs --elements")
     parser.add_argument("--worker")
     args = parser.parse_args()
+    if bool(args.elements) != bool(args.step_ms):
+        parser.error("--elements and --step-ms go together")
     if args.worker is not None:
         worker(args.worker, args)
         return 0
@@ -137,6 +195,12 @@ def main() -> int:
         "rows": rows,
         "known": KNOWN,
     }
+    if args.step_ms:
+        report["utilization"] = {
+            "mean": statistics.mean(row["utilization"] for row in rows),
+            "steps_per_round": statistics.mean(row["steps_per_round"] for row in rows),
+            "published": PUBLISHED,
+        }
     print(json.dumps(report, indent=2))
     return 0
 
