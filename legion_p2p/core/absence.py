@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from legion_p2p.core.announcement import Announcement, peer_of
+from legion_p2p.core.announcement import Announcement
 from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.identity import PeerId
 
@@ -64,9 +64,14 @@ class Absence:
 
     # of others
 
+    @property
+    def doubts_some(self) -> bool:
+        """Some peers are on probation."""
+        return bool(self._probation)
+
     def trusted(self, announcement: Announcement) -> Announcement:
         """The announcement as it counts: a peer on probation is not ready."""
-        doubt = self._probation.get(peer_of(announcement)) if self._probation else None
+        doubt = self._probation.get(announcement.peer_id) if self._probation else None
         if doubt is None or announcement.incarnation > doubt[0]:
             return announcement
         return msgspec.structs.replace(announcement, ready=False)

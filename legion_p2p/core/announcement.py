@@ -34,7 +34,7 @@ MAX_CIRCUITS = 10_000  # of one relay: more than a host has file descriptors for
 MARK_BYTES = 8
 MAX_MARKS_SHOWN = 32  # shards: of more a digest and questions of those concerned are shorter, see `core.marks`
 
-_Id = Annotated[str, msgspec.Meta(max_length=MAX_PEER_ID_CHARS)]
+_Id = Annotated[PeerId, msgspec.Meta(max_length=MAX_PEER_ID_CHARS)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 _Rate = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
 
@@ -234,4 +234,4 @@ def version_at(packed: bytes, shard: int) -> int | None:
 
 
 def peer_of(announcement: Announcement) -> PeerId:
-    return PeerId(announcement.peer_id)
+    return announcement.peer_id

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from legion_p2p.core.announcement import Announcement, peer_of
+from legion_p2p.core.announcement import Announcement
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.reach import Reach
 from legion_p2p.core.rendezvous import ranking
@@ -47,20 +47,20 @@ def eligible(
     """Those that own the shards of `region`. `announcements`: of its members. `juniors`: own nothing where others can; where one
     member owns everything, one of them stands by."""
     able = [a for a in announcements if a.ready and a.weight > 0 and a.role is not Role.CLIENT]
-    seniors = [a for a in able if peer_of(a) not in juniors]
+    seniors = [a for a in able if a.peer_id not in juniors] if juniors else able
     if not seniors or len(seniors) == len(able):
         return _by_reach(run_id, region, able)
     found = _by_reach(run_id, region, seniors)
     if len(found.weights) > 1:
         return found
-    rest = {peer_of(a): a.weight for a in able if peer_of(a) in juniors}
+    rest = {a.peer_id: a.weight for a in able if a.peer_id in juniors}
     return Eligible(found.weights, found.reserve or rest)
 
 
 def _by_reach(run_id: str, region: str, announcements: Iterable[Announcement]) -> Eligible:
     classes: dict[int, dict[PeerId, float]] = {}
     for a in announcements:
-        classes.setdefault(reach_class(a), {})[peer_of(a)] = a.weight
+        classes.setdefault(reach_class(a), {})[a.peer_id] = a.weight
     if len(classes) <= 1:
         return Eligible(next(iter(classes.values()), {}))
     needed = NEEDED_SHARE * math.fsum(weight for members in classes.values() for weight in members.values())

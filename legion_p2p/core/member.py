@@ -4,7 +4,7 @@ from enum import Enum
 
 import msgspec
 
-from legion_p2p.core.announcement import Announcement, peer_of
+from legion_p2p.core.announcement import Announcement
 from legion_p2p.core.forwarding.forest import upload_step
 from legion_p2p.core.identity import PeerId
 
@@ -30,7 +30,7 @@ class Member(msgspec.Struct, frozen=True):
 
     @property
     def peer_id(self) -> PeerId:
-        return peer_of(self.announcement)
+        return self.announcement.peer_id
 
     @property
     def counts(self) -> bool:
@@ -42,6 +42,12 @@ def role_of(announcement: Announcement) -> tuple[object, ...]:
     """What decides who owns which shard, who is waited for, and how updates travel."""
     a = announcement
     return (a.ready, a.training, a.weight, a.region, a.reach, a.role, a.stalled, a.avoided, upload_step(a.upload_bps))
+
+
+def has_duties(announcement: Announcement) -> bool:
+    """Whether its role means anything to the others now: only those that hold the model own shards or pass updates on, and rounds
+    wait only for those that train."""
+    return announcement.ready or announcement.training
 
 
 def believed(member: Member, region: str) -> Announcement:

@@ -43,6 +43,7 @@ from legion_p2p.core.member import (
     Met,
     Probe,
     Refute,
+    has_duties,
     role_of,
 )
 from legion_p2p.core.ring_watch import MANY_SUSPECTED, grown, watched
@@ -99,8 +100,8 @@ class Membership:
         """Members that were asked for a sign of life, and when."""
         self._named: set[PeerId] = set()
         """Suspects that others were told of, or told of."""
-        self._check_at = -math.inf
-        """Before then nobody has been silent for too long, or has to be probed or forgotten."""
+        self.check_at = -math.inf
+        """Before then nobody has been silent for too long, or has to be probed or forgotten: `handle_timeout` does nothing."""
         self._left: dict[PeerId, tuple[tuple[int, int], float]] = {}  # last word and when: others may still pass on older ones
         self._let_go: dict[PeerId, tuple[tuple[int, int], float]] = {}
         """Likewise of those that are kept no longer, because they moved away, or are missed in another region."""
@@ -114,6 +115,8 @@ class Membership:
         """Rises whenever an announcement or a liveness is another one than before."""
         self.roles_revision = 0
         """Rises whenever a member comes, goes, or announces another role (`role_of`)."""
+        self.duties_revision = 0
+        """Rises with it where that member has duties, or had (`has_duties`)."""
 
     # what happened
 
@@ -150,18 +153,19 @@ class Membership:
                 return False
             self._members[peer] = Member(announcement, Liveness.ALIVE, now)
             self._heard_at[peer] = now
-            self._check_at = min(self._check_at, now + self.config.suspect_after_s)
+            self.check_at = min(self.check_at, now + self.config.suspect_after_s)
             self._order = self._counted = None
-            self._count_change()
+            self._count_change(duties=has_duties(announcement))
             self._effects.append(Changed(peer, None, Liveness.ALIVE))
             self._greet(peer, now)
         else:
             if known.announcement.region != announcement.region:
                 self._counted = None
                 self._looks.pop(peer, None)
-                self._check_at = -math.inf  # another patience holds there
+                self.check_at = -math.inf  # another patience holds there
             self._replace(known, announcement=announcement)
-            self._count_change(roles=role_of(announcement) != role_of(known.announcement))
+            duties = has_duties(announcement) or has_duties(known.announcement)
+            self._count_change(roles=role_of(announcement) != role_of(known.announcement), duties=duties)
             # A dead member's newer announcement, even passed on, was made after we lost it: worth a new chance.
             if direct or known.liveness is Liveness.DEAD:
                 self.lives(peer, now)
@@ -179,7 +183,7 @@ class Membership:
             if not self._is_kept(member.announcement):
                 self._drop(peer)
         self._counted = None
-        self._check_at = -math.inf
+        self.check_at = -math.inf
         self._count_change()
 
     def heard(self, peer: PeerId, now: float) -> None:
@@ -188,7 +192,7 @@ class Membership:
         member = self._members.get(peer)
         if member is not None and not member.met:
             self._replace(member, met=True)
-            self._count_change()
+            self._count_change(duties=has_duties(member.announcement))
             self._effects.append(Met(peer))
 
     def lives(self, peer: PeerId, now: float) -> None:
@@ -248,7 +252,7 @@ class Membership:
         self._looked_at = now
         if asleep_s > self.config.asleep_after_s:
             self._pardon(asleep_s, now)
-        if now < self._check_at:
+        if now < self.check_at:
             return
         patience_s, looked_at, is_alarming = self._patience_s(), self._watched(), False
         for peer, member in list(self._members.items()):
@@ -280,7 +284,7 @@ class Membership:
             for peer in [peer for peer, (_, at) in gone.items() if now - at >= self.config.forget_s]:
                 del gone[peer]
         deadline = self.next_deadline()
-        self._check_at = now + self.config.forget_s if deadline is None else deadline
+        self.check_at = now + self.config.forget_s if deadline is None else deadline
 
     # what follows
 
@@ -472,22 +476,23 @@ class Membership:
         if liveness is Liveness.ALIVE:
             self._named.discard(peer)
         self._replace(member, liveness=liveness, since=now)
-        self._check_at = now
-        self._count_change()
+        self.check_at = now
+        self._count_change(duties=has_duties(member.announcement) and Liveness.DEAD in (member.liveness, liveness))
 
     def _drop(self, peer: PeerId) -> None:
         member = self._members.pop(peer)
         del self._heard_at[peer]
         self._looks.pop(peer, None)
         self._named.discard(peer)
-        self._check_at = -math.inf  # fewer announce themselves more often
+        self.check_at = -math.inf  # fewer announce themselves more often
         self._order = self._counted = None
-        self._count_change()
+        self._count_change(duties=member.counts and has_duties(member.announcement))
         self._effects.append(Changed(peer, member.liveness, None))
 
-    def _count_change(self, *, roles: bool = True) -> None:
+    def _count_change(self, *, roles: bool = True, duties: bool = True) -> None:
         self.revision += 1
         self.roles_revision += roles
+        self.duties_revision += roles and duties
 
     def _pardon(self, asleep_s: float, now: float) -> None:
         for member in self.counted():

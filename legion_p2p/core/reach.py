@@ -29,7 +29,7 @@ class Reach(Enum):
     def rank(self) -> int:
         """How well others can reach the peer; lower is better: those that they connect to directly, those of which it is not
         known, those that only relays lead to."""
-        return {Reach.PUBLIC: 0, Reach.PUNCHABLE: 0, Reach.UNKNOWN: 1, Reach.RELAYED: 2}[self]
+        return 2 if self is Reach.RELAYED else 1 if self is Reach.UNKNOWN else 0
 
 
 class NatKind(Enum):

@@ -20,7 +20,7 @@ def deposed(announcements: Iterable[Announcement]) -> frozenset[PeerId]:
     voters = [a for a in announcements if a.ready and a.training]
     named: dict[str, int] = {}
     for voter in voters:
-        for owner in set(voter.stalled):
+        for owner in set(voter.stalled) if voter.stalled else ():
             if owner != voter.peer_id:
                 named[owner] = named.get(owner, 0) + 1
     if not named:

@@ -1,5 +1,8 @@
 """Who lives: the table of members, with time as an argument."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,15 +13,15 @@ from legion_p2p.core.identity import PeerId
 from legion_p2p.core.member import Accuse, Alarm, Changed, CheckOn, Effect, Greet, Liveness, Met, Probe, Refute, believed
 from legion_p2p.core.membership import Membership, MembershipConfig
 from legion_p2p.core.ring_watch import MAX_GROWN, N_WATCHED, QUIET_FROM, grown, watched
-from legion_p2p.services.membership.region_roles import Roles
+from legion_p2p.services.membership.region_roles import RegionRoles, Roles
 
 ME, A, B, C = (PeerId(name) for name in ("me", "A", "B", "C"))
 CONFIG = MembershipConfig(announce_s=2.0, suspect_after_s=4.5, grace_s=3.0, probe_every_s=1.0, forget_s=60.0, asleep_after_s=3.0)
 ALIVE, SUSPECT, DEAD = Liveness.ALIVE, Liveness.SUSPECT, Liveness.DEAD
 
 
-def says(peer: PeerId, seq: int = 0, *, incarnation: int = 0, leaving: bool = False) -> Announcement:
-    return Announcement(peer, "run", incarnation=incarnation, seq=seq, leaving=leaving)
+def says(peer: PeerId, seq: int = 0, **more: Any) -> Announcement:
+    return Announcement(peer, "run", seq=seq, **more)
 
 
 def table_of(*peers: PeerId, now: float = 0.0) -> Membership:
@@ -600,3 +603,47 @@ def test_a_newcomer_that_chooses_this_region_is_looked_at_as_soon_as_others_in_i
     wait_until(table, 10.5, 5.0)
 
     assert liveness(table, A) is SUSPECT
+
+
+def test_the_duties_change_only_with_members_that_hold_the_model_or_train() -> None:
+    table = Membership(ME, CONFIG, 0.0)
+    seen: list[tuple[bool, bool]] = []
+
+    def after(what: Callable[[], object]) -> None:
+        before = table.roles_revision, table.duties_revision
+        what()
+        seen.append((table.roles_revision != before[0], table.duties_revision != before[1]))
+
+    after(lambda: table.announced(says(A, 1), 0.0))
+    after(lambda: table.heard(A, 0.0))
+    after(lambda: table.announced(says(A, 2, weight=3.0), 0.0))
+    after(lambda: table.announced(says(A, 3, weight=3.0, ready=True), 0.0))
+    after(lambda: table.announced(says(A, 4, weight=3.0, ready=True), 0.0))
+    after(lambda: table.lost(A, 0.1))
+    after(lambda: table.heard(A, 0.2))
+    after(lambda: table.announced(says(A, 5, weight=3.0), 0.3))
+    after(lambda: table.announced(says(A, 6, leaving=True), 0.4))
+
+    newcomer = [(True, False)] * 3
+    owner = [(True, True), (False, False), (True, False), (True, False), (True, True)]
+    assert seen == [*newcomer, *owner, (True, False)]
+
+
+def test_what_changes_no_duty_changes_no_role() -> None:
+    table, roles = Membership(ME, CONFIG, 0.0), RegionRoles("run")
+    table.moved("home")
+
+    def now() -> tuple[Roles, Roles]:
+        everyone = [believed(member, "home") for member in table.counted()]
+        return roles.of("home", lambda: everyone, table.duties_revision), Roles().renewed("run", everyone, "home", frozenset())
+
+    for seq, changes in enumerate(({}, {"ready": True}, {"ready": True, "training": True}, {"weight": 2.0}, {"ready": True})):
+        for met in (False, True):
+            if met:
+                table.heard(A, float(seq))
+            else:
+                table.announced(says(A, seq, region="home", **changes), float(seq))
+            kept, made = now()
+            assert (kept.eligible, kept.ready, kept.training, kept.forwarders) == (
+                made.eligible, made.ready, made.training, made.forwarders,
+            )  # fmt: skip

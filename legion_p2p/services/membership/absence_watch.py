@@ -28,6 +28,11 @@ class AbsenceWatch:
         """Rises with every change of the members that are not trusted to be up to date."""
         return self._absence.n_doubted
 
+    @property
+    def doubts_some(self) -> bool:
+        """Some members are not trusted to be up to date."""
+        return self._absence.doubts_some
+
     def trusted(self, announcement: Announcement) -> Announcement:
         """The announcement as it counts: a peer on probation is not ready."""
         return self._absence.trusted(announcement)

@@ -37,8 +37,8 @@ class Roster:
         own = self._own.now()
         state = (self._table.revision, self._absence.n_doubted, own.seq)
         if self._everyone_at != state:  # asked for many times between two changes
-            others = [believed(m, own.region) for m in self._table.counted()]
-            self._everyone = (own, *map(self._absence.trusted, others))
+            others = [m.announcement if m.met else believed(m, own.region) for m in self._table.counted()]
+            self._everyone = (own, *(map(self._absence.trusted, others) if self._absence.doubts_some else others))
             self._everyone_at = state
         return self._everyone
 
@@ -103,9 +103,14 @@ class Roster:
 
     def revision(self) -> tuple[object, ...]:
         """Differs whenever a role may differ."""
+        return self._table.roles_revision, *self._beside_table()
+
+    def _beside_table(self) -> tuple[object, ...]:
+        """What roles depend on beside the table of members."""
         own_role = None if self._own.current is None else role_of(self._own.current)
-        return self._table.roles_revision, self._absence.n_doubted, self._evidence.revision, self.juniors, own_role
+        return self._absence.n_doubted, self._evidence.revision, self.juniors, own_role
 
     def _roles_in(self, region: str) -> Roles:
         self._own.now()
-        return self._roles.of(region, self.everyone, self.revision(), self._evidence.excluded(), self.juniors)
+        revision = self._table.duties_revision, *self._beside_table()
+        return self._roles.of(region, self.everyone, revision, self._evidence.excluded(), self.juniors)

@@ -37,6 +37,8 @@ from legion_p2p.services.membership.roster import Roster
 from legion_p2p.services.membership.signed import SignedAnnouncements
 from legion_p2p.services.rpc import Rpc
 
+SHORTEST_TICK_S = 0.5  # between two looks at the clock while somebody may be silent for too long; a sleep costs more than a look
+
 
 class MemberService:
     """The members of one run, as seen by this peer."""
@@ -242,10 +244,12 @@ class MemberService:
                     await self.own.moved.wait()
 
     async def _look_at_clock(self) -> None:
-        tick_s = min(0.5, self.config.grace_s / 4)
+        shortest_s = min(SHORTEST_TICK_S, self.config.grace_s / 4)
+        longest_s = max(shortest_s, self.config.asleep_after_s / 3)
         addresses = self._messenger.addresses()
         while True:
-            await trio.sleep(tick_s)
+            is_due_soon = self.table.check_at < trio.current_time() + longest_s
+            await trio.sleep(shortest_s if is_due_soon else longest_s)
             self._notice_absence()
             if self._messenger.addresses() != addresses:
                 addresses = self._messenger.addresses()

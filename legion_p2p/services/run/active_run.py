@@ -108,6 +108,7 @@ class ActiveRun:
         """Others had trained the run before this peer came."""
         self._agreement = Agreement(ctx.config.membership.announce_s)
         members.member_changed.add(self._on_member_changed)
+        self.shards.looked.add(lambda _: self._update_local_steps())
 
     def local_trainer(self, local: LocalCopy, news: News) -> LocalTrainer:
         """The books of the side that trains; `news`: what comes from here."""
@@ -240,7 +241,6 @@ class ActiveRun:
             self.regions.forget(change.peer_id)
         if change.after is Liveness.DEAD and not self.ctx.reachability.is_cut_off():
             self.events.error("member.dead", f"{change.peer_id} does not answer and is taken for dead", peer=change.peer_id)
-        self._update_local_steps()
 
     def _update_local_steps(self) -> None:
         if self.units is not None:  # every step is one of the whole group

@@ -16,6 +16,7 @@ from legion_p2p.tensor import codec
 LEAST_STRETCH = 1.2  # what lies below is within the error of the measurement
 LAST_PUSH_S = 1.0  # that all last pushes together may take to send
 GUESSED_BPS = 10e6  # while nothing was measured
+NO_LOAD = Load(0, 0)
 
 
 class Pacer:
@@ -50,7 +51,8 @@ class Pacer:
             if upload_bps is None and others:
                 self.local_steps = while_joined(steps, step_s, most)
                 return
-        choice, self.local_steps = paced(rounds, steps, most, step_s, self._load(others), upload_bps, self._choice)
+        load = NO_LOAD if upload_bps is None else self._load(others)  # it takes the trees of all shards; nothing follows without
+        choice, self.local_steps = paced(rounds, steps, most, step_s, load, upload_bps, self._choice)
         if (choice.push_codec, choice.update_codec) != (self._choice.push_codec, self._choice.update_codec):
             self._events.emit("link.adapted", **msgspec.structs.asdict(choice), local_steps=self.local_steps)
             self._shards.states.update_codec = choice.update_codec

@@ -2,6 +2,7 @@
 
 import trio
 
+from legion_p2p.concurrency.notify import Notify
 from legion_p2p.core.announcement import Announcement, peer_of
 from legion_p2p.core.answers import Answer, RoundScores
 from legion_p2p.core.identity import PeerId
@@ -28,11 +29,13 @@ class QuestionService:
         self._rpc = Rpc(ctx.messenger)
         self._members = members
         self._told_round = 0
+        self._opened = Notify()
 
     def open(self, ledger: QuestionLedger, run_step: int) -> None:
         """Take part in this test, from the next round on."""
         ledger.come_late(run_step)
         self.ledger = ledger
+        self._opened.notify()
         self._members.announcer.announce_soon()
 
     def begin(self, run_step: int) -> tuple[int, ...] | None:
@@ -67,10 +70,11 @@ class QuestionService:
         return None if self.ledger is None else self.ledger.scores()
 
     async def run_forever(self) -> None:
+        while self.ledger is None:
+            await self._opened.wait()
         while True:
             await trio.sleep(LOOK_EVERY_S)
-            if self.ledger is not None:
-                await self.look_once(self.ledger)
+            await self.look_once(self.ledger)
 
     async def look_once(self, ledger: QuestionLedger) -> None:
         """Ask members of the test that have answered for their answers, and tell of a round once it is complete."""

@@ -142,7 +142,7 @@ async def catch_up(restored: Restored, members: MemberService, shards: ShardServ
     events.emit("run.reunited", n_members=1 + members.table.n_counted, n_versions_gained=gained)
 
 
-def _in_order(announcements: Iterable[Announcement], marks: Mapping[str, Mark]) -> Sequence[Announcement]:
+def _in_order(announcements: Iterable[Announcement], marks: Mapping[PeerId, Mark]) -> Sequence[Announcement]:
     """The members to ask for a shard: those that are ready first, then by their version of it, the newest first."""
     asked = [a for a in announcements if a.peer_id in marks]
     return sorted(asked, key=lambda a: (not a.ready, -marks[a.peer_id].version, a.peer_id))

@@ -19,6 +19,7 @@ from legion_p2p.core.claims import TimedClaims
 from legion_p2p.core.forwarding.overdue import Inquire
 from legion_p2p.core.identity import PeerId
 from legion_p2p.core.member import Changed, Liveness
+from legion_p2p.core.observers import Observers
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.shard import follower_events, life, owner, push_events
 from legion_p2p.core.shard.agenda import Agenda
@@ -115,6 +116,8 @@ class ShardService:
         self.adopt_region = self.catch_up.adopt_region
         self.hand_over_all = self.handover.hand_over_all
         self.stalls = TimedClaims()
+        self.looked: Observers[None] = Observers()
+        """Told when this peer has looked at members that have changed."""
         self._events = ctx.events
         self._members = members
         self._agenda = Agenda()
@@ -189,6 +192,7 @@ class ShardService:
         self._take_in_expected()
         for shard in self.states.owned():
             self.replicas[shard].notify.notify()
+        self.looked.tell(None)
 
     # news of members
 
