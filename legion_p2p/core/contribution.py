@@ -34,7 +34,8 @@ def first(members: Iterable[PeerId], newest: Mapping[PeerId, int], version: int)
 def _by_contributions(members: Iterable[PeerId], newest: Mapping[PeerId, int], version: int) -> tuple[list[PeerId], list[PeerId]]:
     """The established members, and the others that have contributed, those with the most contributions first."""
     # There are no more contributions than versions, whatever number somebody makes up.
-    made = {peer: min(newest.get(peer, -1) + 1, version, MAX_CONTRIBUTIONS) for peer in members}
+    limit, number = min(version, MAX_CONTRIBUTIONS), newest.get
+    made = {peer: n if (n := number(peer, -1) + 1) < limit else limit for peer in members}
     most = max(made.values(), default=0)
     established = [peer for peer, n in made.items() if 2 * n + FEW_ROUNDS >= most]
     others = [peer for peer, n in made.items() if 0 < 2 * n < most - FEW_ROUNDS]

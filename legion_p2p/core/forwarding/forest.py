@@ -30,7 +30,8 @@ import math
 import statistics
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -234,6 +235,19 @@ class Forest:
 
     def _ring_order(self, epoch: int) -> list[PeerId]:
         return sorted(self._members, key=lambda peer: (_place(epoch, peer), peer))
+
+
+_Grown = tuple[tuple[Forwarder, ...], tuple[PeerId | None, ...], int, frozenset[PeerId]]
+_grown: WeakValueDictionary[_Grown, Forest] = WeakValueDictionary()
+
+
+def forest_of(members: Iterable[Forwarder], owners: Sequence[PeerId | None], n_bytes: int, first: frozenset[PeerId]) -> Forest:
+    """The `Forest` of these. Members in one process that see the same share one, and the trees in it."""
+    key = tuple(sorted(members, key=lambda m: m.peer)), tuple(owners), n_bytes, first
+    found = _grown.get(key)
+    if found is None:
+        found = _grown[key] = Forest(*key)
+    return found
 
 
 def _place(epoch: int, peer: PeerId) -> bytes:

@@ -39,14 +39,16 @@ class RegionalMessenger:
 
     def serve(self, handler: Handler, longest: float = math.inf) -> None:
         async def counted(peer: PeerId, body: bytes) -> Bytes | ThrottledReply[Bytes]:
-            kind = class_of(body)
-            self._count(peer, kind, 0, len(body))
             self.shards.note_received(body, len(body))
-            reply = await handler(peer, body)
-            answer = reply.reply if isinstance(reply, ThrottledReply) else reply
-            self._count(peer, kind, len(answer), 0)
-            self.shards.note_sent(start_of(answer), len(answer))
-            return reply
+            n_sent = 0
+            try:
+                reply = await handler(peer, body)
+                answer = reply.reply if isinstance(reply, ThrottledReply) else reply
+                n_sent = len(answer)
+                self.shards.note_sent(start_of(answer), n_sent)
+                return reply
+            finally:
+                self._count(peer, class_of(body), n_sent, len(body))
 
         self._messenger.serve(counted, longest)
 

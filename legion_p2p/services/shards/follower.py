@@ -24,6 +24,7 @@ from legion_p2p.errors import (
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.shards.cosignatures import Cosignatures
 from legion_p2p.services.shards.inputs import payload_digest
+from legion_p2p.services.shards.made_once import advance_once
 from legion_p2p.services.shards.news import ShardNews
 from legion_p2p.services.shards.replica import Replica, advance
 from legion_p2p.services.shards.states import ShardStates
@@ -147,9 +148,12 @@ class FollowService:
                 await self._cosignatures.must_be_shown(replica, header, update)
             if not is_common and not await self._counts_right(replica, header):
                 raise DecodeError(f"shard {replica.shard} version {header.version}: its salt or rounds do not follow")
-            made, digest_, norm = await self._states.compute(
-                replica.numel, advance, replica.reference, update.payload, self._states.codec_of(replica, header.codec)
-            )
+            codec = self._states.codec_of(replica, header.codec)
+            if self._states.computes_at_once(replica.numel):
+                name = payload_digest(update.payload)
+                made, digest_, norm = advance_once(replica.chain.digest, name, replica.reference, update.payload, codec)
+            else:
+                made, digest_, norm = await self._states.compute(replica.numel, advance, replica.reference, update.payload, codec)
             if digest_ != header.digest:
                 raise DecodeError(f"shard {replica.shard} version {header.version}: the update does not lead to its digest")
             if not is_common:

@@ -14,7 +14,7 @@ import trio
 from legion_p2p.core.bounded import BoundedMap
 from legion_p2p.core.chain import Step
 from legion_p2p.core.forwarding.deliveries import Deliveries
-from legion_p2p.core.forwarding.forest import GUESSED_BPS, Forest, Tree, size_class
+from legion_p2p.core.forwarding.forest import GUESSED_BPS, Forest, Tree, forest_of, size_class
 from legion_p2p.core.forwarding.overdue import ANSWER_S
 from legion_p2p.core.forwarding.sending import SendQueue
 from legion_p2p.core.identity import PeerId
@@ -100,7 +100,7 @@ class ForwardService:
         forest = self._forests.get(key)
         if forest is None:
             counted = [member for member in members if member.peer in first]
-            forest = self._forests[key] = Forest(counted, [each.owner for each in owners], size_class(n_bytes), first)
+            forest = self._forests[key] = forest_of(counted, [each.owner for each in owners], size_class(n_bytes), first)
         self._forests.touch(key)
         return forest
 

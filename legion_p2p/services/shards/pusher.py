@@ -10,7 +10,15 @@ from legion_p2p.core.priority import Priority
 from legion_p2p.core.shard import follower_events, push_events
 from legion_p2p.core.shard.push_events import Packed
 from legion_p2p.core.wire import MAX_COUNT, Inclusion, Push, Pushed, UpdateHeader
-from legion_p2p.errors import DecodeError, NetworkError, NonFiniteError, NotAdmittedError, NotCountedError, RefusedError
+from legion_p2p.errors import (
+    DecodeError,
+    NetworkError,
+    NoAnswerError,
+    NonFiniteError,
+    NotAdmittedError,
+    NotCountedError,
+    RefusedError,
+)
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.shards.inputs import payload_digest
 from legion_p2p.services.shards.mailbox import NON_FINITE
@@ -114,14 +122,19 @@ class PushService:
             self._tell(replica, push_events.Unanswered(packed.seq))
 
     async def send(self, replica: Replica, target: PeerId, packed: Packed) -> None:
-        """Ask `target` to take the contribution. Cancelled by `give_up`."""
-        with trio.CancelScope() as scope:
-            self._asking[replica.shard] = scope
-            try:
-                answer = await self._ask(replica, target, packed)
-            finally:
-                if self._asking.get(replica.shard) is scope:
-                    del self._asking[replica.shard]
+        """Ask `target` to take the contribution. Cancelled by `give_up`, and after a while."""
+        scope = self._asking[replica.shard] = trio.CancelScope()
+        answer: push_events.Event | None = None
+        try:
+            with scope:
+                answer = await self._ask(replica, target, packed, scope)
+        finally:
+            is_given_up = self._asking.get(replica.shard) is not scope
+            if not is_given_up:
+                del self._asking[replica.shard]
+        if answer is None and not is_given_up:
+            answer = self._unanswered(replica, target, packed, NoAnswerError(target, TRANSFER_DEADLINE_S))
+        if answer is not None:
             self._tell(replica, answer)
 
     def give_up(self, replica: Replica) -> None:
@@ -130,7 +143,7 @@ class PushService:
         if scope is not None:
             scope.cancel()
 
-    async def _ask(self, replica: Replica, target: PeerId, packed: Packed) -> push_events.Event:
+    async def _ask(self, replica: Replica, target: PeerId, packed: Packed, scope: trio.CancelScope) -> push_events.Event:
         states, body = self._states, packed.body
         message = Push(
             states.run, replica.shard, packed.version, packed.seq, packed.tokens, packed.steps, body.codec, body.payload,
@@ -138,7 +151,8 @@ class PushService:
         )  # fmt: skip
         try:
             async with states.transfers:
-                reply = await states.rpc.ask(target, message, Priority.ROUND, within_s=TRANSFER_DEADLINE_S)
+                scope.deadline = trio.current_time() + TRANSFER_DEADLINE_S
+                reply = await states.rpc.ask(target, message, Priority.ROUND)
         except RefusedError as refused:
             if refused.kind == NotCountedError.__name__:  # this peer's user is told when the evidence comes
                 return push_events.Malformed(packed.seq, str(refused))
@@ -147,9 +161,7 @@ class PushService:
                 return push_events.Malformed(packed.seq, str(refused))
             return push_events.Unanswered(packed.seq)
         except NetworkError as failed:
-            if not states.reachability.is_cut_off():  # that was told, in a line for all that cannot be sent
-                self._events.emit("push.failed", shard=replica.shard, owner=target, reason=str(failed))
-            return push_events.Unanswered(packed.seq)
+            return self._unanswered(replica, target, packed, failed)
         if isinstance(reply, Pushed):
             try:
                 self._receipts.take(target, replica.shard, packed.seq, reply)
@@ -165,6 +177,11 @@ class PushService:
             self._events.emit("announcement.refused", peer=target, reason=str(refused))
         owner = PeerId(reply.owner)
         return push_events.Redirected(packed.seq, owner if states.lives(owner) else None)
+
+    def _unanswered(self, replica: Replica, target: PeerId, packed: Packed, failed: NetworkError) -> push_events.Event:
+        if not self._states.reachability.is_cut_off():  # that was told, in a line for all that cannot be sent
+            self._events.emit("push.failed", shard=replica.shard, owner=target, reason=str(failed))
+        return push_events.Unanswered(packed.seq)
 
     def ask_for_included(self, replica: Replica, owner: PeerId) -> None:
         """`owner` has made a version with the contribution, and it is not here."""

@@ -1,7 +1,9 @@
 """Which member passes an update on to which others."""
 
+import gc
 import statistics
 from collections import Counter
+from weakref import ref
 
 import pytest
 from hypothesis import given
@@ -15,6 +17,7 @@ from legion_p2p.core.forwarding.forest import (
     Forest,
     Forwarder,
     Tree,
+    forest_of,
     size_class,
     upload_step,
 )
@@ -225,3 +228,24 @@ def test_no_more_than_so_many_trees_are_remembered() -> None:
 def test_a_measurement_that_wavers_and_sizes_that_differ_a_little_change_no_tree() -> None:
     assert upload_step(9.1e6) == upload_step(1.6e7) != upload_step(1.7e7) and upload_step(0.0) == upload_step(0.5) == 0.0
     assert size_class(1025) == size_class(2048) == 2048 and size_class(0) == size_class(1) == 1
+
+
+def test_members_of_one_process_that_see_the_same_share_a_forest_in_whatever_order_they_list_each_other() -> None:
+    members, owners, first = equal(8), [PEERS[0], PEERS[3]], frozenset(PEERS[:8])
+
+    one = forest_of(members, owners, LARGE, first)
+
+    assert forest_of(reversed(members), tuple(owners), LARGE, first) is one
+    assert forest_of(members, owners, SMALL, first) is not one
+    assert forest_of(members, [PEERS[1], PEERS[3]], LARGE, first) is not one
+    assert forest_of(members, owners, LARGE, first - {PEERS[5]}) is not one
+    assert tree_of(one, 1, 7) == tree_of(forest(members, owners), 1, 7)
+
+
+def test_a_forest_that_nobody_uses_any_more_is_forgotten() -> None:
+    members, first = equal(5), frozenset(PEERS[:5])
+
+    kept = ref(forest_of(members, [PEERS[0]], LARGE, first))
+
+    gc.collect()
+    assert kept() is None
