@@ -1,5 +1,7 @@
 """One simulated peer's end of its own requests, with the limits and errors of the real one."""
 
+from functools import partial
+
 import trio
 
 from legion_p2p.concurrency.semaphore import PeerSemaphore
@@ -11,7 +13,7 @@ from legion_p2p.net.address_book import AddressBook
 from legion_p2p.net.limits import DIAL_TIMEOUT_S, MAX_BODY_BYTES, MAX_REQUESTS_OUT
 from legion_p2p.net.peer_score import REFUSED, Refusals
 from legion_p2p.sim.fabric import Fabric, Station
-from legion_p2p.sim.request import BREAK_AFTER_S, FRAME_BYTES, RequestOutcome, RequestUnderWay
+from legion_p2p.sim.request import BREAK_AFTER_S, FRAME_BYTES, RequestUnderWay
 
 
 class SimClient:
@@ -37,9 +39,8 @@ class SimClient:
         async with self._slots[priority].slot((peer,)):
             self._check_alive(peer)
             await self._connect(peer)
-            exchange = RequestUnderWay()
-            # in a task of the world: what was sent is carried out even if the asker gives up
-            self._world.start(self._exchange, exchange, peer, service, body, priority)
+            exchange = RequestUnderWay(peer, service, body, priority)
+            self._send(exchange)
             self._network.asking.add(exchange)
             try:
                 await exchange.done.wait()
@@ -88,46 +89,96 @@ class SimClient:
             raise UnreachableError(peer, "the connection was closed at once")
         world.connect(me, peer, relay)
 
-    async def _exchange(self, exchange: RequestUnderWay, peer: PeerId, service: str, body: bytes, priority: Priority) -> None:
-        world, network, me = self._world, self._network, self._network.peer_id
-        other = world.network_of(peer)
-        outcome = RequestOutcome()
-        breaks = world.random.random() < world.loss
-        late = world.random.random() < 0.5
-        begun_at = trio.current_time()
+    # What was sent is carried out even if the asker gives up. Where only the delay holds bytes up, no task waits for them on the
+    # way: that would cost as much as what is done with them.
+
+    def _send(self, exchange: RequestUnderWay) -> None:
+        world, me, other = self._world, self._network.peer_id, self._world.network_of(exchange.peer)
         other.asked[exchange] = me
         if not other.alive:
             world.start(reset, world, exchange, me, other)
+        self._network.n_sent += len(exchange.body) + FRAME_BYTES
+        flight_s = world.flight_s(me, exchange.peer, exchange.priority)
+        if flight_s is None:
+            world.start(self._exchange, exchange, other, False)
+        else:
+            world.timers.at(exchange.begun_at + flight_s, partial(world.start, self._exchange, exchange, other, True))
+
+    async def _exchange(self, exchange: RequestUnderWay, other: Station, has_travelled: bool) -> None:
+        """The request from its way to the other side on; where the reply `is_answered`, `_arrive` does the rest."""
+        world, peer, me = self._world, exchange.peer, self._network.peer_id
+        outcome = exchange.outcome
+        breaks = world.loss > 0 and world.random.random() < world.loss
+        late = breaks and world.random.random() < 0.5
         try:
             with exchange.scope:
-                network.n_sent += len(body) + FRAME_BYTES
-                await world.travel(me, peer, len(body), priority)
+                if has_travelled:
+                    await world.wait_through(me, peer)
+                else:
+                    await world.travel(me, peer, len(exchange.body), exchange.priority)
                 if breaks and not late:
                     raise UnreachableError(peer, "the connection broke")
-                arrived = world.arrives(me, peer, body)
+                arrived = world.arrives(me, peer, exchange.body)
                 other.n_received += len(arrived) + FRAME_BYTES
                 handled_at = trio.current_time()
                 exchange.is_handled = True
-                await other.messenger.server.handle(outcome, me, service, arrived, priority.lane)
+                await other.messenger.server.handle(outcome, me, exchange.service, arrived, exchange.priority.lane)
                 exchange.is_handled = False
                 other.n_sent += len(outcome.reply) + FRAME_BYTES
-                busy_s = trio.current_time() - handled_at
+                exchange.handled_s = trio.current_time() - handled_at
                 if breaks:
                     raise UnreachableError(peer, "the connection broke")
-                await world.travel(peer, me, len(outcome.reply), outcome.priority if priority else priority)
-                network.n_received += len(outcome.reply) + FRAME_BYTES
-                exchange.reply, exchange.error = world.arrives(peer, me, outcome.reply), outcome.error
-                if priority is Priority.CONTROL:
-                    self._rtt_s[peer] = max(trio.current_time() - begun_at - busy_s, 1e-6)
+                priority = outcome.priority if exchange.priority else exchange.priority
+                flight_s = world.flight_s(peer, me, priority)
+                if flight_s is not None:
+                    exchange.is_answered = True
+                    world.timers.at(trio.current_time() + flight_s, partial(self._arrive, exchange, other))
+                else:
+                    await world.travel(peer, me, len(outcome.reply), priority)
+                    self._take(exchange)
         except UnreachableError as broken:
-            exchange.error = UnreachableError(peer, "the connection broke")
-            exchange.error.__cause__ = broken
-            world.disconnect(me, peer)
+            self._break(exchange, broken)
         finally:
-            outcome.over()
-            del other.asked[exchange]
-            if not exchange.is_stopped:
-                exchange.done.set()
+            if not exchange.is_answered:
+                self._end(exchange, other)
+
+    def _arrive(self, exchange: RequestUnderWay, other: Station) -> None:
+        """The reply is here, unless something holds it up."""
+        if self._world.is_held_up(exchange.peer, self._network.peer_id):
+            exchange.scope = trio.CancelScope()
+            self._world.start(self._wait_for_reply, exchange, other)
+            return
+        if exchange.error is None:
+            self._take(exchange)
+        self._end(exchange, other)
+
+    async def _wait_for_reply(self, exchange: RequestUnderWay, other: Station) -> None:
+        try:
+            with exchange.scope:
+                await self._world.wait_through(exchange.peer, self._network.peer_id)
+                self._take(exchange)
+        except UnreachableError as broken:
+            self._break(exchange, broken)
+        finally:
+            self._end(exchange, other)
+
+    def _take(self, exchange: RequestUnderWay) -> None:
+        peer, outcome = exchange.peer, exchange.outcome
+        self._network.n_received += len(outcome.reply) + FRAME_BYTES
+        exchange.reply, exchange.error = self._world.arrives(peer, self._network.peer_id, outcome.reply), outcome.error
+        if exchange.priority is Priority.CONTROL:
+            self._rtt_s[peer] = max(trio.current_time() - exchange.begun_at - exchange.handled_s, 1e-6)
+
+    def _break(self, exchange: RequestUnderWay, broken: UnreachableError) -> None:
+        exchange.error = UnreachableError(exchange.peer, "the connection broke")
+        exchange.error.__cause__ = broken
+        self._world.disconnect(self._network.peer_id, exchange.peer)
+
+    def _end(self, exchange: RequestUnderWay, other: Station) -> None:
+        exchange.outcome.over()
+        del other.asked[exchange]
+        if not exchange.is_stopped:
+            exchange.done.set()
 
     def _check_alive(self, peer: PeerId) -> None:
         if not self._network.alive:

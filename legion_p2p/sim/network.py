@@ -241,6 +241,17 @@ class World:
             await self.timers.sleep_until(trio.current_time() + wait_s)
         await self.wait_through(source, target, relay)
 
+    def flight_s(self, source: PeerId, target: PeerId, priority: Priority) -> float | None:
+        """Seconds that bytes are on their way, as `travel` has it, where only the delay counts; None: where more does."""
+        is_free = self.rates.are_endless and self.rate_bytes_s == math.inf
+        if self._carried or not (is_free or priority is Priority.CONTROL):
+            return None
+        return self._direct_delay(source, target)
+
+    def is_held_up(self, source: PeerId, target: PeerId) -> bool:
+        """Whether `wait_through` has to wait, or to look."""
+        return bool(self._carried or self._obstacles.walls) or self._peers[source].frozen or self._peers[target].frozen
+
     async def wait_through(self, source: PeerId, target: PeerId, relay: PeerId | None = None) -> None:
         """Wait while an end or the relay is frozen, without limit, or while a partition lasts, for as long as TCP tries."""
         if relay is None and not (self._obstacles.walls or self._peers[source].frozen or self._peers[target].frozen):

@@ -35,6 +35,11 @@ class Rates:
         self._uplinks: dict[PeerId, Uplink] = {}
         self._access: dict[PeerId, Access] = {}
 
+    @property
+    def are_endless(self) -> bool:
+        """No link limits what peers send."""
+        return self._links is None and self._up_bytes_s == math.inf
+
     async def send(self, sender: PeerId, target: PeerId, n_bytes: int, priority: Priority) -> None:
         """Wait until the sender's uplink has taken the bytes, in their turn."""
         uplink = self._uplink_of(sender)
