@@ -225,8 +225,9 @@ class _Simulation:
     def _speakers(self, there: list[Actor]) -> list[SimPeer]:
         """A member of each region that shows its copy; those that a fault keeps apart are not asked."""
         asked = [actor for actor in there if not actor.is_apart] or there
-        speakers = {actor.peer.engine.region: actor.peer for actor in reversed(asked) if actor.peer is not None}
-        return [peer for peer in speakers.values() if peer.engine.shards.states.complete()]
+        peers = [actor.peer for actor in asked if actor.peer is not None]
+        speakers = {peer.engine.region: peer for peer in reversed(peers) if peer.engine.shards.states.complete()}
+        return list(speakers.values())
 
     def _loss(self, speakers: list[SimPeer]) -> float | None:
         """Of the copy of each region, on average."""

@@ -108,7 +108,8 @@ class ActiveRun:
         """Others had trained the run before this peer came."""
         self._agreement = Agreement(ctx.config.membership.announce_s)
         members.member_changed.add(self._on_member_changed)
-        self.shards.looked.add(lambda _: self._update_local_steps())
+        self.shards.looked.add(lambda _: self._on_looked())
+        self._came_or_went = False
 
     def local_trainer(self, local: LocalCopy, news: News) -> LocalTrainer:
         """The books of the side that trains; `news`: what comes from here."""
@@ -241,6 +242,13 @@ class ActiveRun:
             self.regions.forget(change.peer_id)
         if change.after is Liveness.DEAD and not self.ctx.reachability.is_cut_off():
             self.events.error("member.dead", f"{change.peer_id} does not answer and is taken for dead", peer=change.peer_id)
+        self._came_or_went = True
+
+    def _on_looked(self) -> None:
+        """Once for all that came or went in a moment: of hundreds it takes a while to look at the steps of all."""
+        if self._came_or_went:
+            self._came_or_went = False
+            self._update_local_steps()
 
     def _update_local_steps(self) -> None:
         if self.units is not None:  # every step is one of the whole group
