@@ -316,3 +316,10 @@ def test_a_rule_that_does_not_go_with_the_codecs_that_the_links_choose_is_refuse
         chosen_rounds(new_run.rounds, new_run.links)
 
     assert chosen_rounds(new_run.rounds, "lan").rule() == "median"
+
+
+def test_the_best_model_cannot_be_kept_where_none_is_evaluated() -> None:
+    with pytest.raises(UsageError, match="keep_best: say with eval_every_s"):
+        Training(keep_best=True)
+
+    assert Training(keep_best=True, eval_every_s=60).keep_best
