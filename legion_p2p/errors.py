@@ -131,9 +131,10 @@ class MissingDataError(UsageError):
         self.run = run
         self.dataset = dataset
         self.creator = creator
+        private = f" --run {run} --identity KEY" if creator else ""
         super().__init__(
             f"run {run!r} trains on the prepared data {dataset}, which is not here: legion-ctl data fetch {dataset} --out FOLDER "
-            "--initial-peers ADDR fetches it; then give the folder with --data"
+            f"--initial-peers ADDR{private} fetches it; then give the folder with --data"
         )
 
 

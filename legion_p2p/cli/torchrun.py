@@ -42,12 +42,16 @@ def worker_of(job: "Job", others: contextlib.ExitStack) -> "Callable[..., Outcom
 
 
 def follow(job: "Job") -> int:
-    """What another rank than 0 does. It ends when rank 0 does, so signals, which all of them get, are left to that."""
+    """What another rank than 0 does.
+
+    A signal ends it at once while it waits for the others, because rank 0 may have failed before it came to them. From then on it
+    ends when rank 0 does, so signals, which all of them get, are left to that.
+    """
     if not Role(job.peer.role).trains:
         raise UsageError(f"--role {job.peer.role} trains nothing: start it without torchrun")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    _on_signals(signal.SIG_DFL)  # Python's own handler of SIGINT would come after the wait
     ranks, device = _ranks(job)
+    _on_signals(signal.SIG_IGN)
     try:
         ranks.follow(device, job.training)
     finally:
@@ -55,8 +59,13 @@ def follow(job: "Job") -> int:
     return DONE
 
 
+def _on_signals(handler: signal.Handlers) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
 def _ranks(job: "Job") -> "tuple[RankWork, str]":
-    """All processes of this peer, and the device of this one. Waits for the others."""
+    """All processes of this peer, and the device of this one. Waits for the others. Raises: UsageError."""
     import torch
 
     from legion_p2p.train.compute import choose_device

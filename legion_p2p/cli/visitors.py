@@ -25,10 +25,13 @@ IdentityOption = Annotated[
 def visitor_by_options(network_key: str, run: str = "", identity: str = "", token: str = "") -> "AbstractContextManager[Visitor]":
     """The visitor that they describe. Raises: UsageError; StoreError."""
     from legion_p2p.config import Peer
+    from legion_p2p.files.paths import FileKind, kind_of, shown, user_path
     from legion_p2p.visit import visitor_of
 
     if token and not identity:
         raise UsageError("--token names one peer: give the key file of that peer with --identity")
     if identity and not run:
         raise UsageError("--identity is shown to the members of a private run: name it with --run")
+    if identity and kind_of(user_path(identity)) is FileKind.MISSING:  # a new one would be admitted nowhere
+        raise UsageError(f"--identity: there is no key file {shown(user_path(identity))}")
     return visitor_of(Peer(identity=identity, token=token, network_key=network_key), as_itself=bool(identity))

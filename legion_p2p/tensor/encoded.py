@@ -64,7 +64,9 @@ def whole(value: Value) -> Tensor:
 
 def can_be_read_in_pieces(codec: Codec) -> bool:
     """One that is registered by somebody else can not."""
-    return isinstance(codec, Dense | Blockwise | LloydMax | TopK | Mixed)
+    if isinstance(codec, Mixed):
+        return all(map(can_be_read_in_pieces, codec.codecs))
+    return isinstance(codec, Dense | Blockwise | LloydMax | TopK)
 
 
 class Payload:

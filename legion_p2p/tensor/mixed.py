@@ -40,6 +40,10 @@ class Mixed:
         self._rest = tuple((a, b) for a, b in zip(ends[::2], ends[1::2], strict=True) if a < b)
 
     @property
+    def codecs(self) -> tuple["Codec", "Codec"]:
+        return self._main, self._dense
+
+    @property
     def bits_per_element(self) -> float:
         n_main = self.numel - self._n_dense
         return (self._main.bits_per_element * n_main + self._dense.bits_per_element * self._n_dense) / max(1, self.numel)

@@ -9,6 +9,13 @@ import math
 from torch import Tensor
 
 
+def is_better(loss: float | None, than: float | None) -> bool:
+    """Whether a loss is lower than another. None: it was not measured, so nobody knows. What is no number is worse than any."""
+    if loss is None or than is None or not math.isfinite(loss):
+        return False
+    return math.isnan(than) or loss < than
+
+
 class BestCommon:
     """Of one peer's evaluations. Holds one copy of the model."""
 
@@ -21,5 +28,5 @@ class BestCommon:
 
     def evaluated(self, loss: float | None, flat: Tensor, step: int) -> None:
         """An evaluation of `flat` found this loss; None: the text could not be read. `flat` is kept as it is, not copied."""
-        if loss is not None and loss < (math.inf if self.loss is None else self.loss):  # what is no number is below nothing
+        if is_better(loss, math.inf if self.loss is None else self.loss):
             self.value, self.loss, self.step = flat, loss, step

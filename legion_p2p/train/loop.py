@@ -19,7 +19,7 @@ from legion_p2p.errors import StoreError
 from legion_p2p.observe.events import Events
 from legion_p2p.observe.memory import is_out_of_memory
 from legion_p2p.observe.status import Status
-from legion_p2p.train.best_common import BestCommon
+from legion_p2p.train.best_common import BestCommon, is_better
 from legion_p2p.train.bridge import PeerThread
 from legion_p2p.train.common_average import CommonAverage
 from legion_p2p.train.compute import Compute, memory_advice
@@ -255,8 +255,7 @@ class TrainingLoop:
             return None, ""
         load_flat(self._compute.model.module, flat)
         loss = self._report.evaluate(corpus, FINAL_EVAL_WINDOWS)
-        is_better = loss is not None and val_loss is not None and loss < val_loss
-        return loss, self._report.save_beside(out, name, *of) if is_better else ""
+        return loss, self._report.save_beside(out, name, *of) if is_better(loss, val_loss) else ""
 
     def _evaluate_common(self, corpus: Corpus) -> None:
         """The loss of the common model on held-out text."""

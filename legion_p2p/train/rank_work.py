@@ -31,8 +31,15 @@ BEGIN, STEP, END = 1, 2, 3
 
 
 def device_of_rank(device: str) -> str:
-    """Where `device` is any GPU, the one of this process."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+    """The device of this process, of all those of its machine. Raises: UsageError, if there is none for each."""
+    if device.startswith("cpu"):
+        return device
+    if device != "cuda":
+        raise UsageError(f"device {device!r}: several processes that are one peer take the CPU, or a GPU each: cpu, or cuda")
+    gpu, n_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if gpu >= n_gpus:
+        raise UsageError(f"a GPU for each process: this machine has {n_gpus}, so start at most {n_gpus} with torchrun here")
+    return f"cuda:{gpu}"
 
 
 class RankWork:

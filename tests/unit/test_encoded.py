@@ -14,6 +14,7 @@ from legion_p2p.tensor import codec, encoded
 from legion_p2p.tensor.aggregate import Aggregated, WeightedPush
 from legion_p2p.tensor.blockwise import INT8, Blockwise
 from legion_p2p.tensor.codec import Codec
+from legion_p2p.tensor.dense import FP32
 from legion_p2p.tensor.encoded import EncodedValue, Payload, values_of
 from legion_p2p.tensor.mixed import Mixed
 from legion_p2p.tensor.robust import rules
@@ -90,6 +91,21 @@ def test_few_or_short_values_are_decoded_and_many_long_ones_stay_as_they_are(mon
     assert all(isinstance(value, EncodedValue) for value in values_of([payload] * 4))
 
 
+def test_a_codec_that_somebody_else_has_registered_is_decoded_whole_alone_and_beside_a_dense_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Foreign:
+        name, bits_per_element = "foreign", 32.0
+        encode, decode = FP32.encode, FP32.decode
+
+    x, foreign = torch.arange(1000.0), Foreign()
+    monkeypatch.setattr(encoded, "MAX_DECODED_BYTES", 0)
+
+    for one in (foreign, Mixed(foreign, codec.get("bf16"), ((0, 8),), 1000)):
+        (value,) = values_of([Payload(one, one.encode(x), 1000)])
+        assert isinstance(value, torch.Tensor) and torch.equal(value, x)
+
+
 class Live:
     """Counts the elements of decoded values that are in memory at once."""
 
@@ -107,7 +123,7 @@ class Live:
         self.now -= n
 
 
-@pytest.mark.parametrize("name", ["mean", "norm-cap", "nearest-neighbours", "median"])
+@pytest.mark.parametrize("name", rules.names())
 def test_ten_pushes_of_one_shard_are_decoded_one_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     numel, n = 1 << 17, 10
     monkeypatch.setattr(encoded, "MAX_DECODED_BYTES", 4 * numel)

@@ -16,7 +16,7 @@ from legion_p2p.services.shards.replica import Combined, ShownPush, averaged
 from legion_p2p.tensor.aggregate import norm
 from legion_p2p.tensor.body import require_finite
 from legion_p2p.tensor.codec import Codec
-from legion_p2p.tensor.encoded import Payload, Value, values_of
+from legion_p2p.tensor.encoded import Payload, Value, values_of, whole
 from legion_p2p.tensor.outer import OuterState, outer_step
 
 RANDOM = "-unbiased"  # ends the names of codecs that round at random
@@ -83,10 +83,10 @@ def recount(
 
 def _values_of(inputs: RoundInputs, codec_of: Callable[[str], Codec], numel: int) -> dict[PeerId, Value]:
     """Of each member what it pushed, in pieces where they are many. Raises: CodecError."""
-    payloads = [Payload(codec_of(push.claim.codec), push.payload, numel) for push in inputs.pushes]
-    for payload in payloads:
-        payload()  # its owner may be a liar
-    return dict(zip((PeerId(push.claim.peer) for push in inputs.pushes), values_of(payloads), strict=True))
+    values = values_of([Payload(codec_of(push.claim.codec), push.payload, numel) for push in inputs.pushes])
+    for value in values:
+        whole(value)  # the owner may be a liar: what is not decoded yet is checked
+    return dict(zip((PeerId(push.claim.peer) for push in inputs.pushes), values, strict=True))
 
 
 def _check_claims(inputs: RoundInputs, spec: RoundSpec) -> str:
