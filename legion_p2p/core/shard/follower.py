@@ -40,6 +40,7 @@ from legion_p2p.core.shard.follower_events import (
     Inquired,
     NotComing,
     Outvoted,
+    Parted,
     Promised,
     Shown,
     TurnedAway,
@@ -85,6 +86,9 @@ class Follower:
         self._outvoted: Mark | None = None
         """As the owner: what most of the others hold instead."""
         self._outvoted_since = 0.0
+        self._parted: tuple[float, float] | None = None
+        """As the owner: since when most of the others have been seen in a newer version that does not follow from what is held
+        here, and when last."""
         self._deadline: float | None = None
         self._overdue = Overdue()
         self._inquiry: Inquire | None = None
@@ -114,6 +118,9 @@ class Follower:
                 if mark is None or self._outvoted is None:
                     self._outvoted_since = now
                 self._outvoted = mark
+            case Parted():
+                since, last = self._parted or (now, now)
+                self._parted = (since if now - last <= 2 * MAX_CLAIM_PAUSE_S else now), now
             case Shown(peer, proved):
                 if proved or self._not_before(peer) <= now:
                     self._follow(peer)
@@ -146,6 +153,10 @@ class Follower:
     def handle_timeout(self, now: float) -> None:
         """Time has passed."""
         self._look(now)
+
+    def is_left_alone(self, now: float) -> bool:
+        """As the owner: most of the others have been elsewhere for long, in a newer version, so this peer is to follow them."""
+        return self._parted is not None and now - self._parted[0] >= OUTVOTED_S
 
     def poll(self) -> Fetch | None:
         """The peer to ask now; None: nobody."""
@@ -189,6 +200,7 @@ class Follower:
 
     def _advanced(self) -> None:
         """What was to be asked for may have come by itself."""
+        self._parted = None
         claim = None if self.source is None else self._claims.get(self.source)
         if self.state is FollowerState.BEHIND and claim is not None and claim.mark is not None and self._chain.holds(claim.mark):
             self.state, self.source = FollowerState.CURRENT, None

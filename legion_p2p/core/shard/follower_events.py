@@ -21,6 +21,10 @@ class Outvoted(msgspec.Struct, frozen=True):
     mark: Mark | None
 
 
+class Parted(msgspec.Struct, frozen=True):
+    """What most of the others hold was fetched: it is newer than what this peer has as the owner, and does not follow from it."""
+
+
 class Shown(msgspec.Struct, frozen=True):
     """A message of `peer` shows that it has more than is held here."""
 
@@ -94,6 +98,7 @@ Event = (
     Shared
     | Announced
     | Outvoted
+    | Parted
     | Shown
     | Promised
     | NotComing

@@ -229,6 +229,8 @@ class CatchUpService:
             raise DecodeError(f"shard {state.shard} version {state.version} does not have its digest")
         async with replica.lock:
             adoption = self._judge(replica, state)
+            if adoption is Adoption.OURS_PREVAILS and is_common and state.version > replica.chain.version:
+                self._news.tell(replica, follower_events.Parted())
             if adoption in (Adoption.OURS_PREVAILS, Adoption.KNOWN) or replica.provisional.refuses(state.digest):
                 return
             longest = replica.norms.longest
@@ -261,6 +263,11 @@ class CatchUpService:
             state.version,
             state.digest,
             is_ancestor=state.ancestor,
-            owns=replica.round is not None and self._news.outvoted_by(replica) is None,
+            owns=replica.round is not None and not self._is_left_alone(replica),
             made_tokens=replica.life.owner.made_tokens,
         )
+
+    def _is_left_alone(self, replica: Replica) -> bool:
+        """Whether others do not follow what this peer makes of the shard as its owner."""
+        follower = replica.life.follower
+        return self._news.outvoted_by(replica) is not None or follower.is_left_alone(trio.current_time())

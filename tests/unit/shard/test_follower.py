@@ -25,6 +25,7 @@ from legion_p2p.core.shard.follower_events import (
     Fetch,
     FetchEnded,
     Outvoted,
+    Parted,
     Shown,
     TurnedAway,
     Unreachable,
@@ -422,3 +423,24 @@ def test_a_state_is_reached_by_those_that_hold_it_or_went_on_and_not_by_those_th
     assert have_reached(state, [mark(3), mark(4), mark(2)])
     assert not have_reached(state, [mark(3, "other "), mark(3, "other "), mark(3)])
     assert not have_reached(state, [mark(3), None]) and not have_reached(state, [])
+
+
+def test_an_owner_that_most_others_are_ahead_of_elsewhere_follows_them_after_a_while() -> None:
+    follower = follower_at(3, owner=ME)
+    for now in (10.0, 12.0, 20.0):
+        follower.handle(Parted(), now)
+        assert not follower.is_left_alone(now)
+
+    follower.handle(Parted(), 10.0 + OUTVOTED_S)
+
+    assert follower.is_left_alone(10.0 + OUTVOTED_S)
+    follower.handle(Advanced(4, -1), 50.0)
+    assert not follower.is_left_alone(1000.0), "what it holds now has to be looked at again"
+
+
+def test_an_owner_does_not_count_the_time_in_which_others_were_not_seen_elsewhere() -> None:
+    follower = follower_at(3, owner=ME)
+    follower.handle(Parted(), 10.0)
+    follower.handle(Parted(), 1000.0)
+
+    assert not follower.is_left_alone(1000.0 + OUTVOTED_S - 1) and follower.is_left_alone(1000.0 + OUTVOTED_S)
