@@ -39,7 +39,7 @@ from legion_p2p.tensor.outer import OuterState
 CLAIM_DEADLINE_S = 2.0  # for a member that only says it is ahead to prove it: meanwhile the round waits
 ADOPT_S = 1.0  # between two attempts to fetch what a region has that this peer moves to
 MAX_MISSED = 256  # versions for which a whole shard may differ: a made-up version number allows no more
-MAX_BUSY_ANSWERS = 60  # in a row, to one question: a minute and more
+BUSY_S = 60.0  # for which a peer may say that it is busy: what is missing then is fetched when others tell of it
 
 
 class CatchUpService:
@@ -115,10 +115,11 @@ class CatchUpService:
     async def fetch_patiently(
         self, replica: Replica, peer: PeerId, *, log_only: bool = False, trusted: bool = False, within_s: float = CLAIM_DEADLINE_S
     ) -> None:
-        """`fetch`, again and again while `peer` is busy."""
+        """`fetch`, again and again while `peer` is busy, for BUSY_S."""
         self._news.tell(replica, follower_events.AskBegun(peer))
         try:
-            for _ in range(MAX_BUSY_ANSWERS):
+            give_up_at = trio.current_time() + BUSY_S
+            while trio.current_time() < give_up_at:
                 retry_s = await self.fetch(replica, peer, log_only=log_only, trusted=trusted, within_s=within_s)
                 if retry_s is None:
                     return
