@@ -25,7 +25,7 @@ from legion_p2p.core.run import RunSpec
 from legion_p2p.errors import ClosedError, UsageError
 from legion_p2p.train.compute import Compute
 from legion_p2p.train.described import model_of
-from legion_p2p.train.ranks import PATIENCE
+from legion_p2p.train.ranks import RankGroup
 
 BEGIN, STEP, END = 1, 2, 3
 
@@ -45,11 +45,10 @@ def device_of_rank(device: str) -> str:
 class RankWork:
     """The processes of one peer, as each of them sees the others."""
 
-    def __init__(self, rank: int, size: int, told: dist.ProcessGroup) -> None:
-        """`told`: over it rank 0 says what is to be done; a pause may last for days."""
-        self.rank = rank
-        self.size = size
-        self._told = told
+    def __init__(self, group: RankGroup) -> None:
+        """`group`: over it rank 0 says what is to be done."""
+        self.size = group.size
+        self._group = group
         self._is_in_step = False
 
     @classmethod
@@ -58,7 +57,10 @@ class RankWork:
         if device.startswith("cuda"):
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=PATIENCE))
+        group = RankGroup.of_this_job()
+        if group is None:
+            raise UsageError("one process has nobody to share its work with: start several with torchrun, or leave it out")
+        return cls(group)
 
     def check(self, spec: RunSpec) -> None:
         """Raises: UsageError, if several processes cannot be one peer of this run."""
@@ -74,9 +76,9 @@ class RankWork:
     def close(self) -> None:
         """The last of it, at any rank: where rank 0 has ended, the others do. In the middle of a step that failed here, they find
         rank 0 gone."""
-        if self.rank == 0 and not self._is_in_step:
+        if self._group.leads and not self._is_in_step:
             with contextlib.suppress(ClosedError):  # they are gone
-                self._tell(END)
+                self._group.tell(END)
         with contextlib.suppress(RuntimeError):  # the same
             dist.destroy_process_group()
 
@@ -84,13 +86,13 @@ class RankWork:
 
     def begin(self, spec: RunSpec) -> None:
         """From now on steps of this run come. Raises: ClosedError, if another is gone."""
-        self._tell(BEGIN)
-        self._share(spec)
+        self._group.tell(BEGIN)
+        self._group.share(spec)
 
     def step(self, compute: Compute, x_BT: Tensor, y_BT: Tensor) -> float:
         """Add the gradients of the batch's mean loss to the parameters'; that loss. Raises: ClosedError, if another is gone."""
         self._is_in_step = True
-        self._tell(STEP, *x_BT.shape)
+        self._group.tell(STEP, *x_BT.shape)
         loss = self._part(compute, torch.stack([x_BT, y_BT]).to(compute.device, torch.int64))
         self._is_in_step = False
         return loss
@@ -104,11 +106,9 @@ class RankWork:
         """
         compute: Compute | None = None
         while True:
-            told = torch.zeros(3, dtype=torch.int64, device="cpu")
-            self._together(partial(dist.broadcast, told, src=0, group=self._told))
-            command, n_windows, n_tokens = (int(word) for word in told)
+            command, n_windows, n_tokens, *_ = self._group.told()
             if command == BEGIN:
-                compute = Compute(model_of(self._share()), device, job)
+                compute = Compute(model_of(self._group.share()), device, job)
             elif command == STEP and compute is not None:
                 self._part(compute, torch.zeros((2, n_windows, n_tokens), dtype=torch.int64, device=device))
                 compute.model.module.zero_grad()
@@ -122,30 +122,17 @@ class RankWork:
         parameters = list(compute.model.module.parameters())
         for tensor in (xy, *(p.detach() for p in parameters)):
             self._together(partial(dist.broadcast, tensor, src=0))
-        x, y = (whole.tensor_split(self.size)[self.rank] for whole in xy)
-        loss = torch.tensor(compute.backward(x, y, xy.shape[1]), dtype=torch.float64, device="cpu")
-        self._together(partial(dist.reduce, loss, dst=0, group=self._told))
+        x, y = (whole.tensor_split(self.size)[self._group.rank] for whole in xy)
+        loss = self._group.sum(compute.backward(x, y, xy.shape[1]))
         for p in parameters:
             if p.requires_grad:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 self._together(partial(dist.reduce, p.grad, dst=0))
-        return float(loss)
-
-    def _tell(self, command: int, *words: int) -> None:
-        told = torch.tensor([command, *words, *[0] * (2 - len(words))], dtype=torch.int64, device="cpu")
-        self._together(partial(dist.broadcast, told, src=0, group=self._told))
-
-    def _share(self, spec: RunSpec | None = None) -> RunSpec:
-        """What rank 0 gives, at all ranks."""
-        box = [spec]
-        self._together(partial(dist.broadcast_object_list, box, src=0, group=self._told))
-        (given,) = box
-        assert given is not None  # rank 0 has given one
-        return given
+        return loss
 
     def _together(self, collective: Callable[[], object]) -> None:
         """Raises: ClosedError, if another process is gone."""
         try:
             collective()
         except RuntimeError as broken:
-            raise ClosedError(f"another process of this peer is gone, as rank {self.rank} of {self.size} sees it") from broken
+            raise self._group.lost() from broken

@@ -83,36 +83,36 @@ class RankGroup:
         """Run a method while the others follow. One that is called by another is part of that."""
         if self._depth:
             return method()
-        self._tell(BEGIN, _names.index(name))
+        self.tell(BEGIN, _names.index(name))
         self._depth += 1
         try:
             result = method()
         except BaseException as failed:
-            self._tell(FAILED)
+            self.tell(FAILED)
             self.share(f"{type(failed).__name__}: {failed}")
             raise
         finally:
             self._depth -= 1
         self.state = state()
         if isinstance(result, bool | int | float | str):
-            self._tell(RESULT)
+            self.tell(RESULT)
             self.share(result)
-        self._tell(END, *self.state.words())
+        self.tell(END, *self.state.words())
         return result
 
     def view(self, named: Named) -> FlatView:
         """A view of these tensors that the others have as well."""
-        self._tell(VIEW)
+        self.tell(VIEW)
         self.share([name for name, _ in named])
         return FlatView(named, self)
 
     def reading(self, start: int, end: int) -> None:
         """The others take part in reading a slice of parameters that are spread."""
-        self._tell(READ, start, end)
+        self.tell(READ, start, end)
 
     def writing(self, start: int, values: Tensor) -> None:
         """The others write the same."""
-        self._tell(WRITE, start, start + len(values))
+        self.tell(WRITE, start, start + len(values))
         self._broadcast(values.detach().to("cpu", torch.float32).contiguous())
 
     # the others
@@ -122,7 +122,7 @@ class RankGroup:
 
         Raises: ClosedError, where it failed there, or is gone; UsageError, where it does something else.
         """
-        begun, which, *_ = self._told()
+        begun, which, *_ = self.told()
         if begun != BEGIN or _names[which] != name:
             raise UsageError(
                 f"rank {self.rank} called Optimizer.{name}, and rank 0 Optimizer.{_names[which]}: all ranks call the same "
@@ -130,7 +130,7 @@ class RankGroup:
             )
         result = None
         while True:
-            command, *words = self._told()
+            command, *words = self.told()
             if command == VIEW:
                 held.build(self.share())
             elif command == READ:
@@ -155,13 +155,24 @@ class RankGroup:
         try:
             dist.broadcast_object_list(box, src=0, group=self._group)
         except RuntimeError as broken:
-            raise self._lost() from broken
+            raise self.lost() from broken
         return box[0]
 
-    def _tell(self, command: int, *words: int) -> None:
+    def sum(self, number: float) -> float:
+        """At rank 0 the sum of what all ranks give. Raises: ClosedError."""
+        total = torch.tensor(number, dtype=torch.float64, device="cpu")
+        try:
+            dist.reduce(total, dst=0, group=self._group)
+        except RuntimeError as broken:
+            raise self.lost() from broken
+        return float(total)
+
+    def tell(self, command: int, *words: int) -> None:
+        """What the others are to do, from rank 0. Raises: ClosedError."""
         self._broadcast(torch.tensor([command, *words, *[0] * (N_WORDS - 1 - len(words))], dtype=torch.int64, device="cpu"))
 
-    def _told(self) -> list[int]:
+    def told(self) -> list[int]:
+        """What rank 0 tells, and its words; waits for it. Raises: ClosedError."""
         told = torch.zeros(N_WORDS, dtype=torch.int64, device="cpu")
         self._broadcast(told)
         return [int(word) for word in told]
@@ -170,9 +181,10 @@ class RankGroup:
         try:
             dist.broadcast(values, src=0, group=self._group)
         except RuntimeError as broken:
-            raise self._lost() from broken
+            raise self.lost() from broken
 
-    def _lost(self) -> ClosedError:
+    def lost(self) -> ClosedError:
+        """What is raised where a collective has failed."""
         return ClosedError(f"another process of this peer is gone, as rank {self.rank} of {self.size} sees it")
 
 
