@@ -23,7 +23,7 @@ from legion_p2p.core.account import (
 )
 from legion_p2p.core.evidence import EvidenceBook, KeptEvidence
 from legion_p2p.core.identity import Identity, PeerId
-from legion_p2p.core.wire import PushClaim, SignedHeader, UpdateAccount, decode_request, encode
+from legion_p2p.core.wire import PushClaim, SignedHeader, UpdateAccount, UpdateHeader, decode_request, encode
 from legion_p2p.errors import DecodeError, SignatureError
 
 MEMBER, OTHER = Identity(b"m" * 32), Identity(b"n" * 32)
@@ -67,7 +67,8 @@ def test_an_accusation_is_its_accusers() -> None:
 
 
 def test_an_accusation_proves_nothing_by_itself_and_what_was_computed_of_it_is_kept() -> None:
-    accusation = accuse("run", SignedHeader(b"header", b"s" * 64), MEMBER)
+    header = UpdateHeader("run", 3, 8, digest_of("7"), digest_of("8"), OWNER, "int8", (), (), 1, 1)
+    accusation = accuse("run", SignedHeader(encode(header), b"s" * 64), MEMBER)
     book, again = EvidenceBook(), EvidenceBook()
 
     with pytest.raises(DecodeError):
