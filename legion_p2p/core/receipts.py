@@ -5,8 +5,8 @@ that this owner makes out of that one has the push, or names its member among th
 the receipt, evidence that anybody can check.
 
 Never happens: an honest owner is proven to omit because it lost the shard for a moment, or combined a round that came to nothing
-(`core.shard.owner`, `core.round.ShardRound.refused`). One that is killed, and owns the shard again before anybody else has made
-a version, may be.
+(`core.shard.owner`, `core.round.ShardRound.refused`). One that is killed and started again lets others make a version first; only
+where nobody has within a minute, it may be (services/run/returning.py).
 """
 
 from legion_p2p.core.identity import Identity, PeerId, verify

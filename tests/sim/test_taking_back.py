@@ -118,6 +118,29 @@ async def test_where_standbys_die_or_sign_nothing_others_sign_and_nothing_is_tak
         assert taken_back(peers) == []
 
 
+@pytest.mark.parametrize(("seed", "at_s"), [(1, 41.9), (2, 42.6)])
+async def test_an_owner_that_is_killed_and_started_again_at_once_lets_others_go_on_first(
+    seed: int, at_s: float, autojump_clock: object
+) -> None:
+    """It has lost pushes that it had signed receipts for (the first), and the inputs of versions without a signature."""
+    async with Swarm(round=WATCHED, seed=seed) as swarm:
+        peers = [await swarm.add(name, step_s=0.5) for name in "abcd"]
+        await trio.sleep(at_s)
+        owner = busiest(peers)
+        shards, before = owner.engine.shards.owned(), owner.versions()
+        await swarm.kill(owner.name)
+        await trio.sleep(1.0)
+
+        again = await swarm.add(owner.name, creates=False, step_s=0.5)
+
+        assert all(version > before[shard] for shard, version in enumerate(again.versions()) if shard in shards)
+        await trio.sleep(40)
+        versions = [peer.versions() for peer in swarm.living()]
+        assert all(each[shard] >= before[shard] + 6 for each in versions for shard in shards), "of 9"
+        assert set(shards) & set(again.engine.shards.owned()), "it owns again"
+        assert accusations(swarm) == [] and taken_back(list(swarm.living())) == []
+
+
 async def test_of_two_members_the_survivor_has_nobody_to_sign_and_goes_on(autojump_clock: object) -> None:
     async with Swarm(round=WATCHED) as swarm:
         a = await swarm.add("a", step_s=0.5)

@@ -30,6 +30,7 @@ from legion_p2p.services.run.fitting import Params, check_model, make_ready
 from legion_p2p.services.run.leaving import leave
 from legion_p2p.services.run.lobby import Lobby, PeerParts
 from legion_p2p.services.run.resume import Restored, catch_up, gather, restore
+from legion_p2p.services.run.returning import let_others_go_on
 from legion_p2p.services.run.run_discovery import SEARCH_S, FoundRun, find_run
 from legion_p2p.services.run.state_sync import StateSync
 from legion_p2p.services.sharding.saver import FlatMoments, read_moments
@@ -210,6 +211,7 @@ class Joiner:
         if is_second:
             run.shards.on_members_changed()
             await run.shards.sync_all()  # as soon as this peer is ready half of the shards are its own: it must be in step then
+        await let_others_go_on(run.ctx, run.members, run.shards)
         await self._take_part(run)
         if not is_second:
             await run.shards.sync_all()  # versions that appeared while the rest was being fetched
@@ -261,6 +263,7 @@ class Joiner:
         goes_on = await gather(restored, await run.checkpoints.remembered(), run.members, run.ctx.config.checkpoints.gather_s)
         run.shards.on_members_changed()
         await catch_up(restored, run.members, run.shards, self._events)
+        await let_others_go_on(run.ctx, run.members, run.shards)
         if goes_on:
             _ramp_pushes(run)
         run.steps.began_at = run.run_step()

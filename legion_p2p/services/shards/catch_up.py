@@ -4,6 +4,7 @@ Which peers are asked is decided in core/shard/follower.py, and which are believ
 """
 
 import random
+from collections.abc import Iterable
 
 import msgspec
 import trio
@@ -14,7 +15,7 @@ from legion_p2p.core.plan import MAX_SHARD_ELEMENTS
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.shard import follower_events, push_events
 from legion_p2p.core.shard.belief import Adoption, judge_whole
-from legion_p2p.core.wire import Busy, GetUpdates, ShardState, Updates
+from legion_p2p.core.wire import MAX_COUNT, Busy, GetUpdates, ShardState, Updates
 from legion_p2p.errors import (
     DecodeError,
     IncompatibleModelError,
@@ -65,11 +66,15 @@ class CatchUpService:
 
     async def sync_all(self) -> None:
         """Fetch what is missing here of every shard from its owner, as far as it answers."""
+        await self.sync(self._states.replicas)
+
+    async def sync(self, shards: Iterable[int]) -> None:
+        """The same, of these shards."""
         async with trio.open_nursery() as nursery:
-            for shard, replica in self._states.replicas.items():
+            for shard in shards:
                 owner = self._states.ownership(shard).owner
                 if owner is not None and owner != self._states.me:
-                    nursery.start_soon(self.fetch_patiently, replica, owner)
+                    nursery.start_soon(self.fetch_patiently, self._states.replicas[shard], owner)
 
     async def adopt_region(self) -> None:
         """After a move: take over every shard as the new region has it, if anybody there does. What was trained goes there."""
@@ -244,10 +249,11 @@ class CatchUpService:
                 await self._taking_back.return_to(replica, replica.provisional.final, REPLACED)
             replica.norms.replace(state.norms)
             owner = replica.life.owner
-            if adoption is Adoption.MERGE:
+            if adoption is Adoption.MERGE and owner.made_tokens > 0:  # what is taken back comes again by itself
                 ours_ahead = theirs - replica.reference
                 replica.residual = ours_ahead if replica.residual is None else replica.residual + ours_ahead
-                replica.life.push.handle(push_events.Merged(owner.made_tokens), trio.current_time())
+                tokens = replica.life.push.extra_tokens + owner.made_tokens
+                replica.life.push.handle(push_events.Merged(min(tokens, MAX_COUNT)), trio.current_time())
                 self._events.emit("shard.merged", shard=replica.shard, tokens=owner.made_tokens, owner=peer)
             owner.made_tokens = 0
             replica.common = held = await self._states.to_hold(theirs)

@@ -113,6 +113,7 @@ class ShardService:
         self.hold = self.states.hold
         self.hold_chain = self.states.hold_chain
         self.sync_all = self.catch_up.sync_all
+        self.sync = self.catch_up.sync
         self.adopt_region = self.catch_up.adopt_region
         self.hand_over_all = self.handover.hand_over_all
         self.stalls = TimedClaims()

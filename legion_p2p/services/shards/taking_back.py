@@ -79,6 +79,9 @@ class TakeBackService:
         replica.common = earlier.common
         replica.norms.replace(earlier.norms)
         owner = replica.provisional.maker
+        if owner == states.me:
+            made = replica.life.owner.made_tokens - sum(header.tokens for header in headers)
+            replica.life.owner.made_tokens = max(0, made)
         replica.provisional.take_back(version)
         replica.forget_final()
         states.round_log.take_back(headers)
@@ -93,6 +96,8 @@ class TakeBackService:
         packed = None if seq is None else replica.given_back.pop(seq, None)
         if packed is not None:
             replica.residual = await self._states.compute(replica.numel, _with, replica.residual, [packed.body], -1.0)
+            tokens = max(0, replica.life.push.extra_tokens - packed.tokens)
+            replica.life.push.handle(push_events.Merged(tokens), trio.current_time())
 
 
 def _with(residual: Tensor | None, bodies: Sequence[Body], sign: float = 1.0) -> Tensor | None:

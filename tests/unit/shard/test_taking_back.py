@@ -48,10 +48,22 @@ async def test_a_version_that_was_taken_back_for_nothing_is_applied_again_and_co
         digest = member.replica.chain.digest
 
         await take_back(member, 0)
-        assert torch.allclose(member.replica.residual, 2 * RAMP)
+        assert torch.allclose(member.replica.residual, 2 * RAMP) and member.replica.life.push.extra_tokens > 0
         await until(lambda: member.replica.chain.digest == digest)
 
         assert torch.allclose(member.replica.residual, torch.zeros(len(RAMP)), atol=1e-5)
+        assert member.replica.life.push.extra_tokens == 0
+
+
+async def test_an_owner_whose_versions_are_taken_back_has_made_nothing_that_is_to_be_merged(autojump_clock: object) -> None:
+    async with peers_of(3, LATE) as peers:
+        owner = peers[0]
+        await a_round(peers)
+        assert owner.replica.life.owner.made_tokens > 0
+
+        await take_back(owner, 0)
+
+        assert owner.replica.life.owner.made_tokens == 0
 
 
 async def test_what_is_kept_of_earlier_versions_goes_when_they_are_final(autojump_clock: object) -> None:
