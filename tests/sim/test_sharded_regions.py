@@ -8,7 +8,9 @@ import torch
 import trio
 from torch import Tensor
 
-from legion_p2p.core.messages.sharding import AppointUnit, PushGradient
+from legion_p2p.core.messages.base import Busy
+from legion_p2p.core.messages.sharding import AppointUnit, PullUnit, PushGradient, UnitWeights
+from legion_p2p.core.priority import ThrottledReply
 from legion_p2p.errors import NetworkError
 from tests.sim.sharded import INNER, ROUND, SPEC, Group, Member, group_of
 from tests.sim.test_sharded_runs import target, towards_target, whole_of
@@ -168,3 +170,23 @@ async def test_a_checkpoint_is_that_of_the_region_of_the_peer_that_writes_it(tmp
         weights = await saver.pulled()
 
     assert torch.equal(whole_of(tmp_path / "c", saver.engine.plan), weights)
+
+
+async def test_other_regions_are_given_a_few_units_at_a_time_and_members_all_that_they_pull(monkeypatch, autojump_clock):
+    monkeypatch.setattr("legion_p2p.services.upload_slots.FREE_BYTES", 0)
+    async with group_of("a", "b", spec=SYNCING) as group:
+        await group.add("c", region="away")  # it founds the region with what it is given
+        giver, stranger = group.members["a"], group.members["c"]
+        unit = next(iter(giver.units.table.held))
+        request = PullUnit(giver.engine.id, unit, 0, exact=True)
+
+        answers = [await giver.units.keeper.on_pull(stranger.id, request) for _ in range(4)]
+
+        assert [type(answer) for answer in answers] == [ThrottledReply, ThrottledReply, Busy, Busy]
+        member = group.members["b"]
+        of_member = [await giver.units.keeper.on_pull(member.id, request) for _ in range(4)]
+        assert [type(answer) for answer in of_member] == [UnitWeights] * 4
+        for answer in answers[:2]:
+            answer.sent()
+        assert isinstance(await giver.units.keeper.on_pull(stranger.id, request), ThrottledReply)
+        assert torch.equal(await weights_of(group, "away"), await weights_of(group, "home"))

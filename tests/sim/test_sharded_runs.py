@@ -13,13 +13,16 @@ from torch import Tensor
 from legion_p2p.core.control import Pause, Wish
 from legion_p2p.core.identity import Identity
 from legion_p2p.core.manifest import MOMENTS
+from legion_p2p.core.messages.sharding import PullUnit, UnitWeights
 from legion_p2p.core.plan import ShardPlan
 from legion_p2p.core.run import RunSpec
-from legion_p2p.errors import JoinError
+from legion_p2p.errors import CodecError, JoinError, NetworkError
 from legion_p2p.services.run.progress import Progress
+from legion_p2p.services.sharding.unit_client import LOST_S
 from legion_p2p.store.archive import Archive
 from legion_p2p.store.blocks import BlockStore
 from legion_p2p.store.checkpoints import get_manifest
+from legion_p2p.tensor.codec import get as get_codec
 from legion_p2p.tensor.flatten import from_fp32_bytes
 from legion_p2p.train.muon import MuonAdamW
 from tests.sim.sharded import INNER, NUMEL, PARAMS, SPEC, Group, Member, group_of, resumed_group, with_codec
@@ -237,6 +240,44 @@ def adamw_from(start: Tensor, moments: tuple[Tensor, Tensor], names: list[str], 
         weights.grad = torch.stack([towards_target(weights.detach(), name, step) for name in names]).mean(0)
         inner.step()
     return weights.detach()
+
+
+async def test_a_step_that_waits_long_for_a_slow_member_is_not_taken_for_lost(autojump_clock):
+    async with group_of("a", "b") as group:
+        slow_s = 3 * LOST_S
+
+        async def one(member: Member, delay_s: float) -> None:
+            await member.begin(2)
+            await trio.sleep(delay_s)
+            await member.train_step(towards_target)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one, group.members["a"], 0)
+            nursery.start_soon(one, group.members["b"], slow_s)
+
+        assert all(all(member.included) for member in group.members.values())
+        assert {version for states in group.digests().values() for version, _ in states} == {1}
+
+
+async def test_a_unit_whose_only_copy_is_behind_is_lost(autojump_clock):
+    async with group_of("a", "b") as group:
+        member = group.members["a"]
+        began = trio.current_time()
+
+        with pytest.raises(NetworkError, match="unit 0 of the run is lost"):
+            await member.units.client.push(0, 5, 1, torch.zeros(member.units.table.units[0].numel))
+
+        assert LOST_S <= trio.current_time() - began < LOST_S + 60
+
+
+async def test_moments_that_no_optimizer_has_are_refused(autojump_clock):
+    async with group_of("a") as group:
+        units = group.members["a"].units
+        client, numel = units.client, units.table.units[0].numel
+        request = PullUnit("group", 0, 0, exact=True, part="second")
+        for n_steps, value in ((3, -1.0), (1 << 32, 1.0)):
+            with pytest.raises(CodecError, match="no optimizer"):
+                client.read(request, UnitWeights(3, get_codec("fp32").encode(torch.full((numel,), value)), n_steps))
 
 
 async def test_members_come_and_go_at_any_step_and_the_units_with_them(autojump_clock):

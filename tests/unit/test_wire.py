@@ -289,6 +289,7 @@ OPTIONAL = {
     (SyncReply, "slowed_to"): None,
     (PullUnit, "exact"): False,
     (PullUnit, "part"): "weights",
+    (UnitElsewhere, "waits"): False,
     (UnitWeights, "n_steps"): 0,
     (ReplicateStep, "is_moved"): False,
     (ReplicateStep, "waits"): False,

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from legion_p2p.core.messages.base import (
+    Busy,
     Count,
     Message,
     Payload,
@@ -44,6 +45,8 @@ class UnitElsewhere(Message, frozen=True, tag="unit_elsewhere"):
     """Another member owns the unit, as far as I know; an empty name: I do not know."""
 
     owner: PeerName
+    waits: bool = False
+    """I own it myself, and its step still waits for gradients: ask again."""
 
 
 class UnitWeights(Message, frozen=True, tag="unit_weights"):
@@ -55,8 +58,9 @@ class UnitWeights(Message, frozen=True, tag="unit_weights"):
     """Of a moment: steps that it has seen. None, and an empty payload: the optimizer has none yet."""
 
 
-class PullUnit(Request[UnitWeights | UnitElsewhere], frozen=True, tag="pull_unit"):
-    """Send the weights of a unit with which step `step` is computed. The answer waits until they are there."""
+class PullUnit(Request[UnitWeights | UnitElsewhere | Busy], frozen=True, tag="pull_unit"):
+    """Send the weights of a unit with which step `step` is computed. The answer waits until they are there. A peer of
+    another region gets what there is, as far as upload slots allow."""
 
     run: RunId
     unit: ShardIndex

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from legion_p2p.concurrency.nurseries import open_flat_nursery
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.messages.base import Busy
 from legion_p2p.core.messages.sharding import PullUnit, UnitElsewhere, UnitPart, UnitWeights
 from legion_p2p.core.priority import Priority
 from legion_p2p.core.sharding.plan import Unit
@@ -83,6 +84,7 @@ class RegionFounder:
         reason = "no other region has an owner of it"
         give_up_at = trio.current_time() + FETCH_S
         while trio.current_time() < give_up_at:
+            again_s = AGAIN_S
             for region in self._other_regions():
                 await self._sync.directory.look_up(region, unit.index)
                 for peer in self._owners(region, unit.index):
@@ -90,13 +92,16 @@ class RegionFounder:
                         reply = await self._asked(peer, request)
                         if isinstance(reply, UnitElsewhere):
                             continue
+                        if isinstance(reply, Busy):
+                            reason, again_s = f"{peer} serves others", max(again_s, reply.retry_ms / 1000)
+                            continue
                         return reply.version, reply.n_steps, await self._offload(self._units.client.read, request, reply)
                     except (NetworkError, CodecError) as failed:
                         reason = str(failed)
-            await trio.sleep(AGAIN_S)
+            await trio.sleep(again_s)
         raise JoinError(f"unit {unit.index} of the model did not come from another region in {FETCH_S:.0f} s: {reason}")
 
-    async def _asked(self, peer: PeerId, request: PullUnit) -> UnitWeights | UnitElsewhere:
+    async def _asked(self, peer: PeerId, request: PullUnit) -> UnitWeights | UnitElsewhere | Busy:
         """Raises: NetworkError."""
         if peer not in self._introduced:  # shows by what the run admits this one
             self._introduced.add(peer)

@@ -55,6 +55,8 @@ class SyncResponder:
         copy = await self._copy_for(replica, message)
         pair = self._parts.pairs.get(message.shard, mine, message.region)  # a center that begins again has new ones
         async with copy.lock:
+            if pair.answered is not None and pair.answered[0] == message.exchange:  # it came again while the first waited here
+                return pair.answered[1]
             if message.known != pair.digest:
                 if message.known:
                     return Unknown()

@@ -1,7 +1,8 @@
 """Keeping the regions of a sharded run together: the owners of a unit in two regions sync it, as those of a shard do elsewhere.
 
-What a unit moves by is subtracted by its owner and its standby with the next step (services/sharding/keeper.py), so both hold the
-same bytes. If the owner is gone before that, its region has not moved, and the other one has: they meet again at the next sync.
+What a unit moves by is subtracted by its owner and its standby with the next step (services/sharding/step_maker.py), so both hold
+the same bytes. If the owner is gone before that, its region has not moved, and the other one has: they meet again at the next
+sync.
 """
 
 import trio

@@ -307,6 +307,7 @@ class Joiner:
         if founder.is_needed:
             await founder.found()
         else:
+            await run.greet()  # a member gives others than those of its region little at a time: the rate of that says nothing
             await run.units.client.check_network()
         run.steps.began_at = run.units.table.announced_step()
         await run.checkpoints.open(run.signed)

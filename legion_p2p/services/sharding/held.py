@@ -16,7 +16,6 @@ from legion_p2p.errors import CodecError
 from legion_p2p.tensor.adamw import AdamWRates, Moments
 from legion_p2p.tensor.aggregate import mean_one_by_one
 from legion_p2p.tensor.body import is_finite
-from legion_p2p.tensor.codec import Codec
 from legion_p2p.tensor.flatten import digest, fp32_bytes, from_fp32_bytes
 from legion_p2p.tensor.muon import muon_step
 
@@ -57,8 +56,8 @@ class HeldUnit:
     """None before the first step."""
     digest: bytes = b""
     """Of the weights."""
-    packed: tuple[Codec, bytes] | None = None
-    """The weights of this version as they are sent, once anybody has asked for them."""
+    packed: bytes | None = None
+    """The weights of this version as they are sent to members, once one has asked for them."""
     arrived: dict[PeerId, ArrivedGradient] = field(default_factory=dict)
     """As the owner: the gradients of the step that is being collected for."""
     closed: ClosedStep | None = None

@@ -3,6 +3,7 @@
 How their steps are made is in step_maker.py.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -10,6 +11,7 @@ import trio
 from torch import Tensor
 
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.messages.base import Busy
 from legion_p2p.core.messages.sharding import (
     MAX_STEP_MEMBERS,
     AskUnit,
@@ -21,6 +23,7 @@ from legion_p2p.core.messages.sharding import (
     UnitStepped,
     UnitWeights,
 )
+from legion_p2p.core.priority import ThrottledReply
 from legion_p2p.core.sharding.step import GradientVerdict
 from legion_p2p.services.context import PeerContext
 from legion_p2p.services.rpc import Scope
@@ -37,6 +40,7 @@ class UnitKeeper:
     def __init__(self, ctx: PeerContext, table: UnitTable) -> None:
         self._table = table
         self._offload = ctx.offload
+        self._upload_slots = ctx.upload_slots
 
     def answer(self, scope: Scope) -> None:
         scope.on(PullUnit, self.on_pull)
@@ -48,24 +52,38 @@ class UnitKeeper:
     async def on_ask(self, peer: PeerId, message: AskUnit) -> UnitHeld:
         return self._table.said_of(message.unit)
 
-    async def on_pull(self, peer: PeerId, message: PullUnit) -> UnitWeights | UnitElsewhere:
-        if message.step > self._table.said_of(message.unit).version:  # others may only have what there is
+    async def on_pull(
+        self, peer: PeerId, message: PullUnit
+    ) -> UnitWeights | UnitElsewhere | ThrottledReply[UnitWeights | UnitElsewhere] | Busy:
+        """Members of this region are answered at once, because they train with it; others get what there is, a few at a time."""
+        held = self._table.unit_held(message.unit)
+        if held is None:
+            return self._elsewhere(message.unit, message.step)
+        if message.step > held.version:
             self._table.must_be_here(peer)
+        if self._table.is_here(peer):
+            return await self._given(message)
+        codec = self._table.codec_of(message.part, exact=message.exact)
+        n_bytes = math.ceil(codec.bits_per_element * held.numel / 8)
+        return await self._upload_slots.give(peer, n_bytes, partial(self._given, message))
+
+    async def _given(self, message: PullUnit) -> UnitWeights | UnitElsewhere:
         found = await self.part(message.unit, message.step, message.part, exact=message.exact)
-        return self._elsewhere(message.unit) if found is None else found
+        return self._elsewhere(message.unit, message.step - 1) if found is None else found
 
     async def on_push(self, peer: PeerId, message: PushGradient) -> UnitStepped | UnitElsewhere:
         self._table.must_be_here(peer)
         held = self._table.unit_held(message.unit)
         if held is None or held.role != "owner":
-            return self._elsewhere(message.unit)
+            return self._elsewhere(message.unit, message.step)
         decoded = partial(self._table.gradients_codec.decode, message.payload, held.unit.numel)
         await self._offload(decoded)  # its sender is told of what is wrong with it
         stepped = await self.submit(peer, message.unit, message.step, message.tokens, decoded)
-        return self._elsewhere(message.unit) if stepped is None else stepped
+        return self._elsewhere(message.unit, message.step) if stepped is None else stepped
 
-    def _elsewhere(self, unit: int) -> UnitElsewhere:
-        return UnitElsewhere(self._table.owner_hint(unit) or "")
+    def _elsewhere(self, unit: int, n_steps: int) -> UnitElsewhere:
+        """`n_steps`: that the unit has made, if what was asked for is still to come."""
+        return UnitElsewhere(self._table.owner_hint(unit) or "", self._table.waits(unit, n_steps))
 
     async def part(self, unit: int, step: int, part: UnitPart = "weights", *, exact: bool = False) -> UnitWeights | None:
         """The weights with which `step` is computed, or a moment, encoded, once they are there; None, where this peer does not
@@ -82,10 +100,11 @@ class UnitKeeper:
         async with held.lock:
             if part != "weights":
                 return await self._moment(held, codec, part)
-            packed = held.packed
-            if packed is None or packed[0] is not codec:
-                packed = held.packed = codec, await self._offload(codec.encode, held.weights)
-            return UnitWeights(held.version, packed[1])
+            if codec is not self._table.codec_of(part, exact=False):  # rarely asked for: it takes no place from what members pull
+                return UnitWeights(held.version, await self._offload(codec.encode, held.weights))
+            if held.packed is None:
+                held.packed = await self._offload(codec.encode, held.weights)
+            return UnitWeights(held.version, held.packed)
 
     async def _moment(self, held: HeldUnit, codec: Codec, part: UnitPart) -> UnitWeights:
         """It changes in place: the lock is held."""

@@ -87,6 +87,11 @@ class UnitTable:
         held = self.unit_held(unit)
         return NOTHING_HELD if held is None else held.as_said()
 
+    def waits(self, unit: int, n_steps: int) -> bool:
+        """This peer owns the unit, and it has made this many steps: the next one waits for gradients, and is not lost."""
+        held = self.held.get(unit)
+        return held is not None and held.is_owned and held.version >= n_steps
+
     def contest(self, unit: int) -> None:
         """Another peer may own it as well: who is right is found out soon."""
         self.contested.add(unit)

@@ -11,6 +11,7 @@ import trio
 from torch import Tensor
 
 from legion_p2p.core.identity import PeerId
+from legion_p2p.core.messages.base import Busy
 from legion_p2p.core.messages.sharding import (
     AskUnit,
     PullUnit,
@@ -38,7 +39,8 @@ TIME_S = 30.0  # for the unit by which the network is measured
 N_TIMED = 3  # pulls from each: one may meet a busy moment
 MAX_TIMED = 8  # members: each takes as long as a unit travels
 HELPS = "join over a faster one, begin a region of your own with another --region, or train in a run that is not sharded"
-LOST_S = 120.0  # a unit that nobody has for so long has gone with its owner and its standby
+LOST_S = 120.0  # a unit that nobody owns for so long has gone with its owner and its standby
+MAX_STEPS_SEEN = 1 << 32  # by a moment: no run makes as many
 
 
 class UnitClient:
@@ -70,10 +72,15 @@ class UnitClient:
             own = await self._keeper.part(unit, request.step, request.part, exact=request.exact)
             if own is not None:
                 return own.n_steps, await self._offload(self.read, request, own)
+            waits = self._table.waits(unit, request.step - 1)
             for peer in self._whom(unit):
                 try:
                     reply = await self._table.ask(peer, request, Priority.ROUND)
+                    if isinstance(reply, Busy):  # it does not know yet that this peer is of its region
+                        waits = True
+                        continue
                     if isinstance(reply, UnitElsewhere):
+                        waits |= reply.waits
                         self._note_elsewhere(unit, reply)
                         continue
                     pulled = await self._offload(self.read, request, reply)
@@ -82,6 +89,8 @@ class UnitClient:
                     continue
                 self._known[unit] = peer
                 return reply.n_steps, pulled
+            if waits:
+                give_up_at = trio.current_time() + LOST_S
             await self._pause(unit, give_up_at)
 
     def read(self, request: PullUnit, reply: UnitWeights) -> Tensor:
@@ -89,7 +98,12 @@ class UnitClient:
         numel = self._table.units[request.unit].numel
         if request.part != "weights" and not reply.n_steps:
             return torch.zeros(numel, dtype=torch.float32, device="cpu")
-        return self._table.codec_of(request.part, exact=request.exact).decode(reply.payload, numel)
+        read = self._table.codec_of(request.part, exact=request.exact).decode(reply.payload, numel)
+        if reply.n_steps >= MAX_STEPS_SEEN or (request.part == "second" and bool((read < 0).any())):
+            raise CodecError(
+                f"{request.part} moment of unit {request.unit} after {reply.n_steps} steps: no optimizer has such a one"
+            )
+        return read
 
     async def push(self, unit: int, step: int, tokens: int, gradient: Tensor) -> UnitStepped:
         """What became of the gradient, 1-D fp32; the unit's step is made when this returns. Where gradients are compressed so
@@ -106,6 +120,7 @@ class UnitClient:
             if stepped is not None:
                 self._left_out.pop(unit, None)  # nothing is left out here, and this would be old when the unit has moved on
                 return stepped
+            waits = self._table.waits(unit, step)
             for peer in self._whom(unit):
                 if encoded is None:
                     payload, left_out = await self._offload(self._packed, unit, gradient)
@@ -116,12 +131,15 @@ class UnitClient:
                     self._known.pop(unit, None)
                     continue
                 if isinstance(reply, UnitElsewhere):
+                    waits |= reply.waits
                     self._note_elsewhere(unit, reply)
                     continue
                 self._known[unit] = peer
                 if self._table.has_feedback and reply.included:
                     self._left_out[unit] = left_out
                 return reply
+            if waits:  # for the gradients of other members, which may take longer than this one's
+                give_up_at = trio.current_time() + LOST_S
             await self._pause(unit, give_up_at)
 
     def _packed(self, unit: int, gradient: Tensor) -> tuple[bytes | memoryview, Tensor | Compact | None]:
@@ -176,7 +194,7 @@ class UnitClient:
             reply = await self._table.ask(peer, PullUnit(self._run, unit, 0), Priority.ROUND, TIME_S)
         except NetworkError:
             return None
-        return None if isinstance(reply, UnitElsewhere) else n_bits / max(trio.current_time() - began, 1e-6)
+        return None if isinstance(reply, UnitElsewhere | Busy) else n_bits / max(trio.current_time() - began, 1e-6)
 
     def _whom(self, unit: int) -> Iterator[PeerId]:
         """Others that may have it, the likeliest first. Looks at what was learnt each time it is asked for the next one."""
@@ -199,7 +217,7 @@ class UnitClient:
     async def _pause(self, unit: int, give_up_at: float) -> None:
         if trio.current_time() >= give_up_at:
             raise NetworkError(
-                f"unit {unit} of the run is lost: for {LOST_S:.0f} s no member had it. Its owner and its standby are gone; go on "
-                "from a checkpoint"
+                f"unit {unit} of the run is lost: for {LOST_S:.0f} s no member owned it. Its owner and its standby are gone; go "
+                "on from a checkpoint"
             )
         await trio.sleep(AGAIN_S)
