@@ -160,6 +160,15 @@ def test_answers_are_kept_over_newer_announcements_for_a_while() -> None:
     assert known.mark(PEER, 1) is None and known.mark(PEER, 2) == Mark(5, 2)
 
 
+def test_what_a_member_answered_is_forgotten_when_it_holds_the_shards_no_longer() -> None:
+    known = books(THEIRS)
+    known.answered(PEER, {1: Mark(6, 1)}, 10.0)
+
+    assert known.take(PEER, saying(b"", seq=1), OURS)
+
+    assert known.mark(PEER, 1) is None and known.known(PEER) == []
+
+
 def test_marks_in_full_need_no_question_and_replace_what_was_answered() -> None:
     known, few = MarkBooks(2), pack_marks([Mark(1, 2), Mark(3, 4)])
 
