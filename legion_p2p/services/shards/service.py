@@ -305,7 +305,10 @@ class ShardService:
                 self._start(self._do, replica, self.owner.close)
 
     async def _note_stalled(self, replica: Replica, stalled: PeerId) -> None:
+        version = replica.chain.version
         await self.news.hear(replica, self._members.roster.ready(self.states.region))
+        if replica.chain.version != version:
+            return  # it went on while the others answered
         if self._members.absence.was_away or not self._members.roster.is_heard(stalled) or self.news.is_behind_most(replica):
             return  # versions may have been made that have not come here; whether a silent owner is dead is decided elsewhere
         if self.stalls.found(stalled, trio.current_time()):
