@@ -144,7 +144,7 @@ class SimClient:
 
     def _arrive(self, exchange: RequestUnderWay, other: Station) -> None:
         """The reply is here, unless something holds it up."""
-        if self._world.is_held_up(exchange.peer, self._network.peer_id):
+        if exchange.error is None and self._world.is_held_up(exchange.peer, self._network.peer_id):
             exchange.scope = trio.CancelScope()
             self._world.start(self._wait_for_reply, exchange, other)
             return
