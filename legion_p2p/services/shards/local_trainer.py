@@ -7,8 +7,8 @@ earlier than `local_steps` after the version that it waited for. So members that
 without any message about it. Where answers take longer than `local_steps`, a push waits after the answer for two thirds of the
 steps that the answer took: otherwise most of what it brings would have been trained without what the others pushed
 (docs/records/learning.md). Shards begin staggered over the steps of a round, which makes the traffic even (Streaming DiLoCo,
-2501.18512). A member that comes into a run under way hands in every shard for the first time within its first round, after one
-step or a few more: the others' rounds close at any moment meanwhile, and a push that waits for one shows when the next begins.
+2501.18512). A member that comes into a run under way hands in every shard within its first round, the first one after one step:
+the others' rounds close at any moment meanwhile, and a push that waits for one shows when the next begins.
 """
 
 from collections.abc import Collection, Sequence
