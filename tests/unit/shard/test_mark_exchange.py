@@ -122,6 +122,23 @@ async def test_a_question_that_cannot_be_is_refused(autojump_clock: object) -> N
         assert await a.refused(b, GetMarks(a.run.id, pack_shards([1], 64), b"", 0)) == "NetworkError"
 
 
+@pytest.mark.parametrize("went_on", [False, True])
+async def test_an_owner_whose_version_comes_while_others_are_asked_has_not_stalled(
+    went_on: bool, autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with peers_of(2, MANY) as (a, b):
+
+        async def hear(*args: object) -> None:
+            if went_on:
+                goes_on(a, 3)
+
+        monkeypatch.setattr(a.shards.news, "hear", hear)
+
+        await a.shards._note_stalled(a.shards.replicas[3], b.me)
+
+        assert a.shards.stalls.named(trio.current_time()) == (() if went_on else (b.me,))
+
+
 async def test_of_few_shards_nobody_is_asked(autojump_clock: object) -> None:
     async with peers_of(2) as (a, b):
         goes_on(b, 0)
