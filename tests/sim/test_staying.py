@@ -18,9 +18,10 @@ def rounds(peers: list[SimPeer]) -> float:
     return sum(counts) / len(counts)
 
 
-# Of the rounds without newcomers. What a crowd that trains costs depends on which members own what, so on the run's id: over four
-# runs 0.79 to 0.86 while they come, and 0.67 to 0.82 after that (docs/records/joining.md).
-LEAST = {False: (0.8, 0.8), True: (0.7, 0.6)}
+# Of the rounds without newcomers. What a crowd that trains costs depends on which members own what, so on the run's id: 0.70 to
+# 0.86 while they come, and 0.67 to 0.82 after that (docs/records/joining.md). The swarm is that of one seed, but whatever changes
+# the run's specification changes its id.
+LEAST = {False: (0.8, 0.8), True: (0.65, 0.6)}
 
 
 @pytest.mark.parametrize("training", [False, True])
