@@ -369,7 +369,7 @@ def test_an_optimizer_that_writes_its_own_copy_back_is_refused_by_name(wrap: Wra
     b = wrap(Masters(theirs.parameters(), 0.05), theirs, of=a)
 
     with pytest.raises(UsageError, match="Masters keeps a copy of the parameters and writes it back"):
-        for _ in range(500):
+        for _ in range(3000):
             train(a, model, 1)
             train(b, theirs, 1, seed=2)
             time.sleep(0.01)
@@ -412,13 +412,13 @@ def test_a_poisoned_optimizer_is_told_of_here_and_at_the_others(wrap: Wrap, capf
     def errors(opt: legion.Optimizer) -> list[str]:
         return [error.text for error in opt.status.errors if "diverged" in error.event]
 
-    for _ in range(600):
+    def told() -> bool:
         train(a, mine, 1)
         train(b, theirs, 1, seed=2)
         time.sleep(0.01)
-        if errors(a) and errors(b):
-            break
+        return bool(errors(a) and errors(b))
 
+    eventually(told)
     (here,), (there,) = errors(b), errors(a)
     assert "NaN or infinite, twice in a row" in here
     assert "the optimizer's state holds such numbers" in here
