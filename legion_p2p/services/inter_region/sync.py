@@ -71,7 +71,7 @@ class RegionSync:
                 self.schedule.forget(replica.shard)
             else:
                 travel = self.schedule.last_sync(replica).travel
-                if travel.is_out_of_date(copy.version):
+                if travel.is_out_of_date(copy.version) and self.schedule.has_others():  # it keeps a copy of the shard
                     await self._parts.compute(replica, travel.look, copy.value(), copy.version)
                 if (other := self.schedule.due(replica)) is not None:
                     await self.directory.look_up(other, replica.shard)

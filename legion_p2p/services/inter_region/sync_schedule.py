@@ -66,6 +66,10 @@ class Schedule:
     def clear(self) -> None:
         self._last.clear()
 
+    def has_others(self) -> bool:
+        """Members of another region are known that may own: there is somebody to sync with."""
+        return any(region != self._shards.region for region in self.by_region())
+
     def by_region(self) -> dict[str, list[Announcement]]:
         """The members that may own, by region."""
         members: dict[str, list[Announcement]] = {}

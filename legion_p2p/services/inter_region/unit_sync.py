@@ -65,7 +65,7 @@ class UnitSync:
     async def _sync_while_owned(self, held: HeldUnit) -> None:
         copy = UnitCopy(held)
         while held.is_owned:
-            if any(region != self._synced.region for region in self.schedule.by_region()):
+            if self.schedule.has_others():
                 await self._measure_travel(held, copy)
                 if (other := self.schedule.due(held)) is not None:
                     await self.directory.look_up(other, held.index)
