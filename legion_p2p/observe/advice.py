@@ -6,6 +6,8 @@ ADVICE = {
     "access.unreadable": "Mend or remove the file that the text names; what was read before holds until then.",
     "checkpoint.failed": "Look at the disk that the text names: free space, or give the store another folder with --store.",
     "checkpoint.journal_damaged": "Nothing needs to be done: what is missing is fetched from other members.",
+    "checkpoint.moments_left_out": "Give the store more room, or another folder with --store; a resume then begins cold.",
+    "checkpoint.moments_lost": "Nothing needs to be done: the loss may rise for some steps; look at the disk of the store.",
     "checkpoint.unusable": "Nothing needs to be done while an older checkpoint or another member is there; look at the disk.",
     "control.volume_lost": "Look at the file that the text names; it may be deleted, and the month is then counted from zero.",
     "evidence.not_kept": "Look at the file that the text names; it may be deleted.",
