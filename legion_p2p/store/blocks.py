@@ -251,6 +251,7 @@ class BlockStore:
                 folders.add(where.parent)
                 return
             self._reserve(size)
+        reserved = size
         try:
             if not where.parent.exists():
                 where.parent.mkdir(exist_ok=True)
@@ -260,11 +261,13 @@ class BlockStore:
                 before = self.size_of(cid) or 0
                 os.replace(draft, where)
                 self._used_bytes += size - before
+                self._reserved_bytes -= reserved  # together: counted twice, it would refuse what another thread stores
+                reserved = 0
             folders.add(where.parent)
             (self.path / "corrupt" / where.name).unlink(missing_ok=True)
         finally:
             with self._mutex:
-                self._reserved_bytes -= size
+                self._reserved_bytes -= reserved
 
     def _holds(self, where: Path, data: bytes | memoryview) -> bool:
         """Whether it is there already, and whole: what is acknowledged must not be a block that was damaged before."""
