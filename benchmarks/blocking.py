@@ -40,7 +40,7 @@ def sized(n_elements: int):
         def __init__(self, matrices: list[torch.nn.Parameter]) -> None:
             super().__init__(matrices, {})
             self.n_steps = 0
-            self.noise = 1e-3 * torch.randn(SIDE, SIDE)
+            self.noise = 1e-3 * torch.randn(SIDE, SIDE, dtype=torch.float32)
 
         @torch.no_grad()
         def step(self, closure=None) -> None:
@@ -51,7 +51,7 @@ def sized(n_elements: int):
 
     n_rows = -(-n_elements // SIDE)
     rows = [min(SIDE, n_rows - start) for start in range(0, n_rows, SIDE)]
-    model = torch.nn.ParameterList(torch.nn.Parameter(0.02 * torch.randn(n, SIDE)) for n in rows)
+    model = torch.nn.ParameterList(torch.nn.Parameter(0.02 * torch.randn(n, SIDE, dtype=torch.float32)) for n in rows)
     return model, Walk(list(model))
 
 

@@ -177,7 +177,7 @@ class Membership:
         if region == self.region:
             return
         self.region = region
-        self._let_go.clear()  # who was of no concern before may be now
+        self._let_go.clear()  # a peer that was of no concern in the former region may be of concern in this one
         self._looks.clear()
         for peer, member in list(self._members.items()):
             if not self._is_kept(member.announcement):

@@ -42,7 +42,8 @@ def text_of_divergence(inner: torch.optim.Optimizer) -> str:
     state = "the optimizer's state holds such numbers and will make them again" if _is_poisoned(inner) else "it will happen again"
     return (
         f"training diverged: the parameters became NaN or infinite, twice in a row, and were taken back to the common model; "
-        f"{state}. Lower the rate, skip steps whose gradients are not finite, and empty the state once: opt.state.clear()"
+        f"{state}. Lower the rate, skip steps whose gradients are not finite, and empty the state once the parameters are finite "
+        "again: opt.state.clear()"
     )
 
 

@@ -11,7 +11,7 @@ from legion_p2p.services.shards.taking_back import HELD_UP, WRONG
 from legion_p2p.sim.swarm import Swarm
 from legion_p2p.sim.swarm_peer import SimPeer
 from tests.sim.test_cosigning import silence
-from tests.sim.test_witness import WATCHED, WrongOwner, accusations, busiest, is_excluded
+from tests.sim.test_witness import WATCHED, WrongOwner, accusations, busiest, five_under_way, is_excluded
 
 
 def taken_back(peers: list[SimPeer]) -> list[Any]:
@@ -45,9 +45,7 @@ async def test_a_wrong_version_is_taken_back_by_all_and_what_was_pushed_into_it_
     monkeypatch: pytest.MonkeyPatch, autojump_clock: object
 ) -> None:
     async with Swarm(round=WATCHED) as swarm:
-        peers = [await swarm.add(name, step_s=0.5) for name in "abcde"]
-        await trio.sleep(60)
-        culprit = busiest(peers)
+        peers, culprit = await five_under_way(swarm)
         others = [peer for peer in peers if peer is not culprit]
         shards = culprit.engine.shards.owned()
         before = {shard: states_of(others[0], shard) for shard in shards}
@@ -72,9 +70,7 @@ async def test_what_an_owner_shows_no_inputs_of_is_taken_back_when_it_loses_the_
     monkeypatch: pytest.MonkeyPatch, autojump_clock: object
 ) -> None:
     async with Swarm(round=WATCHED) as swarm:
-        peers = [await swarm.add(name, step_s=0.5) for name in "abcde"]
-        await trio.sleep(60)
-        culprit = busiest(peers)
+        peers, culprit = await five_under_way(swarm)
         others = [peer for peer in peers if peer is not culprit]
         shard = culprit.engine.shards.owned()[0]
 

@@ -89,13 +89,18 @@ class WrongOwner:
         monkeypatch.setattr(owner_module, "combine_arrived", wrong)
 
 
+async def five_under_way(swarm: Swarm) -> tuple[list[SimPeer], SimPeer]:
+    """Five members after a minute of training, and the one that owns most."""
+    peers = [await swarm.add(name, step_s=0.5) for name in "abcde"]
+    await trio.sleep(60)
+    return peers, busiest(peers)
+
+
 async def test_an_owner_that_publishes_something_else_is_proven_to_and_it_is_taken_back(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: object
 ) -> None:
     async with Swarm(round=WATCHED) as swarm:
-        peers = [await swarm.add(name, step_s=0.5) for name in "abcde"]
-        await trio.sleep(60)
-        culprit = busiest(peers)
+        peers, culprit = await five_under_way(swarm)
         lie = WrongOwner(culprit, monkeypatch)
 
         await swarm.until(lambda: is_excluded(swarm, culprit), 20, "found out by all")

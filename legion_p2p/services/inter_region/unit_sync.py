@@ -55,7 +55,7 @@ class UnitSync:
         return await self._responder.on_request(peer, message)
 
     async def on_get_representative(self, peer: PeerId, message: GetRepresentative) -> RepresentativeFound:
-        """Who owns a unit in this peer's region. Raises: NetworkError."""
+        """The owner of a unit in this peer's region. Raises: NetworkError."""
         return self.schedule.about(message)
 
     def _begin(self, held: HeldUnit) -> None:

@@ -36,7 +36,8 @@ def assembled(lobby: Lobby, signed: SignedSpec, spec: RunSpec, restored: Restore
             f"run {spec.name!r} is sharded: gradients of every step go to others, and dp= adds no noise to those; "
             "join a run that is not sharded, or leave dp out"
         )
-    if spec.sharding == "full" and config.region == AUTO_REGION:  # who is near enough for it is not for round trips to say
+    # Round trips do not show which members are near enough to hold a model together.
+    if spec.sharding == "full" and config.region == AUTO_REGION:
         config = msgspec.structs.replace(config, region=DEFAULT_REGION)
     ctx = PeerContext(
         run=run_id(signed),

@@ -78,7 +78,7 @@ class GradientNorms:
         return [unit.index for unit in self._table.units if unit.index not in known]
 
     async def _gather(self, step: int) -> None:
-        """Ask all members until every unit is known: who owns one may change meanwhile, and its standby knows the square, too."""
+        """Ask all members until every unit is known. Not only the owners: these may change meanwhile, and standbys know too."""
         async with trio.open_nursery() as nursery:
             for peer in self._table.living_others():
                 nursery.start_soon(self._keep_asking, peer, step)

@@ -93,7 +93,7 @@ class UnitTable:
         return held is not None and held.is_owned and held.version >= n_steps
 
     def contest(self, unit: int) -> None:
-        """Another peer may own it as well: who is right is found out soon."""
+        """Another peer may own it as well; the mover finds out soon which of the two keeps it."""
         self.contested.add(unit)
         self.woken.notify()
 
